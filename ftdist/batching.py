@@ -1,0 +1,56 @@
+"""The batch algebra: micro_batch_size × grad_accum_steps × dp_world_size = global_batch_size, in rows."""
+
+from dataclasses import dataclass
+
+from ftdist.config import BatchConfig
+from ftdist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    micro_batch_size: int
+    grad_accum_steps: int
+    dp_world_size: int
+    max_seq_len: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch_size * self.grad_accum_steps * self.dp_world_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Input tokens of one optimizer step, padding included."""
+        return self.global_batch_size * self.max_seq_len
+
+    def describe(self) -> str:
+        return (
+            f"{self.micro_batch_size} rows a rank × {self.grad_accum_steps} accumulation × {self.dp_world_size} ranks"
+            f" = {self.global_batch_size} rows × {self.max_seq_len} tokens = {self.tokens_per_step:,} tokens a step"
+        )
+
+
+def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> BatchPlan:
+    """Derive grad_accum_steps from the global batch size.
+
+    Raises:
+        ConfigError: the global batch size is not divisible, or contradicts a given grad_accum_steps.
+    """
+    per_micro_step = batch.micro_batch_size * dp_world_size
+    accum, rest = divmod(batch.global_batch_size, per_micro_step)
+    if rest or accum == 0:
+        below = max(accum, 1) * per_micro_step
+        near = f"{below}" if accum == 0 else f"{below} or {below + per_micro_step}"
+        raise ConfigError(
+            f"batch.global_batch_size={batch.global_batch_size} is not divisible by micro_batch_size × ranks = "
+            f"{batch.micro_batch_size} × {dp_world_size} = {per_micro_step}",
+            f"a multiple of {per_micro_step}",
+            f"batch.global_batch_size={near}",
+        )
+    if batch.grad_accum_steps not in (None, accum):
+        raise ConfigError(
+            f"batch.grad_accum_steps={batch.grad_accum_steps}, but {batch.global_batch_size} rows / "
+            f"({batch.micro_batch_size} × {dp_world_size} ranks) = {accum}",
+            "micro_batch_size × grad_accum_steps × ranks = global_batch_size",
+            f"batch.grad_accum_steps={accum}, or leave it out",
+        )
+    return BatchPlan(batch.micro_batch_size, accum, dp_world_size, max_seq_len)

@@ -1,0 +1,430 @@
+"""The run config: one typed tree that holds names, types, defaults, units and checks.
+
+YAML in ``conf/`` holds only values that differ from the defaults here. The text under a field is its documentation:
+the configuration reference is generated from it.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ftdist.errors import ConfigError
+
+
+class Precision(Enum):
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Format(Enum):
+    auto = "auto"
+    text = "text"
+    messages = "messages"
+    prompt_completion = "prompt_completion"
+    alpaca = "alpaca"
+    sharegpt = "sharegpt"
+
+
+class TrainOn(Enum):
+    auto = "auto"
+    assistant = "assistant"
+    completion = "completion"
+    last = "last"
+    all = "all"
+
+
+class LongDocuments(Enum):
+    truncate = "truncate"
+    split = "split"
+    drop = "drop"
+
+
+class Attention(Enum):
+    auto = "auto"
+    documents = "documents"
+    varlen = "varlen"
+    flex = "flex"
+    mask = "mask"
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+    wsd = "wsd"
+
+
+class Offload(Enum):
+    none = "none"
+    cpu = "cpu"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Wandb(Enum):
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    off = "off"
+
+
+class MethodKind(Enum):
+    full = "full"
+
+
+@dataclass
+class SourceConfig:
+    path: Optional[str] = None
+    """A local file (.jsonl .json .csv .parquet .txt .arrow, or a glob of them) or a folder made by
+    ``datasets.save_to_disk``. Exactly one of path, hub and builtin is set."""
+    hub: Optional[str] = None
+    """A data set on the Hugging Face hub, ``org/name``."""
+    builtin: Optional[str] = None
+    """``stdlib_docs`` (questions and answers from the Python standard library's docstrings) or ``fake``
+    (generated chats of random words, variable length)."""
+    subset: Optional[str] = None
+    """Hub data set configuration name."""
+    split: str = "train"
+    """Split of a hub data set or of a saved DatasetDict."""
+    revision: Optional[str] = None
+    """Hub commit, branch or tag. Give a commit for a run that can be repeated."""
+    format: Format = Format.auto
+    """How a record is read; ``auto`` recognises it from its fields."""
+    weight: float = 1.0
+    """Passes over this source in one epoch: 2 takes every document twice, 0.5 a seeded half of them."""
+    max_documents: Optional[int] = None
+    """Read at most this many documents (for ``fake``: how many to generate)."""
+
+
+@dataclass
+class DataConfig:
+    sources: Dict[str, SourceConfig] = field(default_factory=dict)
+    """Training sources by a name of your choice."""
+    heldout: Dict[str, SourceConfig] = field(default_factory=dict)
+    """Held-out sources by name; each is evaluated on its own as ``eval/<name>/loss``."""
+    heldout_share: float = 0.0
+    """Share (0 to 0.5) of the documents of ``sources`` held out as ``eval/heldout/loss``. A document is chosen by a
+    hash of its content, so equal documents are never on both sides and the choice does not depend on order."""
+    max_heldout_documents: Optional[int] = None
+    """Keep at most this many held-out documents per held-out set."""
+    train_on: TrainOn = TrainOn.auto
+    """Which tokens are trained. ``auto``: assistant turns of chats, completions of prompt/completion records, all of
+    plain text. ``last``: the last assistant turn only."""
+    chat_template: Optional[str] = None
+    """Chat template: a name that ftdist ships (``chatml``) or a path of a Jinja file; default the tokenizer's own."""
+    max_seq_len: int = 2048
+    """Tokens in one row."""
+    packing: bool = True
+    """Pack whole documents into rows, isolated from each other; false puts one document in a row and pads."""
+    long_documents: LongDocuments = LongDocuments.truncate
+    """What to do with a document longer than max_seq_len: cut its end off, split it into several, or drop it."""
+    num_workers: Optional[int] = None
+    """Processes that tokenise; default one per core."""
+
+
+@dataclass
+class ModelConfig:
+    path: Optional[str] = None
+    """A local Hugging Face model folder or a .gguf file. Exactly one of path, hub, builtin and config is set."""
+    hub: Optional[str] = None
+    """A model on the Hugging Face hub, ``org/name``."""
+    builtin: Optional[str] = None
+    """``smollm2-135m-instruct``: real weights that arrive as a Python package."""
+    config: Dict[str, Any] = field(default_factory=dict)
+    """A transformers model config (``model_type`` and its fields): the weights are initialised at random."""
+    revision: Optional[str] = None
+    """Hub commit, branch or tag."""
+    tokenizer: Optional[str] = None
+    """Tokenizer folder or hub name, or ``bytes`` for a built-in byte-level one; default the model's own."""
+    new_special_tokens: List[str] = field(default_factory=list)
+    """Tokens added to the vocabulary; their embeddings start as the mean of the existing ones."""
+    pad_vocab_to_multiple_of: int = 1
+    """Pad the embedding's first dim to a multiple of this (64 suits tensor cores); padded ids are never produced."""
+    attention: Attention = Attention.auto
+    """How packed documents are isolated. ``documents``: SDPA per document (any device); ``varlen``: PyTorch's
+    variable-length kernel (CUDA); ``flex``: flex attention (CUDA); ``mask``: a block-diagonal mask, quadratic in the
+    row. ``auto``: varlen on CUDA, documents on CPU. Proven isolating at the start of every run."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+
+
+@dataclass
+class MethodConfig:
+    kind: MethodKind = MethodKind.full
+    """``full``: all parameters are trained."""
+
+
+@dataclass
+class BatchConfig:
+    global_batch_size: int = 8
+    """Rows per optimizer step, over all ranks and accumulation steps."""
+    micro_batch_size: int = 1
+    """Rows that one rank puts through the model at a time."""
+    grad_accum_steps: Optional[int] = None
+    """Micro-steps per optimizer step; derived from global_batch_size where not given."""
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1.0e-5
+    """Peak learning rate of AdamW."""
+    beta1: float = 0.9
+    """Decay rate of the first moment."""
+    beta2: float = 0.95
+    """Decay rate of the second moment."""
+    eps: float = 1.0e-8
+    """Added to the denominator of the update."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on matrices; norms and biases have none."""
+    max_grad_norm: float = 1.0
+    """The global gradient norm is clipped to this; 0 does not clip."""
+    schedule: Schedule = Schedule.cosine
+    """Learning rate after warm-up: constant, linear or cosine down to min_lr_ratio at the last step, or wsd
+    (warmup-stable-decay: constant, then linear over the last decay_steps)."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from 0."""
+    decay_steps: int = 0
+    """Optimizer steps of the final decay of ``wsd``."""
+    min_lr_ratio: float = 0.0
+    """Learning rate at the end, as a share of lr."""
+
+
+@dataclass
+class ZeroConfig:
+    stage: int = 2
+    """What is sharded over ranks. 0: nothing; 1: optimizer states; 2: gradients too; 3: parameters too."""
+    offload_optimizer: Offload = Offload.none
+    """Keep optimizer states (and run the optimizer) in host memory. Stages 1 to 3."""
+    offload_param: Offload = Offload.none
+    """Keep sharded parameters in host memory. Stage 3."""
+    deepspeed: Dict[str, Any] = field(default_factory=dict)
+    """Further DeepSpeed keys, merged into the generated config. A key that ftdist owns is refused."""
+
+
+@dataclass
+class TrainConfig:
+    epochs: Optional[float] = None
+    """Passes over the packed training rows. Exactly one of epochs and max_steps is set."""
+    max_steps: Optional[int] = None
+    """Optimizer steps of the run."""
+    precision: Precision = Precision.bf16
+    """bf16: weights and activations in bfloat16, master weights and optimizer states in fp32. fp32: all fp32."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    log_every: int = 1
+    """Optimizer steps between two metric records."""
+    eval_every: Optional[int] = None
+    """Optimizer steps between evaluations; default only before the first and after the last step."""
+    checkpoint_every: Optional[int] = None
+    """Optimizer steps between checkpoints; default only after the last step."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; the best one by held-out loss is kept besides."""
+    num_samples: int = 2
+    """Held-out prompts answered at every evaluation (greedy); 0 for none."""
+    sample_tokens: int = 64
+    """Longest sampled answer, in tokens."""
+    export: bool = True
+    """Write the trained model in Hugging Face format to ``export/`` at the end."""
+
+
+@dataclass
+class LaunchConfig:
+    device: Device = Device.auto
+    """cuda, cpu, or what the machine has."""
+    nproc_per_node: Optional[int] = None
+    """Ranks on this machine; default every visible GPU, or 1 on CPU."""
+    nnodes: int = 1
+    """Machines of the run."""
+    threads_per_rank: Optional[int] = None
+    """CPU threads of one rank; default the cores shared out among the ranks."""
+    timeout_s: float = 1800.0
+    """Seconds after which a collective that makes no progress fails the run."""
+
+
+@dataclass
+class TrackConfig:
+    wandb: Wandb = Wandb.auto
+    """auto: online where you are logged in, else offline; nothing is ever asked."""
+    project: str = "ftdist"
+    """W&B project."""
+    entity: Optional[str] = None
+    """W&B team or user; default your own."""
+    group: Optional[str] = None
+    """W&B group, e.g. of a sweep."""
+    job_type: str = "train"
+    """W&B job type."""
+    tags: List[str] = field(default_factory=list)
+    """W&B tags."""
+    run_id: Optional[str] = None
+    """W&B run id; made when the run is frozen, so that a resume continues the same W&B run."""
+
+
+@dataclass
+class DebugConfig:
+    deterministic: bool = False
+    """Only deterministic kernels (slower on GPUs); an operation that has none is an error."""
+    detect_anomaly: bool = False
+    """Name the forward operation whose backward made a NaN (several times slower)."""
+
+
+@dataclass
+class RunConfig:
+    name: str = "run"
+    """Name of the run: part of its directory and its W&B name."""
+    runs_dir: str = "runs"
+    """Folder in which run directories are made."""
+    run_dir: Optional[str] = None
+    """This run's directory; default ``runs_dir/<date>-<time>-<name>``."""
+    cache_dir: Optional[str] = None
+    """Where prepared data and converted models are kept; default ``$FTDIST_CACHE`` or ``~/.cache/ftdist``."""
+    seed: int = 0
+    """Seeds the data order, the weights that are initialised at random, and dropout."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a frozen ``run.yaml`` into the typed tree.
+
+    Raises:
+        ConfigError: the file is missing, is not of this schema, or holds an interpolation (``${…}``): a frozen config
+            is plain values, and nothing in it is evaluated.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "the run.yaml of a run directory") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, origin: str) -> RunConfig:
+    """Like load_config, from YAML text; ``origin`` names it in errors."""
+    if "${" in text:
+        raise ConfigError(f"{origin} holds an interpolation (${{…}})", "plain values: run.yaml is resolved when frozen")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}", "a run.yaml that this version wrote") from error
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The YAML text of a config, every value explicit."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _check_one_of(where: str, choices: Dict[str, Any], fix: str) -> None:
+    given = [name for name, value in choices.items() if value]
+    if len(given) != 1:
+        found = f"{where} sets {' and '.join(given)}" if given else f"{where} sets none of {', '.join(choices)}"
+        raise ConfigError(found, f"exactly one of {', '.join(choices)}", fix)
+
+
+def _check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    if value is not None and not low <= value <= high:
+        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ConfigError(f"{name}={value:g}", limit, f"set {name} to a value {limit}")
+
+
+def _check_source(name: str, source: SourceConfig) -> None:
+    _check_one_of(
+        name,
+        {"path": source.path, "hub": source.hub, "builtin": source.builtin},
+        f"{name}.path=FILE, {name}.hub=ORG/NAME or {name}.builtin=stdlib_docs",
+    )
+    if source.builtin not in (None, "stdlib_docs", "fake"):
+        raise ConfigError(f"{name}.builtin={source.builtin}", "stdlib_docs or fake")
+    _check_range(f"{name}.weight", source.weight, 0.0)
+    _check_range(f"{name}.max_documents", source.max_documents, 1)
+
+
+def check_config(config: RunConfig) -> None:
+    """Check ranges and fields against each other.
+
+    What depends on the machine (GPUs, disk) or on files (model, data) is checked elsewhere.
+
+    Raises:
+        ConfigError: names the field, what it holds, what it may hold.
+    """
+    model, data, batch, optim, zero, train = (
+        config.model, config.data, config.batch, config.optim, config.zero, config.train,
+    )  # fmt: skip
+    _check_one_of(
+        "model",
+        {"path": model.path, "hub": model.hub, "builtin": model.builtin, "config": model.config},
+        "pick a ready-made experiment (experiment=demo), or set model.path=FOLDER or model.hub=ORG/NAME",
+    )
+    if model.config and not model.tokenizer:
+        raise ConfigError("model.config without model.tokenizer", "a tokenizer for a random model", "model.tokenizer=bytes")
+    if model.builtin not in (None, "smollm2-135m-instruct"):
+        raise ConfigError(f"model.builtin={model.builtin}", "smollm2-135m-instruct")
+    if not data.sources:
+        raise ConfigError("data.sources is empty", "at least one source", "+data.sources.mine.path=train.jsonl")
+    for name, source in data.sources.items():
+        _check_source(f"data.sources.{name}", source)
+    for name, source in data.heldout.items():
+        _check_source(f"data.heldout.{name}", source)
+    if data.heldout_share and "heldout" in data.heldout:
+        raise ConfigError("data.heldout_share and data.heldout.heldout are both set", "one of them",
+                          "rename data.heldout.heldout")  # fmt: skip
+    _check_range("data.heldout_share", data.heldout_share, 0.0, 0.5)
+    _check_range("data.max_heldout_documents", data.max_heldout_documents, 1)
+    _check_range("data.max_seq_len", data.max_seq_len, 8)
+    _check_range("data.num_workers", data.num_workers, 1)
+    _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
+    for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
+        _check_range(f"batch.{name}", getattr(batch, name), 1)
+    for name, low, high in (
+        ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
+        ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
+        ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
+    ):  # fmt: skip
+        _check_range(f"optim.{name}", getattr(optim, name), low, high)
+    if optim.schedule is Schedule.wsd and not optim.decay_steps:
+        raise ConfigError("optim.schedule=wsd with optim.decay_steps=0", "steps of decay at the end",
+                          "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
+    if optim.schedule is not Schedule.wsd and optim.decay_steps:
+        raise ConfigError(f"optim.decay_steps={optim.decay_steps} with optim.schedule={optim.schedule.name}",
+                          "decay_steps belongs to the wsd schedule", "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
+    _check_range("zero.stage", zero.stage, 0, 3)
+    if zero.offload_optimizer is not Offload.none and zero.stage == 0:
+        raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")
+    if zero.offload_param is not Offload.none and zero.stage != 3:
+        raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
+    if (train.epochs is None) == (train.max_steps is None):
+        raise ConfigError("train sets " + ("neither" if train.epochs is None else "both") + " of epochs and max_steps",
+                          "exactly one of them", "train.epochs=1 train.max_steps=null")  # fmt: skip
+    if train.epochs is not None and not train.epochs > 0:
+        raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0")
+    for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
+                      ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1)):  # fmt: skip
+        _check_range(f"train.{name}", getattr(train, name), low)
+    if train.max_steps is not None and optim.warmup_steps + optim.decay_steps > train.max_steps:
+        raise ConfigError(
+            f"optim.warmup_steps + optim.decay_steps = {optim.warmup_steps + optim.decay_steps} "
+            f"with train.max_steps={train.max_steps}",
+            "warm-up and decay that fit into the run", f"optim.warmup_steps={train.max_steps // 10}",
+        )  # fmt: skip
+    _check_range("launch.nproc_per_node", config.launch.nproc_per_node, 1)
+    _check_range("launch.nnodes", config.launch.nnodes, 1)
+    _check_range("launch.threads_per_rank", config.launch.threads_per_rank, 1)
+    _check_range("launch.timeout_s", config.launch.timeout_s, 1)
+    _check_range("seed", config.seed, 0, 2**32 - 1)

@@ -1,0 +1,114 @@
+"""The run directory: the only interface between what launches a run and the ranks that run it."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.errors import ConfigError
+
+CHECKPOINT_PREFIX = "step-"
+MANIFEST = "manifest.json"
+
+
+class RunDir:
+    """Names of what lies in a run directory, and its small files."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "run.yaml"
+        self.deepspeed = self.path / "deepspeed.json"
+        self.provenance = self.path / "provenance.json"
+        self.preempt = self.path / "preempt"
+        self.status = self.path / "status.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
+        self.logs = self.path / "logs"
+        self.checkpoints = self.path / "checkpoints"
+        self.export = self.path / "export"
+        self.wandb = self.path / "wandb"
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunDir":
+        """An existing run.
+
+        Raises:
+            ConfigError: there is no run at ``path``.
+        """
+        run = cls(path)
+        if not run.config.is_file():
+            found = "does not exist" if not run.path.exists() else "holds no run.yaml"
+            raise ConfigError(f"{path} {found}", "a run directory", "ftdist status lists the runs in ./runs")
+        return run
+
+    def error_file(self, rank: int, attempt: int) -> Path:
+        """Where a rank that fails leaves ``{"rank", "time", "message", "traceback", "exit_code"}``."""
+        return self.logs / f"rank-{rank:05d}.attempt-{attempt}.error.json"
+
+    def log_file(self, rank: int, attempt: int) -> Path:
+        return self.logs / f"rank-{rank:05d}.attempt-{attempt}.log"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"{CHECKPOINT_PREFIX}{step:08d}"
+
+    def published_checkpoints(self) -> List[Path]:
+        """Checkpoints that were published (renamed into place with a manifest), oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = [p for p in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*") if (p / MANIFEST).is_file()]
+        return sorted(found, key=checkpoint_step)
+
+    def find_checkpoint(self, name: str) -> Path:
+        """``last``, ``best``, or a step number.
+
+        Raises:
+            ConfigError: there is none of that name; says which there are.
+        """
+        published = self.published_checkpoints()
+        chosen: Optional[Path] = None
+        if name == "last":
+            chosen = published[-1] if published else None
+        elif name == "best":
+            scored = [(loss, p) for p in published if (loss := read_json(p / MANIFEST).get("eval_loss")) is not None]
+            chosen = min(scored)[1] if scored else None
+        else:
+            steps = {str(checkpoint_step(p)): p for p in published}
+            chosen = steps.get(name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") or "0")
+        if chosen is None:
+            have = ", ".join(str(checkpoint_step(p)) for p in published) or "none"
+            raise ConfigError(f"no checkpoint '{name}' in {self.path}", f"last, best or a step of: {have}")
+        return chosen
+
+    def read_status(self) -> Dict[str, Any]:
+        return read_json(self.status) if self.status.is_file() else {}
+
+    def write_status(self, **changes: Any) -> None:
+        """Change some fields of status.json: state (frozen, starting, running, done, failed, preempted), step,
+        max_steps, loss, tokens_per_s, last_checkpoint_step, last_checkpoint_time, exit_reason. One writer at a time."""
+        write_json(self.status, {**self.read_status(), **changes, "time": time.time()})
+
+    def read_metrics(self) -> List[Dict[str, Any]]:
+        """Every whole line of metrics.jsonl; a last line cut by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                records.append(json.loads(line))
+        return records
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def read_json(path: Path) -> Dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file in one step, so that a reader never sees a half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
