@@ -1,0 +1,94 @@
+"""What holds for every test: nothing from outside comes in, nothing is left behind, what is skipped is said."""
+
+import collections
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK"}  # pytest; deepspeed sets the second
+LEAK_GRACE_S = 3.0
+
+for _name in [name for name in os.environ if SECRET.search(name) or name in RANK_VARIABLES]:
+    del os.environ[_name]
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the folder
+        cache = tempfile.mkdtemp(prefix="ftdist-tests-")
+        os.environ.update(FTDIST_CACHE=f"{cache}/ftdist", HF_HOME=f"{cache}/huggingface")
+        config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU, found out without importing torch."""
+    try:
+        return b"GPU 0" in subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skips = {}
+    if not config.getoption("--slow"):
+        skips["slow"] = "slow; run them with: make test ARGS=--slow"
+    if not has_gpu():
+        skips["gpu"] = "needs a CUDA GPU; on a machine with one: make test ARGS='-m gpu'"
+    if not shutil.which("slurmctld"):
+        skips["slurm"] = "needs Slurm; after apt install slurm-wlm: make test ARGS='-m slurm'"
+    for item in items:
+        for mark, reason in skips.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    reasons = collections.Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+def _children() -> set[psutil.Process]:
+    def is_helper(process: psutil.Process) -> bool:
+        try:  # Python's own helpers live as long as the interpreter
+            return any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver"))
+        except psutil.Error:
+            return True  # gone, or a zombie
+
+    return {child for child in psutil.Process().children(recursive=True) if not is_helper(child)}
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail a test that leaves a process running or an environment variable changed, and clean up after it."""
+    variables, processes = dict(os.environ), _children()
+    yield
+    changed = {
+        name
+        for name in (os.environ.keys() | variables.keys()) - SET_BY_IMPORTS
+        if os.environ.get(name) != variables.get(name)
+    }
+    for name in changed:
+        os.environ.pop(name, None)
+        if name in variables:
+            os.environ[name] = variables[name]
+    _, left = psutil.wait_procs(_children() - processes, timeout=LEAK_GRACE_S)
+    found = [f"{process.pid} {' '.join(process.cmdline())[:200]}" for process in left if process.is_running()]
+    for process in left:
+        process.kill()
+    assert not changed, f"the test left environment variables changed: {sorted(changed)}"
+    assert not found, f"the test left processes running: {found}"

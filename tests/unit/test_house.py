@@ -1,0 +1,84 @@
+"""The house rules that a linter does not know."""
+
+import dataclasses
+import importlib.util
+import pkgutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import ftdist.launch
+from ftdist.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST_LINES = 350
+LIGHT = ["ftdist.data.cache", "ftdist.data.sample", "ftdist.model.source", "ftdist.zero.settings"]
+HEAVY = ["torch", "deepspeed", "transformers", "datasets", "wandb"]
+MODULES = sorted(path for folder in ("ftdist", "launch") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("configuration_page", ROOT / "docs" / "configuration.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def config_classes(cls: type = RunConfig) -> set[type]:
+    found = {cls}
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                found |= config_classes(typing.cast(type, part))
+    return found
+
+
+def test_every_setting_is_annotated_and_documented(reference: ModuleType) -> None:
+    texts = reference.field_texts()
+    settings = [(cls, field) for cls in config_classes() for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    assert len(settings) > 60
+    silent = [
+        f"{cls.__name__}.{field.name}"
+        for cls, field in settings
+        if not texts[cls.__name__].get(field.name) and not dataclasses.is_dataclass(field.default_factory)
+    ]
+    assert not silent, f"say under the field what it is: {silent}"
+    for cls in config_classes():
+        bare = [name for name in vars(cls) if not name.startswith("_") and name not in cls.__annotations__]
+        assert not bare, f"{cls.__name__} has attributes without a type: {bare}"
+
+
+def test_the_configuration_reference_is_fresh(reference: ModuleType) -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference.page(), "run: make docs"
+
+
+def test_the_configuration_reference_leaves_nothing_out(reference: ModuleType) -> None:
+    page = reference.page()
+    for cls in config_classes():
+        missing = [
+            text for text in reference.field_texts()[cls.__name__].values() if reference.markdown(text) not in page
+        ]
+        assert not missing, f"{cls.__name__}: {missing}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{lines} lines: split it"
+
+
+def test_the_control_plane_and_the_light_modules_load_nothing_heavy() -> None:
+    control = [module.name for module in pkgutil.iter_modules(ftdist.launch.__path__, "ftdist.launch.")]
+    code = (
+        f"import importlib, sys; [importlib.import_module(name) for name in {control + LIGHT}]\n"
+        f"print(*[name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.split(), f"loaded: {done.stdout}"
