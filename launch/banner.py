@@ -1,0 +1,72 @@
+"""What a run prints before and after its ranks: the machine, the batch algebra, one sample, where everything is."""
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ftdist.batching import BatchPlan
+from ftdist.config import RunConfig
+from ftdist.data.cache import read_meta
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
+from ftdist.rundir import RunDir
+
+from .check import precision_table
+from .machine import machine_summary
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def shown(path: str | Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def show_machine() -> None:
+    """First of all: on what this runs."""
+    console = _console()
+    for what, value in machine_summary().items():
+        console.print(f"[bold]{what:10}[/bold] {value}")
+
+
+def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
+    """The run as it will be: batch algebra, precision, one sample, and where it is written."""
+    console = _console()
+    console.print(f"[bold]{'batch':10}[/bold] {plan.describe()}")
+    table = Table(box=None, padding=(0, 2, 0, 0), title=None)
+    for column in (f"ZeRO-{config.zero.stage}", "held in", "where"):
+        table.add_column(column)
+    for row in precision_table(config):
+        table.add_row(*row)
+    console.print(table)
+    _show_sample(console, data)
+    console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
+
+
+def _show_sample(console: Console, data: Path) -> None:
+    from ftdist.data.sample import render_sample
+
+    sample = read_meta(data).get("sample")
+    if sample:
+        console.print(render_sample(sample))
+
+
+def show_next(run: RunDir, code: int) -> None:
+    """Last: where the results are and what to try next."""
+    console = _console()
+    place = shown(run.path)
+    if code == EXIT_PREEMPTED:
+        console.print(f"stopped; go on with: [bold]ftdist resume {place}[/bold]")
+    if code != EXIT_DONE:
+        return
+    console.print(f"[bold]{'run':10}[/bold] {place}")
+    if run.export.is_dir():
+        console.print(f"[bold]{'model':10}[/bold] {shown(run.export)}")
+    offline = sorted(run.wandb.glob("**/offline-run-*")) if run.wandb.is_dir() else []
+    if offline:
+        console.print(f"[bold]{'W&B':10}[/bold] {shown(offline[-1])}  (offline; send it with: wandb sync {shown(offline[-1])})")
+    console.print(f"[bold]{'next':10}[/bold] ftdist chat {place}\n{'':10} ftdist eval {place}\n{'':10} ftdist status")

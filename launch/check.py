@@ -1,0 +1,183 @@
+"""Fit a config to this machine: every default made explicit, and what cannot work refused before anything starts."""
+
+import json
+import math
+import os
+import secrets
+import shutil
+import struct
+import time
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from ftdist.batching import BatchPlan, plan_batch
+from ftdist.config import Device, Offload, Precision, RunConfig
+from ftdist.errors import ConfigError
+from ftdist.model.source import cache_root, check_model_folder, model_location
+from ftdist.track.login import resolve_mode
+
+from .machine import cpu_cores, visible_gpus
+
+
+def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
+    """Fill in, in place, every value that depends on the machine, and check them.
+
+    Args:
+        ranks: (nproc_per_node, nnodes) where torchrun has already started the ranks.
+
+    Raises:
+        ConfigError: the machine cannot run this config; says what to change.
+    """
+    resolve_paths(config)
+    check_model_folder(config)
+    resolve_ranks(config, ranks)
+    plan = plan_batch(config.batch, world_size(config), config.data.max_seq_len)
+    config.batch.grad_accum_steps = plan.grad_accum_steps
+    if config.data.num_workers is None:
+        config.data.num_workers = cpu_cores()
+    config.track.wandb = resolve_mode(config.track.wandb)
+    if config.track.run_id is None:
+        config.track.run_id = secrets.token_hex(4)
+    return plan
+
+
+def world_size(config: RunConfig) -> int:
+    """Ranks of the run. nproc_per_node must be resolved."""
+    assert config.launch.nproc_per_node is not None
+    return config.launch.nproc_per_node * config.launch.nnodes
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def resolve_paths(config: RunConfig) -> None:
+    """Make every path absolute, so that a resume from another folder finds the same files."""
+    config.runs_dir = _absolute(config.runs_dir)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    config.run_dir = _absolute(config.run_dir or f"{config.runs_dir}/{stamp}-{config.name.replace('/', '-')}")
+    config.cache_dir = _absolute(str(cache_root(config)))
+    if config.model.path is not None:
+        config.model.path = _absolute(config.model.path)
+    for source in (*config.data.sources.values(), *config.data.heldout.values()):
+        if source.path is not None:
+            source.path = _absolute(source.path)
+    for owner, name in ((config.model, "tokenizer"), (config.data, "chat_template")):
+        value = getattr(owner, name)
+        if value is not None and Path(value).expanduser().exists():
+            setattr(owner, name, _absolute(value))
+
+
+def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:
+    """Fill in device, nproc_per_node, nnodes and threads_per_rank, and check them against the GPUs."""
+    launch = config.launch
+    gpus = len(visible_gpus())
+    if launch.device is Device.auto:
+        launch.device = Device.cuda if gpus else Device.cpu
+    if launch.device is Device.cuda and not gpus:
+        raise ConfigError(
+            "launch.device=cuda, but this machine has no GPU that CUDA may use",
+            "a GPU that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES does not hide",
+            "launch.device=cpu launch.nproc_per_node=2 (and a model that fits: experiment=demo)",
+        )
+    if ranks is not None:
+        launch.nproc_per_node, launch.nnodes = ranks
+    elif launch.nnodes > 1:
+        raise ConfigError(
+            f"launch.nnodes={launch.nnodes}, and ftdist starts ranks on this machine only",
+            "torchrun, started by you on every node",
+            f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
+            "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
+        )
+    if launch.nproc_per_node is None:
+        launch.nproc_per_node = gpus if launch.device is Device.cuda else 1
+    if launch.device is Device.cuda and launch.nproc_per_node > gpus:
+        raise ConfigError(
+            f"launch.nproc_per_node={launch.nproc_per_node} with {gpus} visible GPU{'s' if gpus > 1 else ''}",
+            "at most one rank a GPU", f"launch.nproc_per_node={gpus}",
+        )  # fmt: skip
+    if launch.threads_per_rank is None:
+        launch.threads_per_rank = max(1, cpu_cores() // launch.nproc_per_node)
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Refuse a run directory that is taken or cannot be written.
+
+    Raises:
+        ConfigError: it holds a run (which is never overwritten) or other files, or cannot be made.
+    """
+    assert config.run_dir is not None
+    path = Path(config.run_dir)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if (path / "run.yaml").exists():
+            raise ConfigError(f"{path} already holds a run", "a run directory that does not exist yet",
+                              f"ftdist resume {path}, or another run_dir")  # fmt: skip
+        raise ConfigError(f"{path} exists and is not empty", "a run directory that does not exist yet", "another run_dir")
+    parent = path if path.exists() else _existing_parent(path)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot make {path}: {parent} is not a folder that you may write to",
+                          "a folder you may write to", "runs_dir=FOLDER")  # fmt: skip
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.exists())
+
+
+def checkpoint_bytes(config: RunConfig, parameters: int) -> int:
+    """Size of one checkpoint: weights, and fp32 master weights and two moments."""
+    return parameters * (2 + 12 if config.train.precision is Precision.bf16 else 12)
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters in a folder's safetensors files, from their headers alone; 0 where there are none to read."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return total
+
+
+def check_disk(config: RunConfig) -> None:
+    """Refuse a run whose first checkpoint would not fit. Only a model that is on this machine can be measured.
+
+    Raises:
+        ConfigError: names the bytes needed and free.
+    """
+    parameters = count_parameters(Path(model_location(config)))
+    if not parameters:
+        return
+    assert config.run_dir is not None
+    place = _existing_parent(Path(config.run_dir))
+    needed, free = checkpoint_bytes(config, parameters), shutil.disk_usage(place).free
+    if needed > free:
+        raise ConfigError(
+            f"{place} has {_gib(free)} free; the first checkpoint of {parameters / 1e6:,.0f}M parameters needs "
+            f"{_gib(needed)}",
+            "space for one checkpoint at least", "make room, or runs_dir=FOLDER on a larger disk",
+        )  # fmt: skip
+
+
+def _gib(size: int) -> str:
+    return f"{math.ceil(size / 2**30 * 10) / 10:,.1f} GiB"
+
+
+def precision_table(config: RunConfig) -> List[Tuple[str, str, str]]:
+    """Rows (what, type, where) of the banner's table: what each kind of tensor is held in, and how it is sharded."""
+    stage = config.zero.stage
+    weights = "bf16" if config.train.precision is Precision.bf16 else "fp32"
+
+    def place(sharded_from: int, offload: Offload = Offload.none) -> str:
+        memory = "host memory, " if offload is Offload.cpu else ""
+        return memory + ("sharded over ranks" if stage >= sharded_from else "whole on every rank")
+
+    rows: Dict[str, Tuple[str, str]] = {
+        "weights, activations": (weights, place(3, config.zero.offload_param)),
+        "gradients": (weights, place(2)),
+        "optimizer states": ("fp32", place(1, config.zero.offload_optimizer)),
+        "loss": ("fp32", "summed over tokens of all ranks"),
+    }
+    if weights == "bf16":
+        rows["optimizer states"] = ("fp32, with master weights", rows["optimizer states"][1])
+    return [(what, kind, where) for what, (kind, where) in rows.items()]

@@ -1,0 +1,102 @@
+"""``ftdist VERB``: the one entry point."""
+
+import argparse
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import Dict, List, NoReturn, Optional
+
+from ftdist import __version__
+from ftdist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
+
+EXAMPLES = """\
+examples:
+  ftdist demo                                                   fine-tune a small real model here, in minutes
+  ftdist preview data=file data.sources.file.path=chats.jsonl model=hub model.hub=Qwen/Qwen3-0.6B
+  ftdist train experiment=llama31_8b optim.lr=2e-5              full fine-tuning on one node of 8 GPUs
+  ftdist train experiment=smoke -m optim.lr=1e-3,1e-4           a sweep
+  ftdist status                                                 the runs in ./runs"""
+
+
+@dataclass(frozen=True)
+class Verb:
+    module: str
+    arguments: str
+    summary: str
+
+
+VERBS: Dict[str, Verb] = {
+    "train": Verb("train", "[OVERRIDE…]", "compose a config, freeze it, start the ranks here, wait"),
+    "demo": Verb("train", "[OVERRIDE…]", "train experiment=demo: a small real model on this machine, in minutes"),
+    "prepare": Verb("data", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
+    "preview": Verb("data", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
+    "resume": Verb("runs", "RUN_DIR", "go on with a run from its newest checkpoint"),
+    "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
+    "eval": Verb("runs", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
+    "export": Verb("runs", "RUN_DIR", "write a checkpoint in Hugging Face format"),
+    "chat": Verb("runs", "RUN_DIR|MODEL", "talk to what was trained"),
+    "completion": Verb("completion", "bash|zsh|fish", "print the script for tab completion"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ftdist's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}", self.usage or "", f"{self.prog} --help")
+
+
+def usage() -> str:
+    """The text of ``ftdist --help``."""
+    heads = {name: f"{name} {verb.arguments}" for name, verb in VERBS.items()}
+    width = max(map(len, heads.values()))
+    lines = [f"  {heads[name]:{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join([
+        "ftdist: distributed fine-tuning of large language models", "",
+        "usage: ftdist VERB …        ftdist VERB --help says more        ftdist --version", "",
+        *lines, "", EXAMPLES, "",
+        "exit codes: 0 done, 1 failed, 2 wrong config or command line, 75 stopped for preemption (resumable)",
+    ])  # fmt: skip
+
+
+def dispatch(argv: List[str]) -> int:
+    """Run one verb. Returns its exit code.
+
+    Raises:
+        FtdistError: what went wrong, for the user.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return EXIT_DONE
+    if argv[0] in ("-V", "--version"):
+        print(f"ftdist {__version__}")
+        return EXIT_DONE
+    name, rest = argv[0], argv[1:]
+    if name == "_complete":  # called by the completion scripts
+        from .completion import complete
+
+        return complete(rest)
+    if name not in VERBS:
+        from .explain import nearest
+
+        near = nearest(name, list(VERBS))
+        raise ConfigError(f"there is no verb '{name}'", "one of: " + ", ".join(VERBS), f"ftdist {near[0]}" if near else "ftdist --help")
+    verb = VERBS[name]
+    parser = Parser(prog=f"ftdist {name}", usage=f"ftdist {name} [FLAG…] {verb.arguments}", description=verb.summary)
+    module = importlib.import_module(f".{verb.module}", __package__)
+    getattr(module, f"add_{name}_arguments")(parser)
+    args = parser.parse_intermixed_args(rest)
+    return int(getattr(module, name)(args))
+
+
+def main(argv: Optional[List[str]] = None) -> NoReturn:
+    """The console script."""
+    try:
+        sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
+    except FtdistError as error:
+        if str(error):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(EXIT_FAILED)

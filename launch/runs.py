@@ -1,0 +1,170 @@
+"""The verbs that start from a run directory: ``resume status eval export chat``."""
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from ftdist.config import RunConfig, dump_config, load_config
+from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
+from ftdist.rundir import RunDir
+
+from . import banner, check, compose, local, ready, torchrun
+
+ALIVE = ("starting", "running")
+SILENT_S = 900.0
+"""A run on another host that has written no status for this long is shown as perhaps dead."""
+
+
+def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Go on with a run as it was frozen: nothing is composed again."""
+    run = RunDir.open(args.run_dir)
+    run = RunDir(run.path.resolve())
+    config = load_config(run.config)
+    state = liveness(run.read_status())
+    if state == "done":
+        raise ConfigError(f"{args.run_dir} is done", "a run that has stopped before its end", "start a new one to train longer")
+    if state in ALIVE and not torchrun.is_parent():
+        raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
+    if torchrun.is_parent():
+        run.preempt.unlink(missing_ok=True)
+        torchrun.become_rank(config, [str(run.path), "--attempt", str(local.next_attempt(run))])
+    check.resolve_ranks(config)
+    ready.make_model_ready(config)
+    ready.make_data_ready(config)
+    code = local.launch_run(config, run)
+    banner.show_next(run, code)
+    return code
+
+
+def add_status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="default: the runs in ./runs")
+
+
+def status(args: argparse.Namespace) -> int:
+    """Print a table of runs."""
+    places = [Path(place) for place in args.run_dirs] or [Path("runs")]
+    runs = [run for place in places for run in find_runs(place)]
+    if not runs:
+        raise ConfigError(f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them", "ftdist demo")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("run", "state", "step", "loss", "tokens/s", "checkpoint"):
+        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    for run in runs:
+        table.add_row(*status_row(run))
+    Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
+    return EXIT_DONE
+
+
+def find_runs(place: Path) -> List[RunDir]:
+    """The run at a place, or the runs and sweeps' runs in the folder, oldest first."""
+    if (place / "run.yaml").is_file():
+        return [RunDir(place)]
+    return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]
+
+
+def status_row(run: RunDir) -> List[str]:
+    """One line of the table: run, state, step, loss, tokens/s, age of the newest checkpoint."""
+    found = run.read_status()
+    age = found.get("last_checkpoint_time")
+    loss, speed = found.get("loss"), found.get("tokens_per_s")
+    reason = found.get("exit_reason") if found.get("state") == "failed" else None
+    return [
+        banner.shown(run.path),
+        liveness(found) + (f": {str(reason)[:60]}" if reason else ""),
+        f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
+        "-" if loss is None else f"{loss:.4f}",
+        "-" if speed is None else f"{speed:,.0f}",
+        "-" if age is None else f"step {found.get('last_checkpoint_step')}, {_span(time.time() - age)} ago",
+    ]
+
+
+def liveness(found: Dict[str, Any]) -> str:
+    """The state that status.json tells, or ``dead?`` where nobody is left to change it."""
+    state = str(found.get("state", "?"))
+    if state not in ALIVE:
+        return state
+    if found.get("host") == platform.node() and "pid" in found:
+        return state if psutil.pid_exists(int(found["pid"])) else "dead?"
+    return "dead?" if time.time() - float(found.get("time", 0)) > SILENT_S else state
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step (default last)")
+
+
+def eval(args: argparse.Namespace) -> int:
+    """Held-out losses of a checkpoint, on the run's own held-out data or on other."""
+    run = RunDir.open(args.run_dir)
+    run = RunDir(run.path.resolve())
+    run.find_checkpoint(args.checkpoint)
+    config = load_config(run.config)
+    if args.overrides:
+        config = compose.change(config, args.overrides)
+    check.resolve_paths(config)
+    check.resolve_ranks(config)
+    ready.make_model_ready(config)
+    ready.make_data_ready(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "run.yaml"
+        file.write_text(dump_config(config), encoding="utf-8")
+        arguments = [str(run.path), "--checkpoint", args.checkpoint, "--config", str(file)]
+        return _start(config, run, "ftdist.train.eval_main", arguments, "eval")
+
+
+def _start(config: RunConfig, run: RunDir, module: str, arguments: List[str], name: str) -> int:
+    log = run.logs / f"{name}.log"
+    log.unlink(missing_ok=True)
+    code = local.start(local.plan_local(config, module, arguments), log)
+    if code:
+        tail = "\n".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-15:])
+        raise LaunchError(f"{name} ended with exit code {code}\n{tail}\n  log: {log}")
+    return EXIT_DONE
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step (default last)")
+    parser.add_argument("--out", metavar="DIR", help="default RUN_DIR/export")
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write a checkpoint in Hugging Face format."""
+    run = RunDir.open(args.run_dir)
+    run.find_checkpoint(args.checkpoint)
+    out = ["--out", args.out] if args.out else []
+    ready.run_step(["ftdist.zero.export", str(run.path), "--checkpoint", args.checkpoint, *out])
+    return EXIT_DONE
+
+
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN_DIR|MODEL", help="a run, a model folder or a hub name")
+
+
+def chat(args: argparse.Namespace) -> int:
+    """Talk to an exported model."""
+    run = RunDir(args.path)
+    if run.config.is_file() and not run.export.is_dir():
+        raise ConfigError(f"{args.path} has no export", "an exported model", f"ftdist export {args.path}")
+    ready.run_step(["ftdist.train.chat", args.path])
+    return EXIT_DONE

@@ -1,0 +1,104 @@
+"""The verbs ``train`` and ``demo``: compose → check → model and data ready → freeze → launch → wait."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+from ftdist.config import RunConfig
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
+from ftdist.rundir import RunDir
+from ftdist.zero.settings import deepspeed_settings
+
+from . import banner, check, compose, local, ready, torchrun
+from .freeze import freeze
+
+INDEX = "index.jsonl"
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    compose.add_arguments(parser, sweep=True)
+    parser.add_argument("--dry-run", action="store_true", help="write the run directory and print the command")
+
+
+add_demo_arguments = add_train_arguments
+
+
+def demo(args: argparse.Namespace) -> int:
+    """``train`` with the demo's experiment first."""
+    args.overrides = ["experiment=demo", *args.overrides]
+    return train(args)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Run from a config. Returns the exit code."""
+    if args.cfg or args.info:
+        compose.show(args)
+        return EXIT_DONE
+    if torchrun.is_parent():
+        return torchrun.join(args, make_ready)
+    if args.multirun:
+        return sweep(args)
+    return run_one(compose.compose(args), args.dry_run)
+
+
+def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> RunDir:
+    """Everything before ranks: check, model, data, run directory, banner. What is wrong is said before it is made."""
+    plan = check.resolve(config, ranks)
+    check.check_run_dir(config)
+    deepspeed_settings(config, plan)
+    banner.show_machine()
+    ready.make_model_ready(config)
+    check.check_disk(config)
+    folder = ready.make_data_ready(config)
+    run = freeze(config, plan)
+    banner.show_run(config, plan, folder)
+    return run
+
+
+def run_one(config: RunConfig, dry_run: bool = False) -> int:
+    """One run, from its config to its end."""
+    run = make_ready(config)
+    if dry_run:
+        print(local.plan_local(config, "ftdist.train.main", [str(run.path)]).shell())
+        return EXIT_DONE
+    code = local.launch_run(config, run)
+    banner.show_next(run, code)
+    return code
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """One run for each combination, one after the other; all are composed and checked before the first starts."""
+    jobs = compose.compose_sweep(args)
+    first = jobs[0][1]
+    if first.run_dir is not None:
+        raise ConfigError("run_dir with --multirun", "one directory for each run of the sweep", "runs_dir=FOLDER")
+    folder = Path(first.runs_dir).expanduser().absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{first.name}-sweep"
+    for number, (_, config) in enumerate(jobs):
+        config.run_dir = str(folder / f"{number:03d}")
+        config.track.group = config.track.group or folder.name
+        check.resolve(config)
+    print(f"{len(jobs)} runs in {folder}")
+    codes = []
+    for overrides, config in jobs:
+        print(f"\n{config.run_dir}: {' '.join(overrides)}")
+        codes.append(_run_job(config, args.dry_run))
+        _append_index(folder, overrides, config, codes[-1])
+        if codes[-1] == EXIT_PREEMPTED:
+            break
+    return next((code for code in codes if code), EXIT_DONE)
+
+
+def _run_job(config: RunConfig, dry_run: bool) -> int:
+    try:
+        return run_one(config, dry_run)
+    except FtdistError as error:  # the other runs of a sweep can still be worth something
+        print(f"error: {error}")
+        return error.exit_code
+
+
+def _append_index(folder: Path, overrides: List[str], config: RunConfig, code: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / INDEX).open("a", encoding="utf-8") as index:
+        index.write(json.dumps({"overrides": overrides, "run_dir": config.run_dir, "exit_code": code}) + "\n")
