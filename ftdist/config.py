@@ -187,7 +187,7 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """The global gradient norm is clipped to this; 0 does not clip."""
     schedule: Schedule = Schedule.cosine
-    """Learning rate after warm-up: constant, linear or cosine down to min_lr_ratio at the last step, or wsd
+    """Learning rate after warm-up: constant, linear or cosine down to min_lr_ratio at the end, or wsd
     (warmup-stable-decay: constant, then linear over the last decay_steps)."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up from 0."""

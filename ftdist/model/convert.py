@@ -1,0 +1,59 @@
+"""Make an ordinary Hugging Face folder of a GGUF file, once: ``python -m ftdist.model.convert GGUF FOLDER``."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+from ftdist.errors import ConfigError, FtdistError
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise to bfloat16 and write config, weights, tokenizer and chat template to ``folder``, whole or not at all.
+
+    Raises:
+        ConfigError: the file is not a GGUF file, or one of an architecture that transformers does not read.
+    """
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not gguf.is_file():
+        raise ConfigError(f"{gguf} does not exist", "a .gguf file", "check model.path")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+    except Exception as error:  # the reader raises many kinds; all mean that this file cannot be used
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{gguf} cannot be read: {first}", "a GGUF file that transformers reads",
+            "convert it to a Hugging Face folder with other tools and set model.path to that",
+        ) from error  # fmt: skip
+    temporary.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    if folder.exists():  # another process was faster
+        shutil.rmtree(temporary)
+        return
+    temporary.rename(folder)
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    gguf, folder = sys.argv[1:] if argv is None else argv
+    try:
+        convert_gguf(Path(gguf), Path(folder))
+    except FtdistError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

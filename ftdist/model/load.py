@@ -1,0 +1,76 @@
+"""Load a causal language model: from a folder, the hub, or random from a config; under ZeRO-3 shard by shard."""
+
+from typing import Any, Dict, Optional
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from ftdist.config import Attention, Precision, RunConfig
+from ftdist.errors import ConfigError
+from ftdist.model.attention import implementation
+from ftdist.model.source import model_location
+
+DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
+
+# HfDeepSpeedConfig must outlive from_pretrained: transformers holds it by a weak reference.
+_zero3_registration: Optional[Any] = None
+
+
+def model_config(config: RunConfig) -> PretrainedConfig:
+    """
+    Raises:
+        ConfigError: transformers does not know the model type, or cannot read the folder or hub repository.
+    """
+    model = config.model
+    try:
+        if model.config:
+            fields = dict(model.config)
+            return AutoConfig.for_model(fields.pop("model_type"), **fields)
+        return AutoConfig.from_pretrained(
+            model_location(config), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        where = "model.config" if model.config else model_location(config)
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}", "a model that transformers can load",
+                          "check model.path, model.hub or model.config.model_type") from error  # fmt: skip
+
+
+def load_model(
+    config: RunConfig, arch: PretrainedConfig, backend: Attention, zero_settings: Dict[str, Any]
+) -> PreTrainedModel:
+    """The model in the run's precision, in training mode, gradient checkpointing set. With ZeRO-3 no rank ever holds
+    the whole model: parameters are sharded as they are created and each tensor is read by one rank.
+
+    Raises:
+        ConfigError: weights are missing from the folder.
+    """
+    _register_zero3(zero_settings)
+    torch.manual_seed(config.seed)
+    dtype = DTYPES[config.train.precision]
+    attention = implementation(backend, arch)
+    if config.model.config:
+        model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=attention)
+    else:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_location(config), config=arch, dtype=dtype, attn_implementation=attention,
+            revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, output_loading_info=True,
+        )  # fmt: skip
+        if report["missing_keys"]:
+            some = ", ".join(sorted(report["missing_keys"])[:3])
+            raise ConfigError(f"{model_location(config)} lacks {len(report['missing_keys'])} weights ({some} …)",
+                              "every weight of the model", "use a complete model folder")  # fmt: skip
+    model.config.use_cache = False
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def _register_zero3(settings: Dict[str, Any]) -> None:
+    global _zero3_registration
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    if settings["zero_optimization"]["stage"] == 3:
+        _zero3_registration = HfDeepSpeedConfig(settings)
+    elif _zero3_registration is not None:
+        unset_hf_deepspeed_config()
+        _zero3_registration = None

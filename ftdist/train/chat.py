@@ -1,0 +1,83 @@
+"""``python -m ftdist.train.chat MODEL``: talk to an exported model (or any Hugging Face folder) in the terminal."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.errors import ConfigError, FtdistError
+
+Messages = List[Dict[str, str]]
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    parser = argparse.ArgumentParser(prog="ftdist chat", description="Talk to a model; /new forgets, Ctrl-D ends.")
+    parser.add_argument("model", help="a Hugging Face folder")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token")
+    args = parser.parse_args(argv)
+    try:
+        model, tokenizer = load(Path(args.model))
+        talk(model, tokenizer, args.max_tokens, args.temperature)
+    except FtdistError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def load(folder: Path) -> Any:
+    """
+    Raises:
+        ConfigError: the folder does not hold a model.
+    """
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+    return model, tokenizer
+
+
+def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> None:
+    """Read a line, answer it as it is generated; the conversation goes on until the end of input."""
+    history: Messages = []
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line == "/new":
+            history = []
+        elif line:
+            history.append({"role": "user", "content": line})
+            history.append({"role": "assistant", "content": answer(model, tokenizer, history, max_tokens, temperature)})
+
+
+def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, temperature: float) -> str:
+    """Print the answer as it comes, and return it."""
+    from transformers import TextStreamer
+
+    if tokenizer.chat_template:
+        inputs = tokenizer.apply_chat_template(
+            history, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(history[-1]["content"], return_tensors="pt")
+    inputs = inputs.to(model.device)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    output = model.generate(**inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The training loop: a few short functions over one state object."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import torch
+
+from ftdist.data.loader import micro_batch, row_ids, train_rows
+from ftdist.model.loss import token_loss
+from ftdist.train.evaluate import answer_prompts, evaluate
+from ftdist.train.ranks import reduce_sum
+from ftdist.train.schedule import learning_rate
+from ftdist.train.state import Training
+from ftdist.zero.checkpoint import prune, save_checkpoint
+from ftdist.zero.engine import backward, set_lr, step
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float
+    """Mean cross-entropy over the trained tokens of the global batch, nats a token, before the update."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    tokens: int
+    trained_tokens: int
+    stop: bool
+    """Some rank was asked to stop."""
+
+
+def train(training: Training) -> bool:
+    """Run from training.done to the end. Returns False if it stopped early for preemption (a checkpoint is there)."""
+    done, last = training.done, training.max_steps
+    while True:
+        if _evaluation_due(training) and not _evaluate_all(training):
+            return _stop_early(training)
+        if done.step == last or (done.step and _due(done.step, training.config.train.checkpoint_every)):
+            _save(training)
+        if done.step == last:
+            return True
+        started = time.perf_counter()
+        result = train_step(training, done.step)
+        done.step += 1
+        done.tokens_seen += result.tokens
+        done.trained_tokens += result.trained_tokens
+        if done.step % training.config.train.log_every == 0 or done.step == last:
+            _log_step(training, result, time.perf_counter() - started)
+        if result.stop:
+            return _stop_early(training)
+
+
+def _evaluation_due(training: Training) -> bool:
+    """Before the first step, after the last, and every eval_every; not again where a resumed run had done it."""
+    done = training.done
+    due = done.step in (0, training.max_steps) or _due(done.step, training.config.train.eval_every)
+    return due and done.evaluated_step != done.step
+
+
+def train_step(training: Training, index: int) -> StepResult:
+    """Optimizer step ``index`` (0 is the first): forward and backward over the accumulation steps, then the update.
+
+    The loss is sum of token losses / trained tokens, both over the whole global batch: all micro-steps of all ranks.
+    """
+    config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
+    batches = [_train_batch(training, index, micro).to(ranks.device) for micro in range(plan.grad_accum_steps)]
+    mine = [sum(b.num_trained for b in batches), sum(b.num_tokens for b in batches)]
+    trained_tokens, tokens = reduce_sum(mine, ranks.device)
+    lr = learning_rate(config.optim, index, training.max_steps)
+    set_lr(engine, lr)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    for batch in batches:
+        loss = token_loss(engine, batch, training.vocab_size)
+        backward(engine, loss / trained_tokens, ranks.world_size)
+        grad_norm = step(engine)
+        loss_sum += loss.detach().double()
+    total, stop = reduce_sum([float(loss_sum), float(training.preemption.asked())], ranks.device)
+    return StepResult(total / trained_tokens, grad_norm, lr, int(tokens), int(trained_tokens), stop > 0)
+
+
+def _train_batch(training: Training, index: int, micro_step: int) -> Any:
+    """This rank's rows of a micro-step: a slice of the run's one global order, whatever the number of ranks."""
+    start, count = train_rows(index, micro_step, training.ranks.rank, training.plan)
+    rows = row_ids(training.config.seed, training.train_set.num_rows, start, count)
+    return micro_batch(training.train_set, rows, training.config.data.packing, training.tokenizer.pad_token_id)
+
+
+def _due(done: int, every: Optional[int]) -> bool:
+    return every is not None and done % every == 0
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of this rank: allocated on the GPU, or resident on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _log_step(training: Training, result: StepResult, step_s: float) -> None:
+    done, ranks = training.done, training.ranks
+    if not ranks.first:
+        return
+    tokens_per_s, memory = result.tokens / step_s, peak_memory_gib(ranks.device)
+    training.tracker.log(done.step, {
+        "train/loss": result.loss,
+        "train/grad_norm": result.grad_norm,
+        "train/lr": result.lr,
+        "train/trained_tokens": done.trained_tokens,
+        "train/tokens_seen": done.tokens_seen,
+        "perf/step_s": step_s,
+        "perf/tokens_per_s_per_gpu": tokens_per_s / ranks.world_size,
+        "mem/peak_gib": memory,
+    })  # fmt: skip
+    training.progress.update(done.step, loss=result.loss, tokens_per_s=tokens_per_s, mem_gib=memory, lr=result.lr,
+                             grad_norm=result.grad_norm)  # fmt: skip
+    training.run.write_status(state="running", step=done.step, max_steps=training.max_steps, loss=result.loss,
+                              tokens_per_s=tokens_per_s)  # fmt: skip
+
+
+def _evaluate_all(training: Training) -> bool:
+    """Loss of every held-out set, and sample answers. Returns False if asked to stop meanwhile: nothing is recorded."""
+    metrics: Dict[str, float] = {}
+    loss_sum, num_tokens = 0.0, 0
+    for name, dataset in training.heldout.items():
+        measured = evaluate(
+            training.engine, dataset, training.plan.micro_batch_size, training.config.data.packing,
+            training.tokenizer.pad_token_id, training.vocab_size, training.ranks, training.preemption,
+        )  # fmt: skip
+        if measured is None:
+            return False
+        metrics[f"eval/{name}/loss"] = measured[0] / measured[1]
+        loss_sum, num_tokens = loss_sum + measured[0], num_tokens + measured[1]
+    rows = answer_prompts(training)
+    if not metrics:
+        return True
+    training.done.evaluated_step = training.done.step
+    training.done.eval_loss = loss_sum / num_tokens
+    if training.ranks.first:
+        step_done = training.done.step
+        training.tracker.log(step_done, metrics)
+        if rows:
+            training.tracker.samples(step_done, rows)
+        shown = ", ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in metrics.items())
+        training.progress.note(f"step {step_done}: held-out loss {shown}")
+    return True
+
+
+def _save(training: Training) -> Path:
+    def save_hf(folder: Path) -> None:
+        training.engine.module.config.save_pretrained(folder)
+        training.engine.module.generation_config.save_pretrained(folder)
+        training.tokenizer.save_pretrained(folder)
+
+    state = {**training.done.as_dict(), "vocab_size": training.vocab_size}
+    path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
+    if training.ranks.first:
+        prune(training.run, training.config.train.keep_checkpoints)
+        training.run.write_status(last_checkpoint_step=training.done.step, last_checkpoint_time=time.time())
+    return path
+
+
+def _stop_early(training: Training) -> bool:
+    _save(training)
+    return False

@@ -1,0 +1,161 @@
+"""``python -m ftdist.train.main RUN_DIR``: one rank of a run. Wiring only; started by torchrun."""
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+
+from ftdist.batching import plan_batch
+from ftdist.config import RunConfig, load_config
+from ftdist.data.cache import data_folder, is_ready, read_meta
+from ftdist.data.loader import PreparedSet, open_set
+from ftdist.data.tokenizer import load_tokenizer
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, CheckpointError, DataError
+from ftdist.model.attention import choose_backend
+from ftdist.model.isolation import prove_isolation
+from ftdist.model.load import DTYPES, load_model, model_config
+from ftdist.model.vocabulary import fit_vocabulary
+from ftdist.rundir import RunDir
+from ftdist.track.progress import Progress, task
+from ftdist.track.tracker import Tracker, rewind
+from ftdist.train import ranks as rank_setup
+from ftdist.train.loop import train
+from ftdist.train.preempt import Preemption
+from ftdist.train.ranks import Ranks
+from ftdist.train.state import Done, Training
+from ftdist.zero.checkpoint import load_newest
+from ftdist.zero.engine import build_engine, parameter_shape
+from ftdist.zero.export import export_checkpoint
+from ftdist.zero.settings import deepspeed_settings
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    args = _parse(argv)
+    rank_setup.die_with_parent()
+    path = Path(args.run_dir or ".")
+    if args.to_store or args.from_store:
+        path = rank_setup.exchange_path("ftdist/run_dir", path if args.to_store else None)
+    run = RunDir.open(path)
+    config = load_config(run.config)
+    ranks = rank_setup.read_ranks(config)
+    attempt = args.attempt + ranks.restart
+    rank_setup.redirect_output(run, ranks.rank, attempt)
+    try:
+        code = run_training(config, run, ranks)
+    except BaseException as error:  # whatever it was, the launcher shows it as one message
+        rank_setup.leave(rank_setup.record_failure(run, ranks.rank, attempt, error), in_step=False)
+    rank_setup.leave(code, in_step=True)
+
+
+def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ftdist.train.main", description="One rank of a run; started by torchrun.")
+    parser.add_argument("run_dir", nargs="?", help="a frozen run directory")
+    parser.add_argument("--attempt", type=int, default=0, help="number of this start of the run, from 0")
+    parser.add_argument("--to-store", action="store_true", help="tell the other ranks the run directory")
+    parser.add_argument("--from-store", action="store_true", help="ask rank 0 for the run directory")
+    args = parser.parse_args(argv)
+    if (args.run_dir is None) != args.from_store:
+        parser.error("give a run directory, or --from-store")
+    return args
+
+
+def run_training(config: RunConfig, run: RunDir, ranks: Ranks) -> int:
+    """Everything between the process group and the exit code."""
+    rank_setup.quiet_libraries()
+    if config.debug.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    torch.autograd.set_detect_anomaly(config.debug.detect_anomaly)
+    preemption = Preemption(run, ranks.rank)
+    rank_setup.start_process_group(config, ranks)
+    if ranks.first:
+        run.write_status(state="starting")
+    training = assemble(config, run, ranks, preemption)
+    finished = train(training)
+    training.progress.close()
+    if finished and ranks.first and config.train.export:
+        with task("exporting the model"):
+            export_checkpoint(run.find_checkpoint("last"), run.export, config)
+    # A run that stops for preemption ends well: torchrun would take any other code for a crash.
+    training.tracker.finish(EXIT_DONE if finished else EXIT_PREEMPTED)
+    if ranks.first:
+        run.write_status(state="done" if finished else "preempted", exit_reason="" if finished else "asked to stop")
+    return EXIT_DONE
+
+
+def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemption) -> Training:
+    """Data, model, engine, and where the run stands, in the order in which each needs the one before."""
+    folder = data_folder(config)
+    if not is_ready(folder):
+        found = f"no prepared data at {folder}"
+        raise DataError(found, "the cache that prepare wrote", "ftdist resume prepares it again")
+    meta = read_meta(folder)
+    plan = plan_batch(config.batch, ranks.world_size, config.data.max_seq_len)
+    train_set = open_set(folder, "train")
+    tokenizer = load_tokenizer(config)
+    arch = model_config(config)
+    backend = choose_backend(config.model.attention, arch, ranks.device)
+    settings = deepspeed_settings(config, plan)
+    with task("loading the model", ranks.first):
+        model = load_model(config, arch, backend, settings)
+        vocab_size = fit_vocabulary(model, len(tokenizer), config.model.pad_vocab_to_multiple_of)
+        engine = build_engine(config, model, settings)
+    if config.data.packing:
+        proof = prove_isolation(engine, vocab_size, ranks.device, DTYPES[config.train.precision], backend.name)
+        moved = f"changing one moves the others' logits by {proof.crossing:g}"
+        _say(ranks, f"attention: {backend.name}; packed documents are isolated ({moved})")
+    if ranks.first:
+        _check_disk(run, engine)
+    done = _resume(engine, run, ranks)
+    max_steps = config.train.max_steps or math.ceil(
+        (config.train.epochs or 0) * train_set.num_rows / plan.global_batch_size
+    )
+    progress = Progress(ranks.first, max_steps, done.step if done else 0)
+    tracker = Tracker(config, run, ranks.rank, resumed=done is not None, note=progress.note)
+    return Training(
+        config=config, run=run, ranks=ranks, plan=plan, engine=engine, tokenizer=tokenizer, vocab_size=vocab_size,
+        train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
+        tracker=tracker, progress=progress, preemption=preemption, done=done or Done(),
+    )  # fmt: skip
+
+
+def open_heldout(folder: Path) -> Dict[str, PreparedSet]:
+    return {name: open_set(folder, name) for name in read_meta(folder)["sets"] if name != "train"}
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.first:
+        print(text, flush=True)
+
+
+def _resume(engine: Any, run: RunDir, ranks: Ranks) -> Optional[Done]:
+    """Continue from the newest good checkpoint, if there is one: engine, counters, the record up to it."""
+    state = load_newest(engine, run, lambda text: _say(ranks, text))
+    if state is None:
+        return None
+    done = Done(**{name: state[name] for name in Done().as_dict()})
+    if ranks.first:
+        rewind(run, done.step)
+    _say(ranks, f"resumed after step {done.step}")
+    return done
+
+
+def _check_disk(run: RunDir, engine: Any) -> None:
+    """Room for the first checkpoint: weights, and with them fp32 masters (bf16) and two moments."""
+    parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters())
+    needed = parameters * (14 if engine.bfloat16_enabled() else 12)
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        raise CheckpointError(
+            f"{run.path} has {free / 2**30:.1f} GiB free, a checkpoint of {parameters:,} parameters takes "
+            f"{needed / 2**30:.1f} GiB", "room for one checkpoint", "set runs_dir to a larger disk",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

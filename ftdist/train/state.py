@@ -1,0 +1,55 @@
+"""What a training run is made of, and how far it has come."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, Optional
+
+from ftdist.batching import BatchPlan
+from ftdist.config import RunConfig
+from ftdist.rundir import RunDir
+from ftdist.track.progress import Progress
+from ftdist.track.tracker import Tracker
+from ftdist.train.preempt import Preemption
+from ftdist.train.ranks import Ranks
+
+
+@dataclass
+class Done:
+    """How far the run has come: the loader's whole state is the step."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens_seen: int = 0
+    """Input tokens so far, without padding, over all ranks."""
+    trained_tokens: int = 0
+    """Tokens with a label so far, over all ranks."""
+    eval_loss: Optional[float] = None
+    """Newest held-out loss over all held-out sets together, nats a token."""
+    evaluated_step: Optional[int] = None
+    """Step of the newest evaluation."""
+
+    def as_dict(self) -> Dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Training:
+    """The parts of a run, wired together in main."""
+
+    config: RunConfig
+    run: RunDir
+    ranks: Ranks
+    plan: BatchPlan
+    engine: Any
+    tokenizer: Any
+    vocab_size: int
+    """Rows of the embedding that are real tokens."""
+    train_set: Any
+    heldout: Dict[str, Any]
+    """Held-out sets by name."""
+    prompts: Dict[str, Any]
+    """Held-out prompts to answer, by set."""
+    max_steps: int
+    tracker: Tracker
+    progress: Progress
+    preemption: Preemption
+    done: Done = field(default_factory=Done)

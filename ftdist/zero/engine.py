@@ -1,0 +1,73 @@
+"""The ZeRO engine: the model, AdamW and DeepSpeed's sharding of both."""
+
+from typing import Any, Dict, List
+
+import deepspeed
+import torch
+
+from ftdist.config import OptimConfig, RunConfig
+
+
+def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """The whole parameter's shape; under ZeRO-3 the tensor itself is empty."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> List[Dict[str, Any]]:
+    """Matrices with weight decay; norms and biases (one dim) without."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if len(parameter_shape(p)) > 1]
+    vectors = [p for p in trained if len(parameter_shape(p)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(groups: List[Dict[str, Any]], optim: OptimConfig, fused: bool) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
+
+
+def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, Any]) -> Any:
+    """The DeepSpeed engine. The learning rate is the loop's to set, a step at a time; there is no scheduler here."""
+    optimizer = build_optimizer(parameter_groups(model, config.optim.weight_decay), config.optim, fused=True)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    return engine
+
+
+def build_eval_engine(model: torch.nn.Module, settings: Dict[str, Any]) -> Any:
+    """An engine that only runs forward: parameters sharded under ZeRO-3, no optimizer states."""
+    kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
+    slim = {key: settings[key] for key in kept}
+    if settings["zero_optimization"]["stage"] < 3:
+        slim["zero_optimization"] = {"stage": 0}
+    engine, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)
+    return engine
+
+
+def backward(engine: Any, loss_share: torch.Tensor, world_size: int) -> None:
+    """Accumulate the gradient of ``loss_share``: this micro-batch's part of the step's loss (its sum / the trained
+    tokens of the global batch). DeepSpeed averages over ranks and divides by accumulation steps; both are undone, so
+    that the gradient is that of the sum of the shares over micro-steps and ranks.
+    """
+    engine.backward(loss_share * world_size, scale_wrt_gas=False)
+
+
+def set_lr(engine: Any, lr: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def step(engine: Any) -> float:
+    """End a micro-step; on the last of an optimizer step, clip and update.
+
+    Returns:
+        The gradient norm before clipping, over all parameters; nan before the last micro-step.
+    """
+    boundary = engine.is_gradient_accumulation_boundary()
+    # Without ZeRO and in fp32 DeepSpeed keeps no norm: gradients are whole and already averaged here.
+    plain = boundary and not engine.zero_optimization() and not engine.bfloat16_enabled()
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])) \
+        if plain else float("nan")  # fmt: skip
+    engine.step()
+    if boundary and not plain:
+        norm = float(engine.get_global_grad_norm())
+    return norm

@@ -1,0 +1,156 @@
+"""Export a checkpoint as an ordinary Hugging Face folder: ``python -m ftdist.zero.export RUN_DIR``.
+
+Works from the files of a checkpoint alone, in one process, whatever number of ranks wrote it. What was written is
+opened again and compared, tensor by tensor.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from ftdist.config import RunConfig, load_config
+from ftdist.errors import CheckpointError, ConfigError, FtdistError
+from ftdist.rundir import MANIFEST, RunDir, read_json
+from ftdist.zero.checkpoint import TAG, verify_checkpoint
+
+State = Dict[str, torch.Tensor]
+MARK = "ftdist_export.json"
+SHARD_SIZE = "5GB"
+
+
+def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
+    """Write weights (safetensors, the run's precision), configs, tokenizer, chat template and a model card to ``out``.
+
+    An earlier export in ``out`` is replaced, once the new one is whole; anything else there is refused.
+
+    Raises:
+        CheckpointError: a file of the checkpoint is damaged, or what was written reads back differently.
+        ConfigError: ``out`` holds something that is not an export.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise ConfigError(f"{out} exists and is not an export of ftdist", "a new folder", "give another one with --out")
+    problem = verify_checkpoint(checkpoint)
+    if problem:
+        found = f"{checkpoint}: {problem}"
+        raise CheckpointError(found, "a checkpoint as it was written", "export another: --checkpoint")
+    manifest, state = read_json(checkpoint / MANIFEST), read_json(checkpoint / "state.json")
+    model_config = AutoConfig.from_pretrained(checkpoint / "hf", trust_remote_code=config.model.trust_remote_code)
+    weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(checkpoint / "hf", temporary)
+    _save_model(weights, model_config, temporary, config)
+    (temporary / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
+    (temporary / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    temporary.rename(out)
+
+
+def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
+    """Whole weights in the run's precision. Stages 0-2 keep them whole; stage 3 keeps shards and fp32 masters."""
+    # DeepSpeed's files hold pickles of its own classes: they are ours, and their hashes were verified.
+    if manifest["zero_stage"] < 3:
+        path = checkpoint / TAG / "mp_rank_00_model_states.pt"
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+    dtype = torch.bfloat16 if manifest["bf16"] else torch.float32
+    return {name: tensor.to(dtype) for name, tensor in masters.items()}
+
+
+def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:
+    """Without the rows that only padded the embedding."""
+    text_config = model_config.get_text_config()
+    padded, text_config.vocab_size = text_config.vocab_size, vocab_size
+    if padded == vocab_size:
+        return weights
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+    names = {name for name, p in model.named_parameters(remove_duplicate=False) if p.shape[0] == vocab_size}
+    cut = {n for n, t in weights.items() if n in names and t.shape[0] == padded}
+    return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}
+
+
+def _save_model(weights: State, model_config: PretrainedConfig, out: Path, config: RunConfig) -> None:
+    dtype = next(iter(weights.values())).dtype
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            model_config, dtype=dtype, trust_remote_code=config.model.trust_remote_code
+        )
+    _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    absent = [name for name, p in model.named_parameters() if p.is_meta]
+    if absent or unexpected:
+        raise CheckpointError(f"the checkpoint does not fit the model: lacks {absent[:3]}, has {unexpected[:3]}")
+    generation_config = model.generation_config.from_pretrained(out)
+    model.generation_config = generation_config
+    model.config.use_cache = True
+    model.save_pretrained(out, max_shard_size=SHARD_SIZE)
+    _compare(model, out)
+
+
+def _compare(model: torch.nn.Module, out: Path) -> None:
+    from safetensors import safe_open
+
+    written = {}
+    for path in sorted(out.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                written[name] = file.get_tensor(name)
+    expected = dict(model.named_parameters())  # tied weights once
+    for name, tensor in expected.items():
+        if name not in written or not torch.equal(written[name], tensor):
+            raise CheckpointError(f"{out}: '{name}' reads back differently from what was written", "equal tensors",
+                                  "check the disk, then export again")  # fmt: skip
+
+
+def _model_card(config: RunConfig, checkpoint: Path, state: Dict[str, Any]) -> str:
+    base = config.model.hub or config.model.builtin or config.model.path or "random weights"
+    rows = {
+        "base model": base,
+        "data": ", ".join(config.data.sources),
+        "method": config.method.kind.name,
+        "optimizer steps": f"{state['step']:,}",
+        "trained tokens": f"{state['trained_tokens']:,}",
+        "held-out loss (nats a token)": "none" if state["eval_loss"] is None else f"{state['eval_loss']:.4f}",
+        "learning rate": f"{config.optim.lr:g} ({config.optim.schedule.name})",
+        "rows per step × tokens per row": f"{config.batch.global_batch_size} × {config.data.max_seq_len}",
+        "precision": config.train.precision.name,
+        "ZeRO stage": str(config.zero.stage),
+        "seed": str(config.seed),
+        "checkpoint": checkpoint.name,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    tags = "library_name: transformers\ntags:\n- ftdist\n"
+    if config.model.hub:
+        tags += f"base_model: {config.model.hub}\n"
+    return f"---\n{tags}---\n\n# {config.name}\n\nFine-tuned with ftdist.\n\n| | |\n|---|---|\n{table}\n"
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    parser = argparse.ArgumentParser(prog="ftdist export", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
+    parser.add_argument("--out", help="default RUN_DIR/export")
+    args = parser.parse_args(argv)
+    try:
+        run = RunDir.open(args.run_dir)
+        out = Path(args.out) if args.out else run.export
+        export_checkpoint(run.find_checkpoint(args.checkpoint), out, load_config(run.config))
+    except FtdistError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"exported to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

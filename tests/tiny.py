@@ -1,0 +1,56 @@
+"""A tiny run for tests: a random Llama saved to a folder, generated chats, a frozen run directory."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ftdist.batching import plan_batch
+from ftdist.config import RunConfig, dump_config, parse_config
+from ftdist.rundir import RunDir, write_json
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 259, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def save_tiny_model(folder: Path, **changes: Any) -> Path:
+    """A random model in a folder, in fp32. Building it does not run autograd, so ranks can be forked afterwards."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {**LLAMA, **changes}
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny_config(folder: Path, *overrides: str) -> RunConfig:
+    """``overrides`` are dotted ``key=value``; the model is ``folder/model`` unless they say otherwise."""
+    base = OmegaConf.structured(RunConfig)
+    base.merge_with_dotlist([
+        "name=tiny", f"runs_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}", f"model.path={folder / 'model'}",
+        "model.tokenizer=bytes", "data.sources.chats.builtin=fake", "data.sources.chats.max_documents=200",
+        "data.heldout_share=0.1", "data.max_heldout_documents=8", "data.max_seq_len=128", "data.num_workers=1",
+        "batch.global_batch_size=8", "train.precision=fp32", "train.max_steps=4", "train.num_samples=1",
+        "train.sample_tokens=8", "launch.device=cpu", "launch.threads_per_rank=1", "track.wandb=off",
+        "track.run_id=tiny", "launch.timeout_s=60",
+    ])  # fmt: skip
+    base.merge_with_dotlist(list(overrides))
+    return parse_config(OmegaConf.to_yaml(base), "test")
+
+
+def freeze_tiny(config: RunConfig, path: Path, world_size: int) -> RunDir:
+    """What ``launch`` leaves for the ranks; data is prepared too."""
+    from ftdist.data.prepare import prepare
+
+    prepare(config)
+    plan_batch(config.batch, world_size, config.data.max_seq_len)
+    run = RunDir(path)
+    run.logs.mkdir(parents=True)
+    run.checkpoints.mkdir()
+    run.config.write_text(dump_config(config))
+    write_json(run.status, {"state": "frozen"})
+    return run
