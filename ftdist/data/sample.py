@@ -1,0 +1,102 @@
+"""Showing what is trained, before training: a rendered sample and a table, from meta.json alone."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ftdist.data.cache import read_meta
+
+TRAINED, CONTEXT = "bold green", "dim"
+
+
+def print_sample(folder: Path, console: Optional[Console] = None) -> None:
+    """Print the sample of prepared data."""
+    console = console or Console()
+    print_legend(console)
+    print_tokens(read_meta(folder)["sample"], console)
+
+
+def print_legend(console: Console) -> None:
+    if console.is_terminal:
+        console.print(Text("trained", style=TRAINED), Text("not trained", style=CONTEXT))
+    else:
+        print("[[ trained ]]  not trained", file=console.file)
+
+
+def print_tokens(tokens: List[List[Any]], console: Console) -> None:
+    """Print ``[text, trained]`` tokens: coloured on a terminal, else with [[ ]] around what is trained."""
+    if console.is_terminal:
+        parts = Text()
+        for text, trained in tokens:
+            parts.append(text, style=TRAINED if trained else CONTEXT)
+        console.print(parts)
+    else:
+        print(plain_tokens(tokens), file=console.file)
+
+
+def plain_tokens(tokens: List[List[Any]]) -> str:
+    """The sample as plain text, ``[[`` and ``]]`` around runs of trained tokens."""
+    parts: List[str] = []
+    inside = False
+    for text, trained in tokens:
+        if bool(trained) != inside:
+            parts.append("[[" if trained else "]]")
+            inside = bool(trained)
+        parts.append(text)
+    return "".join(parts) + ("]]" if inside else "")
+
+
+def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None:
+    """Print what became of every source, the sets, and warnings."""
+    console = console or Console()
+    sources = Table(
+        "source",
+        *_right("documents", "tokens", "trained", "truncated", "split", "dropped", "share"),
+        box=None,
+        pad_edge=False,
+    )
+    rows = {**meta["sources"], **{f"{name} (held out)": stats for name, stats in meta["heldout_sources"].items()}}
+    for name, stats in rows.items():
+        dropped = ", ".join(f"{count:,} {why}" for why, count in stats["dropped"].items()) or "0"
+        share = f"{stats['share']:.1%}" if name in meta["sources"] else "–"
+        sources.add_row(
+            name,
+            _n(stats["documents"]),
+            _n(stats["tokens"]),
+            _n(stats["trained_tokens"]),
+            _n(stats["truncated"]),
+            _n(stats["split"]),
+            dropped,
+            share,
+        )
+    sets = Table(
+        "set", *_right("rows", "documents", "tokens", "trained", "rows filled", "stop token"), box=None, pad_edge=False
+    )
+    for name, stats in meta["sets"].items():
+        sets.add_row(
+            name,
+            _n(stats["rows"]),
+            _n(stats["documents"]),
+            _n(stats["tokens"]),
+            _n(stats["trained_tokens"]),
+            f"{stats['packing_efficiency']:.1%}",
+            Text(stats["stop_token"] or "none"),
+        )
+    console.print(sources)
+    console.print()
+    console.print(sets)
+    for warning in meta["warnings"]:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+
+
+def _right(*names: str) -> List[Any]:
+    from rich.table import Column
+
+    return [Column(name, justify="right") for name in names]
+
+
+def _n(number: int) -> str:
+    return f"{number:,}"

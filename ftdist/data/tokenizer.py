@@ -1,0 +1,95 @@
+"""The tokenizer of a run, the same wherever it is needed: preparing, sampling, export."""
+
+from typing import Any, Dict
+
+from ftdist.config import RunConfig
+from ftdist.data.cache import template_text
+from ftdist.errors import ConfigError
+from ftdist.model.source import tokenizer_location
+
+SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
+
+
+def load_tokenizer(config: RunConfig) -> Any:
+    """A fast transformers tokenizer with the run's chat template and new special tokens. It always has a padding token
+    (eos where the tokenizer has none of its own: masks go by position, so the two may be the same).
+
+    Raises:
+        ConfigError: it cannot be loaded, or is not a fast one (offsets are needed to know which tokens are trained).
+    """
+    location = tokenizer_location(config)
+    tokenizer = bytes_tokenizer() if location == "bytes" else _load(config, location)
+    if not tokenizer.is_fast:
+        raise ConfigError(f"the tokenizer {location} has no fast version", "a folder with tokenizer.json")
+    if config.model.new_special_tokens:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": list(config.model.new_special_tokens)}, replace_extra_special_tokens=False
+        )
+    template = template_text(config)
+    if template is not None:
+        tokenizer.chat_template = template
+    elif isinstance(tokenizer.chat_template, dict):  # several named templates
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if tokenizer.eos_token is None:
+        raise ConfigError(
+            f"the tokenizer {location} has no eos_token",
+            "a token at which an answer stops",
+            "set eos_token in its tokenizer_config.json",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def bytes_tokenizer() -> Any:
+    """A tokenizer without files: id b is the byte b, then ``<|im_start|> <|im_end|> <|pad|>``; 259 ids."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(vocab=_byte_characters(), merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_BYTES_TOKENS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    tokenizer.chat_template = template_text(_chatml())
+    return tokenizer
+
+
+def _load(config: RunConfig, location: str) -> Any:
+    from transformers import AutoTokenizer
+
+    revision = None if config.model.tokenizer else config.model.revision
+    try:
+        return AutoTokenizer.from_pretrained(
+            location, revision=revision or "main", trust_remote_code=config.model.trust_remote_code
+        )
+    except Exception as error:  # files, network, code it will not run: the user must change the model
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"cannot load the tokenizer {location}: {reason}",
+            "tokenizer files or a hub id",
+            "model.tokenizer=FOLDER (or model.trust_remote_code=true if it needs its own code)",
+        ) from error
+
+
+def _chatml() -> RunConfig:
+    config = RunConfig()
+    config.data.chat_template = "chatml"
+    return config
+
+
+def _byte_characters() -> Dict[str, int]:
+    """The visible character that stands for each byte in byte-level tokenizers.
+
+    Source: ``bytes_to_unicode`` of GPT-2, https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    """
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    characters = {chr(byte): byte for byte in visible}
+    characters.update({chr(256 + number): byte for number, byte in enumerate(hidden)})
+    return characters
