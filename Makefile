@@ -62,6 +62,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_D
 LOG := $(VENV)/install.log
 
 $(VENV)/.python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "No $(PYTHON) here: ftdist needs Python 3.10 or newer" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "ftdist needs Python 3.10 or newer; $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." \
 	       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
