@@ -112,7 +112,9 @@ def check_run_dir(config: RunConfig) -> None:
         if (path / "run.yaml").exists():
             raise ConfigError(f"{path} already holds a run", "a run directory that does not exist yet",
                               f"ftdist resume {path}, or another run_dir")  # fmt: skip
-        raise ConfigError(f"{path} exists and is not empty", "a run directory that does not exist yet", "another run_dir")
+        raise ConfigError(
+            f"{path} exists and is not empty", "a run directory that does not exist yet", "another run_dir"
+        )
     parent = path if path.exists() else _existing_parent(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot make {path}: {parent} is not a folder that you may write to",

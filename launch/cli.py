@@ -80,7 +80,11 @@ def dispatch(argv: List[str]) -> int:
         from .explain import nearest
 
         near = nearest(name, list(VERBS))
-        raise ConfigError(f"there is no verb '{name}'", "one of: " + ", ".join(VERBS), f"ftdist {near[0]}" if near else "ftdist --help")
+        raise ConfigError(
+            f"there is no verb '{name}'",
+            "one of: " + ", ".join(VERBS),
+            f"ftdist {near[0]}" if near else "ftdist --help",
+        )
     verb = VERBS[name]
     parser = Parser(prog=f"ftdist {name}", usage=f"ftdist {name} [FLAG…] {verb.arguments}", description=verb.summary)
     module = importlib.import_module(f".{verb.module}", __package__)

@@ -29,7 +29,9 @@ FROM_RUN = ("resume", "status", "eval", "export", "chat")
 
 
 def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=list(SCRIPTS), help='bash, zsh: eval "$(ftdist completion bash)"; fish: | source')
+    parser.add_argument(
+        "shell", choices=list(SCRIPTS), help='bash, zsh: eval "$(ftdist completion bash)"; fish: | source'
+    )
 
 
 def completion(args: argparse.Namespace) -> int:

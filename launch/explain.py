@@ -106,7 +106,9 @@ def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader)
     near = nearest_key(key)
     parent = key.rsplit(".", 1)[0]
     siblings = [k.rsplit(".", 1)[-1] for k in schema_keys() if k.rsplit(".", 1)[0] == parent and k != parent]
-    expected = f"a key of {parent}: {', '.join(siblings)}" if siblings else "a key of the config (ftdist train --cfg job)"
+    expected = (
+        f"a key of {parent}: {', '.join(siblings)}" if siblings else "a key of the config (ftdist train --cfg job)"
+    )
     return ConfigError(f"{where}there is no key '{key}'", expected, " or ".join(f"{word}{value}" for word in near))
 
 
@@ -122,7 +124,7 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
     text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)
     in_file = re.search(r"In '([^']+)'", text)
     where = f"in {in_file.group(1)}.yaml: " if in_file else ""
-    override = re.search(r"(?:Could not override|Error merging override|Could not delete from config\.) '?\+*([^'=\s]+)", text)
+    override = re.search(r"(?:Could not override|Error merging override|delete from config\.) '?\+*([^'=\s]+)", text)
     given = re.search(r"(?:Error merging override|use) \+*[^=\s]+=(.*)", text)
     path = re.search(r"full_key: (\S+)", text)
     key = path.group(1) if path else override.group(1).rstrip(".") if override else ""

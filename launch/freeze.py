@@ -45,10 +45,12 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
         run.write_status(state="frozen", step=0, attempt=0)
         run.config.write_text(dump_config(config), encoding="utf-8")
         run.config.chmod(0o444)
-        os.rename(temporary, path)  # fails where another run has taken the name meanwhile
+        temporary.rename(path)  # fails where another run has taken the name meanwhile
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise ConfigError(f"cannot write {path}: {error.strerror}", "a folder you may write to", "runs_dir=FOLDER") from error
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}", "a folder you may write to", "runs_dir=FOLDER"
+        ) from error
     return RunDir(path)
 
 

@@ -157,16 +157,17 @@ def explain_failure(run: RunDir, attempt: int, log: Path, code: int) -> LaunchEr
             records.append(read_json(path))
     where = f"logs: {run.logs}"
     resume = f"ftdist resume {run.path}"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    # torchrun's report names the first rank to end. Killed, it left no error, and those of the others follow from it.
+    killed = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", text, re.DOTALL)
+    if killed and int(killed.group(2)) != signal.SIGTERM:
+        rank, number = int(killed.group(1)), int(killed.group(2))
+        return LaunchError(f"rank {rank} was killed by {_signal_name(number)}{_why(number)}\n  {where}", fix=resume)
     if records:
         first = min(records, key=lambda record: record["time"])
         error = LaunchError(f"rank {first['rank']}: {first['message']}\n  {where}")
         error.exit_code = int(first.get("exit_code", EXIT_FAILED))
         return error
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    killed = re.search(r"rank\s*:\s*(\d+)[^\n]*\n\s*exitcode\s*:\s*-(\d+)", text)
-    if killed:
-        rank, number = int(killed.group(1)), int(killed.group(2))
-        return LaunchError(f"rank {rank} was killed by {_signal_name(number)}{_why(number)}\n  {where}", fix=resume)
     if code < 0:
         return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
     tail = "\n".join(f"  | {line}" for line in text.splitlines()[-15:])

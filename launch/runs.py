@@ -34,7 +34,9 @@ def resume(args: argparse.Namespace) -> int:
     config = load_config(run.config)
     state = liveness(run.read_status())
     if state == "done":
-        raise ConfigError(f"{args.run_dir} is done", "a run that has stopped before its end", "start a new one to train longer")
+        raise ConfigError(
+            f"{args.run_dir} is done", "a run that has stopped before its end", "start a new one to train longer"
+        )
     if state in ALIVE and not torchrun.is_parent():
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     if torchrun.is_parent():
@@ -57,7 +59,9 @@ def status(args: argparse.Namespace) -> int:
     places = [Path(place) for place in args.run_dirs] or [Path("runs")]
     runs = [run for place in places for run in find_runs(place)]
     if not runs:
-        raise ConfigError(f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them", "ftdist demo")
+        raise ConfigError(
+            f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them", "ftdist demo"
+        )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "state", "step", "loss", "tokens/s", "checkpoint"):
         table.add_column(column, justify="left" if column in ("run", "state") else "right")

@@ -48,7 +48,9 @@ def join(args: argparse.Namespace, make_ready: MakeReady) -> int:
 
 def _frozen_before(config: RunConfig) -> RunDir:
     # A restart by torchrun: the same agent, so the same parent process on the same host.
-    places = [Path(config.run_dir)] if config.run_dir else sorted(Path(config.runs_dir).expanduser().iterdir(), reverse=True)
+    places = (
+        [Path(config.run_dir)] if config.run_dir else sorted(Path(config.runs_dir).expanduser().iterdir(), reverse=True)
+    )
     for place in places:
         run = RunDir(place)
         if run.config.is_file() and run.provenance.is_file():
