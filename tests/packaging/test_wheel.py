@@ -1,5 +1,6 @@
 """What a user gets from the wheel alone: sdist → wheel → clean environment → empty folder."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -87,3 +88,13 @@ def test_help_and_a_composed_config_in_an_empty_folder(installed: Path, tmp_path
     assert "max_seq_len" in from_wheel
     assert from_wheel == run(sys.executable, "-m", "ftdist", "train", "experiment=smoke", "--cfg", "job", cwd=tmp_path)
     assert not list(tmp_path.iterdir()), "help and --cfg write nothing"
+
+
+def test_the_wheel_trains_like_the_checkout(installed: Path, tmp_path: Path) -> None:
+    losses = []
+    for name, python in (("wheel", installed / "python"), ("checkout", sys.executable)):
+        run(python, "-m", "ftdist", "train", "experiment=smoke", f"run_dir={tmp_path / name}", cwd=tmp_path)
+        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([record["train/loss"] for record in records if "train/loss" in record])
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
