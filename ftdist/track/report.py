@@ -1,0 +1,109 @@
+"""The last page of a run: what was gained, shown by numbers and by answers, and where everything is."""
+
+import shlex
+from math import exp
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ftdist.rundir import RunDir
+from ftdist.track.lines import read_records
+
+SHOWN_ANSWERS = 2
+"""Questions whose answers are printed; samples.jsonl has the others."""
+LABEL_WIDTH = 11
+
+Scores = Dict[str, List[Tuple[int, float]]]
+
+
+def final_report(run: RunDir, console: Console) -> None:
+    """Print held-out loss before and after, answers of base model and expert, and where the results are."""
+    scores = heldout_losses(run)
+    if scores:
+        _print_losses(scores, console)
+    samples = answers(run)
+    for number, sample in enumerate(samples[:SHOWN_ANSWERS], 1):
+        console.print()
+        _line(console, f"question {number}", str(sample.get("question", "")).strip(), "bold")
+        _line(console, "base model", sample["before"], "yellow")
+        _line(console, "expert", sample["after"], "green")
+        _line(console, "reference", str(sample.get("reference", "")).strip(), "bright_black")
+    console.print()
+    for label, value in places(run):
+        _line(console, label, value, "")
+
+
+def heldout_losses(run: RunDir) -> Scores:
+    """(step, loss) of every evaluation, by held-out set."""
+    found: Scores = {}
+    for record in read_records(run.metrics):
+        for key, value in record.items():
+            if key.startswith("eval/") and key.endswith("/loss"):
+                found.setdefault(key[len("eval/") : -len("/loss")], []).append((record["step"], float(value)))
+    return found
+
+
+def answers(run: RunDir) -> List[Dict[str, Any]]:
+    """The held-out questions answered before the first step and at the last evaluation: a row each, with ``before`` and
+    ``after``."""
+    rows = read_records(run.samples)
+    last = max((row["step"] for row in rows), default=0)
+    if last == 0:
+        return []
+    before = {(row["set"], row["index"]): row["answer"] for row in rows if row["step"] == 0}
+    after = {(row["set"], row["index"]): row for row in rows if row["step"] == last}
+    return [
+        {**row, "before": before[key].strip(), "after": row["answer"].strip()}
+        for key, row in after.items()
+        if key in before
+    ]
+
+
+def places(run: RunDir) -> List[Tuple[str, str]]:
+    """Where the results of a run lie, those that are there."""
+    found = [("run", str(run.path))]
+    if run.export.is_dir():
+        found.append(("model", str(run.export)))
+    offline = sorted(run.wandb.glob("offline-run-*"))
+    if offline:
+        found.append(("W&B", f"{offline[-1]} (offline)"))
+        found.append(("", f"upload with: wandb sync {_quoted(run.wandb)}/offline-run-*"))
+    return found
+
+
+def _print_losses(scores: Scores, console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("held-out loss")
+    for column in ("before", "after", "change", "perplexity"):
+        table.add_column(column, justify="right")
+    for name, points in scores.items():
+        (first_step, before), (_, after) = points[0], points[-1]
+        if first_step == 0 and len(points) > 1:
+            change = f"{100 * (after - before) / before:+.1f} %" if before else "?"
+            row = [f"{before:.4f}", f"{after:.4f}", change, f"{_perplexity(before)} → {_perplexity(after)}"]
+        else:
+            row = ["", f"{after:.4f}", "", _perplexity(after)]
+        table.add_row(Text(name), *row)
+    console.print(table)
+
+
+def _perplexity(loss: float) -> str:
+    if not loss < 30:  # also NaN
+        return "∞" if loss >= 30 else "nan"
+    return f"{exp(loss):.2f}" if loss < 4.6 else f"{exp(loss):,.0f}"
+
+
+def _line(console: Console, label: str, value: str, style: str) -> None:
+    """A label and a value that wraps under itself. ``value`` is never read as markup."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=LABEL_WIDTH)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label, style="bright_black"), Text(value, style=style))
+    console.print(grid)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,147 @@
+"""The live line on a terminal of 80 columns, and the plain lines in a pipe."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from ftdist.track.progress import Progress, compact, format_seconds, format_time
+
+CHILD = """
+import time
+from ftdist.track.progress import Progress, task
+
+with task("loading the model [135M]"):
+    time.sleep(0.3)
+progress = Progress(True, {total}, {start})
+progress.note("held-out loss [before] 3.2")
+for step in range({start} + 1, {total} + 1):
+    progress.update(step, loss=1.0 / step, tokens_per_s=5210.0, mem_gib=12.34, lr=1e-5, grad_norm=0.5)
+    time.sleep({sleep})
+with progress.task("saving"):
+    time.sleep(0.3)
+print("somebody prints")
+progress.close()
+print("after")
+"""
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def child(total: int, start: int = 0, sleep: float = 0.0) -> list[str]:
+    return [sys.executable, "-c", CHILD.format(total=total, start=start, sleep=sleep)]
+
+
+def on_a_terminal(command: list[str], columns: int) -> str:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "CI")}
+    process = subprocess.Popen(
+        command, stdout=theirs, stdin=theirs, stderr=subprocess.PIPE, env={**env, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while part := os.read(ours, 65536):
+            said += part
+    except OSError:  # Linux says EIO where the other side has closed
+        pass
+    os.close(ours)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0 and errors == b"", errors
+    return said.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_a_terminal_gets_one_live_line(columns: int) -> None:
+    raw = on_a_terminal(child(total=40, sleep=0.03), columns)
+    said = ESCAPE.sub("", raw)
+    lines = re.split(r"[\r\n]+", said)
+    assert max(map(len, lines)) <= columns
+    live = [line for line in lines if line.startswith("step")]
+    assert len(live) > 3 and re.match(r"step \d+/40 ", live[1])
+    wanted = r"step 40/40 ━+  loss 0.0250  5.2k tok/s  12.3 GiB  0:00 left" if columns == 80 else "step 40/40 "
+    assert any(re.match(wanted, line) for line in live), live[-1]
+    assert any(line.startswith("held-out loss [before] 3.2") for line in lines)
+    assert any(re.match(r"loading the model \[135M\]: 0\.[3-9] s", line) for line in lines)
+    assert any(re.match(r"saving: 0\.[3-9] s", line) for line in lines)
+    assert any(line.startswith("somebody prints") for line in lines)
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l"), "the cursor stays hidden"
+    assert said.rstrip().endswith("after")
+
+
+def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
+    done = subprocess.run(child(total=4000), capture_output=True, text=True, check=True)
+    assert "\x1b" not in done.stdout and done.stderr == ""
+    lines = done.stdout.splitlines()
+    steps = [line for line in lines if line.startswith("step")]
+    assert 45 <= len(steps) <= 52
+    assert steps[0].startswith("step    1/4000  loss 1.0000  5.2k tok/s  12.3 GiB  lr 1.0e-05  norm 0.50  ")
+    assert steps[-1].startswith("step 4000/4000 ") and steps[-1].endswith("0:00 left")
+    assert re.fullmatch(r"loading the model \[135M\]: 0\.[3-9] s", lines[0])
+    assert lines[1] == "held-out loss [before] 3.2"
+    assert lines[-2:] == ["somebody prints", "after"]
+
+
+def test_a_short_or_resumed_run_shows_every_step() -> None:
+    done = subprocess.run(child(total=1020, start=1000), capture_output=True, text=True, check=True)
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step")] == [
+        f"{step}/1020" for step in range(1001, 1021)
+    ]
+
+
+def test_disabled_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    from ftdist.track.progress import task
+
+    progress = Progress(False, 10, 0)
+    progress.update(1, 1.0, 1.0, 1.0, 1.0, 1.0)
+    progress.note("x")
+    with progress.task("saving"), task("loading", enabled=False):
+        pass
+    progress.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_every_sets_the_distance_of_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(True, 10, 0, every=4)
+    for step in range(1, 11):
+        progress.update(step, 1.0, 1.0, 1.0, 1.0, 1.0)
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["1/10", "4/10", "8/10", "10/10"]
+
+
+def test_a_task_that_fails_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from ftdist.track.progress import task
+
+    with pytest.raises(ValueError, match="no"), task("loading"):
+        raise ValueError("no")
+    assert re.fullmatch(r"loading: failed after 0\.\d s\n", capsys.readouterr().out)
+
+
+def test_time_left_is_not_fooled_by_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("ftdist.track.progress.time.monotonic", lambda: clock[0])
+    progress = Progress(True, 100, 0)
+    assert progress.seconds_left() is None
+    for step in range(1, 21):
+        clock[0] += 500.0 if step == 10 else 2.0
+        progress.update(step, 1.0, 1.0, 1.0, 1.0, 1.0)
+    assert progress.seconds_left() == pytest.approx(160.0)
+
+
+def test_numbers_are_short() -> None:
+    assert [compact(n) for n in (0, 871.4, 5210, 9960, 48_300, 1.3e6)] == ["0", "871", "5.2k", "10k", "48k", "1.3M"]
+    assert [format_time(s) for s in (None, 7, 750, 11_100, 190_000)] == ["?", "0:07", "12:30", "3:05:00", "2 d 4 h"]
+    assert [format_seconds(s) for s in (3.21, 75)] == ["3.2 s", "1:15"]
+
+
+def test_this_file_is_run_from_the_checkout() -> None:
+    import ftdist.track.progress
+
+    assert Path(ftdist.track.progress.__file__).parts[-3:] == ("ftdist", "track", "progress.py")

@@ -1,0 +1,81 @@
+"""Reads W&B's offline run file: LevelDB log blocks of 32 KiB, each record one protobuf message."""
+
+import json
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+BLOCK = 32768
+MAGIC_BYTES = 7
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    run_id: str = ""
+    run: Any = None
+    config: Dict[str, Any] = field(default_factory=dict)
+    history: List[Dict[str, Any]] = field(default_factory=list)
+    metrics: List[Any] = field(default_factory=list)
+    num_stats: int = 0
+    exit_code: Optional[int] = None
+    folder: Path = Path()
+
+    def rows(self, key: str) -> List[Any]:
+        return [row[key] for row in self.history if key in row]
+
+
+def raw_records(content: bytes) -> Iterator[bytes]:
+    """The whole records of a run file; stops at the first that a crash cut."""
+    position, parts = MAGIC_BYTES, b""
+    while position + 7 <= len(content):
+        left = BLOCK - position % BLOCK
+        if left < 7:  # too little for a header: filled with zeros
+            position += left
+            continue
+        _crc, length, kind = struct.unpack_from("<IHB", content, position)
+        data = content[position + 7 : position + 7 + length]
+        if len(data) < length or kind not in (FULL, FIRST, MIDDLE, LAST):
+            return
+        position += 7 + length
+        parts = data if kind in (FULL, FIRST) else parts + data
+        if kind in (FULL, LAST):
+            yield parts
+
+
+def read_run(folder: Path) -> OfflineRun:
+    """Read the one run file of an ``offline-run-…`` or ``run-…`` folder."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("run-*.wandb")
+    content = path.read_bytes()
+    found = OfflineRun(folder=folder)
+    for raw in raw_records(content):
+        record = Record.FromString(raw)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            found.run, found.run_id = record.run, record.run.run_id
+            _update(found.config, record.run.config)
+        elif kind == "config":
+            _update(found.config, record.config)
+        elif kind == "history":
+            items = record.history.item
+            found.history.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
+        elif kind == "metric":
+            found.metrics.append(record.metric)
+        elif kind == "stats":
+            found.num_stats += 1
+        elif kind == "exit":
+            found.exit_code = record.exit.exit_code
+    return found
+
+
+def _update(config: Dict[str, Any], record: Any) -> None:
+    for item in record.update:
+        config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+
+
+def read_runs(wandb_folder: Path) -> List[OfflineRun]:
+    """Every run file under RUN_DIR/wandb, oldest first."""
+    return [read_run(path.parent) for path in sorted(wandb_folder.glob("*run-*/run-*.wandb"))]
