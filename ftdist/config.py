@@ -73,7 +73,7 @@ class Wandb(Enum):
     auto = "auto"
     online = "online"
     offline = "offline"
-    off = "off"
+    disabled = "disabled"  # not "off": YAML reads that as false
 
 
 class MethodKind(Enum):
@@ -411,7 +411,7 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
     if (train.epochs is None) == (train.max_steps is None):
         raise ConfigError("train sets " + ("neither" if train.epochs is None else "both") + " of epochs and max_steps",
-                          "exactly one of them", "train.epochs=1 train.max_steps=null")  # fmt: skip
+                          "exactly one of them", "add train.epochs=null, or train.max_steps=null")  # fmt: skip
     if train.epochs is not None and not train.epochs > 0:
         raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0")
     for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
