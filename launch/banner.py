@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig
-from ftdist.data.cache import read_meta
+from ftdist.data.sample import print_sample
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.rundir import RunDir
 
@@ -43,16 +43,8 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     for row in precision_table(config):
         table.add_row(*row)
     console.print(table)
-    _show_sample(console, data)
+    print_sample(data, console)
     console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
-
-
-def _show_sample(console: Console, data: Path) -> None:
-    from ftdist.data.sample import render_sample
-
-    sample = read_meta(data).get("sample")
-    if sample:
-        console.print(render_sample(sample))
 
 
 def show_next(run: RunDir, code: int) -> None:

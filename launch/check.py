@@ -178,7 +178,7 @@ def precision_table(config: RunConfig) -> List[Tuple[str, str, str]]:
         "weights, activations": (weights, place(3, config.zero.offload_param)),
         "gradients": (weights, place(2)),
         "optimizer states": ("fp32", place(1, config.zero.offload_optimizer)),
-        "loss": ("fp32", "summed over tokens of all ranks"),
+        "loss": ("fp32", "over the tokens of all ranks"),
     }
     if weights == "bf16":
         rows["optimizer states"] = ("fp32, with master weights", rows["optimizer states"][1])

@@ -67,6 +67,7 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
         LaunchError: a rank failed; the message is that of the first.
     """
     attempt = next_attempt(run)
+    clear_errors(run, attempt)
     run.preempt.unlink(missing_ok=True)
     run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
     plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
@@ -79,6 +80,13 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
     if state not in ("failed", *STATE_EXIT):
         run.write_status(state="failed", exit_reason=error.found.splitlines()[0])
     raise error
+
+
+def clear_errors(run: RunDir, attempt: int) -> None:
+    """Remove error files of an attempt, so that what is found after it is its own."""
+    run.logs.mkdir(exist_ok=True)
+    for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
+        path.unlink()
 
 
 def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftdist.config import RunConfig, dump_config, load_config
-from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
+from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rundir import RunDir
 
 from . import banner, check, compose, local, ready, torchrun
@@ -132,17 +132,18 @@ def eval(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "run.yaml"
         file.write_text(dump_config(config), encoding="utf-8")
-        arguments = [str(run.path), "--checkpoint", args.checkpoint, "--config", str(file)]
-        return _start(config, run, "ftdist.train.eval_main", arguments, "eval")
+        return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(file)])
 
 
-def _start(config: RunConfig, run: RunDir, module: str, arguments: List[str], name: str) -> int:
-    log = run.logs / f"{name}.log"
+def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
+    attempt = local.next_attempt(run)  # no attempt of the run has this number yet
+    local.clear_errors(run, attempt)
+    log = run.logs / "eval.log"
     log.unlink(missing_ok=True)
-    code = local.start(local.plan_local(config, module, arguments), log)
+    arguments = [str(run.path), *arguments, "--attempt", str(attempt)]
+    code = local.start(local.plan_local(config, "ftdist.train.eval_main", arguments), log)
     if code:
-        tail = "\n".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines()[-15:])
-        raise LaunchError(f"{name} ended with exit code {code}\n{tail}\n  log: {log}")
+        raise local.explain_failure(run, attempt, log, code)
     return EXIT_DONE
 
 
@@ -162,7 +163,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN_DIR|MODEL", help="a run, a model folder or a hub name")
+    parser.add_argument("path", metavar="RUN_DIR|MODEL", help="a run or a model folder")
 
 
 def chat(args: argparse.Namespace) -> int:
@@ -170,5 +171,5 @@ def chat(args: argparse.Namespace) -> int:
     run = RunDir(args.path)
     if run.config.is_file() and not run.export.is_dir():
         raise ConfigError(f"{args.path} has no export", "an exported model", f"ftdist export {args.path}")
-    ready.run_step(["ftdist.train.chat", args.path])
+    ready.run_step(["ftdist.train.chat", str(run.export) if run.config.is_file() else args.path])
     return EXIT_DONE

@@ -1,0 +1,188 @@
+"""A config against this machine: defaults made explicit, and what cannot work refused with what to change."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any, List, NamedTuple
+
+import pytest
+
+from ftdist.config import Device, Precision, RunConfig, SourceConfig, Wandb, dump_config
+from ftdist.errors import ConfigError
+from ftdist.launch import check, machine
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check, "visible_gpus", lambda: [])
+    monkeypatch.setattr(check, "cpu_cores", lambda: 6)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = RunConfig()
+    config.model.config, config.model.tokenizer = {"model_type": "llama"}, "bytes"
+    config.data.sources["mine"] = SourceConfig(path="x.jsonl")
+    config.train.max_steps = 10
+    return config
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(check, "visible_gpus", lambda: ["NVIDIA H100"] * number)
+
+
+def refused(config: RunConfig) -> str:
+    with pytest.raises(ConfigError) as error:
+        check.resolve(config)
+    return str(error.value)
+
+
+def test_every_default_becomes_explicit_on_cpu(config: RunConfig, tmp_path: Path) -> None:
+    config.launch.nproc_per_node = 2
+    plan = check.resolve(config)
+    assert plan.dp_world_size == 2 and config.batch.grad_accum_steps == 4
+    assert (config.launch.device, config.launch.threads_per_rank, config.data.num_workers) == (Device.cpu, 3, 6)
+    assert config.track.wandb is Wandb.offline and config.track.run_id
+    assert config.run_dir and Path(config.run_dir).parent == tmp_path / "runs" and config.run_dir.endswith("-run")
+    assert config.data.sources["mine"].path == str(tmp_path / "x.jsonl")
+    assert config.cache_dir and Path(config.cache_dir).is_absolute()
+    assert "auto" not in dump_config(config).replace("attention: auto", "").replace("train_on: auto", "").replace(
+        "format: auto", ""
+    )
+
+
+def test_every_visible_gpu_is_used(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 4)
+    plan = check.resolve(config)
+    assert config.launch.device is Device.cuda and plan.dp_world_size == 4
+
+
+def test_logged_in_is_online(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    check.resolve(config)
+    assert config.track.wandb is Wandb.online
+
+
+def test_a_gpu_config_on_a_machine_without_one(config: RunConfig) -> None:
+    config.launch.device = Device.cuda
+    assert "launch.device=cuda, but this machine has no GPU" in (text := refused(config))
+    assert "launch.device=cpu" in text
+
+
+def test_more_ranks_than_gpus(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    config.launch.nproc_per_node = 8
+    assert "launch.nproc_per_node=8 with 2 visible GPUs" in (text := refused(config))
+    assert "to mend:  launch.nproc_per_node=2" in text
+
+
+def test_several_nodes_need_torchrun(config: RunConfig) -> None:
+    config.launch.nnodes = 4
+    assert "torchrun --nnodes 4" in refused(config)
+    check.resolve(config, ranks=(2, 4))
+    assert check.world_size(config) == 8
+
+
+def test_a_batch_that_is_not_divisible(config: RunConfig) -> None:
+    config.launch.nproc_per_node, config.batch.global_batch_size = 3, 8
+    assert "batch.global_batch_size=8 is not divisible" in (text := refused(config))
+    assert "batch.global_batch_size=6 or 9" in text
+
+
+@pytest.mark.parametrize("content", [None, [], ["config.json"], ["readme.md"]])
+def test_a_model_folder_that_is_not_one(content: Any, config: RunConfig, tmp_path: Path) -> None:
+    config.model.config, config.model.path = {}, "m"
+    if content is not None:
+        (tmp_path / "m").mkdir()
+        for name in content:
+            (tmp_path / "m" / name).write_text('{"model_type": "llama"}')
+    assert "model.path=" in refused(config)
+
+
+def test_a_run_directory_that_holds_a_run(config: RunConfig, tmp_path: Path) -> None:
+    config.run_dir = str(tmp_path / "runs" / "a")
+    check.resolve(config)
+    check.check_run_dir(config)
+    Path(config.run_dir).mkdir(parents=True)
+    check.check_run_dir(config)  # empty: nothing to lose
+    (Path(config.run_dir) / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        check.check_run_dir(config)
+    (Path(config.run_dir) / "run.yaml").write_text("")
+    with pytest.raises(ConfigError) as error:
+        check.check_run_dir(config)
+    assert "already holds a run" in str(error.value) and "ftdist resume" in error.value.fix
+
+
+def test_a_runs_folder_that_cannot_be_written(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config.runs_dir = "file"
+    check.resolve(config)
+    with pytest.raises(ConfigError, match="cannot make .*file.* is not a folder that you may write to"):
+        check.check_run_dir(config)
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_not_enough_disk_for_the_first_checkpoint(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "BF16", "shape": [1000, 500], "data_offsets": [0, 10]},
+              "b": {"dtype": "BF16", "shape": [], "data_offsets": [10, 12]}}  # fmt: skip
+    text = json.dumps(header).encode()
+    (folder / "model-1.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text('{"model_type": "llama"}')
+    assert check.count_parameters(folder) == 500_001
+    assert check.checkpoint_bytes(config, 100) == 1400
+    config.train.precision = Precision.fp32
+    assert check.checkpoint_bytes(config, 100) == 1200
+    config.model.config, config.model.path = {}, str(folder)
+    check.resolve(config)
+    check.check_disk(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 - 1))
+    with pytest.raises(ConfigError) as error:
+        check.check_disk(config)
+    assert "0.0 GiB free" in str(error.value) or "0.1 GiB free" in str(error.value)
+    assert "needs 0.1 GiB" in str(error.value)
+
+
+LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb-2)
+GPU 2: NVIDIA L4 (UUID: GPU-cccc-3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3", "NVIDIA L4"]),
+        ("", []),
+        ("-1", []),
+        ("2", ["NVIDIA L4"]),
+        ("0,9,1", ["NVIDIA H100 80GB HBM3"]),
+        ("GPU-cccc,0", ["NVIDIA L4", "NVIDIA H100 80GB HBM3"]),
+    ],
+)
+def test_gpus_are_counted_as_cuda_does(
+    visible: Any, names: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{LISTED}END\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.visible_gpus() == names
+
+
+def test_the_machine_in_words() -> None:
+    summary = machine.machine_summary()
+    assert int(summary["cores"]) >= 1 and "GiB free" in summary["memory"] and "torch 2." in summary["libraries"]

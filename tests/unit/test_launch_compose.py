@@ -1,0 +1,166 @@
+"""Command line → config: Hydra's ways work, and every wrong word is answered with the right one."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from ftdist.config import RunConfig, Schedule
+from ftdist.errors import ConfigError
+from ftdist.launch import compose, explain
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    compose.add_arguments(parser, sweep=True)
+    return parser.parse_intermixed_args(list(words))
+
+
+def composed(*words: str) -> RunConfig:
+    return compose.compose(parsed(*words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+data.sources.mine.path=x.jsonl"],
+        ["data.sources.mine.path=x.jsonl"],
+        ["+data.sources.mine={path:x.jsonl}"],
+        ["data.sources={mine:{path:x.jsonl}}"],
+    ],
+)
+def test_a_source_can_be_added_with_and_without_plus(words: List[str]) -> None:
+    assert composed("experiment=smoke", *words).data.sources["mine"].path == "x.jsonl"
+
+
+def test_groups_values_plus_and_tilde() -> None:
+    config = composed("experiment=smoke", "optim=wsd", "optim.decay_steps=2", "optim.warmup_steps=1",
+                      "+zero.deepspeed.wall_clock_breakdown=true", "~launch", "name=x-${seed}")  # fmt: skip
+    assert config.optim.schedule is Schedule.wsd
+    assert config.zero.deepspeed == {"wall_clock_breakdown": True}
+    assert config.launch.nproc_per_node is None and config.name == "x-0"
+
+
+def test_config_dir_and_name(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - smoke\n  - _self_\noptim:\n  lr: 0.5\n"
+    )
+    (tmp_path / "mine.yaml").write_text("defaults:\n  - run\n  - _self_\nseed: 7\n")
+    assert composed(f"--config-dir={tmp_path}", "experiment=mine").optim.lr == 0.5
+    config = composed("--config-dir", str(tmp_path), "--config-name=mine", "experiment=smoke")
+    assert (config.seed, config.name) == (7, "smoke")
+
+
+def test_errors_in_a_users_file_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("lrr: 1\n")
+    (tmp_path / "optim" / "broken.yaml").write_text("lr: [1\n")
+    with pytest.raises(ConfigError) as error:
+        composed(f"--config-dir={tmp_path}", "experiment=smoke", "optim=mine")
+    assert "in optim/mine.yaml" in str(error.value) and "optim.lr" in error.value.fix
+    with pytest.raises(ConfigError, match=r"broken.yaml"):
+        composed(f"--config-dir={tmp_path}", "experiment=smoke", "optim=broken")
+
+
+WRONG = [
+    ("experiment=dmo", "experiment has no option 'dmo'", "experiment=demo"),
+    ("model=llama31_8", "model has no option 'llama31_8'", "model=llama31_8b"),
+    ("optin=wsd", "there is no key or group 'optin'", "optim=wsd"),
+    ("train.max_step=1", "there is no key 'train.max_step'", "train.max_steps=1"),
+    ("+train.max_step=1", "there is no key 'train.max_step'", "train.max_steps"),
+    ("lr=3", "there is no key 'lr'", "optim.lr=3"),
+    ("trian.max_steps=3", "there is no key 'trian.max_steps'", "train.max_steps=3"),
+    ("optim.lrr=3", "there is no key 'optim.lrr'", "optim.lr=3"),
+    ("data.sources.fake.wieght=2", "there is no key 'data.sources.fake.wieght'", "data.sources.fake.weight"),
+    ("~optim.foo", "there is no key 'optim.foo'", ""),
+    ("+foo.bar=3", "there is no key 'foo", ""),
+    ("--config-name=rnu", "there is no primary config 'rnu'", ""),
+    ("--config-dir=/nowhere", "--config-dir /nowhere is not a folder", ""),
+    ("train.max_steps", "'train.max_steps' is not an override", ""),
+    ("train.max_steps=[", "cannot read the override 'train.max_steps=['", ""),
+    ("optim.lr=1,2", "Ambiguous value", "add -m"),
+    ("name=${nme}", "nme", ""),
+    ("train=3", "a group is given a number", ""),
+    ("+optim=wsd", "Multiple values for optim", ""),
+]
+
+
+@pytest.mark.parametrize(("word", "found", "fix"), WRONG, ids=[word for word, _, _ in WRONG])
+def test_a_misspelt_word_names_the_nearest(word: str, found: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", word)
+    assert found in error.value.found and fix in error.value.fix
+    assert "hydra.cc" not in str(error.value) and "full_key" not in str(error.value)
+
+
+TYPES = [
+    ("train.max_steps=abc", "an integer or null"),
+    ("batch.global_batch_size=1.5", "an integer"),
+    ("optim.lr=fast", "a number"),
+    ("train.gradient_checkpointing=maybe", "true or false"),
+    ("train.precision=fp16", "one of bf16, fp32"),
+    ("optim.schedule=cosin", "one of constant, linear, cosine, wsd"),
+    ("data.sources.fake.weight=heavy", "a number"),
+    ("data.sources.fake.format=txt", "one of auto, text"),
+    ("model.new_special_tokens=abc", "a list"),
+]
+
+
+@pytest.mark.parametrize(("word", "expected"), TYPES, ids=[word for word, _ in TYPES])
+def test_a_wrong_type_says_what_is_given_and_what_fits(word: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", word)
+    assert error.value.found == word and expected in error.value.expected
+
+
+def test_a_value_that_must_be_given() -> None:
+    with pytest.raises(ConfigError, match="data.sources.file.path is not set"):
+        composed("experiment=smoke", "data=file")
+
+
+def test_a_wrong_range_is_refused_before_anything() -> None:
+    with pytest.raises(ConfigError, match="zero.stage=7"):
+        composed("experiment=smoke", "zero.stage=7")
+
+
+def test_a_sweep_composes_all_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = compose.compose_sweep(parsed("experiment=smoke", "-m", "optim.lr=1e-3,1e-4", "seed=range(0,2)"))
+    assert [(config.optim.lr, config.seed) for _, config in jobs] == [(1e-3, 0), (1e-3, 1), (1e-4, 0), (1e-4, 1)]
+    assert "optim.lr=0.001" in jobs[0][0] and "seed=0" in jobs[0][0]
+    assert os.listdir(tmp_path) == []
+
+
+def test_one_wrong_job_refuses_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="train.max_steps=0"):
+        compose.compose_sweep(parsed("experiment=smoke", "-m", "train.max_steps=5,0"))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_frozen_config_takes_changes() -> None:
+    config = composed("experiment=smoke")
+    changed = compose.change(config, ["data.heldout.mine.path=x.jsonl", "data.heldout_share=0"])
+    assert changed.data.heldout["mine"].path == "x.jsonl" and changed.model == config.model
+    with pytest.raises(ConfigError, match="there is no key 'data.heldout_shar'"):
+        compose.change(config, ["data.heldout_shar=0"])
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("experiment=de", ["experiment=demo"]),
+        ("optim=", ["optim=constant", "optim=cosine", "optim=linear", "optim=wsd"]),
+        ("experiment=smoke train.max_s", ["train.max_steps="]),
+        ("bat", ["batch.", "batch="]),
+    ],
+)
+def test_completion_is_hydras(line: str, offers: List[str]) -> None:
+    assert compose.complete(line) == offers
+
+
+def test_every_key_has_a_type_that_can_be_said() -> None:
+    for key, kind in explain.schema_keys().items():
+        assert "<class" not in explain.describe_type(kind) and "typing" not in explain.describe_type(kind), key
