@@ -32,7 +32,9 @@ def public_config(config: RunConfig) -> Dict[str, Any]:
 
 def public_facts(provenance: Dict[str, Any]) -> Dict[str, Any]:
     """Where the run comes from. Never the diff or the command line: they can hold anything."""
-    facts = {name: provenance[name] for name in ("python", "platform", "host", "packages") if name in provenance}
+    facts: Dict[str, Any] = {
+        name: provenance[name] for name in ("python", "platform", "host", "packages") if name in provenance
+    }
     git = provenance.get("git") or {}
     if "commit" in git:
         facts["git"] = {"commit": git["commit"], "changed_files": len(str(git.get("status", "")).splitlines())}

@@ -129,7 +129,7 @@ class WandbRun:
         provenance = read_json(self._run.provenance) if self._run.provenance.is_file() else {}
         wandb.setup(wandb.Settings(silent=True))
         client = wandb.init(
-            mode=mode.name,
+            mode="online" if mode is Wandb.online else "offline",
             project=track.project,
             entity=track.entity,
             group=track.group,
