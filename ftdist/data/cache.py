@@ -14,7 +14,7 @@ from ftdist.errors import ConfigError
 from ftdist.model.source import cache_root, is_converted, tokenizer_location
 from ftdist.rundir import read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counted up when the same settings give other tokens, or the layout of the folder changes."""
 
 META = "meta.json"

@@ -69,7 +69,7 @@ def encode(task: Task, chunk: List[Located]) -> Encoded:
     prompts: List[HashedPrompt] = []
     for document, text, tokens in zip(documents, rendered, tokenise(rendered, task.renderer), strict=True):
         digest = content_hash(text.text)
-        kept = [piece for piece in _fit(tokens, task, counts) if piece.trained.any()]
+        kept = list(_fit(tokens, task, counts))
         if not kept:
             continue
         pieces += kept
@@ -84,7 +84,7 @@ def encode(task: Task, chunk: List[Located]) -> Encoded:
         num_trained=np.array([piece.trained.sum(dtype=np.int64) for piece in pieces], dtype=np.int64),
         hashes=np.array(hashes, dtype=np.uint64),
         stops=np.array([_stop(piece, task.stop_ids) for piece in pieces], dtype=np.int32),
-        counts=dict(counts),
+        counts=dict(+counts),
         prompts=smallest(prompts),
     )
 
@@ -111,13 +111,16 @@ def _fit(tokens: Tokenised, task: Task, counts: "Counter[str]") -> Iterator[Toke
         counts["dropped: longer than max_seq_len"] += 1
     elif task.long_documents is LongDocuments.truncate:
         counts["truncated"] += 1
-        if not tokens.trained[:limit].any():
+        if tokens.trained[:limit].any():
+            yield _piece(tokens, 0, limit)
+        else:
             counts["dropped: nothing to train after truncation"] += 1
-        yield _piece(tokens, 0, limit)
     else:
         counts["split"] += 1
-        for start in range(0, len(tokens.ids), limit):
-            yield _piece(tokens, start, limit)
+        pieces = [_piece(tokens, start, limit) for start in range(0, len(tokens.ids), limit)]
+        useful = [piece for piece in pieces if piece.trained.any()]
+        counts["dropped: piece of a split document with nothing to train"] += len(pieces) - len(useful)
+        yield from useful
 
 
 def _piece(tokens: Tokenised, start: int, limit: int) -> Tokenised:
@@ -137,14 +140,16 @@ def _prompt(document: Document, rendered: Rendered, piece: Tokenised, task: Task
     start = piece.answer_start
     if rendered.spans[-1][0] <= len(task.renderer.bos):  # plain text, or a chat that is trained whole
         start = min(TEXT_PROMPT, len(piece.ids) // 2)
-        text = tokenizer.decode(piece.ids[:start])
+        question = tokenizer.decode(piece.ids[:start], skip_special_tokens=True)
         reference = tokenizer.decode(piece.ids[start:], skip_special_tokens=True)
     else:
         users = [message["content"] for message in document.messages if message["role"] == "user"]
-        text = users[-1] if users else document.prompt
+        question = users[-1] if users else document.prompt
         begin, end = rendered.spans[-1]
         reference = rendered.text[begin:end]
         for stop in (tokenizer.eos_token, *tokenizer.all_special_tokens):
             reference = reference.removesuffix(stop)
     if 0 < start < len(piece.ids):
-        yield {"prompt_ids": piece.ids[:start].tolist(), "prompt_text": text, "reference": reference}
+        prompt = piece.ids[:start].tolist()
+        text = tokenizer.decode(prompt)
+        yield {"prompt_ids": prompt, "prompt_text": text, "question": question, "reference": reference}

@@ -28,7 +28,6 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("config", help="a YAML file, or - for standard input")
     parser.add_argument("-n", type=int, default=2, help="rows to show")
     given = parser.parse_args(arguments)
-    _quiet_libraries()
     try:
         config = parse_config(sys.stdin.read(), "standard input") if given.config == "-" else load_config(given.config)
         if given.command == "prepare":
@@ -101,4 +100,5 @@ def _quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
+    _quiet_libraries()
     sys.exit(main())

@@ -75,7 +75,6 @@ def prepare(config: RunConfig) -> Path:
 
 def build(config: RunConfig, folder: Path) -> None:
     """Write prepared data into a new folder."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
     tokenizer = load_tokenizer(config)
     parts = list_parts(config)
     tasks = [make_task(config, part, tokenizer) for part in parts]

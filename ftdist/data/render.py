@@ -53,10 +53,11 @@ def make_renderer(tokenizer: Any, train_on: TrainOn) -> Renderer:
     special.update(tokenizer.all_special_tokens)
     alternatives = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
     wants_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    template = tokenizer.chat_template
+    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json may ask for either
+    tokenizer.backend_tokenizer.no_padding()
     return Renderer(
         tokenizer,
-        template,
+        tokenizer.chat_template,
         train_on,
         tokenizer.bos_token if wants_bos else "",
         re.compile(f"(?:{alternatives})(\\s+)\\Z"),
@@ -164,9 +165,18 @@ def _turn_span(document: Document, renderer: Renderer, text: str, turn: int) -> 
     """Where an answer stands in the text of a template without generation marks: between the conversation rendered up
     to it and the conversation rendered with it. Both must be how the whole conversation begins."""
     before, _ = _apply(document, document.messages[:turn], renderer, add_generation_prompt=True)
-    through, _ = _apply(document, document.messages[: turn + 1], renderer)
+    through = text  # that is all of it, where this is the last answer
+    if turn < max(number for number, message in enumerate(document.messages) if message["role"] == "assistant"):
+        through, _ = _apply(document, document.messages[: turn + 1], renderer)
     if text.startswith(before) and text.startswith(through) and len(through) > len(before):
         return len(before), len(through)
+    if text.startswith(through):
+        raise DataError(
+            f"{document.location}: the chat template's generation prompt is not how it begins message {turn + 1} "
+            f"(it ends {before[-40:]!r}), so the answer cannot be told from its prompt",
+            "a template that marks answers with {% generation %}, or whose generation prompt begins an answer",
+            "data.chat_template=chatml, or a Jinja file with {% generation %} around answers",
+        )
     raise DataError(
         f"{document.location}: the chat template renders message {turn + 1} otherwise once more messages follow "
         "(e.g. it leaves the thinking of earlier answers out), so what is trained cannot be told from the whole text",

@@ -9,7 +9,7 @@ from ftdist.config import RunConfig
 from ftdist.data.store import SetWriter
 from ftdist.errors import DataError
 
-SAMPLE_TOKENS = 512
+SAMPLE_TOKENS = 256
 DROPPED = "dropped: "
 
 
@@ -107,7 +107,8 @@ def warnings(config: RunConfig, meta: Dict[str, Any], hidden: int) -> List[str]:
         if stats["documents_with_stop"] == 0:
             found.append(
                 f"no stop token is trained in the set '{name}': the model will not learn to end its answers. "
-                "Let the template write eos_token after each answer, inside its generation block if it has one"
+                "Let the template write a special token after each answer (inside its generation block), and add that "
+                "token with model.new_special_tokens where the tokenizer lacks it"
             )
     for name, stats in meta["sources"].items():
         if stats["kept"] + stats["heldout"] == 0:

@@ -1,7 +1,7 @@
 """Writing one set: tokens go to files as they come, only a few numbers for each document stay in memory."""
 
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class SetWriter:
         columns = {name: self.column(name) for name in ("lengths", "num_trained", "hashes", "stops")}
         for number in numbers.tolist():
             span = slice(offsets[number], offsets[number + 1])
-            one = {name: column[number : number + 1] for name, column in columns.items()}
+            one: Dict[str, Any] = {name: column[number : number + 1] for name, column in columns.items()}
             yield Encoded(ids=tokens[span], trained=trained[span], **one)
 
     def leave_out(self, numbers: np.ndarray) -> None:

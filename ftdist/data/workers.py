@@ -59,6 +59,7 @@ def ordered_map(function: Callable[[Any], Any], items: Iterable[Any], num_worker
 def _start_worker(function: Callable[[Any], Any], parent: int) -> None:
     global _function
     _function = function
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent ends the workers
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves no workers behind
