@@ -40,9 +40,7 @@ class Progress:
         self._console = _console()
         self._live: Optional[Live] = None
         if enabled and self._console.is_terminal:
-            # Standard error is left alone: rank 0's goes to a log file, not to the terminal.
-            self._live = Live(self._line("starting"), console=self._console, redirect_stderr=False)
-            self._live.start()
+            self._live = _start_live(self._line("starting"), self._console)
 
     def update(self, step: int, loss: float, tokens_per_s: float, mem_gib: float, lr: float, grad_norm: float) -> None:
         """Show that ``step`` steps are done."""
@@ -95,7 +93,7 @@ class Progress:
             self.note(f"{label}: {format_seconds(time.monotonic() - started)}")
 
     def close(self) -> None:
-        """Leave the live line as it is and go on below it. To be called however the run ends: the cursor was hidden."""
+        """Leave the live line as it is and go on below it."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -114,8 +112,11 @@ def task(label: str, enabled: bool = True) -> Iterator[None]:
     if not enabled:
         yield
     elif console.is_terminal:
-        with Live(_Spinning(label), console=console, redirect_stderr=False, transient=True):
+        live = _start_live(_Spinning(label), console, transient=True)
+        try:
             yield
+        finally:
+            live.stop()
         console.print(Text(f"{label}: {format_seconds(time.monotonic() - started)}"))
     else:
         print(f"{label}: ", end="", flush=True)
@@ -156,6 +157,15 @@ class _Spinning:
         elapsed = format_time(time.monotonic() - self._started)
         row.add_row(self._spinner, Text(self._label), Text(elapsed, style="bright_black"))
         return row
+
+
+def _start_live(renderable: Any, console: Console, transient: bool = False) -> Live:
+    """A live display that leaves standard error alone (rank 0's goes to a log file) and the cursor visible: a process
+    that is killed could not give it back."""
+    live = Live(renderable, console=console, redirect_stderr=False, transient=transient)
+    live.start()
+    console.show_cursor(True)
+    return live
 
 
 def _console() -> Console:

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import termios
-from pathlib import Path
 
 import pytest
 
@@ -38,7 +37,7 @@ def child(total: int, start: int = 0, sleep: float = 0.0) -> list[str]:
     return [sys.executable, "-c", CHILD.format(total=total, start=start, sleep=sleep)]
 
 
-def on_a_terminal(command: list[str], columns: int) -> str:
+def on_a_terminal(command: list[str], columns: int, exit_code: int = 0) -> str:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "CI")}
@@ -54,7 +53,7 @@ def on_a_terminal(command: list[str], columns: int) -> str:
         pass
     os.close(ours)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 0 and errors == b"", errors
+    assert process.returncode == exit_code and errors == b"", errors
     return said.decode()
 
 
@@ -74,6 +73,12 @@ def test_a_terminal_gets_one_live_line(columns: int) -> None:
     assert any(line.startswith("somebody prints") for line in lines)
     assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l"), "the cursor stays hidden"
     assert said.rstrip().endswith("after")
+
+
+def test_a_process_that_is_killed_leaves_the_cursor_visible() -> None:
+    killed = "import os; from ftdist.track.progress import *; live = Progress(True, 9, 0); os.kill(os.getpid(), 9)"
+    raw = on_a_terminal([sys.executable, "-c", killed], 80, exit_code=-9)
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")
 
 
 def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
@@ -139,9 +144,3 @@ def test_numbers_are_short() -> None:
     assert [compact(n) for n in (0, 871.4, 5210, 9960, 48_300, 1.3e6)] == ["0", "871", "5.2k", "10k", "48k", "1.3M"]
     assert [format_time(s) for s in (None, 7, 750, 11_100, 190_000)] == ["?", "0:07", "12:30", "3:05:00", "2 d 4 h"]
     assert [format_seconds(s) for s in (3.21, 75)] == ["3.2 s", "1:15"]
-
-
-def test_this_file_is_run_from_the_checkout() -> None:
-    import ftdist.track.progress
-
-    assert Path(ftdist.track.progress.__file__).parts[-3:] == ("ftdist", "track", "progress.py")
