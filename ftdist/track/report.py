@@ -1,5 +1,6 @@
 """The last page of a run: what was gained, shown by numbers and by answers, and where everything is."""
 
+import os
 import shlex
 from math import exp
 from pathlib import Path
@@ -14,6 +15,8 @@ from ftdist.track.lines import read_records
 
 SHOWN_ANSWERS = 2
 """Questions whose answers are printed; samples.jsonl has the others."""
+SHOWN_CHARACTERS = 400
+"""Of an answer; samples.jsonl has the rest."""
 LABEL_WIDTH = 11
 
 Scores = Dict[str, List[Tuple[int, float]]]
@@ -27,13 +30,14 @@ def final_report(run: RunDir, console: Console) -> None:
     samples = answers(run)
     for number, sample in enumerate(samples[:SHOWN_ANSWERS], 1):
         console.print()
-        _line(console, f"question {number}", str(sample.get("question", "")).strip(), "bold")
-        _line(console, "base model", sample["before"], "yellow")
-        _line(console, "expert", sample["after"], "green")
-        _line(console, "reference", str(sample.get("reference", "")).strip(), "bright_black")
+        _print_text(console, f"question {number}", str(sample.get("question", "")), "bold")
+        _print_text(console, "base model", sample["before"], "yellow")
+        _print_text(console, "expert", sample["after"], "green")
+        _print_text(console, "reference", str(sample.get("reference", "")), "bright_black")
     console.print()
     for label, value in places(run):
-        _line(console, label, value, "")
+        # Not wrapped: a path is there to be copied.
+        console.print(Text(f"{label:{LABEL_WIDTH}} {value}"), soft_wrap=True)
 
 
 def heldout_losses(run: RunDir) -> Scores:
@@ -55,22 +59,17 @@ def answers(run: RunDir) -> List[Dict[str, Any]]:
         return []
     before = {(row["set"], row["index"]): row["answer"] for row in rows if row["step"] == 0}
     after = {(row["set"], row["index"]): row for row in rows if row["step"] == last}
-    return [
-        {**row, "before": before[key].strip(), "after": row["answer"].strip()}
-        for key, row in after.items()
-        if key in before
-    ]
+    return [{**row, "before": before[key], "after": row["answer"]} for key, row in after.items() if key in before]
 
 
 def places(run: RunDir) -> List[Tuple[str, str]]:
     """Where the results of a run lie, those that are there."""
-    found = [("run", str(run.path))]
+    found = [("run", _shown(run.path))]
     if run.export.is_dir():
-        found.append(("model", str(run.export)))
-    offline = sorted(run.wandb.glob("offline-run-*"))
-    if offline:
-        found.append(("W&B", f"{offline[-1]} (offline)"))
-        found.append(("", f"upload with: wandb sync {_quoted(run.wandb)}/offline-run-*"))
+        found.append(("model", _shown(run.export)))
+    if any(run.wandb.glob("offline-run-*")):
+        # One for each attempt, all of the same W&B run.
+        found.append(("W&B", f"offline; upload it with: wandb sync {shlex.quote(_shown(run.wandb))}/offline-run-*"))
     return found
 
 
@@ -96,14 +95,19 @@ def _perplexity(loss: float) -> str:
     return f"{exp(loss):.2f}" if loss < 4.6 else f"{exp(loss):,.0f}"
 
 
-def _line(console: Console, label: str, value: str, style: str) -> None:
-    """A label and a value that wraps under itself. ``value`` is never read as markup."""
+def _print_text(console: Console, label: str, text: str, style: str) -> None:
+    """A label and a text that wraps under itself. ``text`` is never read as markup."""
+    text = text.strip() or "(nothing)"
+    if len(text) > SHOWN_CHARACTERS:
+        text = text[:SHOWN_CHARACTERS].rstrip() + " …"
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=LABEL_WIDTH)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(label, style="bright_black"), Text(value, style=style))
+    grid.add_row(Text(label, style="bright_black"), Text(text, style=style))
     console.print(grid)
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
