@@ -60,7 +60,5 @@ def show_next(run: RunDir, code: int) -> None:
         console.print(f"[bold]{'model':10}[/bold] {shown(run.export)}")
     offline = sorted(run.wandb.glob("**/offline-run-*")) if run.wandb.is_dir() else []
     if offline:
-        console.print(
-            f"[bold]{'W&B':10}[/bold] {shown(offline[-1])}  (offline; send it with: wandb sync {shown(offline[-1])})"
-        )
+        console.print(f"[bold]{'W&B':10}[/bold] offline; send it with: wandb sync {shown(offline[-1])}")
     console.print(f"[bold]{'next':10}[/bold] ftdist chat {place}\n{'':10} ftdist eval {place}\n{'':10} ftdist status")

@@ -106,5 +106,5 @@ def test_a_run_yaml_is_plain_and_of_this_schema(text: str, says: str, tmp_path: 
 
 
 def test_a_missing_run_yaml(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*No such file"):
         load_config(tmp_path / "run.yaml")

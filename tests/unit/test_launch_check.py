@@ -118,7 +118,7 @@ def test_a_runs_folder_that_cannot_be_written(config: RunConfig, tmp_path: Path)
     (tmp_path / "file").write_text("")
     config.runs_dir = "file"
     check.resolve(config)
-    with pytest.raises(ConfigError, match="cannot make .*file.* is not a folder that you may write to"):
+    with pytest.raises(ConfigError, match=r"cannot make .*file.* is not a folder that you may write to"):
         check.check_run_dir(config)
 
 

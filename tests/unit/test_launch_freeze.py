@@ -1,7 +1,6 @@
 """The run directory: whole or not at all, never overwritten, without secrets."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -27,14 +26,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def test_what_a_frozen_run_holds(config: RunConfig) -> None:
     plan = check.resolve(config)
     run = freeze(config, plan, ["ftdist", "train"])
-    assert sorted(os.listdir(run.path)) == [
+    assert sorted(path.name for path in run.path.iterdir()) == [
         "checkpoints", "deepspeed.json", "logs", "provenance.json", "run.yaml", "status.json",
     ]  # fmt: skip
     assert load_config(run.config) == config
     assert run.config.stat().st_mode & 0o222 == 0
     assert json.loads(run.deepspeed.read_text())["zero_optimization"]["stage"] == 2
     assert run.read_status()["state"] == "frozen"
-    assert os.listdir(run.path.parent) == [run.path.name]
+    assert list(run.path.parent.iterdir()) == [run.path]
 
 
 def test_never_overwritten(config: RunConfig) -> None:
@@ -43,7 +42,7 @@ def test_never_overwritten(config: RunConfig) -> None:
     before = run.config.read_text()
     with pytest.raises(ConfigError, match="already holds a run"):
         freeze(config, plan)
-    assert run.config.read_text() == before and os.listdir(run.path.parent) == [run.path.name]
+    assert run.config.read_text() == before and list(run.path.parent.iterdir()) == [run.path]
 
 
 def test_a_contradiction_for_deepspeed_leaves_nothing(config: RunConfig, tmp_path: Path) -> None:
