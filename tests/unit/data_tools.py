@@ -47,7 +47,7 @@ def data_config(folder: Path, *overrides: str) -> RunConfig:
 def word_tokenizer(**special: str) -> Any:
     """Words split at white space, each character of unknown words lost: small, and not reversible. Special tokens are
     ``<s> </s> <|im_start|> <|im_end|>``."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "user", "assistant", "a", "b", "c", "\n"]
@@ -55,6 +55,7 @@ def word_tokenizer(**special: str) -> Any:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
     )
+    backend.decoder = decoders.Fuse()
     backend.add_special_tokens(["<s>", "</s>", "<|im_start|>", "<|im_end|>"])
     return PreTrainedTokenizerFast(tokenizer_object=backend, **{"eos_token": "</s>", **special})
 
