@@ -1,7 +1,8 @@
 """Showing what is trained, before training: a rendered sample and a table, from meta.json alone."""
 
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,7 @@ def print_tokens(tokens: List[List[Any]], console: Console) -> None:
     """Print ``[text, trained]`` tokens: coloured on a terminal, else with [[ ]] around what is trained."""
     if console.is_terminal:
         parts = Text()
-        for text, trained in tokens:
+        for text, trained in _runs(tokens):
             parts.append(text, style=TRAINED if trained else CONTEXT)
         console.print(parts)
     else:
@@ -39,14 +40,14 @@ def print_tokens(tokens: List[List[Any]], console: Console) -> None:
 
 def plain_tokens(tokens: List[List[Any]]) -> str:
     """The sample as plain text, ``[[`` and ``]]`` around runs of trained tokens."""
-    parts: List[str] = []
-    inside = False
-    for text, trained in tokens:
-        if bool(trained) != inside:
-            parts.append("[[" if trained else "]]")
-            inside = bool(trained)
-        parts.append(text)
-    return "".join(parts) + ("]]" if inside else "")
+    return "".join(f"[[{text}]]" if trained else text for text, trained in _runs(tokens))
+
+
+def _runs(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
+    """Neighbours that are alike, joined. Control characters are shown and do not reach the terminal."""
+    for trained, run in groupby(tokens, key=lambda token: bool(token[1])):
+        text = "".join(text for text, _ in run)
+        yield "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text), trained
 
 
 def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None:
