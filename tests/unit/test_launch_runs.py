@@ -1,0 +1,176 @@
+"""The verbs around a run: which states are refused, what the table says, sweeps, what is made ready."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from ftdist.config import RunConfig, SourceConfig, dump_config
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.launch import cli, compose, ready, runs, torchrun, train
+from ftdist.rundir import RunDir
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    return tmp_path
+
+
+def make_run(path: Path, **status: Any) -> RunDir:
+    run = RunDir(path)
+    run.logs.mkdir(parents=True)
+    config = RunConfig()
+    config.model.config, config.model.tokenizer = {"model_type": "llama"}, "bytes"
+    config.data.sources["mine"] = SourceConfig(builtin="fake")
+    config.train.max_steps = 10
+    run.config.write_text(dump_config(config))
+    run.write_status(**status)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ({"state": "done"}, "done"),
+        ({"state": "running", "time": time.time(), "host": "elsewhere", "pid": 1}, "running"),
+        ({"state": "running", "time": time.time() - 3600, "host": "elsewhere", "pid": 1}, "dead?"),
+        ({"state": "running", "time": time.time() - 3600, "host": platform.node(), "pid": os.getpid()}, "running"),
+        ({"state": "running", "time": time.time(), "host": platform.node(), "pid": 2**22 + 1}, "dead?"),
+        ({}, "?"),
+    ],
+)
+def test_a_run_that_nobody_runs_is_perhaps_dead(status: Dict[str, Any], state: str) -> None:
+    assert runs.liveness(status) == state
+
+
+def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(here / "runs" / "a", state="done", step=6, max_steps=6, loss=1.23456, tokens_per_s=98765.4,
+             last_checkpoint_step=6, last_checkpoint_time=time.time() - 7200)  # fmt: skip
+    make_run(here / "runs" / "x-sweep" / "000", state="failed", exit_reason="rank 1: out of memory")
+    assert cli.dispatch(["status"]) == EXIT_DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == ["runs/a", "done", "6/6", "1.2346", "98,765", "step", "6,", "2", "h", "ago"]
+    assert "runs/x-sweep/000" in lines[2] and "failed: rank 1: out of memory" in lines[2]
+
+
+def test_resume_refuses_what_cannot_go_on(here: Path) -> None:
+    make_run(here / "done", state="done")
+    make_run(here / "busy", state="running", host=platform.node(), pid=os.getpid())
+    for path, says in (("done", "done is done"), ("busy", "busy is running"), ("none", "none does not exist")):
+        with pytest.raises(ConfigError, match=says):
+            cli.dispatch(["resume", path])
+
+
+def test_eval_names_the_checkpoints_there_are(here: Path) -> None:
+    run = make_run(here / "a", state="done")
+    run.checkpoint(5).mkdir(parents=True)
+    (run.checkpoint(5) / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no checkpoint '7'") as error:
+        cli.dispatch(["eval", "a", "--checkpoint", "7"])
+    assert "last, best or a step of: 5" in error.value.expected
+
+
+def test_chat_without_an_export(here: Path) -> None:
+    make_run(here / "a", state="preempted")
+    with pytest.raises(ConfigError, match="a has no export"):
+        cli.dispatch(["chat", "a"])
+
+
+def sweep_args(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    train.add_train_arguments(parser)
+    return parser.parse_intermixed_args(["experiment=smoke", "-m", *words])
+
+
+def swept(monkeypatch: pytest.MonkeyPatch, codes: List[Any], *words: str) -> "tuple[int, List[Dict[str, Any]], Path]":
+    seen: List[RunConfig] = []
+
+    def run_one(config: RunConfig, dry_run: bool) -> int:
+        seen.append(config)
+        code = codes[len(seen) - 1]
+        if isinstance(code, Exception):
+            raise code
+        return int(code)
+
+    monkeypatch.setattr(train, "run_one", run_one)
+    code = train.sweep(sweep_args(*words))
+    index = next(Path("runs").glob("*-sweep/index.jsonl"))
+    assert all(config.track.group == index.parent.name for config in seen)
+    return code, [json.loads(line) for line in index.read_text().splitlines()], index.parent.resolve()
+
+
+def test_a_sweep_is_runs_and_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lines, folder = swept(monkeypatch, [0, LaunchError("boom"), 0], "seed=1,2,3")
+    assert code == 1
+    assert [line["run_dir"] for line in lines] == [str(folder / name) for name in ("000", "001", "002")]
+    assert [line["exit_code"] for line in lines] == [0, 1, 0]
+    assert lines[1]["overrides"] == ["experiment=smoke", "seed=2"]
+
+
+def test_a_preempted_sweep_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lines, _ = swept(monkeypatch, [0, EXIT_PREEMPTED, 0], "seed=1,2,3")
+    assert code == EXIT_PREEMPTED and len(lines) == 2
+
+
+def test_a_sweep_over_one_directory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="run_dir with --multirun"):
+        train.sweep(sweep_args("seed=1,2", "run_dir=x"))
+
+
+def smoke(*words: str) -> RunConfig:
+    parser = argparse.ArgumentParser()
+    compose.add_arguments(parser)
+    return compose.compose(parser.parse_args(["experiment=smoke", *words]))
+
+
+def test_a_cache_hit_starts_no_process(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    config = smoke(f"cache_dir={here}/cache")
+    steps: List[str] = []
+    monkeypatch.setattr(ready, "run_step", lambda arguments, given=None: steps.append(arguments[0]))
+    folder = ready.make_data_ready(config)
+    assert steps == ["ftdist.data.main"]
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text("{}")
+    ready.make_data_ready(config)
+    assert steps == ["ftdist.data.main"]
+
+
+def test_a_gguf_is_converted_once(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    (here / "m.gguf").write_bytes(b"GGUF")
+    config = smoke(f"cache_dir={here}/cache", "model=folder", "model.path=m.gguf", "model.tokenizer=bytes")
+    steps: List[List[str]] = []
+
+    def convert(arguments: List[str], given: Optional[RunConfig] = None) -> None:
+        steps.append(arguments)
+        Path(arguments[-1]).mkdir(parents=True)
+        (Path(arguments[-1]) / "config.json").write_text("{}")
+
+    monkeypatch.setattr(ready, "run_step", convert)
+    ready.make_model_ready(config)
+    ready.make_model_ready(config)
+    assert len(steps) == 1 and steps[0][:2] == ["ftdist.model.convert", "m.gguf"]
+
+
+def test_a_step_that_fails_has_said_why(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ready.StepFailed) as error:
+        ready.run_step(["ftdist.data.main", "nonsense", "-"])
+    assert error.value.exit_code == 2 and str(error.value) == ""
+    assert "nonsense" in capfd.readouterr().err
+
+
+def test_a_restart_by_torchrun_finds_its_run(here: Path) -> None:
+    make_run(here / "runs" / "1", state="running").provenance.write_text(json.dumps({"host": "other", "agent_pid": 1}))
+    mine = make_run(here / "runs" / "2", state="running")
+    mine.provenance.write_text(json.dumps({"host": platform.node(), "agent_pid": os.getppid()}))
+    make_run(here / "runs" / "3", state="running").provenance.write_text(json.dumps({"host": "other", "agent_pid": 1}))
+    assert torchrun._frozen_before(smoke()).path.name == "2"
+    with pytest.raises(LaunchError, match="no run of this torchrun"):
+        torchrun._frozen_before(smoke("run_dir=runs/1"))
