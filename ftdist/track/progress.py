@@ -1,11 +1,12 @@
 """What a user sees while a run is under way: a live line on a terminal, a few plain lines in a log file."""
 
+import os
 import statistics
 import sys
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import Any, Deque, Iterator, Optional
+from typing import Any, Callable, Deque, Iterator, Optional, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -59,6 +60,7 @@ class Progress:
             print(
                 f"{count}  loss {loss:.4f}  {compact(tokens_per_s)} tok/s  {mem_gib:.1f} GiB  lr {lr:.1e}"
                 f"  norm {grad_norm:.2f}  {left} left",
+                file=_Stdout(),
                 flush=True,
             )
 
@@ -75,7 +77,7 @@ class Progress:
         if self._live is not None:
             self._console.print(Text(text))
         else:
-            print(text, flush=True)
+            print(text, file=_Stdout(), flush=True)
 
     @contextmanager
     def task(self, label: str) -> Iterator[None]:
@@ -119,13 +121,39 @@ def task(label: str, enabled: bool = True) -> Iterator[None]:
             live.stop()
         console.print(Text(f"{label}: {format_seconds(time.monotonic() - started)}"))
     else:
-        print(f"{label}: ", end="", flush=True)
+        print(f"{label}: ", end="", file=_Stdout(), flush=True)
         ending = "failed after "
         try:
             yield
             ending = ""
         finally:
-            print(f"{ending}{format_seconds(time.monotonic() - started)}", flush=True)
+            print(f"{ending}{format_seconds(time.monotonic() - started)}", file=_Stdout(), flush=True)
+
+
+class _Stdout:
+    """Standard output that may lose its reader (a closed pipe or terminal): a run goes on without it."""
+
+    def __init__(self) -> None:
+        self._file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # not a live display's own redirection
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError:
+            # For the whole process: what is still buffered would fail again at every later print and at its end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._file.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class _Line:
@@ -169,7 +197,7 @@ def _start_live(renderable: Any, console: Console, transient: bool = False) -> L
 
 
 def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    return Console(file=cast(TextIO, _Stdout()), highlight=False, soft_wrap=False)
 
 
 def compact(number: float) -> str:

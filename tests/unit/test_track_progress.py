@@ -94,6 +94,18 @@ def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
     assert lines[-2:] == ["somebody prints", "after"]
 
 
+def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
+    ending = "\nimport os; os.write(2, b'alive')"
+    command = child(total=3000)
+    command[-1] += ending
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(20)
+    process.stdout.close()
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, b"alive")
+
+
 def test_a_short_or_resumed_run_shows_every_step() -> None:
     done = subprocess.run(child(total=1020, start=1000), capture_output=True, text=True, check=True)
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step")] == [
