@@ -128,9 +128,8 @@ def test_the_table_names_what_was_dropped_and_warns() -> None:
         "stop_token": None,
     }
     out = io.StringIO()
-    print_table(
-        {"sources": {"s": source | dropped}, "heldout_sources": {"h": source | {"dropped": {}}}, "sets": {"train": sets},
-         "warnings": ["look here"]}, Console(file=out, width=120),
-    )  # fmt: skip
+    heldout = {"h": source | {"dropped": {}}}
+    meta = {"sources": {"s": source | dropped}, "heldout_sources": heldout, "sets": {"train": sets}}
+    print_table(meta | {"warnings": ["look here"]}, Console(file=out, width=120))
     for part in ("1,000", "7 nothing to train", "25.0%", "h (held out)", "98.7%", "none", "warning: look here"):
         assert part in out.getvalue()
