@@ -34,8 +34,10 @@ def run_step(arguments: List[str], config: Optional[RunConfig] = None) -> None:
     """
     command = [sys.executable, "-m", *arguments]
     text = None if config is None else dump_config(config).encode()
+    # DeepSpeed looks for a GPU where an export imports it, and warns that there is none: no step needs one of it.
+    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
     try:
-        done = subprocess.run(command, input=text, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+        done = subprocess.run(command, input=text, check=False, env=env)
     except KeyboardInterrupt:
         raise StepFailed(EXIT_FAILED) from None
     if done.returncode < 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import List, Optional, Tuple
 
 from ftdist.config import RunConfig
+from ftdist.data.cache import data_folder
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
 from ftdist.rundir import RunDir
 from ftdist.zero.settings import deepspeed_settings
@@ -48,6 +49,7 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Ru
     plan = check.resolve(config, ranks)
     check.check_run_dir(config)
     deepspeed_settings(config, plan)
+    data_folder(config)  # a file or template that is missing is named before anything else is said
     banner.show_machine()
     ready.make_model_ready(config)
     check.check_disk(config)
