@@ -96,7 +96,7 @@ def content_hash(text: str) -> int:
 
 def smallest(prompts: List[HashedPrompt]) -> List[HashedPrompt]:
     """The prompts to keep: chosen by hash, so that they are spread over the set and do not depend on its order."""
-    unique = dict(reversed(prompts))
+    unique = dict(prompts)
     return sorted(unique.items(), key=lambda item: item[0])[:NUM_PROMPTS]
 
 

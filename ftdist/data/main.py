@@ -16,7 +16,7 @@ from rich.console import Console
 from ftdist.config import RunConfig, load_config, parse_config
 from ftdist.data.cache import data_folder, is_ready, read_meta
 from ftdist.data.sample import print_legend, print_table, print_tokens
-from ftdist.errors import FtdistError
+from ftdist.errors import EXIT_DONE, EXIT_FAILED, FtdistError
 
 PREVIEW_DOCUMENTS = 200
 
@@ -37,10 +37,16 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except OSError as error:  # no space left, no permission
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    return 0
+    return EXIT_DONE
 
 
 def run_prepare(config: RunConfig) -> None:

@@ -30,6 +30,7 @@ from ftdist.data.stats import (
 from ftdist.data.store import SetWriter, split_encoded
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.workers import available_cores, ordered_map
+from ftdist.errors import ConfigError
 from ftdist.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
@@ -95,6 +96,9 @@ def build(config: RunConfig, folder: Path) -> None:
 def list_parts(config: RunConfig) -> List[Part]:
     """Held-out sources first; by name, so that the order of keys in a YAML file means nothing."""
     data = config.data
+    for name in data.heldout:
+        if name == TRAIN or "/" in name:
+            raise ConfigError(f"data.heldout.{name} cannot be a set's name", f"another name than {TRAIN}, without /")
     heldout = [Part(name, name, f"data.heldout.{name}", source) for name, source in sorted(data.heldout.items())]
     sources = [Part(name, TRAIN, f"data.sources.{name}", source) for name, source in sorted(data.sources.items())]
     return heldout + sources

@@ -76,6 +76,14 @@ def render(document: Document, renderer: Renderer) -> Rendered:
     else:
         text = document.text + renderer.tokenizer.eos_token
         spans = [(0 if train_on is TrainOn.all else len(document.prompt), len(text))]
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{document.location}: the text holds half of a surrogate pair ({error.object[error.start]!a})",
+            "Unicode text",
+            "remove the \\ud… escape from the record",
+        ) from error
     return _with_one_bos(text, spans, renderer.bos)
 
 

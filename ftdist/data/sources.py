@@ -72,10 +72,11 @@ def _read_jsonl(file: Path) -> Iterator[Located]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip())
         except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
             raise DataError(
-                f"{file}:{number} is not JSON: {error}; the line begins {line.strip()[:60]!r}",
+                f"{file}:{number} is not JSON: {reason}; the line begins {line.strip()[:60]!r}",
                 "one JSON object on each line",
                 "mend or remove the line",
             ) from error
@@ -83,7 +84,7 @@ def _read_jsonl(file: Path) -> Iterator[Located]:
 
 
 def _read_json(file: Path) -> Iterator[Located]:
-    """A list of records. One object on each line is read too: many such files are named .json."""
+    """A list of records, read whole. One object on each line is read too: many such files are named .json."""
     text = "".join(_lines(file))
     if not text.lstrip().startswith("["):
         yield from _read_jsonl(file)

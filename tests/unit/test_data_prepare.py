@@ -105,8 +105,12 @@ def test_the_stop_token_is_named_and_its_lack_is_a_warning(tmp_path: Path) -> No
     assert good["sets"]["train"]["stop_token_id"] == 257
     assert good["warnings"] == []
     template = tmp_path / "no_stop.jinja"
-    template.write_text("{% for m in messages %}\n{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
-    bad = read_meta(prepare(chat_config(tmp_path, [chat("q", "a")], f"data.chat_template={template}", "data.train_on=all")))
+    template.write_text(
+        "{% for m in messages %}\n{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    bad = read_meta(
+        prepare(chat_config(tmp_path, [chat("q", "a")], f"data.chat_template={template}", "data.train_on=all"))
+    )
     assert bad["sets"]["train"]["stop_token"] is None
     assert "no stop token is trained in the set 'train'" in bad["warnings"][0]
 
@@ -115,7 +119,9 @@ def test_weights_are_passes_and_the_fraction_is_a_seeded_choice(tmp_path: Path) 
     lines = [f"line {number}" for number in range(100)]
 
     def passes(weight: float, seed: int = 0) -> Counter[str]:
-        return Counter(texts(prepare(text_config(tmp_path, lines, f"data.sources.lines.weight={weight}", f"seed={seed}"))))
+        return Counter(
+            texts(prepare(text_config(tmp_path, lines, f"data.sources.lines.weight={weight}", f"seed={seed}")))
+        )
 
     assert set(passes(2).values()) == {2}
     half = passes(0.5)
@@ -171,6 +177,12 @@ def test_held_out_sources_are_sets_of_their_own_and_overlap_is_told(tmp_path: Pa
 def test_a_share_that_holds_nothing_out_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="held out no document"):
         prepare(text_config(tmp_path, ["one", "two"], "data.heldout_share=0.0001"))
+
+
+@pytest.mark.parametrize("name", ["train", "a/b"])
+def test_names_that_cannot_be_sets(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.heldout.{name} cannot be a set's name"):
+        prepare(text_config(tmp_path, ["one"], f"data.heldout.{name}.builtin=fake"))
 
 
 def test_held_out_prompts_are_what_comes_before_the_last_answer(tmp_path: Path) -> None:

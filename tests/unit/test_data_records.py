@@ -48,7 +48,10 @@ def test_content_in_text_parts_is_joined() -> None:
     ("record", "said"),
     [
         (["a"], "file:1: the record is a list"),
-        ({"question": "q", "reply": "a"}, "file:1: the record has the fields question, reply, which fit no known format"),
+        (
+            {"question": "q", "reply": "a"},
+            "file:1: the record has the fields question, reply, which fit no known format",
+        ),
         ({"messages": []}, "file:1: the list of messages is empty"),
         ({"messages": "hello"}, "file:1: the messages are a string"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "file:1, message 1 has the role 'robot'"),

@@ -153,6 +153,11 @@ def test_what_a_record_does_not_have_cannot_be_trained(record: Any, train_on: Tr
     assert said in caught.value.found
 
 
+def test_half_a_surrogate_pair_is_named() -> None:
+    with pytest.raises(DataError, match=r"file:1: the text holds half of a surrogate pair \('\\ud83d'\)"):
+        trained_text(bytes_tokenizer(), chat("q", "a\ud83d"))
+
+
 def test_chatml_shows_tools_and_trains_tool_calls() -> None:
     tokenizer = bytes_tokenizer()
     call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}

@@ -91,7 +91,7 @@ def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", b'{"text": "one"}\n{"text": \n', "a.jsonl:2 is not JSON"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": \n', "a.jsonl:2 is not JSON: Expecting value at column 9"),
         ("a.jsonl", b'{"text": "one"}\n{"text": "\xff"}\n', "a.jsonl:2 is not UTF-8: byte 0xff at column 11"),
         ("a.jsonl", b"", "a.jsonl is empty"),
         ("a.jsonl", b"\n \n", "a.jsonl holds no records"),
@@ -127,6 +127,19 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_message() -> None:
         list(read_source("data.sources.mine", SourceConfig(hub="nobody/nothing")))
     assert "data.sources.mine.hub=nobody/nothing, split train" in caught.value.found
     assert "\n" not in caught.value.found
+
+
+def test_a_hub_data_set_is_streamed_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(*names: str, **options: Any) -> list[Any]:
+        assert names == ("org/name", "small")
+        assert options == {"split": "test", "revision": "abc", "streaming": True}
+        return RECORDS
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = SourceConfig(hub="org/name", subset="small", split="test", revision="abc", max_documents=1)
+    assert list(read_source("data.sources.mine", source)) == [("org/name (small): row 1", {"text": "one"})]
 
 
 def test_stdlib_docs_are_thousands_of_different_answers_in_a_fixed_order() -> None:

@@ -53,6 +53,17 @@ def test_errors_are_one_message_and_the_exit_code(tmp_path: Path, capsys: pytest
     assert "error: cannot read" in capsys.readouterr().err
 
 
+def test_what_the_system_refuses_is_one_message_too(
+    config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(config: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ftdist.data.prepare.prepare", full)
+    assert main(["prepare", str(config_file)]) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
+
+
 def test_preview_marks_what_is_trained_and_where_rows_end(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
