@@ -14,10 +14,11 @@ TRAINED, CONTEXT = "bold green", "dim"
 
 
 def print_sample(folder: Path, console: Optional[Console] = None) -> None:
-    """Print the sample of prepared data."""
-    console = console or Console()
+    """Print the sample of prepared data, and its warnings: a run that finds its data prepared shows them again."""
+    console, meta = console or Console(), read_meta(folder)
     print_legend(console)
-    print_tokens(read_meta(folder)["sample"], console)
+    print_tokens(meta["sample"], console)
+    print_warnings(meta, console)
 
 
 def print_legend(console: Console) -> None:
@@ -89,6 +90,10 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
     console.print(sources)
     console.print()
     console.print(sets)
+    print_warnings(meta, console)
+
+
+def print_warnings(meta: Dict[str, Any], console: Console) -> None:
     for warning in meta["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
 

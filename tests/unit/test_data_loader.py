@@ -130,6 +130,12 @@ def test_the_first_token_of_a_document_is_never_a_label(tmp_path: Path) -> None:
     assert batch.num_trained == 9 * 30
 
 
+def test_the_first_token_is_no_label_even_where_it_is_marked() -> None:
+    ids, marks, ends = np.arange(6, dtype=np.int32), np.ones(6, dtype=np.uint8), np.array([0, 3, 6])
+    marked = PreparedSet(ids, marks, offsets=ends, row_docs=np.array([0, 1]), row_offsets=np.array([0, 2]))
+    assert micro_batch(marked, [0], packing=True, pad_id=0).labels[0].tolist() == [-100, 1, 2, -100, 4, 5]
+
+
 def test_opening_what_is_not_there(tmp_path: Path, dataset: PreparedSet) -> None:
     with pytest.raises(DataError, match="holds no prepared data"):
         open_set(tmp_path, "train")

@@ -11,9 +11,11 @@ from data_tools import chat, data_config, write_jsonl
 from rich.console import Console
 
 from ftdist.config import dump_config
+from ftdist.data.cache import read_meta
 from ftdist.data.main import main
 from ftdist.data.prepare import prepare
 from ftdist.data.sample import plain_tokens, print_sample, print_table, print_tokens
+from ftdist.rundir import write_json
 
 
 @pytest.fixture
@@ -114,6 +116,9 @@ def test_the_sample_is_shown_from_meta_alone(tmp_path: Path) -> None:
     assert "[b]é[/b]" in terminal.getvalue(), "what looks like markup is text"
     assert "\x1b[" in terminal.getvalue()
     assert "[[" not in terminal.getvalue()
+    write_json(folder / "meta.json", read_meta(folder) | {"warnings": ["look here"]})
+    print_sample(folder, Console(file=plain))
+    assert plain.getvalue().endswith("warning: look here\n")
 
 
 def test_tokens_that_do_not_print_are_visible_on_a_terminal() -> None:
