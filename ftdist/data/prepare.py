@@ -85,7 +85,7 @@ def build(config: RunConfig, folder: Path) -> None:
         with show_progress() as report:
             built = _encode_parts(config, parts, tasks, writers, report)
         if config.data.heldout_share and config.data.max_heldout_documents:
-            _give_back(writers[HELDOUT], writers[TRAIN], config.data.max_heldout_documents)
+            _give_back(writers[HELDOUT], writers[TRAIN], config.data.max_heldout_documents, built)
         meta = _finish(config, tokenizer, parts, writers, built)
     finally:
         for writer in writers.values():
@@ -169,16 +169,19 @@ def _numbered_chunks(config: RunConfig, parts: List[Part]) -> Iterator[Tuple[int
             yield number, chunk
 
 
-def _give_back(heldout: SetWriter, train: SetWriter, limit: int) -> None:
+def _give_back(heldout: SetWriter, train: SetWriter, limit: int, built: _Built) -> None:
     """Keep the held-out documents with the smallest hashes, train the others. Equal documents stay together."""
     hashes = heldout.column("hashes")
     if len(hashes) <= limit:
         return
-    surplus = np.flatnonzero(hashes >= np.sort(hashes)[limit])
+    first_over = np.sort(hashes)[limit]
+    surplus = np.flatnonzero(hashes >= first_over)
     sources = heldout.column("source")
     for number, document in zip(surplus.tolist(), heldout.documents(surplus), strict=True):
         train.append(document, int(sources[number]))
+        built.counts[sources[number]]["heldout"] -= 1
     heldout.leave_out(surplus)
+    built.prompts[HELDOUT] = [prompt for prompt in built.prompts[HELDOUT] if prompt[0] < int(first_over)]
 
 
 def _finish(

@@ -128,7 +128,7 @@ def check_not_empty(name: str, writer: SetWriter, counts: List[Dict[str, int]]) 
     """Raises:
     DataError: nothing in a set is trained; says what became of its documents.
     """
-    if len(writer.column("lengths")):
+    if len(writer.kept()):
         return
     total: Dict[str, int] = {}
     for count in counts:

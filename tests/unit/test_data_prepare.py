@@ -13,6 +13,7 @@ from data_tools import STRIPS_THINKING, chat, data_config, write_jsonl
 
 from ftdist.data import workers
 from ftdist.data.cache import data_folder, read_meta
+from ftdist.data.encode import content_hash
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import prepare
 from ftdist.data.tokenizer import bytes_tokenizer
@@ -161,6 +162,22 @@ def test_held_out_documents_over_the_limit_are_trained(tmp_path: Path) -> None:
     assert sorted(documents(few) + documents(few, "heldout")) == sorted(
         documents(all_of_them) + documents(all_of_them, "heldout")
     )
+
+
+def test_prompts_and_counts_are_of_the_documents_that_stay_held_out(tmp_path: Path) -> None:
+    records = [chat("q", f"answer {number}") for number in range(100)]
+    folder = prepare(chat_config(tmp_path, records, "data.heldout_share=0.5", "data.max_heldout_documents=3"))
+    meta, heldout = read_meta(folder), texts(folder, "heldout")
+    assert (meta["sources"]["chats"]["heldout"], meta["sources"]["chats"]["kept"]) == (3, 97)
+    assert sorted(prompt["reference"] for prompt in meta["prompts"]["heldout"]) == sorted(
+        text.split("assistant\n")[1].removesuffix("<|im_end|>\n") for text in heldout
+    )
+
+
+def test_equal_documents_over_the_limit_leave_nothing_held_out_which_is_an_error(tmp_path: Path) -> None:
+    line = next(f"same {n}" for n in range(99) if content_hash(f"same {n}<|im_end|>") < 2**63)
+    with pytest.raises(DataError, match="held out no document"):
+        prepare(text_config(tmp_path, [line] * 50, "data.heldout_share=0.5", "data.max_heldout_documents=3"))
 
 
 def test_held_out_sources_are_sets_of_their_own_and_overlap_is_told(tmp_path: Path) -> None:
