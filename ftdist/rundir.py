@@ -111,4 +111,4 @@ def write_json(path: Path, value: Any) -> None:
     """Replace a file in one step, so that a reader never sees a half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -48,17 +48,13 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
 
 
 def show_next(run: RunDir, code: int) -> None:
-    """Last: where the results are and what to try next."""
+    """Last: what to try next. What was gained, and where it lies, rank 0 has said."""
     console = _console()
     place = shown(run.path)
     if code == EXIT_PREEMPTED:
         console.print(f"stopped; go on with: [bold]ftdist resume {place}[/bold]")
     if code != EXIT_DONE:
         return
-    console.print(f"[bold]{'run':10}[/bold] {place}")
-    if run.export.is_dir():
-        console.print(f"[bold]{'model':10}[/bold] {shown(run.export)}")
-    offline = sorted(run.wandb.glob("**/offline-run-*")) if run.wandb.is_dir() else []
-    if offline:
-        console.print(f"[bold]{'W&B':10}[/bold] offline; send it with: wandb sync {shown(offline[-1])}")
-    console.print(f"[bold]{'next':10}[/bold] ftdist chat {place}\n{'':10} ftdist eval {place}\n{'':10} ftdist status")
+    chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
+    commands = [*chat, f"ftdist eval {place} --checkpoint best", "ftdist status"]
+    console.print(f"[bold]{'next':11}[/bold] " + f"\n{'':11} ".join(commands))

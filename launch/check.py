@@ -13,7 +13,7 @@ from typing import Dict, List, Optional, Tuple
 from ftdist.batching import BatchPlan, plan_batch
 from ftdist.config import Device, Offload, Precision, RunConfig
 from ftdist.errors import ConfigError
-from ftdist.model.source import cache_root, check_model_folder, model_location
+from ftdist.locations import cache_root, check_model_folder, model_location
 from ftdist.track.login import resolve_mode
 
 from .machine import cpu_cores, visible_gpus

@@ -45,9 +45,6 @@ def plan_local(config: RunConfig, module: str, arguments: List[str]) -> LaunchPl
     env = {
         "OMP_NUM_THREADS": str(config.launch.threads_per_rank),
         "TOKENIZERS_PARALLELISM": "false",
-        # Fixed, or glibc raises them as it runs and keeps gigabytes of freed gradient buckets.
-        "MALLOC_MMAP_THRESHOLD_": "131072",
-        "MALLOC_TRIM_THRESHOLD_": "131072",
     }
     if config.launch.device is Device.cpu:
         env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}

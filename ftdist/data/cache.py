@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 from ftdist.config import RunConfig, SourceConfig
 from ftdist.data.files import source_files
 from ftdist.errors import ConfigError
-from ftdist.model.source import cache_root, is_converted, tokenizer_location
+from ftdist.locations import cache_root, is_converted, tokenizer_location
 from ftdist.rundir import read_json, write_json
 
 FORMAT_VERSION = 2

@@ -5,7 +5,7 @@ from typing import Any, Dict
 from ftdist.config import RunConfig
 from ftdist.data.cache import template_text
 from ftdist.errors import ConfigError
-from ftdist.model.source import tokenizer_location
+from ftdist.locations import tokenizer_location
 
 SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
 

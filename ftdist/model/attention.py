@@ -18,16 +18,26 @@ Output = Tuple[torch.Tensor, None]
 DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"
 
 
-def choose_backend(wanted: Attention, model_config: PretrainedConfig, device: torch.device) -> Attention:
-    """``auto``: the fastest that keeps documents apart on this device and knows this model's kind of attention."""
-    if wanted in (Attention.varlen, Attention.flex) and device.type != "cuda":
-        found = f"model.attention={wanted.name} on {device.type}"
-        raise ConfigError(found, "a CUDA device", "model.attention=documents")
+def choose_backend(
+    wanted: Attention, model_config: PretrainedConfig, device: torch.device, dtype: torch.dtype
+) -> Attention:
+    """``auto``: the fastest that keeps documents apart on this device and knows this model's kind of attention.
+
+    Raises:
+        ConfigError: ``wanted`` does not run here.
+    """
+    flash = device.type == "cuda" and dtype is torch.bfloat16
+    if wanted is Attention.varlen and not flash:
+        found = f"model.attention=varlen on {device.type} in {dtype}".replace("torch.", "")
+        raise ConfigError(found, "a CUDA device and train.precision=bf16", "model.attention=documents")
+    if wanted is Attention.flex and device.type != "cuda":
+        found = f"model.attention=flex on {device.type}"
+        raise ConfigError(found, "a CUDA device (on CPU it has no backward)", "model.attention=documents")
     if wanted is not Attention.auto:
         return wanted
     if _needs_scores(model_config):
         return Attention.mask
-    return Attention.varlen if device.type == "cuda" else Attention.documents
+    return Attention.varlen if flash else Attention.documents
 
 
 def implementation(backend: Attention, model_config: PretrainedConfig) -> str:
@@ -130,12 +140,12 @@ def varlen_attention(
     if dropout:
         raise ConfigError(f"attention dropout {dropout} with model.attention=varlen", "a backend that knows dropout",
                           "model.attention=documents")  # fmt: skip
-    rows = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]  # [T, heads, dim]
-    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, dim]
     out = varlen_attn(
-        *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-        scale=scaling, window_size=window, enable_gqa=rows[0].shape[1] != rows[1].shape[1],
+        q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
+    assert isinstance(out, torch.Tensor)  # a tuple only where more was asked for
     return out[None], None
 
 

@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from ftdist.config import Attention, Precision, RunConfig
 from ftdist.errors import ConfigError
+from ftdist.locations import model_location
 from ftdist.model.attention import implementation
-from ftdist.model.source import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 

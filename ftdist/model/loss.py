@@ -18,11 +18,16 @@ IGNORED = -100
 class Batch(Protocol):
     """A micro-batch: input_ids, labels, position_ids [1, T]; cu_seqlens [n+1] int32."""
 
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
+    @property
+    def input_ids(self) -> torch.Tensor: ...
+    @property
+    def labels(self) -> torch.Tensor: ...
+    @property
+    def position_ids(self) -> torch.Tensor: ...
+    @property
+    def cu_seqlens(self) -> torch.Tensor: ...
+    @property
+    def max_seqlen(self) -> int: ...
 
 
 def forward_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:

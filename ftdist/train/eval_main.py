@@ -22,7 +22,7 @@ from ftdist.data.cache import data_folder
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.model.attention import choose_backend
-from ftdist.model.load import load_model, model_config
+from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.rundir import MANIFEST, RunDir, checkpoint_step, read_json
 from ftdist.train import ranks as rank_setup
@@ -84,7 +84,8 @@ def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
     plan = BatchPlan(config.batch.micro_batch_size, 1, ranks.world_size, config.data.max_seq_len)
     settings = deepspeed_settings(config, plan)
     arch = model_config(config)
-    model = load_model(config, arch, choose_backend(config.model.attention, arch, ranks.device), settings)
+    backend = choose_backend(config.model.attention, arch, ranks.device, DTYPES[config.train.precision])
+    model = load_model(config, arch, backend, settings)
     vocab_size = fit_vocabulary(model, len(tokenizer), 1)
     engine = build_eval_engine(model.eval(), settings)
     losses: Losses = {}

@@ -85,7 +85,7 @@ def _train_batch(training: Training, index: int, micro_step: int) -> Any:
     """This rank's rows of a micro-step: a slice of the run's one global order, whatever the number of ranks."""
     start, count = train_rows(index, micro_step, training.ranks.rank, training.plan)
     rows = row_ids(training.config.seed, training.train_set.num_rows, start, count)
-    return micro_batch(training.train_set, rows, training.config.data.packing, training.tokenizer.pad_token_id)
+    return micro_batch(training.train_set, rows.tolist(), training.config.data.packing, training.tokenizer.pad_token_id)
 
 
 def _due(done: int, every: Optional[int]) -> bool:

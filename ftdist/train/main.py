@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
+from rich.console import Console
 
 from ftdist.batching import plan_batch
 from ftdist.config import RunConfig, load_config
@@ -22,6 +23,7 @@ from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.rundir import RunDir
 from ftdist.track.progress import Progress, task
+from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, rewind
 from ftdist.train import ranks as rank_setup
 from ftdist.train.loop import train
@@ -85,6 +87,8 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks) -> int:
     training.tracker.finish(EXIT_DONE if finished else EXIT_PREEMPTED)
     if ranks.first:
         run.write_status(state="done" if finished else "preempted", exit_reason="" if finished else "asked to stop")
+        if finished:
+            final_report(run, Console(highlight=False))
     return EXIT_DONE
 
 
@@ -99,14 +103,15 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     train_set = open_set(folder, "train")
     tokenizer = load_tokenizer(config)
     arch = model_config(config)
-    backend = choose_backend(config.model.attention, arch, ranks.device)
+    dtype = DTYPES[config.train.precision]
+    backend = choose_backend(config.model.attention, arch, ranks.device, dtype)
     settings = deepspeed_settings(config, plan)
     with task("loading the model", ranks.first):
         model = load_model(config, arch, backend, settings)
         vocab_size = fit_vocabulary(model, len(tokenizer), config.model.pad_vocab_to_multiple_of)
         engine = build_engine(config, model, settings)
     if config.data.packing:
-        proof = prove_isolation(engine, vocab_size, ranks.device, DTYPES[config.train.precision], backend.name)
+        proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name)
         moved = f"changing one moves the others' logits by {proof.crossing:g}"
         _say(ranks, f"attention: {backend.name}; packed documents are isolated ({moved})")
     if ranks.first:

@@ -34,11 +34,11 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
 
 
 def build_eval_engine(model: torch.nn.Module, settings: Dict[str, Any]) -> Any:
-    """An engine that only runs forward: parameters sharded under ZeRO-3, no optimizer states."""
+    """What only runs forward: parameters sharded under ZeRO-3, else the model itself. No optimizer states."""
+    if settings["zero_optimization"]["stage"] < 3:
+        return model
     kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
     slim = {key: settings[key] for key in kept}
-    if settings["zero_optimization"]["stage"] < 3:
-        slim["zero_optimization"] = {"stage": 0}
     engine, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)
     return engine
 

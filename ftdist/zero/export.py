@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from ftdist.config import RunConfig, load_config
 from ftdist.errors import CheckpointError, ConfigError, FtdistError
 from ftdist.rundir import MANIFEST, RunDir, read_json
+from ftdist.track.progress import task
 from ftdist.zero.checkpoint import TAG, verify_checkpoint
 
 State = Dict[str, torch.Tensor]
@@ -144,7 +145,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         run = RunDir.open(args.run_dir)
         out = Path(args.out) if args.out else run.export
-        export_checkpoint(run.find_checkpoint(args.checkpoint), out, load_config(run.config))
+        checkpoint = run.find_checkpoint(args.checkpoint)
+        with task(f"exporting {checkpoint.name}"):
+            export_checkpoint(checkpoint, out, load_config(run.config))
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -14,7 +14,7 @@ from ftdist.config import RunConfig
 from ftdist.data.cache import data_folder, is_ready
 from ftdist.data.prepare import prepare
 from ftdist.errors import ConfigError, DataError
-from ftdist.model.source import cache_root, check_model_folder, model_location, needs_conversion, tokenizer_location
+from ftdist.locations import cache_root, check_model_folder, model_location, needs_conversion, tokenizer_location
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_hit_is_instant_and_imports_nothing_heavy(tmp_path: Path, source: Path
     assert is_ready(data_folder(config))
     assert time.monotonic() - started < 0.5
     code = (
-        "import sys; import ftdist.data.cache, ftdist.data.sample, ftdist.model.source, ftdist.data.main;"
+        "import sys; import ftdist.data.cache, ftdist.data.sample, ftdist.locations, ftdist.data.main;"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'tokenizers'};"
         "print(sorted(heavy & sys.modules.keys()))"
     )

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def environment(tmp_path: Path, **variables: str) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    return {**kept, "HOME": str(home), **variables}
+    return {**kept, "HOME": str(home), "TMPDIR": os.environ["FTDIST_TEST_TMP"], **variables}
 
 
 def track(tmp_path: Path, env: dict[str, str] | None = None, **ask: Any) -> tuple[RunDir, dict[str, str], list[str]]:
@@ -111,9 +112,12 @@ def wait_for_no_process(tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_wandb_is_left(tmp_path: Path) -> Iterator[None]:
-    yield
-    wait_for_no_process(tmp_path)
+def no_wandb_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # A service that is killed leaves its socket's folder. Not in tmp_path: a socket's path has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ftdist-") as scratch:
+        monkeypatch.setenv("FTDIST_TEST_TMP", scratch)
+        yield
+        wait_for_no_process(tmp_path)
 
 
 @pytest.fixture
