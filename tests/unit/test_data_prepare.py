@@ -16,7 +16,7 @@ from ftdist.data.cache import data_folder, read_meta
 from ftdist.data.encode import content_hash
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import prepare
-from ftdist.data.tokenizer import bytes_tokenizer
+from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer
 from ftdist.data.workers import IN_FLIGHT_PER_WORKER, ordered_map
 from ftdist.errors import ConfigError, DataError, FtdistError
 
@@ -284,10 +284,12 @@ def test_a_tokenizer_that_cannot_be_loaded_is_one_message(tmp_path: Path) -> Non
 
 
 def test_new_special_tokens_are_single_tokens(tmp_path: Path) -> None:
-    folder = prepare(text_config(tmp_path, ["a<|new|>b"], "model.new_special_tokens=['<|new|>']"))
+    config = text_config(tmp_path, ["a<|new|>b"], "model.new_special_tokens=['<|new|>']")
+    folder = prepare(config)
     [document] = documents(folder)
     assert np.frombuffer(document, dtype=np.int32).tolist() == [97, 259, 98, 257]
     assert read_meta(folder)["tokenizer"]["vocab_size"] == 260
+    assert {"<|new|>", "<|im_start|>"} <= set(load_tokenizer(config).all_special_tokens), "the old ones stay special"
 
 
 def test_only_a_few_items_are_under_way() -> None:
