@@ -403,7 +403,7 @@ def check_config(config: RunConfig) -> None:
                           "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
     if optim.schedule is not Schedule.wsd and optim.decay_steps:
         raise ConfigError(f"optim.decay_steps={optim.decay_steps} with optim.schedule={optim.schedule.name}",
-                          "no decay_steps: only wsd has them", "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
+                          "decay_steps only with wsd", "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
     _check_range("zero.stage", zero.stage, 0, 3)
     if zero.offload_optimizer is not Offload.none and zero.stage == 0:
         raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")

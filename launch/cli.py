@@ -12,7 +12,7 @@ from ftdist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
 EXAMPLES = """\
 examples:
   ftdist demo                                                   fine-tune a small real model here, in minutes
-  ftdist preview data=file data.sources.file.path=chats.jsonl model=hub model.hub=Qwen/Qwen3-0.6B
+  ftdist preview data=file data.sources.file.path=chats.jsonl model=hub model.hub=HuggingFaceTB/SmolLM2-360M-Instruct
   ftdist train experiment=llama31_8b optim.lr=2e-5              full fine-tuning on one node of 8 GPUs
   ftdist train experiment=smoke -m optim.lr=1e-3,1e-4           a sweep
   ftdist status                                                 the runs in ./runs"""

@@ -96,7 +96,8 @@ def _run_job(config: RunConfig, dry_run: bool) -> int:
     try:
         return run_one(config, dry_run)
     except FtdistError as error:  # the other runs of a sweep can still be worth something
-        print(f"error: {error}")
+        if str(error):  # a step that failed has said why
+            print(f"error: {error}")
         return error.exit_code
 
 

@@ -2,7 +2,8 @@
 
 Two measurements on one row of three documents of random tokens: other tokens in the first document must leave the
 logits of the others as they are, bit for bit; and the second document must have the logits it has on its own (positions
-restart), up to rounding.
+restart), up to rounding. In a mixture of experts the first holds up to rounding only: the sizes of the experts' matrix
+products depend on where the other documents' tokens are routed.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from ftdist.errors import ConfigError
 from ftdist.model.loss import forward_logits
 
 LENGTHS = (7, 9, 5)
-ALONE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-1}  # relative to the largest logit
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-1}  # relative to the largest logit
 
 
 @dataclass(frozen=True)
 class Isolation:
     crossing: float
-    """Largest change of another document's logits."""
+    """Largest change of another document's logits, relative to the largest logit."""
     alone: float
     """Largest difference to the document on its own, relative to its largest logit."""
 
@@ -54,8 +55,11 @@ def measure_isolation(model: Any, vocab_size: int, device: torch.device) -> Isol
     here, there = logits(first, second, third)[len(first) :], logits(other, second, third)[len(first) :]
     alone = logits(second)
     model.train(was_training)
-    distance = (here[: len(second)] - alone).abs().max() / alone.abs().max().clamp(min=1e-12)
-    return Isolation(float((here - there).abs().max()), float(distance))
+    largest = alone.abs().max().clamp(min=1e-12)
+    return Isolation(
+        crossing=float((here - there).abs().max() / largest),
+        alone=float((here[: len(second)] - alone).abs().max() / largest),
+    )
 
 
 def prove_isolation(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, backend: str) -> Isolation:
@@ -64,12 +68,19 @@ def prove_isolation(model: Any, vocab_size: int, device: torch.device, dtype: to
         ConfigError: the backend lets documents see each other, or does not restart positions.
     """
     measured = measure_isolation(model, vocab_size, device)
-    if not measured.crossing == 0.0 or not measured.alone <= ALONE_TOLERANCE[dtype]:
+    allowed = ROUNDING[dtype] if _has_experts(getattr(model, "module", model).config) else 0.0
+    if not measured.crossing <= allowed or not measured.alone <= ROUNDING[dtype]:
         raise ConfigError(
             f"model.attention={backend} does not isolate packed documents: changing one document moved another's "
             f"logits by {measured.crossing:.3g}, and a document packed differs from itself alone by "
             f"{measured.alone:.3g}",
-            "no change at all, and equal up to rounding",
+            "no change, and equal up to rounding",
             "model.attention=mask, or data.packing=false",
         )
     return measured
+
+
+def _has_experts(config: Any) -> bool:
+    text_config = config.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return any(getattr(text_config, name, 0) for name in names)

@@ -156,7 +156,8 @@ def _save(training: Training) -> Path:
         training.tokenizer.save_pretrained(folder)
 
     state = {**training.done.as_dict(), "vocab_size": training.vocab_size}
-    path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
+    with training.progress.task(f"saving step {training.done.step}"):
+        path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
     if training.ranks.first:
         prune(training.run, training.config.train.keep_checkpoints)
         training.run.write_status(last_checkpoint_step=training.done.step, last_checkpoint_time=time.time())

@@ -16,7 +16,7 @@ from ftdist.config import RunConfig, load_config
 from ftdist.data.cache import data_folder, is_ready, read_meta
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, CheckpointError, DataError
+from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, CheckpointError, DataError
 from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
@@ -48,7 +48,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     attempt = args.attempt + ranks.restart
     rank_setup.redirect_output(run, ranks.rank, attempt)
     try:
-        code = run_training(config, run, ranks)
+        code = run_training(config, run, ranks, attempt)
     except BaseException as error:  # whatever it was, the launcher shows it as one message
         rank_setup.leave(rank_setup.record_failure(run, ranks.rank, attempt, error), in_step=False)
     rank_setup.leave(code, in_step=True)
@@ -66,7 +66,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
     return args
 
 
-def run_training(config: RunConfig, run: RunDir, ranks: Ranks) -> int:
+def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> int:
     """Everything between the process group and the exit code."""
     rank_setup.quiet_libraries()
     if config.debug.deterministic:
@@ -78,7 +78,13 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks) -> int:
     if ranks.first:
         run.write_status(state="starting")
     training = assemble(config, run, ranks, preemption)
-    finished = train(training)
+    try:
+        finished = train(training)
+    except BaseException as error:
+        rank_setup.record_failure(run, ranks.rank, attempt, error)  # before a tracker that may be slow
+        training.progress.close()
+        training.tracker.finish(EXIT_FAILED)
+        raise
     training.progress.close()
     if finished and ranks.first and config.train.export:
         with task("exporting the model"):

@@ -125,8 +125,10 @@ def die_with_parent() -> None:
 
 
 def record_failure(run: RunDir, rank: int, attempt: int, error: BaseException) -> int:
-    """Leave the error where the launcher finds it. Returns the exit code."""
+    """Leave the error where the launcher finds it, once. Returns the exit code."""
     code = error.exit_code if isinstance(error, FtdistError) else EXIT_FAILED
+    if run.error_file(rank, attempt).exists():
+        return code
     text = str(error) if isinstance(error, FtdistError) else f"{type(error).__name__}: {error}"
     trace = traceback.format_exc()
     record = {"rank": rank, "time": time.time(), "message": text, "traceback": trace, "exit_code": code}
