@@ -67,10 +67,17 @@ def load_model(
 
 def _register_zero3(settings: Dict[str, Any]) -> None:
     global _zero3_registration
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+    build_whole()
     if settings["zero_optimization"]["stage"] == 3:
         _zero3_registration = HfDeepSpeedConfig(settings)
-    elif _zero3_registration is not None:
-        unset_hf_deepspeed_config()
-        _zero3_registration = None
+
+
+def build_whole() -> None:
+    """From here on transformers builds models whole again, after a run with ZeRO-3."""
+    global _zero3_registration
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    _zero3_registration = None

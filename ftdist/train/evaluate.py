@@ -67,23 +67,24 @@ def answer(
     return produced
 
 
-def stop_token_ids(tokenizer: Any, generation_config: Any) -> List[int]:
-    """The tokenizer's end of sequence and those of the model's generation config."""
-    ids = {tokenizer.eos_token_id}
-    extra = getattr(generation_config, "eos_token_id", None)
-    ids.update(extra if isinstance(extra, list) else [extra])
-    return sorted(i for i in ids if i is not None)
+def set_stop_tokens(generation_config: Any, *token_ids: Optional[int]) -> None:
+    """Generation, here and with the exported model, stops at these too: the tokenizer's end of sequence, and the token
+    that ends a trained answer (another one where a template of another model is used)."""
+    known = generation_config.eos_token_id
+    ids = {*(known if isinstance(known, list) else [known]), *token_ids} - {None}
+    generation_config.eos_token_id = min(ids) if len(ids) == 1 else sorted(ids)
 
 
 def answer_prompts(training: Any) -> List[Dict[str, Any]]:
     """Answers to the first train.num_samples prompts of each held-out set, as rows for the sample table."""
-    config, engine = training.config, training.engine
-    stops = stop_token_ids(training.tokenizer, engine.module.generation_config)
+    config, stops = training.config, training.engine.module.generation_config.eos_token_id
     rows = []
     for name, prompts in training.prompts.items():
         for index, prompt in enumerate(prompts[: config.train.num_samples]):
-            ids = answer(engine, prompt["prompt_ids"], config.train.sample_tokens, stops, training.vocab_size,
-                         training.ranks.device)  # fmt: skip
+            ids = answer(
+                training.engine, prompt["prompt_ids"], config.train.sample_tokens,
+                stops if isinstance(stops, list) else [stops], training.vocab_size, training.ranks.device,
+            )  # fmt: skip
             rows.append({"set": name, "index": index, "question": prompt["question"], "prompt": prompt["prompt_text"],
                          "answer": training.tokenizer.decode(ids), "reference": prompt["reference"]})  # fmt: skip
     return rows

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from ftdist.batching import plan_batch
-from ftdist.config import RunConfig, load_config
+from ftdist.config import DebugConfig, RunConfig, load_config
 from ftdist.data.cache import data_folder, is_ready, read_meta
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
@@ -26,6 +26,7 @@ from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, rewind
 from ftdist.train import ranks as rank_setup
+from ftdist.train.evaluate import set_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.preempt import Preemption
 from ftdist.train.ranks import Ranks
@@ -69,10 +70,6 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> int:
     """Everything between the process group and the exit code."""
     rank_setup.quiet_libraries()
-    if config.debug.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
-    torch.autograd.set_detect_anomaly(config.debug.detect_anomaly)
     preemption = Preemption(run, ranks.rank)
     rank_setup.start_process_group(config, ranks)
     if ranks.first:
@@ -100,6 +97,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
 
 def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemption) -> Training:
     """Data, model, engine, and where the run stands, in the order in which each needs the one before."""
+    _set_debug_modes(config.debug)
     folder = data_folder(config)
     if not is_ready(folder):
         found = f"no prepared data at {folder}"
@@ -115,6 +113,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     with task("loading the model", ranks.first):
         model = load_model(config, arch, backend, settings)
         vocab_size = fit_vocabulary(model, len(tokenizer), config.model.pad_vocab_to_multiple_of)
+        set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, model, settings)
     if config.data.packing:
         proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name)
@@ -133,6 +132,13 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, done=done or Done(),
     )  # fmt: skip
+
+
+def _set_debug_modes(debug: DebugConfig) -> None:
+    if debug.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    torch.autograd.set_detect_anomaly(debug.detect_anomaly)
 
 
 def open_heldout(folder: Path) -> Dict[str, PreparedSet]:

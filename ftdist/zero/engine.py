@@ -5,7 +5,7 @@ from typing import Any, Dict, List
 import deepspeed
 import torch
 
-from ftdist.config import OptimConfig, RunConfig
+from ftdist.config import RunConfig
 
 
 def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
@@ -22,14 +22,18 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> List[Dict[s
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(groups: List[Dict[str, Any]], optim: OptimConfig, fused: bool) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
-
-
 def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, Any]) -> Any:
-    """The DeepSpeed engine. The learning rate is the loop's to set, a step at a time; there is no scheduler here."""
-    optimizer = build_optimizer(parameter_groups(model, config.optim.weight_decay), config.optim, fused=True)
+    """The DeepSpeed engine. The learning rate is the loop's to set, a step at a time; there is no scheduler here.
+
+    Where bf16 runs without ZeRO, DeepSpeed 0.19 takes an optimizer step when it is built, to allocate the states: it
+    would decay the weights once and put Adam's bias correction a step ahead for the whole run. So the learning rate is
+    0 until the loop sets it, and those states are dropped.
+    """
+    optim, groups = config.optim, parameter_groups(model, config.optim.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    if not engine.zero_optimization():
+        optimizer.state.clear()
     return engine
 
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ftdist.config import RunConfig, load_config
 from ftdist.errors import CheckpointError, ConfigError, FtdistError
+from ftdist.model.load import build_whole
 from ftdist.rundir import MANIFEST, RunDir, read_json
 from ftdist.track.progress import task
 from ftdist.zero.checkpoint import TAG, verify_checkpoint
@@ -40,6 +41,7 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     if problem:
         found = f"{checkpoint}: {problem}"
         raise CheckpointError(found, "a checkpoint as it was written", "export another: --checkpoint")
+    build_whole()  # this process may have trained with ZeRO-3
     manifest, state = read_json(checkpoint / MANIFEST), read_json(checkpoint / "state.json")
     model_config = AutoConfig.from_pretrained(checkpoint / "hf", trust_remote_code=config.model.trust_remote_code)
     weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])

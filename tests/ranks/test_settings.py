@@ -1,0 +1,171 @@
+"""Every setting of a run changes what it says it changes, on real ranks."""
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import pytest
+
+from ftdist.config import load_config
+from ftdist.rundir import RunDir
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+
+BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim.lr=1e-3")
+
+
+def _run(run_dir: Path, look: Callable[[Any], Any]) -> Any:
+    """One rank of a whole run; returns what ``look`` sees in the Training when it is over."""
+    from ftdist.train import ranks as rank_setup
+    from ftdist.train.loop import train
+    from ftdist.train.main import assemble
+    from ftdist.train.preempt import Preemption
+
+    run = RunDir(run_dir)
+    config = load_config(run.config)
+    ranks = rank_setup.read_ranks(config)
+    rank_setup.quiet_libraries()
+    rank_setup.start_process_group(config, ranks)
+    training = assemble(config, run, ranks, Preemption(run, ranks.rank))
+    train(training)
+    training.tracker.finish(0)
+    return look(training)
+
+
+def _losses(training: Any) -> List[float]:
+    return [r["train/loss"] for r in training.run.read_metrics() if "train/loss" in r]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("settings")
+    save_tiny_model(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def outcome(folder: Path, tmp_path: Path) -> Callable[..., Any]:
+    numbers = iter(range(100))
+
+    def run(*overrides: str, look: Callable[[Any], Any] = _losses, world: int = 2) -> Any:
+        config = tiny_config(folder, *BASE, *overrides)
+        frozen = freeze_tiny(config, tmp_path / f"run-{next(numbers)}", world)
+        return run_ranks(_run, world, frozen.path, look)[0]
+
+    return run
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_changes_the_place_and_not_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
+    def look(training: Any) -> Any:
+        zero = training.engine.config["zero_optimization"]
+        return _losses(training), zero["offload_optimizer"]["device"], "offload_param" in zero
+
+    plain = outcome(f"zero.stage={stage}")
+    more = ("zero.offload_param=cpu",) if stage == 3 else ()
+    offloaded, device, params = outcome(f"zero.stage={stage}", "zero.offload_optimizer=cpu", *more, look=look)
+    assert (device, params) == ("cpu", stage == 3)
+    assert offloaded == pytest.approx(plain, rel=1e-6)
+
+
+def test_gradient_checkpointing_recomputes(outcome: Callable[..., Any]) -> None:
+    """Each layer runs twice as often; the numbers stay."""
+
+    def look(training: Any) -> Any:
+        from ftdist.train.loop import train_step
+
+        calls: List[int] = []
+        layer = training.engine.module.model.layers[0].self_attn
+        handle = layer.register_forward_hook(lambda *_: calls.append(1))
+        train_step(training, 3)
+        handle.remove()
+        return _losses(training), len(calls)
+
+    kept, once = outcome("train.gradient_checkpointing=false", look=look)
+    recomputed, twice = outcome("train.gradient_checkpointing=true", look=look)
+    assert twice == 2 * once
+    assert recomputed == pytest.approx(kept, rel=1e-6)
+
+
+def test_weight_decay_spares_norms(outcome: Callable[..., Any]) -> None:
+    def look(training: Any) -> Any:
+        return [(g["weight_decay"], len(g["params"])) for g in training.engine.optimizer.param_groups]
+
+    assert [decay for decay, _ in outcome("optim.weight_decay=0.3", "zero.stage=3", look=look)] == [0.3, 0.0]
+
+
+def test_weight_decay_changes_the_weights(outcome: Callable[..., Any]) -> None:
+    assert outcome("optim.weight_decay=0")[-1] != outcome("optim.weight_decay=10.0")[-1]
+
+
+def test_clipping_changes_the_update(outcome: Callable[..., Any]) -> None:
+    free, clipped = outcome("optim.max_grad_norm=0"), outcome("optim.max_grad_norm=1e-6", "optim.eps=1e-3")
+    assert clipped[0] == free[0]
+    assert clipped[-1] > free[-1]  # hardly moves
+
+
+@pytest.mark.parametrize("setting", ["optim.beta1=0.5", "optim.beta2=0.5", "optim.eps=1e-2"])
+def test_adam_settings_change_the_update(outcome: Callable[..., Any], setting: str) -> None:
+    assert outcome(setting)[-1] != outcome()[-1]
+
+
+def test_the_seed_changes_the_order(outcome: Callable[..., Any]) -> None:
+    assert outcome("seed=1")[0] != outcome("seed=2")[0]
+
+
+def test_new_tokens_and_padding(outcome: Callable[..., Any], tmp_path: Path) -> None:
+    """New rows start as the mean of the old ones, in every stage; padding is not exported."""
+    import torch
+
+    def look(training: Any) -> Any:
+        from ftdist.zero.export import export_checkpoint
+
+        out = tmp_path / f"export-{training.config.zero.stage}"
+        if training.ranks.first:
+            export_checkpoint(training.run.find_checkpoint("last"), out, training.config)
+        return _losses(training), training.vocab_size, training.engine.module.config.vocab_size, str(out)
+
+    more = ("model.new_special_tokens=[<a>,<b>]", "model.pad_vocab_to_multiple_of=64")
+    results = [outcome(f"zero.stage={stage}", "optim.lr=1e-9", *more, look=look) for stage in (0, 3)]
+    for losses, real, padded, out in results:
+        assert (real, padded) == (261, 320)
+        assert losses == pytest.approx(results[0][0], rel=1e-5)
+        embedding = _exported(Path(out))["model.embed_tokens.weight"]
+        assert embedding.shape[0] == 261
+        mean = embedding[:259].mean(0)
+        assert torch.allclose(embedding[259:], mean.expand(2, -1), atol=1e-6)
+        tokenizer = json.loads((Path(out) / "tokenizer.json").read_text())
+        assert {"<a>", "<b>"} <= {token["content"] for token in tokenizer["added_tokens"]}
+
+
+def _exported(folder: Path) -> Dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_deterministic_and_anomaly_modes(outcome: Callable[..., Any]) -> None:
+    def look(_: Any) -> Any:
+        import torch
+
+        return torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled()
+
+    assert outcome("debug.deterministic=true", "debug.detect_anomaly=true", look=look) == (True, True)
+    assert outcome(look=look) == (False, False)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
+    """bf16 has 8 bits of mantissa: each loss within 0.1 % of the fp32 run's; moments are fp32."""
+
+    def look(training: Any) -> Any:
+        import torch
+
+        states = training.engine.optimizer.optimizer.state.values()
+        moments = {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")}
+        weights = {p.dtype for p in training.engine.module.parameters()}
+        return _losses(training), moments == {torch.float32}, weights == {torch.bfloat16}
+
+    losses, moments, weights = outcome("train.precision=bf16", f"zero.stage={stage}", "train.max_steps=8", look=look)
+    assert moments and weights
+    assert losses == pytest.approx(outcome("train.max_steps=8"), rel=1e-3)

@@ -1,0 +1,86 @@
+"""Under ZeRO-3 no rank ever holds the whole model: measured while half a billion parameters are loaded."""
+
+import ctypes
+import threading
+import time
+from pathlib import Path
+from typing import Any, Tuple
+
+import pytest
+
+from tests.spawn import run_ranks
+from tests.tiny import tiny_config
+
+WORLD = 4
+LAYERS, HIDDEN = 12, 1536  # 0.43 billion parameters with the vocabulary below
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+
+
+def _anonymous_bytes() -> int:
+    """Memory of this process that is not a file's (the weights' file is memory-mapped)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon in /proc/self/status")
+
+
+def _peak_while_loading(config: Any) -> Tuple[int, int]:
+    """(peak anonymous bytes above those before, bytes of this rank's shards)."""
+
+    from ftdist.batching import plan_batch
+    from ftdist.config import Attention
+    from ftdist.model.load import load_model, model_config
+    from ftdist.train import ranks as rank_setup
+    from ftdist.zero.settings import deepspeed_settings
+
+    # glibc keeps freed blocks below a threshold that grows as it runs; what it keeps is not what the model needs.
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 131072)
+    libc.mallopt(M_TRIM_THRESHOLD, 131072)
+    ranks = rank_setup.read_ranks(config)
+    rank_setup.quiet_libraries()
+    rank_setup.start_process_group(config, ranks)
+    arch = model_config(config)
+    settings = deepspeed_settings(config, plan_batch(config.batch, ranks.world_size, 128))
+    base, peak, done = _anonymous_bytes(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            peak[0] = max(peak[0], _anonymous_bytes())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model = load_model(config, arch, Attention.documents, settings)
+    done.set()
+    watcher.join()
+    assert all(p.numel() == 0 for p in model.parameters()), "a parameter is whole"
+    shards = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in model.parameters())
+    return peak[0] - base, shards
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("half-billion")
+    arch = AutoConfig.for_model(
+        "llama", vocab_size=32000, hidden_size=HIDDEN, intermediate_size=4 * HIDDEN, num_hidden_layers=LAYERS,
+        num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(arch, dtype=torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    model.tie_weights()
+    model.save_pretrained(folder / "model")
+    return folder
+
+
+def test_peak_memory_per_rank_stays_far_below_the_model(model_folder: Path) -> None:
+    weights = sum(path.stat().st_size for path in (model_folder / "model").glob("*.safetensors"))
+    assert weights > 0.8e9
+    config = tiny_config(model_folder, "zero.stage=3", "train.precision=bf16")
+    for peak, shards in run_ranks(_peak_while_loading, WORLD, config):
+        assert shards == pytest.approx(weights / WORLD, rel=0.02)
+        assert peak < 0.75 * weights, f"a rank held {peak / 2**20:.0f} MiB of a model of {weights / 2**20:.0f} MiB"
