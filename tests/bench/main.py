@@ -1,0 +1,68 @@
+"""``make bench``: measure ftdist on this machine and write the figures as JSON and Markdown.
+
+Figures are never a pass or a fail: what a machine measures depends on the machine, and on what else it does.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Optional
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # this file is started by its path, and uses the tests' own tools
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+from ftdist.launch.machine import visible_gpus  # noqa: E402
+from tests.bench import preparation, saving, startup, tax  # noqa: E402
+from tests.bench.figures import Section  # noqa: E402
+from tests.bench.report import machine, read_sections, write_report  # noqa: E402
+
+BENCHMARKS: Dict[str, Callable[[Path, bool], Section]] = {
+    "tax": tax.measure,
+    "preparation": preparation.measure,
+    "startup": startup.measure,
+    "saving": saving.measure,
+}
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    given = _parse(argv)
+    if not visible_gpus():
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # as the launcher does for CPU ranks
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is below is cleaned up
+    here = machine()
+    sections = read_sections(given.out, here) if given.out else {}
+    for name in given.only or BENCHMARKS:
+        started = time.monotonic()
+        print(f"{name} …", flush=True)
+        folder = Path(tempfile.mkdtemp(prefix="ftdist-bench-"))
+        try:
+            sections[name] = BENCHMARKS[name](folder, given.quick)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"{sections[name].markdown()}\n({time.monotonic() - started:.0f} s)\n", flush=True)
+        if given.out:  # after each, so that what is measured is kept
+            write_report(given.out, here, [sections[known] for known in BENCHMARKS if known in sections])
+    return 0
+
+
+def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure ftdist on this machine.")
+    parser.add_argument("--only", action="append", choices=list(BENCHMARKS), help="this one (may be given repeatedly)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, a minute in all: to try it out")
+    parser.add_argument(
+        "--out", type=Path, help="folder for benchmarks.md and benchmarks.json; default docs, with --quick none"
+    )
+    given = parser.parse_args(argv)
+    if given.out is None and not given.quick:
+        given.out = ROOT / "docs"
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())
