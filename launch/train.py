@@ -14,8 +14,10 @@ from ftdist.zero.settings import deepspeed_settings
 
 from . import banner, check, compose, local, ready, torchrun
 from .freeze import freeze
+from .machine import visible_gpus
 
 INDEX = "index.jsonl"
+DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2  # as in conf/experiment/demo.yaml: rows of a step, at least, and of a rank's forward
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +29,15 @@ add_demo_arguments = add_train_arguments
 
 
 def demo(args: argparse.Namespace) -> int:
-    """``train`` with the demo's experiment first."""
-    args.overrides = ["experiment=demo", *args.overrides]
+    """``train`` with the demo's experiment first: two ranks on CPU, every GPU where there are any."""
+    args.overrides = ["experiment=demo", *_demo_on_gpus(len(visible_gpus())), *args.overrides]
     return train(args)
+
+
+def _demo_on_gpus(gpus: int) -> List[str]:
+    rows = DEMO_MICRO_BATCH * gpus  # of one forward of all ranks
+    accum = -(-DEMO_ROWS // rows) if gpus else 0
+    return [f"launch.nproc_per_node={gpus}", f"batch.global_batch_size={accum * rows}"] if gpus else []
 
 
 def train(args: argparse.Namespace) -> int:

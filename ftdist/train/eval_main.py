@@ -87,7 +87,7 @@ def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
     backend = choose_backend(config.model.attention, arch, ranks.device, DTYPES[config.train.precision])
     model = load_model(config, arch, backend, settings)
     vocab_size = fit_vocabulary(model, len(tokenizer), 1)
-    engine = build_eval_engine(model.eval(), settings)
+    engine = build_eval_engine(model.eval(), settings, ranks.device)
     losses: Losses = {}
     for name, dataset in heldout.items():
         measured = evaluate(engine, dataset, plan.micro_batch_size, config.data.packing, tokenizer.pad_token_id,

@@ -37,10 +37,10 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     return engine
 
 
-def build_eval_engine(model: torch.nn.Module, settings: Dict[str, Any]) -> Any:
+def build_eval_engine(model: torch.nn.Module, settings: Dict[str, Any], device: torch.device) -> Any:
     """What only runs forward: parameters sharded under ZeRO-3, else the model itself. No optimizer states."""
     if settings["zero_optimization"]["stage"] < 3:
-        return model
+        return model.to(device)
     kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
     slim = {key: settings[key] for key in kept}
     engine, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)

@@ -9,6 +9,7 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from ftdist.batching import plan_batch
 from ftdist.config import RunConfig, SourceConfig, check_config, dump_config, parse_config
 from ftdist.launch import compose
 
@@ -101,3 +102,14 @@ def test_experiments_are_what_their_names_say() -> None:
         rows = config.batch.micro_batch_size * 8
         assert config.batch.global_batch_size % rows == 0
     assert composed("experiment=llama31_8b", "zero=stage2").zero.stage == 2
+
+
+@pytest.mark.parametrize(("gpus", "rows"), [(1, 4), (2, 4), (3, 6), (8, 16)])
+def test_the_demo_takes_every_gpu(gpus: int, rows: int) -> None:
+    """On any number of GPUs its batch is divisible; without one, the experiment's own two ranks stay."""
+    from ftdist.launch.train import _demo_on_gpus
+
+    assert _demo_on_gpus(0) == []
+    config = composed("experiment=demo", *_demo_on_gpus(gpus))
+    assert (config.launch.nproc_per_node, config.batch.global_batch_size) == (gpus, rows)
+    assert plan_batch(config.batch, gpus, config.data.max_seq_len).micro_batch_size == 2

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from ftdist.config import OptimConfig, Schedule
@@ -25,7 +27,7 @@ def test_constant_stays() -> None:
 @pytest.mark.parametrize("schedule", [Schedule.linear, Schedule.cosine])
 def test_linear_and_cosine_fall_to_the_floor(schedule: Schedule) -> None:
     curve = _curve(schedule=schedule, min_lr_ratio=0.2)
-    assert all(a > b for a, b in zip(curve, curve[1:], strict=False))
+    assert all(a > b for a, b in pairwise(curve))
     assert curve[STEPS // 2] == pytest.approx(0.6)  # half-way between 1 and 0.2, in both
     assert 0.2 < curve[-1] < 0.21
     assert learning_rate(OptimConfig(lr=1.0, schedule=schedule, min_lr_ratio=0.2), STEPS, STEPS) == pytest.approx(0.2)
