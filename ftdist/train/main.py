@@ -157,7 +157,7 @@ def _resume(engine: Any, run: RunDir, ranks: Ranks) -> Optional[Done]:
         return None
     done = Done(**{name: state[name] for name in Done().as_dict()})
     if ranks.first:
-        rewind(run, done.step)
+        rewind(run, done.step, evaluated=done.evaluated_step == done.step)
     _say(ranks, f"resumed after step {done.step}")
     return done
 
