@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -72,8 +73,8 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     rank_setup.quiet_libraries()
     preemption = Preemption(run, ranks.rank)
     rank_setup.start_process_group(config, ranks)
-    if ranks.first:
-        run.write_status(state="starting")
+    if ranks.first:  # the parent is torchrun, which the user may have started
+        run.write_status(state="starting", pid=os.getppid(), host=platform.node())
     training = assemble(config, run, ranks, preemption)
     try:
         finished = train(training)

@@ -23,6 +23,7 @@ FTDIST = [sys.executable, "-m", "ftdist"]
 MARK = "FTDIST_E2E"
 """Set in the environment of every process that a test starts, so that what is left of them is found."""
 SMOKE = ("experiment=smoke", "train.num_samples=1", "train.sample_tokens=8")
+PADDED_ZERO3 = (*SMOKE, "train.precision=fp32", "zero.stage=3", "model.pad_vocab_to_multiple_of=128", "track=disabled")
 NOT_REPEATED = re.compile(r"time$|perf/|mem/")
 TIMEOUT_S = 120.0
 
@@ -78,10 +79,12 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def start(*words: str | Path, cwd: Optional[Path] = None) -> "subprocess.Popen[str]":
+def start(
+    *words: str | Path, cwd: Optional[Path] = None, command: Optional[List[str]] = None
+) -> "subprocess.Popen[str]":
     """``ftdist WORDS…`` under way. What it prints is short enough for a pipe that is read at the end."""
     return subprocess.Popen(
-        [*FTDIST, *map(str, words)], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        [*(command or FTDIST), *map(str, words)], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True,
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import pytest
 from ftdist.errors import EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.rundir import RunDir
 from tests.e2e.cli import (
+    PADDED_ZERO3,
     SMOKE,
     assert_same,
     copy_of,
@@ -112,16 +113,15 @@ def test_stopped_after_the_last_step_but_before_its_evaluation(tmp_path: Path) -
 
 def test_sigterm_before_the_first_step(tmp_path: Path) -> None:
     """As a batch system does. Stage 3, whose states exist only once a step is done."""
-    overrides = (*SETTINGS, "zero.stage=3")
     run = RunDir(tmp_path / "run")
-    process = start("train", *overrides, f"run_dir={run.path}")
+    process = start("train", *PADDED_ZERO3, f"run_dir={run.path}")
     wait_until(process, run.log_file(0, 0).is_file)
     done = interrupt(process, signal.SIGTERM)
     assert done.code == EXIT_PREEMPTED, done.out
     assert run.read_status()["last_checkpoint_step"] == 0
     resumed = succeed("resume", run.path)
     assert "resumed after step 0" in resumed.out
-    assert_same(run, finished_run(*overrides))
+    assert_same(run, finished_run(*PADDED_ZERO3))
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
