@@ -7,6 +7,7 @@ import pytest
 
 from tests.e2e.kill9 import DROPOUT, MOMENTS, killed_and_resumed
 
+pytestmark = pytest.mark.timeout(600)  # four runs each, which other tests slow down
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
 
 

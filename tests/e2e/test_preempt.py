@@ -101,7 +101,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_lost(stopped: RunDir, tmp_p
 
 def test_stopped_after_the_last_step_but_before_its_evaluation(tmp_path: Path) -> None:
     """The last checkpoint is then there already; the loss that it is judged by is not."""
-    overrides = (*SETTINGS, "batch.global_batch_size=24", "train.max_steps=2")  # steps long enough to aim at
+    overrides = (*SETTINGS, "batch.global_batch_size=48", "train.max_steps=2")  # steps long enough to aim at
     run = RunDir(tmp_path / "run")
     process = start("train", *overrides, f"run_dir={run.path}")
     wait_until(process, lambda: newest_step(run) >= 1 and "eval" in run.metrics.read_text().splitlines()[-1])

@@ -42,11 +42,11 @@ LINES = [
     r"attention: documents; packed documents are isolated \(changing one moves the others' logits by 0\)",
     r"saving step \d: [\d.]+ s",
     r"step \d: held-out loss heldout [\d.]+",
-    rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  \d:\d\d left",
+    rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  [\d:]+ left",
     r"held-out loss +before +after +change +perplexity",
     rf"heldout +{NUMBER} +{NUMBER} +-{NUMBER} % +\d+ → \d+",
     r"question 1 +[a-z ]+\??",
-    r"(base model|expert|reference) +\S.*",
+    r"reference +\S.*",
     r" {12}[a-z ]+[?.…]*",  # the rest of a text
     r"model +\S+/export",
     r"W&B +offline; upload it with: wandb sync \S+/offline-run-\*",
@@ -58,6 +58,7 @@ LINES = [
 
 def test_a_run_prints_nothing_that_is_not_worth_it() -> None:
     printed = (finished_run(*SMOKE).path.parent / "output.txt").read_text()
+    printed = re.sub(r"\nbase model .*?\nreference", "\nreference", printed, flags=re.DOTALL)  # any bytes at all
     strange = [
         line for line in printed.splitlines() if line and not any(re.fullmatch(known, line.rstrip()) for known in LINES)
     ]
