@@ -56,6 +56,8 @@ def killed_and_resumed(folder: Path, overrides: Tuple[str, ...], moment: str, se
     kill_tree(second)
     assert run.read_status()["state"] != "done", "the run was over before it was killed"
 
+    for rest in (".export.1", ".status.json.1"):  # what a kill in the middle of these leaves
+        (run.path / rest).mkdir()
     third = succeed("resume", run.path)
     assert "resumed after step" in third.out
     assert_same(run, reference)
