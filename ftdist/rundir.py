@@ -70,8 +70,7 @@ class RunDir:
         if name == "last":
             chosen = published[-1] if published else None
         elif name == "best":
-            scored = [(loss, p) for p in published if (loss := read_json(p / MANIFEST).get("eval_loss")) is not None]
-            chosen = min(scored)[1] if scored else None
+            chosen = self.best_checkpoint()
         else:
             steps = {str(checkpoint_step(p)): p for p in published}
             chosen = steps.get(name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") or "0")
@@ -79,6 +78,12 @@ class RunDir:
             have = ", ".join(str(checkpoint_step(p)) for p in published) or "none"
             raise ConfigError(f"no checkpoint '{name}' in {self.path}", f"last, best or a step of: {have}")
         return chosen
+
+    def best_checkpoint(self) -> Optional[Path]:
+        """That with the lowest held-out loss, the newest of equals; None where none was evaluated at its step."""
+        losses = {p: read_json(p / MANIFEST).get("eval_loss") for p in self.published_checkpoints()}
+        scored = [(loss, -checkpoint_step(p), p) for p, loss in losses.items() if loss is not None]
+        return min(scored)[2] if scored else None
 
     def read_status(self) -> Dict[str, Any]:
         return read_json(self.status) if self.status.is_file() else {}

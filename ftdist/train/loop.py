@@ -18,6 +18,8 @@ from ftdist.train.state import Training
 from ftdist.zero.checkpoint import prune, save_checkpoint
 from ftdist.zero.engine import backward, set_lr, step
 
+SAVE_WORTH_SAYING_S = 1.0
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -156,8 +158,11 @@ def _save(training: Training) -> Path:
         training.tokenizer.save_pretrained(folder)
 
     state = {**training.done.as_dict(), "vocab_size": training.vocab_size}
-    with training.progress.task(f"saving step {training.done.step}"):
-        path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
+    started = time.perf_counter()
+    path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
+    took = time.perf_counter() - started
+    if took > SAVE_WORTH_SAYING_S:
+        training.progress.note(f"step {training.done.step}: checkpoint saved in {took:.1f} s")
     if training.ranks.first:
         prune(training.run, training.config.train.keep_checkpoints)
         training.run.write_status(last_checkpoint_step=training.done.step, last_checkpoint_time=time.time())

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from ftdist.errors import CheckpointError
-from ftdist.rundir import MANIFEST, RunDir, checkpoint_step, read_json, write_json
+from ftdist.rundir import MANIFEST, RunDir, read_json, write_json
 
 TAG = "deepspeed"
 
@@ -92,7 +92,7 @@ def _publish(
 ) -> None:
     manifest = {
         "step": step,
-        "eval_loss": state.get("eval_loss"),
+        "eval_loss": state["eval_loss"] if state["evaluated_step"] == step else None,
         "world_size": dist.get_world_size(),
         "zero_stage": engine.zero_optimization_stage(),
         "bf16": bool(engine.bfloat16_enabled()),
@@ -220,8 +220,7 @@ def _choose(run: RunDir) -> Any:
 def prune(run: RunDir, keep: int) -> None:
     """Rank 0: delete all but the newest ``keep`` checkpoints and the best by held-out loss."""
     published = run.published_checkpoints()
-    scored = [(loss, p) for p in published if (loss := read_json(p / MANIFEST).get("eval_loss")) is not None]
-    best = min(scored, key=lambda pair: (pair[0], -checkpoint_step(pair[1])))[1] if scored else None
+    best = run.best_checkpoint()
     for folder in published[:-keep]:
         if folder != best:
             # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.

@@ -116,6 +116,7 @@ def _compare(model: torch.nn.Module, out: Path) -> None:
 
 
 def _model_card(config: RunConfig, checkpoint: Path, state: Dict[str, Any]) -> str:
+    evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
     base = config.model.hub or config.model.builtin or config.model.path or "random weights"
     rows = {
         "base model": base,
@@ -123,7 +124,7 @@ def _model_card(config: RunConfig, checkpoint: Path, state: Dict[str, Any]) -> s
         "method": config.method.kind.name,
         "optimizer steps": f"{state['step']:,}",
         "trained tokens": f"{state['trained_tokens']:,}",
-        "held-out loss (nats a token)": "none" if state["eval_loss"] is None else f"{state['eval_loss']:.4f}",
+        "held-out loss (nats a token)": f"{state['eval_loss']:.4f}" if evaluated else "not evaluated at this step",
         "learning rate": f"{config.optim.lr:g} ({config.optim.schedule.name})",
         "rows per step × tokens per row": f"{config.batch.global_batch_size} × {config.data.max_seq_len}",
         "precision": config.train.precision.name,
