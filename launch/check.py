@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.batching import BatchPlan, plan_batch
-from ftdist.config import Device, Offload, Precision, RunConfig
+from ftdist.config import Device, LaunchKind, Offload, Precision, RunConfig
 from ftdist.errors import ConfigError
 from ftdist.locations import cache_root, check_model_folder, model_location
 from ftdist.track.login import resolve_mode
 
+from . import slurm
 from .machine import cpu_cores, visible_gpus
 
 
@@ -33,7 +34,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     resolve_ranks(config, ranks)
     plan = plan_batch(config.batch, world_size(config), config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps
-    if config.data.num_workers is None:
+    if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
         config.data.num_workers = cpu_cores()
     config.track.wandb = resolve_mode(config.track.wandb)
     if config.track.run_id is None:
@@ -71,6 +72,9 @@ def resolve_paths(config: RunConfig) -> None:
 def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:
     """Fill in device, nproc_per_node, nnodes and threads_per_rank, and check them against the GPUs."""
     launch = config.launch
+    if launch.kind is LaunchKind.slurm and ranks is None:
+        slurm.resolve_ranks(launch)
+        return
     gpus = len(visible_gpus())
     if launch.device is Device.auto:
         launch.device = Device.cuda if gpus else Device.cpu

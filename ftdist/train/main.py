@@ -70,10 +70,10 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> int:
     """Everything between the process group and the exit code."""
     rank_setup.quiet_libraries()
-    preemption = Preemption(run, ranks.rank)
+    preemption = Preemption(run, ranks.rank, attempt)
     rank_setup.start_process_group(config, ranks)
     if ranks.first:
-        run.write_status(state="starting")
+        run.write_status(state="starting", attempt=attempt)
     training = assemble(config, run, ranks, preemption)
     try:
         finished = train(training)
