@@ -18,7 +18,6 @@ class LaunchKind(Enum):
     local = "local"
     nodes = "nodes"
     slurm = "slurm"
-    deepspeed = "deepspeed"
 
 
 class Profile(Enum):
@@ -99,20 +98,10 @@ class NodesConfig:
 
 
 @dataclass
-class DeepspeedConfig:
-    hostfile: Optional[str] = None
-    """File with a line ``HOST slots=RANKS`` for each machine; default this machine alone."""
-    launcher: str = "pdsh"
-    """How the DeepSpeed launcher reaches them: pdsh, openmpi, mpich, impi, mvapich or slurm."""
-    options: List[str] = field(default_factory=list)
-    """Further options of the ``deepspeed`` command, one ``--name=value`` each."""
-
-
-@dataclass
 class LaunchConfig:
     kind: LaunchKind = LaunchKind.local
-    """``local``: this machine. ``nodes``: several machines without a scheduler. ``slurm``: a batch job.
-    ``deepspeed``: the DeepSpeed launcher and its hostfile."""
+    """``local``: this machine. ``nodes``: several machines without a scheduler. ``slurm``: a batch
+    job."""
     device: Device = Device.auto
     """cuda, cpu, or what the machine (under Slurm: the partition) has."""
     nproc_per_node: Optional[int] = None
@@ -131,7 +120,6 @@ class LaunchConfig:
     """Follow a Slurm job to its end and return the run's exit code; false returns when it is submitted."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     nodes: NodesConfig = field(default_factory=NodesConfig)
-    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
 
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -18,6 +18,7 @@ from ftdist.track.login import resolve_mode
 
 from . import slurm
 from .machine import cpu_cores, visible_gpus
+from .nodes import check_nodes
 
 
 def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
@@ -86,6 +87,8 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         )
     if ranks is not None:
         launch.nproc_per_node, launch.nnodes = ranks
+    elif launch.kind is LaunchKind.nodes:
+        check_nodes(config)
     elif launch.nnodes > 1:
         raise ConfigError(
             f"launch.nnodes={launch.nnodes}, and ftdist starts ranks on this machine only",

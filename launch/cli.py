@@ -34,6 +34,7 @@ VERBS: Dict[str, Verb] = {
     "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
     "logs": Verb("control", "RUN_DIR", "what a run has printed; -f follows it"),
     "cancel": Verb("control", "RUN_DIR", "stop a run: save, then end; --now ends it at once"),
+    "node": Verb("nodes", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),
     "eval": Verb("runs", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
     "export": Verb("runs", "RUN_DIR", "write a checkpoint in Hugging Face format"),
     "chat": Verb("runs", "RUN_DIR|MODEL", "talk to what was trained"),

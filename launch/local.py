@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any, Dict, Iterator, List, Optional, Set
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set
 
 import psutil
 
@@ -75,7 +75,7 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
             start_new_session=True, preexec_fn=_stop_with_launcher,
         )  # fmt: skip
         try:
-            with _signals(child, preempt):
+            with stop_on_signals(child.kill, preempt):
                 return child.wait()
         finally:
             _kill_all(child, before)
@@ -110,14 +110,15 @@ def _kill_all(child: "subprocess.Popen[bytes]", before: Set[psutil.Process]) -> 
 
 
 @contextlib.contextmanager
-def _signals(child: "subprocess.Popen[bytes]", preempt: Optional[Path]) -> Iterator[None]:
+def stop_on_signals(end_now: Callable[[], None], preempt: Optional[Path]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a stop, a second Ctrl-C ends the run at once."""
     interrupts = 0
 
     def stop(number: int, _: Optional[FrameType]) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if preempt is None or interrupts > 1:
-            child.kill()  # what is left of it is ended below
+            end_now()  # what is left of it is ended below
         else:
             preempt.touch()
             print("\nstopping: saving a checkpoint at the next step (Ctrl-C again ends it at once)", file=sys.stderr)

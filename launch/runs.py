@@ -38,7 +38,7 @@ def resume(args: argparse.Namespace) -> int:
     if torchrun.is_parent():
         run.preempt.unlink(missing_ok=True)
         torchrun.become_rank(config, [str(run.path), "--attempt", str(local.next_attempt(run))])
-    if config.launch.kind is LaunchKind.local:
+    if config.launch.kind is not LaunchKind.slurm:
         check.resolve_ranks(config)
         ready.make_model_ready(config)
         ready.make_data_ready(config)

@@ -4,7 +4,7 @@ from ftdist.config import LaunchKind, RunConfig
 from ftdist.errors import EXIT_DONE
 from ftdist.rundir import RunDir
 
-from . import banner, follow, local, slurm
+from . import banner, follow, local, nodes, slurm
 from .plan import plan_local
 
 
@@ -12,6 +12,8 @@ def dry_run(config: RunConfig, run: RunDir) -> str:
     """What would be started, as text."""
     if config.launch.kind is LaunchKind.slurm:
         return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {run.submit}"
+    if config.launch.kind is LaunchKind.nodes:
+        return nodes.dry_run(config, run)
     return plan_local(config, "ftdist.train.main", [str(run.path)]).shell()
 
 
@@ -29,4 +31,6 @@ def start_run(config: RunConfig, run: RunDir) -> int:
         place = banner.shown(run.path)
         print(f"ftdist status {place}\nftdist logs -f {place}\nftdist cancel {place}")
         return EXIT_DONE
+    if config.launch.kind is LaunchKind.nodes:
+        return nodes.launch_nodes(config, run)
     return local.launch_run(config, run)

@@ -66,8 +66,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 def _children() -> set[psutil.Process]:
     def is_helper(process: psutil.Process) -> bool:
-        try:  # Python's own helpers live as long as the interpreter
-            return any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver"))
+        try:  # Python's own helpers live as long as the interpreter, a cluster's daemons as long as its fixture
+            return any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver", "slurmd -D"))
         except psutil.Error:
             return True  # gone, or a zombie
 

@@ -154,10 +154,16 @@ class Cluster:
     def start_node(self, name: str) -> None:
         self._start(name, self._in_node(name, "slurmd", "-D", "-N", name))
 
-    def kill_node(self, name: str) -> None:
-        """SIGKILL to the node's slurmd. What it had started goes on, as on a real node."""
-        self.daemons[name].kill()
-        self.daemons[name].wait()
+    def kill_node(self, name: str, power_off: bool = False) -> None:
+        """SIGKILL to the node's slurmd. What it had started goes on, as on a real node, unless its power is off too."""
+        daemon = self.daemons[name]
+        host = Path(f"/proc/{daemon.pid}/ns/uts").readlink()
+        daemon.kill()
+        daemon.wait()
+        for process in psutil.Process().children(recursive=True) if power_off else []:
+            with contextlib.suppress(psutil.Error, OSError):
+                if Path(f"/proc/{process.pid}/ns/uts").readlink() == host:
+                    process.kill()
 
     def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
         deadline = time.monotonic() + seconds

@@ -108,20 +108,29 @@ def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undist
     assert slurm.job(number)["Restarts"] == str(status["requeues"])
 
 
+@pytest.mark.parametrize("power_off", [False, True], ids=["slurmd is killed", "power is off"])
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
-    slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]
+    power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]
 ) -> None:
     run = RunDir(tmp_path / "run")
     job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
     wait_for_step(slurm, run, 60)
-    slurm.kill_node("node2")
+    slurm.kill_node("node2", power_off)
+    number = run.read_status()["job_id"]
     try:
-        slurm.wait(lambda: run.read_status().get("state") != "running", 120, "the loss of the node")
+        if power_off:  # Slurm finds out by itself
+            slurm.wait(lambda: slurm.job(number)["Restarts"] == "1", 120, "the loss of the node")
+        else:
+            slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+            slurm.wait(lambda: "DOWN" in slurm.run("scontrol", "show", "node", "node2"), 30, "the node down")
     finally:
         slurm.start_node("node2")
+        slurm.run("scontrol", "update", "NodeName=node2", "State=RESUME")
     finish(job)
     assert metrics(run) == undisturbed
-    assert run.read_status()["attempt"] >= 1 and slurm.job(run.read_status()["job_id"])["Restarts"] != "0"
+    status = run.read_status()
+    assert (status["attempt"], status["requeues"]) == (1, 0)
+    assert slurm.job(status["job_id"])["Restarts"] == "1"
 
 
 def gone_within(run: RunDir, seconds: float) -> bool:
@@ -172,6 +181,6 @@ def test_a_killed_launcher_leaves_the_job_alone(slurm: Cluster, tmp_path: Path) 
     assert "running: job" in shown
     follower = ftdist(slurm, "logs", "-f", str(run.path))
     finish(ftdist(slurm, "cancel", str(run.path)))
-    assert "step 1/5000" in finish(follower)
+    assert " 1/5000  loss" in finish(follower)
     assert gone_within(run, 25)
     assert "rank-00003" not in finish(ftdist(slurm, "logs", "--rank", "3", str(run.path)))
