@@ -20,7 +20,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--job", required=True, help="the job's id")
 
 
-add_begin_arguments = _add_arguments
+add_begin_arguments = add_moved_arguments = _add_arguments
 
 
 def add_end_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +73,12 @@ def end(args: argparse.Namespace) -> int:
     run.write_status(state="failed", exit_reason=error.found.splitlines()[0], exit_code=error.exit_code)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def moved(args: argparse.Namespace) -> int:
+    """The run waits in the queue again, as another job."""
+    RunDir.open(args.run_dir).write_status(state="queued", job_id=args.job)
+    return EXIT_DONE
 
 
 def _attempt(run: RunDir) -> int:

@@ -44,6 +44,7 @@ VERBS: Dict[str, Verb] = {
 INTERNAL = {
     "_begin": Verb("batch", "RUN_DIR", "called by the batch script: a new attempt, model and data ready"),
     "_end": Verb("batch", "RUN_DIR", "called by the batch script: how the attempt ended, and whether to go on"),
+    "_moved": Verb("batch", "RUN_DIR", "called by the batch script: the run goes on in another job"),
 }
 
 
