@@ -91,8 +91,9 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         check_nodes(config)
     elif launch.nnodes > 1:
         raise ConfigError(
-            f"launch.nnodes={launch.nnodes}, and ftdist starts ranks on this machine only",
-            "torchrun, started by you on every node",
+            f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
+            "a way to start them on several machines",
+            "launch=slurm or launch=nodes, or yourself on each: "
             f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
             "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
         )

@@ -32,6 +32,7 @@ VERBS: Dict[str, Verb] = {
     "preview": Verb("data", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
     "resume": Verb("runs", "RUN_DIR", "go on with a run from its newest checkpoint"),
     "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
+    "sweep": Verb("sweeps", "DIR", "a table of a sweep's trials, best first"),
     "logs": Verb("control", "RUN_DIR", "what a run has printed; -f follows it"),
     "cancel": Verb("control", "RUN_DIR", "stop a run: save, then end; --now ends it at once"),
     "node": Verb("nodes", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),

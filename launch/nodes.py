@@ -230,7 +230,7 @@ def _over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
 def _first_failure(children: "List[subprocess.Popen[bytes]]") -> Optional[int]:
     """Wait for all; the machine that failed first, where one did. The others then have GRACE_S to end."""
     failed, deadline = None, float("inf")
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+    while None in [child.poll() for child in children] and time.monotonic() < deadline:
         for rank, child in enumerate(children):
             if failed is None and child.returncode not in (None, 0, 75):
                 failed, deadline = rank, time.monotonic() + (0 if child.returncode == UNREACHABLE else GRACE_S)

@@ -15,8 +15,8 @@ from ftdist.zero.settings import deepspeed_settings
 from . import banner, check, compose, ready, sbatch, start, torchrun
 from .freeze import freeze
 from .machine import visible_gpus
+from .sweeps import INDEX
 
-INDEX = "index.jsonl"
 DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2  # as in conf/experiment/demo.yaml: rows of a step, at least, and of a rank's forward
 
 

@@ -91,6 +91,17 @@ def test_a_job_in_the_queue(slurm: Cluster, tmp_path: Path) -> None:
     assert run.read_status()["job_id"] != first and "queued" in verb("status", str(run.path)).stdout
 
 
+def test_a_sweep_is_a_job_for_each_trial(slurm: Cluster, tmp_path: Path) -> None:
+    held = ("launch.device=cpu", "launch.slurm.options=[--hold]", f"runs_dir={tmp_path}", "-m", "optim.lr=1e-3,1e-4")
+    done = submit(slurm, *held)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("*-sweep")
+    shown = subprocess.run([sys.executable, "-m", "ftdist", "sweep", str(folder)], env=slurm.env, text=True,
+                           capture_output=True, timeout=60).stdout  # fmt: skip
+    assert shown.count("queued") == 2 and "optim.lr=0.001" in shown and "experiment" not in shown, shown
+    assert len(slurm.run("squeue", "-h", "-o", "%A").split()) == 2
+
+
 def test_what_slurm_says_of_a_refusal_is_shown(slurm: Cluster, tmp_path: Path) -> None:
     done = submit(slurm, "launch.device=cpu", "launch.slurm.partition=none", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1 and "invalid partition specified: none" in done.stderr
