@@ -33,8 +33,17 @@ def liveness(found: Dict[str, Any], jobs: Optional[Mapping[str, slurm.Job]] = No
     if state not in ALIVE:
         return state
     if found.get("host") == platform.node() and found.get("pid"):
-        return state if psutil.pid_exists(int(found["pid"])) else "dead?"
+        return state if _still_runs(int(found["pid"]), float(found["time"])) else "dead?"
     return "dead?" if time.time() - float(found.get("time", 0)) > SILENT_S else state
+
+
+def _still_runs(pid: int, written: float) -> bool:
+    """Whether the process that a status written then names is alive, and is not a later one that was given its number:
+    in a container that is started again that is most often this very process."""
+    try:
+        return psutil.Process(pid).create_time() <= written + 1
+    except psutil.Error:
+        return False
 
 
 def _job_liveness(found: Dict[str, Any], state: str, jobs: Optional[Mapping[str, slurm.Job]]) -> str:

@@ -36,6 +36,7 @@ def begin(args: argparse.Namespace) -> int:
     config = load_config(run.config)
     attempt = local.next_attempt(run)
     local.clear_errors(run, attempt)
+    local.clear_rests(run)
     run.write_status(state="starting", attempt=attempt, job_id=args.job, pid=None, host=platform.node(),
                      nodes=os.environ.get("SLURM_JOB_NODELIST"), exit_code=None, exit_reason="")  # fmt: skip
     print(f"attempt {attempt} of job {args.job} on {os.environ.get('SLURM_JOB_NODELIST')}", flush=True)

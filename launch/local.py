@@ -5,6 +5,7 @@ import ctypes
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
     """
     attempt = next_attempt(run)
     clear_errors(run, attempt)
+    clear_rests(run)
     run.preempt.unlink(missing_ok=True)
     run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
     plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
@@ -60,6 +62,13 @@ def clear_errors(run: RunDir, attempt: int) -> None:
     run.logs.mkdir(exist_ok=True)
     for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
         path.unlink()
+
+
+def clear_rests(run: RunDir) -> None:
+    """Remove what an attempt that was killed left half written: an export is as large as the model."""
+    for target in (run.status, run.metrics, run.samples, run.export):
+        for rest in run.path.glob(f".{target.name}.*"):
+            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
 
 
 def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:

@@ -115,6 +115,7 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
         _check_port(config)
         run.preempt.unlink(missing_ok=True)
         local.clear_errors(run, attempt)
+        local.clear_rests(run)
         for path in run.logs.glob(f"node-*.attempt-{attempt}.joined"):
             path.unlink()
     else:

@@ -81,9 +81,6 @@ def documents_attention(
     is one document. Returns [1, T, heads, dim].
     """
     _refuse_unknown(kwargs)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if cu_seq_lens_q is None:
         out = _one_document(query, key, value, scaling, dropout, sliding_window)
     else:
@@ -102,16 +99,20 @@ def _one_document(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     scaling: Optional[float], dropout: float, window: Optional[int],
 ) -> torch.Tensor:  # fmt: skip
-    q_len, kv_len = query.shape[2], key.shape[2]
+    q_len, kv_len, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
     if window is None or kv_len <= window:
         causal = q_len == kv_len and q_len > 1
         if causal or q_len == 1:
-            return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=causal)
+            return F.scaled_dot_product_attention(
+                query, key, value, dropout_p=dropout, scale=scaling, is_causal=causal, enable_gqa=grouped
+            )
     # Query i stands at position kv_len - q_len + i and sees the last `window` positions up to its own.
     position = torch.arange(kv_len - q_len, kv_len, device=query.device)[:, None]
     behind = position - torch.arange(kv_len, device=query.device)
     mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+    )
 
 
 def varlen_attention(

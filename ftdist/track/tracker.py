@@ -72,7 +72,13 @@ class Tracker:
             self._note(f"a record could not be written ({file.error}); training goes on, further ones are counted")
 
 
-def rewind(run: RunDir, step: int) -> None:
-    """Forget what was recorded after ``step``: a run that resumes there does those steps again."""
+def rewind(run: RunDir, step: int, evaluated: bool = True) -> None:
+    """Forget what was recorded after ``step``: a run that resumes there does those steps again. ``evaluated`` is false
+    where it will also evaluate at ``step``, which an attempt may have done that saved nothing after it."""
+
+    def is_kept(record: Dict[str, Any]) -> bool:
+        at = record.get("step", 0)
+        return at < step or (at == step and (evaluated or "train/loss" in record))
+
     for path in (run.metrics, run.samples):
-        keep_records(path, lambda record: record.get("step", 0) <= step)
+        keep_records(path, is_kept)

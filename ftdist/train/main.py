@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -72,8 +73,8 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     rank_setup.quiet_libraries()
     preemption = Preemption(run, ranks.rank, attempt)
     rank_setup.start_process_group(config, ranks)
-    if ranks.first:
-        run.write_status(state="starting", attempt=attempt)
+    if ranks.first:  # the parent is torchrun, which the user may have started
+        run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
     training = assemble(config, run, ranks, preemption)
     try:
         finished = train(training)
@@ -157,7 +158,7 @@ def _resume(engine: Any, run: RunDir, ranks: Ranks) -> Optional[Done]:
         return None
     done = Done(**{name: state[name] for name in Done().as_dict()})
     if ranks.first:
-        rewind(run, done.step)
+        rewind(run, done.step, evaluated=done.evaluated_step == done.step)
     _say(ranks, f"resumed after step {done.step}")
     return done
 

@@ -40,8 +40,8 @@ def save_checkpoint(
         CheckpointError: on every rank, if any rank could not write. Nothing published is touched.
     """
     rank, target = dist.get_rank(), run.checkpoint(step)
-    if (target / MANIFEST).is_file():
-        return target  # saved before the run was interrupted; a resumed run comes to the same
+    if _saved_before(target, {"step": step, **state}):
+        return target
     temporary = target.with_name(f".tmp-{target.name}")
     if rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -65,6 +65,14 @@ def save_checkpoint(
         _publish(temporary, target, engine, step, state, {k: v for part in everyone for k, v in part.items()})
     dist.barrier()
     return target
+
+
+def _saved_before(target: Path, state: Dict[str, Any]) -> bool:
+    """Whether the run was interrupted after this checkpoint: resumed, it comes to the same. Not the same where it was
+    stopped before an evaluation that it has made up for now: which checkpoint is the best depends on that."""
+    same = [dist.get_rank() == 0 and (target / MANIFEST).is_file() and read_json(target / "state.json") == state]
+    dist.broadcast_object_list(same)
+    return same[0]
 
 
 def _agree(error: str, temporary: Path, step: int) -> None:
@@ -95,9 +103,13 @@ def _publish(
     _fsync(temporary / MANIFEST)
     for folder in (temporary / TAG, temporary / "rng", temporary / "hf", temporary):
         _fsync(folder)
-    shutil.rmtree(target, ignore_errors=True)  # only ever an unpublished rest: a published one returned early
+    replaced = target.with_name(f".old-{target.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():  # an unpublished rest, or one from before its evaluation
+        target.rename(replaced)
     temporary.rename(target)
     _fsync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _rng_state() -> Dict[str, torch.Tensor]:

@@ -34,7 +34,27 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if not engine.zero_optimization():
         optimizer.state.clear()
+    if engine.zero_optimization_stage() == 3:
+        _leave_forwards_untraced(engine)
     return engine
+
+
+def _leave_forwards_untraced(engine: Any) -> None:
+    """Until the first training forward, keep ZeRO-3 from learning the order of modules.
+
+    It traces its first passes, and decides from the trace for good when a parameter is released. Of passes that only go
+    forward (the isolation proof, the evaluation before the first step) it would learn that none is needed again, and
+    gather each twice in every micro-step of the run: measured, a tenth more time.
+    """
+    coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
+
+    def after_forward(*_: Any) -> None:
+        if torch.is_grad_enabled():
+            hook.remove()
+        elif not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+
+    hook = engine.module.register_forward_hook(after_forward)
 
 
 def build_eval_engine(model: torch.nn.Module, settings: Dict[str, Any], device: torch.device) -> Any:

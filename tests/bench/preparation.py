@@ -47,10 +47,10 @@ def _write_chats(path: Path, count: int) -> Path:
 
 def _measure_one(folder: Path, tokenizer: str, chats: Path, hits: int) -> Dict[str, Any]:
     cache = folder / f"cache-{tokenizer.split()[0]}"
-    data = ["data=file", f"data.sources.file.path={chats}", f"data.max_seq_len={SEQ_LEN}"]
+    data = ["data=file", f"data.sources.file.path={chats}", f"data.max_seq_len={SEQ_LEN}", "data.heldout_share=0"]
     command = ["prepare", TOKENIZERS[tokenizer], *data]
     if tokenizer in NEEDS:  # converting the model into a folder is not preparation
-        run_ftdist(folder, cache, [*command, "data.sources.file.max_documents=1"])
+        run_ftdist(folder, cache, [*command, "data.sources.file.max_documents=10"])
     known = set((cache / "data").glob("*/meta.json"))
     ran = run_ftdist(folder, cache, command, watch_memory=True)
     (written,) = set((cache / "data").glob("*/meta.json")) - known

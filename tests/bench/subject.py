@@ -29,7 +29,7 @@ def make_subject(folder: Path, quick: bool, *overrides: str) -> RunConfig:
 
     quiet_libraries()
     cuda = bool(visible_gpus())
-    width, layers, seq_len, rows = (2048, 16, 2048, 4) if cuda else (256, 8, 256, 2)
+    width, layers, seq_len, rows = (2048, 16, 2048, 4) if cuda else (256, 8, 256, 1)
     if quick:
         width, layers, seq_len = width // 2, 2, seq_len // 2
     save_tiny_model(

@@ -38,7 +38,7 @@ the bare loop against a second bare loop: what a tax of nothing looks like here.
 
 
 def measure(folder: Path, quick: bool) -> Section:
-    rounds = 6 if quick else 36
+    rounds = 6 if quick else 24
     config = make_subject(folder, quick)
     stages: Dict[str, Any] = {}
     for stage in (2, 3):

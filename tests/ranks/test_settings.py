@@ -169,3 +169,24 @@ def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
     losses, moments, weights = outcome("train.precision=bf16", f"zero.stage={stage}", "train.max_steps=8", look=look)
     assert moments and weights
     assert losses == pytest.approx(outcome("train.max_steps=8"), rel=1e-3)
+
+
+def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable[..., Any]) -> None:
+    """The isolation proof and the evaluation before the first step only go forward; ZeRO-3 must not learn from them."""
+
+    def look(training: Any) -> int:
+        from ftdist.train.loop import train_step
+
+        coordinator = training.engine.optimizer.parameter_offload.get_param_coordinator()
+        name = "_PartitionedParameterCoordinator__all_gather_params"
+        gather, calls = getattr(coordinator, name), []
+        setattr(coordinator, name, lambda *args, **kwargs: (calls.append(1), gather(*args, **kwargs))[1])
+        train_step(training, 3)
+        return len(calls)
+
+    sharded = ("zero.stage=3", "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+    plain = outcome(
+        *sharded, "data.packing=false", "data.heldout_share=0", "data.max_heldout_documents=null", look=look
+    )
+    proven = outcome(*sharded, look=look)
+    assert plain == proven > 0

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import psutil
 import pytest
 
 from ftdist.config import RunConfig, SourceConfig, dump_config
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.launch import cli, compose, ready, runs, torchrun, train
 from ftdist.rundir import RunDir
+
+STARTED = psutil.Process().create_time()
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +44,8 @@ def make_run(path: Path, **status: Any) -> RunDir:
         ({"state": "done"}, "done"),
         ({"state": "running", "time": time.time(), "host": "elsewhere", "pid": 1}, "running"),
         ({"state": "running", "time": time.time() - 3600, "host": "elsewhere", "pid": 1}, "dead?"),
-        ({"state": "running", "time": time.time() - 3600, "host": platform.node(), "pid": os.getpid()}, "running"),
+        ({"state": "running", "time": time.time() + 60, "host": platform.node(), "pid": os.getpid()}, "running"),
+        ({"state": "running", "time": STARTED - 3600, "host": platform.node(), "pid": os.getpid()}, "dead?"),
         ({"state": "running", "time": time.time(), "host": platform.node(), "pid": 2**22 + 1}, "dead?"),
         ({}, "?"),
     ],

@@ -1,0 +1,141 @@
+"""Ctrl-C, SIGTERM and a damaged checkpoint: a run that was stopped goes on as if it had not been."""
+
+import random
+import signal
+from pathlib import Path
+from typing import Iterator
+
+import psutil
+import pytest
+
+from ftdist.errors import EXIT_FAILED, EXIT_PREEMPTED
+from ftdist.rundir import RunDir
+from tests.e2e.cli import (
+    PADDED_ZERO3,
+    SMOKE,
+    assert_same,
+    copy_of,
+    finished_run,
+    ftdist,
+    interrupt,
+    kill_tree,
+    newest_step,
+    start,
+    succeed,
+    wait_until,
+)
+
+# Every step is one of evaluation, so that a stop always falls on one; few are of a checkpoint.
+SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=1", "train.checkpoint_every=3",
+            "data.max_heldout_documents=16", "track=disabled", "train.keep_checkpoints=3")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
+    """A run that Ctrl-C has stopped after a checkpoint or two; tests go on with copies of it."""
+    run = RunDir(tmp_path_factory.mktemp("stopped") / "run")
+    process = start("train", *SETTINGS, f"run_dir={run.path}")
+    wait_until(process, lambda: newest_step(run) >= 4)
+    done = interrupt(process)
+    assert done.code == EXIT_PREEMPTED, done.out
+    assert f"ftdist resume {run.path}" in done.out and "saving a checkpoint" in done.out
+    assert done.out.count("error:") == 0
+    yield run
+
+
+def test_ctrl_c_saves_and_says_so(stopped: RunDir) -> None:
+    status = stopped.read_status()
+    assert status["state"] == "preempted"
+    assert stopped.find_checkpoint("last") == stopped.checkpoint(status["last_checkpoint_step"])
+    assert status["last_checkpoint_step"] == newest_step(stopped) < 8
+    assert not stopped.export.exists()
+    assert "preempted" in succeed("status", stopped.path).out
+
+
+def test_resumed_it_is_as_if_it_had_not_stopped(stopped: RunDir, tmp_path: Path) -> None:
+    run = copy_of(stopped, tmp_path / "run")
+    succeed("resume", run.path)
+    assert run.read_status()["state"] == "done"
+    assert_same(run, finished_run(*SETTINGS))
+
+
+def test_killed_between_the_resume_and_the_next_checkpoint(stopped: RunDir, tmp_path: Path) -> None:
+    """The evaluation that the stop left out is recorded once, however often it is made up for."""
+    run = copy_of(stopped, tmp_path / "run")
+    before = newest_step(run)
+    again = start("resume", run.path)
+    wait_until(again, lambda: newest_step(run) > before)
+    kill_tree(again)
+    succeed("resume", run.path)
+    assert_same(run, finished_run(*SETTINGS))
+
+
+def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(stopped: RunDir, tmp_path: Path) -> None:
+    run = copy_of(stopped, tmp_path / "run")
+    newest, older = run.published_checkpoints()[-1], run.published_checkpoints()[-2]
+    seed = random.randrange(10**6)
+    draw = random.Random(seed)
+    file = draw.choice(sorted(path for path in newest.rglob("*") if path.is_file() and path.name != "manifest.json"))
+    content = bytearray(file.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+    print(f"seed {seed}: {file}")
+    done = succeed("resume", run.path)
+    assert f"checkpoint {newest.name}: {file.relative_to(newest)} does not have the hash" in done.out
+    assert f"resumed after step {int(older.name[5:])}\n" in done.out
+    assert (newest.parent / f"bad-{newest.name}").is_dir()
+    assert_same(run, finished_run(*SETTINGS))
+
+
+@pytest.mark.slow
+def test_when_every_checkpoint_is_damaged_nothing_is_lost(stopped: RunDir, tmp_path: Path) -> None:
+    run = copy_of(stopped, tmp_path / "run")
+    for folder in run.published_checkpoints():
+        (folder / "state.json").write_text("{}")
+    record = run.metrics.read_text()
+    done = ftdist("resume", run.path)
+    assert done.code == EXIT_FAILED
+    assert done.err.count("error:") == 1 and "no checkpoint of" in done.err and "state.json has 2 bytes" in done.err
+    assert run.metrics.read_text() == record
+
+
+def test_stopped_after_the_last_step_but_before_its_evaluation(tmp_path: Path) -> None:
+    """The last checkpoint is then there already; the loss that it is judged by is not."""
+    overrides = (*SETTINGS, "batch.global_batch_size=48", "train.max_steps=2")  # steps long enough to aim at
+    run = RunDir(tmp_path / "run")
+    process = start("train", *overrides, f"run_dir={run.path}")
+    wait_until(process, lambda: newest_step(run) >= 1 and "eval" in run.metrics.read_text().splitlines()[-1])
+    assert interrupt(process).code == EXIT_PREEMPTED
+    assert run.read_status()["last_checkpoint_step"] == 2
+    succeed("resume", run.path)
+    assert_same(run, finished_run(*overrides))
+
+
+def test_sigterm_before_the_first_step(tmp_path: Path) -> None:
+    """As a batch system does. Stage 3, whose states exist only once a step is done."""
+    run = RunDir(tmp_path / "run")
+    process = start("train", *PADDED_ZERO3, f"run_dir={run.path}")
+    wait_until(process, run.log_file(0, 0).is_file)
+    done = interrupt(process, signal.SIGTERM)
+    assert done.code == EXIT_PREEMPTED, done.out
+    assert run.read_status()["last_checkpoint_step"] == 0
+    resumed = succeed("resume", run.path)
+    assert "resumed after step 0" in resumed.out
+    assert_same(run, finished_run(*PADDED_ZERO3))
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    process = start("train", *SMOKE, "train.max_steps=100000", "train.eval_every=null", f"run_dir={run.path}")
+    wait_until(process, lambda: newest_step(run) >= 1)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    assert len(tree) >= 3  # torchrun, two ranks, and W&B's
+    for member in tree:
+        member.suspend()  # so that they cannot save and stop in time
+    process.send_signal(signal.SIGINT)
+    wait_until(process, run.preempt.is_file)
+    done = interrupt(process)
+    assert done.code == EXIT_FAILED and done.wall_s < 10
+    assert done.out.count("error:") == 1 and f"ftdist resume {run.path}" in done.out
+    assert not [member for member in tree if member.is_running()]
+    assert run.read_status()["state"] == "failed"

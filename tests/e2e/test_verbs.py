@@ -1,0 +1,123 @@
+"""The verbs around a run: status, eval, export, chat, prepare, preview."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Dict
+
+import pytest
+
+from ftdist.errors import EXIT_USAGE
+from ftdist.rundir import RunDir
+from tests.e2e.cli import PADDED_ZERO3, SMOKE, copy_of, finished_run, ftdist, succeed
+
+# What anyone would do with the folder, and DeepSpeed's own way to what the optimizer held.
+OPEN = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+folder, checkpoint = sys.argv[1:]
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+masters = get_fp32_state_dict_from_zero_checkpoint(checkpoint, tag="deepspeed")
+size = model.config.vocab_size
+padded = AutoModelForCausalLM.from_config(type(model.config)(**{**model.config.to_dict(), "vocab_size": 384}))
+padded.load_state_dict(masters, strict=False)
+inputs = tokenizer.apply_chat_template([{"role": "user", "content": "a b"}], return_tensors="pt", return_dict=True)
+print()
+print(json.dumps({
+    "vocab_size": size, "template": bool(tokenizer.chat_template), "dtype": str(model.dtype),
+    "same_weights": all(torch.equal(p, masters[name][: len(p)]) for name, p in model.named_parameters()),
+    "same_logits": torch.allclose(model(**inputs).logits, padded.eval()(**inputs).logits[..., :size], atol=1e-6),
+}))
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run that has ended, to do something with."""
+    return copy_of(finished_run(*PADDED_ZERO3), tmp_path / "run")
+
+
+def heldout_losses(run: RunDir) -> Dict[int, float]:
+    return {r["step"]: r["eval/heldout/loss"] for r in run.read_metrics() if "eval/heldout/loss" in r}
+
+
+def test_status(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    head, row = succeed("status", tmp_path, cwd=tmp_path).out.splitlines()
+    assert head.split() == ["run", "state", "step", "loss", "tokens/s", "checkpoint"]
+    loss = run.read_metrics()[-2]["train/loss"]
+    assert row.split()[:4] == ["run", "done", "6/6", f"{loss:.4f}"]
+    assert "step 6, " in row and row.rstrip().endswith("ago")
+    assert ftdist("status", tmp_path / "empty").code == EXIT_USAGE
+
+
+@pytest.mark.parametrize("checkpoint", ["best", pytest.param("4", marks=pytest.mark.slow)])
+def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
+    done = succeed("eval", run.path, "--checkpoint", checkpoint)
+    record = json.loads((run.path / "eval.jsonl").read_text())
+    assert f"step-{record['step']:08d}" in done.out and f"{record['eval/heldout/loss']:.4f}" in done.out
+    assert record["step"] == (4 if checkpoint == "4" else 6)
+    expected = heldout_losses(run)
+    if record["step"] in expected:
+        assert record["eval/heldout/loss"] == pytest.approx(expected[record["step"]], rel=1e-5)
+    assert not list(run.path.glob(".*")), "the model that was made for it is removed"
+
+
+def test_eval_on_other_data(run: RunDir, tmp_path: Path) -> None:
+    """From another folder, with a path that is relative to it."""
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "two and two", "completion": " is four"}\n' * 3)
+    done = succeed("eval", run.path, "data.heldout.mine.path=mine.jsonl", "data.heldout_share=0", cwd=tmp_path)
+    record = json.loads((run.path / "eval.jsonl").read_text())
+    assert "eval/mine/loss" in record and "eval/heldout/loss" not in record
+    rows = [re.findall(r"[\w.,]+", line) for line in done.out.split("held-out loss of")[1].splitlines()]
+    assert ["mine", "27"] in [[row[0], row[-1]] for row in rows if row], "three times eight bytes and the stop token"
+
+
+def test_export_is_an_ordinary_model(run: RunDir, tmp_path: Path) -> None:
+    done = succeed("export", run.path, "--checkpoint", "best", "--out", tmp_path / "model")
+    assert str(tmp_path / "model") in done.out
+    opened = succeed("-c", OPEN, tmp_path / "model", run.find_checkpoint("best"), command=[sys.executable])
+    facts = json.loads(opened.out.splitlines()[-1])
+    assert facts == {"vocab_size": 320, "template": True, "dtype": "torch.float32", "same_weights": True,
+                     "same_logits": True}  # fmt: skip
+    files = ("model.safetensors", "config.json", "tokenizer.json", "README.md")
+    assert all((tmp_path / "model" / n).read_bytes() == (run.export / n).read_bytes() for n in files)
+
+
+def test_export_leaves_other_folders_alone(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    done = ftdist("export", run.path, "--out", tmp_path / "thesis")
+    assert done.code == EXIT_USAGE and "--out" in done.err and done.err.count("error:") == 1
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_chat_from_a_pipe(run: RunDir) -> None:
+    done = succeed("chat", run.path, stdin="hello\n/new\nhello\n")
+    assert not done.err and done.out.strip("\n")
+    half = len(done.out) // 2
+    assert done.out[:half] == done.out[half:], "after /new nothing is remembered, and answers are greedy"
+
+
+def test_prepare_twice(tmp_path: Path) -> None:
+    cache = f"cache_dir={tmp_path / 'cache'}"
+    first = succeed("prepare", *SMOKE, cache, cwd=tmp_path)
+    second = succeed("prepare", *SMOKE, cache, cwd=tmp_path)
+    assert "(prepared in" in first.out and "(found)" in second.out
+    assert first.out.splitlines()[1:] == second.out.splitlines()[1:], "the same table"
+    assert [path.name for path in (tmp_path / "cache" / "data").iterdir()] == [Path(first.out.split()[1]).name]
+    assert second.cpu_s < 5
+
+
+def test_preview_shows_what_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]}\n' * 3
+    )
+    data = ("data=file", "data.sources.file.path=chats.jsonl", "data.heldout_share=0")
+    done = succeed("preview", *SMOKE, *data, f"cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
+    assert "question<|im_end|>" in done.out and "[[answer<|im_end|>]]" in done.out
+    assert done.out.count("— document") == 3
+    assert "\x1b" not in done.text, "plain text where it is not a terminal"
+    assert not list((tmp_path / "cache").glob("data/*")), "a look leaves nothing in the cache"
