@@ -140,7 +140,8 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
             slurm.wait(lambda: "DOWN" in slurm.run("scontrol", "show", "node", "node2"), 30, "the node down")
     finally:
         slurm.start_node("node2")
-        slurm.run("scontrol", "update", "NodeName=node2", "State=RESUME")
+        resume = ["scontrol", "update", "NodeName=node2", "State=RESUME"]
+        subprocess.run(resume, env=slurm.env, capture_output=True)  # refused where it has come back by itself
     finish(job)
     assert metrics(run) == undisturbed
     # Once more where Slurm, still after the job's first start, ends what it finds of it on the node that came back.
