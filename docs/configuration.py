@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from ftdist/config.py and conf/ (`make docs`).
+"""Write docs/configuration.md from ftdist/config.py, ftdist/launch_config.py and conf/ (`make docs`).
 
 Types and defaults come from the dataclasses, the text under each field from the source by ast.
 """
@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 INTRO = """\
 # Configuration reference
 
-<!-- Generated from ftdist/config.py and conf/ by `make docs`: edit those. -->
+<!-- Generated from ftdist/config.py, ftdist/launch_config.py and conf/ by `make docs`: edit those. -->
 
 Every setting of a run, by group. Set one on the command line, `ftdist train experiment=demo optim.lr=2e-5`, or in a
 YAML file of your own config folder (`--config-dir`). `ftdist train … --cfg job` prints what a command line amounts to.
@@ -28,9 +28,9 @@ A ready-made file of a group is picked as `group=file`.
 
 def field_texts() -> dict[str, dict[str, str]]:
     """The text under each field, by class and field."""
-    tree = ast.parse((ROOT / "ftdist" / "config.py").read_text(encoding="utf-8"))
+    sources = [(ROOT / "ftdist" / name).read_text(encoding="utf-8") for name in ("config.py", "launch_config.py")]
     texts: dict[str, dict[str, str]] = {}
-    for node in tree.body:
+    for node in [node for source in sources for node in ast.parse(source).body]:
         if not isinstance(node, ast.ClassDef):
             continue
         texts[node.name] = {}
@@ -89,7 +89,11 @@ def section(title: str, cls: type, prefix: str) -> list[str]:
         row = [f"`{prefix}{field.name}`", type_name(hints[field.name]), f"`{default_of(field)}`",
                markdown(texts.get(field.name, ""))]  # fmt: skip
         lines.append("| " + " | ".join(row) + " |")
-    return [*lines, ""]
+    lines.append("")
+    for name, hint in hints.items():
+        if cls is not config.RunConfig and dataclasses.is_dataclass(hint):
+            lines += section(f"{title}.{name}", hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return lines
 
 
 def page() -> str:

@@ -13,6 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ftdist.errors import ConfigError
+from ftdist.launch_config import Device as Device  # a part of the tree that is written down elsewhere
+from ftdist.launch_config import LaunchConfig as LaunchConfig
+from ftdist.launch_config import LaunchKind as LaunchKind
+from ftdist.launch_config import check_launch, refuse_control_characters
 
 
 class Precision(Enum):
@@ -61,12 +65,6 @@ class Schedule(Enum):
 class Offload(Enum):
     none = "none"
     cpu = "cpu"
-
-
-class Device(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Wandb(Enum):
@@ -236,20 +234,6 @@ class TrainConfig:
 
 
 @dataclass
-class LaunchConfig:
-    device: Device = Device.auto
-    """cuda, cpu, or what the machine has."""
-    nproc_per_node: Optional[int] = None
-    """Ranks on this machine; default every visible GPU, or 1 on CPU."""
-    nnodes: int = 1
-    """Machines of the run."""
-    threads_per_rank: Optional[int] = None
-    """CPU threads of one rank; default the cores shared out among the ranks."""
-    timeout_s: float = 1800.0
-    """Seconds after which a collective that makes no progress fails the run."""
-
-
-@dataclass
 class TrackConfig:
     wandb: Wandb = Wandb.auto
     """auto: online where you are logged in, else offline; nothing is ever asked."""
@@ -364,6 +348,8 @@ def check_config(config: RunConfig) -> None:
     Raises:
         ConfigError: names the field, what it holds, what it may hold.
     """
+    if config.launch.kind is not LaunchKind.local:
+        refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
     model, data, batch, optim, zero, train = (
         config.model, config.data, config.batch, config.optim, config.zero, config.train,
     )  # fmt: skip
@@ -427,4 +413,5 @@ def check_config(config: RunConfig) -> None:
     _check_range("launch.nnodes", config.launch.nnodes, 1)
     _check_range("launch.threads_per_rank", config.launch.threads_per_rank, 1)
     _check_range("launch.timeout_s", config.launch.timeout_s, 1)
+    check_launch(config.launch)
     _check_range("seed", config.seed, 0, 2**32 - 1)

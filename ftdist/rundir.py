@@ -20,7 +20,10 @@ class RunDir:
         self.config = self.path / "run.yaml"
         self.deepspeed = self.path / "deepspeed.json"
         self.provenance = self.path / "provenance.json"
+        self.submit = self.path / "submit.sbatch"
         self.preempt = self.path / "preempt"
+        self.cancel = self.path / "cancel"
+        self.attempt = self.path / "attempt"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
@@ -43,7 +46,8 @@ class RunDir:
         return run
 
     def error_file(self, rank: int, attempt: int) -> Path:
-        """Where a rank that fails leaves ``{"rank", "time", "message", "traceback", "exit_code"}``."""
+        """Where a rank that fails leaves ``{"rank", "host", "time", "message", "traceback",
+        "known", "exit_code"}``; known is an error that its message explains."""
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.error.json"
 
     def log_file(self, rank: int, attempt: int) -> Path:
@@ -51,6 +55,10 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"{CHECKPOINT_PREFIX}{step:08d}"
+
+    def job_log(self, job: str) -> Path:
+        """What the batch script and rank 0 of a Slurm job print."""
+        return self.logs / f"slurm-{job}.out"
 
     def published_checkpoints(self) -> List[Path]:
         """Checkpoints that were published (renamed into place with a manifest), oldest first."""
@@ -89,8 +97,9 @@ class RunDir:
         return read_json(self.status) if self.status.is_file() else {}
 
     def write_status(self, **changes: Any) -> None:
-        """Change some fields of status.json: state (frozen, starting, running, done, failed, preempted), step,
-        max_steps, loss, tokens_per_s, last_checkpoint_step, last_checkpoint_time, exit_reason. One writer at a time."""
+        """Change some fields of status.json: state (frozen, queued, starting, running, done, failed, preempted), step,
+        max_steps, loss, tokens_per_s, last_checkpoint_step, last_checkpoint_time, exit_reason, attempt; of a run on
+        this machine pid and host, of a Slurm job job_id, nodes and requeues. One writer at a time."""
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()})
 
     def read_metrics(self) -> List[Dict[str, Any]]:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig
+from ftdist.data.cache import is_ready
 from ftdist.data.sample import print_sample
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.rundir import RunDir
@@ -43,7 +44,8 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     for row in precision_table(config):
         table.add_row(*row)
     console.print(table)
-    print_sample(data, console)
+    if is_ready(data):  # a Slurm job prepares it later
+        print_sample(data, console)
     console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
 
 

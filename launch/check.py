@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.batching import BatchPlan, plan_batch
-from ftdist.config import Device, Offload, Precision, RunConfig
+from ftdist.config import Device, LaunchKind, Offload, Precision, RunConfig
 from ftdist.errors import ConfigError
 from ftdist.locations import cache_root, check_model_folder, model_location
 from ftdist.track.login import resolve_mode
 
+from . import slurm
 from .machine import cpu_cores, visible_gpus
+from .nodes import check_nodes
 
 
 def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
@@ -33,7 +35,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     resolve_ranks(config, ranks)
     plan = plan_batch(config.batch, world_size(config), config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps
-    if config.data.num_workers is None:
+    if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
         config.data.num_workers = cpu_cores()
     config.track.wandb = resolve_mode(config.track.wandb)
     if config.track.run_id is None:
@@ -71,6 +73,9 @@ def resolve_paths(config: RunConfig) -> None:
 def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:
     """Fill in device, nproc_per_node, nnodes and threads_per_rank, and check them against the GPUs."""
     launch = config.launch
+    if launch.kind is LaunchKind.slurm and ranks is None:
+        slurm.resolve_ranks(launch)
+        return
     gpus = len(visible_gpus())
     if launch.device is Device.auto:
         launch.device = Device.cuda if gpus else Device.cpu
@@ -82,10 +87,13 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         )
     if ranks is not None:
         launch.nproc_per_node, launch.nnodes = ranks
+    elif launch.kind is LaunchKind.nodes:
+        check_nodes(config)
     elif launch.nnodes > 1:
         raise ConfigError(
-            f"launch.nnodes={launch.nnodes}, and ftdist starts ranks on this machine only",
-            "torchrun, started by you on every node",
+            f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
+            "a way to start them on several machines",
+            "launch=slurm or launch=nodes, or yourself on each: "
             f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
             "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
         )

@@ -32,10 +32,20 @@ VERBS: Dict[str, Verb] = {
     "preview": Verb("data", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
     "resume": Verb("runs", "RUN_DIR", "go on with a run from its newest checkpoint"),
     "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
+    "sweep": Verb("sweeps", "DIR", "a table of a sweep's trials, best first"),
+    "logs": Verb("control", "RUN_DIR", "what a run has printed; -f follows it"),
+    "cancel": Verb("control", "RUN_DIR", "stop a run: save, then end; --now ends it at once"),
+    "node": Verb("nodes", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),
     "eval": Verb("runs", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
     "export": Verb("runs", "RUN_DIR", "write a checkpoint in Hugging Face format"),
     "chat": Verb("runs", "RUN_DIR|MODEL", "talk to what was trained"),
     "completion": Verb("completion", "bash|zsh|fish", "print the script for tab completion"),
+}
+
+INTERNAL = {
+    "_begin": Verb("batch", "RUN_DIR", "called by the batch script: a new attempt, model and data ready"),
+    "_end": Verb("batch", "RUN_DIR", "called by the batch script: how the attempt ended, and whether to go on"),
+    "_moved": Verb("batch", "RUN_DIR", "called by the batch script: the run goes on in another job"),
 }
 
 
@@ -76,7 +86,8 @@ def dispatch(argv: List[str]) -> int:
         from .completion import complete
 
         return complete(rest)
-    if name not in VERBS:
+    verbs = VERBS | INTERNAL
+    if name not in verbs:
         from .explain import nearest
 
         near = nearest(name, list(VERBS))
@@ -85,7 +96,8 @@ def dispatch(argv: List[str]) -> int:
             "one of: " + ", ".join(VERBS),
             f"ftdist {near[0]}" if near else "ftdist --help",
         )
-    verb = VERBS[name]
+    verb = verbs[name]
+    name = name.lstrip("_")
     parser = Parser(prog=f"ftdist {name}", usage=f"ftdist {name} [FLAG…] {verb.arguments}", description=verb.summary)
     module = importlib.import_module(f".{verb.module}", __package__)
     getattr(module, f"add_{name}_arguments")(parser)

@@ -25,7 +25,7 @@ compdef _ftdist ftdist""",
 complete -c ftdist -f -a '(ftdist _complete (commandline -cp) 2>/dev/null)'""",
 }
 FROM_CONFIG = ("train", "demo", "prepare", "preview")
-FROM_RUN = ("resume", "status", "eval", "export", "chat")
+FROM_RUN = ("resume", "status", "logs", "cancel", "node", "eval", "export", "chat")
 
 
 def add_completion_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ftdist.config import DataConfig, RunConfig, check_config
 from ftdist.errors import ConfigError
 
-from . import explain
+from . import explain, site
 
 PRIMARY = "run"
 
@@ -44,7 +44,13 @@ class _Schema(RunConfig):
 
 def _schema(config: Optional[RunConfig] = None) -> DictConfig:
     node = OmegaConf.structured(_Schema)
-    if config is not None:
+    if config is None:
+        try:
+            node = OmegaConf.merge(node, site.site_defaults())
+        except OmegaConfBaseException as error:
+            where = f"{site.site_file()}: {str(error).splitlines()[0]}"
+            raise ConfigError(where, "keys and values of the run config") from error
+    else:
         node = OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))
     for free in explain.FREE_MAPPINGS:  # their keys are the user's, so `data.sources.mine.path=…` needs no `+`
         OmegaConf.set_struct(OmegaConf.select(node, free), False)

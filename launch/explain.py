@@ -14,7 +14,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from ftdist.config import RunConfig, SourceConfig
 from ftdist.errors import ConfigError
 
-FREE_MAPPINGS = ("data.sources", "data.heldout", "model.config", "zero.deepspeed")
+FREE_MAPPINGS = ("data.sources", "data.heldout", "model.config", "zero.deepspeed", "launch.slurm.env")
 """Mappings whose keys are the user's own."""
 
 

@@ -5,51 +5,26 @@ import ctypes
 import os
 import platform
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Dict, Iterator, List, Optional, Set
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set
 
 import psutil
 
-from ftdist.config import Device, RunConfig
+from ftdist.config import RunConfig
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
 from ftdist.rundir import RunDir, read_json
 
+from .plan import LaunchPlan as LaunchPlan
+from .plan import plan_local
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LAST_LINES = 30
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
-
-
-@dataclass(frozen=True)
-class LaunchPlan:
-    """A command and what it needs in its environment besides what is there."""
-
-    argv: List[str]
-    env: Dict[str, str]
-
-    def shell(self) -> str:
-        """The command as it can be typed."""
-        return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in self.env.items()), shlex.join(self.argv)])
-
-
-def plan_local(config: RunConfig, module: str, arguments: List[str]) -> LaunchPlan:
-    """How to start ``module`` on the ranks of a resolved config. Pure."""
-    argv = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(config.launch.nproc_per_node), "-m", module, *arguments,
-    ]  # fmt: skip
-    env = {
-        "OMP_NUM_THREADS": str(config.launch.threads_per_rank),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if config.launch.device is Device.cpu:
-        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return LaunchPlan(argv, env)
 
 
 def next_attempt(run: RunDir) -> int:
@@ -75,6 +50,7 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
     state = run.read_status().get("state")
     if code == 0 and state in STATE_EXIT:
         return STATE_EXIT[state]
+    attempt = max(attempt, int(run.read_status().get("attempt", 0)))  # restarts by torchrun count on
     error = explain_failure(run, attempt, log, code)
     if state not in ("failed", *STATE_EXIT):
         run.write_status(state="failed", exit_reason=error.found.splitlines()[0])
@@ -108,7 +84,7 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
             start_new_session=True, preexec_fn=_stop_with_launcher,
         )  # fmt: skip
         try:
-            with _signals(child, preempt):
+            with stop_on_signals(child.kill, preempt):
                 return child.wait()
         finally:
             _kill_all(child, before)
@@ -143,14 +119,15 @@ def _kill_all(child: "subprocess.Popen[bytes]", before: Set[psutil.Process]) -> 
 
 
 @contextlib.contextmanager
-def _signals(child: "subprocess.Popen[bytes]", preempt: Optional[Path]) -> Iterator[None]:
+def stop_on_signals(end_now: Callable[[], None], preempt: Optional[Path]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a stop, a second Ctrl-C ends the run at once."""
     interrupts = 0
 
     def stop(number: int, _: Optional[FrameType]) -> None:
         nonlocal interrupts
         interrupts += number == signal.SIGINT
         if preempt is None or interrupts > 1:
-            child.kill()  # what is left of it is ended below
+            end_now()  # what is left of it is ended below
         else:
             preempt.touch()
             print("\nstopping: saving a checkpoint at the next step (Ctrl-C again ends it at once)", file=sys.stderr)
@@ -163,7 +140,7 @@ def _signals(child: "subprocess.Popen[bytes]", preempt: Optional[Path]) -> Itera
             signal.signal(number, handler)
 
 
-def explain_failure(run: RunDir, attempt: int, log: Path, code: int) -> LaunchError:
+def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int) -> LaunchError:
     """One message for what may be many stack traces: the earliest error that a rank left, else how it was killed."""
     records: List[Dict[str, Any]] = []
     for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
@@ -171,22 +148,41 @@ def explain_failure(run: RunDir, attempt: int, log: Path, code: int) -> LaunchEr
             records.append(read_json(path))
     where = f"logs: {run.logs}"
     resume = f"ftdist resume {run.path}"
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
     # torchrun's report names the first rank to end. Killed, it left no error, and those of the others follow from it.
-    killed = re.search(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", text, re.DOTALL)
-    if killed and int(killed.group(2)) != signal.SIGTERM:
-        rank, number = int(killed.group(1)), int(killed.group(2))
-        return LaunchError(f"rank {rank} was killed by {_signal_name(number)}{_why(number)}\n  {where}", fix=resume)
+    reports = [re.search(r"Root Cause.*?host\s*:\s*(\S+).*?rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", text, re.DOTALL)
+               for text in texts]  # fmt: skip
+    killed = next((report for report in reports if report and int(report.group(3)) != signal.SIGTERM), None)
+    if killed:
+        host, rank, number = killed.group(1), int(killed.group(2)), int(killed.group(3))
+        who = f"rank {rank}" if host == "localhost" else f"rank {rank} on {host}"
+        said = f"{who} was killed by {_signal_name(number)}{_why(number)}{_last_lines(run, rank, attempt)}\n  {where}"
+        return LaunchError(said, fix=resume)
     if records:
         first = min(records, key=lambda record: record["time"])
-        error = LaunchError(f"rank {first['rank']}: {first['message']}\n  {where}")
+        who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")
+        last = "" if first.get("known", True) else _last_lines(run, first["rank"], attempt)
+        error = LaunchError(f"{who}: {first['message']}{last}\n  {where}")
         error.exit_code = int(first.get("exit_code", EXIT_FAILED))
         return error
     if code < 0:
         return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
-    tail = "\n".join(f"  | {line}" for line in text.splitlines()[-15:])
     found = f"the ranks ended with exit code {code} and left no error" if code else "the ranks ended before the run did"
-    return LaunchError(f"{found}\n{tail}\n  {where}" if tail else f"{found}\n  {where}", fix=resume)
+    return LaunchError(f"{found}{_quoted(''.join(texts))}\n  {where}", fix=resume)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _last_lines(run: RunDir, rank: int, attempt: int) -> str:
+    log = run.log_file(rank, attempt)
+    text = _text(log)
+    return f"\n  the last lines of {log.name}:{_quoted(text)}" if text.strip() else ""
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"\n  | {line}" for line in text.splitlines()[-LAST_LINES:])
 
 
 def _signal_name(number: int) -> str:

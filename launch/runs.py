@@ -2,25 +2,21 @@
 
 import argparse
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import List, Mapping, Optional
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from ftdist.config import RunConfig, dump_config, load_config
+from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rundir import RunDir
 
-from . import banner, check, compose, local, ready, torchrun
-
-ALIVE = ("starting", "running")
-SILENT_S = 900.0
-"""A run on another host that has written no status for this long is shown as perhaps dead."""
+from . import banner, check, compose, local, ready, slurm, start, torchrun
+from .alive import ALIVE, jobs_of, liveness
+from .plan import plan_local
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,10 +38,11 @@ def resume(args: argparse.Namespace) -> int:
     if torchrun.is_parent():
         run.preempt.unlink(missing_ok=True)
         torchrun.become_rank(config, [str(run.path), "--attempt", str(local.next_attempt(run))])
-    check.resolve_ranks(config)
-    ready.make_model_ready(config)
-    ready.make_data_ready(config)
-    code = local.launch_run(config, run)
+    if config.launch.kind is not LaunchKind.slurm:
+        check.resolve_ranks(config)
+        ready.make_model_ready(config)
+        ready.make_data_ready(config)
+    code = start.start_run(config, run)
     banner.show_next(run, code)
     return code
 
@@ -65,8 +62,9 @@ def status(args: argparse.Namespace) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "state", "step", "loss", "tokens/s", "checkpoint"):
         table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    jobs = jobs_of([run.read_status() for run in runs])
     for run in runs:
-        table.add_row(*status_row(run))
+        table.add_row(*status_row(run, jobs))
     Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
     return EXIT_DONE
 
@@ -78,39 +76,23 @@ def find_runs(place: Path) -> List[RunDir]:
     return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]
 
 
-def status_row(run: RunDir) -> List[str]:
+def status_row(run: RunDir, jobs: Optional[Mapping[str, slurm.Job]] = None) -> List[str]:
     """One line of the table: run, state, step, loss, tokens/s, age of the newest checkpoint."""
     found = run.read_status()
     age = found.get("last_checkpoint_time")
     loss, speed = found.get("loss"), found.get("tokens_per_s")
-    reason = found.get("exit_reason") if found.get("state") == "failed" else None
+    state = liveness(found, jobs)
+    reason = found.get("exit_reason") if state in ("failed", "preempted") else None
+    if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
+        reason = job.describe()
     return [
         banner.shown(run.path),
-        liveness(found) + (f": {str(reason)[:60]}" if reason else ""),
+        state + (f": {str(reason)[:70]}" if reason else ""),
         f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
         "-" if loss is None else f"{loss:.4f}",
         "-" if speed is None else f"{speed:,.0f}",
         "-" if age is None else f"step {found.get('last_checkpoint_step')}, {_span(time.time() - age)} ago",
     ]
-
-
-def liveness(found: Dict[str, Any]) -> str:
-    """The state that status.json tells, or ``dead?`` where nobody is left to change it."""
-    state = str(found.get("state", "?"))
-    if state not in ALIVE:
-        return state
-    if found.get("host") == platform.node() and "pid" in found:
-        return state if _still_runs(int(found["pid"]), float(found["time"])) else "dead?"
-    return "dead?" if time.time() - float(found.get("time", 0)) > SILENT_S else state
-
-
-def _still_runs(pid: int, written: float) -> bool:
-    """Whether the process that a status written then names is alive, and is not a later one that was given its number:
-    in a container that is started again that is most often this very process."""
-    try:
-        return psutil.Process(pid).create_time() <= written + 1
-    except psutil.Error:
-        return False
 
 
 def _span(seconds: float) -> str:
@@ -135,6 +117,8 @@ def eval(args: argparse.Namespace) -> int:
     if args.overrides:
         config = compose.change(config, args.overrides)
     check.resolve_paths(config)
+    if config.launch.kind is not LaunchKind.local:  # it was trained elsewhere, and is evaluated here
+        config.launch = LaunchConfig(timeout_s=config.launch.timeout_s)
     check.resolve_ranks(config)
     ready.make_model_ready(config)
     ready.make_data_ready(config)
@@ -150,7 +134,7 @@ def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
     log = run.logs / "eval.log"
     log.unlink(missing_ok=True)
     arguments = [str(run.path), *arguments, "--attempt", str(attempt)]
-    code = local.start(local.plan_local(config, "ftdist.train.eval_main", arguments), log)
+    code = local.start(plan_local(config, "ftdist.train.eval_main", arguments), log)
     if code:
         raise local.explain_failure(run, attempt, log, code)
     return EXIT_DONE

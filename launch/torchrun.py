@@ -13,7 +13,7 @@ from ftdist.errors import FtdistError, LaunchError
 from ftdist.rundir import RunDir, read_json
 
 from . import check, compose
-from .local import plan_local
+from .plan import ranks_env
 
 MakeReady = Callable[[RunConfig, Optional[Tuple[int, int]]], RunDir]
 
@@ -63,5 +63,5 @@ def _frozen_before(config: RunConfig) -> RunDir:
 def become_rank(config: RunConfig, arguments: list[str]) -> NoReturn:
     """Replace this process with a rank of the run."""
     sys.stdout.flush()
-    os.environ.update(plan_local(config, "", []).env)
+    os.environ.update(ranks_env(config))
     os.execv(sys.executable, [sys.executable, "-m", "ftdist.train.main", *arguments])

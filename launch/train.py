@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 from typing import List, Optional, Tuple
 
-from ftdist.config import RunConfig
+from ftdist.config import LaunchKind, RunConfig
 from ftdist.data.cache import data_folder
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
 from ftdist.rundir import RunDir
 from ftdist.zero.settings import deepspeed_settings
 
-from . import banner, check, compose, local, ready, torchrun
+from . import banner, check, compose, ready, sbatch, start, torchrun
 from .freeze import freeze
 from .machine import visible_gpus
+from .sweeps import INDEX
 
-INDEX = "index.jsonl"
 DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2  # as in conf/experiment/demo.yaml: rows of a step, at least, and of a rank's forward
 
 
@@ -58,6 +58,13 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Ru
     check.check_run_dir(config)
     deepspeed_settings(config, plan)
     data_folder(config)  # a file or template that is missing is named before anything else is said
+    if config.launch.kind is LaunchKind.slurm:  # model and data are made ready by the job
+        script = sbatch.render(config)
+        check.check_disk(config)
+        run = freeze(config, plan)
+        run.submit.write_text(script, encoding="utf-8")
+        banner.show_run(config, plan, data_folder(config))
+        return run
     banner.show_machine()
     ready.make_model_ready(config)
     check.check_disk(config)
@@ -71,9 +78,9 @@ def run_one(config: RunConfig, dry_run: bool = False) -> int:
     """One run, from its config to its end."""
     run = make_ready(config)
     if dry_run:
-        print(local.plan_local(config, "ftdist.train.main", [str(run.path)]).shell())
+        print(start.dry_run(config, run))
         return EXIT_DONE
-    code = local.launch_run(config, run)
+    code = start.start_run(config, run)
     banner.show_next(run, code)
     return code
 

@@ -14,6 +14,7 @@ import pytest
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK"}  # pytest; deepspeed sets the second
+SLURM_PACKAGES = "slurmctld slurmd slurm-client munge"
 LEAK_GRACE_S = 3.0
 
 for _name in [name for name in os.environ if SECRET.search(name) or name in RANK_VARIABLES]:
@@ -28,7 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the folder
         cache = tempfile.mkdtemp(prefix="ftdist-tests-")
-        os.environ.update(FTDIST_CACHE=f"{cache}/ftdist", HF_HOME=f"{cache}/huggingface")
+        os.environ.update(FTDIST_CACHE=f"{cache}/ftdist", HF_HOME=f"{cache}/huggingface",
+                          FTDIST_SITE=f"{cache}/site.yaml")  # fmt: skip
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 
 
@@ -46,8 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skips["slow"] = "slow; run them with: make test ARGS=--slow"
     if not has_gpu():
         skips["gpu"] = "needs a CUDA GPU; on a machine with one: make test ARGS='-m gpu'"
-    if not shutil.which("slurmctld"):
-        skips["slurm"] = "needs Slurm; after apt install slurm-wlm: make test ARGS='-m slurm'"
+    if not (shutil.which("slurmctld") and shutil.which("munged") and os.geteuid() == 0):
+        skips["slurm"] = f"needs root and Slurm; after apt install {SLURM_PACKAGES}: make test ARGS='-m slurm'"
     for item in items:
         for mark, reason in skips.items():
             if item.get_closest_marker(mark):
@@ -64,8 +66,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 def _children() -> set[psutil.Process]:
     def is_helper(process: psutil.Process) -> bool:
-        try:  # Python's own helpers live as long as the interpreter
-            return any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver"))
+        try:  # Python's own helpers live as long as the interpreter, a cluster's daemons as long as its fixture
+            return any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver", "slurmd -D"))
         except psutil.Error:
             return True  # gone, or a zombie
 

@@ -71,10 +71,10 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> int:
     """Everything between the process group and the exit code."""
     rank_setup.quiet_libraries()
-    preemption = Preemption(run, ranks.rank)
+    preemption = Preemption(run, ranks.rank, attempt)
     rank_setup.start_process_group(config, ranks)
     if ranks.first:  # the parent is torchrun, which the user may have started
-        run.write_status(state="starting", pid=os.getppid(), host=platform.node())
+        run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
     training = assemble(config, run, ranks, preemption)
     try:
         finished = train(training)

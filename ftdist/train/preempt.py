@@ -4,6 +4,7 @@ import signal
 import threading
 from typing import Any
 
+from ftdist.errors import LaunchError
 from ftdist.rundir import RunDir
 
 
@@ -14,8 +15,8 @@ class Preemption:
     after the same step.
     """
 
-    def __init__(self, run: RunDir, rank: int) -> None:
-        self._run, self._rank = run, rank
+    def __init__(self, run: RunDir, rank: int, attempt: int = 0) -> None:
+        self._run, self._rank, self._attempt = run, rank, attempt
         self._signalled = threading.Event()
         signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -23,4 +24,11 @@ class Preemption:
         self._signalled.set()
 
     def asked(self) -> bool:
+        """
+        Raises:
+            LaunchError: the run goes on elsewhere. Slurm gives up a node that it cannot reach, and starts the job on
+                others; the ranks on the lost node may still run, and must not write any more.
+        """
+        if self._rank == 0 and int(self._run.read_status().get("attempt", 0)) > self._attempt:
+            raise LaunchError(f"attempt {self._attempt} was given up: {self._run.path} goes on in a newer one")
         return self._signalled.is_set() or (self._rank == 0 and self._run.preempt.exists())

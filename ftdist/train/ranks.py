@@ -73,7 +73,7 @@ def start_process_group(config: RunConfig, ranks: Ranks) -> None:
     cuda = ranks.device.type == "cuda"
     if cuda:
         torch.cuda.set_device(ranks.device)
-    torch.set_num_threads(config.launch.threads_per_rank or 1)
+    torch.set_num_threads(config.launch.threads_per_rank or int(os.environ.get("OMP_NUM_THREADS", "1")))
     timeout = config.launch.timeout_s
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "MASTER_PORT" not in os.environ:  # a single process, started without torchrun
@@ -131,7 +131,8 @@ def record_failure(run: RunDir, rank: int, attempt: int, error: BaseException) -
         return code
     text = str(error) if isinstance(error, FtdistError) else f"{type(error).__name__}: {error}"
     trace = traceback.format_exc()
-    record = {"rank": rank, "time": time.time(), "message": text, "traceback": trace, "exit_code": code}
+    record = {"rank": rank, "host": os.uname().nodename, "time": time.time(), "message": text, "traceback": trace,
+              "known": isinstance(error, FtdistError), "exit_code": code}  # fmt: skip
     run.error_file(rank, attempt).write_text(json.dumps(record, indent=2), encoding="utf-8")
     print(trace, file=sys.stderr)
     return code

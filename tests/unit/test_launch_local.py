@@ -202,6 +202,24 @@ def test_the_earliest_error_is_shown_and_its_exit_code_kept(run: RunDir) -> None
     assert str(error).startswith("rank 3: message 3") and error.exit_code == 2
 
 
+def test_an_error_that_explains_nothing_comes_with_rank_host_and_last_lines(run: RunDir) -> None:
+    write_error(run, 3, 10.0, host="node7", known=False)
+    run.log_file(3, 0).write_text("".join(f"line {n}\n" for n in range(100)))
+    text = str(local.explain_failure(run, 0, run.logs / "none", 1))
+    assert text.startswith("rank 3 on node7: message 3") and "| line 70\n" in text and "| line 69\n" not in text
+    assert "the last lines of rank-00003.attempt-0.log" in text
+
+
+def test_a_killed_rank_is_named_from_the_report_of_its_own_machine(run: RunDir) -> None:
+    report = (
+        "Root Cause (first observed failure):\n[0]:\n  time : now\n  host : {}\n  rank : {}\n  exitcode : {} (pid: 1)\n"
+    )
+    logs = [run.logs / "node-0.log", run.logs / "node-1.log"]
+    logs[0].write_text(report.format("node1", 0, 1))
+    logs[1].write_text(report.format("node2", 2, -9))
+    assert str(local.explain_failure(run, 0, logs, 1)).startswith("rank 2 on node2 was killed by SIGKILL")
+
+
 def test_without_an_error_file_the_last_lines_are_shown(run: RunDir) -> None:
     log = run.logs / "launcher.attempt-0.log"
     log.write_text("".join(f"line {n}\n" for n in range(100)))

@@ -1,0 +1,55 @@
+"""Whether a run is under way: what status.json says, against the machine or Slurm that should know of it."""
+
+import contextlib
+import platform
+import time
+from typing import Any, Dict, Mapping, Optional
+
+import psutil
+
+from ftdist.errors import LaunchError
+
+from . import slurm
+
+ALIVE = ("queued", "starting", "running")
+SILENT_S = 900.0
+"""A run on another host that has written no status for this long is shown as perhaps dead."""
+
+
+def jobs_of(statuses: list[Dict[str, Any]]) -> Optional[Dict[str, slurm.Job]]:
+    """What Slurm says of the jobs of runs that should be under way; None where Slurm cannot be asked."""
+    ids = [str(found["job_id"]) for found in statuses if found.get("job_id") and found.get("state") != "done"]
+    with contextlib.suppress(LaunchError):
+        if ids and slurm.available():
+            return slurm.find_jobs(ids)
+    return None
+
+
+def liveness(found: Dict[str, Any], jobs: Optional[Mapping[str, slurm.Job]] = None) -> str:
+    """The state that status.json tells, or ``dead?`` where nobody is left to change it."""
+    state = str(found.get("state", "?"))
+    if found.get("job_id"):
+        return _job_liveness(found, state, jobs if jobs is not None else jobs_of([found]))
+    if state not in ALIVE:
+        return state
+    if found.get("host") == platform.node() and found.get("pid"):
+        return state if _still_runs(int(found["pid"]), float(found["time"])) else "dead?"
+    return "dead?" if time.time() - float(found.get("time", 0)) > SILENT_S else state
+
+
+def _still_runs(pid: int, written: float) -> bool:
+    """Whether the process that a status written then names is alive, and is not a later one that was given its number:
+    in a container that is started again that is most often this very process."""
+    try:
+        return psutil.Process(pid).create_time() <= written + 1
+    except psutil.Error:
+        return False
+
+
+def _job_liveness(found: Dict[str, Any], state: str, jobs: Optional[Mapping[str, slurm.Job]]) -> str:
+    if state not in (*ALIVE, "preempted") or jobs is None:
+        return state
+    job = jobs.get(str(found["job_id"]))
+    if job is None or job.over:
+        return "dead?" if state in ALIVE else state
+    return "queued" if job.state in ("PENDING", "REQUEUED") else state if state in ALIVE else "starting"

@@ -1,0 +1,117 @@
+"""Follow a Slurm job to its end: its place in the queue, then what rank 0 prints; Ctrl-C stops the run."""
+
+import contextlib
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any, Dict, Iterator, Optional
+
+from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
+from ftdist.rundir import RunDir
+
+from . import slurm
+
+POLL_S = 1.0
+LOST_AFTER_S = 30.0
+"""A job that Slurm does not know for this long is over: it forgets jobs some minutes after their end."""
+
+
+class Tail:
+    """What is added to a file, printed as it comes."""
+
+    def __init__(self) -> None:
+        self._name, self._offset = "", 0
+
+    def show(self, run: RunDir, job: str) -> None:
+        path = run.job_log(job)
+        if str(path) != self._name:
+            self._name, self._offset = str(path), 0
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+            self._offset += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+
+
+def follow(run: RunDir, job: str) -> int:
+    """Wait for a job and those that take over from it. Returns the run's exit code.
+
+    Raises:
+        LaunchError: Slurm ended the job in a way that the run could not tell of.
+    """
+    tail, said, lost_since = Tail(), "", None
+    with _stop_on_signals(run):
+        while True:
+            found = slurm.find_job(job)
+            tail.show(run, job)
+            if found is None:
+                lost_since = lost_since or time.monotonic()
+            else:
+                lost_since = None
+                if not found.over and found.state != "RUNNING" and found.describe() != said:
+                    said = found.describe()
+                    print(said, flush=True)
+            if (found is not None and found.over) or (lost_since and time.monotonic() - lost_since > LOST_AFTER_S):
+                tail.show(run, job)
+                successor = _successor(run, job)
+                if successor is None:
+                    return outcome(run, found)
+                job = successor
+            time.sleep(POLL_S)
+
+
+def _successor(run: RunDir, job: str) -> Optional[str]:
+    now = run.read_status().get("job_id")
+    return now if now != job else None
+
+
+def outcome(run: RunDir, job: Optional[slurm.Job]) -> int:
+    """The exit code of a run whose job is over; what the run itself could not say is written for it."""
+    status = run.read_status()
+    state = status.get("state")
+    if state == "done":
+        return EXIT_DONE
+    if state == "preempted" or (state == "failed" and status.get("exit_code") is not None):
+        return int(status.get("exit_code") or EXIT_PREEMPTED)
+    how = f"Slurm ended job {status.get('job_id')}: {job.state if job else 'it is gone'}"
+    if state == "queued" and run.cancel.exists():
+        run.write_status(state="preempted", exit_reason="cancelled before it began", exit_code=EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
+    run.write_status(state="failed", exit_reason=how, exit_code=EXIT_FAILED)
+    raise LaunchError(f"{how}\n  logs: {run.logs}", fix=f"ftdist resume {run.path}")
+
+
+def ask_to_stop(run: RunDir) -> str:
+    """Ask a run for a checkpoint and an end. A job that waits in the queue is taken out. Returns what was done."""
+    job = run.read_status().get("job_id")
+    run.cancel.touch()
+    found = slurm.find_job(str(job)) if job else None
+    if found is not None and found.state == "PENDING":
+        slurm.cancel(str(job))
+        run.write_status(state="preempted", exit_reason="cancelled in the queue", exit_code=EXIT_PREEMPTED)
+        return f"taken out of the queue: {found.describe()}"
+    run.preempt.touch()
+    return "saving a checkpoint at the next step"
+
+
+@contextlib.contextmanager
+def _stop_on_signals(run: RunDir) -> Iterator[None]:
+    interrupts = 0
+
+    def stop(number: int, _: Optional[FrameType]) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            run.cancel.touch()
+            slurm.cancel(str(run.read_status().get("job_id")))
+        else:
+            print(f"\nstopping: {ask_to_stop(run)} (Ctrl-C again ends it at once)", file=sys.stderr, flush=True)
+
+    before: Dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,151 @@
+"""Talk to Slurm through its own commands: what the partition has, submit, ask after a job, cancel it."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Set
+
+from ftdist.errors import ConfigError, LaunchError
+from ftdist.launch_config import Device, LaunchConfig, Profile
+from ftdist.rundir import RunDir
+
+TIMEOUT_S = 60
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
+        "DEADLINE", "REVOKED"}  # fmt: skip
+GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as Slurm tells of it."""
+
+    id: str
+    state: str
+    reason: str = ""
+    start: str = ""
+    """When it started or is expected to, as Slurm writes times; empty where unknown."""
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+    def describe(self) -> str:
+        words = f"{self.state.lower()}"
+        if self.state == "PENDING":
+            words += f": {self.reason}" if self.reason not in ("", "None") else ""
+            words += f", expected {self.start.replace('T', ' ')}" if self.start else ""
+        return f"job {self.id} {words}"
+
+
+def _run(*command: str, check: bool = True) -> Optional[str]:
+    """Standard output of one of Slurm's commands; None where it failed and that is no error.
+
+    Raises:
+        LaunchError: Slurm is not here, does not answer, or refuses; its own words are shown.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+    except FileNotFoundError:
+        raise LaunchError(f"there is no {command[0]} on this machine", "a machine that submits to Slurm",
+                          "log in to the cluster, or look at the script with --dry-run") from None  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a Slurm controller that runs") from None
+    if done.returncode == 0:
+        return done.stdout
+    if not check:
+        return None
+    said = [re.sub(rf"^{command[0]}: (?:error: )?", "", line) for line in done.stderr.strip().splitlines()]
+    raise LaunchError(f"{command[0]}: " + "; ".join(said or [f"exit code {done.returncode}"]))
+
+
+def available() -> bool:
+    return shutil.which("sinfo") is not None
+
+
+def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
+    """Nodes by their number of GPUs, of the partition where one is named; None where Slurm is not here."""
+    if not available():
+        return None
+    where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
+    listed = _run("sinfo", "--noheader", "--Node", "--format=%N|%G", *where, check=False)
+    if not listed:
+        return None
+    counts: Dict[int, Set[str]] = {}
+    for line in listed.splitlines():
+        name, _, gres = line.partition("|")
+        counts.setdefault(sum(int(number) for number in GPUS.findall(gres)), set()).add(name)
+    return {number: sorted(nodes) for number, nodes in sorted(counts.items())}
+
+
+def resolve_ranks(launch: LaunchConfig) -> None:
+    """Fill in device and nproc_per_node from what the nodes have. Without Slurm at hand: one GPU a node.
+
+    Raises:
+        ConfigError: the nodes have different numbers of GPUs, or fewer than asked for.
+    """
+    counts = gpu_counts(launch) if launch.device is not Device.cpu else None
+    if launch.device is Device.auto:
+        without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})
+        launch.device = Device.cpu if without else Device.cuda
+    if launch.device is Device.cpu or counts is None:
+        launch.nproc_per_node = launch.nproc_per_node or 1
+    elif launch.nproc_per_node is None:
+        found = [number for number in counts if number]
+        if len(found) != 1:
+            kinds = ", ".join(f"{number} ({_few(counts[number])})" for number in found) or "none"
+            raise ConfigError(f"the nodes have different numbers of GPUs: {kinds}", "as many on every node of a run",
+                              "launch.slurm.partition=NAME or constraint=FEATURE, or say how many to take: "
+                              f"launch.nproc_per_node={min(found, default=1)}")  # fmt: skip
+        launch.nproc_per_node = found[0]
+    elif max(counts) < launch.nproc_per_node:
+        raise ConfigError(f"launch.nproc_per_node={launch.nproc_per_node} with at most {max(counts)} GPUs on a node",
+                          "at most one rank a GPU", f"launch.nproc_per_node={max(counts)}")  # fmt: skip
+    if launch.threads_per_rank is None and launch.slurm.cpus_per_node is not None:
+        launch.threads_per_rank = max(1, launch.slurm.cpus_per_node // launch.nproc_per_node)
+
+
+def _few(nodes: List[str]) -> str:
+    return ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")
+
+
+def submit(run: RunDir) -> str:
+    """Submit the run's batch script. Returns the job's id.
+
+    Raises:
+        LaunchError: Slurm refuses it; what it says is shown.
+    """
+    run.cancel.unlink(missing_ok=True)
+    answer = _run("sbatch", "--parsable", str(run.submit))
+    assert answer is not None
+    job = answer.strip().split(";")[0]
+    if run.read_status().get("state") == "frozen":
+        run.write_status(attempt=-1)  # none has begun
+    run.write_status(state="queued", job_id=job, pid=None, exit_reason="", requeues=0)
+    return job
+
+
+def find_jobs(ids: List[str]) -> Dict[str, Job]:
+    """What Slurm knows of jobs by id: those in the queue, and those that have just left it. Others are left out."""
+    found: Dict[str, Job] = {}
+    listed = _run("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%S", check=False) or ""
+    for line in listed.splitlines():
+        job, state, reason, start = line.split("|")
+        if job in ids:
+            found[job] = Job(job, state, reason, "" if start == "N/A" else start)
+    return found
+
+
+def find_job(job: str) -> Optional[Job]:
+    """One job; None where Slurm no longer knows it."""
+    shown = _run("scontrol", "--oneliner", "show", "job", job, check=False)
+    if not shown:
+        return None
+    words = dict(word.split("=", 1) for word in shown.splitlines()[0].split(" ") if "=" in word)
+    start = words.get("StartTime", "")
+    return Job(job, words["JobState"], words.get("Reason", ""), "" if start == "Unknown" else start)
+
+
+def cancel(job: str) -> None:
+    """End a job at once, or take it out of the queue."""
+    _run("scancel", job)

@@ -1,0 +1,36 @@
+"""Start the run of a frozen run directory in the way that its config says."""
+
+from ftdist.config import LaunchKind, RunConfig
+from ftdist.errors import EXIT_DONE
+from ftdist.rundir import RunDir
+
+from . import banner, follow, local, nodes, slurm
+from .plan import plan_local
+
+
+def dry_run(config: RunConfig, run: RunDir) -> str:
+    """What would be started, as text."""
+    if config.launch.kind is LaunchKind.slurm:
+        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {run.submit}"
+    if config.launch.kind is LaunchKind.nodes:
+        return nodes.dry_run(config, run)
+    return plan_local(config, "ftdist.train.main", [str(run.path)]).shell()
+
+
+def start_run(config: RunConfig, run: RunDir) -> int:
+    """Start or go on with a run. Returns its exit code; of a job that is only submitted, 0.
+
+    Raises:
+        LaunchError: it could not be started, or it failed.
+    """
+    if config.launch.kind is LaunchKind.slurm:
+        job = slurm.submit(run)
+        print(f"submitted job {job}", flush=True)
+        if config.launch.wait:
+            return follow.follow(run, job)
+        place = banner.shown(run.path)
+        print(f"ftdist status {place}\nftdist logs -f {place}\nftdist cancel {place}")
+        return EXIT_DONE
+    if config.launch.kind is LaunchKind.nodes:
+        return nodes.launch_nodes(config, run)
+    return local.launch_run(config, run)

@@ -1,0 +1,2 @@
+# Nodes without GPUs.
+export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu

@@ -1,0 +1,170 @@
+"""Several machines without a scheduler, as far as one machine allows: two agents, a real sshd of the test's own."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from ftdist.rundir import RunDir
+from tests.spawn import free_port
+
+pytestmark = pytest.mark.timeout(300)
+
+RUN = ("experiment=smoke", "launch=nodes", "launch.device=cpu", "launch.nproc_per_node=1", "launch.nnodes=2",
+       "track=disabled", "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
+       "train.export=false", "launch.timeout_s=60")  # fmt: skip
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "ftdist", *arguments], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == code, output
+    return output
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Iterator[str]:
+    """The ssh command that reaches an sshd of this test alone."""
+    if not (shutil.which("ssh") and Path("/usr/sbin/sshd").exists()) or os.geteuid():
+        pytest.skip("needs root, ssh and sshd: apt install openssh-server")
+    separation = Path("/run/sshd")
+    made = not separation.exists()
+    separation.mkdir(exist_ok=True)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+    port = free_port()
+    config = tmp_path / "sshd_config"
+    config.write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
+        f"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
+    )
+    with subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL) as daemon:
+        try:
+            known = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+            command = f"ssh -p {port} -F none -i {tmp_path}/user {known}"
+            deadline = time.monotonic() + 20
+            while subprocess.run([*shlex.split(command), "127.0.0.1", "true"], capture_output=True).returncode:
+                assert time.monotonic() < deadline, "sshd"
+                time.sleep(0.1)
+            yield command
+        finally:
+            daemon.terminate()
+            daemon.wait()
+            if made:
+                separation.rmdir()
+
+
+def nodes(run: RunDir, *more: str) -> List[str]:
+    return [*RUN, f"run_dir={run.path}", f"launch.nodes.port={free_port()}", *more]
+
+
+def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path) -> None:
+    here, run = RunDir(tmp_path / "here"), RunDir(tmp_path / "run")
+    local = [*RUN, "launch=local", "launch.nnodes=1", "launch.nproc_per_node=2", f"run_dir={here.path}"]
+    finish(start("train", *local))
+    output = finish(start("train", "--dry-run", *nodes(run, "launch.nodes.address=127.0.0.1")))
+    commands = [line for line in output.splitlines() if " ftdist node " in line]
+    assert len(commands) == 2 and "# machine 1:" in output
+    started = [subprocess.Popen(shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+               for command in reversed(commands)]  # fmt: skip
+    for process in started:
+        finish(process)
+    losses = [[r["train/loss"] for r in each.read_metrics() if "train/loss" in r] for each in (here, run)]
+    assert len(losses[0]) == 6 and losses[0] == losses[1]
+
+
+def test_over_ssh(ssh: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
+    output = finish(start("train", *nodes(run, *hosts)))
+    assert "step 6/6" in output and run.read_status()["state"] == "done"
+
+
+def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
+    """Ctrl-C saves and stops; a launcher that is killed takes everything with it; resume goes on."""
+    run = RunDir(tmp_path / "run")
+    hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
+    long = "train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null"
+    launcher = start("train", *nodes(run, *hosts, *long))
+    wait_for_step(run, 3)
+    launcher.send_signal(signal.SIGINT)
+    assert "ftdist resume" in finish(launcher, 75)
+    stopped = run.read_status()["step"]
+    assert run.find_checkpoint("last").name.endswith(f"{stopped}")
+    again = start("resume", str(run.path))
+    wait_for_step(run, stopped + 3)
+    again.kill()
+    again.communicate()
+    deadline = time.monotonic() + 25
+    while left := of_run(run):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def wait_for_step(run: RunDir, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while int(run.read_status().get("step", 0)) < step:
+        assert time.monotonic() < deadline, run.read_status()
+        time.sleep(0.1)
+
+
+def of_run(run: RunDir) -> List[str]:
+    listed = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True).stdout.splitlines()
+    return [
+        line for line in listed if str(run.path) in line and not line.startswith("Z") and "pytest" not in line.split()
+    ]
+
+
+def test_an_unreachable_machine_is_named(ssh: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,127.0.0.2]"
+    started = time.monotonic()
+    output = finish(start("train", *nodes(run, *hosts)), 1)
+    assert "127.0.0.2 cannot be reached" in output and time.monotonic() - started < 60
+    assert run.read_status()["state"] == "failed"
+
+
+def test_a_machine_that_does_not_join_is_named(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    output = finish(start("train", *nodes(run, "launch.nodes.join_timeout_s=8", "launch.nodes.address=127.0.0.1")), 1)
+    assert "machine 1 did not join within 8 s" in output
+    assert "Traceback" not in output
+
+
+def test_an_occupied_port_is_named(tmp_path: Path) -> None:
+    import socket
+
+    run = RunDir(tmp_path / "run")
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        output = finish(start("train", *nodes(run), f"launch.nodes.port={port}"), 1)
+    assert f"port {port} cannot be used" in output and f"launch.nodes.port={port + 1}" in output
+
+
+def test_the_first_machine_is_not_there(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    finish(start("train", "--dry-run", *nodes(run, "launch.nodes.join_timeout_s=2", "launch.nodes.address=127.0.0.1")))
+    output = finish(start("node", str(run.path), "--rank", "1"), 1)
+    assert "(machine 1) cannot reach 127.0.0.1:" in output
+
+
+def test_a_wrong_number_of_machines_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    output = finish(start("train", *nodes(run, "launch.nodes.hosts=[a,b,c]")), 2)
+    assert "launch.nnodes=2 with 3" in output and not run.path.exists()
+    finish(start("train", "--dry-run", *nodes(run, "launch.nodes.hosts=[a,b]")))
+    assert "--rank 2 of 2" in finish(start("node", str(run.path), "--rank", "2"), 2)

@@ -1,0 +1,193 @@
+"""A real Slurm of a few emulated nodes on this machine: Debian's packages, a folder of its own, no system service.
+
+Each node is a slurmd with a host name and an /etc/hosts of its own (a UTS and a mount namespace; the network is the
+machine's, node i is 127.0.1.i). Every daemon dies with the process that started it, and what jobs leave behind becomes
+its child and is ended with the cluster.
+"""
+
+import contextlib
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence
+
+import psutil
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+IN_NODE = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
+SETTINGS = """\
+ClusterName=test
+SlurmctldHost=controller(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={base}/munge.socket,cred_expire=5
+StateSaveLocation={base}/state
+SlurmctldPidFile={base}/slurmctld.pid
+SlurmdSpoolDir={base}/spool-%n
+SlurmdPidFile={base}/slurmd.%n.pid
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+MailProg=/bin/true
+GresTypes=gpu
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,bf_min_age_reserve=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=15
+MinJobAge=86400
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 State=UP
+PartitionName=four Nodes=node1 PriorityTier=1 State=UP
+"""
+
+
+def _free_ports(count: int) -> List[int]:
+    ports: List[int] = []
+    for port in random.sample(range(20000, 32000), 500):  # below those of outgoing connections
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            ports.append(port)
+        if len(ports) == count:
+            break
+    return ports
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Cluster:
+    """Started and stopped by ``with``."""
+
+    def __init__(self, base: Path, gpus: Sequence[int] = (4, 2), cpus: int = 4) -> None:
+        self.base, self.cpus, self.gpus = base, cpus, gpus
+        self.names = [f"node{index + 1}" for index in range(len(gpus))]
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        self.env["SLURM_CONF"] = str(base / "slurm.conf")
+        self.daemons: Dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Cluster":
+        self._before = set(psutil.Process().children(recursive=True))
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            self._configure()
+            files = [f"--{name}-file={self.base}/munge.{name}" for name in ("key", "pid", "seed", "log")]
+            self._start("munged", ["munged", "-F", "--force", f"--socket={self.base}/munge.socket", *files])
+            self.wait(lambda: (self.base / "munge.socket").exists(), 20, "munged")
+            self._start("controller", self._in_node("controller", "slurmctld", "-D", "-i"))
+            self.wait(lambda: self._listens(self.ports[0]), 20, "slurmctld")
+            for name in self.names:
+                self.start_node(name)
+            self.wait(lambda: set(self.run("sinfo", "-hN", "-o", "%T").split()) == {"idle"}, 60, "nodes")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _round in range(50):
+            left = [p for p in psutil.Process().children(recursive=True) if p not in self._before]
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(left, timeout=0.2)
+            if not left:
+                break
+        for daemon in self.daemons.values():
+            daemon.wait()
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+    def _configure(self) -> None:
+        self.ports = _free_ports(len(self.names) + 1)
+        (self.base / "state").mkdir()
+        (self.base / "munge.key").write_bytes(os.urandom(64))
+        (self.base / "munge.key").chmod(0o600)
+        lines, gres, hosts = [SETTINGS.format(base=self.base, ports=self.ports)], ["AutoDetect=off"], []
+        for index, (name, gpus) in enumerate(zip(self.names, self.gpus, strict=True)):
+            (self.base / f"spool-{name}").mkdir()
+            hosts.append(f"127.0.1.{index + 1} {name}")
+            has = f" Gres=gpu:{gpus}" if gpus else ""
+            lines.insert(1, f"NodeName={name} NodeAddr=127.0.1.{index + 1} NodeHostname={name} Port="
+                            f"{self.ports[index + 1]} CPUs={self.cpus} RealMemory=8000{has}")  # fmt: skip
+            for number in range(gpus):
+                device = self.base / f"{name}-gpu{number}"
+                device.symlink_to("/dev/null")  # slurmd wants a device
+                gres.append(f"NodeName={name} Name=gpu File={device}")
+        settings, partitions = lines[0].split("PartitionName", 1)
+        whole = [settings.rstrip(), *lines[1:], "PartitionName" + partitions]
+        (self.base / "slurm.conf").write_text("\n".join(whole))
+        (self.base / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        (self.base / "gres.conf").write_text("\n".join(gres) + "\n")
+        names = [f"127.0.0.1 localhost controller {socket.gethostname()}", *hosts]
+        (self.base / "hosts").write_text("\n".join(names) + "\n")
+
+    def _in_node(self, name: str, *command: str) -> List[str]:
+        return ["unshare", "--mount", "--uts", "sh", "-c", IN_NODE, str(self.base / "hosts"), name, *command]
+
+    def _start(self, name: str, command: List[str]) -> None:
+        with (self.base / f"{name}.log").open("ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env, start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )  # fmt: skip
+
+    @staticmethod
+    def _listens(port: int) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    def start_node(self, name: str) -> None:
+        self._start(name, self._in_node(name, "slurmd", "-D", "-N", name))
+
+    def kill_node(self, name: str, power_off: bool = False) -> None:
+        """SIGKILL to the node's slurmd. What it had started goes on, as on a real node, unless its power is off too."""
+        daemon = self.daemons[name]
+        host = Path(f"/proc/{daemon.pid}/ns/uts").readlink()
+        daemon.kill()
+        daemon.wait()
+        for process in psutil.Process().children(recursive=True) if power_off else []:
+            with contextlib.suppress(psutil.Error, OSError):
+                if Path(f"/proc/{process.pid}/ns/uts").readlink() == host:
+                    process.kill()
+
+    def wait(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s\n{self.logs()}"
+            time.sleep(0.1)
+
+    def logs(self) -> str:
+        return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in sorted(self.base.glob("*.log")))
+
+    def run(self, *command: str) -> str:
+        """Standard output of a command that can ask this cluster."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def job(self, job: str) -> Dict[str, str]:
+        """What ``scontrol show job`` says of a job."""
+        words = self.run("scontrol", "-o", "show", "job", job).splitlines()[0].split(" ")
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def end_all_jobs(self) -> None:
+        """Nothing of one test is left for the next."""
+        ids = self.run("squeue", "-h", "-o", "%A").split()
+        for how in ([], ["--signal=KILL", "--full"]) if ids else []:
+            subprocess.run(["scancel", *how, *ids], env=self.env, capture_output=True, timeout=60)  # some may be over
+        self.wait(lambda: not self.run("squeue", "-h").strip(), 60, "the end of all jobs")

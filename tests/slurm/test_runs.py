@@ -1,0 +1,201 @@
+"""Runs under a real Slurm: they end as local ones do, whatever happens to them in between."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import psutil
+import pytest
+
+from ftdist.rundir import RunDir
+from tests.slurm.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2", "train.precision=fp32",
+       "batch.global_batch_size=4", "data.max_seq_len=128", "data.sources.fake.max_documents=400",
+       "train.eval_every=null", "train.num_samples=0", "train.export=false", "launch.timeout_s=120")  # fmt: skip
+SLURM = ("launch=slurm", "launch.nnodes=2", "launch.nproc_per_node=2", "launch.wait=true")
+LONG = ("train.max_steps=500", "train.checkpoint_every=50")
+"""Long enough for something to happen in the middle."""
+COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/tokens_seen", "eval/heldout/loss")
+
+
+def ftdist(cluster: Cluster, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-m", "ftdist", *arguments], env=cluster.env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == code, output
+    return output
+
+
+def metrics(run: RunDir) -> List[Dict[str, Any]]:
+    return [
+        {key: value for key, value in record.items() if key in ("step", *COMPARED)} for record in run.read_metrics()
+    ]
+
+
+def wait_for_step(cluster: Cluster, run: RunDir, step: int) -> None:
+    cluster.wait(lambda: int(run.read_status().get("step", 0)) >= step, 240, f"step {step}")
+
+
+def processes_of(run: RunDir) -> List[psutil.Process]:
+    """Ranks and agents, wherever they are in the process tree."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if str(run.path) in line and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> None:
+    here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
+    steps = ("train.max_steps=12", "train.checkpoint_every=null")
+    finish(ftdist(slurm, "train", *RUN, *steps, "launch.nproc_per_node=4", f"run_dir={here.path}"))
+    output = finish(ftdist(slurm, "train", *RUN, *steps, *SLURM, f"run_dir={there.path}"))
+    assert "submitted job" in output and "step 12/12" in output
+    assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]
+    assert metrics(there) == metrics(here)
+    status = there.read_status()
+    assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
+    assert slurm.job(status["job_id"])["JobState"] == "COMPLETED"
+    assert {path.name for path in there.logs.glob("rank-*.attempt-0.log")} == {
+        f"rank-0000{r}.attempt-0.log" for r in range(4)
+    }
+    assert "Traceback" not in there.job_log(status["job_id"]).read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
+    run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
+    finish(ftdist(cluster, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}"))
+    return metrics(run)
+
+
+def test_preempted_it_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
+    run = RunDir(tmp_path / "run")
+    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
+    wait_for_step(slurm, run, 60)
+    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    finish(job)
+    assert metrics(run) == undisturbed
+    status = run.read_status()
+    assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 0)
+    assert slurm.job(status["job_id"])["Restarts"] == "1"
+
+
+def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
+    run = RunDir(tmp_path / "run")
+    limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=60")
+    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
+    wait_for_step(slurm, run, 5)
+    number = run.read_status()["job_id"]
+    slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+61")  # Slurm looks every 30 s
+    output = finish(job)
+    assert metrics(run) == undisturbed
+    status = run.read_status()
+    assert status["state"] == "done" and status["attempt"] == status["requeues"] >= 1, output
+    assert slurm.job(number)["Restarts"] == str(status["requeues"])
+
+
+def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    one = ("launch=slurm", "launch.nproc_per_node=2", "launch.wait=true", "train.max_steps=200")
+    job = ftdist(slurm, "train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
+    wait_for_step(slurm, run, 5)
+    first = run.read_status()["job_id"]
+    slurm.run("scontrol", "update", f"JobId={first}", "Requeue=0")
+    run.preempt.touch()
+    output = finish(job)
+    status = run.read_status()
+    assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 1), output
+    assert status["job_id"] != first and slurm.job(first)["Restarts"] == "0"
+    assert [r["step"] for r in metrics(run) if "train/loss" in r] == list(range(1, 201))
+
+
+@pytest.mark.parametrize("power_off", [False, True], ids=["slurmd is killed", "power is off"])
+def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
+    power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
+    wait_for_step(slurm, run, 60)
+    slurm.kill_node("node2", power_off)
+    number = run.read_status()["job_id"]
+    try:
+        if power_off:  # Slurm finds out by itself
+            slurm.wait(lambda: slurm.job(number)["Restarts"] == "1", 120, "the loss of the node")
+        else:
+            slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+            slurm.wait(lambda: "DOWN" in slurm.run("scontrol", "show", "node", "node2"), 30, "the node down")
+    finally:
+        slurm.start_node("node2")
+        resume = ["scontrol", "update", "NodeName=node2", "State=RESUME"]
+        subprocess.run(resume, env=slurm.env, capture_output=True)  # refused where it has come back by itself
+    finish(job)
+    assert metrics(run) == undisturbed
+    # Once more where Slurm, still after the job's first start, ends what it finds of it on the node that came back.
+    assert run.read_status()["attempt"] >= 1 and int(slurm.job(number)["Restarts"]) >= 1
+
+
+def gone_within(run: RunDir, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while processes_of(run) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not processes_of(run)
+
+
+@pytest.mark.parametrize("how", ["scancel", "ctrl-c", "sigterm", "cancel", "cancel --now"])
+def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    steps = ("train.max_steps=5000", "optim.schedule=constant")
+    job = ftdist(slurm, "train", *RUN, *steps, *SLURM, f"run_dir={run.path}")
+    wait_for_step(slurm, run, 10)
+    number = run.read_status()["job_id"]
+    assert len(processes_of(run)) >= 4
+    if how == "scancel":
+        slurm.run("scancel", number)
+    elif how.startswith("cancel"):
+        finish(ftdist(slurm, *how.split(), str(run.path)))
+    else:
+        job.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGTERM)
+    assert gone_within(run, 25)
+    finish(job, 75)
+    status = run.read_status()
+    assert status["state"] == "preempted" and status["exit_reason"], status
+    assert slurm.job(number)["JobState"] in ("FAILED", "CANCELLED")  # its exit code is 75
+    if how == "ctrl-c":
+        assert status["last_checkpoint_step"] == status["step"]
+        resumed = ftdist(slurm, "resume", str(run.path))
+        wait_for_step(slurm, run, status["step"] + 5)
+        finish(ftdist(slurm, "cancel", str(run.path)))
+        finish(resumed, 75)
+
+
+def test_a_killed_launcher_leaves_the_job_alone(slurm: Cluster, tmp_path: Path) -> None:
+    """The job is Slurm's: it ends by itself, and is under the verbs' control as before."""
+    run = RunDir(tmp_path / "run")
+    launcher = ftdist(slurm, "train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
+                      f"run_dir={run.path}")  # fmt: skip
+    wait_for_step(slurm, run, 5)
+    launcher.kill()
+    launcher.communicate()
+    step = run.read_status()["step"]
+    wait_for_step(slurm, run, step + 5)
+    shown = finish(ftdist(slurm, "status", str(run.path)))
+    assert "running: job" in shown
+    follower = ftdist(slurm, "logs", "-f", str(run.path))
+    finish(ftdist(slurm, "cancel", str(run.path)))
+    assert " 1/5000  loss" in finish(follower)
+    assert gone_within(run, 25)
+    assert "rank-00003" not in finish(ftdist(slurm, "logs", "--rank", "3", str(run.path)))

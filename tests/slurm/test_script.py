@@ -1,0 +1,108 @@
+"""What a real Slurm makes of the script: values arrive as they are, nothing in them is run, GPUs are asked for."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftdist.rundir import RunDir
+from tests.slurm.cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+
+HOSTILE = "a'b\"c $(touch PWNED) `touch PWNED` ; touch PWNED # ünï 東京 ${HOME} \\ % @@ENV@@"
+SHOW = """\
+#!/bin/bash
+@@SBATCH@@
+RUN_DIR=@@RUN_DIR@@
+@@ENV@@
+printf '%s\\n' "$SLURM_JOB_NAME" "$RUN_DIR" "$HOSTILE" >"$RUN_DIR/seen"
+"""
+
+
+def submit(cluster: Cluster, *overrides: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ftdist", "train", "experiment=smoke", "launch=slurm", *overrides]
+    return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=120)
+
+
+def quoted(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+def test_hostile_values_arrive_as_they_are(slurm: Cluster, tmp_path: Path) -> None:
+    template = tmp_path / "show.template"
+    template.write_text(SHOW)
+    # OmegaConf would resolve ${…}, and a slash would be another folder
+    value = HOSTILE.replace("${HOME}", "$HOME")
+    run = RunDir(tmp_path / re.sub(r"[\\%]", "", value))
+    config = tmp_path / "conf" / "launch"
+    config.mkdir(parents=True)
+    settings = {"env": {"HOSTILE": value}, "options": [f"--comment={value}"], "template": str(template)}
+    (config / "hostile.yaml").write_text(json.dumps({"kind": "slurm", "slurm": settings}, ensure_ascii=False))
+    done = submit(slurm, "launch=hostile", f"--config-dir={tmp_path / 'conf'}", "launch.device=cpu",
+                  f"name={quoted(value)}", f"run_dir={quoted(str(run.path))}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    number = run.read_status()["job_id"]
+    slurm.wait(lambda: slurm.job(number)["JobState"] == "COMPLETED", 30, "the job")
+    assert (run.path / "seen").read_text().splitlines() == [value, str(run.path), value]
+    assert run.job_log(number).is_file() and f"Comment={value}" in slurm.run("scontrol", "show", "job", number)
+    assert not list(tmp_path.rglob("PWNED")) and not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "reservation", "mem"])
+def test_a_hostile_identifier_is_refused_by_slurm_and_run_by_nobody(key: str, slurm: Cluster, tmp_path: Path) -> None:
+    value = "x$(touch PWNED);`touch PWNED`\" 'y"
+    done = submit(slurm, "launch.device=cpu", f"launch.slurm.{key}={quoted(value)}", f"run_dir={tmp_path / 'run'}")
+    if done.returncode != 0:  # without accounting Slurm takes any account and qos
+        assert done.stderr.startswith("error: sbatch: ") and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("PWNED")) and not Path("PWNED").exists()
+
+
+def test_nodes_with_different_gpus_are_refused(slurm: Cluster, tmp_path: Path) -> None:
+    done = submit(slurm, "batch.global_batch_size=8", "--dry-run", f"run_dir={tmp_path / 'a'}")
+    assert done.returncode == 2 and re.search(r"different numbers of GPUs: 2 \(node2\), 4 \(node1\)", done.stderr)
+    assert "launch.nproc_per_node=2" in done.stderr and not (tmp_path / "a").exists()
+    done = submit(slurm, "--dry-run", "launch.slurm.partition=four", f"run_dir={tmp_path / 'b'}")
+    assert done.returncode == 0 and '--gpus-per-node="4"' in done.stdout, done.stderr
+    done = submit(slurm, "--dry-run", "launch.nproc_per_node=5", f"run_dir={tmp_path / 'c'}")
+    assert done.returncode == 2 and "at most 4 GPUs" in done.stderr
+
+
+def test_a_job_in_the_queue(slurm: Cluster, tmp_path: Path) -> None:
+    """status says why it waits, logs that there is nothing yet, cancel takes it out, resume submits it again."""
+    run = RunDir(tmp_path / "run")
+
+    def verb(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "ftdist", *arguments]
+        return subprocess.run(command, env=slurm.env, capture_output=True, text=True, timeout=60)
+
+    submit(slurm, "launch.device=cpu", "launch.slurm.options=[--hold]", f"run_dir={run.path}")
+    assert "queued: job" in (shown := verb("status", str(run.path)).stdout) and "JobHeldUser" in shown
+    assert "has no log" in verb("logs", str(run.path)).stderr
+    assert verb("resume", str(run.path)).returncode == 2
+    first = run.read_status()["job_id"]
+    assert verb("cancel", str(run.path)).returncode == 0
+    assert slurm.job(first)["JobState"] == "CANCELLED" and run.read_status()["state"] == "preempted"
+    assert verb("cancel", str(run.path)).returncode == 2
+    assert verb("resume", str(run.path)).returncode == 0
+    assert run.read_status()["job_id"] != first and "queued" in verb("status", str(run.path)).stdout
+
+
+def test_a_sweep_is_a_job_for_each_trial(slurm: Cluster, tmp_path: Path) -> None:
+    held = ("launch.device=cpu", "launch.slurm.options=[--hold]", f"runs_dir={tmp_path}", "-m", "optim.lr=1e-3,1e-4")
+    done = submit(slurm, *held)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("*-sweep")
+    shown = subprocess.run([sys.executable, "-m", "ftdist", "sweep", str(folder)], env=slurm.env, text=True,
+                           capture_output=True, timeout=60).stdout  # fmt: skip
+    assert shown.count("queued") == 2 and "optim.lr=0.001" in shown and "experiment" not in shown, shown
+    assert len(slurm.run("squeue", "-h", "-o", "%A").split()) == 2
+
+
+def test_what_slurm_says_of_a_refusal_is_shown(slurm: Cluster, tmp_path: Path) -> None:
+    done = submit(slurm, "launch.device=cpu", "launch.slurm.partition=none", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 1 and "invalid partition specified: none" in done.stderr
+    assert done.stderr.count("\n") <= 3

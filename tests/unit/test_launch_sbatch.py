@@ -1,0 +1,198 @@
+"""The batch script: golden texts, what is refused, and that nothing in a value is ever run (real bash, no Slurm)."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftdist.config import Device, LaunchKind, RunConfig
+from ftdist.errors import ConfigError
+from ftdist.launch import sbatch
+from ftdist.launch_config import Container, Profile, check_launch
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = [
+    "a'b",
+    'a"b',
+    "$(touch PWNED)",
+    "`touch PWNED`",
+    "; touch PWNED #",
+    "a\\",
+    "ünï 東京 🚀",
+    "-x",
+    "${HOME}",
+    "%j",
+    "@@ENV@@",
+    "# c",
+]
+
+
+def resolved(**changes: Any) -> RunConfig:
+    config = RunConfig(name="first", run_dir="/shared/runs/first", cache_dir="/shared/cache")
+    launch = config.launch
+    launch.kind, launch.device, launch.nnodes, launch.nproc_per_node = LaunchKind.slurm, Device.cuda, 4, 8
+    launch.slurm.python = "/shared/env/bin/python"
+    for key, value in changes.items():
+        setattr(launch.slurm if hasattr(launch.slurm, key) else launch, key, value)
+    return config
+
+
+EVERYTHING = {
+    "partition": "gpu", "account": "my-project", "qos": "high", "constraint": "[a100|h100]", "reservation": "mine",
+    "time": "1-00:00:00", "cpus_per_node": 96, "mem": "0", "exclusive": True, "mail_user": "me@example.org",
+    "profile": Profile.infiniband, "modules": ["cuda/12.8", "gcc"],
+    "env": {"NCCL_DEBUG": "INFO", "GREETING": "it's me"},
+    "container": Container.pyxis, "container_image": "nvcr.io#nvidia/pytorch:25.10-py3",
+    "container_mounts": ["/data:/data"],
+    "options": ["--switches=1", "--contiguous"], "srun_options": ["--cpu-bind=none"], "stop_before_limit_s": 300,
+    "max_restarts": 2, "python": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("nodes", resolved()),
+        ("everything", resolved(**EVERYTHING)),
+        ("cpu", resolved(device=Device.cpu, nnodes=2, nproc_per_node=2, profile=Profile.cpu, max_requeues=0)),
+        ("apptainer", resolved(container=Container.apptainer, container_image="/images/ft.sif", python=None)),
+        ("efa", resolved(profile=Profile.efa)),
+    ],
+)
+def test_golden(name: str, config: RunConfig) -> None:
+    """After a change that is meant: FTDIST_GOLDEN=write, and read the difference."""
+    check_launch(config.launch)
+    text, path = sbatch.render(config), GOLDEN / f"{name}.sbatch"
+    if os.environ.get("FTDIST_GOLDEN") == "write":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_hostile_value_reaches_bash_as_it_is(value: str, tmp_path: Path) -> None:
+    config = resolved(env={"HOSTILE": value}, partition=value, account=value)
+    config.name, config.run_dir = value, f"/runs/{value}"
+    if "%" in value or "\\" in value:  # Slurm reads --output as a pattern
+        with pytest.raises(ConfigError, match="patterns"):
+            sbatch.render(config)
+        config.run_dir = "/runs/plain"
+    text = sbatch.render(config)
+    begin = text.index("RUN_DIR=")
+    script = text[:begin] + "exec 3>&1 >/dev/null\n" + text[begin : text.index("# ---- being asked to stop")]
+    script += 'printf "%s\\n" "$RUN_DIR" "$HOSTILE" >&3\n'
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "SLURM_JOB_ID": "1"}, check=True)  # fmt: skip
+    assert done.stdout.splitlines() == [config.run_dir, value]
+    assert not list(tmp_path.iterdir()) and not done.stderr
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", "\x1b[2J", "a\u2028b", "a\x85b"])
+@pytest.mark.parametrize("key", ["partition", "account", "env", "modules", "name", "run_dir", "options"])
+def test_control_characters_are_refused(key: str, value: str) -> None:
+    config = resolved()
+    if key in ("name", "run_dir"):
+        setattr(config, key, value)
+    else:
+        as_set: Any = {"env": {"A": value}, "modules": [value], "options": [f"--comment={value}"]}.get(key, value)
+        setattr(config.launch.slurm, key, as_set)
+    with pytest.raises(ConfigError, match="control character"):
+        check_launch(config.launch)
+        sbatch.render(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"env": {"A B": "c"}}, "A B"),
+        ({"env": {"A=$(x)": "c"}}, "letters, digits"),
+        ({"options": ["#SBATCH x"]}, "--name=value"),
+        ({"options": ["--output=x"]}, "--output"),
+        ({"options": ["--nodes=9"]}, "--nodes"),
+        ({"srun_options": ["--ntasks=9"]}, "--ntasks"),
+        ({"time": "soon"}, "HH:MM:SS"),
+        ({"container": Container.pyxis}, "container_image"),
+        ({"container_image": "x"}, "container"),
+        ({"profile": Profile.cpu}, "launch.device=cpu"),
+        ({"max_requeues": -1}, "at least 0"),
+        ({"max_restarts": -1}, "at least 0"),
+        ({"cpus_per_node": 0}, "at least 1"),
+        ({"stop_before_limit_s": 70000}, "at most 65535"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_launch(resolved(**changes).launch)
+    assert says in str(error.value)
+
+
+def test_too_long_a_line_is_refused() -> None:
+    with pytest.raises(ConfigError, match="characters long"):
+        sbatch.render(resolved(constraint="x" * 2000))
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("#!/bin/bash\n@@SBATCH@@\n# @@NNODES@@ nodes\n")
+    assert sbatch.render(resolved(template=str(mine))).endswith("# 4 nodes\n")
+    mine.write_text("@@NODES@@")
+    with pytest.raises(ConfigError, match="@@NODES@@"):
+        sbatch.render(resolved(template=str(mine)))
+    with pytest.raises(ConfigError, match="cannot read"):
+        sbatch.render(resolved(template=str(tmp_path / "none")))
+
+
+def test_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
+    """With the control plane's libraries alone, and an empty PATH, in under two seconds."""
+    light = [
+        "hydra",
+        "omegaconf",
+        "antlr4",
+        "yaml",
+        "rich",
+        "psutil",
+        "pygments",
+        "markdown_it",
+        "mdurl",
+        "packaging",
+        "typing_extensions",
+    ]
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in light:
+        module = __import__(name)
+        source = Path(module.__file__ or "")
+        source = source.parent if source.name == "__init__.py" else source
+        (site / source.name).symlink_to(source)
+    for package in ("_yaml",):
+        (site / package).symlink_to(Path(__import__("yaml").__file__).parent.parent / package)
+    (site / "ftdist").mkdir()
+    import ftdist
+    import ftdist.conf
+    import ftdist.launch
+    import ftdist.slurm
+
+    for path in Path(ftdist.__file__).parent.iterdir():
+        (site / "ftdist" / path.name).symlink_to(path)
+    for part, name in ((ftdist.launch, "launch"), (ftdist.conf, "conf"), (ftdist.slurm, "slurm")):
+        (site / "ftdist" / name).symlink_to(next(iter(part.__path__)))
+    base = [sys.executable, "-S", "-P", "-m", "ftdist", "train", "--dry-run", "launch=slurm", "launch.nnodes=4"]
+    env = {"PYTHONPATH": str(site), "PATH": str(tmp_path), "HOME": str(tmp_path)}
+    none = subprocess.run([sys.executable, "-S", "-c", "import torch"], env=env, capture_output=True)
+    assert none.returncode != 0, "torch must not be there"
+    times = []
+    for number in range(3):
+        started = time.monotonic()
+        done = subprocess.run([*base, "experiment=smoke", f"run_dir={tmp_path}/{number}"], env=env, text=True,
+                              capture_output=True, cwd=tmp_path)  # fmt: skip
+        times.append(time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+    script = (tmp_path / "0" / "submit.sbatch").read_text()
+    assert script in done.stdout.replace(f"{tmp_path}/2", f"{tmp_path}/0") and '#SBATCH --nodes="4"' in script
+    assert "--nnodes 4 --nproc-per-node 1" in script
+    assert min(times) < 2, times
