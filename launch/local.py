@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set
@@ -75,12 +76,14 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
     """Run a plan to its end. No process of it is left, however it ends.
 
     Ctrl-C touches ``preempt`` (the ranks save and stop), a second one ends them at once. SIGTERM does what one does.
+    What torchrun and W&B leave in the folder for temporary files, which is one of the run's own, goes with it.
     """
     sys.stdout.flush()
     before = set(psutil.Process().children(recursive=True))
-    with log.open("ab") as errors, _subreaper():
+    scratch = tempfile.TemporaryDirectory(prefix="ftdist-", ignore_cleanup_errors=True)
+    with log.open("ab") as errors, _subreaper(), scratch as temporary:
         child = subprocess.Popen(
-            plan.argv, env={**os.environ, **plan.env}, stderr=errors, stdin=subprocess.DEVNULL,
+            plan.argv, env={**os.environ, **plan.env, "TMPDIR": temporary}, stderr=errors, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_stop_with_launcher,
         )  # fmt: skip
         try:

@@ -94,6 +94,7 @@ def test_preempted_it_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: List[
     assert slurm.job(status["job_id"])["Restarts"] == "1"
 
 
+@pytest.mark.slow
 def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
     run = RunDir(tmp_path / "run")
     limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=60")
@@ -108,6 +109,7 @@ def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undist
     assert slurm.job(number)["Restarts"] == str(status["requeues"])
 
 
+@pytest.mark.slow
 def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     one = ("launch=slurm", "launch.nproc_per_node=2", "launch.wait=true", "train.max_steps=200")
@@ -123,6 +125,7 @@ def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, t
     assert [r["step"] for r in metrics(run) if "train/loss" in r] == list(range(1, 201))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power_off", [False, True], ids=["slurmd is killed", "power is off"])
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]
@@ -148,6 +151,9 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     assert run.read_status()["attempt"] >= 1 and int(slurm.job(number)["Restarts"]) >= 1
 
 
+HOWS = ("scancel", "ctrl-c", "sigterm", "cancel", "cancel --now")
+
+
 def gone_within(run: RunDir, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while processes_of(run) and time.monotonic() < deadline:
@@ -155,7 +161,7 @@ def gone_within(run: RunDir, seconds: float) -> bool:
     return not processes_of(run)
 
 
-@pytest.mark.parametrize("how", ["scancel", "ctrl-c", "sigterm", "cancel", "cancel --now"])
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how == "ctrl-c" else pytest.mark.slow) for how in HOWS])
 def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     steps = ("train.max_steps=5000", "optim.schedule=constant")
@@ -182,6 +188,7 @@ def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
         finish(resumed, 75)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_the_job_alone(slurm: Cluster, tmp_path: Path) -> None:
     """The job is Slurm's: it ends by itself, and is under the verbs' control as before."""
     run = RunDir(tmp_path / "run")
