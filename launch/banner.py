@@ -1,6 +1,8 @@
 """What a run prints before and after its ranks: the machine, the batch algebra, one sample, where everything is."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -58,5 +60,6 @@ def show_next(run: RunDir, code: int) -> None:
     if code != EXIT_DONE:
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
-    commands = [*chat, f"ftdist eval {place} --checkpoint best", "ftdist status"]
+    here = [] if shutil.which("ftdist") else [f"source {shown(sys.prefix)}/bin/activate"]
+    commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", "ftdist status"]
     console.print(f"[bold]{'next':11}[/bold] " + f"\n{'':11} ".join(commands))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.batching import BatchPlan, plan_batch
-from ftdist.config import Device, LaunchKind, Offload, Precision, RunConfig
+from ftdist.config import Attention, Device, LaunchKind, Offload, Precision, RunConfig
 from ftdist.errors import ConfigError
 from ftdist.locations import cache_root, check_model_folder, model_location
 from ftdist.track.login import resolve_mode
@@ -33,6 +33,9 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     resolve_paths(config)
     check_model_folder(config)
     resolve_ranks(config, ranks)
+    if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
+        name = config.model.attention.name
+        raise ConfigError(f"model.attention={name} on CPU", "a CUDA device", "model.attention=documents")
     plan = plan_batch(config.batch, world_size(config), config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps
     if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
@@ -106,6 +109,25 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         )  # fmt: skip
     if launch.threads_per_rank is None:
         launch.threads_per_rank = max(1, cpu_cores() // launch.nproc_per_node)
+
+
+def check_length(config: RunConfig, rows: int) -> None:
+    """Whether warm-up and decay fit into a run of so many epochs: known once the data is packed.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    optim, epochs = config.optim, config.train.epochs
+    if epochs is None:
+        return
+    steps = math.ceil(epochs * rows / config.batch.global_batch_size)
+    if optim.warmup_steps + optim.decay_steps > steps:
+        raise ConfigError(
+            f"the run has {steps} steps ({rows} rows × {epochs:g} epochs / {config.batch.global_batch_size} rows a "
+            f"step), warm-up and decay take {optim.warmup_steps + optim.decay_steps}",
+            "warm-up and decay that fit into the run",
+            f"optim.warmup_steps={steps // 10}" + (f" optim.decay_steps={steps // 10}" if optim.decay_steps else ""),
+        )
 
 
 def check_run_dir(config: RunConfig) -> None:

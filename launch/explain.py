@@ -18,6 +18,17 @@ FREE_MAPPINGS = ("data.sources", "data.heldout", "model.config", "zero.deepspeed
 """Mappings whose keys are the user's own."""
 
 
+OTHER_NAMES = {
+    "learning_rate": ["optim.lr"], "num_train_epochs": ["train.epochs"], "num_epochs": ["train.epochs"],
+    "batch_size": ["batch.global_batch_size"], "per_device_train_batch_size": ["batch.micro_batch_size"],
+    "gradient_accumulation_steps": ["batch.grad_accum_steps"], "max_length": ["data.max_seq_len"],
+    "max_seq_length": ["data.max_seq_len"], "warmup_ratio": ["optim.warmup_steps"], "model_name": ["model.hub"],
+    "model_name_or_path": ["model.path", "model.hub"], "output_dir": ["run_dir"],
+    "save_steps": ["train.checkpoint_every"], "eval_steps": ["train.eval_every"], "logging_steps": ["train.log_every"],
+}  # fmt: skip
+"""What other tools call the same thing."""
+
+
 def schema_keys(node: type = RunConfig, prefix: str = "") -> Dict[str, Any]:
     """Every dotted key of the schema and its type."""
     keys: Dict[str, Any] = {}
@@ -42,6 +53,8 @@ def nearest_key(key: str) -> List[str]:
     """Right keys for a wrong one: by the whole path, else by the last name alone (``lr`` → ``optim.lr``)."""
     keys = list(schema_keys())
     leaf = key.rsplit(".", 1)[-1]
+    if leaf in OTHER_NAMES:
+        return OTHER_NAMES[leaf]
     same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
     if same_leaf:
         return same_leaf[:3]
@@ -103,7 +116,7 @@ def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader)
         near = [f"{source.group(1)}.{name}" for name in nearest(source.group(2), fields)]
         return ConfigError(f"{where}there is no key '{key}'", "one of: " + ", ".join(fields),
                            " or ".join(word + value for word in near))  # fmt: skip
-    near = nearest_key(key)
+    near = ["data=file data.sources.file.path"] if key in ("data.path", "data.file", "data") else nearest_key(key)
     parent = key.rsplit(".", 1)[0]
     siblings = [k.rsplit(".", 1)[-1] for k in schema_keys() if k.rsplit(".", 1)[0] == parent and k != parent]
     expected = (

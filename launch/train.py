@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import List, Optional, Tuple
 
 from ftdist.config import LaunchKind, RunConfig
-from ftdist.data.cache import data_folder
+from ftdist.data.cache import data_folder, read_meta
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
 from ftdist.rundir import RunDir
 from ftdist.zero.settings import deepspeed_settings
@@ -46,6 +46,9 @@ def train(args: argparse.Namespace) -> int:
         compose.show(args)
         return EXIT_DONE
     if torchrun.is_parent():
+        if args.dry_run or args.multirun:
+            flag = "--dry-run" if args.dry_run else "--multirun"
+            raise ConfigError(f"{flag} under torchrun", "one process", f"ftdist train {flag} …, without torchrun")
         return torchrun.join(args, make_ready)
     if args.multirun:
         return sweep(args)
@@ -69,6 +72,7 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Ru
     ready.make_model_ready(config)
     check.check_disk(config)
     folder = ready.make_data_ready(config)
+    check.check_length(config, read_meta(folder)["sets"]["train"]["rows"])
     run = freeze(config, plan)
     banner.show_run(config, plan, folder)
     return run

@@ -14,6 +14,8 @@ from ftdist.data.sources import Located
 
 NUM_PROMPTS = 8
 """Held-out questions kept with a set, to be answered at evaluations."""
+STOP_WITHIN = 3
+"""Trained tokens at the end of a document among which its stop token stands."""
 TEXT_PROMPT = 32
 """Tokens of plain text that are given as the prompt."""
 
@@ -130,8 +132,9 @@ def _piece(tokens: Tokenised, start: int, limit: int) -> Tokenised:
 
 
 def _stop(piece: Tokenised, stop_ids: FrozenSet[int]) -> int:
-    last = int(piece.ids[np.flatnonzero(piece.trained)[-1]])
-    return last if last in stop_ids else -1
+    # With all tokens trained, what the template writes after the last stop token (a line break) is trained too.
+    ending = piece.ids[np.flatnonzero(piece.trained)[-STOP_WITHIN:]]
+    return next((int(token) for token in ending[::-1] if int(token) in stop_ids), -1)
 
 
 def _prompt(document: Document, rendered: Rendered, piece: Tokenised, task: Task) -> Iterator[Dict[str, Any]]:

@@ -30,7 +30,7 @@ from ftdist.data.stats import (
 from ftdist.data.store import SetWriter, split_encoded
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.workers import available_cores, ordered_map
-from ftdist.errors import ConfigError
+from ftdist.errors import ConfigError, DataError
 from ftdist.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
@@ -84,6 +84,8 @@ def build(config: RunConfig, folder: Path) -> None:
     try:
         with show_progress() as report:
             built = _encode_parts(config, parts, tasks, writers, report)
+        if config.data.heldout_share and not len(writers[HELDOUT].column("hashes")):
+            _hold_one_out(writers[TRAIN], writers[HELDOUT], built)
         if config.data.heldout_share and config.data.max_heldout_documents:
             _give_back(writers[HELDOUT], writers[TRAIN], config.data.max_heldout_documents, built)
         meta = _finish(config, tokenizer, parts, writers, built)
@@ -184,6 +186,19 @@ def _give_back(heldout: SetWriter, train: SetWriter, limit: int, built: _Built) 
     built.prompts[HELDOUT] = [prompt for prompt in built.prompts[HELDOUT] if prompt[0] < int(first_over)]
 
 
+def _hold_one_out(train: SetWriter, heldout: SetWriter, built: _Built) -> None:
+    """A share of few documents may be none: then the document with the smallest hash, and those equal to it."""
+    hashes = train.column("hashes")
+    chosen = np.flatnonzero(hashes == hashes.min()) if len(hashes) else hashes
+    if not len(chosen) or len(chosen) == len(hashes):
+        return
+    sources = train.column("source")
+    for number, document in zip(chosen.tolist(), train.documents(chosen), strict=True):
+        heldout.append(document, int(sources[number]))
+        built.counts[sources[number]]["heldout"] += 1
+    train.leave_out(chosen)
+
+
 def _finish(
     config: RunConfig, tokenizer: Any, parts: List[Part], writers: Dict[str, SetWriter], built: _Built
 ) -> Dict[str, Any]:
@@ -201,6 +216,9 @@ def _finish(
         here = [number for number, part in enumerate(parts) if part.set_name == set_name]
         check_not_empty(set_name, writer, [built.counts[number] for number in here or range(len(parts))])
         items = _epoch_items(config, parts, writer) if set_name == TRAIN else writer.kept()
+        if not len(items):
+            weights = ", ".join(f"data.sources.{parts[number].name}.weight" for number in here)
+            raise DataError("no document is left for an epoch of training", "a weight above 0", f"raise {weights}")
         lengths = writer.column("lengths")[items]
         order, row_offsets = pack(lengths, data.max_seq_len) if data.packing else one_each(lengths)
         writer.finish(items[order], row_offsets)
@@ -216,9 +234,9 @@ def _finish(
 
 def _epoch_items(config: RunConfig, parts: List[Part], writer: SetWriter) -> np.ndarray:
     """The documents of one epoch: each source as often as its weight says, the fraction a seeded choice of its own."""
-    items = [np.empty(0, dtype=np.int64)]
+    items, kept = [np.empty(0, dtype=np.int64)], writer.kept()
     for number, part in enumerate(parts):
-        own = np.flatnonzero(writer.column("source") == number)
+        own = kept[writer.column("source")[kept] == number]
         whole, fraction = divmod(part.source.weight, 1)
         items += [own] * int(whole)
         chosen = permutation(config.seed, content_hash(part.name), len(own))[: round(fraction * len(own))]

@@ -139,7 +139,7 @@ def check_not_empty(name: str, writer: SetWriter, counts: List[Dict[str, int]]) 
         raise DataError(
             f"data.heldout_share held out no document ({became})",
             "at least one held-out document",
-            "a larger data.heldout_share, or a source of its own in data.heldout",
+            "data.heldout_share=0 to do without, or a source of its own in data.heldout",
         )
     raise DataError(
         f"nothing in the set '{name}' would be trained ({became})",

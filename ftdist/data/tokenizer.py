@@ -12,7 +12,8 @@ SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
 
 def load_tokenizer(config: RunConfig) -> Any:
     """A fast transformers tokenizer with the run's chat template and new special tokens. It always has a padding token
-    (eos where the tokenizer has none of its own: masks go by position, so the two may be the same).
+    (eos where the tokenizer has none of its own: masks go by position, so the two may be the same). Its
+    ``num_known_tokens`` is its length without the new ones.
 
     Raises:
         ConfigError: it cannot be loaded, or is not a fast one (offsets are needed to know which tokens are trained).
@@ -21,6 +22,7 @@ def load_tokenizer(config: RunConfig) -> Any:
     tokenizer = bytes_tokenizer() if location == "bytes" else _load(config, location)
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer {location} has no fast version", "a folder with tokenizer.json")
+    tokenizer.num_known_tokens = len(tokenizer)  # ids from here on are new to the model
     if config.model.new_special_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(config.model.new_special_tokens)}, replace_extra_special_tokens=False

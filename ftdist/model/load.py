@@ -1,5 +1,6 @@
 """Load a causal language model: from a folder, the hub, or random from a config; under ZeRO-3 shard by shard."""
 
+import hashlib
 from typing import Any, Dict, Optional
 
 import torch
@@ -9,6 +10,7 @@ from ftdist.config import Attention, Precision, RunConfig
 from ftdist.errors import ConfigError
 from ftdist.locations import model_location
 from ftdist.model.attention import implementation
+from ftdist.model.vocabulary import whole
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
@@ -29,9 +31,9 @@ def model_config(config: RunConfig) -> PretrainedConfig:
         return AutoConfig.from_pretrained(
             model_location(config), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers' own validation raises many kinds
         where = "model.config" if model.config else model_location(config)
-        raise ConfigError(f"{where}: {str(error).splitlines()[0]}", "a model that transformers can load",
+        raise ConfigError(f"{where}: {str(error).splitlines()[0][:200]}", "a model that transformers can load",
                           "check model.path, model.hub or model.config.model_type") from error  # fmt: skip
 
 
@@ -50,6 +52,7 @@ def load_model(
     attention = implementation(backend, arch)
     if config.model.config:
         model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=attention)
+        _draw_weights(model, config.seed)
     else:
         model, report = AutoModelForCausalLM.from_pretrained(
             model_location(config), config=arch, dtype=dtype, attn_implementation=attention,
@@ -63,6 +66,21 @@ def load_model(
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+@torch.no_grad()
+def _draw_weights(model: PreTrainedModel, seed: int) -> None:
+    """Draw each matrix anew from (seed, its name), with the standard deviation that transformers uses: the same weights
+    however the model is sharded. Under ZeRO-3 transformers' own initialisation depends on the order of creation."""
+    std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    for name, weight in model.named_parameters():
+        shape = getattr(weight, "ds_shape", weight.shape)
+        if len(shape) > 1:
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            with whole([weight]):
+                if weight.shape[0]:
+                    weight.copy_(torch.empty(shape).normal_(0.0, std, generator=draw))
 
 
 def _register_zero3(settings: Dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Progress:
         self._every = every or max(1, -(-(total_steps - start_step) // PLAIN_LINES))
         self._step, self._start_step = start_step, start_step
         self._step_times: Deque[float] = deque(maxlen=MEDIAN_OF)
-        self._last_update = time.monotonic()
+        self._last_update: Optional[float] = None  # what comes before the first step is not a step's time
         self._console = _console()
         self._live: Optional[Live] = None
         if enabled and self._console.is_terminal:
@@ -48,7 +48,7 @@ class Progress:
         if not self._enabled:
             return
         now = time.monotonic()
-        if step > self._step:
+        if step > self._step and self._last_update is not None:
             self._step_times.append((now - self._last_update) / (step - self._step))
         self._step, self._last_update = step, now
         left = format_time(self.seconds_left())

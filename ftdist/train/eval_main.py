@@ -86,7 +86,7 @@ def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
     arch = model_config(config)
     backend = choose_backend(config.model.attention, arch, ranks.device, DTYPES[config.train.precision])
     model = load_model(config, arch, backend, settings)
-    vocab_size = fit_vocabulary(model, len(tokenizer), 1)
+    vocab_size = fit_vocabulary(model, len(tokenizer), len(tokenizer), 1)
     engine = build_eval_engine(model.eval(), settings, ranks.device)
     losses: Losses = {}
     for name, dataset in heldout.items():

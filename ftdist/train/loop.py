@@ -146,7 +146,8 @@ def _evaluate_all(training: Training) -> bool:
         training.tracker.log(step_done, metrics)
         if rows:
             training.tracker.samples(step_done, rows)
-        shown = ", ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in metrics.items())
+        values = [f"{name.split('/')[1]} {value:.4f}" for name, value in metrics.items()]
+        shown = ", ".join(values) if len(values) > 1 else f"{training.done.eval_loss:.4f}"
         training.progress.note(f"step {step_done}: held-out loss {shown}")
     return True
 

@@ -113,7 +113,9 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     settings = deepspeed_settings(config, plan)
     with task("loading the model", ranks.first):
         model = load_model(config, arch, backend, settings)
-        vocab_size = fit_vocabulary(model, len(tokenizer), config.model.pad_vocab_to_multiple_of)
+        vocab_size = fit_vocabulary(
+            model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
+        )
         set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, model, settings)
     if config.data.packing:

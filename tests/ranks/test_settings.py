@@ -9,7 +9,7 @@ import pytest
 from ftdist.config import load_config
 from ftdist.rundir import RunDir
 from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
 
 BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim.lr=1e-3")
 
@@ -99,7 +99,7 @@ def test_weight_decay_changes_the_weights(outcome: Callable[..., Any]) -> None:
 
 
 def test_clipping_changes_the_update(outcome: Callable[..., Any]) -> None:
-    free, clipped = outcome("optim.max_grad_norm=0"), outcome("optim.max_grad_norm=1e-6", "optim.eps=1e-3")
+    free, clipped = (outcome(f"optim.max_grad_norm={norm}", "optim.eps=1e-3") for norm in ("0", "1e-6"))
     assert clipped[0] == free[0]
     assert clipped[-1] > free[-1]  # hardly moves
 
@@ -190,3 +190,30 @@ def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable
     )
     proven = outcome(*sharded, look=look)
     assert plain == proven > 0
+
+
+RANDOM = ("model.path=null", *(f"model.config.{key}={value}" for key, value in {**LLAMA, "vocab_size": 320}.items()))
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_random_weights_are_the_same_however_they_are_sharded(outcome: Callable[..., Any], stage: int) -> None:
+    whole = outcome(*RANDOM, "zero.stage=2", world=1)
+    assert outcome(*RANDOM, f"zero.stage={stage}") == pytest.approx(whole, rel=1e-5)
+    assert outcome(*RANDOM, f"zero.stage={stage}", "seed=5") != pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any], stage: int) -> None:
+    """The model has 320 rows for 259 known tokens: the new one is row 259, inside."""
+
+    def look(training: Any) -> Any:
+        import deepspeed
+        import torch
+
+        weight = training.engine.module.get_input_embeddings().weight
+        with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+            mean = weight[:259].float().mean(0)
+            return weight.shape[0], bool(torch.allclose(weight[259].float(), mean, atol=1e-6)), training.vocab_size
+
+    more = ("optim.lr=1e-12", "model.new_special_tokens=[<tool>]", f"zero.stage={stage}")
+    assert outcome(*RANDOM, *more, look=look) == (320, True, 320)

@@ -191,9 +191,27 @@ def test_held_out_sources_are_sets_of_their_own_and_overlap_is_told(tmp_path: Pa
     assert read_meta(prepare(config))["sets"]["other"]["documents"] == 2
 
 
-def test_a_share_that_holds_nothing_out_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="held out no document"):
-        prepare(text_config(tmp_path, ["one", "two"], "data.heldout_share=0.0001"))
+def test_a_share_of_few_documents_holds_one_out(tmp_path: Path) -> None:
+    meta = read_meta(prepare(text_config(tmp_path, ["one", "two", "three"], "data.heldout_share=0.0001")))
+    assert {name: stats["documents"] for name, stats in meta["sets"].items()} == {"train": 2, "heldout": 1}
+
+
+def test_one_document_cannot_be_held_out_and_trained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"held out no document[\s\S]*data.heldout_share=0 to do without"):
+        prepare(text_config(tmp_path, ["one", "one"], "data.heldout_share=0.0001"))
+
+
+def test_weights_that_leave_nothing_are_an_error(tmp_path: Path) -> None:
+    config = text_config(tmp_path, ["one", "two"])
+    for source in config.data.sources.values():
+        source.weight = 0.0
+    with pytest.raises(DataError, match=r"no document is left[\s\S]*weight"):
+        prepare(config)
+
+
+def test_the_stop_token_is_found_before_a_line_break_that_is_trained_too(tmp_path: Path) -> None:
+    meta = read_meta(prepare(chat_config(tmp_path, [chat("q", "a")], "data.train_on=all")))
+    assert meta["sets"]["train"]["stop_token"] == "<|im_end|>"
 
 
 @pytest.mark.parametrize("name", ["train", "a/b"])

@@ -186,3 +186,20 @@ def test_gpus_are_counted_as_cuda_does(
 def test_the_machine_in_words() -> None:
     summary = machine.machine_summary()
     assert int(summary["cores"]) >= 1 and "GiB free" in summary["memory"] and "torch 2." in summary["libraries"]
+
+
+def test_warm_up_must_fit_into_the_epochs() -> None:
+    config = RunConfig()
+    config.train.epochs, config.optim.warmup_steps, config.batch.global_batch_size = 1.0, 30, 4
+    with pytest.raises(ConfigError, match=r"the run has 7 steps[\s\S]*optim.warmup_steps=0"):
+        check.check_length(config, 25)
+    check.check_length(config, 400)
+
+
+@pytest.mark.parametrize("name", ["varlen", "flex"])
+def test_an_attention_that_needs_a_gpu_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
+    from tests.tiny import tiny_config
+
+    config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", f"model.attention={name}")
+    with pytest.raises(ConfigError, match=f"model.attention={name} on CPU"):
+        check.resolve(config)

@@ -163,3 +163,17 @@ def test_completion_is_hydras(line: str, offers: List[str]) -> None:
 def test_every_key_has_a_type_that_can_be_said() -> None:
     for key, kind in explain.schema_keys().items():
         assert "<class" not in explain.describe_type(kind) and "typing" not in explain.describe_type(kind), key
+
+
+@pytest.mark.parametrize(
+    ("given", "mend"),
+    [
+        ("optim.learning_rate=1e-5", "optim.lr=1e-5"),
+        ("train.num_train_epochs=3", "train.epochs=3"),
+        ("data.path=x.jsonl", "data=file data.sources.file.path=x.jsonl"),
+    ],
+)
+def test_names_that_other_tools_use_are_known(given: str, mend: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", given)
+    assert error.value.fix.endswith(mend), str(error.value)
