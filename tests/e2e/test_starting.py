@@ -40,9 +40,9 @@ LINES = [
     r"run +\S+",
     r"(loading|exporting) the model: [\d.]+ s",
     r"attention: documents; packed documents are isolated \(changing one moves the others' logits by 0\)",
-    r"saving step \d: [\d.]+ s",
-    r"step \d: held-out loss heldout [\d.]+",
-    rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  [\d:]+ left",
+    r"step \d: checkpoint saved in [\d.]+ s",
+    r"step \d: held-out loss [\d.]+",
+    rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
     r"held-out loss +before +after +change +perplexity",
     rf"heldout +{NUMBER} +{NUMBER} +-{NUMBER} % +\d+ → \d+",
     r"question 1 +[a-z ]+\??",
@@ -50,7 +50,8 @@ LINES = [
     r" {12}[a-z ]+[?.…]*",  # the rest of a text
     r"model +\S+/export",
     r"W&B +offline; upload it with: wandb sync \S+/offline-run-\*",
-    r"next +ftdist chat \S+",
+    r"next +source \S+/bin/activate",  # where the environment is not active
+    r"(next)? +ftdist chat \S+",
     r" +ftdist eval \S+ --checkpoint best",
     r" +ftdist status",
 ]
