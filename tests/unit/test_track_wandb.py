@@ -216,6 +216,7 @@ def test_a_server_that_never_answers_leaves_an_offline_run(tmp_path: Path, silen
     assert found.rows("step") == list(range(100)) and found.exit_code == 3
 
 
+@pytest.mark.slow  # waits on the clock: a loaded machine runs out of it
 @pytest.mark.parametrize("os_exit", [False, True])
 def test_a_wandb_that_hangs_delays_neither_a_step_nor_the_end(
     tmp_path: Path, silent_server: str, os_exit: bool
