@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -29,8 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the folder
         cache = tempfile.mkdtemp(prefix="ftdist-tests-")
+        # What is killed leaves its temporary files: they go with the folder. A short path: sockets lie there.
+        Path(cache, "tmp").mkdir()
         os.environ.update(FTDIST_CACHE=f"{cache}/ftdist", HF_HOME=f"{cache}/huggingface",
-                          FTDIST_SITE=f"{cache}/site.yaml")  # fmt: skip
+                          FTDIST_SITE=f"{cache}/site.yaml", TMPDIR=f"{cache}/tmp")  # fmt: skip
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 
 

@@ -120,7 +120,8 @@ def test_a_full_disk_costs_records_and_one_line_but_no_run(run: RunDir) -> None:
     made.log(40, {"train/loss": 1.0})
     made.finish(0)
     steps = [record["step"] for record in run.read_metrics()]  # raises where a line is mangled
-    assert 5 < len(steps) < 30 and steps == [*range(len(steps) - 1), 40]
+    assert 5 < len(steps) < 30 and steps == sorted(set(steps))  # the shorter of a full disk's records may still fit
+    assert steps[:6] == [*range(6)] and steps[-1] == 40
     assert len(notes) == 2 and notes[1].startswith(f"{41 - len(steps)} records could not be written")
 
 
