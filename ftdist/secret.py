@@ -24,7 +24,7 @@ NO_SECRET = re.compile(r"\d*|true|false|yes|no|on|off|none|null|[<\[].*[>\]]", r
 """What a variable or key of such a name may hold besides the path of a file: a switch, a number, a special token."""
 
 SHAPES = [
-    re.compile(r"(?<!ssh:)(?<=//)[^/\s@]+(?=@)"),  # user:password of an address
+    re.compile(r"(?<!ssh://)(?<=//)[^/\s@]+(?=@)"),  # user:password of an address
     re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{20,}|(?:ghp|gho|ghs)_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
                r"|xox[abp]-[\w-]{10,}|AKIA[A-Z0-9]{12,}|wandb_v1_\w{8,})"),  # keys with the mark of their maker
     re.compile(r"(?<=[?&;])(?P<kept>(?:token|key|sig|signature|password|secret|X-Amz-[A-Za-z]+)=)[^&;\s]+", re.I),
@@ -86,8 +86,8 @@ def _hide(match: "re.Match[str]") -> str:
 def reason(key: str, value: str) -> Optional[str]:
     """Why a config's value must not be written down, None where it may. ``key`` is its dotted place."""
     name = key.rsplit(".", 1)[-1]
-    is_variable = ".env." in key
-    if (VARIABLE_NAME if is_variable else SETTING_NAME).search(name) and not _is_harmless(value):
+    names_one = (VARIABLE_NAME if ".env." in key else SETTING_NAME).search(name)
+    if names_one and value != name and not _is_harmless(value):  # equal: the key itself, which is a text too
         return f"{key} looks like a secret"
     found = next((name for name, secret in variables().items() if secret in value), None)
     if found:

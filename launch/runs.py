@@ -9,7 +9,6 @@ from typing import List, Mapping, Optional
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.errors import EXIT_DONE, ConfigError
@@ -65,7 +64,7 @@ def status(args: argparse.Namespace) -> int:
         table.add_column(column, justify="left" if column in ("run", "state") else "right")
     jobs = jobs_of([run.read_status() for run in runs])
     for run in runs:
-        table.add_row(*map(Text, status_row(run, jobs)))  # as text: an exit reason may hold brackets
+        table.add_row(*map(banner.cell, status_row(run, jobs)))
     Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
     return EXIT_DONE
 

@@ -8,7 +8,6 @@ from typing import Any, Dict, List, Optional
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rundir import RunDir, read_records
@@ -41,7 +40,7 @@ def sweep(args: argparse.Namespace) -> int:
     for column in ("held-out loss", "state", "overrides", "run"):
         table.add_column(column, justify="right" if column == "held-out loss" else "left", overflow="fold")
     for _, row in sorted(rows, key=lambda pair: pair[0]):
-        table.add_row(*map(Text, row))
+        table.add_row(*map(banner.cell, row))
     Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
     return EXIT_DONE
 
