@@ -369,6 +369,7 @@ def check_config(config: RunConfig) -> None:
     Raises:
         ConfigError: names the field, what it holds, what it may hold.
     """
+    refuse_secrets(config)
     if config.launch.kind is not LaunchKind.local:
         refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
     model, data, batch, optim, zero, train = (
@@ -435,5 +436,4 @@ def check_config(config: RunConfig) -> None:
     _check_range("launch.threads_per_rank", config.launch.threads_per_rank, 1)
     _check_range("launch.timeout_s", config.launch.timeout_s, 1)
     check_launch(config.launch)
-    refuse_secrets(config)
     _check_range("seed", config.seed, 0, 2**32 - 1)

@@ -47,7 +47,9 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     model_config = AutoConfig.from_pretrained(checkpoint / "hf", trust_remote_code=config.model.trust_remote_code)
     weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
     temporary = beside(out)
-    shutil.copytree(checkpoint / "hf", temporary)
+    temporary.mkdir(parents=True)
+    for file in (checkpoint / "hf").iterdir():
+        shutil.copyfile(file, temporary / file.name)  # the content alone: rights are those of this umask
     _save_model(weights, model_config, temporary, config)
     (temporary / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
     (temporary / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
