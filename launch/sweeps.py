@@ -57,8 +57,8 @@ def read_index(folder: Path) -> List[Dict[str, Any]]:
     trials = read_records(index)
     for trial in trials:
         words = trial.get("overrides")
-        known = isinstance(trial.get("run_dir"), str) and isinstance(words, list)
-        if not known or not all(isinstance(word, str) for word in words):
+        listed = isinstance(words, list) and all(isinstance(word, str) for word in words)
+        if not listed or not isinstance(trial.get("run_dir"), str):
             raise ConfigError(f"{index} holds {json.dumps(trial)[:100]}", "run_dir and overrides of each trial")
     return trials
 
