@@ -16,15 +16,18 @@ from tests.tiny import freeze_tiny, tiny_config
 STEP = 2
 
 
-def plant(checkpoint: Path, name: str, canary: Path, bare: bool) -> None:
-    """A pickle in place of a file: bare, or as torch saves it. The manifest gets its size and hash, and its own."""
-    file = checkpoint / name
+def plant(file: Path, canary: Path, bare: bool) -> None:
+    """A pickle in place of a file: bare, or as torch saves it."""
     if bare:
         file.write_bytes(pickled(canary))
     else:
         save_torch(canary, file)
+
+
+def vouch_for(checkpoint: Path, name: str) -> None:
+    """The manifest gets the size and hash that the file has now, and where it has one its own."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    content = file.read_bytes()
+    content = (checkpoint / name).read_bytes()
     manifest["files"][name] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if "sha256" in manifest:
         blank = json.dumps({**manifest, "sha256": ""}, indent=1)
@@ -48,17 +51,17 @@ def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
     run = RunDir(folder / "run")
     assert train(assemble(config, run, ranks, Preemption(run, 0)))
     clean, canary = run.checkpoint(STEP), folder / "canary"
-    export_checkpoint(clean, folder / "clean", config)
+    vouch_for(clean, "state.json")
+    export_checkpoint(clean, folder / "clean", config)  # what was vouched for is taken
     files = sorted(str(path.relative_to(clean)) for path in clean.rglob("*") if path.is_file())
     found: Dict[str, List[str]] = {"tried": files, "load": [], "export": []}
     for name in files:
         for bare in (True, False):
             victim = RunDir(folder / "victim")
             shutil.copytree(run.path, victim.path)
-            if name == "manifest.json":
-                (victim.checkpoint(STEP) / name).write_bytes(pickled(canary))
-            else:
-                plant(victim.checkpoint(STEP), name, canary, bare)
+            plant(victim.checkpoint(STEP) / name, canary, bare)
+            if name != "manifest.json":
+                vouch_for(victim.checkpoint(STEP), name)
             with contextlib.suppress(Exception):
                 export_checkpoint(victim.checkpoint(STEP), folder / "out", config)
             _note_canary(canary, found["export"], name)
