@@ -13,7 +13,7 @@ import pytest
 
 from ftdist.config import SourceConfig, load_config, parse_config
 from ftdist.data.cache import data_folder
-from ftdist.errors import ConfigError, DataError, FtdistError
+from ftdist.errors import ConfigError, DataError
 from tests.faults.canary import pickled, source
 from tests.tiny import tiny_config
 
@@ -241,11 +241,13 @@ def test_targets_where_any_key_may_stand_are_values(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+COPY = "{_target_: shutil.copyfile, src: /dev/null, dst: CANARY}"
+"""Hydra has a list of functions that it does not call; this is not on it."""
 HYDRA = {
-    "a callback": "hydra: {callbacks: {evil: {_target_: os.system, command: touch CANARY}}}",
+    "a callback": f"hydra: {{callbacks: {{evil: {COPY}}}}}",
     "a sweeper": "hydra: {sweeper: {_target_: os.system}}",
     "a launcher": "hydra: {launcher: {_target_: evil.Launcher}}",
-    "part of a sweeper": "hydra: {sweeper: {params: {a: {_target_: os.system, command: touch CANARY}}}}",
+    "part of a sweeper": f"hydra: {{sweeper: {{params: {{a: {COPY}}}}}}}",
 }
 
 
@@ -260,11 +262,9 @@ def test_an_experiment_from_somebody_else_runs_nothing(section: str, flags: list
     (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(text)
     words = ["train", "--config-dir", str(tmp_path / "conf"), "experiment=theirs", "--dry-run", *flags,
              f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", "launch=slurm"]  # fmt: skip
-    try:
-        cli.dispatch(words)
-    except FtdistError as error:
-        assert "-m" in flags or "hydra" in str(error)
-        assert "names code to run" in str(error) or "params" in str(error) or "hydra" in str(error), error
+    if "-m" in flags:
+        with pytest.raises(ConfigError, match="names code to run"):
+            cli.dispatch(words)
     else:
-        assert "-m" not in flags, "a sweep must refuse it"
+        cli.dispatch(words)
     assert not (tmp_path / "canary").exists()
