@@ -11,12 +11,14 @@ from typing import Any, Dict, List, Optional
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from ftdist.errors import ConfigError
 from ftdist.launch_config import Device as Device  # a part of the tree that is written down elsewhere
 from ftdist.launch_config import LaunchConfig as LaunchConfig
 from ftdist.launch_config import LaunchKind as LaunchKind
-from ftdist.launch_config import check_launch, refuse_control_characters
+from ftdist.launch_config import check_launch, refuse_control_characters, texts
+from ftdist.secret import reason
 
 
 class Precision(Enum):
@@ -299,13 +301,17 @@ def load_config(path: str | Path) -> RunConfig:
 
 def parse_config(text: str, origin: str) -> RunConfig:
     """Like load_config, from YAML text; ``origin`` names it in errors."""
-    if "${" in text:
-        raise ConfigError(f"{origin} holds an interpolation (${{…}})", "plain values: run.yaml is resolved when frozen")
+    expected = "a run.yaml that this version wrote"
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        # Looked for in the values, not in the text: YAML can write a $ as \x24.
+        if any("${" in value for _, value in texts("", OmegaConf.to_container(merged, resolve=False))):
+            raise ConfigError(f"{origin} holds an interpolation (${{…}})", "plain values: it is resolved when frozen")
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}", "a run.yaml that this version wrote") from error
+    except (OmegaConfBaseException, ValueError, AssertionError, RecursionError) as error:
+        raise ConfigError(f"{origin}: {(str(error).splitlines() or [''])[0]}", expected) from error
+    except YAMLError as error:  # also a tag that asks for a Python object
+        raise ConfigError(f"{origin}: {' '.join(str(error).split())}", expected) from error
     assert isinstance(config, RunConfig)
     return config
 
@@ -340,6 +346,21 @@ def _check_source(name: str, source: SourceConfig) -> None:
     _check_range(f"{name}.max_documents", source.max_documents, 1)
 
 
+def refuse_secrets(config: RunConfig) -> None:
+    """A config is written to run.yaml, the batch script and W&B, so that no secret may be in it.
+
+    Raises:
+        ConfigError: names the key, never the value.
+    """
+    for key, text in texts("", config):
+        if problem := reason(key.removeprefix("."), text):
+            raise ConfigError(
+                f"{problem}, and a config is written to run.yaml, the batch script and W&B",
+                "secrets in the environment only, from where ranks and Slurm jobs get them too",
+                "leave it out; export the variable before you start ftdist, or log in once: hf auth login, wandb login",
+            )
+
+
 def check_config(config: RunConfig) -> None:
     """Check ranges and fields against each other.
 
@@ -348,6 +369,7 @@ def check_config(config: RunConfig) -> None:
     Raises:
         ConfigError: names the field, what it holds, what it may hold.
     """
+    refuse_secrets(config)
     if config.launch.kind is not LaunchKind.local:
         refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
     model, data, batch, optim, zero, train = (

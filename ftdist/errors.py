@@ -4,6 +4,8 @@ Exit codes of every verb: 0 done, 1 failed, 2 wrong config, data or command line
 75 stopped for preemption and resumable (75 is ``EX_TEMPFAIL`` of sysexits.h).
 """
 
+from ftdist.secret import redact
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -11,13 +13,14 @@ EXIT_PREEMPTED = 75
 
 
 class FtdistError(Exception):
-    """Anything that ftdist reports to the user as one message, without a stack trace."""
+    """Anything that ftdist reports to the user as one message, without a stack trace and without secrets: what a
+    library says may quote them, and the message ends in logs and in status.json."""
 
     exit_code = EXIT_FAILED
 
     def __init__(self, found: str, expected: str = "", fix: str = "") -> None:
-        self.found, self.expected, self.fix = found, expected, fix
-        super().__init__(found)
+        self.found, self.expected, self.fix = redact(found), redact(expected), redact(fix)
+        super().__init__(self.found)
 
     def __str__(self) -> str:
         lines = [self.found]

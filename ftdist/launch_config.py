@@ -124,6 +124,8 @@ class LaunchConfig:
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
+HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASCII)
+"""A machine's name or address for ssh, with the user before it. It goes into commands, so it is never an option."""
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|UNLIMITED")
 OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "chdir", "signal", "requeue",
                  "no-requeue", "array", "wrap", "parsable", "export")  # fmt: skip
@@ -181,6 +183,10 @@ def check_launch(launch: LaunchConfig) -> None:
     ):  # fmt: skip
         if value is not None and value < low:
             raise ConfigError(f"launch.{name}={value}", f"at least {low}")
+    for host in (*launch.nodes.hosts, *([launch.nodes.address] if launch.nodes.address else [])):
+        if not HOST.fullmatch(host):
+            raise ConfigError(f"launch.nodes has the machine {host!r}", "a host name or an address, or user@ before it",
+                              "options of ssh belong in launch.nodes.ssh")  # fmt: skip
     if launch.nodes.port > 65535:
         raise ConfigError(f"launch.nodes.port={launch.nodes.port}", "between 1 and 65535")
     if slurm.stop_before_limit_s > 65535:

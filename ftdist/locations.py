@@ -9,6 +9,7 @@ from ftdist.config import RunConfig
 from ftdist.errors import ConfigError
 
 WEIGHTS = ("*.safetensors", "*.bin")
+ADAPTER = "adapter_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -73,6 +74,9 @@ def check_model_folder(config: RunConfig) -> None:
         raise ConfigError(f"model.path={path} holds no config.json; {held}", expected)
     if "model_type" not in _read_object(path / "config.json"):
         raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model")
+    if (path / ADAPTER).is_file():  # transformers would load the model that it names, from wherever that is
+        raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER})", "a whole model",
+                          f"merge the adapter into its model, or take {ADAPTER} away")  # fmt: skip
     if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
         raise ConfigError(f"model.path={path} holds no weights; {held}", "*.safetensors or *.bin")
     if not config.model.tokenizer and not any((path / name).is_file() for name in TOKENIZER):

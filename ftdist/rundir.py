@@ -1,15 +1,22 @@
 """The run directory: the only interface between what launches a run and the ranks that run it."""
 
 import json
-import os
+import secrets
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from ftdist.errors import ConfigError
+from ftdist.errors import CheckpointError, ConfigError
 
 CHECKPOINT_PREFIX = "step-"
 MANIFEST = "manifest.json"
+NUMBER = (int, float)
+STATUS_TYPES: Dict[str, Any] = {
+    "state": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
+    "step": int, "max_steps": int, "last_checkpoint_step": int, "attempt": int, "pid": int, "requeues": int,
+    "exit_code": int, "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
+}  # fmt: skip
+"""What the fields of status.json hold where they are not null."""
 
 
 class RunDir:
@@ -61,10 +68,17 @@ class RunDir:
         return self.logs / f"slurm-{job}.out"
 
     def published_checkpoints(self) -> List[Path]:
-        """Checkpoints that were published (renamed into place with a manifest), oldest first."""
+        """Checkpoints that were published (renamed into place with a manifest), oldest first.
+
+        Raises:
+            CheckpointError: one is a link. What is loaded lies in the run directory itself.
+        """
         if not self.checkpoints.is_dir():
             return []
         found = [p for p in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*") if (p / MANIFEST).is_file()]
+        for link in (p for p in found if p.is_symlink()):
+            raise CheckpointError(f"{link} is a link to {link.resolve()}", "a folder in the run directory",
+                                  "move the checkpoint there (all of checkpoints/ may be a link)")  # fmt: skip
         return sorted(found, key=checkpoint_step)
 
     def find_checkpoint(self, name: str) -> Path:
@@ -94,7 +108,19 @@ class RunDir:
         return min(scored)[2] if scored else None
 
     def read_status(self) -> Dict[str, Any]:
-        return read_json(self.status) if self.status.is_file() else {}
+        """What status.json holds; nothing where there is none.
+
+        Raises:
+            ConfigError: it is not JSON, or a field has the wrong type.
+        """
+        try:
+            found = read_json(self.status) if self.status.is_file() else {}
+        except ValueError as error:
+            raise ConfigError(f"{self.status}: {error}", "a status that ftdist wrote") from error
+        for name, value in found.items():
+            if value is not None and not isinstance(value, STATUS_TYPES.get(name, object)):
+                raise ConfigError(f"{self.status} holds {name}={value!r}", "a status that ftdist wrote")
+        return found
 
     def write_status(self, **changes: Any) -> None:
         """Change some fields of status.json: state (frozen, queued, starting, running, done, failed, preempted), step,
@@ -103,14 +129,8 @@ class RunDir:
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()})
 
     def read_metrics(self) -> List[Dict[str, Any]]:
-        """Every whole line of metrics.jsonl; a last line cut by a crash is left out."""
-        if not self.metrics.is_file():
-            return []
-        records = []
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                records.append(json.loads(line))
-        return records
+        """Every record of metrics.jsonl; a last line cut by a crash is left out."""
+        return read_records(self.metrics)
 
 
 def checkpoint_step(path: Path) -> int:
@@ -118,11 +138,44 @@ def checkpoint_step(path: Path) -> int:
 
 
 def read_json(path: Path) -> Dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """
+    Raises:
+        ValueError: it is not JSON, or not an object.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{type(found).__name__} instead of an object")
+    return found
+
+
+def parse_line(line: bytes) -> Optional[Dict[str, Any]]:
+    """The record of one line of a .jsonl file; None where a crash cut or mangled it."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step", 0), int) else None
+
+
+def read_records(path: Path) -> List[Dict[str, Any]]:
+    """Every whole record of a .jsonl file; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [record for line in lines if (record := parse_line(line)) is not None]
+
+
+def beside(path: Path) -> Path:
+    """A name for a temporary file or folder beside ``path``, to be made by ``open("x")`` or ``mkdir``: where others may
+    write too, nobody can have put a link there."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a file in one step, so that a reader never sees a half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary = beside(path)
+    with temporary.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=2, default=str) + "\n")
     temporary.replace(path)

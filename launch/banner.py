@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig
@@ -27,6 +28,11 @@ def shown(path: str | Path) -> str:
     """A path as short as it can be typed from here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def cell(text: str) -> Text:
+    """Text for a table, as it is: brackets are no markup, and nothing in it reaches the terminal as a command."""
+    return Text("".join(character for character in text if character.isprintable()))
 
 
 def show_machine() -> None:

@@ -28,6 +28,10 @@ from ftdist.errors import ConfigError
 from . import explain, site
 
 PRIMARY = "run"
+OWN_PLUGINS = {
+    "hydra.launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+}
 
 
 @dataclass
@@ -119,6 +123,28 @@ def compose(args: argparse.Namespace) -> RunConfig:
         return to_run_config(hydra.compose_config(args.config_name, list(args.overrides), RunMode.RUN))
 
 
+def _refuse_plugins(composed: DictConfig) -> None:
+    """Hydra makes objects of what ``hydra.*`` names, and a config may come from anybody: for a sweep, and of code, only
+    what Hydra itself brings for that.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    targets = sorted(_targets("hydra", OmegaConf.to_container(composed.hydra, resolve=False)))
+    for key, name in targets:
+        if OWN_PLUGINS.get(key) != name:
+            raise ConfigError(f"{key}={name} names code to run", "no callbacks, launchers or sweepers for Hydra",
+                              "leave it out: ftdist starts the runs of a sweep itself")  # fmt: skip
+
+
+def _targets(where: str, node: Any) -> Iterator[Tuple[str, str]]:
+    if isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "_target_":
+                yield f"{where}._target_", str(value)
+            yield from _targets(f"{where}.{key}", value)
+
+
 def compose_sweep(args: argparse.Namespace) -> List[Tuple[List[str], RunConfig]]:
     """Every job of a sweep (its overrides and its config), composed and checked before the first is started."""
     jobs: List[Tuple[List[str], RunConfig]] = []
@@ -131,6 +157,8 @@ def compose_sweep(args: argparse.Namespace) -> List[Tuple[List[str], RunConfig]]
         except Exception as error:  # raised below: Hydra would print a report of its own
             wrong.append(error)
 
+    with _hydra(args.config_dir) as hydra:
+        _refuse_plugins(hydra.compose_config(args.config_name, list(args.overrides), RunMode.MULTIRUN))
     with _hydra(args.config_dir) as hydra, tempfile.TemporaryDirectory() as scratch:
         quiet = [
             "hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null",

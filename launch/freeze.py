@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -14,15 +13,12 @@ from typing import Any, Dict, List, Optional
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig, dump_config
 from ftdist.errors import ConfigError
-from ftdist.rundir import RunDir, write_json
+from ftdist.rundir import RunDir, beside, write_json
+from ftdist.secret import redact_source, redact_words
 from ftdist.zero.settings import deepspeed_settings
 
 from .check import check_run_dir
 from .machine import package_versions
-
-SECRET = re.compile(r"(?i)([\w.\-]*(?:token|secret|password|passwd|api_?key|access_?key|credential)[\w.\-]*[=: ]).*")
-NOT_SECRET = re.compile(r"(?i)^(?:\+|~)*(?:train\.sample_tokens|model\.(?:tokenizer|new_special_tokens))=")
-TOKEN_SHAPE = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9\-]{20,})\b|(?<=//)[^/\s@]+(?=@)")
 
 
 def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None) -> RunDir:
@@ -35,16 +31,18 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
     check_run_dir(config)
     settings = deepspeed_settings(config, plan)
     path = Path(config.run_dir)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = beside(path)
     run = RunDir(temporary)
     try:
-        run.logs.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()  # not where somebody has put a link: in a shared folder everybody may
+        run.logs.mkdir()
         run.checkpoints.mkdir()
         write_json(run.deepspeed, settings)
         write_json(run.provenance, provenance(["ftdist", *sys.argv[1:]] if argv is None else argv))
         run.write_status(state="frozen", step=0, attempt=0)
         run.config.write_text(dump_config(config), encoding="utf-8")
-        run.config.chmod(0o444)
+        run.config.chmod(run.config.stat().st_mode & ~0o222)
         temporary.rename(path)  # fails where another run has taken the name meanwhile
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -55,10 +53,11 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
 
 
 def provenance(argv: List[str]) -> Dict[str, Any]:
-    """Where a run comes from. No environment, no secrets."""
+    """Where a run comes from. No environment, no secrets; in the diff, what is assigned to a name like ``password`` is
+    hidden too."""
     return {
-        "argv": redact(argv),
-        "command": shlex.join(redact(argv)),
+        "argv": redact_words(argv),
+        "command": shlex.join(redact_words(argv)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "agent_pid": os.getppid(),
@@ -68,12 +67,6 @@ def provenance(argv: List[str]) -> Dict[str, Any]:
         "packages": package_versions(),
         "git": _git(),
     }
-
-
-def redact(argv: List[str]) -> List[str]:
-    """Arguments with what looks like a secret replaced."""
-    cleaned = [word if NOT_SECRET.match(word) else SECRET.sub(r"\1***", word) for word in argv]
-    return [TOKEN_SHAPE.sub("***", word) for word in cleaned]
 
 
 def _git() -> Optional[Dict[str, str]]:
@@ -87,4 +80,5 @@ def _git() -> Optional[Dict[str, str]]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit.strip(), "status": git("status", "--short") or "", "diff": git("diff", "HEAD") or ""}
+    diff = redact_source(git("diff", "HEAD") or "")
+    return {"commit": commit.strip(), "status": git("status", "--short") or "", "diff": diff}

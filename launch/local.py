@@ -18,7 +18,7 @@ import psutil
 
 from ftdist.config import RunConfig
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
-from ftdist.rundir import RunDir, read_json
+from ftdist.rundir import NUMBER, RunDir, read_json
 
 from .plan import LaunchPlan as LaunchPlan
 from .plan import plan_local
@@ -69,7 +69,10 @@ def clear_rests(run: RunDir) -> None:
     """Remove what an attempt that was killed left half written: an export is as large as the model."""
     for target in (run.status, run.metrics, run.samples, run.export):
         for rest in run.path.glob(f".{target.name}.*"):
-            shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+            if rest.is_dir() and not rest.is_symlink():
+                shutil.rmtree(rest, ignore_errors=True)
+            else:
+                rest.unlink(missing_ok=True)
 
 
 def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
@@ -148,7 +151,9 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
     records: List[Dict[str, Any]] = []
     for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
         with contextlib.suppress(ValueError, OSError):  # cut while it was written
-            records.append(read_json(path))
+            record = read_json(path)
+            if isinstance(record.get("time"), NUMBER) and {"rank", "message"} <= record.keys():
+                records.append(record)
     where = f"logs: {run.logs}"
     resume = f"ftdist resume {run.path}"
     texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
@@ -166,7 +171,7 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")
         last = "" if first.get("known", True) else _last_lines(run, first["rank"], attempt)
         error = LaunchError(f"{who}: {first['message']}{last}\n  {where}")
-        error.exit_code = int(first.get("exit_code", EXIT_FAILED))
+        error.exit_code = first["exit_code"] if isinstance(first.get("exit_code"), int) else EXIT_FAILED
         return error
     if code < 0:
         return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)

@@ -59,7 +59,8 @@ def node_command(run: RunDir, rank: int, attempt: int) -> List[str]:
 
 def ssh_command(config: RunConfig, run: RunDir, rank: int, attempt: int) -> List[str]:
     """The same over ssh. The far end stops when its standard input closes, however this end went."""
-    remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(node_command(run, rank, attempt))} --watch"
+    command = shlex.join(["env", "PYTHONSAFEPATH=1", *node_command(run, rank, attempt), "--watch"])
+    remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {command}"
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={min(20, config.launch.nodes.join_timeout_s)}"]
     return [*shlex.split(config.launch.nodes.ssh), *options, config.launch.nodes.hosts[rank], remote]
 

@@ -22,7 +22,8 @@ class LaunchPlan:
 
 def ranks_env(config: RunConfig) -> Dict[str, str]:
     """What every rank needs in its environment."""
-    env = {"TOKENIZERS_PARALLELISM": "false"}
+    # Python would look for modules in the current folder first: in a model's or a data set's that is theirs.
+    env = {"TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
     if config.launch.threads_per_rank is not None:
         env = {"OMP_NUM_THREADS": str(config.launch.threads_per_rank), **env}
     if config.launch.device is Device.cpu:

@@ -37,7 +37,9 @@ def run_step(arguments: List[str], config: Optional[RunConfig] = None) -> None:
     text = None if config is None else dump_config(config).encode()
     # DeepSpeed looks for a GPU where an export imports it, and warns that there is none: no step needs one of it.
     # Libraries' own progress bars are not wanted: each step says what it does.
-    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
+    # Modules come from where they are installed, not from the current folder, which may be a model's or a data set's.
+    env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1",
+           "PYTHONSAFEPATH": "1"}  # fmt: skip
     try:
         done = subprocess.run(command, input=text, check=False, env=env)
     except KeyboardInterrupt:

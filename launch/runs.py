@@ -64,7 +64,7 @@ def status(args: argparse.Namespace) -> int:
         table.add_column(column, justify="left" if column in ("run", "state") else "right")
     jobs = jobs_of([run.read_status() for run in runs])
     for run in runs:
-        table.add_row(*status_row(run, jobs))
+        table.add_row(*map(banner.cell, status_row(run, jobs)))
     Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
     return EXIT_DONE
 
@@ -164,5 +164,9 @@ def chat(args: argparse.Namespace) -> int:
     run = RunDir(args.path)
     if run.config.is_file() and not run.export.is_dir():
         raise ConfigError(f"{args.path} has no export", "an exported model", f"ftdist export {args.path}")
-    ready.run_step(["ftdist.train.chat", str(run.export) if run.config.is_file() else args.path])
+    if run.config.is_file():
+        trust = ["--trust-remote-code"] if load_config(run.config).model.trust_remote_code else []
+        ready.run_step(["ftdist.train.chat", str(run.export), *trust])
+    else:
+        ready.run_step(["ftdist.train.chat", args.path])
     return EXIT_DONE

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftdist.errors import EXIT_DONE, ConfigError
-from ftdist.rundir import RunDir
+from ftdist.rundir import RunDir, read_records
 
 from . import banner
 from .alive import jobs_of, liveness
@@ -40,7 +40,7 @@ def sweep(args: argparse.Namespace) -> int:
     for column in ("held-out loss", "state", "overrides", "run"):
         table.add_column(column, justify="right" if column == "held-out loss" else "left", overflow="fold")
     for _, row in sorted(rows, key=lambda pair: pair[0]):
-        table.add_row(*row)
+        table.add_row(*map(banner.cell, row))
     Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
     return EXIT_DONE
 
@@ -49,12 +49,18 @@ def read_index(folder: Path) -> List[Dict[str, Any]]:
     """What the sweep wrote of each trial that it has started.
 
     Raises:
-        ConfigError: the folder is not one of a sweep.
+        ConfigError: the folder is not one of a sweep, or its index is not what a sweep writes.
     """
     index = folder / INDEX
     if not index.is_file():
         raise ConfigError(f"{folder} holds no {INDEX}", "the folder of a sweep", "ftdist train … -m key=1,2 makes one")
-    return [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+    trials = read_records(index)
+    for trial in trials:
+        words = trial.get("overrides")
+        listed = isinstance(words, list) and all(isinstance(word, str) for word in words)
+        if not listed or not isinstance(trial.get("run_dir"), str):
+            raise ConfigError(f"{index} holds {json.dumps(trial)[:100]}", "run_dir and overrides of each trial")
+    return trials
 
 
 def best_loss(run: RunDir) -> Optional[float]:

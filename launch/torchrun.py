@@ -55,7 +55,7 @@ def _frozen_before(config: RunConfig) -> RunDir:
         run = RunDir(place)
         if run.config.is_file() and run.provenance.is_file():
             origin = read_json(run.provenance)
-            if (origin["host"], origin["agent_pid"]) == (platform.node(), os.getppid()):
+            if (origin.get("host"), origin.get("agent_pid")) == (platform.node(), os.getppid()):
                 return run
     raise LaunchError(f"no run of this torchrun was found in {config.runs_dir}", "the run that was frozen at its start")
 

@@ -100,6 +100,12 @@ def sweep(args: argparse.Namespace) -> int:
         config.run_dir = str(folder / f"{number:03d}")
         config.track.group = config.track.group or folder.name
         check.resolve(config)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()  # its name can be guessed: what is there already is not ours
+    except OSError as error:
+        raise ConfigError(f"cannot make {folder}: {error.strerror}", "a folder you may write to",
+                          "runs_dir=FOLDER") from error  # fmt: skip
     print(f"{len(jobs)} runs in {folder}")
     codes = []
     for overrides, config in jobs:
@@ -121,6 +127,5 @@ def _run_job(config: RunConfig, dry_run: bool) -> int:
 
 
 def _append_index(folder: Path, overrides: List[str], config: RunConfig, code: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / INDEX).open("a", encoding="utf-8") as index:
         index.write(json.dumps({"overrides": overrides, "run_dir": config.run_dir, "exit_code": code}) + "\n")

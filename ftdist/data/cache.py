@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 
 from ftdist.config import RunConfig, SourceConfig
 from ftdist.data.files import source_files
-from ftdist.errors import ConfigError
+from ftdist.errors import ConfigError, DataError
 from ftdist.locations import cache_root, is_converted, tokenizer_location
 from ftdist.rundir import read_json, write_json
 
@@ -41,8 +41,20 @@ def is_ready(folder: Path) -> bool:
 
 
 def read_meta(folder: Path) -> Dict[str, Any]:
-    """Statistics, settings, the sample and the sets of prepared data."""
-    return read_json(folder / META)
+    """Statistics, settings, the sample and the sets of prepared data.
+
+    Raises:
+        DataError: it is not what ``prepare`` writes.
+    """
+    try:
+        meta = read_json(folder / META)
+        rows = [found["rows"] for found in meta["sets"].values()]
+        if meta["format_version"] != FORMAT_VERSION or not all(isinstance(number, int) for number in rows):
+            raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
+                        f"rm -r {folder}: it is prepared again") from error  # fmt: skip
+    return meta
 
 
 def template_text(config: RunConfig) -> Optional[str]:
@@ -106,7 +118,8 @@ class _FileHashes:
     def __init__(self, memo: Path) -> None:
         self.memo, self.known, self.changed = memo, {}, False
         with suppress(OSError, ValueError):  # nothing remembered yet
-            self.known = read_json(memo)
+            found = read_json(memo)
+            self.known = {name: known for name, known in found.items() if isinstance(known, dict) and "sha256" in known}
 
     def of(self, path: Path) -> str:
         stat = path.stat()
@@ -115,7 +128,7 @@ class _FileHashes:
             with path.open("rb") as file:
                 self.known[name] = {"stamp": stamp, "sha256": _sha256(file)}
             self.changed = True
-        return self.known[name]["sha256"]
+        return str(self.known[name]["sha256"])
 
     def save(self) -> None:
         if not self.changed:

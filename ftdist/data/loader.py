@@ -67,7 +67,7 @@ def open_set(folder: Path, name: str) -> PreparedSet:
     """Open ``train`` or a held-out set of prepared data.
 
     Raises:
-        DataError: the data is not prepared, or has no such set.
+        DataError: the data is not prepared, has no such set, or its files do not belong together.
     """
     if not is_ready(folder):
         raise DataError(f"{folder} holds no prepared data", "prepared data", "prepare it with this config")
@@ -81,7 +81,20 @@ def open_set(folder: Path, name: str) -> PreparedSet:
         ("row_docs.i64", "<i8"),
         ("row_offsets.i64", "<i8"),
     )
-    return PreparedSet(*(np.memmap(folder / name / file, dtype=dtype, mode="r") for file, dtype in files))
+    try:
+        opened = PreparedSet(*(np.memmap(folder / name / file, dtype=dtype, mode="r") for file, dtype in files))
+        whole = len(opened.tokens) == len(opened.trained) == opened.offsets[-1]
+        whole &= len(opened.row_docs) == opened.row_offsets[-1] and len(opened.row_offsets) == sets[name]["rows"] + 1
+    except (OSError, ValueError, LookupError) as error:
+        raise _damaged(folder, name, str(error)) from error
+    if not whole:
+        raise _damaged(folder, name, "their sizes do not fit each other")
+    return opened
+
+
+def _damaged(folder: Path, name: str, problem: str) -> DataError:
+    return DataError(f"the files of {folder / name} are not what ftdist writes: {problem}", "prepared data",
+                     f"rm -r {folder}: it is prepared again")  # fmt: skip
 
 
 def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad_id: int) -> MicroBatch:

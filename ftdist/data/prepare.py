@@ -1,7 +1,5 @@
 """Sources → prepared data in the cache, once: ranks only read it."""
 
-import os
-import secrets
 import shutil
 from collections import Counter
 from functools import partial
@@ -31,7 +29,7 @@ from ftdist.data.store import SetWriter, split_encoded
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.workers import available_cores, ordered_map
 from ftdist.errors import ConfigError, DataError
-from ftdist.rundir import write_json
+from ftdist.rundir import beside, write_json
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000
@@ -61,7 +59,7 @@ def prepare(config: RunConfig) -> Path:
     if is_ready(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = beside(folder)
     try:
         build(config, temporary)
         try:

@@ -163,7 +163,12 @@ def _batches(file: Path, batches: Any) -> Iterator[Located]:
 def _read_saved(where: str, folder: Path, split: str) -> Iterator[Located]:
     import datasets
 
-    loaded = datasets.load_from_disk(str(folder))
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever is wrong with its files
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{where}.path={folder} cannot be read: {said[0][:200]}",
+                        "a folder made by datasets.save_to_disk") from error  # fmt: skip
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(

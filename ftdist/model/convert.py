@@ -1,12 +1,12 @@
 """Make an ordinary Hugging Face folder of a GGUF file, once: ``python -m ftdist.model.convert GGUF FOLDER``."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import List, Optional
 
 from ftdist.errors import ConfigError, FtdistError
+from ftdist.rundir import beside
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -24,11 +24,12 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     transformers.logging.disable_progress_bar()
     if not gguf.is_file():
         raise ConfigError(f"{gguf} does not exist", "a .gguf file", "check model.path")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    # Not asked: code that lies beside the file is not the model's.
+    own = {"gguf_file": gguf.name, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **own)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **own
         )
     except Exception as error:  # the reader raises many kinds; all mean that this file cannot be used
         first = (str(error) or type(error).__name__).splitlines()[0]
@@ -36,13 +37,16 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             f"{gguf} cannot be read: {first}", "a GGUF file that transformers reads",
             "convert it to a Hugging Face folder with other tools and set model.path to that",
         ) from error  # fmt: skip
-    temporary.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    if folder.exists():  # another process was faster
-        shutil.rmtree(temporary)
-        return
-    temporary.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(folder)
+    temporary.mkdir()
+    try:
+        model.to(torch.bfloat16).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if not folder.exists():  # else another process was faster
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -1,9 +1,11 @@
 """Load a causal language model: from a folder, the hub, or random from a config; under ZeRO-3 shard by shard."""
 
 import hashlib
+import pickle
 from typing import Any, Dict, Optional
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ftdist.config import Attention, Precision, RunConfig
@@ -44,7 +46,7 @@ def load_model(
     the whole model: parameters are sharded as they are created and each tensor is read by one rank.
 
     Raises:
-        ConfigError: weights are missing from the folder.
+        ConfigError: weights are missing from the folder, or a weights file does not hold tensors alone.
     """
     _register_zero3(zero_settings)
     torch.manual_seed(config.seed)
@@ -54,10 +56,15 @@ def load_model(
         model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=attention)
         _draw_weights(model, config.seed)
     else:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            model_location(config), config=arch, dtype=dtype, attn_implementation=attention,
-            revision=config.model.revision, trust_remote_code=config.model.trust_remote_code, output_loading_info=True,
-        )  # fmt: skip
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                model_location(config), config=arch, dtype=dtype, attn_implementation=attention,
+                revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
+                output_loading_info=True,
+            )  # fmt: skip
+        except (pickle.UnpicklingError, SafetensorError) as error:
+            found = f"a weights file of {model_location(config)} does not hold tensors alone: {_reason(error)}"
+            raise ConfigError(found, "*.safetensors, or a *.bin that holds nothing else", "another model") from error
         if report["missing_keys"]:
             some = ", ".join(sorted(report["missing_keys"])[:3])
             raise ConfigError(f"{model_location(config)} lacks {len(report['missing_keys'])} weights ({some} …)",
@@ -66,6 +73,12 @@ def load_model(
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def _reason(error: Exception) -> str:
+    """The line that names what the file wanted to call; the rest of torch's text is how to let it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:200]
 
 
 @torch.no_grad()

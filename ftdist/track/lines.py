@@ -4,7 +4,10 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Optional
+
+from ftdist.rundir import beside, parse_line
+from ftdist.rundir import read_records as read_records
 
 Record = Dict[str, Any]
 
@@ -22,33 +25,14 @@ def to_json(value: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
-def parse_line(line: bytes) -> Optional[Record]:
-    """The record of one line; None where a crash cut or mangled it."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def read_records(path: Path) -> List[Record]:
-    """Every whole record of a file; none where there is no file."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [record for line in lines if (record := parse_line(line)) is not None]
-
-
 def keep_records(path: Path, wanted: Callable[[Record], bool]) -> None:
     """Rewrite a file with the wanted records only, in one step. Lines that stay, stay byte for byte."""
     if not path.is_file():
         return
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if (record := parse_line(line)) is not None and wanted(record)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    temporary = beside(path)
+    with temporary.open("xb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
@@ -92,7 +76,7 @@ class JsonLines:
 
 def _open_at_whole_line(path: Path) -> int:
     """Open for appending, after cutting off a last line that a crash left without its end."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)  # less the umask
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         os.ftruncate(fd, content.rfind(b"\n") + 1)

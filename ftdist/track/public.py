@@ -1,28 +1,14 @@
 """What of a run's config and provenance may leave the machine."""
 
 import dataclasses
-import re
 from enum import Enum
 from typing import Any, Dict
 
 from ftdist.config import RunConfig
+from ftdist.secret import HIDDEN, SETTING_NAME, redact
 
 SECTIONS = ("name", "seed", "model", "data", "method", "batch", "optim", "zero", "train", "launch", "debug")
 """The parts of the config that are published: an allow-list, so that a new part is private until somebody thinks."""
-
-SECRET_NAME = re.compile(
-    r"(^|[_.-])(token|secret|password|passwd|credentials?|auth|api_?key|(access|private)_?key)$", re.I
-)
-"""Names of free-form keys (``model.config``, ``zero.deepspeed``) that are never published. Only at the end of the name:
-``tokenizer`` and ``sample_tokens`` are no secrets."""
-
-SECRET_VALUE = re.compile(
-    r"//[^/\s@]+@"  # user:password@ of an address
-    r"|\b(hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA|wandb_v1_)\w{8}"  # keys with the mark of their maker
-    r"|[?&;](token|key|sig|signature|password|secret|X-Amz-[A-Za-z]+)=",  # a signed address
-    re.I,
-)
-HIDDEN = "(hidden)"
 
 
 def public_config(config: RunConfig) -> Dict[str, Any]:
@@ -47,9 +33,9 @@ def _public(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _public(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _public(item) for key, item in value.items() if not SECRET_NAME.search(str(key))}
+        return {str(key): _public(item) for key, item in value.items() if not SETTING_NAME.search(str(key))}
     if isinstance(value, (list, tuple)):
         return [_public(item) for item in value]
-    if isinstance(value, str) and SECRET_VALUE.search(value):
+    if isinstance(value, str) and redact(value) != value:
         return HIDDEN
     return value

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import suppress
 from math import exp
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -18,6 +19,8 @@ SHOWN_ANSWERS = 2
 SHOWN_CHARACTERS = 400
 """Of an answer; samples.jsonl has the rest."""
 LABEL_WIDTH = 11
+ANSWER = {"step": int, "set": str, "index": int, "answer": str}
+"""What a line of samples.jsonl must hold to be shown."""
 
 Scores = Dict[str, List[Tuple[int, float]]]
 
@@ -45,15 +48,16 @@ def heldout_losses(run: RunDir) -> Scores:
     found: Scores = {}
     for record in read_records(run.metrics):
         for key, value in record.items():
-            if key.startswith("eval/") and key.endswith("/loss"):
-                found.setdefault(key[len("eval/") : -len("/loss")], []).append((record["step"], float(value)))
+            if key.startswith("eval/") and key.endswith("/loss") and isinstance(record.get("step"), int):
+                with suppress(TypeError, ValueError):  # not what the tracker writes
+                    found.setdefault(key[len("eval/") : -len("/loss")], []).append((record["step"], float(value)))
     return found
 
 
 def answers(run: RunDir) -> List[Dict[str, Any]]:
     """The held-out questions answered before the first step and at the last evaluation: a row each, with ``before`` and
     ``after``."""
-    rows = read_records(run.samples)
+    rows = [row for row in read_records(run.samples) if all(isinstance(row.get(key), ANSWER[key]) for key in ANSWER)]
     last = max((row["step"] for row in rows), default=0)
     if last == 0:
         return []

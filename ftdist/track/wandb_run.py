@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from ftdist.config import RunConfig, Wandb
 from ftdist.rundir import RunDir, read_json
+from ftdist.secret import redact
 from ftdist.track.login import resolve_mode
 from ftdist.track.public import public_config, public_facts
 
@@ -86,7 +87,7 @@ class WandbRun:
         if not self._failed:
             self._failed = True
             words = " ".join(str(reason).split()) or type(reason).__name__
-            self._note(f"W&B: {words[:200]}; training goes on, metrics.jsonl is complete")
+            self._note(f"W&B: {redact(words)[:200]}; training goes on, metrics.jsonl is complete")
 
     def _work(self) -> None:
         try:

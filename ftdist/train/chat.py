@@ -14,10 +14,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="ftdist chat", description="Talk to a model; /new forgets, Ctrl-D ends.")
     parser.add_argument("model", help="a Hugging Face folder")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token")
     args = parser.parse_args(argv)
     try:
-        model, tokenizer = load(Path(args.model))
+        model, tokenizer = load(Path(args.model), args.trust_remote_code)
         talk(model, tokenizer, args.max_tokens, args.temperature)
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -27,10 +28,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     return 0
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, trust_remote_code: bool = False) -> Any:
     """
     Raises:
-        ConfigError: the folder does not hold a model.
+        ConfigError: the folder does not hold a model that can be loaded, or one that would run code of its own.
     """
     import torch
     import transformers
@@ -41,9 +42,13 @@ def load(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
-    return model, tokenizer
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many kinds
+        found = f"{folder}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+        raise ConfigError(found, "a model that transformers can load, without code of its own") from error
+    return model.to(device).eval(), tokenizer
 
 
 def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from ftdist.config import Device, RunConfig
 from ftdist.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.rundir import RunDir
+from ftdist.secret import redact
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def quiet_libraries() -> None:
 def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
     """Standard error of every rank, and standard output of all but rank 0, go to the rank's log file."""
     run.logs.mkdir(exist_ok=True)
-    log = os.open(run.log_file(rank, attempt), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    log = os.open(run.log_file(rank, attempt), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     sys.stderr.flush()
     os.dup2(log, 2)
     if rank:
@@ -125,12 +126,12 @@ def die_with_parent() -> None:
 
 
 def record_failure(run: RunDir, rank: int, attempt: int, error: BaseException) -> int:
-    """Leave the error where the launcher finds it, once. Returns the exit code."""
+    """Leave the error, without secrets, where the launcher finds it, once. Returns the exit code."""
     code = error.exit_code if isinstance(error, FtdistError) else EXIT_FAILED
     if run.error_file(rank, attempt).exists():
         return code
     text = str(error) if isinstance(error, FtdistError) else f"{type(error).__name__}: {error}"
-    trace = traceback.format_exc()
+    text, trace = redact(text), redact(traceback.format_exc())
     record = {"rank": rank, "host": os.uname().nodename, "time": time.time(), "message": text, "traceback": trace,
               "known": isinstance(error, FtdistError), "exit_code": code}  # fmt: skip
     run.error_file(rank, attempt).write_text(json.dumps(record, indent=2), encoding="utf-8")

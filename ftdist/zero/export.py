@@ -5,7 +5,6 @@ opened again and compared, tensor by tensor.
 """
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from ftdist.config import RunConfig, load_config
 from ftdist.errors import CheckpointError, ConfigError, FtdistError
 from ftdist.model.load import build_whole
-from ftdist.rundir import MANIFEST, RunDir, read_json
+from ftdist.rundir import MANIFEST, RunDir, beside, read_json
 from ftdist.track.progress import task
 from ftdist.zero.checkpoint import TAG, verify_checkpoint
 
@@ -33,8 +32,10 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
 
     Raises:
         CheckpointError: a file of the checkpoint is damaged, or what was written reads back differently.
-        ConfigError: ``out`` holds something that is not an export.
+        ConfigError: ``out`` holds something that is not an export, or is a link.
     """
+    if out.is_symlink():
+        raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "give the folder itself with --out")
     if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
         raise ConfigError(f"{out} exists and is not an export of ftdist", "a new folder", "give another one with --out")
     problem = verify_checkpoint(checkpoint)
@@ -45,9 +46,10 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     manifest, state = read_json(checkpoint / MANIFEST), read_json(checkpoint / "state.json")
     model_config = AutoConfig.from_pretrained(checkpoint / "hf", trust_remote_code=config.model.trust_remote_code)
     weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(checkpoint / "hf", temporary)
+    temporary = beside(out)
+    temporary.mkdir(parents=True)
+    for file in (checkpoint / "hf").iterdir():
+        shutil.copyfile(file, temporary / file.name)  # the content alone: rights are those of this umask
     _save_model(weights, model_config, temporary, config)
     (temporary / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
     (temporary / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")

@@ -171,6 +171,8 @@ def test_model_folders_that_cannot_be_loaded(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     assert "has no model_type" in refusal()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert "holds an adapter of another model" in refusal()
+    (folder / "adapter_config.json").unlink()
     assert "holds no weights" in refusal()
     (folder / "model.safetensors").write_bytes(b"")
     assert "holds no tokenizer" in refusal()

@@ -9,7 +9,8 @@ import pytest
 from ftdist.config import RunConfig, SourceConfig, load_config
 from ftdist.errors import ConfigError
 from ftdist.launch import check
-from ftdist.launch.freeze import freeze, provenance, redact
+from ftdist.launch.freeze import freeze, provenance
+from ftdist.secret import redact_words
 
 
 @pytest.fixture
@@ -82,4 +83,4 @@ def test_provenance_knows_the_commit_and_no_environment(tmp_path: Path, monkeypa
     ],
 )
 def test_secrets_on_the_command_line_are_not_kept(word: str, kept: str) -> None:
-    assert redact([word]) == [kept]
+    assert redact_words([word]) == [kept]

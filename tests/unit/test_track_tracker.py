@@ -10,9 +10,10 @@ import pytest
 
 from ftdist.config import RunConfig, Wandb
 from ftdist.rundir import RunDir
+from ftdist.secret import HIDDEN
 from ftdist.track.lines import JsonLines, read_records
 from ftdist.track.login import logged_in, resolve_mode
-from ftdist.track.public import HIDDEN, public_config
+from ftdist.track.public import public_config
 from ftdist.track.tracker import Tracker, rewind
 
 

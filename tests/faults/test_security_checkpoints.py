@@ -1,0 +1,104 @@
+"""A checkpoint from somebody else: every file of it in turn is a pickle, and the manifest says that this is right."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from tests.faults.canary import pickled, save_torch
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, tiny_config
+
+STEP = 2
+
+
+def plant(file: Path, canary: Path, bare: bool) -> None:
+    """A pickle in place of a file: bare, or as torch saves it."""
+    if bare:
+        file.write_bytes(pickled(canary))
+    else:
+        save_torch(canary, file)
+
+
+def vouch_for(checkpoint: Path, name: str) -> None:
+    """The manifest gets the size and hash that the file has now, and where it has one its own."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    content = (checkpoint / name).read_bytes()
+    manifest["files"][name] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if "sha256" in manifest:
+        blank = json.dumps({**manifest, "sha256": ""}, indent=1)
+        manifest["sha256"] = hashlib.sha256(blank.encode()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
+    """Train two steps, then load and export the checkpoint with each of its files replaced. Returns the files whose
+    pickle ran, by what ran it, and all files that were tried."""
+    from ftdist.rundir import RunDir
+    from ftdist.train import ranks as rank_setup
+    from ftdist.train.loop import train
+    from ftdist.train.main import assemble
+    from ftdist.train.preempt import Preemption
+    from ftdist.zero.export import export_checkpoint
+
+    rank_setup.quiet_libraries()
+    ranks = rank_setup.read_ranks(config)
+    rank_setup.start_process_group(config, ranks)
+    run = RunDir(folder / "run")
+    assert train(assemble(config, run, ranks, Preemption(run, 0)))
+    clean, canary = run.checkpoint(STEP), folder / "canary"
+    vouch_for(clean, "state.json")
+    export_checkpoint(clean, folder / "clean", config)  # what was vouched for is taken
+    files = sorted(str(path.relative_to(clean)) for path in clean.rglob("*") if path.is_file())
+    found: Dict[str, List[str]] = {"tried": files, "load": [], "export": []}
+    for name in files:
+        for bare in (True, False):
+            victim = RunDir(folder / "victim")
+            shutil.copytree(run.path, victim.path)
+            plant(victim.checkpoint(STEP) / name, canary, bare)
+            if name != "manifest.json":
+                vouch_for(victim.checkpoint(STEP), name)
+            with contextlib.suppress(Exception):
+                export_checkpoint(victim.checkpoint(STEP), folder / "out", config)
+            _note_canary(canary, found["export"], name)
+            with contextlib.suppress(Exception):
+                assemble(config, victim, ranks, Preemption(victim, 0)).engine.destroy()
+            _note_canary(canary, found["load"], name)
+            for place in (victim.path, folder / "out"):
+                shutil.rmtree(place, ignore_errors=True)
+    return found
+
+
+def _note_canary(canary: Path, ran: List[str], name: str) -> None:
+    if canary.exists():
+        canary.unlink()
+        ran.append(name)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
+    from tests.tiny import LLAMA
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = tiny_config(
+        folder, f"train.max_steps={STEP}", "model.path=null", "train.num_samples=0", "train.export=false",
+        "zero.stage=2", "data.sources.chats.max_documents=40", "data.packing=false", "batch.global_batch_size=2",
+    )  # fmt: skip
+    config.model.config = dict(LLAMA)
+    freeze_tiny(config, folder / "run", 1)
+    (result,) = run_ranks(attack, 1, config, folder)
+    return result
+
+
+def test_every_file_was_tried(found: Dict[str, List[str]]) -> None:
+    assert {"manifest.json", "state.json", "hf/config.json"} <= set(found["tried"])
+    assert len(found["tried"]) > 6
+
+
+@pytest.mark.parametrize("way", ["load", "export"])
+def test_a_pickle_in_a_checkpoint_never_runs(way: str, found: Dict[str, List[str]]) -> None:
+    assert found[way] == []
