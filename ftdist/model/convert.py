@@ -1,12 +1,12 @@
 """Make an ordinary Hugging Face folder of a GGUF file, once: ``python -m ftdist.model.convert GGUF FOLDER``."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import List, Optional
 
 from ftdist.errors import ConfigError, FtdistError
+from ftdist.rests import remove_rests, temporary
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -24,7 +24,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     transformers.logging.disable_progress_bar()
     if not gguf.is_file():
         raise ConfigError(f"{gguf} does not exist", "a .gguf file", "check model.path")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    remove_rests(folder)
+    unfinished = temporary(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
@@ -36,13 +37,13 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             f"{gguf} cannot be read: {first}", "a GGUF file that transformers reads",
             "convert it to a Hugging Face folder with other tools and set model.path to that",
         ) from error  # fmt: skip
-    temporary.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
     if folder.exists():  # another process was faster
-        shutil.rmtree(temporary)
+        shutil.rmtree(unfinished)
         return
-    temporary.rename(folder)
+    unfinished.rename(folder)
 
 
 def main(argv: Optional[List[str]] = None) -> int:
