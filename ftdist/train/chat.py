@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.errors import ConfigError, FtdistError
+from ftdist.track.progress import task
 from ftdist.track.report import CUT
 
 Messages = List[Dict[str, str]]
@@ -18,7 +19,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token")
     args = parser.parse_args(argv)
     try:
-        model, tokenizer = load(Path(args.model))
+        with task("loading the model", sys.stdin.isatty()):
+            model, tokenizer = load(Path(args.model))
         talk(model, tokenizer, args.max_tokens, args.temperature)
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,6 +53,8 @@ def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> Non
     """Read a line, answer it as it is generated; the conversation goes on until the end of input."""
     history: Messages = []
     prompt = "> " if sys.stdin.isatty() else ""
+    if prompt:
+        print("/new begins a new conversation, Ctrl-D ends")
     while True:
         try:
             line = input(prompt).strip()

@@ -64,8 +64,9 @@ def _run(config: RunConfig, run: RunDir, ranks: Ranks, checkpoint: Path) -> None
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
     scratch = temporary(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
-    if ranks.first and not exported:
+    if ranks.first:
         remove_rests(run.path / "eval")
+    if ranks.first and not exported:
         scratch.mkdir()
         with task(f"reading {checkpoint.name}"):
             export_checkpoint(checkpoint, folder, load_config(run.config))

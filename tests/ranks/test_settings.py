@@ -217,3 +217,18 @@ def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any],
 
     more = ("optim.lr=1e-12", "model.new_special_tokens=[<tool>]", f"zero.stage={stage}")
     assert outcome(*RANDOM, *more, look=look) == (320, True, 320)
+
+
+def test_an_answer_that_reaches_sample_tokens_says_that_it_was_cut(outcome: Callable[..., Any]) -> None:
+    def look(training: Any) -> List[str]:
+        from ftdist.train.evaluate import answer_prompts
+
+        said: List[str] = []
+        cut = answer_prompts(training, said.append)
+        training.engine.module.generation_config.eos_token_id = list(range(training.vocab_size))
+        ended = answer_prompts(training, said.append)
+        return [*(row["answer"] for row in cut), *(row["answer"] for row in ended), *said]
+
+    answers = outcome("train.num_samples=1", "train.sample_tokens=4", look=look, world=1)
+    assert answers[0].endswith("…") and 1 <= len(answers[0]) <= 5 and answers[1] == ""
+    assert answers[2:] == ["answering 1/1", "answering 1/1"]

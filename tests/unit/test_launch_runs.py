@@ -188,6 +188,18 @@ def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch, here: Path) ->
     assert len(steps) == 2
 
 
+def test_threads_of_a_step_do_not_spin_while_they_wait(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "shows.py").write_text("import os; print(os.environ['OMP_WAIT_POLICY'])")
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    ready.run_step(["shows"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    ready.run_step(["shows"])
+    assert capfd.readouterr().out.split() == ["PASSIVE", "ACTIVE"]
+
+
 def test_a_step_that_fails_has_said_why(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ready.StepFailed) as error:
         ready.run_step(["ftdist.data.main", "nonsense", "-"])
