@@ -11,10 +11,16 @@ from tests.tiny import save_tiny_model
 HISTORY = [{"role": "user", "content": "hello"}]
 
 
+@pytest.fixture(autouse=True)
+def as_the_verb_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch sets it where nobody has
+
+
 def test_an_answer_that_was_cut_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = bytes_tokenizer()
-    tokenizer.save_pretrained(save_tiny_model(tmp_path))
-    model, tokenizer = load(tmp_path)
+    tokenizer.save_pretrained(save_tiny_model(tmp_path / "model"))
+    model, tokenizer = load(tmp_path / "model")
     cut = answer(model, tokenizer, HISTORY, 3, 0.0)
     assert capsys.readouterr().out == f"{cut}…\n"
     prompt = tokenizer.apply_chat_template(HISTORY, add_generation_prompt=True, return_tensors="pt", return_dict=True)
