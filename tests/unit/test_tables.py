@@ -10,9 +10,9 @@ from ftdist.tables import plain_table, show_table
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_table_in_a_file_has_no_blanks_at_the_end_and_folds_nothing(terminal: bool) -> None:
-    table = plain_table("set", "held in", "rows", texts=2)
-    table.add_row("train", "x" * 90, "1,234")
-    table.add_row("a longer name", "", "5")
+    table = plain_table("set", "held in", "where", "rows", texts=3)
+    table.add_row("train", "x" * 90, "here", "1,234")
+    table.add_row("a longer name", "", "")
     out = io.StringIO()
     show_table(Console(file=out, width=60, force_terminal=terminal, color_system=None), table)
     lines = out.getvalue().splitlines()
@@ -20,6 +20,6 @@ def test_a_table_in_a_file_has_no_blanks_at_the_end_and_folds_nothing(terminal: 
         assert max(map(len, lines)) <= 60
     else:
         assert [line.split() for line in lines] == [
-            ["set", "held", "in", "rows"], ["train", "x" * 90, "1,234"], ["a", "longer", "name", "5"],
+            ["set", "held", "in", "where", "rows"], ["train", "x" * 90, "here", "1,234"], ["a", "longer", "name"],
         ]  # fmt: skip
         assert not any(line.endswith(" ") for line in lines)
