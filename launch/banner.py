@@ -13,7 +13,7 @@ from ftdist.config import RunConfig
 from ftdist.data.cache import is_ready, read_meta
 from ftdist.data.sample import describe_data, print_sample
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
-from ftdist.model.facts import check_fit, describe_model, read_facts
+from ftdist.model.facts import describe_model, longer_than_known, read_facts
 from ftdist.rundir import RunDir
 from ftdist.tables import plain_table, show_table
 
@@ -42,7 +42,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     """The run as it will be: model, data, batch algebra, precision, one sample, and where it is written."""
     console = _console()
     facts = read_facts(config)  # a Slurm job finds them later
-    warning = check_fit(config, facts) if facts else None
+    warning = longer_than_known(config, facts) if facts else ""
     for what, value in (
         ("model", describe_model(config)),
         ("data", describe_data(read_meta(data)) if is_ready(data) else ", ".join(config.data.sources)),

@@ -47,11 +47,10 @@ def write_facts(config: RunConfig, facts: ModelFacts) -> None:
         write_json(file, asdict(facts))
 
 
-def check_fit(config: RunConfig, facts: ModelFacts) -> Optional[str]:
-    """Whether the run's settings fit the model. Returns what is worth a warning.
-
+def check_fit(config: RunConfig, facts: ModelFacts) -> None:
+    """
     Raises:
-        ConfigError: they do not.
+        ConfigError: the run's settings do not fit the model.
     """
     if config.train.gradient_checkpointing and not facts.recomputes:
         raise ConfigError(
@@ -59,13 +58,19 @@ def check_fit(config: RunConfig, facts: ModelFacts) -> Optional[str]:
             "a model that can recompute its activations",
             "train.gradient_checkpointing=false",
         )
+    too_long = longer_than_known(config, facts)
+    if too_long and facts.has_position_table:
+        raise ConfigError(
+            f"{too_long}, each a row of a table", "no row longer than that", f"data.max_seq_len={facts.max_positions}"
+        )
+
+
+def longer_than_known(config: RunConfig, facts: ModelFacts) -> str:
+    """What to say where documents may be longer than those that the model was made for, else nothing."""
     length, known = config.data.max_seq_len, facts.max_positions
     if known is None or length <= known:
-        return None
-    found = f"data.max_seq_len={length:,}, but the model was made for {known:,} positions"
-    if facts.has_position_table:
-        raise ConfigError(f"{found}, each a row of a table", "no row longer than that", f"data.max_seq_len={known}")
-    return f"{found}: what comes after them in a document it has never seen"
+        return ""
+    return f"data.max_seq_len={length:,}, but the model was made for {known:,} positions"
 
 
 def describe_model(config: RunConfig) -> str:
