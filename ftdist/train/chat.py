@@ -59,6 +59,8 @@ def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> Non
         try:
             line = input(prompt).strip()
         except EOFError:
+            if prompt:
+                print()  # the shell's own prompt comes next
             return
         if line == "/new":
             history = []
