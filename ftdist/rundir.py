@@ -1,12 +1,12 @@
 """The run directory: the only interface between what launches a run and the ranks that run it."""
 
 import json
-import secrets
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.errors import CheckpointError, ConfigError
+from ftdist.rests import beside
 
 CHECKPOINT_PREFIX = "step-"
 MANIFEST = "manifest.json"
@@ -165,12 +165,6 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
         return []
     lines = path.read_bytes().splitlines(keepends=True)
     return [record for line in lines if (record := parse_line(line)) is not None]
-
-
-def beside(path: Path) -> Path:
-    """A name for a temporary file or folder beside ``path``, to be made by ``open("x")`` or ``mkdir``: where others may
-    write too, nobody can have put a link there."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def write_json(path: Path, value: Any) -> None:

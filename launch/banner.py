@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig
-from ftdist.data.cache import is_ready
-from ftdist.data.sample import print_sample
+from ftdist.data.cache import is_ready, read_meta
+from ftdist.data.sample import describe_data, print_sample
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
+from ftdist.model.facts import describe_model, longer_than_known, read_facts
 from ftdist.rundir import RunDir
+from ftdist.tables import plain_table, show_table
 
 from .check import precision_table
 from .machine import machine_summary
@@ -43,15 +44,22 @@ def show_machine() -> None:
 
 
 def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
-    """The run as it will be: batch algebra, precision, one sample, and where it is written."""
+    """The run as it will be: model, data, batch algebra, precision, one sample, and where it is written."""
     console = _console()
-    console.print(f"[bold]{'batch':10}[/bold] {plan.describe()}")
-    table = Table(box=None, padding=(0, 2, 0, 0), title=None)
-    for column in (f"ZeRO-{config.zero.stage}", "held in", "where"):
-        table.add_column(column)
+    facts = read_facts(config)  # a Slurm job finds them later
+    warning = longer_than_known(config, facts) if facts else ""
+    for what, value in (
+        ("model", describe_model(config)),
+        ("data", describe_data(read_meta(data)) if is_ready(data) else ", ".join(config.data.sources)),
+        ("batch", plan.describe()),
+    ):
+        console.print(f"[bold]{what:10}[/bold]", Text(value))
+    if warning:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    table = plain_table(f"ZeRO-{config.zero.stage}", "held in", "where", texts=3)
     for row in precision_table(config):
         table.add_row(*row)
-    console.print(table)
+    show_table(console, table)
     if is_ready(data):  # a Slurm job prepares it later
         print_sample(data, console)
     console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")

@@ -33,6 +33,6 @@ def _run(args: argparse.Namespace, command: List[str]) -> int:
         return EXIT_DONE
     config = compose.compose(args)
     check.resolve_paths(config)  # data is the same for any number of ranks and any device: the rest is not looked at
-    ready.make_model_ready(config)
+    ready.convert_model(config)
     ready.run_step(["ftdist.data.main", *command], config)
     return EXIT_DONE

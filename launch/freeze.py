@@ -13,7 +13,8 @@ from typing import Any, Dict, List, Optional
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig, dump_config
 from ftdist.errors import ConfigError
-from ftdist.rundir import RunDir, beside, write_json
+from ftdist.rests import beside
+from ftdist.rundir import RunDir, write_json
 from ftdist.secret import redact_source, redact_words
 from ftdist.zero.settings import deepspeed_settings
 

@@ -61,7 +61,7 @@ def template_text(config: RunConfig) -> Optional[str]:
     """The Jinja text of ``data.chat_template``; None where the tokenizer's own is used.
 
     Raises:
-        ConfigError: it is neither a shipped name nor a file.
+        ConfigError: it is neither a shipped name nor a file of text.
     """
     name = config.data.chat_template
     if name is None:
@@ -70,7 +70,10 @@ def template_text(config: RunConfig) -> Optional[str]:
     path = shipped.get(name, Path(name).expanduser())
     if not path.is_file():
         raise ConfigError(f"data.chat_template={name} is not there", f"{', '.join(sorted(shipped))}, or a Jinja file")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.chat_template={name} cannot be read: {error}", "a Jinja file in UTF-8") from error
 
 
 def _key_parts(config: RunConfig) -> Dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ftdist.config import RunConfig, load_config, parse_config
 from ftdist.data.cache import data_folder, is_ready, read_meta
-from ftdist.data.sample import print_legend, print_table, print_tokens
+from ftdist.data.sample import print_left_out, print_legend, print_table, print_tokens, shown_parts
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, FtdistError
 
 PREVIEW_DOCUMENTS = 200
@@ -87,10 +87,16 @@ def _show(config: RunConfig, folder: Path, num_rows: int) -> None:
     for row in row_ids(config.seed, train.num_rows, 0, min(num_rows, train.num_rows)).tolist():
         documents = train.row(row)
         used = sum(len(ids) for ids, _ in documents)
-        console.rule(f"row {row}: {len(documents)} documents, {used} of {config.data.max_seq_len} tokens")
+        many = "document" if len(documents) == 1 else "documents"
+        console.rule(f"row {row}: {len(documents)} {many}, {used:,} of {config.data.max_seq_len:,} tokens")
         for number, (ids, trained) in enumerate(documents, 1):
             console.print(f"— document {number}: {len(ids)} tokens, {int(trained.sum())} trained", style="cyan")
-            print_tokens(token_texts(tokenizer, ids, trained), console)
+            first, last = shown_parts(len(ids))
+            between = slice(first.stop, last.start)
+            print_tokens(token_texts(tokenizer, ids[first], trained[first]), console)
+            print_left_out(len(ids[between]), int(trained[between].sum()), console)
+            if len(ids[last]):
+                print_tokens(token_texts(tokenizer, ids[last], trained[last]), console)
     console.rule()
     print_table(read_meta(folder), console)
 

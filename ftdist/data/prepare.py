@@ -29,7 +29,8 @@ from ftdist.data.store import SetWriter, split_encoded
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.workers import available_cores, ordered_map
 from ftdist.errors import ConfigError, DataError
-from ftdist.rundir import beside, write_json
+from ftdist.rests import beside, remove_rests
+from ftdist.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000
@@ -59,16 +60,17 @@ def prepare(config: RunConfig) -> Path:
     if is_ready(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(folder)
+    remove_rests(folder.parent / "*")
+    unfinished = beside(folder)
     try:
-        build(config, temporary)
+        build(config, unfinished)
         try:
-            temporary.rename(folder)
+            unfinished.rename(folder)
         except OSError:
             if not is_ready(folder):  # else another process was first, with the same content
                 raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

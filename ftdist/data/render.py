@@ -223,10 +223,11 @@ def _apply(
             add_generation_prompt=add_generation_prompt,
             **renderer.tokenizer.special_tokens_map,
         )
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a template can fail in any way
         roles = ", ".join(message["role"] for message in messages)
+        said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{document.location}: the chat template refuses this conversation ({roles}): {error}",
+            f"{document.location}: the chat template refuses this conversation ({roles}): {said}",
             "a conversation that the template can render",
             "mend the record, or set data.chat_template",
         ) from error

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ftdist.data.cache import read_meta
+from ftdist.tables import plain_table, show_table
 
 TRAINED, CONTEXT = "bold green", "dim"
+SHOWN_FIRST, SHOWN_LAST = 120, 60
+"""Tokens of a long document that a preview shows."""
 
 
 def print_sample(folder: Path, console: Optional[Console] = None) -> None:
@@ -19,6 +21,18 @@ def print_sample(folder: Path, console: Optional[Console] = None) -> None:
     print_legend(console)
     print_tokens(meta["sample"], console)
     print_warnings(meta, console)
+
+
+def shown_parts(length: int) -> Tuple[slice, slice]:
+    """Which tokens of a document a preview shows: how it begins and how it ends; together all of a short one."""
+    whole = length <= SHOWN_FIRST + SHOWN_LAST
+    first, last = (length, length) if whole else (SHOWN_FIRST, length - SHOWN_LAST)
+    return slice(0, first), slice(last, length)
+
+
+def print_left_out(tokens: int, trained: int, console: Console) -> None:
+    if tokens:
+        console.print(Text(f"… {_n(tokens)} tokens left out, {_n(trained)} of them trained …", style="cyan"))
 
 
 def print_legend(console: Console) -> None:
@@ -51,15 +65,19 @@ def _runs(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
         yield "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text), trained
 
 
+def describe_data(meta: Dict[str, Any]) -> str:
+    """Which data: one line for the banner."""
+    train, *heldout = meta["sets"].values()
+    names = ", ".join(meta["sources"])
+    counts = f"{_n(train['rows'])} rows, {_n(train['tokens'])} tokens, {_n(train['trained_tokens'])} of them trained"
+    out = sum(stats["documents"] for stats in heldout)
+    return f"{names}: {counts}; {_n(out) if out else 'no'} documents held out"
+
+
 def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None:
     """Print what became of every source, the sets, and warnings."""
     console = console or Console()
-    sources = Table(
-        "source",
-        *_right("documents", "tokens", "trained", "truncated", "split", "dropped", "share"),
-        box=None,
-        pad_edge=False,
-    )
+    sources = plain_table("source", "documents", "tokens", "trained", "truncated", "split", "dropped", "share")
     rows = {**meta["sources"], **{f"{name} (held out)": stats for name, stats in meta["heldout_sources"].items()}}
     for name, stats in rows.items():
         dropped = ", ".join(f"{count:,} {why}" for why, count in stats["dropped"].items()) or "0"
@@ -74,9 +92,7 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
             dropped,
             share,
         )
-    sets = Table(
-        "set", *_right("rows", "documents", "tokens", "trained", "rows filled", "stop token"), box=None, pad_edge=False
-    )
+    sets = plain_table("set", "rows", "documents", "tokens", "trained", "rows filled", "stop token")
     for name, stats in meta["sets"].items():
         sets.add_row(
             name,
@@ -87,21 +103,15 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
             f"{stats['packing_efficiency']:.1%}",
             Text(stats["stop_token"] or "none"),
         )
-    console.print(sources)
+    show_table(console, sources)
     console.print()
-    console.print(sets)
+    show_table(console, sets)
     print_warnings(meta, console)
 
 
 def print_warnings(meta: Dict[str, Any], console: Console) -> None:
     for warning in meta["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
-
-
-def _right(*names: str) -> List[Any]:
-    from rich.table import Column
-
-    return [Column(name, justify="right") for name in names]
 
 
 def _n(number: int) -> str:

@@ -12,6 +12,9 @@ from ftdist.data.builtin import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
 from ftdist.data.files import is_saved_dataset, source_files
 from ftdist.errors import DataError
 
+SHOWN_AROUND = 30
+"""Characters on each side of where JSON is broken."""
+
 Located = Tuple[str, Any]
 """A record and where it was found."""
 
@@ -74,13 +77,23 @@ def _read_jsonl(file: Path) -> Iterator[Located]:
         try:
             record = json.loads(line.rstrip())
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
             raise DataError(
-                f"{file}:{number} is not JSON: {reason}; the line begins {line.strip()[:60]!r}",
+                f"{file}:{number} is not JSON: {_reason(error)}",
                 "one JSON object on each line",
                 "mend or remove the line",
             ) from error
         yield f"{file}:{number}", record
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, at which column, and the text around it."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    column = error.colno - 1
+    line = error.doc[error.pos - column :].partition("\n")[0]
+    start, end = max(0, column - SHOWN_AROUND), column + SHOWN_AROUND
+    around = ("…" if start else "") + line[start:end] + ("…" if end < len(line) else "")
+    return f"{error.msg} at column {error.colno}, near {around}"
 
 
 def _read_json(file: Path) -> Iterator[Located]:
@@ -93,7 +106,7 @@ def _read_json(file: Path) -> Iterator[Located]:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{file}{line} is not JSON: {error}", "a list of objects", "mend the file") from error
+        raise DataError(f"{file}{line} is not JSON: {_reason(error)}", "a list of objects", "mend the file") from error
     for number, record in enumerate(records, 1):
         yield f"{file}: record {number}", record
 

@@ -16,7 +16,8 @@ def load_tokenizer(config: RunConfig) -> Any:
     ``num_known_tokens`` is its length without the new ones.
 
     Raises:
-        ConfigError: it cannot be loaded, or is not a fast one (offsets are needed to know which tokens are trained).
+        ConfigError: it cannot be loaded, or is not a fast one (offsets are needed to know which tokens are trained), or
+            its chat template is not Jinja.
     """
     location = tokenizer_location(config)
     tokenizer = bytes_tokenizer() if location == "bytes" else _load(config, location)
@@ -32,6 +33,9 @@ def load_tokenizer(config: RunConfig) -> Any:
         tokenizer.chat_template = template
     elif isinstance(tokenizer.chat_template, dict):  # several named templates
         tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if tokenizer.chat_template is not None:
+        named = config.data.chat_template
+        _check_template(tokenizer.chat_template, named or f"the chat template of the tokenizer {location}")
     if tokenizer.eos_token is None:
         raise ConfigError(
             f"the tokenizer {location} has no eos_token",
@@ -41,6 +45,22 @@ def load_tokenizer(config: RunConfig) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_template(template: str, name: str) -> None:
+    """Compile it before a record is rendered, which would be blamed for it."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        render_jinja_template([[]], chat_template=template)
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"{name}:{error.lineno} is not Jinja: {error.message}", "a Jinja template",
+            "mend the line, or data.chat_template=chatml",
+        ) from error  # fmt: skip
+    except Exception:  # it may refuse an empty conversation however it likes
+        return
 
 
 def bytes_tokenizer() -> Any:

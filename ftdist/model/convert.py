@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from ftdist.errors import ConfigError, FtdistError
-from ftdist.rundir import beside
+from ftdist.rests import beside, remove_rests
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -38,15 +38,16 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             "convert it to a Hugging Face folder with other tools and set model.path to that",
         ) from error  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(folder)
-    temporary.mkdir()
+    remove_rests(folder)
+    unfinished = beside(folder)
+    unfinished.mkdir()
     try:
-        model.to(torch.bfloat16).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        model.to(torch.bfloat16).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         if not folder.exists():  # else another process was faster
-            temporary.rename(folder)
+            unfinished.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -1,9 +1,13 @@
-"""Proof, at the start of a packed run, that documents in a row do not see each other.
+"""Proof, at the start of every run, that no token sees what it must not: a later one, or one of another document.
 
-Two measurements on one row of three documents of random tokens: other tokens in the first document must leave the
-logits of the others as they are, bit for bit; and the second document must have the logits it has on its own (positions
-restart), up to rounding. In a mixture of experts the first holds up to rounding only: the sizes of the experts' matrix
-products depend on where the other documents' tokens are routed.
+Measured on one row of three documents of random tokens. Other tokens in the first document must leave the logits of the
+others as they are, bit for bit. Other tokens at the end of the third must leave its logits before them as they are. And
+the second document must have the logits it has on its own (positions restart), up to rounding. In a mixture of experts
+the first two hold up to rounding only: the sizes of the experts' matrix products depend on where the other tokens are
+routed.
+
+Rows are laid end to end whether they are packed or padded. Only where there is never more than one document, in a
+padded run of one row at a time, nothing but the order of its tokens is left to prove.
 """
 
 from dataclasses import dataclass
@@ -16,15 +20,21 @@ from ftdist.errors import ConfigError
 from ftdist.model.loss import forward_logits
 
 LENGTHS = (7, 9, 5)
+CHANGED = 2
+"""Tokens at the end of the last document that are exchanged."""
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-1}  # relative to the largest logit
 
 
 @dataclass(frozen=True)
 class Isolation:
-    crossing: float
-    """Largest change of another document's logits, relative to the largest logit."""
-    alone: float
-    """Largest difference to the document on its own, relative to its largest logit."""
+    """Each relative to the largest logit."""
+
+    looking_ahead: float
+    """Largest change of logits before a token that was changed, in its document."""
+    crossing: float = 0.0
+    """Largest change of another document's logits."""
+    alone: float = 0.0
+    """Largest difference to the document on its own."""
 
 
 def _row(documents: List[torch.Tensor]) -> SimpleNamespace:
@@ -39,12 +49,13 @@ def _row(documents: List[torch.Tensor]) -> SimpleNamespace:
 
 
 @torch.no_grad()
-def measure_isolation(model: Any, vocab_size: int, device: torch.device) -> Isolation:
+def measure_isolation(model: Any, vocab_size: int, device: torch.device, one_document: bool = False) -> Isolation:
     """Runs on every rank alike (ZeRO-3 gathers parameters in it). The model is left in the mode it was in."""
     draw = torch.Generator().manual_seed(0)
     first, second, third, other = (
         torch.randint(vocab_size, (n,), generator=draw).to(device) for n in (*LENGTHS, LENGTHS[0])
     )
+    third_changed = torch.cat([third[:-CHANGED], (third[-CHANGED:] + 1) % vocab_size])
     was_training = model.training
     model.eval()
 
@@ -52,30 +63,52 @@ def measure_isolation(model: Any, vocab_size: int, device: torch.device) -> Isol
         row = _row(list(documents))
         return forward_logits(model, row, torch.arange(row.input_ids.shape[1], device=device)).float()
 
-    here, there = logits(first, second, third)[len(first) :], logits(other, second, third)[len(first) :]
-    alone = logits(second)
+    before = [] if one_document else [first, second]
+    here, changed = logits(*before, third), logits(*before, third_changed)
+    largest = here.abs().max().clamp(min=1e-12)
+
+    def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a - b).abs().max() / largest)
+
+    ahead = difference(here[:-CHANGED], changed[:-CHANGED])
+    measured = Isolation(ahead)
+    if not one_document:
+        start = len(first)
+        there, alone = logits(other, second, third), logits(second)
+        measured = Isolation(
+            ahead, difference(here[start:], there[start:]), difference(here[start : start + len(second)], alone)
+        )
     model.train(was_training)
-    largest = alone.abs().max().clamp(min=1e-12)
-    return Isolation(
-        crossing=float((here - there).abs().max() / largest),
-        alone=float((here[: len(second)] - alone).abs().max() / largest),
-    )
+    return measured
 
 
-def prove_isolation(model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, backend: str) -> Isolation:
+def prove_isolation(
+    model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, backend: str, one_document: bool = False
+) -> Isolation:
     """
+    Args:
+        one_document: the model never sees more than one document at a time.
+
     Raises:
-        ConfigError: the backend lets documents see each other, or does not restart positions.
+        ConfigError: the model reads ahead, or the backend lets documents see each other or does not restart positions.
     """
-    measured = measure_isolation(model, vocab_size, device)
-    allowed = ROUNDING[dtype] if _has_experts(getattr(model, "module", model).config) else 0.0
+    measured = measure_isolation(model, vocab_size, device, one_document)
+    architecture = getattr(model, "module", model).config
+    allowed = ROUNDING[dtype] if _has_experts(architecture) else 0.0
+    if not measured.looking_ahead <= allowed:
+        raise ConfigError(
+            f"{architecture.model_type} reads ahead: changing a token moved logits before it by "
+            f"{measured.looking_ahead:.3g}",
+            "a model in which a token sees only what came before it",
+            "a decoder-only model",
+        )
     if not measured.crossing <= allowed or not measured.alone <= ROUNDING[dtype]:
         raise ConfigError(
-            f"model.attention={backend} does not isolate packed documents: changing one document moved another's "
-            f"logits by {measured.crossing:.3g}, and a document packed differs from itself alone by "
+            f"model.attention={backend} does not isolate documents: changing one document moved another's "
+            f"logits by {measured.crossing:.3g}, and a document in a row differs from itself alone by "
             f"{measured.alone:.3g}",
             "no change, and equal up to rounding",
-            "model.attention=mask, or data.packing=false",
+            "model.attention=mask, or one document at a time: data.packing=false batch.micro_batch_size=1",
         )
     return measured
 

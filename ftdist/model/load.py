@@ -34,9 +34,12 @@ def model_config(config: RunConfig) -> PretrainedConfig:
             model_location(config), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # transformers' own validation raises many kinds
-        where = "model.config" if model.config else model_location(config)
-        raise ConfigError(f"{where}: {str(error).splitlines()[0][:200]}", "a model that transformers can load",
-                          "check model.path, model.hub or model.config.model_type") from error  # fmt: skip
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if model.config:  # a validator's complaint has its reason in the last line
+            raise ConfigError(f"model.config: {lines[-1].strip()[:200]}", "values that the model type takes",
+                              "mend model.config") from error  # fmt: skip
+        raise ConfigError(f"{model_location(config)}: {lines[0][:200]}", "a model that transformers can load",
+                          "check model.path or model.hub") from error  # fmt: skip
 
 
 def load_model(

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
-from ftdist.rundir import beside, parse_line
+from ftdist.rests import beside
+from ftdist.rundir import parse_line
 from ftdist.rundir import read_records as read_records
 
 Record = Dict[str, Any]

@@ -3,6 +3,7 @@
 import os
 import statistics
 import sys
+import threading
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ PLAIN_LINES = 50
 MEDIAN_OF = 31
 """Step times that the time left is guessed from. A median: evaluations and checkpoints in between do not matter."""
 BAR_WIDTH = 20
+LONG_S = 10.0
+"""Where the output is not a terminal, what is under way is said when it has taken this long."""
+
+Say = Callable[[str], None]
+"""Changes what is shown of something that is under way."""
 
 
 class Progress:
@@ -80,19 +86,19 @@ class Progress:
             print(text, file=_Stdout(), flush=True)
 
     @contextmanager
-    def task(self, label: str) -> Iterator[None]:
-        """Like ``task`` below, while the run's live line is there."""
+    def during(self, label: str) -> Iterator[Say]:
+        """Show in the live line what is done between two steps (``evaluating 12/40``); elsewhere in one line, where it
+        takes long."""
         if self._live is None:
-            with task(label, self._enabled):
-                yield
+            with _said_if_long(label, self._enabled) as say:
+                yield say
             return
-        shown, started = self._live.renderable, time.monotonic()
-        self._live.update(_Spinning(label))
+        shown, doing = self._live.renderable, _Doing(label)
+        self._live.update(_Line(self._step, self._total, doing))
         try:
-            yield
+            yield doing.say
         finally:
             self._live.update(shown)
-            self.note(f"{label}: {format_seconds(time.monotonic() - started)}")
 
     def close(self) -> None:
         """Leave the live line as it is and go on below it."""
@@ -105,29 +111,55 @@ class Progress:
 
 
 @contextmanager
-def task(label: str, enabled: bool = True) -> Iterator[None]:
-    """Show that something long is under way, and in the end how long it took.
+def task(label: str, enabled: bool = True) -> Iterator[Say]:
+    """Show that something long is under way, and in the end how long it took. Of what fails, the error is all that is
+    shown: whoever raised it says it.
 
-    On a terminal a spinner with the time so far; elsewhere the label at once and the time when it is over.
+    On a terminal a spinner with the time so far; elsewhere a line when it is over, and one before where it takes long.
     """
     console, started = _console(), time.monotonic()
-    if not enabled:
-        yield
-    elif console.is_terminal:
-        live = _start_live(_Spinning(label), console, transient=True)
+    if enabled and console.is_terminal:
+        doing = _Doing(label)
+        live = _start_live(_Spinning(doing), console, transient=True)
         try:
-            yield
+            yield doing.say
         finally:
             live.stop()
-        console.print(Text(f"{label}: {format_seconds(time.monotonic() - started)}"))
     else:
-        print(f"{label}: ", end="", file=_Stdout(), flush=True)
-        ending = "failed after "
-        try:
-            yield
-            ending = ""
-        finally:
-            print(f"{ending}{format_seconds(time.monotonic() - started)}", file=_Stdout(), flush=True)
+        with _said_if_long(label, enabled) as say:
+            yield say
+    if enabled:
+        print(f"{label}: {format_seconds(time.monotonic() - started)}", file=_Stdout(), flush=True)
+
+
+@contextmanager
+def _said_if_long(label: str, enabled: bool) -> Iterator[Say]:
+    """Off a terminal: print what is under way once, when it has taken LONG_S."""
+    doing = _Doing(label)
+    timer = threading.Timer(LONG_S, lambda: print(f"{doing.label} …", file=_Stdout(), flush=True))
+    timer.daemon = True
+    if enabled:
+        timer.start()
+    try:
+        yield doing.say
+    finally:
+        timer.cancel()
+
+
+class _Doing:
+    """What is under way, and for how long."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self._started = label, time.monotonic()
+
+    def say(self, label: str) -> None:
+        self.label = label
+
+    def elapsed(self) -> str:
+        return format_time(time.monotonic() - self._started)
+
+    def __str__(self) -> str:
+        return f"{self.label}  {self.elapsed()}"
 
 
 class _Stdout:
@@ -157,33 +189,31 @@ class _Stdout:
 
 
 class _Line:
-    """``step 12/400 ━━━━─────  numbers``: the bar takes what the numbers leave of the width."""
+    """``step 12/400 ━━━━─────  loss …``: the bar takes what the rest leaves of the width."""
 
-    def __init__(self, step: int, total: int, numbers: str) -> None:
-        self._step, self._total, self._numbers = step, total, numbers
+    def __init__(self, step: int, total: int, rest: "str | _Doing") -> None:
+        self._step, self._total, self._rest = step, total, rest
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[Text]:
-        count = f"step {self._step}/{self._total}"
-        width = min(BAR_WIDTH, options.max_width - len(count) - len(self._numbers) - 3)
+        count, rest = f"step {self._step}/{self._total}", str(self._rest)
+        width = min(BAR_WIDTH, options.max_width - len(count) - len(rest) - 3)
         line = Text(count, no_wrap=True, overflow="ellipsis")
         if width >= 4:
             filled = width * self._step // max(1, self._total)
             line.append(" ").append("━" * filled, style="green").append("━" * (width - filled), style="bright_black")
-        line.append("  ").append(self._numbers)
+        line.append("  ").append(rest)
         yield line
 
 
 class _Spinning:
     """A spinner, a label and the seconds so far."""
 
-    def __init__(self, label: str) -> None:
-        self._label, self._started = label, time.monotonic()
-        self._spinner = Spinner("dots")
+    def __init__(self, doing: _Doing) -> None:
+        self._doing, self._spinner = doing, Spinner("dots")
 
     def __rich__(self) -> Table:
         row = Table.grid(padding=(0, 1))
-        elapsed = format_time(time.monotonic() - self._started)
-        row.add_row(self._spinner, Text(self._label), Text(elapsed, style="bright_black"))
+        row.add_row(self._spinner, Text(self._doing.label), Text(self._doing.elapsed(), style="bright_black"))
         return row
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftdist.rundir import RunDir
+from ftdist.tables import plain_table, show, show_table
 from ftdist.track.lines import read_records
 
 SHOWN_ANSWERS = 2
@@ -21,6 +22,8 @@ SHOWN_CHARACTERS = 400
 LABEL_WIDTH = 11
 ANSWER = {"step": int, "set": str, "index": int, "answer": str}
 """What a line of samples.jsonl must hold to be shown."""
+CUT = "…"
+"""At the end of an answer that reached its limit of tokens before its own end."""
 
 Scores = Dict[str, List[Tuple[int, float]]]
 
@@ -78,22 +81,20 @@ def places(run: RunDir) -> List[Tuple[str, str]]:
 
 
 def _print_losses(scores: Scores, console: Console) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("held-out loss")
-    for column in ("before", "after", "change", "perplexity"):
-        table.add_column(column, justify="right")
+    table = plain_table("held-out loss", "before", "after", "change", "perplexity")
     for name, points in scores.items():
         (first_step, before), (_, after) = points[0], points[-1]
         if first_step == 0 and len(points) > 1:
             change = f"{100 * (after - before) / before:+.1f} %" if before else "?"
-            row = [f"{before:.4f}", f"{after:.4f}", change, f"{_perplexity(before)} → {_perplexity(after)}"]
+            row = [f"{before:.4f}", f"{after:.4f}", change, f"{perplexity(before)} → {perplexity(after)}"]
         else:
-            row = ["", f"{after:.4f}", "", _perplexity(after)]
+            row = ["", f"{after:.4f}", "", perplexity(after)]
         table.add_row(Text(name), *row)
-    console.print(table)
+    show_table(console, table)
 
 
-def _perplexity(loss: float) -> str:
+def perplexity(loss: float) -> str:
+    """exp(loss), as many digits as say something."""
     if not loss < 30:  # also NaN
         return "∞" if loss >= 30 else "nan"
     return f"{exp(loss):.2f}" if loss < 4.6 else f"{exp(loss):,.0f}"
@@ -108,7 +109,7 @@ def _print_text(console: Console, label: str, text: str, style: str) -> None:
     grid.add_column(width=LABEL_WIDTH)
     grid.add_column(overflow="fold")
     grid.add_row(Text(label, style="bright_black"), Text(text, style=style))
-    console.print(grid)
+    show(console, grid)
 
 
 def _shown(path: Path) -> str:

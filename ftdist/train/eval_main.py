@@ -5,16 +5,15 @@
 
 import argparse
 import json
-import math
 import shutil
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from rich.console import Console
-from rich.table import Table
 
 from ftdist.batching import BatchPlan
 from ftdist.config import ModelConfig, RunConfig, load_config
@@ -24,9 +23,13 @@ from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.model.attention import choose_backend
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
+from ftdist.rests import beside, remove_rests
 from ftdist.rundir import MANIFEST, RunDir, checkpoint_step, read_json
+from ftdist.tables import plain_table, show_table
+from ftdist.track.progress import task
+from ftdist.track.report import perplexity
 from ftdist.train import ranks as rank_setup
-from ftdist.train.evaluate import evaluate
+from ftdist.train.evaluate import evaluate, say_rows
 from ftdist.train.main import open_heldout
 from ftdist.train.ranks import Ranks
 from ftdist.zero.engine import build_eval_engine
@@ -59,16 +62,20 @@ def _run(config: RunConfig, run: RunDir, ranks: Ranks, checkpoint: Path) -> None
     rank_setup.quiet_libraries()
     kept = run.export / MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
-    folder = run.export if exported else run.path / f".eval-{checkpoint.name}"
+    scratch = beside(run.path / "eval")
+    folder = run.export if exported else scratch / checkpoint.name
+    if ranks.first:
+        remove_rests(run.path / "eval")
     if ranks.first and not exported:
-        export_checkpoint(checkpoint, folder, load_config(run.config))
+        scratch.mkdir()
+        with task(f"reading {checkpoint.name}"):
+            export_checkpoint(checkpoint, folder, load_config(run.config))
     folder = rank_setup.exchange_path("ftdist/eval_model", folder if ranks.first else None)
     rank_setup.start_process_group(config, ranks)
     losses = measure(config, folder, ranks)
     if ranks.first:
         _report(run, checkpoint, losses)
-        if not exported:
-            shutil.rmtree(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
@@ -85,25 +92,28 @@ def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
     settings = deepspeed_settings(config, plan)
     arch = model_config(config)
     backend = choose_backend(config.model.attention, arch, ranks.device, DTYPES[config.train.precision])
-    model = load_model(config, arch, backend, settings)
-    vocab_size = fit_vocabulary(model, len(tokenizer), len(tokenizer), 1)
-    engine = build_eval_engine(model.eval(), settings, ranks.device)
+    with task("loading the model", ranks.first):
+        model = load_model(config, arch, backend, settings)
+        vocab_size = fit_vocabulary(model, len(tokenizer), len(tokenizer), 1)
+        engine = build_eval_engine(model.eval(), settings, ranks.device)
     losses: Losses = {}
-    for name, dataset in heldout.items():
-        measured = evaluate(engine, dataset, plan.micro_batch_size, config.data.packing, tokenizer.pad_token_id,
-                            vocab_size, ranks)  # fmt: skip
-        assert measured is not None
-        losses[name] = measured
+    with task("evaluating", ranks.first) as say:
+        for name, dataset in heldout.items():
+            measured = evaluate(
+                engine, dataset, plan.micro_batch_size, config.data.packing, tokenizer.pad_token_id, vocab_size, ranks,
+                report=partial(say_rows, say, name),
+            )  # fmt: skip
+            assert measured is not None
+            losses[name] = measured
     return losses
 
 
 def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
-    table = Table(title=f"held-out loss of {checkpoint.name}")
-    for column in ("set", "loss (nats a token)", "perplexity", "tokens"):
-        table.add_column(column, justify="left" if column == "set" else "right")
+    table = plain_table("set", "loss (nats a token)", "perplexity", "tokens")
     for name, (loss, tokens) in losses.items():
-        table.add_row(name, f"{loss / tokens:.4f}", f"{math.exp(loss / tokens):.2f}", f"{tokens:,}")
-    Console(file=sys.stdout).print(table)
+        table.add_row(name, f"{loss / tokens:.4f}", perplexity(loss / tokens), f"{tokens:,}")
+    print(f"held-out loss of {checkpoint.name}")
+    show_table(Console(highlight=False), table)
     record = {
         "step": read_json(checkpoint / MANIFEST)["step"],
         "time": time.time(),

@@ -1,12 +1,13 @@
 """Held-out loss as (sum of token losses, number of tokens), and answers to held-out prompts."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
 
 from ftdist.data.loader import micro_batch
 from ftdist.model.loss import token_loss
+from ftdist.track.report import CUT
 from ftdist.train.preempt import Preemption
 from ftdist.train.ranks import Ranks, reduce_sum
 
@@ -14,12 +15,15 @@ from ftdist.train.ranks import Ranks, reduce_sum
 @torch.no_grad()
 def evaluate(
     engine: Any, dataset: Any, rows_per_rank: int, packing: bool, pad_id: int, vocab_size: int, ranks: Ranks,
-    preemption: Optional[Preemption] = None,
+    preemption: Optional[Preemption] = None, report: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Optional[Tuple[float, int]]:  # fmt: skip
     """Sum of the token losses of a whole held-out set and the number of its trained tokens, over all ranks.
 
     Rows are dealt out to the ranks in turn. All ranks run the same number of forwards: one that has no row left runs a
     row again and does not count it. None where the run was asked to stop meanwhile.
+
+    Args:
+        report: called with the rows that are done and all rows.
     """
     engine.eval()
     loss, tokens = 0.0, 0
@@ -31,12 +35,18 @@ def evaluate(
         part = float(token_loss(engine, batch, vocab_size))
         if rows:
             loss, tokens = loss + part, tokens + batch.num_trained
+        report(min(start + per_round, dataset.num_rows), dataset.num_rows)
         if preemption is not None and reduce_sum([float(preemption.asked())], ranks.device)[0]:
             engine.train()
             return None
     engine.train()
     total_loss, total_tokens = reduce_sum([loss, tokens], ranks.device)
     return total_loss, int(total_tokens)
+
+
+def say_rows(say: Callable[[str], None], name: str, done: int, rows: int) -> None:
+    """How far the evaluation of a set is, as ``evaluate`` reports it."""
+    say(f"evaluating {name} {done}/{rows}")
 
 
 @torch.no_grad()
@@ -75,16 +85,19 @@ def set_stop_tokens(generation_config: Any, *token_ids: Optional[int]) -> None:
     generation_config.eos_token_id = min(ids) if len(ids) == 1 else sorted(ids)
 
 
-def answer_prompts(training: Any) -> List[Dict[str, Any]]:
-    """Answers to the first train.num_samples prompts of each held-out set, as rows for the sample table."""
+def answer_prompts(training: Any, say: Callable[[str], None]) -> List[Dict[str, Any]]:
+    """Answers to the first train.num_samples prompts of each held-out set, as rows for the sample table; one that was
+    still going on at train.sample_tokens ends with "…". ``say`` is told which is under way."""
     config, stops = training.config, training.engine.module.generation_config.eos_token_id
+    limit = config.train.sample_tokens
+    asked = [(name, index, prompt) for name, prompts in training.prompts.items()
+             for index, prompt in enumerate(prompts[: config.train.num_samples])]  # fmt: skip
     rows = []
-    for name, prompts in training.prompts.items():
-        for index, prompt in enumerate(prompts[: config.train.num_samples]):
-            ids = answer(
-                training.engine, prompt["prompt_ids"], config.train.sample_tokens,
-                stops if isinstance(stops, list) else [stops], training.vocab_size, training.ranks.device,
-            )  # fmt: skip
-            rows.append({"set": name, "index": index, "question": prompt["question"], "prompt": prompt["prompt_text"],
-                         "answer": training.tokenizer.decode(ids), "reference": prompt["reference"]})  # fmt: skip
+    for number, (name, index, prompt) in enumerate(asked, 1):
+        say(f"answering {number}/{len(asked)}")
+        ids = answer(training.engine, prompt["prompt_ids"], limit, stops if isinstance(stops, list) else [stops],
+                     training.vocab_size, training.ranks.device)  # fmt: skip
+        text = training.tokenizer.decode(ids) + (CUT if len(ids) == limit else "")
+        rows.append({"set": name, "index": index, "question": prompt["question"], "prompt": prompt["prompt_text"],
+                     "answer": text, "reference": prompt["reference"]})  # fmt: skip
     return rows

@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -11,7 +12,7 @@ import torch
 
 from ftdist.data.loader import micro_batch, row_ids, train_rows
 from ftdist.model.loss import token_loss
-from ftdist.train.evaluate import answer_prompts, evaluate
+from ftdist.train.evaluate import answer_prompts, evaluate, say_rows
 from ftdist.train.ranks import reduce_sum
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
@@ -127,16 +128,18 @@ def _evaluate_all(training: Training) -> bool:
     """Loss of every held-out set, and sample answers. Returns False if asked to stop meanwhile: nothing is recorded."""
     metrics: Dict[str, float] = {}
     loss_sum, num_tokens = 0.0, 0
-    for name, dataset in training.heldout.items():
-        measured = evaluate(
-            training.engine, dataset, training.plan.micro_batch_size, training.config.data.packing,
-            training.tokenizer.pad_token_id, training.vocab_size, training.ranks, training.preemption,
-        )  # fmt: skip
-        if measured is None:
-            return False
-        metrics[f"eval/{name}/loss"] = measured[0] / measured[1]
-        loss_sum, num_tokens = loss_sum + measured[0], num_tokens + measured[1]
-    rows = answer_prompts(training)
+    with training.progress.during("evaluating") as say:
+        for name, dataset in training.heldout.items():
+            measured = evaluate(
+                training.engine, dataset, training.plan.micro_batch_size, training.config.data.packing,
+                training.tokenizer.pad_token_id, training.vocab_size, training.ranks, training.preemption,
+                report=partial(say_rows, say, name),
+            )  # fmt: skip
+            if measured is None:
+                return False
+            metrics[f"eval/{name}/loss"] = measured[0] / measured[1]
+            loss_sum, num_tokens = loss_sum + measured[0], num_tokens + measured[1]
+        rows = answer_prompts(training, say)
     if not metrics:
         return True
     training.done.evaluated_step = training.done.step
@@ -160,7 +163,8 @@ def _save(training: Training) -> Path:
 
     state = {**training.done.as_dict(), "vocab_size": training.vocab_size}
     started = time.perf_counter()
-    path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
+    with training.progress.during("saving a checkpoint"):
+        path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
     took = time.perf_counter() - started
     if took > SAVE_WORTH_SAYING_S:
         training.progress.note(f"step {training.done.step}: checkpoint saved in {took:.1f} s")

@@ -118,10 +118,10 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         )
         set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, model, settings)
-    if config.data.packing:
-        proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name)
-        moved = f"changing one moves the others' logits by {proof.crossing:g}"
-        _say(ranks, f"attention: {backend.name}; packed documents are isolated ({moved})")
+    one_document = not config.data.packing and config.batch.micro_batch_size == 1
+    proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
+    moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
+    _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
     if ranks.first:
         _check_disk(run, engine)
     done = _resume(engine, run, ranks)

@@ -5,6 +5,8 @@ opened again and compared, tensor by tensor.
 """
 
 import argparse
+import contextlib
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from ftdist.config import RunConfig, load_config
 from ftdist.errors import CheckpointError, ConfigError, FtdistError
 from ftdist.model.load import build_whole
-from ftdist.rundir import MANIFEST, RunDir, beside, read_json
+from ftdist.rests import beside, remove_rests
+from ftdist.rundir import MANIFEST, RunDir, read_json
 from ftdist.track.progress import task
 from ftdist.zero.checkpoint import TAG, verify_checkpoint
 
@@ -46,16 +49,17 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     manifest, state = read_json(checkpoint / MANIFEST), read_json(checkpoint / "state.json")
     model_config = AutoConfig.from_pretrained(checkpoint / "hf", trust_remote_code=config.model.trust_remote_code)
     weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
-    temporary = beside(out)
-    temporary.mkdir(parents=True)
+    remove_rests(out)
+    unfinished = beside(out)
+    unfinished.mkdir(parents=True)
     for file in (checkpoint / "hf").iterdir():
-        shutil.copyfile(file, temporary / file.name)  # the content alone: rights are those of this umask
-    _save_model(weights, model_config, temporary, config)
-    (temporary / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
-    (temporary / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
+        shutil.copyfile(file, unfinished / file.name)  # the content alone: rights are those of this umask
+    _save_model(weights, model_config, unfinished, config)
+    (unfinished / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
+    (unfinished / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
-    temporary.rename(out)
+    unfinished.rename(out)
 
 
 def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
@@ -66,7 +70,8 @@ def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
     dtype = torch.bfloat16 if manifest["bf16"] else torch.float32
     return {name: tensor.to(dtype) for name, tensor in masters.items()}
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ftdist.errors import EXIT_USAGE
 from ftdist.rundir import RunDir
 from tests.e2e.cli import (
+    PADDED_ZERO3,
     SMOKE,
     assert_same,
     environment,
@@ -31,6 +34,8 @@ LINES = [
     rf"fake +({NUMBER} +){{6}}{NUMBER}%",
     r"set +rows +documents +tokens +trained +rows filled +stop token",
     rf"(train|heldout) +({NUMBER} +){{4}}{NUMBER}% +<\|im_end\|>",
+    rf"model +random weights: llama, {NUMBER} parameters",
+    rf"data +fake: {NUMBER} rows, {NUMBER} tokens, {NUMBER} of them trained; {NUMBER} documents held out",
     r"batch +1 rows a rank × 2 accumulation × 2 ranks = 4 rows × 512 tokens = 2,048 tokens a step",
     r"ZeRO-2 +held in +where",
     r"(weights, activations|gradients|optimizer states|loss) +(bf16|fp32).*",
@@ -39,7 +44,8 @@ LINES = [
     r"[a-z ]+[?.]<\|im_end\|>|\[\[[a-z ]+\.<\|im_end\|>\]\]",  # the sample: made-up words
     r"run +\S+",
     r"(loading|exporting) the model: [\d.]+ s",
-    r"attention: documents; packed documents are isolated \(changing one moves the others' logits by 0\)",
+    r"attention: documents; changing a document moves the others' logits by 0, changing a token moves those before "
+    r"it by 0",
     r"step \d: checkpoint saved in [\d.]+ s",
     r"step \d: held-out loss [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
@@ -67,6 +73,13 @@ def test_a_run_prints_nothing_that_is_not_worth_it() -> None:
     # Also where a line of ours would let it through.
     assert not re.search(r"warn|deprecat|it/s|\d%\|", printed, re.IGNORECASE)
     assert len(printed.splitlines()) < 70
+
+
+@pytest.mark.parametrize("overrides", [SMOKE, PADDED_ZERO3], ids=["smoke", "ZeRO-3"])
+def test_a_run_that_goes_well_leaves_nothing_in_its_logs(overrides: tuple[str, ...]) -> None:
+    logs = sorted(finished_run(*overrides).logs.glob("*.log"))
+    assert [log.name for log in logs] == ["launcher.attempt-0.log", *(f"rank-0000{r}.attempt-0.log" for r in (0, 1))]
+    assert not "".join(log.read_text() for log in logs)
 
 
 def test_torchrun_started_by_the_user(tmp_path: Path) -> None:

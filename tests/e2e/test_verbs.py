@@ -1,7 +1,9 @@
 """The verbs around a run: status, eval, export, chat, prepare, preview."""
 
 import json
+import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Dict
@@ -55,6 +57,11 @@ def test_status(run: RunDir, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint", ["best", pytest.param("4", marks=pytest.mark.slow)])
 def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (run.path / f".eval.{platform.node()}.{gone.pid}" / "step-00000004").mkdir(
+        parents=True
+    )  # of an eval that was killed
     done = succeed("eval", run.path, "--checkpoint", checkpoint)
     record = json.loads((run.path / "eval.jsonl").read_text())
     assert f"step-{record['step']:08d}" in done.out and f"{record['eval/heldout/loss']:.4f}" in done.out
@@ -62,7 +69,8 @@ def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
     expected = heldout_losses(run)
     if record["step"] in expected:
         assert record["eval/heldout/loss"] == pytest.approx(expected[record["step"]], rel=1e-5)
-    assert not list(run.path.glob(".*")), "the model that was made for it is removed"
+    assert not list(run.path.glob(".*")), "the model that was made for it, and for one that was killed, is removed"
+    assert "│" not in done.out and not re.search(r" $", done.out, re.MULTILINE)
 
 
 def test_eval_on_other_data(run: RunDir, tmp_path: Path) -> None:
@@ -96,7 +104,7 @@ def test_export_leaves_other_folders_alone(run: RunDir, tmp_path: Path) -> None:
 
 def test_chat_from_a_pipe(run: RunDir) -> None:
     done = succeed("chat", run.path, stdin="hello\n/new\nhello\n")
-    assert not done.err and done.out.strip("\n")
+    assert not done.err and done.out.endswith("…\n"), "random weights do not stop"
     half = len(done.out) // 2
     assert done.out[:half] == done.out[half:], "after /new nothing is remembered, and answers are greedy"
 

@@ -217,3 +217,33 @@ def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any],
 
     more = ("optim.lr=1e-12", "model.new_special_tokens=[<tool>]", f"zero.stage={stage}")
     assert outcome(*RANDOM, *more, look=look) == (320, True, 320)
+
+
+def test_an_answer_that_reaches_sample_tokens_says_that_it_was_cut(outcome: Callable[..., Any]) -> None:
+    def look(training: Any) -> List[str]:
+        from ftdist.train.evaluate import answer_prompts
+
+        said: List[str] = []
+        cut = answer_prompts(training, said.append)
+        training.engine.module.generation_config.eos_token_id = list(range(training.vocab_size))
+        ended = answer_prompts(training, said.append)
+        return [*(row["answer"] for row in cut), *(row["answer"] for row in ended), *said]
+
+    answers = outcome("train.num_samples=1", "train.sample_tokens=4", look=look, world=1)
+    assert answers[0].endswith("…") and 1 <= len(answers[0]) <= 5 and answers[1] == ""
+    assert answers[2:] == ["answering 1/1", "answering 1/1"]
+
+
+SMALL = ("model.path=null", "model.config.vocab_size=259", "model.config.hidden_size=32",
+         "model.config.num_hidden_layers=1", "train.max_steps=1", "train.gradient_checkpointing=false")  # fmt: skip
+
+
+def test_a_padded_run_is_proven_too(outcome: Callable[..., Any]) -> None:
+    """That no token sees a later one; and that rows of a micro-batch, laid end to end, do not see each other."""
+    bert = (*SMALL, "model.config.model_type=bert", "model.config.num_attention_heads=2", "model.attention=mask")
+    with pytest.raises(AssertionError, match="bert reads ahead"):
+        outcome(*bert, "data.packing=false", world=1)
+    mamba = (*SMALL, "model.config.model_type=mamba", "model.config.state_size=4", "data.packing=false")
+    with pytest.raises(AssertionError, match="does not isolate documents"):
+        outcome(*mamba, "batch.micro_batch_size=2", world=1)
+    assert len(outcome(*mamba, "batch.micro_batch_size=1", "batch.global_batch_size=1", world=1)) == 1

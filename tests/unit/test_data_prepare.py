@@ -292,6 +292,25 @@ def test_an_ambiguous_template_is_refused_when_preparing(tmp_path: Path) -> None
     prepare(chat_config(tmp_path, records, f"data.chat_template={template}", "data.train_on=last"))
 
 
+def test_a_template_that_is_no_jinja_is_named_and_not_the_record(tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}\n{{ m.content }\n{% endfor %}")
+    with pytest.raises(ConfigError, match=rf"^{template}:2 is not Jinja: unexpected '}}'") as caught:
+        prepare(chat_config(tmp_path, [chat("q", "a")], f"data.chat_template={template}"))
+    assert "chats.jsonl" not in str(caught.value) and "chatml" in caught.value.fix
+    template.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="mine.jinja cannot be read"):
+        prepare(chat_config(tmp_path, [chat("q", "a")], f"data.chat_template={template}"))
+
+
+def test_the_tokenizers_own_template_is_compiled_first_too(tmp_path: Path) -> None:
+    tokenizer = bytes_tokenizer()
+    tokenizer.chat_template = "{% if %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match=rf"chat template of the tokenizer {tmp_path}/tokenizer:1 is not Jinja"):
+        prepare(chat_config(tmp_path, [chat("q", "a")], f"model.tokenizer={tmp_path / 'tokenizer'}"))
+
+
 def test_a_tokenizer_that_cannot_be_loaded_is_one_message(tmp_path: Path) -> None:
     config = text_config(tmp_path, ["one"])
     config.model.tokenizer = str(tmp_path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,26 @@ def test_broken_files_are_refused_by_place(tmp_path: Path, name: str, content: b
     error = refusal(tmp_path / name)
     assert said in error.found
     assert error.expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "' + "a" * 90 + '" "b": 1, "c": "' + "d" * 90 + '"}',
+            f'column 103, near …{"a" * 28}" "b": 1, ',
+        ),
+        ("a.jsonl", '{"text": "one" 1}', 'column 16, near {"text": "one" 1}'),
+        ("a.jsonl", '{"text": "' + "a" * 90 + '",', f'near …{"a" * 28}",'),
+        ("a.json", '[\n{"text": "one"}\n{"text": "two"}\n]', 'a.json:3 is not JSON: .* column 1, near {"text": "two"}'),
+    ],
+)
+def test_broken_json_is_shown_where_it_is_broken(tmp_path: Path, name: str, content: str, said: str) -> None:
+    (tmp_path / name).write_text(content)
+    found = refusal(tmp_path / name).found
+    assert re.search(said.replace("{", r"\{"), found), found
+    assert len(found.partition("near ")[2]) <= 62 and found.endswith("…") == (len(content) > 150)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

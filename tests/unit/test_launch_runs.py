@@ -13,7 +13,8 @@ import pytest
 
 from ftdist.config import RunConfig, SourceConfig, dump_config
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
-from ftdist.launch import cli, compose, ready, runs, torchrun, train
+from ftdist.launch import banner, check, cli, compose, ready, runs, torchrun, train
+from ftdist.model.facts import ModelFacts, write_facts
 from ftdist.rundir import RunDir
 
 STARTED = psutil.Process().create_time()
@@ -158,9 +159,60 @@ def test_a_gguf_is_converted_once(monkeypatch: pytest.MonkeyPatch, here: Path) -
         (Path(arguments[-1]) / "config.json").write_text("{}")
 
     monkeypatch.setattr(ready, "run_step", convert)
-    ready.make_model_ready(config)
-    ready.make_model_ready(config)
+    ready.convert_model(config)
+    ready.convert_model(config)
     assert len(steps) == 1 and steps[0][:2] == ["ftdist.model.convert", "m.gguf"]
+
+
+def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    steps: List[str] = []
+    facts = ModelFacts("gpt2", 1234, max_positions=2048, has_position_table=True, recomputes=True)
+
+    def check(arguments: List[str], given: Optional[RunConfig] = None) -> None:
+        assert given is not None
+        steps.append(arguments[0])
+        write_facts(given, facts)
+
+    monkeypatch.setattr(ready, "run_step", check)
+    config = smoke(f"cache_dir={here}/cache")
+    ready.make_model_ready(config)
+    ready.make_model_ready(config)
+    assert steps == ["ftdist.model.check"]
+    ready.make_model_ready(smoke(f"cache_dir={here}/cache", "optim.lr=3e-3"))
+    assert len(steps) == 1, "the same model with other settings"
+    config.model.config["hidden_size"] = 128
+    ready.make_model_ready(config)
+    assert len(steps) == 2, "another model"
+    with pytest.raises(ConfigError, match="data.max_seq_len=4,096, but the model was made for 2,048 positions"):
+        ready.make_model_ready(smoke(f"cache_dir={here}/cache", "data.max_seq_len=4096"))
+    assert len(steps) == 2
+
+
+def test_the_banner_names_model_and_data_and_warns(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = smoke(f"cache_dir={here}/cache", "data.max_seq_len=4096", f"run_dir={here}/run")
+    plan = check.resolve(config)
+    banner.show_run(config, plan, here / "nothing")
+    said = capsys.readouterr().out
+    assert "model      random weights\n" in said and "data       fake\n" in said and "warning" not in said
+    write_facts(config, ModelFacts("llama", 1234, max_positions=2048, has_position_table=False, recomputes=True))
+    banner.show_run(config, plan, here / "nothing")
+    said = capsys.readouterr().out
+    assert "model      random weights: llama, 1,234 parameters\n" in said
+    assert "warning: data.max_seq_len=4,096, but the model was made for 2,048 positions\n" in said
+
+
+def test_threads_of_a_step_do_not_spin_while_they_wait(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "shows.py").write_text("import os; print(os.environ['OMP_WAIT_POLICY'])")
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    ready.run_step(["shows"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    ready.run_step(["shows"])
+    assert capfd.readouterr().out.split() == ["PASSIVE", "ACTIVE"]
 
 
 def test_a_step_that_fails_has_said_why(capfd: pytest.CaptureFixture[str]) -> None:

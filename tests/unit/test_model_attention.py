@@ -1,9 +1,11 @@
 """Attention backends on small random models of many families: documents in a row do not see each other."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -46,6 +48,7 @@ def test_documents_are_isolated(family: str, dtype: torch.dtype) -> None:
     model, backend = _model(family, dtype=dtype)
     proof = prove_isolation(model, BASE["vocab_size"], CPU, dtype, backend.name)
     assert proof.crossing == 0.0 or (family == "mixtral" and proof.crossing < 1e-6)
+    assert proof.looking_ahead == 0.0 or (family == "mixtral" and proof.looking_ahead < 1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
@@ -71,8 +74,32 @@ def test_a_backend_that_lets_documents_see_each_other_is_refused() -> None:
     model, _ = _model("llama")
     model.set_attn_implementation("crossing")
     assert measure_isolation(model, BASE["vocab_size"], CPU).crossing > 0.01
-    with pytest.raises(ConfigError, match="does not isolate"):
+    with pytest.raises(ConfigError, match="does not isolate") as caught:
         prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "crossing")
+    assert "data.packing=false batch.micro_batch_size=1" in caught.value.fix
+    proof = prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "crossing", one_document=True)
+    assert proof.looking_ahead == 0.0, "alone in its row there is no other document"
+
+
+@pytest.mark.parametrize("one_document", [False, True], ids=["packed", "one document"])
+@pytest.mark.parametrize(("family", "more"), [("bert", {"is_decoder": False}), ("llama", {})], ids=["bert", "llama"])
+def test_a_model_that_reads_ahead_is_refused(family: str, more: dict[str, Any], one_document: bool) -> None:
+    model, _ = _model(family, Attention.mask, **more)
+    if family == "llama":
+        AttentionInterface.register("ahead", _attention_that_reads_ahead)
+        model.set_attn_implementation("ahead")
+    assert measure_isolation(model, BASE["vocab_size"], CPU, one_document).looking_ahead > 1e-5
+    with pytest.raises(ConfigError, match=f"{family} reads ahead"):
+        prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "mask", one_document)
+
+
+def _attention_that_reads_ahead(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+    """Within each document, as a kernel without its causal flag."""
+    parts = [slice(a, b) for a, b in pairwise(kwargs["cu_seq_lens_q"].tolist())]
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    rows = [F.scaled_dot_product_attention(query[:, :, p], key[:, :, p], value[:, :, p]) for p in parts]
+    return torch.cat(rows, dim=2).transpose(1, 2), None
 
 
 def test_positions_that_do_not_restart_are_refused() -> None:

@@ -1,6 +1,7 @@
 """The command line of the data room: what is shown before training, and how errors end."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from ftdist.config import dump_config
 from ftdist.data.cache import read_meta
 from ftdist.data.main import main
 from ftdist.data.prepare import prepare
-from ftdist.data.sample import plain_tokens, print_sample, print_table, print_tokens
+from ftdist.data.sample import SHOWN_FIRST, SHOWN_LAST, plain_tokens, print_sample, print_table, print_tokens
 from ftdist.rundir import write_json
 
 
@@ -77,6 +78,22 @@ def test_preview_marks_what_is_trained_and_where_rows_end(
     assert "of 256 tokens" in out
     assert "no stop token" not in out
     assert not (config_file.parent / "cache" / "data").exists(), "a preview is not left in the cache"
+
+
+def test_preview_shows_how_a_long_document_begins_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [chat("short?", "no"), chat("begin" + "x" * 400, "y" * 400 + "the end")])
+    config = write_config(tmp_path, f"data.sources.mine.path={source}", "data.max_seq_len=1024")
+    assert main(["preview", str(config), "-n", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "begin" in out and "the end<|im_end|>]]" in out and "[[no<|im_end|>]]" in out
+    assert out.count("— document ") == 2
+    [cut] = [part for part in out.split("— document ") if "left out" in part]
+    found = re.match(r"\d: (\d+) tokens, (\d+) trained\n[^…]*… (\d+) tokens left out, (\d+) of them trained …", cut)
+    assert found is not None
+    tokens, trained, left_out, left_out_trained = map(int, found.groups())
+    assert tokens - left_out == SHOWN_FIRST + SHOWN_LAST
+    assert trained - left_out_trained == SHOWN_LAST - 1, "the end of the answer, and the template's line break"
+    assert cut.count("x") + cut.count("y") < 200
 
 
 def test_preview_shows_prepared_data_where_it_is(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

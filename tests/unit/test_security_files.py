@@ -15,6 +15,7 @@ from ftdist.errors import CheckpointError, ConfigError, FtdistError
 from ftdist.launch import check, cli, local, runs, train
 from ftdist.launch.freeze import freeze
 from ftdist.launch.sweeps import read_index
+from ftdist.rests import beside
 from ftdist.rundir import MANIFEST, RunDir, write_json
 from ftdist.track.lines import JsonLines, keep_records
 from ftdist.track.report import answers, heldout_losses
@@ -213,8 +214,8 @@ def test_a_temporary_name_that_is_taken_is_not_used(
     make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the random part were guessed."""
-    monkeypatch.setattr("ftdist.rundir.secrets.token_hex", lambda _: "00000000")
-    make(tmp_path / ".a.json.00000000")
+    monkeypatch.setattr("ftdist.rests.secrets.token_hex", lambda _: "00000000")
+    make(beside(tmp_path / "a.json"))
     with contextlib.suppress(IsADirectoryError), pytest.raises(FileExistsError):
         write_json(tmp_path / "a.json", {})
     assert not (tmp_path / "x").exists() and not (tmp_path / "a.json").exists()
