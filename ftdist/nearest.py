@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Iterable, List
+from typing import Any, Iterable, List
 
 
 def nearest(word: str, choices: Iterable[str]) -> List[str]:
@@ -30,3 +30,8 @@ def near_paths(path: str) -> List[str]:
         return []
     found = [missing.parent.joinpath(name, *rest) for name in names]
     return [str(place) for place in found if place.exists()]
+
+
+def as_typed(value: Any) -> str:
+    """A value as it stands on a command line."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from ftdist.config import RunConfig, SourceConfig
 from ftdist.errors import ConfigError
-from ftdist.nearest import nearest
+from ftdist.nearest import as_typed, nearest
 
 FREE_MAPPINGS = ("data.sources", "data.heldout", "model.config", "zero.deepspeed", "launch.slurm.env")
 """Mappings whose keys are the user's own."""
@@ -118,7 +118,7 @@ def check_source_keys(data: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{where}={source}", f"a source has keys: {', '.join(fields)}", f"{where}.path=FILE")
             for key, value in source.items():
                 if key not in fields:
-                    near = " or ".join(f"{where}.{right}={value}" for right in nearest(str(key), fields))
+                    near = " or ".join(f"{where}.{right}={as_typed(value)}" for right in nearest(str(key), fields))
                     raise ConfigError(f"there is no key '{where}.{key}'", "one of: " + ", ".join(fields), near)
 
 
