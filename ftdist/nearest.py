@@ -16,7 +16,7 @@ def nearest(word: str, choices: Iterable[str]) -> List[str]:
 
 
 def near_paths(path: str) -> List[str]:
-    """What lies where ``path`` should, under a name like it: the first part of it that does not exist is replaced."""
+    """What lies where ``path`` should, under a name like it (suffixes aside): its first missing part replaced."""
     missing = Path(path).expanduser()
     rest: List[str] = []
     while not missing.parent.is_dir():
@@ -25,10 +25,11 @@ def near_paths(path: str) -> List[str]:
         rest.insert(0, missing.name)
         missing = missing.parent
     try:
-        names = nearest(missing.name, [entry.name for entry in missing.parent.iterdir()])
+        entries = sorted(missing.parent.iterdir())
     except OSError:  # not ours to read
         return []
-    found = [missing.parent.joinpath(name, *rest) for name in names]
+    stems = nearest(missing.stem, [entry.stem for entry in entries])
+    found = [entry.joinpath(*rest) for stem in stems for entry in entries if entry.stem == stem]
     return [str(place) for place in found if place.exists()]
 
 

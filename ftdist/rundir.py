@@ -10,6 +10,8 @@ from ftdist.errors import ConfigError
 
 CHECKPOINT_PREFIX = "step-"
 MANIFEST = "manifest.json"
+STOPPED = "stopped"
+"""The exit reason of a run whose state is preempted because its user asked for it."""
 
 
 class RunDir:

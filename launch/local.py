@@ -47,7 +47,15 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
     run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
     plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
     log = run.logs / f"launcher.attempt-{attempt}.log"
-    code = start(plan, log, run.preempt)
+    return conclude(run, attempt, log, start(plan, log, run.preempt))
+
+
+def conclude(run: RunDir, attempt: int, log: Path, code: int) -> int:
+    """The exit code of an attempt whose processes have ended with ``code``, by what the run says of itself.
+
+    Raises:
+        LaunchError: it failed.
+    """
     state = run.read_status().get("state")
     if code == 0 and state in STATE_EXIT:
         return STATE_EXIT[state]
@@ -80,8 +88,7 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
     """
     sys.stdout.flush()
     before = set(psutil.Process().children(recursive=True))
-    scratch = tempfile.TemporaryDirectory(prefix="ftdist-", ignore_cleanup_errors=True)
-    with log.open("ab") as errors, _subreaper(), scratch as temporary:
+    with log.open("ab") as errors, _subreaper(), scratch_folder() as temporary:
         child = subprocess.Popen(
             plan.argv, env={**os.environ, **plan.env, "TMPDIR": temporary}, stderr=errors, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=_stop_with_launcher,
@@ -93,10 +100,19 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
             _kill_all(child, before)
 
 
+def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="ftdist-", ignore_cleanup_errors=True)
+
+
 def _stop_with_launcher() -> None:
     # torchrun gets SIGTERM when the launcher is gone, however it went, and stops its ranks.
+    die_with_parent(signal.SIGTERM)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent is gone (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.errors import EXIT_DONE, ConfigError
-from ftdist.rundir import RunDir
+from ftdist.nearest import near_paths
+from ftdist.rundir import STOPPED, RunDir, checkpoint_step
 
 from . import banner, check, compose, local, ready, slurm, start, torchrun
 from .alive import ALIVE, jobs_of, liveness
@@ -25,6 +26,7 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run as it was frozen: nothing is composed again."""
+    started = time.monotonic()
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
@@ -36,14 +38,14 @@ def resume(args: argparse.Namespace) -> int:
     if state in ALIVE and not torchrun.is_parent():
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     if torchrun.is_parent():
-        run.preempt.unlink(missing_ok=True)
-        torchrun.become_rank(config, [str(run.path), "--attempt", str(local.next_attempt(run))])
+        return torchrun.resume(config, run)
+    banner.show_resume(run)
     if config.launch.kind is not LaunchKind.slurm:
         check.resolve_ranks(config)
         ready.make_model_ready(config)
         ready.make_data_ready(config)
     code = start.start_run(config, run)
-    banner.show_next(run, code)
+    banner.show_next(run, code, time.monotonic() - started)
     return code
 
 
@@ -83,6 +85,8 @@ def status_row(run: RunDir, jobs: Optional[Mapping[str, slurm.Job]] = None) -> L
     loss, speed = found.get("loss"), found.get("tokens_per_s")
     state = liveness(found, jobs)
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
+    if state == "preempted" and reason == STOPPED:
+        state, reason = STOPPED, None
     if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
         reason = job.describe()
     return [
@@ -161,8 +165,28 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chat(args: argparse.Namespace) -> int:
     """Talk to an exported model."""
-    run = RunDir(args.path)
-    if run.config.is_file() and not run.export.is_dir():
-        raise ConfigError(f"{args.path} has no export", "an exported model", f"ftdist export {args.path}")
-    ready.run_step(["ftdist.train.chat", str(run.export) if run.config.is_file() else args.path])
+    ready.run_step(["ftdist.train.chat", str(_model_folder(args.path))])
     return EXIT_DONE
+
+
+def _model_folder(given: str) -> Path:
+    """The export of a run, or a folder that is a model.
+
+    Raises:
+        ConfigError: there is none; says what there is instead.
+    """
+    path, expected = Path(given), "a run directory with an export, or a Hugging Face model folder"
+    run = next((RunDir(place) for place in (path, *path.parents) if (place / "run.yaml").is_file()), None)
+    model = run.export if run and run.path == path else path
+    if (model / "config.json").is_file():
+        return model
+    if run is None:
+        near = " or ".join(f"ftdist chat {place}" for place in near_paths(given))
+        found = "holds no config.json" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{given} {found}", expected, near or "ftdist status lists the runs in ./runs")
+    steps = [str(checkpoint_step(checkpoint)) for checkpoint in run.published_checkpoints()]
+    holds = [*["an export"] * run.export.is_dir(), *[f"checkpoints of step {', '.join(steps)}"] * bool(steps)]
+    found = "has no export" if path == run.path else "is not a model" if path.exists() else "does not exist"
+    fix = "chat" if run.export.is_dir() else "export" if steps else "resume"
+    raise ConfigError(f"{given} {found}; the run holds {' and '.join(holds) or 'no checkpoint yet'}", expected,
+                      f"ftdist {fix} {run.path}")  # fmt: skip

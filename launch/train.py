@@ -46,7 +46,8 @@ def train(args: argparse.Namespace) -> int:
         if args.multirun:
             raise ConfigError("--multirun with --cfg or --info", "the config of one run",
                               "leave out -m, and give each key one value")  # fmt: skip
-        compose.show(args)
+        if torchrun.is_first():
+            compose.show(args)
         return EXIT_DONE
     if torchrun.is_parent():
         if args.dry_run or args.multirun:
@@ -83,12 +84,13 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Ru
 
 def run_one(config: RunConfig, dry_run: bool = False) -> int:
     """One run, from its config to its end."""
+    started = time.monotonic()
     run = make_ready(config)
     if dry_run:
         print(start.dry_run(config, run))
         return EXIT_DONE
     code = start.start_run(config, run)
-    banner.show_next(run, code)
+    banner.show_next(run, code, time.monotonic() - started)
     return code
 
 

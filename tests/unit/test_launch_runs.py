@@ -58,11 +58,14 @@ def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(here / "runs" / "a", state="done", step=6, max_steps=6, loss=1.23456, tokens_per_s=98765.4,
              last_checkpoint_step=6, last_checkpoint_time=time.time() - 7200)  # fmt: skip
     make_run(here / "runs" / "x-sweep" / "000", state="failed", exit_reason="rank 1: out of memory")
+    make_run(here / "runs" / "x-sweep" / "001", state="preempted", exit_reason="stopped")
+    make_run(here / "runs" / "x-sweep" / "002", state="preempted", exit_reason="near the time limit")
     assert cli.dispatch(["status"]) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert lines[1].split() == ["runs/a", "done", "6/6", "1.2346", "98,765", "step", "6,", "2", "h", "ago"]
     assert "runs/x-sweep/000" in lines[2] and "failed: rank 1: out of memory" in lines[2]
+    assert lines[3].split()[1:3] == ["stopped", "0/?"] and "preempted: near the time limit" in lines[4]
 
 
 def test_resume_refuses_what_cannot_go_on(here: Path) -> None:
@@ -82,10 +85,28 @@ def test_eval_names_the_checkpoints_there_are(here: Path) -> None:
     assert "last, best or a step of: 5" in error.value.expected
 
 
-def test_chat_without_an_export(here: Path) -> None:
-    make_run(here / "a", state="preempted")
-    with pytest.raises(ConfigError, match="a has no export"):
-        cli.dispatch(["chat", "a"])
+@pytest.mark.parametrize(
+    ("given", "holds", "says", "fix"),
+    [
+        ("a", [], "a has no export; the run holds no checkpoint yet", "ftdist resume a"),
+        ("a", ["checkpoints"], "a has no export; the run holds checkpoints of step 5, 10", "ftdist export a"),
+        ("a/nothere", ["export", "checkpoints"],
+         "a/nothere does not exist; the run holds an export and checkpoints of step 5, 10", "ftdist chat a"),
+        ("a/checkpoints", ["checkpoints"], "a/checkpoints is not a model", "ftdist export a"),
+        ("b", ["export"], "b does not exist", "ftdist status"),
+        ("ab", ["export"], "ab does not exist", "ftdist chat a"),
+    ],
+)  # fmt: skip
+def test_chat_with_what_is_no_model(given: str, holds: List[str], says: str, fix: str, here: Path) -> None:
+    run = make_run(here / "a", state="preempted")
+    if "export" in holds:
+        run.export.mkdir()
+    for step in (5, 10) if "checkpoints" in holds else ():
+        run.checkpoint(step).mkdir(parents=True)
+        (run.checkpoint(step) / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        cli.dispatch(["chat", given])
+    assert error.value.found.startswith(says) and error.value.fix.startswith(fix)
 
 
 def sweep_args(*words: str) -> argparse.Namespace:
