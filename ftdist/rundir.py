@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.errors import ConfigError
+from ftdist.nearest import near_paths
 
 CHECKPOINT_PREFIX = "step-"
 MANIFEST = "manifest.json"
@@ -44,7 +45,9 @@ class RunDir:
         run = cls(path)
         if not run.config.is_file():
             found = "does not exist" if not run.path.exists() else "holds no run.yaml"
-            raise ConfigError(f"{path} {found}", "a run directory", "ftdist status lists the runs in ./runs")
+            near = [place for place in near_paths(str(path)) if cls(place).config.is_file()]
+            fix = " or ".join(near) or "ftdist status lists the runs in ./runs"
+            raise ConfigError(f"{path} {found}", "a run directory", fix)
         return run
 
     def error_file(self, rank: int, attempt: int) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from types import ModuleType
@@ -56,7 +57,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ftdist's."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}", self.usage or "", f"{self.prog} --help")
+        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
+        near = nearest(unknown.group(1), self._option_string_actions) if unknown else []
+        raise ConfigError(f"{self.prog}: {message}", self.usage or "", " or ".join(near) or f"{self.prog} --help")
 
 
 def usage() -> str:

@@ -101,7 +101,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     OmegaConf.resolve(tree)
     missing = sorted(OmegaConf.missing_keys(tree))
     if missing:
-        raise ConfigError(f"{missing[0]} is not set", "a value", f"{missing[0]}=…")
+        value = "FILE" if missing[0].endswith(".path") else "VALUE"
+        raise ConfigError(f"{missing[0]} is not set", "a value", f"add {missing[0]}={value}")
     untyped = OmegaConf.to_container(tree, enum_to_str=True)  # so that a key added with `+` is checked again
     assert isinstance(untyped, dict)
     explain.check_source_keys(untyped["data"])

@@ -29,7 +29,7 @@ OTHER_NAMES = {
 """What other tools call the same thing."""
 
 INSTEAD = {
-    "run.dir": "run_dir=FOLDER", "sweep": "runs_dir=FOLDER", "output_subdir": "run_dir=FOLDER", "job.name": "name=NAME",
+    "run.dir": "run_dir=FOLDER", "sweep.": "runs_dir=FOLDER", "output_subdir": "run_dir=FOLDER", "job.name": "name=NAME",
     "launcher": "launch=slurm or launch=nodes",
 }  # fmt: skip
 """What is set instead of a key of Hydra's own."""
@@ -122,6 +122,18 @@ def check_source_keys(data: Mapping[str, Any]) -> None:
                     raise ConfigError(f"there is no key '{where}.{key}'", "one of: " + ", ".join(fields), near)
 
 
+def _not_an_override(word: str, loader: ConfigLoader) -> ConfigError:
+    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    meant = [f"{group}={word}" for group in groups if word in loader.get_group_options(group, ObjectType.CONFIG)]
+    if word in groups:
+        meant = [f"{word}={option}" for option in loader.get_group_options(word, ObjectType.CONFIG)]
+    elif not meant:
+        meant = [f"{key}=VALUE" for key in nearest_key(word)]
+    return ConfigError(
+        f"'{word}' is not an override", "key=value, group=option, +key=value or ~key", " or ".join(meant)
+    )
+
+
 def _wrong_option(error: MissingConfigException, loader: ConfigLoader) -> ConfigError:
     name = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
     missing = name.group(1) if name else str(error.missing_cfg_file)
@@ -140,7 +152,7 @@ def _wrong_option(error: MissingConfigException, loader: ConfigLoader) -> Config
 
 def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader) -> ConfigError:
     value = "" if given is None else f"={given}"
-    if "." not in key:
+    if "." not in key and key not in OTHER_NAMES:
         groups = [group for group in loader.list_groups("") if group != "hydra"]
         near = nearest(key, groups + [k for k in schema_keys() if "." not in k])
         if near:
@@ -161,7 +173,7 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
         return _wrong_option(error, loader)
     if isinstance(error, OverrideParseException):
         if "missing EQUAL" in str(error):
-            return ConfigError(f"'{error.override}' is not an override", "key=value, group=option, +key=value or ~key")
+            return _not_an_override(str(error.override), loader)
         return ConfigError(f"cannot read the override '{error.override}': {str(error).splitlines()[0]}",
                            "key=value; quote values that hold , [ { or spaces: key=\\'a,b\\'")  # fmt: skip
     text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)

@@ -58,9 +58,9 @@ def status(args: argparse.Namespace) -> int:
     places = [Path(place) for place in args.run_dirs] or [Path("runs")]
     runs = [run for place in places for run in find_runs(place)]
     if not runs:
-        raise ConfigError(
-            f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them", "ftdist demo"
-        )
+        near = [f"ftdist status {other}" for place in places for other in near_paths(str(place)) if not place.exists()]
+        raise ConfigError(f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them",
+                          " or ".join(near) or "ftdist demo makes a first one")  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "state", "step", "loss", "tokens/s", "checkpoint"):
         table.add_column(column, justify="left" if column in ("run", "state") else "right")

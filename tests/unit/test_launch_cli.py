@@ -78,6 +78,12 @@ def test_an_unknown_verb_names_the_nearest(word: str, near: str) -> None:
     assert error.value.found == f"there is no verb '{word}'" and error.value.fix == f"ftdist {near}"
 
 
+def test_a_misspelt_flag_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unrecognized arguments: --dryrun") as error:
+        cli.dispatch(["demo", "--dryrun"])
+    assert error.value.fix == "--dry-run"
+
+
 def test_flags_stand_anywhere(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("# @package optim\nlr: 0.001")

@@ -78,7 +78,10 @@ WRONG = [
     ("+foo.bar=3", "there is no key 'foo", ""),
     ("--config-name=rnu", "there is no primary config 'rnu'", ""),
     ("--config-dir=/nowhere", "--config-dir /nowhere is not a folder", ""),
-    ("train.max_steps", "'train.max_steps' is not an override", ""),
+    ("train.max_steps", "'train.max_steps' is not an override", "train.max_steps=VALUE"),
+    ("smoke", "'smoke' is not an override", "experiment=smoke"),
+    ("zero", "'zero' is not an override", "zero=stage0 or "),
+    ("batch_size=3", "there is no key 'batch_size'", "batch.global_batch_size=3"),
     ("train.max_steps=[", "cannot read the override 'train.max_steps=['", ""),
     ("optim.lr=1,2", "Ambiguous value", "add -m"),
     ("name=${nme}", "nme", ""),
@@ -177,10 +180,10 @@ def test_settings_of_hydra_itself_are_refused(word: str, instead: str) -> None:
 
 
 def test_settings_of_hydra_that_mean_something_are_not(tmp_path: Path) -> None:
-    (tmp_path / "optim").mkdir()
-    (tmp_path / "optim" / "mine.yaml").write_text("lr: 0.5\n")
-    words = ("experiment=smoke", f"hydra.searchpath=[file://{tmp_path}]", "optim=mine")
-    assert composed(*words).optim.lr == 0.5
+    (tmp_path / "track").mkdir()
+    (tmp_path / "track" / "mine.yaml").write_text("project: mine\n")
+    words = ("experiment=smoke", f"hydra.searchpath=[file://{tmp_path}]", "track=mine")
+    assert composed(*words).track.project == "mine"
     sweep = compose.compose_sweep(parsed("experiment=smoke", "-m", "seed=1,2", "hydra.sweeper.max_batch_size=1"))
     assert [config.seed for _, config in sweep] == [1, 2]
 

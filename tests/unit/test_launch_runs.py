@@ -76,6 +76,18 @@ def test_resume_refuses_what_cannot_go_on(here: Path) -> None:
             cli.dispatch(["resume", path])
 
 
+def test_what_is_not_there_names_what_is(here: Path) -> None:
+    make_run(here / "mine", state="done").log_file(1, 0).touch()
+    for words, expected, fix in (
+        (["resume", "mime"], "a run directory", "mine"),
+        (["status", "mime"], "a run directory, or a folder of them", "ftdist status mine"),
+        (["logs", "mine", "--rank", "5"], "--rank with one of 1", "ftdist status mine"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            cli.dispatch(words)
+        assert (error.value.expected, error.value.fix) == (expected, fix)
+
+
 def test_eval_names_the_checkpoints_there_are(here: Path) -> None:
     run = make_run(here / "a", state="done")
     run.checkpoint(5).mkdir(parents=True)
