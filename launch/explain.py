@@ -29,8 +29,8 @@ OTHER_NAMES = {
 """What other tools call the same thing."""
 
 INSTEAD = {
-    "run.dir": "run_dir=FOLDER", "sweep.": "runs_dir=FOLDER", "output_subdir": "run_dir=FOLDER", "job.name": "name=NAME",
-    "launcher": "launch=slurm or launch=nodes",
+    "run.dir": "run_dir=FOLDER", "sweep.": "runs_dir=FOLDER", "output_subdir": "run_dir=FOLDER",
+    "job.name": "name=NAME", "launcher": "launch=slurm or launch=nodes",
 }  # fmt: skip
 """What is set instead of a key of Hydra's own."""
 

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from ftdist.config import RunConfig
 from ftdist.errors import EXIT_DONE, FtdistError, LaunchError
 from ftdist.rundir import RunDir, read_json
 
-from . import banner, check, compose, local
+from . import banner, check, compose, local, signals
 from .plan import ranks_env
 
 MakeReady = Callable[[RunConfig, Optional[Tuple[int, int]]], RunDir]
@@ -86,27 +86,51 @@ def _frozen_before(config: RunConfig) -> RunDir:
 
 def _lead(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
     """Rank 0, and what is said at the end. A run that was stopped ends well: torchrun would take 75 for a crash."""
-    code = local.conclude(run, 0, run.logs / "torchrun.log", _be_rank(config, [str(run.path), *arguments]))
+    code = _run_rank(config, [str(run.path), *arguments], run.preempt)
+    code = local.conclude(run, 0, run.logs / "torchrun.log", code)
     banner.show_next(run, code, time.monotonic() - started)
     return EXIT_DONE
 
 
 def _be_rank(config: RunConfig, arguments: List[str]) -> int:
-    """Run a rank as a child of this process, so that somebody is left to clear away its temporary files. Returns its
-    exit code."""
+    """A rank other than the first. Returns its exit code, as a shell would."""
+    code = _run_rank(config, arguments)
+    return code if code >= 0 else 128 - code
+
+
+def _run_rank(config: RunConfig, arguments: List[str], preempt: Optional[Path] = None) -> int:
+    """Run a rank as a child of this process, so that somebody is left to clear away its temporary files.
+
+    torchrun sends the signals that it gets to this process and the child alike. SIGTERM is the child's. SIGINT touches
+    ``preempt``, and all ranks save and stop; a second one, or one after ``ftdist cancel``, ends the child at once.
+    """
+    child: Optional[subprocess.Popen[bytes]] = None
+
+    def interrupt(*_: Any) -> None:
+        if preempt is None:  # rank 0 sees to it
+            return
+        if preempt.exists() and child is not None:
+            child.kill()
+        else:
+            preempt.touch()
+            print(f"\nstopping: {signals.SAVES}", file=sys.stderr, flush=True)
+
     local.die_with_parent()
     sys.stdout.flush()
-    child: Optional[subprocess.Popen[bytes]] = None
-    # torchrun's SIGTERM goes to this process and the child alike; SIGINT is `ftdist cancel --now`.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: child.kill() if child else None)
+    signal.signal(signal.SIGINT, interrupt)
     with local.scratch_folder() as temporary:
         environment = {**os.environ, **ranks_env(config), "TMPDIR": temporary}
-        child = subprocess.Popen([sys.executable, "-m", "ftdist.train.main", *arguments], env=environment)
+        child = subprocess.Popen([sys.executable, "-m", "ftdist.train.main", *arguments], env=environment,
+                                 preexec_fn=_ignore_interrupts)  # fmt: skip
         code = child.wait()
     if code == 0:
         _clear_torchruns_folder()
     return code
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _clear_torchruns_folder() -> None:

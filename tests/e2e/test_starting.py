@@ -13,6 +13,7 @@ from tests.e2e.cli import (
     environment,
     finished_run,
     ftdist,
+    interrupt,
     kill_tree,
     newest_step,
     start,
@@ -79,6 +80,17 @@ def test_torchrun_started_by_the_user(tmp_path: Path) -> None:
     assert not list(temporary.rglob("*"))
     assert run.read_status()["state"] == "done"
     assert_same(run, finished_run(*SMOKE))
+
+
+def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
+    """torchrun passes it on to its ranks, and itself ends with a stack trace."""
+    run = RunDir(tmp_path / "run")
+    long = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "track=disabled")
+    process = start("train", *SMOKE, *long, f"run_dir={run.path}", command=TORCHRUN)
+    wait_until(process, lambda: newest_step(run) >= 2)
+    done = interrupt(process)
+    assert f"go on with: ftdist resume {run.path}" in done.out and "error: " not in done.out
+    assert run.read_status()["state"] == "preempted" and run.find_checkpoint("last")
 
 
 def test_the_config_is_shown_once_under_torchrun(tmp_path: Path) -> None:
