@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ftdist.config import RunConfig
 from ftdist.errors import ConfigError
+from ftdist.nearest import near_paths
 
 WEIGHTS = ("*.safetensors", "*.bin")
 ADAPTER = "adapter_config.json"
@@ -67,7 +68,10 @@ def check_model_folder(config: RunConfig) -> None:
     expected = "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json) or a .gguf file"
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
-        raise ConfigError(f"model.path={path} {found}", expected, "model.path=FOLDER, or model.hub=ORG/NAME")
+        near = [f"model.path={place}" for place in near_paths(config.model.path)]
+        raise ConfigError(
+            f"model.path={path} {found}", expected, " or ".join(near) or "model.path=FOLDER, or model.hub=ORG/NAME"
+        )
     inside = sorted(entry.name for entry in path.iterdir())
     held = f"it holds {', '.join(inside[:8])}{', …' if len(inside) > 8 else ''}" if inside else "it is empty"
     if not (path / "config.json").is_file():
@@ -100,5 +104,8 @@ def _gguf_digest(path: str) -> str:
     try:
         stat = Path(path).stat()
     except OSError as error:
-        raise ConfigError(f"model.path={path}: {error.strerror}", "a .gguf file", "model.path=FILE.gguf") from error
+        near = " or ".join(f"model.path={place}" for place in near_paths(path))
+        raise ConfigError(
+            f"model.path={path}: {error.strerror}", "a .gguf file", near or "model.path=FILE.gguf"
+        ) from error
     return hashlib.sha256(f"{Path(path).name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.errors import CheckpointError, ConfigError
+from ftdist.nearest import near_paths
 from ftdist.rests import beside
 
 CHECKPOINT_PREFIX = "step-"
 MANIFEST = "manifest.json"
+STOPPED = "stopped"
+"""The exit reason of a run whose state is preempted because its user asked for it."""
 NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
     "state": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
@@ -49,7 +52,9 @@ class RunDir:
         run = cls(path)
         if not run.config.is_file():
             found = "does not exist" if not run.path.exists() else "holds no run.yaml"
-            raise ConfigError(f"{path} {found}", "a run directory", "ftdist status lists the runs in ./runs")
+            near = [place for place in near_paths(str(path)) if cls(place).config.is_file()]
+            fix = " or ".join(near) or "ftdist status lists the runs in ./runs"
+            raise ConfigError(f"{path} {found}", "a run directory", fix)
         return run
 
     def error_file(self, rank: int, attempt: int) -> Path:

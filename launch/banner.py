@@ -14,8 +14,9 @@ from ftdist.data.cache import is_ready, read_meta
 from ftdist.data.sample import describe_data, print_sample
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.model.facts import describe_model, longer_than_known, read_facts
-from ftdist.rundir import RunDir
+from ftdist.rundir import RunDir, checkpoint_step
 from ftdist.tables import plain_table, show_table
+from ftdist.track.progress import format_seconds
 
 from .check import precision_table
 from .machine import machine_summary
@@ -65,15 +66,31 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
 
 
-def show_next(run: RunDir, code: int) -> None:
-    """Last: what to try next. What was gained, and where it lies, rank 0 has said."""
+def show_resume(run: RunDir) -> None:
+    """At once, since libraries take seconds to load: what is about to be done."""
+    published = run.published_checkpoints()
+    place, of = shown(run.path), run.read_status().get("max_steps")
+    if published:
+        step = f"step {checkpoint_step(published[-1])}" + (f" of {of}" if of else "")
+        print(f"going on with {place} after {step}", flush=True)
+    else:
+        print(f"starting {place} from its beginning: it has no checkpoint", flush=True)
+
+
+def show_next(run: RunDir, code: int, seconds: float) -> None:
+    """Last: how long it took, what to try next. What was gained, and where it lies, rank 0 has said.
+
+    Args:
+        seconds: from the command to here.
+    """
     console = _console()
-    place = shown(run.path)
+    place, took = shown(run.path), format_seconds(seconds)
     if code == EXIT_PREEMPTED:
-        console.print(f"stopped; go on with: [bold]ftdist resume {place}[/bold]")
-    if code != EXIT_DONE:
+        console.print(f"stopped after {took}; go on with: [bold]ftdist resume {place}[/bold]")
+    if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that was only submitted
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
     here = [] if shutil.which("ftdist") else [f"source {shown(sys.prefix)}/bin/activate"]
     commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", "ftdist status"]
+    console.print(f"[bold]{'time':11}[/bold] {took}")
     console.print(f"[bold]{'next':11}[/bold] " + f"\n{'':11} ".join(commands))

@@ -1,5 +1,6 @@
 """Fit a config to this machine: every default made explicit, and what cannot work refused before anything starts."""
 
+import glob
 import json
 import math
 import os
@@ -12,8 +13,9 @@ from typing import Dict, List, Optional, Tuple
 
 from ftdist.batching import BatchPlan, plan_batch
 from ftdist.config import Attention, Device, LaunchKind, Offload, Precision, RunConfig
-from ftdist.errors import ConfigError
+from ftdist.errors import ConfigError, DataError
 from ftdist.locations import cache_root, check_model_folder, model_location
+from ftdist.nearest import near_paths
 from ftdist.track.login import resolve_mode
 
 from . import slurm
@@ -57,11 +59,21 @@ def _absolute(path: str) -> str:
 
 
 def resolve_paths(config: RunConfig) -> None:
-    """Make every path absolute, so that a resume from another folder finds the same files."""
+    """Make every path absolute, so that a resume from another folder finds the same files.
+
+    Raises:
+        DataError: a source does not exist, but something of a name like it does.
+    """
+    for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
+        for name, source in sources.items():
+            _check_spelling(f"data.{kind}.{name}.path", source.path)
     config.runs_dir = _absolute(config.runs_dir)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     config.run_dir = _absolute(config.run_dir or f"{config.runs_dir}/{stamp}-{config.name.replace('/', '-')}")
     config.cache_dir = _absolute(str(cache_root(config)))
+    cache = Path(config.cache_dir)
+    if not (cache if cache.exists() else _existing_parent(cache)).is_dir():
+        raise ConfigError(f"cache_dir={cache} is not a folder", "a folder, or one that can be made", "cache_dir=FOLDER")
     if config.model.path is not None:
         config.model.path = _absolute(config.model.path)
     for source in (*config.data.sources.values(), *config.data.heldout.values()):
@@ -71,6 +83,15 @@ def resolve_paths(config: RunConfig) -> None:
         value = getattr(owner, name)
         if value is not None and Path(value).expanduser().exists():
             setattr(owner, name, _absolute(value))
+
+
+def _check_spelling(key: str, path: Optional[str]) -> None:
+    """What no other name would mend is said where the files are read."""
+    if path is None or glob.has_magic(path) or Path(path).expanduser().exists():
+        return
+    if near := near_paths(path):
+        raise DataError(f"{key}={path} does not exist", "the path of a file that does, or a glob",
+                        " or ".join(f"{key}={place}" for place in near))  # fmt: skip
 
 
 def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:

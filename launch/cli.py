@@ -2,12 +2,16 @@
 
 import argparse
 import importlib
+import re
 import sys
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Dict, List, NoReturn, Optional
 
 from ftdist import __version__
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
+from ftdist.nearest import nearest
+from ftdist.output import Output
 
 EXAMPLES = """\
 examples:
@@ -53,7 +57,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ftdist's."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}", self.usage or "", f"{self.prog} --help")
+        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
+        near = nearest(unknown.group(1), self._option_string_actions) if unknown else []
+        raise ConfigError(f"{self.prog}: {message}", self.usage or "", " or ".join(near) or f"{self.prog} --help")
 
 
 def usage() -> str:
@@ -88,25 +94,32 @@ def dispatch(argv: List[str]) -> int:
         return complete(rest)
     verbs = VERBS | INTERNAL
     if name not in verbs:
-        from .explain import nearest
-
         near = nearest(name, list(VERBS))
         raise ConfigError(
             f"there is no verb '{name}'",
             "one of: " + ", ".join(VERBS),
             f"ftdist {near[0]}" if near else "ftdist --help",
         )
-    verb = verbs[name]
+    args = parser_of(name).parse_intermixed_args(rest)
+    return int(getattr(_module(verbs[name]), name.lstrip("_"))(args))
+
+
+def _module(verb: Verb) -> ModuleType:
+    return importlib.import_module(f".{verb.module}", __package__)
+
+
+def parser_of(name: str) -> Parser:
+    """What a verb takes."""
+    verb = (VERBS | INTERNAL)[name]
     name = name.lstrip("_")
     parser = Parser(prog=f"ftdist {name}", usage=f"ftdist {name} [FLAG…] {verb.arguments}", description=verb.summary)
-    module = importlib.import_module(f".{verb.module}", __package__)
-    getattr(module, f"add_{name}_arguments")(parser)
-    args = parser.parse_intermixed_args(rest)
-    return int(getattr(module, name)(args))
+    getattr(_module(verb), f"add_{name}_arguments")(parser)
+    return parser
 
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """The console script."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # type: ignore[assignment]
     try:
         sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
     except FtdistError as error:

@@ -32,7 +32,9 @@ def logs(args: argparse.Namespace) -> int:
     path = newest_log(run, args.rank)
     if path is None and not args.follow:
         what = "log" if args.rank is None else f"log of rank {args.rank}"
-        raise ConfigError(f"{args.run_dir} has no {what}", "a run that has started", f"ftdist status {args.run_dir}")
+        ranks = sorted({int(log.name[5:10]) for log in run.logs.glob("rank-*.log")})
+        expected = f"--rank with one of {', '.join(map(str, ranks))}" if ranks else "a run that has started"
+        raise ConfigError(f"{args.run_dir} has no {what}", expected, f"ftdist status {args.run_dir}")
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         _print(run, args.rank, args.follow)
     return EXIT_DONE

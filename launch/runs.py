@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.errors import EXIT_DONE, ConfigError
-from ftdist.rundir import RunDir
+from ftdist.nearest import near_paths
+from ftdist.rundir import STOPPED, RunDir, checkpoint_step
 
 from . import banner, check, compose, local, ready, slurm, start, torchrun
 from .alive import ALIVE, jobs_of, liveness
@@ -25,6 +26,7 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 def resume(args: argparse.Namespace) -> int:
     """Go on with a run as it was frozen: nothing is composed again."""
+    started = time.monotonic()
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
@@ -36,14 +38,14 @@ def resume(args: argparse.Namespace) -> int:
     if state in ALIVE and not torchrun.is_parent():
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     if torchrun.is_parent():
-        run.preempt.unlink(missing_ok=True)
-        torchrun.become_rank(config, [str(run.path), "--attempt", str(local.next_attempt(run))])
+        return torchrun.resume(config, run)
+    banner.show_resume(run)
     if config.launch.kind is not LaunchKind.slurm:
         check.resolve_ranks(config)
         ready.make_model_ready(config)
         ready.make_data_ready(config)
     code = start.start_run(config, run)
-    banner.show_next(run, code)
+    banner.show_next(run, code, time.monotonic() - started)
     return code
 
 
@@ -56,9 +58,9 @@ def status(args: argparse.Namespace) -> int:
     places = [Path(place) for place in args.run_dirs] or [Path("runs")]
     runs = [run for place in places for run in find_runs(place)]
     if not runs:
-        raise ConfigError(
-            f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them", "ftdist demo"
-        )
+        near = [f"ftdist status {other}" for place in places for other in near_paths(str(place)) if not place.exists()]
+        raise ConfigError(f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them",
+                          " or ".join(near) or "ftdist demo makes a first one")  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "state", "step", "loss", "tokens/s", "checkpoint"):
         table.add_column(column, justify="left" if column in ("run", "state") else "right")
@@ -83,6 +85,8 @@ def status_row(run: RunDir, jobs: Optional[Mapping[str, slurm.Job]] = None) -> L
     loss, speed = found.get("loss"), found.get("tokens_per_s")
     state = liveness(found, jobs)
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
+    if state == "preempted" and reason == STOPPED:
+        state, reason = STOPPED, None
     if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
         reason = job.describe()
     return [
@@ -105,7 +109,7 @@ def _span(seconds: float) -> str:
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step (default last)")
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
 
 
 def eval(args: argparse.Namespace) -> int:
@@ -142,7 +146,7 @@ def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step (default last)")
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
     parser.add_argument("--out", metavar="DIR", help="default RUN_DIR/export")
 
 
@@ -162,11 +166,29 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 def chat(args: argparse.Namespace) -> int:
     """Talk to an exported model."""
     run = RunDir(args.path)
-    if run.config.is_file() and not run.export.is_dir():
-        raise ConfigError(f"{args.path} has no export", "an exported model", f"ftdist export {args.path}")
-    if run.config.is_file():
-        trust = ["--trust-remote-code"] if load_config(run.config).model.trust_remote_code else []
-        ready.run_step(["ftdist.train.chat", str(run.export), *trust])
-    else:
-        ready.run_step(["ftdist.train.chat", args.path])
+    trust = run.config.is_file() and load_config(run.config).model.trust_remote_code
+    ready.run_step(["ftdist.train.chat", str(_model_folder(args.path)), *["--trust-remote-code"] * trust])
     return EXIT_DONE
+
+
+def _model_folder(given: str) -> Path:
+    """The export of a run, or a folder that is a model.
+
+    Raises:
+        ConfigError: there is none; says what there is instead.
+    """
+    path, expected = Path(given), "a run directory with an export, or a Hugging Face model folder"
+    run = next((RunDir(place) for place in (path, *path.parents) if (place / "run.yaml").is_file()), None)
+    model = run.export if run and run.path == path else path
+    if (model / "config.json").is_file():
+        return model
+    if run is None:
+        near = " or ".join(f"ftdist chat {place}" for place in near_paths(given))
+        found = "holds no config.json" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{given} {found}", expected, near or "ftdist status lists the runs in ./runs")
+    steps = [str(checkpoint_step(checkpoint)) for checkpoint in run.published_checkpoints()]
+    holds = [*["an export"] * run.export.is_dir(), *[f"checkpoints of step {', '.join(steps)}"] * bool(steps)]
+    found = "has no export" if path == run.path else "is not a model" if path.exists() else "does not exist"
+    fix = "chat" if run.export.is_dir() else "export" if steps else "resume"
+    raise ConfigError(f"{given} {found}; the run holds {' and '.join(holds) or 'no checkpoint yet'}", expected,
+                      f"ftdist {fix} {run.path}")  # fmt: skip

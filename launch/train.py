@@ -43,7 +43,11 @@ def _demo_on_gpus(gpus: int) -> List[str]:
 def train(args: argparse.Namespace) -> int:
     """Run from a config. Returns the exit code."""
     if args.cfg or args.info:
-        compose.show(args)
+        if args.multirun:
+            raise ConfigError("--multirun with --cfg or --info", "the config of one run",
+                              "leave out -m, and give each key one value")  # fmt: skip
+        if torchrun.is_first():
+            compose.show(args)
         return EXIT_DONE
     if torchrun.is_parent():
         if args.dry_run or args.multirun:
@@ -80,12 +84,13 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Ru
 
 def run_one(config: RunConfig, dry_run: bool = False) -> int:
     """One run, from its config to its end."""
+    started = time.monotonic()
     run = make_ready(config)
     if dry_run:
         print(start.dry_run(config, run))
         return EXIT_DONE
     code = start.start_run(config, run)
-    banner.show_next(run, code)
+    banner.show_next(run, code, time.monotonic() - started)
     return code
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -35,7 +35,8 @@ class ModelFacts:
 
 def read_facts(config: RunConfig) -> Optional[ModelFacts]:
     """The facts, where this model was checked before."""
-    with suppress(OSError, ValueError, TypeError):  # not there, or written by another version
+    # Not there, or written by another version, or this machine only submits and has no transformers.
+    with suppress(OSError, ValueError, TypeError, PackageNotFoundError):
         return ModelFacts(**read_json(_file(config)))
     return None
 

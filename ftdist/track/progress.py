@@ -1,6 +1,5 @@
 """What a user sees while a run is under way: a live line on a terminal, a few plain lines in a log file."""
 
-import os
 import statistics
 import sys
 import threading
@@ -14,6 +13,8 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+from ftdist.output import Output
 
 PLAIN_LINES = 50
 """About how many plain lines a run prints where the output is not a terminal."""
@@ -66,7 +67,7 @@ class Progress:
             print(
                 f"{count}  loss {loss:.4f}  {compact(tokens_per_s)} tok/s  {mem_gib:.1f} GiB  lr {lr:.1e}"
                 f"  norm {grad_norm:.2f}  {left} left",
-                file=_Stdout(),
+                file=_stdout(),
                 flush=True,
             )
 
@@ -83,7 +84,7 @@ class Progress:
         if self._live is not None:
             self._console.print(Text(text))
         else:
-            print(text, file=_Stdout(), flush=True)
+            print(text, file=_stdout(), flush=True)
 
     @contextmanager
     def during(self, label: str) -> Iterator[Say]:
@@ -129,14 +130,14 @@ def task(label: str, enabled: bool = True) -> Iterator[Say]:
         with _said_if_long(label, enabled) as say:
             yield say
     if enabled:
-        print(f"{label}: {format_seconds(time.monotonic() - started)}", file=_Stdout(), flush=True)
+        print(f"{label}: {format_seconds(time.monotonic() - started)}", file=_stdout(), flush=True)
 
 
 @contextmanager
 def _said_if_long(label: str, enabled: bool) -> Iterator[Say]:
     """Off a terminal: print what is under way once, when it has taken LONG_S."""
     doing = _Doing(label)
-    timer = threading.Timer(LONG_S, lambda: print(f"{doing.label} …", file=_Stdout(), flush=True))
+    timer = threading.Timer(LONG_S, lambda: print(f"{doing.label} …", file=_stdout(), flush=True))
     timer.daemon = True
     if enabled:
         timer.start()
@@ -162,30 +163,9 @@ class _Doing:
         return f"{self.label}  {self.elapsed()}"
 
 
-class _Stdout:
-    """Standard output that may lose its reader (a closed pipe or terminal): a run goes on without it."""
-
-    def __init__(self) -> None:
-        self._file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # not a live display's own redirection
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._file.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._file.flush)
-
-    def _try(self, act: Callable[[], Any]) -> None:
-        try:
-            act()
-        except OSError:
-            # For the whole process: what is still buffered would fail again at every later print and at its end.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._file.fileno())
-            os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+def _stdout() -> TextIO:
+    """Standard output as it is now, and not a live display's own redirection of it."""
+    return cast(TextIO, Output(getattr(sys.stdout, "rich_proxied_file", sys.stdout)))
 
 
 class _Line:
@@ -227,7 +207,7 @@ def _start_live(renderable: Any, console: Console, transient: bool = False) -> L
 
 
 def _console() -> Console:
-    return Console(file=cast(TextIO, _Stdout()), highlight=False, soft_wrap=False)
+    return Console(file=_stdout(), highlight=False, soft_wrap=False)
 
 
 def compact(number: float) -> str:

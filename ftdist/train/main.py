@@ -22,7 +22,7 @@ from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.rundir import RunDir
+from ftdist.rundir import STOPPED, RunDir
 from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, rewind
@@ -73,7 +73,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     rank_setup.quiet_libraries()
     preemption = Preemption(run, ranks.rank, attempt)
     rank_setup.start_process_group(config, ranks)
-    if ranks.first:  # the parent is torchrun, which the user may have started
+    if ranks.first:  # the parent is torchrun, or what the user's own torchrun has started
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
     training = assemble(config, run, ranks, preemption)
     try:
@@ -90,7 +90,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     # A run that stops for preemption ends well: torchrun would take any other code for a crash.
     training.tracker.finish(EXIT_DONE if finished else EXIT_PREEMPTED)
     if ranks.first:
-        run.write_status(state="done" if finished else "preempted", exit_reason="" if finished else "asked to stop")
+        run.write_status(state="done" if finished else "preempted", exit_reason="" if finished else STOPPED)
         if finished:
             final_report(run, Console(highlight=False))
     return EXIT_DONE

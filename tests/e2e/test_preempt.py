@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and a damaged checkpoint: a run that was stopped goes on as if it had not been."""
 
 import random
+import re
 import signal
 from pathlib import Path
 from typing import Iterator
@@ -38,7 +39,8 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
     wait_until(process, lambda: newest_step(run) >= 4)
     done = interrupt(process)
     assert done.code == EXIT_PREEMPTED, done.out
-    assert f"ftdist resume {run.path}" in done.out and "saving a checkpoint" in done.out
+    assert re.search(rf"stopped after \S+.*; go on with: ftdist resume {run.path}", done.out)
+    assert "saving a checkpoint" in done.out
     assert done.out.count("error:") == 0
     yield run
 
@@ -49,12 +51,14 @@ def test_ctrl_c_saves_and_says_so(stopped: RunDir) -> None:
     assert stopped.find_checkpoint("last") == stopped.checkpoint(status["last_checkpoint_step"])
     assert status["last_checkpoint_step"] == newest_step(stopped) < 8
     assert not stopped.export.exists()
-    assert "preempted" in succeed("status", stopped.path).out
+    assert " stopped " in succeed("status", stopped.path).out
 
 
 def test_resumed_it_is_as_if_it_had_not_stopped(stopped: RunDir, tmp_path: Path) -> None:
     run = copy_of(stopped, tmp_path / "run")
-    succeed("resume", run.path)
+    step = run.read_status()["last_checkpoint_step"]
+    done = succeed("resume", run.path)
+    assert done.out.splitlines()[0] == f"going on with {run.path} after step {step} of 8"
     assert run.read_status()["state"] == "done"
     assert_same(run, finished_run(*SETTINGS))
 

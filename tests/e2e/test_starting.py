@@ -16,6 +16,7 @@ from tests.e2e.cli import (
     environment,
     finished_run,
     ftdist,
+    interrupt,
     kill_tree,
     newest_step,
     start,
@@ -56,6 +57,7 @@ LINES = [
     r" {12}[a-z ]+[?.…]*",  # the rest of a text
     r"model +\S+/export",
     r"W&B +offline; upload it with: wandb sync \S+/offline-run-\*",
+    r"time +([\d.]+ s|\d+:\d\d)",
     r"next +source \S+/bin/activate",  # where the environment is not active
     r"(next)? +ftdist chat \S+",
     r" +ftdist eval \S+ --checkpoint best",
@@ -83,11 +85,30 @@ def test_a_run_that_goes_well_leaves_nothing_in_its_logs(overrides: tuple[str, .
 
 
 def test_torchrun_started_by_the_user(tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
-    done = succeed("train", *SMOKE, f"run_dir={run.path}", command=TORCHRUN)
+    run, temporary = RunDir(tmp_path / "run"), tmp_path / "temporary"
+    temporary.mkdir()
+    done = succeed("train", *SMOKE, f"run_dir={run.path}", command=TORCHRUN, TMPDIR=str(temporary))
     assert done.out.count("tokens a step") == 1, "only rank 0 prints"
+    assert re.search(r"^time +\S+.*\n *next .*ftdist status$", done.out.rstrip(), re.MULTILINE | re.DOTALL)
+    assert not list(temporary.rglob("*"))
     assert run.read_status()["state"] == "done"
     assert_same(run, finished_run(*SMOKE))
+
+
+def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
+    """torchrun passes it on to its ranks, and itself ends with a stack trace."""
+    run = RunDir(tmp_path / "run")
+    long = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "track=disabled")
+    process = start("train", *SMOKE, *long, f"run_dir={run.path}", command=TORCHRUN)
+    wait_until(process, lambda: newest_step(run) >= 2)
+    done = interrupt(process)
+    assert f"go on with: ftdist resume {run.path}" in done.out and "error: " not in done.out
+    assert run.read_status()["state"] == "preempted" and run.find_checkpoint("last")
+
+
+def test_the_config_is_shown_once_under_torchrun(tmp_path: Path) -> None:
+    done = succeed("train", *SMOKE, "--cfg", "job", "-p", "optim.lr", command=TORCHRUN, cwd=tmp_path)
+    assert done.out == "0.001\n"
 
 
 def test_killed_under_torchrun_and_resumed_without(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, List, NamedTuple
 import pytest
 
 from ftdist.config import Device, Precision, RunConfig, SourceConfig, Wandb, dump_config
-from ftdist.errors import ConfigError
+from ftdist.errors import ConfigError, FtdistError
 from ftdist.launch import check, machine
 
 
@@ -32,7 +32,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def refused(config: RunConfig) -> str:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(FtdistError) as error:
         check.resolve(config)
     return str(error.value)
 
@@ -97,6 +97,38 @@ def test_a_model_folder_that_is_not_one(content: Any, config: RunConfig, tmp_pat
         for name in content:
             (tmp_path / "m" / name).write_text('{"model_type": "llama"}')
     assert "model.path=" in refused(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "near"),
+    [
+        ("data.sources.mine.path", "chts.jsonl", "chats.jsonl"),
+        ("data.heldout.mine.path", "dta/chats.jsonl", "data/chats.jsonl"),
+        ("model.path", "modle", "model"),
+        ("model.path", "elsewhere/smol.guf", ""),
+        ("model.path", "model/smoll.gguf", "model/smol.gguf"),
+    ],
+)
+def test_a_path_that_does_not_exist_names_those_near(key: str, given: str, near: str, config: RunConfig, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("chats.jsonl", "data/chats.jsonl", "model/smol.gguf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    if key == "model.path":
+        config.model.config, config.model.path = {}, given
+    else:
+        getattr(config.data, key.split(".")[1])["mine"] = SourceConfig(path=given)
+    text = refused(config)
+    assert given in text and "to mend: " in text
+    place = str(tmp_path / near) if key == "model.path" else near
+    assert (f"to mend:  {key}={place}" if near else "to mend:  model.path=FOLDER") in text
+
+
+def test_a_cache_that_is_a_file(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    config.cache_dir = str(tmp_path / "cache")
+    assert "is not a folder" in (text := refused(config)) and "cache_dir=FOLDER" in text
 
 
 def test_a_run_directory_that_holds_a_run(config: RunConfig, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ftdist.config import RunConfig, SourceConfig, dump_config
-from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
 from ftdist.launch import banner, check, cli, compose, ready, runs, torchrun, train
 from ftdist.model.facts import ModelFacts, write_facts
 from ftdist.rundir import RunDir
@@ -59,11 +59,14 @@ def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(here / "runs" / "a", state="done", step=6, max_steps=6, loss=1.23456, tokens_per_s=98765.4,
              last_checkpoint_step=6, last_checkpoint_time=time.time() - 7200)  # fmt: skip
     make_run(here / "runs" / "x-sweep" / "000", state="failed", exit_reason="rank 1: out of memory")
+    make_run(here / "runs" / "x-sweep" / "001", state="preempted", exit_reason="stopped")
+    make_run(here / "runs" / "x-sweep" / "002", state="preempted", exit_reason="near the time limit")
     assert cli.dispatch(["status"]) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert lines[1].split() == ["runs/a", "done", "6/6", "1.2346", "98,765", "step", "6,", "2", "h", "ago"]
     assert "runs/x-sweep/000" in lines[2] and "failed: rank 1: out of memory" in lines[2]
+    assert lines[3].split()[1:3] == ["stopped", "0/?"] and "preempted: near the time limit" in lines[4]
 
 
 def test_resume_refuses_what_cannot_go_on(here: Path) -> None:
@@ -72,6 +75,18 @@ def test_resume_refuses_what_cannot_go_on(here: Path) -> None:
     for path, says in (("done", "done is done"), ("busy", "busy is running"), ("none", "none does not exist")):
         with pytest.raises(ConfigError, match=says):
             cli.dispatch(["resume", path])
+
+
+def test_what_is_not_there_names_what_is(here: Path) -> None:
+    make_run(here / "mine", state="done").log_file(1, 0).touch()
+    for words, expected, fix in (
+        (["resume", "mime"], "a run directory", "mine"),
+        (["status", "mime"], "a run directory, or a folder of them", "ftdist status mine"),
+        (["logs", "mine", "--rank", "5"], "--rank with one of 1", "ftdist status mine"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            cli.dispatch(words)
+        assert (error.value.expected, error.value.fix) == (expected, fix)
 
 
 def test_eval_names_the_checkpoints_there_are(here: Path) -> None:
@@ -83,46 +98,34 @@ def test_eval_names_the_checkpoints_there_are(here: Path) -> None:
     assert "last, best or a step of: 5" in error.value.expected
 
 
-def test_chat_without_an_export(here: Path) -> None:
-    make_run(here / "a", state="preempted")
-    with pytest.raises(ConfigError, match="a has no export"):
-        cli.dispatch(["chat", "a"])
+@pytest.mark.parametrize(
+    ("given", "holds", "says", "fix"),
+    [
+        ("a", [], "a has no export; the run holds no checkpoint yet", "ftdist resume a"),
+        ("a", ["checkpoints"], "a has no export; the run holds checkpoints of step 5, 10", "ftdist export a"),
+        ("a/nothere", ["export", "checkpoints"],
+         "a/nothere does not exist; the run holds an export and checkpoints of step 5, 10", "ftdist chat a"),
+        ("a/checkpoints", ["checkpoints"], "a/checkpoints is not a model", "ftdist export a"),
+        ("b", ["export"], "b does not exist", "ftdist status"),
+        ("ab", ["export"], "ab does not exist", "ftdist chat a"),
+    ],
+)  # fmt: skip
+def test_chat_with_what_is_no_model(given: str, holds: List[str], says: str, fix: str, here: Path) -> None:
+    run = make_run(here / "a", state="preempted")
+    if "export" in holds:
+        run.export.mkdir()
+    for step in (5, 10) if "checkpoints" in holds else ():
+        run.checkpoint(step).mkdir(parents=True)
+        (run.checkpoint(step) / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        cli.dispatch(["chat", given])
+    assert error.value.found.startswith(says) and error.value.fix.startswith(fix)
 
 
 def sweep_args(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     train.add_train_arguments(parser)
     return parser.parse_intermixed_args(["experiment=smoke", "-m", *words])
-
-
-def swept(monkeypatch: pytest.MonkeyPatch, codes: List[Any], *words: str) -> "tuple[int, List[Dict[str, Any]], Path]":
-    seen: List[RunConfig] = []
-
-    def run_one(config: RunConfig, dry_run: bool) -> int:
-        seen.append(config)
-        code = codes[len(seen) - 1]
-        if isinstance(code, Exception):
-            raise code
-        return int(code)
-
-    monkeypatch.setattr(train, "run_one", run_one)
-    code = train.sweep(sweep_args(*words))
-    index = next(Path("runs").glob("*-sweep/index.jsonl"))
-    assert all(config.track.group == index.parent.name for config in seen)
-    return code, [json.loads(line) for line in index.read_text().splitlines()], index.parent.resolve()
-
-
-def test_a_sweep_is_runs_and_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, lines, folder = swept(monkeypatch, [0, LaunchError("boom"), 0], "seed=1,2,3")
-    assert code == 1
-    assert [line["run_dir"] for line in lines] == [str(folder / name) for name in ("000", "001", "002")]
-    assert [line["exit_code"] for line in lines] == [0, 1, 0]
-    assert lines[1]["overrides"] == ["experiment=smoke", "seed=2"]
-
-
-def test_a_preempted_sweep_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, lines, _ = swept(monkeypatch, [0, EXIT_PREEMPTED, 0], "seed=1,2,3")
-    assert code == EXIT_PREEMPTED and len(lines) == 2
 
 
 def test_a_sweep_over_one_directory_is_refused() -> None:
@@ -207,7 +210,7 @@ def test_threads_of_a_step_do_not_spin_while_they_wait(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (here / "shows.py").write_text("import os; print(os.environ['OMP_WAIT_POLICY'])")
-    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(here))
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     ready.run_step(["shows"])
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
