@@ -11,6 +11,7 @@ import torch
 
 from ftdist.data.loader import micro_batch, row_ids, train_rows
 from ftdist.model.loss import token_loss
+from ftdist.train.bad_steps import bad_record, note_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate
 from ftdist.train.ranks import reduce_sum
 from ftdist.train.schedule import learning_rate
@@ -32,15 +33,18 @@ class StepResult:
     trained_tokens: int
     stop: bool
     """Some rank was asked to stop."""
+    bad: Optional[str]
+    """Why the update was left out; None where it was not."""
 
 
 def train(training: Training) -> bool:
     """Run from training.done to the end. Returns False if it stopped early for preemption (a checkpoint is there)."""
-    done, last = training.done, training.max_steps
+    last, rolled_back = training.max_steps, False
     while True:
+        done = training.done
         if _evaluation_due(training) and not _evaluate_all(training):
             return _stop_early(training)
-        if done.step == last or (done.step and _due(done.step, training.config.train.checkpoint_every)):
+        if _saving_due(training) and not rolled_back:
             _save(training)
         if done.step == last:
             return True
@@ -49,10 +53,14 @@ def train(training: Training) -> bool:
         done.step += 1
         done.tokens_seen += result.tokens
         done.trained_tokens += result.trained_tokens
-        if done.step % training.config.train.log_every == 0 or done.step == last:
+        note_step(done, training.config.train, result.bad, result.grad_norm)
+        if result.bad or done.step % training.config.train.log_every == 0 or done.step == last:
             _log_step(training, result, time.perf_counter() - started)
-        if result.stop:
-            return _stop_early(training)
+        rolled_back = done.bad_in_a_row >= training.config.train.max_bad_steps
+        if rolled_back:
+            roll_back(training, str(result.bad))
+        if result.stop:  # a run that has just gone back stands at a checkpoint
+            return False if rolled_back else _stop_early(training)
 
 
 def _evaluation_due(training: Training) -> bool:
@@ -60,6 +68,13 @@ def _evaluation_due(training: Training) -> bool:
     done = training.done
     due = done.step in (0, training.max_steps) or _due(done.step, training.config.train.eval_every)
     return due and done.evaluated_step != done.step
+
+
+def _saving_due(training: Training) -> bool:
+    """Not among bad steps, which may come from weights that have gone bad: the checkpoint to go back to is an older one."""
+    done = training.done
+    due = bool(done.step) and _due(done.step, training.config.train.checkpoint_every) and not done.bad_in_a_row
+    return due or done.step == training.max_steps
 
 
 def train_step(training: Training, index: int) -> StepResult:
@@ -74,18 +89,23 @@ def train_step(training: Training, index: int) -> StepResult:
     lr = learning_rate(config.optim, index, training.max_steps)
     set_lr(engine, lr)
     loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         loss = token_loss(engine, batch, training.vocab_size)
         backward(engine, loss / trained_tokens, ranks.world_size)
-        grad_norm = step(engine)
         loss_sum += loss.detach().double()
+        if number < len(batches):
+            step(engine)
+    # Summed before the update: a loss that is not finite on one rank keeps all of them from updating.
     total, stop = reduce_sum([float(loss_sum), float(training.preemption.asked())], ranks.device)
-    return StepResult(total / trained_tokens, grad_norm, lr, int(tokens), int(trained_tokens), stop > 0)
+    mean, norms = total / trained_tokens, training.done.grad_norms
+    grad_norm, _ = step(engine, lambda norm: why_bad(config.train, norms, mean, norm) is None)
+    bad = why_bad(config.train, norms, mean, grad_norm)
+    return StepResult(mean, grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad)
 
 
 def _train_batch(training: Training, index: int, micro_step: int) -> Any:
     """This rank's rows of a micro-step: a slice of the run's one global order, whatever the number of ranks."""
-    start, count = train_rows(index, micro_step, training.ranks.rank, training.plan)
+    start, count = train_rows(training.done.batch_index(index), micro_step, training.ranks.rank, training.plan)
     rows = row_ids(training.config.seed, training.train_set.num_rows, start, count)
     return micro_batch(training.train_set, rows.tolist(), training.config.data.packing, training.tokenizer.pad_token_id)
 
@@ -116,6 +136,7 @@ def _log_step(training: Training, result: StepResult, step_s: float) -> None:
         "perf/step_s": step_s,
         "perf/tokens_per_s_per_gpu": tokens_per_s / ranks.world_size,
         "mem/peak_gib": memory,
+        **(bad_record(training, done.step - 1, result.bad) if result.bad else {}),
     })  # fmt: skip
     training.progress.update(done.step, loss=result.loss, tokens_per_s=tokens_per_s, mem_gib=memory, lr=result.lr,
                              grad_norm=result.grad_norm)  # fmt: skip

@@ -27,6 +27,7 @@ from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, rewind
 from ftdist.train import ranks as rank_setup
+from ftdist.train.bad_steps import restored
 from ftdist.train.evaluate import set_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.preempt import Preemption
@@ -158,7 +159,7 @@ def _resume(engine: Any, run: RunDir, ranks: Ranks) -> Optional[Done]:
     state = load_newest(engine, run, lambda text: _say(ranks, text))
     if state is None:
         return None
-    done = Done(**{name: state[name] for name in Done().as_dict()})
+    done = restored(state)
     if ranks.first:
         rewind(run, done.step, evaluated=done.evaluated_step == done.step)
     _say(ranks, f"resumed after step {done.step}")
