@@ -224,7 +224,10 @@ class TrainConfig:
     checkpoint_every: Optional[int] = None
     """Optimizer steps between checkpoints; default only after the last step."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; the best one by held-out loss is kept besides."""
+    """Newest checkpoints kept; the best one by held-out loss and pinned ones (``touch CHECKPOINT/pinned``) besides."""
+    async_checkpoint: bool = True
+    """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds) and write it while training goes
+    on; false waits until it is written."""
     num_samples: int = 2
     """Held-out prompts answered at every evaluation (greedy); 0 for none."""
     sample_tokens: int = 64
