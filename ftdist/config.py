@@ -224,7 +224,10 @@ class TrainConfig:
     checkpoint_every: Optional[int] = None
     """Optimizer steps between checkpoints; default only after the last step."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; the best one by held-out loss is kept besides."""
+    """Newest checkpoints kept; the best one by held-out loss and pinned ones (``touch CHECKPOINT/pinned``) besides."""
+    async_checkpoint: bool = True
+    """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds) and write it while training goes
+    on; false waits until it is written."""
     max_bad_steps: int = 5
     """Steps in a row whose loss or gradient norm is not finite, after which the run goes back to its last checkpoint
     and leaves out the data that it has had since. Each such step is itself left out: no weight or moment changes."""

@@ -12,7 +12,6 @@ from ftdist.config import TrainConfig
 from ftdist.data.loader import row_ids
 from ftdist.errors import TrainError
 from ftdist.train.state import Done, Training
-from ftdist.zero.checkpoint import load_newest
 
 MAD_TO_DEVIATION = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
@@ -77,7 +76,8 @@ def roll_back(training: Training, bad: str) -> None:
         times = f"after going back {done.rollbacks} times" if done.rollbacks else "with train.max_rollbacks=0"
         raise TrainError(f"{found}, {times}; training rows {_short(rows)}", "finite losses and gradient norms",
                          "lower optim.lr, and look at those rows; debug.detect_anomaly=true names the operation")  # fmt: skip
-    state = load_newest(training.engine, training.run, training.progress.note)
+    training.saver.join()
+    state = training.saver.load_newest()
     if state is None:
         raise TrainError(f"{found}, and no checkpoint to go back to; training rows {_short(rows)}",
                          "a checkpoint from before", "train.checkpoint_every=100, or a lower optim.lr")  # fmt: skip

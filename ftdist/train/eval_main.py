@@ -24,7 +24,7 @@ from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.model.attention import choose_backend
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.rundir import MANIFEST, RunDir, checkpoint_step, read_json
+from ftdist.rundir import RunDir, checkpoint_step, read_json, read_manifest
 from ftdist.train import ranks as rank_setup
 from ftdist.train.evaluate import evaluate
 from ftdist.train.main import open_heldout
@@ -105,7 +105,7 @@ def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
         table.add_row(name, f"{loss / tokens:.4f}", f"{math.exp(loss / tokens):.2f}", f"{tokens:,}")
     Console(file=sys.stdout).print(table)
     record = {
-        "step": read_json(checkpoint / MANIFEST)["step"],
+        "step": read_manifest(checkpoint)["step"],
         "time": time.time(),
         **{f"eval/{name}/loss": loss / tokens for name, (loss, tokens) in losses.items()},
     }

@@ -1,10 +1,10 @@
 """The training loop: a few short functions over one state object."""
 
+import contextlib
 import resource
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
@@ -16,7 +16,6 @@ from ftdist.train.evaluate import answer_prompts, evaluate
 from ftdist.train.ranks import reduce_sum
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
-from ftdist.zero.checkpoint import prune, save_checkpoint
 from ftdist.zero.engine import backward, set_lr, step
 
 SAVE_WORTH_SAYING_S = 1.0
@@ -47,6 +46,8 @@ def train(training: Training) -> bool:
         if _saving_due(training) and not rolled_back:
             _save(training)
         if done.step == last:
+            training.saver.finish()
+            write_status(training)
             return True
         started = time.perf_counter()
         result = train_step(training, done.step)
@@ -140,8 +141,17 @@ def _log_step(training: Training, result: StepResult, step_s: float) -> None:
     })  # fmt: skip
     training.progress.update(done.step, loss=result.loss, tokens_per_s=tokens_per_s, mem_gib=memory, lr=result.lr,
                              grad_norm=result.grad_norm)  # fmt: skip
-    training.run.write_status(state="running", step=done.step, max_steps=training.max_steps, loss=result.loss,
-                              tokens_per_s=tokens_per_s)  # fmt: skip
+    write_status(training, step=done.step, max_steps=training.max_steps, loss=result.loss, tokens_per_s=tokens_per_s)
+
+
+def write_status(training: Training, **changes: Any) -> None:
+    """What ``ftdist status`` shows. A full disk must not end a run."""
+    if training.saver.published is not None:
+        step, when = training.saver.published
+        changes |= {"last_checkpoint_step": step, "last_checkpoint_time": when}
+    if training.ranks.first:
+        with contextlib.suppress(OSError):
+            training.run.write_status(state="running", **changes)
 
 
 def _evaluate_all(training: Training) -> bool:
@@ -173,24 +183,18 @@ def _evaluate_all(training: Training) -> bool:
     return True
 
 
-def _save(training: Training) -> Path:
-    def save_hf(folder: Path) -> None:
-        training.engine.module.config.save_pretrained(folder)
-        training.engine.module.generation_config.save_pretrained(folder)
-        training.tokenizer.save_pretrained(folder)
-
-    state = {**training.done.as_dict(), "vocab_size": training.vocab_size}
+def _save(training: Training) -> None:
+    done = training.done
+    state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id}
     started = time.perf_counter()
-    path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
+    training.saver.save(state)
     took = time.perf_counter() - started
     if took > SAVE_WORTH_SAYING_S:
-        training.progress.note(f"step {training.done.step}: checkpoint saved in {took:.1f} s")
-    if training.ranks.first:
-        prune(training.run, training.config.train.keep_checkpoints)
-        training.run.write_status(last_checkpoint_step=training.done.step, last_checkpoint_time=time.time())
-    return path
+        training.progress.note(f"step {done.step}: training waited {took:.1f} s for the checkpoint")
 
 
 def _stop_early(training: Training) -> bool:
     _save(training)
+    training.saver.finish()
+    write_status(training)
     return False

@@ -10,6 +10,7 @@ from ftdist.track.progress import Progress
 from ftdist.track.tracker import Tracker
 from ftdist.train.preempt import Preemption
 from ftdist.train.ranks import Ranks
+from ftdist.zero.saver import Saver
 
 
 @dataclass
@@ -64,4 +65,5 @@ class Training:
     tracker: Tracker
     progress: Progress
     preemption: Preemption
+    saver: Saver
     done: Done = field(default_factory=Done)

@@ -17,7 +17,14 @@ from ftdist.config import RunConfig
 ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = {"ftdist/config.py": 450}  # the one typed tree and its checks; every other module:
 MOST_LINES_OTHERWISE = 350
-LIGHT = ["ftdist.data.cache", "ftdist.data.sample", "ftdist.locations", "ftdist.zero.settings"]
+LIGHT = [
+    "ftdist.data.cache",
+    "ftdist.data.sample",
+    "ftdist.locations",
+    "ftdist.resumable",
+    "ftdist.zero.settings",
+    "ftdist.zero.space",
+]
 HEAVY = ["torch", "deepspeed", "transformers", "datasets", "wandb"]
 MODULES = sorted(path for folder in ("ftdist", "launch") for path in (ROOT / folder).rglob("*.py"))
 
