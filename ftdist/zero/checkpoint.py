@@ -88,6 +88,21 @@ class Contents:
     """All of it but the files."""
 
 
+def save_checkpoint(run: RunDir, contents: Contents, together: Together, keep: int) -> Tuple[str, str]:
+    """``write_checkpoint``, and where it is published, and only then, ``prune``.
+
+    Returns:
+        What went wrong with the one and with the other; "" is nothing.
+    """
+    problem = write_checkpoint(run, contents, together)
+    if not problem and together.rank == 0:
+        try:
+            prune(run, keep)
+        except OSError as error:
+            return "", f"older checkpoints could not be deleted: {_described(error)}"
+    return problem, ""
+
+
 def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str:
     """Write and publish a checkpoint; every rank calls it.
 
