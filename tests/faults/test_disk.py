@@ -77,8 +77,8 @@ def test_errors_from_every_operation_on(run: RunDir, tmp_path: Path, monkeypatch
     assert contained(run)[0] == (5, 0) and contained(run)[-1] == (15, 0) and not rests(run)
 
 
-@fault("saving", "the folder of the checkpoints vanishes", "it is moved away before, and in the middle of a save",
-       "that save fails, the next one makes the folder again")  # fmt: skip
+@fault("saving", "the folder of the checkpoints vanishes, or the run directory", "in the middle of a save; before one",
+       "that save fails; the next one makes the folder again, but never the run directory")  # fmt: skip
 def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     disk = Disk(run.path, tmp_path / "scratch", stop_at=6, stop=lambda: run.checkpoints.rename(tmp_path / "away"))
@@ -189,6 +189,7 @@ def test_nothing_is_deleted_before_the_new_one_is_safe(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "scratch").mkdir()
+    write_checkpoint(run, contents(7), Alone())
     disk = Disk(run.path, tmp_path / "scratch")
     monkeypatch.setattr(durable, "os", disk)
     assert save_checkpoint(run, contents(10), Alone(), keep=1) == ("", "")
