@@ -250,7 +250,7 @@ def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) ->
 
 def _names(run: RunDir) -> List[str]:
     if run.checkpoints.is_dir():
-        with contextlib.suppress(PermissionError):  # a read-only run directory can still be evaluated
+        with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
             tidy(run)
     return [path.name for path in run.published_checkpoints()]
 
