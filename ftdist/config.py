@@ -226,7 +226,20 @@ class TrainConfig:
     checkpoint_every: Optional[int] = None
     """Optimizer steps between checkpoints; default only after the last step."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; the best one by held-out loss is kept besides."""
+    """Newest checkpoints kept; the best one by held-out loss and pinned ones (``touch CHECKPOINT/pinned``) besides."""
+    async_checkpoint: bool = True
+    """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds) and write it while training goes
+    on; false waits until it is written."""
+    max_bad_steps: int = 5
+    """Steps in a row whose loss or gradient norm is not finite, after which the run goes back to its last checkpoint
+    and leaves out the data that it has had since. Each such step is itself left out: no weight or moment changes."""
+    max_rollbacks: int = 2
+    """Times that a run may go back so; then it stops and says where."""
+    grad_spike_z: Optional[float] = None
+    """Leave out a step too whose gradient norm is more than this many robust standard deviations (1.4826 · the median
+    absolute deviation) above the median of the last grad_spike_window norms; default never. 10 is a careful choice."""
+    grad_spike_window: int = 64
+    """Gradient norms that a spike is measured against; before there are so many, none is."""
     num_samples: int = 2
     """Held-out prompts answered at every evaluation (greedy); 0 for none."""
     sample_tokens: int = 64
@@ -447,7 +460,8 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
     if train.epochs is not None and not train.epochs > 0:
         raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0")
     for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
-                      ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1)):  # fmt: skip
+                      ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1), ("max_bad_steps", 1),
+                      ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8)):  # fmt: skip
         _check_range(f"train.{name}", getattr(train, name), low)
     if train.max_steps is not None and optim.warmup_steps + optim.decay_steps > train.max_steps:
         raise ConfigError(

@@ -49,3 +49,7 @@ class LaunchError(FtdistError):
 
 class CheckpointError(FtdistError):
     """A checkpoint cannot be written, or none that can be trusted was found."""
+
+
+class TrainError(FtdistError):
+    """Training cannot go on: losses or gradients that are not finite, a rank that stands still, memory that is full."""

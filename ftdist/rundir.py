@@ -1,5 +1,6 @@
 """The run directory: the only interface between what launches a run and the ranks that run it."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from ftdist.rests import beside
 
 CHECKPOINT_PREFIX = "step-"
 MANIFEST = "manifest.json"
+PINNED = "pinned"
+"""A file of this name in a checkpoint's folder (``touch`` it) keeps the checkpoint for good."""
 STOPPED = "stopped"
 """The exit reason of a run whose state is preempted because its user asked for it."""
 NUMBER = (int, float)
@@ -62,6 +65,10 @@ class RunDir:
         "known", "exit_code"}``; known is an error that its message explains."""
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.error.json"
 
+    def stacks_file(self, rank: int, attempt: int) -> Path:
+        """Where a rank leaves its Python stacks when the run fails."""
+        return self.logs / f"rank-{rank:05d}.attempt-{attempt}.stacks.txt"
+
     def log_file(self, rank: int, attempt: int) -> Path:
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.log"
 
@@ -80,7 +87,7 @@ class RunDir:
         """
         if not self.checkpoints.is_dir():
             return []
-        found = [p for p in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*") if (p / MANIFEST).is_file()]
+        found = [p for p in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}[0-9]*") if (p / MANIFEST).is_file()]
         for link in (p for p in found if p.is_symlink()):
             raise CheckpointError(f"{link} is a link to {link.resolve()}", "a folder in the run directory",
                                   "move the checkpoint there (all of checkpoints/ may be a link)")  # fmt: skip
@@ -108,8 +115,14 @@ class RunDir:
 
     def best_checkpoint(self) -> Optional[Path]:
         """That with the lowest held-out loss, the newest of equals; None where none was evaluated at its step."""
-        losses = {p: read_json(p / MANIFEST).get("eval_loss") for p in self.published_checkpoints()}
-        scored = [(loss, -checkpoint_step(p), p) for p, loss in losses.items() if loss is not None]
+        scored = []
+        for path in self.published_checkpoints():
+            try:
+                loss = read_manifest(path)["eval_loss"]
+            except CheckpointError:  # damaged: found out when it is loaded
+                continue
+            if loss is not None:
+                scored.append((loss, -checkpoint_step(path), path))
         return min(scored)[2] if scored else None
 
     def read_status(self) -> Dict[str, Any]:
@@ -140,6 +153,29 @@ class RunDir:
 
 def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def manifest_text(manifest: Dict[str, Any]) -> str:
+    """The text of a manifest.json, which holds its own hash: that of the text with an empty one in its place."""
+    bare = json.dumps({**manifest, "sha256": ""}, indent=1)
+    return json.dumps({**manifest, "sha256": hashlib.sha256(bare.encode()).hexdigest()}, indent=1) + "\n"
+
+
+def read_manifest(checkpoint: Path) -> Dict[str, Any]:
+    """What a checkpoint consists of: step, world_size, zero_stage … and size and sha256 of every file.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not byte for byte as it was written.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if manifest_text(manifest) == text:
+            return manifest
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{MANIFEST} of {checkpoint.name} cannot be read: {error}") from error
+    raise CheckpointError(f"{MANIFEST} of {checkpoint.name} does not have the hash that was written")
 
 
 def read_json(path: Path) -> Dict[str, Any]:

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import secrets
-import shutil
 import struct
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from ftdist.errors import ConfigError, DataError
 from ftdist.locations import cache_root, check_model_folder, model_location
 from ftdist.nearest import near_paths
 from ftdist.track.login import resolve_mode
+from ftdist.zero.space import checkpoints_at_once, require_space
 
 from . import slurm
 from .machine import cpu_cores, visible_gpus
@@ -176,11 +176,6 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in path.parents if parent.exists())
 
 
-def checkpoint_bytes(config: RunConfig, parameters: int) -> int:
-    """Size of one checkpoint: weights, and fp32 master weights and two moments."""
-    return parameters * (2 + 12 if config.train.precision is Precision.bf16 else 12)
-
-
 def count_parameters(folder: Path) -> int:
     """Parameters in a folder's safetensors files, from their headers alone; 0 where there are none to read."""
     total = 0
@@ -193,27 +188,16 @@ def count_parameters(folder: Path) -> int:
 
 
 def check_disk(config: RunConfig) -> None:
-    """Refuse a run whose first checkpoint would not fit. Only a model that is on this machine can be measured.
+    """Refuse a run whose checkpoints would not fit. Only a model that is on this machine can be measured.
 
     Raises:
         ConfigError: names the bytes needed and free.
     """
     parameters = count_parameters(Path(model_location(config)))
-    if not parameters:
-        return
-    assert config.run_dir is not None
-    place = _existing_parent(Path(config.run_dir))
-    needed, free = checkpoint_bytes(config, parameters), shutil.disk_usage(place).free
-    if needed > free:
-        raise ConfigError(
-            f"{place} has {_gib(free)} free; the first checkpoint of {parameters / 1e6:,.0f}M parameters needs "
-            f"{_gib(needed)}",
-            "space for one checkpoint at least", "make room, or runs_dir=FOLDER on a larger disk",
-        )  # fmt: skip
-
-
-def _gib(size: int) -> str:
-    return f"{math.ceil(size / 2**30 * 10) / 10:,.1f} GiB"
+    if parameters:
+        assert config.run_dir is not None
+        count = checkpoints_at_once(config, config.train.max_steps)
+        require_space(_existing_parent(Path(config.run_dir)), parameters, count)
 
 
 def precision_table(config: RunConfig) -> List[Tuple[str, str, str]]:

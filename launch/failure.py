@@ -41,8 +41,9 @@ class Ended:
 
 
 def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int) -> LaunchError:
-    """What to tell the user. First a rank that was killed: it left no error, and those of the others follow from it.
-    Then the earliest error that is not about another rank's loss, a rank that aborted, and the earliest that is.
+    """What to tell the user. First a rank that held the others up, as they found. Then one that was killed: it left no
+    error, and those of the others follow from it. Then the earliest error that is not about another rank's loss, a rank
+    that aborted, and the earliest that is.
 
     Args:
         log: what torchrun wrote; on several machines one file each.
@@ -55,6 +56,8 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
     first = _first_error(run, attempt)
     in_consequence = first is not None and _in_consequence(first)
     suspects = [e for e in ended if e.killed and (not e.aborted or first is None or in_consequence)]
+    if first is not None and first.get("stalled"):
+        suspects = []  # the ranks found out who held them up, and ended it
     if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
         who = f"rank {killed.rank}" + ("" if killed.host == "localhost" else f" on {killed.host}")
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"

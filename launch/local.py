@@ -5,7 +5,6 @@ import ctypes
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from .failure import explain_failure as explain_failure
 from .plan import LaunchPlan as LaunchPlan
 from .plan import plan_local
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_CHILD_SUBREAPER = 36
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 
 
@@ -94,7 +93,7 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
     with log.open("ab") as errors, _subreaper(), scratch_folder() as temporary:
         child = subprocess.Popen(
             plan.argv, env={**os.environ, **plan.env, "TMPDIR": temporary}, stderr=errors, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_stop_with_launcher,
+            start_new_session=True, preexec_fn=signals.end_with_launcher,
         )  # fmt: skip
         try:
             with stop_on_signals(child.kill, preempt):
@@ -105,17 +104,6 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="ftdist-", ignore_cleanup_errors=True)
-
-
-def _stop_with_launcher() -> None:
-    # torchrun gets SIGTERM when the launcher is gone, however it went, and stops its ranks.
-    die_with_parent(signal.SIGTERM)
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when its parent is gone (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 @contextlib.contextmanager

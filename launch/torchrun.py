@@ -115,7 +115,7 @@ def _run_rank(config: RunConfig, arguments: List[str], preempt: Optional[Path] =
             preempt.touch()
             print(f"\nstopping: {signals.SAVES}", file=sys.stderr, flush=True)
 
-    local.die_with_parent()
+    signals.end_with_launcher(signal.SIGKILL)
     sys.stdout.flush()
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, interrupt)

@@ -34,13 +34,15 @@ class Tracker:
         if self._active and config.track.wandb is not Wandb.disabled:
             self._wandb = WandbRun(config, run, self._note)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line to metrics.jsonl. Non-finite values are the strings "nan", "inf" and "-inf"."""
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl. Non-finite values are the strings "nan", "inf" and "-inf". Texts and lists
+        are for metrics.jsonl alone."""
         if not self._active:
             return
         self._append(self._metrics, {"step": step, "time": time.time(), **metrics})
         if self._wandb is not None:
-            values = {name: v if isinstance(v, int) else float(v) for name, v in metrics.items()}
+            numbers = {name: v for name, v in metrics.items() if not isinstance(v, (str, list))}
+            values = {name: v if isinstance(v, int) else float(v) for name, v in numbers.items()}
             self._wandb.log(step, values)
 
     def samples(self, step: int, rows: List[Dict[str, Any]]) -> None:
@@ -53,6 +55,14 @@ class Tracker:
             # Each table also holds the base model's answers, so that the newest one shows what was learnt.
             base = [row for row in read_records(self._run.samples) if row.get("step") == 0] if step else []
             self._wandb.samples(step, base + [{"step": step, **row} for row in rows])
+
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Forget what was recorded after ``step``, to which the run has gone back. W&B takes no step twice: it shows
+        the steps that are done again only from where the run had come to."""
+        if self._active:
+            for file in (self._metrics, self._samples):
+                file.close()  # opened again, the file that replaces it
+            rewind(self._run, step, evaluated)
 
     def finish(self, exit_code: int) -> None:
         """Close the record. Call it before the process ends, by ``os._exit`` too; waits for W&B, but not for ever."""
@@ -69,7 +79,7 @@ class Tracker:
     def _append(self, file: JsonLines, record: Dict[str, Any]) -> None:
         if not file.append(record) and not self._said:
             self._said = True
-            self._note(f"a record could not be written ({file.error}); training goes on, further ones are counted")
+            self._note(f"a record could not be written ({file.error}); it is tried again with the next one")
 
 
 def rewind(run: RunDir, step: int, evaluated: bool = True) -> None:

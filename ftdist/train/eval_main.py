@@ -24,7 +24,7 @@ from ftdist.model.attention import choose_backend
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.rests import beside, remove_rests
-from ftdist.rundir import MANIFEST, RunDir, checkpoint_step, read_json
+from ftdist.rundir import RunDir, checkpoint_step, read_json, read_manifest
 from ftdist.tables import plain_table, show_table
 from ftdist.track.progress import task
 from ftdist.track.report import perplexity
@@ -115,7 +115,7 @@ def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
     print(f"held-out loss of {checkpoint.name}")
     show_table(Console(highlight=False), table)
     record = {
-        "step": read_json(checkpoint / MANIFEST)["step"],
+        "step": read_manifest(checkpoint)["step"],
         "time": time.time(),
         **{f"eval/{name}/loss": loss / tokens for name, (loss, tokens) in losses.items()},
     }

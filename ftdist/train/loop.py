@@ -1,22 +1,20 @@
 """The training loop: a few short functions over one state object."""
 
-import resource
-import sys
+import contextlib
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
 
 from ftdist.data.loader import micro_batch, row_ids, train_rows
 from ftdist.model.loss import token_loss
+from ftdist.train.bad_steps import bad_record, note_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, say_rows
-from ftdist.train.ranks import reduce_sum
+from ftdist.train.ranks import peak_memory_gib, reduce_sum
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
-from ftdist.zero.checkpoint import prune, save_checkpoint
 from ftdist.zero.engine import backward, set_lr, step
 
 SAVE_WORTH_SAYING_S = 1.0
@@ -33,27 +31,37 @@ class StepResult:
     trained_tokens: int
     stop: bool
     """Some rank was asked to stop."""
+    bad: Optional[str]
+    """Why the update was left out; None where it was not."""
 
 
 def train(training: Training) -> bool:
     """Run from training.done to the end. Returns False if it stopped early for preemption (a checkpoint is there)."""
-    done, last = training.done, training.max_steps
+    last, rolled_back = training.max_steps, False
     while True:
+        done = training.done
         if _evaluation_due(training) and not _evaluate_all(training):
             return _stop_early(training)
-        if done.step == last or (done.step and _due(done.step, training.config.train.checkpoint_every)):
+        if _saving_due(training) and not rolled_back:
             _save(training)
         if done.step == last:
+            training.saver.finish()
+            write_status(training)
             return True
         started = time.perf_counter()
         result = train_step(training, done.step)
+        training.busy("")  # since the run began, whose first step may compile
         done.step += 1
         done.tokens_seen += result.tokens
         done.trained_tokens += result.trained_tokens
-        if done.step % training.config.train.log_every == 0 or done.step == last:
+        note_step(done, training.config.train, result.bad, result.grad_norm)
+        if result.bad or done.step % training.config.train.log_every == 0 or done.step == last:
             _log_step(training, result, time.perf_counter() - started)
-        if result.stop:
-            return _stop_early(training)
+        rolled_back = done.bad_in_a_row >= training.config.train.max_bad_steps
+        if rolled_back:
+            roll_back(training, str(result.bad))
+        if result.stop:  # a run that has just gone back stands at a checkpoint
+            return False if rolled_back else _stop_early(training)
 
 
 def _evaluation_due(training: Training) -> bool:
@@ -61,6 +69,13 @@ def _evaluation_due(training: Training) -> bool:
     done = training.done
     due = done.step in (0, training.max_steps) or _due(done.step, training.config.train.eval_every)
     return due and done.evaluated_step != done.step
+
+
+def _saving_due(training: Training) -> bool:
+    """Not among bad steps, which may come of weights that have gone bad: what to go back to is older."""
+    done = training.done
+    due = bool(done.step) and _due(done.step, training.config.train.checkpoint_every) and not done.bad_in_a_row
+    return due or done.step == training.max_steps
 
 
 def train_step(training: Training, index: int) -> StepResult:
@@ -75,32 +90,29 @@ def train_step(training: Training, index: int) -> StepResult:
     lr = learning_rate(config.optim, index, training.max_steps)
     set_lr(engine, lr)
     loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         loss = token_loss(engine, batch, training.vocab_size)
         backward(engine, loss / trained_tokens, ranks.world_size)
-        grad_norm = step(engine)
         loss_sum += loss.detach().double()
+        if number < len(batches):
+            step(engine)
+    # Summed before the update: a loss that is not finite on one rank keeps all of them from updating.
     total, stop = reduce_sum([float(loss_sum), float(training.preemption.asked())], ranks.device)
-    return StepResult(total / trained_tokens, grad_norm, lr, int(tokens), int(trained_tokens), stop > 0)
+    mean, norms = total / trained_tokens, training.done.grad_norms
+    grad_norm, _ = step(engine, lambda norm: why_bad(config.train, norms, mean, norm) is None)
+    bad = why_bad(config.train, norms, mean, grad_norm)
+    return StepResult(mean, grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad)
 
 
 def _train_batch(training: Training, index: int, micro_step: int) -> Any:
     """This rank's rows of a micro-step: a slice of the run's one global order, whatever the number of ranks."""
-    start, count = train_rows(index, micro_step, training.ranks.rank, training.plan)
+    start, count = train_rows(training.done.batch_index(index), micro_step, training.ranks.rank, training.plan)
     rows = row_ids(training.config.seed, training.train_set.num_rows, start, count)
     return micro_batch(training.train_set, rows.tolist(), training.config.data.packing, training.tokenizer.pad_token_id)
 
 
 def _due(done: int, every: Optional[int]) -> bool:
     return every is not None and done % every == 0
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of this rank: allocated on the GPU, or resident on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _log_step(training: Training, result: StepResult, step_s: float) -> None:
@@ -117,11 +129,21 @@ def _log_step(training: Training, result: StepResult, step_s: float) -> None:
         "perf/step_s": step_s,
         "perf/tokens_per_s_per_gpu": tokens_per_s / ranks.world_size,
         "mem/peak_gib": memory,
+        **(bad_record(training, done.step - 1, result.bad) if result.bad else {}),
     })  # fmt: skip
     training.progress.update(done.step, loss=result.loss, tokens_per_s=tokens_per_s, mem_gib=memory, lr=result.lr,
                              grad_norm=result.grad_norm)  # fmt: skip
-    training.run.write_status(state="running", step=done.step, max_steps=training.max_steps, loss=result.loss,
-                              tokens_per_s=tokens_per_s)  # fmt: skip
+    write_status(training, step=done.step, max_steps=training.max_steps, loss=result.loss, tokens_per_s=tokens_per_s)
+
+
+def write_status(training: Training, **changes: Any) -> None:
+    """What ``ftdist status`` shows. A full disk must not end a run."""
+    if training.saver.published is not None:
+        step, when = training.saver.published
+        changes |= {"last_checkpoint_step": step, "last_checkpoint_time": when}
+    if training.ranks.first:
+        with contextlib.suppress(OSError):
+            training.run.write_status(state="running", **changes)
 
 
 def _evaluate_all(training: Training) -> bool:
@@ -155,25 +177,21 @@ def _evaluate_all(training: Training) -> bool:
     return True
 
 
-def _save(training: Training) -> Path:
-    def save_hf(folder: Path) -> None:
-        training.engine.module.config.save_pretrained(folder)
-        training.engine.module.generation_config.save_pretrained(folder)
-        training.tokenizer.save_pretrained(folder)
-
-    state = {**training.done.as_dict(), "vocab_size": training.vocab_size}
+def _save(training: Training) -> None:
+    done = training.done
+    state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id}
     started = time.perf_counter()
+    training.busy("saving")
     with training.progress.during("saving a checkpoint"):
-        path = save_checkpoint(training.engine, training.run, training.done.step, state, save_hf)
+        training.saver.save(state)
+    training.busy("")
     took = time.perf_counter() - started
     if took > SAVE_WORTH_SAYING_S:
-        training.progress.note(f"step {training.done.step}: checkpoint saved in {took:.1f} s")
-    if training.ranks.first:
-        prune(training.run, training.config.train.keep_checkpoints)
-        training.run.write_status(last_checkpoint_step=training.done.step, last_checkpoint_time=time.time())
-    return path
+        training.progress.note(f"step {done.step}: training waited {took:.1f} s for the checkpoint")
 
 
 def _stop_early(training: Training) -> bool:
     _save(training)
+    training.saver.finish()
+    write_status(training)
     return False

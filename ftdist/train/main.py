@@ -4,7 +4,6 @@ import argparse
 import math
 import os
 import platform
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -12,12 +11,12 @@ from typing import Any, Dict, List, Optional
 import torch
 from rich.console import Console
 
-from ftdist.batching import plan_batch
+from ftdist.batching import plan_resumed
 from ftdist.config import DebugConfig, RunConfig, load_config
 from ftdist.data.cache import data_folder, is_ready, read_meta
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, CheckpointError, DataError
+from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
 from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
@@ -27,15 +26,19 @@ from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, rewind
 from ftdist.train import ranks as rank_setup
+from ftdist.train.bad_steps import restored
 from ftdist.train.evaluate import set_stop_tokens
 from ftdist.train.loop import train
+from ftdist.train.memory import explained
 from ftdist.train.preempt import Preemption
 from ftdist.train.ranks import Ranks
 from ftdist.train.state import Done, Training
-from ftdist.zero.checkpoint import load_newest
+from ftdist.train.watchdog import Watchdog
 from ftdist.zero.engine import build_engine, parameter_shape
 from ftdist.zero.export import export_checkpoint
+from ftdist.zero.saver import Saver, hf_files
 from ftdist.zero.settings import deepspeed_settings
+from ftdist.zero.space import checkpoints_at_once, require_space
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -75,13 +78,21 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     rank_setup.start_process_group(config, ranks)
     if ranks.first:  # the parent is torchrun, or what the user's own torchrun has started
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
-    training = assemble(config, run, ranks, preemption)
+    watchdog = Watchdog(run, ranks, attempt, config.launch.stall_timeout_s, config.launch.timeout_s)
+    training: Optional[Training] = None
     try:
+        training = assemble(config, run, ranks, preemption)
+        training.busy = watchdog.busy
         finished = train(training)
+        watchdog.close()
     except BaseException as error:
-        rank_setup.record_failure(run, ranks.rank, attempt, error)  # before a tracker that may be slow
-        training.progress.close()
-        training.tracker.finish(EXIT_FAILED)
+        error = explained(error, config, ranks, training)
+        # Before a tracker that may be slow.
+        rank_setup.record_failure(run, ranks.rank, attempt, error, watchdog.blame_for(error))
+        watchdog.announce(error)
+        if training is not None:
+            training.progress.close()
+            training.tracker.finish(EXIT_FAILED)
         raise
     training.progress.close()
     if finished and ranks.first and config.train.export:
@@ -104,7 +115,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         found = f"no prepared data at {folder}"
         raise DataError(found, "the cache that prepare wrote", "ftdist resume prepares it again")
     meta = read_meta(folder)
-    plan = plan_batch(config.batch, ranks.world_size, config.data.max_seq_len)
+    plan = plan_resumed(config.batch, ranks.world_size, config.data.max_seq_len)
     train_set = open_set(folder, "train")
     tokenizer = load_tokenizer(config)
     arch = model_config(config)
@@ -122,18 +133,20 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
     moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
     _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
-    if ranks.first:
-        _check_disk(run, engine)
-    done = _resume(engine, run, ranks)
     max_steps = config.train.max_steps or math.ceil(
         (config.train.epochs or 0) * train_set.num_rows / plan.global_batch_size
     )
+    if ranks.first:
+        _check_disk(config, run, engine, max_steps)
+    saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))
+    done = _resume(saver, run, ranks)
     progress = Progress(ranks.first, max_steps, done.step if done else 0)
+    saver.note = progress.note
     tracker = Tracker(config, run, ranks.rank, resumed=done is not None, note=progress.note)
     return Training(
         config=config, run=run, ranks=ranks, plan=plan, engine=engine, tokenizer=tokenizer, vocab_size=vocab_size,
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
-        tracker=tracker, progress=progress, preemption=preemption, done=done or Done(),
+        tracker=tracker, progress=progress, preemption=preemption, saver=saver, done=done or Done(),
     )  # fmt: skip
 
 
@@ -153,28 +166,23 @@ def _say(ranks: Ranks, text: str) -> None:
         print(text, flush=True)
 
 
-def _resume(engine: Any, run: RunDir, ranks: Ranks) -> Optional[Done]:
+def _resume(saver: Saver, run: RunDir, ranks: Ranks) -> Optional[Done]:
     """Continue from the newest good checkpoint, if there is one: engine, counters, the record up to it."""
-    state = load_newest(engine, run, lambda text: _say(ranks, text))
+    state = saver.load_newest()
     if state is None:
         return None
-    done = Done(**{name: state[name] for name in Done().as_dict()})
+    done = restored(state)
     if ranks.first:
         rewind(run, done.step, evaluated=done.evaluated_step == done.step)
     _say(ranks, f"resumed after step {done.step}")
     return done
 
 
-def _check_disk(run: RunDir, engine: Any) -> None:
-    """Room for the first checkpoint: weights, and with them fp32 masters (bf16) and two moments."""
-    parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters())
-    needed = parameters * (14 if engine.bfloat16_enabled() else 12)
-    free = shutil.disk_usage(run.path).free
-    if free < needed:
-        raise CheckpointError(
-            f"{run.path} has {free / 2**30:.1f} GiB free, a checkpoint of {parameters:,} parameters takes "
-            f"{needed / 2**30:.1f} GiB", "room for one checkpoint", "set runs_dir to a larger disk",
-        )  # fmt: skip
+def _check_disk(config: RunConfig, run: RunDir, engine: Any, max_steps: int) -> None:
+    """Room for all checkpoints that will lie there at a time, less those that do."""
+    parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters() if p.requires_grad)
+    count = checkpoints_at_once(config, max_steps) - len(run.published_checkpoints())
+    require_space(run.path, parameters, max(count, 1))
 
 
 if __name__ == "__main__":

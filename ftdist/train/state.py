@@ -1,7 +1,7 @@
 """What a training run is made of, and how far it has come."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig
@@ -10,6 +10,7 @@ from ftdist.track.progress import Progress
 from ftdist.track.tracker import Tracker
 from ftdist.train.preempt import Preemption
 from ftdist.train.ranks import Ranks
+from ftdist.zero.saver import Saver
 
 
 @dataclass
@@ -26,6 +27,18 @@ class Done:
     """Newest held-out loss over all held-out sets together, nats a token."""
     evaluated_step: Optional[int] = None
     """Step of the newest evaluation."""
+    bad_in_a_row: int = 0
+    """Newest steps whose update was left out."""
+    skipped: List[List[int]] = field(default_factory=list)
+    """``[step, batches]`` of each roll-back: from that step on, the data order is ahead by so many batches."""
+    rollbacks: int = 0
+    """Times that the run has gone back to a checkpoint."""
+    grad_norms: List[float] = field(default_factory=list)
+    """Newest gradient norms that were updated with; kept only where train.grad_spike_z is set."""
+
+    def batch_index(self, step: int) -> int:
+        """Place in the run's data order of the global batch that optimizer step ``step`` (0 is the first) takes."""
+        return step + sum(batches for at, batches in self.skipped if at <= step)
 
     def as_dict(self) -> Dict[str, Any]:
         return asdict(self)
@@ -52,4 +65,7 @@ class Training:
     tracker: Tracker
     progress: Progress
     preemption: Preemption
+    saver: Saver
     done: Done = field(default_factory=Done)
+    busy: Callable[[str], None] = lambda doing: None
+    """Tells the other ranks that this one does what may take long; "" ends that."""

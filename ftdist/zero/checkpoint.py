@@ -1,231 +1,269 @@
-"""Checkpoints: published whole or not at all, verified before they are loaded.
-
-All ranks write into a temporary folder beside the target; every file is hashed and fsynced; when all ranks agree that
-all is written, rank 0 writes the manifest and renames the folder into place. DeepSpeed's own ``latest`` is not used: it
-is written before the last rank is done.
+"""Checkpoints: published whole or not at all, verified before anything is loaded from them.
 
 ```
 step-00000500/
-  deepspeed/        what engine.save_checkpoint writes
-  rng/rank-00000.pt random states of each rank
-  hf/               model config, generation config, tokenizer, chat template: what an export needs
-  state.json        step, tokens, losses so far
-  manifest.json     step, world size, stage, versions, and size and sha256 of every file
+  rank-00000.safetensors  what rank 0 held: slices of fp32 masters and moments, its random states
+  hf/                     model config, generation config, tokenizer, chat template: what an export needs
+  state.json              step, tokens, losses so far, the tracker's run id
+  manifest.json           step, number of ranks, stage, config hash, versions; size and sha256 of every file; its own
+  pinned                  (where a user made it) never deleted
 ```
+
+Every rank writes its own file into ``.tmp-step-…``; when all agree that all is on the disk, rank 0 writes the manifest,
+renames the folder and has the rename on the disk too. A checkpoint that is replaced waits as ``.old-step-…`` until the
+new one is in place, one that is deleted becomes ``.gone-step-…`` first: whatever moment a crash picks, ``tidy`` finds
+the old state or the new one.
 """
 
-import hashlib
-import os
+import contextlib
+import errno
+import json
 import shutil
-from importlib.metadata import version
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 
 from ftdist.errors import CheckpointError
-from ftdist.rundir import MANIFEST, RunDir, read_json, write_json
+from ftdist.rundir import MANIFEST, PINNED, RunDir, manifest_text, read_manifest
+from ftdist.zero import durable
+from ftdist.zero.space import gib
+from ftdist.zero.tensors import encode
 
-TAG = "deepspeed"
-
-
-def save_checkpoint(
-    engine: Any, run: RunDir, step: int, state: Dict[str, Any], save_hf: Callable[[Path], None]
-) -> Path:
-    """Save after optimizer step ``step``; every rank calls it. ``save_hf`` writes the small Hugging Face files, on
-    rank 0.
-
-    Raises:
-        CheckpointError: on every rank, if any rank could not write. Nothing published is touched.
-    """
-    rank, target = dist.get_rank(), run.checkpoint(step)
-    if _saved_before(target, {"step": step, **state}):
-        return target
-    temporary = target.with_name(f".tmp-{target.name}")
-    if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "rng").mkdir(parents=True)
-    dist.barrier()
-    error, digests = "", {}
-    try:
-        engine.save_checkpoint(str(temporary), tag=TAG, save_latest=False)
-        torch.save(_rng_state(), temporary / "rng" / f"rank-{rank:05d}.pt")
-        if rank == 0:
-            save_hf(temporary / "hf")
-            write_json(temporary / "state.json", {"step": step, **state})
-        dist.barrier()
-        digests = _digest_share(temporary, rank, dist.get_world_size())
-    except (OSError, RuntimeError) as caught:
-        error = f"rank {rank}: {caught}"
-    _agree(error, temporary, step)
-    everyone: List[Dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, digests)
-    if rank == 0:
-        _publish(temporary, target, engine, step, state, {k: v for part in everyone for k, v in part.items()})
-    dist.barrier()
-    return target
+FORMAT = 1
+HF, STATE = "hf", "state.json"
+TEMPORARY, REPLACED, DELETED, BAD = ".tmp-", ".old-", ".gone-", "bad-"
 
 
-def _saved_before(target: Path, state: Dict[str, Any]) -> bool:
-    """Whether the run was interrupted after this checkpoint: resumed, it comes to the same. Not the same where it was
-    stopped before an evaluation that it has made up for now: which checkpoint is the best depends on that."""
-    same = [dist.get_rank() == 0 and (target / MANIFEST).is_file() and read_json(target / "state.json") == state]
-    dist.broadcast_object_list(same)
-    return same[0]
+def rank_file(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
 
 
-def _agree(error: str, temporary: Path, step: int) -> None:
-    errors: List[str] = ["" for _ in range(dist.get_world_size())]
-    dist.all_gather_object(errors, error)
-    failed = [e for e in errors if e]
-    if failed:
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"the checkpoint of step {step} could not be written: {failed[0]}",
-                              "space and write permission in the run directory",
-                              "make room, then: ftdist resume RUN_DIR")  # fmt: skip
+class Together:
+    """The ranks of a run, agreeing about checkpoints in a process group of their own, so that a save can run beside
+    training. Its timeout is long: a slow disk is not a fault, and a rank that is gone closes the connection."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1), group_desc="checkpoints")
+
+    def gather(self, value: Any) -> List[Any]:
+        """The value of every rank. Nobody goes on before all have come here."""
+        everyone: List[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, value, group=self._group)
+        return everyone
+
+    def attempt(self, action: Callable[[], Any]) -> Tuple[List[Any], str]:
+        """What ``action`` returned on every rank, and the first error of any: no rank waits for one that failed."""
+        result, problem = None, ""
+        try:
+            result = action()
+        except Exception as error:
+            problem = f"rank {self.rank}: {_described(error)}"
+        everyone = self.gather((result, problem))
+        return [value for value, _ in everyone], next((text for _, text in everyone if text), "")
 
 
-def _publish(
-    temporary: Path, target: Path, engine: Any, step: int, state: Dict[str, Any], files: Dict[str, Any]
-) -> None:
-    manifest = {
-        "step": step,
-        "eval_loss": state["eval_loss"] if state["evaluated_step"] == step else None,
-        "world_size": dist.get_world_size(),
-        "zero_stage": engine.zero_optimization_stage(),
-        "bf16": bool(engine.bfloat16_enabled()),
-        "versions": {name: version(name) for name in ("ftdist", "torch", "deepspeed", "transformers")},
-        "files": dict(sorted(files.items())),
-    }
-    write_json(temporary / MANIFEST, manifest)
-    _fsync(temporary / MANIFEST)
-    for folder in (temporary / TAG, temporary / "rng", temporary / "hf", temporary):
-        _fsync(folder)
-    replaced = target.with_name(f".old-{target.name}")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():  # an unpublished rest, or one from before its evaluation
-        target.rename(replaced)
-    temporary.rename(target)
-    _fsync(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _described(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f" ({Path(error.filename).name})" if error.filename else "")
+    return f"{type(error).__name__}: {error}"
 
 
-def _rng_state() -> Dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+@dataclass(frozen=True)
+class Contents:
+    """One checkpoint, before it is written."""
+
+    step: int
+    size: int
+    """Bytes that it will take, over all ranks."""
+    tensors: Dict[str, torch.Tensor]
+    """This rank's, by entry."""
+    files: Dict[str, bytes]
+    """Small files, the same on every rank; rank 0 writes them."""
+    manifest: Dict[str, Any]
+    """All of it but the files."""
 
 
-def _digest_share(folder: Path, rank: int, world_size: int) -> Dict[str, Any]:
-    """Hash and fsync every world_size-th file: all ranks together cover all of them."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": _sha256(p, sync=True)}
-        for p in files[rank::world_size]
-    }
-
-
-def _sha256(path: Path, sync: bool = False) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
-        if sync:
-            os.fsync(file.fileno())
-    return digest
-
-
-def _slow(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def verify_checkpoint(folder: Path) -> Optional[str]:
-    """None if every file is as the manifest says, else what is wrong with which file."""
-    try:
-        files = read_json(folder / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{MANIFEST}: {error}"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} does not have the hash that was written"
-    return None
-
-
-def load_newest(engine: Any, run: RunDir, note: Callable[[str], None]) -> Optional[Dict[str, Any]]:
-    """Load the newest checkpoint that verifies; every rank calls it. Older ones are tried in turn, each bad one named.
+def save_checkpoint(run: RunDir, contents: Contents, together: Together, keep: int) -> Tuple[str, str]:
+    """``write_checkpoint``, and where it is published, and only then, ``prune``.
 
     Returns:
-        The checkpoint's state (``step`` …), or None where there is no checkpoint.
-
-    Raises:
-        CheckpointError: there are checkpoints and none verifies, or it was saved on another number of ranks or stage.
+        What went wrong with the one and with the other; "" is nothing.
     """
-    choice: List[Any] = [None]
-    if dist.get_rank() == 0:
-        choice = [_choose(run)]
-    dist.broadcast_object_list(choice)
-    found, bad = choice[0]
-    for problem in bad:
-        note(f"checkpoint {problem}: set aside as bad-…, falling back to an older one")
-    if found is None:
-        if bad:
-            raise CheckpointError(f"no checkpoint of {run.path} can be trusted: {bad[0]}",
-                                  "one whose files are as they were written",
-                                  "start a new run")  # fmt: skip
-        return None
-    folder, manifest = Path(found), read_json(Path(found) / MANIFEST)
-    here = {"world_size": dist.get_world_size(), "zero_stage": engine.zero_optimization_stage(),
-            "bf16": bool(engine.bfloat16_enabled())}  # fmt: skip
-    for name, value in here.items():
-        if manifest[name] != value:
-            raise CheckpointError(f"{folder.name} was saved with {name} {manifest[name]}, this run has {value}",
-                                  f"{name} {manifest[name]}", "resume with the run's own settings")  # fmt: skip
-    # DeepSpeed unpickles its files: they are ours, inside the run directory, and their hashes were just verified.
-    engine.load_checkpoint(str(folder), tag=TAG)
-    rng = torch.load(folder / "rng" / f"rank-{dist.get_rank():05d}.pt", weights_only=True)
-    torch.set_rng_state(rng["cpu"])
-    if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
-    return read_json(folder / "state.json")
+    problem = write_checkpoint(run, contents, together)
+    if not problem and together.rank == 0:
+        try:
+            prune(run, keep)
+        except OSError as error:
+            return "", f"older checkpoints could not be deleted: {_described(error)}"
+    return problem, ""
 
 
-def _choose(run: RunDir) -> Any:
-    bad: List[str] = []
-    for folder in reversed(run.published_checkpoints()):
-        problem = verify_checkpoint(folder)
-        if problem is None:
-            return str(folder), bad
-        bad.append(f"{folder.name}: {problem}")
-        folder.rename(folder.with_name(f"bad-{folder.name}"))  # the run will come to this step again
-    return None, bad
+def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str:
+    """Write and publish a checkpoint; every rank calls it.
+
+    Returns:
+        "" where it is published, else what went wrong on which rank: the same text on every rank. Then nothing that was
+        published has been touched and nothing of it is left.
+    """
+    target = run.checkpoint(contents.step)
+    temporary = target.with_name(TEMPORARY + target.name)
+    first = together.rank == 0
+    _, problem = together.attempt(lambda: _begin(run, temporary, contents) if first else None)
+    if not problem:
+        parts, problem = together.attempt(lambda: _write_files(temporary, contents, together.rank))
+    if not problem:
+        files = {name: entry for part in parts for name, entry in part.items()}
+        _, problem = together.attempt(lambda: _publish(temporary, target, contents, files) if first else None)
+    if problem and first:
+        with contextlib.suppress(OSError):
+            tidy(run)
+    return problem
+
+
+def _folders(temporary: Path, contents: Contents) -> List[Path]:
+    return sorted({temporary, *(temporary / parent for name in contents.files for parent in Path(name).parents)})
+
+
+def _begin(run: RunDir, temporary: Path, contents: Contents) -> None:
+    if not run.checkpoints.is_dir():
+        durable.make_folder(run.checkpoints)
+    tidy(run)
+    free = shutil.disk_usage(run.checkpoints).free
+    if free < contents.size:
+        raise OSError(errno.ENOSPC, f"no space: it takes {gib(contents.size)}, {gib(free)} are free")
+    for folder in _folders(temporary, contents):
+        durable.make_folder(folder)
+
+
+def _write_files(temporary: Path, contents: Contents, rank: int) -> Dict[str, Any]:
+    written = {rank_file(rank): durable.write_file(temporary / rank_file(rank), encode(contents.tensors))}
+    if rank == 0:
+        for name, data in contents.files.items():
+            written[name] = durable.write_file(temporary / name, [data])
+    return written
+
+
+def _publish(temporary: Path, target: Path, contents: Contents, files: Dict[str, Any]) -> None:
+    manifest = {**contents.manifest, "files": dict(sorted(files.items()))}
+    durable.write_file(temporary / MANIFEST, [manifest_text(manifest).encode()])
+    if (target / PINNED).exists():
+        durable.write_file(temporary / PINNED, [])
+    for folder in reversed(_folders(temporary, contents)):
+        durable.sync_folder(folder)
+    replaced = target.with_name(REPLACED + target.name)
+    if target.exists():  # that of a run that stopped before its evaluation, or an unpublished rest
+        durable.rename(target, replaced)
+    durable.rename(temporary, target)
+    durable.sync_folder(target.parent)
+    durable.remove_folder(replaced)
+
+
+def tidy(run: RunDir) -> None:
+    """Rank 0: finish or undo what a crash has cut. Afterwards there are published checkpoints only."""
+    for rest in sorted(run.checkpoints.glob(f"{REPLACED}*")):
+        target = rest.with_name(rest.name.removeprefix(REPLACED))
+        if target.exists():
+            durable.remove_folder(rest)
+        else:
+            durable.rename(rest, target)
+    for rest in sorted([*run.checkpoints.glob(f"{TEMPORARY}*"), *run.checkpoints.glob(f"{DELETED}*")]):
+        durable.remove_folder(rest)
 
 
 def prune(run: RunDir, keep: int) -> None:
-    """Rank 0: delete all but the newest ``keep`` checkpoints and the best by held-out loss."""
-    published = run.published_checkpoints()
-    best = run.best_checkpoint()
-    for folder in published[:-keep]:
-        if folder != best:
-            # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.
-            doomed = folder.with_name(f".old-{folder.name}")
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
-    for rest in [*run.checkpoints.glob(".old-*"), *run.checkpoints.glob(".tmp-*")]:
-        shutil.rmtree(rest, ignore_errors=True)
+    """Rank 0, after a checkpoint was published: delete all but the newest ``keep``, the best by held-out loss and the
+    pinned ones."""
+    published, best = run.published_checkpoints(), run.best_checkpoint()
+    doomed = [path for path in published[:-keep] if path != best and not (path / PINNED).exists()]
+    for folder in doomed:
+        # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.
+        gone = folder.with_name(DELETED + folder.name)
+        durable.rename(folder, gone)
+        durable.remove_folder(gone)
+
+
+def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optional[str]:
+    """None if every file is as it was written, else what is wrong with which. Of several ranks each reads its share."""
+    try:
+        manifest = read_manifest(folder)
+        files, format_ = manifest["files"], manifest["format"]
+    except CheckpointError as error:
+        return str(error)
+    except KeyError as error:
+        return f"{MANIFEST} lacks {error}"
+    if format_ != FORMAT:
+        return f"it has format {format_}, this version of ftdist reads {FORMAT}"
+    needed = {STATE, *(rank_file(number) for number in range(manifest["world_size"]))}
+    if not needed <= files.keys():
+        return f"{MANIFEST} does not list {min(needed - files.keys())}"
+    for name in sorted(files)[rank::world_size]:
+        if problem := _verify_file(folder / name, files[name]):
+            owner = f"{name} of rank {int(name[5:10])}" if name.startswith("rank-") else name
+            return f"{owner} {problem}"
+    return None
+
+
+def _verify_file(path: Path, expected: Dict[str, Any]) -> Optional[str]:
+    try:
+        if not path.is_file():
+            return "is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"has {path.stat().st_size} bytes, not {expected['size']}"
+        if durable.sha256_of(path) != expected["sha256"]:
+            return "does not have the hash that was written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
+
+
+def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) -> Optional[Path]:
+    """The newest checkpoint of which every file is as it was written; None where there is none at all. Bad ones are
+    named and set aside, so that the run comes to their steps again. Every rank calls it.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is good.
+    """
+    first = together.rank == 0
+    found, problem = together.attempt(lambda: _names(run) if first else None)
+    if problem:
+        raise CheckpointError(f"cannot look for checkpoints in {run.checkpoints}: {problem}")
+    worst = ""
+    for name in reversed(found[0]):
+        folder = run.checkpoints / name
+        verdicts = together.gather(verify_checkpoint(folder, together.rank, together.world_size))
+        bad = next((text for text in verdicts if text), None)
+        if bad is None:
+            return folder
+        worst = worst or f"{name}: {bad}"
+        if first:
+            note(f"checkpoint {name}: {bad}: {_set_aside(folder)}, falling back to an older one")
+    if worst:
+        raise CheckpointError(f"no checkpoint of {run.path} can be trusted: {worst}",
+                              "one whose files are as they were written", "start a new run")  # fmt: skip
+    return None
+
+
+def _names(run: RunDir) -> List[str]:
+    if run.checkpoints.is_dir():
+        with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
+            tidy(run)
+    return [path.name for path in run.published_checkpoints()]
+
+
+def _set_aside(folder: Path) -> str:
+    place = folder.with_name(BAD + folder.name)
+    try:
+        durable.remove_folder(place)
+        durable.rename(folder, place)
+    except OSError as error:
+        return f"it cannot be set aside ({error.strerror})"
+    return f"set aside as {place.name}"
+
+
+def to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

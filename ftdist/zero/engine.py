@@ -1,6 +1,7 @@
 """The ZeRO engine: the model, AdamW and DeepSpeed's sharding of both."""
 
-from typing import Any, Dict, List
+import math
+from typing import Any, Callable, Dict, List, Tuple
 
 import deepspeed
 import torch
@@ -34,6 +35,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if not engine.zero_optimization():
         optimizer.state.clear()
+    engine.update_gate = UpdateGate(optimizer)
     if engine.zero_optimization_stage() == 3:
         _leave_forwards_untraced(engine)
     return engine
@@ -80,18 +82,48 @@ def set_lr(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
-def step(engine: Any) -> float:
-    """End a micro-step; on the last of an optimizer step, clip and update.
+class UpdateGate:
+    """Leaves AdamW's update out where it is not allowed: weights, moments and step counts stay as they are.
+
+    Every ZeRO stage calls AdamW at the end of its own step, once for each group of parameters, when the norm of the
+    reduced gradients is known: the one place where an update can be refused whatever the stage. (A subclass would be
+    more usual; DeepSpeed compares the optimizer's type.)
+    """
+
+    def __init__(self, optimizer: torch.optim.AdamW) -> None:
+        self._optimizer, self._update = optimizer, optimizer.step
+        self._allowed: Callable[[], bool] = lambda: True
+        self.updated = False
+        optimizer.step = self._step  # type: ignore[method-assign]
+
+    def ask(self, allowed: Callable[[], bool]) -> None:
+        """Who decides about the next update. It is left out too where DeepSpeed does not come to it."""
+        self._allowed, self.updated = allowed, False
+
+    def _step(self, closure: Any = None) -> None:
+        self.updated = self._allowed()
+        if self.updated:
+            self._update()
+
+
+def step(engine: Any, accept: Callable[[float], bool] = lambda norm: True) -> Tuple[float, bool]:
+    """End a micro-step; on the last of an optimizer step, clip and update, if ``accept(gradient norm)`` allows it. All
+    ranks must answer alike. Gradients are dropped in any case.
 
     Returns:
-        The gradient norm before clipping, over all parameters; nan before the last micro-step.
+        The gradient norm before clipping, over all parameters (inf where it is not finite, nan before the last
+        micro-step), and whether the weights were updated.
     """
     boundary = engine.is_gradient_accumulation_boundary()
     # Without ZeRO and in fp32 DeepSpeed keeps no norm: gradients are whole and already averaged here.
     plain = boundary and not engine.zero_optimization() and not engine.bfloat16_enabled()
     norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])) \
         if plain else float("nan")  # fmt: skip
+    # DeepSpeed hands its norm to the engine only after the update.
+    engine.update_gate.ask(lambda: accept(norm if plain else float(engine.optimizer._global_grad_norm)))
     engine.step()
     if boundary and not plain:
         norm = float(engine.get_global_grad_norm())
-    return norm
+    if boundary and not math.isfinite(norm):
+        norm = math.inf
+    return norm, engine.update_gate.updated

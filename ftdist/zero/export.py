@@ -5,8 +5,6 @@ opened again and compared, tensor by tensor.
 """
 
 import argparse
-import contextlib
-import io
 import shutil
 import sys
 from pathlib import Path
@@ -15,13 +13,15 @@ from typing import Any, Dict, List, Optional
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from ftdist.config import RunConfig, load_config
+from ftdist.config import Precision, RunConfig, load_config
 from ftdist.errors import CheckpointError, ConfigError, FtdistError
-from ftdist.model.load import build_whole
+from ftdist.model.load import DTYPES, build_whole
 from ftdist.rests import beside, remove_rests
-from ftdist.rundir import MANIFEST, RunDir, read_json
+from ftdist.rundir import MANIFEST, RunDir, read_json, read_manifest
 from ftdist.track.progress import task
-from ftdist.zero.checkpoint import TAG, verify_checkpoint
+from ftdist.zero.checkpoint import HF, STATE, rank_file, verify_checkpoint
+from ftdist.zero.slices import BUFFER, MASTER
+from ftdist.zero.tensors import Stored
 
 State = Dict[str, torch.Tensor]
 MARK = "ftdist_export.json"
@@ -46,14 +46,13 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
         found = f"{checkpoint}: {problem}"
         raise CheckpointError(found, "a checkpoint as it was written", "export another: --checkpoint")
     build_whole()  # this process may have trained with ZeRO-3
-    manifest, state = read_json(checkpoint / MANIFEST), read_json(checkpoint / "state.json")
-    model_config = AutoConfig.from_pretrained(checkpoint / "hf", trust_remote_code=config.model.trust_remote_code)
+    manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
+    model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
     weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
     remove_rests(out)
     unfinished = beside(out)
     unfinished.mkdir(parents=True)
-    for file in (checkpoint / "hf").iterdir():
-        shutil.copyfile(file, unfinished / file.name)  # the content alone: rights are those of this umask
+    _copy_hf(checkpoint, manifest, unfinished)
     _save_model(weights, model_config, unfinished, config)
     (unfinished / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
     (unfinished / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
@@ -62,18 +61,21 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     unfinished.rename(out)
 
 
-def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
-    """Whole weights in the run's precision. Stages 0-2 keep them whole; stage 3 keeps shards and fp32 masters."""
-    # DeepSpeed's files hold pickles of its own classes: they are ours, and their hashes were verified.
-    if manifest["zero_stage"] < 3:
-        path = checkpoint / TAG / "mp_rank_00_model_states.pt"
-        return torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def _copy_hf(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:
+    """The files that were saved and verified, and no other that lies there."""
+    for name in manifest["files"]:
+        if name.startswith(f"{HF}/"):
+            place = out / Path(name).relative_to(HF)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint / name, place)
 
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
-    dtype = torch.bfloat16 if manifest["bf16"] else torch.float32
-    return {name: tensor.to(dtype) for name, tensor in masters.items()}
+
+def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
+    """Whole weights in the run's precision, put together from the masters of all ranks, one at a time."""
+    stored = Stored([checkpoint / rank_file(rank) for rank in range(manifest["world_size"])])
+    dtype = DTYPES[Precision[manifest["precision"]]]
+    weights = {name: stored.whole(MASTER, name, shape).to(dtype) for name, shape in manifest["parameters"].items()}
+    return weights | {name: stored.whole(BUFFER, name, shape) for name, shape in manifest["buffers"].items()}
 
 
 def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:

@@ -19,7 +19,7 @@ MOST_LINES = {"ftdist/config.py": 450}  # the one typed tree and its checks; eve
 MOST_LINES_OTHERWISE = 350
 LIGHT = [
     "ftdist.data.cache", "ftdist.data.sample", "ftdist.locations", "ftdist.model.facts", "ftdist.output",
-    "ftdist.rests", "ftdist.tables", "ftdist.zero.settings",
+    "ftdist.resumable", "ftdist.rests", "ftdist.tables", "ftdist.zero.settings", "ftdist.zero.space",
 ]  # fmt: skip
 HEAVY = ["torch", "deepspeed", "transformers", "datasets", "wandb"]
 MODULES = sorted(path for folder in ("ftdist", "launch") for path in (ROOT / folder).rglob("*.py"))

@@ -1,0 +1,38 @@
+"""Faults put into a rank from outside: called in a forked rank, they change that process alone."""
+
+from typing import Any, Dict, Tuple
+
+BAD: Dict[str, Tuple[float, float]] = {
+    "loss": (float("nan"), 1.0), "gradient": (1.0, float("inf")), "spike": (1.0, 1e4),
+}  # fmt: skip
+"""What a bad batch multiplies: the value of the loss, and its gradient."""
+
+
+def make_batches_bad(batches: Dict[int, str]) -> None:
+    """From now on these global batches, by their place in the run's data order, are bad on this rank."""
+    import torch
+
+    from ftdist.train import loop
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: torch.Tensor, value: float, gradient: float) -> torch.Tensor:
+            ctx.factor = gradient
+            return loss * value
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> Any:
+            return grad * ctx.factor, None, None
+
+    token_loss, train_batch = loop.token_loss, loop._train_batch
+    at = [0]
+
+    def watched_batch(training: Any, index: int, micro_step: int) -> Any:
+        at[0] = training.done.batch_index(index)
+        return train_batch(training, index, micro_step)
+
+    def spoilt_loss(*args: Any) -> torch.Tensor:
+        loss = token_loss(*args)
+        return Spoilt.apply(loss, *BAD[batches[at[0]]]) if at[0] in batches else loss
+
+    loop._train_batch, loop.token_loss = watched_batch, spoilt_loss

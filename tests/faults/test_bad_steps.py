@@ -1,0 +1,241 @@
+"""A loss or gradient that is not finite on one rank: as if the step had never been taken; in a row: back to the last
+checkpoint, and past the data."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from ftdist.config import load_config
+from ftdist.errors import TrainError
+from ftdist.rundir import RunDir
+from tests.faults.inject import make_batches_bad
+from tests.faults.table import fault
+from tests.oracle import oracle_run, read_rows
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+
+STEPS = 5
+SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=0.5",
+            "train.num_samples=0", "train.export=false", "batch.micro_batch_size=2")  # fmt: skip
+Outcome = Tuple[List[Any], str]
+
+
+def _training(config: Any, run: RunDir) -> Any:
+    import torch.distributed as dist
+
+    from ftdist.train import ranks as rank_setup
+    from ftdist.train.main import assemble
+    from ftdist.train.preempt import Preemption
+
+    ranks = rank_setup.read_ranks(config)
+    if not dist.is_initialized():
+        rank_setup.quiet_libraries()
+        rank_setup.start_process_group(config, ranks)
+    return assemble(config, run, ranks, Preemption(run, ranks.rank))
+
+
+def _state(training: Any) -> str:
+    """A hash of every weight, master weight, moment and step count that this rank holds."""
+    import torch
+
+    digest = hashlib.sha256()
+
+    def add(tensor: torch.Tensor) -> None:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+    for parameter in training.engine.module.parameters():
+        add(getattr(parameter, "ds_tensor", parameter))
+    for held, states in training.engine.client_optimizer.state.items():
+        add(held)
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            add(states[name])
+    return digest.hexdigest()
+
+
+def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
+    """``(bad or None of every step, state)`` of a run whose batch ``at`` is bad on rank 1; kind "left out" takes no
+    step there instead."""
+    from ftdist.train import loop
+
+    training = _training(config, run)
+    plain = loop.token_loss, loop._train_batch
+    if kind != "left out" and training.ranks.rank == 1:
+        make_batches_bad({at: kind})
+    said: List[Any] = []
+    for step in range(STEPS):
+        if kind == "left out" and step == at:
+            continue
+        training.done.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
+        result = loop.train_step(training, step)
+        said.append(result.bad)
+    loop.token_loss, loop._train_batch = plain
+    state = _state(training)
+    training.engine.destroy()
+    return said, state
+
+
+def _compare(configs: List[Any], folder: Path) -> List[Tuple[Any, Dict[str, Outcome]]]:
+    found = []
+    for number, config in enumerate(configs):
+        for at in (0, 2):
+            run = RunDir(folder / f"run-{number}")
+            run.checkpoints.mkdir(parents=True, exist_ok=True)
+            kinds = ("left out", "loss", "gradient") if at == 0 else ("left out", "loss", "gradient", "spike")
+            found.append(((config.zero.stage, config.train.precision.name, at),
+                          {kind: _steps(config, run, at, kind) for kind in kinds}))  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    save_tiny_model(folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@fault("training", "the loss or the gradient norm is not finite, or a sudden spike, on one rank",
+       "the value or the gradient of rank 1's loss times NaN, infinity or 10,000; ZeRO 0 to 3, fp32 and bf16",
+       "all ranks leave the update out: weights, moments and step counts are bit for bit those of a run that never "
+       "took the step")  # fmt: skip
+def test_a_bad_step_is_as_if_it_had_not_been_taken(folder: Path, tmp_path: Path, precision: str) -> None:
+    """Weights, moments and step counts are those of a run that never saw the batch, bit for bit, in every stage."""
+    configs = [
+        tiny_config(folder, *SETTINGS, f"zero.stage={stage}", f"train.precision={precision}", "train.grad_spike_z=100",
+                    "train.grad_spike_window=8")
+        for stage in range(4)
+    ]  # fmt: skip
+    freeze_tiny(configs[0], tmp_path / "run", 2)
+    everyone = run_ranks(_compare, 2, configs, tmp_path)
+    for rank, found in enumerate(everyone):
+        for (case, kinds), (_, first_ranks) in zip(found, everyone[0], strict=True):
+            _, expected = kinds.pop("left out")
+            for kind, (said, state) in kinds.items():
+                where = f"rank {rank}, stage, precision, step {case}, {kind}"
+                assert [number for number, bad in enumerate(said) if bad] == [case[2]], f"{where}: {said}"
+                assert said == first_ranks[kind][0], where
+                assert state == expected, f"{where}: something of the bad step is left"
+
+
+ROLLING = (*SETTINGS, "train.max_steps=8", "train.checkpoint_every=2", "train.max_bad_steps=2", "optim.warmup_steps=2",
+           "data.heldout_share=0", "data.max_heldout_documents=null", "train.log_every=3")  # fmt: skip
+
+
+def _whole_run(path: Path, bad: Dict[int, str], dies_at: int) -> str:
+    """A run, or a resume of one, with bad batches on rank 1; every rank dies when batch ``dies_at`` comes up. Returns
+    what it ended with."""
+    from ftdist.train import loop
+
+    run = RunDir(path)
+    training = _training(load_config(run.config), run)
+    if training.ranks.rank == 1:
+        make_batches_bad(bad)
+    train_step = loop.train_step
+
+    def mortal_step(training: Any, index: int) -> Any:
+        if training.done.batch_index(index) == dies_at:
+            raise KeyboardInterrupt("dies here")
+        return train_step(training, index)
+
+    loop.train_step = mortal_step
+    try:
+        loop.train(training)
+    except (TrainError, KeyboardInterrupt) as error:
+        return str(error)
+    return "done"
+
+
+def _record(run: RunDir) -> List[Dict[str, Any]]:
+    timed = ("time", "perf/", "mem/")
+    return [{name: v for name, v in record.items() if not name.startswith(timed)} for record in run.read_metrics()]
+
+
+def _frozen(folder: Path, path: Path, *more: str) -> Tuple[Any, RunDir]:
+    config = tiny_config(folder, *ROLLING, *more)
+    return config, freeze_tiny(config, path, 2)
+
+
+def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    return oracle_run(config, model, read_rows(data / "train"), order)
+
+
+@fault("training", "bad steps in a row", "two batches that are always bad, with train.max_bad_steps=2",
+       "the run goes back to its last checkpoint and past the data, as plain PyTorch trains without those batches; "
+       "killed before or after the next checkpoint and resumed, it ends the same")  # fmt: skip
+def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
+    """As plain PyTorch trains where those two batches are not in the data; and killed before or after the next
+    checkpoint and resumed, it comes to the same, record and all."""
+    from ftdist.data.cache import data_folder
+    from ftdist.data.loader import row_ids
+
+    bad = {4: "loss", 5: "gradient"}
+    config, run = _frozen(folder, tmp_path / "run")
+    assert run_ranks(_whole_run, 2, run.path, bad, -1) == ["done"] * 2
+    record = _record(run)
+    back = next(r for r in record if "train/rolled_back_from" in r)
+    size, data = config.batch.global_batch_size, data_folder(config)
+    order = row_ids(config.seed, len(read_rows(data / "train")), 0, 10 * size).tolist()
+    assert (back["step"], back["train/rolled_back_from"], back["train/batches_left_out"]) == (5, 6, [4, 5])
+    assert back["train/bad_rows"] == order[4 * size : 6 * size]
+    (expected,) = run_ranks(_oracle, 1, config, data, order[: 4 * size] + order[6 * size :])
+    steps = {r["step"]: r for r in record if "train/loss" in r}
+    assert sorted(steps) == [3, 6, 8], "every third step, and the last; those of before the roll-back are forgotten"
+    for step, r in steps.items():
+        for name in ("loss", "grad_norm"):
+            assert abs(r[f"train/{name}"] / expected[step - 1][name] - 1) < 1e-5, (step, name)
+    for dies_at in (7, 8):
+        _, again = _frozen(folder, tmp_path / f"dies-at-{dies_at}")
+        assert run_ranks(_whole_run, 2, again.path, bad, dies_at) == ["dies here"] * 2
+        assert run_ranks(_whole_run, 2, again.path, bad, -1) == ["done"] * 2
+        assert _record(again) == record, f"killed at batch {dies_at}"
+        for name in ("step-00000006", "step-00000008"):
+            assert _weights(again, name) == _weights(run, name), f"killed at batch {dies_at}, {name}"
+
+
+def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
+    from ftdist.rundir import read_json
+
+    files = read_json(run.checkpoints / checkpoint / "manifest.json")["files"]
+    return {name: entry["sha256"] for name, entry in files.items()}
+
+
+@fault("training", "one bad step", "one batch of a run is bad",
+       "metrics.jsonl names the reason and the rows of the global batch; nothing else changes")  # fmt: skip
+def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path: Path) -> None:
+    _, run = _frozen(folder, tmp_path / "run")
+    assert run_ranks(_whole_run, 2, run.path, {1: "loss"}, -1) == ["done"] * 2
+    records = {r["step"]: r for r in _record(run) if "train/loss" in r}
+    assert sorted(records) == [2, 3, 6, 8] and records[2]["train/loss"] == "nan"
+    assert records[2]["train/bad"] == "the loss is nan" and len(set(records[2]["train/bad_rows"])) == 8
+    assert not any("train/bad" in records[step] for step in (3, 6, 8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ((), "2 bad steps in a row, 5 to 6: the loss is nan, after going back 2 times; training rows"),
+        (("train.max_rollbacks=0",), "2 bad steps in a row, 5 to 6: the loss is nan, with train.max_rollbacks=0"),
+        (("train.checkpoint_every=null",), "5 to 6: the loss is nan, and no checkpoint to go back to; training rows"),
+    ],
+)
+@fault("training", "bad steps without end", "every batch from the fifth on is bad",
+       "after train.max_rollbacks the run stops and names steps and rows; without a checkpoint at once")  # fmt: skip
+def test_the_budget_is_kept_and_the_place_is_named(
+    folder: Path, tmp_path: Path, settings: Tuple[str, ...], found: str
+) -> None:
+    _, run = _frozen(folder, tmp_path / "run", *settings)
+    said = run_ranks(_whole_run, 2, run.path, dict.fromkeys(range(4, 20), "loss"), -1)
+    assert found in said[0] and said[0] == said[1]
+    backs = [r["train/batches_left_out"] for r in _record(run) if "train/rolled_back_from" in r]
+    assert backs == ([] if settings else [[4, 7]]), "the second time from the same checkpoint covers the first"
+    last = run.published_checkpoints()
+    assert [path.name for path in last] == (
+        [] if "train.checkpoint_every=null" in settings else ["step-00000002", "step-00000004"]
+    )
