@@ -64,8 +64,8 @@ def every_case(axes: Axes = AXES) -> List[Case]:
 
 
 def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Case]:
-    """Cases in which every pair of choices of two axes occurs. Greedy: of some random cases, each begun with a pair that
-    is still missing, the one with most missing pairs is taken."""
+    """Cases in which every pair of choices of two axes occurs. Greedy: of some random cases, each begun with a
+    pair that is still missing, the one with most missing pairs is taken."""
     draw, names = random.Random(seed), list(axes)
     missing = {pair for case in _pairs_of_axes(axes) for pair in case}
     chosen: List[Case] = []
@@ -113,12 +113,13 @@ def case_config(case: Case, folder: Path) -> Any:
     micro = ROWS // case.world_size // case.accum
     config = tiny_config(
         folder, f"model.path={_model(case, folder)}", f"model.tokenizer={folder / 'tokenizer'}",
-        f"data.heldout.test.path={folder / 'test.jsonl'}", "data.heldout_share=0", "data.max_heldout_documents=null", "data.max_seq_len=96",
-        f"data.packing={str(case.packing).lower()}", f"train.precision={case.precision.name}", f"zero.stage={case.stage}",
-        f"batch.global_batch_size={ROWS}", f"batch.micro_batch_size={micro}",
-        f"train.gradient_checkpointing={str(case.recompute).lower()}", f"optim.max_grad_norm={CLIP if case.clip else 0}",
-        "optim.lr=3e-3", "optim.weight_decay=0.1", "optim.warmup_steps=2", "optim.min_lr_ratio=0.1",
-        "train.num_samples=0", "train.export=false", "train.max_steps=6",
+        f"data.heldout.test.path={folder / 'test.jsonl'}", "data.heldout_share=0", "data.max_heldout_documents=null",
+        "data.max_seq_len=96", f"data.packing={str(case.packing).lower()}", f"batch.global_batch_size={ROWS}",
+        f"batch.micro_batch_size={micro}", f"train.precision={case.precision.name}", f"zero.stage={case.stage}",
+        f"train.gradient_checkpointing={str(case.recompute).lower()}",
+        f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
+        "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
+        "train.max_steps=6",
     )  # fmt: skip
     config.data.sources = {"mine": SourceConfig(path=str(folder / "train.jsonl"))}
     return config
@@ -194,6 +195,6 @@ def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
         dist.barrier()
         training = assemble(config, run, ranks, Preemption(run, ranks.rank))
         expected = torch.load(_reference_file(case, folder), weights_only=False)
-        found.append(deviate(training, expected))
+        found.append(deviate(training, expected, STEPS))
         training.engine.destroy()
     return found

@@ -18,8 +18,8 @@ from ftdist.zero.whole import Tensors, first_gradients, whole_weights
 
 SMALL_GRADIENT = {Precision.fp32: 1e-3, Precision.bf16: 1e-1}
 """A parameter whose gradient is a smaller share of the whole gradient than this is measured against this share. The
-gradient of a key's bias, for one, is exactly zero: rounding is all that is left of it. In bf16 every bias is small beside
-the many terms that cancel in it, each rounded to 8 bits."""
+gradient of a key's bias, for one, is exactly zero: rounding is all that is left of it. In bf16 every bias is small
+beside the many terms that cancel in it, each rounded to 8 bits."""
 FP32_ROUNDING = 2.0**-23
 
 
@@ -31,8 +31,8 @@ class Expected:
     grad_norms: List[float]
     gradients: Tensors
     """Of the first step, after clipping."""
-    heldout: Optional[float]
-    """Held-out loss after the last step."""
+    heldout: float
+    """Held-out loss after the last step; 0 where nothing is held out."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Allowed:
 
 
 # bf16 keeps 8 bits: each rounding is off by up to 0.4 %. The reference runs in bf16 too, but sums the gradients of
-# documents in fp32, where a micro-batch sums them in bf16 and in another order. docs/correctness.md has what is measured.
+# documents in fp32, where a micro-batch sums them in bf16 and in another order. What is measured: docs/correctness.md.
 ALLOWED = {
     Precision.fp32: Allowed(loss=1e-6, grad_norm=1e-5, gradient=1e-5, update=1e-6, heldout=1e-6),
     Precision.bf16: Allowed(loss=1e-3, grad_norm=2e-2, gradient=1e-1, update=1e-6, heldout=1e-3),
@@ -92,27 +92,28 @@ def expect(
         gradients = gradients or reference.gradients
     return Expected(
         [record["loss"] for record in history], [record["grad_norm"] for record in history], gradients,
-        mean_loss(model, heldout, vocab_size) if heldout else None,
+        mean_loss(model, heldout, vocab_size) if heldout else 0.0,
     )  # fmt: skip
 
 
-def deviate(training: Training, expected: Expected) -> Deviation:
-    """Take the same steps with the engine, from its beginning, and compare. Every rank calls it; ranks but the first
-    see the losses alone."""
-    config, ranks = training.config, training.ranks
+def deviate(training: Training, expected: Optional[Expected], steps: int) -> Optional[Deviation]:
+    """Take the same steps with the engine, from its beginning, and compare. Every rank calls it; only the first needs
+    what is expected, and has a result."""
+    config = training.config
     before = whole_weights(training.engine)
     results = [train_step(training, 0)]
     gradients, after = first_gradients(training.engine, config.optim.beta1), whole_weights(training.engine)
-    results += [train_step(training, index) for index in range(1, len(expected.losses))]
-    losses, norms = [r.loss for r in results], [r.grad_norm for r in results]
-    heldout = _heldout(training) if expected.heldout is not None else 0.0
-    parameter, gradient, update = "", 0.0, 0.0
-    if ranks.first:
-        gradient, parameter = worst_gradient(gradients, expected.gradients, SMALL_GRADIENT[config.train.precision])
-        update = _update_deviation(before, gradients, after, config.optim, results[0].lr)
+    results += [train_step(training, index) for index in range(1, steps)]
+    heldout = _heldout(training)
+    if expected is None:
+        return None
+    gradient, parameter = worst_gradient(gradients, expected.gradients, SMALL_GRADIENT[config.train.precision])
     return Deviation(
-        loss=_worst(losses, expected.losses), grad_norm=_worst(norms, expected.grad_norms), gradient=gradient,
-        parameter=parameter, update=update, heldout=_worst([heldout], [expected.heldout or 0.0]),
+        loss=_worst([r.loss for r in results], expected.losses),
+        grad_norm=_worst([r.grad_norm for r in results], expected.grad_norms),
+        gradient=gradient, parameter=parameter,
+        update=_update_deviation(before, gradients, after, config.optim, results[0].lr),
+        heldout=_worst([heldout], [expected.heldout]),
     )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def _heldout(training: Training) -> float:
                             training.tokenizer.pad_token_id, training.vocab_size, training.ranks)  # fmt: skip
         assert measured is not None
         total, tokens = total + measured[0], tokens + measured[1]
-    return total / tokens
+    return total / tokens if tokens else 0.0
 
 
 def _worst(found: List[float], expected: List[float]) -> float:
