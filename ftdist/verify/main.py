@@ -45,28 +45,35 @@ def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick:
     rank_setup.quiet_libraries()
     file = run.path / "trial.yaml"
     if ranks.first:
-        steps = _before_ranks(config, run.path, wanted_ranks, ranks.world_size, quick)
+        steps = before_ranks(config, run.path, wanted_ranks, ranks.world_size, quick)
         file.write_text(dump_config(steps) if steps else "", encoding="utf-8")
     file = rank_setup.exchange_path("ftdist/trial", file if ranks.first else None)
     if not file.stat().st_size:
         return
     rank_setup.start_process_group(config, ranks)
 
+    number_checks_or_cause(load_config(file), run.path, ranks, quick)
+
+
+def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick: bool) -> None:
+    """The checks of numbers. What would stop the run itself before its first step, on all ranks alike, fails the one
+    that was to come next; those after it are not run."""
+
     def report(check: checks.Check) -> None:
         if ranks.first:
-            checks.append(run.path, check)
+            checks.append(folder, check)
 
     try:
-        number_checks(load_config(file), run.path, ranks, quick, report)
-    except ConfigError as error:  # what stops the run itself before its first step, on all ranks alike
-        done = [check.name for check in checks.read(run.path)] if ranks.first else []
+        number_checks(config, folder, ranks, quick, report)
+    except ConfigError as error:
+        done = {check.name for check in checks.read(folder)}
         left = [name for name in NUMBERS if name not in done]
-        report(checks.failed(left[0], " ".join(str(error).split()))) if left else None
-        for name in left[1:]:
-            report(checks.not_run(name, "the run would have stopped before"))
+        for name in left:
+            cause = " ".join(str(error).split())
+            report(checks.failed(name, cause) if name == left[0] else checks.not_run(name, "the run would stop before"))
 
 
-def _before_ranks(config: RunConfig, folder: Path, wanted_ranks: int, ranks: int, quick: bool) -> Optional[RunConfig]:
+def before_ranks(config: RunConfig, folder: Path, wanted_ranks: int, ranks: int, quick: bool) -> Optional[RunConfig]:
     """Checks of data. Returns what the ranks are to run; None where there is nothing to run."""
     trial = make_trial(config, folder, wanted_ranks, ranks, quick)
     rows = _check_data(trial, folder, quick)
@@ -89,15 +96,13 @@ def _rows(folder: Path) -> int:
 def _check_data(trial: Trial, folder: Path, quick: bool) -> int:
     """Rows of the run's own data (of its first documents); 0 where it cannot be read."""
     if trial.tokenizer_missing:
-        for name in tokens.NAMES:
-            checks.append(folder, checks.not_run(name, trial.tokenizer_missing))
+        checks.append(folder, checks.not_run(f"tokenisation, {len(tokens.NAMES)} checks", trial.tokenizer_missing))
         return 0
     try:
         prepared = prepare(trial.data)
         found = tokens.token_checks(trial.data, prepared, trial.vocab_rows, quick)
     except (ConfigError, DataError) as error:
-        unreachable = any(source.hub for source in (*trial.data.data.sources.values(),)) and "hub" in error.found
-        outcome = checks.not_run if unreachable else checks.failed
+        outcome = checks.not_run if ".hub=" in error.found else checks.failed  # the hub cannot be reached from here
         checks.append(folder, outcome("the data can be trained on", " ".join(str(error).split())))
         return 0
     for check in found:

@@ -39,6 +39,8 @@ RELOAD, RESUME, EXPORT, ADAPTER, REPEAT = (
     "same step twice",
 )  # fmt: skip
 NUMBERS = (ISOLATION, LOSS, UPDATE, PRECISION, RELOAD, RESUME, EXPORT, ADAPTER, REPEAT)
+# A real model is deeper than those of the invariance suite: rounding adds up over its layers. A bug moves far more.
+ALLOWED_FP32 = replace(ALLOWED[Precision.fp32], loss=1e-5, gradient=1e-4, heldout=1e-5)
 BF16_LOSS = 1e-2  # relative, against fp32 weights and activations
 
 
@@ -102,7 +104,7 @@ def _expected(training: Training, weights: Any, steps: int) -> Expected:
 
 
 def _report_deviation(deviation: Deviation, training: Training, report: Report) -> None:
-    allowed, beyond = ALLOWED[Precision.fp32], deviation.beyond(ALLOWED[Precision.fp32])
+    allowed, beyond = ALLOWED_FP32, deviation.beyond(ALLOWED_FP32)
     updates = [text for text in beyond if text.startswith("update")]
     what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
     report(judge(LOSS, [text for text in beyond if text not in updates],

@@ -42,7 +42,7 @@ def token_checks(config: RunConfig, folder: Path, vocab_rows: Optional[int], qui
     return [
         _text_survives(tokenizer, samples), _prompt_is_the_same(tokenizer, samples), _one_bos(task.renderer, samples),
         _stop_is_trained(config, folder, task.stop_ids), _is_trained(folder), _is_whole(config, folder),
-        _padding(tokenizer, folder, task.stop_ids, vocab_rows), _ids_fit(tokenizer, folder, vocab_rows),
+        _padding(tokenizer, folder, vocab_rows), _ids_fit(tokenizer, folder, vocab_rows),
     ]  # fmt: skip
 
 
@@ -155,12 +155,13 @@ def _is_whole(config: RunConfig, folder: Path) -> Check:
     return judge(NAMES[5], problems, f"{cut} cut, {split} split, of {sum(s['documents'] for s in sources.values())}")
 
 
-def _padding(tokenizer: Any, folder: Path, stop_ids: Any, vocab_rows: Optional[int]) -> Check:
+def _padding(tokenizer: Any, folder: Path, vocab_rows: Optional[int]) -> Check:
     pad, problems = tokenizer.pad_token_id, []
+    ends = (tokenizer.eos_token_id, read_meta(folder)["sets"]["train"]["stop_token_id"])
     if vocab_rows is not None and pad >= max(vocab_rows, len(tokenizer)):
         problems.append(f"id {pad} is beyond the embedding's {vocab_rows} rows")
     inside = sum(pad in ids for ids, _ in _documents(folder))
-    if inside and pad not in stop_ids:
+    if inside and pad not in ends:
         problems.append(f"{tokenizer.pad_token!r} stands in {inside} documents as ordinary text: programs that mask by "
                         "its id leave it out. Set pad_token to a special token in tokenizer_config.json")  # fmt: skip
     if pad == tokenizer.bos_token_id and pad != tokenizer.eos_token_id:

@@ -17,7 +17,7 @@ from ftdist.model.load import model_config
 from ftdist.verify.standin import class_by_name, count_parameters, default_architecture, dropouts, fits, standin
 
 DOCUMENTS, QUICK_DOCUMENTS, HELDOUT_DOCUMENTS = 200, 50, 4
-MOST_CPU_PARAMETERS = 200_000_000  # more take minutes a step
+MOST_CPU_PARAMETERS = 50_000_000  # the whole of the checks stays within a minute or two
 SEQ_LEN, STANDIN_SEQ_LEN = 512, 128
 STEPS = 2
 
@@ -69,8 +69,8 @@ def use_generated_chats(steps: RunConfig, trial: Trial) -> None:
     steps.data.heldout, steps.data.heldout_share = {}, 0.05
     if steps.data.train_on is TrainOn.completion:
         steps.data.train_on = TrainOn.auto
-    if load_tokenizer(steps).chat_template is None:
-        steps.data.chat_template = "chatml"
+    steps.data.chat_template = "chatml"
+    steps.data.max_seq_len = max(steps.data.max_seq_len, STANDIN_SEQ_LEN)
     trial.notes.append("numbers are checked on generated chats")
 
 
