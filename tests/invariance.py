@@ -1,4 +1,5 @@
-"""The invariance suite: how a batch is cut and a model is sharded changes nothing.
+"""The invariance suite: how a batch is cut and a model is sharded changes nothing. ``make invariance`` runs it on its own
+and writes what was measured into docs/correctness.md.
 
 A case is one choice on each axis. Each runs for three steps through the real assembly and loop and is compared with the
 plain reference, which knows neither ranks nor packing. ``covering`` chooses few cases in which every pair of choices
@@ -8,11 +9,13 @@ occurs; ``every_case`` is the whole product.
 import itertools
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from ftdist.config import Precision, SourceConfig
-from ftdist.verify.compare import Deviation
+from ftdist.verify.compare import ALLOWED, Deviation
+from tests.correctness_page import write_table
 from tests.families import FAMILIES
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -198,3 +201,26 @@ def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
         found.append(deviate(training, expected, STEPS))
         training.engine.destroy()
     return found
+
+
+def table(found: Dict[Case, Deviation]) -> List[List[str]]:
+    """For each precision and family the number of cases and the largest deviations."""
+    rows = []
+    for precision, family in itertools.product(Precision, AXES["family"]):
+        here = [d for case, d in found.items() if (case.precision, case.family) == (precision, family)]
+        if here:
+            numbers = [f"{max(getattr(d, number) for d in here):.1e}" for number in vars(ALLOWED[precision])]
+            rows.append([precision.name, family, str(len(here)), *numbers])
+    for precision, allowed in ALLOWED.items():
+        rows.append([precision.name, "allowed", "", *(f"{limit:.0e}" for limit in vars(allowed).values())])
+    return rows
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_cases(covering(), Path(folder))
+    write_table("suite", ["precision", "family", "cases", *vars(ALLOWED[Precision.fp32])], table(found))
+
+
+if __name__ == "__main__":
+    main()

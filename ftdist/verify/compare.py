@@ -85,7 +85,8 @@ def expect(
 ) -> Expected:  # fmt: skip
     """Run the reference for ``steps`` steps, from the model's weights as they are."""
     reference = Reference(model, config.optim, config.train.max_steps, vocab_size)
-    size, history, gradients = config.batch.global_batch_size, [], {}
+    size, history = config.batch.global_batch_size, []
+    gradients: Tensors = {}
     for step in range(steps):
         documents = [document for row in order[step * size : (step + 1) * size] for document in rows[row]]
         history.append(reference.step(step, documents))
