@@ -9,7 +9,7 @@ from typing import Any, List, Optional, Tuple
 import psutil
 import torch
 
-from ftdist.config import Format, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
+from ftdist.config import Format, LongDocuments, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.errors import ConfigError
 from ftdist.locations import model_location, tokenizer_location
@@ -67,6 +67,7 @@ def use_generated_chats(steps: RunConfig, trial: Trial) -> None:
     """Where the run's data cannot be read, or in a hurry: numbers need tokens, not these tokens."""
     steps.data.sources = {"fake": SourceConfig(builtin="fake", max_documents=DOCUMENTS, format=Format.auto)}
     steps.data.heldout, steps.data.heldout_share = {}, 0.05
+    steps.data.long_documents = LongDocuments.truncate
     if steps.data.train_on is TrainOn.completion:
         steps.data.train_on = TrainOn.auto
     steps.data.chat_template = "chatml"
