@@ -1,5 +1,5 @@
-"""The invariance suite: how a batch is cut and a model is sharded changes nothing. ``make invariance`` runs it alone and
-writes what was measured into docs/correctness.md.
+"""The invariance suite: how a batch is cut and a model is sharded changes nothing. ``make invariance`` runs it alone
+and writes what was measured into docs/correctness.md.
 
 A case is one choice on each axis. Each runs for three steps through the real assembly and loop and is compared with the
 plain reference, which knows neither ranks nor packing. ``covering`` chooses few cases in which every pair of choices
