@@ -151,12 +151,11 @@ def test_the_table_names_what_was_dropped_and_warns() -> None:
         assert part in out.getvalue()
 
 
-def test_preview_shows_the_base_models_loss_of_each_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model whose weights are all zero finds every token as likely as any other."""
+def test_preview_shows_the_base_models_loss_of_each_token(tmp_path: Path) -> None:
+    """A model whose head is all zero finds every token as likely as any other."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ftdist.verify.preview import main as with_loss
     from tests.tiny import save_tiny_model
 
     folder = save_tiny_model(tmp_path / "model")
@@ -168,8 +167,10 @@ def test_preview_shows_the_base_models_loss_of_each_token(tmp_path: Path, capsys
     own.model.config = {}
     config = tmp_path / "config.yaml"
     config.write_text(dump_config(own), encoding="utf-8")
-    assert with_loss([str(config), "-n", "1"]) == 0
-    out = capsys.readouterr().out
+    command = [sys.executable, "-m", "ftdist.verify.preview", str(config), "-n", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
     assert "3 trained, base model's loss 5.56 a trained token" in out  # the log of 259
     assert "[[a⟨5.56⟩b⟨5.56⟩<|im_end|>⟨5.56⟩]]" in out
     assert "<|im_start|>u⟨5.56⟩" in out  # nothing predicts the first
