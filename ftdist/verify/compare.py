@@ -50,7 +50,7 @@ class Allowed:
 # documents in fp32, where a micro-batch sums them in bf16 and in another order. What is measured: docs/correctness.md.
 ALLOWED = {
     Precision.fp32: Allowed(loss=1e-6, grad_norm=1e-5, gradient=1e-5, update=1e-6, heldout=1e-6),
-    Precision.bf16: Allowed(loss=1e-3, grad_norm=2e-2, gradient=1e-1, update=1e-6, heldout=1e-3),
+    Precision.bf16: Allowed(loss=1e-3, grad_norm=1e-2, gradient=5e-2, update=1e-6, heldout=1e-3),
 }
 
 
