@@ -14,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test checks lint types contracts format docs bench clean house
+.PHONY: help demo test checks lint types contracts format docs invariance mutations bench clean house
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -45,6 +45,12 @@ format: $(VENV)/.ftdist-dev ## ruff: mend what can be mended
 docs: $(VENV)/.ftdist-test ## write the generated pages
 	@"$(BIN)/python" docs/configuration.py
 	@"$(BIN)/python" docs/reliability.py
+
+invariance: $(VENV)/.ftdist-test ## run the invariance suite and write what it measures into docs/correctness.md
+	@"$(BIN)/python" -m tests.invariance
+
+mutations: $(VENV)/.ftdist-test ## put ten bugs into a copy, one at a time: the suite must fail on each (minutes)
+	@"$(BIN)/python" -m tests.mutations
 
 bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up (minutes)
 	@"$(BIN)/python" tests/bench/main.py $(ARGS)

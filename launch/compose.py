@@ -21,7 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftdist.config import DataConfig, RunConfig, check_config
+from ftdist.config import DataConfig, RunConfig
+from ftdist.config_checks import check_config
 from ftdist.errors import ConfigError, FtdistError
 
 from . import explain, site

@@ -12,7 +12,7 @@ from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
 from ftdist.rundir import RunDir
 from ftdist.zero.settings import deepspeed_settings
 
-from . import banner, check, compose, ready, sbatch, start, torchrun
+from . import banner, check, compose, ready, sbatch, start, torchrun, verify
 from .freeze import freeze
 from .machine import visible_gpus
 from .sweeps import INDEX
@@ -31,6 +31,10 @@ add_demo_arguments = add_train_arguments
 def demo(args: argparse.Namespace) -> int:
     """``train`` with the demo's experiment first: two ranks on CPU, every GPU where there are any."""
     args.overrides = ["experiment=demo", *_demo_on_gpus(len(visible_gpus())), *args.overrides]
+    if not (args.cfg or args.info or args.dry_run or args.multirun):
+        code = verify.verify_quickly(compose.compose(args))
+        if code:
+            return code
     return train(args)
 
 

@@ -61,6 +61,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
+    passed = [dict(report.user_properties) for report in terminalreporter.stats.get("passed", [])]
+    combinations = sum(properties.get("combinations", 0) for properties in passed)
+    if combinations:
+        terminalreporter.write_line(f"invariance: {combinations} combinations equal the reference")
     reasons = collections.Counter(
         str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
     )

@@ -59,10 +59,15 @@ def plain_tokens(tokens: List[List[Any]]) -> str:
 
 
 def _runs(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
-    """Neighbours that are alike, joined. Control characters are shown and do not reach the terminal."""
+    """Neighbours that are alike, joined. Control characters do not reach the terminal."""
     for trained, run in groupby(tokens, key=lambda token: bool(token[1])):
         text = "".join(text for text, _ in run)
-        yield "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text), trained
+        yield printable(text), trained
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are written out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def describe_data(meta: Dict[str, Any]) -> str:

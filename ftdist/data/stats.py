@@ -1,7 +1,7 @@
 """What meta.json says about prepared data."""
 
 from dataclasses import asdict
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
@@ -83,16 +83,20 @@ def sample(writer: SetWriter, tokenizer: Any) -> List[List[Any]]:
 
 def token_texts(tokenizer: Any, ids: np.ndarray, trained: np.ndarray) -> List[List[Any]]:
     """``[text, trained]`` of each token; tokens that only together make a character stay together."""
-    shown: List[List[Any]] = []
-    waiting: List[int] = []
-    for number, (token, flag) in enumerate(zip(ids.tolist(), trained.tolist(), strict=True)):
-        waiting.append(token)
-        text = tokenizer.decode(waiting, clean_up_tokenization_spaces=False)
+    return [[text, flag] for text, flag, _ in token_pieces(tokenizer, ids, trained)]
+
+
+def token_pieces(tokenizer: Any, ids: np.ndarray, trained: np.ndarray) -> List[Tuple[str, int, slice]]:
+    """(text, trained, which tokens) of each token, or of tokens that only together make a character."""
+    shown: List[Tuple[str, int, slice]] = []
+    start = 0
+    for number, flag in enumerate(trained.tolist()):
+        text = tokenizer.decode(ids[start : number + 1].tolist(), clean_up_tokenization_spaces=False)
         last = number + 1 == len(ids) or trained[number + 1] != flag
-        if text.endswith("\ufffd") and not last and len(waiting) < 8:
+        if text.endswith("\ufffd") and not last and number + 1 - start < 8:
             continue
-        shown.append([text, int(flag)])
-        waiting = []
+        shown.append((text, int(flag), slice(start, number + 1)))
+        start = number + 1
     return shown
 
 

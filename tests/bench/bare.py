@@ -10,7 +10,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from ftdist.config import Precision, RunConfig
 from ftdist.data.order import row_ids
-from tests.oracle import read_rows
+from ftdist.verify.reference import read_rows
 
 Batch = Dict[str, torch.Tensor]
 

@@ -10,7 +10,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ftdist.batching import plan_batch
-from ftdist.config import RunConfig, SourceConfig, check_config, dump_config, parse_config
+from ftdist.config import RunConfig, SourceConfig, dump_config, parse_config
+from ftdist.config_checks import check_config
 from ftdist.launch import compose
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

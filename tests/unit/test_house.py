@@ -15,8 +15,7 @@ import ftdist.launch
 from ftdist.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_LINES = {"ftdist/config.py": 450}  # the one typed tree and its checks; every other module:
-MOST_LINES_OTHERWISE = 350
+MOST_LINES = 350
 LIGHT = [
     "ftdist.data.cache", "ftdist.data.sample", "ftdist.locations", "ftdist.model.facts", "ftdist.output",
     "ftdist.resumable", "ftdist.rests", "ftdist.tables", "ftdist.zero.settings", "ftdist.zero.space",
@@ -75,7 +74,7 @@ def test_the_configuration_reference_leaves_nothing_out(reference: ModuleType) -
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_is_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES.get(str(path.relative_to(ROOT)), MOST_LINES_OTHERWISE), f"{lines} lines: split it"
+    assert lines <= MOST_LINES, f"{lines} lines: split it"
 
 
 def test_the_control_plane_and_the_light_modules_load_nothing_heavy() -> None:

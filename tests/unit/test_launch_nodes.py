@@ -8,7 +8,8 @@ from typing import Any, List
 
 import pytest
 
-from ftdist.config import Device, LaunchKind, RunConfig, check_config
+from ftdist.config import Device, LaunchKind, RunConfig
+from ftdist.config_checks import check_config
 from ftdist.errors import ConfigError
 from ftdist.launch import nodes
 from ftdist.launch_config import check_launch

@@ -166,3 +166,28 @@ def test_the_table_names_what_was_dropped_and_warns() -> None:
     print_table(meta | {"warnings": ["look here"]}, Console(file=out, width=120))
     for part in ("1,000", "7 nothing to train", "25.0%", "h (held out)", "98.7%", "none", "warning: look here"):
         assert part in out.getvalue()
+
+
+def test_preview_shows_the_base_models_loss_of_each_token(tmp_path: Path) -> None:
+    """A model whose head is all zero finds every token as likely as any other."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tests.tiny import save_tiny_model
+
+    folder = save_tiny_model(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(folder)
+    source = write_jsonl(tmp_path / "a.jsonl", [chat("q", "ab")])
+    own = data_config(tmp_path, f"data.sources.mine.path={source}", f"model.path={folder}", "train.precision=fp32")
+    own.model.config = {}
+    config = tmp_path / "config.yaml"
+    config.write_text(dump_config(own), encoding="utf-8")
+    command = [sys.executable, "-m", "ftdist.verify.preview", str(config), "-n", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert "3 trained, base model's loss 5.56 a trained token" in out  # the log of 259
+    assert "[[a⟨5.56⟩b⟨5.56⟩<|im_end|>⟨5.56⟩]]" in out
+    assert "<|im_start|>u⟨5.56⟩" in out  # nothing predicts the first

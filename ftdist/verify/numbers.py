@@ -1,0 +1,202 @@
+"""Checks of numbers, on the ranks: isolation, loss, gradient, update, saving, resuming, export, determinism.
+
+The engine runs three times or four from the same beginning: in fp32, where a bug cannot hide in rounding, against the
+reference; then as configured, to the end of two steps; resumed from its first checkpoint; and once more.
+"""
+
+import copy
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, List, Tuple
+
+import torch
+import torch.distributed as dist
+
+from ftdist.config import Precision, RunConfig
+from ftdist.data.cache import data_folder
+from ftdist.data.loader import micro_batch
+from ftdist.model.isolation import ROUNDING, measure_isolation
+from ftdist.model.load import DTYPES, build_whole
+from ftdist.model.loss import forward_logits
+from ftdist.rundir import RunDir
+from ftdist.train.loop import train, train_step
+from ftdist.train.main import assemble
+from ftdist.train.preempt import Preemption
+from ftdist.train.ranks import Ranks
+from ftdist.train.state import Training
+from ftdist.verify.checks import Check, judge, not_run, passed
+from ftdist.verify.compare import ALLOWED, Deviation, Expected, deviate, expect
+from ftdist.verify.reference import read_rows, row_order
+from ftdist.zero.export import export_checkpoint
+from ftdist.zero.whole import whole_weights
+
+Report = Callable[[Check], None]
+ISOLATION, LOSS, UPDATE, PRECISION = ("packing isolation", "loss and gradient", "optimizer step", "loss as configured")
+RELOAD, RESUME, EXPORT, ADAPTER, REPEAT = (
+    "save, reload: same logits", "save, resume: same step", "export: same logits", "adapter: same logits",
+    "same step twice",
+)  # fmt: skip
+NUMBERS = (ISOLATION, LOSS, UPDATE, PRECISION, RELOAD, RESUME, EXPORT, ADAPTER, REPEAT)
+# A real model is deeper than those of the invariance suite: rounding adds up over its layers. A bug moves far more.
+ALLOWED_FP32 = replace(ALLOWED[Precision.fp32], loss=1e-5, gradient=1e-4, heldout=1e-5)
+BF16_LOSS = 1e-2  # relative, against fp32 weights and activations
+
+
+def number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool, report: Report) -> None:
+    """Every rank calls it; the first reports."""
+    losses = _against_the_reference(config, folder / "fp32", ranks, report)
+    if quick:
+        for name in NUMBERS[3:]:
+            report(not_run(name, "--quick"))
+        return
+    _saving(config, RunDir(folder / "run"), ranks, losses, report)
+
+
+def _start(config: RunConfig, run: RunDir, ranks: Ranks) -> Training:
+    if ranks.first:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.logs.mkdir(exist_ok=True)
+    dist.barrier()
+    return assemble(config, run, ranks, Preemption(run, ranks.rank))
+
+
+def _against_the_reference(config: RunConfig, folder: Path, ranks: Ranks, report: Report) -> List[float]:
+    """Returns the reference's losses, on the first rank."""
+    config = replace(config, train=replace(config.train, precision=Precision.fp32))
+    training = _start(config, RunDir(folder), ranks)
+    _isolation(training, report)
+    weights, steps = whole_weights(training.engine), config.train.max_steps or 1
+    expected = _expected(training, weights, steps) if ranks.first else None
+    deviation = deviate(training, expected, steps)
+    training.engine.destroy()
+    if expected is None or deviation is None:
+        return []
+    _report_deviation(deviation, training, report)
+    return expected.losses
+
+
+def _isolation(training: Training, report: Report) -> None:
+    device, dtype = training.ranks.device, torch.float32
+    proof = measure_isolation(training.engine, training.vocab_size, device)
+    largest = max(proof.crossing, proof.alone)
+    problems = ["documents of one row see each other: model.attention=mask, or another model"]
+    report(judge(ISOLATION, problems if not largest <= ROUNDING[dtype] else [],
+                 f"changing one moves the others' logits by {proof.crossing:g}; alone or packed differs by "
+                 f"{proof.alone:.1g} (allowed {ROUNDING[dtype]:.0e})"))  # fmt: skip
+
+
+def _expected(training: Training, weights: Any, steps: int) -> Expected:
+    from transformers import AutoModelForCausalLM
+
+    config, data = training.config, data_folder(training.config)
+    arch = copy.deepcopy(training.engine.module.config)
+    build_whole()
+    model = AutoModelForCausalLM.from_config(arch, dtype=torch.float32, attn_implementation="eager")
+    model.load_state_dict(weights, strict=False)  # the same beginning; tied weights come once
+    model.tie_weights()
+    model.to(training.ranks.device)
+    rows = read_rows(data / "train")
+    heldout = [document for name in training.heldout for row in read_rows(data / name) for document in row]
+    order = row_order(config.seed, len(rows), steps * config.batch.global_batch_size)
+    return expect(model, config, rows, order, steps, heldout, training.vocab_size)
+
+
+def _report_deviation(deviation: Deviation, training: Training, report: Report) -> None:
+    allowed, beyond = ALLOWED_FP32, deviation.beyond(ALLOWED_FP32)
+    updates = [text for text in beyond if text.startswith("update")]
+    what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
+    report(judge(LOSS, [text for text in beyond if text not in updates],
+                 f"loss {deviation.loss:.1e} (allowed {allowed.loss:.0e}), furthest gradient {deviation.gradient:.1e} "
+                 f"({allowed.gradient:.0e}), held-out loss {deviation.heldout:.1e}; {what}"))  # fmt: skip
+    report(judge(UPDATE, updates, f"weights after a step {deviation.update:.1e} (allowed {allowed.update:.0e})"))
+
+
+def _saving(config: RunConfig, run: RunDir, ranks: Ranks, losses: List[float], report: Report) -> None:
+    training = _start(config, run, ranks)
+    train(training)
+    logits, batch = _probe(training)
+    record = _steps(run)
+    training.tracker.finish(0)
+    training.engine.destroy()
+    _precision(config, [entry["train/loss"] for entry in record], losses, ranks, report)
+
+    reloaded = _start(config, run, ranks)
+    again, _ = _probe(reloaded)
+    reloaded.engine.destroy()
+    moved = float((again - logits).abs().max())
+    report(judge(RELOAD, ["a reloaded checkpoint computes something else"] if moved else [], f"moved by {moved:g}"))
+    if ranks.first:
+        _export(config, run, batch, logits, reloaded.vocab_size, report)
+        shutil.rmtree(run.checkpoint(config.train.max_steps or 0))
+    dist.barrier()
+
+    resumed = _start(config, run, ranks)
+    train(resumed)
+    resumed.tracker.finish(0)
+    resumed.engine.destroy()
+    after = _steps(run)
+    problems = [] if after == record else [f"uninterrupted {record[-1]}, resumed {after[-1]}"]
+    last = f"loss {after[-1]['train/loss']:.6f}, {after[-1]['train/trained_tokens']} trained tokens"
+    report(judge(RESUME, problems, last))
+    report(not_run(ADAPTER, "all parameters are trained: there is no adapter"))
+    _repeat(config, run, ranks, record, report)
+
+
+def _steps(run: RunDir) -> List[Any]:
+    """What each step came to, without how long it took."""
+    kept = ("step", "train/loss", "train/grad_norm", "train/trained_tokens", "train/tokens_seen")
+    return [{name: record[name] for name in kept} for record in run.read_metrics() if "train/loss" in record]
+
+
+def _precision(config: RunConfig, found: List[float], expected: List[float], ranks: Ranks, report: Report) -> None:
+    if config.train.precision is Precision.fp32:
+        report(passed(PRECISION, "fp32 is what was compared"))
+    elif ranks.first:
+        off = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
+        problems = ["bf16 computes something else than fp32"] if not off <= BF16_LOSS else []
+        report(judge(PRECISION, problems, f"bf16 is off by {off:.1e} from fp32 (allowed {BF16_LOSS:.0e})"))
+
+
+def _probe(training: Training) -> Tuple[torch.Tensor, Any]:
+    """Logits of the first row's first document, and that row."""
+    training.engine.eval()
+    batch = micro_batch(training.train_set, [0], True, training.tokenizer.pad_token_id).to(training.ranks.device)
+    positions = torch.arange(int(batch.cu_seqlens[1]), device=training.ranks.device)
+    with torch.no_grad():
+        logits = forward_logits(training.engine, batch, positions).float()
+    training.engine.train()
+    return logits, batch
+
+
+def _export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tensor, vocab: int, report: Report) -> None:
+    from transformers import AutoModelForCausalLM
+
+    export_checkpoint(run.find_checkpoint("last"), run.export, config)
+    model = AutoModelForCausalLM.from_pretrained(run.export, dtype="auto").to(logits.device).eval()
+    with torch.no_grad():
+        exported = model(input_ids=batch.input_ids[:, : len(logits)]).logits[0].float()
+    expected = logits[:, :vocab]
+    off = float((exported - expected).abs().max() / expected.abs().max())
+    limit = ROUNDING[DTYPES[config.train.precision]]
+    problems = ["the exported model computes something else"] if not off <= limit else []
+    report(judge(EXPORT, problems, f"from_pretrained differs by {off:.1g} (allowed {limit:.0e})"))
+
+
+def _repeat(config: RunConfig, run: RunDir, ranks: Ranks, record: List[Any], report: Report) -> None:
+    """Once more from the beginning, while torch names the operations that are not deterministic."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training = _start(config, RunDir(run.path.with_name("again")), ranks)
+        again = [train_step(training, index) for index in range(config.train.max_steps or 1)]
+        training.engine.destroy()
+    torch.use_deterministic_algorithms(False)
+    named = sorted({str(w.message).split(" does not have")[0] for w in caught if "deterministic" in str(w.message)})
+    pairs = [(a.loss, b["train/loss"]) for a, b in zip(again, record, strict=True)]
+    pairs += [(a.grad_norm, b["train/grad_norm"]) for a, b in zip(again, record, strict=True)]
+    off = max(abs(a - b) for a, b in pairs)
+    problems = ["the same step came to other numbers, and no operation is known for it"] if off and not named else []
+    measured = "bit for bit" if not off else f"differs by {off:.1e}; not deterministic: {', '.join(named)}"
+    report(judge(REPEAT, problems, measured))

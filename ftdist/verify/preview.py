@@ -1,0 +1,46 @@
+"""``python -m ftdist.verify.preview CONFIG``: a preview with the base model's loss of each token."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+import numpy as np
+import torch
+
+from ftdist.config import Attention, RunConfig
+from ftdist.data.main import quiet_libraries, run_step
+from ftdist.data.preview import Losses, preview
+from ftdist.data.tokenizer import load_tokenizer
+from ftdist.model.load import load_model, model_config
+from ftdist.model.vocabulary import fit_vocabulary
+from ftdist.verify.reference import token_losses
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ftdist.verify.preview", description=__doc__)
+    parser.add_argument("config", help="a YAML file, or - for standard input")
+    parser.add_argument("-n", type=int, default=2, help="rows to show")
+    parser.add_argument("--html", type=Path, help="write the preview to this file")
+    given = parser.parse_args(arguments)
+    return run_step(lambda config: preview(config, given.n, given.html, base_losses(config)), given.config)
+
+
+def base_losses(config: RunConfig) -> Losses:
+    """The model before training, on this machine's GPU if there is one; a document is looked at on its own."""
+    tokenizer = load_tokenizer(config)
+    config.train.gradient_checkpointing = False
+    model = load_model(config, model_config(config), Attention.mask, {"zero_optimization": {"stage": 0}})
+    rows = fit_vocabulary(model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    @torch.no_grad()
+    def losses(ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([[np.nan], token_losses(model, ids, rows).cpu().numpy()])
+
+    return losses
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    sys.exit(main())

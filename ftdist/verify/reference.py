@@ -1,0 +1,137 @@
+"""The reference: plain PyTorch in one process, with nothing of ftdist's loader, attention, loss, engine or schedule.
+
+It reads prepared documents from the cache's files, puts each on its own through a model as transformers builds it, and
+does what docs/step.md says: the sum of token losses over the trained tokens of the global batch, clipping, AdamW, the
+learning rate. It is slow and short; everything that ftdist does to be fast is compared with it.
+"""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+
+Document = Tuple[np.ndarray, np.ndarray]
+"""(token ids [n], trained [n])."""
+Rows = List[List[Document]]
+
+
+def read_rows(folder: Path) -> Rows:
+    """Rows of a prepared set (layout: docs/design.md)."""
+    tokens = np.fromfile(folder / "tokens.i32", dtype=np.int32)
+    trained = np.fromfile(folder / "trained.u8", dtype=np.uint8)
+    at = np.fromfile(folder / "offsets.i64", dtype=np.int64)
+    docs = np.fromfile(folder / "row_docs.i64", dtype=np.int64)
+    row_at = np.fromfile(folder / "row_offsets.i64", dtype=np.int64)
+    return [[(tokens[at[d] : at[d + 1]], trained[at[d] : at[d + 1]]) for d in docs[a:b]] for a, b in pairwise(row_at)]
+
+
+def row_order(seed: int, num_rows: int, count: int) -> List[int]:
+    """The first ``count`` rows of a run: every epoch sorts raw PCG64 numbers drawn from (seed, epoch)."""
+    order: List[int] = []
+    epoch = 0
+    while len(order) < count:
+        raw = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
+        order += np.argsort(raw, kind="stable").tolist()
+        epoch += 1
+    return order[:count]
+
+
+def expected_lr(optim: Any, step: int, total: int) -> float:
+    """Linear warm-up, then the schedule of docs/step.md."""
+    low, kind = optim.lr * optim.min_lr_ratio, optim.schedule.name
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if kind == "constant" or (kind == "wsd" and step < total - optim.decay_steps):
+        return optim.lr
+    start = total - optim.decay_steps if kind == "wsd" else optim.warmup_steps
+    done = (step - start) / (total - start)
+    return low + (optim.lr - low) * ((1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1 - done)
+
+
+def token_losses(model: torch.nn.Module, ids: np.ndarray, vocab_size: Optional[int] = None) -> torch.Tensor:
+    """Loss of each token of one document but the first, [n - 1] fp32: token t is predicted from those before it."""
+    device = next(model.parameters()).device
+    row = torch.from_numpy(ids.astype(np.int64))[None].to(device)
+    logits = model(input_ids=row, use_cache=False).logits[0, :-1, :vocab_size].float()
+    return torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none")
+
+
+def document_loss(model: torch.nn.Module, document: Document, vocab_size: Optional[int] = None) -> torch.Tensor:
+    """Sum of the losses of a document's trained tokens."""
+    losses = token_losses(model, document[0], vocab_size)
+    return losses[torch.from_numpy(document[1].astype(bool))[1:].to(losses.device)].sum()
+
+
+def num_trained(documents: List[Document]) -> int:
+    """Tokens with a label: the first of a document is never predicted."""
+    return sum(int(trained[1:].sum()) for _, trained in documents)
+
+
+@torch.no_grad()
+def mean_loss(model: torch.nn.Module, documents: List[Document], vocab_size: Optional[int] = None) -> float:
+    """Held-out loss, nats a token."""
+    model.eval()
+    total = sum(float(document_loss(model, document, vocab_size)) for document in documents)
+    model.train()
+    return total / num_trained(documents)
+
+
+class Reference:
+    """AdamW on fp32 master weights of a model of any precision; one optimizer step at a time."""
+
+    def __init__(self, model: torch.nn.Module, optim: Any, max_steps: int, vocab_size: Optional[int] = None) -> None:
+        self.model, self.optim, self.max_steps, self.vocab_size = model.train(), optim, max_steps, vocab_size
+        self.named = dict(model.named_parameters())
+        self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
+        self.optimizer = adamw(self.masters, optim)
+        self.gradients: Dict[str, torch.Tensor] = {}
+        """Of the last step, after clipping, fp32."""
+
+    def step(self, index: int, documents: List[Document]) -> Dict[str, float]:
+        """Optimizer step ``index`` on the documents of a whole global batch: its loss, gradient norm and lr."""
+        total, loss = num_trained(documents), 0.0
+        sums = {name: torch.zeros_like(master) for name, master in self.masters.items()}
+        for document in documents:
+            if not document[1][1:].any():
+                continue
+            part = document_loss(self.model, document, self.vocab_size)
+            (part / total).backward()
+            loss += float(part.detach())
+            for name, p in self.named.items():
+                if p.grad is not None:
+                    sums[name] += p.grad.float()
+                p.grad = None
+        norm = math.sqrt(sum(float(g.double().pow(2).sum()) for g in sums.values()))
+        if self.optim.max_grad_norm and norm > self.optim.max_grad_norm:
+            sums = {name: g * (self.optim.max_grad_norm / norm) for name, g in sums.items()}
+        lr = expected_lr(self.optim, index, self.max_steps)
+        adamw_step(self.optimizer, self.masters, sums, lr)
+        with torch.no_grad():
+            for name, p in self.named.items():
+                p.copy_(self.masters[name])
+        self.gradients = sums
+        return {"loss": loss / total, "grad_norm": norm, "lr": lr}
+
+
+def adamw(weights: Dict[str, torch.Tensor], optim: Any) -> torch.optim.AdamW:
+    """Weight decay on matrices, none on what has one dim."""
+    groups = [
+        {"params": [w for w in weights.values() if w.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [w for w in weights.values() if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, foreach=False)
+
+
+def adamw_step(
+    optimizer: torch.optim.AdamW, weights: Dict[str, torch.Tensor], gradients: Dict[str, torch.Tensor], lr: float
+) -> None:
+    """One update of ``weights`` in place."""
+    for name, weight in weights.items():
+        weight.grad = gradients[name]
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()

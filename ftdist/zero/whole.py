@@ -1,0 +1,48 @@
+"""Weights and gradients of an engine in full, however they are sharded: for comparisons, not for training."""
+
+from typing import Any, Dict
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+Tensors = Dict[str, torch.Tensor]
+
+
+def whole_weights(engine: Any) -> Tensors:
+    """The fp32 (master) weights by name, copies on every rank. Every rank calls it."""
+    masters = _unsharded_masters(engine)
+    return {
+        name: (masters[p] if masters else safe_get_full_fp32_param(p)).detach().float().clone()
+        for name, p in engine.module.named_parameters()
+    }
+
+
+def first_gradients(engine: Any, beta1: float) -> Tensors:
+    """The gradient of the first optimizer step after clipping, by name, once that step is taken: Adam's first moment
+    is then (1 - beta1) times it. So it is what the optimizer was given, after every reduction. Every rank calls it."""
+    masters = _unsharded_masters(engine)
+    if masters:
+        state = getattr(engine.optimizer, "optimizer", engine.optimizer).state
+        moments = {name: state[masters[p]]["exp_avg"] for name, p in engine.module.named_parameters()}
+    else:
+        _link_states(engine)
+        moments = {n: safe_get_full_optimizer_state(p, "exp_avg") for n, p in engine.module.named_parameters()}
+    return {name: moment.detach().float() / (1 - beta1) for name, moment in moments.items()}
+
+
+def _unsharded_masters(engine: Any) -> Dict[torch.nn.Parameter, torch.Tensor]:
+    """Without ZeRO: which tensor the optimizer updates for each parameter. Empty with ZeRO."""
+    if engine.zero_optimization():
+        return {}
+    if not engine.bfloat16_enabled():
+        return {p: p for p in engine.module.parameters()}
+    groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+    return {p: master for halves, masters in groups for p, master in zip(halves, masters, strict=True)}
+
+
+def _link_states(engine: Any) -> None:
+    """DeepSpeed 0.19 notes where a parameter's states are when the first group of parameters has taken its step, and so
+    misses those of the second: let it do that again."""
+    if engine.zero_optimization_stage() < 3:
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,0 +1,57 @@
+"""``ftdist verify`` as a user runs it: on every ready-made experiment, and on a config that is broken."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cli import ftdist, succeed
+
+EXPERIMENTS = ("llama31_8b", "llama31_70b", "qwen3_8b", "smollm2_135m", "continued_pretraining")
+
+
+def test_every_check_of_the_smoke_experiment_passes(tmp_path: Path) -> None:
+    done = succeed("verify", "experiment=smoke", cwd=tmp_path)
+    assert "17 passed, 1 not run" in done.out
+    assert "not run: all parameters are trained: there is no adapter" in done.out
+    for name in ("loss and gradient", "save, resume: same step", "export: same logits", "same step twice"):
+        assert f"✓  {name}" in done.out
+    assert not list(tmp_path.iterdir()), "verify leaves something behind"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_stand_in_of_an_experiment_passes(experiment: str, tmp_path: Path) -> None:
+    """The hub cannot be reached: what needs the model's own tokenizer is not run, and says so."""
+    done = succeed("verify", "--quick", f"experiment={experiment}", cwd=tmp_path)
+    text = " ".join(done.out.split())
+    assert "✓ loss and gradient" in text
+    assert "✓ packing isolation" in text
+    assert "– tokenisation, 8 checks not run: cannot load the tokenizer" in text
+    assert "its class is taken to be" in text
+    assert "failed" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_passes(tmp_path: Path) -> None:
+    done = succeed("verify", "experiment=demo", cwd=tmp_path)
+    assert "17 passed, 1 not run" in done.out
+    assert "<|im_end|>, in" in done.out
+
+
+def test_a_failed_check_is_named_and_ends_with_1(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \
+               "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}" \
+               "{% if add_generation_prompt %}assistant: {% endif %}"  # fmt: skip
+    (tmp_path / "t.jinja").write_text(template)
+    done = ftdist("verify", "--quick", "experiment=smoke", "data.chat_template=t.jinja", cwd=tmp_path)
+    assert done.code == 1
+    text = " ".join(done.out.split())
+    assert "✗ stop token is trained" in text
+    assert "whole documents end without one: the model will not learn to stop" in text
+    assert "1 failed" in text
+
+
+def test_a_config_that_cannot_work_ends_with_2(tmp_path: Path) -> None:
+    done = ftdist("verify", "experiment=smoke", "batch.global_batch_size=3", cwd=tmp_path)
+    assert done.code == 2
+    assert "batch.global_batch_size=2 or 4" in done.err

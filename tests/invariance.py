@@ -1,0 +1,226 @@
+"""The invariance suite: how a batch is cut and a model is sharded changes nothing. ``make invariance`` runs it alone
+and writes what was measured into docs/correctness.md.
+
+A case is one choice on each axis. Each runs for three steps through the real assembly and loop and is compared with the
+plain reference, which knows neither ranks nor packing. ``covering`` chooses few cases in which every pair of choices
+occurs; ``every_case`` is the whole product.
+"""
+
+import itertools
+import json
+import random
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+
+from ftdist.config import Precision, SourceConfig
+from ftdist.verify.compare import ALLOWED, Deviation
+from tests.correctness_page import write_table
+from tests.families import FAMILIES
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+
+STEPS, ROWS = 3, 16
+CLIP = 0.05  # below every gradient norm here
+
+Axes = Dict[str, List[Any]]
+AXES: Axes = {
+    "family": list(FAMILIES),
+    "stage": [0, 1, 2, 3],
+    "world_size": [1, 2, 4],
+    "accum": [1, 2, 4],
+    "packing": [True, False],
+    "recompute": [False, True],
+    "precision": list(Precision),
+    "clip": [False, True],
+    "tied": [False, True],
+}
+
+
+class Case(NamedTuple):
+    family: str
+    stage: int
+    world_size: int
+    accum: int
+    packing: bool
+    recompute: bool
+    precision: Precision
+    clip: bool
+    tied: bool
+
+    @property
+    def reference(self) -> Tuple[str, bool, Precision, bool, bool]:
+        """What the reference depends on: it knows nothing of the rest."""
+        return self.family, self.packing, self.precision, self.clip, self.tied
+
+
+def name(case: Case) -> str:
+    """``llama-stage3-2ranks-accum4-packed-bf16``, and what else is chosen."""
+    also = [word for word, on in (("recompute", case.recompute), ("clip", case.clip), ("tied", case.tied)) if on]
+    layout = "packed" if case.packing else "padded"
+    sizes = [f"stage{case.stage}", f"{case.world_size}ranks", f"accum{case.accum}"]
+    return "-".join([case.family, *sizes, layout, case.precision.name, *also])
+
+
+def every_case(axes: Axes = AXES) -> List[Case]:
+    return [Case(*choice) for choice in itertools.product(*axes.values())]
+
+
+def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Case]:
+    """Cases in which every pair of choices of two axes occurs. Greedy: of some random cases, each begun with a
+    pair that is still missing, the one with most missing pairs is taken."""
+    draw, names = random.Random(seed), list(axes)
+    missing = {pair for case in _pairs_of_axes(axes) for pair in case}
+    chosen: List[Case] = []
+    while missing:
+        tries = []
+        for _ in range(candidates):
+            (a, va), (b, vb) = draw.choice(sorted(missing, key=str))
+            fixed = {names[a]: va, names[b]: vb}
+            tries.append(Case(*(fixed.get(name, draw.choice(values)) for name, values in axes.items())))
+        best = max(tries, key=lambda case: len(missing & pairs(case)))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def pairs(case: Case) -> set:
+    """The pairs of choices that a case has: ((axis, value), (axis, value))."""
+    return set(itertools.combinations(enumerate(case), 2))
+
+
+def _pairs_of_axes(axes: Axes) -> Iterator[List[Any]]:
+    for (a, left), (b, right) in itertools.combinations(enumerate(axes.values()), 2):
+        yield [((a, x), (b, y)) for x in left for y in right]
+
+
+def write_data(folder: Path) -> Dict[str, Path]:
+    """Short prompts and completions of very different lengths, and a tokenizer that pads with its stop token."""
+    from ftdist.data.tokenizer import bytes_tokenizer
+
+    tokenizer = bytes_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder / "tokenizer")
+    draw, files = random.Random(5), {}
+    for name, count in (("train", 120), ("test", 13)):
+        files[name] = folder / f"{name}.jsonl"
+        words = [
+            ["".join(draw.choices("abcdefgh ", k=draw.choice((2, 9, 20)))) for _ in range(2)] for _ in range(count)
+        ]
+        records = [{"prompt": prompt, "completion": answer} for prompt, answer in words]
+        files[name].write_text("".join(json.dumps(record) + "\n" for record in records))
+    return files
+
+
+def case_config(case: Case, folder: Path) -> Any:
+    micro = ROWS // case.world_size // case.accum
+    config = tiny_config(
+        folder, f"model.path={_model(case, folder)}", f"model.tokenizer={folder / 'tokenizer'}",
+        f"data.heldout.test.path={folder / 'test.jsonl'}", "data.heldout_share=0", "data.max_heldout_documents=null",
+        "data.max_seq_len=96", f"data.packing={str(case.packing).lower()}", f"batch.global_batch_size={ROWS}",
+        f"batch.micro_batch_size={micro}", f"train.precision={case.precision.name}", f"zero.stage={case.stage}",
+        f"train.gradient_checkpointing={str(case.recompute).lower()}",
+        f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
+        "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
+        "train.max_steps=6",
+    )  # fmt: skip
+    config.data.sources = {"mine": SourceConfig(path=str(folder / "train.jsonl"))}
+    return config
+
+
+def _model(case: Case, folder: Path) -> Path:
+    return folder / f"model-{case.family}-{case.tied}"
+
+
+def _reference_file(case: Case, folder: Path) -> Path:
+    return folder / (f"{case.family}-{case.packing}-{case.precision.name}-{case.clip}-{case.tied}" + ".pt")
+
+
+def run_cases(cases: List[Case], folder: Path) -> Dict[Case, Deviation]:
+    """Run them all: the references in one process, then the cases of each number of ranks in turn on the same ranks."""
+    write_data(folder)
+    for family, tied in {(case.family, case.tied) for case in cases}:
+        save_tiny_model(folder / f"model-{family}-{tied}", **FAMILIES[family], tie_word_embeddings=tied)
+    for packing in {case.packing for case in cases}:
+        first = next(case for case in cases if case.packing is packing)
+        freeze_tiny(case_config(first, folder), folder / f"prepared-{packing}", first.world_size)
+    run_ranks(_references, 1, cases, folder, timeout_s=900)
+    found: Dict[Case, Deviation] = {}
+    for world_size in AXES["world_size"]:
+        here = [case for case in cases if case.world_size == world_size]
+        if here:
+            found.update(zip(here, run_ranks(_deviations, world_size, here, folder, timeout_s=900)[0], strict=True))
+    return found
+
+
+def _references(cases: List[Case], folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ftdist.data.cache import data_folder
+    from ftdist.model.load import DTYPES
+    from ftdist.train import ranks as rank_setup
+    from ftdist.verify.compare import expect
+    from ftdist.verify.reference import read_rows, row_order
+
+    rank_setup.quiet_libraries()
+    torch.set_num_threads(1)
+    for case in {case.reference: case for case in cases}.values():
+        config = case_config(case, folder)
+        dtype = DTYPES[case.precision]
+        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype, attn_implementation="eager")
+        data = data_folder(config)
+        rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
+        order = row_order(config.seed, len(rows), STEPS * ROWS)
+        torch.save(expect(model, config, rows, order, STEPS, heldout), _reference_file(case, folder))
+
+
+def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
+    import torch
+    import torch.distributed as dist
+
+    from ftdist.rundir import RunDir
+    from ftdist.train import ranks as rank_setup
+    from ftdist.train.main import assemble
+    from ftdist.train.preempt import Preemption
+    from ftdist.verify.compare import deviate
+
+    rank_setup.quiet_libraries()
+    configs = [case_config(case, folder) for case in cases]
+    ranks = rank_setup.read_ranks(configs[0])
+    rank_setup.start_process_group(configs[0], ranks)
+    found = []
+    for number, (case, config) in enumerate(zip(cases, configs, strict=True)):
+        run = RunDir(folder / f"run-{ranks.world_size}-{number}")
+        if ranks.first:
+            run.checkpoints.mkdir(parents=True)
+            run.logs.mkdir()
+        dist.barrier()
+        training = assemble(config, run, ranks, Preemption(run, ranks.rank))
+        expected = torch.load(_reference_file(case, folder), weights_only=False)
+        found.append(deviate(training, expected, STEPS))
+        training.engine.destroy()
+    return found
+
+
+def table(found: Dict[Case, Deviation]) -> List[List[str]]:
+    """For each precision and family the number of cases and the largest deviations."""
+    rows = []
+    for precision, family in itertools.product(Precision, AXES["family"]):
+        here = [d for case, d in found.items() if (case.precision, case.family) == (precision, family)]
+        if here:
+            numbers = [f"{max(getattr(d, number) for d in here):.1e}" for number in vars(ALLOWED[precision])]
+            rows.append([precision.name, family, str(len(here)), *numbers])
+    for precision, allowed in ALLOWED.items():
+        rows.append([precision.name, "allowed", "", *(f"{limit:.0e}" for limit in vars(allowed).values())])
+    return rows
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_cases(covering(), Path(folder))
+    write_table("suite", ["precision", "family", "cases", *vars(ALLOWED[Precision.fp32])], table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Mutation proof: ten bugs that others have had, put into a copy of the house one by one; the suite must fail on each.
+
+``make mutations`` runs all and writes the table into docs/correctness.md.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from tests.correctness_page import write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+INVARIANCE = "tests/ranks/test_invariance.py::test_every_pair_of_choices"
+CASES = "llama-stage3-4ranks-accum2-packed-fp32 or gemma3-stage2-4ranks-accum2 or gpt2-stage1-4ranks-accum1"
+SUITES = {
+    "invariance suite": [INVARIANCE, "-k", CASES],
+    "unit tests": [f"tests/unit/test_{name}.py" for name in ("model_loss", "data_loader", "model_attention")],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutation:
+    bug: str
+    file: str
+    found: str
+    put: str
+
+
+LOOP, LOADER, LOSS = "ftdist/train/loop.py", "ftdist/data/loader.py", "ftdist/model/loss.py"
+MUTATIONS = [
+    Mutation("no token weighting: the mean of the micro-batches' means", LOOP,
+             "backward(engine, loss / trained_tokens, ranks.world_size)",
+             "backward(engine, loss / max(batch.num_trained, 1) / plan.grad_accum_steps / ranks.world_size, "
+             "ranks.world_size)"),
+    Mutation("divided by the accumulation steps twice", "ftdist/zero/engine.py", "scale_wrt_gas=False",
+             "scale_wrt_gas=True"),
+    Mutation("labels not shifted", LOSS, "targets = batch.labels[0, 1:]", "targets = batch.labels[0]"),
+    Mutation("mask one position off", LOADER, "np.where(trained == 1,", "np.where(np.roll(trained, 1) == 1,"),
+    Mutation("attention across documents", "ftdist/model/attention.py", "limits = cu_seq_lens_q.tolist()",
+             "limits = [0, query.shape[2]]"),
+    Mutation("position ids not restarted", LOADER,
+             "np.concatenate([np.arange(length) for length in lengths])", "np.arange(sum(lengths))"),
+    Mutation("padding masked by its id, which is the stop token's", LOADER, "label[0] = IGNORED",
+             "label[0] = IGNORED; label[ids[-1] == pad_id] = IGNORED"),
+    Mutation("averaged over ranks instead of summed", "ftdist/zero/engine.py", "loss_share * world_size", "loss_share"),
+    Mutation("the last partial round of an evaluation skipped", "ftdist/train/evaluate.py",
+             "range(0, dataset.num_rows, per_round)", "range(0, dataset.num_rows - per_round + 1, per_round)"),
+    Mutation("the schedule stepped twice", LOOP, "learning_rate(config.optim, index,",
+             "learning_rate(config.optim, 2 * index + 1,"),
+]  # fmt: skip
+
+
+def copy_house(to: Path) -> None:
+    """Everything as one tree, as in the wheel, so that nothing of the copy is imported from elsewhere."""
+    leave = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "ftdist", to / "ftdist", ignore=leave)
+    for room in ("launch", "conf", "slurm"):
+        shutil.copytree(ROOT / room, to / "ftdist" / room, ignore=leave)
+    shutil.copytree(ROOT / "tests", to / "tests", ignore=leave)
+    shutil.copy(ROOT / "pyproject.toml", to)
+
+
+def mutate(house: Path, mutation: Mutation) -> None:
+    path = house / mutation.file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutation.found) == 1, f"{mutation.file} holds {text.count(mutation.found)} of: {mutation.found}"
+    path.write_text(text.replace(mutation.found, mutation.put), encoding="utf-8")
+
+
+def failures(house: Path, tests: List[str]) -> List[str]:
+    """Names of the tests that fail, in a house."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *tests]
+    done = subprocess.run(command, cwd=house, capture_output=True, text=True, timeout=1200,
+                          env={**os.environ, "PYTHONPATH": str(house)})  # fmt: skip
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return re.findall(r"^(?:FAILED|ERROR) \S+::(\S+)", done.stdout, re.MULTILINE)
+
+
+def prove(mutation: Optional[Mutation], suites: Dict[str, List[str]]) -> Dict[str, List[str]]:
+    """What fails in each suite with this bug in; without one nothing may."""
+    with tempfile.TemporaryDirectory() as folder:
+        house = Path(folder) / "house"
+        copy_house(house)
+        if mutation:
+            mutate(house, mutation)
+        return {name: failures(house, tests) for name, tests in suites.items()}
+
+
+def main() -> int:
+    assert not any(prove(None, SUITES).values()), "the suite fails without a bug"
+    rows, missed = [], 0
+    for number, mutation in enumerate(MUTATIONS, 1):
+        caught = prove(mutation, SUITES)
+        missed += not caught["invariance suite"]
+        rows.append([mutation.bug, *(f"{len(names)}: `{names[0]}`" if names else "–" for names in caught.values())])
+        print(f"{number:2} {mutation.bug}: {', '.join(f'{len(v)} of {k}' for k, v in caught.items())}", flush=True)
+    write_table("mutations", ["bug", *SUITES], rows)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

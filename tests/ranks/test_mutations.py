@@ -1,0 +1,32 @@
+"""The suite fails where there is a bug: two here, all ten with `make mutations` (or --slow)."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.mutations import INVARIANCE, MUTATIONS, ROOT, SUITES, Mutation, mutate, prove
+
+CHEAP = {"divided by the accumulation steps twice", "mask one position off"}
+ONE_CASE = {"invariance suite": [INVARIANCE, "-k", "qwen3-stage1-1ranks"]}
+
+
+def test_every_bug_still_has_a_place_in_the_code(tmp_path: Path) -> None:
+    for mutation in MUTATIONS:
+        path = tmp_path / mutation.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text((ROOT / mutation.file).read_text(encoding="utf-8"), encoding="utf-8")
+        mutate(tmp_path, mutation)
+        compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    assert len(MUTATIONS) == 10
+
+
+@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.bug in CHEAP], ids=lambda m: m.bug)
+def test_a_bug_is_caught(mutation: Mutation) -> None:
+    assert prove(mutation, ONE_CASE)["invariance suite"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.bug)
+def test_each_of_ten_bugs_is_caught(mutation: Mutation) -> None:
+    assert prove(mutation, SUITES)["invariance suite"]
