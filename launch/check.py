@@ -17,6 +17,7 @@ from ftdist.locations import cache_root, check_model_folder, model_location
 from ftdist.track.login import resolve_mode
 
 from . import slurm
+from .hostfile import resolve_hosts
 from .machine import cpu_cores, visible_gpus
 from .nodes import check_nodes
 
@@ -92,11 +93,13 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         launch.nproc_per_node, launch.nnodes = ranks
     elif launch.kind is LaunchKind.nodes:
         check_nodes(config)
+    elif launch.kind is LaunchKind.deepspeed:
+        resolve_hosts(config)
     elif launch.nnodes > 1:
         raise ConfigError(
             f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
             "a way to start them on several machines",
-            "launch=slurm or launch=nodes, or yourself on each: "
+            "launch=slurm, launch=nodes or launch=deepspeed, or yourself on each: "
             f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
             "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
         )

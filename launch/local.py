@@ -25,6 +25,7 @@ from .plan import plan_local
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LAST_LINES = 30
+KILLED_UNDER_DEEPSPEED = re.compile(r"^(?:(\S+): )?\[.*exits with return code = -(\d+)", re.MULTILINE)
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 
 
@@ -40,14 +41,29 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
     Raises:
         LaunchError: a rank failed; the message is that of the first.
     """
+    attempt = begin(run)
+    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
+    log = run.logs / f"launcher.attempt-{attempt}.log"
+    return conclude(run, attempt, log, start(plan, log, run.preempt))
+
+
+def begin(run: RunDir) -> int:
+    """Open a new attempt in the run directory. Returns its number."""
     attempt = next_attempt(run)
     clear_errors(run, attempt)
     clear_rests(run)
     run.preempt.unlink(missing_ok=True)
+    run.cancel.unlink(missing_ok=True)
     run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
-    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
-    log = run.logs / f"launcher.attempt-{attempt}.log"
-    code = start(plan, log, run.preempt)
+    return attempt
+
+
+def conclude(run: RunDir, attempt: int, log: Path, code: int) -> int:
+    """The exit code of an attempt whose processes have ended with ``code``, by what the run says of itself.
+
+    Raises:
+        LaunchError: it failed.
+    """
     state = run.read_status().get("state")
     if code == 0 and state in STATE_EXIT:
         return STATE_EXIT[state]
@@ -84,7 +100,7 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
     with log.open("ab") as errors, _subreaper(), scratch as temporary:
         child = subprocess.Popen(
             plan.argv, env={**os.environ, **plan.env, "TMPDIR": temporary}, stderr=errors, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_stop_with_launcher,
+            start_new_session=True, preexec_fn=stop_with_launcher,
         )  # fmt: skip
         try:
             with stop_on_signals(child.kill, preempt):
@@ -93,7 +109,7 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
             _kill_all(child, before)
 
 
-def _stop_with_launcher() -> None:
+def stop_with_launcher() -> None:
     # torchrun gets SIGTERM when the launcher is gone, however it went, and stops its ranks.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -161,6 +177,12 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         who = f"rank {rank}" if host == "localhost" else f"rank {rank} on {host}"
         said = f"{who} was killed by {_signal_name(number)}{_why(number)}{_last_lines(run, rank, attempt)}\n  {where}"
         return LaunchError(said, fix=resume)
+    if not killed and (by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None)):
+        where_killed = f" on {by.group(1)}" if by.group(1) else ""
+        number = int(by.group(2))
+        return LaunchError(
+            f"a rank{where_killed} was killed by {_signal_name(number)}{_why(number)}\n  {where}", fix=resume
+        )
     if records:
         first = min(records, key=lambda record: record["time"])
         who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")

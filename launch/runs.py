@@ -14,17 +14,21 @@ from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rundir import RunDir
 
-from . import banner, check, compose, local, ready, slurm, start, torchrun
+from . import banner, check, compose, local, ready, slurm, start, torchrun, trials
 from .alive import ALIVE, jobs_of, liveness
 from .plan import plan_local
+from .sweeps import SweepDir
+from .train import make_ready
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run or a sweep")
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a run as it was frozen: nothing is composed again."""
+    """Go on with a run as it was frozen: nothing is composed again. Of a sweep, with what is not finished of it."""
+    if SweepDir(args.run_dir).exists:
+        return trials.resume_sweep(Path(args.run_dir), make_ready)
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
