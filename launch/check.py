@@ -42,6 +42,9 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
         config.data.num_workers = cpu_cores()
     config.track.wandb = resolve_mode(config.track.wandb)
+    if sweep := os.environ.get("WANDB_SWEEP_ID"):  # started by `wandb agent`, which has named the W&B run
+        config.track.run_id = config.track.run_id or os.environ.get("WANDB_RUN_ID")
+        config.track.group = config.track.group or sweep
     if config.track.run_id is None:
         config.track.run_id = secrets.token_hex(4)
     return plan

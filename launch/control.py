@@ -41,7 +41,7 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def newest_log(run: RunDir, rank: Optional[int]) -> Optional[Path]:
-    """The log of the newest attempt: of the Slurm job, else of rank 0, whose standard output was the terminal."""
+    """The log of the newest attempt: of the Slurm job, else of rank 0."""
     status = run.read_status()
     if rank is None and status.get("job_id"):
         path = run.job_log(str(status["job_id"]))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Tuple
+from typing import Tuple
 
 import ftdist
 from ftdist.config import RunConfig
@@ -25,6 +25,7 @@ from .guard import end_group, guarding
 from .nodes import address, check_port
 from .plan import LaunchPlan, ranks_env
 
+POLL_S = 0.2
 SCRIPT = Path(ftdist.__file__).parent / "train" / "from_deepspeed.py"
 SAID_BY_LAUNCHER = re.compile(r"^(?:\S+: )?\[\d{4}-\d\d-\d\d [^]]+\] \[[A-Z]+\] ")
 TOOLS = {
@@ -92,31 +93,35 @@ def launch_deepspeed(config: RunConfig, run: RunDir) -> int:
 
 
 def _run(plan: LaunchPlan, run: RunDir, log: Path, prefixes: Tuple[str, ...]) -> int:
-    sys.stdout.flush()
-    with log.open("ab") as errors:
+    # Not a pipe: when this process is killed, pdsh would die of it before the ranks have saved.
+    printed = log.with_suffix(".out")
+    with log.open("ab") as errors, printed.open("wb") as out:
         child = subprocess.Popen(plan.argv, env={**os.environ, **plan.env}, cwd=run.path, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=errors, start_new_session=True)  # fmt: skip
-    assert child.stdout is not None
-    relay = threading.Thread(target=_relay, args=(child.stdout, log, prefixes), daemon=True)
+                                 stdout=out, stderr=errors, start_new_session=True)  # fmt: skip
+    ended = threading.Event()
+    relay = threading.Thread(target=_relay, args=(printed, log, prefixes, ended), daemon=True)
     relay.start()
     with guarding(run.path, group=child.pid):
         try:
             with local.stop_on_signals(lambda: end_group(child.pid), run.preempt):
-                code = child.wait()
+                return child.wait()
         finally:
             end_group(child.pid)
             child.wait()
-            relay.join(timeout=10)
-    return code
+            ended.set()
+            relay.join()
 
 
-def _relay(out: IO[bytes], log: Path, prefixes: Tuple[str, ...]) -> None:
+def _relay(printed: Path, log: Path, prefixes: Tuple[str, ...], ended: threading.Event) -> None:
     """What rank 0 prints goes to the terminal, what the launcher says of itself to its log."""
-    with out, log.open("ab", buffering=0) as file:
-        for raw in out:
-            line = raw.decode(errors="replace")
-            if SAID_BY_LAUNCHER.match(line):
-                file.write(raw)
-            else:
-                with contextlib.suppress(OSError):
-                    print(line[len(next(filter(line.startswith, prefixes), "")) :], end="", flush=True)
+    with printed.open("rb") as out, log.open("ab", buffering=0) as file:
+        last = False
+        while not last:
+            last = ended.wait(POLL_S)
+            for raw in out:
+                line = raw.decode(errors="replace")
+                if SAID_BY_LAUNCHER.match(line):
+                    file.write(raw)
+                else:
+                    with contextlib.suppress(OSError):
+                        print(line[len(next(filter(line.startswith, prefixes), "")) :], end="", flush=True)

@@ -1,5 +1,6 @@
 """What a user sees while a run is under way: a live line on a terminal, a few plain lines in a log file."""
 
+import io
 import os
 import statistics
 import sys
@@ -55,12 +56,12 @@ class Progress:
         if self._live is not None:
             numbers = f"loss {loss:.4f}  {compact(tokens_per_s)} tok/s  {mem_gib:.1f} GiB  {left} left"
             self._live.update(self._line(numbers))
-        elif step % self._every == 0 or step == self._total or step == self._start_step + 1:
+        if step % self._every == 0 or step == self._total or step == self._start_step + 1:
             count = f"step {step:>{len(str(self._total))}}/{self._total}"
             print(
                 f"{count}  loss {loss:.4f}  {compact(tokens_per_s)} tok/s  {mem_gib:.1f} GiB  lr {lr:.1e}"
                 f"  norm {grad_norm:.2f}  {left} left",
-                file=_Stdout(),
+                file=_Stdout() if self._live is None else _log(),
                 flush=True,
             )
 
@@ -76,8 +77,7 @@ class Progress:
             return
         if self._live is not None:
             self._console.print(Text(text))
-        else:
-            print(text, file=_Stdout(), flush=True)
+        print(text, file=_Stdout() if self._live is None else _log(), flush=True)
 
     @contextmanager
     def task(self, label: str) -> Iterator[None]:
@@ -119,7 +119,9 @@ def task(label: str, enabled: bool = True) -> Iterator[None]:
             yield
         finally:
             live.stop()
-        console.print(Text(f"{label}: {format_seconds(time.monotonic() - started)}"))
+        said = f"{label}: {format_seconds(time.monotonic() - started)}"
+        console.print(Text(said))
+        print(said, file=_log(), flush=True)
     else:
         print(f"{label}: ", end="", file=_Stdout(), flush=True)
         ending = "failed after "
@@ -130,11 +132,41 @@ def task(label: str, enabled: bool = True) -> Iterator[None]:
             print(f"{ending}{format_seconds(time.monotonic() - started)}", file=_Stdout(), flush=True)
 
 
+class Tee:
+    """Standard output that goes to a log file too. A live display writes to ``terminal`` alone."""
+
+    def __init__(self, terminal: TextIO, log: TextIO) -> None:
+        self.terminal, self.log = terminal, log
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        return self.terminal.write(text)
+
+    def flush(self) -> None:
+        self.log.flush()
+        self.terminal.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+
+def _stdout() -> Any:
+    return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # not a live display's own redirection
+
+
+def _log() -> TextIO:
+    """The log file that standard output goes to as well; where there is none, nowhere."""
+    log = _stdout().log if isinstance(_stdout(), Tee) else None
+    return log if log is not None else io.StringIO()
+
+
 class _Stdout:
     """Standard output that may lose its reader (a closed pipe or terminal): a run goes on without it."""
 
-    def __init__(self) -> None:
-        self._file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # not a live display's own redirection
+    def __init__(self, live: bool = False) -> None:
+        self._file = _stdout()
+        if live and isinstance(self._file, Tee):
+            self._file = self._file.terminal
 
     def write(self, text: str) -> int:
         self._try(lambda: self._file.write(text))
@@ -197,7 +229,7 @@ def _start_live(renderable: Any, console: Console, transient: bool = False) -> L
 
 
 def _console() -> Console:
-    return Console(file=cast(TextIO, _Stdout()), highlight=False, soft_wrap=False)
+    return Console(file=cast(TextIO, _Stdout(live=True)), highlight=False, soft_wrap=False)
 
 
 def compact(number: float) -> str:

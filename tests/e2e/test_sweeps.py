@@ -1,10 +1,13 @@
 """Sweeps on this machine: packed, one trial failing, cut and resumed, driven by Optuna and by W&B's agent."""
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import List
 
 import pytest
+import yaml
 
 from ftdist.config import load_config
 from ftdist.launch.sweeps import SweepDir, objective
@@ -73,6 +76,27 @@ def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:
     assert "000 starts" not in again.out and "002 starts" in again.out  # one that failed is tried again
     table = succeed("sweep", sweep.path).out.splitlines()
     assert [line.split()[1] for line in table[1:]] == ["done", "done", "failed", "failed"]
+
+
+def test_the_program_line_of_wandbs_agent(tmp_path: Path) -> None:
+    """The command of docs/sweeps.md as wandb's own code fills it in for a run that the server has proposed."""
+    from wandb.sdk.launch.sweeps import utils
+
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    asked = yaml.safe_load(page.split("```yaml\n# sweep.yaml\n")[1].split("```")[0])
+    proposed = {"args": {"optim.lr": {"value": 0.00031622776601683794}, "optim.schedule": {"value": "cosine"}}}
+    filled = {**utils.create_sweep_command_args(proposed), "env": ["/usr/bin/env"]}
+    words = [word for part in utils.create_sweep_command(asked["command"])
+             for word in (filled[part[2:-1]] if part.startswith("${") else [part])]  # fmt: skip
+    assert words[:3] == ["/usr/bin/env", "ftdist", "train"] and set(asked["parameters"]) == set(proposed["args"])
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    tiny = [word for word in TINY if not word.startswith(("experiment", "track"))]
+    done = ftdist(*tiny, f"run_dir={tmp_path / 'run'}", command=words, cwd=tmp_path, PATH=path, WANDB_MODE="offline",
+                  WANDB_SWEEP_ID="s1", WANDB_RUN_ID="r1")  # fmt: skip
+    assert done.code == 0, done.text
+    config = load_config(tmp_path / "run" / "run.yaml")
+    assert (config.optim.lr, config.track.run_id, config.track.group) == (0.00031622776601683794, "r1", "s1")
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*-r1"))
 
 
 @pytest.mark.slow

@@ -110,6 +110,8 @@ def test_a_wrong_hostfile_is_refused(text: str, says: str, tmp_path: Path) -> No
     (tmp_path / "hosts").write_text(text)
     with pytest.raises(ConfigError, match=says):
         resolve_hosts(config)
+    config = RunConfig(run_dir="/runs/a")
+    config.launch.deepspeed.hostfile = str(tmp_path / "hosts")
     (tmp_path / "hosts").write_text("one slots=2 # comment\n\ntwo slots=2\n")
     assert read_hostfile(tmp_path / "hosts") == {"one": 2, "two": 2}
     resolve_hosts(config)
