@@ -17,6 +17,13 @@ class Device(Enum):
 class LaunchKind(Enum):
     local = "local"
     nodes = "nodes"
+    deepspeed = "deepspeed"
+    slurm = "slurm"
+
+
+class Runner(Enum):
+    pdsh = "pdsh"
+    openmpi = "openmpi"
     slurm = "slurm"
 
 
@@ -98,10 +105,21 @@ class NodesConfig:
 
 
 @dataclass
+class DeepspeedConfig:
+    hostfile: Optional[str] = None
+    """One line a machine, ``NAME slots=RANKS``: fills in ``launch.nodes.hosts``, nnodes and nproc_per_node. The other
+    settings of ``launch.nodes`` hold here too."""
+    runner: Runner = Runner.pdsh
+    """What DeepSpeed's launcher starts ranks with: ``pdsh`` (over ssh), ``openmpi`` or ``slurm`` (srun)."""
+    options: List[str] = field(default_factory=list)
+    """Further options of pdsh, mpirun or srun, one ``--name=value`` each."""
+
+
+@dataclass
 class LaunchConfig:
     kind: LaunchKind = LaunchKind.local
-    """``local``: this machine. ``nodes``: several machines without a scheduler. ``slurm``: a batch
-    job."""
+    """``local``: this machine. ``nodes``: several machines without a scheduler. ``deepspeed``: the same through
+    DeepSpeed's launcher. ``slurm``: a batch job."""
     device: Device = Device.auto
     """cuda, cpu, or what the machine (under Slurm: the partition) has."""
     nproc_per_node: Optional[int] = None
@@ -120,9 +138,14 @@ class LaunchConfig:
     max_requeues: int = 10
     """Times that a Slurm job goes on by itself after its time limit or a preemption; 0 never."""
     wait: bool = False
-    """Follow a Slurm job to its end and return the run's exit code; false returns when it is submitted."""
+    """Follow a Slurm job to its end and return the run's exit code; a launcher that is killed stops the job. false
+    returns when it is submitted."""
+    trials_at_once: Optional[int] = None
+    """Trials of a sweep that run at once; default as many as the GPUs of this machine hold, 1 on CPU, and under Slurm
+    as many as Slurm starts."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     nodes: NodesConfig = field(default_factory=NodesConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
 
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -181,6 +204,7 @@ def check_launch(launch: LaunchConfig) -> None:
     slurm = launch.slurm
     for name, value, low in (
         ("max_restarts", launch.max_restarts, 0), ("max_requeues", launch.max_requeues, 0),
+        ("trials_at_once", launch.trials_at_once, 1),
         ("slurm.cpus_per_node", slurm.cpus_per_node, 1), ("slurm.stop_before_limit_s", slurm.stop_before_limit_s, 1),
         ("nodes.port", launch.nodes.port, 1), ("nodes.join_timeout_s", launch.nodes.join_timeout_s, 1),
     ):  # fmt: skip
@@ -201,6 +225,7 @@ def check_launch(launch: LaunchConfig) -> None:
         if not ENV_NAME.fullmatch(name):
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")
     _check_options("launch.slurm.options", slurm.options, OWNED_OPTIONS)
+    _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"))
     _check_options("launch.slurm.srun_options", slurm.srun_options, ("nodes", "ntasks", "output", "error"))
     if (slurm.container is Container.none) != (slurm.container_image is None):
         raise ConfigError(

@@ -69,8 +69,7 @@ def end(args: argparse.Namespace) -> int:
         return _stopped(run, load_config(run.config), args, saved=state == "preempted")
     attempt = int(status["attempt"])
     nodes = sorted(run.logs.glob(f"node-*.attempt-{_attempt(run)}.log"))
-    job_log = run.job_log(os.environ.get("SLURM_JOB_ID", args.job))
-    error = local.explain_failure(run, attempt, [*nodes, job_log], args.code)
+    error = local.explain_failure(run, attempt, [*nodes, run.job_log(args.job)], args.code)
     run.write_status(state="failed", exit_reason=error.found.splitlines()[0], exit_code=error.exit_code)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code

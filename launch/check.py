@@ -19,6 +19,7 @@ from ftdist.track.login import resolve_mode
 from ftdist.zero.space import checkpoints_at_once, require_space
 
 from . import slurm
+from .hostfile import resolve_hosts
 from .machine import cpu_cores, visible_gpus
 from .nodes import check_nodes
 
@@ -43,6 +44,9 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
         config.data.num_workers = cpu_cores()
     config.track.wandb = resolve_mode(config.track.wandb)
+    if sweep := os.environ.get("WANDB_SWEEP_ID"):  # started by `wandb agent`, which has named the W&B run
+        config.track.run_id = config.track.run_id or os.environ.get("WANDB_RUN_ID")
+        config.track.group = config.track.group or sweep
     if config.track.run_id is None:
         config.track.run_id = secrets.token_hex(4)
     return plan
@@ -113,11 +117,13 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         launch.nproc_per_node, launch.nnodes = ranks
     elif launch.kind is LaunchKind.nodes:
         check_nodes(config)
+    elif launch.kind is LaunchKind.deepspeed:
+        resolve_hosts(config)
     elif launch.nnodes > 1:
         raise ConfigError(
             f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
             "a way to start them on several machines",
-            "launch=slurm or launch=nodes, or yourself on each: "
+            "launch=slurm, launch=nodes or launch=deepspeed, or yourself on each: "
             f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
             "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
         )

@@ -35,11 +35,11 @@ VERBS: Dict[str, Verb] = {
     "prepare": Verb("data", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
     "preview": Verb("data", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
     "verify": Verb("verify", "[OVERRIDE…]", "check a config here: data, isolation, loss, gradient, saving"),
-    "resume": Verb("runs", "RUN_DIR [OVERRIDE…]", "go on with a run from its newest checkpoint, on other ranks too"),
+    "resume": Verb("runs", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "go on from the newest checkpoint, on other ranks too"),
     "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
     "sweep": Verb("sweeps", "DIR", "a table of a sweep's trials, best first"),
     "logs": Verb("control", "RUN_DIR", "what a run has printed; -f follows it"),
-    "cancel": Verb("control", "RUN_DIR", "stop a run: save, then end; --now ends it at once"),
+    "cancel": Verb("control", "RUN_DIR|SWEEP_DIR", "stop a run or sweep: save, then end; --now ends it at once"),
     "node": Verb("nodes", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),
     "eval": Verb("runs", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
     "export": Verb("runs", "RUN_DIR", "write a checkpoint in Hugging Face format"),
@@ -50,6 +50,7 @@ VERBS: Dict[str, Verb] = {
 INTERNAL = {
     "_begin": Verb("batch", "RUN_DIR", "called by the batch script: a new attempt, model and data ready"),
     "_end": Verb("batch", "RUN_DIR", "called by the batch script: how the attempt ended, and whether to go on"),
+    "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stops what its launcher, once killed, leaves elsewhere"),
     "_moved": Verb("batch", "RUN_DIR", "called by the batch script: the run goes on in another job"),
 }
 

@@ -1,11 +1,13 @@
 """Command line → Hydra → RunConfig. The only place where Hydra is used, and a config is composed only once."""
 
 import argparse
+import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import yaml
 from hydra import version
@@ -15,9 +17,12 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
-from hydra.types import RunMode
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,9 +33,12 @@ from ftdist.errors import ConfigError, FtdistError
 from . import explain, site
 
 PRIMARY = "run"
+OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+SAMPLERS = ("TPESampler", "RandomSampler", "GridSampler", "CmaEsSampler", "NSGAIISampler", "MOTPESampler")
 OWN_PLUGINS = {
-    "hydra.launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.launcher._target_": ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",),
+    "hydra.sweeper._target_": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", OPTUNA),
+    "hydra.sweeper.sampler._target_": tuple(f"optuna.samplers.{name}" for name in SAMPLERS),
 }
 NOTHING = object()
 
@@ -80,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser, sweep: bool = False) -> None:
 @contextmanager
 def _hydra(config_dir: Optional[str], schema: Optional[DictConfig] = None) -> Iterator[Hydra]:
     version.setbase("1.3")
+    _register_launcher()
     ConfigStore.instance().store(name="run_schema", node=_schema() if schema is None else schema)
     search_path = create_config_search_path("pkg://ftdist.conf")
     if config_dir is not None:
@@ -129,17 +138,20 @@ def compose(args: argparse.Namespace) -> RunConfig:
 
 
 def _refuse_plugins(composed: DictConfig) -> None:
-    """Hydra makes objects of what ``hydra.*`` names, and a config may come from anybody: for a sweep, and of code, only
-    what Hydra itself brings for that.
+    """Hydra makes objects of what ``hydra.*`` names, and a config may come from anybody: of sweepers, and of code, only
+    Hydra's own and Optuna's.
 
     Raises:
         ConfigError: names the key.
     """
-    targets = sorted(_targets("hydra", OmegaConf.to_container(composed.hydra, resolve=False)))
-    for key, name in targets:
-        if OWN_PLUGINS.get(key) != name:
-            raise ConfigError(f"{key}={name} names code to run", "no callbacks, launchers or sweepers for Hydra",
+    hydra = OmegaConf.to_container(composed.hydra, resolve=False)
+    for key, name in sorted(_targets("hydra", hydra)):
+        if name not in OWN_PLUGINS.get(key, ()):
+            raise ConfigError(f"{key}={name} names code to run", "Hydra's own sweeper or Optuna's, and no callbacks",
                               "leave it out: ftdist starts the runs of a sweep itself")  # fmt: skip
+    if OmegaConf.select(composed, "hydra.sweeper.custom_search_space") is not None:
+        raise ConfigError("hydra.sweeper.custom_search_space names code to run", "a search space in words",
+                          "the ranges on the command line: optim.lr=interval(1e-5,1e-3)")  # fmt: skip
 
 
 def _targets(where: str, node: Any) -> Iterator[Tuple[str, str]]:
@@ -150,32 +162,81 @@ def _targets(where: str, node: Any) -> Iterator[Tuple[str, str]]:
             yield from _targets(f"{where}.{key}", value)
 
 
-def compose_sweep(args: argparse.Namespace) -> List[Tuple[List[str], RunConfig]]:
-    """Every job of a sweep (its overrides and its config), composed and checked before the first is started."""
-    explain.refuse_hydras_own(args.overrides, sweep=True)
-    jobs: List[Tuple[List[str], RunConfig]] = []
-    wrong: List[Exception] = []
+@dataclass(frozen=True)
+class SweepRequest:
+    """A sweep as it was asked for: enough to go through it again."""
 
-    def collect(composed: DictConfig) -> None:
-        overrides = list(HydraConfig.get().overrides.task)
-        try:
-            jobs.append((overrides, to_run_config(composed)))
-        except Exception as error:  # raised below: Hydra would print a report of its own
-            wrong.append(error)
+    overrides: List[str]
+    config_dir: Optional[str]
+    config_name: str
 
-    with _hydra(args.config_dir) as hydra:
-        _refuse_plugins(hydra.compose_config(args.config_name, list(args.overrides), RunMode.MULTIRUN))
-    with _hydra(args.config_dir) as hydra, tempfile.TemporaryDirectory() as scratch:
-        quiet = [
+
+ComposeTrial = Callable[[], RunConfig]
+RunTrials = Callable[[List[Tuple[List[str], ComposeTrial]], int], List[float]]
+"""Runs a batch of trials, numbered on from the second argument. Each is its overrides and what composes its config.
+Returns their objectives, which the sweeper makes smaller."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What is known of a sweep before any trial is proposed."""
+
+    name: str
+    runs_dir: str
+    learns: bool
+    """Whether its sweeper goes by the objectives of trials."""
+
+
+def peek_sweep(request: SweepRequest) -> SweepPlan:
+    with _hydra(request.config_dir) as hydra:
+        explain.refuse_hydras_own(request.overrides, sweep=True)
+        composed = hydra.compose_config(request.config_name, request.overrides, RunMode.MULTIRUN)
+        _refuse_plugins(composed)
+        learns = not str(composed.hydra.sweeper._target_).endswith(".BasicSweeper")
+        return SweepPlan(composed.name, composed.runs_dir, learns)
+
+
+def sweep(request: SweepRequest, run_trials: RunTrials) -> None:
+    """Let Hydra's sweeper propose trials, a batch at a time, until it has no more.
+
+    A sweeper that goes by objectives gets a seed where it has none: proposing the same trials again is how a sweep that
+    was cut goes on.
+    """
+    with _hydra(request.config_dir) as hydra, tempfile.TemporaryDirectory() as scratch:
+        ours = [
             "hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null",
-            "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{scratch}'",
+            "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{scratch}'", "hydra/launcher=ftdist",
         ]  # fmt: skip
-        hydra.multirun(args.config_name, collect, [*args.overrides, *quiet], with_log_configuration=False)
-        if wrong:
-            raise wrong[0]
-    if not jobs:
-        raise ConfigError("the sweep is empty", "Hydra's basic launcher: ftdist starts the runs itself")
-    return jobs
+        composed = hydra.compose_config(request.config_name, request.overrides, RunMode.MULTIRUN)
+        if OmegaConf.select(composed, "hydra.sweeper.sampler.seed", default=0) is None:
+            ours.append(f"hydra.sweeper.sampler.seed={composed.seed}")
+        hydra.multirun(request.config_name, run_trials, [*request.overrides, *ours], with_log_configuration=False)
+
+
+class TrialLauncher(Launcher):
+    """What Hydra's sweepers call a launcher: it gets the overrides of trials and returns their objectives."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
+        self._loader, self._run_trials, self._config = hydra_context.config_loader, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        trials = [(list(overrides), partial(self._compose, list(overrides))) for overrides in job_overrides]
+        objectives = self._run_trials(trials, initial_job_idx)
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=objective) for objective in objectives]
+
+    def _compose(self, overrides: List[str]) -> RunConfig:
+        composed = self._loader.load_sweep_config(self._config, overrides)
+        HydraConfig.instance().set_config(composed)
+        return to_run_config(composed)
+
+
+def _register_launcher() -> None:
+    # Hydra imports its plugins by name, and from the package hydra_plugins only.
+    TrialLauncher.__module__ = "hydra_plugins.ftdist"
+    sys.modules[TrialLauncher.__module__] = sys.modules[__name__]
+    Plugins.instance().register(TrialLauncher)
+    node = {"_target_": f"{TrialLauncher.__module__}.{TrialLauncher.__name__}"}
+    ConfigStore.instance().store(group="hydra/launcher", name="ftdist", node=node, provider="ftdist")
 
 
 def change(config: RunConfig, overrides: List[str]) -> RunConfig:

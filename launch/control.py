@@ -14,8 +14,10 @@ import psutil
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rundir import RunDir
 
-from . import follow, slurm
-from .alive import ALIVE, liveness
+from . import slurm
+from .alive import ALIVE, jobs_of, liveness
+from .stop import ask_to_stop, stop_sweep
+from .sweeps import SweepDir
 
 POLL_S = 0.5
 
@@ -41,7 +43,7 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def newest_log(run: RunDir, rank: Optional[int]) -> Optional[Path]:
-    """The log of the newest attempt: of the Slurm job, else of rank 0, whose standard output was the terminal."""
+    """The log of the newest attempt: of the Slurm job, else of rank 0."""
     status = run.read_status()
     if rank is None and status.get("job_id"):
         path = run.job_log(str(status["job_id"]))
@@ -71,19 +73,22 @@ def _print(run: RunDir, rank: Optional[int], follow_it: bool) -> None:
 
 
 def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run or a sweep")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
 
 
 def cancel(args: argparse.Namespace) -> int:
-    """Stop a run: by default it saves and can be resumed."""
+    """Stop a run or a sweep: by default it saves and can be resumed."""
+    sweep = SweepDir(args.run_dir)
+    if sweep.exists:
+        return _cancel_sweep(sweep, args.now)
     run = RunDir.open(args.run_dir)
     status = run.read_status()
     state = liveness(status)
     if state not in ALIVE:
         raise ConfigError(f"{args.run_dir} is {state}", "a run that is under way", "ftdist status lists the runs")
     if not args.now:
-        print(follow.ask_to_stop(run))
+        print(ask_to_stop(run))
         return EXIT_DONE
     run.cancel.touch()
     if status.get("job_id"):
@@ -92,6 +97,22 @@ def cancel(args: argparse.Namespace) -> int:
     else:
         _end_here(run, status)
         print("ended")
+    return EXIT_DONE
+
+
+def _cancel_sweep(sweep: SweepDir, now: bool) -> int:
+    jobs = jobs_of([trial.run.read_status() for trial in sweep.trials()])
+    alive = [trial.run for trial in sweep.trials() if liveness(trial.run.read_status(), jobs) in ALIVE]
+    here = liveness(sweep.read_status()) in ALIVE
+    if not alive and not here:
+        raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that runs", f"ftdist sweep {sweep.path}")
+    print(stop_sweep(sweep))
+    if now:
+        ids = [str(status["job_id"]) for run in alive if (status := run.read_status()).get("job_id")]
+        if ids:
+            slurm.cancel(*ids)
+        elif here:
+            _end_here(sweep, sweep.read_status())
     return EXIT_DONE
 
 

@@ -17,6 +17,8 @@ REPORTED = re.compile(
 """One failure in torchrun's report, which names every rank of its machine that did not end with 0."""
 FORCED = re.compile(r"Unable to shutdown process (\d+)")
 """torchrun's own SIGKILL, to a rank that did not end on its SIGTERM after another had failed."""
+KILLED_UNDER_DEEPSPEED = re.compile(r"^(?:(\S+): )?\[.*exits with return code = -(\d+)", re.MULTILINE)
+"""DeepSpeed's launcher, which has no report: the code of the first process that it saw end."""
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
 """What a rank says when another one is gone: it failed in consequence."""
 
@@ -62,6 +64,10 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         who = f"rank {killed.rank}" + ("" if killed.host == "localhost" else f" on {killed.host}")
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
         return LaunchError(f"{who} {why}{_last_lines(run, killed.rank, attempt)}\n  {where}", fix=resume)
+    if by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None):
+        number, place = int(by.group(2)), f" on {by.group(1)}" if by.group(1) else ""
+        said = f"a rank{place} was killed by {_signal_name(number)}{_why(number)}\n  {where}"
+        return LaunchError(said, fix=resume)
     if first is not None:
         who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")
         last = "" if first.get("known", True) else _last_lines(run, first["rank"], attempt)

@@ -3,12 +3,14 @@
 import contextlib
 import sys
 import time
-from typing import Optional
+from typing import Dict, Optional
 
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
 from ftdist.rundir import RunDir
 
 from . import signals, slurm
+from .guard import guarding
+from .stop import ask_to_stop
 
 POLL_S = 1.0
 LOST_AFTER_S = 30.0
@@ -33,34 +35,44 @@ class Tail:
             sys.stdout.flush()
 
 
+class JobWatch:
+    """Whether jobs are over, of which Slurm may know nothing any more."""
+
+    def __init__(self) -> None:
+        self._lost: Dict[str, float] = {}
+
+    def is_over(self, job: str, found: Optional[slurm.Job]) -> bool:
+        if found is not None:
+            self._lost.pop(job, None)
+            return found.over
+        return time.monotonic() - self._lost.setdefault(job, time.monotonic()) > LOST_AFTER_S
+
+
 def follow(run: RunDir, job: str) -> int:
     """Wait for a job and those that take over from it. Returns the run's exit code.
 
     Raises:
         LaunchError: Slurm ended the job in a way that the run could not tell of.
     """
-    tail, said, lost_since = Tail(), "", None
-    with signals.stop_on_signals(lambda: ask_to_stop(run), lambda: _end_now(run)):
+    tail, said, watch = Tail(), "", JobWatch()
+    with guarding(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: _end_now(run)):
         while True:
             found = slurm.find_job(job)
             tail.show(run, job)
-            if found is None:
-                lost_since = lost_since or time.monotonic()
-            else:
-                lost_since = None
-                if not found.over and found.state != "RUNNING" and found.describe() != said:
-                    said = found.describe()
-                    print(said, flush=True)
-            if (found is not None and found.over) or (lost_since and time.monotonic() - lost_since > LOST_AFTER_S):
+            if found is not None and not found.over and found.state != "RUNNING" and found.describe() != said:
+                said = found.describe()
+                print(said, flush=True)
+            if watch.is_over(job, found):
                 tail.show(run, job)
-                successor = _successor(run, job)
-                if successor is None:
+                following = successor(run, job)
+                if following is None:
                     return outcome(run, found)
-                job = successor
+                job = following
             time.sleep(POLL_S)
 
 
-def _successor(run: RunDir, job: str) -> Optional[str]:
+def successor(run: RunDir, job: str) -> Optional[str]:
+    """The job that has taken over from this one, if one has."""
     now = run.read_status().get("job_id")
     return now if now != job else None
 
@@ -79,19 +91,6 @@ def outcome(run: RunDir, job: Optional[slurm.Job]) -> int:
         return EXIT_PREEMPTED
     run.write_status(state="failed", exit_reason=how, exit_code=EXIT_FAILED)
     raise LaunchError(f"{how}\n  logs: {run.logs}", fix=f"ftdist resume {run.path}")
-
-
-def ask_to_stop(run: RunDir) -> str:
-    """Ask a run for a checkpoint and an end. A job that waits in the queue is taken out. Returns what was done."""
-    job = run.read_status().get("job_id")
-    run.cancel.touch()
-    found = slurm.find_job(str(job)) if job else None
-    if found is not None and found.state == "PENDING":
-        slurm.cancel(str(job))
-        run.write_status(state="preempted", exit_reason="cancelled in the queue", exit_code=EXIT_PREEMPTED)
-        return f"taken out of the queue: {found.describe()}"
-    run.preempt.touch()
-    return signals.SAVES
 
 
 def _end_now(run: RunDir) -> None:

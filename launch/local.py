@@ -39,14 +39,21 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
     Raises:
         LaunchError: a rank failed; the message is that of the first.
     """
+    attempt = begin(run)
+    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
+    log = run.logs / f"launcher.attempt-{attempt}.log"
+    return conclude(run, attempt, log, start(plan, log, run.preempt))
+
+
+def begin(run: RunDir) -> int:
+    """Open a new attempt in the run directory. Returns its number."""
     attempt = next_attempt(run)
     clear_errors(run, attempt)
     clear_rests(run)
     run.preempt.unlink(missing_ok=True)
+    run.cancel.unlink(missing_ok=True)
     run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
-    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
-    log = run.logs / f"launcher.attempt-{attempt}.log"
-    return conclude(run, attempt, log, start(plan, log, run.preempt))
+    return attempt
 
 
 def conclude(run: RunDir, attempt: int, log: Path, code: int) -> int:

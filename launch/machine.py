@@ -24,6 +24,12 @@ def visible_gpus() -> List[str]:
     return _selected(named, [word.strip() for word in wanted.split(",")])
 
 
+def gpu_ids() -> List[str]:
+    """The same GPUs as CUDA_VISIBLE_DEVICES names them."""
+    count, wanted = len(visible_gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(count)] if wanted is None else wanted.replace(" ", "").split(",")[:count]
+
+
 def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
     # CUDA's rule: an entry is an index or the start of a UUID, and the first one that fits no GPU ends the list.
     found: List[str] = []

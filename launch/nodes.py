@@ -113,7 +113,7 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
     """
     run.logs.mkdir(exist_ok=True)
     if rank == 0:
-        _check_port(config)
+        check_port(config)
         run.preempt.unlink(missing_ok=True)
         local.clear_errors(run, attempt)
         local.clear_rests(run)
@@ -144,7 +144,11 @@ def _joined(run: RunDir, rank: int, attempt: int) -> Path:
     return run.logs / f"node-{rank}.attempt-{attempt}.joined"
 
 
-def _check_port(config: RunConfig) -> None:
+def check_port(config: RunConfig) -> None:
+    """
+    Raises:
+        LaunchError: the port on which the ranks are to meet is taken.
+    """
     port = config.launch.nodes.port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,21 +17,29 @@ from ftdist.nearest import near_paths
 from ftdist.resumable import check_changes
 from ftdist.rundir import STOPPED, RunDir, checkpoint_step
 
-from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun
+from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun, trials
 from .alive import ALIVE, jobs_of, liveness
 from .plan import plan_local
+from .sweeps import SweepDir
+from .train import make_ready
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run or a sweep")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE",
                         help="how it goes on: launch.nproc_per_node=2, zero.stage=1 …")  # fmt: skip
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a run as it was frozen; only how it is computed may change, never what."""
+    """Go on with a run as it was frozen; only how it is computed may change, never what. Of a sweep, with what is not
+    finished of it."""
     started = time.monotonic()
     check_changes(args.overrides)
+    if SweepDir(args.run_dir).exists:
+        if args.overrides:
+            raise ConfigError(f"'{args.overrides[0]}' with a sweep", "a sweep as it was asked for",
+                              "leave it out, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
+        return trials.resume_sweep(Path(args.run_dir), make_ready)
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)

@@ -7,6 +7,7 @@ Two readers parse what is written here. bash reads everything, so values go thro
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -21,6 +22,25 @@ LONGEST_LINE = 1000
 """Characters of an option; sbatch cuts lines at 8 KiB of bytes."""
 
 
+@dataclass(frozen=True)
+class Array:
+    """The trials of a sweep as one array: element N runs the run directory ``folder/NNN``."""
+
+    folder: Path
+    numbers: List[int]
+
+
+def ranges(numbers: List[int]) -> str:
+    """Numbers as Slurm writes them: ``0-3,5``."""
+    parts: List[List[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
 def template_folder() -> Path:
     """Where ftdist's own templates lie: the ``slurm/`` folder."""
     import ftdist.slurm
@@ -33,9 +53,10 @@ def quote_option(value: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
-def sbatch_options(config: RunConfig) -> List[str]:
+def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
     """The options of the job, ``--name=value``, unquoted."""
     launch, slurm = config.launch, config.launch.slurm
+    throttle = f"%{launch.trials_at_once}" if launch.trials_at_once else ""
     given: Dict[str, Optional[object]] = {
         "job-name": config.name,
         "partition": slurm.partition,
@@ -51,7 +72,8 @@ def sbatch_options(config: RunConfig) -> List[str]:
         "time": slurm.time,
         "mail-user": slurm.mail_user,
         "mail-type": slurm.mail_type if slurm.mail_user else None,
-        "output": f"{config.run_dir}/logs/slurm-%j.out",
+        "array": ranges(array.numbers) + throttle if array else None,
+        "output": f"{array.folder}/%3a/logs/slurm-%A_%a.out" if array else f"{config.run_dir}/logs/slurm-%j.out",
         "open-mode": "append",
         "signal": f"B:USR2@{slurm.stop_before_limit_s}",
     }
@@ -62,9 +84,9 @@ def sbatch_options(config: RunConfig) -> List[str]:
     return [*options, *slurm.options]
 
 
-def _sbatch_lines(config: RunConfig) -> str:
+def _sbatch_lines(config: RunConfig, array: Optional[Array]) -> str:
     lines = []
-    for option in sbatch_options(config):
+    for option in sbatch_options(config, array):
         name, equals, value = option.partition("=")
         if len(value) > LONGEST_LINE:
             raise ConfigError(f"{name} is {len(value)} characters long", f"at most {LONGEST_LINE}")
@@ -72,11 +94,11 @@ def _sbatch_lines(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _container(config: RunConfig) -> List[str]:
+def _container(config: RunConfig, place: str) -> List[str]:
     """srun options of pyxis, or the command before every command of apptainer."""
     slurm = config.launch.slurm
-    assert config.run_dir and config.cache_dir
-    mounts = [f"{path}:{path}" for path in (config.run_dir, config.cache_dir)] + slurm.container_mounts
+    assert config.cache_dir
+    mounts = [f"{path}:{path}" for path in (place, config.cache_dir)] + slurm.container_mounts
     image = str(slurm.container_image)
     if slurm.container is Container.pyxis:
         return [f"--container-image={image}", f"--container-mounts={','.join(mounts)}"]
@@ -84,27 +106,28 @@ def _container(config: RunConfig) -> List[str]:
     return ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
 
 
-def render(config: RunConfig, template: Optional[str] = None) -> str:
-    """The batch script of a resolved config.
+def render(config: RunConfig, template: Optional[str] = None, array: Optional[Array] = None) -> str:
+    """The batch script of a resolved config, or of an array of runs that differ from it in nothing that it holds.
 
     Raises:
         ConfigError: a value cannot be carried, or the template has an unknown word.
     """
     launch, slurm = config.launch, config.launch.slurm
-    refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "cache_dir": config.cache_dir})
-    if re.search(r"[%\\]", str(config.run_dir)):
-        raise ConfigError(f"run_dir={config.run_dir}", "no % and no \\ in it: Slurm reads them as patterns of its own",
+    place = str(array.folder if array else config.run_dir)
+    refuse_control_characters("", {"name": config.name, "run_dir": place, "cache_dir": config.cache_dir})
+    if re.search(r"[%\\]", place):
+        raise ConfigError(f"run_dir={place}", "no % and no \\ in it: Slurm reads them as patterns of its own",
                           "another run_dir or name")  # fmt: skip
     if template is None:
         template = _read(Path(slurm.template) if slurm.template else template_folder() / "submit.sbatch.template")
     pyxis, apptainer = slurm.container is Container.pyxis, slurm.container is Container.apptainer
-    container = _container(config) if pyxis or apptainer else []
+    container = _container(config, place) if pyxis or apptainer else []
     once = ["srun", "--nodes=1", "--ntasks=1", *container] if pyxis else container
     srun = shlex.join([*slurm.srun_options, *container])
     env = {**ranks_env(config), **slurm.env}
     words = {
-        "SBATCH": _sbatch_lines(config),
-        "RUN_DIR": shlex.quote(str(config.run_dir)),
+        "SBATCH": _sbatch_lines(config, array),
+        "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),
         "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
         "MODULES": "".join(f"module load {shlex.quote(name)}\n" for name in slurm.modules),
         "PROFILE": _read(template_folder() / "profiles" / f"{slurm.profile.name}.sh").rstrip(),

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Dict, List, Optional, Set
 
 from ftdist.errors import ConfigError, LaunchError
@@ -109,20 +110,30 @@ def _few(nodes: List[str]) -> str:
     return ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")
 
 
-def submit(run: RunDir) -> str:
-    """Submit the run's batch script. Returns the job's id.
+def sbatch(script: Path) -> str:
+    """Submit a batch script. Returns the job's id.
 
     Raises:
         LaunchError: Slurm refuses it; what it says is shown.
     """
-    run.cancel.unlink(missing_ok=True)
-    answer = _run("sbatch", "--parsable", str(run.submit))
+    answer = _run("sbatch", "--parsable", str(script))
     assert answer is not None
-    job = answer.strip().split(";")[0]
+    return answer.strip().split(";")[0]
+
+
+def submit(run: RunDir) -> str:
+    """Submit the run's own batch script. Returns the job's id."""
+    job = sbatch(run.submit)
+    mark_queued(run, job)
+    return job
+
+
+def mark_queued(run: RunDir, job: str) -> None:
+    """The run is in Slurm's hands."""
+    run.cancel.unlink(missing_ok=True)
     if run.read_status().get("state") == "frozen":
         run.write_status(attempt=-1)  # none has begun
     run.write_status(state="queued", job_id=job, pid=None, exit_reason="", requeues=0)
-    return job
 
 
 def find_jobs(ids: List[str]) -> Dict[str, Job]:
@@ -146,6 +157,6 @@ def find_job(job: str) -> Optional[Job]:
     return Job(job, words["JobState"], words.get("Reason", ""), "" if start == "Unknown" else start)
 
 
-def cancel(job: str) -> None:
-    """End a job at once, or take it out of the queue."""
-    _run("scancel", job)
+def cancel(*jobs: str) -> None:
+    """End jobs at once, or take them out of the queue."""
+    _run("scancel", *jobs)

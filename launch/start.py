@@ -4,7 +4,7 @@ from ftdist.config import LaunchKind, RunConfig
 from ftdist.errors import EXIT_DONE
 from ftdist.rundir import RunDir
 
-from . import banner, follow, local, nodes, slurm
+from . import banner, deepspeed, follow, local, nodes, slurm
 from .plan import plan_local
 
 
@@ -14,6 +14,9 @@ def dry_run(config: RunConfig, run: RunDir) -> str:
         return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {run.submit}"
     if config.launch.kind is LaunchKind.nodes:
         return nodes.dry_run(config, run)
+    if config.launch.kind is LaunchKind.deepspeed:
+        deepspeed.write_files(config, run)
+        return deepspeed.plan_deepspeed(config, run, 0).shell()
     return plan_local(config, "ftdist.train.main", [str(run.path)]).shell()
 
 
@@ -33,4 +36,6 @@ def start_run(config: RunConfig, run: RunDir) -> int:
         return EXIT_DONE
     if config.launch.kind is LaunchKind.nodes:
         return nodes.launch_nodes(config, run)
+    if config.launch.kind is LaunchKind.deepspeed:
+        return deepspeed.launch_deepspeed(config, run)
     return local.launch_run(config, run)

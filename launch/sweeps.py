@@ -1,66 +1,91 @@
-"""The verb ``sweep``: the trials of a sweep, best first."""
+"""A sweep is N run directories and an index. What lies in its folder, and the verb ``sweep``: its trials, best first.
+
+```
+SWEEP_DIR/
+  sweep.json        what was asked for: overrides, config folder, working directory
+  index.jsonl       one line a trial, written before it starts: number, overrides
+  objectives.json   what the sweeper was told, by trial's number
+  status.json       state of the sweep as a whole, and who runs it
+  000/ 001/ …       the trials: ordinary run directories
+```
+"""
 
 import argparse
 import json
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional, Set
 
 from rich.console import Console
 from rich.table import Table
 
 from ftdist.errors import EXIT_DONE, ConfigError
-from ftdist.rundir import RunDir, read_records
+from ftdist.rests import beside
+from ftdist.rundir import RunDir, read_json, read_records, write_json
 
 from . import banner
 from .alive import jobs_of, liveness
 
-INDEX = "index.jsonl"
+
+@dataclass(frozen=True)
+class Trial:
+    number: int
+    overrides: List[str]
+    run: RunDir
+
+    @property
+    def state(self) -> str:
+        return str(self.run.read_status().get("state", "not started"))
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the folder of a sweep: runs/<date>-<time>-<name>-sweep")
+class SweepDir(RunDir):
+    """Names of what lies in a sweep's folder. Its status and requests to stop are files as in a run directory."""
 
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.request = self.path / "sweep.json"
+        self.index = self.path / "index.jsonl"
+        self.objectives = self.path / "objectives.json"
 
-def sweep(args: argparse.Namespace) -> int:
-    """Print a table of a sweep's trials: what was swept, state, best held-out loss, sorted by it."""
-    trials = read_index(Path(args.folder))
-    jobs = jobs_of([RunDir(trial["run_dir"]).read_status() for trial in trials])
-    overrides = [set(trial["overrides"]) for trial in trials]
-    common = set.intersection(*overrides) if len(overrides) > 1 else set()
-    rows = []
-    for trial in trials:
-        run = RunDir(trial["run_dir"])
-        loss = best_loss(run)
-        shown = "-" if loss is None else f"{loss:.4f}"
-        state = liveness(run.read_status(), jobs) if run.config.is_file() else "not started"
-        swept = " ".join(word for word in trial["overrides"] if word not in common)
-        rows.append((loss if loss is not None else float("inf"), [shown, state, swept, banner.shown(run.path)]))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("held-out loss", "state", "overrides", "run"):
-        table.add_column(column, justify="right" if column == "held-out loss" else "left", overflow="fold")
-    for _, row in sorted(rows, key=lambda pair: pair[0]):
-        table.add_row(*map(banner.cell, row))
-    Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
-    return EXIT_DONE
+    @property
+    def exists(self) -> bool:
+        return self.request.is_file()
 
+    def trial(self, number: int, overrides: List[str]) -> Trial:
+        return Trial(number, overrides, RunDir(self.path / f"{number:03d}"))
 
-def read_index(folder: Path) -> List[Dict[str, Any]]:
-    """What the sweep wrote of each trial that it has started.
+    def trials(self) -> List[Trial]:
+        """Every trial that was proposed so far; a last line cut by a crash is left out.
 
-    Raises:
-        ConfigError: the folder is not one of a sweep, or its index is not what a sweep writes.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        raise ConfigError(f"{folder} holds no {INDEX}", "the folder of a sweep", "ftdist train … -m key=1,2 makes one")
-    trials = read_records(index)
-    for trial in trials:
-        words = trial.get("overrides")
-        listed = isinstance(words, list) and all(isinstance(word, str) for word in words)
-        if not listed or not isinstance(trial.get("run_dir"), str):
-            raise ConfigError(f"{index} holds {json.dumps(trial)[:100]}", "run_dir and overrides of each trial")
-    return trials
+        Raises:
+            ConfigError: the index is not what a sweep writes.
+        """
+        known: List[Trial] = []
+        for record in read_records(self.index):
+            number, words = record.get("number"), record.get("overrides")
+            if not isinstance(number, int) or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+                found = f"{self.index} holds {json.dumps(record)[:100]}"
+                raise ConfigError(found, "number and overrides of each trial")
+            known.append(self.trial(number, words))
+        return known
+
+    def add(self, trials: List[Trial]) -> None:
+        known = self.trials()
+        lines = [{"number": trial.number, "overrides": trial.overrides} for trial in [*known, *trials]]
+        temporary = beside(self.index)
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        temporary.replace(self.index)
+
+    def told(self) -> Dict[int, float]:
+        """Objectives that the sweeper was told."""
+        found = read_json(self.objectives) if self.objectives.is_file() else {}
+        return {int(number): float(objective) for number, objective in found.items()}
+
+    def tell(self, objectives: Dict[int, float]) -> None:
+        write_json(self.objectives, {**self.told(), **objectives})
 
 
 def best_loss(run: RunDir) -> Optional[float]:
@@ -71,3 +96,49 @@ def best_loss(run: RunDir) -> Optional[float]:
         if found and all(isinstance(value, (int, float)) for value in found):
             losses.append(sum(found) / len(found))
     return min(losses, default=None)
+
+
+def objective(run: RunDir) -> float:
+    """What a sweeper makes smaller: the best held-out loss of a run that is done; infinite for any other."""
+    loss = best_loss(run) if run.read_status().get("state") == "done" else None
+    return math.inf if loss is None else loss
+
+
+def swept(trials: List[Trial]) -> Dict[int, str]:
+    """The overrides in which trials differ, by number."""
+    sets: List[Set[str]] = [set(trial.overrides) for trial in trials]
+    common = set.intersection(*sets) if len(sets) > 1 else set()
+    return {trial.number: " ".join(word for word in trial.overrides if word not in common) for trial in trials}
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the folder of a sweep: runs/<date>-<time>-<name>-sweep")
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Print a table of a sweep's trials: what was swept, state, best held-out loss, sorted by it."""
+    folder = SweepDir(args.folder)
+    if not folder.exists:
+        raise ConfigError(f"{args.folder} holds no {folder.request.name}", "the folder of a sweep",
+                          "ftdist train … -m key=1,2 makes one")  # fmt: skip
+    show_table(folder)
+    return EXIT_DONE
+
+
+def show_table(folder: SweepDir) -> None:
+    trials = folder.trials()
+    jobs = jobs_of([trial.run.read_status() for trial in trials])
+    words = swept(trials)
+    rows = []
+    for trial in trials:
+        loss = best_loss(trial.run)
+        shown = "-" if loss is None else f"{loss:.4f}"
+        state = liveness(trial.run.read_status(), jobs) if trial.run.config.is_file() else trial.state
+        rows.append((math.inf if loss is None else loss,
+                     [shown, state, words[trial.number], banner.shown(trial.run.path)]))  # fmt: skip
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("held-out loss", "state", "overrides", "run"):
+        table.add_column(column, justify="right" if column == "held-out loss" else "left", overflow="fold")
+    for _, row in sorted(rows, key=lambda pair: pair[0]):
+        table.add_row(*map(banner.cell, row))
+    Console(highlight=False, width=None if os.isatty(1) else 200).print(table)

@@ -1,21 +1,18 @@
 """The verbs ``train`` and ``demo``: compose → check → model and data ready → freeze → launch → wait."""
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import List, Optional, Tuple
 
 from ftdist.config import LaunchKind, RunConfig
 from ftdist.data.cache import data_folder, read_meta
-from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
+from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rundir import RunDir
 from ftdist.zero.settings import deepspeed_settings
 
-from . import banner, check, compose, ready, sbatch, start, torchrun, verify
+from . import banner, check, compose, ready, sbatch, start, torchrun, trials, verify
 from .freeze import freeze
 from .machine import visible_gpus
-from .sweeps import INDEX
 
 DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2  # as in conf/experiment/demo.yaml: rows of a step, at least, and of a rank's forward
 
@@ -59,12 +56,13 @@ def train(args: argparse.Namespace) -> int:
             raise ConfigError(f"{flag} under torchrun", "one process", f"ftdist train {flag} …, without torchrun")
         return torchrun.join(args, make_ready)
     if args.multirun:
-        return sweep(args)
+        return trials.start_sweep(args, make_ready)
     return run_one(compose.compose(args), args.dry_run)
 
 
-def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> RunDir:
-    """Everything before ranks: check, model, data, run directory, banner. What is wrong is said before it is made."""
+def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True) -> RunDir:
+    """Everything before ranks: check, model, data, run directory, and what is ``shown`` of them. What is wrong is said
+    before the directory is made."""
     plan = check.resolve(config, ranks)
     check.check_run_dir(config)
     deepspeed_settings(config, plan)
@@ -74,15 +72,18 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Ru
         check.check_disk(config)
         run = freeze(config, plan)
         run.submit.write_text(script, encoding="utf-8")
-        banner.show_run(config, plan, data_folder(config))
+        if shown:
+            banner.show_run(config, plan, data_folder(config))
         return run
-    banner.show_machine()
+    if shown:
+        banner.show_machine()
     ready.make_model_ready(config)
     check.check_disk(config)
     folder = ready.make_data_ready(config)
     check.check_length(config, read_meta(folder)["sets"]["train"]["rows"])
     run = freeze(config, plan)
-    banner.show_run(config, plan, folder)
+    if shown:
+        banner.show_run(config, plan, folder)
     return run
 
 
@@ -96,45 +97,3 @@ def run_one(config: RunConfig, dry_run: bool = False) -> int:
     code = start.start_run(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code
-
-
-def sweep(args: argparse.Namespace) -> int:
-    """One run for each combination, one after the other; all are composed and checked before the first starts."""
-    jobs = compose.compose_sweep(args)
-    first = jobs[0][1]
-    if first.run_dir is not None:
-        raise ConfigError("run_dir with --multirun", "one directory for each run of the sweep", "runs_dir=FOLDER")
-    folder = Path(first.runs_dir).expanduser().absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{first.name}-sweep"
-    for number, (_, config) in enumerate(jobs):
-        config.run_dir = str(folder / f"{number:03d}")
-        config.track.group = config.track.group or folder.name
-        check.resolve(config)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()  # its name can be guessed: what is there already is not ours
-    except OSError as error:
-        raise ConfigError(f"cannot make {folder}: {error.strerror}", "a folder you may write to",
-                          "runs_dir=FOLDER") from error  # fmt: skip
-    print(f"{len(jobs)} runs in {folder}")
-    codes = []
-    for overrides, config in jobs:
-        print(f"\n{config.run_dir}: {' '.join(overrides)}")
-        codes.append(_run_job(config, args.dry_run))
-        _append_index(folder, overrides, config, codes[-1])
-        if codes[-1] == EXIT_PREEMPTED:
-            break
-    return next((code for code in codes if code), EXIT_DONE)
-
-
-def _run_job(config: RunConfig, dry_run: bool) -> int:
-    try:
-        return run_one(config, dry_run)
-    except FtdistError as error:  # the other runs of a sweep can still be worth something
-        if str(error):  # a step that failed has said why
-            print(f"error: {error}")
-        return error.exit_code
-
-
-def _append_index(folder: Path, overrides: List[str], config: RunConfig, code: int) -> None:
-    with (folder / INDEX).open("a", encoding="utf-8") as index:
-        index.write(json.dumps({"overrides": overrides, "run_dir": config.run_dir, "exit_code": code}) + "\n")

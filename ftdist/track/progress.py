@@ -1,5 +1,6 @@
 """What a user sees while a run is under way: a live line on a terminal, a few plain lines in a log file."""
 
+import io
 import statistics
 import sys
 import threading
@@ -62,12 +63,12 @@ class Progress:
         if self._live is not None:
             numbers = f"loss {loss:.4f}  {compact(tokens_per_s)} tok/s  {mem_gib:.1f} GiB  {left} left"
             self._live.update(self._line(numbers))
-        elif step % self._every == 0 or step == self._total or step == self._start_step + 1:
+        if step % self._every == 0 or step == self._total or step == self._start_step + 1:
             count = f"step {step:>{len(str(self._total))}}/{self._total}"
             print(
                 f"{count}  loss {loss:.4f}  {compact(tokens_per_s)} tok/s  {mem_gib:.1f} GiB  lr {lr:.1e}"
                 f"  norm {grad_norm:.2f}  {left} left",
-                file=_stdout(),
+                file=_stdout() if self._live is None else _log(),
                 flush=True,
             )
 
@@ -83,8 +84,7 @@ class Progress:
             return
         if self._live is not None:
             self._console.print(Text(text))
-        else:
-            print(text, file=_stdout(), flush=True)
+        print(text, file=_stdout() if self._live is None else _log(), flush=True)
 
     @contextmanager
     def during(self, label: str) -> Iterator[Say]:
@@ -147,6 +147,24 @@ def _said_if_long(label: str, enabled: bool) -> Iterator[Say]:
         timer.cancel()
 
 
+class Tee:
+    """Standard output that goes to a log file too. A live display writes to ``terminal`` alone."""
+
+    def __init__(self, terminal: TextIO, log: TextIO) -> None:
+        self.terminal, self.log = terminal, log
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        return self.terminal.write(text)
+
+    def flush(self) -> None:
+        self.log.flush()
+        self.terminal.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+
 class _Doing:
     """What is under way, and for how long."""
 
@@ -163,9 +181,16 @@ class _Doing:
         return f"{self.label}  {self.elapsed()}"
 
 
-def _stdout() -> TextIO:
-    """Standard output as it is now, and not a live display's own redirection of it."""
-    return cast(TextIO, Output(getattr(sys.stdout, "rich_proxied_file", sys.stdout)))
+def _stdout(live: bool = False) -> TextIO:
+    """Standard output as it is now, and not a live display's own redirection of it; what is ``live`` in no log."""
+    file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    return cast(TextIO, Output(file.terminal if live and isinstance(file, Tee) else file))
+
+
+def _log() -> TextIO:
+    """The log file that standard output goes to as well; where there is none, nowhere."""
+    file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    return file.log if isinstance(file, Tee) else io.StringIO()
 
 
 class _Line:
@@ -207,7 +232,7 @@ def _start_live(renderable: Any, console: Console, transient: bool = False) -> L
 
 
 def _console() -> Console:
-    return Console(file=_stdout(), highlight=False, soft_wrap=False)
+    return Console(file=_stdout(live=True), highlight=False, soft_wrap=False)
 
 
 def compact(number: float) -> str:

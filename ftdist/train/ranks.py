@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, Dict, List, NoReturn, Optional, TextIO, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from ftdist.config import Device, RunConfig
 from ftdist.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.rundir import RunDir
 from ftdist.secret import redact
+from ftdist.track.progress import Tee
 from ftdist.train.collectives import record_collectives
 
 
@@ -119,14 +120,16 @@ def quiet_libraries() -> None:
 
 
 def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
-    """Standard error of every rank, and standard output of all but rank 0, go to the rank's log file."""
+    """Standard error and output of every rank go to its log file; what rank 0 prints also stays where it was."""
     run.logs.mkdir(exist_ok=True)
     log = os.open(run.log_file(rank, attempt), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     sys.stderr.flush()
     os.dup2(log, 2)
+    sys.stdout.flush()
     if rank:
-        sys.stdout.flush()
         os.dup2(log, 1)
+    else:
+        sys.stdout = cast(TextIO, Tee(sys.stdout, os.fdopen(os.dup(log), "a", buffering=1, encoding="utf-8")))
     os.close(log)
 
 

@@ -50,13 +50,13 @@ def environment(**variables: str) -> Dict[str, str]:
 
 def ftdist(
     *words: str | Path, cwd: Optional[Path] = None, stdin: str = "", command: Optional[List[str]] = None,
-    **variables: str,
+    timeout_s: float = TIMEOUT_S, **variables: str,
 ) -> Done:  # fmt: skip
     """Run ``ftdist WORDS…`` (or another command) to its end."""
     used, started = _cpu_s(), time.monotonic()
     done = subprocess.run(
         [*(command or FTDIST), *map(str, words)], cwd=cwd, input=stdin, capture_output=True, text=True,
-        timeout=TIMEOUT_S, env=environment(**variables), start_new_session=True,
+        timeout=timeout_s, env=environment(**variables), start_new_session=True,
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - started, _cpu_s() - used)
 

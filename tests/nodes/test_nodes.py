@@ -1,13 +1,10 @@
 """Several machines without a scheduler, as far as one machine allows: two agents, a real sshd of the test's own."""
 
-import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import List
 
@@ -32,38 +29,6 @@ def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
     output, _ = process.communicate(timeout=200)
     assert process.returncode == code, output
     return output
-
-
-@pytest.fixture
-def ssh(tmp_path: Path) -> Iterator[str]:
-    """The ssh command that reaches an sshd of this test alone."""
-    if not (shutil.which("ssh") and Path("/usr/sbin/sshd").exists()) or os.geteuid():
-        pytest.skip("needs root, ssh and sshd: apt install openssh-server")
-    separation = Path("/run/sshd")
-    made = not separation.exists()
-    separation.mkdir(exist_ok=True)
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
-    port = free_port()
-    config = tmp_path / "sshd_config"
-    config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
-        f"PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
-    )
-    with subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL) as daemon:
-        try:
-            known = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-            command = f"ssh -p {port} -F none -i {tmp_path}/user {known}"
-            deadline = time.monotonic() + 20
-            while subprocess.run([*shlex.split(command), "127.0.0.1", "true"], capture_output=True).returncode:
-                assert time.monotonic() < deadline, "sshd"
-                time.sleep(0.1)
-            yield command
-        finally:
-            daemon.terminate()
-            daemon.wait()
-            if made:
-                separation.rmdir()
 
 
 def nodes(run: RunDir, *more: str) -> List[str]:
@@ -107,10 +72,7 @@ def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
     wait_for_step(run, stopped + 3)
     again.kill()
     again.communicate()
-    deadline = time.monotonic() + 25
-    while left := of_run(run):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
+    wait_until_gone(run, 15)
 
 
 def wait_for_step(run: RunDir, step: int) -> None:
@@ -118,6 +80,13 @@ def wait_for_step(run: RunDir, step: int) -> None:
     while int(run.read_status().get("step", 0)) < step:
         assert time.monotonic() < deadline, run.read_status()
         time.sleep(0.1)
+
+
+def wait_until_gone(run: RunDir, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while left := of_run(run):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 def of_run(run: RunDir) -> List[str]:

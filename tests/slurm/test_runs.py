@@ -175,7 +175,7 @@ def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
         finish(ftdist(slurm, *how.split(), str(run.path)))
     else:
         job.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGTERM)
-    assert gone_within(run, 25)
+    assert gone_within(run, 15)
     finish(job, 75)
     status = run.read_status()
     assert status["state"] == "preempted" and status["exit_reason"], status
@@ -189,20 +189,32 @@ def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_leaves_the_job_alone(slurm: Cluster, tmp_path: Path) -> None:
-    """The job is Slurm's: it ends by itself, and is under the verbs' control as before."""
+def test_a_killed_launcher_that_waits_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = ftdist(slurm, "train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
                       f"run_dir={run.path}")  # fmt: skip
     wait_for_step(slurm, run, 5)
     launcher.kill()
     launcher.communicate()
-    step = run.read_status()["step"]
-    wait_for_step(slurm, run, step + 5)
+    assert gone_within(run, 15)
+    status = run.read_status()
+    assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
+    resumed = ftdist(slurm, "resume", str(run.path))
+    wait_for_step(slurm, run, status["step"] + 5)
+    resumed.send_signal(signal.SIGINT)
+    finish(resumed, 75)
+
+
+@pytest.mark.slow
+def test_a_job_that_nobody_waits_for_is_under_the_verbs_control(slurm: Cluster, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    finish(ftdist(slurm, "train", *RUN, *SLURM, "launch.wait=false", "train.max_steps=5000", "optim.schedule=constant",
+                  f"run_dir={run.path}"))  # fmt: skip
+    wait_for_step(slurm, run, 5)
     shown = finish(ftdist(slurm, "status", str(run.path)))
     assert "running: job" in shown
     follower = ftdist(slurm, "logs", "-f", str(run.path))
     finish(ftdist(slurm, "cancel", str(run.path)))
     assert " 1/5000  loss" in finish(follower)
-    assert gone_within(run, 25)
+    assert gone_within(run, 15)
     assert "rank-00003" not in finish(ftdist(slurm, "logs", "--rank", "3", str(run.path)))

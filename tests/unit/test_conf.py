@@ -39,7 +39,7 @@ def composed(*overrides: str) -> RunConfig:
 
 def test_the_tree_is_what_it_was() -> None:
     assert sorted({group for group, _ in OPTIONS}) == GROUPS
-    assert len(OPTIONS) == 49
+    assert len(OPTIONS) == 50
     assert len([group for group, _ in OPTIONS if group == "experiment"]) == 7
 
 

@@ -9,6 +9,7 @@ import pytest
 from ftdist.config import RunConfig, Schedule
 from ftdist.errors import ConfigError
 from ftdist.launch import compose, explain
+from ftdist.launch.cli import dispatch
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -130,16 +131,26 @@ def test_a_wrong_range_is_refused_before_anything() -> None:
 
 def test_a_sweep_composes_all_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    jobs = compose.compose_sweep(parsed("experiment=smoke", "-m", "optim.lr=1e-3,1e-4", "seed=range(0,2)"))
-    assert [(config.optim.lr, config.seed) for _, config in jobs] == [(1e-3, 0), (1e-3, 1), (1e-4, 0), (1e-4, 1)]
-    assert "optim.lr=0.001" in jobs[0][0] and "seed=0" in jobs[0][0]
+    found = []
+
+    def run_trials(batch: list, first: int) -> List[float]:
+        found.extend((overrides, compose_trial()) for overrides, compose_trial in batch)
+        return [0.0] * len(batch)
+
+    compose.sweep(compose.SweepRequest(["experiment=smoke", "optim.lr=1e-3,1e-4", "seed=range(0,2)"], None, "run"),
+                  run_trials)  # fmt: skip
+    assert [(config.optim.lr, config.seed) for _, config in found] == [(1e-3, 0), (1e-3, 1), (1e-4, 0), (1e-4, 1)]
+    assert "optim.lr=0.001" in found[0][0] and "seed=0" in found[0][0]
     assert not any(tmp_path.iterdir())
 
 
-def test_one_wrong_job_refuses_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_wrong_trial_refuses_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"train.max_steps=0"):
-        compose.compose_sweep(parsed("experiment=smoke", "-m", "train.max_steps=5,0"))
-    assert capsys.readouterr() == ("", "")
+        dispatch(["train", "experiment=smoke", "-m", "train.max_steps=5,0"])
+    assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
 
 
 def test_a_frozen_config_takes_changes() -> None:
@@ -184,8 +195,15 @@ def test_settings_of_hydra_that_mean_something_are_not(tmp_path: Path) -> None:
     (tmp_path / "track" / "mine.yaml").write_text("project: mine\n")
     words = ("experiment=smoke", f"hydra.searchpath=[file://{tmp_path}]", "track=mine")
     assert composed(*words).track.project == "mine"
-    sweep = compose.compose_sweep(parsed("experiment=smoke", "-m", "seed=1,2", "hydra.sweeper.max_batch_size=1"))
-    assert [config.seed for _, config in sweep] == [1, 2]
+    batches: List[int] = []
+
+    def run_trials(batch: list, first: int) -> List[float]:
+        batches.append(len(batch))
+        return [0.0] * len(batch)
+
+    words = ["experiment=smoke", "seed=1,2", "hydra.sweeper.max_batch_size=1"]
+    compose.sweep(compose.SweepRequest(words, None, "run"), run_trials)
+    assert batches == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from ftdist.config import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
 from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
-from ftdist.launch import banner, check, cli, compose, ready, runs, torchrun, train
+from ftdist.launch import banner, check, cli, compose, ready, runs, torchrun
 from ftdist.model.facts import ModelFacts, write_facts
 from ftdist.resumable import check_changes, config_hash
 from ftdist.rundir import RunDir, read_json
@@ -121,17 +121,6 @@ def test_chat_with_what_is_no_model(given: str, holds: List[str], says: str, fix
     with pytest.raises(ConfigError) as error:
         cli.dispatch(["chat", given])
     assert error.value.found.startswith(says) and error.value.fix.startswith(fix)
-
-
-def sweep_args(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    train.add_train_arguments(parser)
-    return parser.parse_intermixed_args(["experiment=smoke", "-m", *words])
-
-
-def test_a_sweep_over_one_directory_is_refused() -> None:
-    with pytest.raises(ConfigError, match="run_dir with --multirun"):
-        train.sweep(sweep_args("seed=1,2", "run_dir=x"))
 
 
 def smoke(*words: str) -> RunConfig:

@@ -1,0 +1,33 @@
+"""One rank as a script, for DeepSpeed's launcher: of its runners, that for Slurm starts files and no modules."""
+
+import os
+import sys
+import threading
+
+sys.path.pop(0)  # a script's own folder is no place to import from
+
+from ftdist.errors import EXIT_FAILED
+from ftdist.train.main import main
+
+NUMBERS = {
+    "RANK": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"),
+}
+"""What MPI and Slurm call the numbers of a rank."""
+
+
+def end_with_input() -> None:
+    """End when standard input closes: ssh has gone, and with it whoever started this."""
+    while os.read(0, 1024):
+        pass
+    os._exit(EXIT_FAILED)
+
+
+for name, others in NUMBERS.items():
+    if name not in os.environ:
+        os.environ[name] = next(os.environ[other] for other in others if other in os.environ)
+if "--watch" in sys.argv:
+    sys.argv.remove("--watch")
+    threading.Thread(target=end_with_input, daemon=True).start()
+main(sys.argv[1:])

@@ -1,0 +1,118 @@
+"""DeepSpeed's launcher: a hostfile of this machine's names, real pdsh, and an sshd of the test's own."""
+
+import shutil
+import signal
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from ftdist.errors import ConfigError
+from ftdist.launch.hostfile import read_hostfile
+from ftdist.rundir import RunDir
+from tests.nodes.test_nodes import finish, of_run, start, wait_for_step, wait_until_gone
+from tests.spawn import free_port
+
+pytestmark = pytest.mark.timeout(500)
+
+RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "train.precision=fp32", "data.max_seq_len=128",
+       "train.num_samples=0", "train.export=false", "launch.timeout_s=60")  # fmt: skip
+LONG = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null")
+
+
+@pytest.fixture
+def hosts(ssh: str, tmp_path: Path) -> List[str]:
+    """Overrides that reach two machines, both of them this one."""
+    if shutil.which("pdsh") is None:
+        pytest.skip("needs pdsh: apt install pdsh")
+    (tmp_path / "hosts").write_text("# two names of one machine\n127.0.0.1 slots=1\nlocalhost  slots=1\n")
+    return ["launch=deepspeed", f"launch.deepspeed.hostfile={tmp_path / 'hosts'}", f"launch.nodes.port={free_port()}",
+            f"launch.nodes.ssh='{ssh}'"]  # fmt: skip
+
+
+def test_the_losses_are_those_of_a_local_run(hosts: List[str], tmp_path: Path) -> None:
+    here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
+    finish(start("train", *RUN, "launch=local", "launch.nproc_per_node=2", f"run_dir={here.path}"))
+    output = finish(start("train", *RUN, *hosts, "launch.nproc_per_node=null", f"run_dir={there.path}"))
+    assert "\nstep 6/6" in output and "[INFO]" not in output, output
+    losses = [[r["train/loss"] for r in run.read_metrics() if "train/loss" in r] for run in (here, there)]
+    assert len(losses[0]) == 6 and losses[0] == losses[1]
+    assert there.read_status()["state"] == "done" and there.log_file(1, 0).is_file()
+    assert not of_run(there)
+
+
+@pytest.mark.slow
+def test_stopped_and_gone_on(hosts: List[str], tmp_path: Path) -> None:
+    """Ctrl-C saves and stops, resume goes on, and a launcher that is killed takes everything with it."""
+    run = RunDir(tmp_path / "run")
+    launcher = start("train", *RUN, *hosts, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    wait_for_step(run, 3)
+    launcher.send_signal(signal.SIGINT)
+    assert "ftdist resume" in finish(launcher, 75)
+    stopped = run.read_status()["step"]
+    assert run.find_checkpoint("last").name.endswith(f"{stopped}")
+    wait_until_gone(run, 15)
+    again = start("resume", str(run.path))
+    wait_for_step(run, stopped + 3)
+    again.kill()
+    again.communicate()
+    wait_until_gone(run, 15)
+    assert run.read_status()["state"] == "preempted"
+
+
+@pytest.mark.slow
+def test_ended_at_once(hosts: List[str], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    launcher = start("train", *RUN, *hosts, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    wait_for_step(run, 3)
+    finish(start("cancel", "--now", str(run.path)))
+    finish(launcher, 1)
+    wait_until_gone(run, 15)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_by_its_machine(hosts: List[str], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    launcher = start("train", *RUN, *hosts, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    wait_for_step(run, 3)
+    kill_a_rank(run, "1")
+    output = finish(launcher, 1)
+    assert "a rank on localhost was killed by SIGKILL" in output, output
+    wait_until_gone(run, 15)
+
+
+def kill_a_rank(run: RunDir, rank: str) -> None:
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if str(run.path) in process.cmdline() and process.environ().get("RANK") == rank:
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("one slots=1\none slots=1\n", "'one slots=1'"),
+        ("one\n", "'one'"),
+        ("one slots=1\ntwo slots=2\n", r"\[1, 2\] slots"),
+        ("a;b slots=1\n", "'a;b'"),
+    ],
+)
+def test_a_wrong_hostfile_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    from ftdist.config import RunConfig
+    from ftdist.launch.hostfile import resolve_hosts
+
+    config = RunConfig(run_dir="/runs/a")
+    config.launch.deepspeed.hostfile = str(tmp_path / "hosts")
+    (tmp_path / "hosts").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        resolve_hosts(config)
+    config = RunConfig(run_dir="/runs/a")
+    config.launch.deepspeed.hostfile = str(tmp_path / "hosts")
+    (tmp_path / "hosts").write_text("one slots=2 # comment\n\ntwo slots=2\n")
+    assert read_hostfile(tmp_path / "hosts") == {"one": 2, "two": 2}
+    resolve_hosts(config)
+    assert (config.launch.nnodes, config.launch.nproc_per_node, config.launch.nodes.hosts) == (2, 2, ["one", "two"])

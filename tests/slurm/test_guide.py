@@ -1,0 +1,60 @@
+"""The commands of docs/slurm.md, as they stand on the page, against a real Slurm: two nodes, a requeue, a sweep."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, List
+
+import pytest
+
+from ftdist.rundir import RunDir
+from tests.slurm.cluster import Cluster
+from tests.slurm.test_runs import finish, wait_for_step
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+
+PAGE = Path(__file__).parents[2] / "docs" / "slurm.md"
+ELSEWHERE = ("launch=nodes", "launch=deepspeed")
+"""Commands that need no Slurm: tests/nodes runs them."""
+
+
+def commands() -> List[List[str]]:
+    """The words of each command in the page's code blocks; what a line explains after two spaces is left out."""
+    blocks = re.split(r"^```.*\n", PAGE.read_text(), flags=re.MULTILINE)[1::2]
+    lines = [line.split("    ")[0] for block in blocks for line in block.splitlines() if line.startswith("ftdist ")]
+    return [shlex.split(line)[1:] for line in lines if not any(word in line for word in ELSEWHERE)]
+
+
+def test_every_command_of_the_guide(slurm: Cluster, tmp_path: Path) -> None:
+    run: Dict[str, str] = {}
+
+    def start(words: List[str], *more: str) -> "subprocess.Popen[str]":
+        words = [run.get(word, word) for word in words]
+        return subprocess.Popen([sys.executable, "-m", "ftdist", *words, *more], env=slurm.env, cwd=tmp_path, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    dry, train, status, logs, cancel, resume, sweep, table = commands()
+    assert "#SBATCH" in finish(start(dry))
+    finish(start(train))
+    follower = start(train, "train.max_steps=400", "optim.schedule=constant", f"run_dir={tmp_path / 'here'}")
+    here = RunDir(tmp_path / "here")
+    run["runs/20260101-120000-smoke"] = str(here.path)
+    wait_for_step(slurm, here, 5)
+    assert "running" in finish(start(status))
+    slurm.run("scontrol", "requeue", here.read_status()["job_id"])
+    slurm.wait(lambda: here.read_status()["attempt"] == 1, 120, "the second attempt")
+    shown = start(logs)
+    wait_for_step(slurm, here, here.read_status()["step"] + 5)
+    finish(start(cancel))
+    finish(follower, 75)
+    assert "resumed after step" in finish(shown)
+    again = start(resume)
+    wait_for_step(slurm, here, here.read_status()["step"] + 5)
+    again.send_signal(signal.SIGINT)
+    finish(again, 75)
+    finish(start(sweep))
+    run["runs/20260101-120000-smoke-sweep"] = str(next(tmp_path.glob("runs/*-sweep")))
+    assert finish(start(table)).count("done") == 2
