@@ -46,7 +46,7 @@ docs: $(VENV)/.ftdist-test ## write the generated pages
 	@"$(BIN)/python" docs/configuration.py
 	@"$(BIN)/python" docs/reliability.py
 
-bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up (minutes)
+bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, saving (minutes)
 	@"$(BIN)/python" tests/bench/main.py $(ARGS)
 
 clean: ## remove the environment and everything that was built

@@ -37,6 +37,8 @@ from ftdist.zero.saver import Saver, hf_files
 from ftdist.zero.settings import deepspeed_settings
 from ftdist.zero.space import checkpoints_at_once, require_space
 
+LAST_SAVE_S = 30.0
+
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = _parse(argv)
@@ -80,6 +82,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
         finished = train(training)
     except BaseException as error:
         rank_setup.record_failure(run, ranks.rank, attempt, error)  # before a tracker that may be slow
+        training.saver.join(LAST_SAVE_S)  # what failed does not concern a checkpoint that is being written
         training.progress.close()
         training.tracker.finish(EXIT_FAILED)
         raise
