@@ -255,6 +255,33 @@ def test_training_fails_during_a_save(tmp_path: Path) -> None:
     assert run_ranks(_fails, WORLD, config, run.path) == [1, 1]
 
 
+def _twice(config: Any, path: Path) -> List[bool]:
+    import threading
+
+    from ftdist.train.loop import _save as save
+
+    training = assemble(config, path, start(config))
+    disk = Waiting()
+    durable.os = disk  # type: ignore[attr-defined]
+    steps(training, 1)
+    save(training)
+    steps(training, 1)
+    threading.Timer(0.5, disk.go.set).start()
+    save(training)
+    published = [bool(training.run.published_checkpoints())]
+    training.saver.finish()
+    return [*published, training.run.checkpoint(2).is_dir()]
+
+
+@fault("saving", "a checkpoint is due while the one before is still written", "the disk is held up over a step",
+       "the save waits for the one before; both are published")  # fmt: skip
+def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(tmp_path, *SETTINGS)
+    run = freeze_tiny(config, tmp_path / "run", WORLD)
+    assert run_ranks(_twice, WORLD, config, run.path) == [[True, True]] * WORLD
+
+
 def _no_memory(config: Any, path: Path) -> Tuple[bool, List[str]]:
     from ftdist.zero import saver
 
