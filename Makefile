@@ -52,7 +52,7 @@ invariance: $(VENV)/.ftdist-test ## run the invariance suite and write what it m
 mutations: $(VENV)/.ftdist-test ## put ten bugs into a copy, one at a time: the suite must fail on each (minutes)
 	@"$(BIN)/python" -m tests.mutations
 
-bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up (minutes)
+bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, saving (minutes)
 	@"$(BIN)/python" tests/bench/main.py $(ARGS)
 
 clean: ## remove the environment and everything that was built

@@ -40,6 +40,8 @@ from ftdist.zero.saver import Saver, hf_files
 from ftdist.zero.settings import deepspeed_settings
 from ftdist.zero.space import checkpoints_at_once, require_space
 
+LAST_SAVE_S = 30.0
+
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = _parse(argv)
@@ -91,6 +93,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
         rank_setup.record_failure(run, ranks.rank, attempt, error, watchdog.blame_for(error))
         watchdog.announce(error)
         if training is not None:
+            training.saver.join(LAST_SAVE_S)  # what failed does not concern a checkpoint that is being written
             training.progress.close()
             training.tracker.finish(EXIT_FAILED)
         raise

@@ -90,10 +90,10 @@ class Saver:
         else:
             self._write(contents, state)
 
-    def join(self) -> None:
-        """Wait until what is being written is written."""
+    def join(self, timeout_s: Optional[float] = None) -> None:
+        """Wait until what is being written is written, at most ``timeout_s``."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
             self._thread = None
 
     def finish(self) -> None:

@@ -10,9 +10,9 @@ import pytest
 from ftdist.config import load_config
 from ftdist.errors import TrainError
 from ftdist.rundir import RunDir
+from ftdist.verify.reference import Reference, read_rows
 from tests.faults.inject import make_batches_bad
 from tests.faults.table import fault
-from tests.oracle import oracle_run, read_rows
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -163,7 +163,10 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
-    return oracle_run(config, model, read_rows(data / "train"), order)
+    reference, rows = Reference(model, config.optim, config.train.max_steps), read_rows(data / "train")
+    size = config.batch.global_batch_size
+    steps = range(len(order) // size)
+    return [reference.step(s, [d for row in order[s * size : (s + 1) * size] for d in rows[row]]) for s in steps]
 
 
 @fault("training", "bad steps in a row", "two batches that are always bad, with train.max_bad_steps=2",

@@ -224,6 +224,64 @@ def test_a_run_goes_on_past_a_full_disk(tmp_path: Path, background: str) -> None
     assert not list(run.checkpoints.glob(".*"))
 
 
+def _fails(config: Any, path: Path) -> int:
+    import threading
+
+    from ftdist.train import main
+    from ftdist.train import ranks as rank_setup
+    from ftdist.train.loop import _save as save
+
+    disk = Waiting()
+    durable.os = disk  # type: ignore[attr-defined]
+
+    def train(training: Any) -> bool:
+        steps(training, 1)
+        save(training)
+        threading.Timer(0.5, disk.go.set).start()
+        raise ValueError("broken")
+
+    main.train = train
+    with pytest.raises(ValueError, match="broken"):
+        main.run_training(config, RunDir(path), rank_setup.read_ranks(config), 0)
+    return len(RunDir(path).published_checkpoints())
+
+
+@fault("saving", "training fails while a checkpoint is written", "an exception on both ranks meanwhile",
+       "the checkpoint is finished before the run ends")  # fmt: skip
+def test_training_fails_during_a_save(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(tmp_path, *SETTINGS)
+    run = freeze_tiny(config, tmp_path / "run", WORLD)
+    assert run_ranks(_fails, WORLD, config, run.path) == [1, 1]
+
+
+def _twice(config: Any, path: Path) -> List[bool]:
+    import threading
+
+    from ftdist.train.loop import _save as save
+
+    training = assemble(config, path, start(config))
+    disk = Waiting()
+    durable.os = disk  # type: ignore[attr-defined]
+    steps(training, 1)
+    save(training)
+    steps(training, 1)
+    threading.Timer(0.5, disk.go.set).start()
+    save(training)
+    published = [bool(training.run.published_checkpoints())]
+    training.saver.finish()
+    return [*published, training.run.checkpoint(2).is_dir()]
+
+
+@fault("saving", "a checkpoint is due while the one before is still written", "the disk is held up over a step",
+       "the save waits for the one before; both are published")  # fmt: skip
+def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(tmp_path, *SETTINGS)
+    run = freeze_tiny(config, tmp_path / "run", WORLD)
+    assert run_ranks(_twice, WORLD, config, run.path) == [[True, True]] * WORLD
+
+
 def _no_memory(config: Any, path: Path) -> Tuple[bool, List[str]]:
     from ftdist.zero import saver
 

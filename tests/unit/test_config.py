@@ -10,11 +10,11 @@ from ftdist.config import (
     RunConfig,
     Schedule,
     SourceConfig,
-    check_config,
     dump_config,
     load_config,
     parse_config,
 )
+from ftdist.config_checks import check_config
 from ftdist.errors import EXIT_USAGE, ConfigError
 
 

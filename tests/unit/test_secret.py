@@ -2,7 +2,8 @@
 
 import pytest
 
-from ftdist.config import RunConfig, refuse_secrets
+from ftdist.config import RunConfig
+from ftdist.config_checks import refuse_secrets
 from ftdist.errors import ConfigError, FtdistError
 from ftdist.secret import redact, redact_source, redact_words, variables
 
