@@ -427,5 +427,6 @@ def check_config(config: RunConfig) -> None:
     _check_range("launch.nnodes", config.launch.nnodes, 1)
     _check_range("launch.threads_per_rank", config.launch.threads_per_rank, 1)
     _check_range("launch.timeout_s", config.launch.timeout_s, 1)
+    _check_range("launch.stall_timeout_s", config.launch.stall_timeout_s, 1)
     check_launch(config.launch)
     _check_range("seed", config.seed, 0, 2**32 - 1)

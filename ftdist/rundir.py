@@ -53,6 +53,10 @@ class RunDir:
         "known", "exit_code"}``; known is an error that its message explains."""
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.error.json"
 
+    def stacks_file(self, rank: int, attempt: int) -> Path:
+        """Where a rank leaves its Python stacks when the run fails."""
+        return self.logs / f"rank-{rank:05d}.attempt-{attempt}.stacks.txt"
+
     def log_file(self, rank: int, attempt: int) -> Path:
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.log"
 

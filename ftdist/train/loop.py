@@ -1,8 +1,6 @@
 """The training loop: a few short functions over one state object."""
 
 import contextlib
-import resource
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
@@ -13,7 +11,7 @@ from ftdist.data.loader import micro_batch, row_ids, train_rows
 from ftdist.model.loss import token_loss
 from ftdist.train.bad_steps import bad_record, note_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate
-from ftdist.train.ranks import reduce_sum
+from ftdist.train.ranks import peak_memory_gib, reduce_sum
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
 from ftdist.zero.engine import backward, set_lr, step
@@ -51,6 +49,7 @@ def train(training: Training) -> bool:
             return True
         started = time.perf_counter()
         result = train_step(training, done.step)
+        training.busy("")  # since the run began, whose first step may compile
         done.step += 1
         done.tokens_seen += result.tokens
         done.trained_tokens += result.trained_tokens
@@ -113,14 +112,6 @@ def _train_batch(training: Training, index: int, micro_step: int) -> Any:
 
 def _due(done: int, every: Optional[int]) -> bool:
     return every is not None and done % every == 0
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory of this rank: allocated on the GPU, or resident on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _log_step(training: Training, result: StepResult, step_s: float) -> None:
@@ -187,7 +178,9 @@ def _save(training: Training) -> None:
     done = training.done
     state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id}
     started = time.perf_counter()
+    training.busy("saving")
     training.saver.save(state)
+    training.busy("")
     took = time.perf_counter() - started
     if took > SAVE_WORTH_SAYING_S:
         training.progress.note(f"step {done.step}: training waited {took:.1f} s for the checkpoint")

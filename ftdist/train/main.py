@@ -30,9 +30,11 @@ from ftdist.train import ranks as rank_setup
 from ftdist.train.bad_steps import restored
 from ftdist.train.evaluate import set_stop_tokens
 from ftdist.train.loop import train
+from ftdist.train.memory import explained
 from ftdist.train.preempt import Preemption
 from ftdist.train.ranks import Ranks
 from ftdist.train.state import Done, Training
+from ftdist.train.watchdog import Watchdog
 from ftdist.zero.engine import build_engine, parameter_shape
 from ftdist.zero.export import export_checkpoint
 from ftdist.zero.saver import Saver, hf_files
@@ -77,13 +79,21 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     rank_setup.start_process_group(config, ranks)
     if ranks.first:  # the parent is torchrun, which the user may have started
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
-    training = assemble(config, run, ranks, preemption)
+    watchdog = Watchdog(run, ranks, attempt, config.launch.stall_timeout_s, config.launch.timeout_s)
+    training: Optional[Training] = None
     try:
+        training = assemble(config, run, ranks, preemption)
+        training.busy = watchdog.busy
         finished = train(training)
+        watchdog.close()
     except BaseException as error:
-        rank_setup.record_failure(run, ranks.rank, attempt, error)  # before a tracker that may be slow
-        training.progress.close()
-        training.tracker.finish(EXIT_FAILED)
+        error = explained(error, config, ranks, training)
+        # Before a tracker that may be slow.
+        rank_setup.record_failure(run, ranks.rank, attempt, error, watchdog.blame_for(error))
+        watchdog.announce(error)
+        if training is not None:
+            training.progress.close()
+            training.tracker.finish(EXIT_FAILED)
         raise
     training.progress.close()
     if finished and ranks.first and config.train.export:

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import List, NoReturn, Optional
+from typing import Any, Dict, List, NoReturn, Optional
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from ftdist.config import Device, RunConfig
 from ftdist.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.rundir import RunDir
+from ftdist.train.collectives import record_collectives
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def start_process_group(config: RunConfig, ranks: Ranks) -> None:
     # DeepSpeed would compile a shared-memory all-reduce here (20 s, needs a compiler) that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    record_collectives()
     cuda = ranks.device.type == "cuda"
     if cuda:
         torch.cuda.set_device(ranks.device)
@@ -90,6 +93,14 @@ def reduce_sum(values: List[float], device: torch.device) -> List[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory of this rank: allocated on the GPU, or resident on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def quiet_libraries() -> None:
@@ -124,8 +135,11 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def record_failure(run: RunDir, rank: int, attempt: int, error: BaseException) -> int:
-    """Leave the error where the launcher finds it, once. Returns the exit code."""
+def record_failure(
+    run: RunDir, rank: int, attempt: int, error: BaseException, instead: Optional[Dict[str, Any]] = None
+) -> int:
+    """Leave the error where the launcher finds it, once; ``instead`` is the record of another rank that it is due to.
+    Returns the exit code."""
     code = error.exit_code if isinstance(error, FtdistError) else EXIT_FAILED
     if run.error_file(rank, attempt).exists():
         return code
@@ -133,6 +147,7 @@ def record_failure(run: RunDir, rank: int, attempt: int, error: BaseException) -
     trace = traceback.format_exc()
     record = {"rank": rank, "host": os.uname().nodename, "time": time.time(), "message": text, "traceback": trace,
               "known": isinstance(error, FtdistError), "exit_code": code}  # fmt: skip
+    record = {**(instead or record), "traceback": trace}
     run.error_file(rank, attempt).write_text(json.dumps(record, indent=2), encoding="utf-8")
     print(trace, file=sys.stderr)
     return code

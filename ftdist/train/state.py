@@ -1,7 +1,7 @@
 """What a training run is made of, and how far it has come."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig
@@ -67,3 +67,5 @@ class Training:
     preemption: Preemption
     saver: Saver
     done: Done = field(default_factory=Done)
+    busy: Callable[[str], None] = lambda doing: None
+    """Tells the other ranks that this one does what may take long; "" ends that."""

@@ -48,7 +48,7 @@ class Together:
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1), group_desc="checkpoints")
 
     def gather(self, value: Any) -> List[Any]:
         """The value of every rank. Nobody goes on before all have come here."""

@@ -224,4 +224,6 @@ def test_the_budget_is_kept_and_the_place_is_named(
     backs = [r["train/batches_left_out"] for r in _record(run) if "train/rolled_back_from" in r]
     assert backs == ([] if settings else [[4, 7]]), "the second time from the same checkpoint covers the first"
     last = run.published_checkpoints()
-    assert [path.name for path in last] == ([] if "train.checkpoint_every=null" in settings else ["step-00000002", "step-00000004"])
+    assert [path.name for path in last] == (
+        [] if "train.checkpoint_every=null" in settings else ["step-00000002", "step-00000004"]
+    )
