@@ -114,7 +114,7 @@ class LaunchConfig:
     """Seconds after which a collective that makes no progress fails the run."""
     stall_timeout_s: float = 300.0
     """Seconds that a rank may wait for the others in one collective of a training step or an evaluation: then the run
-    ends and names the rank that is behind. While a rank loads, saves or takes its first step, timeout_s is the limit."""
+    ends and names the rank that is behind. Where one loads, saves or takes its first step, timeout_s is the limit."""
     max_restarts: int = 0
     """Times that torchrun starts all ranks again, from the last checkpoint, after one of them failed."""
     max_requeues: int = 10

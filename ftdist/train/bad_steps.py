@@ -1,7 +1,7 @@
 """Steps whose update is left out, and what follows when they do not end.
 
-A step is bad if its loss or its gradient norm is not finite, or, where that is asked for, if the norm is a sudden spike.
-All ranks see the same loss and norm, sums over all of them, and so decide alike.
+A step is bad if its loss or its gradient norm is not finite, or, where that is asked for, if the norm is a sudden
+spike. All ranks see the same loss and norm, sums over all of them, and so decide alike.
 """
 
 import math
@@ -62,8 +62,8 @@ def bad_record(training: Training, index: int, bad: str) -> Dict[str, Any]:
 def roll_back(training: Training, bad: str) -> None:
     """Go back to the last checkpoint and leave out the batches that the run has had since.
 
-    The loader's state stays a few integers: ``[step, batches]`` is added to ``done.skipped``. Until a checkpoint is saved
-    with it nothing needs to be: an attempt that is killed meanwhile comes to the same bad steps and goes back again.
+    The loader's state stays a few integers: ``[step, batches]`` is added to ``done.skipped``. An attempt that is killed
+    before a checkpoint is saved with it comes to the same bad steps and goes back again.
 
     Raises:
         TrainError: there is no checkpoint, or the run has gone back too often.
@@ -75,7 +75,7 @@ def roll_back(training: Training, bad: str) -> None:
     if done.rollbacks >= train.max_rollbacks:
         times = f"after going back {done.rollbacks} times" if done.rollbacks else "with train.max_rollbacks=0"
         raise TrainError(f"{found}, {times}; training rows {_short(rows)}", "finite losses and gradient norms",
-                         "lower optim.lr, and look at those rows; debug.detect_anomaly=true names the operation")  # fmt: skip
+                         "lower optim.lr, look at those rows, or find the operation with debug.detect_anomaly=true")  # fmt: skip
     training.saver.join()
     state = training.saver.load_newest()
     if state is None:

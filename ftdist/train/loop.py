@@ -71,7 +71,7 @@ def _evaluation_due(training: Training) -> bool:
 
 
 def _saving_due(training: Training) -> bool:
-    """Not among bad steps, which may come from weights that have gone bad: the checkpoint to go back to is an older one."""
+    """Not among bad steps, which may come of weights that have gone bad: what to go back to is older."""
     done = training.done
     due = bool(done.step) and _due(done.step, training.config.train.checkpoint_every) and not done.bad_in_a_row
     return due or done.step == training.max_steps

@@ -1,8 +1,8 @@
 """A thread of every rank that notices when the ranks hold each other up, says which one is to blame, and ends them.
 
 A rank raises an alarm, in the store where the ranks met, when it has waited in a collective for
-``launch.stall_timeout_s``, when a rank on its machine is gone, or when it fails itself. Every rank that sees an alarm writes
-its Python stacks and newest collective to ``logs/``, tells the others where it stands, and leaves.
+``launch.stall_timeout_s``, when a rank on its machine is gone, or when it fails itself. Every rank that sees an alarm
+writes its Python stacks and newest collective to ``logs/``, tells the others where it stands, and leaves.
 """
 
 import contextlib
