@@ -363,9 +363,20 @@ def check_config(config: RunConfig) -> None:
     """
     if config.launch.kind is not LaunchKind.local:
         refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
-    model, data, batch, optim, zero, train = (
-        config.model, config.data, config.batch, config.optim, config.zero, config.train,
-    )  # fmt: skip
+    _check_model(config.model)
+    _check_data(config.data)
+    for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
+        _check_range(f"batch.{name}", getattr(config.batch, name), 1)
+    _check_optim(config.optim)
+    _check_zero(config.zero)
+    _check_train(config.train, config.optim)
+    for name in ("nproc_per_node", "nnodes", "threads_per_rank", "timeout_s"):
+        _check_range(f"launch.{name}", getattr(config.launch, name), 1)
+    check_launch(config.launch)
+    _check_range("seed", config.seed, 0, 2**32 - 1)
+
+
+def _check_model(model: ModelConfig) -> None:
     _check_one_of(
         "model",
         {"path": model.path, "hub": model.hub, "builtin": model.builtin, "config": model.config},
@@ -375,8 +386,12 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError("model.config without model.tokenizer", "a tokenizer", "model.tokenizer=bytes")
     if model.builtin not in (None, "smollm2-135m-instruct"):
         raise ConfigError(f"model.builtin={model.builtin}", "smollm2-135m-instruct")
+    _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
+
+
+def _check_data(data: DataConfig) -> None:
     if not data.sources:
-        raise ConfigError("data.sources is empty", "at least one source", "+data.sources.mine.path=train.jsonl")
+        raise ConfigError("data.sources is empty", "at least one source", "data.sources.mine.path=train.jsonl")
     for name, source in data.sources.items():
         _check_source(f"data.sources.{name}", source)
     for name, source in data.heldout.items():
@@ -388,9 +403,9 @@ def check_config(config: RunConfig) -> None:
     _check_range("data.max_heldout_documents", data.max_heldout_documents, 1)
     _check_range("data.max_seq_len", data.max_seq_len, 8)
     _check_range("data.num_workers", data.num_workers, 1)
-    _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
-    for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
-        _check_range(f"batch.{name}", getattr(batch, name), 1)
+
+
+def _check_optim(optim: OptimConfig) -> None:
     for name, low, high in (
         ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
         ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
@@ -403,14 +418,23 @@ def check_config(config: RunConfig) -> None:
     if optim.schedule is not Schedule.wsd and optim.decay_steps:
         raise ConfigError(f"optim.decay_steps={optim.decay_steps} with optim.schedule={optim.schedule.name}",
                           "decay_steps only with wsd", "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
+
+
+def _check_zero(zero: ZeroConfig) -> None:
     _check_range("zero.stage", zero.stage, 0, 3)
     if zero.offload_optimizer is not Offload.none and zero.stage == 0:
         raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")
     if zero.offload_param is not Offload.none and zero.stage != 3:
         raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
+
+
+def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
     if (train.epochs is None) == (train.max_steps is None):
-        raise ConfigError("train sets " + ("neither" if train.epochs is None else "both") + " of epochs and max_steps",
-                          "exactly one of them", "add train.epochs=null, or train.max_steps=null")  # fmt: skip
+        found, fix = (
+            ("neither", "train.epochs=1, or train.max_steps=1000") if train.epochs is None
+            else ("both", "add train.epochs=null, or train.max_steps=null")
+        )  # fmt: skip
+        raise ConfigError(f"train sets {found} of epochs and max_steps", "exactly one of them", fix)
     if train.epochs is not None and not train.epochs > 0:
         raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0")
     for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
@@ -423,10 +447,3 @@ def check_config(config: RunConfig) -> None:
             f"with train.max_steps={train.max_steps}",
             "warm-up and decay that fit into the run", f"optim.warmup_steps={train.max_steps // 10}",
         )  # fmt: skip
-    _check_range("launch.nproc_per_node", config.launch.nproc_per_node, 1)
-    _check_range("launch.nnodes", config.launch.nnodes, 1)
-    _check_range("launch.threads_per_rank", config.launch.threads_per_rank, 1)
-    _check_range("launch.timeout_s", config.launch.timeout_s, 1)
-    _check_range("launch.stall_timeout_s", config.launch.stall_timeout_s, 1)
-    check_launch(config.launch)
-    _check_range("seed", config.seed, 0, 2**32 - 1)

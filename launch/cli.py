@@ -4,10 +4,13 @@ import argparse
 import importlib
 import sys
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Dict, List, NoReturn, Optional
 
 from ftdist import __version__
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
+from ftdist.nearest import nearest
+from ftdist.output import Output
 
 EXAMPLES = """\
 examples:
@@ -88,25 +91,32 @@ def dispatch(argv: List[str]) -> int:
         return complete(rest)
     verbs = VERBS | INTERNAL
     if name not in verbs:
-        from .explain import nearest
-
         near = nearest(name, list(VERBS))
         raise ConfigError(
             f"there is no verb '{name}'",
             "one of: " + ", ".join(VERBS),
             f"ftdist {near[0]}" if near else "ftdist --help",
         )
-    verb = verbs[name]
+    args = parser_of(name).parse_intermixed_args(rest)
+    return int(getattr(_module(verbs[name]), name.lstrip("_"))(args))
+
+
+def _module(verb: Verb) -> ModuleType:
+    return importlib.import_module(f".{verb.module}", __package__)
+
+
+def parser_of(name: str) -> Parser:
+    """What a verb takes."""
+    verb = (VERBS | INTERNAL)[name]
     name = name.lstrip("_")
     parser = Parser(prog=f"ftdist {name}", usage=f"ftdist {name} [FLAG…] {verb.arguments}", description=verb.summary)
-    module = importlib.import_module(f".{verb.module}", __package__)
-    getattr(module, f"add_{name}_arguments")(parser)
-    args = parser.parse_intermixed_args(rest)
-    return int(getattr(module, name)(args))
+    getattr(_module(verb), f"add_{name}_arguments")(parser)
+    return parser
 
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """The console script."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # type: ignore[assignment]
     try:
         sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
     except FtdistError as error:

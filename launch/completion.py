@@ -1,31 +1,44 @@
-"""Tab completion: verbs and run directories here, groups, options and keys by Hydra's own plugin."""
+"""Tab completion, from what there is: the verbs' own parsers, the config's schema, Hydra's groups, run directories."""
 
 import argparse
+import dataclasses
+import enum
+import glob
+import re
+import typing
 from pathlib import Path
-from typing import List
+from typing import Any, List, Optional
 
-from ftdist.errors import EXIT_DONE, FtdistError
+from ftdist.config import SourceConfig
+from ftdist.errors import EXIT_DONE
+from ftdist.rundir import RunDir, checkpoint_step
 
 SCRIPTS = {
+    # readline replaces only what follows the last of its own word breaks, so what comes before it is taken off
     "bash": """\
 _ftdist() {
-  local IFS=$'\\n'
-  COMPREPLY=($(ftdist _complete "${COMP_LINE:0:COMP_POINT}" 2>/dev/null))
+  local IFS=$'\\n' line=${COMP_LINE:0:COMP_POINT}
+  local word=${line##* }
+  local before=${word%"${word##*["$COMP_WORDBREAKS"]}"}
+  COMPREPLY=($(ftdist _complete "$line" 2>/dev/null))
+  COMPREPLY=("${COMPREPLY[@]#"$before"}")
+  [[ ${COMPREPLY[0]} == *[=./] ]] && compopt -o nospace
 }
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F _ftdist ftdist""",
+complete -o default -F _ftdist ftdist""",
     "zsh": """\
 _ftdist() {
-  local -a words_found
-  words_found=(${(f)"$(ftdist _complete "${LBUFFER}" 2>/dev/null)"})
-  compadd -Q -S '' -a words_found || _files
+  local -a found goes_on
+  found=(${(f)"$(ftdist _complete "${LBUFFER}" 2>/dev/null)"})
+  goes_on=(${(M)found:#*[=./]})
+  found=(${found:#*[=./]})
+  compadd -Q -S '' -a goes_on
+  compadd -Q -a found
+  (( $#goes_on + $#found )) || _files
 }
 compdef _ftdist ftdist""",
     "fish": """\
 complete -c ftdist -f -a '(ftdist _complete (commandline -cp) 2>/dev/null)'""",
 }
-FROM_CONFIG = ("train", "demo", "prepare", "preview")
-FROM_RUN = ("resume", "status", "logs", "cancel", "node", "eval", "export", "chat")
 
 
 def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,22 +60,128 @@ def complete(argv: List[str]) -> int:
 
 
 def candidates(line: str) -> List[str]:
-    """What the last word of ``line`` (``ftdist VERB …`` up to the cursor) can become."""
-    from .cli import VERBS
+    """What the last word of ``line`` (``ftdist VERB …`` up to the cursor) can become. One that ends in ``= . /`` goes
+    on."""
+    from .cli import VERBS, parser_of
 
-    words = line.split(" ")
-    verb, word = (words[1] if len(words) > 2 else None), words[-1]
-    if verb is None:
-        return [name + " " for name in VERBS if name.startswith(word)]
-    if verb in FROM_RUN:
-        return sorted(str(config.parent) for config in Path("runs").glob("*/run.yaml") if str(config).startswith(word))
-    if verb == "completion":
-        return [shell for shell in SCRIPTS if shell.startswith(word)]
-    if verb not in FROM_CONFIG:
+    *before, word = line.split(" ")
+    before = [given for given in before if given]
+    if len(before) < 2:
+        return [name for name in VERBS if name.startswith(word)]
+    verb, given = before[1], before[2:]
+    if verb not in VERBS:
         return []
-    from .compose import complete as complete_config
+    parser = parser_of(verb)
+    flags = parser._option_string_actions
+    flag, equals, value = word.partition("=")
+    if flag in flags and equals:
+        return [f"{flag}={offer}" for offer in _values(flags[flag], value, [], given)]
+    if given and given[-1] in flags and flags[given[-1]].nargs is None:
+        return _values(flags[given[-1]], word, [], given)
+    if word.startswith("-"):
+        return sorted(name for name in flags if name.startswith(word) and len(name) > 2)
+    words = _without_flags(given, flags)
+    places = parser._get_positional_actions()
+    many = [place for place in places if place.nargs == "*"]
+    if not places or (len(words) >= len(places) and not many):
+        return []
+    return _values(places[min(len(words), len(places) - 1)], word, words, given, verb == "eval")
 
-    try:
-        return complete_config(" ".join(words[2:]))
-    except (FtdistError, SystemExit):  # half a flag, half a word: nothing to offer
-        return []
+
+def _without_flags(given: List[str], flags: Any) -> List[str]:
+    return [
+        word
+        for before, word in zip(["", *given], given, strict=False)
+        if not word.startswith("-") and not (before in flags and flags[before].nargs is None)
+    ]
+
+
+def _values(
+    action: argparse.Action, word: str, words: List[str], given: List[str], keys_only: bool = False
+) -> List[str]:
+    """What an argument can be. That of a free one follows from its metavar.
+
+    Args:
+        words: the positional words before it.
+        given: all words before it, after the verb.
+    """
+    if action.choices is not None:
+        return [choice for choice in map(str, action.choices) if choice.startswith(word)]
+    if action.metavar == "RUN_DIR":
+        return run_dirs(word) or folders(word)
+    if action.metavar == "CHECKPOINT":
+        steps = [str(checkpoint_step(path)) for path in RunDir(given[0]).published_checkpoints()]
+        return [name for name in ("last", "best", *steps) if name.startswith(word)]
+    if action.metavar == "RUN_DIR|MODEL":
+        return sorted({*run_dirs(word), *folders(word)})
+    if action.metavar == "DIR":
+        return folders(word)
+    return overrides(words, word, given, keys_only) if action.metavar == "OVERRIDE" else []
+
+
+def run_dirs(word: str) -> List[str]:
+    """Run directories here and one folder down, such as in ``runs``."""
+    found = [path for depth in ("*", "*/*") for path in _typed(word, f"{depth}/run.yaml")]
+    return sorted({path.removesuffix("/run.yaml") for path in found})
+
+
+def folders(word: str) -> List[str]:
+    return _typed(word, "*/")
+
+
+def files(word: str) -> List[str]:
+    return [f"{path}/" if Path(path).is_dir() else path for path in _typed(word, "*")]
+
+
+def _typed(word: str, pattern: str) -> List[str]:
+    return sorted(glob.glob(glob.escape(word) + pattern))  # noqa: PTH207 (pathlib would change what was typed)
+
+
+def overrides(words: List[str], word: str, given: List[str], keys_only: bool) -> List[str]:
+    """Groups and their options, keys, and values. ``keys_only``: for a run that is frozen, which has no groups."""
+    from . import compose
+
+    name, equals, value = word.partition("=")
+    sign = name[: len(name) - len(name.lstrip("+~"))]
+    if equals and (offers := _values_of(name[len(sign) :], value)) is not None:
+        return [f"{name}={offer}" for offer in offers]
+    keys = [] if equals else [sign + key for key in _keys(name[len(sign) :])]
+    if keys_only:
+        return [key for key in keys if key.startswith("data.")]
+    config_dir = re.search(r"(?:--config-dir|-cd)[ =](\S+)", " ".join(given))
+    return sorted({*keys, *compose.complete(words, word, config_dir.group(1) if config_dir else None)})
+
+
+def _keys(start: str) -> List[str]:
+    """Keys of the schema, up to the next dot."""
+    from . import explain
+
+    source = re.match(r"(data\.(?:sources|heldout)\.[^.]+\.)", start)
+    if source:
+        keys = [source.group(1) + field.name for field in dataclasses.fields(SourceConfig)]
+    else:
+        keys = [key for key in explain.schema_keys() if key.count(".") == start.count(".")]
+    return [key + _sign_after(explain.type_at(key)) for key in keys if key.startswith(start)]
+
+
+def _sign_after(kind: Any) -> str:
+    return "." if dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict else "="
+
+
+def _values_of(key: str, start: str) -> Optional[List[str]]:
+    """What a key can hold, where schema or disk can tell: words of an enum, true and false, files; else None."""
+    from . import explain
+
+    kind = explain.type_at(key)
+    optional = type(None) in typing.get_args(kind)
+    if optional:
+        kind = typing.get_args(kind)[0]
+    if kind is str:
+        return files(start)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        words = list(kind.__members__)
+    elif kind is bool:
+        words = ["true", "false"]
+    else:
+        return None
+    return [word for word in (*words, *["null"] * optional) if word.startswith(start)]

@@ -1,7 +1,6 @@
 """Command line → Hydra → RunConfig. The only place where Hydra is used, and a config is composed only once."""
 
 import argparse
-import re
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,11 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ftdist.config import DataConfig, RunConfig, check_config
-from ftdist.errors import ConfigError
+from ftdist.errors import ConfigError, FtdistError
 
 from . import explain, site
 
 PRIMARY = "run"
+NOTHING = object()
 
 
 @dataclass
@@ -103,6 +103,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     if missing:
         raise ConfigError(f"{missing[0]} is not set", "a value", f"{missing[0]}=…")
     untyped = OmegaConf.to_container(tree, enum_to_str=True)  # so that a key added with `+` is checked again
+    assert isinstance(untyped, dict)
+    explain.check_source_keys(untyped["data"])
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), untyped))
     assert isinstance(config, RunConfig)
     check_config(config)
@@ -115,12 +117,14 @@ def compose(args: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: says which key or option is wrong and names the nearest right one.
     """
+    explain.refuse_hydras_own(args.overrides, sweep=False)
     with _hydra(args.config_dir) as hydra:
         return to_run_config(hydra.compose_config(args.config_name, list(args.overrides), RunMode.RUN))
 
 
 def compose_sweep(args: argparse.Namespace) -> List[Tuple[List[str], RunConfig]]:
     """Every job of a sweep (its overrides and its config), composed and checked before the first is started."""
+    explain.refuse_hydras_own(args.overrides, sweep=True)
     jobs: List[Tuple[List[str], RunConfig]] = []
     wrong: List[Exception] = []
 
@@ -151,17 +155,41 @@ def change(config: RunConfig, overrides: List[str]) -> RunConfig:
 
 
 def show(args: argparse.Namespace) -> None:
-    """What ``--cfg`` and ``--info`` ask for, on standard output."""
+    """What ``--cfg`` and ``--info`` ask for, on standard output.
+
+    Raises:
+        ConfigError: the config is wrong, or has no part of the name that ``--package`` gives.
+    """
+    overrides = list(args.overrides)
+    explain.refuse_hydras_own(overrides, sweep=False)
     with _hydra(args.config_dir) as hydra:
-        if args.cfg:
-            hydra.show_cfg(args.config_name, list(args.overrides), args.cfg, args.package, args.resolve)
-        else:
-            hydra.show_info(args.info, config_name=args.config_name, overrides=list(args.overrides))
+        if not args.cfg:
+            hydra.show_info(args.info, config_name=args.config_name, overrides=overrides)
+        elif _part_is_shown(hydra, args, overrides):
+            hydra.show_cfg(args.config_name, overrides, args.cfg, args.package, args.resolve)
 
 
-def complete(line: str) -> List[str]:
-    """Completions of the last word of ``line`` (what was typed after the verb)."""
-    config_dir = re.search(r"(?:--config-dir|-cd)[ =](\S+)", line)
-    with _hydra(config_dir.group(1) if config_dir else None) as hydra:
-        found = DefaultCompletionPlugin(hydra.config_loader)._query(config_name=PRIMARY, line=line)
-    return [word for word in found if not word.startswith("hydra")]
+def _part_is_shown(hydra: Hydra, args: argparse.Namespace, overrides: List[str]) -> bool:
+    """Whether Hydra can show the part that is asked for: it calls one that is null, or none at all, not found."""
+    if args.package in (None, "_global_"):
+        return True
+    composed = hydra.compose_config(args.config_name, overrides, RunMode.RUN)
+    found = OmegaConf.select(composed, args.package, default=NOTHING)
+    if found is NOTHING:
+        near = explain.nearest_key(args.package)
+        raise ConfigError(f"--package {args.package}: the config has no such part", "a key, or a group of keys",
+                          " or ".join(f"-p {key}" for key in near))  # fmt: skip
+    if found is None:
+        print("null")
+    return found is not None
+
+
+def complete(overrides: List[str], word: str, config_dir: Optional[str] = None) -> List[str]:
+    """What Hydra offers for the last word of a command line: groups, their options, and keys of what is composed."""
+    try:
+        with _hydra(config_dir) as hydra:
+            plugin = DefaultCompletionPlugin(hydra.config_loader)
+            found = plugin._query(config_name=PRIMARY, line=" ".join([*overrides, word]))
+    except FtdistError:  # a word before it is wrong, or only half there
+        return []
+    return [offer for offer in found if not offer.startswith("hydra")]

@@ -1,11 +1,10 @@
 """Hydra's and OmegaConf's errors, said in the user's words: what was found, what fits, the nearest right name."""
 
 import dataclasses
-import difflib
 import enum
 import re
 import typing
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
@@ -13,6 +12,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from ftdist.config import RunConfig, SourceConfig
 from ftdist.errors import ConfigError
+from ftdist.nearest import as_typed, nearest
 
 FREE_MAPPINGS = ("data.sources", "data.heldout", "model.config", "zero.deepspeed", "launch.slurm.env")
 """Mappings whose keys are the user's own."""
@@ -28,6 +28,12 @@ OTHER_NAMES = {
 }  # fmt: skip
 """What other tools call the same thing."""
 
+INSTEAD = {
+    "run.dir": "run_dir=FOLDER", "sweep": "runs_dir=FOLDER", "output_subdir": "run_dir=FOLDER", "job.name": "name=NAME",
+    "launcher": "launch=slurm or launch=nodes",
+}  # fmt: skip
+"""What is set instead of a key of Hydra's own."""
+
 
 def schema_keys(node: type = RunConfig, prefix: str = "") -> Dict[str, Any]:
     """Every dotted key of the schema and its type."""
@@ -37,16 +43,6 @@ def schema_keys(node: type = RunConfig, prefix: str = "") -> Dict[str, Any]:
         if dataclasses.is_dataclass(kind):
             keys.update(schema_keys(typing.cast(type, kind), f"{prefix}{name}."))
     return keys
-
-
-def nearest(word: str, choices: List[str]) -> List[str]:
-    """The choices that look most like ``word``, at most three, best first; those far behind the best are left out."""
-
-    def likeness(choice: str) -> float:
-        return difflib.SequenceMatcher(None, word.lower(), choice.lower()).ratio()
-
-    ranked = sorted(((likeness(choice), choice) for choice in set(choices)), reverse=True)
-    return [choice for score, choice in ranked[:3] if score >= max(0.6, ranked[0][0] - 0.1)]
 
 
 def nearest_key(key: str) -> List[str]:
@@ -79,11 +75,51 @@ def describe_type(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
-def _type_at(key: str) -> Any:
+def type_at(key: str) -> Any:
+    """The type of a key; None where there is no such key, or its type is the user's own."""
     source = re.fullmatch(r"data\.(?:sources|heldout)\.[^.]+\.(\w+)", key)
     if source:
         return typing.get_type_hints(SourceConfig).get(source.group(1))
     return schema_keys().get(key)
+
+
+def refuse_hydras_own(overrides: List[str], sweep: bool) -> None:
+    """
+    Raises:
+        ConfigError: an override is of Hydra itself. Here it only composes: it has no run directory, log or launcher.
+    """
+    for override in overrides:
+        word = override.lstrip("+~")
+        if not re.match(r"hydra\b", word) or word.startswith("hydra.searchpath"):
+            continue
+        if sweep and re.match(r"hydra[./]sweeper\b", word):
+            continue
+        key = re.split("=", word, maxsplit=1)[0][len("hydra") :].lstrip("./")
+        raise ConfigError(
+            f"{override} sets Hydra itself, which only composes the config here",
+            "keys of the run config; of Hydra's own hydra.searchpath, and hydra.sweeper with -m",
+            next((right for start, right in INSTEAD.items() if key.startswith(start)), f"leave out {override}"),
+        )
+
+
+def check_source_keys(data: Mapping[str, Any]) -> None:
+    """
+    Args:
+        data: the ``data`` of a composed config.
+
+    Raises:
+        ConfigError: a source holds a key that sources do not have.
+    """
+    fields = [field.name for field in dataclasses.fields(SourceConfig)]
+    for kind in ("sources", "heldout"):
+        for name, source in (data.get(kind) or {}).items():
+            where = f"data.{kind}.{name}"
+            if not isinstance(source, Mapping):
+                raise ConfigError(f"{where}={source}", f"a source has keys: {', '.join(fields)}", f"{where}.path=FILE")
+            for key, value in source.items():
+                if key not in fields:
+                    near = " or ".join(f"{where}.{right}={as_typed(value)}" for right in nearest(str(key), fields))
+                    raise ConfigError(f"there is no key '{where}.{key}'", "one of: " + ", ".join(fields), near)
 
 
 def _wrong_option(error: MissingConfigException, loader: ConfigLoader) -> ConfigError:
@@ -110,12 +146,6 @@ def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader)
         if near:
             return ConfigError(f"{where}there is no key or group '{key}'", "one of: " + ", ".join(sorted(groups)),
                                " or ".join(f"{word}{value}" for word in near))  # fmt: skip
-    source = re.fullmatch(r"(data\.(?:sources|heldout)\.[^.]+)\.(\w+)", key)
-    if source:
-        fields = list(typing.get_type_hints(SourceConfig))
-        near = [f"{source.group(1)}.{name}" for name in nearest(source.group(2), fields)]
-        return ConfigError(f"{where}there is no key '{key}'", "one of: " + ", ".join(fields),
-                           " or ".join(word + value for word in near))  # fmt: skip
     near = ["data=file data.sources.file.path"] if key in ("data.path", "data.file", "data") else nearest_key(key)
     parent = key.rsplit(".", 1)[0]
     siblings = [k.rsplit(".", 1)[-1] for k in schema_keys() if k.rsplit(".", 1)[0] == parent and k != parent]
@@ -150,7 +180,7 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
     if "Ambiguous value" in text or "requires --multirun" in text:
         return ConfigError(text.splitlines()[0], "one value, or a sweep with --multirun (-m)",
                            "add -m, or write a list as key=[a,b]")  # fmt: skip
-    if key and (kind := _type_at(key)) is not None:
+    if key and (kind := type_at(key)) is not None:
         quoted = re.search(r"[Vv]alue '([^']*)'", text)
         value = given.group(1) if given else quoted.group(1) if quoted else "?"
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []

@@ -1,16 +1,14 @@
 """Follow a Slurm job to its end: its place in the queue, then what rank 0 prints; Ctrl-C stops the run."""
 
 import contextlib
-import signal
 import sys
 import time
-from types import FrameType
-from typing import Any, Dict, Iterator, Optional
+from typing import Optional
 
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
 from ftdist.rundir import RunDir
 
-from . import slurm
+from . import signals, slurm
 
 POLL_S = 1.0
 LOST_AFTER_S = 30.0
@@ -42,7 +40,7 @@ def follow(run: RunDir, job: str) -> int:
         LaunchError: Slurm ended the job in a way that the run could not tell of.
     """
     tail, said, lost_since = Tail(), "", None
-    with _stop_on_signals(run):
+    with signals.stop_on_signals(lambda: ask_to_stop(run), lambda: _end_now(run)):
         while True:
             found = slurm.find_job(job)
             tail.show(run, job)
@@ -93,25 +91,9 @@ def ask_to_stop(run: RunDir) -> str:
         run.write_status(state="preempted", exit_reason="cancelled in the queue", exit_code=EXIT_PREEMPTED)
         return f"taken out of the queue: {found.describe()}"
     run.preempt.touch()
-    return "saving a checkpoint at the next step"
+    return signals.SAVES
 
 
-@contextlib.contextmanager
-def _stop_on_signals(run: RunDir) -> Iterator[None]:
-    interrupts = 0
-
-    def stop(number: int, _: Optional[FrameType]) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts > 1:
-            run.cancel.touch()
-            slurm.cancel(str(run.read_status().get("job_id")))
-        else:
-            print(f"\nstopping: {ask_to_stop(run)} (Ctrl-C again ends it at once)", file=sys.stderr, flush=True)
-
-    before: Dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _end_now(run: RunDir) -> None:
+    run.cancel.touch()
+    slurm.cancel(str(run.read_status().get("job_id")))

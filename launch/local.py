@@ -4,27 +4,27 @@ import contextlib
 import ctypes
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set
+from typing import Callable, ContextManager, Iterator, Optional, Set
 
 import psutil
 
 from ftdist.config import RunConfig
-from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
-from ftdist.rundir import RunDir, read_json
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
+from ftdist.rundir import RunDir
 
+from . import signals
+from .failure import LAST_LINES as LAST_LINES
+from .failure import explain_failure as explain_failure
 from .plan import LaunchPlan as LaunchPlan
 from .plan import plan_local
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-LAST_LINES = 30
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 
 
@@ -121,79 +121,12 @@ def _kill_all(child: "subprocess.Popen[bytes]", before: Set[psutil.Process]) -> 
     psutil.wait_procs([process for process in left if process.pid != child.pid], timeout=10)
 
 
-@contextlib.contextmanager
-def stop_on_signals(end_now: Callable[[], None], preempt: Optional[Path]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask for a stop, a second Ctrl-C ends the run at once."""
-    interrupts = 0
+def stop_on_signals(end_now: Callable[[], None], preempt: Optional[Path]) -> ContextManager[None]:
+    """Ctrl-C and SIGTERM touch ``preempt``; the ranks see it."""
 
-    def stop(number: int, _: Optional[FrameType]) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if preempt is None or interrupts > 1:
-            end_now()  # what is left of it is ended below
-        else:
-            preempt.touch()
-            print("\nstopping: saving a checkpoint at the next step (Ctrl-C again ends it at once)", file=sys.stderr)
+    def ask() -> str:
+        assert preempt is not None
+        preempt.touch()
+        return signals.SAVES
 
-    before: Dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int) -> LaunchError:
-    """One message for what may be many stack traces: the earliest error that a rank left, else how it was killed."""
-    records: List[Dict[str, Any]] = []
-    for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
-        with contextlib.suppress(ValueError, OSError):  # cut while it was written
-            records.append(read_json(path))
-    where = f"logs: {run.logs}"
-    resume = f"ftdist resume {run.path}"
-    texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
-    # torchrun's report names the first rank to end. Killed, it left no error, and those of the others follow from it.
-    reports = [re.search(r"Root Cause.*?host\s*:\s*(\S+).*?rank\s*:\s*(\d+).*?exitcode\s*:\s*-(\d+)", text, re.DOTALL)
-               for text in texts]  # fmt: skip
-    killed = next((report for report in reports if report and int(report.group(3)) != signal.SIGTERM), None)
-    if killed:
-        host, rank, number = killed.group(1), int(killed.group(2)), int(killed.group(3))
-        who = f"rank {rank}" if host == "localhost" else f"rank {rank} on {host}"
-        said = f"{who} was killed by {_signal_name(number)}{_why(number)}{_last_lines(run, rank, attempt)}\n  {where}"
-        return LaunchError(said, fix=resume)
-    if records:
-        first = min(records, key=lambda record: record["time"])
-        who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")
-        last = "" if first.get("known", True) else _last_lines(run, first["rank"], attempt)
-        error = LaunchError(f"{who}: {first['message']}{last}\n  {where}")
-        error.exit_code = int(first.get("exit_code", EXIT_FAILED))
-        return error
-    if code < 0:
-        return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
-    found = f"the ranks ended with exit code {code} and left no error" if code else "the ranks ended before the run did"
-    return LaunchError(f"{found}{_quoted(''.join(texts))}\n  {where}", fix=resume)
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _last_lines(run: RunDir, rank: int, attempt: int) -> str:
-    log = run.log_file(rank, attempt)
-    text = _text(log)
-    return f"\n  the last lines of {log.name}:{_quoted(text)}" if text.strip() else ""
-
-
-def _quoted(text: str) -> str:
-    return "".join(f"\n  | {line}" for line in text.splitlines()[-LAST_LINES:])
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _why(number: int) -> str:
-    return ": most often the machine ran out of memory (`dmesg | tail` says)" if number == signal.SIGKILL else ""
+    return signals.stop_on_signals(ask if preempt else None, end_now)

@@ -105,7 +105,7 @@ def _span(seconds: float) -> str:
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step (default last)")
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
 
 
 def eval(args: argparse.Namespace) -> int:
@@ -142,7 +142,7 @@ def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step (default last)")
+    parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
     parser.add_argument("--out", metavar="DIR", help="default RUN_DIR/export")
 
 

@@ -43,6 +43,9 @@ def _demo_on_gpus(gpus: int) -> List[str]:
 def train(args: argparse.Namespace) -> int:
     """Run from a config. Returns the exit code."""
     if args.cfg or args.info:
+        if args.multirun:
+            raise ConfigError("--multirun with --cfg or --info", "the config of one run",
+                              "leave out -m, and give each key one value")  # fmt: skip
         compose.show(args)
         return EXIT_DONE
     if torchrun.is_parent():

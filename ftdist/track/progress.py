@@ -1,18 +1,19 @@
 """What a user sees while a run is under way: a live line on a terminal, a few plain lines in a log file."""
 
-import os
 import statistics
 import sys
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import Any, Callable, Deque, Iterator, Optional, TextIO, cast
+from typing import Any, Deque, Iterator, Optional, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+
+from ftdist.output import Output
 
 PLAIN_LINES = 50
 """About how many plain lines a run prints where the output is not a terminal."""
@@ -60,7 +61,7 @@ class Progress:
             print(
                 f"{count}  loss {loss:.4f}  {compact(tokens_per_s)} tok/s  {mem_gib:.1f} GiB  lr {lr:.1e}"
                 f"  norm {grad_norm:.2f}  {left} left",
-                file=_Stdout(),
+                file=_stdout(),
                 flush=True,
             )
 
@@ -77,7 +78,7 @@ class Progress:
         if self._live is not None:
             self._console.print(Text(text))
         else:
-            print(text, file=_Stdout(), flush=True)
+            print(text, file=_stdout(), flush=True)
 
     @contextmanager
     def task(self, label: str) -> Iterator[None]:
@@ -121,39 +122,18 @@ def task(label: str, enabled: bool = True) -> Iterator[None]:
             live.stop()
         console.print(Text(f"{label}: {format_seconds(time.monotonic() - started)}"))
     else:
-        print(f"{label}: ", end="", file=_Stdout(), flush=True)
+        print(f"{label}: ", end="", file=_stdout(), flush=True)
         ending = "failed after "
         try:
             yield
             ending = ""
         finally:
-            print(f"{ending}{format_seconds(time.monotonic() - started)}", file=_Stdout(), flush=True)
+            print(f"{ending}{format_seconds(time.monotonic() - started)}", file=_stdout(), flush=True)
 
 
-class _Stdout:
-    """Standard output that may lose its reader (a closed pipe or terminal): a run goes on without it."""
-
-    def __init__(self) -> None:
-        self._file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # not a live display's own redirection
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._file.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._file.flush)
-
-    def _try(self, act: Callable[[], Any]) -> None:
-        try:
-            act()
-        except OSError:
-            # For the whole process: what is still buffered would fail again at every later print and at its end.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._file.fileno())
-            os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+def _stdout() -> TextIO:
+    """Standard output as it is now, and not a live display's own redirection of it."""
+    return cast(TextIO, Output(getattr(sys.stdout, "rich_proxied_file", sys.stdout)))
 
 
 class _Line:
@@ -197,7 +177,7 @@ def _start_live(renderable: Any, console: Console, transient: bool = False) -> L
 
 
 def _console() -> Console:
-    return Console(file=cast(TextIO, _Stdout()), highlight=False, soft_wrap=False)
+    return Console(file=_stdout(), highlight=False, soft_wrap=False)
 
 
 def compact(number: float) -> str:

@@ -81,13 +81,12 @@ class Watchdog:
         self._closed.set()
 
     def blame_for(self, error: BaseException) -> Optional[Dict[str, Any]]:
-        """Whose fault it is that this rank fails with ``error``: an error record of a rank that is gone, if one is. None
-        where the error is this rank's own."""
+        """Whose fault it is that this rank fails with ``error``: an error record of a rank that is gone, if one is.
+        None where the error is this rank's own."""
         gone = self._wait_for_gone() if self._store is not None and lost_connection(error) else None
         if gone is None:
             return None
-        return self._record(gone, f"its process {self._processes[gone]['pid']} is gone and left no error: it was killed, "
-                                  f"or ended before the run did. Rank {self._ranks.rank} then failed: {error}")  # fmt: skip
+        return self._record(gone, f"{self._state(gone)}. Rank {self._ranks.rank} then failed: {error}")
 
     def announce(self, error: BaseException) -> None:
         """This rank fails: the others need not wait for it."""
@@ -153,8 +152,8 @@ class Watchdog:
 
     def _record(self, rank: int, text: str, stalled: bool = False) -> Dict[str, Any]:
         host = self._processes[rank]["host"] if rank in self._processes else os.uname().nodename
-        return {"rank": rank, "host": host, "time": time.time(), "message": text, "known": True, "exit_code": EXIT_FAILED,
-                "reported_by": self._ranks.rank, "stalled": stalled}  # fmt: skip
+        return {"rank": rank, "host": host, "time": time.time(), "message": text, "known": True,
+                "exit_code": EXIT_FAILED, "reported_by": self._ranks.rank, "stalled": stalled}  # fmt: skip
 
     # ---- what is known of the others -------------------------------------------------------------------------------
 

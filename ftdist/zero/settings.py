@@ -8,6 +8,8 @@ from typing import Any, Dict
 from ftdist.batching import BatchPlan
 from ftdist.config import Offload, Precision, RunConfig
 from ftdist.errors import ConfigError
+from ftdist.nearest import as_typed, nearest
+from ftdist.zero.known_keys import KNOWN_KEYS
 
 NEVER = 2**31 - 1  # steps_per_print: DeepSpeed's own progress lines are not wanted
 
@@ -17,6 +19,8 @@ OWNED_ELSEWHERE = {
     "optimizer": "optim",
     "scheduler": "optim.schedule",
     "fp16": "train.precision",
+    "bfloat16": "train.precision",
+    "amp": "train.precision",
     "wandb": "track",
     "tensorboard": "track",
     "activation_checkpointing": "train.gradient_checkpointing",
@@ -27,7 +31,8 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
     """Exactly what DeepSpeed is given.
 
     Raises:
-        ConfigError: ``zero.deepspeed`` holds a key that the run config owns, with another value.
+        ConfigError: ``zero.deepspeed`` holds a key that DeepSpeed does not know, or one that the run config owns, with
+            another value.
     """
     zero: Dict[str, Any] = {"stage": config.zero.stage}
     if config.zero.offload_optimizer is not Offload.none:
@@ -51,7 +56,22 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
                 f"no '{key}' here: {owner} decides it",
                 f"remove zero.deepspeed.{key} and set {owner}",
             )
+    _check_known(config.zero.deepspeed)
     return _merge(settings, config.zero.deepspeed, "zero.deepspeed")
+
+
+def _check_known(extra: Dict[str, Any], place: str = "") -> None:
+    where = f"zero.deepspeed.{place}." if place else "zero.deepspeed."
+    for key, value in extra.items():
+        inside = f"{place}.{key}" if place else key
+        if place in KNOWN_KEYS and key not in KNOWN_KEYS[place]:
+            near = [f"{where}{right}={as_typed(value)}" for right in nearest(key, KNOWN_KEYS[place])]
+            raise ConfigError(
+                f"DeepSpeed has no key '{inside}'", "a key of https://www.deepspeed.ai/docs/config-json/",
+                " or ".join(near) or f"leave out {where}{key}",
+            )  # fmt: skip
+        if isinstance(value, dict):
+            _check_known(value, inside)
 
 
 def _merge(generated: Dict[str, Any], extra: Dict[str, Any], where: str) -> Dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import Any, Dict, Tuple
 
 BAD: Dict[str, Tuple[float, float]] = {
-    "loss": (float("nan"), 1.0), "gradient": (1.0, float("inf")), "both": (float("nan"), float("nan")), "spike": (1.0, 1e4),
+    "loss": (float("nan"), 1.0), "gradient": (1.0, float("inf")), "spike": (1.0, 1e4),
 }  # fmt: skip
 """What a bad batch multiplies: the value of the loss, and its gradient."""
 

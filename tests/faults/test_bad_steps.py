@@ -54,8 +54,8 @@ def _state(training: Any) -> str:
 
 
 def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
-    """``(bad or None of every step, state)`` of a run whose batch ``at`` is bad on rank 1; kind "left out" takes no step
-    there instead."""
+    """``(bad or None of every step, state)`` of a run whose batch ``at`` is bad on rank 1; kind "left out" takes no
+    step there instead."""
     from ftdist.train import loop
 
     training = _training(config, run)
@@ -219,7 +219,7 @@ def test_the_budget_is_kept_and_the_place_is_named(
     folder: Path, tmp_path: Path, settings: Tuple[str, ...], found: str
 ) -> None:
     _, run = _frozen(folder, tmp_path / "run", *settings)
-    said = run_ranks(_whole_run, 2, run.path, {batch: "loss" for batch in range(4, 20)}, -1)
+    said = run_ranks(_whole_run, 2, run.path, dict.fromkeys(range(4, 20), "loss"), -1)
     assert found in said[0] and said[0] == said[1]
     backs = [r["train/batches_left_out"] for r in _record(run) if "train/rolled_back_from" in r]
     assert backs == ([] if settings else [[4, 7]]), "the second time from the same checkpoint covers the first"

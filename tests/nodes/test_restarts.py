@@ -54,7 +54,6 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> 
     assert len(metrics(whole)) == 152 and metrics(broken) == metrics(whole)
 
 
-@pytest.mark.slow  # on a loaded machine torchrun can report the other rank, which fails of it, first
 def test_without_restarts_it_fails_and_says_who_was_killed(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = start(run)

@@ -87,11 +87,27 @@ def test_gradient_checkpointing_recomputes(outcome: Callable[..., Any]) -> None:
     assert recomputed == pytest.approx(kept, rel=1e-6)
 
 
-def test_weight_decay_spares_norms(outcome: Callable[..., Any]) -> None:
-    def look(training: Any) -> Any:
-        return [(g["weight_decay"], len(g["params"])) for g in training.engine.optimizer.param_groups]
+def test_weight_decay_spares_norms_and_biases(outcome: Callable[..., Any], tmp_path: Path) -> None:
+    """By name, as the sharded optimizer holds them: under ZeRO-3 every parameter itself is empty."""
 
-    assert [decay for decay, _ in outcome("optim.weight_decay=0.3", "zero.stage=3", look=look)] == [0.3, 0.0]
+    def look(training: Any) -> Any:
+        engine, optimizer = training.engine, training.engine.optimizer
+        names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+        return {
+            names[id(parameter)]: optimizer.param_groups[optimizer.sub_group_to_group_id[number]]["weight_decay"]
+            for number, parameters in enumerate(optimizer.fp16_groups)
+            for parameter in parameters
+        }
+
+    save_tiny_model(tmp_path / "biased", attention_bias=True, num_hidden_layers=1)
+    decays = outcome("optim.weight_decay=0.3", "zero.stage=3", f"model.path={tmp_path / 'biased'}", look=look)
+    layer = "model.layers.0."
+    projections = [f"{layer}self_attn.{name}_proj" for name in "qkvo"]
+    matrices = [*projections, *(f"{layer}mlp.{name}_proj" for name in ("gate", "up", "down"))]
+    spared = [*(f"{name}.bias" for name in projections), f"{layer}input_layernorm.weight",
+              f"{layer}post_attention_layernorm.weight", "model.norm.weight"]  # fmt: skip
+    decayed = [*(f"{name}.weight" for name in matrices), "model.embed_tokens.weight", "lm_head.weight"]
+    assert decays == {**dict.fromkeys(decayed, 0.3), **dict.fromkeys(spared, 0.0)}
 
 
 def test_weight_decay_changes_the_weights(outcome: Callable[..., Any]) -> None:

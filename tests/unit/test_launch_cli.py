@@ -1,6 +1,7 @@
 """The entry point as a user meets it: help, errors, exit codes; fast, and without torch."""
 
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -114,32 +115,105 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "offers"),
     [
-        ("ftdist pre", ["prepare ", "preview "]),
+        ("ftdist pre", ["prepare", "preview"]),
         ("ftdist completion z", ["zsh"]),
-        ("ftdist train optim=w", ["optim=wsd"]),
-        ("ftdist train --conf", []),
         ("ftdist nonsense x", []),
+        ("ftdist train --d", ["--dry-run"]),
+        ("ftdist prepare --d", []),
+        ("ftdist train seed=1 --cfg ", ["job", "hydra", "all"]),
+        ("ftdist train --cfg=j", ["--cfg=job"]),
+        ("ftdist train optim=w", ["optim=wsd"]),
+        (
+            "ftdist train --dry-run zero.offload_optimizer=",
+            ["zero.offload_optimizer=none", "zero.offload_optimizer=cpu"],
+        ),
+        ("ftdist train train.gradient_checkpointing=t", ["train.gradient_checkpointing=true"]),
+        ("ftdist train +data.sources.mine.fo", ["+data.sources.mine.format="]),
+        ("ftdist train data.sources.mine.format=al", ["data.sources.mine.format=alpaca"]),
+        ("ftdist train data.sources.mine.path=ch", ["data.sources.mine.path=chats.jsonl"]),
+        ("ftdist train experiment=smoke train.max_steps=", ["train.max_steps=6"]),
+        ("ftdist train optm.lr=3 optim.l", ["optim.lr="]),
+        ("ftdist train --config-dir r", ["runs/"]),
+        ("ftdist resume ", ["runs/a"]),
+        ("ftdist resume r", ["runs/a"]),
+        ("ftdist resume runs/x", ["runs/x-sweep/000"]),
+        ("ftdist logs runs/a --", ["--follow", "--help", "--rank"]),
+        ("ftdist logs runs/a r", []),
+        ("ftdist status runs/a r", ["runs/a"]),
+        ("ftdist chat r", ["runs/", "runs/a"]),
+        ("ftdist eval runs/a --checkpoint ", ["last", "best", "5"]),
+        ("ftdist eval runs/a data.heldout.mine.pa", ["data.heldout.mine.path="]),
+        ("ftdist eval runs/a z", []),
     ],
 )
-def test_completion(line: str, offers: List[str]) -> None:
+def test_completion(line: str, offers: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/run.yaml", "runs/x-sweep/000/run.yaml", "runs/a/checkpoints/step-00000005/manifest.json",
+                 "chats.jsonl"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
     assert completion.candidates(line) == offers
 
 
-def test_completion_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "a").mkdir(parents=True)
-    (tmp_path / "runs" / "a" / "run.yaml").write_text("")
-    assert completion.candidates("ftdist resume r") == ["runs/a"]
-
-
-def test_the_bash_script_completes(tmp_path: Path) -> None:
-    tool = tmp_path / "ftdist"
-    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m ftdist "$@"\n')
-    tool.chmod(0o755)
-    script = (
-        'eval "$(ftdist completion bash)"; COMP_LINE="ftdist train experiment=de"; COMP_POINT=${#COMP_LINE}; '
-        '_ftdist; printf "%s\\n" "${COMPREPLY[@]}"'
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        ("pr\tv\t", "preview"),
+        ("train zero.offload_param=c\tseed=1", "train zero.offload_param=cpu seed=1"),
+        ("train --dr\tdata.sources.a.path=my\t", "train --dry-run data.sources.a.path=my-chats.jsonl"),
+        ("resume ru\t", "resume runs/b:1"),
+    ],
+)
+def test_a_real_bash_completes(typed: str, given: str, tmp_path: Path) -> None:
+    """Keys typed into an interactive shell; what its command is then called with."""
+    tool = tmp_path / "bin" / "ftdist"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\ncase $1 in completion|_complete) exec {sys.executable} -m ftdist "$@";; esac\necho "$*" >given\n'
     )
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env)
-    assert done.stdout == "experiment=demo\n", done.stderr
+    tool.chmod(0o755)
+    (tmp_path / "my-chats.jsonl").write_text("")
+    (tmp_path / "runs" / "b:1").mkdir(parents=True)
+    (tmp_path / "runs" / "b:1" / "run.yaml").write_text("")
+    env = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}", "TERM": "dumb", "INPUTRC": "/dev/null"}
+    ours, theirs = pty.openpty()
+    with open(theirs, "rb", buffering=0) as terminal:  # noqa: PTH123 (a file descriptor)
+        bash = subprocess.Popen(["bash", "--norc", "--noprofile", "-i"], stdin=terminal, stdout=terminal,
+                                stderr=terminal, cwd=tmp_path, env=env, start_new_session=True)  # fmt: skip
+    os.write(ours, f'eval "$(ftdist completion bash)"\nftdist {typed}\nexit\n'.encode())
+    try:
+        while os.read(ours, 4096):  # ends with an error when bash has ended
+            pass
+    except OSError:
+        pass
+    finally:
+        os.close(ours)
+        bash.kill()
+        bash.wait()
+    assert (tmp_path / "given").read_text().split() == given.split()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["completion", "zsh"], ["train", "--cfg", "job"], ["trian"]])
+def test_a_reader_that_is_gone_is_no_error(words: List[str], tmp_path: Path) -> None:
+    """As before ``| true`` or ``| head``: the exit code is the verb's own."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-m", "ftdist", *words], stdout=theirs, stderr=subprocess.PIPE, text=True,
+                          cwd=tmp_path, env=env)  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, done.stderr.count("error: ")) == ((2, 1) if words == ["trian"] else (0, 0))
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_part_of_the_config(tmp_path: Path) -> None:
+    wrong = ftdist("train", "experiment=smoke", "--cfg", "job", "-p", "optim.lrr", cwd=tmp_path)
+    assert wrong.returncode == 2 and not wrong.stdout
+    assert wrong.stderr.startswith("error: --package optim.lrr: ") and wrong.stderr.endswith(" -p optim.lr\n")
+    null = ftdist("train", "experiment=smoke", "--cfg", "job", "-p", "track.entity", cwd=tmp_path)
+    assert (null.returncode, null.stdout) == (0, "null\n")
+
+
+def test_a_sweep_is_not_one_config(tmp_path: Path) -> None:
+    done = ftdist("train", "experiment=smoke", "-m", "optim.lr=1,2", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 2 and "leave out -m" in done.stderr

@@ -148,16 +148,55 @@ def test_a_frozen_config_takes_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "offers"),
+    ("word", "offers"),
     [
         ("experiment=de", ["experiment=demo"]),
         ("optim=", ["optim=constant", "optim=cosine", "optim=linear", "optim=wsd"]),
-        ("experiment=smoke train.max_s", ["train.max_steps="]),
+        ("train.max_s", ["train.max_steps="]),
         ("bat", ["batch.", "batch="]),
     ],
 )
-def test_completion_is_hydras(line: str, offers: List[str]) -> None:
-    assert compose.complete(line) == offers
+def test_completion_is_hydras(word: str, offers: List[str]) -> None:
+    assert compose.complete(["experiment=smoke"], word) == offers
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("hydra.run.dir=x", "run_dir=FOLDER"),
+        ("hydra.sweep.dir=x", "runs_dir=FOLDER"),
+        ("hydra/launcher=basic", "launch=slurm or launch=nodes"),
+        ("+hydra.nonsense=1", "leave out +hydra.nonsense=1"),
+        ("hydra.sweeper.max_batch_size=1", "leave out hydra.sweeper.max_batch_size=1"),
+    ],
+)
+def test_settings_of_hydra_itself_are_refused(word: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match="sets Hydra itself") as error:
+        composed("experiment=smoke", word)
+    assert error.value.fix == instead
+
+
+def test_settings_of_hydra_that_mean_something_are_not(tmp_path: Path) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("lr: 0.5\n")
+    words = ("experiment=smoke", f"hydra.searchpath=[file://{tmp_path}]", "optim=mine")
+    assert composed(*words).optim.lr == 0.5
+    sweep = compose.compose_sweep(parsed("experiment=smoke", "-m", "seed=1,2", "hydra.sweeper.max_batch_size=1"))
+    assert [config.seed for _, config in sweep] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "fix"),
+    [
+        ("data.sources.mine.pth=x.jsonl", "there is no key 'data.sources.mine.pth'", "data.sources.mine.path=x.jsonl"),
+        ("+data.heldout.mine.wieght=2", "there is no key 'data.heldout.mine.wieght'", "data.heldout.mine.weight=2"),
+        ("data.sources.mine=x.jsonl", "data.sources.mine=x.jsonl", "data.sources.mine.path=FILE"),
+    ],
+)
+def test_a_wrong_key_of_a_source_keeps_its_value(words: str, found: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", words)
+    assert (error.value.found, error.value.fix) == (found, fix)
 
 
 def test_every_key_has_a_type_that_can_be_said() -> None:

@@ -210,14 +210,71 @@ def test_an_error_that_explains_nothing_comes_with_rank_host_and_last_lines(run:
     assert "the last lines of rank-00003.attempt-0.log" in text
 
 
+REPORT = """\
+Failures:
+[1]:
+  time      : 2026-11-24_08:00:01
+  host      : {host}
+  rank      : {second} (local_rank: 1)
+  exitcode  : {code} (pid: 12) (SIGNAL)
+  error_file: <N/A>
+  traceback : Signal received by PID 12
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-24_08:00:00
+  host      : {host}
+  rank      : {first} (local_rank: 0)
+  exitcode  : {root} (pid: 11)
+  error_file: <N/A>
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+"""
+GLOO = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:30563"
+
+
+def report(run: RunDir, name: str = "launcher", **values: Any) -> Path:
+    """What torchrun says when the first of two ranks seems to have failed first."""
+    path = run.logs / f"{name}.log"
+    path.write_text(REPORT.format(**{"host": "localhost", "first": 0, "second": 1, "root": 1, "code": -15, **values}))
+    return path
+
+
 def test_a_killed_rank_is_named_from_the_report_of_its_own_machine(run: RunDir) -> None:
-    report = (
-        "Root Cause (first observed failure):\n[0]:\n  time : now\n  host : {}\n  rank : {}\n  exitcode : {} (pid: 1)\n"
-    )
-    logs = [run.logs / "node-0.log", run.logs / "node-1.log"]
-    logs[0].write_text(report.format("node1", 0, 1))
-    logs[1].write_text(report.format("node2", 2, -9))
+    logs = [report(run, "node-0", host="node1"), report(run, "node-1", host="node2", first=2, root=-9, second=3)]
     assert str(local.explain_failure(run, 0, logs, 1)).startswith("rank 2 on node2 was killed by SIGKILL")
+
+
+def test_a_killed_rank_comes_before_one_that_failed_in_consequence(run: RunDir) -> None:
+    """On a busy machine torchrun sees the second of them end first."""
+    write_error(run, 0, 10.0, message=GLOO, known=False)
+    assert str(local.explain_failure(run, 0, report(run, code=-9), 1)).startswith("rank 1 was killed by SIGKILL")
+
+
+def test_a_rank_that_torchrun_had_to_kill_is_not_the_first(run: RunDir) -> None:
+    write_error(run, 0, 10.0)
+    log = report(run, code=-9)
+    log.write_text("Unable to shutdown process 12 via 15, forcefully exiting via 9\n" + log.read_text())
+    assert str(local.explain_failure(run, 0, log, 1)).startswith("rank 0: message 0")
+
+
+def test_an_error_comes_before_those_that_follow_from_it(run: RunDir) -> None:
+    write_error(run, 0, 10.0, message=GLOO, known=False)
+    write_error(run, 1, 20.0, message="ValueError: first, but slow to write it down", known=False)
+    assert str(local.explain_failure(run, 0, report(run, code=-6), 1)).startswith("rank 1: ValueError")
+
+
+def test_an_abort_comes_before_the_loss_of_that_rank(run: RunDir) -> None:
+    write_error(run, 0, 10.0, message=GLOO, known=False)
+    assert str(local.explain_failure(run, 0, report(run, code=-6), 1)).startswith("rank 1 was killed by SIGABRT")
+
+
+def test_ranks_of_a_machine_that_is_gone_are_named(run: RunDir) -> None:
+    """No torchrun is left to report them, and they could write no error."""
+    for rank in range(4):
+        run.log_file(rank, 0).touch()
+    write_error(run, 0, 10.0, message=GLOO, known=False)
+    text = str(local.explain_failure(run, 0, report(run), 1))
+    assert text.startswith("rank 0: RuntimeError: [gloo") and "ended without a word: rank 2, 3\n" in text
 
 
 def test_without_an_error_file_the_last_lines_are_shown(run: RunDir) -> None:

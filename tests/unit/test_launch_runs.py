@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ftdist.config import RunConfig, SourceConfig, dump_config
-from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
 from ftdist.launch import cli, compose, ready, runs, torchrun, train
 from ftdist.rundir import RunDir
 
@@ -92,36 +92,6 @@ def sweep_args(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     train.add_train_arguments(parser)
     return parser.parse_intermixed_args(["experiment=smoke", "-m", *words])
-
-
-def swept(monkeypatch: pytest.MonkeyPatch, codes: List[Any], *words: str) -> "tuple[int, List[Dict[str, Any]], Path]":
-    seen: List[RunConfig] = []
-
-    def run_one(config: RunConfig, dry_run: bool) -> int:
-        seen.append(config)
-        code = codes[len(seen) - 1]
-        if isinstance(code, Exception):
-            raise code
-        return int(code)
-
-    monkeypatch.setattr(train, "run_one", run_one)
-    code = train.sweep(sweep_args(*words))
-    index = next(Path("runs").glob("*-sweep/index.jsonl"))
-    assert all(config.track.group == index.parent.name for config in seen)
-    return code, [json.loads(line) for line in index.read_text().splitlines()], index.parent.resolve()
-
-
-def test_a_sweep_is_runs_and_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, lines, folder = swept(monkeypatch, [0, LaunchError("boom"), 0], "seed=1,2,3")
-    assert code == 1
-    assert [line["run_dir"] for line in lines] == [str(folder / name) for name in ("000", "001", "002")]
-    assert [line["exit_code"] for line in lines] == [0, 1, 0]
-    assert lines[1]["overrides"] == ["experiment=smoke", "seed=2"]
-
-
-def test_a_preempted_sweep_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, lines, _ = swept(monkeypatch, [0, EXIT_PREEMPTED, 0], "seed=1,2,3")
-    assert code == EXIT_PREEMPTED and len(lines) == 2
 
 
 def test_a_sweep_over_one_directory_is_refused() -> None:

@@ -1,0 +1,30 @@
+"""Standard output that may lose its reader: ``| head``, a closed terminal. [light]"""
+
+import os
+from typing import Any, Callable, TextIO
+
+
+class Output:
+    """A text file that drops what nobody reads any more: the work goes on, and its exit code says how it ended."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError:
+            # For the whole process: what is still buffered would fail again at every later print and at its end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._file.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
