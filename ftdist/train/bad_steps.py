@@ -75,7 +75,7 @@ def roll_back(training: Training, bad: str) -> None:
     if done.rollbacks >= train.max_rollbacks:
         times = f"after going back {done.rollbacks} times" if done.rollbacks else "with train.max_rollbacks=0"
         raise TrainError(f"{found}, {times}; training rows {_short(rows)}", "finite losses and gradient norms",
-                         "lower optim.lr, look at those rows, or find the operation with debug.detect_anomaly=true")  # fmt: skip
+                         "lower optim.lr, and look at those rows (debug.detect_anomaly=true)")  # fmt: skip
     training.saver.join()
     state = training.saver.load_newest()
     if state is None:

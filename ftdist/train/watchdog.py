@@ -14,10 +14,12 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import psutil
 import torch.distributed as dist
@@ -58,16 +60,15 @@ class Watchdog:
     def __init__(self, run: RunDir, ranks: Ranks, attempt: int, stall_timeout_s: float, start_timeout_s: float) -> None:
         self._run, self._ranks, self._attempt, self._limit_s = run, ranks, attempt, stall_timeout_s
         self._main, self._busy, self._closed = threading.get_ident(), "", threading.Event()
-        self._store: Optional[dist.Store] = None
+        self._store: Optional[PatientStore] = None
         self._others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         if not self._others or "MASTER_PORT" not in os.environ:
             return
-        self._store = dist.PrefixStore(f"ftdist/watch_{ranks.restart}", rendezvous_store(STORE_TIMEOUT_S))
+        self._store = PatientStore(f"ftdist/watch_{ranks.restart}")
         mine = psutil.Process()
         self._put("process", {"host": os.uname().nodename, "pid": mine.pid, "born": mine.create_time()})
         self.busy("starting")
-        self._store.wait([f"process/{rank}" for rank in self._others], timedelta(seconds=start_timeout_s))
-        self._processes = {rank: self._read("process", rank) for rank in self._others}
+        self._processes = {rank: self._store.wait_for(f"process/{rank}", start_timeout_s) for rank in self._others}
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def busy(self, doing: str) -> None:
@@ -115,9 +116,8 @@ class Watchdog:
                 self._leave(alarm)
 
     def _why_alarm(self, waited_s: float) -> str:
-        assert self._store is not None
-        if self._store.check(["alarm"]):
-            return self._store.get("alarm").decode()
+        if alarm := self._alarm():
+            return alarm
         for rank in self._others:
             if self._is_gone(rank):
                 return f"rank {rank} is gone"
@@ -219,16 +219,20 @@ class Watchdog:
 
     def _put(self, kind: str, value: Any) -> None:
         assert self._store is not None
-        self._store.set(f"{kind}/{self._ranks.rank}", json.dumps(value))
+        self._store.put(f"{kind}/{self._ranks.rank}", value)
 
     def _read(self, kind: str, rank: int) -> Any:
         assert self._store is not None
-        key = f"{kind}/{rank}"
-        return json.loads(self._store.get(key)) if self._store.check([key]) else None
+        return self._store.read(f"{kind}/{rank}")
+
+    def _alarm(self) -> str:
+        assert self._store is not None
+        return self._store.read("alarm") or ""
 
     def _raise_alarm(self, alarm: str) -> None:
         assert self._store is not None
-        self._store.compare_set("alarm", "", alarm)  # the first one stays
+        if not self._alarm():
+            self._store.put("alarm", alarm)
 
     def _write_stacks(self, heading: str) -> None:
         path = self._run.stacks_file(self._ranks.rank, self._attempt)
@@ -236,6 +240,36 @@ class Watchdog:
             file.write(f"{heading}\nnewest collective: {read_collectives()}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+
+
+class PatientStore:
+    """JSON values under a prefix of the ranks' store. A store whose machine does not answer raises RuntimeError; torch's
+    own calls would wait for it for ever."""
+
+    def __init__(self, prefix: str) -> None:
+        self._store = dist.PrefixStore(prefix, rendezvous_store(STORE_TIMEOUT_S))
+        self._calls = ThreadPoolExecutor(1, thread_name_prefix="watchdog-store")
+        self._lost = False
+
+    def put(self, key: str, value: Any) -> None:
+        self._call(lambda: self._store.set(key, json.dumps(value)))
+
+    def read(self, key: str) -> Any:
+        """None where there is nothing."""
+        return self._call(lambda: json.loads(self._store.get(key)) if self._store.check([key]) else None)
+
+    def wait_for(self, key: str, timeout_s: float) -> Any:
+        self._store.wait([key], timedelta(seconds=timeout_s))
+        return self.read(key)
+
+    def _call(self, action: Callable[[], Any]) -> Any:
+        if self._lost:
+            raise RuntimeError("the store does not answer")
+        try:
+            return self._calls.submit(action).result(timeout=STORE_TIMEOUT_S)
+        except FutureTimeout as error:
+            self._lost = True
+            raise RuntimeError("the store does not answer") from error
 
 
 def furthest_behind(standings: List[Standing]) -> Optional[Standing]:
