@@ -54,3 +54,23 @@ def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Batc
             f"batch.grad_accum_steps={accum}, or leave it out",
         )
     return BatchPlan(batch.micro_batch_size, accum, dp_world_size, max_seq_len)
+
+
+def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> BatchPlan:
+    """The plan of a run that may go on with other ranks than before: its global batch stays, the accumulation follows.
+
+    Raises:
+        ConfigError: the rows cannot be dealt to these ranks; names the nearest choice that can be.
+    """
+    rows, micro = batch.global_batch_size, batch.micro_batch_size
+    if rows % (micro * dp_world_size) == 0:
+        return BatchPlan(micro, rows // (micro * dp_world_size), dp_world_size, max_seq_len)
+    fitting = [size for size in range(1, micro) if rows % (size * dp_world_size) == 0]
+    ranks = [count for count in range(1, rows // micro + 1) if rows % (micro * count) == 0]
+    nearest = min(ranks, key=lambda count: (abs(count - dp_world_size), -count))
+    smaller = f"batch.micro_batch_size={fitting[-1]}, or " if fitting else ""
+    raise ConfigError(
+        f"the {rows} rows of a step, which a resume keeps, cannot be dealt to {dp_world_size} ranks × {micro} rows",
+        f"micro_batch_size × ranks that divides {rows}",
+        f"{smaller}{nearest} rank{'s' if nearest > 1 else ''} (launch.nproc_per_node={nearest})",
+    )

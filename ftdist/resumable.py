@@ -2,9 +2,8 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import List
-
-from omegaconf import DictConfig, OmegaConf
 
 from ftdist.config import RunConfig
 from ftdist.errors import ConfigError
@@ -34,13 +33,11 @@ def check_changes(overrides: List[str]) -> None:
 
 def config_hash(config: RunConfig) -> str:
     """Hash of all that a resume cannot change: of two runs of one hash each can go on from the other's checkpoints."""
-    tree = OmegaConf.structured(config)
-    plain = OmegaConf.create(OmegaConf.to_container(tree, enum_to_str=True))
-    assert isinstance(plain, DictConfig)
+    tree = asdict(config)
     for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
-        owner, _, name = key.rpartition(".")
-        node = OmegaConf.select(plain, owner) if owner else plain
-        if node is not None:
-            node.pop(name, None)
-    text = json.dumps(OmegaConf.to_container(plain), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+        *owners, name = key.split(".")
+        node = tree
+        for owner in owners:
+            node = node.get(owner, {})
+        node.pop(name, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()

@@ -33,7 +33,7 @@ VERBS: Dict[str, Verb] = {
     "demo": Verb("train", "[OVERRIDE…]", "train experiment=demo: a small real model on this machine, in minutes"),
     "prepare": Verb("data", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
     "preview": Verb("data", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
-    "resume": Verb("runs", "RUN_DIR", "go on with a run from its newest checkpoint"),
+    "resume": Verb("runs", "RUN_DIR [OVERRIDE…]", "go on with a run from its newest checkpoint, on other ranks too"),
     "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
     "sweep": Verb("sweeps", "DIR", "a table of a sweep's trials, best first"),
     "logs": Verb("control", "RUN_DIR", "what a run has printed; -f follows it"),

@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Optional
 from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig, dump_config
 from ftdist.errors import ConfigError
-from ftdist.rundir import RunDir, write_json
+from ftdist.rundir import RunDir, read_json, write_json
 from ftdist.zero.settings import deepspeed_settings
 
 from .check import check_run_dir
@@ -52,6 +52,31 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
             f"cannot write {path}: {error.strerror}", "a folder you may write to", "runs_dir=FOLDER"
         ) from error
     return RunDir(path)
+
+
+def freeze_again(run: RunDir, config: RunConfig, plan: BatchPlan, overrides: List[str]) -> None:
+    """Replace run.yaml for the next attempt. The one before stays as ``run.attempt-N.yaml``, N the last attempt that
+    ran with it, and provenance.json gets the overrides.
+
+    Raises:
+        ConfigError: the run directory cannot be written.
+    """
+    settings = deepspeed_settings(config, plan)
+    before = run.path / f"run.attempt-{run.read_status().get('attempt', 0)}.yaml"
+    fresh = run.path / f".run.yaml.{os.getpid()}"
+    origin = read_json(run.provenance) if run.provenance.is_file() else {}
+    origin.setdefault("resumes", []).append({**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact(overrides)})
+    try:
+        fresh.write_text(dump_config(config), encoding="utf-8")
+        fresh.chmod(0o444)
+        if not before.exists():  # else this attempt has not begun with what was changed before
+            shutil.copy2(run.config, before)
+        write_json(run.provenance, origin)
+        write_json(run.deepspeed, settings)
+        fresh.replace(run.config)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {run.path}: {error.strerror}", "a folder you may write to") from error
 
 
 def provenance(argv: List[str]) -> Dict[str, Any]:

@@ -10,21 +10,26 @@ from typing import List, Mapping, Optional
 from rich.console import Console
 from rich.table import Table
 
+from ftdist.batching import plan_resumed
 from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.errors import EXIT_DONE, ConfigError
+from ftdist.resumable import check_changes
 from ftdist.rundir import RunDir
 
-from . import banner, check, compose, local, ready, slurm, start, torchrun
+from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun
 from .alive import ALIVE, jobs_of, liveness
 from .plan import plan_local
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE",
+                        help="how it goes on: launch.nproc_per_node=2, zero.stage=1 …")  # fmt: skip
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a run as it was frozen: nothing is composed again."""
+    """Go on with a run as it was frozen; only how it is computed may change, never what."""
+    check_changes(args.overrides)
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
@@ -36,8 +41,13 @@ def resume(args: argparse.Namespace) -> int:
     if state in ALIVE and not torchrun.is_parent():
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     if torchrun.is_parent():
+        if args.overrides:
+            raise ConfigError(f"'{args.overrides[0]}' under torchrun, where each rank would write it",
+                              "one process", "ftdist resume RUN_DIR …, without torchrun")  # fmt: skip
         run.preempt.unlink(missing_ok=True)
         torchrun.become_rank(config, [str(run.path), "--attempt", str(local.next_attempt(run))])
+    if args.overrides:
+        config = change_course(run, config, args.overrides)
     if config.launch.kind is not LaunchKind.slurm:
         check.resolve_ranks(config)
         ready.make_model_ready(config)
@@ -45,6 +55,23 @@ def resume(args: argparse.Namespace) -> int:
     code = start.start_run(config, run)
     banner.show_next(run, code)
     return code
+
+
+def change_course(run: RunDir, config: RunConfig, overrides: List[str]) -> RunConfig:
+    """The config with ``overrides``, written into the run directory. What was before is kept beside it."""
+    changed = compose.change(config, overrides)
+    keys = [override.split("=")[0] for override in overrides]
+    if "launch.nproc_per_node" in keys and "launch.threads_per_rank" not in keys:
+        changed.launch.threads_per_rank = None  # as many as there are cores for
+    check.resolve_ranks(changed)
+    plan = plan_resumed(changed.batch, check.world_size(changed), changed.data.max_seq_len)
+    changed.batch.grad_accum_steps = plan.grad_accum_steps
+    script = sbatch.render(changed) if changed.launch.kind is LaunchKind.slurm else None
+    freeze.freeze_again(run, changed, plan, overrides)
+    if script is not None:
+        run.submit.write_text(script, encoding="utf-8")
+    print(f"{'batch':10} {plan.describe()}")
+    return changed
 
 
 def add_status_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,13 @@
 import json
 import math
 import os
+from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Deque, Dict, List, Optional
 
 Record = Dict[str, Any]
+MOST_WAITING = 10_000
+"""Records kept in memory while a disk is full."""
 
 
 def to_json(value: Any) -> Any:
@@ -58,8 +61,8 @@ def keep_records(path: Path, wanted: Callable[[Record], bool]) -> None:
 class JsonLines:
     """Appends records to a file, each handed to the operating system before ``append`` returns.
 
-    A write that fails (a full disk) does not raise: the record is lost and counted in ``lost``, the file is cut back to
-    its last whole line, and the next record is tried again.
+    A write that fails (a full disk) does not raise: the file is cut back to its last whole line, and what could not be
+    written is tried again with the next record and at the end. ``lost`` counts what had to be given up.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,27 +70,39 @@ class JsonLines:
         self.error: Optional[OSError] = None
         self._path = path
         self._fd: Optional[int] = None
+        self._waiting: Deque[bytes] = deque()
 
     def append(self, record: Record) -> bool:
-        """Write one line; False where it could not be written."""
+        """Write one line; False where it has to wait."""
         line = json.dumps(to_json(record), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
-        try:
-            if self._fd is None:
-                self._fd = _open_at_whole_line(self._path)
-            end = os.lseek(self._fd, 0, os.SEEK_END)
-            if os.write(self._fd, line) != len(line):
-                os.ftruncate(self._fd, end)
-                raise OSError(f"{self._path.name}: the disk took only a part of a line")
-        except OSError as error:
+        if len(self._waiting) == MOST_WAITING:
+            self._waiting.popleft()
             self.lost += 1
-            self.error = error
-            return False
-        return True
+        self._waiting.append(line)
+        return self._write_waiting()
 
     def close(self) -> None:
+        if not self._write_waiting():
+            self.lost += len(self._waiting)
+            self._waiting.clear()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def _write_waiting(self) -> bool:
+        try:
+            while self._waiting:
+                if self._fd is None:
+                    self._fd = _open_at_whole_line(self._path)
+                line, end = self._waiting[0], os.lseek(self._fd, 0, os.SEEK_END)
+                if os.write(self._fd, line) != len(line):
+                    os.ftruncate(self._fd, end)
+                    raise OSError(f"{self._path.name}: the disk took only a part of a line")
+                self._waiting.popleft()
+        except OSError as error:
+            self.error = error
+            return False
+        return True
 
 
 def _open_at_whole_line(path: Path) -> int:

@@ -79,7 +79,7 @@ class Tracker:
     def _append(self, file: JsonLines, record: Dict[str, Any]) -> None:
         if not file.append(record) and not self._said:
             self._said = True
-            self._note(f"a record could not be written ({file.error}); training goes on, further ones are counted")
+            self._note(f"a record could not be written ({file.error}); it is tried again with the next one")
 
 
 def rewind(run: RunDir, step: int, evaluated: bool = True) -> None:

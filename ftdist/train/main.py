@@ -5,14 +5,13 @@ import math
 import os
 import platform
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
 from rich.console import Console
 
-from ftdist.batching import plan_batch
+from ftdist.batching import plan_resumed
 from ftdist.config import DebugConfig, RunConfig, load_config
 from ftdist.data.cache import data_folder, is_ready, read_meta
 from ftdist.data.loader import PreparedSet, open_set
@@ -116,9 +115,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         found = f"no prepared data at {folder}"
         raise DataError(found, "the cache that prepare wrote", "ftdist resume prepares it again")
     meta = read_meta(folder)
-    # A resume may be on other ranks: the accumulation follows from them.
-    batch = replace(config.batch, grad_accum_steps=None)
-    plan = plan_batch(batch, ranks.world_size, config.data.max_seq_len)
+    plan = plan_resumed(config.batch, ranks.world_size, config.data.max_seq_len)
     train_set = open_set(folder, "train")
     tokenizer = load_tokenizer(config)
     arch = model_config(config)

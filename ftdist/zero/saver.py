@@ -51,6 +51,7 @@ class Saver:
             note: prints one line for the user; called on every rank and from any thread.
         """
         self._engine, self._run, self._config, self._files, self.note = engine, run, config, files, note
+        self._config_hash, self._versions = config_hash(config), {name: version(name) for name in PACKAGES}
         self.together = Together()
         self._thread: Optional[threading.Thread] = None
         self._host: Dict[str, torch.Tensor] = {}
@@ -135,11 +136,11 @@ class Saver:
             "world_size": self.together.world_size,
             "zero_stage": self._engine.zero_optimization_stage(),
             "precision": self._config.train.precision.name,
-            "config": config_hash(self._config),
+            "config": self._config_hash,
             "optimizer_step": optimizer_step(self._engine),
             "parameters": parameter_shapes(self._engine),
             "buffers": {name: list(tensor.shape) for name, tensor in buffers(self._engine).items()},
-            "versions": {name: version(name) for name in PACKAGES},
+            "versions": self._versions,
         }
 
     def _write(self, contents: Contents, state: Dict[str, Any]) -> None:
@@ -187,8 +188,8 @@ class Saver:
             odd = _differences(manifest, mine)
             raise CheckpointError(f"{name} was saved of another model: {odd[0]}", "the same parameters",
                                   "resume with the run's own model")  # fmt: skip
-        same_version = manifest["versions"]["ftdist"] == version("ftdist")  # another one may know other settings
-        if manifest["config"] != config_hash(self._config) and same_version:
+        same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]  # another one may know other settings
+        if manifest["config"] != self._config_hash and same_version:
             raise CheckpointError(f"{name} was saved by a run with other settings", "the run.yaml that it began with",
                                   "put it back, or start a new run")  # fmt: skip
 

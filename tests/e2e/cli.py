@@ -134,7 +134,8 @@ def result(run: RunDir) -> Dict[str, Any]:
     """Everything in which two runs of one config must agree, bit for bit."""
     last = run.find_checkpoint("last")
     manifest = read_json(last / "manifest.json")
-    files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name != "state.json"}
+    state = {name: value for name, value in read_json(last / "state.json").items() if name != "run_id"}
     return {
         "metrics": [_repeated(record) for record in run.read_metrics()],
         "samples": [_repeated(json.loads(line)) for line in run.samples.read_text().splitlines()],
@@ -143,6 +144,7 @@ def result(run: RunDir) -> Dict[str, Any]:
         "best": run.find_checkpoint("best").name,
         "held-out loss of the last checkpoint": manifest["eval_loss"],
         "checkpoint": files,
+        "state": state,
     }
 
 

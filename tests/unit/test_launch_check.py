@@ -8,9 +8,10 @@ from typing import Any, List, NamedTuple
 
 import pytest
 
-from ftdist.config import Device, Precision, RunConfig, SourceConfig, Wandb, dump_config
+from ftdist.config import Device, RunConfig, SourceConfig, Wandb, dump_config
 from ftdist.errors import ConfigError
 from ftdist.launch import check, machine
+from ftdist.zero.space import checkpoints_at_once
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_not_enough_disk_for_the_first_checkpoint(
+def test_not_enough_disk_for_the_checkpoints(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "m"
@@ -140,17 +141,28 @@ def test_not_enough_disk_for_the_first_checkpoint(
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text('{"model_type": "llama"}')
     assert check.count_parameters(folder) == 500_001
-    assert check.checkpoint_bytes(config, 100) == 1400
-    config.train.precision = Precision.fp32
-    assert check.checkpoint_bytes(config, 100) == 1200
     config.model.config, config.model.path = {}, str(folder)
     check.resolve(config)
     check.check_disk(config)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 - 1))
     with pytest.raises(ConfigError) as error:
         check.check_disk(config)
-    assert "0.0 GiB free" in str(error.value) or "0.1 GiB free" in str(error.value)
-    assert "needs 0.1 GiB" in str(error.value)
+    assert "0.1 GiB free" in str(error.value) and "take 0.1 GiB each, one" in str(error.value)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 * 3))
+    check.check_disk(config)
+    config.train.checkpoint_every, config.train.max_steps, config.data.heldout_share = 1, 100, 0.1
+    with pytest.raises(ConfigError, match="4 at a time"):  # two that are kept, the best, the one being written
+        check.check_disk(config)
+    config.train.max_steps = 3  # no more are ever made
+    check.check_disk(config)
+
+
+def test_checkpoints_at_once_before_the_length_is_known(config: RunConfig) -> None:
+    config.train.checkpoint_every = 5
+    assert checkpoints_at_once(config, None) == 3
+    config.train.keep_checkpoints = 4
+    assert checkpoints_at_once(config, None) == 5
+    assert [checkpoints_at_once(config, steps) for steps in (1, 5, 6, 1000)] == [1, 1, 2, 5]
 
 
 LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1)

@@ -11,10 +11,11 @@ from typing import Any, Dict, List, Optional
 import psutil
 import pytest
 
-from ftdist.config import RunConfig, SourceConfig, dump_config
-from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
+from ftdist.config import Device, RunConfig, SourceConfig, dump_config, load_config, parse_config
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.launch import cli, compose, ready, runs, torchrun, train
-from ftdist.rundir import RunDir
+from ftdist.resumable import check_changes, config_hash
+from ftdist.rundir import RunDir, read_json
 
 STARTED = psutil.Process().create_time()
 
@@ -148,3 +149,94 @@ def test_a_restart_by_torchrun_finds_its_run(here: Path) -> None:
     assert torchrun._frozen_before(smoke()).path.name == "2"
     with pytest.raises(LaunchError, match="no run of this torchrun"):
         torchrun._frozen_before(smoke("run_dir=runs/1"))
+
+
+def _frozen(path: Path) -> RunDir:
+    """A run that has stopped after its attempt 0, on 4 ranks."""
+    run = make_run(path, state="preempted", attempt=0)
+    config = load_config(run.config)
+    config.launch.device, config.launch.nproc_per_node, config.launch.threads_per_rank = Device.cpu, 4, 1
+    config.batch.global_batch_size, config.batch.micro_batch_size, config.batch.grad_accum_steps = 12, 1, 3
+    run.config.write_text(dump_config(config))
+    run.config.chmod(0o444)
+    return run
+
+
+def _resume(run: RunDir, *overrides: str) -> RunConfig:
+    config = runs.change_course(run, load_config(run.config), list(overrides))
+    assert load_config(run.config) == config
+    return config
+
+
+def test_a_resume_on_other_ranks_is_written_down(here: Path) -> None:
+    run = _frozen(here / "run")
+    before = run.config.read_text()
+    config = _resume(run, "launch.nproc_per_node=2", "zero.stage=1", "launch.threads_per_rank=3")
+    assert (config.launch.nproc_per_node, config.launch.threads_per_rank) == (2, 3)
+    assert (config.zero.stage, config.batch.grad_accum_steps, config.batch.global_batch_size) == (1, 6, 12)
+    assert not run.config.stat().st_mode & 0o222
+    assert (run.path / "run.attempt-0.yaml").read_text() == before
+    assert read_json(run.deepspeed)["gradient_accumulation_steps"] == 6
+    assert read_json(run.provenance)["resumes"][0]["overrides"][:2] == ["launch.nproc_per_node=2", "zero.stage=1"]
+    assert config_hash(config) == config_hash(parse_config(before, "before"))
+
+    _resume(run, "zero.stage=3")  # no attempt was made in between
+    assert (run.path / "run.attempt-0.yaml").read_text() == before
+    run.write_status(attempt=1)
+    third = run.config.read_text()
+    assert _resume(run, "launch.nproc_per_node=3").launch.threads_per_rank != 3  # follows from the ranks again
+    assert (run.path / "run.attempt-1.yaml").read_text() == third
+    assert len(read_json(run.provenance)["resumes"]) == 3
+    assert not list(run.path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "offers"),
+    [
+        (
+            ["launch.nproc_per_node=5"],
+            r"cannot be dealt to 5 ranks × 1 rows[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
+        ),
+        (["batch.micro_batch_size=3", "launch.nproc_per_node=2"], None),
+        (["batch.micro_batch_size=4"], r"batch.micro_batch_size=3, or 3 ranks"),
+        (["launch.nproc_per_node=24"], r"12 ranks"),
+        (["optim.lr=1"], r"cannot change 'optim.lr=1'[\s\S]*launch.nproc_per_node, "),
+        (["batch.global_batch_size=8"], r"cannot change"),
+        (["launch.nproc"], r"cannot change"),
+    ],
+)
+def test_what_a_resume_may_change(here: Path, overrides: List[str], offers: Optional[str]) -> None:
+    run = _frozen(here / "run")
+    before = run.config.read_text()
+    if offers is None:
+        assert _resume(run, *overrides).batch.grad_accum_steps == 2
+        return
+    with pytest.raises(ConfigError, match=offers):
+        check_changes(overrides)
+        _resume(run, *overrides)
+    assert run.config.read_text() == before and not list(run.path.glob("run.*-*.yaml"))
+
+
+def test_under_torchrun_a_resume_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _frozen(here / "run")
+    monkeypatch.setattr(torchrun, "is_parent", lambda: True)
+    with pytest.raises(ConfigError, match="under torchrun"):
+        cli.dispatch(["resume", str(run.path), "zero.stage=1"])
+
+
+def test_what_cannot_change_is_what_the_hash_covers() -> None:
+    def hashed(**changes: Any) -> str:
+        config = RunConfig()
+        for key, value in changes.items():
+            owner, name = key.split("__")
+            setattr(getattr(config, owner), name, value)
+        return config_hash(config)
+
+    assert hashed() == hashed(zero__stage=0, launch__nproc_per_node=7, batch__grad_accum_steps=2, track__run_id="x")
+    for other in (
+        {"optim__lr": 1.0},
+        {"batch__global_batch_size": 2},
+        {"train__max_steps": 2},
+        {"data__packing": False},
+    ):
+        assert hashed() != hashed(**other)

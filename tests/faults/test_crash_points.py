@@ -1,0 +1,116 @@
+"""The machine goes at every file operation of a save and of pruning: what is found is the old state or the new one."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Callable, List, Tuple
+
+import pytest
+
+from ftdist.rundir import PINNED, RunDir
+from ftdist.zero import durable
+from ftdist.zero.checkpoint import find_newest, prune, verify_checkpoint, write_checkpoint
+from tests.faults.disk import Crash, Disk
+from tests.faults.folder import Alone, contained, contents
+from tests.faults.table import fault
+
+State = List[Tuple[int, float]]
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> RunDir:
+    """Two checkpoints are there."""
+    run = RunDir(tmp_path / "template")
+    run.checkpoints.mkdir(parents=True)
+    for step in (5, 10):
+        assert write_checkpoint(run, contents(step), Alone()) == ""
+    return run
+
+
+def every_crash(
+    template: RunDir, action: Callable[[RunDir], Any], lose_power: bool, monkeypatch: pytest.MonkeyPatch
+) -> Tuple[List[str], List[State]]:
+    """Names of the operations of ``action``, and the checkpoints that are found where it was stopped at each of them
+    (last: where it was not stopped)."""
+    states, stop_at = [], 0
+    while True:
+        run = RunDir(template.path.with_name("run"))
+        scratch = template.path.with_name("scratch")
+        for place in (run.path, scratch):
+            shutil.rmtree(place, ignore_errors=True)
+        scratch.mkdir()
+        shutil.copytree(template.path, run.path)
+        disk = Disk(run.path, scratch, stop_at=stop_at)
+        monkeypatch.setattr(durable, "os", disk)
+        try:
+            action(run)
+            stopped = False
+        except Crash:
+            stopped = True
+        monkeypatch.undo()
+        if lose_power:
+            disk.lose_power()
+        notes: List[str] = []
+        found = find_newest(run, Alone(), notes.append)
+        assert not notes, f"stopped at {stop_at}, {disk.operations[-3:]}: {notes}"
+        assert found == run.published_checkpoints()[-1]
+        assert not [path.name for path in run.checkpoints.iterdir() if path.name.startswith(".")]
+        assert all(verify_checkpoint(path) is None for path in run.published_checkpoints())
+        states.append(contained(run))
+        if not stopped:
+            return disk.operations, states
+        stop_at += 1
+
+
+def assert_one_change(states: List[State], before: State, after: State) -> None:
+    assert states[0] == before and states[-1] == after
+    change = states.index(after)
+    assert states == [before] * change + [after] * (len(states) - change)
+
+
+@fault("saving", "the process is killed at any file operation of a save",
+       "a shim counts every open, write, fsync, rename, unlink; the save is stopped at each in turn",
+       "the checkpoints before it, or those and the new one, all verified; no rest stays")  # fmt: skip
+def test_killed_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations, states = every_crash(
+        template, lambda run: write_checkpoint(run, contents(15), Alone()), False, monkeypatch
+    )
+    assert {name.split()[0] for name in operations} == {"mkdir", "open", "write", "fsync", "rename"}
+    assert len(operations) > 25
+    assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
+
+
+@fault("saving", "the power fails at any file operation of a save",
+       "as above, and what was not fsynced is lost: contents of files, entries of folders",
+       "as above; a save that has returned is never lost")  # fmt: skip
+def test_power_lost_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, states = every_crash(template, lambda run: write_checkpoint(run, contents(15), Alone()), True, monkeypatch)
+    assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
+
+
+@fault("saving", "the same while a checkpoint is written again (its evaluation was made up for)",
+       "both ways, at every operation", "the old one or the new one, whole")  # fmt: skip
+@pytest.mark.parametrize("lose_power", [False, True])
+def test_a_checkpoint_that_is_replaced(template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    (template.checkpoint(10) / PINNED).touch()
+    operations, states = every_crash(
+        template, lambda run: write_checkpoint(run, contents(10, value=0.5), Alone()), lose_power, monkeypatch
+    )
+    assert "unlink manifest.json" in operations
+    assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0.5)])
+    assert (template.path.with_name("run") / "checkpoints" / "step-00000010" / PINNED).exists()
+
+
+@fault("pruning", "killed, or the power fails, at any file operation of pruning", "both ways, at every operation",
+       "each old checkpoint is there and whole, or gone; the kept ones stay")  # fmt: skip
+@pytest.mark.parametrize("lose_power", [False, True])
+def test_pruning_stopped_at_every_operation(
+    template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(template, contents(15), Alone())
+    operations, states = every_crash(template, lambda run: prune(run, keep=1), lose_power, monkeypatch)
+    assert len(operations) > 10
+    allowed = [[(5, 0), (10, 0), (15, 0)], [(10, 0), (15, 0)], [(15, 0)]]
+    assert [state for state in states if state not in allowed] == []
+    assert states[0] == allowed[0]
+    if not lose_power:  # else what was deleted comes back
+        assert states[-1] == allowed[-1]

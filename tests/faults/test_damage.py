@@ -1,0 +1,169 @@
+"""Files of a checkpoint that are not as they were written: found before anything is loaded, named, fallen back from."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+import pytest
+
+from ftdist.errors import CheckpointError
+from ftdist.rundir import MANIFEST, RunDir, read_json
+from ftdist.zero.checkpoint import find_newest, verify_checkpoint, write_checkpoint
+from tests.faults.folder import Alone, contained, contents
+from tests.faults.table import fault
+from tests.ranks.test_resume import SETTINGS, assemble, fingerprint, save, start, steps
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+
+WORLD = 2
+FILES = (
+    "manifest.json",
+    "state.json",
+    "hf/a.json",
+    "hf/more/b.txt",
+    "rank-00000.safetensors",
+    "rank-00001.safetensors",
+)
+
+
+def flip_one_bit(path: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    draw, data = random.Random(seed), bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def two_steps(folder: Path) -> List[str]:
+    """Two checkpoints of two ranks, published together."""
+    import torch.distributed as dist
+
+    from ftdist.zero.checkpoint import Together
+
+    dist.init_process_group("gloo")
+    together, run = Together(), RunDir(folder)
+    return [write_checkpoint(run, contents(step, 0.0, together.rank, WORLD), together) for step in (5, 10)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = RunDir(tmp_path_factory.mktemp("damage") / "run")
+    run.checkpoints.mkdir(parents=True)
+    assert run_ranks(two_steps, WORLD, run.path) == [["", ""]] * WORLD
+    return run
+
+
+@fault("loading", "one bit of a file of the newest checkpoint is flipped, a file is cut short, or is missing",
+       "each file in turn: of every rank, the small ones, the manifest",
+       "found before anything is loaded; file and rank are named; set aside, and the one before is taken")  # fmt: skip
+@pytest.mark.parametrize("damage", [flip_one_bit, cut, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_every_damaged_file(whole: RunDir, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    run, notes = RunDir(shutil.copytree(whole.path, tmp_path / "run")), []
+    newest = run.checkpoint(10)
+    assert sorted(FILES) == sorted(str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file())
+    assert contained(run) == [(5, 0), (10, 0)] and verify_checkpoint(newest) is None
+    damage(newest / name)
+    if name == MANIFEST and damage is Path.unlink:  # then it is no checkpoint, and none is missed
+        assert find_newest(run, Alone(), notes.append) == run.checkpoint(5) and not notes
+        return
+    assert find_newest(run, Alone(), notes.append) == run.checkpoint(5)
+    (note,) = notes
+    assert "step-00000010" in note and name in note and "bad-step-00000010" in note
+    if name.startswith("rank-"):
+        assert f"of rank {int(name[5:10])} " in note
+    assert contained(run) == [(5, 0)] and (run.checkpoints / "bad-step-00000010").is_dir()
+    assert write_checkpoint(run, contents(10), Alone()) == "" and contained(run) == [(5, 0), (10, 0)]
+
+
+@fault("loading", "no checkpoint is whole", "a bit is flipped in each", "the run ends and says so; none is deleted")
+def test_none_is_whole(whole: RunDir, tmp_path: Path) -> None:
+    run, notes = RunDir(shutil.copytree(whole.path, tmp_path / "run")), []
+    for path in run.published_checkpoints():
+        flip_one_bit(path / FILES[-1])
+    with pytest.raises(CheckpointError, match="step-00000010: rank-00001.safetensors of rank 1"):
+        find_newest(run, Alone(), notes.append)
+    assert len(notes) == 2
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["bad-step-00000005", "bad-step-00000010"]
+
+
+def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any], str]:
+    import torch.distributed as dist
+
+    ranks = start(config)
+    training = assemble(config, path, ranks)
+    expected = []
+    for _ in range(2):
+        steps(training, 1)
+        save(training)
+        expected.append(fingerprint(training.engine))
+    after = steps(training, 1)
+    untouched, run = fingerprint(training.engine), training.run
+
+    def damage(step: int, rank: int) -> None:
+        dist.barrier()
+        if ranks.first:
+            flip_one_bit(run.checkpoint(step) / f"rank-{rank:05d}.safetensors")
+        dist.barrier()
+
+    damage(2, rank=1)
+    state = training.saver.load_newest()
+    assert state is not None and state["step"] == 1 and fingerprint(training.engine) == expected[0]
+    training.done.step = 1
+    steps(training, 1)
+    assert fingerprint(training.engine) == expected[1]
+    assert steps(training, 1) == after
+    damage(1, rank=0)
+    try:
+        training.saver.load_newest()
+    except CheckpointError as error:
+        assert fingerprint(training.engine) == untouched
+        return state, str(error)
+    raise AssertionError("a damaged checkpoint was loaded")
+
+
+@fault("loading", "the same, seen from the training state of two ranks",
+       "a live engine is rolled back: once past a damaged checkpoint, once with none left",
+       "every number is that of the good checkpoint; where there is none, nothing has changed")  # fmt: skip
+@pytest.mark.parametrize("stage", [2, 3])
+def test_nothing_is_touched_before_all_is_verified(tmp_path: Path, stage: int) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(tmp_path, *SETTINGS, f"zero.stage={stage}", "train.precision=bf16")
+    run = freeze_tiny(config, tmp_path / "run", WORLD)
+    for _, error in run_ranks(_damaged_resume, WORLD, config, run.path, tmp_path):
+        assert "step-00000001: rank-00000.safetensors of rank 0 does not have the hash" in error
+
+
+@fault("loading", "a checkpoint of another run lies in the run directory",
+       "one with another learning rate, one with another model", "refused, before anything is loaded")  # fmt: skip
+def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    save_tiny_model(tmp_path / "other", hidden_size=32)
+    configs = [tiny_config(tmp_path, *SETTINGS, *change) for change in
+               ((), ("optim.lr=1e-3",), (f"model.path={tmp_path / 'other'}",))]  # fmt: skip
+    run = freeze_tiny(configs[0], tmp_path / "run", 1)
+    ((lr, model),) = run_ranks(_resume_each, 1, configs, run.path)
+    assert "saved by a run with other settings" in lr
+    assert "saved of another model" in model and "has shape [259, 64], here [259, 32]" in model
+
+
+def _resume_each(configs: List[Any], path: Path) -> List[str]:
+    ranks = start(configs[0])
+    training = assemble(configs[0], path, ranks)
+    steps(training, 1)
+    save(training)
+    newest = training.run.published_checkpoints()[-1]
+    assert {file.suffix for file in newest.rglob("*") if file.is_file()} <= {".json", ".safetensors", ".jinja", ".txt"}
+    assert read_json(newest / "state.json")["run_id"] == "tiny"
+    refusals = []
+    for config in configs[1:]:
+        try:
+            assemble(config, path, ranks)
+        except CheckpointError as error:
+            refusals.append(str(error))
+    return refusals

@@ -1,0 +1,171 @@
+"""A disk that is full, refuses, or is gone, at every operation and for real; what is pruned."""
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+
+from ftdist.rundir import PINNED, RunDir
+from ftdist.zero import durable
+from ftdist.zero.checkpoint import find_newest, prune, write_checkpoint
+from tests.faults.disk import Disk
+from tests.faults.folder import Alone, contained, contents, hashes
+from tests.faults.table import fault
+
+ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """One checkpoint is there."""
+    run = RunDir(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    assert write_checkpoint(run, contents(5), Alone()) == ""
+    return run
+
+
+def rests(run: RunDir) -> List[str]:
+    return [path.name for path in run.checkpoints.iterdir() if path.name.startswith(".")]
+
+
+@fault("saving", "a full disk, a quota, a read-only file system or an I/O error at any file operation",
+       "each error at each operation in turn, once",
+       "the save fails with one message; what was there is untouched; no rest; the next save succeeds")  # fmt: skip
+@pytest.mark.parametrize("error", ERRORS, ids=[errno.errorcode[error] for error in ERRORS])
+def test_an_error_at_every_operation(run: RunDir, tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, index, said = hashes(run.path), 0, set()
+    while True:
+        scratch = tmp_path / f"scratch-{index}"
+        scratch.mkdir()
+        disk = Disk(run.path, scratch, failing=[index], error=error)
+        monkeypatch.setattr(durable, "os", disk)
+        problem = write_checkpoint(run, contents(10), Alone())
+        monkeypatch.undo()
+        if index >= len(disk.operations):
+            break
+        index += 1
+        if not problem:  # only the old one's removal failed, or the folder was already in place
+            continue
+        said.add(problem)
+        assert not rests(run)
+        if contained(run) == [(5, 0)]:
+            assert hashes(run.path) == before
+        else:  # the rename was made, only that it is on the disk could not be confirmed
+            assert contained(run) == [(5, 0), (10, 0)] and disk.operations[index - 1].endswith(" checkpoints")
+            shutil.rmtree(run.checkpoint(10))
+    assert index > 25 and all(os.strerror(error) in text for text in said)
+    assert problem == "" and contained(run) == [(5, 0), (10, 0)]
+
+
+@fault("saving", "the disk becomes read-only in the middle and stays so", "from each operation on, all fail",
+       "as above; rests are removed by the next save that can")  # fmt: skip
+def test_errors_from_every_operation_on(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    for index in range(30):
+        monkeypatch.setattr(durable, "os", Disk(run.path, tmp_path / "scratch", -1, range(index, 10**6), errno.EROFS))
+        problem = write_checkpoint(run, contents(10), Alone())
+        monkeypatch.undo()
+        assert problem
+        if contained(run)[-1] != (5, 0):
+            break  # in place
+    assert index > 20
+    assert write_checkpoint(run, contents(15), Alone()) == ""
+    assert contained(run)[0] == (5, 0) and contained(run)[-1] == (15, 0) and not rests(run)
+
+
+@fault("saving", "the folder of the checkpoints vanishes", "it is moved away before, and in the middle of a save",
+       "that save fails, the next one makes the folder again")  # fmt: skip
+def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    disk = Disk(run.path, tmp_path / "scratch", stop_at=6, stop=lambda: run.checkpoints.rename(tmp_path / "away"))
+    disk.goes_on = True
+    monkeypatch.setattr(durable, "os", disk)
+    assert "No such file or directory" in write_checkpoint(run, contents(10), Alone())
+    monkeypatch.undo()
+    assert write_checkpoint(run, contents(15), Alone()) == ""
+    assert contained(run) == [(15, 0)]
+    shutil.rmtree(run.path)
+    assert "No such file or directory" in write_checkpoint(run, contents(20), Alone())
+    assert not run.path.exists()  # what is not mounted is not written beside
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]).returncode:
+        pytest.skip("needs root and the right to mount a tmpfs")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@fault("saving", "a real file system is full, or is mounted read-only", "a tmpfs of 256 KiB (where root may mount one)",
+       "as above; without room it is not even begun")  # fmt: skip
+def test_a_real_disk_is_full(small_disk: Path) -> None:
+    run = RunDir(small_disk / "run")
+    run.checkpoints.mkdir(parents=True)
+    assert write_checkpoint(run, contents(5), Alone()) == ""
+    before = hashes(run.path)
+    (small_disk / "ballast").write_bytes(bytes(200 * 1024))
+    assert "takes 0.1 GiB" in write_checkpoint(run, contents(10, size=100_000), Alone())
+    assert "No space left on device" in write_checkpoint(run, contents(10, length=100_000, size=0), Alone())
+    assert hashes(run.path) == before and not rests(run)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert "Read-only file system" in write_checkpoint(run, contents(10), Alone())
+    assert find_newest(run, Alone(), pytest.fail) == run.checkpoint(5)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    (small_disk / "ballast").unlink()
+    assert write_checkpoint(run, contents(10), Alone()) == ""
+    assert contained(run) == [(5, 0), (10, 0)]
+
+
+@fault("saving", "a link with the name of a file to be written is planted", "a symbolic link in the temporary folder",
+       "it is not followed: the save fails")  # fmt: skip
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "rank-00000.safetensors").symlink_to(victim)
+    with pytest.raises(OSError, match="File exists"):
+        durable.write_file(tmp_path / "rank-00000.safetensors", [b"theirs"])
+    assert victim.read_text() == "mine"
+
+
+@fault("pruning", "more checkpoints than are kept", "seven, of which one is the best and two are pinned",
+       "the newest ones, the best and the pinned ones stay")  # fmt: skip
+def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, None), (6, None), (7, 2.0)):
+        write_checkpoint(run, contents(step, eval_loss=loss), Alone())
+    for step in (1, 4):
+        (run.checkpoint(step) / PINNED).touch()
+    prune(run, keep=2)
+    assert [step for step, _ in contained(run)] == [1, 2, 4, 6, 7]
+    assert not rests(run)
+    prune(run, keep=100)
+    assert len(contained(run)) == 5
+    (run.checkpoint(4) / PINNED).unlink()
+    prune(run, keep=1)
+    assert [step for step, _ in contained(run)] == [1, 2, 7]
+
+
+@fault("pruning", "the machine goes between the new checkpoint and the deletion of the old one",
+       "the order of file operations is looked at",
+       "nothing is deleted before the new one is published and on the disk")  # fmt: skip
+def test_nothing_is_deleted_before_the_new_one_is_safe(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    disk = Disk(run.path, tmp_path / "scratch")
+    monkeypatch.setattr(durable, "os", disk)
+    write_checkpoint(run, contents(10), Alone())
+    prune(run, keep=1)
+    moments = ("fsync manifest.json", "rename step-00000010", "fsync checkpoints", "rename .gone-step-00000005")
+    order = [disk.operations.index(name) for name in moments]
+    assert order == sorted(order)
+    assert disk.operations.index("unlink manifest.json") > order[-1]
