@@ -243,8 +243,8 @@ class Watchdog:
 
 
 class PatientStore:
-    """JSON values under a prefix of the ranks' store. A store whose machine does not answer raises RuntimeError; torch's
-    own calls would wait for it for ever."""
+    """JSON values under a prefix of the ranks' store. A store whose machine does not answer raises RuntimeError, where
+    torch's own calls wait for ever."""
 
     def __init__(self, prefix: str) -> None:
         self._store = dist.PrefixStore(prefix, rendezvous_store(STORE_TIMEOUT_S))
@@ -288,11 +288,12 @@ def lost_connection(error: BaseException) -> bool:
 
 
 def where_in_training(thread: int) -> str:
-    """``file:line in function`` of a thread: its innermost line in ftdist, else its innermost line."""
+    """``file:line in function`` of a thread: its innermost line in ftdist, and its innermost of all."""
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "?"
     stack = traceback.extract_stack(frame)
     package = str(Path(__file__).parents[1])
-    line = next((line for line in reversed(stack) if line.filename.startswith(package)), stack[-1])
-    return f"{Path(line.filename).name}:{line.lineno} in {line.name}"
+    ours = [line for line in stack if line.filename.startswith(package)]
+    lines = [*ours[-1:], *([] if stack[-1] in ours else stack[-1:])]
+    return " → ".join(f"{Path(line.filename).name}:{line.lineno} in {line.name}" for line in lines)

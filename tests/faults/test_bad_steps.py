@@ -11,6 +11,7 @@ from ftdist.config import load_config
 from ftdist.errors import TrainError
 from ftdist.rundir import RunDir
 from tests.faults.inject import make_batches_bad
+from tests.faults.table import fault
 from tests.oracle import oracle_run, read_rows
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -95,6 +96,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@fault("training", "the loss or the gradient norm is not finite, or a sudden spike, on one rank",
+       "the value or the gradient of rank 1's loss times NaN, infinity or 10,000; ZeRO 0 to 3, fp32 and bf16",
+       "all ranks leave the update out: weights, moments and step counts are bit for bit those of a run that never "
+       "took the step")  # fmt: skip
 def test_a_bad_step_is_as_if_it_had_not_been_taken(folder: Path, tmp_path: Path, precision: str) -> None:
     """Weights, moments and step counts are those of a run that never saw the batch, bit for bit, in every stage."""
     configs = [
@@ -161,6 +166,9 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
     return oracle_run(config, model, read_rows(data / "train"), order)
 
 
+@fault("training", "bad steps in a row", "two batches that are always bad, with train.max_bad_steps=2",
+       "the run goes back to its last checkpoint and past the data, as plain PyTorch trains without those batches; "
+       "killed before or after the next checkpoint and resumed, it ends the same")  # fmt: skip
 def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and killed before or after the next
     checkpoint and resumed, it comes to the same, record and all."""
@@ -198,6 +206,8 @@ def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
     return {name: entry["sha256"] for name, entry in files.items()}
 
 
+@fault("training", "one bad step", "one batch of a run is bad",
+       "metrics.jsonl names the reason and the rows of the global batch; nothing else changes")  # fmt: skip
 def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path: Path) -> None:
     _, run = _frozen(folder, tmp_path / "run")
     assert run_ranks(_whole_run, 2, run.path, {1: "loss"}, -1) == ["done"] * 2
@@ -215,6 +225,8 @@ def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path
         (("train.checkpoint_every=null",), "5 to 6: the loss is nan, and no checkpoint to go back to; training rows"),
     ],
 )
+@fault("training", "bad steps without end", "every batch from the fifth on is bad",
+       "after train.max_rollbacks the run stops and names steps and rows; without a checkpoint at once")  # fmt: skip
 def test_the_budget_is_kept_and_the_place_is_named(
     folder: Path, tmp_path: Path, settings: Tuple[str, ...], found: str
 ) -> None:
