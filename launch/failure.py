@@ -41,8 +41,9 @@ class Ended:
 
 
 def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int) -> LaunchError:
-    """What to tell the user. First a rank that was killed: it left no error, and those of the others follow from it.
-    (Where the ranks stood still it is the one that they blame.) Then the earliest error that is not about another rank's loss, a rank that aborted, and the earliest that is.
+    """What to tell the user. First a rank that held the others up, as they found. Then one that was killed: it left no
+    error, and those of the others follow from it. Then the earliest error that is not about another rank's loss, a rank
+    that aborted, and the earliest that is.
 
     Args:
         log: what torchrun wrote; on several machines one file each.

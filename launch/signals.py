@@ -1,12 +1,21 @@
 """Ctrl-C and SIGTERM while a run is under way."""
 
 import contextlib
+import ctypes
 import signal
 import sys
 from types import FrameType
 from typing import Any, Callable, Dict, Iterator, Optional
 
+PR_SET_PDEATHSIG = 1
 SAVES = "saving a checkpoint at the next step"
+
+
+def end_with_launcher() -> None:
+    """In a new child process: have the kernel send it SIGTERM when the launcher is gone, however it went (Linux).
+    torchrun then stops its ranks."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

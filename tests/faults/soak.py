@@ -20,7 +20,7 @@ STEPS = 40
 SETTINGS = (*SMOKE, f"train.max_steps={STEPS}", "train.eval_every=9", "train.checkpoint_every=4", "zero.stage=2",
             "batch.global_batch_size=4", "data.max_heldout_documents=32", "track=disabled", "launch.max_restarts=1",
             "launch.stall_timeout_s=30", "model.config.attention_dropout=0.1")  # fmt: skip
-FAULTS_IN_A_RUN = (3, 5)
+FAULTS_IN_A_RUN = (4, 7)
 ATTEMPT_S = 150.0
 """Within which an attempt must have ended by itself."""
 DISK_MIB = 64
@@ -77,17 +77,8 @@ class Soak:
         self.told.append(f"after step {newest_step(self.run)}: {name}")
         faults[name](process)
 
-    def _ranks(self, process: "subprocess.Popen[str]") -> List[psutil.Process]:
-        found = []
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if "RANK" in child.environ() and child.status() != psutil.STATUS_ZOMBIE:
-                        found.append(child)
-        return found
-
     def _kill_rank(self, process: "subprocess.Popen[str]") -> None:
-        if ranks := self._ranks(process):
+        if ranks := ranks_of(process):
             with contextlib.suppress(psutil.Error):
                 self.draw.choice(ranks).kill()
 
@@ -104,7 +95,7 @@ class Soak:
             kill_tree(process)
 
     def _pause(self, process: "subprocess.Popen[str]") -> None:
-        if ranks := self._ranks(process):
+        if ranks := ranks_of(process):
             rank = self.draw.choice(ranks)
             with contextlib.suppress(psutil.Error):
                 rank.suspend()
@@ -114,15 +105,33 @@ class Soak:
 
     def _fill_disk(self, process: "subprocess.Popen[str]") -> None:
         assert self.disk is not None
-        ballast = self.disk / "ballast"
-        try:
-            with ballast.open("wb") as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
+        with fill(self.disk):
             time.sleep(self.draw.uniform(0.5, 3.0))
-        finally:
-            ballast.unlink()
+
+
+def ranks_of(process: "subprocess.Popen[str]") -> List[psutil.Process]:
+    """The ranks that a launcher has under way."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "RANK" in child.environ() and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child)
+    return found
+
+
+@contextlib.contextmanager
+def fill(disk: Path) -> Iterator[None]:
+    """No byte is free on it meanwhile, unless somebody deletes something."""
+    ballast = disk / "ballast"
+    try:
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        yield
+    finally:
+        ballast.unlink()
 
 
 def _end(process: "subprocess.Popen[str]", deadline: float) -> str:
