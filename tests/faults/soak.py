@@ -125,10 +125,9 @@ def fill(disk: Path) -> Iterator[None]:
     """No byte is free on it meanwhile, unless somebody deletes something."""
     ballast = disk / "ballast"
     try:
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
-                file.flush()
         yield
     finally:
         ballast.unlink()

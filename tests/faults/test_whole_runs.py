@@ -18,7 +18,7 @@ RUN = (*SMOKE, "train.max_steps=60", "train.eval_every=null", "train.checkpoint_
 
 
 @fault("training", "a rank is stopped, under launch.max_restarts=1", "SIGSTOP of rank 1 after some steps",
-       "it is named and ended, all ranks are started again and go on from the last checkpoint: the same run")  # fmt: skip
+       "it is named and ended; all ranks start again and go on from the last checkpoint: the same run")  # fmt: skip
 def test_a_stopped_rank_costs_a_restart(tmp_path: Path) -> None:
     settings = (*RUN, "track=disabled", "launch.max_restarts=1", "launch.stall_timeout_s=5")
     run = RunDir(tmp_path / "run")
