@@ -42,8 +42,9 @@ format: $(VENV)/.ftdist-dev ## ruff: mend what can be mended
 	@"$(BIN)/ruff" check --fix .
 	@"$(BIN)/ruff" format .
 
-docs: $(VENV)/.ftdist ## write the generated pages
+docs: $(VENV)/.ftdist-test ## write the generated pages
 	@"$(BIN)/python" docs/configuration.py
+	@"$(BIN)/python" docs/reliability.py
 
 bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up (minutes)
 	@"$(BIN)/python" tests/bench/main.py $(ARGS)

@@ -60,6 +60,7 @@ def resume(args: argparse.Namespace) -> int:
 def change_course(run: RunDir, config: RunConfig, overrides: List[str]) -> RunConfig:
     """The config with ``overrides``, written into the run directory. What was before is kept beside it."""
     changed = compose.change(config, overrides)
+    changed.run_dir = str(run.path)  # it may have been moved
     keys = [override.split("=")[0] for override in overrides]
     if "launch.nproc_per_node" in keys and "launch.threads_per_rank" not in keys:
         changed.launch.threads_per_rank = None  # as many as there are cores for

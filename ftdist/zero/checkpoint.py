@@ -88,6 +88,21 @@ class Contents:
     """All of it but the files."""
 
 
+def save_checkpoint(run: RunDir, contents: Contents, together: Together, keep: int) -> Tuple[str, str]:
+    """``write_checkpoint``, and where it is published, and only then, ``prune``.
+
+    Returns:
+        What went wrong with the one and with the other; "" is nothing.
+    """
+    problem = write_checkpoint(run, contents, together)
+    if not problem and together.rank == 0:
+        try:
+            prune(run, keep)
+        except OSError as error:
+            return "", f"older checkpoints could not be deleted: {_described(error)}"
+    return problem, ""
+
+
 def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str:
     """Write and publish a checkpoint; every rank calls it.
 
@@ -235,7 +250,7 @@ def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) ->
 
 def _names(run: RunDir) -> List[str]:
     if run.checkpoints.is_dir():
-        with contextlib.suppress(PermissionError):  # a read-only run directory can still be evaluated
+        with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
             tidy(run)
     return [path.name for path in run.published_checkpoints()]
 

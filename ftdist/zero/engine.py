@@ -104,14 +104,6 @@ class UpdateGate:
         self.updated = self._allowed()
         if self.updated:
             self._update()
-            return
-        # DeepSpeed links the states after the first step, for good: they must be there, as AdamW itself begins them.
-        for group in self._optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and not self._optimizer.state[p]:
-                    step_count = torch.zeros((), dtype=torch.float32, device=p.device)
-                    moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                    self._optimizer.state[p] = {"step": step_count, **moments}
 
 
 def step(engine: Any, accept: Callable[[float], bool] = lambda norm: True) -> Tuple[float, bool]:

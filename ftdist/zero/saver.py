@@ -23,10 +23,9 @@ from ftdist.zero.checkpoint import (
     Contents,
     Together,
     find_newest,
-    prune,
     rank_file,
+    save_checkpoint,
     to_json,
-    write_checkpoint,
 )
 from ftdist.zero.slices import buffers, optimizer_step, parameter_shapes, restore, tensors_to_save
 from ftdist.zero.space import checkpoint_bytes, free_memory, gib
@@ -145,19 +144,16 @@ class Saver:
 
     def _write(self, contents: Contents, state: Dict[str, Any]) -> None:
         try:
-            problem = write_checkpoint(self._run, contents, self.together)
+            problem, remark = save_checkpoint(self._run, contents, self.together, self._config.train.keep_checkpoints)
         except Exception as error:  # the other ranks are gone: training finds that out too
-            problem = f"{type(error).__name__}: {error}"
+            problem, remark = f"{type(error).__name__}: {error}", ""
         if problem:
             self._saved, self._error = None, f"the checkpoint of step {contents.step} could not be written: {problem}"
             self.note(f"{self._error}; training goes on")
             return
         self._saved, self._error, self.published = state, "", (contents.step, time.time())
-        if self.together.rank == 0:
-            try:
-                prune(self._run, self._config.train.keep_checkpoints)
-            except OSError as error:
-                self.note(f"older checkpoints could not be deleted: {error.strerror}")
+        if remark:
+            self.note(remark)
 
     def load_newest(self) -> Optional[Dict[str, Any]]:
         """Go on from the newest good checkpoint, whatever number of ranks and stage wrote it.

@@ -40,7 +40,7 @@ LINES = [
     r"run +\S+",
     r"(loading|exporting) the model: [\d.]+ s",
     r"attention: documents; packed documents are isolated \(changing one moves the others' logits by 0\)",
-    r"step \d: checkpoint saved in [\d.]+ s",
+    r"step \d: training waited [\d.]+ s for the checkpoint",
     r"step \d: held-out loss [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
     r"held-out loss +before +after +change +perplexity",

@@ -11,7 +11,7 @@ import pytest
 
 from ftdist.rundir import PINNED, RunDir
 from ftdist.zero import durable
-from ftdist.zero.checkpoint import find_newest, prune, write_checkpoint
+from ftdist.zero.checkpoint import find_newest, prune, save_checkpoint, write_checkpoint
 from tests.faults.disk import Disk
 from tests.faults.folder import Alone, contained, contents, hashes
 from tests.faults.table import fault
@@ -77,8 +77,8 @@ def test_errors_from_every_operation_on(run: RunDir, tmp_path: Path, monkeypatch
     assert contained(run)[0] == (5, 0) and contained(run)[-1] == (15, 0) and not rests(run)
 
 
-@fault("saving", "the folder of the checkpoints vanishes", "it is moved away before, and in the middle of a save",
-       "that save fails, the next one makes the folder again")  # fmt: skip
+@fault("saving", "the folder of the checkpoints vanishes, or the run directory", "in the middle of a save; before one",
+       "that save fails; the next one makes the folder again, but never the run directory")  # fmt: skip
 def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     disk = Disk(run.path, tmp_path / "scratch", stop_at=6, stop=lambda: run.checkpoints.rename(tmp_path / "away"))
@@ -91,6 +91,34 @@ def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.Mo
     shutil.rmtree(run.path)
     assert "No such file or directory" in write_checkpoint(run, contents(20), Alone())
     assert not run.path.exists()  # what is not mounted is not written beside
+
+
+@fault("saving", "there is no room for the whole checkpoint", "one of a petabyte", "it is not begun")
+def test_without_room_nothing_is_written(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "make_folder", pytest.fail)
+    assert "it takes 931,322.6 GiB" in write_checkpoint(run, contents(10, size=10**15), Alone())
+    assert contained(run) == [(5, 0)]
+
+
+@fault("pruning", "an old checkpoint cannot be deleted", "an I/O error where it is renamed, and where it is deleted",
+       "said in one line; the new one is published; the next save deletes the rest")  # fmt: skip
+@pytest.mark.parametrize("name", ["rename .gone-step-00000005", "unlink manifest.json"])
+def test_what_cannot_be_deleted(run: RunDir, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    disk = Disk(run.path, tmp_path / "scratch", error=errno.EIO)
+
+    class ByName:
+        def __contains__(self, index: int) -> bool:
+            return disk.operations[index] == name
+
+    disk._failing = ByName()  # type: ignore[assignment]
+    monkeypatch.setattr(durable, "os", disk)
+    problem, remark = save_checkpoint(run, contents(10), Alone(), keep=1)
+    monkeypatch.undo()
+    assert problem == "" and remark.startswith("older checkpoints could not be deleted: Input/output error")
+    assert contained(run)[-1] == (10, 0)
+    assert save_checkpoint(run, contents(15), Alone(), keep=1) == ("", "")
+    assert contained(run) == [(15, 0)] and not rests(run)
 
 
 @pytest.fixture
@@ -161,10 +189,10 @@ def test_nothing_is_deleted_before_the_new_one_is_safe(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "scratch").mkdir()
+    write_checkpoint(run, contents(7), Alone())
     disk = Disk(run.path, tmp_path / "scratch")
     monkeypatch.setattr(durable, "os", disk)
-    write_checkpoint(run, contents(10), Alone())
-    prune(run, keep=1)
+    assert save_checkpoint(run, contents(10), Alone(), keep=1) == ("", "")
     moments = ("fsync manifest.json", "rename step-00000010", "fsync checkpoints", "rename .gone-step-00000005")
     order = [disk.operations.index(name) for name in moments]
     assert order == sorted(order)

@@ -201,3 +201,43 @@ def test_resumed_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None
     assert done == STEPS
     draws = [rank[0][3] for rank in ranks]
     assert len(set(draws)) == len(draws), "ranks that are new draw the same random numbers"
+
+
+def _exported(configs: List[Any], folder: Path) -> None:
+    """Export the checkpoint of every stage, and compare with the weights that the engine computes with."""
+    import torch
+    from deepspeed.utils import safe_get_full_fp32_param
+    from safetensors.torch import load_file
+
+    from ftdist.zero.export import export_checkpoint
+
+    ranks = start(configs[0])
+    for number, config in enumerate(configs):
+        training = assemble(config, folder / f"run-{number}", ranks)
+        counter = torch.arange(6.0).view(2, 3)
+        training.engine.module.register_buffer("counter", counter)  # belongs to the model, and is not trained
+        steps(training, 1)
+        save(training)
+        counter.zero_()
+        training.saver.load_newest()
+        assert counter.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+        del training.engine.module.counter
+        steps(training, 1)
+        save(training)
+        masters = {}
+        for name, parameter in training.engine.module.named_parameters():
+            master = safe_get_full_fp32_param(parameter)  # a collective
+            masters[name] = (parameter if master is None else master).detach().to(torch.bfloat16).clone()
+        checkpoint = training.run.published_checkpoints()[-1]
+        if ranks.first:
+            export_checkpoint(checkpoint, folder / f"export-{number}", config)
+            written = load_file(folder / f"export-{number}" / "model.safetensors")
+            assert written.keys() == masters.keys()
+            assert all(written[name].equal(masters[name]) for name in masters), f"stage {config.zero.stage}"
+        training.engine.destroy()
+
+
+def test_exports_hold_the_weights(folder: Path, tmp_path: Path) -> None:
+    configs = [_config(folder, stage, BF16) for stage in range(4)]
+    freeze_tiny(configs[0], tmp_path / "run", 2)
+    run_ranks(_exported, 2, configs, tmp_path)

@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Optional
 import psutil
 import pytest
 
-from ftdist.config import Device, RunConfig, SourceConfig, dump_config, load_config, parse_config
-from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
+from ftdist.config import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.launch import cli, compose, ready, runs, torchrun, train
 from ftdist.resumable import check_changes, config_hash
 from ftdist.rundir import RunDir, read_json
@@ -215,6 +215,17 @@ def test_what_a_resume_may_change(here: Path, overrides: List[str], offers: Opti
         check_changes(overrides)
         _resume(run, *overrides)
     assert run.config.read_text() == before and not list(run.path.glob("run.*-*.yaml"))
+
+
+def test_a_batch_job_is_written_anew(here: Path) -> None:
+    run = _frozen(here / "run")
+    config = load_config(run.config)
+    config.launch.kind, config.launch.nproc_per_node = LaunchKind.slurm, 2
+    run.config.unlink()
+    run.config.write_text(dump_config(config))
+    _resume(run, "launch.nnodes=2", "launch.slurm.partition=night")
+    script = run.submit.read_text()
+    assert "--nodes=2" in script and "night" in script and str(run.path) in script
 
 
 def test_under_torchrun_a_resume_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
