@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ftdist.config import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
-from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
 from ftdist.launch import cli, compose, ready, runs, torchrun, train
 from ftdist.resumable import check_changes, config_hash
 from ftdist.rundir import RunDir, read_json
