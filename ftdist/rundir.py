@@ -1,6 +1,7 @@
 """The run directory: the only interface between what launches a run and the ranks that run it."""
 
 import hashlib
+import contextlib
 import json
 import os
 import time
@@ -160,5 +161,10 @@ def read_json(path: Path) -> Dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file in one step, so that a reader never sees a half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:  # a full disk
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
