@@ -1,7 +1,7 @@
 """The run directory: the only interface between what launches a run and the ranks that run it."""
 
-import hashlib
 import contextlib
+import hashlib
 import json
 import os
 import time
