@@ -1,5 +1,6 @@
 """The run directory: the only interface between what launches a run and the ranks that run it."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -211,6 +212,13 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
 def write_json(path: Path, value: Any) -> None:
     """Replace a file in one step, so that a reader never sees a half of it."""
     temporary = beside(path)
-    with temporary.open("x", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, default=str) + "\n")
-    temporary.replace(path)
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, default=str) + "\n")
+        temporary.replace(path)
+    except FileExistsError:  # not ours
+        raise
+    except OSError:  # a full disk
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

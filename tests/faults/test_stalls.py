@@ -13,8 +13,6 @@ import pytest
 from ftdist.errors import EXIT_FAILED
 from ftdist.launch.failure import explain_failure
 from ftdist.rundir import RunDir
-from ftdist.train.collectives import Collectives
-from ftdist.train.watchdog import Standing, furthest_behind
 from tests.faults.group import Fallen, Fault, at_step, run_group
 from tests.faults.table import fault
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -135,15 +133,3 @@ def test_an_allocation_that_fails_says_what_fills_the_memory(folder: Path, tmp_p
     assert text.startswith(f"rank 1 on {os.uname().nodename}: memory ran out at step 4; of ")
     assert "optimizer states" in text and "can't allocate memory" in text
     assert "train.gradient_checkpointing=true (frees about " in text
-
-
-def test_whoever_has_not_come_to_the_collective_is_behind() -> None:
-    def rank(number: int, begun: Dict[str, int], group: str, waits: bool) -> Standing:
-        return Standing(number, "loop.py:1", Collectives(begun, group, "all_reduce", begun[group], waits))
-
-    here, there = rank(0, {"0": 7, "1": 4}, "0", True), rank(1, {"0": 7, "1": 4}, "0", True)
-    late, elsewhere = rank(2, {"0": 6, "1": 5}, "1", False), rank(3, {"0": 6, "1": 5}, "1", True)
-    assert furthest_behind([here, there]) is None
-    assert furthest_behind([here, late, there]) is late
-    assert furthest_behind([elsewhere, here, late]) is here, "it has not come to where the first one waits"
-    assert furthest_behind([here, Standing(4, "loop.py:1", None)]) == Standing(4, "loop.py:1", None)

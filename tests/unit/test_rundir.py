@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,17 @@ def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [record["step"] for record in run.read_metrics()] == [1, 2]
+
+
+def test_a_full_disk_leaves_the_status_as_it_was_and_no_rest(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.write_status(state="running", step=1)
+    before = run.status.read_text()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run.write_status(step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert run.status.read_text() == before and [path.name for path in tmp_path.iterdir()] == ["status.json"]
