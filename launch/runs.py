@@ -197,13 +197,16 @@ def export(args: argparse.Namespace) -> int:
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN_DIR|MODEL", help="a run or a model folder")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) always takes the likeliest token")
 
 
 def chat(args: argparse.Namespace) -> int:
     """Talk to an exported model."""
     run = RunDir(args.path)
     trust = run.config.is_file() and load_config(run.config).model.trust_remote_code
-    ready.run_step(["ftdist.train.chat", str(_model_folder(args.path)), *["--trust-remote-code"] * trust])
+    how = [f"--max-tokens={args.max_tokens}", f"--temperature={args.temperature}", *["--trust-remote-code"] * trust]
+    ready.run_step(["ftdist.train.chat", str(_model_folder(args.path)), *how])
     return EXIT_DONE
 
 

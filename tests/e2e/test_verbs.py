@@ -66,9 +66,8 @@ def test_status(run: RunDir, tmp_path: Path) -> None:
 def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (run.path / f".eval.{platform.node()}.{gone.pid}" / "step-00000004").mkdir(
-        parents=True
-    )  # of an eval that was killed
+    of_a_killed_one = run.path / f".eval.{platform.node()}.{gone.pid}.0a1b2c3d"
+    (of_a_killed_one / "step-00000004").mkdir(parents=True)
     done = succeed("eval", run.path, "--checkpoint", checkpoint)
     record = json.loads((run.path / "eval.jsonl").read_text())
     assert f"step-{record['step']:08d}" in done.out and f"{record['eval/heldout/loss']:.4f}" in done.out
@@ -110,7 +109,7 @@ def test_export_leaves_other_folders_alone(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_chat_from_a_pipe(run: RunDir) -> None:
-    done = succeed("chat", run.path, stdin="hello\n/new\nhello\n")
+    done = succeed("chat", run.path, "--max-tokens", 12, stdin="hello\n/new\nhello\n")
     assert not done.err and done.out.endswith("…\n"), "random weights do not stop"
     half = len(done.out) // 2
     assert done.out[:half] == done.out[half:], "after /new nothing is remembered, and answers are greedy"

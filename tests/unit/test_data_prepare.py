@@ -174,9 +174,18 @@ def test_prompts_and_counts_are_of_the_documents_that_stay_held_out(tmp_path: Pa
     )
 
 
-def test_equal_documents_over_the_limit_leave_nothing_held_out_which_is_an_error(tmp_path: Path) -> None:
+def test_the_pieces_of_a_held_out_document_stay_together_over_the_limit(tmp_path: Path) -> None:
+    lines = [f"{number} " + "a long document " * 10 for number in range(20)]
+    folder = prepare(text_config(tmp_path, lines, "data.heldout_share=0.5", "data.max_heldout_documents=3",
+                                 "data.long_documents=split", "data.max_seq_len=32"))  # fmt: skip
+    held = texts(folder, "heldout")
+    assert "".join(held).count("a long document") == 10 and len(held) > 3, "one document, whole"
+    assert "".join(texts(folder)).count("<|im_end|>") == 19
+
+
+def test_equal_documents_are_all_held_out_and_leave_nothing_to_train(tmp_path: Path) -> None:
     line = next(f"same {n}" for n in range(99) if content_hash(f"same {n}<|im_end|>") < 2**63)
-    with pytest.raises(DataError, match="held out no document"):
+    with pytest.raises(DataError, match="50 heldout, 50 read"):
         prepare(text_config(tmp_path, [line] * 50, "data.heldout_share=0.5", "data.max_heldout_documents=3"))
 
 
