@@ -172,8 +172,8 @@ def _numbered_chunks(config: RunConfig, parts: List[Part]) -> Iterator[Tuple[int
 
 
 def _give_back(heldout: SetWriter, train: SetWriter, limit: int, built: _Built) -> None:
-    """Keep the held-out documents with the smallest hashes, train the others. Equal documents, and the pieces of a split
-    one, stay together: those of the smallest hash are kept also where they alone are more than ``limit``."""
+    """Keep the held-out documents with the smallest hashes, train the others. Equal documents stay together, and so do
+    the pieces of a split one: those of the smallest hash are kept also where they alone are more than ``limit``."""
     hashes = np.sort(heldout.column("hashes"))
     over = hashes[limit:][hashes[limit:] > hashes[0]] if len(hashes) > limit else hashes[:0]
     if not len(over):
