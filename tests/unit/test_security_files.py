@@ -99,7 +99,9 @@ def test_logs_and_records_do_not_follow_links(tmp_path: Path, target: Path) -> N
     for link in (run.metrics, run.log_file(1, 0)):
         link.symlink_to(target / "file")
     lines = JsonLines(run.metrics)
-    assert not lines.append({"step": 1}) and lines.lost == 1
+    assert not lines.append({"step": 1})
+    lines.close()
+    assert lines.lost == 1
     with pytest.raises(OSError):
         redirect_output(run, 1, 0)
     assert untouched(target)
