@@ -1,0 +1,96 @@
+"""A rank's memory does not grow with the steps it takes, nor with the lengths of rows that it sees."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, List
+
+from ftdist.config import Device, RunConfig, load_config
+from ftdist.launch.plan import ranks_env
+from ftdist.rundir import RunDir
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+
+MIB = 2**20
+EARLY, LATE = 20, 60
+"""Steps; all that a run does at intervals has been done before the first of them."""
+
+
+class HeapInfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
+                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]  # fmt: skip
+
+
+def bytes_in_use() -> int:
+    """What this process has allocated and not freed: tensors, what C++ holds for autograd, Python's larger objects.
+    Resident memory would also count what malloc keeps for later."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = HeapInfo
+    info = libc.mallinfo2()
+    return int(info.uordblks + info.hblkhd)
+
+
+def _in_use_by_step(run_dir: Path) -> List[int]:
+    """A whole run, with evaluations, answers and checkpoints; bytes in use after steps EARLY and LATE."""
+    import gc
+
+    from ftdist.train import loop, main
+    from ftdist.train import ranks as rank_setup
+    from ftdist.train.preempt import Preemption
+
+    run, found, train_step = RunDir(run_dir), [], loop.train_step
+    config = load_config(run.config)
+    ranks = rank_setup.read_ranks(config)
+    rank_setup.quiet_libraries()
+    rank_setup.start_process_group(config, ranks)
+    training = main.assemble(config, run, ranks, Preemption(run, ranks.rank))
+
+    def watched_step(training: Any, index: int) -> Any:
+        result = train_step(training, index)
+        if index + 1 in (EARLY, LATE):
+            training.saver.join()
+            gc.collect()
+            found.append(bytes_in_use())
+        return result
+
+    loop.train_step = watched_step
+    loop.train(training)
+    return found
+
+
+def test_steps_leave_no_memory_behind(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(tmp_path, f"train.max_steps={LATE}", "train.eval_every=9", "train.checkpoint_every=9",
+                         "train.export=false", "optim.lr=1e-3")  # fmt: skip
+    for early, late in run_ranks(_in_use_by_step, 2, freeze_tiny(config, tmp_path / "run", 2).path):
+        assert late - early < MIB
+
+
+MANY_LENGTHS = """
+import torch
+from tests.ranks.test_memory import bytes_in_use
+
+torch.set_num_threads(1)
+linear = torch.nn.Linear(64, 128, bias=False, dtype=torch.bfloat16)
+for rows in range(100, 500):
+    if rows in (200, 499):
+        print(bytes_in_use())
+    linear(torch.randn(1, rows, 64, dtype=torch.bfloat16, requires_grad=True)).sum().backward()
+"""
+
+
+def test_kernels_of_lengths_that_have_passed_are_not_kept() -> None:
+    """In bf16, which CPUs before AVX-512 do without oneDNN, and so without such kernels."""
+    config = RunConfig()
+    config.launch.device = Device.cpu
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_LENGTHS], env={**os.environ, **ranks_env(config), "PYTHONPATH": root},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    early, late = map(int, done.stdout.split())
+    assert late - early < 30 * MIB
