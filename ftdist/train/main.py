@@ -21,7 +21,7 @@ from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.rundir import STOPPED, RunDir
+from ftdist.rundir import PINNED, STOPPED, RunDir
 from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, rewind
@@ -132,7 +132,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         )
         set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, model, settings)
-    one_document = not config.data.packing and config.batch.micro_batch_size == 1
+    one_document = never_two_documents(config)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
     moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
     _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
@@ -151,6 +151,11 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, done=done or Done(),
     )  # fmt: skip
+
+
+def never_two_documents(config: RunConfig) -> bool:
+    """Whether the model sees one document at a time."""
+    return not config.data.packing and config.batch.micro_batch_size == 1
 
 
 def _set_debug_modes(debug: DebugConfig) -> None:
@@ -184,7 +189,8 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks) -> Optional[Done]:
 def _check_disk(config: RunConfig, run: RunDir, engine: Any, max_steps: int) -> None:
     """Room for all checkpoints that will lie there at a time, less those that do."""
     parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters() if p.requires_grad)
-    count = checkpoints_at_once(config, max_steps) - len(run.published_checkpoints())
+    not_pinned = [path for path in run.published_checkpoints() if not (path / PINNED).exists()]
+    count = checkpoints_at_once(config, max_steps) - len(not_pinned)
     require_space(run.path, parameters, max(count, 1))
 
 

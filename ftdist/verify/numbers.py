@@ -22,7 +22,7 @@ from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.loss import forward_logits
 from ftdist.rundir import RunDir
 from ftdist.train.loop import train, train_step
-from ftdist.train.main import assemble
+from ftdist.train.main import assemble, never_two_documents
 from ftdist.train.preempt import Preemption
 from ftdist.train.ranks import Ranks
 from ftdist.train.state import Training
@@ -78,6 +78,8 @@ def _against_the_reference(config: RunConfig, folder: Path, ranks: Ranks, report
 
 
 def _isolation(training: Training, report: Report) -> None:
+    if never_two_documents(training.config):
+        return report(not_run(ISOLATION, "data.packing=false and batch.micro_batch_size=1: one document at a time"))
     device, dtype = training.ranks.device, torch.float32
     proof = measure_isolation(training.engine, training.vocab_size, device)
     largest = max(proof.crossing, proof.alone)

@@ -9,7 +9,10 @@ from typing import Any, Dict, List
 
 import pytest
 
+from ftdist.rundir import RunDir
+from ftdist.zero.checkpoint import verify_checkpoint, write_checkpoint
 from tests.faults.canary import pickled, save_torch
+from tests.faults.folder import Alone, contents
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, tiny_config
 
@@ -28,7 +31,7 @@ def vouch_for(checkpoint: Path, name: str) -> None:
     """The manifest gets the size and hash that the file has now, and where it has one its own."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     content = (checkpoint / name).read_bytes()
-    manifest["files"][name] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if "sha256" in manifest:
         blank = json.dumps({**manifest, "sha256": ""}, indent=1)
         manifest["sha256"] = hashlib.sha256(blank.encode()).hexdigest()
@@ -102,3 +105,13 @@ def test_every_file_was_tried(found: Dict[str, List[str]]) -> None:
 @pytest.mark.parametrize("way", ["load", "export"])
 def test_a_pickle_in_a_checkpoint_never_runs(way: str, found: Dict[str, List[str]]) -> None:
     assert found[way] == []
+
+
+@pytest.mark.parametrize("name", ["hf/../../../passed", "/etc/hostname"])
+def test_a_manifest_names_only_its_own_files(name: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "run")
+    run.checkpoints.mkdir(parents=True)
+    write_checkpoint(run, contents(5), Alone())
+    (run.path / "passed").write_text("planted")
+    vouch_for(run.checkpoint(5), name)
+    assert name in str(verify_checkpoint(run.checkpoint(5)))

@@ -157,5 +157,5 @@ def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
     [checks] = run_ranks(_numbers, 1, bloom, tmp_path)
     assert checks[0].name == "packing isolation"
     assert checks[0].outcome == FAILED
-    assert "does not isolate packed documents" in checks[0].cause
+    assert "does not isolate documents" in checks[0].cause
     assert [check.outcome for check in checks[1:]] == ["not run"] * 8
