@@ -21,7 +21,7 @@ from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.rundir import PINNED, STOPPED, RunDir
+from ftdist.rundir import STOPPED, RunDir
 from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, rewind
@@ -38,7 +38,7 @@ from ftdist.zero.engine import build_engine, parameter_shape
 from ftdist.zero.export import export_checkpoint
 from ftdist.zero.saver import Saver, hf_files
 from ftdist.zero.settings import deepspeed_settings
-from ftdist.zero.space import checkpoints_at_once, require_space
+from ftdist.zero.space import checkpoints_to_come, require_space
 
 LAST_SAVE_S = 30.0
 
@@ -189,9 +189,7 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks) -> Optional[Done]:
 def _check_disk(config: RunConfig, run: RunDir, engine: Any, max_steps: int) -> None:
     """Room for all checkpoints that will lie there at a time, less those that do."""
     parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters() if p.requires_grad)
-    not_pinned = [path for path in run.published_checkpoints() if not (path / PINNED).exists()]
-    count = checkpoints_at_once(config, max_steps) - len(not_pinned)
-    require_space(run.path, parameters, max(count, 1))
+    require_space(run.path, parameters, checkpoints_to_come(config, run, max_steps))
 
 
 if __name__ == "__main__":
