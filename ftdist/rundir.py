@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import math
+import re
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -12,6 +14,7 @@ from ftdist.nearest import near_paths
 from ftdist.rests import beside
 
 CHECKPOINT_PREFIX = "step-"
+CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
 MANIFEST = "manifest.json"
 PINNED = "pinned"
 """A file of this name in a checkpoint's folder (``touch`` it) keeps the checkpoint for good."""
@@ -84,11 +87,19 @@ class RunDir:
         """Checkpoints that were published (renamed into place with a manifest), oldest first.
 
         Raises:
+            CheckpointError: one is a link.
+        """
+        return [path for path in self.checkpoint_folders() if (path / MANIFEST).is_file()]
+
+    def checkpoint_folders(self) -> List[Path]:
+        """Whatever has the name of a checkpoint, oldest first: also one that has lost its manifest, no user's copy.
+
+        Raises:
             CheckpointError: one is a link. What is loaded lies in the run directory itself.
         """
         if not self.checkpoints.is_dir():
             return []
-        found = [p for p in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}[0-9]*") if (p / MANIFEST).is_file()]
+        found = [p for p in self.checkpoints.iterdir() if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir()]
         for link in (p for p in found if p.is_symlink()):
             raise CheckpointError(f"{link} is a link to {link.resolve()}", "a folder in the run directory",
                                   "move the checkpoint there (all of checkpoints/ may be a link)")  # fmt: skip
@@ -122,7 +133,7 @@ class RunDir:
                 loss = read_manifest(path)["eval_loss"]
             except CheckpointError:  # damaged: found out when it is loaded
                 continue
-            if loss is not None:
+            if loss is not None and math.isfinite(loss):
                 scored.append((loss, -checkpoint_step(path), path))
         return min(scored)[2] if scored else None
 

@@ -84,10 +84,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
     wanted = (config.launch.nproc_per_node or max(1, len(visible_gpus()))) * config.launch.nnodes
     plan_batch(config.batch, wanted, config.data.max_seq_len)
     notes = _fit_ranks(config, wanted)
-    if config.model.hub:  # it may not be to be had here: then its class is looked at
-        ready.convert_model(config)
-    else:
-        ready.make_model_ready(config)
+    ready.convert_model(config)
     with tempfile.TemporaryDirectory(prefix="ftdist-verify-") as scratch:
         run = RunDir(scratch)
         run.logs.mkdir()

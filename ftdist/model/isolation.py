@@ -97,10 +97,10 @@ def prove_isolation(
     allowed = ROUNDING[dtype] if _has_experts(architecture) else 0.0
     if not measured.looking_ahead <= allowed:
         raise ConfigError(
-            f"{architecture.model_type} reads ahead: changing a token moved logits before it by "
-            f"{measured.looking_ahead:.3g}",
+            f"{architecture.model_type} reads ahead with model.attention={backend}: changing a token moved logits "
+            f"before it by {measured.looking_ahead:.3g}",
             "a model in which a token sees only what came before it",
-            "a decoder-only model",
+            "a decoder-only model whose attention transformers can exchange (llama, qwen3, gpt2 …)",
         )
     if not measured.crossing <= allowed or not measured.alone <= ROUNDING[dtype]:
         raise ConfigError(

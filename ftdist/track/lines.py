@@ -7,7 +7,6 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Optional
 
-from ftdist.rests import beside
 from ftdist.rundir import parse_line
 from ftdist.rundir import read_records as read_records
 
@@ -29,18 +28,20 @@ def to_json(value: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
-def keep_records(path: Path, wanted: Callable[[Record], bool]) -> None:
-    """Rewrite a file with the wanted records only, in one step. Lines that stay, stay byte for byte."""
-    if not path.is_file():
+def cut_records(path: Path, kept: Callable[[Record], bool]) -> None:
+    """Cut a file off before its first record that is not kept, and a last line without its end. It is cut where it
+    lies, which a full disk does not prevent."""
+    if path.is_symlink() or not path.is_file():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if (record := parse_line(line)) is not None and wanted(record)]
-    temporary = beside(path)
-    with temporary.open("xb") as file:
-        file.writelines(kept)
-        file.flush()
+    with path.open("r+b") as file:
+        end = 0
+        for line in file:
+            record = parse_line(line)
+            if not line.endswith(b"\n") or (record is not None and not kept(record)):
+                break
+            end += len(line)
+        file.truncate(end)
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 class JsonLines:
@@ -65,6 +66,11 @@ class JsonLines:
             self.lost += 1
         self._waiting.append(line)
         return self._write_waiting()
+
+    def cut(self, kept: Callable[[Record], bool]) -> None:
+        """Forget the records that are not kept (``cut_records``), also those that wait."""
+        self._waiting = deque(line for line in self._waiting if kept(json.loads(line)))
+        cut_records(self._path, kept)
 
     def close(self) -> None:
         if not self._write_waiting():

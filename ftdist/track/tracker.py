@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ftdist.config import RunConfig, Wandb
 from ftdist.rundir import RunDir
-from ftdist.track.lines import JsonLines, keep_records, read_records
+from ftdist.track.lines import JsonLines, cut_records, read_records
 from ftdist.track.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ class Tracker:
         the steps that are done again only from where the run had come to."""
         if self._active:
             for file in (self._metrics, self._samples):
-                file.close()  # opened again, the file that replaces it
-            rewind(self._run, step, evaluated)
+                file.cut(_until(step, evaluated))
 
     def finish(self, exit_code: int) -> None:
         """Close the record. Call it before the process ends, by ``os._exit`` too; waits for W&B, but not for ever."""
@@ -85,10 +84,15 @@ class Tracker:
 def rewind(run: RunDir, step: int, evaluated: bool = True) -> None:
     """Forget what was recorded after ``step``: a run that resumes there does those steps again. ``evaluated`` is false
     where it will also evaluate at ``step``, which an attempt may have done that saved nothing after it."""
-
-    def is_kept(record: Dict[str, Any]) -> bool:
-        at = record.get("step", 0)
-        return at < step or (at == step and (evaluated or "train/loss" in record))
-
     for path in (run.metrics, run.samples):
-        keep_records(path, is_kept)
+        cut_records(path, _until(step, evaluated))
+
+
+def _until(step: int, evaluated: bool) -> Callable[[Dict[str, Any]], bool]:
+    """Which records a run that stands at ``step`` keeps."""
+
+    def kept(record: Dict[str, Any]) -> bool:
+        at = record.get("step", 0)
+        return bool(at < step or (at == step and (evaluated or "train/loss" in record)))
+
+    return kept

@@ -38,7 +38,7 @@ from ftdist.zero.engine import build_engine, parameter_shape
 from ftdist.zero.export import export_checkpoint
 from ftdist.zero.saver import Saver, hf_files
 from ftdist.zero.settings import deepspeed_settings
-from ftdist.zero.space import checkpoints_at_once, require_space
+from ftdist.zero.space import checkpoints_to_come, require_space
 
 LAST_SAVE_S = 30.0
 
@@ -132,7 +132,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         )
         set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, model, settings)
-    one_document = not config.data.packing and config.batch.micro_batch_size == 1
+    one_document = never_two_documents(config)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
     moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
     _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
@@ -151,6 +151,11 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, done=done or Done(),
     )  # fmt: skip
+
+
+def never_two_documents(config: RunConfig) -> bool:
+    """Whether the model sees one document at a time."""
+    return not config.data.packing and config.batch.micro_batch_size == 1
 
 
 def _set_debug_modes(debug: DebugConfig) -> None:
@@ -184,8 +189,7 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks) -> Optional[Done]:
 def _check_disk(config: RunConfig, run: RunDir, engine: Any, max_steps: int) -> None:
     """Room for all checkpoints that will lie there at a time, less those that do."""
     parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters() if p.requires_grad)
-    count = checkpoints_at_once(config, max_steps) - len(run.published_checkpoints())
-    require_space(run.path, parameters, max(count, 1))
+    require_space(run.path, parameters, checkpoints_to_come(config, run, max_steps))
 
 
 if __name__ == "__main__":

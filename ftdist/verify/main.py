@@ -12,6 +12,9 @@ from ftdist.config import RunConfig, dump_config, load_config
 from ftdist.data.order import permutation, row_ids, train_rows
 from ftdist.data.prepare import prepare
 from ftdist.errors import EXIT_DONE, ConfigError, DataError, FtdistError
+from ftdist.model.check import check_model
+from ftdist.model.facts import check_fit
+from ftdist.model.load import model_config
 from ftdist.rundir import RunDir
 from ftdist.train import ranks as rank_setup
 from ftdist.train.ranks import Ranks
@@ -19,7 +22,7 @@ from ftdist.verify import checks, tokens
 from ftdist.verify.numbers import NUMBERS, number_checks
 from ftdist.verify.trial import Trial, make_trial, use_generated_chats
 
-ORDER = "data order"
+MODEL, ORDER = "the model can be trained", "data order"
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -75,6 +78,9 @@ def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick:
 
 def before_ranks(config: RunConfig, folder: Path, wanted_ranks: int, ranks: int, quick: bool) -> Optional[RunConfig]:
     """Checks of data. Returns what the ranks are to run; None where there is nothing to run."""
+    checks.append(folder, model := _check_model(config))
+    if model.outcome == checks.FAILED:
+        return None
     trial = make_trial(config, folder, wanted_ranks, ranks, quick)
     rows = _check_data(trial, folder, quick)
     try:
@@ -85,6 +91,21 @@ def before_ranks(config: RunConfig, folder: Path, wanted_ranks: int, ranks: int,
     checks.append(folder, _order(config, rows or _rows(prepared), wanted_ranks))
     (folder / checks.NOTES).write_text(json.dumps(trial.notes), encoding="utf-8")
     return trial.steps
+
+
+def _check_model(config: RunConfig) -> checks.Check:
+    """What a run does before it is frozen."""
+    try:
+        if config.model.hub:
+            model_config(config)
+    except ConfigError as error:  # the hub cannot be reached from here
+        return checks.not_run(MODEL, error.found)
+    try:
+        facts = check_model(config)
+        check_fit(config, facts)
+    except ConfigError as error:
+        return checks.failed(MODEL, " ".join(str(error).split()))
+    return checks.passed(MODEL, f"{facts.model_type}, {facts.parameters:,} parameters")
 
 
 def _rows(folder: Path) -> int:

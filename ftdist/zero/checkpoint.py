@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from ftdist.errors import CheckpointError
-from ftdist.rundir import MANIFEST, PINNED, RunDir, manifest_text, read_manifest
+from ftdist.rundir import MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest
 from ftdist.zero import durable
 from ftdist.zero.space import gib
 from ftdist.zero.tensors import encode
@@ -97,7 +97,7 @@ def save_checkpoint(run: RunDir, contents: Contents, together: Together, keep: i
     problem = write_checkpoint(run, contents, together)
     if not problem and together.rank == 0:
         try:
-            prune(run, keep)
+            prune(run, contents.step, keep)
         except OSError as error:
             return "", f"older checkpoints could not be deleted: {_described(error)}"
     return problem, ""
@@ -175,10 +175,11 @@ def tidy(run: RunDir) -> None:
         durable.remove_folder(rest)
 
 
-def prune(run: RunDir, keep: int) -> None:
-    """Rank 0, after a checkpoint was published: delete all but the newest ``keep``, the best by held-out loss and the
-    pinned ones."""
-    published, best = run.published_checkpoints(), run.best_checkpoint()
+def prune(run: RunDir, step: int, keep: int) -> None:
+    """Rank 0, after the checkpoint of ``step`` was published: of those up to it delete all but the newest ``keep``, the
+    best by held-out loss and the pinned ones. A later one was found bad and could not be set aside: it counts for
+    nothing."""
+    published, best = [p for p in run.published_checkpoints() if checkpoint_step(p) <= step], run.best_checkpoint()
     doomed = [path for path in published[:-keep] if path != best and not (path / PINNED).exists()]
     for folder in doomed:
         # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.
@@ -198,6 +199,8 @@ def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optio
         return f"{MANIFEST} lacks {error}"
     if format_ != FORMAT:
         return f"it has format {format_}, this version of ftdist reads {FORMAT}"
+    if outside := next((name for name in files if Path(name).is_absolute() or ".." in Path(name).parts), None):
+        return f"{MANIFEST} lists {outside}, which is not in the checkpoint"
     needed = {STATE, *(rank_file(number) for number in range(manifest["world_size"]))}
     if not needed <= files.keys():
         return f"{MANIFEST} does not list {min(needed - files.keys())}"
@@ -222,18 +225,20 @@ def _verify_file(path: Path, expected: Dict[str, Any]) -> Optional[str]:
 
 
 def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) -> Optional[Path]:
-    """The newest checkpoint of which every file is as it was written; None where there is none at all. Bad ones are
-    named and set aside, so that the run comes to their steps again. Every rank calls it.
+    """The newest checkpoint of which every file is as it was written; None where there has been none at all. Bad ones
+    are named and set aside, so that the run comes to their steps again. Every rank calls it.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is good.
+        CheckpointError: there are checkpoints, or bad ones that were set aside, and none is good: a run that had come
+            so far must not begin again by itself.
     """
     first = together.rank == 0
     found, problem = together.attempt(lambda: _names(run) if first else None)
     if problem:
         raise CheckpointError(f"cannot look for checkpoints in {run.checkpoints}: {problem}")
+    names, set_aside = found[0]
     worst = ""
-    for name in reversed(found[0]):
+    for name in reversed(names):
         folder = run.checkpoints / name
         verdicts = together.gather(verify_checkpoint(folder, together.rank, together.world_size))
         bad = next((text for text in verdicts if text), None)
@@ -242,17 +247,21 @@ def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) ->
         worst = worst or f"{name}: {bad}"
         if first:
             note(f"checkpoint {name}: {bad}: {_set_aside(folder)}, falling back to an older one")
-    if worst:
+    if worst or set_aside:
+        worst = worst or f"{set_aside[-1]} was set aside, and there is no other"
         raise CheckpointError(f"no checkpoint of {run.path} can be trusted: {worst}",
-                              "one whose files are as they were written", "start a new run")  # fmt: skip
+                              "one whose files are as they were written",
+                              f"start a new run, or begin this one again: rm -r {run.checkpoints}")  # fmt: skip
     return None
 
 
-def _names(run: RunDir) -> List[str]:
+def _names(run: RunDir) -> Tuple[List[str], List[str]]:
+    """Names of the checkpoints, oldest first, also of one that has lost its manifest; and of those set aside."""
     if run.checkpoints.is_dir():
         with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
             tidy(run)
-    return [path.name for path in run.published_checkpoints()]
+    set_aside = sorted(path.name for path in run.checkpoints.glob(f"{BAD}*"))
+    return [path.name for path in run.checkpoint_folders()], set_aside
 
 
 def _set_aside(folder: Path) -> str:

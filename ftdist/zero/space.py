@@ -8,6 +8,7 @@ import psutil
 
 from ftdist.config import RunConfig
 from ftdist.errors import ConfigError
+from ftdist.rundir import PINNED, RunDir
 
 BYTES_PER_PARAMETER = 12  # fp32 master and two moments; 16-bit weights follow from the masters
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,6 +31,12 @@ def checkpoints_at_once(config: RunConfig, max_steps: Optional[int]) -> int:
     has_best = bool(config.data.heldout) or config.data.heldout_share > 0
     saves = -(-max_steps // every) if max_steps else kept + has_best + 1
     return min(saves, kept + has_best + 1)
+
+
+def checkpoints_to_come(config: RunConfig, run: RunDir, max_steps: int) -> int:
+    """Of those, how many have no place yet: the ones that lie there make room, unless they are pinned."""
+    make_room = [path for path in run.published_checkpoints() if not (path / PINNED).exists()]
+    return max(1, checkpoints_at_once(config, max_steps) - len(make_room))
 
 
 def require_space(folder: Path, parameters: int, count: int) -> None:

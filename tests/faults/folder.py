@@ -1,6 +1,7 @@
 """Checkpoints without an engine, for the tests of what becomes of them: their tensors are a few numbers."""
 
 import hashlib
+import random
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -58,3 +59,11 @@ def contained(run: RunDir) -> List[Tuple[int, float]]:
 def hashes(folder: Path) -> Dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def flip_one_bit(path: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    draw, data = random.Random(seed), bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)

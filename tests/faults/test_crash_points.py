@@ -107,7 +107,7 @@ def test_pruning_stopped_at_every_operation(
     template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(template, contents(15), Alone())
-    operations, states = every_crash(template, lambda run: prune(run, keep=1), lose_power, monkeypatch)
+    operations, states = every_crash(template, lambda run: prune(run, 15, keep=1), lose_power, monkeypatch)
     assert len(operations) > 10
     allowed = [[(5, 0), (10, 0), (15, 0)], [(10, 0), (15, 0)], [(15, 0)]]
     assert [state for state in states if state not in allowed] == []

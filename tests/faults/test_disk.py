@@ -11,9 +11,9 @@ import pytest
 
 from ftdist.rundir import PINNED, RunDir
 from ftdist.zero import durable
-from ftdist.zero.checkpoint import find_newest, prune, save_checkpoint, write_checkpoint
+from ftdist.zero.checkpoint import find_newest, prune, save_checkpoint, verify_checkpoint, write_checkpoint
 from tests.faults.disk import Disk
-from tests.faults.folder import Alone, contained, contents, hashes
+from tests.faults.folder import Alone, contained, contents, flip_one_bit, hashes
 from tests.faults.table import fault
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -172,14 +172,32 @@ def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> Non
         write_checkpoint(run, contents(step, eval_loss=loss), Alone())
     for step in (1, 4):
         (run.checkpoint(step) / PINNED).touch()
-    prune(run, keep=2)
+    prune(run, 7, keep=2)
     assert [step for step, _ in contained(run)] == [1, 2, 4, 6, 7]
     assert not rests(run)
-    prune(run, keep=100)
+    prune(run, 7, keep=100)
     assert len(contained(run)) == 5
     (run.checkpoint(4) / PINNED).unlink()
-    prune(run, keep=1)
+    prune(run, 7, keep=1)
     assert [step for step, _ in contained(run)] == [1, 2, 7]
+
+
+@fault("pruning", "a checkpoint that was found bad could not be set aside", "a bit is flipped in the newest one; EROFS",
+       "it counts for nothing: the one that is then saved stays, until that step is saved again")  # fmt: skip
+def test_a_bad_checkpoint_that_stays_costs_no_good_one(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(run, contents(10), Alone())
+    flip_one_bit(run.checkpoint(10) / "state.json")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(durable, "os", Disk(run.path, tmp_path / "scratch", failing=range(100), error=errno.EROFS))
+    notes: List[str] = []
+    assert find_newest(run, Alone(), notes.append) == run.checkpoint(5) and "cannot be set aside" in notes[0]
+    monkeypatch.undo()
+    assert save_checkpoint(run, contents(6), Alone(), keep=1) == ("", "")
+    assert verify_checkpoint(run.checkpoint(6)) is None and not run.checkpoint(5).exists()
+    assert save_checkpoint(run, contents(10), Alone(), keep=1) == ("", "")
+    assert contained(run) == [(10, 0)]
 
 
 @fault("pruning", "the machine goes between the new checkpoint and the deletion of the old one",

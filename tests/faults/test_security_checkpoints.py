@@ -9,7 +9,11 @@ from typing import Any, Dict, List
 
 import pytest
 
+from ftdist.rundir import RunDir
+from ftdist.zero.checkpoint import verify_checkpoint, write_checkpoint
 from tests.faults.canary import pickled, save_torch
+from tests.faults.folder import Alone, contents
+from tests.faults.table import fault
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, tiny_config
 
@@ -28,7 +32,7 @@ def vouch_for(checkpoint: Path, name: str) -> None:
     """The manifest gets the size and hash that the file has now, and where it has one its own."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     content = (checkpoint / name).read_bytes()
-    manifest["files"][name] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if "sha256" in manifest:
         blank = json.dumps({**manifest, "sha256": ""}, indent=1)
         manifest["sha256"] = hashlib.sha256(blank.encode()).hexdigest()
@@ -94,11 +98,31 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
     return result
 
 
+@fault(
+    "security",
+    "a checkpoint from somebody else",
+    "a pickle in the place of each of its files, with a manifest that says so",
+    "each was tried",
+)
 def test_every_file_was_tried(found: Dict[str, List[str]]) -> None:
     assert {"manifest.json", "state.json", "hf/config.json"} <= set(found["tried"])
     assert len(found["tried"]) > 6
 
 
+@fault("security", "the same", "loading and exporting", "nothing of it runs")
 @pytest.mark.parametrize("way", ["load", "export"])
 def test_a_pickle_in_a_checkpoint_never_runs(way: str, found: Dict[str, List[str]]) -> None:
     assert found[way] == []
+
+
+@fault(
+    "security", "the same", "a manifest that lists ../ or an absolute path", "refused before anything is read or copied"
+)
+@pytest.mark.parametrize("name", ["hf/../../../passed", "/etc/hostname"])
+def test_a_manifest_names_only_its_own_files(name: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "run")
+    run.checkpoints.mkdir(parents=True)
+    write_checkpoint(run, contents(5), Alone())
+    (run.path / "passed").write_text("planted")
+    vouch_for(run.checkpoint(5), name)
+    assert name in str(verify_checkpoint(run.checkpoint(5)))

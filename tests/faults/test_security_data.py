@@ -15,6 +15,7 @@ from ftdist.config import SourceConfig, load_config, parse_config
 from ftdist.data.cache import data_folder
 from ftdist.errors import ConfigError, DataError
 from tests.faults.canary import pickled, source
+from tests.faults.table import fault
 from tests.tiny import tiny_config
 
 GOOD = {"text": "words to learn"}
@@ -117,6 +118,12 @@ REFUSED: dict[Callable[[Path, Path], SourceConfig], str] = {
 INERT = (pickled_type_in_arrow, pickled_type_in_parquet, saved_with_scripts)
 
 
+@fault(
+    "security",
+    "data from somebody else",
+    "loading scripts and pickles, under their own names and others'",
+    "refused, by name; nothing runs",
+)
 @pytest.mark.parametrize("plant", REFUSED, ids=lambda plant: plant.__name__)
 def test_malicious_data_is_refused(plant: Any, tmp_path: Path) -> None:
     from ftdist.data.prepare import prepare
@@ -129,6 +136,9 @@ def test_malicious_data_is_refused(plant: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+@fault(
+    "security", "the same", "pickled Arrow types, scripts beside a saved data set", "the records are read; nothing runs"
+)
 @pytest.mark.parametrize("plant", INERT, ids=lambda plant: plant.__name__)
 def test_what_data_does_not_need_is_inert(plant: Any, tmp_path: Path) -> None:
     from ftdist.data.sources import read_source
@@ -138,6 +148,12 @@ def test_what_data_does_not_need_is_inert(plant: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+@fault(
+    "security",
+    "Python files in the current folder",
+    "torch.py, yaml.py, sitecustomize.py …",
+    "not imported while data is prepared",
+)
 def test_modules_in_the_current_folder_are_not_ours(tmp_path: Path) -> None:
     """Where a model or a data set was unpacked, ``python -m`` would find them first."""
     for name in ("torch", "datasets", "transformers", "pyarrow", "yaml", "ftdist", "sitecustomize"):
@@ -169,6 +185,12 @@ METAS = {
 }
 
 
+@fault(
+    "security",
+    "prepared data that was planted in the cache",
+    "a meta.json that is a pickle, or has wrong types",
+    "refused; it is prepared again",
+)
 @pytest.mark.parametrize("content", METAS.values(), ids=METAS)
 def test_a_planted_cache_entry_is_refused(content: Any, tmp_path: Path) -> None:
     from ftdist.data.loader import open_set
@@ -180,6 +202,7 @@ def test_a_planted_cache_entry_is_refused(content: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+@fault("security", "the same", "each array is a pickle, or empty", "refused")
 @pytest.mark.parametrize("name", ["tokens.i32", "trained.u8", "offsets.i64", "row_docs.i64", "row_offsets.i64"])
 def test_planted_files_of_a_cache_entry_are_refused(name: str, tmp_path: Path) -> None:
     from ftdist.data.loader import open_set
@@ -194,6 +217,7 @@ def test_planted_files_of_a_cache_entry_are_refused(name: str, tmp_path: Path) -
     assert not (tmp_path / "canary").exists()
 
 
+@fault("security", "the same", "hashes.json is something else", "the files are hashed again")
 @pytest.mark.parametrize("content", [b"[]", b'{"a": 1}', pickle.dumps(1), b'{"%s": {"stamp": 1}}'], ids=repr)
 def test_planted_hashes_are_only_not_remembered(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
@@ -225,6 +249,12 @@ RUN_YAML = {
 }
 
 
+@fault(
+    "security",
+    "a run.yaml from somebody else",
+    "YAML tags, _target_, interpolations plain and escaped, wrong types",
+    "refused, with the file's name; nothing runs",
+)
 @pytest.mark.parametrize("text", RUN_YAML.values(), ids=RUN_YAML)
 def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(source(tmp_path / "canary"))
@@ -234,6 +264,7 @@ def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+@fault("security", "the same", "_target_ where keys are free", "a value like any other")
 def test_targets_where_any_key_may_stand_are_values(tmp_path: Path) -> None:
     target = f"{{_target_: os.system, command: touch {tmp_path / 'canary'}}}"
     config = parse_config(f"model: {{config: {target}}}\nzero: {{deepspeed: {target}}}", "here")
@@ -251,6 +282,12 @@ HYDRA = {
 }
 
 
+@fault(
+    "security",
+    "an experiment file from somebody else",
+    "callbacks, launchers and sweepers of its own",
+    "refused where Hydra would make them; nothing runs",
+)
 @pytest.mark.parametrize("section", HYDRA.values(), ids=HYDRA)
 @pytest.mark.parametrize("flags", [["-m", "seed=1,2"], ["seed=1"], ["--cfg", "job"], ["--info", "config"]], ids=repr)
 def test_an_experiment_from_somebody_else_runs_nothing(section: str, flags: list[str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ftdist.config import Attention, RunConfig
 from ftdist.errors import FtdistError
 from ftdist.locations import check_model_folder
 from tests.faults.canary import pickled, save_torch, source
+from tests.faults.table import fault
 from tests.tiny import save_tiny_model, tiny_config
 
 CONVERSATION = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -145,6 +146,12 @@ REFUSED: dict[Callable[[Path, Path], None], str] = {
 INERT = (own_code_of_a_known_type, tokenizer_of_another_repository, a_function_as_class, pickle_beside_weights)
 
 
+@fault(
+    "security",
+    "a model folder from somebody else",
+    "auto_map, pickles for weights, an adapter, a tokenizer elsewhere …",
+    "refused, by name; nothing runs",
+)
 @pytest.mark.parametrize("plant", REFUSED, ids=lambda plant: plant.__name__)
 def test_a_malicious_model_folder_is_refused(plant: Any, model: Path, tmp_path: Path) -> None:
     plant(model, tmp_path / "canary")
@@ -154,6 +161,7 @@ def test_a_malicious_model_folder_is_refused(plant: Any, model: Path, tmp_path: 
     assert not (tmp_path / "canary").exists()
 
 
+@fault("security", "the same", "pickles and code beside what is needed", "the model loads; nothing runs")
 @pytest.mark.parametrize("plant", INERT, ids=lambda plant: plant.__name__)
 def test_what_a_model_folder_does_not_need_is_inert(plant: Any, model: Path, tmp_path: Path) -> None:
     plant(model, tmp_path / "canary")
@@ -165,7 +173,7 @@ BREAKOUTS = [
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}",
     "{{ self.__init__.__globals__['__builtins__']['__import__']('os').system('touch CANARY') }}",
-    "{% set f = '%c'|format(95) %}{{ (''|attr(f~f~'class'~f~f))|attr(f~f~'mro'~f~f)|first|attr('x')|list|first.y }}",
+    "{% set f = '%c'|format(95) %}{{ (''|attr(f~f~'class'~f~f)|attr(f~f~'mro'~f~f)|last).y.z }}",
     "{{ ''[('__cla', 'ss__')|join].mro() }}",
     "{{ raise_exception.__globals__['os'].system('touch CANARY') }}",
     "{{ strftime_now.__globals__['os'].system('touch CANARY') }}",
@@ -175,6 +183,7 @@ BREAKOUTS = [
 ]
 
 
+@fault("security", "a chat template from somebody else", "ways out of Jinja's sandbox", "refused; nothing runs")
 @pytest.mark.parametrize("template", BREAKOUTS)
 def test_a_chat_template_stays_in_its_sandbox(template: str, model: Path, tmp_path: Path) -> None:
     from ftdist.data.tokenizer import load_tokenizer
@@ -185,6 +194,9 @@ def test_a_chat_template_stays_in_its_sandbox(template: str, model: Path, tmp_pa
     assert not (tmp_path / "canary").exists()
 
 
+@fault(
+    "security", "a model folder from somebody else, in ftdist chat", "auto_map, a pickle", "refused, without a question"
+)
 @pytest.mark.parametrize("plant", [own_code, own_tokenizer, pickle_for_weights], ids=lambda plant: plant.__name__)
 def test_chat_refuses_it_too_and_asks_nothing(plant: Any, model: Path, tmp_path: Path) -> None:
     from ftdist.train.chat import load
@@ -199,6 +211,12 @@ def gguf_of(content: bytes) -> Callable[[Path], bytes]:
     return lambda canary: content
 
 
+@fault(
+    "security",
+    "a GGUF file from somebody else",
+    "a pickle, endless counts, an empty file; code beside it",
+    "refused; nothing runs, nothing is cached",
+)
 @pytest.mark.parametrize(
     "content",
     [pickled, gguf_of(b"GGUF\x03\0\0\0" + b"\xff" * 16), gguf_of(b"GGUF\x03\0\0\0" + b"\0" * 16), gguf_of(b"")],
@@ -219,6 +237,7 @@ def test_a_malicious_gguf_file_is_refused(content: Callable[[Path], bytes], tmp_
     assert not canary.exists() and not list(tmp_path.glob("cache/*"))
 
 
+@fault("security", "model.config from somebody else", "_target_, auto_map", "nothing runs")
 def test_a_model_config_instantiates_nothing(tmp_path: Path) -> None:
     from ftdist.model.load import model_config
 
@@ -232,6 +251,7 @@ def test_a_model_config_instantiates_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
+@fault("security", "(the canary of these tests)", "each kind is run on purpose", "it is seen")
 def test_the_canary_sings_when_code_runs(tmp_path: Path) -> None:
     """Without this every test here would pass for nothing."""
     import torch

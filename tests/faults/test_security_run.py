@@ -17,6 +17,7 @@ from ftdist.errors import ConfigError
 from ftdist.launch import cli
 from ftdist.rundir import RunDir
 from tests.faults.canary import source
+from tests.faults.table import fault
 
 SECRETS = {
     name: f"c4n4ry{number}x0123456789abcdef0123456789abcdef"
@@ -105,6 +106,9 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Finished(home, RunDir(home / "runs" / "run"), request.param, seen)
 
 
+@fault(
+    "security", "secrets in the environment", "a whole run with W&B and an export", "in no file, output or command line"
+)
 def test_a_run_lets_no_secret_out(finished: Finished) -> None:
     assert list(finished.run.wandb.glob("offline-run-*/*.wandb")), "W&B must have been on"
     assert leaks(finished.home) == []
@@ -113,11 +117,13 @@ def test_a_run_lets_no_secret_out(finished: Finished) -> None:
     assert ranks and "c4n4ry" not in "\n".join(finished.seen.commands)
 
 
+@fault("security", "secrets in a git diff", "a token's value, a password", "provenance.json has the diff without them")
 def test_the_diff_is_kept_without_them(finished: Finished) -> None:
     diff = json.loads(finished.run.provenance.read_text())["git"]["diff"]
     assert "+lr = 2" in diff and "+use('***')" in diff and "+DB_PASSWORD = '***'" in diff
 
 
+@fault("security", "a strict umask", "077 and 027, over a whole run", "no file or folder is wider")
 def test_nothing_gets_more_rights_than_the_umask_gives(finished: Finished) -> None:
     made = [path for place in ("runs", "cache", "hf", "tmp") for path in (finished.home / place).rglob("*")]
     assert len(made) > 40 and any("checkpoints" in path.parts for path in made) and finished.run.export.is_dir()
@@ -125,6 +131,7 @@ def test_nothing_gets_more_rights_than_the_umask_gives(finished: Finished) -> No
     assert wide == []
 
 
+@fault("security", "an export", "umask 077; --out is a link", "no file is wider; a link is refused")
 def test_a_later_export_keeps_to_its_own_umask_and_follows_no_link(finished: Finished, tmp_path: Path) -> None:
     if finished.umask != 0o027:
         pytest.skip("once is enough")
@@ -153,6 +160,7 @@ sys.meta_path.insert(0, Raise())
 """
 
 
+@fault("security", "secrets in what a library raises", "on a rank", "*** in message, traceback and logs")
 def test_a_crash_lets_no_secret_out(tmp_path: Path) -> None:
     """A rank's library quotes secrets in what it raises."""
     (tmp_path / "site").mkdir()
@@ -176,6 +184,7 @@ KINDS = {
 }
 
 
+@fault("security", "secrets in the environment", "--dry-run: local, Slurm, nodes", "in no file, script or output")
 @pytest.mark.parametrize("words", KINDS.values(), ids=KINDS)
 def test_a_dry_run_lets_no_secret_out(words: List[str], tmp_path: Path) -> None:
     work(tmp_path)
@@ -201,6 +210,12 @@ TYPED = [
 ]
 
 
+@fault(
+    "security",
+    "a secret on the command line",
+    "in ten places, of a run and a sweep",
+    "refused, without repeating it; nothing is written",
+)
 @pytest.mark.parametrize("word", TYPED)
 @pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
 def test_a_secret_that_is_typed_is_refused(
@@ -216,6 +231,7 @@ def test_a_secret_that_is_typed_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@fault("security", "Python files in the current folder", "torch.py, numpy.py …", "not imported by ranks")
 def test_modules_of_the_current_folder_do_not_reach_the_ranks(finished: Finished, tmp_path: Path) -> None:
     """The same that holds for preparing: a rank's ``torch`` is the one that is installed."""
     if finished.umask != 0o027:

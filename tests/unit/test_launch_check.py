@@ -11,7 +11,8 @@ import pytest
 from ftdist.config import Device, RunConfig, SourceConfig, Wandb, dump_config
 from ftdist.errors import ConfigError, FtdistError
 from ftdist.launch import check, machine
-from ftdist.zero.space import checkpoints_at_once
+from ftdist.rundir import MANIFEST, PINNED, RunDir
+from ftdist.zero.space import checkpoints_at_once, checkpoints_to_come
 
 
 @pytest.fixture
@@ -195,6 +196,17 @@ def test_checkpoints_at_once_before_the_length_is_known(config: RunConfig) -> No
     config.train.keep_checkpoints = 4
     assert checkpoints_at_once(config, None) == 5
     assert [checkpoints_at_once(config, steps) for steps in (1, 5, 6, 1000)] == [1, 1, 2, 5]
+
+
+def test_pinned_checkpoints_make_no_room(config: RunConfig, tmp_path: Path) -> None:
+    config.train.checkpoint_every, run = 5, RunDir(tmp_path)
+    for step in (5, 10, 15):
+        run.checkpoint(step).mkdir(parents=True)
+        (run.checkpoint(step) / MANIFEST).touch()
+    assert checkpoints_at_once(config, 1000) == 3 and checkpoints_to_come(config, run, 1000) == 1
+    for step in (5, 10):
+        (run.checkpoint(step) / PINNED).touch()
+    assert checkpoints_to_come(config, run, 1000) == 2
 
 
 LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1)

@@ -272,6 +272,7 @@ def test_a_resume_on_other_ranks_is_written_down(here: Path) -> None:
             r"cannot be dealt to 5 ranks × 1 rows[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
         ),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2"], None),
+        (["batch.micro_batch_size=3", "launch.nproc_per_node=2", "launch.stall_timeout_s=900"], None),
         (["batch.micro_batch_size=4"], r"batch.micro_batch_size=3, or 3 ranks"),
         (["launch.nproc_per_node=24"], r"12 ranks"),
         (["optim.lr=1"], r"cannot change 'optim.lr=1'[\s\S]*launch.nproc_per_node, "),

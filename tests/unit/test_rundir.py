@@ -1,4 +1,5 @@
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_a_missing_step_names_those_there_are(tmp_path: Path) -> None:
     for name in ("7", "best", "newest"):
         with pytest.raises(ConfigError, match=r"last, best or a step of: 5, 10"):
             run.find_checkpoint(name)
+
+
+def test_the_best_is_a_number_and_no_copy_of_a_users(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    _publish(run, 5, float("nan"))
+    _publish(run, 10, 2.0)
+    shutil.copytree(run.checkpoint(10), run.checkpoints / "step-00000010.bak")
+    assert run.find_checkpoint("best") == run.checkpoint(10)
+    assert run.published_checkpoints() == [run.checkpoint(5), run.checkpoint(10)]
 
 
 def test_the_best_is_one_whose_manifest_can_be_trusted(tmp_path: Path) -> None:

@@ -127,6 +127,26 @@ def test_a_full_disk_costs_one_line_and_no_record(run: RunDir) -> None:
     assert len(notes) == 1 and "a record could not be written" in notes[0]
 
 
+def test_a_run_goes_back_while_the_disk_is_full(run: RunDir) -> None:
+    notes: list[str] = []
+    made = tracker(run, notes=notes)
+    for step in range(6):
+        made.log(step, {"train/loss": 1.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        made.log(6, {"train/loss": 1.0})
+        made.rewind(3, evaluated=True)
+        made.log(4, {"train/loss": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    made.log(5, {"train/loss": 2.0})
+    made.finish(0)
+    found = [(record["step"], record["train/loss"]) for record in run.read_metrics()]
+    assert found == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)]
+    assert len(notes) == 1 and [path.name for path in run.path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_lines_reports_what_it_lost(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "missing" / "folder" / "metrics.jsonl")
     assert not lines.append({"step": 1})

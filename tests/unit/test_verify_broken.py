@@ -106,6 +106,11 @@ def rows_far_too_short(folder: Path) -> Broken:
     return ["data.max_seq_len=64"], [chat("why?", "because " * 30)] * 20
 
 
+def rows_longer_than_the_positions(folder: Path) -> Broken:
+    gpt2 = ("model_type=gpt2", "vocab_size=320", "n_embd=32", "n_layer=2", "n_head=4", "n_positions=64")
+    return ["model.config=null", *(f"model.config.{field}" for field in gpt2)], CHATS
+
+
 BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     no_stop_token: ("stop token is trained", "the model will not learn to stop"),
     stop_token_outside_the_marks: ("stop token is trained", "inside its generation block"),
@@ -118,6 +123,7 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     another_models_tokenizer: ("ids fit the embedding", "another model's tokenizer"),
     another_generation_prompt: ("training prompt = chat prompt", "a chat program gives"),
     most_answers_empty: ("tokens are trained", "most of the source 'mine' is dropped"),
+    rows_longer_than_the_positions: ("the model can be trained", "each a row of a table"),
     rows_far_too_short: ("documents are whole", "are cut at data.max_seq_len=64"),
 }
 
@@ -133,7 +139,7 @@ def test_what_is_broken_is_named(broken: Callable[[Path], Broken], tmp_path: Pat
 
 def test_what_is_whole_passes(tmp_path: Path) -> None:
     found = look(tmp_path, [written(tmp_path, template())], CHATS)
-    assert len(found) == 9
+    assert len(found) == 10
     assert {check.outcome for check in found.values()} == {PASSED}, found
 
 
@@ -151,11 +157,11 @@ def _numbers(config: Any, folder: Path) -> List[Check]:
 
 
 def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
-    """Bloom takes no attention function from outside, and no mask is made for one: it sees the whole row."""
+    """Bloom takes no attention function from outside, and gets no mask: each token sees the whole row."""
     model = ("model_type=bloom", "vocab_size=259", "hidden_size=32", "n_layer=2", "n_head=4")
     bloom = tiny_config(tmp_path, "model.path=null", *(f"model.config.{field}" for field in model))
     [checks] = run_ranks(_numbers, 1, bloom, tmp_path)
     assert checks[0].name == "packing isolation"
     assert checks[0].outcome == FAILED
-    assert "bloom reads ahead" in checks[0].cause
+    assert "bloom reads ahead with model.attention=documents" in checks[0].cause
     assert [check.outcome for check in checks[1:]] == ["not run"] * 8
