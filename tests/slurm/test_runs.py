@@ -42,7 +42,12 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
 
 
 def wait_for_step(cluster: Cluster, run: RunDir, step: int) -> None:
-    cluster.wait(lambda: int(run.read_status().get("step", 0)) >= step, 240, f"step {step}")
+    def reached() -> bool:
+        status = run.read_status()
+        assert status.get("state") != "failed", status
+        return int(status.get("step", 0)) >= step
+
+    cluster.wait(reached, 240, f"step {step} of {run.path}")
 
 
 def processes_of(run: RunDir) -> List[psutil.Process]:
