@@ -57,15 +57,15 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_six_trials_two_at_a_time(tmp_path: Path) -> None:
-    """5 heads do not share 2 key heads: that trial fails and stops no other."""
-    words = ("model.config.num_key_value_heads=2", "model.config.num_attention_heads=2,4,5,8,16,32")
+    """16 heads do not share 3 key heads: that trial fails and stops no other."""
+    words = ("model.config.num_attention_heads=16", "model.config.num_key_value_heads=1,2,3,4,8,16")
     done = ftdist("train", *TINY, "-m", *words, cwd=tmp_path, timeout_s=LONG_S)
     sweep = sweep_in(tmp_path)
     assert done.code == 1 and states(sweep) == ["done", "done", "failed", "done", "done", "done"], done.text
     assert most_at_once(done) == 2 and objective(sweep.trials()[2].run) == float("inf")
     table = succeed("sweep", sweep.path).out.splitlines()[1:]
     losses = [float(line.split()[0]) for line in table[:5]]
-    assert losses == sorted(losses) and table[5].split()[:3] == ["-", "failed", "model.config.num_attention_heads=5"]
+    assert losses == sorted(losses) and table[5].split()[:3] == ["-", "failed", "model.config.num_key_value_heads=3"]
 
 
 def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:

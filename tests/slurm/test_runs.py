@@ -88,14 +88,19 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path, local:
     assert "Traceback" not in there.job_log(status["job_id"]).read_text()
 
 
+def through_deepspeed(tmp_path: Path) -> List[str]:
+    """DeepSpeed's launcher with its runner for Slurm, instead of a batch job."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node1 slots=2\nnode2 slots=2\n")
+    return ["launch=deepspeed", f"launch.deepspeed.hostfile={hosts}", "launch.deepspeed.runner=slurm",
+            "launch.deepspeed.options=[--partition=urgent]", f"launch.nodes.port={free_port()}"]  # fmt: skip
+
+
 def test_so_do_those_that_deepspeeds_launcher_starts(
     slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]
 ) -> None:
-    run, hosts = RunDir(tmp_path / "run"), tmp_path / "hosts"
-    hosts.write_text("node1 slots=2\nnode2 slots=2\n")
-    through = ("launch=deepspeed", f"launch.deepspeed.hostfile={hosts}", "launch.deepspeed.runner=slurm",
-               "launch.deepspeed.options=[--partition=urgent]", f"launch.nodes.port={free_port()}")  # fmt: skip
-    job = ftdist(slurm, "train", *RUN, *SHORT, *through, f"run_dir={run.path}")
+    run = RunDir(tmp_path / "run")
+    job = ftdist(slurm, "train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
     slurm.wait(lambda: job.poll() is not None or slurm.run("squeue", "-h"), 120, "the job")
     assert slurm.run("squeue", "-h", "-o", "%P %D %N").split() == ["urgent", "2", "node[1-2]"], finish(job)
     assert "step 12/12" in finish(job) and metrics(run) == local
@@ -244,3 +249,19 @@ def test_a_job_that_nobody_waits_for_is_under_the_verbs_control(slurm: Cluster, 
     assert " 1/5000  loss" in finish(follower)
     assert gone_within(run, 15)
     assert "rank-00003" not in finish(ftdist(slurm, "logs", "--rank", "3", str(run.path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ctrl-c", "kill"])
+def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    launcher = ftdist(slurm, "train", *RUN, *through_deepspeed(tmp_path), "train.max_steps=5000",
+                      "optim.schedule=constant", f"run_dir={run.path}")  # fmt: skip
+    wait_for_step(slurm, run, 5)
+    assert len(processes_of(run)) >= 4
+    launcher.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
+    assert gone_within(run, 15)
+    finish(launcher, 75 if how == "ctrl-c" else -signal.SIGKILL)
+    status = run.read_status()
+    assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
+    assert not slurm.run("squeue", "-h").strip()
