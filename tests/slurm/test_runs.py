@@ -93,7 +93,7 @@ def through_deepspeed(tmp_path: Path) -> List[str]:
     hosts = tmp_path / "hosts"
     hosts.write_text("node1 slots=2\nnode2 slots=2\n")
     return ["launch=deepspeed", f"launch.deepspeed.hostfile={hosts}", "launch.deepspeed.runner=slurm",
-            "launch.deepspeed.options=[--partition=urgent]", f"launch.nodes.port={free_port()}"]  # fmt: skip
+            "launch.deepspeed.options=['--partition=urgent']", f"launch.nodes.port={free_port()}"]  # fmt: skip
 
 
 def test_so_do_those_that_deepspeeds_launcher_starts(
