@@ -23,7 +23,6 @@ class LaunchKind(Enum):
 
 class Runner(Enum):
     pdsh = "pdsh"
-    openmpi = "openmpi"
     slurm = "slurm"
 
 
@@ -110,9 +109,9 @@ class DeepspeedConfig:
     """One line a machine, ``NAME slots=RANKS``: fills in ``launch.nodes.hosts``, nnodes and nproc_per_node. The other
     settings of ``launch.nodes`` hold here too."""
     runner: Runner = Runner.pdsh
-    """What DeepSpeed's launcher starts ranks with: ``pdsh`` (over ssh), ``openmpi`` or ``slurm`` (srun)."""
+    """What DeepSpeed's launcher starts ranks with: ``pdsh`` (over ssh) or ``slurm`` (srun)."""
     options: List[str] = field(default_factory=list)
-    """Further options of pdsh, mpirun or srun, one ``--name=value`` each."""
+    """Further options of srun, one ``--name=value`` each."""
 
 
 @dataclass
@@ -226,6 +225,9 @@ def check_launch(launch: LaunchConfig) -> None:
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")
     _check_options("launch.slurm.options", slurm.options, OWNED_OPTIONS)
     _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"))
+    if launch.deepspeed.options and launch.deepspeed.runner is not Runner.slurm:
+        raise ConfigError(f"launch.deepspeed.options with runner={launch.deepspeed.runner.name}", "options of srun",
+                          "launch.deepspeed.runner=slurm, or leave them out")  # fmt: skip
     _check_options("launch.slurm.srun_options", slurm.srun_options, ("nodes", "ntasks", "output", "error"))
     if (slurm.container is Container.none) != (slurm.container_image is None):
         raise ConfigError(

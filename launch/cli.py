@@ -37,7 +37,7 @@ VERBS: Dict[str, Verb] = {
     "verify": Verb("verify", "[OVERRIDE…]", "check a config here: data, isolation, loss, gradient, saving"),
     "resume": Verb("runs", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "go on from the newest checkpoint, on other ranks too"),
     "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
-    "sweep": Verb("sweeps", "DIR", "a table of a sweep's trials, best first"),
+    "sweep": Verb("sweeps", "SWEEP_DIR", "a table of a sweep's trials, best first"),
     "logs": Verb("control", "RUN_DIR", "what a run has printed; -f follows it"),
     "cancel": Verb("control", "RUN_DIR|SWEEP_DIR", "stop a run or sweep: save, then end; --now ends it at once"),
     "node": Verb("nodes", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),

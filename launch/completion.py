@@ -40,6 +40,9 @@ compdef _ftdist ftdist""",
 complete -c ftdist -f -a '(ftdist _complete (commandline -cp) 2>/dev/null)'""",
 }
 
+PLACES = {"RUN_DIR": ["run.yaml"], "SWEEP_DIR": ["sweep.json"], "RUN_DIR|SWEEP_DIR": ["run.yaml", "sweep.json"]}
+"""What the folders hold that are offered for an argument of this metavar."""
+
 
 def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -107,22 +110,22 @@ def _values(
     """
     if action.choices is not None:
         return [choice for choice in map(str, action.choices) if choice.startswith(word)]
-    if action.metavar == "RUN_DIR":
-        return run_dirs(word) or folders(word)
+    if action.metavar in PLACES:
+        return sorted(path for name in PLACES[action.metavar] for path in places(word, name)) or folders(word)
     if action.metavar == "CHECKPOINT":
         steps = [str(checkpoint_step(path)) for path in RunDir(given[0]).published_checkpoints()]
         return [name for name in ("last", "best", *steps) if name.startswith(word)]
     if action.metavar == "RUN_DIR|MODEL":
-        return sorted({*run_dirs(word), *folders(word)})
+        return sorted({*places(word, "run.yaml"), *folders(word)})
     if action.metavar == "DIR":
         return folders(word)
     return overrides(words, word, given, keys_only) if action.metavar == "OVERRIDE" else []
 
 
-def run_dirs(word: str) -> List[str]:
-    """Run directories here and one folder down, such as in ``runs``."""
-    found = [path for depth in ("*", "*/*") for path in _typed(word, f"{depth}/run.yaml")]
-    return sorted({path.removesuffix("/run.yaml") for path in found})
+def places(word: str, name: str) -> List[str]:
+    """Folders that hold a file of this name, here and one folder down, such as in ``runs``."""
+    found = [path for depth in ("*", "*/*") for path in _typed(word, f"{depth}/{name}")]
+    return sorted({path.removesuffix(f"/{name}") for path in found})
 
 
 def folders(word: str) -> List[str]:

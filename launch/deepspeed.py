@@ -1,6 +1,6 @@
 """Start the run through DeepSpeed's launcher, for clusters where that is the house rule.
 
-It starts the ranks of all machines of a hostfile with pdsh (over ssh), MPI or Slurm. Of the run it knows nothing: a
+It starts the ranks of all machines of a hostfile with pdsh (over ssh) or Slurm. Of the run it knows nothing: a
 stop is asked for in the run directory, which all machines see, and how it ended is read there.
 """
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Tuple
+from typing import List, Tuple
 
 import ftdist
 from ftdist.config import RunConfig
@@ -28,20 +28,16 @@ from .plan import LaunchPlan, ranks_env
 POLL_S = 0.2
 SCRIPT = Path(ftdist.__file__).parent / "train" / "from_deepspeed.py"
 SAID_BY_LAUNCHER = re.compile(r"^(?:\S+: )?\[\d{4}-\d\d-\d\d [^]]+\] \[[A-Z]+\] ")
-TOOLS = {
-    Runner.pdsh: ("pdsh", "pdsh"),
-    Runner.openmpi: ("mpirun", "openmpi-bin"),
-    Runner.slurm: ("srun", "slurm-client"),
-}
+TOOLS = {Runner.pdsh: ("pdsh", "pdsh"), Runner.slurm: ("srun", "slurm-client")}
 """What each runner calls, and the package that Debian has it in."""
 
 
 def plan_deepspeed(config: RunConfig, run: RunDir, attempt: int) -> LaunchPlan:
     """DeepSpeed's launcher for a resolved config. Pure."""
     launch, runner = config.launch, config.launch.deepspeed.runner
-    options = list(launch.deepspeed.options)
+    options: List[str] = []
     if runner is Runner.slurm:
-        options += [f"--nodes={launch.nnodes}", f"--ntasks-per-node={launch.nproc_per_node}",
+        options = [*launch.deepspeed.options, f"--nodes={launch.nnodes}", f"--ntasks-per-node={launch.nproc_per_node}",
                     f"--nodelist={','.join(launch.nodes.hosts)}", "--kill-on-bad-exit=1"]  # fmt: skip
     argv = [
         sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile(run)), "--force_multi",

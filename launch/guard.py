@@ -70,8 +70,8 @@ def members(group: int) -> List[psutil.Process]:
 
 
 def end_group(group: int) -> None:
-    """End a group of processes and what they have started elsewhere. srun and mpirun pass a second SIGINT on as an end
-    at once. The leader, DeepSpeed's launcher, is killed: on SIGINT it would end all of its kind on every host."""
+    """End a group of processes and what they have started elsewhere. srun passes a second SIGINT on as an end at
+    once. The leader, DeepSpeed's launcher, is killed: on SIGINT it would end all of its kind on every host."""
     for how in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
         left = members(group)
         for process in left:

@@ -25,7 +25,7 @@ from .train import make_ready
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run or a sweep")
+    parser.add_argument("run_dir", metavar="RUN_DIR|SWEEP_DIR", help="a run or a sweep")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE",
                         help="how it goes on: launch.nproc_per_node=2, zero.stage=1 …")  # fmt: skip
 

@@ -112,7 +112,7 @@ def swept(trials: List[Trial]) -> Dict[int, str]:
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="the folder of a sweep: runs/<date>-<time>-<name>-sweep")
+    parser.add_argument("folder", metavar="SWEEP_DIR", help="the folder of a sweep: runs/<date>-<time>-<name>-sweep")
 
 
 def sweep(args: argparse.Namespace) -> int:

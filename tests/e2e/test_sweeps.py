@@ -1,5 +1,6 @@
 """Sweeps on this machine: packed, one trial failing, cut and resumed, driven by Optuna and by W&B's agent."""
 
+import math
 import os
 import re
 import sys
@@ -19,6 +20,8 @@ TINY = ("experiment=smoke", "launch.nproc_per_node=1", "launch.trials_at_once=2"
         "train.precision=fp32", "data.max_seq_len=128", "data.sources.fake.max_documents=100", "train.eval_every=2",
         "train.max_steps=4", "train.checkpoint_every=null", "train.num_samples=0", "train.export=false")  # fmt: skip
 """Trials of seconds, most of which is the start of a rank."""
+DIVERGES = ("optim.schedule=constant", "optim.weight_decay=1e3", "train.max_bad_steps=1", "train.max_rollbacks=0")
+"""Then a trial with a learning rate of 1e3 fails at step 4: each step makes its weights a million times larger."""
 LONG_S = 500.0
 
 
@@ -55,11 +58,23 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
     assert again.code == 2 and "a sweep that has trials left" in again.err
 
 
+@pytest.mark.slow
+def test_six_trials_two_at_a_time(tmp_path: Path) -> None:
+    """One fails, and stops no other."""
+    words = ("train.max_steps=6", "optim.lr=1e-3,5e-4,1e3,1e-4,2e-4,1e-5")
+    done = ftdist("train", *TINY, *DIVERGES, "-m", *words, cwd=tmp_path, timeout_s=LONG_S)
+    sweep = sweep_in(tmp_path)
+    assert done.code == 1 and states(sweep) == ["done", "done", "failed", "done", "done", "done"], done.text
+    assert most_at_once(done) == 2 and objective(sweep.trials()[2].run) == math.inf
+    rows = [line.split() for line in succeed("sweep", sweep.path).out.splitlines()[1:]]
+    losses = [float(row[0]) for row in rows]
+    assert len(rows) == 6 and losses == sorted(losses) and [row[1] for row in rows].count("failed") == 1
+
+
 def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:
     """The launcher is killed with its processes while trials are done, failed, under way and not started."""
-    words = ("train.max_steps=40", "train.checkpoint_every=1", "model.config.num_key_value_heads=2,3",
-             "optim.lr=1e-3,1e-4")  # fmt: skip
-    process = start("train", *TINY, "-m", *words, cwd=tmp_path)
+    words = ("train.max_steps=40", "train.checkpoint_every=1", "optim.lr=1e-3,1e3", "seed=1,2")
+    process = start("train", *TINY, *DIVERGES, "-m", *words, cwd=tmp_path)
     wait_until(process, lambda: len(list(tmp_path.glob("runs/*-sweep/00[01]/checkpoints/step-*4"))) == 2)
     sweep = sweep_in(tmp_path)
     assert len(sweep.trials()) == 4 and states(sweep)[2:] == ["frozen"] * 2
@@ -67,7 +82,7 @@ def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:
     done = ftdist("resume", sweep.path, timeout_s=LONG_S)
     assert done.code == 1, done.text
     assert states(sweep) == ["done", "done", "failed", "failed"] and most_at_once(done) == 2
-    assert "num_key_value_heads" in done.out and "error: rank 0" in done.out
+    assert "002 failed" in done.out and "error: rank 0" in done.out
     for trial in sweep.trials()[:2]:
         assert "resumed after step" in (trial.run.logs / "launcher.log").read_text()
     first = sweep.trials()[0].run.read_status()

@@ -90,7 +90,7 @@ def wait_until_gone(run: RunDir, seconds: float) -> None:
 
 
 def of_run(run: RunDir) -> List[str]:
-    listed = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True).stdout.splitlines()
+    listed = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [
         line for line in listed if str(run.path) in line and not line.startswith("Z") and "pytest" not in line.split()
     ]

@@ -24,6 +24,7 @@ SETTINGS = """\
 ClusterName=test
 SlurmctldHost=controller(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -117,7 +118,9 @@ class Cluster:
         (self.base / "state").mkdir()
         (self.base / "munge.key").write_bytes(os.urandom(64))
         (self.base / "munge.key").chmod(0o600)
-        lines, gres, hosts = [SETTINGS.format(base=self.base, ports=self.ports)], ["AutoDetect=off"], []
+        # Ranks meet at a port that follows from the job's number, and clusters on this machine share its ports.
+        settings = SETTINGS.format(base=self.base, ports=self.ports, first_job=random.randrange(1, 100000))
+        lines, gres, hosts = [settings], ["AutoDetect=off"], []
         for index, (name, gpus) in enumerate(zip(self.names, self.gpus, strict=True)):
             (self.base / f"spool-{name}").mkdir()
             hosts.append(f"127.0.1.{index + 1} {name}")

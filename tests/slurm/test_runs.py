@@ -12,6 +12,7 @@ import pytest
 
 from ftdist.rundir import RunDir
 from tests.slurm.cluster import Cluster
+from tests.spawn import free_port
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -19,6 +20,7 @@ RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2",
        "batch.global_batch_size=4", "data.max_seq_len=128", "data.sources.fake.max_documents=400",
        "train.eval_every=null", "train.num_samples=0", "train.export=false", "launch.timeout_s=120")  # fmt: skip
 SLURM = ("launch=slurm", "launch.nnodes=2", "launch.nproc_per_node=2", "launch.wait=true")
+SHORT = ("train.max_steps=12", "train.checkpoint_every=null")
 LONG = ("train.max_steps=500", "train.checkpoint_every=50")
 """Long enough for something to happen in the middle."""
 COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/tokens_seen", "eval/heldout/loss")
@@ -42,7 +44,12 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
 
 
 def wait_for_step(cluster: Cluster, run: RunDir, step: int) -> None:
-    cluster.wait(lambda: int(run.read_status().get("step", 0)) >= step, 240, f"step {step}")
+    def reached() -> bool:
+        status = run.read_status()
+        assert status.get("state") != "failed", status
+        return int(status.get("step", 0)) >= step
+
+    cluster.wait(reached, 240, f"step {step} of {run.path}")
 
 
 def processes_of(run: RunDir) -> List[psutil.Process]:
@@ -58,14 +65,20 @@ def processes_of(run: RunDir) -> List[psutil.Process]:
     return found
 
 
-def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> None:
-    here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
-    steps = ("train.max_steps=12", "train.checkpoint_every=null")
-    finish(ftdist(slurm, "train", *RUN, *steps, "launch.nproc_per_node=4", f"run_dir={here.path}"))
-    output = finish(ftdist(slurm, "train", *RUN, *steps, *SLURM, f"run_dir={there.path}"))
+@pytest.fixture(scope="module")
+def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
+    """Metrics of four ranks without Slurm."""
+    run = RunDir(tmp_path_factory.mktemp("local") / "run")
+    finish(ftdist(cluster, "train", *RUN, *SHORT, "launch.nproc_per_node=4", f"run_dir={run.path}"))
+    return metrics(run)
+
+
+def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]) -> None:
+    there = RunDir(tmp_path / "there")
+    output = finish(ftdist(slurm, "train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
     assert "submitted job" in output and "step 12/12" in output
     assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]
-    assert metrics(there) == metrics(here)
+    assert metrics(there) == local
     status = there.read_status()
     assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
     assert slurm.job(status["job_id"])["JobState"] == "COMPLETED"
@@ -73,6 +86,24 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> Non
         f"rank-0000{r}.attempt-0.log" for r in range(4)
     }
     assert "Traceback" not in there.job_log(status["job_id"]).read_text()
+
+
+def through_deepspeed(tmp_path: Path) -> List[str]:
+    """DeepSpeed's launcher with its runner for Slurm, instead of a batch job."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node1 slots=2\nnode2 slots=2\n")
+    return ["launch=deepspeed", f"launch.deepspeed.hostfile={hosts}", "launch.deepspeed.runner=slurm",
+            "launch.deepspeed.options=['--partition=urgent']", f"launch.nodes.port={free_port()}"]  # fmt: skip
+
+
+def test_so_do_those_that_deepspeeds_launcher_starts(
+    slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    job = ftdist(slurm, "train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
+    slurm.wait(lambda: job.poll() is not None or slurm.run("squeue", "-h"), 120, "the job")
+    assert slurm.run("squeue", "-h", "-o", "%P %D %N").split() == ["urgent", "2", "node[1-2]"], finish(job)
+    assert "step 12/12" in finish(job) and metrics(run) == local
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +249,19 @@ def test_a_job_that_nobody_waits_for_is_under_the_verbs_control(slurm: Cluster, 
     assert " 1/5000  loss" in finish(follower)
     assert gone_within(run, 15)
     assert "rank-00003" not in finish(ftdist(slurm, "logs", "--rank", "3", str(run.path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ctrl-c", "kill"])
+def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    launcher = ftdist(slurm, "train", *RUN, *through_deepspeed(tmp_path), "train.max_steps=5000",
+                      "optim.schedule=constant", f"run_dir={run.path}")  # fmt: skip
+    wait_for_step(slurm, run, 5)
+    assert len(processes_of(run)) >= 4
+    launcher.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
+    assert gone_within(run, 15)
+    finish(launcher, 75 if how == "ctrl-c" else -signal.SIGKILL)
+    status = run.read_status()
+    assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
+    assert not slurm.run("squeue", "-h").strip()

@@ -140,9 +140,11 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
         ("ftdist train experiment=smoke train.max_steps=", ["train.max_steps=6"]),
         ("ftdist train optm.lr=3 optim.l", ["optim.lr="]),
         ("ftdist train --config-dir r", ["runs/"]),
-        ("ftdist resume ", ["runs/a"]),
-        ("ftdist resume r", ["runs/a"]),
-        ("ftdist resume runs/x", ["runs/x-sweep/000"]),
+        ("ftdist resume ", ["runs/a", "runs/x-sweep"]),
+        ("ftdist cancel r", ["runs/a", "runs/x-sweep"]),
+        ("ftdist sweep ", ["runs/x-sweep"]),
+        ("ftdist resume runs/x", ["runs/x-sweep", "runs/x-sweep/000"]),
+        ("ftdist logs runs/x", ["runs/x-sweep/000"]),
         ("ftdist logs runs/a --", ["--follow", "--help", "--rank"]),
         ("ftdist logs runs/a r", []),
         ("ftdist status runs/a r", ["runs/a"]),
@@ -154,8 +156,8 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
 )
 def test_completion(line: str, offers: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/a/run.yaml", "runs/x-sweep/000/run.yaml", "runs/a/checkpoints/step-00000005/manifest.json",
-                 "chats.jsonl"):  # fmt: skip
+    for name in ("runs/a/run.yaml", "runs/x-sweep/sweep.json", "runs/x-sweep/000/run.yaml", 
+                 "runs/a/checkpoints/step-00000005/manifest.json", "chats.jsonl"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     assert completion.candidates(line) == offers

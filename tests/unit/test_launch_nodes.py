@@ -12,7 +12,7 @@ from ftdist.config import Device, LaunchKind, RunConfig
 from ftdist.config_checks import check_config
 from ftdist.errors import ConfigError
 from ftdist.launch import nodes
-from ftdist.launch_config import check_launch
+from ftdist.launch_config import Runner, check_launch
 from ftdist.rundir import RunDir
 
 HOSTILE = ["a'b", 'a"b', "$(touch PWNED)", "`touch PWNED`", "; touch PWNED #", "a\\", "ünï 東京 🚀", "-x", "${HOME}",
@@ -84,6 +84,15 @@ def test_a_printed_command_can_be_typed(value: str, tmp_path: Path) -> None:
 
 def expected_words(config: RunConfig, run: RunDir, rank: int) -> List[str]:
     return nodes.ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else nodes.node_command(run, rank, 0)
+
+
+def test_options_that_only_srun_would_take() -> None:
+    config = on_nodes("first", "second")
+    config.launch.deepspeed.options = ["--partition=gpu"]
+    with pytest.raises(ConfigError, match="runner=pdsh"):
+        check_launch(config.launch)
+    config.launch.deepspeed.runner = Runner.slurm
+    check_launch(config.launch)
 
 
 @pytest.mark.parametrize("key", ["run_dir", "name", "runs_dir"])

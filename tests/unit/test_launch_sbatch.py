@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -64,13 +64,21 @@ EVERYTHING = {
     ],
 )
 def test_golden(name: str, config: RunConfig) -> None:
+    golden(name, config)
+
+
+def golden(name: str, config: RunConfig, array: Optional[sbatch.Array] = None) -> None:
     """After a change that is meant: FTDIST_GOLDEN=write, and read the difference."""
     check_launch(config.launch)
-    text, path = sbatch.render(config), GOLDEN / f"{name}.sbatch"
+    text, path = sbatch.render(config, array=array), GOLDEN / f"{name}.sbatch"
     if os.environ.get("FTDIST_GOLDEN") == "write":
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_golden_array() -> None:
+    golden("array", resolved(nproc_per_node=2, trials_at_once=2), sbatch.Array(Path("/shared/runs/a-sweep"), [0, 1, 4]))
 
 
 @pytest.mark.parametrize("value", HOSTILE)

@@ -168,6 +168,19 @@ def test_the_basic_sweeper_proposes_all_at_once() -> None:
     assert len(batch) == 4 and batch[3] == "experiment=smoke optim.lr=0.0001 seed=1"
 
 
+@pytest.mark.parametrize("override", [
+    "hydra.sweeper._target_=os.system", "hydra.sweeper.sampler._target_=os.system",
+    "hydra.sweeper.sampler._target_=optuna.samplers.PartialFixedSampler",
+    "hydra.sweeper.custom_search_space=evil.space",
+])  # fmt: skip
+def test_of_optunas_parts_only_its_own_samplers_are_made(override: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
+    optuna = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "optim.lr=interval(1e-6,1e-1)")
+    assert compose.peek_sweep(request(*optuna)).learns
+    with pytest.raises(ConfigError, match="names code to run"):
+        compose.peek_sweep(request(*optuna, override))
+
+
 def test_optuna_learns_and_proposes_the_same_again() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     asked = request("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",
