@@ -73,7 +73,7 @@ def _print(run: RunDir, rank: Optional[int], follow_it: bool) -> None:
 
 
 def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run or a sweep")
+    parser.add_argument("run_dir", metavar="RUN_DIR|SWEEP_DIR")
     parser.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
 
 

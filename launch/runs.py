@@ -25,8 +25,8 @@ from .train import make_ready
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run or a sweep")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE",
+    parser.add_argument("run_dir", metavar="RUN_DIR|SWEEP_DIR")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="OVERRIDE",
                         help="how it goes on: launch.nproc_per_node=2, zero.stage=1 …")  # fmt: skip
 
 
@@ -144,7 +144,9 @@ def _span(seconds: float) -> str:
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl"
+    )
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
 
 
