@@ -46,7 +46,9 @@ def resume(args: argparse.Namespace) -> int:
     state = liveness(run.read_status())
     if state == "done":
         raise ConfigError(
-            f"{args.run_dir} is done", "a run that has stopped before its end", "start a new one to train longer"
+            f"{args.run_dir} is done",
+            "a run that has stopped before its end",
+            f"to train longer, a new run: ftdist train … model=folder model.path={args.run_dir}/export",
         )
     if state in ALIVE and not torchrun.is_parent():
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")

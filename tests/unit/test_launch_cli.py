@@ -105,6 +105,13 @@ def test_demo_is_an_experiment_with_the_users_overrides(tmp_path: Path) -> None:
     assert "name: demo\n" in done.stdout and "seed: 5\n" in done.stdout
 
 
+def test_a_demo_under_torchrun_starts_no_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("ftdist.launch.torchrun.join", lambda args, make_ready: 7)
+    assert cli.dispatch(["demo"]) == 7
+
+
 BAD_DATA = {
     "missing.jsonl": None,
     "empty.jsonl": b"",
