@@ -91,6 +91,8 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
     here = [] if shutil.which("ftdist") else [f"source {shown(sys.prefix)}/bin/activate"]
-    commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", "ftdist status"]
+    runs = shown(run.path.parent)
+    status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
+    commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", status]
     console.print(f"[bold]{'time':11}[/bold] {took}")
     console.print(f"[bold]{'next':11}[/bold] " + f"\n{'':11} ".join(commands))

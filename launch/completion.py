@@ -7,10 +7,11 @@ import glob
 import re
 import typing
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from ftdist.config import SourceConfig
 from ftdist.errors import EXIT_DONE
+from ftdist.resumable import CHANGEABLE
 from ftdist.rundir import RunDir, checkpoint_step
 
 SCRIPTS = {
@@ -42,6 +43,10 @@ complete -c ftdist -f -a '(ftdist _complete (commandline -cp) 2>/dev/null)'""",
 
 PLACES = {"RUN_DIR": ["run.yaml"], "SWEEP_DIR": ["sweep.json"], "RUN_DIR|SWEEP_DIR": ["run.yaml", "sweep.json"]}
 """What the folders hold that are offered for an argument of this metavar."""
+
+
+OF_A_RUN: Dict[str, Sequence[str]] = {"eval": ("data",), "resume": CHANGEABLE}
+"""What of a frozen config a verb's overrides change."""
 
 
 def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,19 +81,19 @@ def candidates(line: str) -> List[str]:
         return []
     parser = parser_of(verb)
     flags = parser._option_string_actions
+    words = _without_flags(given, flags)
     flag, equals, value = word.partition("=")
     if flag in flags and equals:
-        return [f"{flag}={offer}" for offer in _values(flags[flag], value, [], given)]
+        return [f"{flag}={offer}" for offer in _values(flags[flag], value, words, given)]
     if given and given[-1] in flags and flags[given[-1]].nargs is None:
-        return _values(flags[given[-1]], word, [], given)
+        return _values(flags[given[-1]], word, words, given)
     if word.startswith("-"):
         return sorted(name for name in flags if name.startswith(word) and len(name) > 2)
-    words = _without_flags(given, flags)
     places = parser._get_positional_actions()
     many = [place for place in places if place.nargs == "*"]
     if not places or (len(words) >= len(places) and not many):
         return []
-    return _values(places[min(len(words), len(places) - 1)], word, words, given, verb == "eval")
+    return _values(places[min(len(words), len(places) - 1)], word, words, given, OF_A_RUN.get(verb, ()))
 
 
 def _without_flags(given: List[str], flags: Any) -> List[str]:
@@ -100,26 +105,27 @@ def _without_flags(given: List[str], flags: Any) -> List[str]:
 
 
 def _values(
-    action: argparse.Action, word: str, words: List[str], given: List[str], keys_only: bool = False
+    action: argparse.Action, word: str, words: List[str], given: List[str], only: Sequence[str] = ()
 ) -> List[str]:
     """What an argument can be. That of a free one follows from its metavar.
 
     Args:
         words: the positional words before it.
         given: all words before it, after the verb.
+        only: of overrides, these keys and what is below them.
     """
     if action.choices is not None:
         return [choice for choice in map(str, action.choices) if choice.startswith(word)]
     if action.metavar in PLACES:
         return sorted(path for name in PLACES[action.metavar] for path in places(word, name)) or folders(word)
     if action.metavar == "CHECKPOINT":
-        steps = [str(checkpoint_step(path)) for path in RunDir(given[0]).published_checkpoints()]
+        steps = [str(checkpoint_step(path)) for place in words[:1] for path in RunDir(place).published_checkpoints()]
         return [name for name in ("last", "best", *steps) if name.startswith(word)]
     if action.metavar == "RUN_DIR|MODEL":
         return sorted({*places(word, "run.yaml"), *folders(word)})
     if action.metavar == "DIR":
         return folders(word)
-    return overrides(words, word, given, keys_only) if action.metavar == "OVERRIDE" else []
+    return overrides(words, word, given, only) if action.metavar == "OVERRIDE" else []
 
 
 def places(word: str, name: str) -> List[str]:
@@ -140,8 +146,8 @@ def _typed(word: str, pattern: str) -> List[str]:
     return sorted(glob.glob(glob.escape(word) + pattern))  # noqa: PTH207 (pathlib would change what was typed)
 
 
-def overrides(words: List[str], word: str, given: List[str], keys_only: bool) -> List[str]:
-    """Groups and their options, keys, and values. ``keys_only``: for a run that is frozen, which has no groups."""
+def overrides(words: List[str], word: str, given: List[str], only: Sequence[str]) -> List[str]:
+    """Groups and their options, keys, and values. ``only``: for a run that is frozen, which has no groups."""
     from . import compose
 
     name, equals, value = word.partition("=")
@@ -149,10 +155,16 @@ def overrides(words: List[str], word: str, given: List[str], keys_only: bool) ->
     if equals and (offers := _values_of(name[len(sign) :], value)) is not None:
         return [f"{name}={offer}" for offer in offers]
     keys = [] if equals else [sign + key for key in _keys(name[len(sign) :])]
-    if keys_only:
-        return [key for key in keys if key.startswith("data.")]
+    if only:
+        return [key for key in keys if any(_on_one_path(key, known) for known in only)]
     config_dir = re.search(r"(?:--config-dir|-cd)[ =](\S+)", " ".join(given))
     return sorted({*keys, *compose.complete(words, word, config_dir.group(1) if config_dir else None)})
+
+
+def _on_one_path(key: str, known: str) -> bool:
+    """Whether a key as it is offered, with its sign, is a known one, or above or below it."""
+    path, known = key.rstrip("=.") + ".", f"{known}."
+    return path.startswith(known) or known.startswith(path)
 
 
 def _keys(start: str) -> List[str]:

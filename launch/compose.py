@@ -283,4 +283,4 @@ def complete(overrides: List[str], word: str, config_dir: Optional[str] = None) 
             found = plugin._query(config_name=PRIMARY, line=" ".join([*overrides, word]))
     except FtdistError:  # a word before it is wrong, or only half there
         return []
-    return [offer for offer in found if not offer.startswith("hydra")]
+    return [offer for offer in found if not offer.lstrip("+~").startswith("hydra")]

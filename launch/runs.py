@@ -26,7 +26,7 @@ from .train import make_ready
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR|SWEEP_DIR", help="a run or a sweep")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE",
+    parser.add_argument("overrides", nargs="*", default=[], metavar="OVERRIDE",
                         help="how it goes on: launch.nproc_per_node=2, zero.stage=1 …")  # fmt: skip
 
 
@@ -46,7 +46,9 @@ def resume(args: argparse.Namespace) -> int:
     state = liveness(run.read_status())
     if state == "done":
         raise ConfigError(
-            f"{args.run_dir} is done", "a run that has stopped before its end", "start a new one to train longer"
+            f"{args.run_dir} is done",
+            "a run that has stopped before its end",
+            f"to train longer, a new run: ftdist train … model=folder model.path={args.run_dir}/export",
         )
     if state in ALIVE and not torchrun.is_parent():
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
@@ -144,7 +146,9 @@ def _span(seconds: float) -> str:
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl"
+    )
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
 
 

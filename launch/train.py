@@ -28,11 +28,9 @@ add_demo_arguments = add_train_arguments
 def demo(args: argparse.Namespace) -> int:
     """``train`` with the demo's experiment first: two ranks on CPU, every GPU where there are any."""
     args.overrides = ["experiment=demo", *_demo_on_gpus(len(visible_gpus())), *args.overrides]
-    if not (args.cfg or args.info or args.dry_run or args.multirun):
-        code = verify.verify_quickly(compose.compose(args))
-        if code:
-            return code
-    return train(args)
+    if args.cfg or args.info or args.dry_run or args.multirun or torchrun.is_parent():
+        return train(args)
+    return run_one(compose.compose(args), verified=True)
 
 
 def _demo_on_gpus(gpus: int) -> List[str]:
@@ -60,9 +58,10 @@ def train(args: argparse.Namespace) -> int:
     return run_one(compose.compose(args), args.dry_run)
 
 
-def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True) -> RunDir:
+def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
+               verified: bool = False) -> RunDir:  # fmt: skip
     """Everything before ranks: check, model, data, run directory, and what is ``shown`` of them. What is wrong is said
-    before the directory is made."""
+    before the directory is made. ``verified``: the config is checked on ranks of this machine first."""
     plan = check.resolve(config, ranks)
     check.check_run_dir(config)
     deepspeed_settings(config, plan)
@@ -79,6 +78,8 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
         banner.show_machine()
     ready.make_model_ready(config)
     check.check_disk(config)
+    if verified:
+        verify.verify_quickly(config)
     folder = ready.make_data_ready(config)
     check.check_length(config, read_meta(folder)["sets"]["train"]["rows"])
     run = freeze(config, plan)
@@ -87,10 +88,10 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
     return run
 
 
-def run_one(config: RunConfig, dry_run: bool = False) -> int:
+def run_one(config: RunConfig, dry_run: bool = False, verified: bool = False) -> int:
     """One run, from its config to its end."""
     started = time.monotonic()
-    run = make_ready(config)
+    run = make_ready(config, verified=verified)
     if dry_run:
         print(start.dry_run(config, run))
         return EXIT_DONE

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli import ftdist, succeed
+from tests.e2e.cli import SMOKE, ftdist, succeed
 
 EXPERIMENTS = ("llama31_8b", "llama31_70b", "qwen3_8b", "smollm2_135m", "continued_pretraining")
 
@@ -55,3 +55,9 @@ def test_a_config_that_cannot_work_ends_with_2(tmp_path: Path) -> None:
     done = ftdist("verify", "experiment=smoke", "batch.global_batch_size=3", cwd=tmp_path)
     assert done.code == 2
     assert "batch.global_batch_size=2 or 4" in done.err
+
+
+def test_the_demo_says_where_it_runs_and_checks_that_first(tmp_path: Path) -> None:
+    demo = ("demo", *SMOKE, "train.max_steps=1")
+    first = [line.split()[0] for line in succeed(*demo, cwd=tmp_path).out.splitlines() if line]
+    assert first[0] == "cores" and first.index("libraries") < first.index("verify") < first.index("data")

@@ -84,6 +84,13 @@ def test_a_misspelt_flag_names_the_nearest() -> None:
     assert error.value.fix == "--dry-run"
 
 
+@pytest.mark.parametrize("verb", ["resume", "eval"])
+def test_only_what_is_required_is_called_so(verb: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        cli.dispatch([verb])
+    assert "required: RUN_DIR" in error.value.found and "OVERRIDE" not in error.value.found
+
+
 def test_flags_stand_anywhere(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("# @package optim\nlr: 0.001")
@@ -96,6 +103,13 @@ def test_flags_stand_anywhere(tmp_path: Path) -> None:
 def test_demo_is_an_experiment_with_the_users_overrides(tmp_path: Path) -> None:
     done = ftdist("demo", "seed=5", "--cfg", "job", cwd=tmp_path)
     assert "name: demo\n" in done.stdout and "seed: 5\n" in done.stdout
+
+
+def test_a_demo_under_torchrun_starts_no_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("ftdist.launch.torchrun.join", lambda args, make_ready: 7)
+    assert cli.dispatch(["demo"]) == 7
 
 
 BAD_DATA = {
@@ -145,18 +159,33 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
         ("ftdist sweep ", ["runs/x-sweep"]),
         ("ftdist resume runs/x", ["runs/x-sweep", "runs/x-sweep/000"]),
         ("ftdist logs runs/x", ["runs/x-sweep/000"]),
+        ("ftdist logs r", ["runs/a"]),
+        ("ftdist cancel runs/x", ["runs/x-sweep", "runs/x-sweep/000"]),
+        ("ftdist resume runs/a zero.st", ["zero.stage="]),
+        ("ftdist resume runs/a launch.slurm.t", ["launch.slurm.time=", "launch.slurm.template="]),
+        (
+            "ftdist resume runs/a train.",
+            [
+                f"train.{key}="
+                for key in ("gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "async_checkpoint")
+            ],
+        ),
+        ("ftdist resume runs/a optim", []),
+        ("ftdist train ~hy", []),
         ("ftdist logs runs/a --", ["--follow", "--help", "--rank"]),
         ("ftdist logs runs/a r", []),
         ("ftdist status runs/a r", ["runs/a"]),
         ("ftdist chat r", ["runs/", "runs/a"]),
         ("ftdist eval runs/a --checkpoint ", ["last", "best", "5"]),
+        ("ftdist eval --checkpoint ", ["last", "best"]),
+        ("ftdist eval runs/a --checkpoint=5", ["--checkpoint=5"]),
         ("ftdist eval runs/a data.heldout.mine.pa", ["data.heldout.mine.path="]),
         ("ftdist eval runs/a z", []),
     ],
 )
 def test_completion(line: str, offers: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/a/run.yaml", "runs/x-sweep/sweep.json", "runs/x-sweep/000/run.yaml", 
+    for name in ("runs/a/run.yaml", "runs/x-sweep/000/run.yaml", "runs/x-sweep/sweep.json",
                  "runs/a/checkpoints/step-00000005/manifest.json", "chats.jsonl"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")

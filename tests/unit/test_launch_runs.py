@@ -196,6 +196,16 @@ def test_the_banner_names_model_and_data_and_warns(
     assert "warning: data.max_seq_len=4,096, but the model was made for 2,048 positions\n" in said
 
 
+def test_the_next_commands_can_be_typed_from_here(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, status in (("runs/a", "ftdist status"), ("elsewhere/a", "ftdist status elsewhere")):
+        run = RunDir(here / place)
+        run.path.mkdir(parents=True)
+        run.write_status(state="done")
+        banner.show_next(run, 0, 3.0)
+        commands = capsys.readouterr().out.splitlines()
+        assert commands[-1].strip() == status and f"ftdist eval {place} --checkpoint best" in commands[-2]
+
+
 def test_threads_of_a_step_do_not_spin_while_they_wait(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
