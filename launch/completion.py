@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from ftdist.config import SourceConfig
 from ftdist.errors import EXIT_DONE
 from ftdist.resumable import CHANGEABLE
-from ftdist.rundir import RunDir, checkpoint_step
+from ftdist.rundir import SWEEP_REQUEST, RunDir, checkpoint_step
 
 SCRIPTS = {
     # readline replaces only what follows the last of its own word breaks, so what comes before it is taken off
@@ -116,7 +116,7 @@ def _values(
     if action.metavar == "RUN_DIR":
         return run_dirs(word) or folders(word)
     if action.metavar == "RUN_DIR|SWEEP_DIR":
-        return sorted([*run_dirs(word), *run_dirs(word, "sweep.json")]) or folders(word)
+        return sorted([*run_dirs(word), *run_dirs(word, SWEEP_REQUEST)]) or folders(word)
     if action.metavar == "CHECKPOINT":
         steps = [str(checkpoint_step(path)) for place in words[:1] for path in RunDir(place).published_checkpoints()]
         return [name for name in ("last", "best", *steps) if name.startswith(word)]
