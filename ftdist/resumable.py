@@ -9,9 +9,8 @@ from ftdist.config import RunConfig
 from ftdist.errors import ConfigError
 
 CHANGEABLE = (
-    "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s", "launch.stall_timeout_s",
-    "launch.max_restarts",
-    "launch.slurm", "launch.nodes",
+    "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s",
+    "launch.stall_timeout_s", "launch.max_restarts", "launch.slurm", "launch.nodes", "launch.deepspeed",
     "zero.stage", "zero.offload_optimizer", "zero.offload_param", "zero.deepspeed",
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.checkpoint_every", "train.keep_checkpoints",
     "train.async_checkpoint",

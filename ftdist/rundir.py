@@ -29,6 +29,19 @@ STATUS_TYPES: Dict[str, Any] = {
 """What the fields of status.json hold where they are not null."""
 
 
+SWEEP_REQUEST = "sweep.json"
+"""In the folder of a sweep: what was asked for."""
+
+
+def refuse_sweep(place: Path) -> None:
+    """
+    Raises:
+        ConfigError: it is the folder of a sweep.
+    """
+    if (place / SWEEP_REQUEST).is_file():
+        raise ConfigError(f"{place} is a sweep", "one of its runs", f"ftdist sweep {place} lists them, best first")
+
+
 class RunDir:
     """Names of what lies in a run directory, and its small files."""
 
@@ -54,9 +67,10 @@ class RunDir:
         """An existing run.
 
         Raises:
-            ConfigError: there is no run at ``path``.
+            ConfigError: there is no run at ``path``, or a sweep of many.
         """
         run = cls(path)
+        refuse_sweep(run.path)
         if not run.config.is_file():
             found = "does not exist" if not run.path.exists() else "holds no run.yaml"
             near = [place for place in near_paths(str(path)) if cls(place).config.is_file()]

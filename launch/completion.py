@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from ftdist.config import SourceConfig
 from ftdist.errors import EXIT_DONE
 from ftdist.resumable import CHANGEABLE
-from ftdist.rundir import RunDir, checkpoint_step
+from ftdist.rundir import SWEEP_REQUEST, RunDir, checkpoint_step
 
 SCRIPTS = {
     # readline replaces only what follows the last of its own word breaks, so what comes before it is taken off
@@ -41,7 +41,7 @@ compdef _ftdist ftdist""",
 complete -c ftdist -f -a '(ftdist _complete (commandline -cp) 2>/dev/null)'""",
 }
 
-PLACES = {"RUN_DIR": ["run.yaml"], "SWEEP_DIR": ["sweep.json"], "RUN_DIR|SWEEP_DIR": ["run.yaml", "sweep.json"]}
+PLACES = {"RUN_DIR": ["run.yaml"], "SWEEP_DIR": [SWEEP_REQUEST], "RUN_DIR|SWEEP_DIR": ["run.yaml", SWEEP_REQUEST]}
 """What the folders hold that are offered for an argument of this metavar."""
 
 

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -261,7 +262,8 @@ def show(args: argparse.Namespace) -> None:
 
 
 def _part_is_shown(hydra: Hydra, args: argparse.Namespace, overrides: List[str]) -> bool:
-    """Whether Hydra can show the part that is asked for: it calls one that is null, or none at all, not found."""
+    """Whether Hydra can show the part that is asked for: it calls one that is null, or none at all, not found, and one
+    of several words by the name of its class."""
     if args.package in (None, "_global_"):
         return True
     composed = hydra.compose_config(args.config_name, overrides, RunMode.RUN)
@@ -272,7 +274,9 @@ def _part_is_shown(hydra: Hydra, args: argparse.Namespace, overrides: List[str])
                           " or ".join(f"-p {key}" for key in near))  # fmt: skip
     if found is None:
         print("null")
-    return found is not None
+    if isinstance(found, Enum):  # as it is typed, and as it stands in the whole config
+        print(found.name)
+    return not (found is None or isinstance(found, Enum))
 
 
 def complete(overrides: List[str], word: str, config_dir: Optional[str] = None) -> List[str]:

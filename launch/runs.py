@@ -15,7 +15,7 @@ from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.nearest import near_paths
 from ftdist.resumable import check_changes
-from ftdist.rundir import STOPPED, RunDir, checkpoint_step
+from ftdist.rundir import STOPPED, RunDir, checkpoint_step, refuse_sweep
 
 from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun, trials
 from .alive import ALIVE, jobs_of, liveness
@@ -206,7 +206,14 @@ def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chat(args: argparse.Namespace) -> int:
-    """Talk to an exported model."""
+    """Talk to an exported model.
+
+    Raises:
+        ConfigError: no model is there, or no answer could be that long or that warm.
+    """
+    for flag, value, least in (("--max-tokens", args.max_tokens, 1), ("--temperature", args.temperature, 0)):
+        if not value >= least:
+            raise ConfigError(f"{flag} {value}", f"at least {least}", f"{flag} {least}")
     run = RunDir(args.path)
     trust = run.config.is_file() and load_config(run.config).model.trust_remote_code
     how = [f"--max-tokens={args.max_tokens}", f"--temperature={args.temperature}", *["--trust-remote-code"] * trust]
@@ -226,7 +233,8 @@ def _model_folder(given: str) -> Path:
     if (model / "config.json").is_file():
         return model
     if run is None:
-        near = " or ".join(f"ftdist chat {place}" for place in near_paths(given))
+        refuse_sweep(path)
+        near = " or ".join(f"ftdist chat {place}" for place in near_paths(given) if not path.exists())
         found = "holds no config.json" if path.is_dir() else "does not exist"
         raise ConfigError(f"{given} {found}", expected, near or "ftdist status lists the runs in ./runs")
     steps = [str(checkpoint_step(checkpoint)) for checkpoint in run.published_checkpoints()]

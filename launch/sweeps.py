@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rests import beside
-from ftdist.rundir import RunDir, read_json, read_records, write_json
+from ftdist.rundir import SWEEP_REQUEST, RunDir, read_json, read_records, write_json
 
 from . import banner
 from .alive import jobs_of, liveness
@@ -45,7 +45,7 @@ class SweepDir(RunDir):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self.request = self.path / "sweep.json"
+        self.request = self.path / SWEEP_REQUEST
         self.index = self.path / "index.jsonl"
         self.objectives = self.path / "objectives.json"
 

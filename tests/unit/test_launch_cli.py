@@ -91,6 +91,21 @@ def test_only_what_is_required_is_called_so(verb: str) -> None:
     assert "required: RUN_DIR" in error.value.found and "OVERRIDE" not in error.value.found
 
 
+@pytest.mark.parametrize("verb", ["eval", "export", "logs", "chat"])
+def test_a_sweep_is_not_one_run(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a sweep") as error:
+        cli.dispatch([verb, str(tmp_path)])
+    assert error.value.fix == f"ftdist sweep {tmp_path} lists them, best first"
+
+
+@pytest.mark.parametrize("words", [["--max-tokens", "0"], ["--temperature=-1"], ["--temperature=nan"]])
+def test_a_chat_refuses_what_no_answer_can_be(words: List[str]) -> None:
+    with pytest.raises(ConfigError, match="expected: at least") as error:
+        cli.dispatch(["chat", "model", *words])
+    assert words[0].split("=")[0] in error.value.found
+
+
 def test_flags_stand_anywhere(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("# @package optim\nlr: 0.001")
@@ -249,6 +264,8 @@ def test_one_part_of_the_config(tmp_path: Path) -> None:
     assert wrong.stderr.startswith("error: --package optim.lrr: ") and wrong.stderr.endswith(" -p optim.lr\n")
     null = ftdist("train", "experiment=smoke", "--cfg", "job", "-p", "track.entity", cwd=tmp_path)
     assert (null.returncode, null.stdout) == (0, "null\n")
+    word = ftdist("train", "experiment=smoke", "launch=slurm", "--cfg", "job", "-p", "launch.kind", cwd=tmp_path)
+    assert (word.returncode, word.stdout) == (0, "slurm\n")
 
 
 def test_a_sweep_is_not_one_config(tmp_path: Path) -> None:

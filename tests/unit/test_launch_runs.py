@@ -286,6 +286,7 @@ def test_a_resume_on_other_ranks_is_written_down(here: Path) -> None:
         (["batch.micro_batch_size=4"], r"batch.micro_batch_size=3, or 3 ranks"),
         (["launch.nproc_per_node=24"], r"12 ranks"),
         (["optim.lr=1"], r"cannot change 'optim.lr=1'[\s\S]*launch.nproc_per_node, "),
+        (["launch.nproc_per_node=6", "launch.stall_timeout_s=9"], None),
         (["batch.global_batch_size=8"], r"cannot change"),
         (["launch.nproc"], r"cannot change"),
     ],
