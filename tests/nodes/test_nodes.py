@@ -1,5 +1,6 @@
 """Several machines without a scheduler, as far as one machine allows: two agents, a real sshd of the test's own."""
 
+import contextlib
 import shlex
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 from typing import List
 
+import psutil
 import pytest
 
 from ftdist.rundir import RunDir
@@ -76,10 +78,11 @@ def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
 
 
 def wait_for_step(run: RunDir, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while int(run.read_status().get("step", 0)) < step:
         assert time.monotonic() < deadline, run.read_status()
         time.sleep(0.1)
+    assert len(of_run(run)) >= 3, "the launcher and two ranks"
 
 
 def wait_until_gone(run: RunDir, seconds: float) -> None:
@@ -90,10 +93,14 @@ def wait_until_gone(run: RunDir, seconds: float) -> None:
 
 
 def of_run(run: RunDir) -> List[str]:
-    listed = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [
-        line for line in listed if str(run.path) in line and not line.startswith("Z") and "pytest" not in line.split()
-    ]
+    """Command lines of its processes, those of ssh and pdsh too. Not from ps, which cuts them to 80 columns."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if str(run.path) in line and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(line)
+    return found
 
 
 def test_an_unreachable_machine_is_named(ssh: str, tmp_path: Path) -> None:
