@@ -10,7 +10,7 @@ from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.verify.checks import FAILED, PASSED, Check, read
 from ftdist.verify.main import before_ranks
 from tests.spawn import run_ranks
-from tests.tiny import tiny_config
+from tests.tiny import LLAMA, tiny_config
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}ANSWER{% else %}" \
         "{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}{% if add_generation_prompt %}PROMPT{% endif %}"  # fmt: skip
@@ -165,3 +165,33 @@ def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
     assert checks[0].outcome == FAILED
     assert "bloom reads ahead with model.attention=documents" in checks[0].cause
     assert [check.outcome for check in checks[1:]] == ["not run"] * 8
+
+
+def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
+    from ftdist.data.prepare import prepare
+    from ftdist.train import ranks as rank_setup
+    from ftdist.verify import numbers
+    from ftdist.verify.main import number_checks_or_cause
+
+    export = numbers.export_checkpoint
+    numbers.export_checkpoint = lambda newest, *to: export(newest.with_name("step-00000001"), *to)
+    rank_setup.quiet_libraries()
+    prepare(config)
+    ranks = rank_setup.read_ranks(config)
+    rank_setup.start_process_group(config, ranks)
+    number_checks_or_cause(config, folder, ranks, quick=False)
+    return read(folder)
+
+
+def test_an_export_that_misses_a_step_of_bf16(tmp_path: Path) -> None:
+    """Its logits differ by less than rounding may make: its weights tell."""
+    config = tiny_config(
+        tmp_path, "model.path=null", *(f"model.config.{name}={value}" for name, value in LLAMA.items()),
+        "train.precision=bf16", "train.max_steps=2", "train.checkpoint_every=1", "train.num_samples=0",
+        "train.export=false", "data.sources.chats.max_documents=40", "batch.global_batch_size=2",
+    )  # fmt: skip
+    [checks] = run_ranks(_export_of_the_step_before, 1, config, tmp_path)
+    [check] = [check for check in checks if check.name == "export: same logits"]
+    assert check.outcome == FAILED
+    assert "weights are not the run's" in check.cause and "computes something else" not in check.cause
+    assert [check.outcome for check in checks].count(FAILED) == 1
