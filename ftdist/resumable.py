@@ -1,9 +1,9 @@
-"""What of a run's config a resume may change: how the run is computed, never what is computed. [light]"""
+"""What of a run's config a later command may change: how the run is computed, never what is computed. [light]"""
 
 import hashlib
 import json
 from dataclasses import asdict
-from typing import List
+from typing import List, Sequence
 
 from ftdist.config import RunConfig
 from ftdist.errors import ConfigError
@@ -16,19 +16,25 @@ CHANGEABLE = (
     "train.async_checkpoint",
 )  # fmt: skip
 """Keys that ``ftdist resume RUN_DIR key=value`` takes, with all below them."""
+EVALUATED = (
+    "data", "cache_dir", "batch.micro_batch_size", "model.attention", "zero.stage", "zero.offload_param",
+    "launch.device", "launch.nproc_per_node", "launch.threads_per_rank", "launch.timeout_s",
+)  # fmt: skip
+"""Keys that ``ftdist eval RUN_DIR key=value`` takes: others would change nothing of what it measures."""
 FOLLOWS = ("batch.grad_accum_steps",)  # from the number of ranks
 PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")  # where a run lies and how it was started
 
 
-def check_changes(overrides: List[str]) -> None:
+def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequence[str] = CHANGEABLE) -> None:
     """
     Raises:
-        ConfigError: one of ``key=value`` is not for a resume to change; says which are.
+        ConfigError: one of ``key=value`` is not for this verb to change; says which are.
     """
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
-        if "=" not in override or not any(key == known or key.startswith(f"{known}.") for known in CHANGEABLE):
-            raise ConfigError(f"a resume cannot change '{override}'", "one of " + ", ".join(CHANGEABLE),
+        assigns = "=" in override or override.startswith("~")
+        if not assigns or not any(key == known or key.startswith(f"{known}.") for known in changeable):
+            raise ConfigError(f"ftdist {verb} cannot change '{override}'", "one of " + ", ".join(changeable),
                               "start a new run to train on other settings")  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from ftdist.config import SourceConfig
 from ftdist.errors import EXIT_DONE
-from ftdist.resumable import CHANGEABLE
+from ftdist.resumable import CHANGEABLE, EVALUATED
 from ftdist.rundir import SWEEP_REQUEST, RunDir, checkpoint_step
 
 SCRIPTS = {
@@ -45,7 +45,7 @@ PLACES = {"RUN_DIR": ["run.yaml"], "SWEEP_DIR": [SWEEP_REQUEST], "RUN_DIR|SWEEP_
 """What the folders hold that are offered for an argument of this metavar."""
 
 
-OF_A_RUN: Dict[str, Sequence[str]] = {"eval": ("data",), "resume": CHANGEABLE}
+OF_A_RUN: Dict[str, Sequence[str]] = {"eval": EVALUATED, "resume": CHANGEABLE}
 """What of a frozen config a verb's overrides change."""
 
 

@@ -14,7 +14,7 @@ from ftdist.batching import plan_resumed
 from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.nearest import near_paths
-from ftdist.resumable import check_changes
+from ftdist.resumable import EVALUATED, check_changes
 from ftdist.rundir import STOPPED, RunDir, checkpoint_step, refuse_sweep
 
 from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun, trials
@@ -156,6 +156,7 @@ def eval(args: argparse.Namespace) -> int:
     """Held-out losses of a checkpoint, on the run's own held-out data or on other."""
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
+    check_changes(args.overrides, "eval", EVALUATED)
     run.find_checkpoint(args.checkpoint)
     config = load_config(run.config)
     if args.overrides:

@@ -195,7 +195,8 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
         ("ftdist eval --checkpoint ", ["last", "best"]),
         ("ftdist eval runs/a --checkpoint=5", ["--checkpoint=5"]),
         ("ftdist eval runs/a data.heldout.mine.pa", ["data.heldout.mine.path="]),
-        ("ftdist eval runs/a z", []),
+        ("ftdist eval runs/a zero.s", ["zero.stage="]),
+        ("ftdist eval runs/a op", []),
     ],
 )
 def test_completion(line: str, offers: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,6 +303,12 @@ def test_what_a_resume_may_change(here: Path, overrides: List[str], offers: Opti
     assert run.config.read_text() == before and not list(run.path.glob("run.*-*.yaml"))
 
 
+def test_eval_refuses_what_would_change_nothing_of_it(here: Path) -> None:
+    run = _frozen(here / "run")
+    with pytest.raises(ConfigError, match=r"ftdist eval cannot change 'optim\.lr=3'"):
+        cli.dispatch(["eval", str(run.path), "data.heldout.mine.path=x.jsonl", "optim.lr=3"])
+
+
 def test_a_batch_job_is_written_anew(here: Path) -> None:
     run = _frozen(here / "run")
     config = load_config(run.config)
