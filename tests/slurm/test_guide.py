@@ -14,7 +14,7 @@ from ftdist.rundir import RunDir
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_runs import finish, wait_for_step
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "slurm.md"
 ELSEWHERE = ("launch=nodes", "launch=deepspeed")
