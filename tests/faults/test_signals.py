@@ -46,8 +46,7 @@ MOMENTS: Dict[str, Callable[[RunDir, Process], bool]] = {
     "preparing": preparing, "loading": loading, "evaluating": evaluating, "saving": saving,
 }  # fmt: skip
 WAYS = ("once", "twice", "and SIGKILL after 2 s")
-IN_CI = {("preparing", "twice"), ("loading", "and SIGKILL after 2 s"), ("evaluating", "twice"),
-         ("saving", "and SIGKILL after 2 s")}  # fmt: skip
+IN_CI = {("evaluating", "twice"), ("saving", "and SIGKILL after 2 s")}
 CASES = [
     pytest.param(*case, marks=() if case in IN_CI else pytest.mark.slow) for case in itertools.product(MOMENTS, WAYS)
 ]

@@ -17,6 +17,7 @@ RUN = (*SMOKE, "train.max_steps=60", "train.eval_every=null", "train.checkpoint_
        "data.max_heldout_documents=8", "zero.stage=2")  # fmt: skip
 
 
+@pytest.mark.slow  # test_stalls.py stops a rank without torchrun
 @fault("training", "a rank is stopped, under launch.max_restarts=1", "SIGSTOP of rank 1 after some steps",
        "it is named and ended; all ranks start again and go on from the last checkpoint: the same run")  # fmt: skip
 def test_a_stopped_rank_costs_a_restart(tmp_path: Path) -> None:
@@ -63,6 +64,7 @@ def test_a_full_disk_is_sat_out(tmp_path: Path, disk: Path) -> None:
     assert_same(run, finished_run(*RUN, "track=disabled"))
 
 
+@pytest.mark.slow  # test_track_wandb.py has it without a run around it
 @fault("tracking", "the W&B server is down", "a port that nobody listens on, and a key",
        "one line; exit code 0; metrics.jsonl is that of a run without W&B")  # fmt: skip
 def test_a_tracker_that_is_down_changes_nothing(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_over_ssh(ssh: str, tmp_path: Path) -> None:
     assert "step 6/6" in output and run.read_status()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
     """Ctrl-C saves and stops; a launcher that is killed takes everything with it; resume goes on."""
     run = RunDir(tmp_path / "run")

@@ -91,7 +91,7 @@ def test_a_job_in_the_queue(slurm: Cluster, tmp_path: Path) -> None:
     assert run.read_status()["job_id"] != first and "queued" in verb("status", str(run.path)).stdout
 
 
-def test_a_sweep_is_a_job_for_each_trial(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_sweep_is_an_array_with_an_element_for_each_trial(slurm: Cluster, tmp_path: Path) -> None:
     held = ("launch.device=cpu", "launch.slurm.options=[--hold]", f"runs_dir={tmp_path}", "-m", "optim.lr=1e-3,1e-4")
     done = submit(slurm, *held)
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_a_sweep_is_a_job_for_each_trial(slurm: Cluster, tmp_path: Path) -> None
     shown = subprocess.run([sys.executable, "-m", "ftdist", "sweep", str(folder)], env=slurm.env, text=True,
                            capture_output=True, timeout=60).stdout  # fmt: skip
     assert shown.count("queued") == 2 and "optim.lr=0.001" in shown and "experiment" not in shown, shown
-    assert len(slurm.run("squeue", "-h", "-o", "%A").split()) == 2
+    assert len(slurm.run("squeue", "--array", "-h", "-o", "%A").split()) == 2
 
 
 def test_what_slurm_says_of_a_refusal_is_shown(slurm: Cluster, tmp_path: Path) -> None:
