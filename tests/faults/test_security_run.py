@@ -132,9 +132,8 @@ def test_nothing_gets_more_rights_than_the_umask_gives(finished: Finished) -> No
 
 
 @fault("security", "an export", "umask 077; --out is a link", "no file is wider; a link is refused")
+@pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_a_later_export_keeps_to_its_own_umask_and_follows_no_link(finished: Finished, tmp_path: Path) -> None:
-    if finished.umask != 0o027:
-        pytest.skip("once is enough")
     out = finished.home / "out"
     seen = ftdist(finished.home, "export", str(finished.run.path), "--out", str(out), umask=0o077)
     assert seen.code == 0, seen.text
@@ -232,10 +231,9 @@ def test_a_secret_that_is_typed_is_refused(
 
 
 @fault("security", "Python files in the current folder", "torch.py, numpy.py …", "not imported by ranks")
+@pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_modules_of_the_current_folder_do_not_reach_the_ranks(finished: Finished, tmp_path: Path) -> None:
     """The same that holds for preparing: a rank's ``torch`` is the one that is installed."""
-    if finished.umask != 0o027:
-        pytest.skip("once is enough")
     for name in ("torch", "deepspeed", "numpy", "ftdist"):
         (finished.home / "work" / f"{name}.py").write_text(source(tmp_path / "canary"))
     try:

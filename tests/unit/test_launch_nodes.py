@@ -29,15 +29,15 @@ def on_nodes(*hosts: str, **changes: Any) -> RunConfig:
     return config
 
 
+NO_MACHINE = ["-oProxyCommand=touch PWNED", "-J evil", "--", "a b", "a;touch PWNED", "$(touch PWNED)", "`touch PWNED`",
+              "a\nb", "me@-oProxyCommand=x", "-l@host", "@host", "a@b@c", "host/x", "host\\x", "*", "~", "ssh://host",
+              "höst"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "host",
-    ["-oProxyCommand=touch PWNED", "-J evil", "--", "", "a b", "a;touch PWNED", "$(touch PWNED)", "`touch PWNED`",
-     "a\nb", "me@-oProxyCommand=x", "-l@host", "@host", "a@b@c", "host/x", "host\\x", "*", "~", "ssh://host", "höst"],
-)  # fmt: skip
-@pytest.mark.parametrize("key", ["hosts", "address"])
+    ("key", "host"), [("hosts", ""), *((key, host) for key in ("hosts", "address") for host in NO_MACHINE)]
+)
 def test_what_is_no_machine_is_refused(key: str, host: str) -> None:
-    if key == "address" and not host:
-        pytest.skip("none is given")
     config = on_nodes("first", host) if key == "hosts" else on_nodes("first", "second", address=host)
     with pytest.raises(ConfigError, match="launch.nodes"):
         check_launch(config.launch)
