@@ -24,6 +24,7 @@ class LaunchKind(Enum):
 class Runner(Enum):
     pdsh = "pdsh"
     slurm = "slurm"
+    openmpi = "openmpi"
 
 
 class Profile(Enum):
@@ -109,9 +110,9 @@ class DeepspeedConfig:
     """One line a machine, ``NAME slots=RANKS``: fills in ``launch.nodes.hosts``, nnodes and nproc_per_node. The other
     settings of ``launch.nodes`` hold here too."""
     runner: Runner = Runner.pdsh
-    """What DeepSpeed's launcher starts ranks with: ``pdsh`` (over ssh) or ``slurm`` (srun)."""
+    """What DeepSpeed's launcher starts ranks with: ``pdsh`` (over ssh), ``slurm`` (srun) or ``openmpi`` (mpirun)."""
     options: List[str] = field(default_factory=list)
-    """Further options of srun, one ``--name=value`` each."""
+    """Further options of srun, one ``--name=value`` each. (mpirun takes its own from ``OMPI_MCA_…`` variables.)"""
 
 
 @dataclass

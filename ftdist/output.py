@@ -1,7 +1,14 @@
-"""Standard output that may lose its reader: ``| head``, a closed terminal. [light]"""
+"""Standard output that may lose its reader (``| head``, a closed terminal), and paths as they are printed. [light]"""
 
 import os
+from pathlib import Path
 from typing import Any, Callable, TextIO
+
+
+def shown(path: str | Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 class Output:

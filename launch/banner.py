@@ -1,6 +1,5 @@
 """What a run prints before and after its ranks: the machine, the batch algebra, one sample, where everything is."""
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from ftdist.data.cache import is_ready, read_meta
 from ftdist.data.sample import describe_data, print_sample
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.model.facts import describe_model, longer_than_known, read_facts
+from ftdist.output import shown as shown
 from ftdist.rundir import RunDir, checkpoint_step
 from ftdist.tables import plain_table, show_table
 from ftdist.track.progress import format_seconds
@@ -24,12 +24,6 @@ from .machine import machine_summary
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
-
-
-def shown(path: str | Path) -> str:
-    """A path as short as it can be typed from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def cell(text: str) -> Text:

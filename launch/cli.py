@@ -61,6 +61,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         near = nearest(unknown.group(1), self._option_string_actions) if unknown else []
+        if unknown and unknown.group(1) in ("-m", "--multirun"):
+            near = [f"one value for each key; only ftdist train takes {unknown.group(1)}"]
         raise ConfigError(f"{self.prog}: {message}", self.usage or "", " or ".join(near) or f"{self.prog} --help")
 
 

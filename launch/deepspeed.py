@@ -1,12 +1,13 @@
 """Start the run through DeepSpeed's launcher, for clusters where that is the house rule.
 
-It starts the ranks of all machines of a hostfile with pdsh (over ssh) or Slurm. Of the run it knows nothing: a
+It starts the ranks of all machines of a hostfile with pdsh (over ssh), Slurm or OpenMPI. Of the run it knows nothing: a
 stop is asked for in the run directory, which all machines see, and how it ended is read there.
 """
 
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from .plan import LaunchPlan, ranks_env
 POLL_S = 0.2
 SCRIPT = Path(ftdist.__file__).parent / "train" / "from_deepspeed.py"
 SAID_BY_LAUNCHER = re.compile(r"^(?:\S+: )?\[\d{4}-\d\d-\d\d [^]]+\] \[[A-Z]+\] ")
-TOOLS = {Runner.pdsh: ("pdsh", "pdsh"), Runner.slurm: ("srun", "slurm-client")}
+TOOLS = {Runner.pdsh: ("pdsh", "pdsh"), Runner.slurm: ("srun", "slurm-client"),
+         Runner.openmpi: ("mpirun", "openmpi-bin")}  # fmt: skip
 """What each runner calls, and the package that Debian has it in."""
 
 
@@ -39,15 +41,21 @@ def plan_deepspeed(config: RunConfig, run: RunDir, attempt: int) -> LaunchPlan:
     if runner is Runner.slurm:
         options = [*launch.deepspeed.options, f"--nodes={launch.nnodes}", f"--ntasks-per-node={launch.nproc_per_node}",
                     f"--nodelist={','.join(launch.nodes.hosts)}", "--kill-on-bad-exit=1"]  # fmt: skip
+    elif runner is Runner.openmpi:  # by itself it would bind each rank, with all its threads, to one core
+        options = ["--bind-to", "none", "--mca", "plm_rsh_agent", shlex.quote(" ".join(_ssh(config)))]
     argv = [
         sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile(run)), "--force_multi",
         "--launcher", runner.name, *(["--launcher_args", " ".join(options)] if options else []),
         "--master_addr", address(config), "--master_port", str(launch.nodes.port), "--no_ssh_check", "--no_local_rank",
         str(SCRIPT), str(run.path), "--attempt", str(attempt), *(["--watch"] if runner is Runner.pdsh else []),
     ]  # fmt: skip
-    ssh = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *launch.nodes.ssh.split()[1:]]
-    env = {**ranks_env(config), "DS_ENV_FILE": str(env_file(run)), "PDSH_SSH_ARGS_APPEND": " ".join(ssh)}
+    env = {**ranks_env(config), "DS_ENV_FILE": str(env_file(run)), "PDSH_SSH_ARGS_APPEND": " ".join(_ssh(config)[1:])}
     return LaunchPlan(argv, env)
+
+
+def _ssh(config: RunConfig) -> List[str]:
+    command, *options = config.launch.nodes.ssh.split()
+    return [command, "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *options]
 
 
 def hostfile(run: RunDir) -> Path:
@@ -64,7 +72,9 @@ def write_files(config: RunConfig, run: RunDir) -> None:
     launch = config.launch
     hosts = [f"{host} slots={launch.nproc_per_node}\n" for host in launch.nodes.hosts]
     hostfile(run).write_text("".join(hosts), encoding="utf-8")
-    env = {**ranks_env(config), "MASTER_ADDR": address(config), "MASTER_PORT": str(launch.nodes.port)}
+    # mpirun gives rank 0 a terminal, whose other end is a file.
+    env = {**ranks_env(config), "MASTER_ADDR": address(config), "MASTER_PORT": str(launch.nodes.port),
+           "TTY_COMPATIBLE": "0"}  # fmt: skip
     env_file(run).write_text("".join(f"{name}={value}\n" for name, value in env.items()), encoding="utf-8")
 
 

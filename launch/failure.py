@@ -17,8 +17,12 @@ REPORTED = re.compile(
 """One failure in torchrun's report, which names every rank of its machine that did not end with 0."""
 FORCED = re.compile(r"Unable to shutdown process (\d+)")
 """torchrun's own SIGKILL, to a rank that did not end on its SIGTERM after another had failed."""
-KILLED_UNDER_DEEPSPEED = re.compile(r"^(?:(\S+): )?\[.*exits with return code = -(\d+)", re.MULTILINE)
-"""DeepSpeed's launcher, which has no report: the code of the first process that it saw end."""
+KILLED_UNDER_DEEPSPEED = re.compile(
+    r"^(?:(?P<host>\S+): )?\[.*exits with return code = -(?P<signal>\d+)"
+    r"|^mpirun noticed that process rank \d+ with PID \d+ on node (?P<node>\S+) exited on signal (?P<number>\d+)",
+    re.MULTILINE,
+)
+"""DeepSpeed's launcher and mpirun, which have no report: the first process that they saw end."""
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
 """What a rank says when another one is gone: it failed in consequence."""
 
@@ -65,7 +69,8 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
         return LaunchError(f"{who} {why}{_last_lines(run, killed.rank, attempt)}\n  {where}", fix=resume)
     if by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None):
-        number, place = int(by.group(2)), f" on {by.group(1)}" if by.group(1) else ""
+        number, host = int(by["signal"] or by["number"]), by["host"] or by["node"]
+        place = f" on {host}" if host else ""
         said = f"a rank{place} was killed by {_signal_name(number)}{_why(number)}\n  {where}"
         return LaunchError(said, fix=resume)
     if first is not None:

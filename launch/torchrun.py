@@ -18,7 +18,7 @@ from ftdist.rundir import RunDir, read_json
 from . import banner, check, compose, local, signals
 from .plan import ranks_env
 
-MakeReady = Callable[[RunConfig, Optional[Tuple[int, int]]], RunDir]
+MakeReady = Callable[[RunConfig, Optional[Tuple[int, int]]], Callable[[], RunDir]]
 
 
 def is_parent() -> bool:
@@ -47,7 +47,8 @@ def join(args: argparse.Namespace, make_ready: MakeReady) -> int:
         check.resolve_ranks(config, ranks)
         if not is_first():
             return _be_rank(config, ["--from-store"])
-        run = _frozen_before(config) if int(os.environ["TORCHELASTIC_RESTART_COUNT"]) else make_ready(config, ranks)
+        restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
+        run = _frozen_before(config) if restarted else make_ready(config, ranks)()
         return _lead(config, run, ["--to-store"], started)
     except FtdistError as error:
         if is_first():

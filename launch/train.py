@@ -2,8 +2,10 @@
 
 import argparse
 import time
-from typing import List, Optional, Tuple
+from functools import partial
+from typing import Callable, List, Optional, Tuple
 
+from ftdist.batching import BatchPlan
 from ftdist.config import LaunchKind, RunConfig
 from ftdist.data.cache import data_folder, read_meta
 from ftdist.errors import EXIT_DONE, ConfigError
@@ -59,9 +61,13 @@ def train(args: argparse.Namespace) -> int:
 
 
 def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
-               verified: bool = False) -> RunDir:  # fmt: skip
-    """Everything before ranks: check, model, data, run directory, and what is ``shown`` of them. What is wrong is said
-    before the directory is made. ``verified``: the config is checked on ranks of this machine first."""
+               verified: bool = False) -> Callable[[], RunDir]:  # fmt: skip
+    """Everything before ranks: check, model, data, and what is ``shown`` of them. ``verified``: the config is checked
+    on ranks of this machine first.
+
+    Returns:
+        What writes the run directory, and shows the run: whatever is wrong was said before.
+    """
     plan = check.resolve(config, ranks)
     check.check_run_dir(config)
     deepspeed_settings(config, plan)
@@ -69,11 +75,7 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
     if config.launch.kind is LaunchKind.slurm:  # model and data are made ready by the job
         script = sbatch.render(config)
         check.check_disk(config)
-        run = freeze(config, plan)
-        run.submit.write_text(script, encoding="utf-8")
-        if shown:
-            banner.show_run(config, plan, data_folder(config))
-        return run
+        return partial(_write, config, plan, shown, script)
     if shown:
         banner.show_machine()
     ready.make_model_ready(config)
@@ -82,16 +84,22 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
         verify.verify_quickly(config)
     folder = ready.make_data_ready(config)
     check.check_length(config, read_meta(folder)["sets"]["train"]["rows"])
+    return partial(_write, config, plan, shown)
+
+
+def _write(config: RunConfig, plan: BatchPlan, shown: bool, script: str = "") -> RunDir:
     run = freeze(config, plan)
+    if script:
+        run.submit.write_text(script, encoding="utf-8")
     if shown:
-        banner.show_run(config, plan, folder)
+        banner.show_run(config, plan, data_folder(config))
     return run
 
 
 def run_one(config: RunConfig, dry_run: bool = False, verified: bool = False) -> int:
     """One run, from its config to its end."""
     started = time.monotonic()
-    run = make_ready(config, verified=verified)
+    run = make_ready(config, verified=verified)()
     if dry_run:
         print(start.dry_run(config, run))
         return EXIT_DONE

@@ -22,7 +22,7 @@ from .alive import ALIVE, liveness
 from .machine import cpu_cores
 from .sweeps import SweepDir, Trial, best_loss, objective, show_table, swept
 
-MakeReady = Callable[..., RunDir]
+MakeReady = Callable[..., Callable[[], RunDir]]
 Batch = List[Tuple[List[str], compose.ComposeTrial]]
 
 
@@ -80,7 +80,7 @@ class _Sweep:
             return EXIT_PREEMPTED
         except FtdistError as error:
             if self.folder.exists:
-                self._end("failed", (str(error).splitlines() or [""])[0])
+                self._end("failed", (str(error).splitlines() or ["a trial's model or data was refused"])[0])
             raise
         if self._dry_run:
             self._end("frozen")
@@ -115,7 +115,8 @@ class _Sweep:
         return [objectives[trial.number] for trial in trials]
 
     def _freeze(self, batch: Batch, first: int) -> List[Trial]:
-        """The trials of a batch, each with its run directory. All are composed and checked before any is written."""
+        """The trials of a batch, each with its run directory. All are composed, checked and made ready before any is
+        written."""
         trials = [self.folder.trial(number, overrides) for number, (overrides, _) in enumerate(batch, first)]
         known = {trial.number: trial for trial in self.folder.trials()}
         fresh: List[Tuple[Trial, RunConfig]] = []
@@ -131,9 +132,10 @@ class _Sweep:
         for trial, config in fresh:
             config.run_dir, config.track.group = str(trial.run.path), config.track.group or self.folder.path.name
             check.resolve(config)
+        writes = [self._make_ready(config, shown=trial.number == 0) for trial, config in fresh]
         self._announce(trials, [trial for trial in trials if trial.number not in known])
-        for trial, config in fresh:
-            self._make_ready(config, shown=trial.number == 0)
+        for write in writes:
+            write()
         return trials
 
     def _check(self, configs: List[RunConfig], first: int) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config import Precision, SourceConfig
+from ftdist.config import Precision, RunConfig, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.correctness_page import write_table
 from tests.families import FAMILIES
@@ -177,30 +177,35 @@ def _references(cases: List[Case], folder: Path) -> None:
 
 def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     import torch
+
+    from ftdist.verify.compare import deviate
+
+    expected = [torch.load(_reference_file(case, folder), weights_only=False) for case in cases]
+    trainings = each_training([case_config(case, folder) for case in cases], folder)
+    return [deviate(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]
+
+
+def each_training(configs: List[RunConfig], folder: Path) -> Iterator[Any]:
+    """The real assembly of each config in turn, on these ranks, whose process group is set up once."""
     import torch.distributed as dist
 
     from ftdist.rundir import RunDir
     from ftdist.train import ranks as rank_setup
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
-    from ftdist.verify.compare import deviate
 
     rank_setup.quiet_libraries()
-    configs = [case_config(case, folder) for case in cases]
     ranks = rank_setup.read_ranks(configs[0])
     rank_setup.start_process_group(configs[0], ranks)
-    found = []
-    for number, (case, config) in enumerate(zip(cases, configs, strict=True)):
+    for number, config in enumerate(configs):
         run = RunDir(folder / f"run-{ranks.world_size}-{number}")
         if ranks.first:
             run.checkpoints.mkdir(parents=True)
             run.logs.mkdir()
         dist.barrier()
         training = assemble(config, run, ranks, Preemption(run, ranks.rank))
-        expected = torch.load(_reference_file(case, folder), weights_only=False)
-        found.append(deviate(training, expected, STEPS))
+        yield training
         training.engine.destroy()
-    return found
 
 
 def table(found: Dict[Case, Deviation]) -> List[List[str]]:

@@ -1,16 +1,15 @@
 """The last page of a run: what was gained, shown by numbers and by answers, and where everything is."""
 
-import os
 import shlex
 from contextlib import suppress
 from math import exp
-from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ftdist.output import shown
 from ftdist.rundir import RunDir
 from ftdist.tables import plain_table, show, show_table
 from ftdist.track.lines import read_records
@@ -71,12 +70,12 @@ def answers(run: RunDir) -> List[Dict[str, Any]]:
 
 def places(run: RunDir) -> List[Tuple[str, str]]:
     """Where the results of a run lie, those that are there."""
-    found = [("run", _shown(run.path))]
+    found = [("run", shown(run.path))]
     if run.export.is_dir():
-        found.append(("model", _shown(run.export)))
+        found.append(("model", shown(run.export)))
     if any(run.wandb.glob("offline-run-*")):
         # One for each attempt, all of the same W&B run.
-        found.append(("W&B", f"offline; upload it with: wandb sync {shlex.quote(_shown(run.wandb))}/offline-run-*"))
+        found.append(("W&B", f"offline; upload it with: wandb sync {shlex.quote(shown(run.wandb))}/offline-run-*"))
     return found
 
 
@@ -110,9 +109,3 @@ def _print_text(console: Console, label: str, text: str, style: str) -> None:
     grid.add_column(overflow="fold")
     grid.add_row(Text(label, style="bright_black"), Text(text, style=style))
     show(console, grid)
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""One rank as a script, for DeepSpeed's launcher: of its runners, that for Slurm starts files and no modules."""
+"""One rank as a script, for DeepSpeed's launcher: some of its runners start files and no modules."""
 
 import os
 import sys
@@ -9,8 +9,12 @@ sys.path.pop(0)  # a script's own folder is no place to import from
 from ftdist.errors import EXIT_FAILED
 from ftdist.train.main import main
 
-NUMBERS = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
-"""What Slurm calls the numbers of a rank."""
+NUMBERS = {
+    "RANK": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"),
+}
+"""What mpirun and Slurm call the numbers of a rank; in a Slurm job mpirun's are those that count."""
 
 
 def end_with_input() -> None:
@@ -20,9 +24,9 @@ def end_with_input() -> None:
     os._exit(EXIT_FAILED)
 
 
-for name, other in NUMBERS.items():
+for name, others in NUMBERS.items():
     if name not in os.environ:
-        os.environ[name] = os.environ[other]
+        os.environ[name] = next(os.environ[other] for other in others if other in os.environ)
 if "--watch" in sys.argv:
     sys.argv.remove("--watch")
     threading.Thread(target=end_with_input, daemon=True).start()

@@ -90,7 +90,7 @@ def _slices(optimizer: Any, names: Dict[int, str]) -> Iterator[Slice]:
             yield from _cut(flat, [(names[id(p)], end - p.numel(), p.numel())
                                    for p, end in zip(group, ends, strict=True)])  # fmt: skip
     else:
-        for parameter, master in _whole(optimizer):
+        for parameter, master in unsharded_masters(optimizer):
             yield Slice(names[id(parameter)], 0, master.numel(), master, 0)
 
 
@@ -103,7 +103,7 @@ def _cut(flat: torch.Tensor, members: Sequence[Tuple[str, int, int]]) -> Iterato
         yield Slice(name, low - at, high - low, flat, low - first)
 
 
-def _whole(optimizer: Any) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+def unsharded_masters(optimizer: Any) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
     """Without ZeRO: each parameter and its fp32 master, which in fp32 is the parameter itself."""
     if isinstance(optimizer, FP16_UnfusedOptimizer):
         for parameters, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
@@ -112,13 +112,14 @@ def _whole(optimizer: Any) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         yield from ((parameter, parameter) for group in optimizer.param_groups for parameter in group["params"])
 
 
-def _adamw(engine: Any) -> Any:
+def adamw(engine: Any) -> Any:
+    """PyTorch's optimizer inside the engine's."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def optimizer_step(engine: Any) -> int:
     """Updates that AdamW has made; 0 where it has no moments yet."""
-    return max((int(state["step"]) for state in _adamw(engine).state.values() if "step" in state), default=0)
+    return max((int(state["step"]) for state in adamw(engine).state.values() if "step" in state), default=0)
 
 
 def parameter_shapes(engine: Any) -> Dict[str, List[int]]:
@@ -134,7 +135,7 @@ def buffers(engine: Any) -> Dict[str, torch.Tensor]:
 
 def tensors_to_save(engine: Any) -> Dict[str, torch.Tensor]:
     """This rank's part of the state, by the name of its entry: live tensors, no copies."""
-    states, has_moments, tensors = _adamw(engine).state, optimizer_step(engine) > 0, {}
+    states, has_moments, tensors = adamw(engine).state, optimizer_step(engine) > 0, {}
     for part in owned(engine):
         tensors[key_of(MASTER, part.start, part.name)] = part.of(part.flat)
         for moment in MOMENTS if has_moments else ():
@@ -151,7 +152,7 @@ def restore(engine: Any, stored: Stored, step: int) -> None:
     Args:
         step: what ``optimizer_step`` was.
     """
-    optimizer, states, slices = engine.optimizer, _adamw(engine).state, held(engine)
+    optimizer, states, slices = engine.optimizer, adamw(engine).state, held(engine)
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         optimizer.checkpoint_event_prologue()
     if step == 0:
@@ -179,5 +180,5 @@ def _round_weights(optimizer: Any) -> None:
     elif isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
         optimizer.update_lp_params()
     else:
-        for parameter, master in _whole(optimizer):
+        for parameter, master in unsharded_masters(optimizer):
             parameter.data.copy_(master)

@@ -5,6 +5,8 @@ from typing import Any, Dict
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+from ftdist.zero.slices import adamw, unsharded_masters
+
 Tensors = Dict[str, torch.Tensor]
 
 
@@ -22,7 +24,7 @@ def first_gradients(engine: Any, beta1: float) -> Tensors:
     is then (1 - beta1) times it. So it is what the optimizer was given, after every reduction. Every rank calls it."""
     masters = _unsharded_masters(engine)
     if masters:
-        state = getattr(engine.optimizer, "optimizer", engine.optimizer).state
+        state = adamw(engine).state
         moments = {name: state[masters[p]]["exp_avg"] for name, p in engine.module.named_parameters()}
     else:
         _link_states(engine)
@@ -30,14 +32,9 @@ def first_gradients(engine: Any, beta1: float) -> Tensors:
     return {name: moment.detach().float() / (1 - beta1) for name, moment in moments.items()}
 
 
-def _unsharded_masters(engine: Any) -> Dict[torch.nn.Parameter, torch.Tensor]:
-    """Without ZeRO: which tensor the optimizer updates for each parameter. Empty with ZeRO."""
-    if engine.zero_optimization():
-        return {}
-    if not engine.bfloat16_enabled():
-        return {p: p for p in engine.module.parameters()}
-    groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
-    return {p: master for halves, masters in groups for p, master in zip(halves, masters, strict=True)}
+def _unsharded_masters(engine: Any) -> Dict[torch.Tensor, torch.Tensor]:
+    """Which tensor the optimizer updates for each parameter. Empty with ZeRO."""
+    return {} if engine.zero_optimization() else dict(unsharded_masters(engine.optimizer))
 
 
 def _link_states(engine: Any) -> None:

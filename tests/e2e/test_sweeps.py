@@ -71,6 +71,12 @@ def test_six_trials_two_at_a_time(tmp_path: Path) -> None:
     assert len(rows) == 6 and losses == sorted(losses) and [row[1] for row in rows].count("failed") == 1
 
 
+def test_a_sweep_with_a_model_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    done = ftdist("train", *TINY, "-m", "model.config.model_type=llama,bert", cwd=tmp_path)
+    assert done.code == 2 and "bert reads a text in both directions" in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:
     """The launcher is killed with its processes while trials are under way and others have not started."""
     words = ("train.max_steps=40", "train.checkpoint_every=1", "optim.lr=1e-3,1e3", "seed=1,2")

@@ -1,5 +1,6 @@
-"""DeepSpeed's launcher: a hostfile of this machine's names, real pdsh, and an sshd of the test's own."""
+"""DeepSpeed's launcher: a hostfile of this machine's names, real pdsh with an sshd of the test's own, real mpirun."""
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -21,6 +22,23 @@ LONG = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=nul
 
 
 @pytest.fixture
+def one_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> List[str]:
+    """Overrides that start two ranks here with mpirun, which takes two names of one machine for a mistake."""
+    if shutil.which("mpirun") is None:
+        pytest.skip("needs mpirun: apt install openmpi-bin")
+    (tmp_path / "hosts").write_text("127.0.0.1 slots=2\n")
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
+        monkeypatch.setenv(name, "1")
+    return ["launch=deepspeed", f"launch.deepspeed.hostfile={tmp_path / 'hosts'}", "launch.deepspeed.runner=openmpi",
+            f"launch.nodes.port={free_port()}"]  # fmt: skip
+
+
+@pytest.fixture(params=["hosts", pytest.param("one_host", marks=pytest.mark.slow)])
+def machines(request: pytest.FixtureRequest) -> List[str]:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
 def hosts(ssh: str, tmp_path: Path) -> List[str]:
     """Overrides that reach two machines, both of them this one."""
     if shutil.which("pdsh") is None:
@@ -30,10 +48,11 @@ def hosts(ssh: str, tmp_path: Path) -> List[str]:
             f"launch.nodes.ssh='{ssh}'"]  # fmt: skip
 
 
-def test_the_losses_are_those_of_a_local_run(hosts: List[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("machines", ["hosts", "one_host"], indirect=True)
+def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path) -> None:
     here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
     finish(start("train", *RUN, "launch=local", "launch.nproc_per_node=2", f"run_dir={here.path}"))
-    output = finish(start("train", *RUN, *hosts, "launch.nproc_per_node=null", f"run_dir={there.path}"))
+    output = finish(start("train", *RUN, *machines, "launch.nproc_per_node=null", f"run_dir={there.path}"))
     assert "\nstep 6/6" in output and "[INFO]" not in output, output
     losses = [[r["train/loss"] for r in run.read_metrics() if "train/loss" in r] for run in (here, there)]
     assert len(losses[0]) == 6 and losses[0] == losses[1]
@@ -42,10 +61,10 @@ def test_the_losses_are_those_of_a_local_run(hosts: List[str], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_stopped_and_gone_on(hosts: List[str], tmp_path: Path) -> None:
+def test_stopped_and_gone_on(machines: List[str], tmp_path: Path) -> None:
     """Ctrl-C saves and stops, resume goes on, and a launcher that is killed takes everything with it."""
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *hosts, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
     launcher.send_signal(signal.SIGINT)
     assert "ftdist resume" in finish(launcher, 75)
@@ -61,9 +80,9 @@ def test_stopped_and_gone_on(hosts: List[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ended_at_once(hosts: List[str], tmp_path: Path) -> None:
+def test_ended_at_once(machines: List[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *hosts, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
     finish(start("cancel", "--now", str(run.path)))
     finish(launcher, 1)
@@ -71,13 +90,18 @@ def test_ended_at_once(hosts: List[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_named_by_its_machine(hosts: List[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("machines", "says"),
+    [("hosts", "a rank on localhost was killed by SIGKILL"), ("one_host", "a rank on @ was killed by SIGKILL")],
+    indirect=["machines"],
+)
+def test_a_killed_rank_is_named_by_its_machine(machines: List[str], says: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *hosts, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
     kill_a_rank(run, "1")
     output = finish(launcher, 1)
-    assert "a rank on localhost was killed by SIGKILL" in output, output
+    assert says.replace("@", os.uname().nodename) in output, output
     wait_until_gone(run, 15)
 
 
@@ -86,7 +110,8 @@ def kill_a_rank(run: RunDir, rank: str) -> None:
 
     for process in psutil.process_iter():
         try:
-            if str(run.path) in process.cmdline() and process.environ().get("RANK") == rank:
+            numbers = [process.environ().get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK")]
+            if str(run.path) in process.cmdline() and rank in numbers:
                 process.kill()
         except psutil.Error:
             continue

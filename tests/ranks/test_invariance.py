@@ -12,7 +12,7 @@ import pytest
 
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests import invariance
-from tests.invariance import AXES, Case, covering, every_case
+from tests.invariance import AXES, Case, covering, each_training, every_case
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -42,29 +42,12 @@ def _reference(config: Any, folder: Path) -> List[Dict[str, float]]:
 
 
 def _sharded_runs(configs: List[Any], folder: Path) -> List[List[Dict[str, float]]]:
-    """Every config in turn on these ranks: the real assembly and loop; the process group is set up once."""
-    import torch.distributed as dist
-
-    from ftdist.rundir import RunDir
-    from ftdist.train import ranks as rank_setup
     from ftdist.train.loop import train_step
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
 
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(configs[0])
-    rank_setup.start_process_group(configs[0], ranks)
     histories = []
-    for number, config in enumerate(configs):
-        run = RunDir(folder / f"run-{ranks.world_size}-{number}")
-        if ranks.first:
-            run.checkpoints.mkdir(parents=True)
-            run.logs.mkdir()
-        dist.barrier()
-        training = assemble(config, run, ranks, Preemption(run, ranks.rank))
+    for training in each_training(configs, folder):
         results = [train_step(training, step) for step in range(STEPS)]
         histories.append([{"loss": r.loss, "grad_norm": r.grad_norm, "lr": r.lr} for r in results])
-        training.engine.destroy()
     return histories
 
 

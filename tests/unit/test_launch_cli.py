@@ -84,6 +84,13 @@ def test_a_misspelt_flag_names_the_nearest() -> None:
     assert error.value.fix == "--dry-run"
 
 
+@pytest.mark.parametrize("verb", ["prepare", "preview", "verify"])
+def test_what_takes_no_sweep_says_what_does(verb: str) -> None:
+    with pytest.raises(ConfigError, match="unrecognized arguments: -m") as error:
+        cli.dispatch([verb, "experiment=smoke", "-m", "optim.lr=1e-3,1e-4"])
+    assert error.value.fix == "one value for each key; only ftdist train takes -m"
+
+
 @pytest.mark.parametrize("verb", ["resume", "eval"])
 def test_only_what_is_required_is_called_so(verb: str) -> None:
     with pytest.raises(ConfigError) as error:
