@@ -1,14 +1,12 @@
 """The verbs that start from a run directory: ``resume status eval export chat``."""
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import List, Mapping, Optional
 
 from rich.console import Console
-from rich.table import Table
 
 from ftdist.batching import plan_resumed
 from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
@@ -16,6 +14,7 @@ from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.nearest import near_paths
 from ftdist.resumable import EVALUATED, check_changes
 from ftdist.rundir import STOPPED, RunDir, checkpoint_step, refuse_sweep
+from ftdist.tables import plain_table, show_table
 
 from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun, trials
 from .alive import ALIVE, jobs_of, liveness
@@ -99,13 +98,11 @@ def status(args: argparse.Namespace) -> int:
         near = [f"ftdist status {other}" for place in places for other in near_paths(str(place)) if not place.exists()]
         raise ConfigError(f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them",
                           " or ".join(near) or "ftdist demo makes a first one")  # fmt: skip
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", "state", "step", "loss", "tokens/s", "checkpoint"):
-        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
     jobs = jobs_of([run.read_status() for run in runs])
     for run in runs:
         table.add_row(*map(banner.cell, status_row(run, jobs)))
-    Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
+    show_table(Console(highlight=False), table)
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ import torch
 
 from ftdist.config import Offload, Precision, RunConfig
 from ftdist.errors import TrainError
+from ftdist.model.facts import read_facts
 from ftdist.train.ranks import Ranks, peak_memory_gib
 from ftdist.zero.engine import parameter_shape
 
@@ -30,7 +31,7 @@ class Account:
     def __str__(self) -> str:
         parts = {"parameters": self.parameters, "gradients": self.gradients, "optimizer states": self.optimizer_states,
                  "activations and the rest": self.activations}  # fmt: skip
-        return ", ".join(f"{size / GIB:.1f} {name}" for name, size in parts.items())
+        return ", ".join(f"{size / GIB:.1f} {name}" for name, size in parts.items() if size)
 
 
 def explained(error: BaseException, config: RunConfig, ranks: Ranks, training: Any) -> BaseException:
@@ -38,8 +39,12 @@ def explained(error: BaseException, config: RunConfig, ranks: Ranks, training: A
     if not out_of_memory(error):
         return error
     cuda, first_line = ranks.device.type == "cuda", str(error).splitlines()[0] if str(error) else "MemoryError"
+    account: Optional[Account] = None
     if training is None:
-        account, what = None, "while the model was loaded"
+        what = "while the model was loaded"
+        if (facts := read_facts(config)) is not None:
+            account = account_for(config, facts.parameters, ranks.world_size, 0.0, cuda)
+            what += f", which takes in GiB about {account} a rank"
     else:
         numbers = [parameter_shape(p).numel() for p in training.engine.module.parameters()]
         peak = peak_memory_gib(ranks.device) * GIB
@@ -76,8 +81,8 @@ def account_for(config: RunConfig, parameters: int, world_size: int, peak: float
 
 
 def best_change(config: RunConfig, world_size: int, account: Optional[Account], cuda: bool) -> Tuple[str, float]:
-    """The change that frees the most, as it is typed, and the bytes it frees. Without an account, while the model is
-    loaded, there are no activations yet."""
+    """The change that frees the most, as it is typed, and the bytes it frees; without an account, by the usual shares
+    of a model that is being loaded."""
     account = account or Account(2.0, 2.0, 12.0, 0.0)
     found = sorted(_changes(config, world_size, account, cuda), key=lambda change: -change[1])
     return found[0] if found and found[0][1] > 0 else ("more memory, more ranks, or a smaller model", 0.0)

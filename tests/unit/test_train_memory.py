@@ -1,9 +1,14 @@
 """What fills memory, and the one change that frees the most."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from ftdist.config import Offload, Precision, RunConfig
-from ftdist.train.memory import GIB, account_for, best_change
+from ftdist.model.facts import ModelFacts, write_facts
+from ftdist.train.memory import GIB, account_for, best_change, explained
+from ftdist.train.ranks import Ranks
 
 BILLION = 10**9
 
@@ -41,3 +46,15 @@ def test_the_account_is_that_of_the_documentation(stage: int, states: float) -> 
 def test_the_change_that_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:
     account = account_for(made, BILLION, ranks, peak, cuda)
     assert best_change(made, ranks, account, cuda)[0] == change
+
+
+def test_a_model_that_does_not_fit_is_told_by_its_size(tmp_path: Path) -> None:
+    made = config(2)
+    made.model.config, made.cache_dir = {"model_type": "llama"}, str(tmp_path)
+    ranks = Ranks(rank=0, local_rank=0, world_size=4, restart=0, device=torch.device("cpu"))
+    unknown = str(explained(MemoryError("no room"), made, ranks, None))
+    assert "while the model was loaded: no room" in unknown and "zero.stage=3" in unknown
+    write_facts(made, ModelFacts("llama", BILLION, None, False, True))
+    known = str(explained(MemoryError("no room"), made, ranks, None))
+    assert "in GiB about 1.9 parameters, 0.5 gradients, 2.8 optimizer states a rank: no room" in known
+    assert "zero.stage=3 (frees about 1.4 GiB)" in known
