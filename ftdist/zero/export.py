@@ -5,6 +5,7 @@ opened again and compared, tensor by tensor.
 """
 
 import argparse
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -106,20 +107,28 @@ def _save_model(weights: State, model_config: PretrainedConfig, out: Path, confi
     model.generation_config = generation_config
     model.config.use_cache = True
     model.save_pretrained(out, max_shard_size=SHARD_SIZE)
-    _compare(model, out)
+    written = _digests(model)
+    weights.clear()
+    del model
+    _compare(written, out, config)
 
 
-def _compare(model: torch.nn.Module, out: Path) -> None:
-    from safetensors import safe_open
+def _digests(model: torch.nn.Module) -> Dict[str, str]:
+    """A hash of each tensor that a model saves, by its name in the model."""
+    tensors = model.state_dict().items()
+    return {name: hashlib.sha256(t.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+            for name, t in tensors}  # fmt: skip
 
-    written = {}
-    for path in sorted(out.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                written[name] = file.get_tensor(name)
-    expected = dict(model.named_parameters())  # tied weights once
-    for name, tensor in expected.items():
-        if name not in written or not torch.equal(written[name], tensor):
+
+def _compare(written: Dict[str, str], out: Path, config: RunConfig) -> None:
+    """By hashes, so that two models never lie in memory; as a user will open it, since transformers renames and splits
+    some models' tensors when it writes them."""
+    model = AutoModelForCausalLM.from_pretrained(
+        out, dtype="auto", trust_remote_code=config.model.trust_remote_code
+    )
+    read = _digests(model)
+    for name, digest in written.items():
+        if read.get(name) != digest:
             raise CheckpointError(f"{out}: '{name}' reads back differently from what was written", "equal tensors",
                                   "check the disk, then export again")  # fmt: skip
 

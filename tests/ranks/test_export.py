@@ -1,0 +1,48 @@
+"""What is exported is the run's own model, for every family: transformers writes some under other names than it has."""
+
+from pathlib import Path
+from typing import Any, Dict, List
+
+from tests.families import FAMILIES, GROUPED
+from tests.invariance import each_training
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+
+EXPORTED = {**FAMILIES, "qwen3_moe": {"model_type": "qwen3_moe", **GROUPED, "head_dim": 16, "moe_intermediate_size": 16,
+                                      "num_experts": 4, "num_experts_per_tok": 2}}  # fmt: skip
+
+
+def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[str]]:
+    """For each model type, the weights that ``from_pretrained`` reads otherwise than the run had them."""
+    from transformers import AutoModelForCausalLM
+
+    from ftdist.train.loop import train
+    from ftdist.zero.export import export_checkpoint
+    from ftdist.zero.whole import whole_weights
+
+    found = {}
+    for config, training in zip(configs, each_training(configs, folder), strict=True):
+        train(training)
+        training.tracker.finish(0)
+        weights, run = whole_weights(training.engine), training.run
+        if training.ranks.first:
+            export_checkpoint(run.find_checkpoint("last"), run.export, config)
+            model = AutoModelForCausalLM.from_pretrained(run.export, dtype="auto")
+            read = dict(model.named_parameters())
+            assert read.keys() == weights.keys()
+            other = [name for name, weight in read.items() if not weight.equal(weights[name].to(weight.dtype))]
+            found[model.config.model_type] = other
+    return found
+
+
+def test_every_family_is_exported_as_it_was_trained(tmp_path: Path) -> None:
+    configs = []
+    for name, fields in EXPORTED.items():
+        model = save_tiny_model(tmp_path / name, **fields)
+        configs.append(tiny_config(
+            tmp_path, f"model.path={model}", "zero.stage=3", "train.precision=bf16", "train.max_steps=1",
+            "optim.lr=1e-2", "data.heldout_share=0", "data.max_heldout_documents=null", "train.num_samples=0",
+        ))  # fmt: skip
+    freeze_tiny(configs[0], tmp_path / "prepared", 2)
+    found = run_ranks(_trained_and_exported, 2, configs, tmp_path, timeout_s=300)[0]
+    assert found == {fields["model_type"]: [] for fields in EXPORTED.values()}
