@@ -4,8 +4,9 @@ The engine takes its steps through the loop's own ``train_step``; what its optim
 moment. So whatever lies between the files of the prepared data and the weights after a step is compared.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from typing import Any, Iterable, List, Optional, Tuple
 
 import torch
 
@@ -14,13 +15,15 @@ from ftdist.train.evaluate import evaluate
 from ftdist.train.loop import train_step
 from ftdist.train.state import Training
 from ftdist.verify.reference import Document, Reference, Rows, adamw, adamw_step, mean_loss
-from ftdist.zero.whole import Tensors, first_gradients, whole_weights
+from ftdist.zero.whole import Tensors, first_moments, whole_weights
 
 SMALL_GRADIENT = {Precision.fp32: 1e-3, Precision.bf16: 1e-1}
 """A parameter whose gradient is a smaller share of the whole gradient than this is measured against this share. The
 gradient of a key's bias, for one, is exactly zero: rounding is all that is left of it. In bf16 every bias is small
 beside the many terms that cancel in it, each rounded to 8 bits."""
 FP32_ROUNDING = 2.0**-23
+UPDATES = 2
+"""First steps whose update is compared."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Deviation:
     parameter: str
     """Which one that is."""
     update: float
-    """The first update, given the same gradient: norm of the difference / norm of the update, beyond fp32 rounding."""
+    """The first updates, given the same gradients: norm of the difference / norm of the update, beyond rounding."""
     heldout: float
 
     def beyond(self, allowed: Allowed) -> List[str]:
@@ -101,20 +104,25 @@ def deviate(training: Training, expected: Optional[Expected], steps: int) -> Opt
     """Take the same steps with the engine, from its beginning, and compare. Every rank calls it; only the first needs
     what is expected, and has a result."""
     config = training.config
-    before = whole_weights(training.engine)
-    results = [train_step(training, 0)]
-    gradients, after = first_gradients(training.engine, config.optim.beta1), whole_weights(training.engine)
-    results += [train_step(training, index) for index in range(1, steps)]
+    weights, moments, results = [whole_weights(training.engine)], [], []
+    for index in range(steps):
+        results.append(train_step(training, index))
+        if index < UPDATES:
+            after, moment = whole_weights(training.engine), first_moments(training.engine)
+            if expected is not None:
+                weights.append(after)
+                moments.append(moment)
     heldout = _heldout(training)
     if expected is None:
         return None
-    gradient, parameter = worst_gradient(gradients, expected.gradients, SMALL_GRADIENT[config.train.precision])
+    gradients = given_gradients(moments, config.optim.beta1)
+    gradient, parameter = worst_gradient(gradients[0], expected.gradients, SMALL_GRADIENT[config.train.precision])
     return Deviation(
-        loss=_worst([r.loss for r in results], expected.losses),
-        grad_norm=_worst([r.grad_norm for r in results], expected.grad_norms),
+        loss=relative([r.loss for r in results], expected.losses),
+        grad_norm=relative([r.grad_norm for r in results], expected.grad_norms),
         gradient=gradient, parameter=parameter,
-        update=_update_deviation(before, gradients, after, config.optim, results[0].lr),
-        heldout=_worst([heldout], [expected.heldout]),
+        update=_update_deviation(weights, gradients, config.optim, [result.lr for result in results]),
+        heldout=relative([heldout], [expected.heldout]),
     )  # fmt: skip
 
 
@@ -128,8 +136,15 @@ def _heldout(training: Training) -> float:
     return total / tokens if tokens else 0.0
 
 
-def _worst(found: List[float], expected: List[float]) -> float:
-    return max(abs(a - b) / abs(b) if a != b else 0.0 for a, b in zip(found, expected, strict=True))
+def largest(numbers: Iterable[float]) -> float:
+    """The largest; nan if one is nan, which ``max`` passes over."""
+    found = list(numbers)
+    return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+def relative(found: List[float], expected: List[float]) -> float:
+    """Largest relative difference."""
+    return largest(abs(a - b) / abs(b) if a != b else 0.0 for a, b in zip(found, expected, strict=True))
 
 
 def worst_gradient(found: Tensors, expected: Tensors, small: float) -> Tuple[float, str]:
@@ -137,19 +152,31 @@ def worst_gradient(found: Tensors, expected: Tensors, small: float) -> Tuple[flo
     assert found.keys() == expected.keys(), "other parameters"
     norms = {name: float(g.norm()) for name, g in expected.items()}
     least = small * sum(n**2 for n in norms.values()) ** 0.5
-    return max(
-        (float((found[name].to(g.device) - g).norm()) / max(norms[name], least), name) for name, g in expected.items()
-    )
+    off = {n: float((found[n].to(g.device) - g).norm()) / max(norms[n], least) for n, g in expected.items()}
+    return largest(off.values()), max(off, key=lambda name: (math.isnan(off[name]), off[name]))
 
 
-def _update_deviation(before: Tensors, gradients: Tensors, after: Tensors, optim: Any, lr: float) -> float:
-    """The reference's AdamW, given the engine's own gradient. Weights are fp32: a difference of one rounding of each is
-    allowed, which is much where an update is small beside the weight."""
-    updated = {name: weight.clone() for name, weight in before.items()}
-    adamw_step(adamw(updated, optim), updated, gradients, lr)
-    off = moved = 0.0
-    for name, weight in updated.items():
-        difference = ((after[name] - weight).abs() - FP32_ROUNDING * weight.abs()).clamp(min=0)
-        off += float(difference.double().pow(2).sum())
-        moved += float((weight - before[name]).double().pow(2).sum())
-    return (off / moved) ** 0.5 if moved else 0.0
+def given_gradients(moments: List[Tensors], beta1: float) -> List[Tensors]:
+    """What the optimizer was given at each step, after every reduction and clipping, from its first moments after them:
+    m = beta1 · (m before) + (1 - beta1) · g."""
+    before = [{name: torch.zeros_like(moment) for name, moment in moments[0].items()}, *moments]
+    return [{name: (moment - beta1 * old[name]) / (1 - beta1) for name, moment in now.items()}
+            for old, now in zip(before, moments, strict=False)]  # fmt: skip
+
+
+def _update_deviation(weights: List[Tensors], gradients: List[Tensors], optim: Any, lrs: List[float]) -> float:
+    """The reference's AdamW, given the engine's own gradients: a first update says nothing about the second moment's
+    decay. Weights are fp32: a difference of one rounding a step is allowed, which is much where an update is small
+    beside the weight."""
+    updated = {name: weight.clone() for name, weight in weights[0].items()}
+    optimizer, off = adamw(updated, optim), 0.0
+    for number, gradient in enumerate(gradients, 1):
+        adamw_step(optimizer, updated, gradient, lrs[number - 1])
+        missed = moved = 0.0
+        for name, weight in updated.items():
+            allowed = number * FP32_ROUNDING * weight.abs()
+            difference = ((weights[number][name] - weight).abs() - allowed).clamp(min=0)
+            missed += float(difference.double().pow(2).sum())
+            moved += float((weight - weights[0][name]).double().pow(2).sum())
+        off = largest([off, (missed / moved) ** 0.5 if moved else 0.0])
+    return off

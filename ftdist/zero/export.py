@@ -123,9 +123,7 @@ def _digests(model: torch.nn.Module) -> Dict[str, str]:
 def _compare(written: Dict[str, str], out: Path, config: RunConfig) -> None:
     """By hashes, so that two models never lie in memory; as a user will open it, since transformers renames and splits
     some models' tensors when it writes them."""
-    model = AutoModelForCausalLM.from_pretrained(
-        out, dtype="auto", trust_remote_code=config.model.trust_remote_code
-    )
+    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=config.model.trust_remote_code)
     read = _digests(model)
     for name, digest in written.items():
         if read.get(name) != digest:

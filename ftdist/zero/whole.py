@@ -1,4 +1,4 @@
-"""Weights and gradients of an engine in full, however they are sharded: for comparisons, not for training."""
+"""Weights and moments of an engine in full, however they are sharded: for comparisons, not for training."""
 
 from typing import Any, Dict
 
@@ -19,9 +19,8 @@ def whole_weights(engine: Any) -> Tensors:
     }
 
 
-def first_gradients(engine: Any, beta1: float) -> Tensors:
-    """The gradient of the first optimizer step after clipping, by name, once that step is taken: Adam's first moment
-    is then (1 - beta1) times it. So it is what the optimizer was given, after every reduction. Every rank calls it."""
+def first_moments(engine: Any) -> Tensors:
+    """Adam's first moments by name, copies in fp32 on every rank. Every rank calls it."""
     masters = _unsharded_masters(engine)
     if masters:
         state = adamw(engine).state
@@ -29,7 +28,7 @@ def first_gradients(engine: Any, beta1: float) -> Tensors:
     else:
         _link_states(engine)
         moments = {n: safe_get_full_optimizer_state(p, "exp_avg") for n, p in engine.module.named_parameters()}
-    return {name: moment.detach().float() / (1 - beta1) for name, moment in moments.items()}
+    return {name: moment.detach().float().clone() for name, moment in moments.items()}
 
 
 def _unsharded_masters(engine: Any) -> Dict[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,111 @@
+"""Bugs that the checks of numbers must see, each put into a running engine."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import pytest
+
+from ftdist.verify.compare import largest, relative, worst_gradient
+from tests.spawn import run_ranks
+from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def _moments_lost(patch: pytest.MonkeyPatch) -> None:
+    from ftdist.zero import saver, slices
+
+    def restore(engine: Any, *rest: Any) -> None:
+        real(engine, *rest)
+        for state in slices.adamw(engine).state.values():
+            state["exp_avg"].zero_()
+
+    real = saver.restore
+    patch.setattr(saver, "restore", restore)
+
+
+def _other_beta2(patch: pytest.MonkeyPatch) -> None:
+    from ftdist.train import main
+
+    def build(config: Any, *rest: Any) -> Any:
+        return real(dataclasses.replace(config, optim=dataclasses.replace(config.optim, beta2=0.999)), *rest)
+
+    real = main.build_engine
+    patch.setattr(main, "build_engine", build)
+
+
+def _half_a_gradient_in_bf16(patch: pytest.MonkeyPatch) -> None:
+    from ftdist.train import loop
+
+    real = loop.backward
+    patch.setattr(loop, "backward", lambda engine, loss, ranks: real(
+        engine, loss / 2 if engine.bfloat16_enabled() else loss, ranks))  # fmt: skip
+
+
+def _another_model(patch: pytest.MonkeyPatch) -> None:
+    from ftdist.train import main
+
+    def load(*arguments: Any) -> Any:
+        model = real(*arguments)
+        model.model.norm.weight.data.mul_(1.5)
+        return model
+
+    real = main.load_model
+    patch.setattr(main, "load_model", load)
+
+
+def _a_disk_that_spoils_an_export(patch: pytest.MonkeyPatch) -> None:
+    from ftdist.errors import CheckpointError
+    from ftdist.verify import numbers
+
+    def export(*arguments: Any) -> None:
+        raise CheckpointError("'lm_head.weight' reads back differently")
+
+    patch.setattr(numbers, "export_checkpoint", export)
+
+
+BUGS: Dict[str, Patch] = {
+    "save, resume: same step": _moments_lost, "optimizer step": _other_beta2, "loss and gradient": _another_model,
+    "loss as configured": _half_a_gradient_in_bf16, "export: same logits": _a_disk_that_spoils_an_export,
+}  # fmt: skip
+
+
+def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
+    """All checks without a bug, then with each."""
+    from ftdist.train import ranks as rank_setup
+    from ftdist.verify.numbers import number_checks
+
+    rank_setup.quiet_libraries()
+    ranks = rank_setup.read_ranks(config)
+    rank_setup.start_process_group(config, ranks)
+    found: Dict[str, List[Any]] = {}
+    for number, (bug, put_in) in enumerate({"": lambda patch: None, **BUGS}.items()):
+        with pytest.MonkeyPatch.context() as patch:
+            put_in(patch)
+            found[bug] = []
+            number_checks(config, folder / str(number), ranks, False, found[bug].append)
+    return found
+
+
+def test_each_bug_fails_the_check_that_is_meant_for_it(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(
+        tmp_path, "train.precision=bf16", "train.max_steps=2", "train.checkpoint_every=1", "train.export=false",
+        "train.num_samples=0", "zero.stage=1", "optim.lr=1e-5", "optim.warmup_steps=2",
+    )  # fmt: skip
+    freeze_tiny(config, tmp_path / "prepared", 1)
+    found = run_ranks(_checks, 1, config, tmp_path, timeout_s=300)[0]
+    failed = {bug: [check.name for check in checks if check.outcome == "failed"] for bug, checks in found.items()}
+    assert not failed.pop("")
+    assert all(bug in names for bug, names in failed.items()), failed
+    assert len({len(checks) for checks in found.values()}) == 1  # none is left out after a failure
+
+
+def test_what_is_no_number_is_the_largest() -> None:
+    import torch
+
+    nan = float("nan")
+    assert largest([1.0, nan, 2.0]) != largest([1.0, nan, 2.0]) and relative([1.0, nan], [1.0, 1.0]) != 0.0
+    off, name = worst_gradient({"a": torch.ones(2), "b": torch.tensor([nan, 1.0])}, {n: torch.ones(2) for n in "ab"}, 0)
+    assert off != off and name == "b"
