@@ -123,6 +123,7 @@ def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
     """The run's own data (the first documents of each source), prepared; None where it cannot be."""
     if trial.tokenizer_missing:
         checks.append(folder, checks.not_run(f"tokenisation, {len(tokens.NAMES)} checks", trial.tokenizer_missing))
+        _check_records(trial, folder)
         return None
     try:
         prepared = prepare(trial.data)
@@ -134,6 +135,14 @@ def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
     for check in found:
         checks.append(folder, check)
     return prepared
+
+
+def _check_records(trial: Trial, folder: Path) -> None:
+    """Without a tokenizer: whether they can be read."""
+    try:
+        tokens.read_documents(trial.data, from_hub=False)
+    except (ConfigError, DataError) as error:
+        checks.append(folder, checks.failed(DATA, " ".join(str(error).split())))
 
 
 def _rows(folder: Path) -> int:

@@ -19,7 +19,7 @@ TEXT, MESSAGES, PROMPT, BOS, ANSWERS = (
     "answers are what is trained",
 )  # fmt: skip
 NAMES = (TEXT, MESSAGES, PROMPT, BOS, ANSWERS)
-NO_CHAT = "no chat among the documents"
+NO_CHAT, NOTHING = "no chat among the documents", "--quick, and there is no chat template"
 AROUND = 48
 """Characters that a template may write around an answer inside what is trained (an empty <think> block, a channel)."""
 SHOWN = 40
@@ -49,7 +49,7 @@ def text_checks(renderer: Renderer, train_on: TrainOn, samples: List[Sample]) ->
 def text_survives(tokenizer: Any, samples: List[Sample]) -> Check:
     """Pieces between added tokens are compared: there, and nowhere else, tokenizers may strip or add white space."""
     if not samples:
-        return not_run(TEXT, "--quick, and there is no chat template")
+        return not_run(TEXT, NOTHING)
     added = _added_tokens(tokenizer)
     normalised, lost = 0, []
     for document, text, ids, _ in samples:
@@ -154,6 +154,8 @@ def one_bos(renderer: Renderer, samples: List[Sample]) -> Check:
     tokenizer, bos, problems = renderer.tokenizer, renderer.tokenizer.bos_token_id, []
     if bos is None:
         return judge(BOS, [], "none, the tokenizer has none")
+    if not samples:
+        return not_run(BOS, NOTHING)
     if (alone := list(tokenizer("a").input_ids)).count(bos) > 1:
         problems.append(f"the tokenizer puts {alone.count(bos)} before a text ({alone[:3]}), and so will programs "
                         "that use it: mend its post_processor in tokenizer.json")  # fmt: skip
@@ -163,7 +165,7 @@ def one_bos(renderer: Renderer, samples: List[Sample]) -> Check:
     if twice:
         problems.append(f"{len(twice)} documents ({twice[0]} …) have two {tokenizer.bos_token} next to each other: "
                         "mend the chat template")  # fmt: skip
-    without = [s.document.location for s in samples if s.ids[0] != bos]
+    without = [s.document.location for s in samples if s.ids[:1].tolist() != [bos]]
     if without and renderer.bos:
         problems.append(f"{len(without)} documents ({without[0]} …) do not begin with one, which the tokenizer puts")
     measured = f"{tokenizer.bos_token} before {len(samples) - len(without)} of {len(samples)} documents"
@@ -180,7 +182,7 @@ def answers_are_trained(tokenizer: Any, train_on: TrainOn, samples: List[Sample]
         return not_run(ANSWERS, "data.train_on=all: everything is trained")
     chosen = [sample for sample in samples if sample.document.messages or sample.document.prompt]
     if not chosen:
-        return not_run(ANSWERS, "plain text, all of which is trained" if samples else "no documents are looked at")
+        return not_run(ANSWERS, "plain text, all of which is trained" if samples else NOTHING)
     special = _any_of({token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
                       | set(tokenizer.all_special_tokens))  # fmt: skip
     wrong: Dict[str, List[str]] = {}

@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Any, FrozenSet, Iterator, List, Optional
+from typing import Any, FrozenSet, Iterator, List, Optional, Tuple
 
 import numpy as np
 
@@ -12,18 +12,19 @@ from ftdist.data.cache import read_meta
 from ftdist.data.encode import STOP_WITHIN
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import list_parts, make_task
-from ftdist.data.records import read_record
+from ftdist.data.records import Document, read_record
 from ftdist.data.render import Renderer, render, tokenise
 from ftdist.data.sources import read_source
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.verify import texts
 from ftdist.verify.checks import Check, judge, not_run
-from ftdist.verify.reference import Document, read_rows
+from ftdist.verify.reference import read_rows
 from ftdist.verify.texts import Sample, text_checks
 
 # Larger shares of a source's documents are a failure. What is masked by truncation costs steps and teaches nothing,
 # which is seldom meant; but a few such documents are found in most data, and the number of them is always shown.
 MOST_MASKED, MOST_DROPPED, MOST_CUT = 0.1, 0.5, 0.9
+MOST_DOCUMENTS = 200  # of a source
 MASKED = "nothing to train after truncation"
 CANNED = {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "It is 4."}]}
 STOP, TRAINED, WHOLE, PADDING, FIT = (
@@ -50,11 +51,7 @@ def token_checks(config: RunConfig, folder: Path, vocab_rows: Optional[int], qui
 
 
 def samples(config: RunConfig, renderer: Renderer, quick: bool) -> List[Sample]:
-    documents = []
-    for part in list_parts(config):
-        records = read_source(part.where, part.source)
-        documents += [read_record(where, record, part.source.format) for where, record in islice(records, 200)] \
-            if not quick else []  # fmt: skip
+    documents = [] if quick else read_documents(config)
     if quick and renderer.template is not None:
         documents = [read_record("a chat", CANNED, Format.auto)]
     rendered = [render(document, renderer) for document in documents]
@@ -62,7 +59,18 @@ def samples(config: RunConfig, renderer: Renderer, quick: bool) -> List[Sample]:
     return [Sample(d, r.text, t.ids, t.trained) for d, r, t in zip(documents, rendered, tokens, strict=True)]
 
 
-def _documents(folder: Path) -> Iterator[Document]:
+def read_documents(config: RunConfig, from_hub: bool = True) -> List[Document]:
+    """The first documents of each source, held-out ones too.
+
+    Raises:
+        DataError: a source is not there, or one of its records is wrong.
+    """
+    parts = [part for part in list_parts(config) if from_hub or not part.source.hub]
+    return [read_record(where, record, part.source.format) for part in parts
+            for where, record in islice(read_source(part.where, part.source), MOST_DOCUMENTS)]  # fmt: skip
+
+
+def _documents(folder: Path) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
     train = open_set(folder, "train")
     return (document for row in range(train.num_rows) for document in train.row(row))
 

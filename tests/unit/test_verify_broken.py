@@ -112,6 +112,11 @@ def everything_is_trained(folder: Path) -> Broken:
     return [written(folder, text.replace("\n{% endfor", "{% endgeneration %}\n{% endfor"))], CHATS
 
 
+def more_is_trained_than_templates_write(folder: Path) -> Broken:
+    much = MARKED.replace("{{ m.content }}", "{{ 'a rule that every answer repeats. ' * 2 }}{{ m.content }}")
+    return [written(folder, template(much))], CHATS
+
+
 def only_the_last_answer_is_trained(folder: Path) -> Broken:
     answer = "{% if loop.last %}" + MARKED + "{% else %}{{ m.content }}<|im_end|>{% endif %}"
     return [written(folder, template(answer))], [chat("one?", "1", "two?", "2")] * 5
@@ -143,8 +148,12 @@ def tokenizer_that_is_not_there(folder: Path) -> Broken:
     return [f"model.tokenizer={folder / 'nowhere'}"], CHATS
 
 
-def template_that_is_no_jinja_for_a_tokenizer_on_the_hub(folder: Path) -> Broken:
+def template_that_is_not_there_for_a_tokenizer_on_the_hub(folder: Path) -> Broken:
     return ["model.tokenizer=nobody/nowhere", "data.chat_template=nowhere.jinja"], CHATS
+
+
+def records_that_cannot_be_read_for_a_tokenizer_on_the_hub(folder: Path) -> Broken:
+    return ["model.tokenizer=nobody/nowhere"], [*CHATS, {"question": "what?"}]
 
 
 def padding_that_is_text(folder: Path) -> Broken:
@@ -198,6 +207,7 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     answers_that_are_cut: ("every message is rendered", "train.jsonl:1, message 2 (assistant)"),
     first_token_of_answers_is_not_trained: ("answers are what is trained", "an answer is not trained, or not whole"),
     everything_is_trained: ("answers are what is trained", "another message (user) is trained in 30 documents"),
+    more_is_trained_than_templates_write: ("answers are what is trained", "more than the answers is trained in 30"),
     only_the_last_answer_is_trained: ("answers are what is trained", "an answer is not trained, or not whole"),
     no_stop_token_but_the_last: ("stop token is trained", "5 of 10 whole answers end without one"),
     no_stop_token_but_the_last_and_cut: ("stop token is trained", "2 of 32 whole answers end without one"),
@@ -207,7 +217,8 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     ),
     tokenizer_without_eos: ("the tokenizer can be used", "has no eos_token"),
     tokenizer_that_is_not_there: ("the tokenizer can be used", "cannot load the tokenizer"),
-    template_that_is_no_jinja_for_a_tokenizer_on_the_hub: ("the tokenizer can be used", "nowhere.jinja is not there"),
+    template_that_is_not_there_for_a_tokenizer_on_the_hub: ("the tokenizer can be used", "nowhere.jinja is not there"),
+    records_that_cannot_be_read_for_a_tokenizer_on_the_hub: ("the data can be trained on", "train.jsonl:31"),
     padding_that_is_text: ("padding token", "'a' stands in"),
     padding_that_is_the_bos: ("padding token", "is the BOS too"),
     tokenizer_that_lacks_characters: ("text survives tokenisation", "lacks characters"),

@@ -24,7 +24,7 @@ BOS_AT_EACH_TURN = (
 LEAVES_SWITCHES_OUT = APPENDS.replace("m.content", "m.content.replace('/no_think', '').replace('/think', '')")
 # Begins with a system prompt of its own where there is none; the BOS is <|im_start|>.
 SMOLLM2 = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful<|im_end|>\n{% endif %}" + APPENDS
-CONVERSATION = chat("one?", "1\n\n  indented", "two?  ", "2 ½", "three?", "3", system="Count. /no_think")
+CONVERSATION = chat("one?", "1\n\n  indented", "two?  ", "2 ½", "three?", "3", system="Count /no_think up.")
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
 WITH_A_CALL = {"messages": [{"role": "user", "content": "1 + 1?"}, CALL, {"role": "tool", "content": '{"sum": 2}'},
                             {"role": "assistant", "content": "It is 2."}]}  # fmt: skip
@@ -64,11 +64,12 @@ def test_the_shipped_template_passes(record: Any, tmp_path: Path) -> None:
         (tokenizer_with(BOS_AT_EACH_TURN), "<s> before 3 of 3 documents; the tokenizer puts none"),
         (with_bos(tokenizer_with(BOS_AT_EACH_TURN)), "<s> before 3 of 3 documents"),
         (tokenizer_with(SMOLLM2, "<|im_start|>"), "<|im_start|> before 3 of 3 documents; the tokenizer puts none"),
+        (tokenizer_with(BOS_AT_EACH_TURN, "<|im_end|>"), "<|im_end|> before 3 of 3 documents; the tokenizer puts none"),
         (tokenizer_with("\n" + APPENDS), "<s> before 0 of 3 documents; the tokenizer puts none"),
         (tokenizer_with(LEAVES_SWITCHES_OUT), "<s> before 0 of 3 documents; the tokenizer puts none"),
         (bytes_tokenizer(), "none, the tokenizer has none"),
     ],
-    ids=["each turn", "each turn and tokenizer", "smollm2", "no bos", "switches", "no bos token"],
+    ids=["each turn", "each turn and tokenizer", "smollm2", "bos is eos", "no bos", "switches", "no bos token"],
 )
 def test_templates_in_the_wild_pass(tokenizer: Any, bos: str, tmp_path: Path) -> None:
     found = look(tmp_path, [CONVERSATION] * 3, tokenizer=tokenizer)
@@ -76,6 +77,14 @@ def test_templates_in_the_wild_pass(tokenizer: Any, bos: str, tmp_path: Path) ->
     assert failed <= {texts.PROMPT}, found  # a chat program adds what it likes before BOS
     assert found[texts.BOS].measured == bos
     assert found[texts.ANSWERS].measured == "3 of 3 documents"
+
+
+def test_what_is_said_beside_a_call_may_be_left_out(tmp_path: Path) -> None:
+    call = {**CALL, "content": "Let me see."}
+    only_calls = APPENDS.replace("m.content", "m.tool_calls | tojson if m.tool_calls else m.content")
+    record = {"messages": [call if message is CALL else message for message in WITH_A_CALL["messages"]]}
+    found = look(tmp_path, [record], tokenizer=tokenizer_with(only_calls))
+    assert {found[name].outcome for name in (texts.MESSAGES, texts.ANSWERS)} == {PASSED}, found
 
 
 def test_earlier_thinking_may_be_left_out_and_the_last_may_be_trained(tmp_path: Path) -> None:
@@ -142,17 +151,18 @@ def test_every_answer_under_last_is_too_much_and_the_last_under_assistant_too_li
     assert texts.answers_are_trained(tokenizer, TrainOn.last, [all_answers]).outcome == FAILED
 
 
+@pytest.mark.parametrize("train_on", [TrainOn.auto, TrainOn.all])
 @pytest.mark.parametrize("long_documents", [LongDocuments.split, LongDocuments.truncate])
-@pytest.mark.parametrize("length", [*range(24, 40)])
+@pytest.mark.parametrize("length", range(28, 38))
 def test_an_answer_that_is_cut_or_split_anywhere_need_not_stop(
-    length: int, long_documents: LongDocuments, tmp_path: Path
+    length: int, long_documents: LongDocuments, train_on: TrainOn, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, [chat("q", "twelve chars"), {"text": "t" * 33}], f"data.max_seq_len={length}",
-                       f"data.long_documents={long_documents.name}")  # fmt: skip
+                       f"data.long_documents={long_documents.name}", f"data.train_on={train_on.name}")  # fmt: skip
     task = make_task(config, list_parts(config)[0], load_tokenizer(config))
     check = tokens.stop_is_trained(config, prepare(config), task.stop_ids)
     assert "end without one" not in check.cause
-    assert check.outcome == PASSED or long_documents is LongDocuments.truncate or length == 33
+    assert check.outcome == PASSED or long_documents is LongDocuments.truncate or length in (33, 34)
 
 
 def test_a_packing_that_loses_a_document_is_seen(tmp_path: Path) -> None:
@@ -222,6 +232,9 @@ def test_the_steps_of_epochs_are_known_where_the_whole_data_is(tmp_path: Path) -
         trial = make_trial(config, tmp_path / str(quick), 1, 1, quick)
         assert main._max_steps(config, trial, prepare(trial.data)) == steps
     assert main.rate_is_as_configured(config, 0).outcome == NOT_RUN
+    config.data.sources["mine"].max_documents = 40
+    trial = make_trial(config, tmp_path / "of its own", 1, 1, quick=True)
+    assert main._max_steps(config, trial, prepare(trial.data)) == 30
 
 
 def test_how_the_steps_differ_is_always_said(tmp_path: Path) -> None:
