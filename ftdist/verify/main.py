@@ -2,27 +2,32 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ftdist.batching import plan_batch
+from ftdist.batching import BatchPlan
 from ftdist.config import RunConfig, dump_config, load_config
-from ftdist.data.order import permutation, row_ids, train_rows
+from ftdist.data.cache import read_meta
+from ftdist.data.order import row_ids, train_rows
 from ftdist.data.prepare import prepare
 from ftdist.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.model.check import check_model
 from ftdist.model.facts import check_fit
-from ftdist.model.load import model_config
 from ftdist.rundir import RunDir
 from ftdist.train import ranks as rank_setup
 from ftdist.train.ranks import Ranks
+from ftdist.train.schedule import learning_rate
 from ftdist.verify import checks, tokens
 from ftdist.verify.numbers import NUMBERS, number_checks
-from ftdist.verify.trial import Trial, make_trial, use_generated_chats
+from ftdist.verify.reference import expected_lr, row_order
+from ftdist.verify.trial import Missing, Trial, make_trial, missing_model, missing_tokenizer, use_generated_chats
 
-MODEL, ORDER = "the model can be trained", "data order"
+MODEL, TOKENIZER, DATA = "the model can be trained", "the tokenizer can be used", "the data can be trained on"
+ORDER, RATE = "data order", "learning rate"
+SAME_RATE = 1e-12  # of the peak
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -78,28 +83,34 @@ def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick:
 
 def before_ranks(config: RunConfig, folder: Path, wanted_ranks: int, ranks: int, quick: bool) -> Optional[RunConfig]:
     """Checks of data. Returns what the ranks are to run; None where there is nothing to run."""
-    checks.append(folder, model := _check_model(config))
+    no_model = missing_model(config)
+    checks.append(folder, model := _check_model(config, no_model))
     if model.outcome == checks.FAILED:
         return None
-    trial = make_trial(config, folder, wanted_ranks, ranks, quick)
-    rows = _check_data(trial, folder, quick)
+    try:
+        missing = Missing(no_model, missing_tokenizer(config, no_model))
+    except ConfigError as error:
+        checks.append(folder, checks.failed(TOKENIZER, " ".join(str(error).split())))
+        return None
+    trial = make_trial(config, folder, wanted_ranks, ranks, quick, missing)
+    own = _check_data(trial, folder, quick)
+    if own is None and not trial.tokenizer_missing and not quick:  # said already; numbers do not depend on the data
+        use_generated_chats(trial.steps, trial)
     try:
         prepared = prepare(trial.steps)
-    except FtdistError:  # said already; numbers do not depend on the data
+    except FtdistError:  # nothing of it is trained in rows as short as the stand-in's
         use_generated_chats(trial.steps, trial)
         prepared = prepare(trial.steps)
-    checks.append(folder, _order(config, rows or _rows(prepared), wanted_ranks))
+    checks.append(folder, data_order(config, _rows(own or prepared), wanted_ranks))
+    checks.append(folder, rate_is_as_configured(config, _max_steps(config, trial, own)))
     (folder / checks.NOTES).write_text(json.dumps(trial.notes), encoding="utf-8")
     return trial.steps
 
 
-def _check_model(config: RunConfig) -> checks.Check:
+def _check_model(config: RunConfig, missing: Optional[ConfigError]) -> checks.Check:
     """What a run does before it is frozen."""
-    try:
-        if config.model.hub:
-            model_config(config)
-    except ConfigError as error:  # the hub cannot be reached from here
-        return checks.not_run(MODEL, error.found)
+    if missing:
+        return checks.not_run(MODEL, missing.found)
     try:
         facts = check_model(config)
         check_fit(config, facts)
@@ -108,49 +119,91 @@ def _check_model(config: RunConfig) -> checks.Check:
     return checks.passed(MODEL, f"{facts.model_type}, {facts.parameters:,} parameters")
 
 
-def _rows(folder: Path) -> int:
-    from ftdist.data.cache import read_meta
-
-    return int(read_meta(folder)["sets"]["train"]["rows"])
-
-
-def _check_data(trial: Trial, folder: Path, quick: bool) -> int:
-    """Rows of the run's own data (of its first documents); 0 where it cannot be read."""
+def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
+    """The run's own data (the first documents of each source), prepared; None where it cannot be."""
     if trial.tokenizer_missing:
         checks.append(folder, checks.not_run(f"tokenisation, {len(tokens.NAMES)} checks", trial.tokenizer_missing))
-        return 0
+        _check_records(trial, folder)
+        return None
     try:
         prepared = prepare(trial.data)
         found = tokens.token_checks(trial.data, prepared, trial.vocab_rows, quick)
     except (ConfigError, DataError) as error:
         outcome = checks.not_run if ".hub=" in error.found else checks.failed  # the hub cannot be reached from here
-        checks.append(folder, outcome("the data can be trained on", " ".join(str(error).split())))
-        return 0
+        checks.append(folder, outcome(DATA, " ".join(str(error).split())))
+        return None
     for check in found:
         checks.append(folder, check)
-    return _rows(prepared)
+    return prepared
 
 
-def _order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.Check:
-    """The rows of the first epoch, as the ranks take them, for this number of ranks and another."""
-    batch, length = config.batch, config.data.max_seq_len
-    size, taken = batch.global_batch_size, {}
-    others = [n for n in (1, 2, 4, 8, 16) if n != wanted_ranks and size % (n * batch.micro_batch_size) == 0]
-    for world_size in (wanted_ranks, *others[:1]):
-        plan = plan_batch(type(batch)(size, batch.micro_batch_size), world_size, length)
-        order: List[int] = []
-        for step in range(-(-rows // size)):
-            for micro in range(plan.grad_accum_steps):
-                for rank in range(world_size):
-                    start, number = train_rows(step, micro, rank, plan)
-                    order += row_ids(config.seed, rows, start, number).tolist()
-        taken[world_size] = order[:rows]
-    expected = permutation(config.seed, 0, rows).tolist()
-    problems = [f"{n} ranks take other rows" for n, order in taken.items() if order != expected]
-    if sorted(expected) != list(range(rows)):
+def _check_records(trial: Trial, folder: Path) -> None:
+    """Without a tokenizer: whether they can be read."""
+    try:
+        tokens.read_documents(trial.data, from_hub=False)
+    except (ConfigError, DataError) as error:
+        checks.append(folder, checks.failed(DATA, " ".join(str(error).split())))
+
+
+def _rows(folder: Path) -> int:
+    return int(read_meta(folder)["sets"]["train"]["rows"])
+
+
+def data_order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.Check:
+    """The rows of two epochs, as the ranks take them, for this number of ranks and another."""
+    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    if size == 1:
+        return checks.not_run(ORDER, "batch.global_batch_size=1: no other number of ranks can share one row")
+    # Another number of ranks with as many rows at a time, else with fewer.
+    other = next((n, m) for m in range(micro, 0, -1) for n in range(1, size + 1)
+                 if n != wanted_ranks and size % (n * m) == 0)  # fmt: skip
+    expected = row_order(config.seed, rows, 2 * rows)
+    problems = []
+    for ranks, at_once in ((wanted_ranks, micro), other):
+        plan = BatchPlan(at_once, size // (ranks * at_once), ranks, config.data.max_seq_len)
+        if _rows_taken(config.seed, rows, plan) != expected:
+            problems.append(f"{ranks} ranks take other rows than the reference")
+    if sorted(expected[:rows]) != list(range(rows)):
         problems.append("an epoch does not take every row once")
-    ranks = " and ".join(map(str, taken))
-    return checks.judge(ORDER, problems, f"rows {expected[0]} … {expected[-1]} of {rows} on {ranks} ranks")
+    return checks.judge(ORDER, problems, f"rows {expected[0]} … {expected[-1]} of two epochs of {rows}, on "
+                                         f"{wanted_ranks} and {other[0]} ranks")  # fmt: skip
+
+
+def _rows_taken(seed: int, rows: int, plan: BatchPlan) -> List[int]:
+    """Of two epochs, in the order of steps, micro-steps and ranks."""
+    order: List[int] = []
+    for step in range(-(-2 * rows // plan.global_batch_size)):
+        for micro_step in range(plan.grad_accum_steps):
+            for rank in range(plan.dp_world_size):
+                order += row_ids(seed, rows, *train_rows(step, micro_step, rank, plan)).tolist()
+    return order[: 2 * rows]
+
+
+def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
+    """Steps of the run; 0 where epochs are counted in rows of which only the first are known here."""
+    if config.train.max_steps:
+        return config.train.max_steps
+    if own is None:
+        return 0
+    read = read_meta(own)["sources"]
+    for name, source in config.data.sources.items():
+        limit = trial.data.data.sources[name].max_documents or 0
+        if source.max_documents != limit and read[name]["documents"] >= limit:
+            return 0
+    return math.ceil((config.train.epochs or 0) * _rows(own) / config.batch.global_batch_size)
+
+
+def rate_is_as_configured(config: RunConfig, max_steps: int) -> checks.Check:
+    """At every step of the run, against the formulas of docs/step.md."""
+    if not max_steps:
+        return checks.not_run(RATE, "train.epochs: the steps are known once the whole data is prepared")
+    optim, allowed = config.optim, SAME_RATE * config.optim.lr
+    found = [learning_rate(optim, step, max_steps) for step in range(max_steps)]
+    wrong = [step for step, rate in enumerate(found) if not abs(rate - expected_lr(optim, step, max_steps)) <= allowed]
+    problems = [f"{len(wrong)} of {max_steps} steps have another, step {wrong[0] + 1} {found[wrong[0]]:g} for one"
+                ] if wrong else []  # fmt: skip
+    return checks.judge(RATE, problems, f"{optim.schedule.name}, {max(found):g} at its highest, {found[-1]:g} in the "
+                                        f"last of {max_steps:,} steps")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 3
 HEADS = 4
 NO_CONFIG = ("id2label", "label2id", "dtype", "torch_dtype", "architectures", "transformers_version", "_name_or_path",
              "quantization_config", "auto_map")  # fmt: skip
+OTHER_HEADS = ("summary_", "classifier_", "cls_")
+"""What fields of heads begin with that a causal language model has not."""
 
 # By the name of a hub repository that cannot be read here: which class of transformers it is of.
 FAMILIES = (("smollm3", "smollm3"), ("smollm", "llama"), ("tinyllama", "llama"), ("llama", "llama"), ("qwen3", "qwen3"),
@@ -56,8 +58,9 @@ def standin(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
 
 def dropouts(arch: PretrainedConfig) -> List[str]:
     """Names of the model's dropouts that are not 0: no two forwards are alike with them."""
-    fields = arch.get_text_config().to_dict()
-    return [name for name, value in fields.items() if ("dropout" in name or "pdrop" in name) and value]
+    fields = arch.get_text_config().to_dict().items()
+    found = [name for name, value in fields if ("dropout" in name or "pdrop" in name) and value]
+    return [name for name in found if not name.startswith(OTHER_HEADS)]
 
 
 def count_parameters(arch: PretrainedConfig) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
@@ -10,6 +11,7 @@ import psutil
 import torch
 
 from ftdist.config import Format, LongDocuments, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
+from ftdist.data.cache import template_text
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.errors import ConfigError
 from ftdist.locations import model_location, tokenizer_location
@@ -20,6 +22,16 @@ DOCUMENTS, QUICK_DOCUMENTS, HELDOUT_DOCUMENTS = 200, 50, 4
 MOST_CPU_PARAMETERS = 50_000_000  # the whole of the checks stays within a minute or two
 SEQ_LEN, STANDIN_SEQ_LEN = 512, 128
 STEPS = 2
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What lies on the hub and cannot be read from here, and why. Each is asked for once: a hub that does not answer
+    takes half a minute."""
+
+    model: Optional[ConfigError] = None
+    tokenizer: Optional[ConfigError] = None
 
 
 @dataclass
@@ -36,7 +48,41 @@ class Trial:
     """Rows of the real model's embedding, where it could be read."""
 
 
-def make_trial(config: RunConfig, scratch: Path, wanted_ranks: int, ranks: int, quick: bool) -> Trial:
+def missing_model(config: RunConfig) -> Optional[ConfigError]:
+    try:
+        if config.model.hub:
+            model_config(config)
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError):  # else it was read, and is no model that transformers knows
+            return error
+    return None
+
+
+def missing_tokenizer(config: RunConfig, model: Optional[ConfigError]) -> Optional[ConfigError]:
+    """
+    Args:
+        model: why the model is missing.
+
+    Raises:
+        ConfigError: the tokenizer cannot be used for another reason, for which a run would be refused.
+    """
+    location = tokenizer_location(config)
+    template_text(config)
+    if model is not None and location == config.model.hub:
+        return ConfigError(f"cannot load the tokenizer {model.found}")
+    try:
+        load_tokenizer(config)
+    except ConfigError as error:
+        on_hub = HUB_ID.fullmatch(location) and not Path(location).exists()
+        if not (on_hub and error.found.startswith("cannot load the tokenizer")):
+            raise
+        return error
+    return None
+
+
+def make_trial(
+    config: RunConfig, scratch: Path, wanted_ranks: int, ranks: int, quick: bool, missing: Missing = Missing()
+) -> Trial:
     """
     Args:
         wanted_ranks: of the run; ``ranks`` are those of this check.
@@ -46,8 +92,8 @@ def make_trial(config: RunConfig, scratch: Path, wanted_ranks: int, ranks: int, 
     """
     config = copy.deepcopy(config)
     trial = Trial(config, config)
-    trial.tokenizer_missing = _tokenizer_problem(config)
-    arch, is_real = _architecture(config, trial)
+    trial.tokenizer_missing = missing.tokenizer.found if missing.tokenizer else ""
+    arch, is_real = _architecture(config, trial, missing.model)
     config.model = _settled(config)  # where it lies, now that the cache is another
     config.cache_dir, config.data.num_workers = str(scratch / "cache"), 1
     for source in (*config.data.sources.values(), *config.data.heldout.values()):
@@ -75,27 +121,18 @@ def use_generated_chats(steps: RunConfig, trial: Trial) -> None:
     trial.notes.append("numbers are checked on generated chats")
 
 
-def _tokenizer_problem(config: RunConfig) -> str:
-    try:
-        load_tokenizer(config)
-    except ConfigError as error:
-        return error.found
-    return ""
-
-
-def _architecture(config: RunConfig, trial: Trial) -> Tuple[Any, bool]:
+def _architecture(config: RunConfig, trial: Trial, missing: Optional[ConfigError]) -> Tuple[Any, bool]:
     """The model's architecture, and whether it is its own or only the class that its name speaks of."""
-    try:
+    if missing is None:
         arch = model_config(config)
         trial.vocab_rows = arch.get_text_config().vocab_size
         return arch, True
-    except ConfigError as error:
-        model_type = class_by_name(config.model.hub or "")
-        if not model_type:
-            raise
-        trial.notes.append(f"{config.model.hub} cannot be read here ({error.found[:80]}): its class is taken to be "
-                           f"{model_type}, by its name")  # fmt: skip
-        return default_architecture(model_type), False
+    model_type = class_by_name(config.model.hub or "")
+    if not model_type:
+        raise missing
+    trial.notes.append(f"{config.model.hub} cannot be read here ({missing.found[:80]}): its class is taken to be "
+                       f"{model_type}, by its name")  # fmt: skip
+    return default_architecture(model_type), False
 
 
 def _settled(config: RunConfig) -> ModelConfig:
@@ -140,9 +177,8 @@ def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> N
     micro = min(batch.micro_batch_size, 2)
     accum = min(max(1, batch.global_batch_size // (batch.micro_batch_size * wanted_ranks)), 2)
     length = min(data.max_seq_len, SEQ_LEN)
-    shown = f"{micro} × {accum} × {ranks} rows of {length} tokens"
-    if (micro, accum, ranks, length) != (batch.micro_batch_size, accum, wanted_ranks, trial.data.data.max_seq_len):
-        trial.notes.append(f"steps are of {shown} (rows a rank × accumulation × ranks)")
+    trial.notes.append(f"{STEPS} steps of {micro} × {accum} × {ranks} rows of {length} tokens (a rank × accumulation × "
+                       f"ranks); at most {HELDOUT_DOCUMENTS} held-out documents of a set are looked at")  # fmt: skip
     batch.micro_batch_size, batch.grad_accum_steps, batch.global_batch_size = micro, accum, micro * accum * ranks
     data.max_seq_len, data.max_heldout_documents = length, HELDOUT_DOCUMENTS
     optim, train = steps.optim, steps.train

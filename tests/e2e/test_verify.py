@@ -11,7 +11,7 @@ EXPERIMENTS = ("llama31_8b", "llama31_70b", "qwen3_8b", "smollm2_135m", "continu
 
 def test_every_check_of_the_smoke_experiment_passes(tmp_path: Path) -> None:
     done = succeed("verify", "experiment=smoke", cwd=tmp_path)
-    assert "18 passed, 1 not run" in done.out
+    assert "21 passed, 1 not run" in done.out
     assert "not run: all parameters are trained: there is no adapter" in done.out
     for name in ("loss and gradient", "save, resume: same step", "export: same logits", "same step twice"):
         assert f"✓  {name}" in done.out
@@ -25,7 +25,7 @@ def test_the_stand_in_of_an_experiment_passes(experiment: str, tmp_path: Path) -
     text = " ".join(done.out.split())
     assert "✓ loss and gradient" in text
     assert "✓ packing isolation" in text
-    assert "– tokenisation, 8 checks not run: cannot load the tokenizer" in text
+    assert "– tokenisation, 10 checks not run: cannot load the tokenizer" in text
     assert "its class is taken to be" in text
     assert "failed" not in text
 
@@ -34,7 +34,7 @@ def test_the_stand_in_of_an_experiment_passes(experiment: str, tmp_path: Path) -
 @pytest.mark.timeout(900)
 def test_the_demo_passes(tmp_path: Path) -> None:
     done = succeed("verify", "experiment=demo", cwd=tmp_path)
-    assert "18 passed, 1 not run" in done.out
+    assert "21 passed, 1 not run" in done.out
     assert "<|im_end|>, in" in done.out
 
 
@@ -47,8 +47,16 @@ def test_a_failed_check_is_named_and_ends_with_1(tmp_path: Path) -> None:
     assert done.code == 1
     text = " ".join(done.out.split())
     assert "✗ stop token is trained" in text
-    assert "whole documents end without one: the model will not learn to stop" in text
+    assert "whole answers end without one: the model will not learn to stop" in text
     assert "1 failed" in text
+
+
+def test_a_tokenizer_that_train_refuses_ends_with_1(tmp_path: Path) -> None:
+    done = ftdist("verify", "experiment=smoke", f"model.tokenizer={tmp_path / 'nowhere'}", cwd=tmp_path)
+    assert done.code == 1
+    text = " ".join(done.out.split())
+    assert "✗ the tokenizer can be used failed: cannot load the tokenizer" in text
+    assert text.count("cannot load") == 1 and "1 passed, 1 failed in" in text
 
 
 def test_a_config_that_cannot_work_ends_with_2(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 from data_tools import chat, data_config, with_bos, word_tokenizer, write_jsonl
 
+from ftdist.config import ModelConfig, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
-from ftdist.verify.checks import FAILED, PASSED, Check, read
+from ftdist.verify.checks import FAILED, NOT_RUN, PASSED, Check, read
 from ftdist.verify.main import before_ranks
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, tiny_config
@@ -25,9 +26,16 @@ def template(answer: str = MARKED, prompt: str = PROMPT, first: str = "") -> str
 
 
 def look(folder: Path, overrides: List[str], records: List[Any]) -> Dict[str, Check]:
+    return look_at(folder, broken_config(folder, overrides, records))
+
+
+def broken_config(folder: Path, overrides: List[str], records: List[Any]) -> RunConfig:
     source = write_jsonl(folder / "train.jsonl", records)
-    config = data_config(folder, f"data.sources.mine.path={source}", "model.config.vocab_size=320",
-                         "batch.global_batch_size=2", *overrides)  # fmt: skip
+    return data_config(folder, f"data.sources.mine.path={source}", "model.config.vocab_size=320",
+                       "batch.global_batch_size=2", "train.epochs=2", *overrides)  # fmt: skip
+
+
+def look_at(folder: Path, config: RunConfig) -> Dict[str, Check]:
     (folder / "scratch").mkdir()
     before_ranks(config, folder / "scratch", 1, 1, quick=False)
     return {check.name: check for check in read(folder / "scratch")}
@@ -70,6 +78,82 @@ def template_with_two_bos(folder: Path) -> Broken:
     tokenizer = bytes_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     return [saved(folder, with_bos(tokenizer), template(first="{{ bos_token }}{{ bos_token }}"))], CHATS
+
+
+def template_with_two_bos_where_the_tokenizer_puts_none(folder: Path) -> Broken:
+    tokenizer = bytes_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    return [saved(folder, tokenizer, template(first="{{ bos_token }}{{ bos_token }}"))], CHATS
+
+
+def tokenizer_that_deletes_white_space(folder: Path) -> Broken:
+    return [saved(folder, word_tokenizer())], [chat("a b", "c a")] * 5
+
+
+def no_system_prompt(folder: Path) -> Broken:
+    text = template().replace("messages %}", "messages if m.role != 'system' %}", 1)
+    return [written(folder, text)], [chat("why?", "so.", system="Speak like a pirate.")] * 5
+
+
+def answers_that_are_cut(folder: Path) -> Broken:
+    cut = MARKED.replace("m.content", "m.content[:8]")
+    return [written(folder, template(cut))], [chat("why?", "because of the weather")] * 5
+
+
+def first_token_of_answers_is_not_trained(folder: Path) -> Broken:
+    answer = "{{ m.content[:1] }}" + MARKED.replace("m.content", "m.content[1:]")
+    return [written(folder, template(answer))], CHATS
+
+
+def everything_is_trained(folder: Path) -> Broken:
+    text = template("{{ m.content }}<|im_end|>").replace(
+        "<|im_start|>{{ m.role }}", "{% generation %}<|im_start|>{{ m.role }}"
+    )
+    return [written(folder, text.replace("\n{% endfor", "{% endgeneration %}\n{% endfor"))], CHATS
+
+
+def more_is_trained_than_templates_write(folder: Path) -> Broken:
+    much = MARKED.replace("{{ m.content }}", "{{ 'a rule that every answer repeats. ' * 2 }}{{ m.content }}")
+    return [written(folder, template(much))], CHATS
+
+
+def only_the_last_answer_is_trained(folder: Path) -> Broken:
+    answer = "{% if loop.last %}" + MARKED + "{% else %}{{ m.content }}<|im_end|>{% endif %}"
+    return [written(folder, template(answer))], [chat("one?", "1", "two?", "2")] * 5
+
+
+def no_stop_token_but_the_last(folder: Path) -> Broken:
+    answer = "{% generation %}{{ m.content }}{% if loop.last %}<|im_end|>{% endif %}{% endgeneration %}"
+    return [written(folder, template(answer))], [chat("one?", "1", "two?", "2")] * 5
+
+
+def no_stop_token_but_the_last_and_cut(folder: Path) -> Broken:
+    """The end of a document that is cut is not looked at, its earlier answers are."""
+    overrides, _ = no_stop_token_but_the_last(folder)
+    return [*overrides, "data.max_seq_len=64"], [chat("one?", "1", "two?", "2 " * 10)] * 2 + CHATS
+
+
+def some_answers_masked_by_truncation(folder: Path) -> Broken:
+    long = [chat("a question that is far longer than the row " * 2, f"yes {n}") for n in range(6)]
+    return ["data.max_seq_len=80"], [*CHATS, *long]
+
+
+def tokenizer_without_eos(folder: Path) -> Broken:
+    tokenizer = bytes_tokenizer()
+    tokenizer.eos_token = None
+    return [saved(folder, tokenizer)], CHATS
+
+
+def tokenizer_that_is_not_there(folder: Path) -> Broken:
+    return [f"model.tokenizer={folder / 'nowhere'}"], CHATS
+
+
+def template_that_is_not_there_for_a_tokenizer_on_the_hub(folder: Path) -> Broken:
+    return ["model.tokenizer=nobody/nowhere", "data.chat_template=nowhere.jinja"], CHATS
+
+
+def records_that_cannot_be_read_for_a_tokenizer_on_the_hub(folder: Path) -> Broken:
+    return ["model.tokenizer=nobody/nowhere"], [*CHATS, {"question": "what?"}]
 
 
 def padding_that_is_text(folder: Path) -> Broken:
@@ -117,6 +201,24 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     all_masked_after_truncation: ("the data can be trained on", "nothing to train after truncation"),
     double_bos: ("exactly one BOS", "puts 2 before a text"),
     template_with_two_bos: ("training prompt = chat prompt", "a chat program gives '<s>"),
+    template_with_two_bos_where_the_tokenizer_puts_none: ("exactly one BOS", "two <s> next to each other"),
+    tokenizer_that_deletes_white_space: ("text survives tokenisation", "drops or adds white space"),
+    no_system_prompt: ("every message is rendered", "train.jsonl:1, message 1 (system)"),
+    answers_that_are_cut: ("every message is rendered", "train.jsonl:1, message 2 (assistant)"),
+    first_token_of_answers_is_not_trained: ("answers are what is trained", "an answer is not trained, or not whole"),
+    everything_is_trained: ("answers are what is trained", "another message (user) is trained in 30 documents"),
+    more_is_trained_than_templates_write: ("answers are what is trained", "more than the answers is trained in 30"),
+    only_the_last_answer_is_trained: ("answers are what is trained", "an answer is not trained, or not whole"),
+    no_stop_token_but_the_last: ("stop token is trained", "5 of 10 whole answers end without one"),
+    no_stop_token_but_the_last_and_cut: ("stop token is trained", "2 of 32 whole answers end without one"),
+    some_answers_masked_by_truncation: (
+        "tokens are trained",
+        "6 of 36 documents of 'mine' have nothing to train after",
+    ),
+    tokenizer_without_eos: ("the tokenizer can be used", "has no eos_token"),
+    tokenizer_that_is_not_there: ("the tokenizer can be used", "cannot load the tokenizer"),
+    template_that_is_not_there_for_a_tokenizer_on_the_hub: ("the tokenizer can be used", "nowhere.jinja is not there"),
+    records_that_cannot_be_read_for_a_tokenizer_on_the_hub: ("the data can be trained on", "train.jsonl:31"),
     padding_that_is_text: ("padding token", "'a' stands in"),
     padding_that_is_the_bos: ("padding token", "is the BOS too"),
     tokenizer_that_lacks_characters: ("text survives tokenisation", "lacks characters"),
@@ -139,8 +241,36 @@ def test_what_is_broken_is_named(broken: Callable[[Path], Broken], tmp_path: Pat
 
 def test_what_is_whole_passes(tmp_path: Path) -> None:
     found = look(tmp_path, [written(tmp_path, template())], CHATS)
-    assert len(found) == 10
+    assert len(found) == 13
     assert {check.outcome for check in found.values()} == {PASSED}, found
+
+
+@pytest.mark.parametrize("broken", [tokenizer_without_eos, tokenizer_that_is_not_there])
+def test_a_tokenizer_that_train_refuses_is_said_once_and_nothing_else_is_checked(broken: Any, tmp_path: Path) -> None:
+    overrides, records = broken(tmp_path)
+    model, tokenizer = look(tmp_path, overrides, records).values()
+    assert (model.outcome, tokenizer.outcome) == (PASSED, FAILED)
+
+
+def test_a_tokenizer_on_the_hub_may_be_missing(tmp_path: Path) -> None:
+    found = look(tmp_path, ["model.tokenizer=nobody/nowhere"], CHATS)
+    assert found["tokenisation, 10 checks"].outcome == NOT_RUN
+    assert not [check for check in found.values() if check.outcome == FAILED]
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    asked: List[Any] = []
+    for kind in (transformers.AutoConfig, transformers.AutoTokenizer):
+        real = kind.from_pretrained
+        monkeypatch.setattr(kind, "from_pretrained", lambda *a, _real=real, **k: (asked.append(a), _real(*a, **k))[1])
+    config = broken_config(tmp_path, [], CHATS)
+    config.model = ModelConfig(hub="nobody/llama")
+    found = look_at(tmp_path, config)
+    assert asked == [("nobody/llama",)]
+    assert found["the model can be trained"].outcome == found["tokenisation, 10 checks"].outcome == NOT_RUN
+    assert "cannot load the tokenizer nobody/llama" in found["tokenisation, 10 checks"].cause
 
 
 def _numbers(config: Any, folder: Path) -> List[Check]:

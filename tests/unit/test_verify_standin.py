@@ -41,7 +41,13 @@ def test_what_a_class_has_is_kept() -> None:
 
 
 def test_dropout_is_seen() -> None:
-    assert set(dropouts(AutoConfig.for_model("gpt2"))) >= {"attn_pdrop", "resid_pdrop"}
+    assert set(dropouts(AutoConfig.for_model("gpt2"))) == {"attn_pdrop", "embd_pdrop", "resid_pdrop"}
+
+
+def test_a_dropout_of_a_head_that_is_not_there_is_none() -> None:
+    no_dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "summary_first_dropout": 0.1}
+    assert not dropouts(AutoConfig.for_model("gpt2", **no_dropout))
+    assert not dropouts(AutoConfig.for_model("gpt_neox", classifier_dropout=0.1))
 
 
 @pytest.mark.parametrize(
