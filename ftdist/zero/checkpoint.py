@@ -18,6 +18,7 @@ the old state or the new one.
 import contextlib
 import errno
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import timedelta
@@ -156,23 +157,24 @@ def _publish(temporary: Path, target: Path, contents: Contents, files: Dict[str,
     for folder in reversed(_folders(temporary, contents)):
         durable.sync_folder(folder)
     replaced = target.with_name(REPLACED + target.name)
-    if target.exists():  # that of a run that stopped before its evaluation, or an unpublished rest
+    if os.path.lexists(target):  # that of a run that stopped before its evaluation, or what is no checkpoint
         durable.rename(target, replaced)
     durable.rename(temporary, target)
     durable.sync_folder(target.parent)
-    durable.remove_folder(replaced)
+    durable.remove(replaced)
 
 
 def tidy(run: RunDir) -> None:
-    """Rank 0: finish or undo what a crash has cut. Afterwards there are published checkpoints only."""
+    """Rank 0: finish or undo what a crash has cut. Afterwards there are published checkpoints only. A link or a file
+    of such a name is not ours: it goes, and what a link leads to stays."""
     for rest in sorted(run.checkpoints.glob(f"{REPLACED}*")):
         target = rest.with_name(rest.name.removeprefix(REPLACED))
-        if target.exists():
-            durable.remove_folder(rest)
+        if os.path.lexists(target) or rest.is_symlink() or not rest.is_dir():
+            durable.remove(rest)
         else:
             durable.rename(rest, target)
     for rest in sorted([*run.checkpoints.glob(f"{TEMPORARY}*"), *run.checkpoints.glob(f"{DELETED}*")]):
-        durable.remove_folder(rest)
+        durable.remove(rest)
 
 
 def prune(run: RunDir, step: int, keep: int) -> None:
@@ -185,7 +187,7 @@ def prune(run: RunDir, step: int, keep: int) -> None:
         # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.
         gone = folder.with_name(DELETED + folder.name)
         durable.rename(folder, gone)
-        durable.remove_folder(gone)
+        durable.remove(gone)
 
 
 def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optional[str]:
@@ -267,7 +269,7 @@ def _names(run: RunDir) -> Tuple[List[str], List[str]]:
 def _set_aside(folder: Path) -> str:
     place = folder.with_name(BAD + folder.name)
     try:
-        durable.remove_folder(place)
+        durable.remove(place)
         durable.rename(folder, place)
     except OSError as error:
         return f"it cannot be set aside ({error.strerror})"
