@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -195,6 +196,8 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
     """
     path = checkpoint / MANIFEST
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a link leads elsewhere, a pipe would be waited for
+            raise ValueError("it is a link, a pipe or the like, not a file of its own")
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
         if manifest_text(manifest) == text:

@@ -207,14 +207,17 @@ def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optio
     if not needed <= files.keys():
         return f"{MANIFEST} does not list {min(needed - files.keys())}"
     for name in sorted(files)[rank::world_size]:
-        if problem := _verify_file(folder / name, files[name]):
+        if problem := _verify_file(folder, name, files[name]):
             owner = f"{name} of rank {int(name[5:10])}" if name.startswith("rank-") else name
             return f"{owner} {problem}"
     return None
 
 
-def _verify_file(path: Path, expected: Dict[str, Any]) -> Optional[str]:
+def _verify_file(folder: Path, name: str, expected: Dict[str, Any]) -> Optional[str]:
+    path = folder / name
     try:
+        if any(place.is_symlink() for place in (path, *path.parents) if folder in place.parents):
+            return "is a link, or lies in one: what is loaded lies in the checkpoint itself"
         if not path.is_file():
             return "is missing"
         if path.stat().st_size != expected["size"]:

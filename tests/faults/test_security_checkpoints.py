@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Dict, List
@@ -159,3 +160,23 @@ def test_what_is_deleted_is_never_entered_through_a_link(name: str, plant: str, 
     assert (theirs / "deep" / "file").read_text() == "theirs"
     left = {path.name for path in run.checkpoints.iterdir() if path.is_symlink() or not path.is_dir()}
     assert left == set() and not list(run.checkpoints.glob(".*"))
+
+
+@fault("security", "a link or a pipe inside a checkpoint",
+       "the manifest, a rank's file, a small one, a folder of them is a link to what it was; the manifest is a pipe",
+       "refused before it is read, set aside; the one before is taken; nothing is waited for")  # fmt: skip
+@pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors", "hf/more/b.txt", "hf", "pipe"])
+def test_a_link_inside_a_checkpoint_is_not_followed(name: str, tmp_path: Path) -> None:
+    run, notes = RunDir(tmp_path / "run"), []  # type: ignore[var-annotated]
+    run.checkpoints.mkdir(parents=True)
+    for step in (5, 10):
+        assert write_checkpoint(run, contents(step), Alone()) == ""
+    place = run.checkpoint(10) / ("manifest.json" if name == "pipe" else name)
+    place.rename(tmp_path / "elsewhere")
+    if name == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(tmp_path / "elsewhere")
+    assert "link" in str(verify_checkpoint(run.checkpoint(10)))
+    assert find_newest(run, Alone(), notes.append) == run.checkpoint(5)
+    assert "set aside as bad-step-00000010" in notes[0] and (tmp_path / "elsewhere").exists()
