@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import stat
 import time
@@ -158,20 +159,22 @@ class RunDir:
         Raises:
             ConfigError: it is not JSON, or a field has the wrong type.
         """
+        mend = f"rm {self.status}: a run goes on without it"
         try:
             found = read_json(self.status) if self.status.is_file() else {}
         except ValueError as error:
-            raise ConfigError(f"{self.status}: {error}", "a status that ftdist wrote") from error
+            raise ConfigError(f"{self.status}: {error}", "a status that ftdist wrote", mend) from error
         for name, value in found.items():
             if value is not None and not isinstance(value, STATUS_TYPES.get(name, object)):
-                raise ConfigError(f"{self.status} holds {name}={value!r}", "a status that ftdist wrote")
+                raise ConfigError(f"{self.status} holds {name}={value!r}", "a status that ftdist wrote", mend)
         return found
 
     def write_status(self, **changes: Any) -> None:
         """Change some fields of status.json: state (frozen, queued, starting, running, done, failed, preempted), step,
         max_steps, loss, tokens_per_s, last_checkpoint_step, last_checkpoint_time, exit_reason, attempt; of a run on
         this machine pid and host, of a Slurm job job_id, nodes and requeues. One writer at a time."""
-        write_json(self.status, {**self.read_status(), **changes, "time": time.time()})
+        # Not fsynced at every logged step: it could wait for all of a checkpoint that is written beside training.
+        write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)
 
     def read_metrics(self) -> List[Dict[str, Any]]:
         """Every record of metrics.jsonl; a last line cut by a crash is left out."""
@@ -237,12 +240,15 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
     return [record for line in lines if (record := parse_line(line)) is not None]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file in one step, so that a reader never sees a half of it."""
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Replace a file in one step, so that nobody sees a half of it; if ``durable``, after a power failure too."""
     temporary = beside(path)
     try:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=2, default=str) + "\n")
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except FileExistsError:  # not ours
         raise
