@@ -9,10 +9,10 @@ step-00000500/
   pinned                  (where a user made it) never deleted
 ```
 
-Every rank writes its own file into ``.tmp-step-…``; when all agree that all is on the disk, rank 0 writes the manifest,
-renames the folder and has the rename on the disk too. A checkpoint that is replaced waits as ``.old-step-…`` until the
-new one is in place, one that is deleted becomes ``.gone-step-…`` first: whatever moment a crash picks, ``tidy`` finds
-the old state or the new one.
+Every rank writes its own file into ``.tmp-step-…``; when all agree that all is on the disk, rank 0 has the run's record
+there too, writes the manifest, renames the folder and has the rename on the disk. A checkpoint that is replaced waits
+as ``.old-step-…`` until the new one is in place, one that is deleted becomes ``.gone-step-…`` first: whatever moment a
+crash picks, ``tidy`` finds the old state or the new one.
 """
 
 import contextlib
@@ -119,7 +119,7 @@ def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str
         parts, problem = together.attempt(lambda: _write_files(temporary, contents, together.rank))
     if not problem:
         files = {name: entry for part in parts for name, entry in part.items()}
-        _, problem = together.attempt(lambda: _publish(temporary, target, contents, files) if first else None)
+        _, problem = together.attempt(lambda: _publish(run, temporary, contents, files) if first else None)
     if problem and first:
         with contextlib.suppress(OSError):
             tidy(run)
@@ -149,18 +149,23 @@ def _write_files(temporary: Path, contents: Contents, rank: int) -> Dict[str, An
     return written
 
 
-def _publish(temporary: Path, target: Path, contents: Contents, files: Dict[str, Any]) -> None:
+def _publish(run: RunDir, temporary: Path, contents: Contents, files: Dict[str, Any]) -> None:
+    target = run.checkpoint(contents.step)
+    for record in (run.metrics, run.samples):  # a resume goes on behind what they say of the steps up to here
+        if record.is_file() and not record.is_symlink():
+            durable.sync(record)
+    durable.sync(run.path)
     manifest = {**contents.manifest, "files": dict(sorted(files.items()))}
     durable.write_file(temporary / MANIFEST, [manifest_text(manifest).encode()])
     if (target / PINNED).exists():
         durable.write_file(temporary / PINNED, [])
     for folder in reversed(_folders(temporary, contents)):
-        durable.sync_folder(folder)
+        durable.sync(folder)
     replaced = target.with_name(REPLACED + target.name)
     if os.path.lexists(target):  # that of a run that stopped before its evaluation, or what is no checkpoint
         durable.rename(target, replaced)
     durable.rename(temporary, target)
-    durable.sync_folder(target.parent)
+    durable.sync(target.parent)
     durable.remove(replaced)
 
 

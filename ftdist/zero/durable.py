@@ -42,8 +42,8 @@ def write_file(path: Path, parts: Iterable[Any]) -> Dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def sync_folder(path: Path) -> None:
-    """Have the folder's entries on the disk: without it a file that was fsynced can still lose its name."""
+def sync(path: Path) -> None:
+    """Have a file's content on the disk, or a folder's entries: without them a file can still lose its name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
