@@ -17,6 +17,8 @@ from ftdist.rests import beside
 
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
+BAD = "bad-"
+"""Before the name of a checkpoint that was found not to be as it was written, and set aside."""
 MANIFEST = "manifest.json"
 PINNED = "pinned"
 """A file of this name in a checkpoint's folder (``touch`` it) keeps the checkpoint for good."""
@@ -120,6 +122,10 @@ class RunDir:
             raise CheckpointError(f"{link} is a link to {link.resolve()}", "a folder in the run directory",
                                   "move the checkpoint there (all of checkpoints/ may be a link)")  # fmt: skip
         return sorted(found, key=checkpoint_step)
+
+    def bad_checkpoints(self) -> List[str]:
+        """Names of those that were set aside, oldest first."""
+        return sorted(path.name for path in self.checkpoints.glob(f"{BAD}*"))
 
     def find_checkpoint(self, name: str) -> Path:
         """``last``, ``best``, or a step number.

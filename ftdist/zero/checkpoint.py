@@ -29,14 +29,14 @@ import torch
 import torch.distributed as dist
 
 from ftdist.errors import CheckpointError
-from ftdist.rundir import MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest
+from ftdist.rundir import BAD, MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest
 from ftdist.zero import durable
-from ftdist.zero.space import gib
+from ftdist.zero.space import size_text
 from ftdist.zero.tensors import encode
 
 FORMAT = 1
 HF, STATE = "hf", "state.json"
-TEMPORARY, REPLACED, DELETED, BAD = ".tmp-", ".old-", ".gone-", "bad-"
+TEMPORARY, REPLACED, DELETED = ".tmp-", ".old-", ".gone-"
 
 
 def rank_file(rank: int) -> str:
@@ -136,7 +136,7 @@ def _begin(run: RunDir, temporary: Path, contents: Contents) -> None:
     tidy(run)
     free = shutil.disk_usage(run.checkpoints).free
     if free < contents.size:
-        raise OSError(errno.ENOSPC, f"no space: it takes {gib(contents.size)}, {gib(free)} are free")
+        raise OSError(errno.ENOSPC, f"no space: it takes {size_text(contents.size)}, {size_text(free)} are free")
     for folder in _folders(temporary, contents):
         durable.make_folder(folder)
 
@@ -270,8 +270,7 @@ def _names(run: RunDir) -> Tuple[List[str], List[str]]:
     if run.checkpoints.is_dir():
         with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
             tidy(run)
-    set_aside = sorted(path.name for path in run.checkpoints.glob(f"{BAD}*"))
-    return [path.name for path in run.checkpoint_folders()], set_aside
+    return [path.name for path in run.checkpoint_folders()], run.bad_checkpoints()
 
 
 def _set_aside(folder: Path) -> str:

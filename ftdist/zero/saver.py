@@ -28,7 +28,7 @@ from ftdist.zero.checkpoint import (
     to_json,
 )
 from ftdist.zero.slices import buffers, optimizer_step, parameter_shapes, restore, tensors_to_save
-from ftdist.zero.space import checkpoint_bytes, free_memory, gib
+from ftdist.zero.space import checkpoint_bytes, free_memory, size_text
 from ftdist.zero.tensors import Stored, key_of
 
 Note = Callable[[str], None]
@@ -70,7 +70,7 @@ class Saver:
         for host, (size, free) in machines.items():
             if size > free:
                 self.note(f"training will wait for checkpoints to be written: a copy of them in host memory takes "
-                          f"{gib(size)} on {host}, {gib(free)} are free")  # fmt: skip
+                          f"{size_text(size)} on {host}, {size_text(free)} are free")  # fmt: skip
                 return False
         return True
 
