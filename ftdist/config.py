@@ -226,7 +226,8 @@ class TrainConfig:
     checkpoint_every: Optional[int] = None
     """Optimizer steps between checkpoints; default only after the last step."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; the best one by held-out loss and pinned ones (``touch CHECKPOINT/pinned``) besides."""
+    """Newest checkpoints kept; the best one by held-out loss, that of a stop until the next is due, and pinned ones
+    (``touch CHECKPOINT/pinned``) besides."""
     async_checkpoint: bool = True
     """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds) and write it while training goes
     on; false waits until it is written."""

@@ -191,6 +191,14 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix(CHECKPOINT_PREFIX))
 
 
+def was_due(checkpoint: Path) -> bool:
+    """Not made only because the run was asked to stop: what another run of these settings would have too."""
+    try:
+        return bool(read_manifest(checkpoint).get("due", True))
+    except CheckpointError:  # damaged: found out when it is loaded
+        return True
+
+
 def manifest_text(manifest: Dict[str, Any]) -> str:
     """The text of a manifest.json, which holds its own hash: that of the text with an empty one in its place."""
     bare = json.dumps({**manifest, "sha256": ""}, indent=1)

@@ -177,9 +177,10 @@ def _evaluate_all(training: Training) -> bool:
     return True
 
 
-def _save(training: Training) -> None:
+def _save(training: Training, due: bool = True) -> None:
     done = training.done
-    state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id}
+    state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id,
+             "due": due}  # fmt: skip
     started = time.perf_counter()
     training.busy("saving")
     with training.progress.during("saving a checkpoint"):
@@ -195,7 +196,7 @@ def _stop_early(training: Training) -> bool:
     if training.done.bad_in_a_row:
         training.progress.note("asked to stop while steps are bad: a resume goes on from the checkpoint before them")
     else:
-        _save(training)
+        _save(training, due=_saving_due(training))
     training.saver.finish()
     write_status(training)
     return False

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from ftdist.errors import CheckpointError
-from ftdist.rundir import BAD, MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest
+from ftdist.rundir import BAD, MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest, was_due
 from ftdist.zero import durable
 from ftdist.zero.space import size_text
 from ftdist.zero.tensors import encode
@@ -183,11 +183,12 @@ def tidy(run: RunDir) -> None:
 
 
 def prune(run: RunDir, step: int, keep: int) -> None:
-    """Rank 0, after the checkpoint of ``step`` was published: of those up to it delete all but the newest ``keep``, the
-    best by held-out loss and the pinned ones. A later one was found bad and could not be set aside: it counts for
-    nothing."""
-    published, best = [p for p in run.published_checkpoints() if checkpoint_step(p) <= step], run.best_checkpoint()
-    doomed = [path for path in published[:-keep] if path != best and not (path / PINNED).exists()]
+    """Rank 0, after the checkpoint of ``step`` was published: of those up to it delete all but the newest ``keep`` that
+    were due, this one, the best by held-out loss and the pinned ones. A later one was found bad and could not be set
+    aside, or is of steps that the run has gone back behind: it counts for nothing."""
+    published = [path for path in run.published_checkpoints() if checkpoint_step(path) <= step]
+    kept = [*[path for path in published if was_due(path)][-keep:], published[-1], run.best_checkpoint()]
+    doomed = [path for path in published if path not in kept and not (path / PINNED).exists()]
     for folder in doomed:
         # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.
         gone = folder.with_name(DELETED + folder.name)
@@ -234,16 +235,19 @@ def _verify_file(folder: Path, name: str, expected: Dict[str, Any]) -> Optional[
     return None
 
 
-def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) -> Optional[Path]:
+def find_newest(run: RunDir, together: Together, note: Callable[[str], None], due: bool = False) -> Optional[Path]:
     """The newest checkpoint of which every file is as it was written; None where there has been none at all. Bad ones
     are named and set aside, so that the run comes to their steps again. Every rank calls it.
+
+    Args:
+        due: those that only a stop has made come after all others.
 
     Raises:
         CheckpointError: there are checkpoints, or bad ones that were set aside, and none is good: a run that had come
             so far must not begin again by itself.
     """
     first = together.rank == 0
-    found, problem = together.attempt(lambda: _names(run) if first else None)
+    found, problem = together.attempt(lambda: _names(run, due) if first else None)
     if problem:
         raise CheckpointError(f"cannot look for checkpoints in {run.checkpoints}: {problem}")
     names, set_aside = found[0]
@@ -265,12 +269,15 @@ def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) ->
     return None
 
 
-def _names(run: RunDir) -> Tuple[List[str], List[str]]:
-    """Names of the checkpoints, oldest first, also of one that has lost its manifest; and of those set aside."""
+def _names(run: RunDir, due: bool) -> Tuple[List[str], List[str]]:
+    """Names of the checkpoints, that to take last, also of one that has lost its manifest; and of those set aside."""
     if run.checkpoints.is_dir():
         with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
             tidy(run)
-    return [path.name for path in run.checkpoint_folders()], run.bad_checkpoints()
+    folders = run.checkpoint_folders()
+    if due:
+        folders.sort(key=was_due)  # those of a kind stay in their order
+    return [path.name for path in folders], run.bad_checkpoints()
 
 
 def _set_aside(folder: Path) -> str:

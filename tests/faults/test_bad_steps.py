@@ -206,6 +206,22 @@ def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tm
             assert _weights(again, name) == _weights(run, name), f"{end} at batch {at}, {name}"
 
 
+@fault("training", "a stop before bad steps in a row", "SIGTERM between two checkpoints that are due, then two bad "
+       "batches, with train.keep_checkpoints=1",
+       "resumed, and killed once it has gone back: as far as the undisturbed run, bit for bit to its end")  # fmt: skip
+def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Path, tmp_path: Path) -> None:
+    bad, settings = {5: "loss", 6: "gradient"}, ("train.checkpoint_every=4", "train.keep_checkpoints=1")
+    (_, run), (_, again) = _frozen(folder, tmp_path / "run", *settings), _frozen(folder, tmp_path / "again", *settings)
+    assert run_ranks(_whole_run, 2, run.path, bad) == ["done"] * 2
+    assert run_ranks(_whole_run, 2, again.path, bad, -1, 4) == ["stopped"] * 2
+    assert run_ranks(_whole_run, 2, again.path, bad, 8) == ["dies here"] * 2  # after it has gone back
+    assert [path.name for path in again.published_checkpoints()] == ["step-00000004", "step-00000005"]
+    assert run_ranks(_whole_run, 2, again.path, bad) == ["done"] * 2
+    assert _record(again) == _record(run) and any(r.get("train/batches_left_out") == [4, 6] for r in _record(run))
+    assert [path.name for path in again.published_checkpoints()] == ["step-00000008"]
+    assert _weights(again, "step-00000008") == _weights(run, "step-00000008")
+
+
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
     from ftdist.rundir import read_json
 

@@ -182,6 +182,18 @@ def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> Non
     assert [step for step, _ in contained(run)] == [1, 2, 7]
 
 
+@fault("pruning", "checkpoints that only a stop has made", "several between those that are due",
+       "the newest of them stays until the next that is due, and none takes the place of one that was due")  # fmt: skip
+def test_a_stop_costs_no_checkpoint_that_was_due(run: RunDir) -> None:
+    for step, due, left in ((6, False, [5, 6]), (7, False, [5, 7]), (10, True, [10]), (11, False, [10, 11])):
+        assert save_checkpoint(run, contents(step, due=due), Alone(), keep=1) == ("", "")
+        assert [step for step, _ in contained(run)] == left
+    assert find_newest(run, Alone(), pytest.fail) == run.checkpoint(11)
+    assert find_newest(run, Alone(), pytest.fail, due=True) == run.checkpoint(10)
+    shutil.rmtree(run.checkpoint(10))
+    assert find_newest(run, Alone(), pytest.fail, due=True) == run.checkpoint(11)
+
+
 @fault("pruning", "a checkpoint that was found bad could not be set aside", "a bit is flipped in the newest one; EROFS",
        "it counts for nothing: the one that is then saved stays, until that step is saved again")  # fmt: skip
 def test_a_bad_checkpoint_that_stays_costs_no_good_one(
