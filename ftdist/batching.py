@@ -65,12 +65,16 @@ def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Ba
     rows, micro = batch.global_batch_size, batch.micro_batch_size
     if rows % (micro * dp_world_size) == 0:
         return BatchPlan(micro, rows // (micro * dp_world_size), dp_world_size, max_seq_len)
-    fitting = [size for size in range(1, micro) if rows % (size * dp_world_size) == 0]
-    ranks = [count for count in range(1, rows // micro + 1) if rows % (micro * count) == 0]
-    nearest = min(ranks, key=lambda count: (abs(count - dp_world_size), -count))
-    smaller = f"batch.micro_batch_size={fitting[-1]}, or " if fitting else ""
+    smaller = [size for size in range(1, micro) if rows % (size * dp_world_size) == 0]
+    divides = max(size for size in range(1, micro + 1) if rows % size == 0)
+    counts = [count for count in range(1, rows // divides + 1) if rows % (divides * count) == 0]
+    nearest = min(counts, key=lambda count: (abs(count - dp_world_size), -count))
+    choices = [f"batch.micro_batch_size={size}" for size in smaller[-1:]]
+    if divides == micro or not smaller:  # else no number of ranks mends it alone
+        with_size = "" if divides == micro else f" with batch.micro_batch_size={divides}"
+        choices.append(f"{nearest} rank{'s' if nearest > 1 else ''} (launch.nproc_per_node={nearest}){with_size}")
     raise ConfigError(
         f"the {rows} rows of a step, which a resume keeps, cannot be dealt to {dp_world_size} ranks × {micro} rows",
         f"micro_batch_size × ranks that divides {rows}",
-        f"{smaller}{nearest} rank{'s' if nearest > 1 else ''} (launch.nproc_per_node={nearest})",
+        ", or ".join(choices),
     )

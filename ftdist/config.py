@@ -4,7 +4,8 @@ YAML in ``conf/`` holds only values that differ from the defaults here. The text
 the configuration reference is generated from it.
 """
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -225,7 +226,8 @@ class TrainConfig:
     checkpoint_every: Optional[int] = None
     """Optimizer steps between checkpoints; default only after the last step."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; the best one by held-out loss and pinned ones (``touch CHECKPOINT/pinned``) besides."""
+    """Newest checkpoints kept; the best one by held-out loss, that of a stop until the next is due, and pinned ones
+    (``touch CHECKPOINT/pinned``) besides."""
     async_checkpoint: bool = True
     """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds) and write it while training goes
     on; false waits until it is written."""
@@ -301,14 +303,23 @@ def load_config(path: str | Path) -> RunConfig:
     """Read a frozen ``run.yaml`` into the typed tree.
 
     Raises:
-        ConfigError: the file is missing, is not of this schema, or holds an interpolation (``${…}``): a frozen config
-            is plain values, and nothing in it is evaluated.
+        ConfigError: the file is missing, is not whole, is not of this schema, or holds an interpolation (``${…}``): a
+            frozen config is plain values, and nothing in it is evaluated.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "the run.yaml of a run directory") from error
-    return parse_config(text, str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: {error}", "the run.yaml of a run directory") from error
+    config = parse_config(text, str(path))
+    # Each value is written there. One that a cut has taken would come back as a default: another run.
+    missing = [key.name for key in fields(RunConfig) if not re.search(rf"^{key.name}:", text, re.M)]
+    if missing or not text.endswith("\n"):
+        lacks = f"it lacks {', '.join(missing)}" if missing else "its last line has no end"
+        raise ConfigError(f"{path} is not whole: {lacks}", "every setting of the run, as they were frozen",
+                          "put the file back as it was, or start a new run")  # fmt: skip
+    return config
 
 
 def parse_config(text: str, origin: str) -> RunConfig:

@@ -31,7 +31,7 @@ def check_config(config: RunConfig) -> None:
     if config.launch.kind is not LaunchKind.local:
         refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
     _check_model(config.model)
-    _check_data(config.data)
+    check_data(config.data)
     for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
         _check_range(f"batch.{name}", getattr(config.batch, name), 1)
     _check_optim(config.optim)
@@ -71,7 +71,8 @@ def _check_model(model: ModelConfig) -> None:
     _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
 
 
-def _check_data(data: DataConfig) -> None:
+def check_data(data: DataConfig) -> None:
+    """The part of ``check_config`` that preparing needs; the config may come from a run.yaml that somebody edited."""
     if not data.sources:
         raise ConfigError("data.sources is empty", "at least one source", "data.sources.mine.path=train.jsonl")
     for name, source in data.sources.items():

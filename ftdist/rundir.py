@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -15,6 +17,8 @@ from ftdist.rests import beside
 
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
+BAD = "bad-"
+"""Before the name of a checkpoint that was found not to be as it was written, and set aside."""
 MANIFEST = "manifest.json"
 PINNED = "pinned"
 """A file of this name in a checkpoint's folder (``touch`` it) keeps the checkpoint for good."""
@@ -119,6 +123,10 @@ class RunDir:
                                   "move the checkpoint there (all of checkpoints/ may be a link)")  # fmt: skip
         return sorted(found, key=checkpoint_step)
 
+    def bad_checkpoints(self) -> List[str]:
+        """Names of those that were set aside, oldest first."""
+        return sorted(path.name for path in self.checkpoints.glob(f"{BAD}*"))
+
     def find_checkpoint(self, name: str) -> Path:
         """``last``, ``best``, or a step number.
 
@@ -157,20 +165,22 @@ class RunDir:
         Raises:
             ConfigError: it is not JSON, or a field has the wrong type.
         """
+        mend = f"rm {self.status}: a run goes on without it"
         try:
             found = read_json(self.status) if self.status.is_file() else {}
         except ValueError as error:
-            raise ConfigError(f"{self.status}: {error}", "a status that ftdist wrote") from error
+            raise ConfigError(f"{self.status}: {error}", "a status that ftdist wrote", mend) from error
         for name, value in found.items():
             if value is not None and not isinstance(value, STATUS_TYPES.get(name, object)):
-                raise ConfigError(f"{self.status} holds {name}={value!r}", "a status that ftdist wrote")
+                raise ConfigError(f"{self.status} holds {name}={value!r}", "a status that ftdist wrote", mend)
         return found
 
     def write_status(self, **changes: Any) -> None:
         """Change some fields of status.json: state (frozen, queued, starting, running, done, failed, preempted), step,
         max_steps, loss, tokens_per_s, last_checkpoint_step, last_checkpoint_time, exit_reason, attempt; of a run on
         this machine pid and host, of a Slurm job job_id, nodes and requeues. One writer at a time."""
-        write_json(self.status, {**self.read_status(), **changes, "time": time.time()})
+        # Not fsynced at every logged step: it could wait for all of a checkpoint that is written beside training.
+        write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)
 
     def read_metrics(self) -> List[Dict[str, Any]]:
         """Every record of metrics.jsonl; a last line cut by a crash is left out."""
@@ -179,6 +189,14 @@ class RunDir:
 
 def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix(CHECKPOINT_PREFIX))
+
+
+def was_due(checkpoint: Path) -> bool:
+    """Not made only because the run was asked to stop: what another run of these settings would have too."""
+    try:
+        return bool(read_manifest(checkpoint).get("due", True))
+    except CheckpointError:  # damaged: found out when it is loaded
+        return True
 
 
 def manifest_text(manifest: Dict[str, Any]) -> str:
@@ -195,6 +213,8 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
     """
     path = checkpoint / MANIFEST
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a link leads elsewhere, a pipe would be waited for
+            raise ValueError("it is a link, a pipe or the like, not a file of its own")
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
         if manifest_text(manifest) == text:
@@ -234,12 +254,15 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
     return [record for line in lines if (record := parse_line(line)) is not None]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file in one step, so that a reader never sees a half of it."""
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    """Replace a file in one step, so that nobody sees a half of it; if ``durable``, after a power failure too."""
     temporary = beside(path)
     try:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=2, default=str) + "\n")
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except FileExistsError:  # not ours
         raise

@@ -12,7 +12,10 @@ HIDDEN = "***"
 SHORTEST = 8
 """Characters of a variable's value that is searched for in texts: a shorter one is a common word."""
 
-VARIABLE_NAME = re.compile(r"TOKEN(?!I[ZS])|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY", re.I)
+LAST_WORD = r"(?:PWD|PASS|PAT|AUTH)"
+"""Too short to be looked for anywhere in a name: PWD, PATH, BYPASS and XAUTHORITY are no secrets."""
+
+VARIABLE_NAME = re.compile(rf"TOKEN(?!I[ZS])|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY|SSHPASS|_{LAST_WORD}$", re.I)
 """Environment variables that hold secrets (TOKENIZERS_PARALLELISM does not)."""
 
 SETTING_NAME = re.compile(
@@ -33,8 +36,8 @@ SHAPES = [
 
 ASSIGNED = re.compile(
     r"(?P<kept>(?:[\w.-]*[_.-])?(?i:token|secret|password|passwd|passphrase|credentials?|api_?key|(?:access|private)_?key)"
-    r"[\"']?\s*[=:]\s*[\"']?|\b[A-Z0-9_]*(?:TOKEN|SECRET|KEY|PASSW|CREDENTIAL)[A-Z0-9_]*[\"']?\s*[=:]\s*[\"']?)"
-    r"(?!\*\*\*)[^\s\"',;(){}\[\]]+"
+    rf"[\"']?\s*[=:]\s*[\"']?|\b(?:[A-Z0-9_]*(?:TOKEN|SECRET|KEY|PASSW|CREDENTIAL)[A-Z0-9_]*|[A-Z0-9_]+_{LAST_WORD})"
+    r"[\"']?\s*[=:]\s*[\"']?)(?!\*\*\*)[^\s\"',;(){}\[\]]+"
 )
 """``name = value`` in a source text or a command line."""
 

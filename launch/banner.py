@@ -67,6 +67,8 @@ def show_resume(run: RunDir) -> None:
     if published:
         step = f"step {checkpoint_step(published[-1])}" + (f" of {of}" if of else "")
         print(f"going on with {place} after {step}", flush=True)
+    elif run.bad_checkpoints() or run.checkpoint_folders():  # the ranks refuse to begin such a run again
+        print(f"looking for a checkpoint of {place} that can be trusted", flush=True)
     else:
         print(f"starting {place} from its beginning: it has no checkpoint", flush=True)
 

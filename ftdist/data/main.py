@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, List, Optional
 
 from ftdist.config import RunConfig, load_config, parse_config
+from ftdist.config_checks import check_data
 from ftdist.data.cache import data_folder, is_ready, read_meta
 from ftdist.data.sample import print_table
 from ftdist.errors import EXIT_DONE, EXIT_FAILED, FtdistError
@@ -38,7 +39,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
 def run_step(command: Callable[[RunConfig], None], file: str) -> int:
     """Run a command on a config (a YAML file, or - for standard input). Returns the exit code; errors are printed."""
     try:
-        command(parse_config(sys.stdin.read(), "standard input") if file == "-" else load_config(file))
+        config = parse_config(sys.stdin.read(), "standard input") if file == "-" else load_config(file)
+        check_data(config.data)
+        command(config)
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

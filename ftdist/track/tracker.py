@@ -88,6 +88,15 @@ def rewind(run: RunDir, step: int, evaluated: bool = True) -> None:
         cut_records(path, _until(step, evaluated))
 
 
+def record_gap(run: RunDir, step: int, log_every: int) -> str:
+    """What metrics.jsonl lacks of a run that goes on after ``step``, in one line; "" where nothing is seen to."""
+    steps = [record["step"] for record in run.read_metrics() if "train/loss" in record and "step" in record]
+    newest = max(steps, default=0)
+    if newest >= step - step % log_every:
+        return ""
+    return f"{run.metrics.name} ends at step {newest}, the checkpoint is of step {step}: what is between stays missing"
+
+
 def _until(step: int, evaluated: bool) -> Callable[[Dict[str, Any]], bool]:
     """Which records a run that stands at ``step`` keeps."""
 

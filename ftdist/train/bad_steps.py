@@ -60,7 +60,8 @@ def bad_record(training: Training, index: int, bad: str) -> Dict[str, Any]:
 
 
 def roll_back(training: Training, bad: str) -> None:
-    """Go back to the last checkpoint and leave out the batches that the run has had since.
+    """Go back to the last checkpoint that was due and leave out the batches that the run has had since: where a run was
+    asked to stop does not change what becomes of it.
 
     The loader's state stays a few integers: ``[step, batches]`` is added to ``done.skipped``. An attempt that is killed
     before a checkpoint is saved with it comes to the same bad steps and goes back again.
@@ -77,7 +78,7 @@ def roll_back(training: Training, bad: str) -> None:
         raise TrainError(f"{found}, {times}; training rows {_short(rows)}", "finite losses and gradient norms",
                          "lower optim.lr, and look at those rows (debug.detect_anomaly=true)")  # fmt: skip
     training.saver.join()
-    state = training.saver.load_newest()
+    state = training.saver.load_newest(due=True)
     if state is None:
         raise TrainError(f"{found}, and no checkpoint to go back to; training rows {_short(rows)}",
                          "a checkpoint from before", "train.checkpoint_every=100, or a lower optim.lr")  # fmt: skip

@@ -36,7 +36,7 @@ class StepResult:
 
 
 def train(training: Training) -> bool:
-    """Run from training.done to the end. Returns False if it stopped early for preemption (a checkpoint is there)."""
+    """Run from training.done to the end. Returns False if it stopped early for preemption: a resume goes on."""
     last, rolled_back = training.max_steps, False
     while True:
         done = training.done
@@ -177,9 +177,10 @@ def _evaluate_all(training: Training) -> bool:
     return True
 
 
-def _save(training: Training) -> None:
+def _save(training: Training, due: bool = True) -> None:
     done = training.done
-    state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id}
+    state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id,
+             "due": due}  # fmt: skip
     started = time.perf_counter()
     training.busy("saving")
     with training.progress.during("saving a checkpoint"):
@@ -191,7 +192,11 @@ def _save(training: Training) -> None:
 
 
 def _stop_early(training: Training) -> bool:
-    _save(training)
+    """Among bad steps nothing is saved, as above: what has been done since the newest checkpoint is done again."""
+    if training.done.bad_in_a_row:
+        training.progress.note("asked to stop while steps are bad: a resume goes on from the checkpoint before them")
+    else:
+        _save(training, due=_saving_due(training))
     training.saver.finish()
     write_status(training)
     return False

@@ -24,7 +24,7 @@ from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.rundir import STOPPED, RunDir
 from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
-from ftdist.track.tracker import Tracker, rewind
+from ftdist.track.tracker import Tracker, record_gap, rewind
 from ftdist.train import ranks as rank_setup
 from ftdist.train.bad_steps import restored
 from ftdist.train.evaluate import set_stop_tokens
@@ -142,7 +142,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))
-    done = _resume(saver, run, ranks)
+    done = _resume(saver, run, ranks, config.train.log_every)
     progress = Progress(ranks.first, max_steps, done.step if done else 0)
     saver.note = progress.note
     tracker = Tracker(config, run, ranks.rank, resumed=done is not None, note=progress.note)
@@ -174,7 +174,7 @@ def _say(ranks: Ranks, text: str) -> None:
         print(text, flush=True)
 
 
-def _resume(saver: Saver, run: RunDir, ranks: Ranks) -> Optional[Done]:
+def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional[Done]:
     """Continue from the newest good checkpoint, if there is one: engine, counters, the record up to it."""
     state = saver.load_newest()
     if state is None:
@@ -182,6 +182,8 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks) -> Optional[Done]:
     done = restored(state)
     if ranks.first:
         rewind(run, done.step, evaluated=done.evaluated_step == done.step)
+        if gap := record_gap(run, done.step, log_every):
+            _say(ranks, gap)
     _say(ranks, f"resumed after step {done.step}")
     return done
 

@@ -9,15 +9,16 @@ step-00000500/
   pinned                  (where a user made it) never deleted
 ```
 
-Every rank writes its own file into ``.tmp-step-…``; when all agree that all is on the disk, rank 0 writes the manifest,
-renames the folder and has the rename on the disk too. A checkpoint that is replaced waits as ``.old-step-…`` until the
-new one is in place, one that is deleted becomes ``.gone-step-…`` first: whatever moment a crash picks, ``tidy`` finds
-the old state or the new one.
+Every rank writes its own file into ``.tmp-step-…``; when all agree that all is on the disk, rank 0 has the run's record
+there too, writes the manifest, renames the folder and has the rename on the disk. A checkpoint that is replaced waits
+as ``.old-step-…`` until the new one is in place, one that is deleted becomes ``.gone-step-…`` first: whatever moment a
+crash picks, ``tidy`` finds the old state or the new one.
 """
 
 import contextlib
 import errno
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,14 +29,14 @@ import torch
 import torch.distributed as dist
 
 from ftdist.errors import CheckpointError
-from ftdist.rundir import MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest
+from ftdist.rundir import BAD, MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest, was_due
 from ftdist.zero import durable
-from ftdist.zero.space import gib
+from ftdist.zero.space import size_text
 from ftdist.zero.tensors import encode
 
 FORMAT = 1
 HF, STATE = "hf", "state.json"
-TEMPORARY, REPLACED, DELETED, BAD = ".tmp-", ".old-", ".gone-", "bad-"
+TEMPORARY, REPLACED, DELETED = ".tmp-", ".old-", ".gone-"
 
 
 def rank_file(rank: int) -> str:
@@ -118,7 +119,7 @@ def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str
         parts, problem = together.attempt(lambda: _write_files(temporary, contents, together.rank))
     if not problem:
         files = {name: entry for part in parts for name, entry in part.items()}
-        _, problem = together.attempt(lambda: _publish(temporary, target, contents, files) if first else None)
+        _, problem = together.attempt(lambda: _publish(run, temporary, contents, files) if first else None)
     if problem and first:
         with contextlib.suppress(OSError):
             tidy(run)
@@ -135,7 +136,7 @@ def _begin(run: RunDir, temporary: Path, contents: Contents) -> None:
     tidy(run)
     free = shutil.disk_usage(run.checkpoints).free
     if free < contents.size:
-        raise OSError(errno.ENOSPC, f"no space: it takes {gib(contents.size)}, {gib(free)} are free")
+        raise OSError(errno.ENOSPC, f"no space: it takes {size_text(contents.size)}, {size_text(free)} are free")
     for folder in _folders(temporary, contents):
         durable.make_folder(folder)
 
@@ -148,44 +149,51 @@ def _write_files(temporary: Path, contents: Contents, rank: int) -> Dict[str, An
     return written
 
 
-def _publish(temporary: Path, target: Path, contents: Contents, files: Dict[str, Any]) -> None:
+def _publish(run: RunDir, temporary: Path, contents: Contents, files: Dict[str, Any]) -> None:
+    target = run.checkpoint(contents.step)
+    for record in (run.metrics, run.samples):  # a resume goes on behind what they say of the steps up to here
+        if record.is_file() and not record.is_symlink():
+            durable.sync(record)
+    durable.sync(run.path)
     manifest = {**contents.manifest, "files": dict(sorted(files.items()))}
     durable.write_file(temporary / MANIFEST, [manifest_text(manifest).encode()])
     if (target / PINNED).exists():
         durable.write_file(temporary / PINNED, [])
     for folder in reversed(_folders(temporary, contents)):
-        durable.sync_folder(folder)
+        durable.sync(folder)
     replaced = target.with_name(REPLACED + target.name)
-    if target.exists():  # that of a run that stopped before its evaluation, or an unpublished rest
+    if os.path.lexists(target):  # that of a run that stopped before its evaluation, or what is no checkpoint
         durable.rename(target, replaced)
     durable.rename(temporary, target)
-    durable.sync_folder(target.parent)
-    durable.remove_folder(replaced)
+    durable.sync(target.parent)
+    durable.remove(replaced)
 
 
 def tidy(run: RunDir) -> None:
-    """Rank 0: finish or undo what a crash has cut. Afterwards there are published checkpoints only."""
+    """Rank 0: finish or undo what a crash has cut. Afterwards there are published checkpoints only. A link or a file
+    of such a name is not ours: it goes, and what a link leads to stays."""
     for rest in sorted(run.checkpoints.glob(f"{REPLACED}*")):
         target = rest.with_name(rest.name.removeprefix(REPLACED))
-        if target.exists():
-            durable.remove_folder(rest)
+        if os.path.lexists(target) or rest.is_symlink() or not rest.is_dir():
+            durable.remove(rest)
         else:
             durable.rename(rest, target)
     for rest in sorted([*run.checkpoints.glob(f"{TEMPORARY}*"), *run.checkpoints.glob(f"{DELETED}*")]):
-        durable.remove_folder(rest)
+        durable.remove(rest)
 
 
 def prune(run: RunDir, step: int, keep: int) -> None:
-    """Rank 0, after the checkpoint of ``step`` was published: of those up to it delete all but the newest ``keep``, the
-    best by held-out loss and the pinned ones. A later one was found bad and could not be set aside: it counts for
-    nothing."""
-    published, best = [p for p in run.published_checkpoints() if checkpoint_step(p) <= step], run.best_checkpoint()
-    doomed = [path for path in published[:-keep] if path != best and not (path / PINNED).exists()]
+    """Rank 0, after the checkpoint of ``step`` was published: of those up to it delete all but the newest ``keep`` that
+    were due, this one, the best by held-out loss and the pinned ones. A later one was found bad and could not be set
+    aside, or is of steps that the run has gone back behind: it counts for nothing."""
+    published = [path for path in run.published_checkpoints() if checkpoint_step(path) <= step]
+    kept = [*[path for path in published if was_due(path)][-keep:], published[-1], run.best_checkpoint()]
+    doomed = [path for path in published if path not in kept and not (path / PINNED).exists()]
     for folder in doomed:
         # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.
         gone = folder.with_name(DELETED + folder.name)
         durable.rename(folder, gone)
-        durable.remove_folder(gone)
+        durable.remove(gone)
 
 
 def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optional[str]:
@@ -205,14 +213,17 @@ def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optio
     if not needed <= files.keys():
         return f"{MANIFEST} does not list {min(needed - files.keys())}"
     for name in sorted(files)[rank::world_size]:
-        if problem := _verify_file(folder / name, files[name]):
+        if problem := _verify_file(folder, name, files[name]):
             owner = f"{name} of rank {int(name[5:10])}" if name.startswith("rank-") else name
             return f"{owner} {problem}"
     return None
 
 
-def _verify_file(path: Path, expected: Dict[str, Any]) -> Optional[str]:
+def _verify_file(folder: Path, name: str, expected: Dict[str, Any]) -> Optional[str]:
+    path = folder / name
     try:
+        if any(place.is_symlink() for place in (path, *path.parents) if folder in place.parents):
+            return "is a link, or lies in one: what is loaded lies in the checkpoint itself"
         if not path.is_file():
             return "is missing"
         if path.stat().st_size != expected["size"]:
@@ -224,16 +235,19 @@ def _verify_file(path: Path, expected: Dict[str, Any]) -> Optional[str]:
     return None
 
 
-def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) -> Optional[Path]:
+def find_newest(run: RunDir, together: Together, note: Callable[[str], None], due: bool = False) -> Optional[Path]:
     """The newest checkpoint of which every file is as it was written; None where there has been none at all. Bad ones
     are named and set aside, so that the run comes to their steps again. Every rank calls it.
+
+    Args:
+        due: those that only a stop has made come after all others.
 
     Raises:
         CheckpointError: there are checkpoints, or bad ones that were set aside, and none is good: a run that had come
             so far must not begin again by itself.
     """
     first = together.rank == 0
-    found, problem = together.attempt(lambda: _names(run) if first else None)
+    found, problem = together.attempt(lambda: _names(run, due) if first else None)
     if problem:
         raise CheckpointError(f"cannot look for checkpoints in {run.checkpoints}: {problem}")
     names, set_aside = found[0]
@@ -255,19 +269,21 @@ def find_newest(run: RunDir, together: Together, note: Callable[[str], None]) ->
     return None
 
 
-def _names(run: RunDir) -> Tuple[List[str], List[str]]:
-    """Names of the checkpoints, oldest first, also of one that has lost its manifest; and of those set aside."""
+def _names(run: RunDir, due: bool) -> Tuple[List[str], List[str]]:
+    """Names of the checkpoints, that to take last, also of one that has lost its manifest; and of those set aside."""
     if run.checkpoints.is_dir():
         with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
             tidy(run)
-    set_aside = sorted(path.name for path in run.checkpoints.glob(f"{BAD}*"))
-    return [path.name for path in run.checkpoint_folders()], set_aside
+    folders = run.checkpoint_folders()
+    if due:
+        folders.sort(key=was_due)  # those of a kind stay in their order
+    return [path.name for path in folders], run.bad_checkpoints()
 
 
 def _set_aside(folder: Path) -> str:
     place = folder.with_name(BAD + folder.name)
     try:
-        durable.remove_folder(place)
+        durable.remove(place)
         durable.rename(folder, place)
     except OSError as error:
         return f"it cannot be set aside ({error.strerror})"

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any, Dict, Iterable
 
@@ -41,8 +42,8 @@ def write_file(path: Path, parts: Iterable[Any]) -> Dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def sync_folder(path: Path) -> None:
-    """Have the folder's entries on the disk: without it a file that was fsynced can still lose its name."""
+def sync(path: Path) -> None:
+    """Have a file's content on the disk, or a folder's entries: without them a file can still lose its name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,15 +62,16 @@ def rename(source: Path, target: Path) -> None:
     os.rename(source, target)  # noqa: PTH104
 
 
-def remove_folder(folder: Path) -> None:
-    """Delete a folder and all in it; one that is not there is fine."""
+def remove(path: Path) -> None:
+    """Delete a folder and all in it, or a file; what is not there is fine. A link is unlinked, never entered: whoever
+    planted it would have files elsewhere deleted."""
     with contextlib.suppress(FileNotFoundError):
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.is_dir(follow_symlinks=False):
-                remove_folder(folder / entry.name)
-            else:
-                os.unlink(folder / entry.name)  # noqa: PTH108
-        os.rmdir(folder)  # noqa: PTH106
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            for name in sorted(os.listdir(path)):  # noqa: PTH208
+                remove(path / name)
+            os.rmdir(path)  # noqa: PTH106
+        else:
+            os.unlink(path)  # noqa: PTH108
 
 
 def sha256_of(path: Path) -> str:

@@ -28,7 +28,7 @@ from ftdist.zero.checkpoint import (
     to_json,
 )
 from ftdist.zero.slices import buffers, optimizer_step, parameter_shapes, restore, tensors_to_save
-from ftdist.zero.space import checkpoint_bytes, free_memory, gib
+from ftdist.zero.space import checkpoint_bytes, free_memory, size_text
 from ftdist.zero.tensors import Stored, key_of
 
 Note = Callable[[str], None]
@@ -70,7 +70,7 @@ class Saver:
         for host, (size, free) in machines.items():
             if size > free:
                 self.note(f"training will wait for checkpoints to be written: a copy of them in host memory takes "
-                          f"{gib(size)} on {host}, {gib(free)} are free")  # fmt: skip
+                          f"{size_text(size)} on {host}, {size_text(free)} are free")  # fmt: skip
                 return False
         return True
 
@@ -131,6 +131,7 @@ class Saver:
         return {
             "format": FORMAT,
             "step": state["step"],
+            "due": state["due"],
             "eval_loss": state["eval_loss"] if state["evaluated_step"] == state["step"] else None,
             "world_size": self.together.world_size,
             "zero_stage": self._engine.zero_optimization_stage(),
@@ -155,8 +156,11 @@ class Saver:
         if remark:
             self.note(remark)
 
-    def load_newest(self) -> Optional[Dict[str, Any]]:
+    def load_newest(self, due: bool = False) -> Optional[Dict[str, Any]]:
         """Go on from the newest good checkpoint, whatever number of ranks and stage wrote it.
+
+        Args:
+            due: where there is one, take none that only a stop has made.
 
         Returns:
             Its state (``step`` …), or None where there is no checkpoint.
@@ -164,7 +168,7 @@ class Saver:
         Raises:
             CheckpointError: there are checkpoints and none can be trusted, or it is of another run.
         """
-        folder = find_newest(self._run, self.together, self.note)
+        folder = find_newest(self._run, self.together, self.note, due)
         if folder is None:
             return None
         manifest = read_manifest(folder)

@@ -53,8 +53,8 @@ def require_space(folder: Path, parameters: int, count: int) -> None:
         several = f"{count} at a time (those kept, the best, the one being written)" if count > 1 else "one"
         fewer = "" if count == 1 else ", or train.keep_checkpoints=1"
         raise ConfigError(
-            f"{folder} has {gib(free)} free; checkpoints of {parameters / 1e6:,.0f}M parameters take {gib(one)} each, "
-            f"{several}: {gib(one * count)}",
+            f"{folder} has {size_text(free)} free; checkpoints of {parameters / 1e6:,.0f}M parameters take "
+            f"{size_text(one)} each, {several}: {size_text(one * count)}",
             "room for every checkpoint that is kept", f"make room, or runs_dir=FOLDER on a larger disk{fewer}",
         )  # fmt: skip
 
@@ -69,5 +69,7 @@ def free_memory() -> int:
         return free
 
 
-def gib(size: float) -> str:
-    return f"{-(-size * 10 // 2**30) / 10:,.1f} GiB"
+def size_text(size: int) -> str:
+    """Bytes for a reader, rounded up."""
+    unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
+    return f"{-(-size * 10 // unit) / 10:,.1f} {name}"

@@ -61,6 +61,11 @@ class Disk:
             self._unsynced_entries.append(Entry(path, None))
         return descriptor
 
+    def made(self, path: Path) -> None:
+        """A file that was just made by others: not on the disk yet."""
+        self._unsynced_files.add(path.stat().st_ino)
+        self._unsynced_entries.append(Entry(path, None))
+
     def close(self, descriptor: int) -> None:
         del self._open[descriptor]
         os.close(descriptor)

@@ -31,14 +31,14 @@ class Alone:
 
 def contents(
     step: int, value: float = 0.0, rank: int = 0, world_size: int = 1, eval_loss: Optional[float] = None,
-    length: int = LENGTH, size: int = 10_000,
+    length: int = LENGTH, size: int = 10_000, due: bool = True,
 ) -> Contents:  # fmt: skip
     """This rank's part of a checkpoint in which everything follows from ``step`` and ``value``."""
     tensors = {key_of("master", rank * length, "w"): torch.full((length,), step + value)}
     return Contents(
         step=step, size=size, tensors=tensors,
         files={"hf/a.json": b"{}", "hf/more/b.txt": b"text", "state.json": to_json({"step": step, "value": value})},
-        manifest={"format": FORMAT, "step": step, "eval_loss": eval_loss, "world_size": world_size},
+        manifest={"format": FORMAT, "step": step, "due": due, "eval_loss": eval_loss, "world_size": world_size},
     )  # fmt: skip
 
 

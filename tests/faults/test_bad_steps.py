@@ -2,6 +2,8 @@
 checkpoint, and past the data."""
 
 import hashlib
+import os
+import signal
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -123,9 +125,9 @@ ROLLING = (*SETTINGS, "train.max_steps=8", "train.checkpoint_every=2", "train.ma
            "data.heldout_share=0", "data.max_heldout_documents=null", "train.log_every=3")  # fmt: skip
 
 
-def _whole_run(path: Path, bad: Dict[int, str], dies_at: int) -> str:
-    """A run, or a resume of one, with bad batches on rank 1; every rank dies when batch ``dies_at`` comes up. Returns
-    what it ended with."""
+def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int = -1) -> str:
+    """A run, or a resume of one, with bad batches on rank 1; every rank dies when batch ``dies_at`` comes up, rank 0 is
+    sent SIGTERM when ``stops_at`` does. Returns what it ended with."""
     from ftdist.train import loop
 
     run = RunDir(path)
@@ -137,14 +139,15 @@ def _whole_run(path: Path, bad: Dict[int, str], dies_at: int) -> str:
     def mortal_step(training: Any, index: int) -> Any:
         if training.done.batch_index(index) == dies_at:
             raise KeyboardInterrupt("dies here")
+        if training.done.batch_index(index) == stops_at and training.ranks.first:
+            os.kill(os.getpid(), signal.SIGTERM)
         return train_step(training, index)
 
     loop.train_step = mortal_step
     try:
-        loop.train(training)
+        return "done" if loop.train(training) else "stopped"
     except (TrainError, KeyboardInterrupt) as error:
         return str(error)
-    return "done"
 
 
 def _record(run: RunDir) -> List[Dict[str, Any]]:
@@ -171,16 +174,16 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 
 @fault("training", "bad steps in a row", "two batches that are always bad, with train.max_bad_steps=2",
        "the run goes back to its last checkpoint and past the data, as plain PyTorch trains without those batches; "
-       "killed before or after the next checkpoint and resumed, it ends the same")  # fmt: skip
+       "stopped among them, or killed before or after the next checkpoint, and resumed, it ends the same")  # fmt: skip
 def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
-    """As plain PyTorch trains where those two batches are not in the data; and killed before or after the next
-    checkpoint and resumed, it comes to the same, record and all."""
+    """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
+    after the next checkpoint, and resumed, it comes to the same, record and all."""
     from ftdist.data.cache import data_folder
     from ftdist.data.loader import row_ids
 
     bad = {4: "loss", 5: "gradient"}
     config, run = _frozen(folder, tmp_path / "run")
-    assert run_ranks(_whole_run, 2, run.path, bad, -1) == ["done"] * 2
+    assert run_ranks(_whole_run, 2, run.path, bad) == ["done"] * 2
     record = _record(run)
     back = next(r for r in record if "train/rolled_back_from" in r)
     size, data = config.batch.global_batch_size, data_folder(config)
@@ -193,13 +196,30 @@ def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tm
     for step, r in steps.items():
         for name in ("loss", "grad_norm"):
             assert abs(r[f"train/{name}"] / expected[step - 1][name] - 1) < 1e-5, (step, name)
-    for dies_at in (7, 8):
-        _, again = _frozen(folder, tmp_path / f"dies-at-{dies_at}")
-        assert run_ranks(_whole_run, 2, again.path, bad, dies_at) == ["dies here"] * 2
-        assert run_ranks(_whole_run, 2, again.path, bad, -1) == ["done"] * 2
-        assert _record(again) == record, f"killed at batch {dies_at}"
+    for end, at in (("dies here", 7), ("dies here", 8), ("stopped", 4)):
+        _, again = _frozen(folder, tmp_path / f"{end}-{at}")
+        assert run_ranks(_whole_run, 2, again.path, bad, *((at, -1) if end == "dies here" else (-1, at))) == [end] * 2
+        assert end != "stopped" or again.published_checkpoints()[-1].name == "step-00000004"
+        assert run_ranks(_whole_run, 2, again.path, bad) == ["done"] * 2
+        assert _record(again) == record, f"{end} at batch {at}"
         for name in ("step-00000006", "step-00000008"):
-            assert _weights(again, name) == _weights(run, name), f"killed at batch {dies_at}, {name}"
+            assert _weights(again, name) == _weights(run, name), f"{end} at batch {at}, {name}"
+
+
+@fault("training", "a stop before bad steps in a row", "SIGTERM between two checkpoints that are due, then two bad "
+       "batches, with train.keep_checkpoints=1",
+       "resumed, and killed once it has gone back: as far as the undisturbed run, bit for bit to its end")  # fmt: skip
+def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Path, tmp_path: Path) -> None:
+    bad, settings = {5: "loss", 6: "gradient"}, ("train.checkpoint_every=4", "train.keep_checkpoints=1")
+    (_, run), (_, again) = _frozen(folder, tmp_path / "run", *settings), _frozen(folder, tmp_path / "again", *settings)
+    assert run_ranks(_whole_run, 2, run.path, bad) == ["done"] * 2
+    assert run_ranks(_whole_run, 2, again.path, bad, -1, 4) == ["stopped"] * 2
+    assert run_ranks(_whole_run, 2, again.path, bad, 8) == ["dies here"] * 2  # after it has gone back
+    assert [path.name for path in again.published_checkpoints()] == ["step-00000004", "step-00000005"]
+    assert run_ranks(_whole_run, 2, again.path, bad) == ["done"] * 2
+    assert _record(again) == _record(run) and any(r.get("train/batches_left_out") == [4, 6] for r in _record(run))
+    assert [path.name for path in again.published_checkpoints()] == ["step-00000008"]
+    assert _weights(again, "step-00000008") == _weights(run, "step-00000008")
 
 
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
@@ -213,7 +233,7 @@ def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
        "metrics.jsonl names the reason and the rows of the global batch; nothing else changes")  # fmt: skip
 def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path: Path) -> None:
     _, run = _frozen(folder, tmp_path / "run")
-    assert run_ranks(_whole_run, 2, run.path, {1: "loss"}, -1) == ["done"] * 2
+    assert run_ranks(_whole_run, 2, run.path, {1: "loss"}) == ["done"] * 2
     records = {r["step"]: r for r in _record(run) if "train/loss" in r}
     assert sorted(records) == [2, 3, 6, 8] and records[2]["train/loss"] == "nan"
     assert records[2]["train/bad"] == "the loss is nan" and len(set(records[2]["train/bad_rows"])) == 8
@@ -234,7 +254,7 @@ def test_the_budget_is_kept_and_the_place_is_named(
     folder: Path, tmp_path: Path, settings: Tuple[str, ...], found: str
 ) -> None:
     _, run = _frozen(folder, tmp_path / "run", *settings)
-    said = run_ranks(_whole_run, 2, run.path, dict.fromkeys(range(4, 20), "loss"), -1)
+    said = run_ranks(_whole_run, 2, run.path, dict.fromkeys(range(4, 20), "loss"))
     assert found in said[0] and said[0] == said[1]
     backs = [r["train/batches_left_out"] for r in _record(run) if "train/rolled_back_from" in r]
     assert backs == ([] if settings else [[4, 7]]), "the second time from the same checkpoint covers the first"

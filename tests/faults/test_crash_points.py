@@ -6,7 +6,7 @@ from typing import Any, Callable, List, Tuple
 
 import pytest
 
-from ftdist.rundir import PINNED, RunDir
+from ftdist.rundir import PINNED, RunDir, read_records
 from ftdist.zero import durable
 from ftdist.zero.checkpoint import find_newest, prune, verify_checkpoint, write_checkpoint
 from tests.faults.disk import Crash, Disk
@@ -27,10 +27,11 @@ def template(tmp_path: Path) -> RunDir:
 
 
 def every_crash(
-    template: RunDir, action: Callable[[RunDir], Any], lose_power: bool, monkeypatch: pytest.MonkeyPatch
-) -> Tuple[List[str], List[State]]:
+    template: RunDir, action: Callable[[RunDir], Any], lose_power: bool, monkeypatch: pytest.MonkeyPatch,
+    look: Callable[[RunDir], None] = lambda run: None,
+) -> Tuple[List[str], List[State]]:  # fmt: skip
     """Names of the operations of ``action``, and the checkpoints that are found where it was stopped at each of them
-    (last: where it was not stopped)."""
+    (last: where it was not stopped). ``look`` looks at each, too."""
     states, stop_at = [], 0
     while True:
         run = RunDir(template.path.with_name("run"))
@@ -55,6 +56,7 @@ def every_crash(
         assert found == run.published_checkpoints()[-1]
         assert not [path.name for path in run.checkpoints.iterdir() if path.name.startswith(".")]
         assert all(verify_checkpoint(path) is None for path in run.published_checkpoints())
+        look(run)
         states.append(contained(run))
         if not stopped:
             return disk.operations, states
@@ -84,6 +86,24 @@ def test_killed_at_every_operation_of_a_save(template: RunDir, monkeypatch: pyte
        "as above; a save that has returned is never lost")  # fmt: skip
 def test_power_lost_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _, states = every_crash(template, lambda run: write_checkpoint(run, contents(15), Alone()), True, monkeypatch)
+    assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
+
+
+@fault("saving", "the power fails while metrics.jsonl and samples.jsonl are not on the disk",
+       "at every operation of a save, after a record of its step",
+       "no checkpoint is there without its record")  # fmt: skip
+def test_no_checkpoint_is_ahead_of_its_record(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def log_and_save(run: RunDir) -> None:
+        for record in (run.metrics, run.samples):
+            record.write_text('{"step": 15}\n')
+            durable.os.made(record)  # type: ignore[attr-defined]
+        write_checkpoint(run, contents(15), Alone())
+
+    def look(run: RunDir) -> None:
+        if run.checkpoint(15).exists():
+            assert read_records(run.metrics) == read_records(run.samples) == [{"step": 15}]
+
+    _, states = every_crash(template, log_and_save, True, monkeypatch, look)
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
 

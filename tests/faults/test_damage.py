@@ -1,5 +1,7 @@
 """Files of a checkpoint that are not as they were written: found before anything is loaded, named, fallen back from."""
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
@@ -158,3 +160,30 @@ def _resume_each(configs: List[Any], path: Path) -> List[str]:
         except CheckpointError as error:
             refusals.append(str(error))
     return refusals
+
+
+@fault("loading", "metrics.jsonl was cut or deleted", "before a resume: gone, cut before the checkpoint's step, whole",
+       "one line says what is missing; the run goes on")  # fmt: skip
+def test_a_record_that_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(tmp_path, *SETTINGS, "train.log_every=2")
+    run = freeze_tiny(config, tmp_path / "run", 1)
+    ((gone, cut, whole),) = run_ranks(_resume_after_each, 1, config, run.path)
+    assert "metrics.jsonl ends at step 0, the checkpoint is of step 5" in gone
+    assert "metrics.jsonl ends at step 2, the checkpoint is of step 5" in cut
+    assert "metrics.jsonl ends" not in whole
+    assert all("resumed after step 5" in text for text in (gone, cut, whole))
+
+
+def _resume_after_each(config: Any, path: Path) -> List[str]:
+    """What is said on a resume."""
+    ranks, texts = start(config), []
+    training = assemble(config, path, ranks)
+    steps(training, 5)
+    save(training)
+    for logged in ([], [2], [2, 4]):
+        training.run.metrics.write_text("".join(f'{{"step": {step}, "train/loss": 1.0}}\n' for step in logged))
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assemble(config, path, ranks)
+        texts.append(said.getvalue())
+    return texts

@@ -140,7 +140,7 @@ def test_a_real_disk_is_full(small_disk: Path) -> None:
     assert write_checkpoint(run, contents(5), Alone()) == ""
     before = hashes(run.path)
     (small_disk / "ballast").write_bytes(bytes(200 * 1024))
-    assert "takes 0.1 GiB" in write_checkpoint(run, contents(10, size=100_000), Alone())
+    assert "takes 0.1 MiB" in write_checkpoint(run, contents(10, size=100_000), Alone())
     assert "No space left on device" in write_checkpoint(run, contents(10, length=100_000, size=0), Alone())
     assert hashes(run.path) == before and not rests(run)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -180,6 +180,18 @@ def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> Non
     (run.checkpoint(4) / PINNED).unlink()
     prune(run, 7, keep=1)
     assert [step for step, _ in contained(run)] == [1, 2, 7]
+
+
+@fault("pruning", "checkpoints that only a stop has made", "several between those that are due",
+       "the newest of them stays until the next that is due, and none takes the place of one that was due")  # fmt: skip
+def test_a_stop_costs_no_checkpoint_that_was_due(run: RunDir) -> None:
+    for step, due, left in ((6, False, [5, 6]), (7, False, [5, 7]), (10, True, [10]), (11, False, [10, 11])):
+        assert save_checkpoint(run, contents(step, due=due), Alone(), keep=1) == ("", "")
+        assert [step for step, _ in contained(run)] == left
+    assert find_newest(run, Alone(), pytest.fail) == run.checkpoint(11)
+    assert find_newest(run, Alone(), pytest.fail, due=True) == run.checkpoint(10)
+    shutil.rmtree(run.checkpoint(10))
+    assert find_newest(run, Alone(), pytest.fail, due=True) == run.checkpoint(11)
 
 
 @fault("pruning", "a checkpoint that was found bad could not be set aside", "a bit is flipped in the newest one; EROFS",

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Dict, List
@@ -10,9 +11,9 @@ from typing import Any, Dict, List
 import pytest
 
 from ftdist.rundir import RunDir
-from ftdist.zero.checkpoint import verify_checkpoint, write_checkpoint
+from ftdist.zero.checkpoint import find_newest, verify_checkpoint, write_checkpoint
 from tests.faults.canary import pickled, save_torch
-from tests.faults.folder import Alone, contents
+from tests.faults.folder import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, tiny_config
@@ -126,3 +127,56 @@ def test_a_manifest_names_only_its_own_files(name: str, tmp_path: Path) -> None:
     (run.path / "passed").write_text("planted")
     vouch_for(run.checkpoint(5), name)
     assert name in str(verify_checkpoint(run.checkpoint(5)))
+
+
+PLANTS = {
+    "link": lambda place, theirs: place.symlink_to(theirs),
+    "dead link": lambda place, theirs: place.symlink_to(theirs / "gone"),
+    "file": lambda place, theirs: place.write_text("no folder"),
+}
+
+
+@fault("security", "a link to a folder elsewhere, a link to nothing, or a file in checkpoints/",
+       "under each name that ftdist deletes or replaces: .tmp-, .gone-, .old-, bad-, the next step's",
+       "it goes, what a link leads to stays; the run goes on from its checkpoint and saves")  # fmt: skip
+@pytest.mark.parametrize("plant", PLANTS)
+@pytest.mark.parametrize(
+    "name", [".tmp-step-00000010", ".gone-step-00000009", ".old-step-00000009", ".old-step-00000005",
+             "bad-step-00000010", "step-00000010"],
+)  # fmt: skip
+def test_what_is_deleted_is_never_entered_through_a_link(name: str, plant: str, tmp_path: Path) -> None:
+    run, theirs, notes = RunDir(tmp_path / "run"), tmp_path / "theirs", []  # type: ignore[var-annotated]
+    run.checkpoints.mkdir(parents=True)
+    (theirs / "deep").mkdir(parents=True)
+    (theirs / "deep" / "file").write_text("theirs")
+    assert write_checkpoint(run, contents(5), Alone()) == ""
+    if name == "bad-step-00000010":  # deleted where a newer bad one is set aside
+        assert write_checkpoint(run, contents(10), Alone()) == ""
+        flip_one_bit(run.checkpoint(10) / "state.json")
+    PLANTS[plant](run.checkpoints / name, theirs)
+    if name != "step-00000010":  # as a checkpoint a link is refused; a save replaces it
+        assert find_newest(run, Alone(), notes.append) == run.checkpoint(5)
+    assert write_checkpoint(run, contents(10), Alone()) == "" and contained(run) == [(5, 0), (10, 0)]
+    assert (theirs / "deep" / "file").read_text() == "theirs"
+    left = {path.name for path in run.checkpoints.iterdir() if path.is_symlink() or not path.is_dir()}
+    assert left == set() and not list(run.checkpoints.glob(".*"))
+
+
+@fault("security", "a link or a pipe inside a checkpoint",
+       "the manifest, a rank's file, a small one, a folder of them is a link to what it was; the manifest is a pipe",
+       "refused before it is read, set aside; the one before is taken; nothing is waited for")  # fmt: skip
+@pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors", "hf/more/b.txt", "hf", "pipe"])
+def test_a_link_inside_a_checkpoint_is_not_followed(name: str, tmp_path: Path) -> None:
+    run, notes = RunDir(tmp_path / "run"), []  # type: ignore[var-annotated]
+    run.checkpoints.mkdir(parents=True)
+    for step in (5, 10):
+        assert write_checkpoint(run, contents(step), Alone()) == ""
+    place = run.checkpoint(10) / ("manifest.json" if name == "pipe" else name)
+    place.rename(tmp_path / "elsewhere")
+    if name == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(tmp_path / "elsewhere")
+    assert "link" in str(verify_checkpoint(run.checkpoint(10)))
+    assert find_newest(run, Alone(), notes.append) == run.checkpoint(5)
+    assert "set aside as bad-step-00000010" in notes[0] and (tmp_path / "elsewhere").exists()

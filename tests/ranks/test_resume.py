@@ -79,12 +79,12 @@ def fingerprint(engine: Any) -> Dict[str, str]:
     weights that the model computes with, its random state."""
     import torch
 
-    from ftdist.zero.slices import MOMENTS, _adamw, held
+    from ftdist.zero.slices import MOMENTS, adamw, held
 
     found = {"rng": torch.get_rng_state()}
     for part in held(engine):
         found[f"master {part.name}"] = part.flat.detach()
-        state = _adamw(engine).state[part.flat]
+        state = adamw(engine).state[part.flat]
         found |= {f"{moment} {part.name}": state[moment] for moment in MOMENTS}
         found[f"step {part.name}"] = state["step"].float().view(1)
     for name, parameter in engine.module.named_parameters():

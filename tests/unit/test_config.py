@@ -1,5 +1,6 @@
 """The typed config: ranges, fields against each other, reading and writing."""
 
+import re
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,6 +16,7 @@ from ftdist.config import (
     parse_config,
 )
 from ftdist.config_checks import check_config
+from ftdist.data.main import main as prepare_main
 from ftdist.errors import EXIT_USAGE, ConfigError
 
 
@@ -103,6 +105,29 @@ def test_a_run_yaml_is_plain_and_of_this_schema(text: str, says: str, tmp_path: 
     with pytest.raises(ConfigError) as error:
         load_config(path)
     assert says in str(error.value) and "run.yaml" in str(error.value)
+
+
+def test_a_damaged_run_yaml_is_refused(tmp_path: Path) -> None:
+    """What a cut has taken must not come back as a default."""
+    path, text = tmp_path / "run.yaml", dump_config(good())
+    path.write_text(text)
+    assert load_config(path) == good()
+    sections = [text.index(f"\n{key}:") + 1 for key in ("data", "zero", "debug")]
+    for end in [0, 1, 600, len(text) // 2, len(text) - 1, *sections]:
+        path.write_text(text[:end])
+        with pytest.raises(ConfigError, match=re.escape(str(path))):
+            load_config(path)
+    path.write_bytes(text.encode()[:300] + b"\xff\xfe" + text.encode()[302:])
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        load_config(path)
+
+
+def test_data_is_prepared_of_what_can_be_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, config = tmp_path / "run.yaml", good()
+    config.data.sources["mine"].path = None
+    path.write_text(dump_config(config))
+    assert prepare_main(["prepare", str(path)]) == EXIT_USAGE
+    assert "data.sources.mine sets none of path, hub, builtin" in capsys.readouterr().err
 
 
 def test_a_missing_run_yaml(tmp_path: Path) -> None:

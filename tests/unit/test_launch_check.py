@@ -180,7 +180,7 @@ def test_not_enough_disk_for_the_checkpoints(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 - 1))
     with pytest.raises(ConfigError) as error:
         check.check_disk(config)
-    assert "0.1 GiB free" in str(error.value) and "take 0.1 GiB each, one" in str(error.value)
+    assert "5.8 MiB free" in str(error.value) and "take 5.8 MiB each, one" in str(error.value)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 * 3))
     check.check_disk(config)
     config.train.checkpoint_every, config.train.max_steps, config.data.heldout_share = 1, 100, 0.1

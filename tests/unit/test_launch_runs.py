@@ -320,6 +320,25 @@ def test_a_batch_job_is_written_anew(here: Path) -> None:
     assert "--nodes=2" in script and "night" in script and str(run.path) in script
 
 
+def test_a_resume_says_what_it_begins_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never that it begins again where the ranks will refuse to."""
+    run = make_run(here / "run", state="failed", max_steps=10)
+
+    def said() -> str:
+        banner.show_resume(run)
+        return capsys.readouterr().out.strip()
+
+    run.checkpoints.mkdir()
+    assert said() == "starting run from its beginning: it has no checkpoint"
+    run.checkpoint(4).mkdir()  # it has lost its manifest
+    assert said() == "looking for a checkpoint of run that can be trusted"
+    run.checkpoint(4).rename(run.checkpoints / "bad-step-00000004")
+    assert said() == "looking for a checkpoint of run that can be trusted"
+    run.checkpoint(8).mkdir()
+    (run.checkpoint(8) / "manifest.json").touch()
+    assert said() == "going on with run after step 8 of 10"
+
+
 def test_under_torchrun_a_resume_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _frozen(here / "run")
     monkeypatch.setattr(torchrun, "is_parent", lambda: True)

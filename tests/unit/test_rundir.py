@@ -1,3 +1,4 @@
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.errors import ConfigError
-from ftdist.rundir import MANIFEST, RunDir, manifest_text
+from ftdist.rundir import MANIFEST, RunDir, manifest_text, write_json
 
 
 def _publish(run: RunDir, step: int, eval_loss: float | None = None) -> Path:
@@ -78,3 +79,24 @@ def test_a_full_disk_leaves_the_status_as_it_was_and_no_rest(tmp_path: Path) -> 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert run.status.read_text() == before and [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe\x00", b'{"pid": "x"}', b'{"state": '])
+def test_a_damaged_status_says_how_it_is_mended(content: bytes, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.status.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        run.read_status()
+    assert error.value.fix == f"rm {run.status}: a run goes on without it"
+    run.status.unlink()
+    assert run.read_status() == {}
+
+
+def test_small_files_are_on_the_disk_before_they_get_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda path, target: (order.append("replace"), replace(path, target)))
+    write_json(tmp_path / "provenance.json", {"a": 1})
+    assert order == ["fsync", "replace"]

@@ -9,7 +9,7 @@ from ftdist.secret import redact, redact_source, redact_words, variables
 
 CANARY = "c4n4ry-0123456789abcdef"
 NAMES = ["WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "X_CREDENTIALS",
-         "githubtoken", "DB_PASSPHRASE"]  # fmt: skip
+         "githubtoken", "DB_PASSPHRASE", "MYSQL_PWD", "DB_PASS", "GITLAB_PAT", "REDIS_AUTH", "SSHPASS"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,8 +22,10 @@ def test_the_value_of_a_variable_is_hidden_wherever_it_stands(name: str, monkeyp
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TOKENIZERS_PARALLELISM", "anything at all"), ("HF_TOKEN", "short"), ("HOME", "/nowhere/at/all"),
-     ("AWS_SHARED_CREDENTIALS_FILE", __file__), ("PRIVATE_KEY_BITS", "123456789012")],
+    [*((name, "/nowhere/at/all") for name in ("PWD", "OLDPWD", "PATH", "MANPATH", "XAUTHORITY", "COMPASS", "BYPASS_ALL",
+                                              "MY_PATTERN", "AUTHOR", "PASSES", "SSH_AUTH_METHOD")),
+     ("SSH_AUTH_SOCK", __file__), ("TOKENIZERS_PARALLELISM", "anything at all"), ("HF_TOKEN", "short"),
+     ("HOME", "/nowhere/at/all"), ("AWS_SHARED_CREDENTIALS_FILE", __file__), ("PRIVATE_KEY_BITS", "123456789012")],
 )  # fmt: skip
 def test_what_is_no_secret_stays(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
@@ -52,6 +54,8 @@ def test_a_secret_is_known_by_its_shape(text: str, hidden: str) -> None:
         ('+HF_TOKEN = "abc"', '+HF_TOKEN = "***"'),
         ("+WANDB_API_KEY=abc def", "+WANDB_API_KEY=*** def"),
         ('-  "db_password": "abc",', '-  "db_password": "***",'),
+        ("+MYSQL_PWD=abc GITLAB_PAT: abc", "+MYSQL_PWD=*** GITLAB_PAT: ***"),
+        ("+PWD=/a COMPAT=b BYPASS=c REPO_PATH=d", "+PWD=/a COMPAT=b BYPASS=c REPO_PATH=d"),
         ("+tokenizer = load(path)", "+tokenizer = load(path)"),
         ("+sample_tokens: int = 3", "+sample_tokens: int = 3"),
         ("+key = 3", "+key = 3"),
