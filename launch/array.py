@@ -41,7 +41,7 @@ def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
     new = [trial for trial in trials if liveness(trial.run.read_status(), jobs) not in ALIVE]
     for path, text, members in scripts(folder, new):
         path.write_text(text, encoding="utf-8")
-        job = slurm.sbatch(path)
+        job = slurm.sbatch(path, *(trial.run for trial in members))
         print(f"submitted job {job}: trials {sbatch.ranges([trial.number for trial in members])}", flush=True)
         for trial in members:
             slurm.mark_queued(trial.run, f"{job}_{trial.number}")

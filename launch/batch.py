@@ -31,9 +31,14 @@ def add_end_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def begin(args: argparse.Namespace) -> int:
-    """Open a new attempt and make model and data ready. The attempt's number goes to RUN_DIR/attempt."""
+    """Open a new attempt and make model and data ready. The attempt's number goes to RUN_DIR/attempt. A run that was
+    asked to stop since it was submitted does not begin."""
     run = RunDir.open(args.run_dir)
     config = load_config(run.config)
+    if run.cancel.exists():
+        run.write_status(state="preempted", job_id=args.job, exit_reason="cancelled before it began",
+                         exit_code=EXIT_PREEMPTED)  # fmt: skip
+        return EXIT_PREEMPTED
     attempt = local.next_attempt(run)
     local.clear_errors(run, attempt)
     local.clear_rests(run)
@@ -63,7 +68,7 @@ def end(args: argparse.Namespace) -> int:
     if state == "done":
         run.write_status(exit_code=EXIT_DONE)
         return EXIT_DONE
-    if state == "failed":  # while it was prepared
+    if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before there were ranks
         return int(status.get("exit_code") or EXIT_FAILED)
     if state == "preempted" or args.ended:
         return _stopped(run, load_config(run.config), args, saved=state == "preempted")

@@ -110,12 +110,14 @@ def _few(nodes: List[str]) -> str:
     return ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")
 
 
-def sbatch(script: Path) -> str:
-    """Submit a batch script. Returns the job's id.
+def sbatch(script: Path, *runs: RunDir) -> str:
+    """Submit a batch script of runs, which may stop no more for what was asked of them before. Returns the job's id.
 
     Raises:
         LaunchError: Slurm refuses it; what it says is shown.
     """
+    for run in runs:
+        run.cancel.unlink(missing_ok=True)
     answer = _run("sbatch", "--parsable", str(script))
     assert answer is not None
     return answer.strip().split(";")[0]
@@ -123,14 +125,13 @@ def sbatch(script: Path) -> str:
 
 def submit(run: RunDir) -> str:
     """Submit the run's own batch script. Returns the job's id."""
-    job = sbatch(run.submit)
+    job = sbatch(run.submit, run)
     mark_queued(run, job)
     return job
 
 
 def mark_queued(run: RunDir, job: str) -> None:
     """The run is in Slurm's hands."""
-    run.cancel.unlink(missing_ok=True)
     if run.read_status().get("state") == "frozen":
         run.write_status(attempt=-1)  # none has begun
     run.write_status(state="queued", job_id=job, pid=None, exit_reason="", requeues=0)

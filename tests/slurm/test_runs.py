@@ -265,3 +265,19 @@ def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp
     status = run.read_status()
     assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
     assert not slurm.run("squeue", "-h").strip()
+
+
+def test_a_launcher_that_is_killed_while_modules_are_loaded_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
+    run, slow = RunDir(tmp_path / "run"), tmp_path / "slow.sh"
+    slow.write_text("module() { sleep 4; }\n")
+    slurm.env["BASH_ENV"] = str(slow)
+    try:
+        launcher = ftdist(slurm, "train", *RUN, *SLURM, *LONG, "launch.slurm.modules=[cuda]", f"run_dir={run.path}")
+    finally:
+        del slurm.env["BASH_ENV"]
+    slurm.wait(lambda: slurm.run("squeue", "-h", "-t", "RUNNING"), 30, "the job")
+    launcher.kill()
+    launcher.communicate()
+    slurm.wait(lambda: run.read_status()["state"] == "preempted", 30, "the end of the run")
+    assert run.read_status()["exit_reason"] == "cancelled before it began" and gone_within(run, 10)
+    assert "attempt 0" not in run.job_log(run.read_status()["job_id"]).read_text()
