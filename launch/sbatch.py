@@ -128,6 +128,8 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     words = {
         "SBATCH": _sbatch_lines(config, array),
         "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),
+        # Whether this is an array is known here; a job that an array's element submits inherits the array's variables.
+        "JOB": '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"',
         "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
         "MODULES": "".join(f"module load {shlex.quote(name)}\n" for name in slurm.modules),
         "PROFILE": _read(template_folder() / "profiles" / f"{slurm.profile.name}.sh").rstrip(),

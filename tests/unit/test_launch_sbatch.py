@@ -100,6 +100,19 @@ def test_a_hostile_value_reaches_bash_as_it_is(value: str, tmp_path: Path) -> No
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
+@pytest.mark.parametrize(
+    ("array", "job"), [(None, "9"), (sbatch.Array(Path("/runs/a-sweep"), [1]), "8_1")], ids=["single", "array"]
+)
+def test_the_jobs_name(array: Optional[sbatch.Array], job: str) -> None:
+    """A single job that an element of an array has submitted inherits the array's variables."""
+    text = sbatch.render(resolved(), array=array)
+    script = text[: text.index("# ---- being asked to stop")] + 'printf "%s" "$JOB" >&3\n'
+    env = {**os.environ, "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run(["bash", "-c", "exec 3>&1 >/dev/null 2>&1\n" + script], capture_output=True, text=True,
+                          env=env, check=True)  # fmt: skip
+    assert done.stdout == job
+
+
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", "\x1b[2J", "a\u2028b", "a\x85b"])
 @pytest.mark.parametrize("key", ["partition", "account", "env", "modules", "name", "run_dir", "options"])
 def test_control_characters_are_refused(key: str, value: str) -> None:
