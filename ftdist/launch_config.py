@@ -136,7 +136,7 @@ class LaunchConfig:
     max_restarts: int = 0
     """Times that torchrun starts all ranks again, from the last checkpoint, after one of them failed."""
     max_requeues: int = 10
-    """Times that a Slurm job goes on by itself after its time limit or a preemption; 0 never."""
+    """Times that a Slurm job goes on by itself after its time limit, a preemption or the loss of a node; 0 never."""
     wait: bool = False
     """Follow a Slurm job to its end and return the run's exit code; a launcher that is killed stops the job. false
     returns when it is submitted."""

@@ -42,6 +42,44 @@ def test_a_run_that_was_asked_to_stop_does_not_begin(run: RunDir, capsys: pytest
     assert not run.attempt.exists() and not capsys.readouterr().out
 
 
+def prepared(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> int:
+    """begin() of a run whose model and data are there."""
+    for step in ("make_model_ready", "make_data_ready"):
+        monkeypatch.setattr(batch.ready, step, lambda config: None)
+    run.attempt.unlink(missing_ok=True)  # as the script does
+    return begin(run)
+
+
+@pytest.mark.parametrize("how", ["preempted", "killed", "near its limit"])
+def test_a_job_is_requeued_so_often_and_no_more(
+    how: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """max_requeues is 2, whoever requeues: Slurm, with and without a word to the job, or the job itself."""
+    for requeues in range(3):
+        assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == requeues
+        if how != "killed":
+            run.write_status(state="preempted")  # by the ranks
+            assert end(run, asked=how == "near its limit", ended=how == "preempted") == EXIT_PREEMPTED
+        said = capsys.readouterr().out.splitlines()
+        assert (batch.REQUEUE in said) == (how == "near its limit" and requeues < 2)
+    if how != "near its limit":  # Slurm does not ask
+        assert prepared(run, monkeypatch) == end(run, code=EXIT_PREEMPTED) == EXIT_PREEMPTED
+    status = run.read_status()
+    assert (status["state"], status["attempt"]) == ("preempted", 2)
+    assert "requeued launch.max_requeues=2 times already" in status["exit_reason"]
+    run.write_status(state="queued", requeues=0)  # submitted anew
+    assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
+
+
+def test_a_job_that_submits_itself_again_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(run, monkeypatch)
+    run.write_status(state="preempted")
+    end(run, asked=True)
+    batch.moved(argparse.Namespace(run_dir=str(run.path), job="8"))
+    assert batch.begin(argparse.Namespace(run_dir=str(run.path), job="8")) == 0
+    assert run.read_status()["requeues"] == 1
+
+
 def test_a_stop_that_is_asked_for_while_modules_are_loaded_holds(run: RunDir) -> None:
     run.preempt.touch()  # of before
     script = run.submit.read_text()
