@@ -70,7 +70,8 @@ class SlurmConfig:
     modules: List[str] = field(default_factory=list)
     """Environment modules that are loaded before anything else."""
     env: Dict[str, str] = field(default_factory=dict)
-    """Environment variables of the job. The job gets no other ones from your shell than Slurm passes by default."""
+    """Environment variables of the job, none of which may be one of the batch script's own (``RUN_DIR``, ``PYTHON`` …).
+    From your shell the job gets what Slurm passes by default."""
     container: Container = Container.none
     """Run everything in a container: ``pyxis`` (``srun --container-image``) or ``apptainer``."""
     container_image: Optional[str] = None
@@ -149,6 +150,11 @@ class LaunchConfig:
 
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+OWNED_NAMES = re.compile(
+    "RUN_DIR|PYTHON|JOB|asked|ended|code|verdict|next|threads|attempt|head|port|node|rendezvous|rendezvous_id"
+    "|SRUN_CPUS_PER_TASK|SLURM_(?:JOB|ARRAY).*"
+)
+"""Variables that the batch script relies on."""
 OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
 HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASCII)
 """A machine's name or address for ssh, with the user before it. It goes into commands, so it is never an option."""
@@ -224,6 +230,9 @@ def check_launch(launch: LaunchConfig) -> None:
     for name in slurm.env:
         if not ENV_NAME.fullmatch(name):
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")
+        if OWNED_NAMES.fullmatch(name):
+            raise ConfigError(f"launch.slurm.env sets {name}", "a variable that is not the batch script's own",
+                              "see slurm/submit.sbatch.template")  # fmt: skip
     _check_options("launch.slurm.options", slurm.options, OWNED_OPTIONS)
     _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"))
     if launch.deepspeed.options and launch.deepspeed.runner is not Runner.slurm:

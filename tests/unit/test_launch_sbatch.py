@@ -1,6 +1,7 @@
 """The batch script: golden texts, what is refused, and that nothing in a value is ever run (real bash, no Slurm)."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -132,6 +133,8 @@ def test_control_characters_are_refused(key: str, value: str) -> None:
     [
         ({"env": {"A B": "c"}}, "A B"),
         ({"env": {"A=$(x)": "c"}}, "letters, digits"),
+        ({"env": {"RUN_DIR": "/x"}}, "sets RUN_DIR"),
+        ({"env": {"SLURM_ARRAY_TASK_ID": "1"}}, "sets SLURM_ARRAY_TASK_ID"),
         ({"options": ["#SBATCH x"]}, "--name=value"),
         ({"options": ["--output=x"]}, "--output"),
         ({"options": ["--nodes=9"]}, "--nodes"),
@@ -150,6 +153,15 @@ def test_what_cannot_be_is_refused(changes: Any, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_launch(resolved(**changes).launch)
     assert says in str(error.value)
+
+
+def test_no_variable_that_the_script_sets_can_be_set_by_a_config() -> None:
+    template = (sbatch.template_folder() / "submit.sbatch.template").read_text()
+    names = set(re.findall(r"(?<!\S)([A-Za-z_]\w*)=", re.sub(r"^#.*", "", template, flags=re.MULTILINE)))
+    assert {"RUN_DIR", "PYTHON", "JOB", "asked", "ended", "code", "head", "rendezvous"} <= names, names
+    for name in names - {"first", "OMP_NUM_THREADS"}:  # of the ranks' own shell; what a user may well set
+        with pytest.raises(ConfigError, match=f"sets {name}"):
+            check_launch(resolved(env={name: "x"}).launch)
 
 
 def test_too_long_a_line_is_refused() -> None:
