@@ -138,9 +138,11 @@ def mark_queued(run: RunDir, job: str) -> None:
 
 
 def find_jobs(ids: List[str]) -> Dict[str, Job]:
-    """What Slurm knows of jobs by id: those in the queue, and those that have just left it. Others are left out."""
+    """What Slurm knows of jobs by id: those in the queue, and those that have just left it. Others are left out. Only
+    what Slurm itself words is asked for: names and comments are the user's, and may read like anything."""
     found: Dict[str, Job] = {}
-    listed = _run("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%S", check=False) or ""
+    wanted = "--jobs=" + ",".join(sorted({job.split("_")[0] for job in ids}))  # of an array the whole
+    listed = _run("squeue", "--noheader", "--array", "--states=all", wanted, "--format=%i|%T|%r|%S", check=False) or ""
     for line in listed.splitlines():
         job, state, reason, start = line.split("|")
         if job in ids:
@@ -150,12 +152,7 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
 
 def find_job(job: str) -> Optional[Job]:
     """One job; None where Slurm no longer knows it."""
-    shown = _run("scontrol", "--oneliner", "show", "job", job, check=False)
-    if not shown:
-        return None
-    words = dict(word.split("=", 1) for word in shown.splitlines()[0].split(" ") if "=" in word)
-    start = words.get("StartTime", "")
-    return Job(job, words["JobState"], words.get("Reason", ""), "" if start == "Unknown" else start)
+    return find_jobs([job]).get(job)
 
 
 def cancel(*jobs: str) -> None:
