@@ -160,8 +160,10 @@ HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASC
 """A machine's name or address for ssh, with the user before it. It goes into commands, so it is never an option."""
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|UNLIMITED")
 OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "chdir", "signal", "requeue",
-                 "no-requeue", "array", "wrap", "parsable", "export")  # fmt: skip
-"""sbatch options that the batch script relies on; a second value of them would break it."""
+                 "no-requeue", "array", "wrap", "parsable", "export",
+                 "test-only", "wait", "help", "usage", "version")  # fmt: skip
+"""sbatch options that the batch script relies on, a second value of which would break it; and those with which sbatch
+submits nothing, or waits."""
 
 
 def texts(where: str, value: Any) -> Iterator[Tuple[str, str]]:
@@ -195,7 +197,8 @@ def _check_options(where: str, options: List[str], owned: Tuple[str, ...]) -> No
     for option in options:
         if not OPTION.fullmatch(option):
             raise ConfigError(f"{where} holds {option!r}", "--name or --name=value")
-        if (name := option[2:].split("=", 1)[0]) in owned:
+        name = option[2:].split("=", 1)[0]
+        if any(known.startswith(name) for known in owned):  # Slurm takes an option's beginning for the option
             raise ConfigError(f"{where} holds --{name}", f"an option other than {', '.join(owned)}",
                               "they are ftdist's own: see slurm/submit.sbatch.template")  # fmt: skip
 

@@ -1,8 +1,10 @@
 """Talk to Slurm through its own commands: what the partition has, submit, ask after a job, cancel it."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Set
@@ -15,6 +17,11 @@ TIMEOUT_S = 60
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
         "DEADLINE", "REVOKED"}  # fmt: skip
 GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
+
+
+DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_|SLURM_(?!CONF|JWT)")
+"""Variables that change what Slurm's commands do: the user's defaults for them, and those of a job that this runs in.
+sbatch prefers them to the script's own lines, and hands them on to the job."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,10 @@ def _run(*command: str, check: bool = True) -> Optional[str]:
     Raises:
         LaunchError: Slurm is not here, does not answer, or refuses; its own words are shown.
     """
+    env = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
+                              env=env)  # fmt: skip
     except FileNotFoundError:
         raise LaunchError(f"there is no {command[0]} on this machine", "a machine that submits to Slurm",
                           "log in to the cluster, or look at the script with --dry-run") from None  # fmt: skip
@@ -114,13 +123,18 @@ def sbatch(script: Path, *runs: RunDir) -> str:
     """Submit a batch script of runs, which may stop no more for what was asked of them before. Returns the job's id.
 
     Raises:
-        LaunchError: Slurm refuses it; what it says is shown.
+        LaunchError: Slurm refuses it; what it says is shown. Or it has submitted nothing.
     """
+    if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
+        print(f"note: not used: {', '.join(mine)}; the job is what launch.slurm says", file=sys.stderr)
     for run in runs:
         run.cancel.unlink(missing_ok=True)
     answer = _run("sbatch", "--parsable", str(script))
-    assert answer is not None
-    return answer.strip().split(";")[0]
+    job = (answer or "").strip().split(";")[0]
+    if not job.isdecimal():
+        raise LaunchError(f"sbatch printed no job's id: {answer!r}", "a job that is submitted",
+                          "look at launch.slurm.options")  # fmt: skip
+    return job
 
 
 def submit(run: RunDir) -> str:

@@ -106,6 +106,23 @@ def test_a_sweep_is_an_array_with_an_element_for_each_trial(slurm: Cluster, tmp_
     assert len(slurm.run("squeue", "--array", "-h", "-o", "%A").split()) == 2
 
 
+def test_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: Path) -> None:
+    """Neither the user's defaults for Slurm's commands, nor what is left of a job that the launcher runs in."""
+    run, before = RunDir(tmp_path / "run"), dict(slurm.env)
+    slurm.env |= {"SBATCH_PARTITION": "urgent", "SBATCH_ARRAY_INX": "0-2", "SBATCH_TIMELIMIT": "1", "SLURM_NTASKS": "7",
+                  "SQUEUE_FORMAT": "x", "SQUEUE_PARTITION": "urgent", "SLURM_CLUSTERS": "none"}  # fmt: skip
+    try:
+        done = submit(slurm, "launch.device=cpu", "launch.slurm.options=[--hold]", f"run_dir={run.path}")
+        assert done.returncode == 0 and "SBATCH_ARRAY_INX" in done.stderr, done.stderr
+        shown = subprocess.run([sys.executable, "-m", "ftdist", "status", str(run.path)], env=slurm.env, text=True,
+                               capture_output=True, timeout=60).stdout  # fmt: skip
+    finally:
+        slurm.env = before
+    job = slurm.job(run.read_status()["job_id"])
+    assert (job["Partition"], job["TimeLimit"], "ArrayJobId" in job) == ("main", "UNLIMITED", False)
+    assert "queued: job" in shown
+
+
 def test_what_slurm_says_of_a_refusal_is_shown(slurm: Cluster, tmp_path: Path) -> None:
     done = submit(slurm, "launch.device=cpu", "launch.slurm.partition=none", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1 and "invalid partition specified: none" in done.stderr
