@@ -1,6 +1,7 @@
 """Commands for other machines: nothing in a value is an option of ssh, or is run by a shell (real bash, no sshd)."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from ftdist.config import Device, LaunchKind, RunConfig
 from ftdist.config_checks import check_config
 from ftdist.errors import ConfigError
-from ftdist.launch import nodes
+from ftdist.launch import deepspeed, nodes
 from ftdist.launch_config import Runner, check_launch
 from ftdist.rundir import RunDir
 
@@ -93,6 +94,16 @@ def test_options_that_only_srun_would_take() -> None:
         check_launch(config.launch)
     config.launch.deepspeed.runner = Runner.slurm
     check_launch(config.launch)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_an_option_of_srun_stays_one_word(value: str) -> None:
+    """DeepSpeed's launcher splits what it is given as a shell would."""
+    config = on_nodes("first", "second")
+    config.launch.deepspeed.runner, config.launch.deepspeed.options = Runner.slurm, [f"--comment={value}"]
+    argv = deepspeed.plan_deepspeed(config, RunDir("/runs/a"), 0).argv
+    words = shlex.split(argv[argv.index("--launcher_args") + 1])
+    assert words[0] == f"--comment={value}" and words[1] == "--nodes=2"
 
 
 @pytest.mark.parametrize("key", ["run_dir", "name", "runs_dir"])
