@@ -1,6 +1,7 @@
 """The part of the run config that says where and how ranks are started. Read with ``ftdist/config.py``."""
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -223,6 +224,13 @@ def check_launch(launch: LaunchConfig) -> None:
         if not HOST.fullmatch(host):
             raise ConfigError(f"launch.nodes has the machine {host!r}", "a host name or an address, or user@ before it",
                               "options of ssh belong in launch.nodes.ssh")  # fmt: skip
+    try:
+        ssh = shlex.split(launch.nodes.ssh)
+    except ValueError:  # a quote that is not closed
+        ssh = []
+    if not ssh:
+        raise ConfigError(f"launch.nodes.ssh={launch.nodes.ssh!r}", "a command and its options, as for a shell",
+                          "launch.nodes.ssh='ssh -p 2222'")  # fmt: skip
     if launch.nodes.port > 65535:
         raise ConfigError(f"launch.nodes.port={launch.nodes.port}", "between 1 and 65535")
     if slurm.stop_before_limit_s > 65535:

@@ -213,8 +213,13 @@ def _over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
         for rank, log in enumerate(logs):
             errors = stack.enter_context(log.open("wb"))
             out: Optional[TextIO | int] = None if rank == 0 else subprocess.DEVNULL
-            children.append(subprocess.Popen(ssh_command(config, run, rank, attempt), stdin=subprocess.PIPE, stdout=out,
-                                             stderr=errors, start_new_session=True))  # fmt: skip
+            command = ssh_command(config, run, rank, attempt)
+            try:
+                children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=errors,
+                                                 start_new_session=True))  # fmt: skip
+            except OSError as missing:
+                raise LaunchError(f"{command[0]}: {missing.strerror}", "the command that reaches a host",
+                                  "launch.nodes.ssh=COMMAND") from missing  # fmt: skip
         with local.stop_on_signals(lambda: _end(children), run.preempt):
             failed = _first_failure(children)
     state = run.read_status().get("state")

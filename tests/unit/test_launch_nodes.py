@@ -11,7 +11,7 @@ import pytest
 
 from ftdist.config import Device, LaunchKind, RunConfig
 from ftdist.config_checks import check_config
-from ftdist.errors import ConfigError
+from ftdist.errors import ConfigError, LaunchError
 from ftdist.launch import deepspeed, nodes
 from ftdist.launch_config import Runner, check_launch
 from ftdist.rundir import RunDir
@@ -47,6 +47,20 @@ def test_what_is_no_machine_is_refused(key: str, host: str) -> None:
 @pytest.mark.parametrize("host", ["n1", "node-1.cluster", "me@node_1", "10.0.0.1", "::1", "[fe80::1%eth0]", "me@[::1]"])
 def test_a_machine_is_taken(host: str) -> None:
     check_launch(on_nodes(host, "second", address=host.rpartition("@")[2]).launch)
+
+
+@pytest.mark.parametrize("ssh", ["", " ", "ssh 'x"])
+def test_what_is_no_command_is_refused(ssh: str) -> None:
+    with pytest.raises(ConfigError, match="launch.nodes.ssh"):
+        check_launch(on_nodes("first", "second", ssh=ssh).launch)
+
+
+def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.write_status(state="frozen", attempt=0)
+    with pytest.raises(LaunchError, match="nosuchssh: No such file"):
+        nodes.launch_nodes(on_nodes("first", "second", ssh="nosuchssh"), run)
+    assert run.read_status()["state"] == "failed"
 
 
 @pytest.mark.parametrize("value", HOSTILE)
