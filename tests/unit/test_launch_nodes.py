@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="nosuchssh: No such file"):
         nodes.launch_nodes(on_nodes("first", "second", ssh="nosuchssh"), run)
     assert run.read_status()["state"] == "failed"
+
+
+def test_a_machine_too_many_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.logs.mkdir()
+    (run.logs / "node-1.attempt-0.joined").write_text("second")
+    with socket.create_server(("127.0.0.1", 0)) as first:  # it answers at its port
+        config = on_nodes(address="127.0.0.1", port=first.getsockname()[1])
+        with pytest.raises(LaunchError, match="second has joined already as machine 1"):
+            nodes.run_node(config, run, rank=1, attempt=0)
+    assert not run.preempt.exists() and (run.logs / "node-1.attempt-0.joined").read_text() == "second"
 
 
 @pytest.mark.parametrize("value", HOSTILE)
