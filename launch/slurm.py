@@ -74,18 +74,33 @@ def available() -> bool:
 
 
 def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
-    """Nodes by their number of GPUs, of the partition where one is named; None where Slurm is not here."""
+    """Nodes that the job may get, by their number of GPUs; None where Slurm does not say."""
     if not available():
         return None
     where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
-    listed = _run("sinfo", "--noheader", "--Node", "--format=%N|%G", *where, check=False)
-    if not listed:
-        return None
+    listed = _run("sinfo", "--noheader", "--Node", "--format=%N|%P|%f|%G", *where, check=False)
+    return count_gpus(listed or "", launch) or None
+
+
+def count_gpus(listed: str, launch: LaunchConfig) -> Dict[int, List[str]]:
+    """Nodes by their number of GPUs, from sinfo's lines NODE|PARTITION|FEATURES|GRES: those of the partition, or of the
+    default one, which has a star, and with the features that are asked for."""
+    rows = [line.split("|", 3) for line in listed.splitlines()]
+    if launch.slurm.partition is None and any(row[1].endswith("*") for row in rows):
+        rows = [row for row in rows if row[1].endswith("*")]
     counts: Dict[int, Set[str]] = {}
-    for line in listed.splitlines():
-        name, _, gres = line.partition("|")
-        counts.setdefault(sum(int(number) for number in GPUS.findall(gres)), set()).add(name)
+    for name, _, features, gres in rows:
+        if _fits(set(features.split(",")), launch.slurm.constraint or ""):
+            counts.setdefault(sum(int(number) for number in GPUS.findall(gres)), set()).add(name)
     return {number: sorted(nodes) for number, nodes in sorted(counts.items())}
+
+
+def _fits(features: Set[str], constraint: str) -> bool:
+    """Whether a node has features ``a&b``, ``a|b`` or ``[a|b]``. What is more involved is left to Slurm."""
+    choices = constraint.removeprefix("[").removesuffix("]")
+    if not choices or re.search(r"[][()*!]", choices):
+        return True
+    return any(features.issuperset(choice.split("&")) for choice in choices.split("|"))
 
 
 def resolve_ranks(launch: LaunchConfig) -> None:

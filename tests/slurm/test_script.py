@@ -65,8 +65,9 @@ def test_nodes_with_different_gpus_are_refused(slurm: Cluster, tmp_path: Path) -
     done = submit(slurm, "batch.global_batch_size=8", "--dry-run", f"run_dir={tmp_path / 'a'}")
     assert done.returncode == 2 and re.search(r"different numbers of GPUs: 2 \(node2\), 4 \(node1\)", done.stderr)
     assert "launch.nproc_per_node=2" in done.stderr and not (tmp_path / "a").exists()
-    done = submit(slurm, "--dry-run", "launch.slurm.partition=four", f"run_dir={tmp_path / 'b'}")
-    assert done.returncode == 0 and '--gpus-per-node="4"' in done.stdout, done.stderr
+    for number, place in enumerate(("partition=four", "constraint=gpus4")):
+        done = submit(slurm, "--dry-run", f"launch.slurm.{place}", f"run_dir={tmp_path}/b{number}")
+        assert done.returncode == 0 and '--gpus-per-node="4"' in done.stdout, done.stderr
     done = submit(slurm, "--dry-run", "launch.nproc_per_node=5", f"run_dir={tmp_path / 'c'}")
     assert done.returncode == 2 and "at most 4 GPUs" in done.stderr
 
