@@ -104,7 +104,7 @@ def _fits(features: Set[str], constraint: str) -> bool:
 
 
 def resolve_ranks(launch: LaunchConfig) -> None:
-    """Fill in device and nproc_per_node from what the nodes have. Without Slurm at hand: one GPU a node.
+    """Fill in device and nproc_per_node from what the nodes have. Without Slurm at hand: one GPU a node, and a note.
 
     Raises:
         ConfigError: the nodes have different numbers of GPUs, or fewer than asked for.
@@ -114,6 +114,9 @@ def resolve_ranks(launch: LaunchConfig) -> None:
         without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})
         launch.device = Device.cpu if without else Device.cuda
     if launch.device is Device.cpu or counts is None:
+        if launch.nproc_per_node is None and launch.device is Device.cuda:
+            print("note: no Slurm here says how many GPUs a node has: taken to be 1; or launch.nproc_per_node=N",
+                  file=sys.stderr)  # fmt: skip
         launch.nproc_per_node = launch.nproc_per_node or 1
     elif launch.nproc_per_node is None:
         found = [number for number in counts if number]
