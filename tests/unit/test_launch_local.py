@@ -168,7 +168,9 @@ def test_second_ctrl_c_ends_it_at_once(run: RunDir, launch: Callable[[str], "sub
     launcher.send_signal(signal.SIGINT)
     _, errors = launcher.communicate(timeout=30)
     assert time.monotonic() - started < 10
-    assert launcher.returncode == 1 and "ended by" in errors
+    assert launcher.returncode == EXIT_PREEMPTED and "error" not in errors
+    status = run.read_status()
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
     assert gone(pids, within_s=2)
 
 
