@@ -13,11 +13,11 @@ from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.nearest import near_paths
 from ftdist.resumable import EVALUATED, check_changes
-from ftdist.rundir import STOPPED, RunDir, checkpoint_step, refuse_sweep
+from ftdist.rundir import RunDir, checkpoint_step, refuse_sweep
 from ftdist.tables import plain_table, show_table
 
 from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun, trials
-from .alive import ALIVE, jobs_of, liveness
+from .alive import ALIVE, jobs_of, liveness, shown_state
 from .plan import plan_local
 from .sweeps import SweepDir
 from .train import make_ready
@@ -118,10 +118,8 @@ def status_row(run: RunDir, jobs: Optional[Mapping[str, slurm.Job]] = None) -> L
     found = run.read_status()
     age = found.get("last_checkpoint_time")
     loss, speed = found.get("loss"), found.get("tokens_per_s")
-    state = liveness(found, jobs)
+    state = shown_state(found, jobs)
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
-    if state == "preempted" and reason == STOPPED:
-        state, reason = STOPPED, None
     if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
         reason = job.describe()
     return [
