@@ -1,6 +1,7 @@
 """One message for a run that failed, of what may be many stack traces: which rank was first, and why."""
 
 import contextlib
+import platform
 import re
 import signal
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
     if first is not None and first.get("stalled"):
         suspects = []  # the ranks found out who held them up, and ended it
     if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
-        who = f"rank {killed.rank}" + ("" if killed.host == "localhost" else f" on {killed.host}")
+        who = f"rank {killed.rank} on {platform.node() if killed.host == 'localhost' else killed.host}"
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
         return LaunchError(f"{who} {why}{_last_lines(run, killed.rank, attempt)}\n  {where}", fix=resume)
     if by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None):
@@ -126,7 +127,9 @@ def _text(path: Path) -> str:
 def _last_lines(run: RunDir, rank: int, attempt: int) -> str:
     log = run.log_file(rank, attempt)
     text = _text(log)
-    return f"\n  the last lines of {log.name}:{_quoted(text)}" if text.strip() else ""
+    if text.strip():
+        return f"\n  the last lines of {log.name}:{_quoted(text)}"
+    return f"\n  {log.name} is empty" if log.is_file() else ""
 
 
 def _quoted(text: str) -> str:
