@@ -24,6 +24,7 @@ KILLED_UNDER_DEEPSPEED = re.compile(
     re.MULTILINE,
 )
 """DeepSpeed's launcher and mpirun, which have no report: the first process that they saw end."""
+UNREACHABLE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code 255", re.MULTILINE)
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
 """What a rank says when another one is gone: it failed in consequence."""
 
@@ -81,6 +82,11 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         error = LaunchError(f"{who}: {first['message']}{lost}{last}\n  {where}")
         error.exit_code = first["exit_code"] if isinstance(first.get("exit_code"), int) else EXIT_FAILED
         return error
+    if by := next(filter(None, map(UNREACHABLE.search, texts)), None):
+        host = by[1]
+        spoken = re.search(f"^{re.escape(host)}: (.+)", by.string, re.MULTILINE)
+        return LaunchError(f"{host} cannot be reached: {spoken[1] if spoken else 'ssh failed'}\n  {where}",
+                           f"`ssh {host} true` works without a password", resume)  # fmt: skip
     if code < 0:
         return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
     found = f"the ranks ended with exit code {code} and left no error" if code else "the ranks ended before the run did"

@@ -296,6 +296,14 @@ def test_without_an_error_file_the_last_lines_are_shown(run: RunDir) -> None:
     assert "exit code 3" in str(error) and "line 99" in str(error) and "line 10\n" not in str(error)
 
 
+def test_a_machine_that_pdsh_cannot_reach_is_named(run: RunDir) -> None:
+    log = run.logs / "launcher.attempt-0.log"
+    log.write_text("n2: ssh: Could not resolve hostname n2: Name or service not known\n"
+                   "pdsh@n1: n2: ssh exited with exit code 255\n[2026-11-24 13:28:39,217] [INFO] cmd\n")  # fmt: skip
+    found = local.explain_failure(run, 0, log, 255).found.splitlines()[0]
+    assert found == "n2 cannot be reached: ssh: Could not resolve hostname n2: Name or service not known"
+
+
 def test_attempts_are_counted(run: RunDir) -> None:
     assert local.next_attempt(run) == 0
     run.write_status(state="failed", attempt=0)
