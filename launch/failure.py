@@ -3,6 +3,7 @@
 import contextlib
 import platform
 import re
+import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         code: torchrun's exit code.
     """
     where = f"logs: {run.logs}"
-    resume = f"ftdist resume {run.path}"
+    resume = shlex.join(["ftdist", "resume", str(run.path)])
     texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
     ended = [found for text in texts for found in _reported(text)]
     first = _first_error(run, attempt)

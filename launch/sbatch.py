@@ -98,6 +98,10 @@ def _container(config: RunConfig, place: str) -> List[str]:
     """srun options of pyxis, or the command before every command of apptainer."""
     slurm = config.launch.slurm
     assert config.cache_dir
+    for name, path in (("run_dir", place), ("cache_dir", config.cache_dir)):
+        if re.search("[:,]", path):
+            raise ConfigError(f"{name}={path} with a container", "no : and no , in it: they part its mounts",
+                              f"another {name}")  # fmt: skip
     mounts = [f"{path}:{path}" for path in (place, config.cache_dir)] + slurm.container_mounts
     image = str(slurm.container_image)
     if slurm.container is Container.pyxis:

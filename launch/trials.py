@@ -76,7 +76,7 @@ class _Sweep:
         except _Stopped:
             self._end("preempted")
             show_table(self.folder)
-            print(f"stopped; go on with: ftdist resume {banner.shown(self.folder.path)}")
+            print(f"stopped; go on with: ftdist resume {banner.typed(self.folder.path)}")
             return EXIT_PREEMPTED
         except FtdistError as error:
             if self.folder.exists:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -12,8 +13,8 @@ import psutil
 import pytest
 
 from ftdist.config import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
-from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
-from ftdist.launch import banner, check, cli, compose, ready, runs, torchrun
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.launch import banner, check, cli, compose, local, ready, runs, torchrun
 from ftdist.model.facts import ModelFacts, write_facts
 from ftdist.resumable import check_changes, config_hash
 from ftdist.rundir import RunDir, read_json
@@ -105,6 +106,14 @@ def test_a_place_without_runs_is_named_after_the_table_of_the_others(
     with pytest.raises(ConfigError, match="no run in nowhere"):
         cli.dispatch(["status", "mine", "nowhere"])
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["mine", "done"]
+
+
+def test_what_is_printed_to_go_on_can_be_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(here / "it's a run", state="preempted")
+    banner.show_next(run, EXIT_PREEMPTED, 1.0)
+    words = shlex.split(capsys.readouterr().out.split("go on with: ")[1])
+    assert words == ["ftdist", "resume", "it's a run"]
+    assert shlex.split(local.explain_failure(run, 0, run.logs / "none", 1).fix) == ["ftdist", "resume", str(run.path)]
 
 
 def test_eval_names_the_checkpoints_there_are(here: Path) -> None:

@@ -167,6 +167,16 @@ def test_no_variable_that_the_script_sets_can_be_set_by_a_config() -> None:
             check_launch(resolved(env={name: "x"}).launch)
 
 
+@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
+@pytest.mark.parametrize("key", ["run_dir", "cache_dir"])
+def test_a_path_that_would_be_two_mounts_is_refused(container: Container, key: str) -> None:
+    for mark in ":,":
+        config = resolved(container=container, container_image="image")
+        setattr(config, key, f"/a{mark}b")
+        with pytest.raises(ConfigError, match=f"{key}=/a{mark}b with a container"):
+            sbatch.render(config)
+
+
 def test_too_long_a_line_is_refused() -> None:
     with pytest.raises(ConfigError, match="characters long"):
         sbatch.render(resolved(constraint="x" * 2000))
