@@ -1,5 +1,6 @@
 """Run trials under Slurm: one array of jobs, so many at a time. An element's index is its trial's number."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,15 @@ def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List
         text = sbatch.render(load_config(members[0].run.config), array=array)
         found.append((folder.path / f"array-{members[0].number:03d}.sbatch", text, members))
     return found
+
+
+def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
+    """The batch scripts, written into the sweep's folder, and how they would be submitted."""
+    shown = []
+    for path, text, _ in scripts(folder, trials):
+        path.write_text(text, encoding="utf-8")
+        shown.append(f"{text}\nsubmit it with: sbatch {shlex.quote(str(path))}")
+    return "\n".join(shown)
 
 
 def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
