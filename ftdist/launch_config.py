@@ -1,6 +1,7 @@
 """The part of the run config that says where and how ranks are started. Read with ``ftdist/config.py``."""
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -70,7 +71,8 @@ class SlurmConfig:
     modules: List[str] = field(default_factory=list)
     """Environment modules that are loaded before anything else."""
     env: Dict[str, str] = field(default_factory=dict)
-    """Environment variables of the job. The job gets no other ones from your shell than Slurm passes by default."""
+    """Environment variables of the job, none of which may be one of the batch script's own (``RUN_DIR``, ``PYTHON`` …).
+    From your shell the job gets what Slurm passes by default."""
     container: Container = Container.none
     """Run everything in a container: ``pyxis`` (``srun --container-image``) or ``apptainer``."""
     container_image: Optional[str] = None
@@ -136,7 +138,7 @@ class LaunchConfig:
     max_restarts: int = 0
     """Times that torchrun starts all ranks again, from the last checkpoint, after one of them failed."""
     max_requeues: int = 10
-    """Times that a Slurm job goes on by itself after its time limit or a preemption; 0 never."""
+    """Times that a Slurm job goes on by itself after its time limit, a preemption or the loss of a node; 0 never."""
     wait: bool = False
     """Follow a Slurm job to its end and return the run's exit code; a launcher that is killed stops the job. false
     returns when it is submitted."""
@@ -149,13 +151,20 @@ class LaunchConfig:
 
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+OWNED_NAMES = re.compile(
+    "RUN_DIR|PYTHON|JOB|asked|ended|code|verdict|next|threads|attempt|head|port|node|rendezvous|rendezvous_id"
+    "|SRUN_CPUS_PER_TASK|SLURM_(?:JOB|ARRAY).*"
+)
+"""Variables that the batch script relies on."""
 OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
 HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASCII)
 """A machine's name or address for ssh, with the user before it. It goes into commands, so it is never an option."""
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|UNLIMITED")
 OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "chdir", "signal", "requeue",
-                 "no-requeue", "array", "wrap", "parsable", "export")  # fmt: skip
-"""sbatch options that the batch script relies on; a second value of them would break it."""
+                 "no-requeue", "array", "wrap", "parsable", "export",
+                 "test-only", "wait", "help", "usage", "version")  # fmt: skip
+"""sbatch options that the batch script relies on, a second value of which would break it; and those with which sbatch
+submits nothing, or waits."""
 
 
 def texts(where: str, value: Any) -> Iterator[Tuple[str, str]]:
@@ -189,7 +198,8 @@ def _check_options(where: str, options: List[str], owned: Tuple[str, ...]) -> No
     for option in options:
         if not OPTION.fullmatch(option):
             raise ConfigError(f"{where} holds {option!r}", "--name or --name=value")
-        if (name := option[2:].split("=", 1)[0]) in owned:
+        name = option[2:].split("=", 1)[0]
+        if any(known.startswith(name) for known in owned):  # Slurm takes an option's beginning for the option
             raise ConfigError(f"{where} holds --{name}", f"an option other than {', '.join(owned)}",
                               "they are ftdist's own: see slurm/submit.sbatch.template")  # fmt: skip
 
@@ -214,6 +224,13 @@ def check_launch(launch: LaunchConfig) -> None:
         if not HOST.fullmatch(host):
             raise ConfigError(f"launch.nodes has the machine {host!r}", "a host name or an address, or user@ before it",
                               "options of ssh belong in launch.nodes.ssh")  # fmt: skip
+    try:
+        ssh = shlex.split(launch.nodes.ssh)
+    except ValueError:  # a quote that is not closed
+        ssh = []
+    if not ssh:
+        raise ConfigError(f"launch.nodes.ssh={launch.nodes.ssh!r}", "a command and its options, as for a shell",
+                          "launch.nodes.ssh='ssh -p 2222'")  # fmt: skip
     if launch.nodes.port > 65535:
         raise ConfigError(f"launch.nodes.port={launch.nodes.port}", "between 1 and 65535")
     if slurm.stop_before_limit_s > 65535:
@@ -224,6 +241,9 @@ def check_launch(launch: LaunchConfig) -> None:
     for name in slurm.env:
         if not ENV_NAME.fullmatch(name):
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")
+        if OWNED_NAMES.fullmatch(name):
+            raise ConfigError(f"launch.slurm.env sets {name}", "a variable that is not the batch script's own",
+                              "see slurm/submit.sbatch.template")  # fmt: skip
     _check_options("launch.slurm.options", slurm.options, OWNED_OPTIONS)
     _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"))
     if launch.deepspeed.options and launch.deepspeed.runner is not Runner.slurm:

@@ -1,6 +1,7 @@
 """Standard output that may lose its reader (``| head``, a closed terminal), and paths as they are printed. [light]"""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Callable, TextIO
 
@@ -9,6 +10,11 @@ def shown(path: str | Path) -> str:
     """A path as short as it can be typed from here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def typed(path: str | Path) -> str:
+    """The same as a word of a command."""
+    return shlex.quote(shown(path))
 
 
 class Output:

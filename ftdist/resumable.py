@@ -10,7 +10,8 @@ from ftdist.errors import ConfigError
 
 CHANGEABLE = (
     "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s",
-    "launch.stall_timeout_s", "launch.max_restarts", "launch.slurm", "launch.nodes", "launch.deepspeed",
+    "launch.stall_timeout_s", "launch.max_restarts", "launch.max_requeues", "launch.wait", "launch.slurm",
+    "launch.nodes", "launch.deepspeed",
     "zero.stage", "zero.offload_optimizer", "zero.offload_param", "zero.deepspeed",
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.checkpoint_every", "train.keep_checkpoints",
     "train.async_checkpoint",

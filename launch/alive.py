@@ -8,6 +8,7 @@ from typing import Any, Dict, Mapping, Optional
 import psutil
 
 from ftdist.errors import LaunchError
+from ftdist.rundir import STOPPED
 
 from . import slurm
 
@@ -35,6 +36,12 @@ def liveness(found: Dict[str, Any], jobs: Optional[Mapping[str, slurm.Job]] = No
     if found.get("host") == platform.node() and found.get("pid"):
         return state if _still_runs(int(found["pid"]), float(found["time"])) else "dead?"
     return "dead?" if time.time() - float(found.get("time", 0)) > SILENT_S else state
+
+
+def shown_state(found: Dict[str, Any], jobs: Optional[Mapping[str, slurm.Job]] = None) -> str:
+    """The same in a table: what its user has stopped is not called preempted."""
+    state = liveness(found, jobs)
+    return STOPPED if state == "preempted" and found.get("exit_reason") == STOPPED else state
 
 
 def _still_runs(pid: int, written: float) -> bool:

@@ -1,5 +1,6 @@
 """Run trials under Slurm: one array of jobs, so many at a time. An element's index is its trial's number."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,15 @@ def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List
     return found
 
 
+def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
+    """The batch scripts, written into the sweep's folder, and how they would be submitted."""
+    shown = []
+    for path, text, _ in scripts(folder, trials):
+        path.write_text(text, encoding="utf-8")
+        shown.append(f"{text}\nsubmit it with: sbatch {shlex.quote(str(path))}")
+    return "\n".join(shown)
+
+
 def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
     """Submit those trials that are not in Slurm's hands yet. Returns exit codes by number, of jobs that nobody waits
     for 0.
@@ -41,7 +51,7 @@ def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
     new = [trial for trial in trials if liveness(trial.run.read_status(), jobs) not in ALIVE]
     for path, text, members in scripts(folder, new):
         path.write_text(text, encoding="utf-8")
-        job = slurm.sbatch(path)
+        job = slurm.sbatch(path, *(trial.run for trial in members))
         print(f"submitted job {job}: trials {sbatch.ranges([trial.number for trial in members])}", flush=True)
         for trial in members:
             slurm.mark_queued(trial.run, f"{job}_{trial.number}")

@@ -14,6 +14,7 @@ from ftdist.data.sample import describe_data, print_sample
 from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.model.facts import describe_model, longer_than_known, read_facts
 from ftdist.output import shown as shown
+from ftdist.output import typed as typed
 from ftdist.rundir import RunDir, checkpoint_step
 from ftdist.tables import plain_table, show_table
 from ftdist.track.progress import format_seconds
@@ -80,14 +81,14 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
         seconds: from the command to here.
     """
     console = _console()
-    place, took = shown(run.path), format_seconds(seconds)
+    place, took = typed(run.path), format_seconds(seconds)
     if code == EXIT_PREEMPTED:
         console.print(f"stopped after {took}; go on with: [bold]ftdist resume {place}[/bold]")
     if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that was only submitted
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
-    here = [] if shutil.which("ftdist") else [f"source {shown(sys.prefix)}/bin/activate"]
-    runs = shown(run.path.parent)
+    here = [] if shutil.which("ftdist") else [f"source {typed(sys.prefix)}/bin/activate"]
+    runs = typed(run.path.parent)
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
     commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", status]
     console.print(f"[bold]{'time':11}[/bold] {took}")

@@ -31,14 +31,24 @@ def add_end_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def begin(args: argparse.Namespace) -> int:
-    """Open a new attempt and make model and data ready. The attempt's number goes to RUN_DIR/attempt."""
+    """Open a new attempt and make model and data ready. The attempt's number goes to RUN_DIR/attempt. A run that was
+    asked to stop since it was submitted does not begin, nor one that has been requeued too often."""
     run = RunDir.open(args.run_dir)
     config = load_config(run.config)
+    status = run.read_status()
+    # Where nobody has just submitted it: requeued, by itself or by Slurm, which asks nobody.
+    again = status.get("job_id") == args.job and status.get("state") != "queued"
+    requeues = int(status.get("requeues", 0)) + again
+    if run.cancel.exists() or requeues > config.launch.max_requeues:
+        reason = "cancelled before it began" if run.cancel.exists() else _too_often(config)
+        run.write_status(state="preempted", job_id=args.job, exit_reason=reason, exit_code=EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
     attempt = local.next_attempt(run)
     local.clear_errors(run, attempt)
     local.clear_rests(run)
-    run.write_status(state="starting", attempt=attempt, job_id=args.job, pid=None, host=platform.node(),
-                     nodes=os.environ.get("SLURM_JOB_NODELIST"), exit_code=None, exit_reason="")  # fmt: skip
+    run.write_status(state="starting", attempt=attempt, job_id=args.job, requeues=requeues, pid=None,
+                     host=platform.node(), nodes=os.environ.get("SLURM_JOB_NODELIST"), exit_code=None,
+                     exit_reason="")  # fmt: skip
     print(f"attempt {attempt} of job {args.job} on {os.environ.get('SLURM_JOB_NODELIST')}", flush=True)
     try:
         ready.make_model_ready(config)
@@ -63,7 +73,7 @@ def end(args: argparse.Namespace) -> int:
     if state == "done":
         run.write_status(exit_code=EXIT_DONE)
         return EXIT_DONE
-    if state == "failed":  # while it was prepared
+    if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before there were ranks
         return int(status.get("exit_code") or EXIT_FAILED)
     if state == "preempted" or args.ended:
         return _stopped(run, load_config(run.config), args, saved=state == "preempted")
@@ -77,13 +87,18 @@ def end(args: argparse.Namespace) -> int:
 
 def moved(args: argparse.Namespace) -> int:
     """The run waits in the queue again, as another job."""
-    RunDir.open(args.run_dir).write_status(state="queued", job_id=args.job)
+    run = RunDir.open(args.run_dir)
+    run.write_status(state="queued", job_id=args.job, requeues=int(run.read_status().get("requeues", 0)) + 1)
     return EXIT_DONE
 
 
 def _attempt(run: RunDir) -> int:
     """The attempt of this job; restarts by torchrun count on from it."""
     return int(run.attempt.read_text()) if run.attempt.is_file() else -1
+
+
+def _too_often(config: RunConfig) -> str:
+    return f"was requeued launch.max_requeues={config.launch.max_requeues} times already"
 
 
 def _stopped(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool) -> int:
@@ -95,8 +110,8 @@ def _stopped(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bo
     if not saved:
         reason += ", before it could save"
     if wanted and not go_on:
-        reason += f", and was requeued launch.max_requeues={config.launch.max_requeues} times already"
-    run.write_status(state="preempted", exit_reason=reason, exit_code=EXIT_PREEMPTED, requeues=requeues + go_on)
+        reason += f", and {_too_often(config)}"
+    run.write_status(state="preempted", exit_reason=reason, exit_code=EXIT_PREEMPTED)
     if go_on:
         print(REQUEUE)
     return EXIT_PREEMPTED

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import yaml
 from hydra import version
@@ -64,6 +64,7 @@ def _schema(config: Optional[RunConfig] = None) -> DictConfig:
         except OmegaConfBaseException as error:
             where = f"{site.site_file()}: {str(error).splitlines()[0]}"
             raise ConfigError(where, "keys and values of the run config") from error
+        site.refuse_misread(cast(Dict[str, Any], OmegaConf.to_container(node)))
     else:
         node = OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))
     for free in explain.FREE_MAPPINGS:  # their keys are the user's, so `data.sources.mine.path=…` needs no `+`

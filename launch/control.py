@@ -11,6 +11,7 @@ from typing import Any, Dict, Optional
 
 import psutil
 
+from ftdist.config import load_config
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.rundir import RunDir
 
@@ -32,7 +33,9 @@ def logs(args: argparse.Namespace) -> int:
     """Print the newest log of a run or of one of its ranks."""
     run = RunDir.open(args.run_dir)
     path = newest_log(run, args.rank)
-    if path is None and not args.follow:
+    launch = load_config(run.config).launch
+    is_one = (args.rank or 0) < (launch.nproc_per_node or 1) * launch.nnodes
+    if path is None and not (args.follow and is_one and liveness(run.read_status()) in ALIVE):
         what = "log" if args.rank is None else f"log of rank {args.rank}"
         ranks = sorted({int(log.name[5:10]) for log in run.logs.glob("rank-*.log")})
         expected = f"--rank with one of {', '.join(map(str, ranks))}" if ranks else "a run that has started"

@@ -42,10 +42,10 @@ def plan_deepspeed(config: RunConfig, run: RunDir, attempt: int) -> LaunchPlan:
         options = [*launch.deepspeed.options, f"--nodes={launch.nnodes}", f"--ntasks-per-node={launch.nproc_per_node}",
                     f"--nodelist={','.join(launch.nodes.hosts)}", "--kill-on-bad-exit=1"]  # fmt: skip
     elif runner is Runner.openmpi:  # by itself it would bind each rank, with all its threads, to one core
-        options = ["--bind-to", "none", "--mca", "plm_rsh_agent", shlex.quote(" ".join(_ssh(config)))]
+        options = ["--bind-to", "none", "--mca", "plm_rsh_agent", " ".join(_ssh(config))]
     argv = [
         sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile(run)), "--force_multi",
-        "--launcher", runner.name, *(["--launcher_args", " ".join(options)] if options else []),
+        "--launcher", runner.name, *(["--launcher_args", shlex.join(options)] if options else []),
         "--master_addr", address(config), "--master_port", str(launch.nodes.port), "--no_ssh_check", "--no_local_rank",
         str(SCRIPT), str(run.path), "--attempt", str(attempt), *(["--watch"] if runner is Runner.pdsh else []),
     ]  # fmt: skip

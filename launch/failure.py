@@ -1,7 +1,9 @@
 """One message for a run that failed, of what may be many stack traces: which rank was first, and why."""
 
 import contextlib
+import platform
 import re
+import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ KILLED_UNDER_DEEPSPEED = re.compile(
     re.MULTILINE,
 )
 """DeepSpeed's launcher and mpirun, which have no report: the first process that they saw end."""
+UNREACHABLE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code 255", re.MULTILINE)
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
 """What a rank says when another one is gone: it failed in consequence."""
 
@@ -56,7 +59,7 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         code: torchrun's exit code.
     """
     where = f"logs: {run.logs}"
-    resume = f"ftdist resume {run.path}"
+    resume = shlex.join(["ftdist", "resume", str(run.path)])
     texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
     ended = [found for text in texts for found in _reported(text)]
     first = _first_error(run, attempt)
@@ -65,7 +68,7 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
     if first is not None and first.get("stalled"):
         suspects = []  # the ranks found out who held them up, and ended it
     if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
-        who = f"rank {killed.rank}" + ("" if killed.host == "localhost" else f" on {killed.host}")
+        who = f"rank {killed.rank} on {platform.node() if killed.host == 'localhost' else killed.host}"
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
         return LaunchError(f"{who} {why}{_last_lines(run, killed.rank, attempt)}\n  {where}", fix=resume)
     if by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None):
@@ -80,6 +83,11 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
         error = LaunchError(f"{who}: {first['message']}{lost}{last}\n  {where}")
         error.exit_code = first["exit_code"] if isinstance(first.get("exit_code"), int) else EXIT_FAILED
         return error
+    if by := next(filter(None, map(UNREACHABLE.search, texts)), None):
+        host = by[1]
+        spoken = re.search(f"^{re.escape(host)}: (.+)", by.string, re.MULTILINE)
+        return LaunchError(f"{host} cannot be reached: {spoken[1] if spoken else 'ssh failed'}\n  {where}",
+                           f"`ssh {host} true` works without a password", resume)  # fmt: skip
     if code < 0:
         return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
     found = f"the ranks ended with exit code {code} and left no error" if code else "the ranks ended before the run did"
@@ -126,7 +134,9 @@ def _text(path: Path) -> str:
 def _last_lines(run: RunDir, rank: int, attempt: int) -> str:
     log = run.log_file(rank, attempt)
     text = _text(log)
-    return f"\n  the last lines of {log.name}:{_quoted(text)}" if text.strip() else ""
+    if text.strip():
+        return f"\n  the last lines of {log.name}:{_quoted(text)}"
+    return f"\n  {log.name} is empty" if log.is_file() else ""
 
 
 def _quoted(text: str) -> str:

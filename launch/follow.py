@@ -1,6 +1,7 @@
 """Follow a Slurm job to its end: its place in the queue, then what rank 0 prints; Ctrl-C stops the run."""
 
 import contextlib
+import shlex
 import sys
 import time
 from typing import Dict, Optional
@@ -90,7 +91,7 @@ def outcome(run: RunDir, job: Optional[slurm.Job]) -> int:
         run.write_status(state="preempted", exit_reason="cancelled before it began", exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     run.write_status(state="failed", exit_reason=how, exit_code=EXIT_FAILED)
-    raise LaunchError(f"{how}\n  logs: {run.logs}", fix=f"ftdist resume {run.path}")
+    raise LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
 
 
 def _end_now(run: RunDir) -> None:

@@ -7,8 +7,9 @@ from typing import Dict
 
 from ftdist.config import RunConfig
 from ftdist.errors import ConfigError
+from ftdist.launch_config import HOST
 
-HOST_LINE = re.compile(r"(\S+)\s+slots=(\d+)")
+HOST_LINE = re.compile(r"(\S+)\s+slots=0*([1-9]\d*)")
 PLAIN = re.compile(r"[\w@+=:,./-]+")
 
 
@@ -16,7 +17,7 @@ def read_hostfile(path: Path) -> Dict[str, int]:
     """Ranks by machine, in the file's order. A line is ``NAME slots=N``; # begins a comment.
 
     Raises:
-        ConfigError: names the line.
+        ConfigError: names the line, or there is none.
     """
     try:
         lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -26,9 +27,11 @@ def read_hostfile(path: Path) -> Dict[str, int]:
     hosts: Dict[str, int] = {}
     for line in filter(None, lines):
         match = HOST_LINE.fullmatch(line)
-        if match is None or match.group(1) in hosts:
-            raise ConfigError(f"{path} has the line {line!r}", "NAME slots=RANKS, each machine once")
+        if match is None or match.group(1) in hosts or not HOST.fullmatch(match.group(1)):
+            raise ConfigError(f"{path} has the line {line!r}", "NAME slots=RANKS, each machine once, at least 1 rank")
         hosts[match.group(1)] = int(match.group(2))
+    if not hosts:
+        raise ConfigError(f"{path} names no machine", "a line `NAME slots=RANKS` for each machine")
     return hosts
 
 

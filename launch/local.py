@@ -5,6 +5,7 @@ import ctypes
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,11 @@ def conclude(run: RunDir, attempt: int, log: Path, code: int) -> int:
         LaunchError: it failed.
     """
     state = run.read_status().get("state")
-    if code == 0 and state in STATE_EXIT:
+    at_once = code == -signal.SIGKILL and run.preempt.exists()  # a second Ctrl-C
+    if at_once and state not in STATE_EXIT:
+        state = "preempted"
+        run.write_status(state=state, exit_reason="ended at once, before it could save")
+    if (code == 0 or at_once) and state in STATE_EXIT:
         return STATE_EXIT[state]
     attempt = max(attempt, int(run.read_status().get("attempt", 0)))  # restarts by torchrun count on
     error = explain_failure(run, attempt, log, code)

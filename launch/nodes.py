@@ -109,7 +109,7 @@ def node(args: argparse.Namespace) -> int:
 def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
     """
     Raises:
-        LaunchError: the machines did not find together, or a rank failed; names the machine.
+        LaunchError: the machines did not find together, or are too many, or a rank failed; names the machine.
     """
     run.logs.mkdir(exist_ok=True)
     if rank == 0:
@@ -121,7 +121,7 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
             path.unlink()
     else:
         _wait_for_first(config, rank)
-    _joined(run, rank, attempt).write_text(platform.node())
+    _join(config, run, rank, attempt)
     log = run.logs / f"node-{rank}.attempt-{attempt}.log"
     code = local.start(plan_node(config, run, rank, attempt), log, run.preempt)
     state = run.read_status().get("state")
@@ -142,6 +142,23 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
 
 def _joined(run: RunDir, rank: int, attempt: int) -> Path:
     return run.logs / f"node-{rank}.attempt-{attempt}.joined"
+
+
+def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
+    """
+    Raises:
+        LaunchError: another machine has this one's number. It would wait for ranks that never come.
+    """
+    mark = _joined(run, rank, attempt)
+    try:
+        with mark.open("x") as file:
+            file.write(platform.node())
+    except FileExistsError:
+        raise LaunchError(
+            f"{mark.read_text()} has joined already as {name_of(config, rank)}",
+            f"--rank 0 to {config.launch.nnodes - 1}, each on one machine",
+            "more machines: launch.nnodes=N. To start again: on the first machine first, --rank 0",
+        ) from None
 
 
 def check_port(config: RunConfig) -> None:
@@ -213,8 +230,13 @@ def _over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
         for rank, log in enumerate(logs):
             errors = stack.enter_context(log.open("wb"))
             out: Optional[TextIO | int] = None if rank == 0 else subprocess.DEVNULL
-            children.append(subprocess.Popen(ssh_command(config, run, rank, attempt), stdin=subprocess.PIPE, stdout=out,
-                                             stderr=errors, start_new_session=True))  # fmt: skip
+            command = ssh_command(config, run, rank, attempt)
+            try:
+                children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=errors,
+                                                 start_new_session=True))  # fmt: skip
+            except OSError as missing:
+                raise LaunchError(f"{command[0]}: {missing.strerror}", "the command that reaches a host",
+                                  "launch.nodes.ssh=COMMAND") from missing  # fmt: skip
         with local.stop_on_signals(lambda: _end(children), run.preempt):
             failed = _first_failure(children)
     state = run.read_status().get("state")

@@ -13,11 +13,11 @@ from ftdist.config import LaunchConfig, LaunchKind, RunConfig, dump_config, load
 from ftdist.errors import EXIT_DONE, ConfigError
 from ftdist.nearest import near_paths
 from ftdist.resumable import EVALUATED, check_changes
-from ftdist.rundir import STOPPED, RunDir, checkpoint_step, refuse_sweep
+from ftdist.rundir import RunDir, checkpoint_step, refuse_sweep
 from ftdist.tables import plain_table, show_table
 
 from . import banner, check, compose, freeze, local, ready, sbatch, slurm, start, torchrun, trials
-from .alive import ALIVE, jobs_of, liveness
+from .alive import ALIVE, jobs_of, liveness, shown_state
 from .plan import plan_local
 from .sweeps import SweepDir
 from .train import make_ready
@@ -91,19 +91,29 @@ def add_status_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def status(args: argparse.Namespace) -> int:
-    """Print a table of runs."""
+    """Print a table of runs.
+
+    Raises:
+        ConfigError: there is none at one of the places; the others are shown before.
+    """
     places = [Path(place) for place in args.run_dirs] or [Path("runs")]
-    runs = [run for place in places for run in find_runs(place)]
-    if not runs:
-        near = [f"ftdist status {other}" for place in places for other in near_paths(str(place)) if not place.exists()]
-        raise ConfigError(f"no run in {', '.join(map(str, places))}", "a run directory, or a folder of them",
+    found = {place: find_runs(place) for place in places}
+    runs = [run for place in places for run in found[place]]
+    if runs:
+        _show_table(runs)
+    if empty := [place for place in places if not found[place]]:
+        near = [f"ftdist status {other}" for place in empty for other in near_paths(str(place)) if not place.exists()]
+        raise ConfigError(f"no run in {', '.join(map(str, empty))}", "a run directory, or a folder of them",
                           " or ".join(near) or "ftdist demo makes a first one")  # fmt: skip
+    return EXIT_DONE
+
+
+def _show_table(runs: List[RunDir]) -> None:
     table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
     jobs = jobs_of([run.read_status() for run in runs])
     for run in runs:
         table.add_row(*map(banner.cell, status_row(run, jobs)))
     show_table(Console(highlight=False), table)
-    return EXIT_DONE
 
 
 def find_runs(place: Path) -> List[RunDir]:
@@ -118,10 +128,8 @@ def status_row(run: RunDir, jobs: Optional[Mapping[str, slurm.Job]] = None) -> L
     found = run.read_status()
     age = found.get("last_checkpoint_time")
     loss, speed = found.get("loss"), found.get("tokens_per_s")
-    state = liveness(found, jobs)
+    state = shown_state(found, jobs)
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
-    if state == "preempted" and reason == STOPPED:
-        state, reason = STOPPED, None
     if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
         reason = job.describe()
     return [

@@ -98,6 +98,10 @@ def _container(config: RunConfig, place: str) -> List[str]:
     """srun options of pyxis, or the command before every command of apptainer."""
     slurm = config.launch.slurm
     assert config.cache_dir
+    for name, path in (("run_dir", place), ("cache_dir", config.cache_dir)):
+        if re.search("[:,]", path):
+            raise ConfigError(f"{name}={path} with a container", "no : and no , in it: they part its mounts",
+                              f"another {name}")  # fmt: skip
     mounts = [f"{path}:{path}" for path in (place, config.cache_dir)] + slurm.container_mounts
     image = str(slurm.container_image)
     if slurm.container is Container.pyxis:
@@ -128,6 +132,8 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     words = {
         "SBATCH": _sbatch_lines(config, array),
         "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),
+        # Whether this is an array is known here; a job that an array's element submits inherits the array's variables.
+        "JOB": '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"',
         "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
         "MODULES": "".join(f"module load {shlex.quote(name)}\n" for name in slurm.modules),
         "PROFILE": _read(template_folder() / "profiles" / f"{slurm.profile.name}.sh").rstrip(),

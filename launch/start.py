@@ -1,5 +1,7 @@
 """Start the run of a frozen run directory in the way that its config says."""
 
+import shlex
+
 from ftdist.config import LaunchKind, RunConfig
 from ftdist.errors import EXIT_DONE
 from ftdist.rundir import RunDir
@@ -11,7 +13,7 @@ from .plan import plan_local
 def dry_run(config: RunConfig, run: RunDir) -> str:
     """What would be started, as text."""
     if config.launch.kind is LaunchKind.slurm:
-        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {run.submit}"
+        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shlex.quote(str(run.submit))}"
     if config.launch.kind is LaunchKind.nodes:
         return nodes.dry_run(config, run)
     if config.launch.kind is LaunchKind.deepspeed:
@@ -31,7 +33,7 @@ def start_run(config: RunConfig, run: RunDir) -> int:
         print(f"submitted job {job}", flush=True)
         if config.launch.wait:
             return follow.follow(run, job)
-        place = banner.shown(run.path)
+        place = banner.typed(run.path)
         print(f"ftdist status {place}\nftdist logs -f {place}\nftdist cancel {place}")
         return EXIT_DONE
     if config.launch.kind is LaunchKind.nodes:

@@ -26,7 +26,7 @@ from ftdist.rests import beside
 from ftdist.rundir import SWEEP_REQUEST, RunDir, read_json, read_records, write_json
 
 from . import banner
-from .alive import jobs_of, liveness
+from .alive import jobs_of, shown_state
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def show_table(folder: SweepDir) -> None:
     for trial in trials:
         loss = best_loss(trial.run)
         shown = "-" if loss is None else f"{loss:.4f}"
-        state = liveness(trial.run.read_status(), jobs) if trial.run.config.is_file() else trial.state
+        state = shown_state(trial.run.read_status(), jobs) if trial.run.config.is_file() else trial.state
         rows.append((math.inf if loss is None else loss,
                      [shown, state, words[trial.number], banner.shown(trial.run.path)]))  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0))

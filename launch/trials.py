@@ -76,7 +76,7 @@ class _Sweep:
         except _Stopped:
             self._end("preempted")
             show_table(self.folder)
-            print(f"stopped; go on with: ftdist resume {banner.shown(self.folder.path)}")
+            print(f"stopped; go on with: ftdist resume {banner.typed(self.folder.path)}")
             return EXIT_PREEMPTED
         except FtdistError as error:
             if self.folder.exists:
@@ -100,8 +100,7 @@ class _Sweep:
         told = self.folder.told() if self.learns else {}
         left = [trial for trial in trials if trial.number not in told and trial.state != "done"]
         if self._dry_run:
-            for trial in left:
-                print(start.dry_run(load_config(trial.run.config), trial.run))
+            print(_dry_run(self.folder, left))
             return [math.inf] * len(trials)
         if left:
             self.codes |= _run(self.folder, left)
@@ -172,5 +171,15 @@ class _Sweep:
 
 def _run(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
     """Exit codes, by trial's number."""
-    kind = load_config(trials[0].run.config).launch.kind
-    return array.run_array(folder, trials) if kind is LaunchKind.slurm else pack.run_packed(folder, trials)
+    return array.run_array(folder, trials) if _under_slurm(trials) else pack.run_packed(folder, trials)
+
+
+def _dry_run(folder: SweepDir, trials: List[Trial]) -> str:
+    """What would be started, as text."""
+    if _under_slurm(trials):
+        return array.dry_run(folder, trials)
+    return "\n".join(start.dry_run(load_config(trial.run.config), trial.run) for trial in trials)
+
+
+def _under_slurm(trials: List[Trial]) -> bool:
+    return load_config(trials[0].run.config).launch.kind is LaunchKind.slurm

@@ -124,7 +124,7 @@ class Cluster:
         for index, (name, gpus) in enumerate(zip(self.names, self.gpus, strict=True)):
             (self.base / f"spool-{name}").mkdir()
             hosts.append(f"127.0.1.{index + 1} {name}")
-            has = f" Gres=gpu:{gpus}" if gpus else ""
+            has = f" Gres=gpu:{gpus} Features=gpus{gpus}" if gpus else ""
             lines.insert(1, f"NodeName={name} NodeAddr=127.0.1.{index + 1} NodeHostname={name} Port="
                             f"{self.ports[index + 1]} CPUs={self.cpus} RealMemory=8000{has}")  # fmt: skip
             for number in range(gpus):

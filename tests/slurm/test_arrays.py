@@ -71,6 +71,24 @@ def test_a_sweep_that_is_cut_goes_on(how: str, slurm: Cluster, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_trial_that_is_submitted_again_is_followed(slurm: Cluster, tmp_path: Path) -> None:
+    """Where requeueing is not allowed. The new job is no array, but inherits the variables of one."""
+    words = (f"runs_dir={tmp_path}", "train.max_steps=150", "optim.lr=1e-3,1e-4")
+    process = ftdist(slurm, "train", *TINY, "-m", *words)
+    slurm.wait(lambda: [*tmp_path.glob("*-sweep/001/run.yaml")], 60, "the sweep")
+    trial = sweep_in(tmp_path).trials()[1]
+    slurm.wait(lambda: trial.run.read_status().get("step", 0) >= 5, 120, "a step of trial 1")
+    first = trial.run.read_status()["job_id"]
+    slurm.run("scontrol", "update", f"JobId={first}", "Requeue=0")
+    trial.run.preempt.touch()
+    output = finish(process)
+    assert states(sweep_in(tmp_path)) == ["done"] * 2, output
+    status = trial.run.read_status()
+    assert first.endswith("_1") and "_" not in status["job_id"] and status["requeues"] == 1
+    assert trial.run.job_log(status["job_id"]).is_file()
+
+
+@pytest.mark.slow
 def test_optuna(slurm: Cluster, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2",

@@ -121,8 +121,24 @@ def test_preempted_it_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: List[
     finish(job)
     assert metrics(run) == undisturbed
     status = run.read_status()
-    assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 0)
+    assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 1)
     assert slurm.job(status["job_id"])["Restarts"] == "1"
+
+
+@pytest.mark.slow
+def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
+    """Slurm requeues it a second time, and it does not begin."""
+    run = RunDir(tmp_path / "run")
+    job = ftdist(slurm, "train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
+                 "launch.max_requeues=1", f"run_dir={run.path}")  # fmt: skip
+    for attempt in range(2):
+        slurm.wait(lambda attempt=attempt: run.read_status().get("attempt") == attempt, 120, "the attempt")
+        wait_for_step(slurm, run, int(run.read_status().get("step", 0)) + 5)
+        slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    finish(job, 75)
+    status = run.read_status()
+    assert (status["state"], status["attempt"]) == ("preempted", 1) and "max_requeues=1" in status["exit_reason"]
+    assert slurm.job(status["job_id"])["Restarts"] == "2" and status["last_checkpoint_step"] == status["step"]
 
 
 @pytest.mark.slow
@@ -265,3 +281,19 @@ def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp
     status = run.read_status()
     assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
     assert not slurm.run("squeue", "-h").strip()
+
+
+def test_a_launcher_that_is_killed_while_modules_are_loaded_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
+    run, slow = RunDir(tmp_path / "run"), tmp_path / "slow.sh"
+    slow.write_text("module() { sleep 4; }\n")
+    slurm.env["BASH_ENV"] = str(slow)
+    try:
+        launcher = ftdist(slurm, "train", *RUN, *SLURM, *LONG, "launch.slurm.modules=[cuda]", f"run_dir={run.path}")
+    finally:
+        del slurm.env["BASH_ENV"]
+    slurm.wait(lambda: slurm.run("squeue", "-h", "-t", "RUNNING"), 30, "the job")
+    launcher.kill()
+    launcher.communicate()
+    slurm.wait(lambda: run.read_status()["state"] == "preempted", 30, "the end of the run")
+    assert run.read_status()["exit_reason"] == "cancelled before it began" and gone_within(run, 10)
+    assert "attempt 0" not in run.job_log(run.read_status()["job_id"]).read_text()

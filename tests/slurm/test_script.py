@@ -65,27 +65,32 @@ def test_nodes_with_different_gpus_are_refused(slurm: Cluster, tmp_path: Path) -
     done = submit(slurm, "batch.global_batch_size=8", "--dry-run", f"run_dir={tmp_path / 'a'}")
     assert done.returncode == 2 and re.search(r"different numbers of GPUs: 2 \(node2\), 4 \(node1\)", done.stderr)
     assert "launch.nproc_per_node=2" in done.stderr and not (tmp_path / "a").exists()
-    done = submit(slurm, "--dry-run", "launch.slurm.partition=four", f"run_dir={tmp_path / 'b'}")
-    assert done.returncode == 0 and '--gpus-per-node="4"' in done.stdout, done.stderr
+    for number, place in enumerate(("partition=four", "constraint=gpus4")):
+        done = submit(slurm, "--dry-run", f"launch.slurm.{place}", f"run_dir={tmp_path}/b{number}")
+        assert done.returncode == 0 and '--gpus-per-node="4"' in done.stdout, done.stderr
     done = submit(slurm, "--dry-run", "launch.nproc_per_node=5", f"run_dir={tmp_path / 'c'}")
     assert done.returncode == 2 and "at most 4 GPUs" in done.stderr
 
 
 def test_a_job_in_the_queue(slurm: Cluster, tmp_path: Path) -> None:
-    """status says why it waits, logs that there is nothing yet, cancel takes it out, resume submits it again."""
-    run = RunDir(tmp_path / "run")
+    """status says why it waits, logs that there is nothing yet, cancel takes it out, resume submits it again. Nothing
+    that the user has named passes for what Slurm says."""
+    over = "x JobState=COMPLETED"
+    run = RunDir(tmp_path / over)
 
     def verb(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "ftdist", *arguments]
         return subprocess.run(command, env=slurm.env, capture_output=True, text=True, timeout=60)
 
-    submit(slurm, "launch.device=cpu", "launch.slurm.options=[--hold]", f"run_dir={run.path}")
+    submit(slurm, "launch.device=cpu", f"launch.slurm.options=[--hold,'--comment={over}']", f"name='{over}'",
+           f"run_dir='{run.path}'")  # fmt: skip
     assert "queued: job" in (shown := verb("status", str(run.path)).stdout) and "JobHeldUser" in shown
     assert "has no log" in verb("logs", str(run.path)).stderr
     assert verb("resume", str(run.path)).returncode == 2
     first = run.read_status()["job_id"]
     assert verb("cancel", str(run.path)).returncode == 0
-    assert slurm.job(first)["JobState"] == "CANCELLED" and run.read_status()["state"] == "preempted"
+    assert slurm.run("squeue", "-h", "--states=all", "-o", "%T", "-j", first).strip() == "CANCELLED"
+    assert run.read_status()["exit_reason"] == "cancelled in the queue"
     assert verb("cancel", str(run.path)).returncode == 2
     assert verb("resume", str(run.path)).returncode == 0
     assert run.read_status()["job_id"] != first and "queued" in verb("status", str(run.path)).stdout
@@ -100,6 +105,23 @@ def test_a_sweep_is_an_array_with_an_element_for_each_trial(slurm: Cluster, tmp_
                            capture_output=True, timeout=60).stdout  # fmt: skip
     assert shown.count("queued") == 2 and "optim.lr=0.001" in shown and "experiment" not in shown, shown
     assert len(slurm.run("squeue", "--array", "-h", "-o", "%A").split()) == 2
+
+
+def test_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: Path) -> None:
+    """Neither the user's defaults for Slurm's commands, nor what is left of a job that the launcher runs in."""
+    run, before = RunDir(tmp_path / "run"), dict(slurm.env)
+    slurm.env |= {"SBATCH_PARTITION": "urgent", "SBATCH_ARRAY_INX": "0-2", "SBATCH_TIMELIMIT": "1", "SLURM_NTASKS": "7",
+                  "SQUEUE_FORMAT": "x", "SQUEUE_PARTITION": "urgent", "SLURM_CLUSTERS": "none"}  # fmt: skip
+    try:
+        done = submit(slurm, "launch.device=cpu", "launch.slurm.options=[--hold]", f"run_dir={run.path}")
+        assert done.returncode == 0 and "SBATCH_ARRAY_INX" in done.stderr, done.stderr
+        shown = subprocess.run([sys.executable, "-m", "ftdist", "status", str(run.path)], env=slurm.env, text=True,
+                               capture_output=True, timeout=60).stdout  # fmt: skip
+    finally:
+        slurm.env = before
+    job = slurm.job(run.read_status()["job_id"])
+    assert (job["Partition"], job["TimeLimit"], "ArrayJobId" in job) == ("main", "UNLIMITED", False)
+    assert "queued: job" in shown
 
 
 def test_what_slurm_says_of_a_refusal_is_shown(slurm: Cluster, tmp_path: Path) -> None:

@@ -237,3 +237,36 @@ def test_names_that_other_tools_use_are_known(given: str, mend: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", given)
     assert error.value.fix.endswith(mend), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("time: 12:00:00", 'quote it: time: "12:00:00"'),
+        ("env: {A: yes}", 'quote it: A: "yes"'),
+        ("env: {A: 010}", 'quote it: A: "010"'),
+        ("modules: [1.10]", 'quote it: modules: "1.10"'),
+    ],
+)
+def test_what_yaml_reads_as_no_text_is_refused_in_the_site_file(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
+    (tmp_path / "site.yaml").write_text(f"launch:\n  slurm:\n    {text}\n")
+    with pytest.raises(ConfigError, match="site.yaml") as error:
+        composed("experiment=smoke")
+    assert says in str(error.value)
+
+
+def test_what_reads_as_it_is_written_is_taken_from_the_site_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
+    (tmp_path / "site.yaml").write_text(
+        'launch:\n  timeout_s: 1e3\n  wait: yes\n  slurm: {time: "12:00:00", mem: 0, account: null, '
+        "env: {A: 1, B: 'yes'}, modules: [a, b]}\n"
+    )
+    launch = composed("experiment=smoke").launch
+    slurm = launch.slurm
+    assert (slurm.time, slurm.mem, slurm.account, slurm.env) == ("12:00:00", "0", None, {"A": "1", "B": "yes"})
+    assert (launch.timeout_s, launch.wait, slurm.modules) == (1000, True, ["a", "b"])

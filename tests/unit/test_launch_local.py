@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_gpus_are_left_visible() -> None:
     [
         ("done", EXIT_DONE, []),
         ("error", 2, ["rank 1: boom 1", "logs: "]),
-        ("killed", 1, ["rank 1 was killed by SIGKILL", "memory", "ftdist resume"]),
+        ("killed", 1, [f"rank 1 on {platform.node()} was killed by SIGKILL", "memory", "ftdist resume"]),
         ("silent", 1, ["ended before the run did"]),
     ],
 )
@@ -168,7 +169,9 @@ def test_second_ctrl_c_ends_it_at_once(run: RunDir, launch: Callable[[str], "sub
     launcher.send_signal(signal.SIGINT)
     _, errors = launcher.communicate(timeout=30)
     assert time.monotonic() - started < 10
-    assert launcher.returncode == 1 and "ended by" in errors
+    assert launcher.returncode == EXIT_PREEMPTED and "error" not in errors
+    status = run.read_status()
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
     assert gone(pids, within_s=2)
 
 
@@ -247,7 +250,13 @@ def test_a_killed_rank_is_named_from_the_report_of_its_own_machine(run: RunDir) 
 def test_a_killed_rank_comes_before_one_that_failed_in_consequence(run: RunDir) -> None:
     """On a busy machine torchrun sees the second of them end first."""
     write_error(run, 0, 10.0, message=GLOO, known=False)
-    assert str(local.explain_failure(run, 0, report(run, code=-9), 1)).startswith("rank 1 was killed by SIGKILL")
+    run.log_file(1, 0).touch()
+    text = str(local.explain_failure(run, 0, report(run, code=-9), 1))
+    assert (
+        text.startswith(f"rank 1 on {platform.node()} was killed by SIGKILL") and "00001.attempt-0.log is empty" in text
+    )
+    run.log_file(1, 0).write_text("the last word\n")
+    assert "| the last word\n" in str(local.explain_failure(run, 0, report(run, code=-9), 1))
 
 
 def test_a_rank_that_torchrun_had_to_kill_is_not_the_first(run: RunDir) -> None:
@@ -265,7 +274,9 @@ def test_an_error_comes_before_those_that_follow_from_it(run: RunDir) -> None:
 
 def test_an_abort_comes_before_the_loss_of_that_rank(run: RunDir) -> None:
     write_error(run, 0, 10.0, message=GLOO, known=False)
-    assert str(local.explain_failure(run, 0, report(run, code=-6), 1)).startswith("rank 1 was killed by SIGABRT")
+    assert str(local.explain_failure(run, 0, report(run, code=-6), 1)).startswith(
+        f"rank 1 on {platform.node()} was killed by SIGABRT"
+    )
 
 
 def test_ranks_of_a_machine_that_is_gone_are_named(run: RunDir) -> None:
@@ -283,6 +294,14 @@ def test_without_an_error_file_the_last_lines_are_shown(run: RunDir) -> None:
     error = local.explain_failure(run, 0, log, 3)
     assert isinstance(error, LaunchError)
     assert "exit code 3" in str(error) and "line 99" in str(error) and "line 10\n" not in str(error)
+
+
+def test_a_machine_that_pdsh_cannot_reach_is_named(run: RunDir) -> None:
+    log = run.logs / "launcher.attempt-0.log"
+    log.write_text("n2: ssh: Could not resolve hostname n2: Name or service not known\n"
+                   "pdsh@n1: n2: ssh exited with exit code 255\n[2026-11-24 13:28:39,217] [INFO] cmd\n")  # fmt: skip
+    found = local.explain_failure(run, 0, log, 255).found.splitlines()[0]
+    assert found == "n2 cannot be reached: ssh: Could not resolve hostname n2: Name or service not known"
 
 
 def test_attempts_are_counted(run: RunDir) -> None:

@@ -1,6 +1,8 @@
 """Commands for other machines: nothing in a value is an option of ssh, or is run by a shell (real bash, no sshd)."""
 
 import os
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 
 from ftdist.config import Device, LaunchKind, RunConfig
 from ftdist.config_checks import check_config
-from ftdist.errors import ConfigError
-from ftdist.launch import nodes
+from ftdist.errors import ConfigError, LaunchError
+from ftdist.launch import deepspeed, nodes
 from ftdist.launch_config import Runner, check_launch
 from ftdist.rundir import RunDir
 
@@ -46,6 +48,31 @@ def test_what_is_no_machine_is_refused(key: str, host: str) -> None:
 @pytest.mark.parametrize("host", ["n1", "node-1.cluster", "me@node_1", "10.0.0.1", "::1", "[fe80::1%eth0]", "me@[::1]"])
 def test_a_machine_is_taken(host: str) -> None:
     check_launch(on_nodes(host, "second", address=host.rpartition("@")[2]).launch)
+
+
+@pytest.mark.parametrize("ssh", ["", " ", "ssh 'x"])
+def test_what_is_no_command_is_refused(ssh: str) -> None:
+    with pytest.raises(ConfigError, match="launch.nodes.ssh"):
+        check_launch(on_nodes("first", "second", ssh=ssh).launch)
+
+
+def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.write_status(state="frozen", attempt=0)
+    with pytest.raises(LaunchError, match="nosuchssh: No such file"):
+        nodes.launch_nodes(on_nodes("first", "second", ssh="nosuchssh"), run)
+    assert run.read_status()["state"] == "failed"
+
+
+def test_a_machine_too_many_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.logs.mkdir()
+    (run.logs / "node-1.attempt-0.joined").write_text("second")
+    with socket.create_server(("127.0.0.1", 0)) as first:  # it answers at its port
+        config = on_nodes(address="127.0.0.1", port=first.getsockname()[1])
+        with pytest.raises(LaunchError, match="second has joined already as machine 1"):
+            nodes.run_node(config, run, rank=1, attempt=0)
+    assert not run.preempt.exists() and (run.logs / "node-1.attempt-0.joined").read_text() == "second"
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -93,6 +120,16 @@ def test_options_that_only_srun_would_take() -> None:
         check_launch(config.launch)
     config.launch.deepspeed.runner = Runner.slurm
     check_launch(config.launch)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_an_option_of_srun_stays_one_word(value: str) -> None:
+    """DeepSpeed's launcher splits what it is given as a shell would."""
+    config = on_nodes("first", "second")
+    config.launch.deepspeed.runner, config.launch.deepspeed.options = Runner.slurm, [f"--comment={value}"]
+    argv = deepspeed.plan_deepspeed(config, RunDir("/runs/a"), 0).argv
+    words = shlex.split(argv[argv.index("--launcher_args") + 1])
+    assert words[0] == f"--comment={value}" and words[1] == "--nodes=2"
 
 
 @pytest.mark.parametrize("key", ["run_dir", "name", "runs_dir"])

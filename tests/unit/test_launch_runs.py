@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -12,8 +13,8 @@ import psutil
 import pytest
 
 from ftdist.config import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
-from ftdist.errors import EXIT_DONE, ConfigError, LaunchError
-from ftdist.launch import banner, check, cli, compose, ready, runs, torchrun
+from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.launch import banner, check, cli, compose, local, ready, runs, torchrun
 from ftdist.model.facts import ModelFacts, write_facts
 from ftdist.resumable import check_changes, config_hash
 from ftdist.rundir import RunDir, read_json
@@ -88,6 +89,31 @@ def test_what_is_not_there_names_what_is(here: Path) -> None:
         with pytest.raises(ConfigError) as error:
             cli.dispatch(words)
         assert (error.value.expected, error.value.fix) == (expected, fix)
+
+
+def test_logs_do_not_wait_for_what_never_comes(here: Path) -> None:
+    make_run(here / "over", state="done").log_file(0, 0).touch()
+    make_run(here / "busy", state="running", host=platform.node(), pid=os.getpid()).log_file(0, 0).touch()
+    for place in ("over", "busy"):  # of one rank
+        with pytest.raises(ConfigError, match="has no log of rank 99"):
+            cli.dispatch(["logs", place, "--rank", "99", "-f"])
+
+
+def test_a_place_without_runs_is_named_after_the_table_of_the_others(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(here / "mine", state="done")
+    with pytest.raises(ConfigError, match="no run in nowhere"):
+        cli.dispatch(["status", "mine", "nowhere"])
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["mine", "done"]
+
+
+def test_what_is_printed_to_go_on_can_be_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(here / "it's a run", state="preempted")
+    banner.show_next(run, EXIT_PREEMPTED, 1.0)
+    words = shlex.split(capsys.readouterr().out.split("go on with: ")[1])
+    assert words == ["ftdist", "resume", "it's a run"]
+    assert shlex.split(local.explain_failure(run, 0, run.logs / "none", 1).fix) == ["ftdist", "resume", str(run.path)]
 
 
 def test_eval_names_the_checkpoints_there_are(here: Path) -> None:
@@ -283,6 +309,7 @@ def test_a_resume_on_other_ranks_is_written_down(here: Path) -> None:
         ),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2"], None),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2", "launch.stall_timeout_s=900"], None),
+        (["launch.nproc_per_node=6", "launch.wait=true", "launch.max_requeues=3"], None),
         (["batch.micro_batch_size=4"], r"batch.micro_batch_size=3, or 3 ranks"),
         (["launch.nproc_per_node=24"], r"12 ranks"),
         (["optim.lr=1"], r"cannot change 'optim.lr=1'[\s\S]*launch.nproc_per_node, "),
@@ -295,6 +322,7 @@ def test_what_a_resume_may_change(here: Path, overrides: List[str], offers: Opti
     run = _frozen(here / "run")
     before = run.config.read_text()
     if offers is None:
+        check_changes(overrides)
         assert _resume(run, *overrides).batch.grad_accum_steps == 2
         return
     with pytest.raises(ConfigError, match=offers):

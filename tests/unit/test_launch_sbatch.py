@@ -1,6 +1,7 @@
 """The batch script: golden texts, what is refused, and that nothing in a value is ever run (real bash, no Slurm)."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -100,6 +101,19 @@ def test_a_hostile_value_reaches_bash_as_it_is(value: str, tmp_path: Path) -> No
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
+@pytest.mark.parametrize(
+    ("array", "job"), [(None, "9"), (sbatch.Array(Path("/runs/a-sweep"), [1]), "8_1")], ids=["single", "array"]
+)
+def test_the_jobs_name(array: Optional[sbatch.Array], job: str) -> None:
+    """A single job that an element of an array has submitted inherits the array's variables."""
+    text = sbatch.render(resolved(), array=array)
+    script = text[: text.index("# ---- being asked to stop")] + 'printf "%s" "$JOB" >&3\n'
+    env = {**os.environ, "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run(["bash", "-c", "exec 3>&1 >/dev/null 2>&1\n" + script], capture_output=True, text=True,
+                          env=env, check=True)  # fmt: skip
+    assert done.stdout == job
+
+
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", "\x1b[2J", "a\u2028b", "a\x85b"])
 @pytest.mark.parametrize("key", ["partition", "account", "env", "modules", "name", "run_dir", "options"])
 def test_control_characters_are_refused(key: str, value: str) -> None:
@@ -119,10 +133,15 @@ def test_control_characters_are_refused(key: str, value: str) -> None:
     [
         ({"env": {"A B": "c"}}, "A B"),
         ({"env": {"A=$(x)": "c"}}, "letters, digits"),
+        ({"env": {"RUN_DIR": "/x"}}, "sets RUN_DIR"),
+        ({"env": {"SLURM_ARRAY_TASK_ID": "1"}}, "sets SLURM_ARRAY_TASK_ID"),
         ({"options": ["#SBATCH x"]}, "--name=value"),
         ({"options": ["--output=x"]}, "--output"),
         ({"options": ["--nodes=9"]}, "--nodes"),
+        ({"options": ["--arr=0-2"]}, "--arr"),
+        ({"options": ["--test-only"]}, "--test-only"),
         ({"srun_options": ["--ntasks=9"]}, "--ntasks"),
+        ({"srun_options": ["--ntask=9"]}, "--ntask"),
         ({"time": "soon"}, "HH:MM:SS"),
         ({"container": Container.pyxis}, "container_image"),
         ({"container_image": "x"}, "container"),
@@ -137,6 +156,25 @@ def test_what_cannot_be_is_refused(changes: Any, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_launch(resolved(**changes).launch)
     assert says in str(error.value)
+
+
+def test_no_variable_that_the_script_sets_can_be_set_by_a_config() -> None:
+    template = (sbatch.template_folder() / "submit.sbatch.template").read_text()
+    names = set(re.findall(r"(?<!\S)([A-Za-z_]\w*)=", re.sub(r"^#.*", "", template, flags=re.MULTILINE)))
+    assert {"RUN_DIR", "PYTHON", "JOB", "asked", "ended", "code", "head", "rendezvous"} <= names, names
+    for name in names - {"first", "OMP_NUM_THREADS"}:  # of the ranks' own shell; what a user may well set
+        with pytest.raises(ConfigError, match=f"sets {name}"):
+            check_launch(resolved(env={name: "x"}).launch)
+
+
+@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
+@pytest.mark.parametrize("key", ["run_dir", "cache_dir"])
+def test_a_path_that_would_be_two_mounts_is_refused(container: Container, key: str) -> None:
+    for mark in ":,":
+        config = resolved(container=container, container_image="image")
+        setattr(config, key, f"/a{mark}b")
+        with pytest.raises(ConfigError, match=f"{key}=/a{mark}b with a container"):
+            sbatch.render(config)
 
 
 def test_too_long_a_line_is_refused() -> None:
@@ -200,6 +238,6 @@ def test_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     script = (tmp_path / "0" / "submit.sbatch").read_text()
     assert script in done.stdout.replace(f"{tmp_path}/2", f"{tmp_path}/0") and '#SBATCH --nodes="4"' in script
-    assert "--nnodes 4 --nproc-per-node 1" in script
+    assert "--nnodes 4 --nproc-per-node 1" in script and "taken to be 1" in done.stderr
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all children so far: the machine's load does not count
     assert (used.ru_utime + used.ru_stime - before) / 3 < 2

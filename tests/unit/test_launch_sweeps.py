@@ -57,6 +57,15 @@ def test_trials_best_first(folder: SweepDir, capsys: pytest.CaptureFixture[str])
     ]  # fmt: skip
 
 
+def test_what_its_user_has_stopped_is_called_so(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in ``ftdist status``; what was preempted is not."""
+    folder.add([trial(folder, number, [], "preempted") for number in (1, 2)])
+    for one, reason in zip(folder.trials(), ("stopped", "near the time limit"), strict=True):
+        one.run.write_status(exit_reason=reason)
+    assert dispatch(["sweep", str(folder.path)]) == 0
+    assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["stopped", "preempted"]
+
+
 def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_is_done(folder: SweepDir) -> None:
     assert objective(trial(folder, 1, [5.0, 3.0, 4.0], "done").run) == 3.0
     assert objective(trial(folder, 2, [5.0, 3.0], "failed").run) == math.inf

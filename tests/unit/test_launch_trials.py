@@ -16,12 +16,15 @@ from ftdist.rundir import RunDir
 Run = Callable[[SweepDir, List[Trial]], Dict[int, int]]
 
 
-def freeze(config: RunConfig, shown: bool = True) -> RunDir:
-    run = RunDir(str(config.run_dir))
-    run.path.mkdir()
-    run.config.write_text(dump_config(config))
-    run.write_status(state="frozen")
-    return run
+def freeze(config: RunConfig, shown: bool = True) -> Callable[[], RunDir]:
+    def write() -> RunDir:
+        run = RunDir(str(config.run_dir))
+        run.path.mkdir()
+        run.config.write_text(dump_config(config))
+        run.write_status(state="frozen")
+        return run
+
+    return write
 
 
 @pytest.fixture
@@ -74,6 +77,21 @@ def test_a_sweep_that_was_stopped_goes_on(go: Callable[..., int], tmp_path: Path
     assert go(ending({1: "preempted", 2: "frozen"}, stop=True), "seed=1,2,3") == EXIT_PREEMPTED
     assert SweepDir(next(tmp_path.glob("runs/*-sweep"))).read_status()["state"] == "preempted"
     assert go(again) == EXIT_DONE and again.seen == [1, 2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("launch", ["slurm", "local"])
+def test_a_dry_run_prints_what_would_be_started(
+    launch: str, go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(ending({}), "seed=1,2", f"launch={launch}", "launch.device=cpu", "--dry-run") == EXIT_DONE
+    (sweep,) = tmp_path.glob("runs/*-sweep")
+    said = capsys.readouterr().out
+    if launch == "slurm":  # one array, not a job for each
+        script = sweep / "array-000.sbatch"
+        assert script.read_text() in said and f"submit it with: sbatch {script}" in said
+        assert said.count("submit it with") == 1 and '--array="0-1"' in said
+    else:
+        assert said.count("torch.distributed.run") == 2
 
 
 @pytest.mark.parametrize(
