@@ -25,6 +25,7 @@ from .plan import LaunchPlan as LaunchPlan
 from .plan import plan_local
 
 PR_SET_CHILD_SUBREAPER = 36
+LOOK_EVERY_S = 5.0
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 
 
@@ -109,9 +110,22 @@ def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
         )  # fmt: skip
         try:
             with stop_on_signals(child.kill, preempt):
-                return child.wait()
+                return _wait(child)
         finally:
             _kill_all(child, before)
+
+
+def _wait(child: "subprocess.Popen[bytes]") -> int:
+    """The exit code of torchrun. One that is stopped, and all its ranks have ended, never sees that: it is ended."""
+    while True:
+        try:
+            return child.wait(timeout=LOOK_EVERY_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(psutil.Error):
+                torchrun = psutil.Process(child.pid)
+                ranks = [rank.status() for rank in torchrun.children()]
+                if torchrun.status() == psutil.STATUS_STOPPED and set(ranks) == {psutil.STATUS_ZOMBIE}:
+                    child.kill()
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":

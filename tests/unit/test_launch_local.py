@@ -192,6 +192,23 @@ def test_killed_torchrun_leaves_no_rank(run: RunDir, launch: Callable[[str], "su
     assert launcher.returncode == 1 and gone(pids, within_s=2)
 
 
+def test_a_stopped_torchrun_whose_ranks_have_ended_is_ended(
+    run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]
+) -> None:
+    """It would never see that they have."""
+    launcher = launch("stubborn")
+    ranks = [psutil.Process(pid) for pid in rank_pids(run)]
+    torchrun = ranks[0].parent()
+    assert torchrun is not None
+    torchrun.suspend()
+    write_error(run, 1, time.time())
+    for rank in ranks:
+        rank.kill()
+    _, errors = launcher.communicate(timeout=40)
+    assert launcher.returncode == 1 and "rank 1: message 1" in errors
+    assert gone([torchrun.pid, *(rank.pid for rank in ranks)], within_s=2)
+
+
 def write_error(run: RunDir, rank: int, when: float, **more: Any) -> None:
     record: Dict[str, Any] = {"rank": rank, "time": when, "message": f"message {rank}", "exit_code": 1, **more}
     run.error_file(rank, 0).write_text(json.dumps(record))
