@@ -74,6 +74,9 @@ def start_process_group(config: RunConfig, ranks: Ranks) -> None:
     # DeepSpeed would compile a shared-memory all-reduce here (20 s, needs a compiler) that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    # Ranks here. On CPU ZeRO-3 would else run `numactl` at every reduction of gradients to count them, and fail where a
+    # folder of PATH may not be searched.
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     record_collectives()
     cuda = ranks.device.type == "cuda"
     if cuda:

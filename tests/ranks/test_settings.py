@@ -1,6 +1,7 @@
 """Every setting of a run changes what it says it changes, on real ranks."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -234,6 +235,17 @@ def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any],
 
     more = ("optim.lr=1e-12", "model.new_special_tokens=[<tool>]", f"zero.stage={stage}")
     assert outcome(*RANDOM, *more, look=look) == (320, True, 320)
+
+
+def test_zero3_starts_no_program_at_each_reduction(
+    outcome: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed would ask numactl how many ranks a machine without GPUs has."""
+    asked = tmp_path / "asked"
+    (tmp_path / "numactl").write_text(f"#!/bin/sh\ntouch {asked}\nexit 1\n")
+    (tmp_path / "numactl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert len(outcome("zero.stage=3")) == 3 and not asked.exists()
 
 
 def test_an_answer_that_reaches_sample_tokens_says_that_it_was_cut(outcome: Callable[..., Any]) -> None:

@@ -59,7 +59,7 @@ def test_what_is_no_command_is_refused(ssh: str) -> None:
 def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_status(state="frozen", attempt=0)
-    with pytest.raises(LaunchError, match="nosuchssh: No such file"):
+    with pytest.raises(LaunchError, match="nosuchssh: (No such file|Permission denied)"):
         nodes.launch_nodes(on_nodes("first", "second", ssh="nosuchssh"), run)
     assert run.read_status()["state"] == "failed"
 
