@@ -72,8 +72,7 @@ def resolve_paths(config: RunConfig) -> None:
         for name, source in sources.items():
             _check_spelling(f"data.{kind}.{name}.path", source.path)
     config.runs_dir = _absolute(config.runs_dir)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    config.run_dir = _absolute(config.run_dir or f"{config.runs_dir}/{stamp}-{config.name.replace('/', '-')}")
+    config.run_dir = _absolute(config.run_dir or _new_run_dir(config.runs_dir, config.name))
     config.cache_dir = _absolute(str(cache_root(config)))
     cache = Path(config.cache_dir)
     if not (cache if cache.exists() else _existing_parent(cache)).is_dir():
@@ -96,6 +95,16 @@ def _check_spelling(key: str, path: Optional[str]) -> None:
     if near := near_paths(path):
         raise DataError(f"{key}={path} does not exist", "the path of a file that does, or a glob",
                         " or ".join(f"{key}={place}" for place in near))  # fmt: skip
+
+
+def _new_run_dir(runs_dir: str, name: str) -> str:
+    """``<date>-<time>-<name>``; with a number where a run was made in the same second (a dry run takes less)."""
+    place = new = f"{runs_dir}/{time.strftime('%Y%m%d-%H%M%S')}-{name.replace('/', '-')}"
+    number = 1
+    while os.path.lexists(new):
+        number += 1
+        new = f"{place}-{number}"
+    return new
 
 
 def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:

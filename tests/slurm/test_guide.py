@@ -36,7 +36,7 @@ def test_every_command_of_the_guide(slurm: Cluster, tmp_path: Path) -> None:
         return subprocess.Popen([sys.executable, "-m", "ftdist", *words, *more], env=slurm.env, cwd=tmp_path, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
-    dry, train, status, logs, cancel, resume, resume_on_one, sweep, table = commands()
+    dry, train, status, logs, cancel, resume, resume_and_follow, resume_on_one, sweep, table = commands()
     assert "#SBATCH" in finish(start(dry))
     finish(start(train))
     follower = start(train, "train.max_steps=400", "optim.schedule=constant", f"run_dir={tmp_path / 'here'}")
@@ -51,7 +51,7 @@ def test_every_command_of_the_guide(slurm: Cluster, tmp_path: Path) -> None:
     finish(start(cancel))
     finish(follower, 75)
     assert "resumed after step" in finish(shown)
-    for words, nodes in ((resume, 2), (resume_on_one, 1)):
+    for words, nodes in ((resume, 2), (resume_and_follow, 2), (resume_on_one, 1)):
         again = start(words)
         wait_for_step(slurm, here, here.read_status()["step"] + 5)
         assert slurm.job(here.read_status()["job_id"])["NumNodes"] == str(nodes)

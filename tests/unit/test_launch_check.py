@@ -53,6 +53,17 @@ def test_every_default_becomes_explicit_on_cpu(config: RunConfig, tmp_path: Path
     )
 
 
+def test_runs_of_one_second_have_names_of_their_own(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check.time, "strftime", lambda form: "20260101-120000")
+    names = []
+    for _ in range(3):
+        config.run_dir = None
+        check.resolve(config)
+        Path(config.run_dir or "").mkdir(parents=True)
+        names.append(Path(config.run_dir or "").name)
+    assert names == ["20260101-120000-run", "20260101-120000-run-2", "20260101-120000-run-3"]
+
+
 def test_every_visible_gpu_is_used(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 4)
     plan = check.resolve(config)
