@@ -1,6 +1,5 @@
 """The last page of a run: what was gained, shown by numbers and by answers, and where everything is."""
 
-import shlex
 from contextlib import suppress
 from math import exp
 from typing import Any, Dict, List, Tuple
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftdist.output import shown
+from ftdist.output import shown, typed
 from ftdist.rundir import RunDir
 from ftdist.tables import plain_table, show, show_table
 from ftdist.track.lines import read_records
@@ -75,7 +74,7 @@ def places(run: RunDir) -> List[Tuple[str, str]]:
         found.append(("model", shown(run.export)))
     if any(run.wandb.glob("offline-run-*")):
         # One for each attempt, all of the same W&B run.
-        found.append(("W&B", f"offline; upload it with: wandb sync {shlex.quote(shown(run.wandb))}/offline-run-*"))
+        found.append(("W&B", f"offline; upload it with: wandb sync {typed(run.wandb)}/offline-run-*"))
     return found
 
 

@@ -273,7 +273,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: p
     assert "cannot load the tokenizer nobody/llama" in found["tokenisation, 10 checks"].cause
 
 
-def _numbers(config: Any, folder: Path) -> List[Check]:
+def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     from ftdist.data.prepare import prepare
     from ftdist.train import ranks as rank_setup
     from ftdist.verify.main import number_checks_or_cause
@@ -282,7 +282,7 @@ def _numbers(config: Any, folder: Path) -> List[Check]:
     prepare(config)
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)
-    number_checks_or_cause(config, folder, ranks, quick=True)
+    number_checks_or_cause(config, folder, ranks, quick)
     return read(folder)
 
 
@@ -298,19 +298,11 @@ def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
 
 
 def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
-    from ftdist.data.prepare import prepare
-    from ftdist.train import ranks as rank_setup
     from ftdist.verify import numbers
-    from ftdist.verify.main import number_checks_or_cause
 
     export = numbers.export_checkpoint
     numbers.export_checkpoint = lambda newest, *to: export(newest.with_name("step-00000001"), *to)
-    rank_setup.quiet_libraries()
-    prepare(config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.start_process_group(config, ranks)
-    number_checks_or_cause(config, folder, ranks, quick=False)
-    return read(folder)
+    return _numbers(config, folder, quick=False)
 
 
 def test_an_export_that_misses_a_step_of_bf16(tmp_path: Path) -> None:
