@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from ftdist/config.py, ftdist/launch_config.py and conf/ (`make docs`).
+"""Write docs/configuration.md from ftdist/config/schema.py, ftdist/config/launch.py and conf/ (`make docs`).
 
 Types and defaults come from the dataclasses, the text under each field from the source by ast.
 """
@@ -10,7 +10,7 @@ import re
 import typing
 from pathlib import Path
 
-from ftdist import config
+from ftdist.config import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 INTRO = """\
 # Configuration reference
 
-<!-- Generated from ftdist/config.py, ftdist/launch_config.py and conf/ by `make docs`: edit those. -->
+<!-- Generated from ftdist/config/schema.py, ftdist/config/launch.py and conf/ by `make docs`: edit those. -->
 
 Every setting of a run, by group. Set one on the command line, `ftdist train experiment=demo optim.lr=2e-5`, or in a
 YAML file of your own config folder (`--config-dir`). `ftdist train … --cfg job` prints what a command line amounts to.
@@ -91,7 +91,7 @@ def section(title: str, cls: type, prefix: str) -> list[str]:
         lines.append("| " + " | ".join(row) + " |")
     lines.append("")
     for name, hint in hints.items():
-        if cls is not config.RunConfig and dataclasses.is_dataclass(hint):
+        if cls is not schema.RunConfig and dataclasses.is_dataclass(hint):
             lines += section(f"{title}.{name}", hint, f"{prefix}{name}.")  # type: ignore[arg-type]
     return lines
 
@@ -106,12 +106,12 @@ def page() -> str:
             "A whole run each: " + ", ".join(f"`experiment={n}`" for n in experiments) + ".",
             "",
         ]
-    lines += section("run", config.RunConfig, "")
-    for name, hint in typing.get_type_hints(config.RunConfig).items():
+    lines += section("run", schema.RunConfig, "")
+    for name, hint in typing.get_type_hints(schema.RunConfig).items():
         if dataclasses.is_dataclass(hint):
             lines += section(name, hint, f"{name}.")  # type: ignore[arg-type]
             if name == "data":
-                lines += section("source", config.SourceConfig, "data.sources.NAME.")
+                lines += section("source", schema.SourceConfig, "data.sources.NAME.")
     return "\n".join(lines).rstrip() + "\n"
 
 

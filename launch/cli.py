@@ -9,9 +9,9 @@ from types import ModuleType
 from typing import Dict, List, NoReturn, Optional
 
 from ftdist import __version__
-from ftdist.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
-from ftdist.nearest import nearest
-from ftdist.output import Output
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
+from ftdist.base.names import nearest
+from ftdist.base.output import Output
 
 EXAMPLES = """\
 examples:
@@ -32,26 +32,26 @@ class Verb:
 VERBS: Dict[str, Verb] = {
     "train": Verb("train", "[OVERRIDE…]", "compose a config, freeze it, start the ranks here, wait"),
     "demo": Verb("train", "[OVERRIDE…]", "train experiment=demo: a small real model on this machine, in minutes"),
-    "prepare": Verb("data", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
-    "preview": Verb("data", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
+    "prepare": Verb("prepare", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
+    "preview": Verb("preview", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
     "verify": Verb("verify", "[OVERRIDE…]", "check a config here: data, isolation, loss, gradient, saving"),
-    "resume": Verb("runs", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "go on from the newest checkpoint, on other ranks too"),
-    "status": Verb("runs", "[RUN_DIR…]", "a table of runs"),
-    "sweep": Verb("sweeps", "SWEEP_DIR", "a table of a sweep's trials, best first"),
-    "logs": Verb("control", "RUN_DIR", "what a run has printed; -f follows it"),
-    "cancel": Verb("control", "RUN_DIR|SWEEP_DIR", "stop a run or sweep: save, then end; --now ends it at once"),
-    "node": Verb("nodes", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),
-    "eval": Verb("runs", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
-    "export": Verb("runs", "RUN_DIR", "write a checkpoint in Hugging Face format"),
-    "chat": Verb("runs", "RUN_DIR|MODEL", "talk to what was trained"),
+    "resume": Verb("resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "go on from the newest checkpoint, on other ranks too"),
+    "status": Verb("status", "[RUN_DIR…]", "a table of runs"),
+    "sweep": Verb("sweep", "SWEEP_DIR", "a table of a sweep's trials, best first"),
+    "logs": Verb("logs", "RUN_DIR", "what a run has printed; -f follows it"),
+    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "stop a run or sweep: save, then end; --now ends it at once"),
+    "node": Verb("node", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),
+    "eval": Verb("eval", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
+    "export": Verb("export", "RUN_DIR", "write a checkpoint in Hugging Face format"),
+    "chat": Verb("chat", "RUN_DIR|MODEL", "talk to what was trained"),
     "completion": Verb("completion", "bash|zsh|fish", "print the script for tab completion"),
 }
 
 INTERNAL = {
-    "_begin": Verb("batch", "RUN_DIR", "called by the batch script: a new attempt, model and data ready"),
-    "_end": Verb("batch", "RUN_DIR", "called by the batch script: how the attempt ended, and whether to go on"),
+    "_begin": Verb("batch_script", "RUN_DIR", "called by the batch script: a new attempt, model and data ready"),
+    "_end": Verb("batch_script", "RUN_DIR", "called by the batch script: how the attempt ended, and whether to go on"),
     "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stops what its launcher, once killed, leaves elsewhere"),
-    "_moved": Verb("batch", "RUN_DIR", "called by the batch script: the run goes on in another job"),
+    "_moved": Verb("batch_script", "RUN_DIR", "called by the batch script: the run goes on in another job"),
 }
 
 
@@ -93,7 +93,7 @@ def dispatch(argv: List[str]) -> int:
         return EXIT_DONE
     name, rest = argv[0], argv[1:]
     if name == "_complete":  # called by the completion scripts
-        from .completion import complete
+        from ftdist.launch.verbs.completion import complete
 
         return complete(rest)
     verbs = VERBS | INTERNAL
@@ -109,7 +109,7 @@ def dispatch(argv: List[str]) -> int:
 
 
 def _module(verb: Verb) -> ModuleType:
-    return importlib.import_module(f".{verb.module}", __package__)
+    return importlib.import_module(f"ftdist.launch.verbs.{verb.module}")
 
 
 def parser_of(name: str) -> Parser:

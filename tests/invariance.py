@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config import Precision, RunConfig, SourceConfig
+from ftdist.config.schema import Precision, RunConfig, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.correctness_page import write_table
 from tests.families import FAMILIES
@@ -157,9 +157,9 @@ def _references(cases: List[Case], folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ftdist.data.cache import data_folder
     from ftdist.model.load import DTYPES
-    from ftdist.train import ranks as rank_setup
+    from ftdist.parallel import ranks as rank_setup
+    from ftdist.run.prepared import data_folder
     from ftdist.verify.compare import expect
     from ftdist.verify.reference import read_rows, row_order
 
@@ -189,8 +189,8 @@ def each_training(configs: List[RunConfig], folder: Path) -> Iterator[Any]:
     """The real assembly of each config in turn, on these ranks, whose process group is set up once."""
     import torch.distributed as dist
 
-    from ftdist.rundir import RunDir
-    from ftdist.train import ranks as rank_setup
+    from ftdist.parallel import ranks as rank_setup
+    from ftdist.run.rundir import RunDir
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
 

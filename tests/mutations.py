@@ -20,7 +20,7 @@ INVARIANCE = "tests/ranks/test_invariance.py::test_every_pair_of_choices"
 CASES = "llama-stage3-4ranks-accum2-packed-fp32 or gemma3-stage2-4ranks-accum2 or gpt2-stage1-4ranks-accum1"
 SUITES = {
     "invariance suite": [INVARIANCE, "-k", CASES],
-    "unit tests": [f"tests/unit/test_{name}.py" for name in ("model_loss", "data_loader", "model_attention")],
+    "unit tests": [f"tests/unit/{name}" for name in ("objective", "data/test_loader.py", "model/test_attention.py")],
 }  # fmt: skip
 
 
@@ -32,13 +32,18 @@ class Mutation:
     put: str
 
 
-LOOP, LOADER, LOSS = "ftdist/train/loop.py", "ftdist/data/loader.py", "ftdist/model/loss.py"
+LOOP, LOADER, LOSS, ENGINE = (
+    "ftdist/train/loop.py",
+    "ftdist/data/loader.py",
+    "ftdist/model/forward.py",
+    "ftdist/engine/engine.py",
+)
 MUTATIONS = [
     Mutation("no token weighting: the mean of the micro-batches' means", LOOP,
              "backward(engine, loss / trained_tokens, ranks.world_size)",
              "backward(engine, loss / max(batch.num_trained, 1) / plan.grad_accum_steps / ranks.world_size, "
              "ranks.world_size)"),
-    Mutation("divided by the accumulation steps twice", "ftdist/zero/engine.py", "scale_wrt_gas=False",
+    Mutation("divided by the accumulation steps twice", ENGINE, "scale_wrt_gas=False",
              "scale_wrt_gas=True"),
     Mutation("labels not shifted", LOSS, "targets = batch.labels[0, 1:]", "targets = batch.labels[0]"),
     Mutation("mask one position off", LOADER, "np.where(trained == 1,", "np.where(np.roll(trained, 1) == 1,"),
@@ -48,7 +53,7 @@ MUTATIONS = [
              "np.concatenate([np.arange(length) for length in lengths])", "np.arange(sum(lengths))"),
     Mutation("padding masked by its id, which is the stop token's", LOADER, "label[0] = IGNORED",
              "label[0] = IGNORED; label[ids[-1] == pad_id] = IGNORED"),
-    Mutation("averaged over ranks instead of summed", "ftdist/zero/engine.py", "loss_share * world_size", "loss_share"),
+    Mutation("averaged over ranks instead of summed", ENGINE, "loss_share * world_size", "loss_share"),
     Mutation("the last partial round of an evaluation skipped", "ftdist/train/evaluate.py",
              "range(0, dataset.num_rows, per_round)", "range(0, dataset.num_rows - per_round + 1, per_round)"),
     Mutation("the schedule stepped twice", LOOP, "learning_rate(config.optim, index,",

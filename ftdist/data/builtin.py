@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-from ftdist.errors import DataError
+from ftdist.base.errors import DataError
 
 DEFAULT_FAKE_DOCUMENTS = 1000
 MIN_ANSWER, MAX_ANSWER = 30, 1200  # characters: shorter ones say nothing, longer ones are manuals

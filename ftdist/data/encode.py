@@ -7,7 +7,7 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Tuple
 
 import numpy as np
 
-from ftdist.config import Format, LongDocuments
+from ftdist.config.schema import Format, LongDocuments
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Rendered, Renderer, Tokenised, render, tokenise
 from ftdist.data.sources import Located

@@ -7,9 +7,9 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 
-from ftdist.data.cache import is_ready, read_meta
+from ftdist.base.errors import DataError
 from ftdist.data.order import row_ids, train_rows
-from ftdist.errors import DataError
+from ftdist.run.prepared import is_ready, read_meta
 
 __all__ = ["MicroBatch", "PreparedSet", "micro_batch", "open_set", "row_ids", "train_rows"]
 

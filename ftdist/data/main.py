@@ -9,15 +9,15 @@ import warnings
 from pathlib import Path
 from typing import Callable, List, Optional
 
-from ftdist.config import RunConfig, load_config, parse_config
-from ftdist.config_checks import check_data
-from ftdist.data.cache import data_folder, is_ready, read_meta
-from ftdist.data.sample import print_table
-from ftdist.errors import EXIT_DONE, EXIT_FAILED, FtdistError
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, FtdistError
+from ftdist.config.checks import check_data
+from ftdist.config.schema import RunConfig, load_config, parse_config
+from ftdist.run.prepared import data_folder, is_ready, read_meta
+from ftdist.run.sample import print_table
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Returns the exit code (see ``ftdist.errors``)."""
+    """Returns the exit code (see ``ftdist.base.errors``)."""
     parser = argparse.ArgumentParser(prog="python -m ftdist.data.main", description=__doc__)
     parser.add_argument("command", choices=["prepare", "preview"])
     parser.add_argument("config", help="a YAML file, or - for standard input")

@@ -5,7 +5,7 @@ from typing import Tuple
 
 import numpy as np
 
-from ftdist.batching import BatchPlan
+from ftdist.plan.batch import BatchPlan
 
 
 def permutation(seed: int, stream: int, count: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from html import escape
 from typing import TYPE_CHECKING, List
 
-from ftdist.data.sample import printable
+from ftdist.run.sample import printable
 
 if TYPE_CHECKING:
     from ftdist.data.preview import Piece, ShownDocument, ShownRow

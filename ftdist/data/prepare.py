@@ -8,29 +8,21 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 
 import numpy as np
 
-from ftdist.config import RunConfig, SourceConfig
-from ftdist.data.cache import FORMAT_VERSION, META, data_folder, is_ready
+from ftdist.base.errors import ConfigError, DataError
+from ftdist.base.temporary import beside, remove_rests
+from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.data.encode import Encoded, HashedPrompt, Task, content_hash, encode, smallest
 from ftdist.data.order import permutation
-from ftdist.data.packing import one_each, pack
+from ftdist.data.pack import one_each, pack
 from ftdist.data.progress import Report, show_progress
 from ftdist.data.render import make_renderer
 from ftdist.data.sources import Located, chunks, read_source
-from ftdist.data.stats import (
-    check_not_empty,
-    sample,
-    set_stats,
-    settings,
-    source_stats,
-    tokenizer_stats,
-    warnings,
-)
+from ftdist.data.stats import check_not_empty, sample, set_stats, settings, source_stats, tokenizer_stats, warnings
 from ftdist.data.store import SetWriter, split_encoded
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.workers import available_cores, ordered_map
-from ftdist.errors import ConfigError, DataError
-from ftdist.rests import beside, remove_rests
-from ftdist.rundir import write_json
+from ftdist.run.prepared import FORMAT_VERSION, META, data_folder, is_ready
+from ftdist.run.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000

@@ -11,14 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from ftdist.config import RunConfig
-from ftdist.data.cache import data_folder, is_ready, read_meta
+from ftdist.config.schema import RunConfig
 from ftdist.data.loader import open_set, row_ids
 from ftdist.data.page import page
 from ftdist.data.prepare import build
-from ftdist.data.sample import TRAINED, print_left_out, print_legend, print_table, print_tokens, printable, shown_parts
 from ftdist.data.stats import token_pieces
 from ftdist.data.tokenizer import load_tokenizer
+from ftdist.run.prepared import data_folder, is_ready, read_meta
+from ftdist.run.sample import TRAINED, print_left_out, print_legend, print_table, print_tokens, printable, shown_parts
 
 PREVIEW_DOCUMENTS = 200
 

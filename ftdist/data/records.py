@@ -5,8 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
-from ftdist.config import Format
-from ftdist.errors import DataError
+from ftdist.base.errors import DataError
+from ftdist.config.schema import Format
 
 Record = Dict[str, Any]
 Message = Dict[str, Any]

@@ -10,9 +10,9 @@ from typing import Any, List, Optional, Pattern, Tuple
 
 import numpy as np
 
-from ftdist.config import Format, TrainOn
+from ftdist.base.errors import DataError
+from ftdist.config.schema import Format, TrainOn
 from ftdist.data.records import Document
-from ftdist.errors import DataError
 
 Span = Tuple[int, int]
 NO_SPAN: Span = (0, 0)

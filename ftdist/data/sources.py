@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Iterator, List, Tuple
 
-from ftdist.config import SourceConfig
+from ftdist.base.errors import DataError
+from ftdist.config.schema import SourceConfig
 from ftdist.data.builtin import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
-from ftdist.data.files import is_saved_dataset, source_files
-from ftdist.errors import DataError
+from ftdist.run.source_files import is_saved_dataset, source_files
 
 SHOWN_AROUND = 30
 """Characters on each side of where JSON is broken."""

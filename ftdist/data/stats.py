@@ -5,9 +5,9 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
-from ftdist.config import RunConfig
+from ftdist.base.errors import DataError
+from ftdist.config.schema import RunConfig
 from ftdist.data.store import SetWriter
-from ftdist.errors import DataError
 
 SAMPLE_TOKENS = 256
 DROPPED = "dropped: "

@@ -2,10 +2,10 @@
 
 from typing import Any, Dict
 
-from ftdist.config import RunConfig
-from ftdist.data.cache import template_text
-from ftdist.errors import ConfigError
-from ftdist.locations import tokenizer_location
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+from ftdist.run.locations import tokenizer_location
+from ftdist.run.prepared import template_text
 
 SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Deque, Iterable, Iterator, Optional
 
-from ftdist.errors import FtdistError
+from ftdist.base.errors import FtdistError
 
 IN_FLIGHT_PER_WORKER = 3
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, PretrainedConfig
 
-from ftdist.config import Attention
-from ftdist.errors import ConfigError
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import Attention
 
 Output = Tuple[torch.Tensor, None]
 DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"

@@ -2,7 +2,7 @@
 
 The model is built on the meta device, where it has shapes and no weights, so this takes seconds for any size. What
 cannot be built, is no causal language model or reads in both directions is refused here; what is found is kept in the
-cache (``ftdist.model.facts``).
+cache (``ftdist.run.model_facts``).
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftdist.config import RunConfig, parse_config
-from ftdist.errors import ConfigError, FtdistError
-from ftdist.locations import model_location
-from ftdist.model.facts import ModelFacts, write_facts
+from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.config.schema import RunConfig, parse_config
 from ftdist.model.load import model_config
+from ftdist.run.locations import model_location
+from ftdist.run.model_facts import ModelFacts, write_facts
 
 CAUSAL = "a decoder-only language model, e.g. llama, qwen3, gpt2"
 NEAR = 0.8

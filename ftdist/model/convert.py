@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ftdist.errors import ConfigError, FtdistError
-from ftdist.rests import beside, remove_rests
+from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.base.temporary import beside, remove_rests
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

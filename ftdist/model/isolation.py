@@ -16,8 +16,8 @@ from typing import Any, List
 
 import torch
 
-from ftdist.errors import ConfigError
-from ftdist.model.loss import forward_logits
+from ftdist.base.errors import ConfigError
+from ftdist.model.forward import forward_logits
 
 LENGTHS = (7, 9, 5)
 CHANGED = 2

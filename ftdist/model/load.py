@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ftdist.config import Attention, Precision, RunConfig
-from ftdist.errors import ConfigError
-from ftdist.locations import model_location
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.attention import implementation
 from ftdist.model.vocabulary import whole
+from ftdist.run.locations import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 

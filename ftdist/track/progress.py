@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from ftdist.output import Output
+from ftdist.base.output import Output
 
 PLAIN_LINES = 50
 """About how many plain lines a run prints where the output is not a terminal."""

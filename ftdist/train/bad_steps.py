@@ -8,9 +8,9 @@ import math
 import statistics
 from typing import Any, Dict, List, Optional, Sequence
 
-from ftdist.config import TrainConfig
+from ftdist.base.errors import TrainError
+from ftdist.config.schema import TrainConfig
 from ftdist.data.loader import row_ids
-from ftdist.errors import TrainError
 from ftdist.train.state import Done, Training
 
 MAD_TO_DEVIATION = 1.4826

@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 
 from ftdist.data.loader import micro_batch
-from ftdist.model.loss import token_loss
+from ftdist.model.forward import token_loss
+from ftdist.parallel.ranks import Ranks, reduce_sum
 from ftdist.track.report import CUT
 from ftdist.train.preempt import Preemption
-from ftdist.train.ranks import Ranks, reduce_sum
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import threading
 
 sys.path.pop(0)  # a script's own folder is no place to import from
 
-from ftdist.errors import EXIT_FAILED
+from ftdist.base.errors import EXIT_FAILED
 from ftdist.train.main import main
 
 NUMBERS = {

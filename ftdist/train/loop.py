@@ -9,13 +9,13 @@ from typing import Any, Dict, Optional
 import torch
 
 from ftdist.data.loader import micro_batch, row_ids, train_rows
-from ftdist.model.loss import token_loss
+from ftdist.engine.engine import backward, set_lr, step
+from ftdist.model.forward import token_loss
+from ftdist.parallel.ranks import peak_memory_gib, reduce_sum
 from ftdist.train.bad_steps import bad_record, note_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, say_rows
-from ftdist.train.ranks import peak_memory_gib, reduce_sum
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
-from ftdist.zero.engine import backward, set_lr, step
 
 SAVE_WORTH_SAYING_S = 1.0
 

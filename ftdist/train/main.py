@@ -11,34 +11,34 @@ from typing import Any, Dict, List, Optional
 import torch
 from rich.console import Console
 
-from ftdist.batching import plan_resumed
-from ftdist.config import DebugConfig, RunConfig, load_config
-from ftdist.data.cache import data_folder, is_ready, read_meta
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
+from ftdist.checkpoint.export import export_checkpoint
+from ftdist.checkpoint.saver import Saver, hf_files
+from ftdist.config.schema import DebugConfig, RunConfig, load_config
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
+from ftdist.engine.engine import build_engine, parameter_shape
 from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.rundir import STOPPED, RunDir
+from ftdist.parallel import ranks as rank_setup
+from ftdist.parallel.ranks import Ranks
+from ftdist.plan.batch import plan_resumed
+from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.disk import checkpoints_to_come, require_space
+from ftdist.run.prepared import data_folder, is_ready, read_meta
+from ftdist.run.rundir import STOPPED, RunDir
 from ftdist.track.progress import Progress, task
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, record_gap, rewind
-from ftdist.train import ranks as rank_setup
 from ftdist.train.bad_steps import restored
 from ftdist.train.evaluate import set_stop_tokens
 from ftdist.train.loop import train
-from ftdist.train.memory import explained
+from ftdist.train.out_of_memory import explained
 from ftdist.train.preempt import Preemption
-from ftdist.train.ranks import Ranks
 from ftdist.train.state import Done, Training
 from ftdist.train.watchdog import Watchdog
-from ftdist.zero.engine import build_engine, parameter_shape
-from ftdist.zero.export import export_checkpoint
-from ftdist.zero.saver import Saver, hf_files
-from ftdist.zero.settings import deepspeed_settings
-from ftdist.zero.space import checkpoints_to_come, require_space
 
 LAST_SAVE_S = 30.0
 

@@ -4,8 +4,8 @@ import signal
 import threading
 from typing import Any
 
-from ftdist.errors import LaunchError
-from ftdist.rundir import RunDir
+from ftdist.base.errors import LaunchError
+from ftdist.run.rundir import RunDir
 
 
 class Preemption:

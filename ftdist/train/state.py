@@ -3,14 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Dict, List, Optional
 
-from ftdist.batching import BatchPlan
-from ftdist.config import RunConfig
-from ftdist.rundir import RunDir
+from ftdist.checkpoint.saver import Saver
+from ftdist.config.schema import RunConfig
+from ftdist.parallel.ranks import Ranks
+from ftdist.plan.batch import BatchPlan
+from ftdist.run.rundir import RunDir
 from ftdist.track.progress import Progress
 from ftdist.track.tracker import Tracker
 from ftdist.train.preempt import Preemption
-from ftdist.train.ranks import Ranks
-from ftdist.zero.saver import Saver
 
 
 @dataclass

@@ -24,10 +24,10 @@ from typing import Any, Callable, Dict, List, Optional
 import psutil
 import torch.distributed as dist
 
-from ftdist.errors import EXIT_FAILED
-from ftdist.rundir import RunDir, write_json
-from ftdist.train.collectives import Collectives, read_collectives
-from ftdist.train.ranks import Ranks, rendezvous_store
+from ftdist.base.errors import EXIT_FAILED
+from ftdist.parallel.collectives import Collectives, read_collectives
+from ftdist.parallel.ranks import Ranks, rendezvous_store
+from ftdist.run.rundir import RunDir, write_json
 
 POLL_S = 1.0
 ANSWERS_S = 3.0

@@ -10,12 +10,12 @@ from typing import Any, Iterable, List, Optional, Tuple
 
 import torch
 
-from ftdist.config import Precision
+from ftdist.config.schema import Precision
+from ftdist.engine.whole import Tensors, first_moments, whole_weights
 from ftdist.train.evaluate import evaluate
 from ftdist.train.loop import train_step
 from ftdist.train.state import Training
 from ftdist.verify.reference import Document, Reference, Rows, adamw, adamw_step, mean_loss
-from ftdist.zero.whole import Tensors, first_moments, whole_weights
 
 SMALL_GRADIENT = {Precision.fp32: 1e-3, Precision.bf16: 1e-1}
 """A parameter whose gradient is a smaller share of the whole gradient than this is measured against this share. The

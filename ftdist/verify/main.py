@@ -8,19 +8,20 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ftdist.batching import BatchPlan
-from ftdist.config import RunConfig, dump_config, load_config
-from ftdist.data.cache import read_meta
+from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
+from ftdist.config.schema import RunConfig, dump_config, load_config
 from ftdist.data.order import row_ids, train_rows
 from ftdist.data.prepare import prepare
-from ftdist.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.model.check import check_model
-from ftdist.model.facts import check_fit
-from ftdist.rundir import RunDir
-from ftdist.train import ranks as rank_setup
-from ftdist.train.ranks import Ranks
+from ftdist.parallel import ranks as rank_setup
+from ftdist.parallel.ranks import Ranks
+from ftdist.plan.batch import BatchPlan
+from ftdist.run import checks
+from ftdist.run.model_facts import check_fit
+from ftdist.run.prepared import read_meta
+from ftdist.run.rundir import RunDir
 from ftdist.train.schedule import learning_rate
-from ftdist.verify import checks, tokens
+from ftdist.verify import tokens
 from ftdist.verify.numbers import NUMBERS, number_checks
 from ftdist.verify.reference import expected_lr, row_order
 from ftdist.verify.trial import Missing, Trial, make_trial, missing_model, missing_tokenizer, use_generated_chats

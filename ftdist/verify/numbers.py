@@ -14,25 +14,25 @@ from typing import Any, Callable, List, Optional, Tuple
 import torch
 import torch.distributed as dist
 
-from ftdist.config import Precision, RunConfig
-from ftdist.data.cache import data_folder
+from ftdist.base.errors import FtdistError
+from ftdist.checkpoint.export import export_checkpoint
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.loader import micro_batch
-from ftdist.errors import FtdistError
-from ftdist.locations import model_location
+from ftdist.engine.whole import Tensors, whole_weights
+from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.model.loss import forward_logits
-from ftdist.rundir import RunDir
+from ftdist.parallel.ranks import Ranks
+from ftdist.run.checks import Check, failed, judge, not_run, passed
+from ftdist.run.locations import model_location
+from ftdist.run.prepared import data_folder
+from ftdist.run.rundir import RunDir
 from ftdist.train.loop import train, train_step
 from ftdist.train.main import assemble, never_two_documents
 from ftdist.train.preempt import Preemption
-from ftdist.train.ranks import Ranks
 from ftdist.train.state import Training
-from ftdist.verify.checks import Check, failed, judge, not_run, passed
 from ftdist.verify.compare import ALLOWED, Deviation, Expected, deviate, expect, largest, relative
 from ftdist.verify.reference import read_rows, row_order
-from ftdist.zero.export import export_checkpoint
-from ftdist.zero.whole import Tensors, whole_weights
 
 Report = Callable[[Check], None]
 ISOLATION, LOSS, UPDATE, PRECISION = ("packing isolation", "loss and gradient", "optimizer step", "loss as configured")

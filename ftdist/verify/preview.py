@@ -8,7 +8,7 @@ from typing import List, Optional
 import numpy as np
 import torch
 
-from ftdist.config import Attention, RunConfig
+from ftdist.config.schema import Attention, RunConfig
 from ftdist.data.main import quiet_libraries, run_step
 from ftdist.data.preview import Losses, preview
 from ftdist.data.tokenizer import load_tokenizer

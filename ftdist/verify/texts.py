@@ -9,10 +9,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Pattern
 
 import numpy as np
 
-from ftdist.config import TrainOn
+from ftdist.config.schema import TrainOn
 from ftdist.data.records import Document, Message
 from ftdist.data.render import Renderer
-from ftdist.verify.checks import Check, judge, not_run
+from ftdist.run.checks import Check, judge, not_run
 
 TEXT, MESSAGES, PROMPT, BOS, ANSWERS = (
     "text survives tokenisation", "every message is rendered", "training prompt = chat prompt", "exactly one BOS",

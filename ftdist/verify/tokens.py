@@ -7,8 +7,7 @@ from typing import Any, FrozenSet, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from ftdist.config import Format, LongDocuments, RunConfig
-from ftdist.data.cache import read_meta
+from ftdist.config.schema import Format, LongDocuments, RunConfig
 from ftdist.data.encode import STOP_WITHIN
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import list_parts, make_task
@@ -16,8 +15,9 @@ from ftdist.data.records import Document, read_record
 from ftdist.data.render import Renderer, render, tokenise
 from ftdist.data.sources import read_source
 from ftdist.data.tokenizer import load_tokenizer
+from ftdist.run.checks import Check, judge, not_run
+from ftdist.run.prepared import read_meta
 from ftdist.verify import texts
-from ftdist.verify.checks import Check, judge, not_run
 from ftdist.verify.reference import read_rows
 from ftdist.verify.texts import Sample, text_checks
 

@@ -10,13 +10,13 @@ from typing import Any, List, Optional, Tuple
 import psutil
 import torch
 
-from ftdist.config import Format, LongDocuments, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
-from ftdist.data.cache import template_text
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import Format, LongDocuments, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.errors import ConfigError
-from ftdist.locations import model_location, tokenizer_location
 from ftdist.model.load import model_config
-from ftdist.verify.standin import class_by_name, count_parameters, default_architecture, dropouts, fits, standin
+from ftdist.model.standin import class_by_name, count_parameters, default_architecture, dropouts, fits, standin
+from ftdist.run.locations import model_location, tokenizer_location
+from ftdist.run.prepared import template_text
 
 DOCUMENTS, QUICK_DOCUMENTS, HELDOUT_DOCUMENTS = 200, 50, 4
 MOST_CPU_PARAMETERS = 50_000_000  # the whole of the checks stays within a minute or two

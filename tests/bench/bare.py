@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from ftdist.config import Precision, RunConfig
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.order import row_ids
 from ftdist.verify.reference import read_rows
 

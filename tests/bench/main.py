@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # this file is started by its path, and uses the tests' own tools
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-from ftdist.launch.machine import visible_gpus  # noqa: E402
+from ftdist.launch.attempt.machine import visible_gpus  # noqa: E402
 from tests.bench import preparation, saving, startup, tax  # noqa: E402
 from tests.bench.figures import Section  # noqa: E402
 from tests.bench.report import machine, read_sections, write_report  # noqa: E402

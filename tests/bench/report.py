@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 
 import psutil
 
-from ftdist.launch.machine import cpu_cores, package_versions, visible_gpus
+from ftdist.launch.attempt.machine import cpu_cores, package_versions, visible_gpus
 from tests.bench.figures import Section
 
 NAME = "benchmarks"

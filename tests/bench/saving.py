@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from ftdist.config import RunConfig
+from ftdist.config.schema import RunConfig
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.subject import assemble_run, make_subject, num_ranks, parameter_count, start_rank
 from tests.bench.tax import at_stage
@@ -110,7 +110,7 @@ def _deepspeed_save(training: Any) -> Path:
 
 
 def _hash(file: Path) -> None:
-    from ftdist.zero.durable import sha256_of
+    from ftdist.checkpoint.durable import sha256_of
 
     if file.is_file():
         sha256_of(file)

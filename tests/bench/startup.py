@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.processes import run_ftdist
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ftdist.config import RunConfig
-from ftdist.launch.machine import cpu_cores, visible_gpus
+from ftdist.config.schema import RunConfig
+from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 CPU_RANKS = 2
@@ -25,7 +25,7 @@ def make_subject(folder: Path, quick: bool, *overrides: str) -> RunConfig:
 
     One document a row, so that a loop that knows nothing of packing does the same work.
     """
-    from ftdist.train.ranks import quiet_libraries
+    from ftdist.parallel.ranks import quiet_libraries
 
     quiet_libraries()
     cuda = bool(visible_gpus())
@@ -60,7 +60,7 @@ def _write_texts(path: Path, length: int) -> None:
 
 def start_rank(config: RunConfig) -> Any:
     """Make this forked process one of the run's ranks, silent, and not to outlive the benchmark."""
-    from ftdist.train import ranks as rank_setup
+    from ftdist.parallel import ranks as rank_setup
 
     rank_setup.die_with_parent()
     rank_setup.quiet_libraries()
@@ -77,7 +77,7 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
     """What a real run works with: ``ftdist.train.main``'s own assembly, in a run directory of its own."""
     import torch.distributed as dist
 
-    from ftdist.rundir import RunDir
+    from ftdist.run.rundir import RunDir
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
 
@@ -90,6 +90,6 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
 
 
 def parameter_count(engine: Any) -> int:
-    from ftdist.zero.engine import parameter_shape
+    from ftdist.engine.engine import parameter_shape
 
     return sum(parameter_shape(parameter).numel() for parameter in engine.module.parameters())

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
-from ftdist.config import RunConfig
+from ftdist.config.schema import RunConfig
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.subject import assemble_run, make_subject, num_ranks, parameter_count, start_rank
 from tests.spawn import run_ranks
@@ -61,7 +61,7 @@ def at_stage(config: RunConfig, stage: int) -> RunConfig:
 
 
 def _on_rank(config: RunConfig, folder: Path, rounds: int) -> Dict[str, Any]:
-    from ftdist.data.cache import data_folder
+    from ftdist.run.prepared import data_folder
     from tests.bench.bare import BareLoop
 
     ranks = start_rank(config)
@@ -136,7 +136,7 @@ def _timed(step: Step, index: int) -> Tuple[float, float, float]:
 
 def _largest_difference(losses: Dict[str, List[float]], ranks: Any) -> float:
     """Relative, between ftdist's losses and those of the bare loop (of which each rank knows its share)."""
-    from ftdist.train.ranks import reduce_sum
+    from ftdist.parallel.ranks import reduce_sum
 
     bare = [total / ranks.world_size for total in reduce_sum(losses["bare"], ranks.device)]
     worst = max(abs(a - b) / abs(b) for a, b in zip(losses["ftdist"], bare, strict=True))

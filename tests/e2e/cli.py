@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import psutil
 
-from ftdist.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir, read_json
 
 FTDIST = [sys.executable, "-m", "ftdist"]
 MARK = "FTDIST_E2E"

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Callable, Tuple
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import SMOKE, assert_same, finished_run, kill_tree, newest_step, start, succeed, wait_until
 
 MAX_STEPS = 10

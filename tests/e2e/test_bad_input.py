@@ -10,7 +10,7 @@ from typing import Dict, List, Mapping, NamedTuple, Sequence
 
 import pytest
 
-from ftdist.errors import EXIT_USAGE
+from ftdist.base.errors import EXIT_USAGE
 from tests.e2e.cli import SMOKE as SMOKE_RUN
 from tests.e2e.cli import Done, finished_run, ftdist, succeed
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.config import load_config
-from ftdist.errors import EXIT_PREEMPTED, EXIT_USAGE
-from ftdist.rundir import RunDir
+from ftdist.base.errors import EXIT_PREEMPTED, EXIT_USAGE
+from ftdist.config.schema import load_config
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import SMOKE, finished_run, ftdist, interrupt, newest_step, start, succeed, wait_until
 
 SETTINGS = (*SMOKE, "train.precision=fp32", "zero.stage=3", "train.max_steps=8", "train.eval_every=null",

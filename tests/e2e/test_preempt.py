@@ -9,8 +9,8 @@ from typing import Iterator
 import psutil
 import pytest
 
-from ftdist.errors import EXIT_FAILED, EXIT_PREEMPTED
-from ftdist.rundir import RunDir
+from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import (
     PADDED_ZERO3,
     SMOKE,

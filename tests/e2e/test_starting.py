@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.errors import EXIT_USAGE
-from ftdist.rundir import RunDir
+from ftdist.base.errors import EXIT_USAGE
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import (
     PADDED_ZERO3,
     SMOKE,

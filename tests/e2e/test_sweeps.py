@@ -10,8 +10,8 @@ from typing import List
 import pytest
 import yaml
 
-from ftdist.config import load_config
-from ftdist.launch.sweeps import SweepDir, objective
+from ftdist.config.schema import load_config
+from ftdist.launch.sweeps.folder import SweepDir, objective
 from tests.e2e.cli import Done, ftdist, interrupt, kill_tree, start, succeed, wait_until
 
 pytestmark = pytest.mark.timeout(600)

@@ -10,8 +10,8 @@ from typing import Dict
 
 import pytest
 
-from ftdist.errors import EXIT_USAGE
-from ftdist.rundir import RunDir
+from ftdist.base.errors import EXIT_USAGE
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import PADDED_ZERO3, SMOKE, copy_of, finished_run, ftdist, succeed
 
 # What anyone would do with the folder, and with the checkpoint's files, which any reader of safetensors opens.

@@ -14,7 +14,7 @@ class Crash(BaseException):
 
 
 class Disk:
-    """Stands in for ``os`` in ftdist.zero.durable, on top of the real file system.
+    """Stands in for ``os`` in ftdist.checkpoint.durable, on top of the real file system.
 
     Args:
         root: the folder that is written to.

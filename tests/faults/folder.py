@@ -7,9 +7,9 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
-from ftdist.rundir import RunDir, read_json, read_manifest
-from ftdist.zero.checkpoint import FORMAT, Contents, rank_file, to_json
-from ftdist.zero.tensors import Stored, key_of
+from ftdist.checkpoint.protocol import FORMAT, Contents, rank_file, to_json
+from ftdist.checkpoint.tensors import Stored, key_of
+from ftdist.run.rundir import RunDir, read_json, read_manifest
 
 LENGTH = 40
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict
 
-from ftdist.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir, read_json
 from tests.spawn import free_port
 
 Fault = Callable[[], None]

@@ -12,8 +12,8 @@ from typing import Callable, Dict, Iterator, List, Optional
 
 import psutil
 
-from ftdist.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
-from ftdist.rundir import RunDir
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import SMOKE, assert_same, finished_run, kill_tree, newest_step, start
 
 STEPS = 40

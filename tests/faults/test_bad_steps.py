@@ -9,9 +9,9 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from ftdist.config import load_config
-from ftdist.errors import TrainError
-from ftdist.rundir import RunDir
+from ftdist.base.errors import TrainError
+from ftdist.config.schema import load_config
+from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
 from tests.faults.inject import make_batches_bad
 from tests.faults.table import fault
@@ -27,7 +27,7 @@ Outcome = Tuple[List[Any], str]
 def _training(config: Any, run: RunDir) -> Any:
     import torch.distributed as dist
 
-    from ftdist.train import ranks as rank_setup
+    from ftdist.parallel import ranks as rank_setup
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
 
@@ -178,8 +178,8 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
-    from ftdist.data.cache import data_folder
     from ftdist.data.loader import row_ids
+    from ftdist.run.prepared import data_folder
 
     bad = {4: "loss", 5: "gradient"}
     config, run = _frozen(folder, tmp_path / "run")
@@ -223,7 +223,7 @@ def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Pa
 
 
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
-    from ftdist.rundir import read_json
+    from ftdist.run.rundir import read_json
 
     files = read_json(run.checkpoints / checkpoint / "manifest.json")["files"]
     return {name: entry["sha256"] for name, entry in files.items()}

@@ -6,9 +6,9 @@ from typing import Any, Callable, List, Tuple
 
 import pytest
 
-from ftdist.rundir import PINNED, RunDir, read_records
-from ftdist.zero import durable
-from ftdist.zero.checkpoint import find_newest, prune, verify_checkpoint, write_checkpoint
+from ftdist.checkpoint import durable
+from ftdist.checkpoint.protocol import find_newest, prune, verify_checkpoint, write_checkpoint
+from ftdist.run.rundir import PINNED, RunDir, read_records
 from tests.faults.disk import Crash, Disk
 from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault

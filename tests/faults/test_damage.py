@@ -8,9 +8,9 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
-from ftdist.errors import CheckpointError
-from ftdist.rundir import RunDir, read_json
-from ftdist.zero.checkpoint import find_newest, verify_checkpoint, write_checkpoint
+from ftdist.base.errors import CheckpointError
+from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_checkpoint
+from ftdist.run.rundir import RunDir, read_json
 from tests.faults.folder import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
 from tests.ranks.test_resume import SETTINGS, assemble, fingerprint, save, start, steps
@@ -36,7 +36,7 @@ def two_steps(folder: Path) -> List[str]:
     """Two checkpoints of two ranks, published together."""
     import torch.distributed as dist
 
-    from ftdist.zero.checkpoint import Together
+    from ftdist.checkpoint.protocol import Together
 
     dist.init_process_group("gloo")
     together, run = Together(), RunDir(folder)

@@ -9,9 +9,9 @@ from typing import Iterator, List
 
 import pytest
 
-from ftdist.rundir import PINNED, RunDir
-from ftdist.zero import durable
-from ftdist.zero.checkpoint import find_newest, prune, save_checkpoint, verify_checkpoint, write_checkpoint
+from ftdist.checkpoint import durable
+from ftdist.checkpoint.protocol import find_newest, prune, save_checkpoint, verify_checkpoint, write_checkpoint
+from ftdist.run.rundir import PINNED, RunDir
 from tests.faults.disk import Disk
 from tests.faults.folder import Alone, contained, contents, flip_one_bit, hashes
 from tests.faults.table import fault

@@ -10,8 +10,8 @@ from typing import Any, Dict, List
 
 import pytest
 
-from ftdist.rundir import RunDir
-from ftdist.zero.checkpoint import find_newest, verify_checkpoint, write_checkpoint
+from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_checkpoint
+from ftdist.run.rundir import RunDir
 from tests.faults.canary import pickled, save_torch
 from tests.faults.folder import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
@@ -43,12 +43,12 @@ def vouch_for(checkpoint: Path, name: str) -> None:
 def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
     """Train two steps, then load and export the checkpoint with each of its files replaced. Returns the files whose
     pickle ran, by what ran it, and all files that were tried."""
-    from ftdist.rundir import RunDir
-    from ftdist.train import ranks as rank_setup
+    from ftdist.checkpoint.export import export_checkpoint
+    from ftdist.parallel import ranks as rank_setup
+    from ftdist.run.rundir import RunDir
     from ftdist.train.loop import train
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
-    from ftdist.zero.export import export_checkpoint
 
     rank_setup.quiet_libraries()
     ranks = rank_setup.read_ranks(config)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ftdist.config import SourceConfig, load_config, parse_config
-from ftdist.data.cache import data_folder
-from ftdist.errors import ConfigError, DataError
+from ftdist.base.errors import ConfigError, DataError
+from ftdist.config.schema import SourceConfig, load_config, parse_config
+from ftdist.run.prepared import data_folder
 from tests.faults.canary import pickled, source
 from tests.faults.table import fault
 from tests.tiny import tiny_config

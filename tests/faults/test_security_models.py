@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ftdist.config import Attention, RunConfig
-from ftdist.errors import FtdistError
-from ftdist.locations import check_model_folder
+from ftdist.base.errors import FtdistError
+from ftdist.config.schema import Attention, RunConfig
+from ftdist.run.locations import check_model_folder
 from tests.faults.canary import pickled, save_torch, source
 from tests.faults.table import fault
 from tests.tiny import save_tiny_model, tiny_config
@@ -50,7 +50,7 @@ def load_all(model: Path) -> None:
 
 
 def render(tokenizer: Any) -> str:
-    from ftdist.config import Format, TrainOn
+    from ftdist.config.schema import Format, TrainOn
     from ftdist.data.records import Document
     from ftdist.data.render import make_renderer
     from ftdist.data.render import render as render_document
@@ -199,7 +199,7 @@ def test_a_chat_template_stays_in_its_sandbox(template: str, model: Path, tmp_pa
 )
 @pytest.mark.parametrize("plant", [own_code, own_tokenizer, pickle_for_weights], ids=lambda plant: plant.__name__)
 def test_chat_refuses_it_too_and_asks_nothing(plant: Any, model: Path, tmp_path: Path) -> None:
-    from ftdist.train.chat import load
+    from ftdist.serve.chat import load
 
     plant(model, tmp_path / "canary")
     with pytest.raises(FtdistError):

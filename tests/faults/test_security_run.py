@@ -13,9 +13,9 @@ from typing import Dict, List, Set
 import psutil
 import pytest
 
-from ftdist.errors import ConfigError
+from ftdist.base.errors import ConfigError
 from ftdist.launch import cli
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.faults.canary import source
 from tests.faults.table import fault
 

@@ -11,8 +11,8 @@ from typing import Callable, Dict, Tuple
 import psutil
 import pytest
 
-from ftdist.errors import EXIT_DONE, EXIT_PREEMPTED
-from ftdist.rundir import RunDir
+from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import SMOKE, TIMEOUT_S, assert_same, finished_run, kill_tree, start, succeed, wait_until
 from tests.faults.table import fault
 

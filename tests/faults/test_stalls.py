@@ -10,9 +10,9 @@ from typing import Dict, Tuple
 import psutil
 import pytest
 
-from ftdist.errors import EXIT_FAILED
-from ftdist.launch.failure import explain_failure
-from ftdist.rundir import RunDir
+from ftdist.base.errors import EXIT_FAILED
+from ftdist.launch.attempt.failure import explain_failure
+from ftdist.run.rundir import RunDir
 from tests.faults.group import Fallen, Fault, at_step, run_group
 from tests.faults.table import fault
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -92,7 +92,7 @@ def test_the_rank_to_blame_is_named_first(folder: Path, tmp_path: Path, case: st
 
 
 def save_slowly() -> None:
-    from ftdist.zero.saver import Saver
+    from ftdist.checkpoint.saver import Saver
 
     save = Saver.save
 

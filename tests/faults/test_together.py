@@ -9,9 +9,9 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from ftdist.rundir import RunDir
-from ftdist.zero import durable
-from ftdist.zero.checkpoint import Together, find_newest, write_checkpoint
+from ftdist.checkpoint import durable
+from ftdist.checkpoint.protocol import Together, find_newest, write_checkpoint
+from ftdist.run.rundir import RunDir
 from tests.faults.disk import Disk
 from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault
@@ -141,10 +141,10 @@ class Waiting:
 
 def _beside(config: Any, path: Path) -> Dict[str, Any]:
     """Train while a checkpoint is written, which is held up until two more steps are done."""
+    from ftdist.checkpoint.protocol import rank_file
+    from ftdist.checkpoint.tensors import Stored
+    from ftdist.engine.shards import tensors_to_save
     from ftdist.train.loop import _save as save
-    from ftdist.zero.checkpoint import rank_file
-    from ftdist.zero.slices import tensors_to_save
-    from ftdist.zero.tensors import Stored
 
     ranks = start(config)
     training = assemble(config, path, ranks)
@@ -227,8 +227,8 @@ def test_a_run_goes_on_past_a_full_disk(tmp_path: Path, background: str) -> None
 def _fails(config: Any, path: Path) -> int:
     import threading
 
+    from ftdist.parallel import ranks as rank_setup
     from ftdist.train import main
-    from ftdist.train import ranks as rank_setup
     from ftdist.train.loop import _save as save
 
     disk = Waiting()
@@ -283,7 +283,7 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
 
 
 def _no_memory(config: Any, path: Path) -> Tuple[bool, List[str]]:
-    from ftdist.zero import saver
+    from ftdist.checkpoint import saver
 
     saver.free_memory = lambda: 1000  # type: ignore[assignment]
     notes: List[str] = []

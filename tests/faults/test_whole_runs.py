@@ -7,7 +7,7 @@ from typing import Iterator
 
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.e2e.cli import SMOKE, TIMEOUT_S, assert_same, finished_run, newest_step, start, succeed, wait_until
 from tests.faults.soak import fill, ranks_of, small_disk
 from tests.faults.table import fault

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -9,9 +9,9 @@ from typing import List
 
 import pytest
 
-from ftdist.errors import ConfigError
-from ftdist.launch.hostfile import read_hostfile
-from ftdist.rundir import RunDir
+from ftdist.base.errors import ConfigError
+from ftdist.launch.backends.hostfile import read_hostfile
+from ftdist.run.rundir import RunDir
 from tests.nodes.test_nodes import finish, of_run, start, wait_for_step, wait_until_gone
 from tests.spawn import free_port
 
@@ -131,8 +131,8 @@ def kill_a_rank(run: RunDir, rank: str) -> None:
     ],
 )
 def test_a_wrong_hostfile_is_refused(text: str, says: str, tmp_path: Path) -> None:
-    from ftdist.config import RunConfig
-    from ftdist.launch.hostfile import resolve_hosts
+    from ftdist.config.schema import RunConfig
+    from ftdist.launch.backends.hostfile import resolve_hosts
 
     config = RunConfig(run_dir="/runs/a")
     config.launch.deepspeed.hostfile = str(tmp_path / "hosts")

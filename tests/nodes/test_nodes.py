@@ -12,7 +12,7 @@ from typing import List
 import psutil
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.spawn import free_port
 
 pytestmark = pytest.mark.timeout(300)

@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 import psutil
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 
 pytestmark = pytest.mark.timeout(300)
 

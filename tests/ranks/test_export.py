@@ -16,9 +16,9 @@ def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[st
     """For each model type, the weights that ``from_pretrained`` reads otherwise than the run had them."""
     from transformers import AutoModelForCausalLM
 
+    from ftdist.checkpoint.export import export_checkpoint
+    from ftdist.engine.whole import whole_weights
     from ftdist.train.loop import train
-    from ftdist.zero.export import export_checkpoint
-    from ftdist.zero.whole import whole_weights
 
     found = {}
     for config, training in zip(configs, each_training(configs, folder), strict=True):

@@ -7,7 +7,7 @@ from typing import List
 
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from ftdist.config import Precision
+from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests import invariance
 from tests.invariance import AXES, Case, covering, each_training, every_case
@@ -52,7 +52,7 @@ def _sharded_runs(configs: List[Any], folder: Path) -> List[Deviation]:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["packed", "padded"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from ftdist.data.cache import data_folder
+    from ftdist.run.prepared import data_folder
 
     folder = tmp_path_factory.mktemp("reference")
     save_tiny_model(folder / "model")

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any, List
 
-from ftdist.config import Device, RunConfig, load_config
-from ftdist.launch.plan import ranks_env
-from ftdist.rundir import RunDir
+from ftdist.config.schema import Device, RunConfig, load_config
+from ftdist.launch.backends.base import ranks_env
+from ftdist.run.rundir import RunDir
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -38,8 +38,8 @@ def _in_use_by_step(run_dir: Path) -> List[int]:
     """A whole run, with evaluations, answers and checkpoints; bytes in use after steps EARLY and LATE."""
     import gc
 
+    from ftdist.parallel import ranks as rank_setup
     from ftdist.train import loop, main
-    from ftdist.train import ranks as rank_setup
     from ftdist.train.preempt import Preemption
 
     run, found, train_step = RunDir(run_dir), [], loop.train_step

@@ -32,7 +32,7 @@ OPTIMIZERS = {"AdamW", "FP16_UnfusedOptimizer", "BF16_Optimizer", "DeepSpeedZero
 
 
 def start(config: Any) -> Any:
-    from ftdist.train import ranks as rank_setup
+    from ftdist.parallel import ranks as rank_setup
 
     rank_setup.quiet_libraries()
     ranks = rank_setup.read_ranks(config)
@@ -43,7 +43,7 @@ def start(config: Any) -> Any:
 def assemble(config: Any, path: Path, ranks: Any) -> Any:
     import torch.distributed as dist
 
-    from ftdist.rundir import RunDir
+    from ftdist.run.rundir import RunDir
     from ftdist.train import main
     from ftdist.train.preempt import Preemption
 
@@ -79,7 +79,7 @@ def fingerprint(engine: Any) -> Dict[str, str]:
     weights that the model computes with, its random state."""
     import torch
 
-    from ftdist.zero.slices import MOMENTS, adamw, held
+    from ftdist.engine.shards import MOMENTS, adamw, held
 
     found = {"rng": torch.get_rng_state()}
     for part in held(engine):
@@ -153,7 +153,7 @@ def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
     """For every run: its state as it was loaded, the next losses, its state as it was saved, what was said."""
     import torch
 
-    from ftdist.zero.slices import tensors_to_save
+    from ftdist.engine.shards import tensors_to_save
 
     def whole() -> Dict[str, Any]:
         return {key: tensor.float().numpy().tobytes() for key, tensor in tensors_to_save(training.engine).items()}
@@ -209,7 +209,7 @@ def _exported(configs: List[Any], folder: Path) -> None:
     from deepspeed.utils import safe_get_full_fp32_param
     from safetensors.torch import load_file
 
-    from ftdist.zero.export import export_checkpoint
+    from ftdist.checkpoint.export import export_checkpoint
 
     ranks = start(configs[0])
     for number, config in enumerate(configs):

@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from ftdist.config import load_config
-from ftdist.rundir import RunDir
+from ftdist.config.schema import load_config
+from ftdist.run.rundir import RunDir
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
 
@@ -17,7 +17,7 @@ BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim
 
 def _run(run_dir: Path, look: Callable[[Any], Any]) -> Any:
     """One rank of a whole run; returns what ``look`` sees in the Training when it is over."""
-    from ftdist.train import ranks as rank_setup
+    from ftdist.parallel import ranks as rank_setup
     from ftdist.train.loop import train
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
@@ -135,7 +135,7 @@ def test_new_tokens_and_padding(outcome: Callable[..., Any], tmp_path: Path) -> 
     import torch
 
     def look(training: Any) -> Any:
-        from ftdist.zero.export import export_checkpoint
+        from ftdist.checkpoint.export import export_checkpoint
 
         out = tmp_path / f"export-{training.config.zero.stage}"
         if training.ranks.first:

@@ -14,11 +14,12 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def _moments_lost(patch: pytest.MonkeyPatch) -> None:
-    from ftdist.zero import saver, slices
+    from ftdist.checkpoint import saver
+    from ftdist.engine import shards
 
     def restore(engine: Any, *rest: Any) -> None:
         real(engine, *rest)
-        for state in slices.adamw(engine).state.values():
+        for state in shards.adamw(engine).state.values():
             state["exp_avg"].zero_()
 
     real = saver.restore
@@ -56,7 +57,7 @@ def _another_model(patch: pytest.MonkeyPatch) -> None:
 
 
 def _a_disk_that_spoils_an_export(patch: pytest.MonkeyPatch) -> None:
-    from ftdist.errors import CheckpointError
+    from ftdist.base.errors import CheckpointError
     from ftdist.verify import numbers
 
     def export(*arguments: Any) -> None:
@@ -73,7 +74,7 @@ BUGS: Dict[str, Patch] = {
 
 def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
     """All checks without a bug, then with each."""
-    from ftdist.train import ranks as rank_setup
+    from ftdist.parallel import ranks as rank_setup
     from ftdist.verify.numbers import number_checks
 
     rank_setup.quiet_libraries()

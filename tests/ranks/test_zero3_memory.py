@@ -27,11 +27,11 @@ def _anonymous_bytes() -> int:
 def _peak_while_loading(config: Any) -> Tuple[int, int]:
     """(peak anonymous bytes above those before, bytes of this rank's shards)."""
 
-    from ftdist.batching import plan_batch
-    from ftdist.config import Attention
+    from ftdist.config.schema import Attention
     from ftdist.model.load import load_model, model_config
-    from ftdist.train import ranks as rank_setup
-    from ftdist.zero.settings import deepspeed_settings
+    from ftdist.parallel import ranks as rank_setup
+    from ftdist.plan.batch import plan_batch
+    from ftdist.plan.deepspeed import deepspeed_settings
 
     # glibc keeps freed blocks below a threshold that grows as it runs; what it keeps is not what the model needs.
     libc = ctypes.CDLL(None)

@@ -6,7 +6,7 @@ from typing import List
 
 import pytest
 
-from ftdist.launch.sweeps import SweepDir, objective
+from ftdist.launch.sweeps.folder import SweepDir, objective
 from tests.e2e.test_sweeps import DIVERGES
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_runs import finish, ftdist, gone_within

@@ -10,7 +10,7 @@ from typing import Dict, List
 
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_runs import finish, wait_for_step
 

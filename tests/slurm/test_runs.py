@@ -10,7 +10,7 @@ from typing import Any, Dict, List
 import psutil
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.slurm.cluster import Cluster
 from tests.spawn import free_port
 

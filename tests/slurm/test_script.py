@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.rundir import RunDir
+from ftdist.run.rundir import RunDir
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
-from ftdist.config import RunConfig, SourceConfig
-from ftdist.errors import CheckpointError, ConfigError, FtdistError
-from ftdist.launch import check, cli, local, runs
-from ftdist.launch.freeze import freeze
-from ftdist.launch.sweeps import SweepDir
-from ftdist.rests import beside
-from ftdist.rundir import MANIFEST, RunDir, write_json
-from ftdist.track.lines import JsonLines
+from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
+from ftdist.base.temporary import beside
+from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.launch import cli
+from ftdist.launch.attempt import failure, lifecycle
+from ftdist.launch.runs import resolve
+from ftdist.launch.runs.freeze import freeze
+from ftdist.launch.sweeps.folder import SweepDir
+from ftdist.launch.verbs import resume
+from ftdist.run.rundir import MANIFEST, RunDir, write_json
+from ftdist.track.jsonl import JsonLines
 from ftdist.track.report import answers, heldout_losses
 
 
@@ -61,7 +64,7 @@ def test_a_link_in_the_place_of_a_run_directory_is_refused(kind: str, config: Ru
     place.parent.mkdir()
     place.symlink_to({"file": target / "file", "folder": target, "nothing": target / "new"}[kind])
     with pytest.raises(ConfigError):
-        freeze(config, check.resolve(config))
+        freeze(config, resolve.resolve(config))
     assert untouched(target) and list(place.parent.iterdir()) == [place]
 
 
@@ -71,14 +74,14 @@ def test_an_empty_folder_by_a_link_is_not_a_run_directory(config: RunConfig, tmp
     place.parent.mkdir()
     place.symlink_to(tmp_path / "empty")
     with pytest.raises(ConfigError):
-        freeze(config, check.resolve(config))
+        freeze(config, resolve.resolve(config))
     assert not list((tmp_path / "empty").iterdir())
 
 
 def test_a_sweeps_folder_that_is_there_is_not_taken(
     config: RunConfig, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftdist.launch.trials.time.strftime", lambda _: "now")
+    monkeypatch.setattr("ftdist.launch.sweeps.sweep.time.strftime", lambda _: "now")
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "now-run-sweep").symlink_to(target)
     words = ["train", "experiment=smoke", "-m", "seed=1,2", f"runs_dir={tmp_path / 'shared'}", "--dry-run"]
@@ -89,7 +92,7 @@ def test_a_sweeps_folder_that_is_there_is_not_taken(
 
 
 def test_logs_and_records_do_not_follow_links(tmp_path: Path, target: Path) -> None:
-    from ftdist.train.ranks import redirect_output
+    from ftdist.parallel.ranks import redirect_output
 
     run = RunDir(tmp_path / "run")
     run.logs.mkdir(parents=True)
@@ -128,7 +131,7 @@ def test_rests_are_removed_and_links_not_followed(tmp_path: Path, target: Path) 
     (run.path / ".export.0a1b2c3d").symlink_to(target)
     (run.path / ".status.json.0a1b2c3d").symlink_to(target / "file")
     (run.path / ".export.00000000").mkdir()
-    local.clear_rests(run)
+    lifecycle.clear_rests(run)
     assert untouched(target) and not list(run.path.iterdir())
 
 
@@ -136,7 +139,7 @@ def test_rests_are_removed_and_links_not_followed(tmp_path: Path, target: Path) 
 def test_a_run_directory_has_the_rights_that_the_umask_gives(umask: int, config: RunConfig) -> None:
     before = os.umask(umask)
     try:
-        run = freeze(config, check.resolve(config))
+        run = freeze(config, resolve.resolve(config))
         JsonLines(run.metrics).append({"step": 0})
     finally:
         os.umask(before)
@@ -155,7 +158,7 @@ STATUS: dict[str, Any] = {
 
 @pytest.fixture
 def run(config: RunConfig) -> RunDir:
-    return freeze(config, check.resolve(config))
+    return freeze(config, resolve.resolve(config))
 
 
 @pytest.mark.parametrize("content", STATUS.values(), ids=STATUS)
@@ -188,7 +191,7 @@ def test_records_of_wrong_types_are_left_out(run: RunDir) -> None:
     assert (name, first, loss, last) == ("a", 0, 2.0, 4)
     assert [(row["before"], row["after"]) for row in answers(run)] == [("0", "4")]
     assert {"step": 0, "eval/a/loss": 2.0} in run.read_metrics()
-    runs.status_row(run)
+    resume.status_row(run)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_an_error_file_of_wrong_types_explains_nothing(tmp_path: Path) -> None:
         ["[]", '{"time": "x"}', '{"time": 1}', "{", '{"time": 2, "rank": 4, "message": "m"}']
     ):
         run.error_file(rank, 0).write_text(content)
-    error = local.explain_failure(run, 0, run.logs / "none", 1)
+    error = failure.explain_failure(run, 0, run.logs / "none", 1)
     assert error.found.startswith("rank 4: m")
 
 
@@ -216,7 +219,7 @@ def test_a_temporary_name_that_is_taken_is_not_used(
     make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the random part were guessed."""
-    monkeypatch.setattr("ftdist.rests.secrets.token_hex", lambda _: "00000000")
+    monkeypatch.setattr("ftdist.base.temporary.secrets.token_hex", lambda _: "00000000")
     make(beside(tmp_path / "a.json"))
     with contextlib.suppress(IsADirectoryError), pytest.raises(FileExistsError):
         write_json(tmp_path / "a.json", {})

@@ -1,0 +1,233 @@
+"""Saving beside training, and going on from what was saved."""
+
+import hashlib
+import math
+import os
+import tempfile
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+
+from ftdist.base.errors import CheckpointError
+from ftdist.checkpoint.protocol import (
+    FORMAT,
+    HF,
+    STATE,
+    Contents,
+    Together,
+    find_newest,
+    rank_file,
+    save_checkpoint,
+    to_json,
+)
+from ftdist.checkpoint.tensors import Stored, key_of
+from ftdist.config.resumable import config_hash
+from ftdist.config.schema import RunConfig
+from ftdist.engine.shards import buffers, optimizer_step, parameter_shapes, restore, tensors_to_save
+from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
+from ftdist.run.rundir import RunDir, read_json, read_manifest
+
+Note = Callable[[str], None]
+PACKAGES = ("ftdist", "torch", "deepspeed", "transformers")
+RNG = "rng"
+
+
+class Saver:
+    """Saves the checkpoints of a run. Every rank has one, and calls its methods at the same steps.
+
+    With ``train.async_checkpoint`` a save copies this rank's slices to host memory and returns; a thread writes them
+    while training goes on. It is waited for before the next save and before the run ends.
+    """
+
+    def __init__(self, engine: Any, run: RunDir, config: RunConfig, files: Dict[str, bytes], note: Note) -> None:
+        """
+        Args:
+            files: small files of every checkpoint (``hf_files``).
+            note: prints one line for the user; called on every rank and from any thread.
+        """
+        self._engine, self._run, self._config, self._files, self.note = engine, run, config, files, note
+        self._config_hash, self._versions = config_hash(config), {name: version(name) for name in PACKAGES}
+        self.together = Together()
+        self._thread: Optional[threading.Thread] = None
+        self._host: Dict[str, torch.Tensor] = {}
+        self._saved: Optional[Dict[str, Any]] = None  # the state of the newest checkpoint, saved or loaded
+        self._error = ""
+        self.published: Optional[Tuple[int, float]] = None
+        """Step and time of the newest checkpoint that this process has published."""
+        self.background = config.train.async_checkpoint and self._has_memory()
+
+    def _has_memory(self) -> bool:
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
+        if not optimizer_step(self._engine):
+            needed *= 3  # the moments are still to come
+        here = os.uname().nodename
+        ours = sum(size for host, size in self.together.gather((here, needed)) if host == here)
+        machines = dict(self.together.gather((here, (ours, free_memory()))))
+        for host, (size, free) in machines.items():
+            if size > free:
+                self.note(f"training will wait for checkpoints to be written: a copy of them in host memory takes "
+                          f"{size_text(size)} on {host}, {size_text(free)} are free")  # fmt: skip
+                return False
+        return True
+
+    def save(self, state: Dict[str, Any]) -> None:
+        """Save after step ``state["step"]``, or begin to. Where it cannot be written that is said in one line, and
+        training goes on: the next save is tried again."""
+        self.join()
+        if self._saved == state:
+            return
+        contents = Contents(
+            step=state["step"], size=self._size(), tensors=self._tensors(),
+            files={**self._files, STATE: to_json(state)}, manifest=self._manifest(state),
+        )  # fmt: skip
+        if self.background:
+            self._thread = threading.Thread(target=self._write, args=(contents, state), daemon=True)
+            self._thread.start()
+        else:
+            self._write(contents, state)
+
+    def join(self, timeout_s: Optional[float] = None) -> None:
+        """Wait until what is being written is written, at most ``timeout_s``."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            self._thread = None
+
+    def finish(self) -> None:
+        """Wait for the newest save.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self.join()
+        if self._error:
+            raise CheckpointError(self._error, "space and write permission in the run directory",
+                                  "make room, then: ftdist resume RUN_DIR")  # fmt: skip
+
+    def _size(self) -> int:
+        numel = sum(math.prod(shape) for shape in parameter_shapes(self._engine).values())
+        return checkpoint_bytes(numel) + sum(map(len, self._files.values()))
+
+    def _tensors(self) -> Dict[str, torch.Tensor]:
+        tensors = tensors_to_save(self._engine)
+        if self.background:
+            tensors = self._copies(tensors)
+        return {**tensors, **_rng_tensors(self.together.rank)}
+
+    def _copies(self, tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        """In host memory that is kept from save to save: touching new memory costs more than the copy."""
+        for key, tensor in tensors.items():
+            if key not in self._host:
+                self._host[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._host[key].copy_(tensor, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return {key: self._host[key] for key in tensors}
+
+    def _manifest(self, state: Dict[str, Any]) -> Dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "step": state["step"],
+            "due": state["due"],
+            "eval_loss": state["eval_loss"] if state["evaluated_step"] == state["step"] else None,
+            "world_size": self.together.world_size,
+            "zero_stage": self._engine.zero_optimization_stage(),
+            "precision": self._config.train.precision.name,
+            "config": self._config_hash,
+            "optimizer_step": optimizer_step(self._engine),
+            "parameters": parameter_shapes(self._engine),
+            "buffers": {name: list(tensor.shape) for name, tensor in buffers(self._engine).items()},
+            "versions": self._versions,
+        }
+
+    def _write(self, contents: Contents, state: Dict[str, Any]) -> None:
+        try:
+            problem, remark = save_checkpoint(self._run, contents, self.together, self._config.train.keep_checkpoints)
+        except Exception as error:  # the other ranks are gone: training finds that out too
+            problem, remark = f"{type(error).__name__}: {error}", ""
+        if problem:
+            self._saved, self._error = None, f"the checkpoint of step {contents.step} could not be written: {problem}"
+            self.note(f"{self._error}; training goes on")
+            return
+        self._saved, self._error, self.published = state, "", (contents.step, time.time())
+        if remark:
+            self.note(remark)
+
+    def load_newest(self, due: bool = False) -> Optional[Dict[str, Any]]:
+        """Go on from the newest good checkpoint, whatever number of ranks and stage wrote it.
+
+        Args:
+            due: where there is one, take none that only a stop has made.
+
+        Returns:
+            Its state (``step`` …), or None where there is no checkpoint.
+
+        Raises:
+            CheckpointError: there are checkpoints and none can be trusted, or it is of another run.
+        """
+        folder = find_newest(self._run, self.together, self.note, due)
+        if folder is None:
+            return None
+        manifest = read_manifest(folder)
+        self._check_fits(folder.name, manifest)
+        stored = Stored([folder / rank_file(rank) for rank in range(manifest["world_size"])])
+        restore(self._engine, stored, manifest["optimizer_step"])
+        _restore_rng(stored, self.together.rank, manifest["world_size"], f"{self._config.seed} {manifest['step']}")
+        here = (self.together.world_size, self._engine.zero_optimization_stage())
+        if (manifest["world_size"], manifest["zero_stage"]) != here:
+            self.note(f"{folder.name} was saved by {_ranks(manifest['world_size'], manifest['zero_stage'])}; "
+                       f"it goes on with {_ranks(*here)}")  # fmt: skip
+        self._saved = read_json(folder / STATE)
+        return self._saved
+
+    def _check_fits(self, name: str, manifest: Dict[str, Any]) -> None:
+        if manifest["parameters"] != (mine := parameter_shapes(self._engine)):
+            odd = _differences(manifest, mine)
+            raise CheckpointError(f"{name} was saved of another model: {odd[0]}", "the same parameters",
+                                  "resume with the run's own model")  # fmt: skip
+        same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]  # another one may know other settings
+        if manifest["config"] != self._config_hash and same_version:
+            raise CheckpointError(f"{name} was saved by a run with other settings", "the run.yaml that it began with",
+                                  "put it back, or start a new run")  # fmt: skip
+
+
+def _differences(manifest: Dict[str, Any], mine: Dict[str, List[int]]) -> List[str]:
+    saved = manifest["parameters"]
+    return [f"{name} has shape {saved.get(name)}, here {mine.get(name)}"
+            for name in sorted(saved.keys() | mine.keys()) if saved.get(name) != mine.get(name)]  # fmt: skip
+
+
+def _ranks(world_size: int, stage: int) -> str:
+    return f"{world_size} rank{'s' if world_size > 1 else ''} with ZeRO-{stage}"
+
+
+def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
+    """The small Hugging Face files of a model, by their place in a checkpoint. They do not change during a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+        return {f"{HF}/{path.relative_to(folder)}": path.read_bytes() for path in files}
+
+
+def _rng_tensors(rank: int) -> Dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {key_of(RNG, rank * state.numel(), name): state for name, state in states.items()}
+
+
+def _restore_rng(stored: Stored, rank: int, saved_ranks: int, seed: str) -> None:
+    """Each rank's own random states; a rank that there was not draws its own from the run's seed and the step."""
+    if rank >= saved_ranks:
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {rank}".encode()).digest()[:7], "big"))
+        return
+    count = torch.get_rng_state().numel()
+    torch.set_rng_state(stored.read(RNG, "cpu", rank * count, count))
+    if torch.cuda.is_available() and "cuda" in stored.names(RNG):
+        count = torch.cuda.get_rng_state().numel()
+        torch.cuda.set_rng_state(stored.read(RNG, "cuda", rank * count, count))

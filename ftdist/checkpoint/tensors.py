@@ -1,0 +1,76 @@
+"""The tensor files of a checkpoint: safetensors, one a rank, each entry a slice of something whole.
+
+An entry is named ``state:start:name``: elements ``start …`` of the flattened tensor ``name``, for instance
+``exp_avg:4096:model.norm.weight``. So whatever number of ranks wrote the files, any slice can be read from them.
+"""
+
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import torch
+from safetensors import safe_open
+
+from ftdist.base.errors import CheckpointError
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
+          torch.uint8: "U8", torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}  # fmt: skip
+
+
+def key_of(state: str, start: int, name: str) -> str:
+    return f"{state}:{start}:{name}"
+
+
+def encode(tensors: Dict[str, torch.Tensor]) -> Iterator[Any]:
+    """The bytes of a safetensors file, tensor by tensor, so that it can be hashed while it is written.
+
+    Format: https://huggingface.co/docs/safetensors (8 bytes: length of the header; JSON header; data).
+    """
+    header, end = {}, 0
+    for key, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[key] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for tensor in tensors.values():
+        if tensor.numel():
+            yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+class Stored:
+    """The tensors of a checkpoint that was verified, read slice by slice from memory-mapped files."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._parts: Dict[Tuple[str, str], List[Tuple[int, int, Any]]] = {}
+        for path in files:
+            file = safe_open(path, framework="pt")
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                state, start, name = key.split(":", 2)
+                part = file.get_slice(key)
+                self._parts.setdefault((state, name), []).append((int(start), part.get_shape()[0], part))
+
+    def names(self, state: str) -> List[str]:
+        return [name for kind, name in self._parts if kind == state]
+
+    def read(self, state: str, name: str, start: int, length: int) -> torch.Tensor:
+        """Elements ``start … start + length − 1`` of a flattened tensor, [length].
+
+        Raises:
+            CheckpointError: the files do not hold all of them.
+        """
+        found = []
+        for begin, count, part in sorted(self._parts.get((state, name), []), key=lambda entry: entry[0]):
+            low, high = max(begin, start), min(begin + count, start + length)
+            if low < high:
+                found.append(part[low - begin : high - begin])
+        have = sum(tensor.numel() for tensor in found)
+        if have != length:
+            raise CheckpointError(f"the checkpoint holds {have} of {length} elements of {state} of {name}",
+                                  "all of them", "resume from another checkpoint")  # fmt: skip
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def whole(self, state: str, name: str, shape: Sequence[int]) -> torch.Tensor:
+        return self.read(state, name, 0, math.prod(shape)).view(*shape)

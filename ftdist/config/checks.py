@@ -1,0 +1,157 @@
+"""What a run config must hold that its types do not say: ranges, and fields that depend on each other. [light]"""
+
+from typing import Any, Dict
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.redact import reason
+from ftdist.config.launch import check_launch, refuse_control_characters, texts
+from ftdist.config.schema import (
+    DataConfig,
+    LaunchKind,
+    ModelConfig,
+    Offload,
+    OptimConfig,
+    RunConfig,
+    Schedule,
+    SourceConfig,
+    TrainConfig,
+    ZeroConfig,
+)
+
+
+def check_config(config: RunConfig) -> None:
+    """Check ranges and fields against each other.
+
+    What depends on the machine (GPUs, disk) or on files (model, data) is checked elsewhere.
+
+    Raises:
+        ConfigError: names the field, what it holds, what it may hold.
+    """
+    refuse_secrets(config)
+    if config.launch.kind is not LaunchKind.local:
+        refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
+    _check_model(config.model)
+    check_data(config.data)
+    for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
+        _check_range(f"batch.{name}", getattr(config.batch, name), 1)
+    _check_optim(config.optim)
+    _check_zero(config.zero)
+    _check_train(config.train, config.optim)
+    for name in ("nproc_per_node", "nnodes", "threads_per_rank", "timeout_s"):
+        _check_range(f"launch.{name}", getattr(config.launch, name), 1)
+    check_launch(config.launch)
+    _check_range("seed", config.seed, 0, 2**32 - 1)
+
+
+def refuse_secrets(config: RunConfig) -> None:
+    """A config is written to run.yaml, the batch script and W&B, so that no secret may be in it.
+
+    Raises:
+        ConfigError: names the key, never the value.
+    """
+    for key, text in texts("", config):
+        if problem := reason(key.removeprefix("."), text):
+            raise ConfigError(
+                f"{problem}, and a config is written to run.yaml, the batch script and W&B",
+                "secrets in the environment only, from where ranks and Slurm jobs get them too",
+                "leave it out; export the variable before you start ftdist, or log in once: hf auth login, wandb login",
+            )
+
+
+def _check_model(model: ModelConfig) -> None:
+    _check_one_of(
+        "model",
+        {"path": model.path, "hub": model.hub, "builtin": model.builtin, "config": model.config},
+        "pick a ready-made experiment (experiment=demo), or set model.path=FOLDER or model.hub=ORG/NAME",
+    )
+    if model.config and not model.tokenizer:
+        raise ConfigError("model.config without model.tokenizer", "a tokenizer", "model.tokenizer=bytes")
+    if model.builtin not in (None, "smollm2-135m-instruct"):
+        raise ConfigError(f"model.builtin={model.builtin}", "smollm2-135m-instruct")
+    _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
+
+
+def check_data(data: DataConfig) -> None:
+    """The part of ``check_config`` that preparing needs; the config may come from a run.yaml that somebody edited."""
+    if not data.sources:
+        raise ConfigError("data.sources is empty", "at least one source", "data.sources.mine.path=train.jsonl")
+    for name, source in data.sources.items():
+        _check_source(f"data.sources.{name}", source)
+    for name, source in data.heldout.items():
+        _check_source(f"data.heldout.{name}", source)
+    if data.heldout_share and "heldout" in data.heldout:
+        raise ConfigError("data.heldout_share and data.heldout.heldout are both set", "one of them",
+                          "rename data.heldout.heldout")  # fmt: skip
+    _check_range("data.heldout_share", data.heldout_share, 0.0, 0.5)
+    _check_range("data.max_heldout_documents", data.max_heldout_documents, 1)
+    _check_range("data.max_seq_len", data.max_seq_len, 8)
+    _check_range("data.num_workers", data.num_workers, 1)
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    for name, low, high in (
+        ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
+        ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
+        ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
+    ):  # fmt: skip
+        _check_range(f"optim.{name}", getattr(optim, name), low, high)
+    if optim.schedule is Schedule.wsd and not optim.decay_steps:
+        raise ConfigError("optim.schedule=wsd with optim.decay_steps=0", "steps of decay at the end",
+                          "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
+    if optim.schedule is not Schedule.wsd and optim.decay_steps:
+        raise ConfigError(f"optim.decay_steps={optim.decay_steps} with optim.schedule={optim.schedule.name}",
+                          "decay_steps only with wsd", "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
+
+
+def _check_zero(zero: ZeroConfig) -> None:
+    _check_range("zero.stage", zero.stage, 0, 3)
+    if zero.offload_optimizer is not Offload.none and zero.stage == 0:
+        raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")
+    if zero.offload_param is not Offload.none and zero.stage != 3:
+        raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
+
+
+def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
+    if (train.epochs is None) == (train.max_steps is None):
+        found, fix = (
+            ("neither", "train.epochs=1, or train.max_steps=1000") if train.epochs is None
+            else ("both", "add train.epochs=null, or train.max_steps=null")
+        )  # fmt: skip
+        raise ConfigError(f"train sets {found} of epochs and max_steps", "exactly one of them", fix)
+    if train.epochs is not None and not train.epochs > 0:
+        raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0")
+    for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
+                      ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1), ("max_bad_steps", 1),
+                      ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8)):  # fmt: skip
+        _check_range(f"train.{name}", getattr(train, name), low)
+    if train.max_steps is not None and optim.warmup_steps + optim.decay_steps > train.max_steps:
+        raise ConfigError(
+            f"optim.warmup_steps + optim.decay_steps = {optim.warmup_steps + optim.decay_steps} "
+            f"with train.max_steps={train.max_steps}",
+            "warm-up and decay that fit into the run", f"optim.warmup_steps={train.max_steps // 10}",
+        )  # fmt: skip
+
+
+def _check_one_of(where: str, choices: Dict[str, Any], fix: str) -> None:
+    given = [name for name, value in choices.items() if value]
+    if len(given) != 1:
+        found = f"{where} sets {' and '.join(given)}" if given else f"{where} sets none of {', '.join(choices)}"
+        raise ConfigError(found, f"exactly one of {', '.join(choices)}", fix)
+
+
+def _check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    if value is not None and not low <= value <= high:
+        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ConfigError(f"{name}={value:g}", limit, f"set {name} to a value {limit}")
+
+
+def _check_source(name: str, source: SourceConfig) -> None:
+    _check_one_of(
+        name,
+        {"path": source.path, "hub": source.hub, "builtin": source.builtin},
+        f"{name}.path=FILE, {name}.hub=ORG/NAME or {name}.builtin=stdlib_docs",
+    )
+    if source.builtin not in (None, "stdlib_docs", "fake"):
+        raise ConfigError(f"{name}.builtin={source.builtin}", "stdlib_docs or fake")
+    _check_range(f"{name}.weight", source.weight, 0.0)
+    _check_range(f"{name}.max_documents", source.max_documents, 1)

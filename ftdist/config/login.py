@@ -1,0 +1,38 @@
+"""Which W&B mode a run uses, found without importing wandb and without asking anybody. Light: standard library only."""
+
+import netrc
+import os
+from pathlib import Path
+from typing import Mapping
+from urllib.parse import urlsplit
+
+from ftdist.config.schema import Wandb
+
+DEFAULT_URL = "https://api.wandb.ai"
+
+
+def resolve_mode(asked: Wandb, environment: Mapping[str, str] = os.environ) -> Wandb:
+    """online, offline or disabled. ``auto`` is online where the user is logged in, else offline; wandb's own WANDB_MODE
+    decides where it is set. ``online`` without a login is offline: wandb would ask for a key, and nobody may be there.
+    """
+    if asked is Wandb.auto:
+        said = environment.get("WANDB_MODE", "").lower()
+        named = {"offline": Wandb.offline, "dryrun": Wandb.offline, "disabled": Wandb.disabled}
+        asked = named.get(said, Wandb.online)
+    if asked is Wandb.online and not logged_in(environment):
+        return Wandb.offline
+    return asked
+
+
+def logged_in(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether wandb would find a key: in its variables or in the netrc file that ``wandb login`` writes."""
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(environment.get("WANDB_BASE_URL") or DEFAULT_URL).hostname
+    for name in (environment.get("NETRC"), "~/.netrc", "~/_netrc"):
+        if name and (path := Path(name).expanduser()).is_file():
+            try:
+                return host in netrc.netrc(path).hosts
+            except (OSError, netrc.NetrcParseError):
+                return False
+    return False

@@ -1,0 +1,51 @@
+"""What of a run's config a later command may change: how the run is computed, never what is computed. [light]"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import List, Sequence
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+
+CHANGEABLE = (
+    "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s",
+    "launch.stall_timeout_s", "launch.max_restarts", "launch.max_requeues", "launch.wait", "launch.slurm",
+    "launch.nodes", "launch.deepspeed",
+    "zero.stage", "zero.offload_optimizer", "zero.offload_param", "zero.deepspeed",
+    "batch.micro_batch_size", "train.gradient_checkpointing", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.async_checkpoint",
+)  # fmt: skip
+"""Keys that ``ftdist resume RUN_DIR key=value`` takes, with all below them."""
+EVALUATED = (
+    "data", "cache_dir", "batch.micro_batch_size", "model.attention", "zero.stage", "zero.offload_param",
+    "launch.device", "launch.nproc_per_node", "launch.threads_per_rank", "launch.timeout_s",
+)  # fmt: skip
+"""Keys that ``ftdist eval RUN_DIR key=value`` takes: others would change nothing of what it measures."""
+FOLLOWS = ("batch.grad_accum_steps",)  # from the number of ranks
+PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")  # where a run lies and how it was started
+
+
+def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequence[str] = CHANGEABLE) -> None:
+    """
+    Raises:
+        ConfigError: one of ``key=value`` is not for this verb to change; says which are.
+    """
+    for override in overrides:
+        key = override.lstrip("+~").split("=")[0]
+        assigns = "=" in override or override.startswith("~")
+        if not assigns or not any(key == known or key.startswith(f"{known}.") for known in changeable):
+            raise ConfigError(f"ftdist {verb} cannot change '{override}'", "one of " + ", ".join(changeable),
+                              "start a new run to train on other settings")  # fmt: skip
+
+
+def config_hash(config: RunConfig) -> str:
+    """Hash of all that a resume cannot change: of two runs of one hash each can go on from the other's checkpoints."""
+    tree = asdict(config)
+    for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
+        *owners, name = key.split(".")
+        node = tree
+        for owner in owners:
+            node = node.get(owner, {})
+        node.pop(name, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()

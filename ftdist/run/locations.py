@@ -1,0 +1,111 @@
+"""Where a model and its tokenizer are, without loading them."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.names import near_paths
+from ftdist.config.schema import RunConfig
+
+WEIGHTS = ("*.safetensors", "*.bin")
+ADAPTER = "adapter_config.json"
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def cache_root(config: RunConfig) -> Path:
+    """The folder of prepared data and converted models."""
+    return Path(config.cache_dir or os.environ.get("FTDIST_CACHE") or Path.home() / ".cache" / "ftdist").expanduser()
+
+
+def model_location(config: RunConfig) -> str:
+    """What transformers can load: a folder or a hub id. A GGUF file or a builtin model is loaded from the folder that
+    ``ftdist.model.convert`` makes of it. Empty for ``model.config``, whose weights come from nowhere.
+
+    Raises:
+        ConfigError: the .gguf file does not exist.
+    """
+    model = config.model
+    if model.builtin:
+        return str(cache_root(config) / "models" / model.builtin)
+    if model.path and is_gguf(model.path):
+        return str(cache_root(config) / "models" / f"{Path(model.path).stem}-{_gguf_digest(model.path)}")
+    return model.path or model.hub or ""
+
+
+def tokenizer_location(config: RunConfig) -> str:
+    """A folder, a hub id, or ``bytes`` (the built-in byte-level tokenizer)."""
+    return config.model.tokenizer or model_location(config)
+
+
+def is_gguf(path: str) -> bool:
+    return path.lower().endswith(".gguf")
+
+
+def is_converted(config: RunConfig) -> bool:
+    """Whether the model is used by way of a converted folder in the cache."""
+    return bool(config.model.builtin or (config.model.path and is_gguf(config.model.path)))
+
+
+def needs_conversion(config: RunConfig) -> bool:
+    """Whether ``ftdist.model.convert`` must run before the model can be loaded."""
+    return is_converted(config) and not (Path(model_location(config)) / "config.json").is_file()
+
+
+def check_model_folder(config: RunConfig) -> None:
+    """Check that ``model.path`` is something that can be loaded. Other kinds of model are not looked at.
+
+    Raises:
+        ConfigError: says what was found in the folder.
+    """
+    if not config.model.path:
+        return
+    path = Path(config.model.path)
+    if is_gguf(config.model.path):
+        _gguf_digest(config.model.path)
+        return
+    expected = "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json) or a .gguf file"
+    if not path.is_dir():
+        found = "is a file" if path.is_file() else "does not exist"
+        near = [f"model.path={place}" for place in near_paths(config.model.path)]
+        raise ConfigError(
+            f"model.path={path} {found}", expected, " or ".join(near) or "model.path=FOLDER, or model.hub=ORG/NAME"
+        )
+    inside = sorted(entry.name for entry in path.iterdir())
+    held = f"it holds {', '.join(inside[:8])}{', …' if len(inside) > 8 else ''}" if inside else "it is empty"
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"model.path={path} holds no config.json; {held}", expected)
+    if "model_type" not in _read_object(path / "config.json"):
+        raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model")
+    if (path / ADAPTER).is_file():  # transformers would load the model that it names, from wherever that is
+        raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER})", "a whole model",
+                          f"merge the adapter into its model, or take {ADAPTER} away")  # fmt: skip
+    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+        raise ConfigError(f"model.path={path} holds no weights; {held}", "*.safetensors or *.bin")
+    if not config.model.tokenizer and not any((path / name).is_file() for name in TOKENIZER):
+        raise ConfigError(
+            f"model.path={path} holds no tokenizer; {held}",
+            "tokenizer.json",
+            "copy the tokenizer's files there, or set model.tokenizer=FOLDER",
+        )
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}", "the config.json of a transformers model") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _gguf_digest(path: str) -> str:
+    """From name, size and time of change: reading tens of gigabytes at every start would take minutes."""
+    try:
+        stat = Path(path).stat()
+    except OSError as error:
+        near = " or ".join(f"model.path={place}" for place in near_paths(path))
+        raise ConfigError(
+            f"model.path={path}: {error.strerror}", "a .gguf file", near or "model.path=FILE.gguf"
+        ) from error
+    return hashlib.sha256(f"{Path(path).name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]

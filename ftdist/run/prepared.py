@@ -1,0 +1,150 @@
+"""The name of prepared data: a hash over everything that changes the result. Light, so that a cache hit is instant."""
+
+import hashlib
+import json
+import platform
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.base.errors import ConfigError, DataError
+from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.run.locations import cache_root, is_converted, tokenizer_location
+from ftdist.run.rundir import read_json, write_json
+from ftdist.run.source_files import source_files
+
+FORMAT_VERSION = 2
+"""Counted up when the same settings give other tokens, or the layout of the folder changes."""
+
+TEMPLATES = Path(__file__).parents[1] / "data"
+"""Folder of the chat templates that ftdist ships."""
+META = "meta.json"
+TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
+
+
+def data_folder(config: RunConfig) -> Path:
+    """Where the prepared data of a config lies, or will lie: ``<cache>/data/<key>``.
+
+    A hub data set counts by its ``revision`` as it is written in the config: without one, what was prepared first is
+    found again. The seed counts only where it chooses documents (a weight that is not a whole number).
+
+    Raises:
+        DataError: a local source is missing, empty or of an unknown kind.
+        ConfigError: the chat template does not exist.
+    """
+    key = json.dumps(_key_parts(config), sort_keys=True, default=lambda value: value.name)
+    return cache_root(config) / "data" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+
+def is_ready(folder: Path) -> bool:
+    """Whether prepared data was published there. It is renamed into place, so it is whole."""
+    return (folder / META).is_file()
+
+
+def read_meta(folder: Path) -> Dict[str, Any]:
+    """Statistics, settings, the sample and the sets of prepared data.
+
+    Raises:
+        DataError: it is not what ``prepare`` writes.
+    """
+    try:
+        meta = read_json(folder / META)
+        rows = [found["rows"] for found in meta["sets"].values()]
+        if meta["format_version"] != FORMAT_VERSION or not all(isinstance(number, int) for number in rows):
+            raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
+                        f"rm -r {folder}: it is prepared again") from error  # fmt: skip
+    return meta
+
+
+def template_text(config: RunConfig) -> Optional[str]:
+    """The Jinja text of ``data.chat_template``; None where the tokenizer's own is used.
+
+    Raises:
+        ConfigError: it is neither a shipped name nor a file of text.
+    """
+    name = config.data.chat_template
+    if name is None:
+        return None
+    shipped = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
+    path = shipped.get(name, Path(name).expanduser())
+    if not path.is_file():
+        raise ConfigError(f"data.chat_template={name} is not there", f"{', '.join(sorted(shipped))}, or a Jinja file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.chat_template={name} cannot be read: {error}", "a Jinja file in UTF-8") from error
+
+
+def _key_parts(config: RunConfig) -> Dict[str, Any]:
+    data = config.data
+    settings = asdict(data)
+    for not_a_setting in ("sources", "heldout", "num_workers", "chat_template"):
+        del settings[not_a_setting]
+    hashes = _FileHashes(cache_root(config) / "hashes.json")
+    parts = {
+        "version": FORMAT_VERSION,
+        "settings": settings,
+        "template": template_text(config),
+        "tokenizer": _tokenizer_key(config, hashes),
+        "new_special_tokens": config.model.new_special_tokens,
+        "sources": {name: _source_key(f"data.sources.{name}", source, hashes) for name, source in data.sources.items()},
+        "heldout": {name: _source_key(f"data.heldout.{name}", source, hashes) for name, source in data.heldout.items()},
+        "seed": config.seed if any(source.weight % 1 for source in data.sources.values()) else None,
+    }
+    hashes.save()
+    return parts
+
+
+def _source_key(where: str, source: SourceConfig, hashes: "_FileHashes") -> Dict[str, Any]:
+    key = asdict(source)
+    if source.path:
+        key["path"] = [(file.name, hashes.of(file)) for file in source_files(where, source.path)]
+    if source.builtin == "stdlib_docs":
+        key["python"] = platform.python_version()
+    return key
+
+
+def _tokenizer_key(config: RunConfig, hashes: "_FileHashes") -> List[Any]:
+    location = tokenizer_location(config)
+    if not config.model.tokenizer and is_converted(config):
+        return [Path(location).name]  # the name stands for the content, so the key is known before it is converted
+    if Path(location).is_dir():
+        files = {file for pattern in TOKENIZER_FILES for file in Path(location).glob(pattern) if file.is_file()}
+        return sorted((file.name, hashes.of(file)) for file in files)
+    return [location, None if config.model.tokenizer else config.model.revision]
+
+
+class _FileHashes:
+    """sha256 of files, remembered by path, size and time of change."""
+
+    def __init__(self, memo: Path) -> None:
+        self.memo, self.known, self.changed = memo, {}, False
+        with suppress(OSError, ValueError):  # nothing remembered yet
+            found = read_json(memo)
+            self.known = {name: known for name, known in found.items() if isinstance(known, dict) and "sha256" in known}
+
+    def of(self, path: Path) -> str:
+        stat = path.stat()
+        name, stamp = str(path.resolve()), f"{stat.st_size} {stat.st_mtime_ns}"
+        if self.known.get(name, {}).get("stamp") != stamp:
+            with path.open("rb") as file:
+                self.known[name] = {"stamp": stamp, "sha256": _sha256(file)}
+            self.changed = True
+        return str(self.known[name]["sha256"])
+
+    def save(self) -> None:
+        if not self.changed:
+            return
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            self.memo.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.memo, self.known)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

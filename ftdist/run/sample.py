@@ -1,0 +1,123 @@
+"""Showing what is trained, before training: a rendered sample and a table, from meta.json alone."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from rich.console import Console
+from rich.text import Text
+
+from ftdist.base.tables import plain_table, show_table
+from ftdist.run.prepared import read_meta
+
+TRAINED, CONTEXT = "bold green", "dim"
+SHOWN_FIRST, SHOWN_LAST = 120, 60
+"""Tokens of a long document that a preview shows."""
+
+
+def print_sample(folder: Path, console: Optional[Console] = None) -> None:
+    """Print the sample of prepared data, and its warnings: a run that finds its data prepared shows them again."""
+    console, meta = console or Console(), read_meta(folder)
+    print_legend(console)
+    print_tokens(meta["sample"], console)
+    print_warnings(meta, console)
+
+
+def shown_parts(length: int) -> Tuple[slice, slice]:
+    """Which tokens of a document a preview shows: how it begins and how it ends; together all of a short one."""
+    whole = length <= SHOWN_FIRST + SHOWN_LAST
+    first, last = (length, length) if whole else (SHOWN_FIRST, length - SHOWN_LAST)
+    return slice(0, first), slice(last, length)
+
+
+def print_left_out(tokens: int, trained: int, console: Console) -> None:
+    if tokens:
+        console.print(Text(f"… {_n(tokens)} tokens left out, {_n(trained)} of them trained …", style="cyan"))
+
+
+def print_legend(console: Console) -> None:
+    if console.is_terminal:
+        console.print(Text("trained", style=TRAINED), Text("not trained", style=CONTEXT))
+    else:
+        print("[[ trained ]]  not trained", file=console.file)
+
+
+def print_tokens(tokens: List[List[Any]], console: Console) -> None:
+    """Print ``[text, trained]`` tokens: coloured on a terminal, else with [[ ]] around what is trained."""
+    if console.is_terminal:
+        parts = Text()
+        for text, trained in _runs(tokens):
+            parts.append(text, style=TRAINED if trained else CONTEXT)
+        console.print(parts)
+    else:
+        print(plain_tokens(tokens), file=console.file)
+
+
+def plain_tokens(tokens: List[List[Any]]) -> str:
+    """The sample as plain text, ``[[`` and ``]]`` around runs of trained tokens."""
+    return "".join(f"[[{text}]]" if trained else text for text, trained in _runs(tokens))
+
+
+def _runs(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
+    """Neighbours that are alike, joined. Control characters do not reach the terminal."""
+    for trained, run in groupby(tokens, key=lambda token: bool(token[1])):
+        text = "".join(text for text, _ in run)
+        yield printable(text), trained
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are written out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def describe_data(meta: Dict[str, Any]) -> str:
+    """Which data: one line for the banner."""
+    train, *heldout = meta["sets"].values()
+    names = ", ".join(meta["sources"])
+    counts = f"{_n(train['rows'])} rows, {_n(train['tokens'])} tokens, {_n(train['trained_tokens'])} of them trained"
+    out = sum(stats["documents"] for stats in heldout)
+    return f"{names}: {counts}; {_n(out) if out else 'no'} documents held out"
+
+
+def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None:
+    """Print what became of every source, the sets, and warnings."""
+    console = console or Console()
+    sources = plain_table("source", "documents", "tokens", "trained", "truncated", "split", "dropped", "share")
+    rows = {**meta["sources"], **{f"{name} (held out)": stats for name, stats in meta["heldout_sources"].items()}}
+    for name, stats in rows.items():
+        dropped = ", ".join(f"{count:,} {why}" for why, count in stats["dropped"].items()) or "0"
+        share = f"{stats['share']:.1%}" if name in meta["sources"] else "–"
+        sources.add_row(
+            name,
+            _n(stats["documents"]),
+            _n(stats["tokens"]),
+            _n(stats["trained_tokens"]),
+            _n(stats["truncated"]),
+            _n(stats["split"]),
+            dropped,
+            share,
+        )
+    sets = plain_table("set", "rows", "documents", "tokens", "trained", "rows filled", "stop token")
+    for name, stats in meta["sets"].items():
+        sets.add_row(
+            name,
+            _n(stats["rows"]),
+            _n(stats["documents"]),
+            _n(stats["tokens"]),
+            _n(stats["trained_tokens"]),
+            f"{stats['packing_efficiency']:.1%}",
+            Text(stats["stop_token"] or "none"),
+        )
+    show_table(console, sources)
+    console.print()
+    show_table(console, sets)
+    print_warnings(meta, console)
+
+
+def print_warnings(meta: Dict[str, Any], console: Console) -> None:
+    for warning in meta["warnings"]:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+
+
+def _n(number: int) -> str:
+    return f"{number:,}"

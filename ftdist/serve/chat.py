@@ -1,0 +1,100 @@
+"""``python -m ftdist.serve.chat MODEL``: talk to an exported model (or any Hugging Face folder) in the terminal."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.track.progress import task
+from ftdist.track.report import CUT
+
+Messages = List[Dict[str, str]]
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    parser = argparse.ArgumentParser(prog="ftdist chat", description="Talk to a model; /new forgets, Ctrl-D ends.")
+    parser.add_argument("model", help="a Hugging Face folder")
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token")
+    args = parser.parse_args(argv)
+    try:
+        with task("loading the model", sys.stdin.isatty()):
+            model, tokenizer = load(Path(args.model), args.trust_remote_code)
+        talk(model, tokenizer, args.max_tokens, args.temperature)
+    except FtdistError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print()
+    return 0
+
+
+def load(folder: Path, trust_remote_code: bool = False) -> Any:
+    """
+    Raises:
+        ConfigError: the folder does not hold a model that can be loaded, or one that would run code of its own.
+    """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many kinds
+        found = f"{folder}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+        raise ConfigError(found, "a model that transformers can load, without code of its own") from error
+    return model.to(device).eval(), tokenizer
+
+
+def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> None:
+    """Read a line, answer it as it is generated; the conversation goes on until the end of input."""
+    history: Messages = []
+    prompt = "> " if sys.stdin.isatty() else ""
+    if prompt:
+        print("/new begins a new conversation, Ctrl-D ends")
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            if prompt:
+                print()  # the shell's own prompt comes next
+            return
+        if line == "/new":
+            history = []
+        elif line:
+            history.append({"role": "user", "content": line})
+            history.append({"role": "assistant", "content": answer(model, tokenizer, history, max_tokens, temperature)})
+
+
+def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, temperature: float) -> str:
+    """Print the answer as it comes, with "…" where it was cut at max_tokens, and return it."""
+    from transformers import TextStreamer
+
+    if tokenizer.chat_template:
+        inputs = tokenizer.apply_chat_template(
+            history, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(history[-1]["content"], return_tensors="pt")
+    inputs = inputs.to(model.device)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = lambda text, stream_end=False: print(text, end="", flush=True)  # the line ends below
+    output = model.generate(**inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling)
+    produced = output[0, inputs["input_ids"].shape[1] :]
+    stops = model.generation_config.eos_token_id
+    ended = int(produced[-1]) in (stops if isinstance(stops, list) else [stops])
+    print("" if ended else CUT, flush=True)
+    return tokenizer.decode(produced, skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The W&B run of a training run, kept at arm's length: the only place that imports wandb.
+
+Every call of the client runs in one daemon thread, fed from a bounded queue. A client that fails, hangs or cannot write
+therefore never stops or slows training: it costs one line in the log and records that are in metrics.jsonl anyway.
+"""
+
+import os
+import queue
+import threading
+from typing import Any, Callable, Dict, List, Optional
+
+from ftdist.base.redact import redact
+from ftdist.config.login import resolve_mode
+from ftdist.config.schema import RunConfig, Wandb
+from ftdist.run.rundir import RunDir, read_json
+from ftdist.track.wandb_config import public_config, public_facts
+
+QUEUE_SIZE = 10_000
+"""Records that may wait for a slow client."""
+INIT_TIMEOUT_S = 20.0
+"""For a server to answer; shorter than FINISH_TIMEOUT_S, so that a short run still gets its offline record."""
+FINISH_TIMEOUT_S = 30.0
+"""For the last records to be written or uploaded when training is over."""
+STOP_TIMEOUT_S = 2.0
+"""For wandb's service process to end by itself once all is written."""
+TABLE_COLUMNS = ["step", "set", "index", "question", "prompt", "answer", "reference"]
+
+Call = Callable[[Any], Any]
+
+
+class WandbRun:
+    """A W&B run of rank 0. Its methods return at once and never raise."""
+
+    def __init__(self, config: RunConfig, run: RunDir, note: Callable[[str], None]) -> None:
+        self._config, self._run, self._note = config, run, note
+        self._queue: queue.Queue[Optional[Call]] = queue.Queue(QUEUE_SIZE)
+        self._dropped = 0
+        self._failed = False
+        self._given_up = False
+        self._exit_code = 0
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Dict[str, Any]) -> None:
+        """Log metrics of a step."""
+        values = {"step": step, **metrics}
+        self._put(lambda client: client.log(values, step=step))
+
+    def samples(self, step: int, rows: List[Dict[str, Any]]) -> None:
+        """Log a table of sample generations; each row names its step."""
+        data = [[row.get(column) for column in TABLE_COLUMNS] for row in rows]
+
+        def log_table(client: Any) -> None:
+            import wandb
+
+            client.log({"step": step, "samples": wandb.Table(columns=TABLE_COLUMNS, data=data)}, step=step)
+
+        self._put(log_table)
+
+    def finish(self, exit_code: int) -> None:
+        """Hand over what is queued and close the run, waiting at most FINISH_TIMEOUT_S. Nothing of wandb is left behind
+        that could hold up the end of the process."""
+        self._exit_code = exit_code
+        # Where the queue is full, the client is stuck: the wait below then ends it.
+        self._put(None)
+        if not self._finished.wait(FINISH_TIMEOUT_S):
+            self._given_up = True
+            self._fail(f"not finished after {FINISH_TIMEOUT_S:g} s")
+        else:
+            self._thread.join(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            _kill_service()
+        if self._dropped:
+            self._note(f"W&B: {self._dropped} records dropped; metrics.jsonl has them all")
+
+    def _put(self, call: Optional[Call]) -> None:
+        if self._finished.is_set():
+            return
+        try:
+            self._queue.put_nowait(call)
+        except queue.Full:
+            self._dropped += 1
+
+    def _fail(self, reason: object) -> None:
+        """One line in the log, whatever else goes wrong after it."""
+        if not self._failed:
+            self._failed = True
+            words = " ".join(str(reason).split()) or type(reason).__name__
+            self._note(f"W&B: {redact(words)[:200]}; training goes on, metrics.jsonl is complete")
+
+    def _work(self) -> None:
+        try:
+            client = self._start()
+            while (call := self._queue.get()) is not None:
+                try:
+                    call(client)
+                except Exception as error:  # one bad record does not end the others
+                    self._dropped += 1
+                    self._fail(error)
+            client.finish(exit_code=self._exit_code)
+        except BaseException as error:  # wandb has raised SystemExit and KeyboardInterrupt in threads
+            self._fail(error)
+        finally:
+            self._finished.set()
+        _stop_service()
+
+    def _start(self) -> Any:
+        mode = resolve_mode(self._config.track.wandb)
+        # wandb would send its own crash reports to its maker; a training cluster is no place for that.
+        # Its other folders would lie in the home directory, which a compute node need not have.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._run.wandb / "data"))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(self._run.wandb / "cache"))
+        if mode is Wandb.online:
+            try:
+                return self._init(Wandb.online)
+            except Exception as error:
+                if self._given_up:
+                    raise
+                self._fail(f"not online ({error}), recording offline")
+                _kill_service()  # it holds the run id, and may hang on the server for minutes
+        return self._init(Wandb.offline)
+
+    def _init(self, mode: Wandb) -> Any:
+        import wandb
+
+        track = self._config.track
+        self._run.path.mkdir(parents=True, exist_ok=True)
+        provenance = read_json(self._run.provenance) if self._run.provenance.is_file() else {}
+        wandb.setup(wandb.Settings(silent=True))
+        client = wandb.init(
+            mode="online" if mode is Wandb.online else "offline",
+            project=track.project,
+            entity=track.entity,
+            group=track.group,
+            job_type=track.job_type,
+            tags=track.tags,
+            name=self._config.name,
+            id=track.run_id,
+            resume="allow",
+            dir=str(self._run.path),  # wandb adds its own folder "wandb"
+            config={**public_config(self._config), "provenance": public_facts(provenance)},
+            settings=wandb.Settings(
+                silent=True,
+                console="off",  # a live progress line is no use to anyone there
+                disable_git=True,  # the provenance has the commit; wandb's own would add the diff
+                disable_job_creation=True,
+                save_code=False,
+                init_timeout=INIT_TIMEOUT_S,
+                x_transaction_log_flush_interval=1.0,  # the default loses the last 15 s at a SIGKILL
+            ),
+        )
+        client.define_metric("step")
+        client.define_metric("*", step_metric="step")
+        return client
+
+
+def _stop_service() -> None:
+    """End wandb's service process. Otherwise its exit hook waits for it, without limit, when Python ends."""
+    try:
+        import wandb
+
+        wandb.teardown()
+    except BaseException:  # whatever this is, the run is over and recorded
+        _kill_service()
+
+
+def _kill_service() -> None:
+    """End wandb's service process at once, and with it every call that waits for it."""
+    try:
+        import psutil
+        import wandb
+
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()
+        wandb.teardown()  # takes the exit hook away
+    except BaseException:  # the service is gone: nothing is left to wait for
+        pass

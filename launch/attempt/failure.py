@@ -1,0 +1,154 @@
+"""One message for a run that failed, of what may be many stack traces: which rank was first, and why."""
+
+import contextlib
+import platform
+import re
+import shlex
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.base.errors import EXIT_FAILED, LaunchError
+from ftdist.run.rundir import NUMBER, RunDir, read_json
+
+LAST_LINES = 30
+REPORTED = re.compile(
+    r"time\s*:\s*(\S+)\s+host\s*:\s*(\S+)\s+rank\s*:\s*(\d+)[^\n]*\s+exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)"
+)
+"""One failure in torchrun's report, which names every rank of its machine that did not end with 0."""
+FORCED = re.compile(r"Unable to shutdown process (\d+)")
+"""torchrun's own SIGKILL, to a rank that did not end on its SIGTERM after another had failed."""
+KILLED_UNDER_DEEPSPEED = re.compile(
+    r"^(?:(?P<host>\S+): )?\[.*exits with return code = -(?P<signal>\d+)"
+    r"|^mpirun noticed that process rank \d+ with PID \d+ on node (?P<node>\S+) exited on signal (?P<number>\d+)",
+    re.MULTILINE,
+)
+"""DeepSpeed's launcher and mpirun, which have no report: the first process that they saw end."""
+UNREACHABLE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code 255", re.MULTILINE)
+BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
+"""What a rank says when another one is gone: it failed in consequence."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A rank that torchrun reports."""
+
+    time: str
+    host: str
+    rank: int
+    code: int
+    pid: int
+
+    @property
+    def killed(self) -> bool:
+        return self.code < 0 and -self.code != signal.SIGTERM  # which is torchrun's, to the others
+
+    @property
+    def aborted(self) -> bool:
+        return -self.code == signal.SIGABRT  # what a collective does to its process that cannot go on
+
+
+def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int) -> LaunchError:
+    """What to tell the user. First a rank that held the others up, as they found. Then one that was killed: it left no
+    error, and those of the others follow from it. Then the earliest error that is not about another rank's loss, a rank
+    that aborted, and the earliest that is.
+
+    Args:
+        log: what torchrun wrote; on several machines one file each.
+        code: torchrun's exit code.
+    """
+    where = f"logs: {run.logs}"
+    resume = shlex.join(["ftdist", "resume", str(run.path)])
+    texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
+    ended = [found for text in texts for found in _reported(text)]
+    first = _first_error(run, attempt)
+    in_consequence = first is not None and _in_consequence(first)
+    suspects = [e for e in ended if e.killed and (not e.aborted or first is None or in_consequence)]
+    if first is not None and first.get("stalled"):
+        suspects = []  # the ranks found out who held them up, and ended it
+    if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
+        who = f"rank {killed.rank} on {platform.node() if killed.host == 'localhost' else killed.host}"
+        why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
+        return LaunchError(f"{who} {why}{_last_lines(run, killed.rank, attempt)}\n  {where}", fix=resume)
+    if by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None):
+        number, host = int(by["signal"] or by["number"]), by["host"] or by["node"]
+        place = f" on {host}" if host else ""
+        said = f"a rank{place} was killed by {_signal_name(number)}{_why(number)}\n  {where}"
+        return LaunchError(said, fix=resume)
+    if first is not None:
+        who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")
+        last = "" if first.get("known", True) else _last_lines(run, first["rank"], attempt)
+        lost = _lost(run, attempt, ended) if in_consequence else ""
+        error = LaunchError(f"{who}: {first['message']}{lost}{last}\n  {where}")
+        error.exit_code = first["exit_code"] if isinstance(first.get("exit_code"), int) else EXIT_FAILED
+        return error
+    if by := next(filter(None, map(UNREACHABLE.search, texts)), None):
+        host = by[1]
+        spoken = re.search(f"^{re.escape(host)}: (.+)", by.string, re.MULTILINE)
+        return LaunchError(f"{host} cannot be reached: {spoken[1] if spoken else 'ssh failed'}\n  {where}",
+                           f"`ssh {host} true` works without a password", resume)  # fmt: skip
+    if code < 0:
+        return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
+    found = f"the ranks ended with exit code {code} and left no error" if code else "the ranks ended before the run did"
+    return LaunchError(f"{found}{_quoted(''.join(texts))}\n  {where}", fix=resume)
+
+
+def _reported(text: str) -> List[Ended]:
+    forced = set(FORCED.findall(text))
+    return [
+        Ended(time, host, int(rank), int(code), int(pid))
+        for time, host, rank, code, pid in REPORTED.findall(text)
+        if pid not in forced
+    ]
+
+
+def _first_error(run: RunDir, attempt: int) -> Optional[Dict[str, Any]]:
+    records: List[Dict[str, Any]] = []
+    for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
+        with contextlib.suppress(ValueError, OSError):  # cut while it was written
+            record = read_json(path)
+            if isinstance(record.get("time"), NUMBER) and {"rank", "message"} <= record.keys():
+                records.append(record)
+    return min(records, key=lambda record: (_in_consequence(record), record["time"]), default=None)
+
+
+def _in_consequence(record: Dict[str, Any]) -> bool:
+    return not record.get("known") and bool(BROKEN_EXCHANGE.search(record["message"]))
+
+
+def _lost(run: RunDir, attempt: int, ended: List[Ended]) -> str:
+    """The ranks that began, left no error, and of which no torchrun tells: those of a machine that is gone."""
+
+    def ranks(kind: str) -> set[int]:
+        return {int(path.name[5:10]) for path in run.logs.glob(f"rank-*.attempt-{attempt}.{kind}")}
+
+    lost = sorted(ranks("log") - ranks("error.json") - {found.rank for found in ended})
+    return f"\n  ended without a word: rank {', '.join(map(str, lost))}" if lost else ""
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _last_lines(run: RunDir, rank: int, attempt: int) -> str:
+    log = run.log_file(rank, attempt)
+    text = _text(log)
+    if text.strip():
+        return f"\n  the last lines of {log.name}:{_quoted(text)}"
+    return f"\n  {log.name} is empty" if log.is_file() else ""
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"\n  | {line}" for line in text.splitlines()[-LAST_LINES:])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _why(number: int) -> str:
+    return ": most often the machine ran out of memory (`dmesg | tail` says)" if number == signal.SIGKILL else ""

@@ -1,0 +1,132 @@
+"""Start the run through DeepSpeed's launcher, for clusters where that is the house rule.
+
+It starts the ranks of all machines of a hostfile with pdsh (over ssh), Slurm or OpenMPI. Of the run it knows nothing: a
+stop is asked for in the run directory, which all machines see, and how it ended is read there.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import List, Tuple
+
+import ftdist
+from ftdist.base.errors import LaunchError
+from ftdist.config.launch import Runner
+from ftdist.config.schema import RunConfig
+from ftdist.launch.attempt import lifecycle, process
+from ftdist.launch.attempt.companion import end_group, guarding
+from ftdist.launch.backends.base import LaunchPlan, ranks_env
+from ftdist.launch.backends.nodes import address, check_port
+from ftdist.run.rundir import RunDir
+
+POLL_S = 0.2
+SCRIPT = Path(ftdist.__file__).parent / "train" / "from_deepspeed.py"
+SAID_BY_LAUNCHER = re.compile(r"^(?:\S+: )?\[\d{4}-\d\d-\d\d [^]]+\] \[[A-Z]+\] ")
+TOOLS = {Runner.pdsh: ("pdsh", "pdsh"), Runner.slurm: ("srun", "slurm-client"),
+         Runner.openmpi: ("mpirun", "openmpi-bin")}  # fmt: skip
+"""What each runner calls, and the package that Debian has it in."""
+
+
+def plan_deepspeed(config: RunConfig, run: RunDir, attempt: int) -> LaunchPlan:
+    """DeepSpeed's launcher for a resolved config. Pure."""
+    launch, runner = config.launch, config.launch.deepspeed.runner
+    options: List[str] = []
+    if runner is Runner.slurm:
+        options = [*launch.deepspeed.options, f"--nodes={launch.nnodes}", f"--ntasks-per-node={launch.nproc_per_node}",
+                    f"--nodelist={','.join(launch.nodes.hosts)}", "--kill-on-bad-exit=1"]  # fmt: skip
+    elif runner is Runner.openmpi:  # by itself it would bind each rank, with all its threads, to one core
+        options = ["--bind-to", "none", "--mca", "plm_rsh_agent", " ".join(_ssh(config))]
+    argv = [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile(run)), "--force_multi",
+        "--launcher", runner.name, *(["--launcher_args", shlex.join(options)] if options else []),
+        "--master_addr", address(config), "--master_port", str(launch.nodes.port), "--no_ssh_check", "--no_local_rank",
+        str(SCRIPT), str(run.path), "--attempt", str(attempt), *(["--watch"] if runner is Runner.pdsh else []),
+    ]  # fmt: skip
+    env = {**ranks_env(config), "DS_ENV_FILE": str(env_file(run)), "PDSH_SSH_ARGS_APPEND": " ".join(_ssh(config)[1:])}
+    return LaunchPlan(argv, env)
+
+
+def _ssh(config: RunConfig) -> List[str]:
+    command, *options = config.launch.nodes.ssh.split()
+    return [command, "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *options]
+
+
+def hostfile(run: RunDir) -> Path:
+    return run.path / "hostfile"
+
+
+def env_file(run: RunDir) -> Path:
+    """The environment of every rank: the launcher takes it from a file."""
+    return run.path / "deepspeed.env"
+
+
+def write_files(config: RunConfig, run: RunDir) -> None:
+    """What the launcher reads, in the run directory."""
+    launch = config.launch
+    hosts = [f"{host} slots={launch.nproc_per_node}\n" for host in launch.nodes.hosts]
+    hostfile(run).write_text("".join(hosts), encoding="utf-8")
+    # mpirun gives rank 0 a terminal, whose other end is a file.
+    env = {**ranks_env(config), "MASTER_ADDR": address(config), "MASTER_PORT": str(launch.nodes.port),
+           "TTY_COMPATIBLE": "0"}  # fmt: skip
+    env_file(run).write_text("".join(f"{name}={value}\n" for name, value in env.items()), encoding="utf-8")
+
+
+def launch_deepspeed(config: RunConfig, run: RunDir) -> int:
+    """Start or go on with the run through DeepSpeed's launcher, and wait. Returns the exit code.
+
+    Raises:
+        LaunchError: it could not be started, or a rank failed; the message is that of the first.
+    """
+    tool, package = TOOLS[config.launch.deepspeed.runner]
+    if shutil.which(tool) is None:
+        raise LaunchError(f"there is no {tool} on this machine",
+                          f"the tool of launch.deepspeed.runner={config.launch.deepspeed.runner.name}",
+                          f"apt install {package}")  # fmt: skip
+    if address(config) in ("localhost", "127.0.0.1", os.uname().nodename):
+        check_port(config)
+    attempt = lifecycle.begin(run)
+    write_files(config, run)
+    log = run.logs / f"launcher.attempt-{attempt}.log"
+    prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # pdsh's
+    return lifecycle.conclude(run, attempt, log, _run(plan_deepspeed(config, run, attempt), run, log, prefixes))
+
+
+def _run(plan: LaunchPlan, run: RunDir, log: Path, prefixes: Tuple[str, ...]) -> int:
+    # Not a pipe: when this process is killed, pdsh would die of it before the ranks have saved.
+    printed = log.with_suffix(".out")
+    with log.open("ab") as errors, printed.open("wb") as out:
+        child = subprocess.Popen(plan.argv, env={**os.environ, **plan.env}, cwd=run.path, stdin=subprocess.DEVNULL,
+                                 stdout=out, stderr=errors, start_new_session=True)  # fmt: skip
+    ended = threading.Event()
+    relay = threading.Thread(target=_relay, args=(printed, log, prefixes, ended), daemon=True)
+    relay.start()
+    with guarding(run.path, group=child.pid):
+        try:
+            with process.stop_on_signals(lambda: end_group(child.pid), run.preempt):
+                return child.wait()
+        finally:
+            end_group(child.pid)
+            child.wait()
+            ended.set()
+            relay.join()
+
+
+def _relay(printed: Path, log: Path, prefixes: Tuple[str, ...], ended: threading.Event) -> None:
+    """What rank 0 prints goes to the terminal, what the launcher says of itself to its log."""
+    with printed.open("rb") as out, log.open("ab", buffering=0) as file:
+        last = False
+        while not last:
+            last = ended.wait(POLL_S)
+            for raw in out:
+                line = raw.decode(errors="replace")
+                if SAID_BY_LAUNCHER.match(line):
+                    file.write(raw)
+                else:
+                    with contextlib.suppress(OSError):
+                        print(line[len(next(filter(line.startswith, prefixes), "")) :], end="", flush=True)

@@ -1,0 +1,67 @@
+"""The machines of a run that DeepSpeed's launcher starts, from a hostfile."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Dict
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.launch import HOST
+from ftdist.config.schema import RunConfig
+
+HOST_LINE = re.compile(r"(\S+)\s+slots=0*([1-9]\d*)")
+PLAIN = re.compile(r"[\w@+=:,./-]+")
+
+
+def read_hostfile(path: Path) -> Dict[str, int]:
+    """Ranks by machine, in the file's order. A line is ``NAME slots=N``; # begins a comment.
+
+    Raises:
+        ConfigError: names the line, or there is none.
+    """
+    try:
+        lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "a hostfile: a line `NAME slots=RANKS` a machine",
+                          "launch.deepspeed.hostfile=FILE") from error  # fmt: skip
+    hosts: Dict[str, int] = {}
+    for line in filter(None, lines):
+        match = HOST_LINE.fullmatch(line)
+        if match is None or match.group(1) in hosts or not HOST.fullmatch(match.group(1)):
+            raise ConfigError(f"{path} has the line {line!r}", "NAME slots=RANKS, each machine once, at least 1 rank")
+        hosts[match.group(1)] = int(match.group(2))
+    if not hosts:
+        raise ConfigError(f"{path} names no machine", "a line `NAME slots=RANKS` for each machine")
+    return hosts
+
+
+def resolve_hosts(config: RunConfig) -> None:
+    """Take machines and ranks from the hostfile, so that the frozen run does not depend on it.
+
+    Raises:
+        ConfigError: it is missing or contradicts the config, or DeepSpeed's launcher could not carry a value.
+    """
+    launch = config.launch
+    if launch.deepspeed.hostfile is not None:
+        found = read_hostfile(Path(launch.deepspeed.hostfile).expanduser())
+        if len(set(found.values())) != 1:
+            raise ConfigError(f"{launch.deepspeed.hostfile} gives the machines {sorted(set(found.values()))} slots",
+                              "as many slots on every machine")  # fmt: skip
+        launch.nodes.hosts, ranks = list(found), next(iter(found.values()))
+        for name, said, is_ in (("nnodes", launch.nnodes if launch.nnodes > 1 else None, len(found)),
+                                ("nproc_per_node", launch.nproc_per_node, ranks)):  # fmt: skip
+            if said not in (None, is_):
+                raise ConfigError(f"launch.{name}={said} with {launch.deepspeed.hostfile}", f"launch.{name}={is_}",
+                                  f"leave launch.{name} out")  # fmt: skip
+        launch.nnodes, launch.nproc_per_node, launch.deepspeed.hostfile = len(found), ranks, None
+    if len(launch.nodes.hosts) != launch.nnodes:
+        raise ConfigError(f"launch=deepspeed with {len(launch.nodes.hosts)} hosts and launch.nnodes={launch.nnodes}",
+                          "the machines of the run", "launch.deepspeed.hostfile=FILE")  # fmt: skip
+    carried = {"run_dir": config.run_dir, "python": sys.executable, "host": ",".join(launch.nodes.hosts)}
+    for name, value in carried.items():
+        if value and not PLAIN.fullmatch(value):
+            raise ConfigError(f"{name} {value!r} with launch=deepspeed", "letters, digits and _@+=:,./-",
+                              "DeepSpeed's launcher hands it to a shell without quotes")  # fmt: skip
+    if launch.max_restarts:
+        raise ConfigError(f"launch.max_restarts={launch.max_restarts} with launch=deepspeed", "0",
+                          "restarts are torchrun's: launch=nodes, or ftdist resume")  # fmt: skip

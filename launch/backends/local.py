@@ -1,0 +1,22 @@
+"""Start a run on this machine."""
+
+from ftdist.config.schema import RunConfig
+from ftdist.launch.attempt.failure import LAST_LINES as LAST_LINES
+from ftdist.launch.attempt.failure import explain_failure as explain_failure
+from ftdist.launch.attempt.lifecycle import begin, conclude
+from ftdist.launch.attempt.process import start
+from ftdist.launch.backends.base import LaunchPlan as LaunchPlan
+from ftdist.launch.backends.base import plan_local
+from ftdist.run.rundir import RunDir
+
+
+def launch_run(config: RunConfig, run: RunDir) -> int:
+    """Start or go on with the run of a run directory, and wait for it. Returns the exit code.
+
+    Raises:
+        LaunchError: a rank failed; the message is that of the first.
+    """
+    attempt = begin(run)
+    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
+    log = run.logs / f"launcher.attempt-{attempt}.log"
+    return conclude(run, attempt, log, start(plan, log, run.preempt))

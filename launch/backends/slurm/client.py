@@ -1,0 +1,192 @@
+"""Talk to Slurm through its own commands: what the partition has, submit, ask after a job, cancel it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Set
+
+from ftdist.base.errors import ConfigError, LaunchError
+from ftdist.config.launch import Device, LaunchConfig, Profile
+from ftdist.run.rundir import RunDir
+
+TIMEOUT_S = 60
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
+        "DEADLINE", "REVOKED"}  # fmt: skip
+GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
+
+
+DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_|SLURM_(?!CONF|JWT)")
+"""Variables that change what Slurm's commands do: the user's defaults for them, and those of a job that this runs in.
+sbatch prefers them to the script's own lines, and hands them on to the job."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as Slurm tells of it."""
+
+    id: str
+    state: str
+    reason: str = ""
+    start: str = ""
+    """When it started or is expected to, as Slurm writes times; empty where unknown."""
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+    def describe(self) -> str:
+        words = f"{self.state.lower()}"
+        if self.state == "PENDING":
+            words += f": {self.reason}" if self.reason not in ("", "None") else ""
+            words += f", expected {self.start.replace('T', ' ')}" if self.start else ""
+        return f"job {self.id} {words}"
+
+
+def _run(*command: str, check: bool = True) -> Optional[str]:
+    """Standard output of one of Slurm's commands; None where it failed and that is no error.
+
+    Raises:
+        LaunchError: Slurm is not here, does not answer, or refuses; its own words are shown.
+    """
+    env = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
+                              env=env)  # fmt: skip
+    except FileNotFoundError:
+        raise LaunchError(f"there is no {command[0]} on this machine", "a machine that submits to Slurm",
+                          "log in to the cluster, or look at the script with --dry-run") from None  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a Slurm controller that runs") from None
+    if done.returncode == 0:
+        return done.stdout
+    if not check:
+        return None
+    said = [re.sub(rf"^{command[0]}: (?:error: )?", "", line) for line in done.stderr.strip().splitlines()]
+    raise LaunchError(f"{command[0]}: " + "; ".join(said or [f"exit code {done.returncode}"]))
+
+
+def available() -> bool:
+    return shutil.which("sinfo") is not None
+
+
+def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
+    """Nodes that the job may get, by their number of GPUs; None where Slurm does not say."""
+    if not available():
+        return None
+    where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
+    listed = _run("sinfo", "--noheader", "--Node", "--format=%N|%P|%f|%G", *where, check=False)
+    return count_gpus(listed or "", launch) or None
+
+
+def count_gpus(listed: str, launch: LaunchConfig) -> Dict[int, List[str]]:
+    """Nodes by their number of GPUs, from sinfo's lines NODE|PARTITION|FEATURES|GRES: those of the partition, or of the
+    default one, which has a star, and with the features that are asked for."""
+    rows = [line.split("|", 3) for line in listed.splitlines()]
+    if launch.slurm.partition is None and any(row[1].endswith("*") for row in rows):
+        rows = [row for row in rows if row[1].endswith("*")]
+    counts: Dict[int, Set[str]] = {}
+    for name, _, features, gres in rows:
+        if _fits(set(features.split(",")), launch.slurm.constraint or ""):
+            counts.setdefault(sum(int(number) for number in GPUS.findall(gres)), set()).add(name)
+    return {number: sorted(nodes) for number, nodes in sorted(counts.items())}
+
+
+def _fits(features: Set[str], constraint: str) -> bool:
+    """Whether a node has features ``a&b``, ``a|b`` or ``[a|b]``. What is more involved is left to Slurm."""
+    choices = constraint.removeprefix("[").removesuffix("]")
+    if not choices or re.search(r"[][()*!]", choices):
+        return True
+    return any(features.issuperset(choice.split("&")) for choice in choices.split("|"))
+
+
+def resolve_ranks(launch: LaunchConfig) -> None:
+    """Fill in device and nproc_per_node from what the nodes have. Without Slurm at hand: one GPU a node, and a note.
+
+    Raises:
+        ConfigError: the nodes have different numbers of GPUs, or fewer than asked for.
+    """
+    counts = gpu_counts(launch) if launch.device is not Device.cpu else None
+    if launch.device is Device.auto:
+        without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})
+        launch.device = Device.cpu if without else Device.cuda
+    if launch.device is Device.cpu or counts is None:
+        if launch.nproc_per_node is None and launch.device is Device.cuda:
+            print("note: no Slurm here says how many GPUs a node has: taken to be 1; or launch.nproc_per_node=N",
+                  file=sys.stderr)  # fmt: skip
+        launch.nproc_per_node = launch.nproc_per_node or 1
+    elif launch.nproc_per_node is None:
+        found = [number for number in counts if number]
+        if len(found) != 1:
+            kinds = ", ".join(f"{number} ({_few(counts[number])})" for number in found) or "none"
+            raise ConfigError(f"the nodes have different numbers of GPUs: {kinds}", "as many on every node of a run",
+                              "launch.slurm.partition=NAME or constraint=FEATURE, or say how many to take: "
+                              f"launch.nproc_per_node={min(found, default=1)}")  # fmt: skip
+        launch.nproc_per_node = found[0]
+    elif max(counts) < launch.nproc_per_node:
+        raise ConfigError(f"launch.nproc_per_node={launch.nproc_per_node} with at most {max(counts)} GPUs on a node",
+                          "at most one rank a GPU", f"launch.nproc_per_node={max(counts)}")  # fmt: skip
+    if launch.threads_per_rank is None and launch.slurm.cpus_per_node is not None:
+        launch.threads_per_rank = max(1, launch.slurm.cpus_per_node // launch.nproc_per_node)
+
+
+def _few(nodes: List[str]) -> str:
+    return ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")
+
+
+def sbatch(script: Path, *runs: RunDir) -> str:
+    """Submit a batch script of runs, which may stop no more for what was asked of them before. Returns the job's id.
+
+    Raises:
+        LaunchError: Slurm refuses it; what it says is shown. Or it has submitted nothing.
+    """
+    if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
+        print(f"note: not used: {', '.join(mine)}; the job is what launch.slurm says", file=sys.stderr)
+    for run in runs:
+        run.cancel.unlink(missing_ok=True)
+    answer = _run("sbatch", "--parsable", str(script))
+    job = (answer or "").strip().split(";")[0]
+    if not job.isdecimal():
+        raise LaunchError(f"sbatch printed no job's id: {answer!r}", "a job that is submitted",
+                          "look at launch.slurm.options")  # fmt: skip
+    return job
+
+
+def submit(run: RunDir) -> str:
+    """Submit the run's own batch script. Returns the job's id."""
+    job = sbatch(run.submit, run)
+    mark_queued(run, job)
+    return job
+
+
+def mark_queued(run: RunDir, job: str) -> None:
+    """The run is in Slurm's hands."""
+    if run.read_status().get("state") == "frozen":
+        run.write_status(attempt=-1)  # none has begun
+    run.write_status(state="queued", job_id=job, pid=None, exit_reason="", requeues=0)
+
+
+def find_jobs(ids: List[str]) -> Dict[str, Job]:
+    """What Slurm knows of jobs by id: those in the queue, and those that have just left it. Others are left out. Only
+    what Slurm itself words is asked for: names and comments are the user's, and may read like anything."""
+    found: Dict[str, Job] = {}
+    wanted = "--jobs=" + ",".join(sorted({job.split("_")[0] for job in ids}))  # of an array the whole
+    listed = _run("squeue", "--noheader", "--array", "--states=all", wanted, "--format=%i|%T|%r|%S", check=False) or ""
+    for line in listed.splitlines():
+        job, state, reason, start = line.split("|")
+        if job in ids:
+            found[job] = Job(job, state, reason, "" if start == "N/A" else start)
+    return found
+
+
+def find_job(job: str) -> Optional[Job]:
+    """One job; None where Slurm no longer knows it."""
+    return find_jobs([job]).get(job)
+
+
+def cancel(*jobs: str) -> None:
+    """End jobs at once, or take them out of the queue."""
+    _run("scancel", *jobs)

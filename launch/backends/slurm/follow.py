@@ -1,0 +1,99 @@
+"""Follow a Slurm job to its end: its place in the queue, then what rank 0 prints; Ctrl-C stops the run."""
+
+import contextlib
+import shlex
+import sys
+import time
+from typing import Dict, Optional
+
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
+from ftdist.launch.attempt import signals
+from ftdist.launch.attempt.companion import guarding
+from ftdist.launch.backends.slurm import client
+from ftdist.launch.runs.stop import ask_to_stop
+from ftdist.run.rundir import RunDir
+
+POLL_S = 1.0
+LOST_AFTER_S = 30.0
+"""A job that Slurm does not know for this long is over: it forgets jobs some minutes after their end."""
+
+
+class Tail:
+    """What is added to a file, printed as it comes."""
+
+    def __init__(self) -> None:
+        self._name, self._offset = "", 0
+
+    def show(self, run: RunDir, job: str) -> None:
+        path = run.job_log(job)
+        if str(path) != self._name:
+            self._name, self._offset = str(path), 0
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+            self._offset += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+
+
+class JobWatch:
+    """Whether jobs are over, of which Slurm may know nothing any more."""
+
+    def __init__(self) -> None:
+        self._lost: Dict[str, float] = {}
+
+    def is_over(self, job: str, found: Optional[client.Job]) -> bool:
+        if found is not None:
+            self._lost.pop(job, None)
+            return found.over
+        return time.monotonic() - self._lost.setdefault(job, time.monotonic()) > LOST_AFTER_S
+
+
+def follow(run: RunDir, job: str) -> int:
+    """Wait for a job and those that take over from it. Returns the run's exit code.
+
+    Raises:
+        LaunchError: Slurm ended the job in a way that the run could not tell of.
+    """
+    tail, said, watch = Tail(), "", JobWatch()
+    with guarding(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: _end_now(run)):
+        while True:
+            found = client.find_job(job)
+            tail.show(run, job)
+            if found is not None and not found.over and found.state != "RUNNING" and found.describe() != said:
+                said = found.describe()
+                print(said, flush=True)
+            if watch.is_over(job, found):
+                tail.show(run, job)
+                following = successor(run, job)
+                if following is None:
+                    return outcome(run, found)
+                job = following
+            time.sleep(POLL_S)
+
+
+def successor(run: RunDir, job: str) -> Optional[str]:
+    """The job that has taken over from this one, if one has."""
+    now = run.read_status().get("job_id")
+    return now if now != job else None
+
+
+def outcome(run: RunDir, job: Optional[client.Job]) -> int:
+    """The exit code of a run whose job is over; what the run itself could not say is written for it."""
+    status = run.read_status()
+    state = status.get("state")
+    if state == "done":
+        return EXIT_DONE
+    if state == "preempted" or (state == "failed" and status.get("exit_code") is not None):
+        return int(status.get("exit_code") or EXIT_PREEMPTED)
+    how = f"Slurm ended job {status.get('job_id')}: {job.state if job else 'it is gone'}"
+    if state == "queued" and run.cancel.exists():
+        run.write_status(state="preempted", exit_reason="cancelled before it began", exit_code=EXIT_PREEMPTED)
+        return EXIT_PREEMPTED
+    run.write_status(state="failed", exit_reason=how, exit_code=EXIT_FAILED)
+    raise LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
+
+
+def _end_now(run: RunDir) -> None:
+    run.cancel.touch()
+    client.cancel(str(run.read_status().get("job_id")))

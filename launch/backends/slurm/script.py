@@ -1,0 +1,158 @@
+"""Config → text of the batch script. Pure: nothing is asked of this machine, nothing is run.
+
+Two readers parse what is written here. bash reads everything, so values go through ``shlex.quote``. sbatch reads the
+``#SBATCH`` lines with rules of its own (a backslash escapes also inside quotes), so values go through ``quote_option``.
+"""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.launch import Container, refuse_control_characters
+from ftdist.config.schema import Device, RunConfig
+from ftdist.launch.backends.base import ranks_env
+
+WORD = re.compile(r"@@([A-Z_]+)@@")
+LONGEST_LINE = 1000
+"""Characters of an option; sbatch cuts lines at 8 KiB of bytes."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """The trials of a sweep as one array: element N runs the run directory ``folder/NNN``."""
+
+    folder: Path
+    numbers: List[int]
+
+
+def ranges(numbers: List[int]) -> str:
+    """Numbers as Slurm writes them: ``0-3,5``."""
+    parts: List[List[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def template_folder() -> Path:
+    """Where ftdist's own templates lie: the ``slurm/`` folder."""
+    import ftdist.slurm
+
+    return Path(ftdist.slurm.__path__[0])
+
+
+def quote_option(value: str) -> str:
+    """A value as sbatch reads it back from a ``#SBATCH`` line."""
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+
+
+def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
+    """The options of the job, ``--name=value``, unquoted."""
+    launch, slurm = config.launch, config.launch.slurm
+    throttle = f"%{launch.trials_at_once}" if launch.trials_at_once else ""
+    given: Dict[str, Optional[object]] = {
+        "job-name": config.name,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "reservation": slurm.reservation,
+        "nodes": launch.nnodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": launch.nproc_per_node if launch.device is Device.cuda else None,
+        "cpus-per-task": slurm.cpus_per_node,
+        "mem": slurm.mem,
+        "time": slurm.time,
+        "mail-user": slurm.mail_user,
+        "mail-type": slurm.mail_type if slurm.mail_user else None,
+        "array": ranges(array.numbers) + throttle if array else None,
+        "output": f"{array.folder}/%3a/logs/slurm-%A_%a.out" if array else f"{config.run_dir}/logs/slurm-%j.out",
+        "open-mode": "append",
+        "signal": f"B:USR2@{slurm.stop_before_limit_s}",
+    }
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    if slurm.exclusive:
+        options.append("--exclusive")
+    options.append("--requeue" if launch.max_requeues else "--no-requeue")
+    return [*options, *slurm.options]
+
+
+def _sbatch_lines(config: RunConfig, array: Optional[Array]) -> str:
+    lines = []
+    for option in sbatch_options(config, array):
+        name, equals, value = option.partition("=")
+        if len(value) > LONGEST_LINE:
+            raise ConfigError(f"{name} is {len(value)} characters long", f"at most {LONGEST_LINE}")
+        lines.append(f"#SBATCH {name}={quote_option(value)}" if equals else f"#SBATCH {name}")
+    return "\n".join(lines)
+
+
+def _container(config: RunConfig, place: str) -> List[str]:
+    """srun options of pyxis, or the command before every command of apptainer."""
+    slurm = config.launch.slurm
+    assert config.cache_dir
+    for name, path in (("run_dir", place), ("cache_dir", config.cache_dir)):
+        if re.search("[:,]", path):
+            raise ConfigError(f"{name}={path} with a container", "no : and no , in it: they part its mounts",
+                              f"another {name}")  # fmt: skip
+    mounts = [f"{path}:{path}" for path in (place, config.cache_dir)] + slurm.container_mounts
+    image = str(slurm.container_image)
+    if slurm.container is Container.pyxis:
+        return [f"--container-image={image}", f"--container-mounts={','.join(mounts)}"]
+    gpus = ["--nv"] if config.launch.device is Device.cuda else []
+    return ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
+
+
+def render(config: RunConfig, template: Optional[str] = None, array: Optional[Array] = None) -> str:
+    """The batch script of a resolved config, or of an array of runs that differ from it in nothing that it holds.
+
+    Raises:
+        ConfigError: a value cannot be carried, or the template has an unknown word.
+    """
+    launch, slurm = config.launch, config.launch.slurm
+    place = str(array.folder if array else config.run_dir)
+    refuse_control_characters("", {"name": config.name, "run_dir": place, "cache_dir": config.cache_dir})
+    if re.search(r"[%\\]", place):
+        raise ConfigError(f"run_dir={place}", "no % and no \\ in it: Slurm reads them as patterns of its own",
+                          "another run_dir or name")  # fmt: skip
+    if template is None:
+        template = _read(Path(slurm.template) if slurm.template else template_folder() / "submit.sbatch.template")
+    pyxis, apptainer = slurm.container is Container.pyxis, slurm.container is Container.apptainer
+    container = _container(config, place) if pyxis or apptainer else []
+    once = ["srun", "--nodes=1", "--ntasks=1", *container] if pyxis else container
+    srun = shlex.join([*slurm.srun_options, *container])
+    env = {**ranks_env(config), **slurm.env}
+    words = {
+        "SBATCH": _sbatch_lines(config, array),
+        "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),
+        # Whether this is an array is known here; a job that an array's element submits inherits the array's variables.
+        "JOB": '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"',
+        "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
+        "MODULES": "".join(f"module load {shlex.quote(name)}\n" for name in slurm.modules),
+        "PROFILE": _read(template_folder() / "profiles" / f"{slurm.profile.name}.sh").rstrip(),
+        "ENV": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
+        "ON_FIRST_NODE": shlex.join(once) if once else "command",
+        "SRUN": srun,
+        "NNODES": str(launch.nnodes),
+        "NPROC_PER_NODE": str(launch.nproc_per_node),
+        "MAX_RESTARTS": str(launch.max_restarts),
+        "JOIN_TIMEOUT": str(launch.nodes.join_timeout_s),
+    }
+    unknown = sorted(set(WORD.findall(template)) - set(words))
+    if unknown:
+        raise ConfigError(f"the template {slurm.template} has the word @@{unknown[0]}@@", ", ".join(words))
+    return WORD.sub(lambda match: words[match.group(1)], template)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "a batch script template",
+                          "launch.slurm.template=FILE") from error  # fmt: skip

@@ -1,0 +1,111 @@
+"""Write a run directory: everything that a run is, before it starts. Nothing in it is ever composed again."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.redact import redact_source, redact_words
+from ftdist.base.temporary import beside
+from ftdist.config.schema import RunConfig, dump_config
+from ftdist.launch.attempt.machine import package_versions
+from ftdist.launch.runs.resolve import check_run_dir
+from ftdist.plan.batch import BatchPlan
+from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.run.rundir import RunDir, read_json, write_json
+
+
+def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None) -> RunDir:
+    """Write the run directory of a resolved config.
+
+    Raises:
+        ConfigError: the directory already holds something, or cannot be written; nothing is left behind.
+    """
+    assert config.run_dir is not None
+    check_run_dir(config)
+    settings = deepspeed_settings(config, plan)
+    path = Path(config.run_dir)
+    temporary = beside(path)
+    run = RunDir(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()  # not where somebody has put a link: in a shared folder everybody may
+        run.logs.mkdir()
+        run.checkpoints.mkdir()
+        write_json(run.deepspeed, settings)
+        write_json(run.provenance, provenance(["ftdist", *sys.argv[1:]] if argv is None else argv))
+        run.write_status(state="frozen", step=0, attempt=0)
+        run.config.write_text(dump_config(config), encoding="utf-8")
+        run.config.chmod(run.config.stat().st_mode & ~0o222)
+        temporary.rename(path)  # fails where another run has taken the name meanwhile
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}", "a folder you may write to", "runs_dir=FOLDER"
+        ) from error
+    return RunDir(path)
+
+
+def freeze_again(run: RunDir, config: RunConfig, plan: BatchPlan, overrides: List[str]) -> None:
+    """Replace run.yaml for the next attempt. The one before stays as ``run.attempt-N.yaml``, N the last attempt that
+    ran with it, and provenance.json gets the overrides.
+
+    Raises:
+        ConfigError: the run directory cannot be written.
+    """
+    settings = deepspeed_settings(config, plan)
+    before = run.path / f"run.attempt-{run.read_status().get('attempt', 0)}.yaml"
+    fresh = beside(run.config)
+    origin = read_json(run.provenance) if run.provenance.is_file() else {}
+    origin.setdefault("resumes", []).append(
+        {**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact_words(overrides)}
+    )
+    try:
+        fresh.write_text(dump_config(config), encoding="utf-8")
+        fresh.chmod(fresh.stat().st_mode & ~0o222)
+        if not before.exists():  # else this attempt has not begun with what was changed before
+            shutil.copy2(run.config, before)
+        write_json(run.provenance, origin)
+        write_json(run.deepspeed, settings)
+        fresh.replace(run.config)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {run.path}: {error.strerror}", "a folder you may write to") from error
+
+
+def provenance(argv: List[str]) -> Dict[str, Any]:
+    """Where a run comes from. No environment, no secrets; in the diff, what is assigned to a name like ``password`` is
+    hidden too."""
+    return {
+        "argv": redact_words(argv),
+        "command": shlex.join(redact_words(argv)),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "agent_pid": os.getppid(),
+        "cwd": str(Path.cwd()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "git": _git(),
+    }
+
+
+def _git() -> Optional[Dict[str, str]]:
+    def git(*arguments: str) -> Optional[str]:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20, errors="replace")
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = redact_source(git("diff", "HEAD") or "")
+    return {"commit": commit.strip(), "status": git("status", "--short") or "", "diff": diff}

@@ -1,0 +1,234 @@
+"""Fit a config to this machine: every default made explicit, and what cannot work refused before anything starts."""
+
+import glob
+import json
+import math
+import os
+import secrets
+import struct
+import time
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from ftdist.base.errors import ConfigError, DataError
+from ftdist.base.names import near_paths
+from ftdist.config.login import resolve_mode
+from ftdist.config.schema import Attention, Device, LaunchKind, Offload, Precision, RunConfig
+from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
+from ftdist.launch.backends.hostfile import resolve_hosts
+from ftdist.launch.backends.nodes import check_nodes
+from ftdist.launch.backends.slurm import client
+from ftdist.plan.batch import BatchPlan, plan_batch
+from ftdist.plan.disk import checkpoints_at_once, require_space
+from ftdist.run.locations import cache_root, check_model_folder, model_location
+
+
+def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
+    """Fill in, in place, every value that depends on the machine, and check them.
+
+    Args:
+        ranks: (nproc_per_node, nnodes) where torchrun has already started the ranks.
+
+    Raises:
+        ConfigError: the machine cannot run this config; says what to change.
+    """
+    resolve_paths(config)
+    check_model_folder(config)
+    resolve_ranks(config, ranks)
+    if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
+        name = config.model.attention.name
+        raise ConfigError(f"model.attention={name} on CPU", "a CUDA device", "model.attention=documents")
+    plan = plan_batch(config.batch, world_size(config), config.data.max_seq_len)
+    config.batch.grad_accum_steps = plan.grad_accum_steps
+    if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
+        config.data.num_workers = cpu_cores()
+    config.track.wandb = resolve_mode(config.track.wandb)
+    if sweep := os.environ.get("WANDB_SWEEP_ID"):  # started by `wandb agent`, which has named the W&B run
+        config.track.run_id = config.track.run_id or os.environ.get("WANDB_RUN_ID")
+        config.track.group = config.track.group or sweep
+    if config.track.run_id is None:
+        config.track.run_id = secrets.token_hex(4)
+    return plan
+
+
+def world_size(config: RunConfig) -> int:
+    """Ranks of the run. nproc_per_node must be resolved."""
+    assert config.launch.nproc_per_node is not None
+    return config.launch.nproc_per_node * config.launch.nnodes
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def resolve_paths(config: RunConfig) -> None:
+    """Make every path absolute, so that a resume from another folder finds the same files.
+
+    Raises:
+        DataError: a source does not exist, but something of a name like it does.
+    """
+    for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
+        for name, source in sources.items():
+            _check_spelling(f"data.{kind}.{name}.path", source.path)
+    config.runs_dir = _absolute(config.runs_dir)
+    config.run_dir = _absolute(config.run_dir or _new_run_dir(config.runs_dir, config.name))
+    config.cache_dir = _absolute(str(cache_root(config)))
+    cache = Path(config.cache_dir)
+    if not (cache if cache.exists() else _existing_parent(cache)).is_dir():
+        raise ConfigError(f"cache_dir={cache} is not a folder", "a folder, or one that can be made", "cache_dir=FOLDER")
+    if config.model.path is not None:
+        config.model.path = _absolute(config.model.path)
+    for source in (*config.data.sources.values(), *config.data.heldout.values()):
+        if source.path is not None:
+            source.path = _absolute(source.path)
+    for owner, name in ((config.model, "tokenizer"), (config.data, "chat_template")):
+        value = getattr(owner, name)
+        if value is not None and Path(value).expanduser().exists():
+            setattr(owner, name, _absolute(value))
+
+
+def _check_spelling(key: str, path: Optional[str]) -> None:
+    """What no other name would mend is said where the files are read."""
+    if path is None or glob.has_magic(path) or Path(path).expanduser().exists():
+        return
+    if near := near_paths(path):
+        raise DataError(f"{key}={path} does not exist", "the path of a file that does, or a glob",
+                        " or ".join(f"{key}={place}" for place in near))  # fmt: skip
+
+
+def _new_run_dir(runs_dir: str, name: str) -> str:
+    """``<date>-<time>-<name>``; with a number where a run was made in the same second (a dry run takes less)."""
+    place = new = f"{runs_dir}/{time.strftime('%Y%m%d-%H%M%S')}-{name.replace('/', '-')}"
+    number = 1
+    while os.path.lexists(new):
+        number += 1
+        new = f"{place}-{number}"
+    return new
+
+
+def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:
+    """Fill in device, nproc_per_node, nnodes and threads_per_rank, and check them against the GPUs."""
+    launch = config.launch
+    if launch.kind is LaunchKind.slurm and ranks is None:
+        client.resolve_ranks(launch)
+        return
+    gpus = len(visible_gpus())
+    if launch.device is Device.auto:
+        launch.device = Device.cuda if gpus else Device.cpu
+    if launch.device is Device.cuda and not gpus:
+        raise ConfigError(
+            "launch.device=cuda, but this machine has no GPU that CUDA may use",
+            "a GPU that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES does not hide",
+            "launch.device=cpu launch.nproc_per_node=2 (and a model that fits: experiment=demo)",
+        )
+    if ranks is not None:
+        launch.nproc_per_node, launch.nnodes = ranks
+    elif launch.kind is LaunchKind.nodes:
+        check_nodes(config)
+    elif launch.kind is LaunchKind.deepspeed:
+        resolve_hosts(config)
+    elif launch.nnodes > 1:
+        raise ConfigError(
+            f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
+            "a way to start them on several machines",
+            "launch=slurm, launch=nodes or launch=deepspeed, or yourself on each: "
+            f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
+            "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
+        )
+    if launch.nproc_per_node is None:
+        launch.nproc_per_node = gpus if launch.device is Device.cuda else 1
+    if launch.device is Device.cuda and launch.nproc_per_node > gpus:
+        raise ConfigError(
+            f"launch.nproc_per_node={launch.nproc_per_node} with {gpus} visible GPU{'s' if gpus > 1 else ''}",
+            "at most one rank a GPU", f"launch.nproc_per_node={gpus}",
+        )  # fmt: skip
+    if launch.threads_per_rank is None:
+        launch.threads_per_rank = max(1, cpu_cores() // launch.nproc_per_node)
+
+
+def check_length(config: RunConfig, rows: int) -> None:
+    """Whether warm-up and decay fit into a run of so many epochs: known once the data is packed.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    optim, epochs = config.optim, config.train.epochs
+    if epochs is None:
+        return
+    steps = math.ceil(epochs * rows / config.batch.global_batch_size)
+    if optim.warmup_steps + optim.decay_steps > steps:
+        raise ConfigError(
+            f"the run has {steps} steps ({rows} rows × {epochs:g} epochs / {config.batch.global_batch_size} rows a "
+            f"step), warm-up and decay take {optim.warmup_steps + optim.decay_steps}",
+            "warm-up and decay that fit into the run",
+            f"optim.warmup_steps={steps // 10}" + (f" optim.decay_steps={steps // 10}" if optim.decay_steps else ""),
+        )
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Refuse a run directory that is taken or cannot be written.
+
+    Raises:
+        ConfigError: it holds a run (which is never overwritten) or other files, or cannot be made.
+    """
+    assert config.run_dir is not None
+    path = Path(config.run_dir)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if (path / "run.yaml").exists():
+            raise ConfigError(f"{path} already holds a run", "a run directory that does not exist yet",
+                              f"ftdist resume {path}, or another run_dir")  # fmt: skip
+        raise ConfigError(
+            f"{path} exists and is not empty", "a run directory that does not exist yet", "another run_dir"
+        )
+    parent = path if path.exists() else _existing_parent(path)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot make {path}: {parent} is not a folder that you may write to",
+                          "a folder you may write to", "runs_dir=FOLDER")  # fmt: skip
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.exists())
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters in a folder's safetensors files, from their headers alone; 0 where there are none to read."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return total
+
+
+def check_disk(config: RunConfig) -> None:
+    """Refuse a run whose checkpoints would not fit. Only a model that is on this machine can be measured.
+
+    Raises:
+        ConfigError: names the bytes needed and free.
+    """
+    parameters = count_parameters(Path(model_location(config)))
+    if parameters:
+        assert config.run_dir is not None
+        count = checkpoints_at_once(config, config.train.max_steps)
+        require_space(_existing_parent(Path(config.run_dir)), parameters, count)
+
+
+def precision_table(config: RunConfig) -> List[Tuple[str, str, str]]:
+    """Rows (what, type, where) of the banner's table: what each kind of tensor is held in, and how it is sharded."""
+    stage = config.zero.stage
+    weights = "bf16" if config.train.precision is Precision.bf16 else "fp32"
+
+    def place(sharded_from: int, offload: Offload = Offload.none) -> str:
+        memory = "host memory, " if offload is Offload.cpu else ""
+        return memory + ("sharded over ranks" if stage >= sharded_from else "whole on every rank")
+
+    rows: Dict[str, Tuple[str, str]] = {
+        "weights, activations": (weights, place(3, config.zero.offload_param)),
+        "gradients": (weights, place(2)),
+        "optimizer states": ("fp32", place(1, config.zero.offload_optimizer)),
+        "loss": ("fp32", "over the tokens of all ranks"),
+    }
+    if weights == "bf16":
+        rows["optimizer states"] = ("fp32, with master weights", rows["optimizer states"][1])
+    return [(what, kind, where) for what, (kind, where) in rows.items()]

@@ -1,0 +1,106 @@
+"""Run trials under Slurm: one array of jobs, so many at a time. An element's index is its trial's number."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from ftdist.base.errors import EXIT_DONE, LaunchError
+from ftdist.config.schema import load_config
+from ftdist.launch.attempt.companion import guarding
+from ftdist.launch.attempt.process import stop_on_signals
+from ftdist.launch.backends.slurm import client, follow, script
+from ftdist.launch.runs.liveness import ALIVE, jobs_of, liveness
+from ftdist.launch.runs.stop import ask_to_stop
+from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
+
+
+def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List[Trial]]]:
+    """The batch scripts of a sweep, each with the trials of its array: those that differ in nothing but the trial."""
+    together: Dict[str, List[Trial]] = {}
+    for trial in trials:
+        alike = script.render(load_config(trial.run.config), array=script.Array(folder.path, []))
+        together.setdefault(alike, []).append(trial)
+    found = []
+    for members in together.values():
+        array = script.Array(folder.path, [trial.number for trial in members])
+        text = script.render(load_config(members[0].run.config), array=array)
+        found.append((folder.path / f"array-{members[0].number:03d}.sbatch", text, members))
+    return found
+
+
+def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
+    """The batch scripts, written into the sweep's folder, and how they would be submitted."""
+    shown = []
+    for path, text, _ in scripts(folder, trials):
+        path.write_text(text, encoding="utf-8")
+        shown.append(f"{text}\nsubmit it with: sbatch {shlex.quote(str(path))}")
+    return "\n".join(shown)
+
+
+def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+    """Submit those trials that are not in Slurm's hands yet. Returns exit codes by number, of jobs that nobody waits
+    for 0.
+
+    Raises:
+        LaunchError: Slurm refuses them.
+    """
+    jobs = jobs_of([trial.run.read_status() for trial in trials])
+    new = [trial for trial in trials if liveness(trial.run.read_status(), jobs) not in ALIVE]
+    for path, text, members in scripts(folder, new):
+        path.write_text(text, encoding="utf-8")
+        job = client.sbatch(path, *(trial.run for trial in members))
+        print(f"submitted job {job}: trials {script.ranges([trial.number for trial in members])}", flush=True)
+        for trial in members:
+            client.mark_queued(trial.run, f"{job}_{trial.number}")
+    if not load_config(trials[0].run.config).launch.wait:
+        return dict.fromkeys((trial.number for trial in trials), EXIT_DONE)
+    with guarding(folder.path):
+        return _wait(folder, trials)
+
+
+def _wait(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+    codes: Dict[int, int] = {}
+    said: Dict[int, str] = {}
+    asked = False
+    watch = follow.JobWatch()
+
+    def end_now() -> None:
+        for trial in left():
+            trial.run.cancel.touch()
+        client.cancel(*(str(trial.run.read_status()["job_id"]) for trial in left()))
+
+    def left() -> List[Trial]:
+        return [trial for trial in trials if trial.number not in codes]
+
+    with stop_on_signals(end_now, folder.cancel):
+        while left():
+            if folder.cancel.exists() and not asked:
+                asked = True
+                for trial in left():
+                    ask_to_stop(trial.run)
+            ids = {trial.number: str(trial.run.read_status()["job_id"]) for trial in left()}
+            found = client.find_jobs(list(ids.values()))
+            for trial in left():
+                job = found.get(ids[trial.number])
+                if watch.is_over(ids[trial.number], job) and not follow.successor(trial.run, ids[trial.number]):
+                    codes[trial.number] = _outcome(trial, job)
+                elif job is not None and said.get(trial.number) != job.state:
+                    said[trial.number] = job.state
+                    print(f"{trial.number:03d} {job.describe()}", flush=True)
+            time.sleep(follow.POLL_S)
+    return codes
+
+
+def _outcome(trial: Trial, job: Optional[client.Job]) -> int:
+    try:
+        code = follow.outcome(trial.run, job)
+    except LaunchError as error:
+        print(f"{trial.number:03d}: {error}", file=sys.stderr)
+        code = error.exit_code
+    status, loss = trial.run.read_status(), best_loss(trial.run)
+    reason = f": {status['exit_reason']}" if status.get("exit_reason") else ""
+    found = "" if loss is None else f": held-out loss {loss:.4f}"
+    print(f"{trial.number:03d} is {status['state']}{reason}{found}", flush=True)
+    return code

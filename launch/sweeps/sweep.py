@@ -1,0 +1,187 @@
+"""Run a sweep: Hydra's sweeper proposes trials, they are run several at once, and it is told how well they did.
+
+A trial is a frozen run directory, and running it is what ``ftdist resume`` does. So a sweep that was cut goes on in the
+same way as it began: the sweeper proposes the same trials again, and those that are finished are not run again.
+"""
+
+import argparse
+import math
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
+from ftdist.config.schema import Device, LaunchKind, RunConfig, load_config
+from ftdist.launch.attempt.machine import cpu_cores
+from ftdist.launch.backends import registry
+from ftdist.launch.config import compose
+from ftdist.launch.runs import banner, resolve
+from ftdist.launch.runs.liveness import ALIVE, liveness
+from ftdist.launch.runs.pipeline import make_ready
+from ftdist.launch.sweeps import array, packed
+from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
+from ftdist.launch.sweeps.table import show_table, swept
+from ftdist.run.rundir import read_json, write_json
+
+Batch = List[Tuple[List[str], compose.ComposeTrial]]
+
+
+class _Stopped(Exception):
+    """The sweep was asked to stop, and its trials have stopped."""
+
+
+def start_sweep(args: argparse.Namespace) -> int:
+    """``ftdist train -m``. Returns the exit code: that of the first trial that did not end well."""
+    config_dir = None if args.config_dir is None else str(Path(args.config_dir).absolute())
+    request = compose.SweepRequest(list(args.overrides), config_dir, args.config_name)
+    plan = compose.peek_sweep(request)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name.replace('/', '-')}-sweep"
+    folder = SweepDir(Path(plan.runs_dir).expanduser().absolute() / name)
+    resolve.check_run_dir(RunConfig(run_dir=str(folder.path)))
+    return _Sweep(folder, request, plan.learns, args.dry_run).go()
+
+
+def resume_sweep(place: Path) -> int:
+    """Go on with a sweep: trials that are done are not run again, the others go on from their checkpoints."""
+    folder = SweepDir(place.resolve())
+    state = liveness(folder.read_status())
+    if state in ALIVE:
+        raise ConfigError(f"{place} is {state}", "a sweep that has stopped", f"ftdist sweep {place}")
+    if state == "done" and all(trial.state == "done" for trial in folder.trials()):
+        raise ConfigError(f"{place} is done", "a sweep that has trials left", f"ftdist sweep {place}")
+    try:
+        asked = read_json(folder.request)
+        os.chdir(asked.pop("cwd"))  # relative paths in its overrides
+        request = compose.SweepRequest(**asked)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder.request}: {error}", "what ftdist train -m wrote, and its folder still there"
+        ) from error
+    return _Sweep(folder, request, compose.peek_sweep(request).learns).go()
+
+
+class _Sweep:
+    """One sweep under way."""
+
+    def __init__(self, folder: SweepDir, request: compose.SweepRequest, learns: bool, dry_run: bool = False) -> None:
+        self.folder, self.request, self.learns = folder, request, learns
+        self._dry_run = dry_run
+        self.codes: Dict[int, int] = {}
+
+    def go(self) -> int:
+        self.folder.cancel.unlink(missing_ok=True)
+        try:
+            compose.sweep(self.request, self._run_batch)
+        except _Stopped:
+            self._end("preempted")
+            show_table(self.folder)
+            print(f"stopped; go on with: ftdist resume {banner.typed(self.folder.path)}")
+            return EXIT_PREEMPTED
+        except FtdistError as error:
+            if self.folder.exists:
+                self._end("failed", (str(error).splitlines() or ["a trial's model or data was refused"])[0])
+            raise
+        if self._dry_run:
+            self._end("frozen")
+            return EXIT_DONE
+        code = next((code for _, code in sorted(self.codes.items()) if code), EXIT_DONE)
+        states = {trial.state for trial in self.folder.trials()}
+        self._end("submitted" if states & set(ALIVE) else "done")
+        show_table(self.folder)
+        return code
+
+    def _end(self, state: str, reason: str = "") -> None:
+        self.folder.write_status(state=state, exit_reason=reason, pid=None)
+
+    def _run_batch(self, batch: Batch, first: int) -> List[float]:
+        """Run what of a batch is not finished. Returns the objectives of all of it."""
+        trials = self._freeze(batch, first)
+        told = self.folder.told() if self.learns else {}
+        left = [trial for trial in trials if trial.number not in told and trial.state != "done"]
+        if self._dry_run:
+            print(_dry_run(self.folder, left))
+            return [math.inf] * len(trials)
+        if left:
+            self.codes |= _run(self.folder, left)
+        if self.folder.cancel.exists():
+            raise _Stopped
+        objectives = {trial.number: told.get(trial.number, objective(trial.run)) for trial in trials}
+        self.folder.tell(objectives)
+        if self.learns and (blind := [t for t in trials if t.state == "done" and best_loss(t.run) is None]):
+            raise LaunchError(f"{blind[0].run.path} is done and has no held-out loss", "one, for the sweeper to go by",
+                              "held-out data: data.heldout… and train.eval_every=N")  # fmt: skip
+        return [objectives[trial.number] for trial in trials]
+
+    def _freeze(self, batch: Batch, first: int) -> List[Trial]:
+        """The trials of a batch, each with its run directory. All are composed, checked and made ready before any is
+        written."""
+        trials = [self.folder.trial(number, overrides) for number, (overrides, _) in enumerate(batch, first)]
+        known = {trial.number: trial for trial in self.folder.trials()}
+        fresh: List[Tuple[Trial, RunConfig]] = []
+        for trial, (_, compose_trial) in zip(trials, batch, strict=True):
+            before = known.get(trial.number)
+            if before is not None and before.overrides != trial.overrides:
+                raise ConfigError(f"the sweeper proposes {' '.join(trial.overrides)} for trial {trial.number}",
+                                  f"what it proposed before: {' '.join(before.overrides)}",
+                                  "a sweeper that draws the same trials again: give it a seed")  # fmt: skip
+            if not trial.run.config.is_file():
+                fresh.append((trial, compose_trial()))
+        self._check([config for _, config in fresh], first)
+        for trial, config in fresh:
+            config.run_dir, config.track.group = str(trial.run.path), config.track.group or self.folder.path.name
+            resolve.resolve(config)
+        writes = [make_ready(config, shown=trial.number == 0) for trial, config in fresh]
+        self._announce(trials, [trial for trial in trials if trial.number not in known])
+        for write in writes:
+            write()
+        return trials
+
+    def _check(self, configs: List[RunConfig], first: int) -> None:
+        for config in configs:
+            launch = config.launch
+            if config.run_dir is not None:
+                raise ConfigError("run_dir with --multirun", "one directory for each run of the sweep",
+                                  "runs_dir=FOLDER")  # fmt: skip
+            if launch.kind is not configs[0].launch.kind:
+                raise ConfigError("launch.kind differs between trials", "one way to start all of them")
+            if launch.kind is LaunchKind.slurm and self.learns and not launch.wait:
+                raise ConfigError("launch.wait=false with a sweeper that goes by its trials' objectives",
+                                  "a sweep that waits for them", "launch.wait=true")  # fmt: skip
+            if launch.kind is LaunchKind.local and launch.device is not Device.cuda and not launch.threads_per_rank:
+                ranks = (launch.nproc_per_node or 1) * (launch.trials_at_once or 1)
+                launch.threads_per_rank = max(1, cpu_cores() // ranks)
+
+    def _announce(self, trials: List[Trial], new: List[Trial]) -> None:
+        if not self.folder.exists:
+            try:
+                self.folder.path.parent.mkdir(parents=True, exist_ok=True)
+                self.folder.path.mkdir()  # its name can be guessed: what is there already is not ours
+            except OSError as error:
+                raise ConfigError(f"cannot make {self.folder.path}: {error.strerror}", "a folder you may write to",
+                                  "runs_dir=FOLDER") from error  # fmt: skip
+            write_json(self.folder.request, {**asdict(self.request), "cwd": str(Path.cwd())})
+        self.folder.write_status(state="running", pid=os.getpid(), host=platform.node(), exit_reason="")
+        self.folder.add(new)
+        words = swept(self.folder.trials())
+        print(f"{len(trials)} trials in {banner.shown(self.folder.path)}", flush=True)
+        for trial in trials:
+            print(f"  {trial.number:03d}  {words[trial.number]}", flush=True)
+
+
+def _run(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+    """Exit codes, by trial's number."""
+    return array.run_array(folder, trials) if _under_slurm(trials) else packed.run_packed(folder, trials)
+
+
+def _dry_run(folder: SweepDir, trials: List[Trial]) -> str:
+    """What would be started, as text."""
+    if _under_slurm(trials):
+        return array.dry_run(folder, trials)
+    return "\n".join(registry.dry_run(load_config(trial.run.config), trial.run) for trial in trials)
+
+
+def _under_slurm(trials: List[Trial]) -> bool:
+    return load_config(trials[0].run.config).launch.kind is LaunchKind.slurm

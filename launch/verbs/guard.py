@@ -1,0 +1,31 @@
+"""The verb ``_guard``: stops a run or sweep whose launcher was killed."""
+
+import argparse
+import os
+import signal
+
+import psutil
+
+from ftdist.base.errors import EXIT_DONE
+from ftdist.launch.attempt.companion import GRACE_S, end_group, members
+from ftdist.launch.runs.stop import ask_to_stop, stop_sweep
+from ftdist.launch.sweeps.folder import SweepDir
+from ftdist.run.rundir import RunDir
+
+
+def add_guard_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", metavar="RUN_DIR|SWEEP_DIR")
+    parser.add_argument("--group", type=int, help="a group of processes to end afterwards")
+
+
+def guard(args: argparse.Namespace) -> int:
+    """Wait for the launcher's end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if not os.read(0, 1):
+        sweep = SweepDir(args.place)
+        stop_sweep(sweep) if sweep.exists else ask_to_stop(RunDir(args.place))
+        if args.group is not None:
+            psutil.wait_procs(members(args.group), timeout=GRACE_S)
+            end_group(args.group)
+    return EXIT_DONE

@@ -1,0 +1,67 @@
+"""The verbs ``logs`` and ``cancel``, for a run wherever it was started."""
+
+import argparse
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Optional
+
+from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.config.schema import load_config
+from ftdist.launch.runs.liveness import ALIVE, liveness
+from ftdist.run.rundir import RunDir
+
+POLL_S = 0.5
+
+
+def add_logs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--rank", type=int, help="the log of one rank; default what the run as a whole printed")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on until the run ends")
+
+
+def logs(args: argparse.Namespace) -> int:
+    """Print the newest log of a run or of one of its ranks."""
+    run = RunDir.open(args.run_dir)
+    path = newest_log(run, args.rank)
+    launch = load_config(run.config).launch
+    is_one = (args.rank or 0) < (launch.nproc_per_node or 1) * launch.nnodes
+    if path is None and not (args.follow and is_one and liveness(run.read_status()) in ALIVE):
+        what = "log" if args.rank is None else f"log of rank {args.rank}"
+        ranks = sorted({int(log.name[5:10]) for log in run.logs.glob("rank-*.log")})
+        expected = f"--rank with one of {', '.join(map(str, ranks))}" if ranks else "a run that has started"
+        raise ConfigError(f"{args.run_dir} has no {what}", expected, f"ftdist status {args.run_dir}")
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        _print(run, args.rank, args.follow)
+    return EXIT_DONE
+
+
+def newest_log(run: RunDir, rank: Optional[int]) -> Optional[Path]:
+    """The log of the newest attempt: of the Slurm job, else of rank 0."""
+    status = run.read_status()
+    if rank is None and status.get("job_id"):
+        path = run.job_log(str(status["job_id"]))
+        return path if path.is_file() else None
+    found = list(run.logs.glob(f"rank-{rank or 0:05d}.attempt-*.log"))
+    return max(found, key=lambda path: int(path.stem.rsplit("-", 1)[1]), default=None)
+
+
+def _print(run: RunDir, rank: Optional[int], follow_it: bool) -> None:
+    shown: Optional[Path] = None
+    offset = 0
+    while True:
+        alive = liveness(run.read_status()) in ALIVE  # asked first, so that the last lines are read after the end
+        path = newest_log(run, rank)
+        if path is not None:
+            offset = offset if path == shown else 0
+            shown = path
+            with path.open("rb") as file:
+                file.seek(offset)
+                text = file.read()
+            offset += len(text)
+            sys.stdout.buffer.write(text)
+            sys.stdout.flush()
+        if not follow_it or not alive:
+            return
+        time.sleep(POLL_S)

@@ -1,0 +1,79 @@
+"""The verb ``status``: a table of runs."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import List, Mapping, Optional
+
+from rich.console import Console
+
+from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.names import near_paths
+from ftdist.base.tables import plain_table, show_table
+from ftdist.launch.backends.slurm import client
+from ftdist.launch.runs import banner
+from ftdist.launch.runs.liveness import ALIVE, jobs_of, shown_state
+from ftdist.run.rundir import RunDir
+
+
+def add_status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="default: the runs in ./runs")
+
+
+def status(args: argparse.Namespace) -> int:
+    """Print a table of runs.
+
+    Raises:
+        ConfigError: there is none at one of the places; the others are shown before.
+    """
+    places = [Path(place) for place in args.run_dirs] or [Path("runs")]
+    found = {place: find_runs(place) for place in places}
+    runs = [run for place in places for run in found[place]]
+    if runs:
+        _show_table(runs)
+    if empty := [place for place in places if not found[place]]:
+        near = [f"ftdist status {other}" for place in empty for other in near_paths(str(place)) if not place.exists()]
+        raise ConfigError(f"no run in {', '.join(map(str, empty))}", "a run directory, or a folder of them",
+                          " or ".join(near) or "ftdist demo makes a first one")  # fmt: skip
+    return EXIT_DONE
+
+
+def _show_table(runs: List[RunDir]) -> None:
+    table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
+    jobs = jobs_of([run.read_status() for run in runs])
+    for run in runs:
+        table.add_row(*map(banner.cell, status_row(run, jobs)))
+    show_table(Console(highlight=False), table)
+
+
+def find_runs(place: Path) -> List[RunDir]:
+    """The run at a place, or the runs and sweeps' runs in the folder, oldest first."""
+    if (place / "run.yaml").is_file():
+        return [RunDir(place)]
+    return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]
+
+
+def status_row(run: RunDir, jobs: Optional[Mapping[str, client.Job]] = None) -> List[str]:
+    """One line of the table: run, state, step, loss, tokens/s, age of the newest checkpoint."""
+    found = run.read_status()
+    age = found.get("last_checkpoint_time")
+    loss, speed = found.get("loss"), found.get("tokens_per_s")
+    state = shown_state(found, jobs)
+    reason = found.get("exit_reason") if state in ("failed", "preempted") else None
+    if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
+        reason = job.describe()
+    return [
+        banner.shown(run.path),
+        state + (f": {str(reason)[:70]}" if reason else ""),
+        f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
+        "-" if loss is None else f"{loss:.4f}",
+        "-" if speed is None else f"{speed:,.0f}",
+        "-" if age is None else f"step {found.get('last_checkpoint_step')}, {_span(time.time() - age)} ago",
+    ]
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

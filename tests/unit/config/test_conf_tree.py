@@ -1,0 +1,116 @@
+"""The config tree: every option composes, is checked, and says nothing twice."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+import yaml
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from ftdist.config.checks import check_config
+from ftdist.config.schema import RunConfig, SourceConfig, dump_config, parse_config
+from ftdist.launch.config import compose
+from ftdist.plan.batch import plan_batch
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+GROUPS = ["batch", "data", "debug", "experiment", "launch", "method", "model", "optim", "track", "train", "zero"]
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+NEEDS = {  # options that a user must complete
+    ("model", "folder"): ["model.path=m"],
+    ("model", "hub"): ["model.hub=org/name"],
+    ("data", "file"): ["data.sources.file.path=x.jsonl"],
+    ("data", "hub"): ["data.sources.hub.hub=org/name"],
+    ("optim", "wsd"): ["train.epochs=1", "train.max_steps=null"],
+    ("optim", "cosine"): ["train.epochs=1", "train.max_steps=null"],
+    ("optim", "constant"): ["train.epochs=1", "train.max_steps=null"],
+    ("optim", "linear"): ["train.epochs=1", "train.max_steps=null"],
+    ("train", "one_epoch"): ["train.max_steps=null"],
+    ("train", "three_epochs"): ["train.max_steps=null"],
+}
+
+
+def composed(*overrides: str) -> RunConfig:
+    parser = argparse.ArgumentParser()
+    compose.add_arguments(parser)
+    return compose.compose(parser.parse_args(list(overrides)))
+
+
+def test_the_tree_is_what_it_was() -> None:
+    assert sorted({group for group, _ in OPTIONS}) == GROUPS
+    assert len(OPTIONS) == 50
+    assert len([group for group, _ in OPTIONS if group == "experiment"]) == 7
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_round_trips(group: str, option: str) -> None:
+    base = [] if group == "experiment" else ["experiment=smoke"]
+    config = composed(*base, f"{group}={option}", *NEEDS.get((group, option), []))
+    check_config(config)
+    assert parse_config(dump_config(config), "dump") == config
+
+
+def leaves(node: Any, path: Tuple[str, ...] = ()) -> Iterator[Tuple[Tuple[str, ...], Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def before(group: str, overridden: List[Dict[str, str]]) -> Any:
+    """What holds where an option says nothing: the defaults, and for an experiment the options that it picks."""
+    chosen = [f"{key.removeprefix('override /')}={value}" for pair in overridden for key, value in pair.items()]
+    with compose._hydra(None) as hydra:
+        tree = hydra.compose_config("run", [*chosen, *([] if group == "experiment" else ["~train"])], RunMode.RUN)
+        return yaml.safe_load(OmegaConf.to_yaml(OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])))
+
+
+def value_at(tree: Any, path: Tuple[str, ...]) -> Any:
+    if path[:2] in (("data", "sources"), ("data", "heldout")):
+        tree, path = yaml.safe_load(OmegaConf.to_yaml(OmegaConf.structured(SourceConfig))), path[3:]
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return "no default: the key is the user's own"
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_no_leaf_repeats_its_default(group: str, option: str) -> None:
+    content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}
+    tree = before(group, content.pop("defaults", []))
+    for path, value in leaves(content, () if group == "experiment" else (group,)):
+        assert value != value_at(tree, path), f"{'.'.join(path)}={value} is so without saying it"
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_nothing_is_instantiated_by_name(path: Path) -> None:
+    assert "_target_" not in path.read_text()
+
+
+def test_experiments_are_what_their_names_say() -> None:
+    demo = composed("experiment=demo")
+    assert (demo.zero.stage, demo.launch.nproc_per_node, demo.model.builtin) == (2, 2, "smollm2-135m-instruct")
+    large = composed("experiment=llama31_70b")
+    assert (large.launch.nnodes, large.launch.nproc_per_node, large.zero.stage) == (4, 8, 3)
+    smoke = composed("experiment=smoke")
+    assert smoke.model.config and smoke.model.tokenizer == "bytes" and smoke.launch.device.name == "cpu"
+    for name in ("smollm2_135m", "llama31_8b", "qwen3_8b", "continued_pretraining"):
+        config = composed(f"experiment={name}")
+        assert (config.launch.nnodes, config.launch.nproc_per_node) == (1, 8)
+        rows = config.batch.micro_batch_size * 8
+        assert config.batch.global_batch_size % rows == 0
+    assert composed("experiment=llama31_8b", "zero=stage2").zero.stage == 2
+
+
+@pytest.mark.parametrize(("gpus", "rows"), [(1, 4), (2, 4), (3, 6), (8, 16)])
+def test_the_demo_takes_every_gpu(gpus: int, rows: int) -> None:
+    """On any number of GPUs its batch is divisible; without one, the experiment's own two ranks stay."""
+    from ftdist.launch.verbs.train import _demo_on_gpus
+
+    assert _demo_on_gpus(0) == []
+    config = composed("experiment=demo", *_demo_on_gpus(gpus))
+    assert (config.launch.nproc_per_node, config.batch.global_batch_size) == (gpus, rows)
+    assert plan_batch(config.batch, gpus, config.data.max_seq_len).micro_batch_size == 2

@@ -1,0 +1,202 @@
+"""What is trained of a document: by position, from one tokenisation of one rendered text."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ftdist.base.errors import DataError
+from ftdist.config.schema import TrainOn
+from ftdist.data.render import make_renderer, render, tokenise
+from ftdist.data.tokenizer import bytes_tokenizer
+from tests.unit.data_tools import APPENDS, STRIPS_THINKING, chat, ids_of, read, trained_text, with_bos, word_tokenizer
+
+TWO_TURNS = chat("q1", "a1", "q2", "a2", system="s")
+
+
+def tokenizer_with(template: str | None) -> Any:
+    tokenizer = bytes_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(params=["marks", "prefixes"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return bytes_tokenizer() if request.param == "marks" else tokenizer_with(APPENDS)
+
+
+def test_answers_and_their_stop_are_trained_and_the_line_break_after_it_is_not(tokenizer: Any) -> None:
+    assert trained_text(tokenizer, TWO_TURNS) == ["a1<|im_end|>", "a2<|im_end|>"]
+    assert trained_text(tokenizer, TWO_TURNS, TrainOn.last) == ["a2<|im_end|>"]
+    text = tokenizer.decode(ids_of(tokenizer, TWO_TURNS))
+    assert text.startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1")
+
+
+def test_completion_trains_the_answers_of_the_completion_only(tokenizer: Any) -> None:
+    messages = TWO_TURNS["messages"]
+    record = {"prompt": messages[:4], "completion": messages[4:]}
+    assert trained_text(tokenizer, record) == ["a2<|im_end|>"]
+    assert trained_text(tokenizer, record, TrainOn.assistant) == ["a1<|im_end|>", "a2<|im_end|>"]
+
+
+def test_what_follows_the_last_answer_is_left_out(tokenizer: Any) -> None:
+    record = chat("q1", "a1", "bye")
+    assert "bye" not in tokenizer.decode(ids_of(tokenizer, record))
+    assert trained_text(tokenizer, chat("only a question")) == []
+
+
+def test_prefix_comparison_and_generation_marks_agree_on_random_chats() -> None:
+    draw = random.Random(0)
+    marks, prefixes = bytes_tokenizer(), tokenizer_with(APPENDS)
+    for _ in range(50):
+        texts = ["".join(draw.choices("ab \n<é|>", k=draw.randint(1, 9))) for _ in range(2 * draw.randint(1, 3))]
+        record = chat(*texts)
+        assert ids_of(marks, record) == ids_of(prefixes, record)
+        assert trained_text(marks, record) == trained_text(prefixes, record)
+
+
+def test_all_trains_everything_but_the_first_token() -> None:
+    [run] = trained_text(bytes_tokenizer(), TWO_TURNS, TrainOn.all)
+    assert run.startswith("system\ns<|im_end|>")
+    assert run.endswith("a2<|im_end|>\n")
+
+
+def test_plain_text_is_trained_whole_and_ends_with_eos() -> None:
+    assert trained_text(bytes_tokenizer(), {"text": "hello"}) == ["ello<|im_end|>"]
+
+
+def test_string_completions_are_tokenised_with_their_prompt() -> None:
+    tokenizer = bytes_tokenizer()
+    record = {"prompt": "1+1=", "completion": "2"}
+    assert trained_text(tokenizer, record) == ["2<|im_end|>"]
+    assert ids_of(tokenizer, record) == tokenizer("1+1=2<|im_end|>").input_ids
+
+
+def test_a_token_that_spans_prompt_and_completion_is_trained() -> None:
+    """Else a one-word completion after a prompt that ends in half a word would teach only the stop."""
+    assert trained_text(word_tokenizer(), {"prompt": "b use", "completion": "r"}) == ["user</s>"]
+
+
+@pytest.mark.parametrize("template", [APPENDS, "<s>" + APPENDS, "{{ bos_token }}" + APPENDS, "<s><s>" + APPENDS])
+def test_one_bos_where_the_model_wants_one(template: str) -> None:
+    tokenizer = with_bos(word_tokenizer())
+    tokenizer.chat_template = template
+    for record in (chat("a", "b"), {"text": "a"}, {"text": "<s>a"}, {"prompt": "a", "completion": " b"}):
+        ids = ids_of(tokenizer, record)
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
+    assert trained_text(tokenizer, chat("a", "b")) == ["b<|im_end|>"]
+    assert trained_text(tokenizer, {"prompt": "a", "completion": " b"}) == ["b</s>"]
+
+
+def test_no_bos_where_the_model_wants_none() -> None:
+    tokenizer = word_tokenizer(bos_token="<s>")
+    tokenizer.chat_template = APPENDS
+    assert tokenizer.bos_token_id not in ids_of(tokenizer, chat("a", "b")) + ids_of(tokenizer, {"text": "a"})
+
+
+def test_the_stop_is_trained_where_padding_is_the_same_token() -> None:
+    tokenizer = word_tokenizer(eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.chat_template = APPENDS
+    assert trained_text(tokenizer, chat("a", "b")) == ["b<|im_end|>"]
+    assert trained_text(tokenizer, {"text": "a b"}) == ["b<|im_end|>"]
+
+
+def test_a_template_that_rewrites_earlier_answers_is_refused_and_last_is_the_way_out() -> None:
+    tokenizer = tokenizer_with(STRIPS_THINKING)
+    record = chat("q1", "<think>hm</think>a1", "q2", "<think>so</think>a2")
+    with pytest.raises(DataError) as caught:
+        trained_text(tokenizer, record)
+    assert "file:1" in caught.value.found
+    assert "message 2" in caught.value.found
+    assert "data.train_on=last" in caught.value.fix
+    assert "chatml" in caught.value.fix
+    assert trained_text(tokenizer, record, TrainOn.last) == ["<think>so</think>a2<|im_end|>"]
+
+
+def test_a_generation_prompt_that_does_not_begin_the_answer_is_refused() -> None:
+    tokenizer = tokenizer_with(APPENDS.replace("assistant\n{% endif", "assistant\n<think>{% endif"))
+    with pytest.raises(DataError) as caught:
+        trained_text(tokenizer, chat("q", "a"))
+    assert "<think>" in caught.value.found
+    assert "{% generation %}" in caught.value.fix
+
+
+def test_templates_that_are_missing_or_raise() -> None:
+    with pytest.raises(DataError) as caught:
+        trained_text(tokenizer_with(None), chat("q", "a"))
+    assert "no chat template" in caught.value.found
+    assert "data.chat_template=chatml" in caught.value.fix
+    picky = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}" + APPENDS
+    with pytest.raises(DataError) as caught:
+        trained_text(tokenizer_with(picky), TWO_TURNS)
+    assert "file:1" in caught.value.found
+    assert "no system role here" in caught.value.found
+    with pytest.raises(DataError, match="file:1: the chat template refuses .* TypeError: can only concatenate str"):
+        trained_text(tokenizer_with("{{ messages[0].content + 1 }}"), chat("q", "a"))
+    with pytest.raises(DataError, match="file:1: the chat template refuses .* ZeroDivisionError: "):
+        trained_text(tokenizer_with("{{ 1 / 0 }}"), chat("q", "a"))
+
+
+@pytest.mark.parametrize(
+    ("record", "train_on", "said"),
+    [
+        ({"text": "t"}, TrainOn.assistant, "data.train_on=assistant, but the record is plain text"),
+        ({"text": "t"}, TrainOn.last, "data.train_on=last, but the record is plain text"),
+        (chat("q", "a"), TrainOn.completion, "data.train_on=completion, but the record is a chat"),
+    ],
+)
+def test_what_a_record_does_not_have_cannot_be_trained(record: Any, train_on: TrainOn, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        trained_text(bytes_tokenizer(), record, train_on)
+    assert said in caught.value.found
+
+
+def test_half_a_surrogate_pair_is_named() -> None:
+    with pytest.raises(DataError, match=r"file:1: the text holds half of a surrogate pair \('\\ud83d'\)"):
+        trained_text(bytes_tokenizer(), chat("q", "a\ud83d"))
+
+
+def test_chatml_shows_tools_and_trains_tool_calls() -> None:
+    tokenizer = bytes_tokenizer()
+    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "two"},
+    ]
+    record = {"messages": messages, "tools": [{"name": "add"}]}
+    calls, answer = trained_text(tokenizer, record)
+    assert calls == '<tool_call>{"name": "add", "arguments": {"x": 1}}</tool_call><|im_end|>'
+    assert answer == "two<|im_end|>"
+    text = tokenizer.decode(ids_of(tokenizer, record))
+    assert text.startswith('<|im_start|>system\n# Tools\n{"name": "add"}\n<|im_end|>\n<|im_start|>user\nq')
+    system = [{"role": "system", "content": "be brief"}, *messages]
+    assert "be brief\n\n# Tools" in tokenizer.decode(ids_of(tokenizer, record | {"messages": system}))
+
+
+def test_a_tokenizer_that_asks_for_truncation_or_padding_does_not_get_it() -> None:
+    tokenizer = bytes_tokenizer()
+    plain = ids_of(tokenizer, TWO_TURNS)
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=500)
+    assert ids_of(tokenizer, TWO_TURNS) == plain
+
+
+def test_the_bytes_tokenizer_is_reversible_and_its_ids_are_bytes() -> None:
+    tokenizer = bytes_tokenizer()
+    text = "\x00 é 日本\n\t~"
+    assert tokenizer(text).input_ids == list(text.encode())
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert len(tokenizer) == 259
+
+
+def test_tokens_of_a_batch_are_those_of_each_alone() -> None:
+    renderer = make_renderer(bytes_tokenizer(), TrainOn.auto)
+    rendered = [render(read(record), renderer) for record in (TWO_TURNS, {"text": "t"}, chat("é", "日"))]
+    for one, alone in zip(tokenise(rendered, renderer), rendered, strict=True):
+        [same] = tokenise([alone], renderer)
+        assert np.array_equal(one.ids, same.ids)
+        assert np.array_equal(one.trained, same.trained)

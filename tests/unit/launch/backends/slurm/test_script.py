@@ -1,0 +1,243 @@
+"""The batch script: golden texts, what is refused, and that nothing in a value is ever run (real bash, no Slurm)."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.launch import Container, Profile, check_launch
+from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.launch.backends.slurm import script
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = [
+    "a'b",
+    'a"b',
+    "$(touch PWNED)",
+    "`touch PWNED`",
+    "; touch PWNED #",
+    "a\\",
+    "ünï 東京 🚀",
+    "-x",
+    "${HOME}",
+    "%j",
+    "@@ENV@@",
+    "# c",
+]
+
+
+def resolved(**changes: Any) -> RunConfig:
+    config = RunConfig(name="first", run_dir="/shared/runs/first", cache_dir="/shared/cache")
+    launch = config.launch
+    launch.kind, launch.device, launch.nnodes, launch.nproc_per_node = LaunchKind.slurm, Device.cuda, 4, 8
+    launch.slurm.python = "/shared/env/bin/python"
+    for key, value in changes.items():
+        setattr(launch.slurm if hasattr(launch.slurm, key) else launch, key, value)
+    return config
+
+
+EVERYTHING = {
+    "partition": "gpu", "account": "my-project", "qos": "high", "constraint": "[a100|h100]", "reservation": "mine",
+    "time": "1-00:00:00", "cpus_per_node": 96, "mem": "0", "exclusive": True, "mail_user": "me@example.org",
+    "profile": Profile.infiniband, "modules": ["cuda/12.8", "gcc"],
+    "env": {"NCCL_DEBUG": "INFO", "GREETING": "it's me"},
+    "container": Container.pyxis, "container_image": "nvcr.io#nvidia/pytorch:25.10-py3",
+    "container_mounts": ["/data:/data"],
+    "options": ["--switches=1", "--contiguous"], "srun_options": ["--cpu-bind=none"], "stop_before_limit_s": 300,
+    "max_restarts": 2, "python": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("nodes", resolved()),
+        ("everything", resolved(**EVERYTHING)),
+        ("cpu", resolved(device=Device.cpu, nnodes=2, nproc_per_node=2, profile=Profile.cpu, max_requeues=0)),
+        ("apptainer", resolved(container=Container.apptainer, container_image="/images/ft.sif", python=None)),
+        ("efa", resolved(profile=Profile.efa)),
+    ],
+)
+def test_golden(name: str, config: RunConfig) -> None:
+    golden(name, config)
+
+
+def golden(name: str, config: RunConfig, array: Optional[script.Array] = None) -> None:
+    """After a change that is meant: FTDIST_GOLDEN=write, and read the difference."""
+    check_launch(config.launch)
+    text, path = script.render(config, array=array), GOLDEN / f"{name}.sbatch"
+    if os.environ.get("FTDIST_GOLDEN") == "write":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_golden_array() -> None:
+    golden("array", resolved(nproc_per_node=2, trials_at_once=2), script.Array(Path("/shared/runs/a-sweep"), [0, 1, 4]))
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_hostile_value_reaches_bash_as_it_is(value: str, tmp_path: Path) -> None:
+    config = resolved(env={"HOSTILE": value}, partition=value, account=value)
+    config.name, config.run_dir = value, f"/runs/{value}"
+    if "%" in value or "\\" in value:  # Slurm reads --output as a pattern
+        with pytest.raises(ConfigError, match="patterns"):
+            script.render(config)
+        config.run_dir = "/runs/plain"
+    text = script.render(config)
+    begin = text.index("RUN_DIR=")
+    bash_text = text[:begin] + "exec 3>&1 >/dev/null\n" + text[begin : text.index("# ---- being asked to stop")]
+    bash_text += 'printf "%s\\n" "$RUN_DIR" "$HOSTILE" >&3\n'
+    done = subprocess.run(["bash", "-c", bash_text], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "SLURM_JOB_ID": "1"}, check=True)  # fmt: skip
+    assert done.stdout.splitlines() == [config.run_dir, value]
+    assert not list(tmp_path.iterdir()) and not done.stderr
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("array", "job"), [(None, "9"), (script.Array(Path("/runs/a-sweep"), [1]), "8_1")], ids=["single", "array"]
+)
+def test_the_jobs_name(array: Optional[script.Array], job: str) -> None:
+    """A single job that an element of an array has submitted inherits the array's variables."""
+    text = script.render(resolved(), array=array)
+    bash_text = text[: text.index("# ---- being asked to stop")] + 'printf "%s" "$JOB" >&3\n'
+    env = {**os.environ, "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run(["bash", "-c", "exec 3>&1 >/dev/null 2>&1\n" + bash_text], capture_output=True, text=True,
+                          env=env, check=True)  # fmt: skip
+    assert done.stdout == job
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", "\x1b[2J", "a\u2028b", "a\x85b"])
+@pytest.mark.parametrize("key", ["partition", "account", "env", "modules", "name", "run_dir", "options"])
+def test_control_characters_are_refused(key: str, value: str) -> None:
+    config = resolved()
+    if key in ("name", "run_dir"):
+        setattr(config, key, value)
+    else:
+        as_set: Any = {"env": {"A": value}, "modules": [value], "options": [f"--comment={value}"]}.get(key, value)
+        setattr(config.launch.slurm, key, as_set)
+    with pytest.raises(ConfigError, match="control character"):
+        check_launch(config.launch)
+        script.render(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"env": {"A B": "c"}}, "A B"),
+        ({"env": {"A=$(x)": "c"}}, "letters, digits"),
+        ({"env": {"RUN_DIR": "/x"}}, "sets RUN_DIR"),
+        ({"env": {"SLURM_ARRAY_TASK_ID": "1"}}, "sets SLURM_ARRAY_TASK_ID"),
+        ({"options": ["#SBATCH x"]}, "--name=value"),
+        ({"options": ["--output=x"]}, "--output"),
+        ({"options": ["--nodes=9"]}, "--nodes"),
+        ({"options": ["--arr=0-2"]}, "--arr"),
+        ({"options": ["--test-only"]}, "--test-only"),
+        ({"srun_options": ["--ntasks=9"]}, "--ntasks"),
+        ({"srun_options": ["--ntask=9"]}, "--ntask"),
+        ({"time": "soon"}, "HH:MM:SS"),
+        ({"container": Container.pyxis}, "container_image"),
+        ({"container_image": "x"}, "container"),
+        ({"profile": Profile.cpu}, "launch.device=cpu"),
+        ({"max_requeues": -1}, "at least 0"),
+        ({"max_restarts": -1}, "at least 0"),
+        ({"cpus_per_node": 0}, "at least 1"),
+        ({"stop_before_limit_s": 70000}, "at most 65535"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_launch(resolved(**changes).launch)
+    assert says in str(error.value)
+
+
+def test_no_variable_that_the_script_sets_can_be_set_by_a_config() -> None:
+    template = (script.template_folder() / "submit.sbatch.template").read_text()
+    names = set(re.findall(r"(?<!\S)([A-Za-z_]\w*)=", re.sub(r"^#.*", "", template, flags=re.MULTILINE)))
+    assert {"RUN_DIR", "PYTHON", "JOB", "asked", "ended", "code", "head", "rendezvous"} <= names, names
+    for name in names - {"first", "OMP_NUM_THREADS"}:  # of the ranks' own shell; what a user may well set
+        with pytest.raises(ConfigError, match=f"sets {name}"):
+            check_launch(resolved(env={name: "x"}).launch)
+
+
+@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
+@pytest.mark.parametrize("key", ["run_dir", "cache_dir"])
+def test_a_path_that_would_be_two_mounts_is_refused(container: Container, key: str) -> None:
+    for mark in ":,":
+        config = resolved(container=container, container_image="image")
+        setattr(config, key, f"/a{mark}b")
+        with pytest.raises(ConfigError, match=f"{key}=/a{mark}b with a container"):
+            script.render(config)
+
+
+def test_too_long_a_line_is_refused() -> None:
+    with pytest.raises(ConfigError, match="characters long"):
+        script.render(resolved(constraint="x" * 2000))
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("#!/bin/bash\n@@SBATCH@@\n# @@NNODES@@ nodes\n")
+    assert script.render(resolved(template=str(mine))).endswith("# 4 nodes\n")
+    mine.write_text("@@NODES@@")
+    with pytest.raises(ConfigError, match="@@NODES@@"):
+        script.render(resolved(template=str(mine)))
+    with pytest.raises(ConfigError, match="cannot read"):
+        script.render(resolved(template=str(tmp_path / "none")))
+
+
+def test_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
+    """With the control plane's libraries alone, and an empty PATH, in under two seconds."""
+    light = [
+        "hydra",
+        "omegaconf",
+        "antlr4",
+        "yaml",
+        "rich",
+        "psutil",
+        "pygments",
+        "markdown_it",
+        "mdurl",
+        "packaging",
+        "typing_extensions",
+    ]
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in light:
+        module = __import__(name)
+        source = Path(module.__file__ or "")
+        source = source.parent if source.name == "__init__.py" else source
+        (site / source.name).symlink_to(source)
+    for package in ("_yaml",):
+        (site / package).symlink_to(Path(__import__("yaml").__file__).parent.parent / package)
+    (site / "ftdist").mkdir()
+    import ftdist
+    import ftdist.conf
+    import ftdist.launch
+    import ftdist.slurm
+
+    for path in Path(ftdist.__file__).parent.iterdir():
+        (site / "ftdist" / path.name).symlink_to(path)
+    for part, name in ((ftdist.launch, "launch"), (ftdist.conf, "conf"), (ftdist.slurm, "slurm")):
+        (site / "ftdist" / name).symlink_to(next(iter(part.__path__)))
+    base = [sys.executable, "-S", "-P", "-m", "ftdist", "train", "--dry-run", "launch=slurm", "launch.nnodes=4"]
+    env = {"PYTHONPATH": str(site), "PATH": str(tmp_path), "HOME": str(tmp_path)}
+    none = subprocess.run([sys.executable, "-S", "-c", "import torch"], env=env, capture_output=True)
+    assert none.returncode != 0, "torch must not be there"
+    before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    for number in range(3):
+        done = subprocess.run([*base, "experiment=smoke", f"run_dir={tmp_path}/{number}"], env=env, text=True,
+                              capture_output=True, cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    bash_text = (tmp_path / "0" / "submit.sbatch").read_text()
+    assert bash_text in done.stdout.replace(f"{tmp_path}/2", f"{tmp_path}/0") and '#SBATCH --nodes="4"' in bash_text
+    assert "--nnodes 4 --nproc-per-node 1" in bash_text and "taken to be 1" in done.stderr
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all children so far: the machine's load does not count
+    assert (used.ru_utime + used.ru_stime - before) / 3 < 2

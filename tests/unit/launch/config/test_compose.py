@@ -1,0 +1,272 @@
+"""Command line → config: Hydra's ways work, and every wrong word is answered with the right one."""
+
+import argparse
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig, Schedule
+from ftdist.launch.cli import dispatch
+from ftdist.launch.config import compose, messages
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    compose.add_arguments(parser, sweep=True)
+    return parser.parse_intermixed_args(list(words))
+
+
+def composed(*words: str) -> RunConfig:
+    return compose.compose(parsed(*words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+data.sources.mine.path=x.jsonl"],
+        ["data.sources.mine.path=x.jsonl"],
+        ["+data.sources.mine={path:x.jsonl}"],
+        ["data.sources={mine:{path:x.jsonl}}"],
+    ],
+)
+def test_a_source_can_be_added_with_and_without_plus(words: List[str]) -> None:
+    assert composed("experiment=smoke", *words).data.sources["mine"].path == "x.jsonl"
+
+
+def test_groups_values_plus_and_tilde() -> None:
+    config = composed("experiment=smoke", "optim=wsd", "optim.decay_steps=2", "optim.warmup_steps=1",
+                      "+zero.deepspeed.wall_clock_breakdown=true", "~launch", "name=x-${seed}")  # fmt: skip
+    assert config.optim.schedule is Schedule.wsd
+    assert config.zero.deepspeed == {"wall_clock_breakdown": True}
+    assert config.launch.nproc_per_node is None and config.name == "x-0"
+
+
+def test_config_dir_and_name(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - smoke\n  - _self_\noptim:\n  lr: 0.5\n"
+    )
+    (tmp_path / "mine.yaml").write_text("defaults:\n  - run\n  - _self_\nseed: 7\n")
+    assert composed(f"--config-dir={tmp_path}", "experiment=mine").optim.lr == 0.5
+    config = composed("--config-dir", str(tmp_path), "--config-name=mine", "experiment=smoke")
+    assert (config.seed, config.name) == (7, "smoke")
+
+
+def test_errors_in_a_users_file_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("lrr: 1\n")
+    (tmp_path / "optim" / "broken.yaml").write_text("lr: [1\n")
+    with pytest.raises(ConfigError) as error:
+        composed(f"--config-dir={tmp_path}", "experiment=smoke", "optim=mine")
+    assert "in optim/mine.yaml" in str(error.value) and "optim.lr" in error.value.fix
+    with pytest.raises(ConfigError, match=r"broken.yaml"):
+        composed(f"--config-dir={tmp_path}", "experiment=smoke", "optim=broken")
+
+
+WRONG = [
+    ("experiment=dmo", "experiment has no option 'dmo'", "experiment=demo"),
+    ("model=llama31_8", "model has no option 'llama31_8'", "model=llama31_8b"),
+    ("optin=wsd", "there is no key or group 'optin'", "optim=wsd"),
+    ("train.max_step=1", "there is no key 'train.max_step'", "train.max_steps=1"),
+    ("+train.max_step=1", "there is no key 'train.max_step'", "train.max_steps"),
+    ("lr=3", "there is no key 'lr'", "optim.lr=3"),
+    ("trian.max_steps=3", "there is no key 'trian.max_steps'", "train.max_steps=3"),
+    ("optim.lrr=3", "there is no key 'optim.lrr'", "optim.lr=3"),
+    ("data.sources.fake.wieght=2", "there is no key 'data.sources.fake.wieght'", "data.sources.fake.weight"),
+    ("~optim.foo", "there is no key 'optim.foo'", ""),
+    ("+foo.bar=3", "there is no key 'foo", ""),
+    ("--config-name=rnu", "there is no primary config 'rnu'", ""),
+    ("--config-dir=/nowhere", "--config-dir /nowhere is not a folder", ""),
+    ("train.max_steps", "'train.max_steps' is not an override", "train.max_steps=VALUE"),
+    ("smoke", "'smoke' is not an override", "experiment=smoke"),
+    ("zero", "'zero' is not an override", "zero=stage0 or "),
+    ("batch_size=3", "there is no key 'batch_size'", "batch.global_batch_size=3"),
+    ("train.max_steps=[", "cannot read the override 'train.max_steps=['", ""),
+    ("optim.lr=1,2", "Ambiguous value", "add -m"),
+    ("name=${nme}", "nme", ""),
+    ("train=3", "a group is given a number", ""),
+    ("+optim=wsd", "Multiple values for optim", ""),
+]
+
+
+@pytest.mark.parametrize(("word", "found", "fix"), WRONG, ids=[word for word, _, _ in WRONG])
+def test_a_misspelt_word_names_the_nearest(word: str, found: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", word)
+    assert found in error.value.found and fix in error.value.fix
+    assert "hydra.cc" not in str(error.value) and "full_key" not in str(error.value)
+
+
+TYPES = [
+    ("train.max_steps=abc", "an integer or null"),
+    ("batch.global_batch_size=1.5", "an integer"),
+    ("optim.lr=fast", "a number"),
+    ("train.gradient_checkpointing=maybe", "true or false"),
+    ("train.precision=fp16", "one of bf16, fp32"),
+    ("optim.schedule=cosin", "one of constant, linear, cosine, wsd"),
+    ("data.sources.fake.weight=heavy", "a number"),
+    ("data.sources.fake.format=txt", "one of auto, text"),
+    ("model.new_special_tokens=abc", "a list"),
+]
+
+
+@pytest.mark.parametrize(("word", "expected"), TYPES, ids=[word for word, _ in TYPES])
+def test_a_wrong_type_says_what_is_given_and_what_fits(word: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", word)
+    assert error.value.found == word and expected in error.value.expected
+
+
+def test_a_value_that_must_be_given() -> None:
+    with pytest.raises(ConfigError, match=r"data.sources.file.path is not set"):
+        composed("experiment=smoke", "data=file")
+
+
+def test_a_wrong_range_is_refused_before_anything() -> None:
+    with pytest.raises(ConfigError, match=r"zero.stage=7"):
+        composed("experiment=smoke", "zero.stage=7")
+
+
+def test_a_sweep_composes_all_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = []
+
+    def run_trials(batch: list, first: int) -> List[float]:
+        found.extend((overrides, compose_trial()) for overrides, compose_trial in batch)
+        return [0.0] * len(batch)
+
+    compose.sweep(compose.SweepRequest(["experiment=smoke", "optim.lr=1e-3,1e-4", "seed=range(0,2)"], None, "run"),
+                  run_trials)  # fmt: skip
+    assert [(config.optim.lr, config.seed) for _, config in found] == [(1e-3, 0), (1e-3, 1), (1e-4, 0), (1e-4, 1)]
+    assert "optim.lr=0.001" in found[0][0] and "seed=0" in found[0][0]
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_wrong_trial_refuses_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"train.max_steps=0"):
+        dispatch(["train", "experiment=smoke", "-m", "train.max_steps=5,0"])
+    assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
+
+
+def test_a_frozen_config_takes_changes() -> None:
+    config = composed("experiment=smoke")
+    changed = compose.change(config, ["data.heldout.mine.path=x.jsonl", "data.heldout_share=0"])
+    assert changed.data.heldout["mine"].path == "x.jsonl" and changed.model == config.model
+    with pytest.raises(ConfigError, match=r"there is no key 'data.heldout_shar'"):
+        compose.change(config, ["data.heldout_shar=0"])
+
+
+@pytest.mark.parametrize(
+    ("word", "offers"),
+    [
+        ("experiment=de", ["experiment=demo"]),
+        ("optim=", ["optim=constant", "optim=cosine", "optim=linear", "optim=wsd"]),
+        ("train.max_s", ["train.max_steps="]),
+        ("bat", ["batch.", "batch="]),
+    ],
+)
+def test_completion_is_hydras(word: str, offers: List[str]) -> None:
+    assert compose.complete(["experiment=smoke"], word) == offers
+
+
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("hydra.run.dir=x", "run_dir=FOLDER"),
+        ("hydra.sweep.dir=x", "runs_dir=FOLDER"),
+        ("hydra/launcher=basic", "launch=slurm or launch=nodes"),
+        ("+hydra.nonsense=1", "leave out +hydra.nonsense=1"),
+        ("hydra.sweeper.max_batch_size=1", "leave out hydra.sweeper.max_batch_size=1"),
+    ],
+)
+def test_settings_of_hydra_itself_are_refused(word: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match="sets Hydra itself") as error:
+        composed("experiment=smoke", word)
+    assert error.value.fix == instead
+
+
+def test_settings_of_hydra_that_mean_something_are_not(tmp_path: Path) -> None:
+    (tmp_path / "track").mkdir()
+    (tmp_path / "track" / "mine.yaml").write_text("project: mine\n")
+    words = ("experiment=smoke", f"hydra.searchpath=[file://{tmp_path}]", "track=mine")
+    assert composed(*words).track.project == "mine"
+    batches: List[int] = []
+
+    def run_trials(batch: list, first: int) -> List[float]:
+        batches.append(len(batch))
+        return [0.0] * len(batch)
+
+    words = ["experiment=smoke", "seed=1,2", "hydra.sweeper.max_batch_size=1"]
+    compose.sweep(compose.SweepRequest(words, None, "run"), run_trials)
+    assert batches == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "fix"),
+    [
+        ("data.sources.mine.pth=x.jsonl", "there is no key 'data.sources.mine.pth'", "data.sources.mine.path=x.jsonl"),
+        ("+data.heldout.mine.wieght=2", "there is no key 'data.heldout.mine.wieght'", "data.heldout.mine.weight=2"),
+        ("data.sources.mine=x.jsonl", "data.sources.mine=x.jsonl", "data.sources.mine.path=FILE"),
+    ],
+)
+def test_a_wrong_key_of_a_source_keeps_its_value(words: str, found: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", words)
+    assert (error.value.found, error.value.fix) == (found, fix)
+
+
+def test_every_key_has_a_type_that_can_be_said() -> None:
+    for key, kind in messages.schema_keys().items():
+        assert "<class" not in messages.describe_type(kind) and "typing" not in messages.describe_type(kind), key
+
+
+@pytest.mark.parametrize(
+    ("given", "mend"),
+    [
+        ("optim.learning_rate=1e-5", "optim.lr=1e-5"),
+        ("train.num_train_epochs=3", "train.epochs=3"),
+        ("data.path=x.jsonl", "data=file data.sources.file.path=x.jsonl"),
+    ],
+)
+def test_names_that_other_tools_use_are_known(given: str, mend: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", given)
+    assert error.value.fix.endswith(mend), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("time: 12:00:00", 'quote it: time: "12:00:00"'),
+        ("env: {A: yes}", 'quote it: A: "yes"'),
+        ("env: {A: 010}", 'quote it: A: "010"'),
+        ("modules: [1.10]", 'quote it: modules: "1.10"'),
+    ],
+)
+def test_what_yaml_reads_as_no_text_is_refused_in_the_site_file(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
+    (tmp_path / "site.yaml").write_text(f"launch:\n  slurm:\n    {text}\n")
+    with pytest.raises(ConfigError, match="site.yaml") as error:
+        composed("experiment=smoke")
+    assert says in str(error.value)
+
+
+def test_what_reads_as_it_is_written_is_taken_from_the_site_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
+    (tmp_path / "site.yaml").write_text(
+        'launch:\n  timeout_s: 1e3\n  wait: yes\n  slurm: {time: "12:00:00", mem: 0, account: null, '
+        "env: {A: 1, B: 'yes'}, modules: [a, b]}\n"
+    )
+    launch = composed("experiment=smoke").launch
+    slurm = launch.slurm
+    assert (slurm.time, slurm.mem, slurm.account, slurm.env) == ("12:00:00", "0", None, {"A": "1", "B": "yes"})
+    assert (launch.timeout_s, launch.wait, slurm.modules) == (1000, True, ["a", "b"])

@@ -1,0 +1,273 @@
+"""A config against this machine: defaults made explicit, and what cannot work refused with what to change."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any, List, NamedTuple
+
+import pytest
+
+from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb, dump_config
+from ftdist.launch.attempt import machine
+from ftdist.launch.runs import resolve
+from ftdist.plan.disk import checkpoints_at_once, checkpoints_to_come
+from ftdist.run.rundir import MANIFEST, PINNED, RunDir
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resolve, "visible_gpus", lambda: [])
+    monkeypatch.setattr(resolve, "cpu_cores", lambda: 6)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = RunConfig()
+    config.model.config, config.model.tokenizer = {"model_type": "llama"}, "bytes"
+    config.data.sources["mine"] = SourceConfig(path="x.jsonl")
+    config.train.max_steps = 10
+    return config
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(resolve, "visible_gpus", lambda: ["NVIDIA H100"] * number)
+
+
+def refused(config: RunConfig) -> str:
+    with pytest.raises(FtdistError) as error:
+        resolve.resolve(config)
+    return str(error.value)
+
+
+def test_every_default_becomes_explicit_on_cpu(config: RunConfig, tmp_path: Path) -> None:
+    config.launch.nproc_per_node = 2
+    plan = resolve.resolve(config)
+    assert plan.dp_world_size == 2 and config.batch.grad_accum_steps == 4
+    assert (config.launch.device, config.launch.threads_per_rank, config.data.num_workers) == (Device.cpu, 3, 6)
+    assert config.track.wandb is Wandb.offline and config.track.run_id
+    assert config.run_dir and Path(config.run_dir).parent == tmp_path / "runs" and config.run_dir.endswith("-run")
+    assert config.data.sources["mine"].path == str(tmp_path / "x.jsonl")
+    assert config.cache_dir and Path(config.cache_dir).is_absolute()
+    assert "auto" not in dump_config(config).replace("attention: auto", "").replace("train_on: auto", "").replace(
+        "format: auto", ""
+    )
+
+
+def test_runs_of_one_second_have_names_of_their_own(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve.time, "strftime", lambda form: "20260101-120000")
+    names = []
+    for _ in range(3):
+        config.run_dir = None
+        resolve.resolve(config)
+        Path(config.run_dir or "").mkdir(parents=True)
+        names.append(Path(config.run_dir or "").name)
+    assert names == ["20260101-120000-run", "20260101-120000-run-2", "20260101-120000-run-3"]
+
+
+def test_every_visible_gpu_is_used(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 4)
+    plan = resolve.resolve(config)
+    assert config.launch.device is Device.cuda and plan.dp_world_size == 4
+
+
+def test_logged_in_is_online(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    resolve.resolve(config)
+    assert config.track.wandb is Wandb.online
+
+
+def test_a_gpu_config_on_a_machine_without_one(config: RunConfig) -> None:
+    config.launch.device = Device.cuda
+    assert "launch.device=cuda, but this machine has no GPU" in (text := refused(config))
+    assert "launch.device=cpu" in text
+
+
+def test_more_ranks_than_gpus(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    config.launch.nproc_per_node = 8
+    assert "launch.nproc_per_node=8 with 2 visible GPUs" in (text := refused(config))
+    assert "to mend:  launch.nproc_per_node=2" in text
+
+
+def test_several_nodes_need_torchrun(config: RunConfig) -> None:
+    config.launch.nnodes = 4
+    assert "torchrun --nnodes 4" in refused(config)
+    resolve.resolve(config, ranks=(2, 4))
+    assert resolve.world_size(config) == 8
+
+
+def test_a_batch_that_is_not_divisible(config: RunConfig) -> None:
+    config.launch.nproc_per_node, config.batch.global_batch_size = 3, 8
+    assert "batch.global_batch_size=8 is not divisible" in (text := refused(config))
+    assert "batch.global_batch_size=6 or 9" in text
+
+
+@pytest.mark.parametrize("content", [None, [], ["config.json"], ["readme.md"]])
+def test_a_model_folder_that_is_not_one(content: Any, config: RunConfig, tmp_path: Path) -> None:
+    config.model.config, config.model.path = {}, "m"
+    if content is not None:
+        (tmp_path / "m").mkdir()
+        for name in content:
+            (tmp_path / "m" / name).write_text('{"model_type": "llama"}')
+    assert "model.path=" in refused(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "near"),
+    [
+        ("data.sources.mine.path", "chts.jsonl", "chats.jsonl"),
+        ("data.heldout.mine.path", "dta/chats.jsonl", "data/chats.jsonl"),
+        ("model.path", "modle", "model"),
+        ("model.path", "elsewhere/smol.guf", ""),
+        ("model.path", "model/smoll.gguf", "model/smol.gguf"),
+    ],
+)
+def test_a_path_that_does_not_exist_names_those_near(key: str, given: str, near: str, config: RunConfig, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("chats.jsonl", "data/chats.jsonl", "model/smol.gguf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    if key == "model.path":
+        config.model.config, config.model.path = {}, given
+    else:
+        getattr(config.data, key.split(".")[1])["mine"] = SourceConfig(path=given)
+    text = refused(config)
+    assert given in text and "to mend: " in text
+    place = str(tmp_path / near) if key == "model.path" else near
+    assert (f"to mend:  {key}={place}" if near else "to mend:  model.path=FOLDER") in text
+
+
+def test_a_cache_that_is_a_file(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    config.cache_dir = str(tmp_path / "cache")
+    assert "is not a folder" in (text := refused(config)) and "cache_dir=FOLDER" in text
+
+
+def test_a_run_directory_that_holds_a_run(config: RunConfig, tmp_path: Path) -> None:
+    config.run_dir = str(tmp_path / "runs" / "a")
+    resolve.resolve(config)
+    resolve.check_run_dir(config)
+    Path(config.run_dir).mkdir(parents=True)
+    resolve.check_run_dir(config)  # empty: nothing to lose
+    (Path(config.run_dir) / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        resolve.check_run_dir(config)
+    (Path(config.run_dir) / "run.yaml").write_text("")
+    with pytest.raises(ConfigError) as error:
+        resolve.check_run_dir(config)
+    assert "already holds a run" in str(error.value) and "ftdist resume" in error.value.fix
+
+
+def test_a_runs_folder_that_cannot_be_written(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config.runs_dir = "file"
+    resolve.resolve(config)
+    with pytest.raises(ConfigError, match=r"cannot make .*file.* is not a folder that you may write to"):
+        resolve.check_run_dir(config)
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_not_enough_disk_for_the_checkpoints(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "BF16", "shape": [1000, 500], "data_offsets": [0, 10]},
+              "b": {"dtype": "BF16", "shape": [], "data_offsets": [10, 12]}}  # fmt: skip
+    text = json.dumps(header).encode()
+    (folder / "model-1.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text('{"model_type": "llama"}')
+    assert resolve.count_parameters(folder) == 500_001
+    config.model.config, config.model.path = {}, str(folder)
+    resolve.resolve(config)
+    resolve.check_disk(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 - 1))
+    with pytest.raises(ConfigError) as error:
+        resolve.check_disk(config)
+    assert "5.8 MiB free" in str(error.value) and "take 5.8 MiB each, one" in str(error.value)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 * 3))
+    resolve.check_disk(config)
+    config.train.checkpoint_every, config.train.max_steps, config.data.heldout_share = 1, 100, 0.1
+    with pytest.raises(ConfigError, match="4 at a time"):  # two that are kept, the best, the one being written
+        resolve.check_disk(config)
+    config.train.max_steps = 3  # no more are ever made
+    resolve.check_disk(config)
+
+
+def test_checkpoints_at_once_before_the_length_is_known(config: RunConfig) -> None:
+    config.train.checkpoint_every = 5
+    assert checkpoints_at_once(config, None) == 3
+    config.train.keep_checkpoints = 4
+    assert checkpoints_at_once(config, None) == 5
+    assert [checkpoints_at_once(config, steps) for steps in (1, 5, 6, 1000)] == [1, 1, 2, 5]
+
+
+def test_pinned_checkpoints_make_no_room(config: RunConfig, tmp_path: Path) -> None:
+    config.train.checkpoint_every, run = 5, RunDir(tmp_path)
+    for step in (5, 10, 15):
+        run.checkpoint(step).mkdir(parents=True)
+        (run.checkpoint(step) / MANIFEST).touch()
+    assert checkpoints_at_once(config, 1000) == 3 and checkpoints_to_come(config, run, 1000) == 1
+    for step in (5, 10):
+        (run.checkpoint(step) / PINNED).touch()
+    assert checkpoints_to_come(config, run, 1000) == 2
+
+
+LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb-2)
+GPU 2: NVIDIA L4 (UUID: GPU-cccc-3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3", "NVIDIA L4"]),
+        ("", []),
+        ("-1", []),
+        ("2", ["NVIDIA L4"]),
+        ("0,9,1", ["NVIDIA H100 80GB HBM3"]),
+        ("GPU-cccc,0", ["NVIDIA L4", "NVIDIA H100 80GB HBM3"]),
+    ],
+)
+def test_gpus_are_counted_as_cuda_does(
+    visible: Any, names: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{LISTED}END\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.visible_gpus() == names
+
+
+def test_the_machine_in_words() -> None:
+    summary = machine.machine_summary()
+    assert int(summary["cores"]) >= 1 and "GiB free" in summary["memory"] and "torch 2." in summary["libraries"]
+
+
+def test_warm_up_must_fit_into_the_epochs() -> None:
+    config = RunConfig()
+    config.train.epochs, config.optim.warmup_steps, config.batch.global_batch_size = 1.0, 30, 4
+    with pytest.raises(ConfigError, match=r"the run has 7 steps[\s\S]*optim.warmup_steps=0"):
+        resolve.check_length(config, 25)
+    resolve.check_length(config, 400)
+
+
+@pytest.mark.parametrize("name", ["varlen", "flex"])
+def test_an_attention_that_needs_a_gpu_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
+    from tests.tiny import tiny_config
+
+    config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", f"model.attention={name}")
+    with pytest.raises(ConfigError, match=f"model.attention={name} on CPU"):
+        resolve.resolve(config)

@@ -1,0 +1,129 @@
+"""How a sweep is gone through: what is written first, what is run, what is run again (stand-ins for the trials)."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import pytest
+
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError
+from ftdist.config.schema import RunConfig, dump_config
+from ftdist.launch.sweeps import sweep
+from ftdist.launch.sweeps.folder import SweepDir, Trial
+from ftdist.launch.verbs import train
+from ftdist.run.rundir import RunDir
+
+Run = Callable[[SweepDir, List[Trial]], Dict[int, int]]
+
+
+def freeze(config: RunConfig, shown: bool = True) -> Callable[[], RunDir]:
+    def write() -> RunDir:
+        run = RunDir(str(config.run_dir))
+        run.path.mkdir()
+        run.config.write_text(dump_config(config))
+        run.write_status(state="frozen")
+        return run
+
+    return write
+
+
+@pytest.fixture
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Start a sweep, or without words resume it; ``run`` stands for what runs the trials."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(run: Run, *words: str) -> int:
+        monkeypatch.setattr(sweep, "_run", run)
+        if not words:
+            return sweep.resume_sweep(next(tmp_path.glob("runs/*-sweep")), freeze)
+        parser = argparse.ArgumentParser()
+        train.add_train_arguments(parser)
+        return sweep.start_sweep(parser.parse_intermixed_args(["experiment=smoke", "-m", *words]), freeze)
+
+    return start
+
+
+def ending(states: Dict[int, str], stop: bool = False) -> Run:
+    """Trials that end in these states; ``seen`` holds the numbers of those that were run."""
+
+    def run(folder: SweepDir, left: List[Trial]) -> Dict[int, int]:
+        assert all(trial.run.config.is_file() for trial in folder.trials())  # all are written before the first starts
+        run.seen = [trial.number for trial in left]  # type: ignore[attr-defined]
+        codes = {}
+        for trial in left:
+            trial.run.write_status(state=states.get(trial.number, "done"))
+            trial.run.metrics.write_text(json.dumps({"step": 1, "eval/a/loss": 9.0 - trial.number}) + "\n")
+            codes[trial.number] = {"failed": EXIT_FAILED, "preempted": EXIT_PREEMPTED}.get(trial.state, EXIT_DONE)
+        if stop:
+            folder.cancel.touch()
+        return codes
+
+    return run
+
+
+def test_a_failed_trial_stops_no_other_and_is_tried_again(go: Callable[..., int], tmp_path: Path) -> None:
+    first, second = ending({1: "failed"}), ending({})
+    assert go(first, "seed=1,2,3") == EXIT_FAILED
+    sweep = SweepDir(next(tmp_path.glob("runs/*-sweep")))
+    assert [trial.overrides for trial in sweep.trials()] == [["experiment=smoke", f"seed={n}"] for n in (1, 2, 3)]
+    assert sweep.told() == {0: 9.0, 1: float("inf"), 2: 7.0}
+    assert go(second) == EXIT_DONE and second.seen == [1]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="a-sweep is done|sweep is done"):
+        go(second)
+
+
+def test_a_sweep_that_was_stopped_goes_on(go: Callable[..., int], tmp_path: Path) -> None:
+    again = ending({})
+    assert go(ending({1: "preempted", 2: "frozen"}, stop=True), "seed=1,2,3") == EXIT_PREEMPTED
+    assert SweepDir(next(tmp_path.glob("runs/*-sweep"))).read_status()["state"] == "preempted"
+    assert go(again) == EXIT_DONE and again.seen == [1, 2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("launch", ["slurm", "local"])
+def test_a_dry_run_prints_what_would_be_started(
+    launch: str, go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(ending({}), "seed=1,2", f"launch={launch}", "launch.device=cpu", "--dry-run") == EXIT_DONE
+    (sweep,) = tmp_path.glob("runs/*-sweep")
+    said = capsys.readouterr().out
+    if launch == "slurm":  # one array, not a job for each
+        script = sweep / "array-000.sbatch"
+        assert script.read_text() in said and f"submit it with: sbatch {script}" in said
+        assert said.count("submit it with") == 1 and '--array="0-1"' in said
+    else:
+        assert said.count("torch.distributed.run") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["seed=1,2", "run_dir=x"], "run_dir with --multirun"),
+        (["launch=local,slurm"], "differs between trials"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(words: List[str], says: str, go: Callable[..., int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        go(ending({}), *words)
+    assert not any(tmp_path.iterdir())
+
+
+OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.n_startup_trials=2",
+          "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
+
+
+def test_a_sweeper_that_learns_goes_on_from_what_it_was_told(go: Callable[..., int], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
+    again = ending({})
+
+    def cut(folder: SweepDir, left: List[Trial]) -> Dict[int, int]:
+        return ending({0: "failed"}, stop=left[0].number == 2)(folder, left)
+
+    assert go(cut, *OPTUNA) == EXIT_PREEMPTED
+    sweep = SweepDir(next(tmp_path.glob("runs/*-sweep")))
+    before = [trial.overrides for trial in sweep.trials()]
+    sweep.trials()[3].run.write_status(state="preempted")
+    assert go(again) == EXIT_DONE and again.seen == [3]  # type: ignore[attr-defined]
+    assert [trial.overrides for trial in sweep.trials()] == before and len(before) == 4
+    with pytest.raises(ConfigError, match="launch.wait=false"):
+        go(ending({}), *OPTUNA, "launch=slurm")

@@ -1,0 +1,282 @@
+"""The entry point as a user meets it: help, errors, exit codes; fast, and without torch."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.launch import cli
+from ftdist.launch.verbs import completion
+
+HEAVY = ["torch", "deepspeed", "transformers", "datasets", "wandb"]
+NO_TORCH = f"""
+import sys
+from ftdist.launch.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    loaded = [name for name in {HEAVY} if name in sys.modules]
+    print("LOADED", loaded, file=sys.stderr)
+"""
+
+
+def ftdist(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "ftdist", *words], capture_output=True, text=True, cwd=cwd, timeout=60)
+
+
+QUICK = [
+    (["--help"], 0),
+    (["train", "--help"], 0),
+    (["trian"], 2),
+    (["train", "experiment=dmo"], 2),
+    (["train", "--nonsense"], 2),
+    (["status"], 2),
+    (["resume", "nowhere"], 2),
+    (["train", "experiment=smoke", "launch.device=cuda"], 2),
+]
+
+
+@pytest.mark.parametrize(("words", "code"), QUICK, ids=[" ".join(words) for words, _ in QUICK])
+def test_help_and_usage_errors_are_quick_and_load_nothing_heavy(words: List[str], code: int, tmp_path: Path) -> None:
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *words], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    assert time.monotonic() - started < 5  # well under 1 on a machine that does nothing else
+    assert done.returncode == code
+    assert "LOADED []" in done.stderr and "Traceback" not in done.stderr
+    assert ("error: " in done.stderr) == (code == 2)
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, verb in cli.VERBS.items():
+        assert f"  {name} {verb.arguments}" in text and verb.summary in text
+    assert "ftdist demo" in text and "75" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.dispatch(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ftdist 0.")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"), [("trian", "train"), ("evall", "eval"), ("prep", "prepare"), ("xyz", "--help")]
+)
+def test_an_unknown_verb_names_the_nearest(word: str, near: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        cli.dispatch([word])
+    assert error.value.found == f"there is no verb '{word}'" and error.value.fix == f"ftdist {near}"
+
+
+def test_a_misspelt_flag_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unrecognized arguments: --dryrun") as error:
+        cli.dispatch(["demo", "--dryrun"])
+    assert error.value.fix == "--dry-run"
+
+
+@pytest.mark.parametrize("verb", ["prepare", "preview", "verify"])
+def test_what_takes_no_sweep_says_what_does(verb: str) -> None:
+    with pytest.raises(ConfigError, match="unrecognized arguments: -m") as error:
+        cli.dispatch([verb, "experiment=smoke", "-m", "optim.lr=1e-3,1e-4"])
+    assert error.value.fix == "one value for each key; only ftdist train takes -m"
+
+
+@pytest.mark.parametrize("verb", ["resume", "eval"])
+def test_only_what_is_required_is_called_so(verb: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        cli.dispatch([verb])
+    assert "required: RUN_DIR" in error.value.found and "OVERRIDE" not in error.value.found
+
+
+@pytest.mark.parametrize("verb", ["eval", "export", "logs", "chat"])
+def test_a_sweep_is_not_one_run(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a sweep") as error:
+        cli.dispatch([verb, str(tmp_path)])
+    assert error.value.fix == f"ftdist sweep {tmp_path} lists them, best first"
+
+
+@pytest.mark.parametrize("words", [["--max-tokens", "0"], ["--temperature=-1"], ["--temperature=nan"]])
+def test_a_chat_refuses_what_no_answer_can_be(words: List[str]) -> None:
+    with pytest.raises(ConfigError, match="expected: at least") as error:
+        cli.dispatch(["chat", "model", *words])
+    assert words[0].split("=")[0] in error.value.found
+
+
+def test_flags_stand_anywhere(tmp_path: Path) -> None:
+    done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("# @package optim\nlr: 0.001")
+    assert ftdist("train", "--cfg=job", "seed=3", "name=${seed}", "--resolve", cwd=tmp_path).stdout.startswith(
+        "name: '3'"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_demo_is_an_experiment_with_the_users_overrides(tmp_path: Path) -> None:
+    done = ftdist("demo", "seed=5", "--cfg", "job", cwd=tmp_path)
+    assert "name: demo\n" in done.stdout and "seed: 5\n" in done.stdout
+
+
+def test_a_demo_under_torchrun_starts_no_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.join", lambda args, make_ready: 7)
+    assert cli.dispatch(["demo"]) == 7
+
+
+BAD_DATA = {
+    "missing.jsonl": None,
+    "empty.jsonl": b"",
+    "broken.jsonl": b'{"text": "a"}\n{"text": \n',
+    "utf8.jsonl": b'{"text": "\xff\xfe"}\n',
+    "fields.jsonl": b'{"foo": "a"}\n',
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_DATA))
+def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
+    content = BAD_DATA[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = ftdist("train", "experiment=smoke", "data=file", f"data.sources.file.path={name}", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1 and name in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("ftdist pre", ["prepare", "preview"]),
+        ("ftdist completion z", ["zsh"]),
+        ("ftdist nonsense x", []),
+        ("ftdist train --d", ["--dry-run"]),
+        ("ftdist prepare --d", []),
+        ("ftdist train seed=1 --cfg ", ["job", "hydra", "all"]),
+        ("ftdist train --cfg=j", ["--cfg=job"]),
+        ("ftdist train optim=w", ["optim=wsd"]),
+        (
+            "ftdist train --dry-run zero.offload_optimizer=",
+            ["zero.offload_optimizer=none", "zero.offload_optimizer=cpu"],
+        ),
+        ("ftdist train train.gradient_checkpointing=t", ["train.gradient_checkpointing=true"]),
+        ("ftdist train +data.sources.mine.fo", ["+data.sources.mine.format="]),
+        ("ftdist train data.sources.mine.format=al", ["data.sources.mine.format=alpaca"]),
+        ("ftdist train data.sources.mine.path=ch", ["data.sources.mine.path=chats.jsonl"]),
+        ("ftdist train experiment=smoke train.max_steps=", ["train.max_steps=6"]),
+        ("ftdist train optm.lr=3 optim.l", ["optim.lr="]),
+        ("ftdist train --config-dir r", ["runs/"]),
+        ("ftdist resume ", ["runs/a", "runs/x-sweep"]),
+        ("ftdist cancel r", ["runs/a", "runs/x-sweep"]),
+        ("ftdist sweep ", ["runs/x-sweep"]),
+        ("ftdist resume runs/x", ["runs/x-sweep", "runs/x-sweep/000"]),
+        ("ftdist logs runs/x", ["runs/x-sweep/000"]),
+        ("ftdist logs r", ["runs/a"]),
+        ("ftdist cancel runs/x", ["runs/x-sweep", "runs/x-sweep/000"]),
+        ("ftdist resume runs/a zero.st", ["zero.stage="]),
+        ("ftdist resume runs/a launch.slurm.t", ["launch.slurm.time=", "launch.slurm.template="]),
+        (
+            "ftdist resume runs/a train.",
+            [
+                f"train.{key}="
+                for key in ("gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "async_checkpoint")
+            ],
+        ),
+        ("ftdist resume runs/a optim", []),
+        ("ftdist train ~hy", []),
+        ("ftdist logs runs/a --", ["--follow", "--help", "--rank"]),
+        ("ftdist logs runs/a r", []),
+        ("ftdist status runs/a r", ["runs/a"]),
+        ("ftdist chat r", ["runs/", "runs/a"]),
+        ("ftdist eval runs/a --checkpoint ", ["last", "best", "5"]),
+        ("ftdist eval --checkpoint ", ["last", "best"]),
+        ("ftdist eval runs/a --checkpoint=5", ["--checkpoint=5"]),
+        ("ftdist eval runs/a data.heldout.mine.pa", ["data.heldout.mine.path="]),
+        ("ftdist eval runs/a zero.s", ["zero.stage="]),
+        ("ftdist eval runs/a op", []),
+    ],
+)
+def test_completion(line: str, offers: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/run.yaml", "runs/x-sweep/000/run.yaml", "runs/x-sweep/sweep.json",
+                 "runs/a/checkpoints/step-00000005/manifest.json", "chats.jsonl"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert completion.candidates(line) == offers
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        ("pr\tv\t", "preview"),
+        ("train zero.offload_param=c\tseed=1", "train zero.offload_param=cpu seed=1"),
+        ("train --dr\tdata.sources.a.path=my\t", "train --dry-run data.sources.a.path=my-chats.jsonl"),
+        ("resume ru\t", "resume runs/b:1"),
+    ],
+)
+def test_a_real_bash_completes(typed: str, given: str, tmp_path: Path) -> None:
+    """Keys typed into an interactive shell; what its command is then called with."""
+    tool = tmp_path / "bin" / "ftdist"
+    tool.parent.mkdir()
+    tool.write_text(
+        f'#!/bin/sh\ncase $1 in completion|_complete) exec {sys.executable} -m ftdist "$@";; esac\necho "$*" >given\n'
+    )
+    tool.chmod(0o755)
+    (tmp_path / "my-chats.jsonl").write_text("")
+    (tmp_path / "runs" / "b:1").mkdir(parents=True)
+    (tmp_path / "runs" / "b:1" / "run.yaml").write_text("")
+    env = {**os.environ, "PATH": f"{tool.parent}:{os.environ['PATH']}", "TERM": "dumb", "INPUTRC": "/dev/null"}
+    ours, theirs = pty.openpty()
+    with open(theirs, "rb", buffering=0) as terminal:  # noqa: PTH123 (a file descriptor)
+        bash = subprocess.Popen(["bash", "--norc", "--noprofile", "-i"], stdin=terminal, stdout=terminal,
+                                stderr=terminal, cwd=tmp_path, env=env, start_new_session=True)  # fmt: skip
+    os.write(ours, f'eval "$(ftdist completion bash)"\nftdist {typed}\nexit\n'.encode())
+    try:
+        while os.read(ours, 4096):  # ends with an error when bash has ended
+            pass
+    except OSError:
+        pass
+    finally:
+        os.close(ours)
+        bash.kill()
+        bash.wait()
+    assert (tmp_path / "given").read_text().split() == given.split()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["completion", "zsh"], ["train", "--cfg", "job"], ["trian"]])
+def test_a_reader_that_is_gone_is_no_error(words: List[str], tmp_path: Path) -> None:
+    """As before ``| true`` or ``| head``: the exit code is the verb's own."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-m", "ftdist", *words], stdout=theirs, stderr=subprocess.PIPE, text=True,
+                          cwd=tmp_path, env=env)  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, done.stderr.count("error: ")) == ((2, 1) if words == ["trian"] else (0, 0))
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_part_of_the_config(tmp_path: Path) -> None:
+    wrong = ftdist("train", "experiment=smoke", "--cfg", "job", "-p", "optim.lrr", cwd=tmp_path)
+    assert wrong.returncode == 2 and not wrong.stdout
+    assert wrong.stderr.startswith("error: --package optim.lrr: ") and wrong.stderr.endswith(" -p optim.lr\n")
+    null = ftdist("train", "experiment=smoke", "--cfg", "job", "-p", "track.entity", cwd=tmp_path)
+    assert (null.returncode, null.stdout) == (0, "null\n")
+    word = ftdist("train", "experiment=smoke", "launch=slurm", "--cfg", "job", "-p", "launch.kind", cwd=tmp_path)
+    assert (word.returncode, word.stdout) == (0, "slurm\n")
+
+
+def test_a_sweep_is_not_one_config(tmp_path: Path) -> None:
+    done = ftdist("train", "experiment=smoke", "-m", "optim.lr=1,2", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 2 and "leave out -m" in done.stderr

@@ -1,0 +1,92 @@
+"""The moments at which the batch script calls back: what is written, and whether the job goes on."""
+
+import argparse
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ftdist.base.errors import EXIT_PREEMPTED
+from ftdist.config.schema import Device, LaunchKind, RunConfig, dump_config
+from ftdist.launch.backends.slurm import script
+from ftdist.launch.verbs import batch_script
+from ftdist.run.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run that job 7 is to begin."""
+    run, config = RunDir(tmp_path / "run"), RunConfig(run_dir=str(tmp_path / "run"), cache_dir=str(tmp_path))
+    launch = config.launch
+    launch.kind, launch.device, launch.nproc_per_node, launch.max_requeues = LaunchKind.slurm, Device.cpu, 1, 2
+    launch.slurm.modules = ["slow"]
+    run.logs.mkdir(parents=True)
+    run.config.write_text(dump_config(config), encoding="utf-8")
+    run.submit.write_text(script.render(config), encoding="utf-8")
+    run.write_status(state="queued", attempt=-1, job_id="7", requeues=0)
+    return run
+
+
+def begin(run: RunDir) -> int:
+    return batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="7"))
+
+
+def end(run: RunDir, code: int = 0, asked: bool = False, ended: bool = False) -> int:
+    return batch_script.end(argparse.Namespace(run_dir=str(run.path), job="7", code=code, asked=asked, ended=ended))
+
+
+def test_a_run_that_was_asked_to_stop_does_not_begin(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    run.cancel.touch()
+    assert begin(run) == end(run, code=EXIT_PREEMPTED) == EXIT_PREEMPTED
+    status = run.read_status()
+    assert (status["state"], status["exit_reason"]) == ("preempted", "cancelled before it began")
+    assert not run.attempt.exists() and not capsys.readouterr().out
+
+
+def prepared(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> int:
+    """begin() of a run whose model and data are there."""
+    for step in ("make_model_ready", "make_data_ready"):
+        monkeypatch.setattr(batch_script.ready, step, lambda config: None)
+    run.attempt.unlink(missing_ok=True)  # as the script does
+    return begin(run)
+
+
+@pytest.mark.parametrize("how", ["preempted", "killed", "near its limit"])
+def test_a_job_is_requeued_so_often_and_no_more(
+    how: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """max_requeues is 2, whoever requeues: Slurm, with and without a word to the job, or the job itself."""
+    for requeues in range(3):
+        assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == requeues
+        if how != "killed":
+            run.write_status(state="preempted")  # by the ranks
+            assert end(run, asked=how == "near its limit", ended=how == "preempted") == EXIT_PREEMPTED
+        said = capsys.readouterr().out.splitlines()
+        assert (batch_script.REQUEUE in said) == (how == "near its limit" and requeues < 2)
+    if how != "near its limit":  # Slurm does not ask
+        assert prepared(run, monkeypatch) == end(run, code=EXIT_PREEMPTED) == EXIT_PREEMPTED
+    status = run.read_status()
+    assert (status["state"], status["attempt"]) == ("preempted", 2)
+    assert "requeued launch.max_requeues=2 times already" in status["exit_reason"]
+    run.write_status(state="queued", requeues=0)  # submitted anew
+    assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
+
+
+def test_a_job_that_submits_itself_again_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(run, monkeypatch)
+    run.write_status(state="preempted")
+    end(run, asked=True)
+    batch_script.moved(argparse.Namespace(run_dir=str(run.path), job="8"))
+    assert batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="8")) == 0
+    assert run.read_status()["requeues"] == 1
+
+
+def test_a_stop_that_is_asked_for_while_modules_are_loaded_holds(run: RunDir) -> None:
+    run.preempt.touch()  # of before
+    script = run.submit.read_text()
+    before_ranks = script[: script.index("on_first_node _begin")]
+    module = f'module() {{ [ ! -e "{run.preempt}" ] && touch "{run.preempt}"; }}\n'
+    subprocess.run(
+        ["bash", "-c", module + before_ranks], env={"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin"}, check=True
+    )
+    assert run.preempt.exists()

@@ -1,0 +1,135 @@
+"""A model that cannot be fine-tuned is found before anything starts, and what is found of a good one is remembered."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+from ftdist.model.check import check_model, main
+from ftdist.run.model_facts import ModelFacts, check_fit, longer_than_known, read_facts, write_facts
+from tests.tiny import LLAMA, save_tiny_model
+from tests.unit.data_tools import data_config
+
+
+def model(**fields: Any) -> RunConfig:
+    config = RunConfig()
+    config.model.config = {**LLAMA, **fields}
+    return config
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 99}
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "fix"),
+    [
+        (model(model_type="nonsense"), "model.config.model_type=nonsense is not one that transformers knows", "llama"),
+        (model(model_type="lama"), "model_type=lama is not", "model.config.model_type=llama"),
+        (model(model_type=None), "model.config.model_type is not set", "model_type=llama"),
+        (model(hidden_size=63), "model.config.*63.*is not a multiple of the number of attention heads", "model.config"),
+        (model(num_attention_heads=0), "model.config.*ero", "model.config"),
+        (model(num_key_value_heads=3), "model.config makes no model: RuntimeError", "mend model.config"),
+        (model(hidden_size=12), "model.config makes no model: RuntimeError", "mend model.config"),
+        (model(nonsense_key=1), "model.config.nonsense_key is not a field of a llama config", "remove model.config."),
+        (model(hiden_size=32), "model.config.hiden_size is not a field", "model.config.hidden_size=32"),
+        (model(hidden_size="wide"), "model.config.*hidden_size", "model.config"),
+        (model(model_type="bert"), "bert reads a text in both directions", "model.config.is_decoder=true"),
+        (model(model_type="roberta"), "roberta reads a text in both directions", "is_decoder=true"),
+        (model(model_type="t5"), "no causal language model of the type t5", "another model"),
+    ],
+    ids=lambda value: str(value.model.config.items() - LLAMA.items()) if isinstance(value, RunConfig) else "",
+)  # fmt: skip
+def test_what_cannot_be_fine_tuned_is_refused(config: RunConfig, found: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=found) as caught:
+        check_model(config)
+    assert caught.value.expected and fix in caught.value.fix
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit", "table"),
+    [
+        ({}, 512, False),
+        ({"rope_theta": 1e4, "head_dim": 8, "bos_token_id": 1}, 512, False),
+        ({"model_type": "gpt2", "n_positions": 64, "n_embd": 32, "n_head": 2, "n_layer": 1}, 64, True),
+        ({"model_type": "opt", "max_position_embeddings": 64, "ffn_dim": 32, "word_embed_proj_dim": 32}, 64, True),
+        ({"model_type": "gptj", "n_positions": 64, "n_embd": 32, "n_head": 2, "n_layer": 1, "rotary_dim": 4}, 64, True),
+        ({"model_type": "gpt_neox"}, 2048, False),
+        ({"model_type": "bloom"}, None, False),
+        ({"model_type": "bert", "is_decoder": True}, 512, True),
+        ({"model_type": "mixtral", "num_key_value_heads": 1, "num_local_experts": 2}, 4096 * 32, False),
+        ({"model_type": "mamba", "state_size": 4}, None, False),
+    ],
+    ids=lambda value: value.get("model_type", "llama") if isinstance(value, dict) else "",
+)
+def test_what_can_is_measured(fields: dict[str, Any], limit: Any, table: bool) -> None:
+    config = RunConfig()
+    config.model.config = {**(SMALL if "model_type" in fields else LLAMA), **fields}
+    if fields.get("model_type") in ("gpt2", "gptj", "bloom", "mamba", "opt"):
+        for name in ("intermediate_size", *(("num_attention_heads",) if fields["model_type"] == "mamba" else ())):
+            del config.model.config[name]
+    facts = check_model(config)
+    assert (facts.max_positions, facts.has_position_table) == (limit, table)
+    assert facts.model_type == fields.get("model_type", "llama") and facts.recomputes
+    assert 0 < facts.parameters < 1_000_000
+
+
+def test_a_folder_is_known_again_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftdist.config.schema import dump_config
+
+    config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
+    config.model.config = {}
+    monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))
+    assert read_facts(config) is None
+    assert main(["-"]) == 0
+    facts = read_facts(config)
+    assert facts is not None and facts.max_positions == LLAMA["max_position_embeddings"]
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**written, "num_hidden_layers": 1}))
+    assert read_facts(config) is None
+
+
+def test_a_wrong_model_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from ftdist.config.schema import dump_config
+
+    config = data_config(tmp_path, "model.config.model_type=nonsense")
+    monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))
+    assert main(["-"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: model.config.model_type=nonsense is") and "\n  to mend:  " in error
+    assert not (tmp_path / "cache").exists()
+
+
+def test_rows_longer_than_the_model_knows(tmp_path: Path) -> None:
+    config = data_config(tmp_path, "data.max_seq_len=2048")
+    rotary = ModelFacts("llama", 1, max_positions=1024, has_position_table=False, recomputes=True)
+    check_fit(config, rotary)
+    assert longer_than_known(config, rotary) == "data.max_seq_len=2,048, but the model was made for 1,024 positions"
+    table = ModelFacts("gpt2", 1, max_positions=1024, has_position_table=True, recomputes=True)
+    with pytest.raises(ConfigError, match="made for 1,024 positions") as caught:
+        check_fit(config, table)
+    assert caught.value.fix == "data.max_seq_len=1024"
+    config.data.max_seq_len = 1024
+    check_fit(config, table)
+    assert longer_than_known(config, rotary) == longer_than_known(config, table) == ""
+
+
+def test_a_model_that_cannot_recompute(tmp_path: Path) -> None:
+    config, facts = data_config(tmp_path), ModelFacts("old", 1, None, has_position_table=False, recomputes=False)
+    with pytest.raises(ConfigError, match="train.gradient_checkpointing=true"):
+        check_fit(config, facts)
+    config.train.gradient_checkpointing = False
+    check_fit(config, facts)
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    config = data_config(tmp_path)
+    write_facts(config, ModelFacts("llama", 1, None, has_position_table=False, recomputes=True))
+    assert read_facts(config) is None

@@ -1,0 +1,99 @@
+"""The token-weighted loss against a plain computation, document by document."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ftdist.config.schema import Attention
+from ftdist.data.loader import MicroBatch
+from ftdist.model.attention import implementation
+from ftdist.model.forward import IGNORED, token_loss
+from tests.unit.model.test_attention import BASE
+
+VOCAB = BASE["vocab_size"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    arch = AutoConfig.for_model("llama", **BASE)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(arch, attn_implementation=implementation(Attention.documents, arch))
+
+
+def _batch(lengths: list, trained_from: list) -> MicroBatch:
+    draw = torch.Generator().manual_seed(5)
+    ids = [torch.randint(VOCAB, (n,), generator=draw) for n in lengths]
+    labels = [d.clone() for d in ids]
+    for label, start in zip(labels, trained_from, strict=True):
+        label[: max(start, 1)] = IGNORED
+    every = torch.cat(labels)
+    return MicroBatch(
+        input_ids=torch.cat(ids)[None], labels=every[None],
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        cu_seqlens=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32),
+        max_seqlen=max(lengths), num_trained=int((every != IGNORED).sum()), num_tokens=sum(lengths),
+    )  # fmt: skip
+
+
+def _plain(model: Any, batch: MicroBatch) -> torch.Tensor:
+    total = torch.zeros(())
+    for a, b in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        logits = model(input_ids=batch.input_ids[:, a:b]).logits[0, :-1].float()
+        labels = batch.labels[0, a + 1 : b]
+        total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total
+
+
+def test_the_sum_over_trained_tokens_of_all_documents(model: Any) -> None:
+    batch = _batch([5, 12, 3], [2, 7, 1])
+    assert token_loss(model, batch, VOCAB).item() == pytest.approx(_plain(model, batch).item(), rel=1e-6)
+
+
+def test_its_gradient(model: Any) -> None:
+    batch = _batch([5, 12, 3], [2, 7, 1])
+    grads = []
+    for loss in (token_loss(model, batch, VOCAB), _plain(model, batch)):
+        model.zero_grad()
+        loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.linalg.norm(grads[0] - grads[1]) <= 1e-6 * torch.linalg.norm(grads[1])
+
+
+def test_the_first_token_of_a_document_is_not_predicted_from_the_one_before(model: Any) -> None:
+    batch = _batch([5, 6], [0, 0])
+    assert batch.num_trained == 9  # 4 + 5
+    assert token_loss(model, batch, VOCAB).item() == pytest.approx(_plain(model, batch).item(), rel=1e-6)
+
+
+def test_a_micro_batch_without_trained_tokens_runs_the_model_and_counts_nothing(model: Any) -> None:
+    batch = _batch([4], [4])
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    loss = token_loss(model, batch, VOCAB)
+    handle.remove()
+    assert calls == [1]
+    assert loss.item() == 0.0
+    model.zero_grad()
+    loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_rows_that_only_pad_the_embedding_are_left_out(model: Any) -> None:
+    """Ids beyond vocab_size take no share of the probability."""
+    batch = _batch([6], [1])
+    batch.input_ids.clamp_(max=49)
+    batch.labels.clamp_(max=49)
+    logits = model(input_ids=batch.input_ids).logits[0, :-1, :50].float()
+    expected = torch.nn.functional.cross_entropy(logits, batch.input_ids[0, 1:], reduction="sum")
+    assert token_loss(model, batch, 50).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_logits_are_computed_at_trained_positions_only(model: Any) -> None:
+    batch = _batch([30], [25])
+    shapes = []
+    handle = model.lm_head.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape)))
+    token_loss(model, batch, VOCAB)
+    handle.remove()
+    assert shapes == [(1, 5, VOCAB)]

@@ -1,0 +1,182 @@
+"""The name of prepared data changes with everything that changes the result, and with nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ftdist.base.errors import ConfigError, DataError
+from ftdist.config.schema import RunConfig
+from ftdist.data.prepare import prepare
+from ftdist.run.locations import cache_root, check_model_folder, model_location, needs_conversion, tokenizer_location
+from ftdist.run.prepared import data_folder, is_ready
+from tests.unit.data_tools import chat, data_config, write_jsonl
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "a.jsonl", [chat("q", "a")] * 3)
+
+
+def key(folder: Path, *overrides: str) -> str:
+    return data_folder(data_config(folder, f"data.sources.a.path={folder / 'a.jsonl'}", *overrides)).name
+
+
+CHANGES = [
+    "data.max_seq_len=128", "data.packing=false", "data.train_on=last", "data.long_documents=split",
+    "data.heldout_share=0.5", "data.max_heldout_documents=3", "data.chat_template=chatml",
+    "data.sources.a.weight=2", "data.sources.a.max_documents=2", "data.sources.a.format=messages",
+    "data.sources.b.builtin=fake", "data.heldout.b.builtin=fake", "model.new_special_tokens=['<x>']",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_settings_that_change_the_result_change_the_name(tmp_path: Path, source: Path, change: str) -> None:
+    assert key(tmp_path, change) != key(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["data.num_workers=2", "seed=5", "batch.global_batch_size=64", "optim.lr=1"])
+def test_settings_that_do_not_change_the_result_do_not_change_the_name(
+    tmp_path: Path, source: Path, change: str
+) -> None:
+    assert key(tmp_path, change) == key(tmp_path)
+
+
+def test_the_seed_counts_where_it_chooses_documents(tmp_path: Path, source: Path) -> None:
+    weight = "data.sources.a.weight=0.5"
+    assert key(tmp_path, weight, "seed=1") != key(tmp_path, weight)
+
+
+def test_content_counts_and_not_the_time_or_the_place(tmp_path: Path, source: Path) -> None:
+    first = key(tmp_path)
+    os.utime(source, (1, 1))
+    assert key(tmp_path) == first
+    source.rename(tmp_path / "elsewhere")
+    source.write_text((tmp_path / "elsewhere").read_text())
+    assert key(tmp_path) == first
+    source.write_text(source.read_text().replace('"q"', '"p"'))
+    assert key(tmp_path) != first
+
+
+def test_the_template_and_the_tokenizer_count_by_content(tmp_path: Path, source: Path) -> None:
+    (template := tmp_path / "t.jinja").write_text("one")
+    first = key(tmp_path, f"data.chat_template={template}")
+    template.write_text("two")
+    assert key(tmp_path, f"data.chat_template={template}") != first
+    (tmp_path / "tok").mkdir()
+    (file := tmp_path / "tok" / "tokenizer.json").write_text("{}")
+    first = key(tmp_path, f"model.tokenizer={file.parent}")
+    file.write_text("{ }")
+    assert key(tmp_path, f"model.tokenizer={file.parent}") != first
+    with pytest.raises(ConfigError, match="data.chat_template=mine is not there"):
+        key(tmp_path, "data.chat_template=mine")
+
+
+def test_a_revision_counts_and_missing_data_is_told_before_anything_heavy(tmp_path: Path) -> None:
+    hub = "data.sources.h.hub=org/name"
+    one = data_config(tmp_path, hub, "data.sources.h.revision=abc")
+    assert data_folder(one) != data_folder(data_config(tmp_path, hub))
+    with pytest.raises(DataError, match="does not exist"):
+        key(tmp_path)
+
+
+def test_the_name_is_known_before_a_model_is_converted(tmp_path: Path, source: Path) -> None:
+    config = data_config(tmp_path, "data.sources.a.builtin=fake")
+    config.model = type(config.model)(builtin="smollm2-135m-instruct")
+    before = data_folder(config)
+    folder = Path(model_location(config))
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    assert data_folder(config) == before
+
+
+def test_a_hit_is_instant_and_imports_nothing_heavy(tmp_path: Path, source: Path) -> None:
+    config = data_config(tmp_path, f"data.sources.a.path={source}")
+    prepare(config)
+    started = time.monotonic()
+    assert is_ready(data_folder(config))
+    assert time.monotonic() - started < 0.5
+    code = (
+        "import sys; import ftdist.run.prepared, ftdist.run.sample, ftdist.run.locations, ftdist.data.main;"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'tokenizers'};"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_large_files_are_hashed_once(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = key(tmp_path)
+    monkeypatch.setattr("ftdist.run.prepared._sha256", lambda file: pytest.fail("hashed again"))
+    assert key(tmp_path) == first
+    (tmp_path / "cache" / "hashes.json").write_text("{broken")
+    monkeypatch.undo()
+    assert key(tmp_path) == first
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = RunConfig()
+    monkeypatch.delenv("FTDIST_CACHE", raising=False)
+    assert cache_root(config) == Path.home() / ".cache" / "ftdist"
+    monkeypatch.setenv("FTDIST_CACHE", str(tmp_path))
+    assert cache_root(config) == tmp_path
+    config.cache_dir = "~/mine"
+    assert cache_root(config) == Path.home() / "mine"
+
+
+def test_where_models_and_tokenizers_are(tmp_path: Path) -> None:
+    config = RunConfig(cache_dir=str(tmp_path))
+    config.model.hub = "org/name"
+    assert (model_location(config), tokenizer_location(config), needs_conversion(config)) == ("org/name",) * 2 + (
+        False,
+    )
+    config.model.tokenizer = "bytes"
+    assert tokenizer_location(config) == "bytes"
+    config.model.hub, config.model.builtin = None, "smollm2-135m-instruct"
+    assert model_location(config) == str(tmp_path / "models" / "smollm2-135m-instruct")
+    assert needs_conversion(config)
+    (tmp_path / "models" / "smollm2-135m-instruct").mkdir(parents=True)
+    (tmp_path / "models" / "smollm2-135m-instruct" / "config.json").write_text("{}")
+    assert not needs_conversion(config)
+    config.model.builtin, config.model.path = None, str(tmp_path / "My.Model.gguf")
+    with pytest.raises(ConfigError, match="No such file"):
+        model_location(config)
+    (tmp_path / "My.Model.gguf").write_bytes(b"GGUF")
+    first = model_location(config)
+    assert Path(first).name.startswith("My.Model-")
+    (tmp_path / "My.Model.gguf").write_bytes(b"GGUF2")
+    assert model_location(config) != first
+
+
+def test_model_folders_that_cannot_be_loaded(tmp_path: Path) -> None:
+    config = RunConfig()
+    config.model.path = str(tmp_path / "model")
+
+    def refusal() -> str:
+        with pytest.raises(ConfigError) as caught:
+            check_model_folder(config)
+        return caught.value.found
+
+    assert "does not exist" in refusal()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert "holds no config.json; it is empty" in refusal()
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds no config.json; it holds adapter_config.json" in refusal()
+    (folder / "config.json").write_text("{")
+    assert "is not JSON" in refusal()
+    (folder / "config.json").write_text("{}")
+    assert "has no model_type" in refusal()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert "holds an adapter of another model" in refusal()
+    (folder / "adapter_config.json").unlink()
+    assert "holds no weights" in refusal()
+    (folder / "model.safetensors").write_bytes(b"")
+    assert "holds no tokenizer" in refusal()
+    config.model.tokenizer = "bytes"
+    check_model_folder(config)
+    config.model.path = str(folder / "config.json")
+    assert "is a file" in refusal()

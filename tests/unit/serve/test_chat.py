@@ -1,0 +1,37 @@
+"""What a chat prints of an answer."""
+
+from pathlib import Path
+
+import pytest
+
+from ftdist.data.tokenizer import bytes_tokenizer
+from ftdist.serve.chat import answer, load
+from tests.tiny import save_tiny_model
+
+HISTORY = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(autouse=True)
+def as_the_verb_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch sets it where nobody has
+
+
+def test_an_answer_that_was_cut_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = bytes_tokenizer()
+    tokenizer.save_pretrained(save_tiny_model(tmp_path / "model"))
+    model, tokenizer = load(tmp_path / "model")
+    cut = answer(model, tokenizer, HISTORY, 3, 0.0)
+    assert capsys.readouterr().out == f"{cut}…\n"
+    prompt = tokenizer.apply_chat_template(HISTORY, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    produced = model.generate(**prompt, max_new_tokens=3, do_sample=False)[0, -3:].tolist()
+    model.generation_config.eos_token_id = [produced[1], 0]
+    ended = answer(model, tokenizer, HISTORY, 3, 0.0)
+    assert capsys.readouterr().out == f"{ended}\n" and cut.startswith(ended)
+
+
+def test_a_folder_without_a_model_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    from ftdist.base.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="holds no config.json"):
+        load(tmp_path)

@@ -1,0 +1,99 @@
+"""The final report, read as text."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from ftdist.run.rundir import RunDir
+from ftdist.track.report import final_report
+
+
+def write(path: Path, *records: dict[str, Any]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def report(run: RunDir, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    final_report(run, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def sample(step: int, index: int, answer: str) -> dict[str, Any]:
+    return {
+        "step": step, "set": "docs", "index": index, "question": f"What is [bold]{index}[/bold]?",
+        "prompt": "<|user|>…", "answer": answer, "reference": f"It is {index}.",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    monkeypatch.chdir(tmp_path)
+    return RunDir(tmp_path / "run with space")
+
+
+def test_a_finished_run_shows_gain_answers_and_places(run: RunDir) -> None:
+    (run.wandb / "offline-run-1-abc").mkdir(parents=True)
+    (run.wandb / "offline-run-2-abc").mkdir()
+    run.export.mkdir()
+    write(
+        run.metrics,
+        {"step": 0, "eval/docs/loss": 3.0, "eval/other/loss": 2.0},
+        {"step": 5, "train/loss": 2.5},
+        {"step": 5, "eval/docs/loss": 2.5, "eval/other/loss": "nan"},
+        {"step": 10, "eval/docs/loss": 2.0, "eval/other/loss": 1.5},
+    )
+    write(
+        run.samples,
+        *(sample(0, index, f"As a model {index}") for index in range(3)),
+        *(sample(5, index, "middle") for index in range(3)),
+        *(sample(10, index, f"Return it {index}\nsecond line ") for index in range(3)),
+    )
+    said = report(run)
+    lines = said.splitlines()
+    assert lines[0].split() == ["held-out", "loss", "before", "after", "change", "perplexity"]
+    assert lines[1].split() == ["docs", "3.0000", "2.0000", "-33.3", "%", "20.09", "→", "7.39"]
+    assert lines[2].split() == ["other", "2.0000", "1.5000", "-25.0", "%", "7.39", "→", "4.48"]
+    answers = [line for line in lines if line.startswith(("question", "base", "expert", "reference"))]
+    assert [" ".join(line.split()) for line in answers] == [
+        "question 1 What is [bold]0[/bold]?", "base model As a model 0", "expert Return it 0", "reference It is 0.",
+        "question 2 What is [bold]1[/bold]?", "base model As a model 1", "expert Return it 1", "reference It is 1.",
+    ]  # fmt: skip
+    assert "middle" not in said
+    assert lines[lines.index(answers[2]) + 1].strip() == "second line"
+    assert lines[-3:] == [
+        "run         run with space",
+        "model       run with space/export",
+        "W&B         offline; upload it with: wandb sync 'run with space/wandb'/offline-run-*",
+    ]
+
+
+def test_long_and_empty_answers_are_shown_short(run: RunDir) -> None:
+    run.path.mkdir()
+    write(run.samples, sample(0, 0, "\n \n"), sample(9, 0, "word " * 1000))
+    said = " ".join(report(run).split())
+    assert "base model (nothing) expert word word" in said
+    assert said.count("word") == 80 and "word … reference" in said
+
+
+def test_a_run_without_evaluations_still_says_where_it_is(run: RunDir) -> None:
+    run.path.mkdir()
+    assert report(run, 300).split("\n") == ["", "run         run with space", ""]
+
+
+def test_without_a_first_evaluation_nothing_is_compared(run: RunDir) -> None:
+    run.path.mkdir()
+    write(run.metrics, {"step": 10, "eval/docs/loss": "nan"})
+    write(run.samples, sample(10, 0, "x"))
+    said = report(run)
+    assert said.splitlines()[1].split() == ["docs", "nan", "nan"]
+    assert "base model" not in said
+
+
+def test_a_huge_loss_has_no_number_for_perplexity(run: RunDir) -> None:
+    run.path.mkdir()
+    write(run.metrics, {"step": 0, "eval/docs/loss": 6.0}, {"step": 1, "eval/docs/loss": 900.0})
+    assert "403 → ∞" in report(run)

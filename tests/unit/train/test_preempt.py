@@ -1,0 +1,30 @@
+"""Ranks on a node that was given up: they stop when they see that the run has gone on."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ftdist.base.errors import LaunchError
+from ftdist.run.rundir import RunDir
+from ftdist.train.preempt import Preemption
+
+
+@pytest.fixture(autouse=True)
+def sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_an_older_attempt_stops_when_a_newer_one_has_begun(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.write_status(state="running", attempt=1)
+    first, other = Preemption(run, rank=0, attempt=1), Preemption(run, rank=1, attempt=1)
+    assert not first.asked()
+    run.write_status(attempt=2)
+    with pytest.raises(LaunchError, match="attempt 1 was given up"):
+        first.asked()
+    assert not other.asked()  # rank 0 alone looks; its failure ends the others
+    assert not Preemption(run, rank=0, attempt=2).asked()
