@@ -28,7 +28,7 @@ A ready-made file of a group is picked as `group=file`.
 
 def field_texts() -> dict[str, dict[str, str]]:
     """The text under each field, by class and field."""
-    sources = [(ROOT / "ftdist" / name).read_text(encoding="utf-8") for name in ("config.py", "launch_config.py")]
+    sources = [(ROOT / "ftdist" / "config" / name).read_text(encoding="utf-8") for name in ("schema.py", "launch.py")]
     texts: dict[str, dict[str, str]] = {}
     for node in [node for source in sources for node in ast.parse(source).body]:
         if not isinstance(node, ast.ClassDef):

@@ -27,7 +27,7 @@ class FtdistError(Exception):
         if self.expected:
             lines.append(f"  expected: {self.expected}")
         if self.fix:
-            lines.append(f"  to mend:  {self.fix}")
+            lines.append(f"  fix:      {self.fix}")
         return "\n".join(lines)
 
 

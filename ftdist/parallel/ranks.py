@@ -19,10 +19,10 @@ import torch.distributed as dist
 
 from ftdist.base.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.base.redact import redact
+from ftdist.base.terminal import Tee
 from ftdist.config.schema import Device, RunConfig
 from ftdist.parallel.collectives import record_collectives
 from ftdist.run.rundir import RunDir
-from ftdist.track.progress import Tee
 
 
 @dataclass(frozen=True)

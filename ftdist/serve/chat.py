@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, FtdistError
-from ftdist.track.progress import task
+from ftdist.base.terminal import task
 from ftdist.track.report import CUT
 
 Messages = List[Dict[str, str]]

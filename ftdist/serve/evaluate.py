@@ -18,6 +18,7 @@ from rich.console import Console
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.terminal import task
 from ftdist.checkpoint.export import MARK, export_checkpoint
 from ftdist.config.schema import ModelConfig, RunConfig, load_config
 from ftdist.data.tokenizer import load_tokenizer
@@ -31,7 +32,6 @@ from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_json, read_manifest
-from ftdist.track.progress import task
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, say_rows
 from ftdist.train.main import open_heldout

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
+from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.saver import Saver, hf_files
 from ftdist.config.schema import DebugConfig, RunConfig, load_config
@@ -29,7 +30,7 @@ from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
-from ftdist.track.progress import Progress, task
+from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker, record_gap, rewind
 from ftdist.train.bad_steps import restored

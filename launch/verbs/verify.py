@@ -12,6 +12,7 @@ from typing import List
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, LaunchError
+from ftdist.base.terminal import task
 from ftdist.config.schema import Device, LaunchConfig, RunConfig, dump_config
 from ftdist.launch.attempt import process
 from ftdist.launch.attempt.failure import explain_failure
@@ -23,7 +24,6 @@ from ftdist.plan.batch import plan_batch
 from ftdist.run.checks import FAILED, NOTES, Check, count, failed, print_checks, read
 from ftdist.run.locations import check_model_folder
 from ftdist.run.rundir import RunDir
-from ftdist.track.progress import task
 
 TRACE_LINES = 12
 

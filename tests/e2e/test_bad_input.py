@@ -31,9 +31,9 @@ class Case(NamedTuple):
 COMMAND_LINE = [
     Case("misspelt key", [*SMOKE, "optim.lrr=1"], ["no key 'optim.lrr'", "optim.lr=1"]),
     Case("misspelt key of a source", [*SMOKE, "data.sources.fake.max_docments=3"],
-         ["no key .*max_docments", "to mend: +data.sources.fake.max_documents"]),
-    Case("misspelt option", ["experiment=smok"], ["experiment has no option 'smok'", "to mend: +experiment=smoke"]),
-    Case("misspelt group", ["experimnt=smoke"], ["no key or group 'experimnt'", "to mend: +experiment=smoke"]),
+         ["no key .*max_docments", "fix: +data.sources.fake.max_documents"]),
+    Case("misspelt option", ["experiment=smok"], ["experiment has no option 'smok'", "fix: +experiment=smoke"]),
+    Case("misspelt group", ["experimnt=smoke"], ["no key or group 'experimnt'", "fix: +experiment=smoke"]),
     Case("wrong type", [*SMOKE, "zero.stage=two"], ["zero.stage=two", "an integer"]),
     Case("wrong word", [*SMOKE, "train.precision=bf8"], ["train.precision=bf8", "bf16", "fp32"]),
     Case("out of range", [*SMOKE, "zero.stage=5"], ["zero.stage=5", "between 0 and 3"]),
@@ -146,7 +146,7 @@ def check_refused(done: Done, case: Case, folder: Path) -> None:
     assert len(done.err.splitlines()) <= 6, "one message"
     for pattern in case.says:
         assert re.search(pattern, done.err), f"{pattern!r} is not in\n{done.err}"
-    assert "expected:" in done.err or "to mend:" in done.err
+    assert "expected:" in done.err or "fix:" in done.err
     assert done.cpu_s < case.cpu_s, f"took {done.cpu_s:.1f} s of processor time to say so"
     assert not (folder / "runs").exists()
     assert not list((folder / "cache").glob("data/*")) and not list((folder / "cache").glob("data/.*"))

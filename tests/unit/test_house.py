@@ -80,8 +80,7 @@ def test_the_light_packages_load_nothing_heavy() -> None:
     found = [m.name for p in packages for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")]
     assert len(found) > 60
     code = (
-        f"import importlib, sys; [importlib.import_module(name) for name in {found}]
-"
+        f"import importlib, sys; [importlib.import_module(name) for name in {found}]\n"
         f"print(*[name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

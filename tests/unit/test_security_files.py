@@ -18,7 +18,7 @@ from ftdist.launch.attempt import failure, lifecycle
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import freeze
 from ftdist.launch.sweeps.folder import SweepDir
-from ftdist.launch.verbs import resume
+from ftdist.launch.verbs import status
 from ftdist.run.rundir import MANIFEST, RunDir, write_json
 from ftdist.track.jsonl import JsonLines
 from ftdist.track.report import answers, heldout_losses
@@ -191,7 +191,7 @@ def test_records_of_wrong_types_are_left_out(run: RunDir) -> None:
     assert (name, first, loss, last) == ("a", 0, 2.0, 4)
     assert [(row["before"], row["after"]) for row in answers(run)] == [("0", "4")]
     assert {"step": 0, "eval/a/loss": 2.0} in run.read_metrics()
-    resume.status_row(run)
+    status.status_row(run)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_wrong_model_is_one_message(
     monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))
     assert main(["-"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: model.config.model_type=nonsense is") and "\n  to mend:  " in error
+    assert error.startswith("error: model.config.model_type=nonsense is") and "\n  fix:      " in error
     assert not (tmp_path / "cache").exists()
 
 

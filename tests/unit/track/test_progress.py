@@ -11,14 +11,16 @@ import termios
 
 import pytest
 
-from ftdist.track.progress import Progress, compact, format_seconds, format_time
+from ftdist.base.terminal import compact, format_seconds, format_time
+from ftdist.track.progress import Progress
 
 CHILD = """
 import time
 import ftdist.track.progress
-from ftdist.track.progress import Progress, task
+from ftdist.base.terminal import task
+from ftdist.track.progress import Progress
 
-ftdist.track.progress.LONG_S = 0.1
+ftdist.base.terminal.LONG_S = 0.1
 with task("loading the model [135M]"):
     time.sleep(0.3)
 progress = Progress(True, {total}, {start})
@@ -80,7 +82,9 @@ def test_a_terminal_gets_one_live_line(columns: int) -> None:
 
 
 def test_a_process_that_is_killed_leaves_the_cursor_visible() -> None:
-    killed = "import os; from ftdist.track.progress import *; live = Progress(True, 9, 0); os.kill(os.getpid(), 9)"
+    killed = (
+        "import os; from ftdist.track.progress import Progress; live = Progress(True, 9, 0); os.kill(os.getpid(), 9)"
+    )
     raw = on_a_terminal([sys.executable, "-c", killed], 80, exit_code=-9)
     assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")
 
@@ -119,7 +123,7 @@ def test_a_short_or_resumed_run_shows_every_step() -> None:
 
 
 def test_disabled_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    from ftdist.track.progress import task
+    from ftdist.base.terminal import task
 
     progress = Progress(False, 10, 0)
     progress.update(1, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -139,7 +143,7 @@ def test_every_sets_the_distance_of_plain_lines(capsys: pytest.CaptureFixture[st
 
 
 def test_a_task_that_fails_leaves_the_word_to_its_error(capsys: pytest.CaptureFixture[str]) -> None:
-    from ftdist.track.progress import task
+    from ftdist.base.terminal import task
 
     with pytest.raises(ValueError, match="no"), task("loading"):
         raise ValueError("no")
@@ -147,7 +151,7 @@ def test_a_task_that_fails_leaves_the_word_to_its_error(capsys: pytest.CaptureFi
 
 
 def test_a_short_task_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from ftdist.track.progress import task
+    from ftdist.base.terminal import task
 
     with task("loading") as say:
         say("loading more")

@@ -24,9 +24,9 @@ LIMIT_S = 40
 
 CHILD = """
 import json, os, sys, time
-from ftdist.config import RunConfig, Wandb
-from ftdist.rundir import RunDir, write_json
-from ftdist.track import wandb_run
+from ftdist.config.schema import RunConfig, Wandb
+from ftdist.run.rundir import RunDir, write_json
+from ftdist.track import wandb as wandb_run
 from ftdist.track.tracker import Tracker
 assert "wandb" not in sys.modules
 

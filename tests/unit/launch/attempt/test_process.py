@@ -16,7 +16,8 @@ import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, LaunchError
 from ftdist.config.schema import Device, RunConfig
-from ftdist.launch.attempt import failure, lifecycle, process
+from ftdist.launch.attempt import failure, lifecycle
+from ftdist.launch.backends.base import plan_local
 from ftdist.run.rundir import RunDir
 
 RANK = """
@@ -49,10 +50,10 @@ else:
 
 LAUNCHER = """
 import sys
-from ftdist.config import RunConfig
-from ftdist.errors import FtdistError
-from ftdist.launch import local
-from ftdist.rundir import RunDir
+from ftdist.config.schema import RunConfig
+from ftdist.base.errors import FtdistError
+from ftdist.launch.backends import local
+from ftdist.run.rundir import RunDir
 config = RunConfig()
 config.launch.nproc_per_node, config.launch.threads_per_rank = 2, 1
 plan = local.plan_local
@@ -107,7 +108,7 @@ def resolved(**launch: Any) -> RunConfig:
 
 
 def test_plan_is_a_command_that_can_be_typed() -> None:
-    plan = process.plan_local(resolved(), "ftdist.train.main", ["/runs/a b"])
+    plan = plan_local(resolved(), "ftdist.train.main", ["/runs/a b"])
     assert plan.argv[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                              "-m", "ftdist.train.main", "/runs/a b"]  # fmt: skip
     assert plan.env["OMP_NUM_THREADS"] == "3" and plan.env["DS_ACCELERATOR"] == "cpu"
@@ -119,7 +120,7 @@ def test_plan_is_a_command_that_can_be_typed() -> None:
 
 
 def test_gpus_are_left_visible() -> None:
-    env = process.plan_local(resolved(device=Device.cuda), "m", []).env
+    env = plan_local(resolved(device=Device.cuda), "m", []).env
     assert "CUDA_VISIBLE_DEVICES" not in env and "DS_ACCELERATOR" not in env
 
 

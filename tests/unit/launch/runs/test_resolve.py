@@ -87,7 +87,7 @@ def test_more_ranks_than_gpus(config: RunConfig, monkeypatch: pytest.MonkeyPatch
     gpus(monkeypatch, 2)
     config.launch.nproc_per_node = 8
     assert "launch.nproc_per_node=8 with 2 visible GPUs" in (text := refused(config))
-    assert "to mend:  launch.nproc_per_node=2" in text
+    assert "fix:      launch.nproc_per_node=2" in text
 
 
 def test_several_nodes_need_torchrun(config: RunConfig) -> None:
@@ -134,9 +134,9 @@ def test_a_path_that_does_not_exist_names_those_near(key: str, given: str, near:
     else:
         getattr(config.data, key.split(".")[1])["mine"] = SourceConfig(path=given)
     text = refused(config)
-    assert given in text and "to mend: " in text
+    assert given in text and "fix: " in text
     place = str(tmp_path / near) if key == "model.path" else near
-    assert (f"to mend:  {key}={place}" if near else "to mend:  model.path=FOLDER") in text
+    assert (f"fix:      {key}={place}" if near else "fix:      model.path=FOLDER") in text
 
 
 def test_a_cache_that_is_a_file(config: RunConfig, tmp_path: Path) -> None:

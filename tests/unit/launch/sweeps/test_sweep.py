@@ -35,11 +35,12 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def start(run: Run, *words: str) -> int:
         monkeypatch.setattr(sweep, "_run", run)
+        monkeypatch.setattr(sweep, "make_ready", freeze)
         if not words:
-            return sweep.resume_sweep(next(tmp_path.glob("runs/*-sweep")), freeze)
+            return sweep.resume_sweep(next(tmp_path.glob("runs/*-sweep")))
         parser = argparse.ArgumentParser()
         train.add_train_arguments(parser)
-        return sweep.start_sweep(parser.parse_intermixed_args(["experiment=smoke", "-m", *words]), freeze)
+        return sweep.start_sweep(parser.parse_intermixed_args(["experiment=smoke", "-m", *words]))
 
     return start
 

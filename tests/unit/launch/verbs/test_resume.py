@@ -19,6 +19,7 @@ from ftdist.launch import cli
 from ftdist.launch.attempt import failure
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, ready, resolve
+from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.verbs import resume, under_torchrun
 from ftdist.run.model_facts import ModelFacts, write_facts
 from ftdist.run.rundir import RunDir, read_json
@@ -58,7 +59,7 @@ def make_run(path: Path, **status: Any) -> RunDir:
     ],
 )
 def test_a_run_that_nobody_runs_is_perhaps_dead(status: Dict[str, Any], state: str) -> None:
-    assert resume.liveness(status) == state
+    assert liveness(status) == state
 
 
 def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
