@@ -8,7 +8,8 @@ from typing import Any, Dict, Optional
 
 import torch
 
-from ftdist.data.loader import micro_batch, row_ids, train_rows
+from ftdist.data.loader import micro_batch
+from ftdist.data.row_order import row_ids, train_rows
 from ftdist.engine.engine import backward, set_lr, step
 from ftdist.model.forward import token_loss
 from ftdist.parallel.ranks import peak_memory_gib, reduce_sum

@@ -9,9 +9,9 @@ import pytest
 
 from ftdist.base.errors import DataError
 from ftdist.data.loader import PreparedSet, micro_batch, open_set, row_ids, train_rows
-from ftdist.data.order import permutation
-from ftdist.data.pack import one_each, pack
+from ftdist.data.pack import one_per_row, pack
 from ftdist.data.prepare import prepare
+from ftdist.data.row_order import permutation
 from ftdist.plan.batch import BatchPlan
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
@@ -49,7 +49,7 @@ def test_packing_is_quick_and_repeats_itself() -> None:
 def test_packing_of_nothing_and_of_whole_rows() -> None:
     assert [part.tolist() for part in pack(np.array([], dtype=np.int64), 8)] == [[], [0]]
     assert [part.tolist() for part in pack(np.array([8, 8]), 8)] == [[0, 1], [0, 1, 2]]
-    assert [part.tolist() for part in one_each(np.array([3, 8]))] == [[0, 1], [0, 1, 2]]
+    assert [part.tolist() for part in one_per_row(np.array([3, 8]))] == [[0, 1], [0, 1, 2]]
 
 
 def test_every_epoch_is_a_permutation_of_its_own_and_any_cut_gives_the_same_order() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from ftdist.data.main import main
-from ftdist.data.page import page
 from ftdist.data.prepare import prepare
 from ftdist.data.preview import collect_rows
+from ftdist.data.preview_page import page
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

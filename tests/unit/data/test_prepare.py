@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ftdist.base.errors import ConfigError, DataError, FtdistError
-from ftdist.data import workers
+from ftdist.data import worker_pool
 from ftdist.data.encode import content_hash
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import prepare
 from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer
-from ftdist.data.workers import IN_FLIGHT_PER_WORKER, ordered_map
+from ftdist.data.worker_pool import IN_FLIGHT_PER_WORKER, ordered_map
 from ftdist.run.prepared import data_folder, read_meta
 from tests.unit.data_tools import STRIPS_THINKING, chat, data_config, write_jsonl
 
@@ -355,4 +355,4 @@ def test_only_a_few_items_are_under_way() -> None:
 
 def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(FtdistError, match="was killed"):
-        list(ordered_map(workers.os._exit, [1, 1, 1], 2))
+        list(ordered_map(worker_pool.os._exit, [1, 1, 1], 2))

@@ -11,7 +11,7 @@ import pytest
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import SourceConfig
-from ftdist.data.builtin import fake_chats, stdlib_docs
+from ftdist.data.builtin_sources import fake_chats, stdlib_docs
 from ftdist.data.sources import chunks, read_source
 from tests.unit.data_tools import chat, write_jsonl
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftdist.model.standin import class_by_name, count_parameters, dropouts, fits, standin
+from ftdist.model.standin import active_dropouts, count_parameters, fits_in_memory, model_type_from_name, standin_config
 from ftdist.verify.compare import ALLOWED, Deviation, Precision, worst_gradient
 from tests.families import FAMILIES
 
@@ -20,9 +20,9 @@ def _build(fields: Dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("model_type", CLASSES)
 def test_the_default_of_a_class_shrinks_to_a_model_that_runs(model_type: str) -> None:
-    arch = _build(standin(AutoConfig.for_model(model_type), 300))
+    arch = _build(standin_config(AutoConfig.for_model(model_type), 300))
     assert arch.model_type == model_type
-    assert not dropouts(arch)
+    assert not active_dropouts(arch)
     assert count_parameters(arch) < 1_000_000
     model = AutoModelForCausalLM.from_config(arch).eval()
     with torch.no_grad():
@@ -30,24 +30,24 @@ def test_the_default_of_a_class_shrinks_to_a_model_that_runs(model_type: str) ->
 
 
 def test_what_a_class_has_is_kept() -> None:
-    gemma = standin(AutoConfig.for_model("gemma3_text"), 300)
+    gemma = standin_config(AutoConfig.for_model("gemma3_text"), 300)
     assert set(gemma["layer_types"]) == {"sliding_attention", "full_attention"}
     assert gemma["sliding_window"] < 32
-    llama = standin(AutoConfig.for_model("llama", num_attention_heads=32, num_key_value_heads=8), 300)
+    llama = standin_config(AutoConfig.for_model("llama", num_attention_heads=32, num_key_value_heads=8), 300)
     assert (llama["num_attention_heads"], llama["num_key_value_heads"]) == (4, 1)
-    gpt2 = standin(AutoConfig.for_model("gpt2"), 300)
+    gpt2 = standin_config(AutoConfig.for_model("gpt2"), 300)
     assert (gpt2["n_layer"], gpt2["attn_pdrop"]) == (2, 0.0)
-    assert standin(AutoConfig.for_model("mixtral", tie_word_embeddings=True), 300)["tie_word_embeddings"]
+    assert standin_config(AutoConfig.for_model("mixtral", tie_word_embeddings=True), 300)["tie_word_embeddings"]
 
 
 def test_dropout_is_seen() -> None:
-    assert set(dropouts(AutoConfig.for_model("gpt2"))) == {"attn_pdrop", "embd_pdrop", "resid_pdrop"}
+    assert set(active_dropouts(AutoConfig.for_model("gpt2"))) == {"attn_pdrop", "embd_pdrop", "resid_pdrop"}
 
 
 def test_a_dropout_of_a_head_that_is_not_there_is_none() -> None:
     no_dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "summary_first_dropout": 0.1}
-    assert not dropouts(AutoConfig.for_model("gpt2", **no_dropout))
-    assert not dropouts(AutoConfig.for_model("gpt_neox", classifier_dropout=0.1))
+    assert not active_dropouts(AutoConfig.for_model("gpt2", **no_dropout))
+    assert not active_dropouts(AutoConfig.for_model("gpt_neox", classifier_dropout=0.1))
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_a_dropout_of_a_head_that_is_not_there_is_none() -> None:
     ],
 )  # fmt: skip
 def test_a_class_is_read_from_a_name_or_not_at_all(repository: str, model_type: str) -> None:
-    assert class_by_name(repository) == model_type
+    assert model_type_from_name(repository) == model_type
 
 
 def test_what_does_not_fit() -> None:
-    assert fits(1_000_000, 2, 2**30)[0]
-    assert not fits(8_000_000_000, 8, 24 * 2**30)[0]
+    assert fits_in_memory(1_000_000, 2, 2**30)[0]
+    assert not fits_in_memory(8_000_000_000, 8, 24 * 2**30)[0]
 
 
 def test_a_gradient_is_measured_against_its_own_norm_or_a_share_of_the_whole() -> None:
