@@ -72,9 +72,9 @@ DATA = [
     Case("no template", ["data.sources.file.path=good.jsonl", "model.tokenizer=plain"],
          [r"good.jsonl:1: the record is a chat, but the tokenizer has no chat template", "data.chat_template=chatml"]),
     Case("template that raises", ["data.sources.file.path=good.jsonl", "data.chat_template=raising.jinja"],
-         [r"good.jsonl:1: the chat template refuses", "no questions today"]),
+         [r"good.jsonl:1: the chat template cannot render", "no questions today"]),
     Case("template that is no template", ["data.sources.file.path=good.jsonl", "data.chat_template=broken.jinja"],
-         [r"broken.jinja:1 is not Jinja: .*endfor"]),
+         [r"broken.jinja:1 is not valid Jinja: .*endfor"]),
 ]  # fmt: skip
 
 MODEL = [
