@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.attention import implementation
-from ftdist.model.vocabulary import whole
+from ftdist.model.vocabulary import gathered
 from ftdist.run.locations import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -94,7 +94,7 @@ def _draw_weights(model: PreTrainedModel, seed: int) -> None:
         if len(shape) > 1:
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            with whole([weight]):
+            with gathered([weight]):
                 if weight.shape[0]:
                     weight.copy_(torch.empty(shape).normal_(0.0, std, generator=draw))
 
