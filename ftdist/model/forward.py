@@ -11,7 +11,7 @@ from ftdist.model.attention import document_kwargs
 
 
 class Batch(Protocol):
-    """A micro-batch, see ``ftdist.data.loader.MicroBatch``."""
+    """The fields of ``ftdist.data.loader.MicroBatch`` that forward and loss read."""
 
     @property
     def input_ids(self) -> torch.Tensor: ...

@@ -106,7 +106,7 @@ def test_a_model_whose_positions_do_not_restart_is_refused() -> None:
     model, _ = _model("gpt2")
     forward = model.forward
     model.forward = lambda **kw: forward(**{**kw, "position_ids": torch.arange(kw["input_ids"].shape[1])[None]})
-    with pytest.raises(ConfigError, match="differs from itself alone"):
+    with pytest.raises(ConfigError, match="differ from its logits alone"):
         prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "documents")
 
 
