@@ -99,11 +99,13 @@ def open_set(folder: Path, name: str) -> PreparedSet:
     )
     try:
         opened = PreparedSet(*(np.memmap(folder / name / file, dtype=dtype, mode="r") for file, dtype in files))
-        whole = len(opened.tokens) == len(opened.trained) == opened.offsets[-1]
-        whole &= len(opened.row_docs) == opened.row_offsets[-1] and len(opened.row_offsets) == sets[name]["rows"] + 1
+        sizes_match = len(opened.tokens) == len(opened.trained) == opened.offsets[-1]
+        sizes_match &= (
+            len(opened.row_docs) == opened.row_offsets[-1] and len(opened.row_offsets) == sets[name]["rows"] + 1
+        )
     except (OSError, ValueError, LookupError) as error:
         raise _damaged(folder, name, str(error)) from error
-    if not whole:
+    if not sizes_match:
         raise _damaged(folder, name, "their sizes do not match")
     return opened
 
@@ -117,6 +119,7 @@ def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad
     """Build a micro-batch from rows of a set.
 
     Args:
+        dataset: The set.
         row_ids: Numbers of the rows, in order.
         packing: If False, each row is padded to the length of the longest one. The padding is a separate segment.
         pad_id: Token id of the padding.

@@ -45,7 +45,7 @@ class Document:
     """A chat if ``messages`` is not empty, otherwise a text."""
 
     location: str
-    """Where the record was found, for messages: ``file:line``."""
+    """Where the record was found (``file:line``). Error messages name it."""
     format: Format
     prompt: str = ""
     """The part of ``text`` before the completion. Empty for plain text."""
@@ -62,7 +62,7 @@ def read_record(location: str, record: Any, format: Format) -> Document:
     """Read a record into a document.
 
     Args:
-        location: Where the record was found, for messages.
+        location: Where the record was found. Error messages name it.
         record: An object with the fields of one of the formats. Fields with the value None are treated as absent.
         format: ``Format.auto`` recognises the format by the fields.
 
@@ -179,7 +179,7 @@ def _message(where: str, found: Any, role_field: str, content_field: str) -> Mes
 
 def _tools(location: str, record: Record) -> Optional[List[Any]]:
     tools = record.get("tools")
-    if isinstance(tools, str):  # as JSON text: all tools of a column must otherwise have the same fields
+    if isinstance(tools, str):  # JSON text, because all values of a column must have the same type
         try:
             tools = json.loads(tools)
         except ValueError as error:

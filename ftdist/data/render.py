@@ -16,7 +16,6 @@ from ftdist.config.schema import Format, TrainOn
 from ftdist.data.records import Document
 
 Span = Tuple[int, int]
-NO_SPAN: Span = (0, 0)
 
 
 @dataclass(frozen=True)

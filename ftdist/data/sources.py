@@ -23,8 +23,8 @@ def read_source(config_key: str, source: SourceConfig) -> Iterator[LocatedRecord
     """Read the records of a source lazily, always in the same order.
 
     Args:
-        config_key: The key of the source in the config, for example ``data.sources.mine``. It appears in messages, and
-            it is the seed of ``builtin=fake``.
+        config_key: The key of the source in the config, for example ``data.sources.mine``. It appears in error
+            messages, and it is the seed of ``builtin=fake``.
 
     Raises:
         DataError: A file is missing, empty or invalid (the message names file and line), the split does not exist, or

@@ -100,6 +100,10 @@ def documents_attention(
         query: [1, heads, T, head_dim].
         key: [1, key-value heads, S, head_dim]. In training, S is T. In generation with a cache, it is larger.
         value: Same shape as ``key``.
+        attention_mask: Not used.
+        scaling: Factor of the scores. None means 1 / sqrt(head_dim).
+        dropout: Probability of dropout.
+        sliding_window: Number of positions that a token sees, including its own. None means all.
         cu_seq_lens_q: [n + 1] int32 limits of the documents. None (in generation) means one document.
 
     Returns:
@@ -156,7 +160,7 @@ def varlen_attention(
     """Compute the same attention with PyTorch's variable-length flash kernel, on CUDA.
 
     Arguments and result are those of ``documents_attention``. ``max_length_q`` is the length of the longest document.
-    Source of the kernel: https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
+    See https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
     """
     if cu_seq_lens_q is None:
         row = (module, query, key, value, attention_mask)

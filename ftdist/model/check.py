@@ -70,9 +70,9 @@ def _check_model_type(config: RunConfig) -> None:
 
 
 def _check_direction(config: RunConfig, model: PreTrainedModel) -> None:
-    """Refuse an encoder. ``is_decoder`` turns some encoders into decoders.
+    """Refuse an encoder: a model with ``is_decoder=false`` in its config and in one of its layers.
 
-    The field alone is not enough: GPT-NeoX has it too, but none of its layers reads it.
+    The config alone is not enough. GPT-NeoX has this field too, but none of its layers reads it.
     """
     layers_read_it = any(getattr(module, "is_decoder", None) is False for module in model.modules())
     if layers_read_it and getattr(model.config, "is_decoder", None) is False:

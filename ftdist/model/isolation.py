@@ -101,7 +101,7 @@ def prove_isolation(
 
     Args:
         dtype: Type of the weights.
-        backend: Name of the attention backend, for messages.
+        backend: Name of the attention backend, for error messages.
         one_document: A micro-batch never contains more than one document.
 
     Raises:
