@@ -179,7 +179,7 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
-    from ftdist.data.loader import row_ids
+    from ftdist.data.row_order import row_ids
     from ftdist.run.prepared import data_folder
 
     bad = {4: "loss", 5: "gradient"}
