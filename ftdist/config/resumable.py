@@ -3,10 +3,10 @@
 import hashlib
 import json
 from dataclasses import asdict
-from typing import List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import OptimizerKind, RunConfig
 
 CHANGEABLE = (
     "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s",
@@ -24,6 +24,9 @@ EVALUATED = (
 """Keys that ``ftdist eval RUN_DIR key=value`` takes: others would change nothing of what it measures."""
 FOLLOWS = ("batch.grad_accum_steps",)  # from the number of ranks
 PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")  # where a run lies and how it was started
+ADDED_LATER: Dict[str, Any] = {"optim.optimizer": OptimizerKind.adamw}
+"""Keys that older run directories lack, with the value that means the old behaviour. A key that holds this value stays
+out of the config hash, so that a checkpoint written before the key existed still fits."""
 
 
 def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequence[str] = CHANGEABLE) -> None:
@@ -40,12 +43,22 @@ def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequen
 
 
 def config_hash(config: RunConfig) -> str:
-    """Hash of all that a resume cannot change: of two runs of one hash each can go on from the other's checkpoints."""
+    """Return the hash of all that a resume cannot change.
+
+    A run may go on from the checkpoints of another run if both have the same hash.
+    """
     tree = asdict(config)
     for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
-        *owners, name = key.split(".")
-        node = tree
-        for owner in owners:
-            node = node.get(owner, {})
-        node.pop(name, None)
+        _remove(tree, key)
+    for key, old_value in ADDED_LATER.items():
+        _remove(tree, key, only_if=old_value)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()
+
+
+def _remove(tree: Dict[str, Any], key: str, only_if: Any = ...) -> None:
+    """Remove a dotted key from a nested dict, or only where it holds the value ``only_if``."""
+    *owners, name = key.split(".")
+    for owner in owners:
+        tree = tree.get(owner, {})
+    if only_if is ... or tree.get(name, ...) == only_if:
+        tree.pop(name, None)

@@ -64,6 +64,10 @@ class Schedule(Enum):
     wsd = "wsd"
 
 
+class OptimizerKind(Enum):
+    adamw = "adamw"
+
+
 class Offload(Enum):
     none = "none"
     cpu = "cpu"
@@ -174,8 +178,10 @@ class BatchConfig:
 
 @dataclass
 class OptimConfig:
+    optimizer: OptimizerKind = OptimizerKind.adamw
+    """``adamw``: AdamW with two fp32 moments per trained parameter."""
     lr: float = 1.0e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     beta1: float = 0.9
     """Decay rate of the first moment."""
     beta2: float = 0.95

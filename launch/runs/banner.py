@@ -14,8 +14,8 @@ from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import machine_summary
-from ftdist.launch.runs.resolve import precision_table
 from ftdist.plan.batch import BatchPlan
+from ftdist.plan.memory import placement
 from ftdist.run.model_facts import describe_model, longer_than_known, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
@@ -52,7 +52,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     if warning:
         console.print(Text(f"warning: {warning}", style="yellow"))
     table = plain_table(f"ZeRO-{config.zero.stage}", "held in", "where", texts=3)
-    for row in precision_table(config):
+    for row in placement(config):
         table.add_row(*row)
     show_table(console, table)
     if is_ready(data):  # a Slurm job prepares it later

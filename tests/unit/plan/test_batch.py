@@ -46,7 +46,7 @@ def test_a_given_accumulation_must_agree() -> None:
     ],
 )
 def test_a_resume_that_cannot_be_dealt_names_the_nearest_that_can(rows: int, micro: int, ranks: int, fix: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot be dealt to {ranks} ranks × {micro} rows") as error:
+    with pytest.raises(ConfigError, match=f"cannot be divided over {ranks} ranks × {micro} rows") as error:
         plan_resumed(BatchConfig(global_batch_size=rows, micro_batch_size=micro), ranks, 16)
     assert error.value.fix == fix
 

@@ -310,7 +310,7 @@ def test_a_resume_on_other_ranks_is_written_down(here: Path) -> None:
     [
         (
             ["launch.nproc_per_node=5"],
-            r"cannot be dealt to 5 ranks × 1 rows[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
+            r"cannot be divided over 5 ranks × 1 rows[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
         ),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2"], None),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2", "launch.stall_timeout_s=900"], None),
