@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Dict, List, Sequence
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import OptimizerKind, RunConfig
+from ftdist.config.schema import ADDED_LATER, RunConfig
 
 CHANGEABLE = (
     "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s",
@@ -24,9 +24,6 @@ EVALUATED = (
 """Keys that ``ftdist eval RUN_DIR key=value`` takes: others would change nothing of what it measures."""
 FOLLOWS = ("batch.grad_accum_steps",)  # from the number of ranks
 PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")  # where a run lies and how it was started
-ADDED_LATER: Dict[str, Any] = {"optim.optimizer": OptimizerKind.adamw}
-"""Keys that older run directories lack, with the value that means the old behaviour. A key that holds this value stays
-out of the config hash, so that a checkpoint written before the key existed still fits."""
 
 
 def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequence[str] = CHANGEABLE) -> None:
@@ -43,22 +40,19 @@ def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequen
 
 
 def config_hash(config: RunConfig) -> str:
-    """Return the hash of all that a resume cannot change.
-
-    A run may go on from the checkpoints of another run if both have the same hash.
-    """
+    """Hash of all that a resume cannot change: of two runs of one hash each can go on from the other's checkpoints."""
     tree = asdict(config)
     for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
-        _remove(tree, key)
-    for key, old_value in ADDED_LATER.items():
-        _remove(tree, key, only_if=old_value)
+        _owner(tree, key).pop(key.split(".")[-1], None)
+    for key, meaning in ADDED_LATER.items():
+        node, name = _owner(tree, key), key.split(".")[-1]
+        if node.get(name) == meaning:
+            node.pop(name)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()
 
 
-def _remove(tree: Dict[str, Any], key: str, only_if: Any = ...) -> None:
-    """Remove a dotted key from a nested dict, or only where it holds the value ``only_if``."""
-    *owners, name = key.split(".")
-    for owner in owners:
-        tree = tree.get(owner, {})
-    if only_if is ... or tree.get(name, ...) == only_if:
-        tree.pop(name, None)
+def _owner(tree: Dict[str, Any], key: str) -> Dict[str, Any]:
+    """Return the mapping in ``tree`` that holds the last part of a dotted key."""
+    for part in key.split(".")[:-1]:
+        tree = tree.get(part, {})
+    return tree

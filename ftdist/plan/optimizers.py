@@ -1,4 +1,4 @@
-"""What each optimizer keeps for a parameter. [light]"""
+"""What each optimizer keeps for a parameter. How it is built is in ``ftdist.engine.optimizers``. [light]"""
 
 from dataclasses import dataclass
 from typing import Dict, Tuple
@@ -10,23 +10,20 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    name: str
-    """Name for users."""
+    """The tensors that an optimizer keeps, in fp32 and of the parameter's shape."""
+
     states: Tuple[str, ...]
-    """Names of its fp32 states, each of the shape of the parameter, as PyTorch's optimizer and the checkpoint files
-    call them."""
+    """Their names in the optimizer's ``state``."""
 
     @property
     def bytes_per_parameter(self) -> int:
-        """Bytes of the states of one trained parameter, without its fp32 master weight."""
+        """Bytes of the states for each element of a trained parameter, without the fp32 master weight."""
         return FP32_BYTES * len(self.states)
 
 
-OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
-    OptimizerKind.adamw: OptimizerSpec("AdamW", ("exp_avg", "exp_avg_sq")),
-}
+OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq"))}
 
 
 def optimizer_of(config: RunConfig) -> OptimizerSpec:
-    """Return the specification of the optimizer that a config names."""
+    """Return what the optimizer of a run keeps."""
     return OPTIMIZERS[config.optim.optimizer]

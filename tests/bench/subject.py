@@ -60,10 +60,11 @@ def _write_texts(path: Path, length: int) -> None:
 
 def start_rank(config: RunConfig) -> Any:
     """Make this forked process one of the run's ranks, silent, and not to outlive the benchmark."""
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
 
-    rank_setup.die_with_parent()
-    rank_setup.quiet_libraries()
+    rank_process.die_with_parent()
+    rank_process.quiet_libraries()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     sys.stdout.flush()
     os.dup2(nowhere, 1)
@@ -90,6 +91,6 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
 
 
 def parameter_count(engine: Any) -> int:
-    from ftdist.engine.engine import parameter_shape
+    from ftdist.engine.optimizers import parameter_shape
 
     return sum(parameter_shape(parameter).numel() for parameter in engine.module.parameters())
