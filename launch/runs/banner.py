@@ -15,6 +15,7 @@ from ftdist.base.terminal import format_seconds
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan
+from ftdist.plan.data_warnings import data_warnings
 from ftdist.plan.memory import placement
 from ftdist.run.model_facts import describe_model, longer_than_known, read_facts
 from ftdist.run.prepared import is_ready, read_meta
@@ -51,6 +52,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
         console.print(f"[bold]{what:10}[/bold]", Text(value))
     if warning:
         console.print(Text(f"warning: {warning}", style="yellow"))
+    show_data_warnings(config, data)
     table = plain_table(f"ZeRO-{config.zero.stage}", "held in", "where", texts=3)
     for row in placement(config):
         table.add_row(*row)
@@ -58,6 +60,12 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     if is_ready(data):  # a Slurm job prepares it later
         print_sample(data, console)
     console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
+
+
+def show_data_warnings(config: RunConfig, data: Path) -> None:
+    """Print what is worth a second look in prepared data that is small for the settings of the run."""
+    for warning in data_warnings(config, read_meta(data)) if is_ready(data) else ():
+        _console().print(Text(f"warning: {warning}", style="yellow"))
 
 
 def show_resume(run: RunDir) -> None:
