@@ -29,8 +29,10 @@ from ftdist.parallel import rank_process
 from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import plan_resumed
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.plan.run_length import num_steps
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
 from ftdist.track.progress import Progress
@@ -128,7 +130,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     arch = model_config(config)
     dtype = DTYPES[config.train.precision]
     backend = choose_backend(config.model.attention, arch, ranks.device, dtype)
-    settings = deepspeed_settings(config, plan)
+    settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):
         method = METHODS[config.method.kind]
         model = load_model(config, arch, backend, settings, method.load_options(config))
@@ -141,9 +143,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
     moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
     _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
-    max_steps = config.train.max_steps or math.ceil(
-        (config.train.epochs or 0) * train_set.num_rows / plan.global_batch_size
-    )
+    max_steps = num_steps(config, train_set.num_rows)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))
@@ -195,9 +195,9 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional
 
 
 def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) -> None:
-    """Room for all checkpoints that will lie there at a time, less those that do."""
-    parameters = sum(math.prod(shape) for shape in engine.trained_shapes().values())
-    require_space(run.path, parameters, checkpoints_to_come(config, run, max_steps))
+    """Check that all checkpoints of the run will fit on the disk."""
+    trained = sum(math.prod(shape) for shape in engine.trained_shapes().values())
+    require_space(run.path, trained, optimizer_of(config), checkpoints_to_come(config, run, max_steps))
 
 
 if __name__ == "__main__":

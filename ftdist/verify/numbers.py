@@ -23,10 +23,12 @@ from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.parallel.ranks import Ranks
+from ftdist.plan.batch import plan_batch
+from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.checks import Check, failed, judge, not_run, passed
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import data_folder
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import RunDir, write_json
 from ftdist.train.loop import train, train_step
 from ftdist.train.main import assemble, never_two_documents
 from ftdist.train.preempt import Preemption
@@ -58,9 +60,13 @@ def number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool, re
 
 
 def _start(config: RunConfig, run: RunDir, ranks: Ranks) -> Training:
+    """Assemble a run in a directory of its own, which the first rank makes. Every rank calls it."""
+    plan = plan_batch(config.batch, ranks.world_size, config.data.max_seq_len)
+    settings = deepspeed_settings(config, plan)  # on every rank, so that all of them fail if it is refused
     if ranks.first:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.logs.mkdir(exist_ok=True)
+        write_json(run.deepspeed, settings)
     dist.barrier()
     return assemble(config, run, ranks, Preemption(run, ranks.rank))
 

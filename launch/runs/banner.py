@@ -14,8 +14,9 @@ from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import machine_summary
-from ftdist.launch.runs.resolve import precision_table
 from ftdist.plan.batch import BatchPlan
+from ftdist.plan.data_warnings import data_warnings
+from ftdist.plan.memory import placement
 from ftdist.run.model_facts import describe_model, longer_than_known, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
@@ -51,13 +52,20 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
         console.print(f"[bold]{what:10}[/bold]", Text(value))
     if warning:
         console.print(Text(f"warning: {warning}", style="yellow"))
+    show_data_warnings(config, data)
     table = plain_table(f"ZeRO-{config.zero.stage}", "held in", "where", texts=3)
-    for row in precision_table(config):
+    for row in placement(config):
         table.add_row(*row)
     show_table(console, table)
     if is_ready(data):  # a Slurm job prepares it later
         print_sample(data, console)
     console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
+
+
+def show_data_warnings(config: RunConfig, data: Path) -> None:
+    """Print what is worth a second look in prepared data that is small for the settings of the run."""
+    for warning in data_warnings(config, read_meta(data)) if is_ready(data) else ():
+        _console().print(Text(f"warning: {warning}", style="yellow"))
 
 
 def show_resume(run: RunDir) -> None:

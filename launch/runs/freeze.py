@@ -16,8 +16,9 @@ from ftdist.base.temporary import beside
 from ftdist.config.schema import RunConfig, dump_config
 from ftdist.launch.attempt.machine import package_versions
 from ftdist.launch.runs.resolve import check_run_dir
-from ftdist.plan.batch import BatchPlan
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.batch import BatchPlan, plan_resumed
+from ftdist.plan.deepspeed import check_frozen, deepspeed_settings
+from ftdist.plan.layout import layout_of
 from ftdist.run.rundir import RunDir, read_json, write_json
 
 
@@ -77,6 +78,19 @@ def freeze_again(run: RunDir, config: RunConfig, plan: BatchPlan, overrides: Lis
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {run.path}: {error.strerror}", "a folder you may write to") from error
+
+
+def confirm_settings(run: RunDir, config: RunConfig) -> None:
+    """Check before a start that deepspeed.json holds what run.yaml gives, and write it if it is missing.
+
+    Raises:
+        ConfigError: it was edited, or cannot be read.
+    """
+    if run.deepspeed.exists():
+        check_frozen(run.deepspeed, config)
+    else:
+        plan = plan_resumed(config.batch, layout_of(config).data, config.data.max_seq_len)
+        write_json(run.deepspeed, deepspeed_settings(config, plan))
 
 
 def provenance(argv: List[str]) -> Dict[str, Any]:

@@ -16,7 +16,7 @@ from ftdist.verify.reference import Reference, read_rows
 from tests.faults.inject import make_batches_bad
 from tests.faults.table import fault
 from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 STEPS = 5
 SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=0.5",
@@ -84,7 +84,6 @@ def _compare(configs: List[Any], folder: Path) -> List[Tuple[Any, Dict[str, Outc
     for number, config in enumerate(configs):
         for at in (0, 2):
             run = RunDir(folder / f"run-{number}")
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
             kinds = ("left out", "loss", "gradient") if at == 0 else ("left out", "loss", "gradient", "spike")
             found.append(((config.zero.stage, config.train.precision.name, at),
                           {kind: _steps(config, run, at, kind) for kind in kinds}))  # fmt: skip
@@ -111,6 +110,8 @@ def test_a_bad_step_is_as_if_it_had_not_been_taken(folder: Path, tmp_path: Path,
         for stage in range(4)
     ]  # fmt: skip
     freeze_tiny(configs[0], tmp_path / "run", 2)
+    for number, config in enumerate(configs):
+        make_run_dir(config, tmp_path / f"run-{number}", 2)
     everyone = run_ranks(_compare, 2, configs, tmp_path)
     for rank, found in enumerate(everyone):
         for (case, kinds), (_, first_ranks) in zip(found, everyone[0], strict=True):
