@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
+from ftdist.base.json_files import read_json
 from ftdist.base.temporary import beside, remove_rests
 from ftdist.base.terminal import task
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
@@ -22,7 +23,7 @@ from ftdist.checkpoint.tensors import Stored
 from ftdist.config.schema import Precision, RunConfig, load_config
 from ftdist.engine.shards import BUFFER, MASTER
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.run.rundir import MANIFEST, RunDir, read_json, read_manifest
+from ftdist.run.rundir import MANIFEST, RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
 MARK = "ftdist_export.json"

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 
 from ftdist.base.errors import CheckpointError
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import (
     FORMAT,
     HF,
@@ -29,7 +30,7 @@ from ftdist.config.resumable import config_hash
 from ftdist.config.schema import RunConfig
 from ftdist.engine.shards import buffers, optimizer_step, parameter_shapes, restore, tensors_to_save
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
-from ftdist.run.rundir import RunDir, read_json, read_manifest
+from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
 PACKAGES = ("ftdist", "torch", "deepspeed", "transformers")

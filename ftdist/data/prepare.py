@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 import numpy as np
 
 from ftdist.base.errors import ConfigError, DataError
+from ftdist.base.json_files import write_json
 from ftdist.base.temporary import beside, remove_rests
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.data.encode import Encoded, HashedPrompt, Task, content_hash, encode, smallest
@@ -22,7 +23,6 @@ from ftdist.data.store import SetWriter, split_encoded
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.workers import available_cores, ordered_map
 from ftdist.run.prepared import FORMAT_VERSION, META, data_folder, is_ready
-from ftdist.run.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000

@@ -16,6 +16,7 @@ from typing import Dict, List, Optional, Tuple
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.json_files import read_json
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import beside, remove_rests
 from ftdist.base.terminal import task
@@ -31,7 +32,7 @@ from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.prepared import data_folder
-from ftdist.run.rundir import RunDir, checkpoint_step, read_json, read_manifest
+from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, say_rows
 from ftdist.train.main import open_heldout

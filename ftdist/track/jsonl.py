@@ -7,8 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, Optional
 
-from ftdist.run.rundir import parse_line
-from ftdist.run.rundir import read_records as read_records
+from ftdist.base.json_files import parse_line
 
 Record = Dict[str, Any]
 MOST_WAITING = 10_000

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ftdist.base.json_files import read_records
 from ftdist.base.output import shown, typed
 from ftdist.base.tables import plain_table, show, show_table
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import read_records
 
 SHOWN_ANSWERS = 2
 """Questions whose answers are printed; samples.jsonl has the others."""

@@ -4,9 +4,10 @@ import logging
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
+from ftdist.base.json_files import read_records
 from ftdist.config.schema import RunConfig, Wandb
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import JsonLines, cut_records, read_records
+from ftdist.track.jsonl import JsonLines, cut_records
 from ftdist.track.wandb import WandbRun
 
 log = logging.getLogger(__name__)

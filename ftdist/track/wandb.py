@@ -9,10 +9,11 @@ import queue
 import threading
 from typing import Any, Callable, Dict, List, Optional
 
+from ftdist.base.json_files import read_json
 from ftdist.base.redact import redact
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 from ftdist.track.wandb_config import public_config, public_facts
 
 QUEUE_SIZE = 10_000

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.base.redact import redact_source, redact_words
 from ftdist.base.temporary import beside
 from ftdist.config.schema import RunConfig, dump_config
@@ -18,7 +19,7 @@ from ftdist.launch.attempt.machine import package_versions
 from ftdist.launch.runs.resolve import check_run_dir
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
-from ftdist.run.rundir import RunDir, read_json, write_json
+from ftdist.run.rundir import RunDir
 
 
 def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None) -> RunDir:

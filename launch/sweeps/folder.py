@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json, read_records, write_json
 from ftdist.base.temporary import beside
-from ftdist.run.rundir import SWEEP_REQUEST, RunDir, read_json, read_records, write_json
+from ftdist.run.rundir import SWEEP_REQUEST, RunDir
 
 
 @dataclass(frozen=True)

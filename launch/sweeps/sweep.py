@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import Device, LaunchKind, RunConfig, load_config
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends import registry
@@ -24,7 +25,6 @@ from ftdist.launch.runs.pipeline import make_ready
 from ftdist.launch.sweeps import array, packed
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
 from ftdist.launch.sweeps.table import show_table, swept
-from ftdist.run.rundir import read_json, write_json
 
 Batch = List[Tuple[List[str], compose.ComposeTrial]]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
+from ftdist.base.json_files import write_json
 from ftdist.base.temporary import beside
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch import cli
@@ -19,7 +20,7 @@ from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import freeze
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import status
-from ftdist.run.rundir import MANIFEST, RunDir, write_json
+from ftdist.run.rundir import MANIFEST, RunDir
 from ftdist.track.jsonl import JsonLines
 from ftdist.track.report import answers, heldout_losses
 

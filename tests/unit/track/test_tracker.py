@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ftdist.base.json_files import read_records
 from ftdist.base.redact import HIDDEN
 from ftdist.config.login import logged_in, resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import JsonLines, read_records
+from ftdist.track.jsonl import JsonLines
 from ftdist.track.tracker import Tracker, rewind
 from ftdist.track.wandb_config import public_config
 
