@@ -13,8 +13,8 @@ from ftdist.base.redact import HIDDEN
 from ftdist.config.login import logged_in, resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import JsonLines
-from ftdist.track.tracker import Tracker, rewind
+from ftdist.track.jsonl import JsonLines, rewind_record
+from ftdist.track.tracker import Tracker
 from ftdist.track.wandb_config import public_config
 
 
@@ -82,14 +82,14 @@ def test_rewind_drops_later_records_and_a_cut_line(run: RunDir) -> None:
     before = run.metrics.read_bytes().splitlines(keepends=True)
     with run.metrics.open("ab") as file:
         file.write(b'{"step": 2, "train/lo')
-    rewind(run, 3)
+    rewind_record(run, 3)
     assert run.metrics.read_bytes() == b"".join(before[:4])
     assert [row["step"] for row in read_records(run.samples)] == [0, 1, 2, 3]
     assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
 
 
 def test_rewind_of_a_run_without_records_is_nothing(run: RunDir) -> None:
-    rewind(run, 3)
+    rewind_record(run, 3)
     assert list(run.path.iterdir()) == []
 
 
@@ -157,7 +157,7 @@ def test_lines_reports_what_it_lost(tmp_path: Path) -> None:
 
 
 def test_lines_keeps_the_newest_of_many_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftdist.track.jsonl.MOST_WAITING", 3)
+    monkeypatch.setattr("ftdist.track.jsonl.MAX_WAITING", 3)
     lines = JsonLines(tmp_path / "later" / "metrics.jsonl")
     for step in range(5):
         lines.append({"step": step})
