@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from ftdist.base.temporary import beside
+from ftdist.base.temporary import temporary_path
 
 
 def read_json(path: Path) -> Dict[str, Any]:
@@ -30,7 +30,7 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
         value: What to write. Values that JSON cannot hold are written as text.
         durable: Flush the file to the disk before it is renamed, so that it survives a power failure.
     """
-    temporary = beside(path)
+    temporary = temporary_path(path)
     try:
         with temporary.open("x", encoding="utf-8") as file:
             file.write(json.dumps(value, indent=2, default=str) + "\n")

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from ftdist.base.output import Output
+from ftdist.base.output import PipeSafeOutput
 
 LONG_TASK_S = 10.0
 """If the output is not a terminal, the label of a task is printed after this many seconds."""
@@ -107,13 +107,13 @@ class Tee:
 
 def stdout_and_log() -> TextIO:
     """Return standard output, which is copied to the log file if there is one."""
-    return cast(TextIO, Output(_stdout()))
+    return cast(TextIO, PipeSafeOutput(_stdout()))
 
 
 def stdout_only() -> TextIO:
     """Return standard output without its copy in the log file. For live displays."""
     file = _stdout()
-    return cast(TextIO, Output(file.terminal if isinstance(file, Tee) else file))
+    return cast(TextIO, PipeSafeOutput(file.terminal if isinstance(file, Tee) else file))
 
 
 def log_only() -> TextIO:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import write_json
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.data.encode import Encoded, HashedPrompt, Task, content_hash, encode, smallest
 from ftdist.data.order import permutation
@@ -52,8 +52,8 @@ def prepare(config: RunConfig) -> Path:
     if is_ready(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_rests(folder.parent / "*")
-    unfinished = beside(folder)
+    remove_leftovers(folder.parent / "*")
+    unfinished = temporary_path(folder)
     try:
         build(config, unfinished)
         try:

@@ -18,7 +18,7 @@ from rich.console import Console
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.base.tables import plain_table, show_table
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import MARK, export_checkpoint
 from ftdist.config.schema import ModelConfig, RunConfig, load_config
@@ -63,10 +63,10 @@ def _run(config: RunConfig, run: RunDir, ranks: Ranks, checkpoint: Path) -> None
     rank_setup.quiet_libraries()
     kept = run.export / MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
-    scratch = beside(run.path / "eval")
+    scratch = temporary_path(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
     if ranks.first:
-        remove_rests(run.path / "eval")
+        remove_leftovers(run.path / "eval")
     if ranks.first and not exported:
         scratch.mkdir()
         with task(f"reading {checkpoint.name}"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.json_files import read_records
-from ftdist.base.redact import HIDDEN
+from ftdist.base.redact import REDACTED
 from ftdist.config.login import logged_in, resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
 from ftdist.run.rundir import RunDir
@@ -204,7 +204,7 @@ def test_public_config_hides_addresses_with_credentials_and_keeps_the_rest() -> 
     config.data.chat_template = "hf_abcdefghijklmnop"
     config.zero.deepspeed = {"comet": {"api_key": "x", "workspace": "w"}, "hub_token": "x", "tokens_per_batch": 3}
     public = public_config(config)
-    assert public["model"]["path"] == public["data"]["chat_template"] == HIDDEN
+    assert public["model"]["path"] == public["data"]["chat_template"] == REDACTED
     assert (public["model"]["tokenizer"], public["model"]["revision"]) == ("bytes", "c" * 40)
     assert public["zero"]["deepspeed"] == {"comet": {"workspace": "w"}, "tokens_per_batch": 3}
     assert public["train"]["sample_tokens"] == 64 and public["train"]["precision"] == "bf16"
