@@ -12,7 +12,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 import numpy as np
 
 from ftdist.base.errors import ConfigError, DataError
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.json_files import write_json
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.data.encode import Encoded, EncodeSettings, HashedPrompt, content_hash, encode, smallest_prompts
 from ftdist.data.meta import (
@@ -33,7 +34,6 @@ from ftdist.data.sources import LocatedRecord, chunk_records, read_source
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.worker_pool import available_cores, ordered_map
 from ftdist.run.prepared import FORMAT_VERSION, META, data_folder, is_ready
-from ftdist.run.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000
@@ -69,8 +69,8 @@ def prepare(config: RunConfig) -> Path:
     if is_ready(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_rests(folder.parent / "*")
-    unfinished = beside(folder)
+    remove_leftovers(folder.parent / "*")
+    unfinished = temporary_path(folder)
     try:
         build(config, unfinished)
         try:

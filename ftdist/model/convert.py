@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from ftdist.base.errors import ConfigError, FtdistError
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.temporary import remove_leftovers, temporary_path
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -44,8 +44,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             "convert it to a Hugging Face folder with other tools and set model.path to that folder",
         ) from error  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_rests(folder)
-    unfinished = beside(folder)
+    remove_leftovers(folder)
+    unfinished = temporary_path(folder)
     unfinished.mkdir()
     try:
         model.to(torch.bfloat16).save_pretrained(unfinished)

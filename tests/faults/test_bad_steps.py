@@ -225,7 +225,7 @@ def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Pa
 
 
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
-    from ftdist.run.rundir import read_json
+    from ftdist.base.json_files import read_json
 
     files = read_json(run.checkpoints / checkpoint / "manifest.json")["files"]
     return {name: entry["sha256"] for name, entry in files.items()}

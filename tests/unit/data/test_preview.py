@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ftdist.base.json_files import write_json
 from ftdist.config.schema import dump_config
 from ftdist.data.main import main
 from ftdist.data.prepare import prepare
 from ftdist.run.prepared import read_meta
-from ftdist.run.rundir import write_json
 from ftdist.run.sample import SHOWN_FIRST, SHOWN_LAST, plain_tokens, print_sample, print_table, print_tokens
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
