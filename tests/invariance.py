@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config.schema import Precision, RunConfig, SourceConfig
+from ftdist.config.schema import Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
-from tests.correctness_page import write_table
 from tests.families import FAMILIES
+from tests.helpers.correctness_page import write_table
+from tests.helpers.training import each_training
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -183,29 +184,6 @@ def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     expected = [torch.load(_reference_file(case, folder), weights_only=False) for case in cases]
     trainings = each_training([case_config(case, folder) for case in cases], folder)
     return [deviate(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]
-
-
-def each_training(configs: List[RunConfig], folder: Path) -> Iterator[Any]:
-    """The real assembly of each config in turn, on these ranks, whose process group is set up once."""
-    import torch.distributed as dist
-
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.run.rundir import RunDir
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
-
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(configs[0])
-    rank_setup.start_process_group(configs[0], ranks)
-    for number, config in enumerate(configs):
-        run = RunDir(folder / f"run-{ranks.world_size}-{number}")
-        if ranks.first:
-            run.checkpoints.mkdir(parents=True)
-            run.logs.mkdir()
-        dist.barrier()
-        training = assemble(config, run, ranks, Preemption(run, ranks.rank))
-        yield training
-        training.engine.destroy()
 
 
 def table(found: Dict[Case, Deviation]) -> List[List[str]]:

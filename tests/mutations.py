@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from tests.correctness_page import write_table
+from tests.helpers.correctness_page import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 INVARIANCE = "tests/ranks/test_invariance.py::test_every_pair_of_choices"

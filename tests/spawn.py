@@ -15,8 +15,12 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
+allowed = True
+"""Whether the current test may start ranks. tests/conftest.py clears it in tests without the mark ``process``."""
+
 
 def free_port() -> int:
+    """Return a TCP port that is free now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -25,6 +29,7 @@ def free_port() -> int:
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 240.0) -> List[Any]:
     """``function(*args)`` on ranks 0 … world_size - 1, with the environment that torchrun gives. Raises AssertionError
     with the trace of the first rank that failed; no process is left in any case."""
+    assert allowed, "this test starts ranks: mark it with @pytest.mark.process"
     import deepspeed  # noqa: F401 - imported once here, not in each rank
     import torch
     import transformers.integrations.deepspeed  # noqa: F401

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Callable, Tuple
 
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import SMOKE, assert_same, finished_run, kill_tree, newest_step, start, succeed, wait_until
+from tests.helpers.cli import kill_tree, start, succeed, wait_until
+from tests.helpers.runs import SMOKE, assert_same, finished_run, newest_step
 
 MAX_STEPS = 10
 # Two micro-steps a step; evaluations (4, 8, 10) and checkpoints (3, 6, 9, 10) fall on different steps.

@@ -11,8 +11,9 @@ from typing import Dict, List, Mapping, NamedTuple, Sequence
 import pytest
 
 from ftdist.base.errors import EXIT_USAGE
-from tests.e2e.cli import SMOKE as SMOKE_RUN
-from tests.e2e.cli import Done, finished_run, ftdist, succeed
+from tests.helpers.cli import Done, ftdist, succeed
+from tests.helpers.runs import SMOKE as SMOKE_RUN
+from tests.helpers.runs import finished_run
 
 SMOKE = ["experiment=smoke"]
 MINE = [*SMOKE, "data=file", "data.heldout_share=0"]

@@ -7,7 +7,8 @@ import pytest
 from ftdist.base.errors import EXIT_PREEMPTED, EXIT_USAGE
 from ftdist.config.schema import load_config
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import SMOKE, finished_run, ftdist, interrupt, newest_step, start, succeed, wait_until
+from tests.helpers.cli import ftdist, interrupt, start, succeed, wait_until
+from tests.helpers.runs import SMOKE, finished_run, newest_step
 
 SETTINGS = (*SMOKE, "train.precision=fp32", "zero.stage=3", "train.max_steps=8", "train.eval_every=null",
             "train.checkpoint_every=2", "track=disabled", "train.export=false", "launch.nproc_per_node=2",

@@ -11,20 +11,8 @@ import pytest
 
 from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import (
-    PADDED_ZERO3,
-    SMOKE,
-    assert_same,
-    copy_of,
-    finished_run,
-    ftdist,
-    interrupt,
-    kill_tree,
-    newest_step,
-    start,
-    succeed,
-    wait_until,
-)
+from tests.helpers.cli import ftdist, interrupt, kill_tree, start, succeed, wait_until
+from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, copy_of, finished_run, newest_step
 
 # Every step is one of evaluation, so that a stop always falls on one; few are of a checkpoint.
 SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=1", "train.checkpoint_every=3",

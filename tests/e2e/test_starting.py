@@ -9,20 +9,8 @@ import pytest
 
 from ftdist.base.errors import EXIT_USAGE
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import (
-    PADDED_ZERO3,
-    SMOKE,
-    assert_same,
-    environment,
-    finished_run,
-    ftdist,
-    interrupt,
-    kill_tree,
-    newest_step,
-    start,
-    succeed,
-    wait_until,
-)  # fmt: skip
+from tests.helpers.cli import environment, ftdist, interrupt, kill_tree, start, succeed, wait_until
+from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, finished_run, newest_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ftdist"]
 

@@ -12,7 +12,8 @@ import pytest
 
 from ftdist.base.errors import EXIT_USAGE
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import PADDED_ZERO3, SMOKE, copy_of, finished_run, ftdist, succeed
+from tests.helpers.cli import ftdist, succeed
+from tests.helpers.runs import PADDED_ZERO3, SMOKE, copy_of, finished_run
 
 # What anyone would do with the folder, and with the checkpoint's files, which any reader of safetensors opens.
 OPEN = """

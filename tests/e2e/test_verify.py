@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli import SMOKE, ftdist, succeed
+from tests.helpers.cli import ftdist, succeed
+from tests.helpers.runs import SMOKE
 
 EXPERIMENTS = ("llama31_8b", "llama31_70b", "qwen3_8b", "smollm2_135m", "continued_pretraining")
 

@@ -14,7 +14,8 @@ import psutil
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import SMOKE, assert_same, finished_run, kill_tree, newest_step, start
+from tests.helpers.cli import kill_tree, start
+from tests.helpers.runs import SMOKE, assert_same, finished_run, newest_step
 
 STEPS = 40
 SETTINGS = (*SMOKE, f"train.max_steps={STEPS}", "train.eval_every=9", "train.checkpoint_every=4", "zero.stage=2",

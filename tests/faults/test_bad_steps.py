@@ -15,6 +15,7 @@ from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
 from tests.faults.inject import make_batches_bad
 from tests.faults.table import fault
+from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -22,20 +23,6 @@ STEPS = 5
 SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=0.5",
             "train.num_samples=0", "train.export=false", "batch.micro_batch_size=2")  # fmt: skip
 Outcome = Tuple[List[Any], str]
-
-
-def _training(config: Any, run: RunDir) -> Any:
-    import torch.distributed as dist
-
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
-
-    ranks = rank_setup.read_ranks(config)
-    if not dist.is_initialized():
-        rank_setup.quiet_libraries()
-        rank_setup.start_process_group(config, ranks)
-    return assemble(config, run, ranks, Preemption(run, ranks.rank))
 
 
 def _state(training: Any) -> str:
@@ -61,7 +48,7 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
     step there instead."""
     from ftdist.train import loop
 
-    training = _training(config, run)
+    training = assemble(config, run.path, start(config))
     plain = loop.token_loss, loop._train_batch
     if kind != "left out" and training.ranks.rank == 1:
         make_batches_bad({at: kind})
@@ -130,8 +117,8 @@ def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int
     sent SIGTERM when ``stops_at`` does. Returns what it ended with."""
     from ftdist.train import loop
 
-    run = RunDir(path)
-    training = _training(load_config(run.config), run)
+    config = load_config(RunDir(path).config)
+    training = assemble(config, path, start(config))
     if training.ranks.rank == 1:
         make_batches_bad(bad)
     train_step = loop.train_step

@@ -13,7 +13,7 @@ from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_che
 from ftdist.run.rundir import RunDir, read_json
 from tests.faults.folder import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
-from tests.ranks.test_resume import SETTINGS, assemble, fingerprint, save, start, steps
+from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -126,7 +126,7 @@ def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any],
 @pytest.mark.parametrize("stage", [2, 3])
 def test_nothing_is_touched_before_all_is_verified(tmp_path: Path, stage: int) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS, f"zero.stage={stage}", "train.precision=bf16")
+    config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", "train.precision=bf16")
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     for _, error in run_ranks(_damaged_resume, WORLD, config, run.path, tmp_path):
         assert "step-00000001: rank-00000.safetensors of rank 0 does not have the hash" in error
@@ -137,7 +137,7 @@ def test_nothing_is_touched_before_all_is_verified(tmp_path: Path, stage: int) -
 def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     save_tiny_model(tmp_path / "other", hidden_size=32)
-    configs = [tiny_config(tmp_path, *SETTINGS, *change) for change in
+    configs = [tiny_config(tmp_path, *FIVE_STEPS, *change) for change in
                ((), ("optim.lr=1e-3",), (f"model.path={tmp_path / 'other'}",))]  # fmt: skip
     run = freeze_tiny(configs[0], tmp_path / "run", 1)
     ((lr, model),) = run_ranks(_resume_each, 1, configs, run.path)
@@ -166,7 +166,7 @@ def _resume_each(configs: List[Any], path: Path) -> List[str]:
        "one line says what is missing; the run goes on")  # fmt: skip
 def test_a_record_that_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS, "train.log_every=2")
+    config = tiny_config(tmp_path, *FIVE_STEPS, "train.log_every=2")
     run = freeze_tiny(config, tmp_path / "run", 1)
     ((gone, cut, whole),) = run_ranks(_resume_after_each, 1, config, run.path)
     assert "metrics.jsonl ends at step 0, the checkpoint is of step 5" in gone

@@ -15,6 +15,7 @@ from ftdist.run.rundir import RunDir
 from tests.faults.canary import pickled, save_torch
 from tests.faults.folder import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
+from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, tiny_config
 
@@ -44,17 +45,10 @@ def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
     """Train two steps, then load and export the checkpoint with each of its files replaced. Returns the files whose
     pickle ran, by what ran it, and all files that were tried."""
     from ftdist.checkpoint.export import export_checkpoint
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.run.rundir import RunDir
     from ftdist.train.loop import train
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
 
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.start_process_group(config, ranks)
-    run = RunDir(folder / "run")
-    assert train(assemble(config, run, ranks, Preemption(run, 0)))
+    ranks, run = start(config), RunDir(folder / "run")
+    assert train(assemble(config, run.path, ranks))
     clean, canary = run.checkpoint(STEP), folder / "canary"
     vouch_for(clean, "state.json")
     export_checkpoint(clean, folder / "clean", config)  # what was vouched for is taken
@@ -71,7 +65,7 @@ def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
                 export_checkpoint(victim.checkpoint(STEP), folder / "out", config)
             _note_canary(canary, found["export"], name)
             with contextlib.suppress(Exception):
-                assemble(config, victim, ranks, Preemption(victim, 0)).engine.destroy()
+                assemble(config, victim.path, ranks).engine.destroy()
             _note_canary(canary, found["load"], name)
             for place in (victim.path, folder / "out"):
                 shutil.rmtree(place, ignore_errors=True)

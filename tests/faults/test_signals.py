@@ -13,8 +13,9 @@ import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import SMOKE, TIMEOUT_S, assert_same, finished_run, kill_tree, start, succeed, wait_until
 from tests.faults.table import fault
+from tests.helpers.cli import TIMEOUT_S, kill_tree, start, succeed, wait_until
+from tests.helpers.runs import SMOKE, assert_same, finished_run
 
 Process = subprocess.Popen  # of str
 # Long evaluations between short steps, and a checkpoint after each.

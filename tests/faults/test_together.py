@@ -15,7 +15,7 @@ from ftdist.run.rundir import RunDir
 from tests.faults.disk import Disk
 from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault
-from tests.ranks.test_resume import SETTINGS, assemble, start, steps
+from tests.helpers.training import FIVE_STEPS, assemble, start, steps
 from tests.spawn import free_port, run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -175,7 +175,7 @@ def test_a_save_beside_training_is_of_its_own_step(tmp_path: Path, stage: int) -
     save_tiny_model(tmp_path / "model")
     outcomes = {}
     for background in ("true", "false"):
-        config = tiny_config(tmp_path, *SETTINGS, f"zero.stage={stage}", f"train.async_checkpoint={background}")
+        config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", f"train.async_checkpoint={background}")
         run = freeze_tiny(config, tmp_path / f"run-{background}", WORLD)
         (outcomes[background], _) = run_ranks(_beside, WORLD, config, run.path)
     assert (outcomes["true"]["background"], outcomes["true"]["published"]) == (True, 0)
@@ -211,7 +211,7 @@ def _disk_fills(config: Any, path: Path, limited: bool) -> Tuple[List[Any], List
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_a_run_goes_on_past_a_full_disk(tmp_path: Path, background: str) -> None:
     save_tiny_model(tmp_path / "model")
-    settings = (*SETTINGS, "train.keep_checkpoints=9", f"train.async_checkpoint={background}")
+    settings = (*FIVE_STEPS, "train.keep_checkpoints=9", f"train.async_checkpoint={background}")
     outcomes = []
     for limited in (False, True):
         run = freeze_tiny(tiny_config(tmp_path, *settings), tmp_path / f"run-{limited}", WORLD)
@@ -250,7 +250,7 @@ def _fails(config: Any, path: Path) -> int:
        "the checkpoint is finished before the run ends")  # fmt: skip
 def test_training_fails_during_a_save(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS)
+    config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     assert run_ranks(_fails, WORLD, config, run.path) == [1, 1]
 
@@ -277,7 +277,7 @@ def _twice(config: Any, path: Path) -> List[bool]:
        "the save waits for the one before; both are published")  # fmt: skip
 def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS)
+    config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     assert run_ranks(_twice, WORLD, config, run.path) == [[True, True]] * WORLD
 
@@ -296,7 +296,7 @@ def _no_memory(config: Any, path: Path) -> Tuple[bool, List[str]]:
        "said in one line; checkpoints are written while training waits")  # fmt: skip
 def test_without_memory_for_a_copy_training_waits(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS)
+    config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", 1)
     ((background, notes),) = run_ranks(_no_memory, 1, config, run.path)
     assert not background and len(notes) == 1 and "training will wait for checkpoints" in notes[0]

@@ -8,9 +8,10 @@ from typing import Iterator
 import pytest
 
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import SMOKE, TIMEOUT_S, assert_same, finished_run, newest_step, start, succeed, wait_until
 from tests.faults.soak import fill, ranks_of, small_disk
 from tests.faults.table import fault
+from tests.helpers.cli import TIMEOUT_S, start, succeed, wait_until
+from tests.helpers.runs import SMOKE, assert_same, finished_run, newest_step
 from tests.spawn import free_port
 
 RUN = (*SMOKE, "train.max_steps=60", "train.eval_every=null", "train.checkpoint_every=5", "batch.global_batch_size=8",

@@ -12,7 +12,8 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.launch.backends.hostfile import read_hostfile
 from ftdist.run.rundir import RunDir
-from tests.nodes.test_nodes import finish, of_run, start, wait_for_step, wait_until_gone
+from tests.helpers.cli import finish, processes_of, start, wait_until_gone
+from tests.helpers.runs import wait_for_step
 from tests.spawn import free_port
 
 pytestmark = pytest.mark.timeout(500)
@@ -58,7 +59,7 @@ def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path
     losses = [[r["train/loss"] for r in run.read_metrics() if "train/loss" in r] for run in (here, there)]
     assert len(losses[0]) == 6 and losses[0] == losses[1]
     assert there.read_status()["state"] == "done" and there.log_file(1, 0).is_file()
-    assert not of_run(there)
+    assert not processes_of(there, anywhere=True)
 
 
 @pytest.mark.slow
@@ -67,16 +68,17 @@ def test_stopped_and_gone_on(machines: List[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     launcher.send_signal(signal.SIGINT)
     assert "ftdist resume" in finish(launcher, 75)
     stopped = run.read_status()["step"]
     assert run.find_checkpoint("last").name.endswith(f"{stopped}")
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
     again = start("resume", str(run.path))
     wait_for_step(run, stopped + 3)
     again.kill()
     again.communicate()
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
     assert run.read_status()["state"] == "preempted"
 
 
@@ -85,9 +87,10 @@ def test_ended_at_once(machines: List[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     finish(start("cancel", "--now", str(run.path)))
     finish(launcher, 1)
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
 
 
 @pytest.mark.slow
@@ -100,10 +103,11 @@ def test_a_killed_rank_is_named_by_its_machine(machines: List[str], says: str, t
     run = RunDir(tmp_path / "run")
     launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     kill_a_rank(run, "1")
     output = finish(launcher, 1)
     assert says.replace("@", os.uname().nodename) in output, output
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
 
 
 def kill_a_rank(run: RunDir, rank: str) -> None:

@@ -1,18 +1,17 @@
 """Several machines without a scheduler, as far as one machine allows: two agents, a real sshd of the test's own."""
 
-import contextlib
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import List
 
-import psutil
 import pytest
 
 from ftdist.run.rundir import RunDir
+from tests.helpers.cli import finish, processes_of, start, wait_until_gone
+from tests.helpers.runs import wait_for_step
 from tests.spawn import free_port
 
 pytestmark = pytest.mark.timeout(300)
@@ -20,17 +19,6 @@ pytestmark = pytest.mark.timeout(300)
 RUN = ("experiment=smoke", "launch=nodes", "launch.device=cpu", "launch.nproc_per_node=1", "launch.nnodes=2",
        "track=disabled", "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
        "train.export=false", "launch.timeout_s=60")  # fmt: skip
-
-
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "ftdist", *arguments], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)  # fmt: skip
-
-
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == code, output
-    return output
 
 
 def nodes(run: RunDir, *more: str) -> List[str]:
@@ -67,6 +55,7 @@ def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
     long = "train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null"
     launcher = start("train", *nodes(run, *hosts, *long))
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     launcher.send_signal(signal.SIGINT)
     assert "ftdist resume" in finish(launcher, 75)
     stopped = run.read_status()["step"]
@@ -75,33 +64,7 @@ def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
     wait_for_step(run, stopped + 3)
     again.kill()
     again.communicate()
-    wait_until_gone(run, 15)
-
-
-def wait_for_step(run: RunDir, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while int(run.read_status().get("step", 0)) < step:
-        assert time.monotonic() < deadline, run.read_status()
-        time.sleep(0.1)
-    assert len(of_run(run)) >= 3, "the launcher and two ranks"
-
-
-def wait_until_gone(run: RunDir, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while left := of_run(run):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-
-
-def of_run(run: RunDir) -> List[str]:
-    """Command lines of its processes, those of ssh and pdsh too. Not from ps, which cuts them to 80 columns."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            line = " ".join(process.cmdline())
-            if str(run.path) in line and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(line)
-    return found
+    wait_until_gone(run, anywhere=True)
 
 
 def test_an_unreachable_machine_is_named(ssh: str, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -13,6 +11,8 @@ import psutil
 import pytest
 
 from ftdist.run.rundir import RunDir
+from tests.helpers.cli import start
+from tests.helpers.runs import wait_for_step
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -21,16 +21,8 @@ RUN = ("experiment=smoke", "track=disabled", "train.precision=fp32", "data.max_s
        "launch.timeout_s=60")  # fmt: skip
 
 
-def start(run: RunDir, *more: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "ftdist", "train", *RUN, *more, f"run_dir={run.path}"], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-
 def kill_rank_1(run: RunDir, launcher: "subprocess.Popen[str]", after_step: int) -> None:
-    deadline = time.monotonic() + 120
-    while int(run.read_status().get("step", 0)) < after_step:
-        assert time.monotonic() < deadline and launcher.poll() is None
-        time.sleep(0.05)
+    wait_for_step(run, after_step, launcher)
     for process in psutil.Process(launcher.pid).children(recursive=True):
         if process.environ().get("RANK") == "1":
             os.kill(process.pid, signal.SIGKILL)
@@ -46,8 +38,8 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
 
 def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
     whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
-    start(whole).communicate(timeout=120)
-    launcher = start(broken, "launch.max_restarts=1")
+    start("train", *RUN, f"run_dir={whole.path}").communicate(timeout=120)
+    launcher = start("train", *RUN, f"run_dir={broken.path}", "launch.max_restarts=1")
     kill_rank_1(broken, launcher, 30)
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, output
@@ -57,7 +49,7 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> 
 
 def test_without_restarts_it_fails_and_says_who_was_killed(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = start(run)
+    launcher = start("train", *RUN, f"run_dir={run.path}")
     kill_rank_1(run, launcher, 3)
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 1 and re.search("rank 1 on .+ was killed by SIGKILL", output)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from tests.families import FAMILIES, GROUPED
-from tests.invariance import each_training
+from tests.helpers.training import each_training
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 

@@ -13,7 +13,8 @@ import pytest
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests import invariance
-from tests.invariance import AXES, Case, covering, each_training, every_case
+from tests.helpers.training import each_training
+from tests.invariance import AXES, Case, covering, every_case
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 

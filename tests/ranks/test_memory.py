@@ -10,6 +10,7 @@ from typing import Any, List
 from ftdist.config.schema import Device, RunConfig, load_config
 from ftdist.launch.backends.base import ranks_env
 from ftdist.run.rundir import RunDir
+from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -38,16 +39,11 @@ def _in_use_by_step(run_dir: Path) -> List[int]:
     """A whole run, with evaluations, answers and checkpoints; bytes in use after steps EARLY and LATE."""
     import gc
 
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.train import loop, main
-    from ftdist.train.preempt import Preemption
+    from ftdist.train import loop
 
-    run, found, train_step = RunDir(run_dir), [], loop.train_step
-    config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
-    rank_setup.start_process_group(config, ranks)
-    training = main.assemble(config, run, ranks, Preemption(run, ranks.rank))
+    found, train_step = [], loop.train_step
+    config = load_config(RunDir(run_dir).config)
+    training = assemble(config, run_dir, start(config))
 
     def watched_step(training: Any, index: int) -> Any:
         result = train_step(training, index)

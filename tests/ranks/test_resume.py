@@ -7,15 +7,11 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import pytest
 
+from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
-STEPS, SAVED_AT, ROWS = 5, 2, 8
-SETTINGS = (
-    f"train.max_steps={STEPS}", f"batch.global_batch_size={ROWS}", "optim.lr=3e-3", "optim.weight_decay=0.1",
-    "train.num_samples=0", "data.heldout_share=0", "train.export=false", "data.max_heldout_documents=null",
-    "train.gradient_checkpointing=false",
-)  # fmt: skip
+STEPS, SAVED_AT = 5, 2
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
 OFFLOAD, PARAMS = "zero.offload_optimizer=cpu", "zero.offload_param=cpu"
 BF16_OPTIMIZER = "zero.deepspeed.data_types.grad_accum_dtype=fp32"  # DeepSpeed takes another class for this
@@ -29,68 +25,6 @@ KINDS = [
 ]  # fmt: skip
 OPTIMIZERS = {"AdamW", "FP16_UnfusedOptimizer", "BF16_Optimizer", "DeepSpeedZeroOptimizer",
               "DeepSpeedZeroOptimizer_Stage3"}  # fmt: skip
-
-
-def start(config: Any) -> Any:
-    from ftdist.parallel import ranks as rank_setup
-
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.start_process_group(config, ranks)
-    return ranks
-
-
-def assemble(config: Any, path: Path, ranks: Any) -> Any:
-    import torch.distributed as dist
-
-    from ftdist.run.rundir import RunDir
-    from ftdist.train import main
-    from ftdist.train.preempt import Preemption
-
-    run = RunDir(path)
-    if ranks.first:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        run.logs.mkdir(exist_ok=True)
-    dist.barrier()
-    return main.assemble(config, run, ranks, Preemption(run, ranks.rank))
-
-
-def steps(training: Any, count: int) -> List[Tuple[float, float]]:
-    """Loss and gradient norm of the next steps."""
-    from ftdist.train.loop import train_step
-
-    results = []
-    for _ in range(count):
-        result = train_step(training, training.done.step)
-        training.done.step += 1
-        results.append((result.loss, result.grad_norm))
-    return results
-
-
-def save(training: Any) -> None:
-    from ftdist.train.loop import _save
-
-    _save(training)
-    training.saver.finish()
-
-
-def fingerprint(engine: Any) -> Dict[str, str]:
-    """A hash of all that this rank holds: the flat masters and moments as they lie in DeepSpeed, padding and all, the
-    weights that the model computes with, its random state."""
-    import torch
-
-    from ftdist.engine.shards import MOMENTS, adamw, held
-
-    found = {"rng": torch.get_rng_state()}
-    for part in held(engine):
-        found[f"master {part.name}"] = part.flat.detach()
-        state = adamw(engine).state[part.flat]
-        found |= {f"{moment} {part.name}": state[moment] for moment in MOMENTS}
-        found[f"step {part.name}"] = state["step"].float().view(1)
-    for name, parameter in engine.module.named_parameters():
-        found[f"weight {name}"] = getattr(parameter, "ds_tensor", parameter.detach())
-    return {key: hashlib.sha256(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
-            for key, tensor in found.items()}  # fmt: skip
 
 
 def _exact(configs: List[Any], folder: Path) -> Set[str]:
@@ -126,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(folder: Path, stage: int, *overrides: str) -> Any:
-    return tiny_config(folder, *SETTINGS, f"zero.stage={stage}", *overrides)
+    return tiny_config(folder, *FIVE_STEPS, f"zero.stage={stage}", *overrides)
 
 
 def test_resumed_bit_for_bit(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from ftdist.config.schema import load_config
 from ftdist.run.rundir import RunDir
+from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
 
@@ -17,17 +18,10 @@ BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim
 
 def _run(run_dir: Path, look: Callable[[Any], Any]) -> Any:
     """One rank of a whole run; returns what ``look`` sees in the Training when it is over."""
-    from ftdist.parallel import ranks as rank_setup
     from ftdist.train.loop import train
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
 
-    run = RunDir(run_dir)
-    config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
-    rank_setup.start_process_group(config, ranks)
-    training = assemble(config, run, ranks, Preemption(run, ranks.rank))
+    config = load_config(RunDir(run_dir).config)
+    training = assemble(config, run_dir, start(config))
     train(training)
     training.tracker.finish(0)
     return look(training)

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List
 import pytest
 
 from ftdist.verify.compare import largest, relative, worst_gradient
+from tests.helpers.training import start
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -74,12 +75,9 @@ BUGS: Dict[str, Patch] = {
 
 def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
     """All checks without a bug, then with each."""
-    from ftdist.parallel import ranks as rank_setup
     from ftdist.verify.numbers import number_checks
 
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.start_process_group(config, ranks)
+    ranks = start(config)
     found: Dict[str, List[Any]] = {}
     for number, (bug, put_in) in enumerate({"": lambda patch: None, **BUGS}.items()):
         with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,7 @@ from typing import Any, Tuple
 
 import pytest
 
+from tests.helpers.training import start
 from tests.spawn import run_ranks
 from tests.tiny import tiny_config
 
@@ -29,7 +30,6 @@ def _peak_while_loading(config: Any) -> Tuple[int, int]:
 
     from ftdist.config.schema import Attention
     from ftdist.model.load import load_model, model_config
-    from ftdist.parallel import ranks as rank_setup
     from ftdist.plan.batch import plan_batch
     from ftdist.plan.deepspeed import deepspeed_settings
 
@@ -37,9 +37,7 @@ def _peak_while_loading(config: Any) -> Tuple[int, int]:
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 131072)
     libc.mallopt(M_TRIM_THRESHOLD, 131072)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
-    rank_setup.start_process_group(config, ranks)
+    ranks = start(config)
     arch = model_config(config)
     settings = deepspeed_settings(config, plan_batch(config.batch, ranks.world_size, 128))
     base, peak, done = _anonymous_bytes(), [0], threading.Event()

@@ -14,9 +14,11 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import psutil
+
+from tests.helpers.cli import start
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 IN_NODE = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
@@ -182,6 +184,10 @@ class Cluster:
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def ftdist(self, *words: str, cwd: Optional[Path] = None) -> "subprocess.Popen[str]":
+        """Start ``ftdist WORDS…`` in an environment whose Slurm is this cluster."""
+        return start(*words, cwd=cwd, env=self.env)
 
     def job(self, job: str) -> Dict[str, str]:
         """What ``scontrol show job`` says of a job."""

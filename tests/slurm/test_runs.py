@@ -2,15 +2,14 @@
 
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, Dict, List
 
-import psutil
 import pytest
 
 from ftdist.run.rundir import RunDir
+from tests.helpers.cli import finish, processes_of, wait_until_gone
+from tests.helpers.runs import wait_for_step
 from tests.slurm.cluster import Cluster
 from tests.spawn import free_port
 
@@ -26,56 +25,23 @@ LONG = ("train.max_steps=500", "train.checkpoint_every=50")
 COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/tokens_seen", "eval/heldout/loss")
 
 
-def ftdist(cluster: Cluster, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "ftdist", *arguments], env=cluster.env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == code, output
-    return output
-
-
 def metrics(run: RunDir) -> List[Dict[str, Any]]:
     return [
         {key: value for key, value in record.items() if key in ("step", *COMPARED)} for record in run.read_metrics()
     ]
 
 
-def wait_for_step(cluster: Cluster, run: RunDir, step: int) -> None:
-    def reached() -> bool:
-        status = run.read_status()
-        assert status.get("state") != "failed", status
-        return int(status.get("step", 0)) >= step
-
-    cluster.wait(reached, 240, f"step {step} of {run.path}")
-
-
-def processes_of(run: RunDir) -> List[psutil.Process]:
-    """Ranks and agents, wherever they are in the process tree."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if str(run.path) in line and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
-
-
 @pytest.fixture(scope="module")
 def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
     """Metrics of four ranks without Slurm."""
     run = RunDir(tmp_path_factory.mktemp("local") / "run")
-    finish(ftdist(cluster, "train", *RUN, *SHORT, "launch.nproc_per_node=4", f"run_dir={run.path}"))
+    finish(cluster.ftdist("train", *RUN, *SHORT, "launch.nproc_per_node=4", f"run_dir={run.path}"))
     return metrics(run)
 
 
 def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]) -> None:
     there = RunDir(tmp_path / "there")
-    output = finish(ftdist(slurm, "train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
+    output = finish(slurm.ftdist("train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
     assert "submitted job" in output and "step 12/12" in output
     assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]
     assert metrics(there) == local
@@ -100,7 +66,7 @@ def test_so_do_those_that_deepspeeds_launcher_starts(
     slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]
 ) -> None:
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
+    job = slurm.ftdist("train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
     slurm.wait(lambda: job.poll() is not None or slurm.run("squeue", "-h"), 120, "the job")
     assert slurm.run("squeue", "-h", "-o", "%P %D %N").split() == ["urgent", "2", "node[1-2]"], finish(job)
     assert "step 12/12" in finish(job) and metrics(run) == local
@@ -109,14 +75,14 @@ def test_so_do_those_that_deepspeeds_launcher_starts(
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
     run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
-    finish(ftdist(cluster, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}"))
+    finish(cluster.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}"))
     return metrics(run)
 
 
 def test_preempted_it_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 60)
+    job = slurm.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
+    wait_for_step(run, 60)
     slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
     finish(job)
     assert metrics(run) == undisturbed
@@ -129,11 +95,11 @@ def test_preempted_it_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: List[
 def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
     """Slurm requeues it a second time, and it does not begin."""
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
+    job = slurm.ftdist("train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
                  "launch.max_requeues=1", f"run_dir={run.path}")  # fmt: skip
     for attempt in range(2):
         slurm.wait(lambda attempt=attempt: run.read_status().get("attempt") == attempt, 120, "the attempt")
-        wait_for_step(slurm, run, int(run.read_status().get("step", 0)) + 5)
+        wait_for_step(run, int(run.read_status().get("step", 0)) + 5)
         slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     finish(job, 75)
     status = run.read_status()
@@ -145,8 +111,8 @@ def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
 def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
     run = RunDir(tmp_path / "run")
     limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=60")
-    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 5)
+    job = slurm.ftdist("train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
+    wait_for_step(run, 5)
     number = run.read_status()["job_id"]
     slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+61")  # Slurm looks every 30 s
     output = finish(job)
@@ -160,8 +126,8 @@ def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undist
 def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     one = ("launch=slurm", "launch.nproc_per_node=2", "launch.wait=true", "train.max_steps=200")
-    job = ftdist(slurm, "train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
-    wait_for_step(slurm, run, 5)
+    job = slurm.ftdist("train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
+    wait_for_step(run, 5)
     first = run.read_status()["job_id"]
     slurm.run("scontrol", "update", f"JobId={first}", "Requeue=0")
     run.preempt.touch()
@@ -178,8 +144,8 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]
 ) -> None:
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 60)
+    job = slurm.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
+    wait_for_step(run, 60)
     slurm.kill_node("node2", power_off)
     number = run.read_status()["job_id"]
     try:
@@ -201,53 +167,46 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
 HOWS = ("scancel", "ctrl-c", "sigterm", "cancel", "cancel --now")
 
 
-def gone_within(run: RunDir, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while processes_of(run) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return not processes_of(run)
-
-
 @pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how == "ctrl-c" else pytest.mark.slow) for how in HOWS])
 def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     steps = ("train.max_steps=5000", "optim.schedule=constant")
-    job = ftdist(slurm, "train", *RUN, *steps, *SLURM, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 10)
+    job = slurm.ftdist("train", *RUN, *steps, *SLURM, f"run_dir={run.path}")
+    wait_for_step(run, 10)
     number = run.read_status()["job_id"]
     assert len(processes_of(run)) >= 4
     if how == "scancel":
         slurm.run("scancel", number)
     elif how.startswith("cancel"):
-        finish(ftdist(slurm, *how.split(), str(run.path)))
+        finish(slurm.ftdist(*how.split(), str(run.path)))
     else:
         job.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGTERM)
-    assert gone_within(run, 15)
+    wait_until_gone(run)
     finish(job, 75)
     status = run.read_status()
     assert status["state"] == "preempted" and status["exit_reason"], status
     assert slurm.job(number)["JobState"] in ("FAILED", "CANCELLED")  # its exit code is 75
     if how == "ctrl-c":
         assert status["last_checkpoint_step"] == status["step"]
-        resumed = ftdist(slurm, "resume", str(run.path))
-        wait_for_step(slurm, run, status["step"] + 5)
-        finish(ftdist(slurm, "cancel", str(run.path)))
+        resumed = slurm.ftdist("resume", str(run.path))
+        wait_for_step(run, status["step"] + 5)
+        finish(slurm.ftdist("cancel", str(run.path)))
         finish(resumed, 75)
 
 
 @pytest.mark.slow
 def test_a_killed_launcher_that_waits_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = ftdist(slurm, "train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
+    launcher = slurm.ftdist("train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
                       f"run_dir={run.path}")  # fmt: skip
-    wait_for_step(slurm, run, 5)
+    wait_for_step(run, 5)
     launcher.kill()
     launcher.communicate()
-    assert gone_within(run, 15)
+    wait_until_gone(run)
     status = run.read_status()
     assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
-    resumed = ftdist(slurm, "resume", str(run.path))
-    wait_for_step(slurm, run, status["step"] + 5)
+    resumed = slurm.ftdist("resume", str(run.path))
+    wait_for_step(run, status["step"] + 5)
     resumed.send_signal(signal.SIGINT)
     finish(resumed, 75)
 
@@ -255,28 +214,28 @@ def test_a_killed_launcher_that_waits_ends_the_job(slurm: Cluster, tmp_path: Pat
 @pytest.mark.slow
 def test_a_job_that_nobody_waits_for_is_under_the_verbs_control(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    finish(ftdist(slurm, "train", *RUN, *SLURM, "launch.wait=false", "train.max_steps=5000", "optim.schedule=constant",
+    finish(slurm.ftdist("train", *RUN, *SLURM, "launch.wait=false", "train.max_steps=5000", "optim.schedule=constant",
                   f"run_dir={run.path}"))  # fmt: skip
-    wait_for_step(slurm, run, 5)
-    shown = finish(ftdist(slurm, "status", str(run.path)))
+    wait_for_step(run, 5)
+    shown = finish(slurm.ftdist("status", str(run.path)))
     assert "running: job" in shown
-    follower = ftdist(slurm, "logs", "-f", str(run.path))
-    finish(ftdist(slurm, "cancel", str(run.path)))
+    follower = slurm.ftdist("logs", "-f", str(run.path))
+    finish(slurm.ftdist("cancel", str(run.path)))
     assert " 1/5000  loss" in finish(follower)
-    assert gone_within(run, 15)
-    assert "rank-00003" not in finish(ftdist(slurm, "logs", "--rank", "3", str(run.path)))
+    wait_until_gone(run)
+    assert "rank-00003" not in finish(slurm.ftdist("logs", "--rank", "3", str(run.path)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
 def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = ftdist(slurm, "train", *RUN, *through_deepspeed(tmp_path), "train.max_steps=5000",
+    launcher = slurm.ftdist("train", *RUN, *through_deepspeed(tmp_path), "train.max_steps=5000",
                       "optim.schedule=constant", f"run_dir={run.path}")  # fmt: skip
-    wait_for_step(slurm, run, 5)
+    wait_for_step(run, 5)
     assert len(processes_of(run)) >= 4
     launcher.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
-    assert gone_within(run, 15)
+    wait_until_gone(run)
     finish(launcher, 75 if how == "ctrl-c" else -signal.SIGKILL)
     status = run.read_status()
     assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
@@ -288,12 +247,13 @@ def test_a_launcher_that_is_killed_while_modules_are_loaded_ends_the_job(slurm: 
     slow.write_text("module() { sleep 4; }\n")
     slurm.env["BASH_ENV"] = str(slow)
     try:
-        launcher = ftdist(slurm, "train", *RUN, *SLURM, *LONG, "launch.slurm.modules=[cuda]", f"run_dir={run.path}")
+        launcher = slurm.ftdist("train", *RUN, *SLURM, *LONG, "launch.slurm.modules=[cuda]", f"run_dir={run.path}")
     finally:
         del slurm.env["BASH_ENV"]
     slurm.wait(lambda: slurm.run("squeue", "-h", "-t", "RUNNING"), 30, "the job")
     launcher.kill()
     launcher.communicate()
     slurm.wait(lambda: run.read_status()["state"] == "preempted", 30, "the end of the run")
-    assert run.read_status()["exit_reason"] == "cancelled before it began" and gone_within(run, 10)
+    assert run.read_status()["exit_reason"] == "cancelled before it began"
+    wait_until_gone(run, 10)
     assert "attempt 0" not in run.job_log(run.read_status()["job_id"]).read_text()

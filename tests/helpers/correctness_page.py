@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Iterable
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "correctness.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "correctness.md"
 
 
 def write_table(name: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -1,30 +1,23 @@
-"""ftdist as a user runs it (``python -m ftdist VERB …``, its own process), and what it leaves in a run directory."""
+"""Start ``ftdist`` as a user does, in a process of its own, and wait for it, signal it or kill it."""
 
-import fcntl
-import hashlib
-import json
+import contextlib
 import os
-import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import psutil
 
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 
 FTDIST = [sys.executable, "-m", "ftdist"]
 MARK = "FTDIST_E2E"
-"""Set in the environment of every process that a test starts, so that what is left of them is found."""
-SMOKE = ("experiment=smoke", "train.num_samples=1", "train.sample_tokens=8")
-PADDED_ZERO3 = (*SMOKE, "train.precision=fp32", "zero.stage=3", "model.pad_vocab_to_multiple_of=128", "track=disabled")
-NOT_REPEATED = re.compile(r"time$|perf/|mem/")
+"""Environment variable that marks every process that a test starts, so that ``left_processes`` finds them."""
 TIMEOUT_S = 120.0
 
 
@@ -80,13 +73,21 @@ def _cpu_s() -> float:
 
 
 def start(
-    *words: str | Path, cwd: Optional[Path] = None, command: Optional[List[str]] = None
-) -> "subprocess.Popen[str]":
-    """``ftdist WORDS…`` under way. What it prints is short enough for a pipe that is read at the end."""
+    *words: str | Path, cwd: Optional[Path] = None, command: Optional[List[str]] = None,
+    env: Optional[Mapping[str, str]] = None,
+) -> "subprocess.Popen[str]":  # fmt: skip
+    """Start ``ftdist WORDS…`` and return at once. Its output is short enough for a pipe that is read at the end."""
     return subprocess.Popen(
         [*(command or FTDIST), *map(str, words)], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=environment(), start_new_session=True,
+        stderr=subprocess.STDOUT, text=True, env=environment() if env is None else env, start_new_session=True,
     )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0, timeout_s: float = 400.0) -> str:
+    """Wait for a process that must end with ``code``. Returns its output."""
+    output, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == code, output
+    return output
 
 
 def wait_until(process: "subprocess.Popen[str]", reached: Callable[[], bool], delay_s: float = 0.0) -> None:
@@ -113,6 +114,29 @@ def kill_tree(process: "subprocess.Popen[str]") -> None:
     assert not alive
 
 
+def processes_of(run: RunDir, anywhere: bool = False) -> List[psutil.Process]:
+    """Return the living processes that have the run directory as an argument: ranks, their agents, ``ftdist resume``.
+
+    With ``anywhere``, also those that name it inside an argument: ``ftdist train run_dir=…``, ssh and pdsh.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            named = str(run.path) in (" ".join(words) if anywhere else words)
+            if named and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def wait_until_gone(run: RunDir, seconds: float = 15.0, anywhere: bool = False) -> None:
+    """Fail if a process of a run is still there after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while left := processes_of(run, anywhere):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
 def left_processes() -> List[psutil.Process]:
     """Processes that tests of this worker have started and that still run, whoever their parent is now."""
     found = []
@@ -123,68 +147,6 @@ def left_processes() -> List[psutil.Process]:
         except psutil.Error:  # gone, a zombie, or not ours
             continue
     return found
-
-
-def newest_step(run: RunDir) -> int:
-    """The newest step in metrics.jsonl (0: evaluated before the first step); −1 where there is none yet."""
-    return max((record["step"] for record in run.read_metrics()), default=-1)
-
-
-def result(run: RunDir) -> Dict[str, Any]:
-    """Everything in which two runs of one config must agree, bit for bit."""
-    last = run.find_checkpoint("last")
-    manifest = read_json(last / "manifest.json")
-    files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name != "state.json"}
-    state = {name: value for name, value in read_json(last / "state.json").items() if name != "run_id"}
-    return {
-        "metrics": [_repeated(record) for record in run.read_metrics()],
-        "samples": [_repeated(json.loads(line)) for line in run.samples.read_text().splitlines()],
-        "weights": {path.name: _sha256(path) for path in sorted(run.export.glob("*.safetensors"))},
-        "model card": (run.export / "README.md").read_text(),
-        "best": run.find_checkpoint("best").name,
-        "held-out loss of the last checkpoint": manifest["eval_loss"],
-        "checkpoint": files,
-        "state": state,
-    }
-
-
-def _repeated(record: Dict[str, Any]) -> Dict[str, Any]:
-    return {name: value for name, value in record.items() if not NOT_REPEATED.match(name)}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def assert_same(run: RunDir, reference: RunDir) -> None:
-    """Part for part, so that a failure says what differs."""
-    found, expected = result(run), result(reference)
-    for part, value in expected.items():
-        assert found[part] == value, f"{part} differs from the run that nobody interrupted"
-    assert not [path.name for path in run.path.iterdir() if path.name.startswith(".")], "temporary files are left"
-
-
-def finished_run(*overrides: str) -> RunDir:
-    """A run of these overrides that nobody interrupted: made once, shared by all tests and workers, never changed.
-
-    What it printed is in ``output.txt`` beside it.
-    """
-    home = Path(os.environ["FTDIST_CACHE"]).parent / "e2e" / hashlib.sha256(repr(overrides).encode()).hexdigest()[:12]
-    home.mkdir(parents=True, exist_ok=True)
-    run, output = RunDir(home / "run"), home / "output.txt"
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not output.is_file():
-            shutil.rmtree(run.path, ignore_errors=True)
-            done = succeed("train", *overrides, f"run_dir={run.path}", cwd=home)
-            output.write_text(done.text)
-    return run
-
-
-def copy_of(run: RunDir, path: Path) -> RunDir:
-    """A run directory to change. A run can be moved: nothing in it names its own place."""
-    shutil.copytree(run.path, path, symlinks=True)
-    return RunDir(path)
 
 
 def interrupt(process: "subprocess.Popen[str]", number: int = signal.SIGINT) -> Done:
