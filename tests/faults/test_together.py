@@ -16,7 +16,7 @@ from tests.faults.disk import Disk
 from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault
 from tests.helpers.training import FIVE_STEPS, assemble, start, steps
-from tests.spawn import free_port, run_ranks
+from tests.spawn import fork, free_port, run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 WORLD = 2
@@ -84,7 +84,7 @@ def test_nobody_publishes_before_all_have_written(tmp_path: Path) -> None:
 
 
 def _fork_rank(rank: int, port: int, run: RunDir, scratch: Path, stop_at: int) -> int:
-    pid = os.fork()
+    pid = fork()
     if pid:
         return pid
     code = 3
