@@ -106,7 +106,7 @@ def test_the_config_is_shown_once_under_torchrun(tmp_path: Path) -> None:
 def test_killed_under_torchrun_and_resumed_without(tmp_path: Path) -> None:
     """Nobody was there to write down that it had ended."""
     run = RunDir(tmp_path / "run")
-    process = start("train", *SMOKE, f"run_dir={run.path}", command=TORCHRUN)
+    process = start("train", *SMOKE, "track=disabled", f"run_dir={run.path}", command=TORCHRUN)
     wait_until(process, lambda: newest_step(run) >= 3)
     kill_tree(process)
     assert "dead?" in succeed("status", run.path).out
@@ -116,7 +116,7 @@ def test_killed_under_torchrun_and_resumed_without(tmp_path: Path) -> None:
 
 def test_what_a_dry_run_prints_can_be_typed(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a run")
-    done = succeed("train", *SMOKE, f"run_dir='{run.path}'", "--dry-run", cwd=tmp_path)
+    done = succeed("train", *SMOKE, "track=disabled", f"run_dir='{run.path}'", "--dry-run", cwd=tmp_path)
     assert run.read_status()["state"] == "frozen" and not run.metrics.exists()
     command = done.out.splitlines()[-1]
     typed = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True)

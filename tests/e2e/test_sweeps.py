@@ -62,18 +62,18 @@ def test_a_sweep_with_a_model_that_is_refused_leaves_nothing(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:
-    """The launcher is killed with its processes while trials are under way and others have not started."""
-    words = ("train.max_steps=40", "train.checkpoint_every=1", "optim.lr=1e-3,1e3", "seed=1,2")
+def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
+    """The launcher is killed with its processes while two trials are under way and one has not started."""
+    words = ("train.max_steps=40", "train.checkpoint_every=1", "optim.lr=1e-3,1e-4,1e3")
     process = start("train", *TRIAL, *DIVERGES, "-m", *words, cwd=tmp_path)
     wait_until(process, lambda: any(tmp_path.glob("runs/*-sweep/00[01]/checkpoints/step-*/manifest.json")))
     kill_tree(process)
     sweep = only_sweep(tmp_path / "runs")
     begun = [trial for trial in sweep.trials() if any(trial.run.checkpoints.glob("step-*/manifest.json"))]
-    assert begun and len(sweep.trials()) == 4 and states(sweep)[2:] == ["frozen"] * 2
+    assert begun and len(sweep.trials()) == 3 and states(sweep)[2] == "frozen"
     done = ftdist("resume", sweep.path, timeout_s=LONG_S)
     assert done.code == 1, done.text
-    assert states(sweep) == ["done", "done", "failed", "failed"] and most_at_once(done) == 2
+    assert states(sweep) == ["done", "done", "failed"] and most_at_once(done) == 2
     assert "002 failed" in done.out and "error: rank 0" in done.out
     for trial in begun:
         assert "resumed after step" in (trial.run.logs / "launcher.log").read_text()
@@ -82,7 +82,7 @@ def test_a_sweep_that_was_cut_goes_on(tmp_path: Path) -> None:
     assert again.code == 1 and sweep.trials()[0].run.read_status() == first
     assert "000 starts" not in again.out and "002 starts" in again.out  # one that failed is tried again
     table = succeed("sweep", sweep.path).out.splitlines()
-    assert [line.split()[1] for line in table[1:]] == ["done", "done", "failed", "failed"]
+    assert [line.split()[1] for line in table[1:]] == ["done", "done", "failed"]
 
 
 def test_the_program_line_of_wandbs_agent(tmp_path: Path) -> None:

@@ -14,13 +14,10 @@ from ftdist.launch.backends.hostfile import read_hostfile
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import finish, processes_of, start, wait_until_gone
 from tests.helpers.runs import wait_for_step
+from tests.nodes.settings import LONG, SHORT, losses
 from tests.spawn import free_port
 
 pytestmark = pytest.mark.timeout(500)
-
-RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "train.precision=fp32", "data.max_seq_len=128",
-       "train.num_samples=0", "train.export=false", "launch.timeout_s=60")  # fmt: skip
-LONG = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null")
 
 
 @pytest.fixture
@@ -51,22 +48,20 @@ def hosts(ssh: str, tmp_path: Path) -> List[str]:
 
 
 @pytest.mark.parametrize("machines", ["hosts", "one_host"], indirect=True)
-def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path) -> None:
-    here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
-    finish(start("train", *RUN, "launch=local", "launch.nproc_per_node=2", f"run_dir={here.path}"))
-    output = finish(start("train", *RUN, *machines, "launch.nproc_per_node=null", f"run_dir={there.path}"))
+def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path, local_losses: List[float]) -> None:
+    run = RunDir(tmp_path / "run")
+    output = finish(start("train", *SHORT, *machines, "launch.nproc_per_node=null", f"run_dir={run.path}"))
     assert "\nstep 6/6" in output and "[INFO]" not in output, output
-    losses = [[r["train/loss"] for r in run.read_metrics() if "train/loss" in r] for run in (here, there)]
-    assert len(losses[0]) == 6 and losses[0] == losses[1]
-    assert there.read_status()["state"] == "done" and there.log_file(1, 0).is_file()
-    assert not processes_of(there, anywhere=True)
+    assert losses(run) == local_losses
+    assert run.read_status()["state"] == "done" and run.log_file(1, 0).is_file()
+    assert not processes_of(run, anywhere=True)
 
 
 @pytest.mark.slow
 def test_stopped_and_gone_on(machines: List[str], tmp_path: Path) -> None:
     """Ctrl-C saves and stops, resume goes on, and a launcher that is killed takes everything with it."""
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
     assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     launcher.send_signal(signal.SIGINT)
@@ -85,7 +80,7 @@ def test_stopped_and_gone_on(machines: List[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ended_at_once(machines: List[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
     assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     finish(start("cancel", "--now", str(run.path)))
@@ -101,7 +96,7 @@ def test_ended_at_once(machines: List[str], tmp_path: Path) -> None:
 )
 def test_a_killed_rank_is_named_by_its_machine(machines: List[str], says: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
     assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     kill_a_rank(run, "1")

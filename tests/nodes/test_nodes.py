@@ -12,23 +12,20 @@ import pytest
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import finish, processes_of, start, wait_until_gone
 from tests.helpers.runs import wait_for_step
+from tests.nodes.settings import LONG, SHORT, losses
 from tests.spawn import free_port
 
 pytestmark = pytest.mark.timeout(300)
 
-RUN = ("experiment=smoke", "launch=nodes", "launch.device=cpu", "launch.nproc_per_node=1", "launch.nnodes=2",
-       "track=disabled", "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
-       "train.export=false", "launch.timeout_s=60")  # fmt: skip
+RUN = (*SHORT, "launch=nodes", "launch.nproc_per_node=1", "launch.nnodes=2")
 
 
 def nodes(run: RunDir, *more: str) -> List[str]:
     return [*RUN, f"run_dir={run.path}", f"launch.nodes.port={free_port()}", *more]
 
 
-def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path) -> None:
-    here, run = RunDir(tmp_path / "here"), RunDir(tmp_path / "run")
-    local = [*RUN, "launch=local", "launch.nnodes=1", "launch.nproc_per_node=2", f"run_dir={here.path}"]
-    finish(start("train", *local))
+def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path, local_losses: List[float]) -> None:
+    run = RunDir(tmp_path / "run")
     output = finish(start("train", "--dry-run", *nodes(run, "launch.nodes.address=127.0.0.1")))
     commands = [line for line in output.splitlines() if " ftdist node " in line]
     assert len(commands) == 2 and "# machine 1:" in output
@@ -36,8 +33,7 @@ def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path) -> N
                for command in reversed(commands)]  # fmt: skip
     for process in started:
         finish(process)
-    losses = [[r["train/loss"] for r in each.read_metrics() if "train/loss" in r] for each in (here, run)]
-    assert len(losses[0]) == 6 and losses[0] == losses[1]
+    assert losses(run) == local_losses
 
 
 def test_over_ssh(ssh: str, tmp_path: Path) -> None:
@@ -52,8 +48,7 @@ def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
     """Ctrl-C saves and stops; a launcher that is killed takes everything with it; resume goes on."""
     run = RunDir(tmp_path / "run")
     hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
-    long = "train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null"
-    launcher = start("train", *nodes(run, *hosts, *long))
+    launcher = start("train", *nodes(run, *hosts, *LONG))
     wait_for_step(run, 3)
     assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     launcher.send_signal(signal.SIGINT)

@@ -1,6 +1,5 @@
 """What a user gets from the wheel alone: sdist → wheel → clean environment → empty folder."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,9 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from ftdist.run.rundir import RunDir
+from tests.helpers.runs import SMOKE, finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"ftdist": "ftdist", "launch": "ftdist/launch", "conf": "ftdist/conf", "slurm": "ftdist/slurm"}
@@ -91,10 +93,10 @@ def test_help_and_a_composed_config_in_an_empty_folder(installed: Path, tmp_path
 
 
 def test_the_wheel_trains_like_the_checkout(installed: Path, tmp_path: Path) -> None:
-    losses = []
-    for name, python in (("wheel", installed / "python"), ("checkout", sys.executable)):
-        run(python, "-m", "ftdist", "train", "experiment=smoke", f"run_dir={tmp_path / name}", cwd=tmp_path)
-        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses.append([record["train/loss"] for record in records if "train/loss" in record])
-    assert len(losses[0]) == 6
-    assert losses[0] == losses[1]
+    run(installed / "python", "-m", "ftdist", "train", *SMOKE, f"run_dir={tmp_path / 'wheel'}", cwd=tmp_path)
+    found, expected = (
+        [record["train/loss"] for record in each.read_metrics() if "train/loss" in record]
+        for each in (RunDir(tmp_path / "wheel"), finished_run(*SMOKE))
+    )
+    assert len(found) == 6
+    assert found == expected

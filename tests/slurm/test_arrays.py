@@ -24,14 +24,14 @@ def most_at_once(cluster: Cluster, sweep: SweepDir) -> int:
 
 
 def test_an_array_with_a_throttle(slurm: Cluster, tmp_path: Path) -> None:
-    """6 trials, of which one fails and stops no other."""
-    words = (f"runs_dir={tmp_path}", "train.max_steps=6", "optim.lr=1e-3,5e-4,1e3,1e-4,2e-4,1e-5")
+    """Of 4 trials, one fails and stops no other."""
+    words = (f"runs_dir={tmp_path}", "train.max_steps=6", "optim.lr=1e-3,1e3,1e-4,1e-5")
     output = finish(slurm.ftdist("train", *TINY, *DIVERGES, "-m", *words), 1)
     sweep = only_sweep(tmp_path)
-    assert states(sweep) == ["done", "done", "failed", "done", "done", "done"], output
-    assert "trials 0-5" in output and output.count("held-out loss") >= 5
+    assert states(sweep) == ["done", "failed", "done", "done"], output
+    assert "trials 0-3" in output and output.count("held-out loss") >= 3
     jobs = [trial.run.read_status()["job_id"] for trial in sweep.trials()]
-    assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(6)]
+    assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(4)]
     assert most_at_once(slurm, sweep) == 2
     assert sweep.told() == {trial.number: objective(trial.run) for trial in sweep.trials()}
 

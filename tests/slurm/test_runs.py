@@ -1,9 +1,10 @@
 """Runs under a real Slurm: they end as local ones do, whatever happens to them in between."""
 
+import functools
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 
@@ -21,7 +22,10 @@ RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2",
 SLURM = ("launch=slurm", "launch.nnodes=2", "launch.nproc_per_node=2", "launch.wait=true")
 SHORT = ("train.max_steps=12", "train.checkpoint_every=null")
 LONG = ("train.max_steps=500", "train.checkpoint_every=50")
-"""Long enough for something to happen in the middle."""
+"""Long enough for something that takes a minute to happen in the middle."""
+MIDDLE = ("train.max_steps=250", "train.checkpoint_every=50")
+"""Long enough for something that takes seconds to happen in the middle."""
+Undisturbed = Callable[[Tuple[str, ...]], List[Dict[str, Any]]]
 COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/tokens_seen", "eval/heldout/loss")
 
 
@@ -73,19 +77,25 @@ def test_so_do_those_that_deepspeeds_launcher_starts(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
-    run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
-    finish(cluster.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}"))
-    return metrics(run)
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Return the metrics of a run of some settings that nobody interrupts; each run is made once."""
+
+    @functools.lru_cache
+    def metrics_of(settings: Tuple[str, ...]) -> List[Dict[str, Any]]:
+        run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
+        finish(cluster.ftdist("train", *RUN, *settings, *SLURM, f"run_dir={run.path}"))
+        return metrics(run)
+
+    return metrics_of
 
 
-def test_preempted_it_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
+def test_a_preempted_run_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed) -> None:
     run = RunDir(tmp_path / "run")
-    job = slurm.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
-    wait_for_step(run, 60)
-    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    job = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, f"run_dir={run.path}")
+    wait_for_step(run, 20)
+    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     finish(job)
-    assert metrics(run) == undisturbed
+    assert metrics(run) == undisturbed(MIDDLE)
     status = run.read_status()
     assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 1)
     assert slurm.job(status["job_id"])["Restarts"] == "1"
@@ -108,7 +118,7 @@ def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
+def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed) -> None:
     run = RunDir(tmp_path / "run")
     limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=60")
     job = slurm.ftdist("train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
@@ -116,7 +126,7 @@ def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undist
     number = run.read_status()["job_id"]
     slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+61")  # Slurm looks every 30 s
     output = finish(job)
-    assert metrics(run) == undisturbed
+    assert metrics(run) == undisturbed(LONG)
     status = run.read_status()
     assert status["state"] == "done" and status["attempt"] == status["requeues"] >= 1, output
     assert slurm.job(number)["Restarts"] == str(status["requeues"])
@@ -141,7 +151,7 @@ def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, t
 @pytest.mark.slow
 @pytest.mark.parametrize("power_off", [False, True], ids=["slurmd is killed", "power is off"])
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
-    power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]
+    power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
@@ -159,7 +169,7 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
         resume = ["scontrol", "update", "NodeName=node2", "State=RESUME"]
         subprocess.run(resume, env=slurm.env, capture_output=True)  # refused where it has come back by itself
     finish(job)
-    assert metrics(run) == undisturbed
+    assert metrics(run) == undisturbed(LONG)
     # Once more where Slurm, still after the job's first start, ends what it finds of it on the node that came back.
     assert run.read_status()["attempt"] >= 1 and int(slurm.job(number)["Restarts"]) >= 1
 
