@@ -154,12 +154,12 @@ def check_refused(done: Done, case: Case, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=lambda case: case.name)
-def test_wrong_config(case: Case, folder: Path) -> None:
+def test_a_wrong_config_is_refused(case: Case, folder: Path) -> None:
     check_refused(run_wrong(case, folder), case, folder)
 
 
 @pytest.mark.parametrize("case", DATA, ids=lambda case: case.name)
-def test_wrong_data(case: Case, folder: Path) -> None:
+def test_wrong_data_is_refused(case: Case, folder: Path) -> None:
     if "model.tokenizer=plain" in case.words:
         _save_tokenizer_without_template(folder / "plain")
     case = case._replace(words=[*MINE, *case.words], cpu_s=PREPARE_CPU_S)
@@ -167,12 +167,12 @@ def test_wrong_data(case: Case, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", MODEL, ids=lambda case: case.name)
-def test_wrong_model(case: Case, folder: Path) -> None:
+def test_a_wrong_model_is_refused(case: Case, folder: Path) -> None:
     case = case._replace(words=[*SMOKE, *case.words], cpu_s=PREPARE_CPU_S)
     check_refused(run_wrong(case, folder), case, folder)
 
 
-def test_a_folder_that_holds_a_run(folder: Path) -> None:
+def test_train_refuses_a_folder_that_holds_a_run(folder: Path) -> None:
     run = finished_run(*SMOKE_RUN)
     case = Case("taken", [*SMOKE, f"run_dir={run.path}"], ["already holds a run", f"ftdist resume {run.path}"])
     check_refused(run_wrong(case, folder), case, folder)
@@ -187,7 +187,9 @@ def test_a_folder_that_holds_a_run(folder: Path) -> None:
         ("drop", 1, {"dropped": "1 longer than max_seq_len"}),
     ],
 )
-def test_a_document_longer_than_a_row(what: str, rows: int, counted: Dict[str, str], tmp_path: Path) -> None:
+def test_long_documents_are_truncated_split_or_dropped(
+    what: str, rows: int, counted: Dict[str, str], tmp_path: Path
+) -> None:
     """Not an error: done as the config says, and counted."""
     (tmp_path / "long.jsonl").write_text('{"text": "short"}\n' + json.dumps({"text": "x" * 200}) + "\n")
     done = succeed(
@@ -202,6 +204,6 @@ def test_a_document_longer_than_a_row(what: str, rows: int, counted: Dict[str, s
     assert int(next(line for line in lines if line[:1] == ["train"])[1]) == rows
 
 
-def test_standard_error_is_where_errors_go(folder: Path) -> None:
+def test_errors_go_to_standard_error(folder: Path) -> None:
     done = ftdist("train", "experiment=smok", cwd=folder)
     assert not done.out and done.err

@@ -11,7 +11,7 @@ from tests.helpers.cli import ftdist, interrupt, start, succeed, wait_until
 from tests.helpers.runs import PADDED_ZERO3, finished_run, newest_step
 
 
-def test_a_run_goes_on_with_other_ranks_and_another_stage(tmp_path: Path) -> None:
+def test_resume_with_fewer_ranks_and_another_zero_stage(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     process = start("train", *PADDED_ZERO3, f"run_dir={run.path}")
     wait_until(process, lambda: newest_step(run) >= 2)

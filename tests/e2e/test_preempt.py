@@ -33,7 +33,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
     yield run
 
 
-def test_ctrl_c_saves_and_says_so(stopped: RunDir) -> None:
+def test_ctrl_c_saves_a_checkpoint_and_says_so(stopped: RunDir) -> None:
     status = stopped.read_status()
     assert status["state"] == "preempted"
     assert stopped.find_checkpoint("last") == stopped.checkpoint(status["last_checkpoint_step"])
@@ -42,7 +42,7 @@ def test_ctrl_c_saves_and_says_so(stopped: RunDir) -> None:
     assert " stopped " in succeed("status", stopped.path).out
 
 
-def test_resumed_it_is_as_if_it_had_not_stopped(stopped: RunDir, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_bit_for_bit(stopped: RunDir, tmp_path: Path) -> None:
     run = copy_of(stopped, tmp_path / "run")
     step = run.read_status()["last_checkpoint_step"]
     done = succeed("resume", run.path)
@@ -52,7 +52,7 @@ def test_resumed_it_is_as_if_it_had_not_stopped(stopped: RunDir, tmp_path: Path)
 
 
 @pytest.mark.slow  # the soak comes to it too
-def test_killed_between_the_resume_and_the_next_checkpoint(stopped: RunDir, tmp_path: Path) -> None:
+def test_a_kill_after_a_resume_records_the_missing_evaluation_once(stopped: RunDir, tmp_path: Path) -> None:
     """The evaluation that the stop left out is recorded once, however often it is made up for."""
     run = copy_of(stopped, tmp_path / "run")
     before = newest_step(run)
@@ -63,7 +63,7 @@ def test_killed_between_the_resume_and_the_next_checkpoint(stopped: RunDir, tmp_
     assert_same(run, finished_run(*SETTINGS))
 
 
-def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(stopped: RunDir, tmp_path: Path) -> None:
+def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(stopped: RunDir, tmp_path: Path) -> None:
     run = copy_of(stopped, tmp_path / "run")
     newest, older = run.published_checkpoints()[-1], run.published_checkpoints()[-2]
     seed = random.randrange(10**6)
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(stopped: RunDir, t
 
 
 @pytest.mark.slow
-def test_when_every_checkpoint_is_damaged_nothing_is_lost(stopped: RunDir, tmp_path: Path) -> None:
+def test_resume_fails_and_deletes_nothing_if_every_checkpoint_is_damaged(stopped: RunDir, tmp_path: Path) -> None:
     run = copy_of(stopped, tmp_path / "run")
     for folder in run.published_checkpoints():
         (folder / "state.json").write_text("{}")
@@ -93,7 +93,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_lost(stopped: RunDir, tmp_p
 
 
 @pytest.mark.slow  # test_crash_points.py replaces a checkpoint of the same step
-def test_stopped_after_the_last_step_but_before_its_evaluation(tmp_path: Path) -> None:
+def test_a_stop_between_the_last_step_and_its_evaluation(tmp_path: Path) -> None:
     """The last checkpoint is then there already; the loss that it is judged by is not."""
     overrides = (*SETTINGS, "batch.global_batch_size=48", "train.max_steps=2")  # steps long enough to aim at
     run = RunDir(tmp_path / "run")
@@ -105,7 +105,7 @@ def test_stopped_after_the_last_step_but_before_its_evaluation(tmp_path: Path) -
     assert_same(run, finished_run(*overrides))
 
 
-def test_sigterm_before_the_first_step(tmp_path: Path) -> None:
+def test_sigterm_before_the_first_step_saves_step_0(tmp_path: Path) -> None:
     """As a batch system does. Stage 3, whose states exist only once a step is done."""
     run = RunDir(tmp_path / "run")
     process = start("train", *PADDED_ZERO3, f"run_dir={run.path}")
@@ -118,7 +118,7 @@ def test_sigterm_before_the_first_step(tmp_path: Path) -> None:
     assert_same(run, finished_run(*PADDED_ZERO3))
 
 
-def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     process = start("train", *SMOKE, "train.max_steps=100000", "train.eval_every=null", f"run_dir={run.path}")
     wait_until(process, lambda: newest_step(run) >= 1)

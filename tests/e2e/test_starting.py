@@ -53,7 +53,7 @@ LINES = [
 ]
 
 
-def test_a_run_prints_nothing_that_is_not_worth_it() -> None:
+def test_a_run_prints_only_known_lines() -> None:
     printed = (finished_run(*SMOKE).path.parent / "output.txt").read_text()
     printed = re.sub(r"\nbase model .*?\nreference", "\nreference", printed, flags=re.DOTALL)  # any bytes at all
     strange = [
@@ -66,7 +66,7 @@ def test_a_run_prints_nothing_that_is_not_worth_it() -> None:
 
 
 @pytest.mark.parametrize("overrides", [SMOKE, PADDED_ZERO3], ids=["smoke", "ZeRO-3"])
-def test_logs_of_a_run_that_goes_well_hold_what_rank_0_printed_and_no_more(overrides: tuple[str, ...]) -> None:
+def test_logs_hold_only_the_output_of_rank_0(overrides: tuple[str, ...]) -> None:
     run = finished_run(*overrides)
     logs = sorted(run.logs.glob("*.log"))
     assert [log.name for log in logs] == ["launcher.attempt-0.log", *(f"rank-0000{r}.attempt-0.log" for r in (0, 1))]
@@ -75,7 +75,7 @@ def test_logs_of_a_run_that_goes_well_hold_what_rank_0_printed_and_no_more(overr
     assert not logs[0].read_text() and not logs[2].read_text()
 
 
-def test_torchrun_started_by_the_user(tmp_path: Path) -> None:
+def test_a_run_under_the_users_torchrun_is_the_same(tmp_path: Path) -> None:
     run, temporary = RunDir(tmp_path / "run"), tmp_path / "temporary"
     temporary.mkdir()
     done = succeed("train", *SMOKE, f"run_dir={run.path}", command=TORCHRUN, TMPDIR=str(temporary))
@@ -87,7 +87,7 @@ def test_torchrun_started_by_the_user(tmp_path: Path) -> None:
     assert_same(run, finished_run(*SMOKE))
 
 
-def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
+def test_ctrl_c_under_torchrun_saves_a_checkpoint(tmp_path: Path) -> None:
     """torchrun passes it on to its ranks, and itself ends with a stack trace."""
     run = RunDir(tmp_path / "run")
     long = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "track=disabled")
@@ -98,12 +98,12 @@ def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
     assert run.read_status()["state"] == "preempted" and run.find_checkpoint("last")
 
 
-def test_the_config_is_shown_once_under_torchrun(tmp_path: Path) -> None:
+def test_torchrun_shows_the_config_once(tmp_path: Path) -> None:
     done = succeed("train", *SMOKE, "--cfg", "job", "-p", "optim.lr", command=TORCHRUN, cwd=tmp_path)
     assert done.out == "0.001\n"
 
 
-def test_killed_under_torchrun_and_resumed_without(tmp_path: Path) -> None:
+def test_a_run_killed_under_torchrun_resumes_without_it(tmp_path: Path) -> None:
     """Nobody was there to write down that it had ended."""
     run = RunDir(tmp_path / "run")
     process = start("train", *SMOKE, "track=disabled", f"run_dir={run.path}", command=TORCHRUN)
@@ -114,7 +114,7 @@ def test_killed_under_torchrun_and_resumed_without(tmp_path: Path) -> None:
     assert_same(run, finished_run(*SMOKE))
 
 
-def test_what_a_dry_run_prints_can_be_typed(tmp_path: Path) -> None:
+def test_the_command_of_a_dry_run_works(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a run")
     done = succeed("train", *SMOKE, "track=disabled", f"run_dir='{run.path}'", "--dry-run", cwd=tmp_path)
     assert run.read_status()["state"] == "frozen" and not run.metrics.exists()

@@ -44,7 +44,7 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_six_trials_two_at_a_time(tmp_path: Path) -> None:
+def test_six_trials_run_two_at_a_time(tmp_path: Path) -> None:
     """One fails, and stops no other."""
     words = ("train.max_steps=6", "optim.lr=1e-3,5e-4,1e3,1e-4,2e-4,1e-5")
     done = ftdist("train", *TRIAL, *DIVERGES, "-m", *words, cwd=tmp_path, timeout_s=LONG_S)
@@ -56,7 +56,7 @@ def test_six_trials_two_at_a_time(tmp_path: Path) -> None:
     assert len(rows) == 6 and losses == sorted(losses) and [row[1] for row in rows].count("failed") == 1
 
 
-def test_a_sweep_with_a_model_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+def test_a_sweep_with_a_refused_model_leaves_no_files(tmp_path: Path) -> None:
     done = ftdist("train", *TRIAL, "-m", "model.config.model_type=llama,bert", cwd=tmp_path)
     assert done.code == 2 and "bert reads a text in both directions" in done.err
     assert not list(tmp_path.iterdir())
@@ -85,7 +85,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     assert [line.split()[1] for line in table[1:]] == ["done", "done", "failed"]
 
 
-def test_the_program_line_of_wandbs_agent(tmp_path: Path) -> None:
+def test_the_documented_command_of_the_wandb_agent_works(tmp_path: Path) -> None:
     """The command of docs/sweeps.md as wandb's own code fills it in for a run that the server has proposed."""
     from wandb.sdk.launch.sweeps import utils
 

@@ -39,7 +39,7 @@ def test_the_demo_passes(tmp_path: Path) -> None:
     assert "<|im_end|>, in" in done.out
 
 
-def test_a_failed_check_is_named_and_ends_with_1(tmp_path: Path) -> None:
+def test_a_failed_check_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \
                "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}" \
                "{% if add_generation_prompt %}assistant: {% endif %}"  # fmt: skip
@@ -52,7 +52,7 @@ def test_a_failed_check_is_named_and_ends_with_1(tmp_path: Path) -> None:
     assert "1 failed" in text
 
 
-def test_a_tokenizer_that_train_refuses_ends_with_1(tmp_path: Path) -> None:
+def test_a_refused_tokenizer_is_a_failed_check(tmp_path: Path) -> None:
     done = ftdist("verify", "experiment=smoke", f"model.tokenizer={tmp_path / 'nowhere'}", cwd=tmp_path)
     assert done.code == 1
     text = " ".join(done.out.split())
@@ -60,13 +60,13 @@ def test_a_tokenizer_that_train_refuses_ends_with_1(tmp_path: Path) -> None:
     assert text.count("cannot load") == 1 and "1 passed, 1 failed in" in text
 
 
-def test_a_config_that_cannot_work_ends_with_2(tmp_path: Path) -> None:
+def test_an_impossible_config_exits_with_2(tmp_path: Path) -> None:
     done = ftdist("verify", "experiment=smoke", "batch.global_batch_size=3", cwd=tmp_path)
     assert done.code == 2
     assert "batch.global_batch_size=2 or 4" in done.err
 
 
-def test_the_demo_says_where_it_runs_and_checks_that_first(tmp_path: Path) -> None:
+def test_the_demo_shows_the_machine_and_verifies_first(tmp_path: Path) -> None:
     demo = ("demo", *SMOKE, "train.max_steps=1")
     first = [line.split()[0] for line in succeed(*demo, cwd=tmp_path).out.splitlines() if line]
     assert first[0] == "cores" and first.index("libraries") < first.index("verify") < first.index("data")

@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
        "the value or the gradient of rank 1's loss times NaN, infinity or 10,000; ZeRO 0 to 3, fp32 and bf16",
        "all ranks leave the update out: weights, moments and step counts are bit for bit those of a run that never "
        "took the step")  # fmt: skip
-def test_a_bad_step_is_as_if_it_had_not_been_taken(folder: Path, tmp_path: Path, precision: str) -> None:
+def test_a_bad_step_changes_nothing(folder: Path, tmp_path: Path, precision: str) -> None:
     """Weights, moments and step counts are those of a run that never saw the batch, bit for bit, in every stage."""
     configs = [
         tiny_config(folder, *SETTINGS, f"zero.stage={stage}", f"train.precision={precision}", "train.grad_spike_z=100",
@@ -162,7 +162,7 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 @fault("training", "bad steps in a row", "two batches that are always bad, with train.max_bad_steps=2",
        "the run goes back to its last checkpoint and past the data, as plain PyTorch trains without those batches; "
        "stopped among them, or killed before or after the next checkpoint, and resumed, it ends the same")  # fmt: skip
-def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
+def test_bad_steps_in_a_row_roll_back_and_skip_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
     from ftdist.data.loader import row_ids
@@ -196,7 +196,7 @@ def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tm
 @fault("training", "a stop before bad steps in a row", "SIGTERM between two checkpoints that are due, then two bad "
        "batches, with train.keep_checkpoints=1",
        "resumed, and killed once it has gone back: as far as the undisturbed run, bit for bit to its end")  # fmt: skip
-def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Path, tmp_path: Path) -> None:
+def test_a_stop_does_not_change_how_far_a_run_rolls_back(folder: Path, tmp_path: Path) -> None:
     bad, settings = {5: "loss", 6: "gradient"}, ("train.checkpoint_every=4", "train.keep_checkpoints=1")
     (_, run), (_, again) = _frozen(folder, tmp_path / "run", *settings), _frozen(folder, tmp_path / "again", *settings)
     assert run_ranks(_whole_run, 2, run.path, bad) == ["done"] * 2
@@ -218,7 +218,7 @@ def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
 
 @fault("training", "one bad step", "one batch of a run is bad",
        "metrics.jsonl names the reason and the rows of the global batch; nothing else changes")  # fmt: skip
-def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path: Path) -> None:
+def test_one_bad_step_is_logged_with_its_rows(folder: Path, tmp_path: Path) -> None:
     _, run = _frozen(folder, tmp_path / "run")
     assert run_ranks(_whole_run, 2, run.path, {1: "loss"}) == ["done"] * 2
     records = {r["step"]: r for r in _record(run) if "train/loss" in r}
@@ -237,7 +237,7 @@ def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path
 )
 @fault("training", "bad steps without end", "every batch from the fifth on is bad",
        "after train.max_rollbacks the run stops and names steps and rows; without a checkpoint at once")  # fmt: skip
-def test_the_budget_is_kept_and_the_place_is_named(
+def test_the_run_fails_after_max_rollbacks_and_names_the_steps(
     folder: Path, tmp_path: Path, settings: Tuple[str, ...], found: str
 ) -> None:
     _, run = _frozen(folder, tmp_path / "run", *settings)

@@ -72,7 +72,7 @@ def assert_one_change(states: List[State], before: State, after: State) -> None:
 @fault("saving", "the process is killed at any file operation of a save",
        "a shim counts every open, write, fsync, rename, unlink; the save is stopped at each in turn",
        "the checkpoints before it, or those and the new one, all verified; no rest stays")  # fmt: skip
-def test_killed_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     operations, states = every_crash(
         template, lambda run: write_checkpoint(run, contents(15), Alone()), False, monkeypatch
     )
@@ -84,7 +84,7 @@ def test_killed_at_every_operation_of_a_save(template: RunDir, monkeypatch: pyte
 @fault("saving", "the power fails at any file operation of a save",
        "as above, and what was not fsynced is lost: contents of files, entries of folders",
        "as above; a save that has returned is never lost")  # fmt: skip
-def test_power_lost_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_power_loss_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _, states = every_crash(template, lambda run: write_checkpoint(run, contents(15), Alone()), True, monkeypatch)
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
@@ -92,7 +92,7 @@ def test_power_lost_at_every_operation_of_a_save(template: RunDir, monkeypatch: 
 @fault("saving", "the power fails while metrics.jsonl and samples.jsonl are not on the disk",
        "at every operation of a save, after a record of its step",
        "no checkpoint is there without its record")  # fmt: skip
-def test_no_checkpoint_is_ahead_of_its_record(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_checkpoint_is_ahead_of_its_metrics(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def log_and_save(run: RunDir) -> None:
         for record in (run.metrics, run.samples):
             record.write_text('{"step": 15}\n')
@@ -110,7 +110,9 @@ def test_no_checkpoint_is_ahead_of_its_record(template: RunDir, monkeypatch: pyt
 @fault("saving", "the same while a checkpoint is written again (its evaluation was made up for)",
        "both ways, at every operation", "the old one or the new one, whole")  # fmt: skip
 @pytest.mark.parametrize("lose_power", [False, True])
-def test_a_checkpoint_that_is_replaced(template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_a_checkpoint_is_replaced(
+    template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (template.checkpoint(10) / PINNED).touch()
     operations, states = every_crash(
         template, lambda run: write_checkpoint(run, contents(10, value=0.5), Alone()), lose_power, monkeypatch
@@ -123,7 +125,7 @@ def test_a_checkpoint_that_is_replaced(template: RunDir, lose_power: bool, monke
 @fault("pruning", "killed, or the power fails, at any file operation of pruning", "both ways, at every operation",
        "each old checkpoint is there and whole, or gone; the kept ones stay")  # fmt: skip
 @pytest.mark.parametrize("lose_power", [False, True])
-def test_pruning_stopped_at_every_operation(
+def test_a_crash_at_every_operation_of_pruning(
     template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(template, contents(15), Alone())

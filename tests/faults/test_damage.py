@@ -56,7 +56,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
        "found before anything is loaded; file and rank are named; set aside, and the one before is taken")  # fmt: skip
 @pytest.mark.parametrize("damage", [flip_one_bit, cut, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_every_damaged_file(whole: RunDir, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_file_is_named_and_an_older_checkpoint_used(
+    whole: RunDir, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
     run, notes = RunDir(shutil.copytree(whole.path, tmp_path / "run")), []
     newest = run.checkpoint(10)
     assert sorted(FILES) == sorted(str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file())
@@ -73,7 +75,7 @@ def test_every_damaged_file(whole: RunDir, tmp_path: Path, name: str, damage: Ca
 
 @fault("loading", "no checkpoint is whole", "a bit is flipped in each",
        "the run ends and says so, however often it is tried; none is deleted")  # fmt: skip
-def test_none_is_whole(whole: RunDir, tmp_path: Path) -> None:
+def test_resume_fails_if_every_checkpoint_is_damaged(whole: RunDir, tmp_path: Path) -> None:
     run, notes = RunDir(shutil.copytree(whole.path, tmp_path / "run")), []
     for path in run.published_checkpoints():
         flip_one_bit(path / FILES[-1])
@@ -124,7 +126,7 @@ def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any],
        "a live engine is rolled back: once past a damaged checkpoint, once with none left",
        "every number is that of the good checkpoint; where there is none, nothing has changed")  # fmt: skip
 @pytest.mark.parametrize("stage", [2, 3])
-def test_nothing_is_touched_before_all_is_verified(tmp_path: Path, stage: int) -> None:
+def test_state_is_unchanged_until_all_files_are_verified(tmp_path: Path, stage: int) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", "train.precision=bf16")
     run = freeze_tiny(config, tmp_path / "run", WORLD)
@@ -134,7 +136,7 @@ def test_nothing_is_touched_before_all_is_verified(tmp_path: Path, stage: int) -
 
 @fault("loading", "a checkpoint of another run lies in the run directory",
        "one with another learning rate, one with another model", "refused, before anything is loaded")  # fmt: skip
-def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     save_tiny_model(tmp_path / "other", hidden_size=32)
     configs = [tiny_config(tmp_path, *FIVE_STEPS, *change) for change in
@@ -164,7 +166,7 @@ def _resume_each(configs: List[Any], path: Path) -> List[str]:
 
 @fault("loading", "metrics.jsonl was cut or deleted", "before a resume: gone, cut before the checkpoint's step, whole",
        "one line says what is missing; the run goes on")  # fmt: skip
-def test_a_record_that_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
+def test_resume_says_that_metrics_end_before_the_checkpoint(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS, "train.log_every=2")
     run = freeze_tiny(config, tmp_path / "run", 1)

@@ -63,7 +63,7 @@ def test_an_error_at_every_operation(run: RunDir, tmp_path: Path, error: int, mo
 
 @fault("saving", "the disk becomes read-only in the middle and stays so", "from each operation on, all fail",
        "as above; rests are removed by the next save that can")  # fmt: skip
-def test_errors_from_every_operation_on(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_at_all_operations_from_one_on(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     for index in range(30):
         monkeypatch.setattr(durable, "os", Disk(run.path, tmp_path / "scratch", -1, range(index, 10**6), errno.EROFS))
@@ -79,7 +79,7 @@ def test_errors_from_every_operation_on(run: RunDir, tmp_path: Path, monkeypatch
 
 @fault("saving", "the folder of the checkpoints vanishes, or the run directory", "in the middle of a save; before one",
        "that save fails; the next one makes the folder again, but never the run directory")  # fmt: skip
-def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_after_the_folder_has_vanished(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     disk = Disk(run.path, tmp_path / "scratch", stop_at=6, stop=lambda: run.checkpoints.rename(tmp_path / "away"))
     disk.goes_on = True
@@ -94,7 +94,7 @@ def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @fault("saving", "there is no room for the whole checkpoint", "one of a petabyte", "it is not begun")
-def test_without_room_nothing_is_written(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_without_room_writes_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "make_folder", pytest.fail)
     assert "it takes 931,322.6 GiB" in write_checkpoint(run, contents(10, size=10**15), Alone())
     assert contained(run) == [(5, 0)]
@@ -103,7 +103,9 @@ def test_without_room_nothing_is_written(run: RunDir, monkeypatch: pytest.Monkey
 @fault("pruning", "an old checkpoint cannot be deleted", "an I/O error where it is renamed, and where it is deleted",
        "said in one line; the new one is published; the next save deletes the rest")  # fmt: skip
 @pytest.mark.parametrize("name", ["rename .gone-step-00000005", "unlink manifest.json"])
-def test_what_cannot_be_deleted(run: RunDir, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_checkpoint_that_cannot_be_deleted(
+    run: RunDir, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "scratch").mkdir()
     disk = Disk(run.path, tmp_path / "scratch", error=errno.EIO)
 
@@ -184,7 +186,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> Non
 
 @fault("pruning", "checkpoints that only a stop has made", "several between those that are due",
        "the newest of them stays until the next that is due, and none takes the place of one that was due")  # fmt: skip
-def test_a_stop_costs_no_checkpoint_that_was_due(run: RunDir) -> None:
+def test_checkpoints_of_stops_do_not_replace_due_ones(run: RunDir) -> None:
     for step, due, left in ((6, False, [5, 6]), (7, False, [5, 7]), (10, True, [10]), (11, False, [10, 11])):
         assert save_checkpoint(run, contents(step, due=due), Alone(), keep=1) == ("", "")
         assert [step for step, _ in contained(run)] == left
@@ -196,7 +198,7 @@ def test_a_stop_costs_no_checkpoint_that_was_due(run: RunDir) -> None:
 
 @fault("pruning", "a checkpoint that was found bad could not be set aside", "a bit is flipped in the newest one; EROFS",
        "it counts for nothing: the one that is then saved stays, until that step is saved again")  # fmt: skip
-def test_a_bad_checkpoint_that_stays_costs_no_good_one(
+def test_a_bad_checkpoint_that_cannot_be_moved_replaces_no_good_one(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(run, contents(10), Alone())

@@ -114,7 +114,7 @@ def test_a_pickle_in_a_checkpoint_never_runs(way: str, found: Dict[str, List[str
     "security", "the same", "a manifest that lists ../ or an absolute path", "refused before anything is read or copied"
 )
 @pytest.mark.parametrize("name", ["hf/../../../passed", "/etc/hostname"])
-def test_a_manifest_names_only_its_own_files(name: str, tmp_path: Path) -> None:
+def test_a_manifest_with_paths_outside_is_refused(name: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "run")
     run.checkpoints.mkdir(parents=True)
     write_checkpoint(run, contents(5), Alone())
@@ -138,7 +138,7 @@ PLANTS = {
     "name", [".tmp-step-00000010", ".gone-step-00000009", ".old-step-00000009", ".old-step-00000005",
              "bad-step-00000010", "step-00000010"],
 )  # fmt: skip
-def test_what_is_deleted_is_never_entered_through_a_link(name: str, plant: str, tmp_path: Path) -> None:
+def test_deletion_does_not_follow_links(name: str, plant: str, tmp_path: Path) -> None:
     run, theirs, notes = RunDir(tmp_path / "run"), tmp_path / "theirs", []  # type: ignore[var-annotated]
     run.checkpoints.mkdir(parents=True)
     (theirs / "deep").mkdir(parents=True)

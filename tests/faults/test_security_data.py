@@ -140,7 +140,7 @@ def test_malicious_data_is_refused(plant: Any, tmp_path: Path) -> None:
     "security", "the same", "pickled Arrow types, scripts beside a saved data set", "the records are read; nothing runs"
 )
 @pytest.mark.parametrize("plant", INERT, ids=lambda plant: plant.__name__)
-def test_what_data_does_not_need_is_inert(plant: Any, tmp_path: Path) -> None:
+def test_unneeded_files_beside_data_are_not_run(plant: Any, tmp_path: Path) -> None:
     from ftdist.data.sources import read_source
 
     records = [record for _, record in read_source("here", plant(tmp_path, tmp_path / "canary"))]
@@ -154,7 +154,7 @@ def test_what_data_does_not_need_is_inert(plant: Any, tmp_path: Path) -> None:
     "torch.py, yaml.py, sitecustomize.py …",
     "not imported while data is prepared",
 )
-def test_modules_in_the_current_folder_are_not_ours(tmp_path: Path) -> None:
+def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
     """Where a model or a data set was unpacked, ``python -m`` would find them first."""
     for name in ("torch", "datasets", "transformers", "pyarrow", "yaml", "ftdist", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(source(tmp_path / "canary"))
@@ -219,7 +219,7 @@ def test_planted_files_of_a_cache_entry_are_refused(name: str, tmp_path: Path) -
 
 @fault("security", "the same", "hashes.json is something else", "the files are hashed again")
 @pytest.mark.parametrize("content", [b"[]", b'{"a": 1}', pickle.dumps(1), b'{"%s": {"stamp": 1}}'], ids=repr)
-def test_planted_hashes_are_only_not_remembered(content: bytes, tmp_path: Path) -> None:
+def test_planted_hashes_are_ignored(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "data.jsonl").write_text(json.dumps(GOOD))
     config = tiny_config(tmp_path)
@@ -266,7 +266,7 @@ def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
 
 
 @fault("security", "the same", "_target_ where keys are free", "a value like any other")
-def test_targets_where_any_key_may_stand_are_values(tmp_path: Path) -> None:
+def test_a_target_under_a_free_key_is_a_plain_value(tmp_path: Path) -> None:
     target = f"{{_target_: os.system, command: touch {tmp_path / 'canary'}}}"
     config = parse_config(f"model: {{config: {target}}}\nzero: {{deepspeed: {target}}}", "here")
     assert config.model.config["_target_"] == "os.system"
@@ -291,7 +291,7 @@ HYDRA = {
 )
 @pytest.mark.parametrize("section", HYDRA.values(), ids=HYDRA)
 @pytest.mark.parametrize("flags", [["-m", "seed=1,2"], ["seed=1"], ["--cfg", "job"], ["--info", "config"]], ids=repr)
-def test_an_experiment_from_somebody_else_runs_nothing(section: str, flags: list[str], tmp_path: Path) -> None:
+def test_a_malicious_experiment_file_runs_nothing(section: str, flags: list[str], tmp_path: Path) -> None:
     """Hydra makes objects of what its own section names, when it sweeps."""
     from ftdist.launch import cli
 

@@ -163,7 +163,7 @@ def test_a_malicious_model_folder_is_refused(plant: Any, model: Path, tmp_path: 
 
 @fault("security", "the same", "pickles and code beside what is needed", "the model loads; nothing runs")
 @pytest.mark.parametrize("plant", INERT, ids=lambda plant: plant.__name__)
-def test_what_a_model_folder_does_not_need_is_inert(plant: Any, model: Path, tmp_path: Path) -> None:
+def test_unneeded_files_of_a_model_folder_are_not_run(plant: Any, model: Path, tmp_path: Path) -> None:
     plant(model, tmp_path / "canary")
     load_all(model)
     assert not (tmp_path / "canary").exists()
@@ -198,7 +198,7 @@ def test_a_chat_template_stays_in_its_sandbox(template: str, model: Path, tmp_pa
     "security", "a model folder from somebody else, in ftdist chat", "auto_map, a pickle", "refused, without a question"
 )
 @pytest.mark.parametrize("plant", [own_code, own_tokenizer, pickle_for_weights], ids=lambda plant: plant.__name__)
-def test_chat_refuses_it_too_and_asks_nothing(plant: Any, model: Path, tmp_path: Path) -> None:
+def test_chat_refuses_a_malicious_model_folder(plant: Any, model: Path, tmp_path: Path) -> None:
     from ftdist.serve.chat import load
 
     plant(model, tmp_path / "canary")
@@ -252,7 +252,7 @@ def test_a_model_config_instantiates_nothing(tmp_path: Path) -> None:
 
 
 @fault("security", "(the canary of these tests)", "each kind is run on purpose", "it is seen")
-def test_the_canary_sings_when_code_runs(tmp_path: Path) -> None:
+def test_the_canary_detects_code_that_runs(tmp_path: Path) -> None:
     """Without this every test here would pass for nothing."""
     import torch
 

@@ -109,7 +109,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @fault(
     "security", "secrets in the environment", "a whole run with W&B and an export", "in no file, output or command line"
 )
-def test_a_run_lets_no_secret_out(finished: Finished) -> None:
+def test_a_run_writes_no_secret(finished: Finished) -> None:
     assert list(finished.run.wandb.glob("offline-run-*/*.wandb")), "W&B must have been on"
     assert leaks(finished.home) == []
     assert "c4n4ry" not in finished.seen.text
@@ -118,13 +118,13 @@ def test_a_run_lets_no_secret_out(finished: Finished) -> None:
 
 
 @fault("security", "secrets in a git diff", "a token's value, a password", "provenance.json has the diff without them")
-def test_the_diff_is_kept_without_them(finished: Finished) -> None:
+def test_the_git_diff_is_kept_without_secrets(finished: Finished) -> None:
     diff = json.loads(finished.run.provenance.read_text())["git"]["diff"]
     assert "+lr = 2" in diff and "+use('***')" in diff and "+DB_PASSWORD = '***'" in diff
 
 
 @fault("security", "a strict umask", "077 and 027, over a whole run", "no file or folder is wider")
-def test_nothing_gets_more_rights_than_the_umask_gives(finished: Finished) -> None:
+def test_files_respect_the_umask(finished: Finished) -> None:
     made = [path for place in ("runs", "cache", "hf", "tmp") for path in (finished.home / place).rglob("*")]
     assert len(made) > 40 and any("checkpoints" in path.parts for path in made) and finished.run.export.is_dir()
     wide = [str(path) for path in made if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & finished.umask]
@@ -133,7 +133,7 @@ def test_nothing_gets_more_rights_than_the_umask_gives(finished: Finished) -> No
 
 @fault("security", "an export", "umask 077; --out is a link", "no file is wider; a link is refused")
 @pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
-def test_a_later_export_keeps_to_its_own_umask_and_follows_no_link(finished: Finished, tmp_path: Path) -> None:
+def test_an_export_respects_its_own_umask_and_refuses_a_link(finished: Finished, tmp_path: Path) -> None:
     out = finished.home / "out"
     seen = ftdist(finished.home, "export", str(finished.run.path), "--out", str(out), umask=0o077)
     assert seen.code == 0, seen.text
@@ -160,7 +160,7 @@ sys.meta_path.insert(0, Raise())
 
 
 @fault("security", "secrets in what a library raises", "on a rank", "*** in message, traceback and logs")
-def test_a_crash_lets_no_secret_out(tmp_path: Path) -> None:
+def test_a_crash_writes_no_secret(tmp_path: Path) -> None:
     """A rank's library quotes secrets in what it raises."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(RAISE)
@@ -193,7 +193,7 @@ def dry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @fault("security", "secrets in the environment", "--dry-run: local, Slurm, nodes", "in no file, script or output")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dry_run_lets_no_secret_out(kind: str, dry_home: Path) -> None:
+def test_a_dry_run_writes_no_secret(kind: str, dry_home: Path) -> None:
     words = [*KINDS[kind], "launch.device=cpu", "launch.nproc_per_node=1", f"run_dir={dry_home / 'runs' / kind}"]
     seen = ftdist(dry_home, "train", "--dry-run", *WORDS, *words)
     assert seen.code == 0, seen.text
@@ -223,7 +223,7 @@ TYPED = [
 )
 @pytest.mark.parametrize("word", TYPED)
 @pytest.mark.parametrize("flags", [[], ["-m"]], ids=["run", "sweep"])
-def test_a_secret_that_is_typed_is_refused(
+def test_a_secret_on_the_command_line_is_refused(
     word: str, flags: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in SECRETS.items():
@@ -238,7 +238,7 @@ def test_a_secret_that_is_typed_is_refused(
 
 @fault("security", "Python files in the current folder", "torch.py, numpy.py …", "not imported by ranks")
 @pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
-def test_modules_of_the_current_folder_do_not_reach_the_ranks(finished: Finished, tmp_path: Path) -> None:
+def test_ranks_do_not_import_from_the_current_folder(finished: Finished, tmp_path: Path) -> None:
     """The same that holds for preparing: a rank's ``torch`` is the one that is installed."""
     for name in ("torch", "deepspeed", "numpy", "ftdist"):
         (finished.home / "work" / f"{name}.py").write_text(source(tmp_path / "canary"))

@@ -125,7 +125,7 @@ def run_out_of_memory() -> None:
 
 @fault("training", "one rank runs out of memory", "an allocation of 1 GiB under RLIMIT_AS",
        "it says what fills the memory and which one change frees the most; the group ends at once")  # fmt: skip
-def test_an_allocation_that_fails_says_what_fills_the_memory(folder: Path, tmp_path: Path) -> None:
+def test_a_failed_allocation_lists_what_uses_memory(folder: Path, tmp_path: Path) -> None:
     run, fallen = strike(folder, tmp_path, run_out_of_memory, 1, "train.gradient_checkpointing=false")
     text = str(explain_failure(run, 0, run.logs / "no-torchrun.log", EXIT_FAILED))
     print(text)

@@ -50,7 +50,7 @@ def _one_fails(path: Path, scratch: Path) -> Tuple[List[str], int]:
 
 @fault("saving", "one rank of several cannot write", "ENOSPC at each file operation of rank 1 of 2",
        "no rank waits for it; all say the same, with its number; the next save succeeds")  # fmt: skip
-def test_one_rank_cannot_write(tmp_path: Path) -> None:
+def test_all_ranks_report_that_one_rank_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     run = RunDir(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
@@ -79,7 +79,7 @@ def _slow(path: Path) -> float:
 
 @fault("saving", "one rank writes slowly", "a second before the fsync of rank 1 of 2",
        "nothing is published before all ranks' files are on the disk")  # fmt: skip
-def test_nobody_publishes_before_all_have_written(tmp_path: Path) -> None:
+def test_no_rank_publishes_before_all_have_written(tmp_path: Path) -> None:
     assert run_ranks(_slow, WORLD, tmp_path) == [5.0, 5.0]
 
 
@@ -171,7 +171,7 @@ def _beside(config: Any, path: Path) -> Dict[str, Any]:
 @fault("saving", "training goes on while a checkpoint is written", "the disk is held up for two steps",
        "the checkpoint holds every number as it was when it was begun; the steps are the same")  # fmt: skip
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_save_beside_training_is_of_its_own_step(tmp_path: Path, stage: int) -> None:
+def test_a_background_save_holds_the_state_of_its_step(tmp_path: Path, stage: int) -> None:
     save_tiny_model(tmp_path / "model")
     outcomes = {}
     for background in ("true", "false"):
@@ -209,7 +209,7 @@ def _disk_fills(config: Any, path: Path, limited: bool) -> Tuple[List[Any], List
 @fault("saving", "the disk is full for a while during a run", "RLIMIT_FSIZE on rank 1 of 2 during two of five saves",
        "one message for each; training goes on with the same numbers; the other saves are there")  # fmt: skip
 @pytest.mark.parametrize("background", ["true", "false"])
-def test_a_run_goes_on_past_a_full_disk(tmp_path: Path, background: str) -> None:
+def test_training_continues_when_the_disk_is_full(tmp_path: Path, background: str) -> None:
     save_tiny_model(tmp_path / "model")
     settings = (*FIVE_STEPS, "train.keep_checkpoints=9", f"train.async_checkpoint={background}")
     outcomes = []
@@ -248,7 +248,7 @@ def _fails(config: Any, path: Path) -> int:
 
 @fault("saving", "training fails while a checkpoint is written", "an exception on both ranks meanwhile",
        "the checkpoint is finished before the run ends")  # fmt: skip
-def test_training_fails_during_a_save(tmp_path: Path) -> None:
+def test_a_failing_run_finishes_its_background_save(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", WORLD)
@@ -275,7 +275,7 @@ def _twice(config: Any, path: Path) -> List[bool]:
 
 @fault("saving", "a checkpoint is due while the one before is still written", "the disk is held up over a step",
        "the save waits for the one before; both are published")  # fmt: skip
-def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
+def test_a_save_waits_for_the_previous_one(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", WORLD)
@@ -294,7 +294,7 @@ def _no_memory(config: Any, path: Path) -> Tuple[bool, List[str]]:
 
 @fault("saving", "host memory has no room for a copy of the state", "1000 bytes are reported as free",
        "said in one line; checkpoints are written while training waits")  # fmt: skip
-def test_without_memory_for_a_copy_training_waits(tmp_path: Path) -> None:
+def test_training_waits_for_saves_without_memory_for_a_copy(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", 1)

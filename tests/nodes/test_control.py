@@ -15,7 +15,7 @@ RUN = ("experiment=smoke", "track=disabled", "train.precision=fp32", "data.max_s
 
 
 @pytest.mark.parametrize(("now", "code"), [(False, 75), (True, 1)])
-def test_cancel(now: bool, code: int, tmp_path: Path) -> None:
+def test_cancel_stops_a_local_run(now: bool, code: int, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = start("train", *RUN, f"run_dir={run.path}")
     wait_for_step(run, 3, launcher)

@@ -48,7 +48,9 @@ def hosts(ssh: str, tmp_path: Path) -> List[str]:
 
 
 @pytest.mark.parametrize("machines", ["hosts", "one_host"], indirect=True)
-def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path, local_losses: List[float]) -> None:
+def test_deepspeeds_launcher_gives_the_losses_of_a_local_run(
+    machines: List[str], tmp_path: Path, local_losses: List[float]
+) -> None:
     run = RunDir(tmp_path / "run")
     output = finish(start("train", *SHORT, *machines, "launch.nproc_per_node=null", f"run_dir={run.path}"))
     assert "\nstep 6/6" in output and "[INFO]" not in output, output
@@ -58,7 +60,7 @@ def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_stopped_and_gone_on(machines: List[str], tmp_path: Path) -> None:
+def test_ctrl_c_stops_and_resume_continues(machines: List[str], tmp_path: Path) -> None:
     """Ctrl-C saves and stops, resume goes on, and a launcher that is killed takes everything with it."""
     run = RunDir(tmp_path / "run")
     launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
@@ -78,7 +80,7 @@ def test_stopped_and_gone_on(machines: List[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ended_at_once(machines: List[str], tmp_path: Path) -> None:
+def test_cancel_now_ends_all_processes(machines: List[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)

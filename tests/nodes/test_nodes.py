@@ -24,7 +24,7 @@ def nodes(run: RunDir, *more: str) -> List[str]:
     return [*RUN, f"run_dir={run.path}", f"launch.nodes.port={free_port()}", *more]
 
 
-def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path, local_losses: List[float]) -> None:
+def test_the_commands_of_a_dry_run_work(tmp_path: Path, local_losses: List[float]) -> None:
     run = RunDir(tmp_path / "run")
     output = finish(start("train", "--dry-run", *nodes(run, "launch.nodes.address=127.0.0.1")))
     commands = [line for line in output.splitlines() if " ftdist node " in line]
@@ -36,7 +36,7 @@ def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path, loca
     assert losses(run) == local_losses
 
 
-def test_over_ssh(ssh: str, tmp_path: Path) -> None:
+def test_a_run_over_ssh(ssh: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
     output = finish(start("train", *nodes(run, *hosts)))
@@ -44,7 +44,7 @@ def test_over_ssh(ssh: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_run_over_ssh(ssh: str, tmp_path: Path) -> None:
     """Ctrl-C saves and stops; a launcher that is killed takes everything with it; resume goes on."""
     run = RunDir(tmp_path / "run")
     hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
@@ -90,7 +90,7 @@ def test_an_occupied_port_is_named(tmp_path: Path) -> None:
     assert f"port {port} cannot be used" in output and f"launch.nodes.port={port + 1}" in output
 
 
-def test_the_first_machine_is_not_there(tmp_path: Path) -> None:
+def test_an_absent_first_machine_is_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     finish(start("train", "--dry-run", *nodes(run, "launch.nodes.join_timeout_s=2", "launch.nodes.address=127.0.0.1")))
     output = finish(start("node", str(run.path), "--rank", "1"), 1)

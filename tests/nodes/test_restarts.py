@@ -47,7 +47,7 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> 
     assert len(metrics(whole)) == 82 and metrics(broken) == metrics(whole)
 
 
-def test_without_restarts_it_fails_and_says_who_was_killed(tmp_path: Path) -> None:
+def test_without_restarts_the_run_fails_and_names_the_killed_rank(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = start("train", *RUN, f"run_dir={run.path}")
     kill_rank_1(run, launcher, 3)

@@ -83,7 +83,7 @@ def test_nothing_leaks_in_from_the_checkout(installed: Path, tmp_path: Path) -> 
     assert all(file.startswith(str(installed.parent)) for file in files), files
 
 
-def test_help_and_a_composed_config_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_help_and_config_work_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert "train" in run(installed / "ftdist", "--help", cwd=tmp_path)
     assert "train" in run(installed / "python", "-m", "ftdist", "--help", cwd=tmp_path)
     from_wheel = run(installed / "ftdist", "train", "experiment=smoke", "--cfg", "job", cwd=tmp_path)

@@ -35,7 +35,7 @@ def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[st
     return found
 
 
-def test_every_family_is_exported_as_it_was_trained(tmp_path: Path) -> None:
+def test_every_family_exports_the_trained_weights(tmp_path: Path) -> None:
     configs = []
     for name, fields in EXPORTED.items():
         model = save_tiny_model(tmp_path / name, **fields)

@@ -65,7 +65,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_twenty_steps_are_the_same(reference: Any, world_size: int, record_property: Record) -> None:
+def test_twenty_steps_equal_the_reference(reference: Any, world_size: int, record_property: Record) -> None:
     folder, packing = reference
     cases = list(itertools.product([0, 1, 2, 3], [1, 4], [True, False]))
     configs = [

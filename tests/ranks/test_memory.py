@@ -58,7 +58,7 @@ def _in_use_by_step(run_dir: Path) -> List[int]:
     return found
 
 
-def test_steps_leave_no_memory_behind(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, f"train.max_steps={LATE}", "train.eval_every=9", "train.checkpoint_every=9",
                          "train.export=false", "optim.lr=1e-3")  # fmt: skip
@@ -79,7 +79,7 @@ for rows in range(100, 500):
 """
 
 
-def test_kernels_of_lengths_that_have_passed_are_not_kept() -> None:
+def test_memory_does_not_grow_with_row_lengths() -> None:
     """In bf16, which CPUs before AVX-512 do without oneDNN, and so without such kernels."""
     config = RunConfig()
     config.launch.device = Device.cpu

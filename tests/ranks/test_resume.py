@@ -63,14 +63,14 @@ def _config(folder: Path, stage: int, *overrides: str) -> Any:
     return tiny_config(folder, *FIVE_STEPS, f"zero.stage={stage}", *overrides)
 
 
-def test_resumed_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+def test_resume_is_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     configs = [_config(folder, *kind) for kind in KINDS]
     freeze_tiny(configs[0], tmp_path / "run", 2)
     assert run_ranks(_exact, 2, configs, tmp_path)[0] == OPTIMIZERS
 
 
 @pytest.mark.slow
-def test_resumed_bit_for_bit_by_three(folder: Path, tmp_path: Path) -> None:
+def test_resume_is_bit_for_bit_on_three_ranks(folder: Path, tmp_path: Path) -> None:
     """Three ranks divide nothing: every part is padded somewhere."""
     configs = [_config(folder, *kind, "batch.global_batch_size=9") for kind in KINDS]
     freeze_tiny(configs[0], tmp_path / "run", 3)
@@ -113,7 +113,7 @@ def _merged(parts: Sequence[Dict[str, Any]]) -> Dict[str, str]:
             for name, found in slices.items()}  # fmt: skip
 
 
-def test_resumed_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None:
+def test_resume_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None:
     plain = ("model.path=" + str(save_tiny_model(tmp_path / "model", hidden_size=48, intermediate_size=100)),)
     straight = _config(folder, 0, *plain)
     freeze_tiny(straight, tmp_path / "run", 1)
@@ -171,7 +171,7 @@ def _exported(configs: List[Any], folder: Path) -> None:
         training.engine.destroy()
 
 
-def test_exports_hold_the_weights(folder: Path, tmp_path: Path) -> None:
+def test_exports_hold_the_weights_of_every_stage(folder: Path, tmp_path: Path) -> None:
     configs = [_config(folder, stage, BF16) for stage in range(4)]
     freeze_tiny(configs[0], tmp_path / "run", 2)
     run_ranks(_exported, 2, configs, tmp_path)

@@ -51,7 +51,7 @@ def outcome(folder: Path, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_offload_changes_the_place_and_not_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
+def test_offload_keeps_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
     def look(training: Any) -> Any:
         zero = training.engine.config["zero_optimization"]
         return _losses(training), zero["offload_optimizer"]["device"], "offload_param" in zero
@@ -231,7 +231,7 @@ def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any],
     assert outcome(*RANDOM, *more, look=look) == (320, True, 320)
 
 
-def test_zero3_starts_no_program_at_each_reduction(
+def test_zero3_starts_no_program_when_gradients_are_reduced(
     outcome: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DeepSpeed would ask numactl how many ranks a machine without GPUs has."""
@@ -242,7 +242,7 @@ def test_zero3_starts_no_program_at_each_reduction(
     assert len(outcome("zero.stage=3")) == 3 and not asked.exists()
 
 
-def test_an_answer_that_reaches_sample_tokens_says_that_it_was_cut(outcome: Callable[..., Any]) -> None:
+def test_an_answer_cut_at_sample_tokens_is_marked(outcome: Callable[..., Any]) -> None:
     def look(training: Any) -> List[str]:
         from ftdist.train.evaluate import answer_prompts
 
@@ -261,7 +261,7 @@ SMALL = ("model.path=null", "model.config.vocab_size=259", "model.config.hidden_
          "model.config.num_hidden_layers=1", "train.max_steps=1", "train.gradient_checkpointing=false")  # fmt: skip
 
 
-def test_a_padded_run_is_proven_too(outcome: Callable[..., Any]) -> None:
+def test_isolation_is_proven_without_packing(outcome: Callable[..., Any]) -> None:
     """That no token sees a later one; and that rows of a micro-batch, laid end to end, do not see each other."""
     bert = (*SMALL, "model.config.model_type=bert", "model.config.num_attention_heads=2", "model.attention=mask")
     with pytest.raises(AssertionError, match="bert reads ahead"):

@@ -101,7 +101,7 @@ def test_each_bug_fails_the_check_that_is_meant_for_it(tmp_path: Path) -> None:
     assert len({len(checks) for checks in found.values()}) == 1  # none is left out after a failure
 
 
-def test_what_is_no_number_is_the_largest() -> None:
+def test_nan_counts_as_the_largest_deviation() -> None:
     import torch
 
     nan = float("nan")

@@ -23,7 +23,7 @@ def most_at_once(cluster: Cluster, sweep: SweepDir) -> int:
     return max(sum(begin <= moment < end for begin, end in spans) for moment, _ in spans)
 
 
-def test_an_array_with_a_throttle(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_throttled_array_goes_on_after_a_failed_trial(slurm: Cluster, tmp_path: Path) -> None:
     """Of 4 trials, one fails and stops no other."""
     words = (f"runs_dir={tmp_path}", "train.max_steps=6", "optim.lr=1e-3,1e3,1e-4,1e-5")
     output = finish(slurm.ftdist("train", *TINY, *DIVERGES, "-m", *words), 1)
@@ -38,7 +38,7 @@ def test_an_array_with_a_throttle(slurm: Cluster, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cancel", "kill"])
-def test_a_sweep_that_is_cut_goes_on(how: str, slurm: Cluster, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_resumes(how: str, slurm: Cluster, tmp_path: Path) -> None:
     words = (f"runs_dir={tmp_path}", "train.max_steps=400", "train.checkpoint_every=10", "optim.lr=1e-3,1e-4,1e-5")
     process = slurm.ftdist("train", *TINY, "-m", *words)
     slurm.wait(lambda: len(list(tmp_path.glob("*-sweep/00[01]/checkpoints/step-*"))) >= 2, 240, "two trials")
@@ -77,7 +77,7 @@ def test_a_trial_that_is_submitted_again_is_followed(slurm: Cluster, tmp_path: P
 
 
 @pytest.mark.slow
-def test_optuna(slurm: Cluster, tmp_path: Path) -> None:
+def test_optuna_makes_the_held_out_loss_smaller(slurm: Cluster, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.n_jobs=2",
               "hydra.sweeper.sampler.n_startup_trials=2", "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip

@@ -66,9 +66,7 @@ def through_deepspeed(tmp_path: Path) -> List[str]:
             "launch.deepspeed.options=['--partition=urgent']", f"launch.nodes.port={free_port()}"]  # fmt: skip
 
 
-def test_so_do_those_that_deepspeeds_launcher_starts(
-    slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]
-) -> None:
+def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]) -> None:
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
     slurm.wait(lambda: job.poll() is not None or slurm.run("squeue", "-h"), 120, "the job")
@@ -102,7 +100,7 @@ def test_a_preempted_run_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: Un
 
 
 @pytest.mark.slow
-def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_run_stops_after_max_requeues(slurm: Cluster, tmp_path: Path) -> None:
     """Slurm requeues it a second time, and it does not begin."""
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
@@ -118,7 +116,7 @@ def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed) -> None:
+def test_a_run_is_requeued_at_its_time_limit(slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed) -> None:
     run = RunDir(tmp_path / "run")
     limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=60")
     job = slurm.ftdist("train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
@@ -133,7 +131,7 @@ def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undist
 
 
 @pytest.mark.slow
-def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_run_is_submitted_again_if_requeueing_is_not_allowed(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     one = ("launch=slurm", "launch.nproc_per_node=2", "launch.wait=true", "train.max_steps=200")
     job = slurm.ftdist("train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
@@ -178,7 +176,7 @@ HOWS = ("scancel", "ctrl-c", "sigterm", "cancel", "cancel --now")
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how == "ctrl-c" else pytest.mark.slow) for how in HOWS])
-def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
+def test_a_stopped_job_leaves_no_process(how: str, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     steps = ("train.max_steps=5000", "optim.schedule=constant")
     job = slurm.ftdist("train", *RUN, *steps, *SLURM, f"run_dir={run.path}")
@@ -222,7 +220,7 @@ def test_a_killed_launcher_that_waits_ends_the_job(slurm: Cluster, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_job_that_nobody_waits_for_is_under_the_verbs_control(slurm: Cluster, tmp_path: Path) -> None:
+def test_status_logs_and_cancel_of_a_job_without_a_launcher(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     finish(slurm.ftdist("train", *RUN, *SLURM, "launch.wait=false", "train.max_steps=5000", "optim.schedule=constant",
                   f"run_dir={run.path}"))  # fmt: skip
@@ -238,7 +236,7 @@ def test_a_job_that_nobody_waits_for_is_under_the_verbs_control(slurm: Cluster, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
-def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp_path: Path) -> None:
+def test_deepspeeds_launcher_ends_with_its_ranks(how: str, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = slurm.ftdist("train", *RUN, *through_deepspeed(tmp_path), "train.max_steps=5000",
                       "optim.schedule=constant", f"run_dir={run.path}")  # fmt: skip
@@ -252,7 +250,7 @@ def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp
     assert not slurm.run("squeue", "-h").strip()
 
 
-def test_a_launcher_that_is_killed_while_modules_are_loaded_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_launcher_killed_while_modules_load_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
     run, slow = RunDir(tmp_path / "run"), tmp_path / "slow.sh"
     slow.write_text("module() { sleep 4; }\n")
     slurm.env["BASH_ENV"] = str(slow)
