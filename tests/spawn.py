@@ -1,7 +1,7 @@
-"""Run a function on several real ranks (gloo, forked processes) and collect what each returns.
+"""Run a function on several real ranks (forked processes with gloo) and collect what each returns.
 
-Forking a process that has imported torch, deepspeed and transformers makes a two-rank test take a second instead of
-six. Nothing may run autograd in the parent before: a forked child could not.
+A process that has imported torch, deepspeed and transformers is forked, which saves each rank about seven seconds of
+CPU time. The parent must not have run autograd: autograd would then fail in the forked ranks.
 """
 
 import gc
@@ -54,8 +54,16 @@ def fork() -> int:
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 240.0) -> List[Any]:
-    """``function(*args)`` on ranks 0 … world_size - 1, with the environment that torchrun gives. Raises AssertionError
-    with the trace of the first rank that failed; no process is left in any case."""
+    """Call ``function(*args)`` on ranks 0 to ``world_size - 1``, with the environment variables that torchrun sets.
+
+    No process is left running in any case.
+
+    Returns:
+        What each rank returned, in the order of ranks.
+
+    Raises:
+        AssertionError: a rank failed; the message is the traceback of the first one.
+    """
     assert allowed, "this test starts ranks: mark it with @pytest.mark.process"
     preload()
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
@@ -92,7 +100,7 @@ def _child(function: Callable[..., Any], args: Any, folder: Path, environment: D
     temporary = folder / f"{rank}.tmp"
     temporary.write_bytes(pickle.dumps(outcome))
     temporary.rename(folder / rank)
-    # A rank that ends closes its connections, and gloo would raise in a rank that is still at work.
+    # A rank that exits closes its connections, and gloo would then raise in a rank that is still working.
     deadline = time.monotonic() + OTHERS_S
     while outcome[0] and time.monotonic() < deadline and not all((folder / str(r)).exists() for r in range(world_size)):
         time.sleep(0.01)
@@ -109,7 +117,7 @@ def _wait(pids: Dict[int, int], timeout_s: float) -> None:
             if done:
                 waiting.discard(pid)
                 if status:
-                    deadline = min(deadline, time.monotonic() + OTHERS_S)  # the others now wait for it in vain
+                    deadline = min(deadline, time.monotonic() + OTHERS_S)  # the others may now wait for it forever
         time.sleep(0.01)
 
 

@@ -30,7 +30,7 @@ class Done:
     err: str
     wall_s: float
     cpu_s: float
-    """Processor time of the process and its children: does not depend on what else the machine does."""
+    """CPU time of the process and its children. Unlike wall time it does not depend on other load of the machine."""
 
     @property
     def text(self) -> str:
@@ -45,7 +45,7 @@ def ftdist(
     *words: str | Path, cwd: Optional[Path] = None, stdin: str = "", command: Optional[List[str]] = None,
     timeout_s: float = TIMEOUT_S, **variables: str,
 ) -> Done:  # fmt: skip
-    """Run ``ftdist WORDS…`` (or another command) to its end."""
+    """Run ``ftdist WORDS…``, or another command, and wait until it has ended."""
     used, started = _cpu_s(), time.monotonic()
     done = subprocess.run(
         [*(command or FTDIST), *map(str, words)], cwd=cwd, input=stdin, capture_output=True, text=True,
@@ -55,7 +55,7 @@ def ftdist(
 
 
 def succeed(*words: str | Path, **how: Any) -> Done:
-    """``ftdist`` that must end with 0."""
+    """Run ``ftdist WORDS…``, which must exit with 0."""
     done = ftdist(*words, **how)
     assert done.code == 0, f"{words} ended with {done.code}\n{done.text}{_logs(words)}"
     return done
@@ -91,17 +91,17 @@ def finish(process: "subprocess.Popen[str]", code: int = 0, timeout_s: float = 4
 
 
 def wait_until(process: "subprocess.Popen[str]", reached: Callable[[], bool], delay_s: float = 0.0) -> None:
-    """Wait for a moment of a run, then ``delay_s`` more."""
+    """Wait until ``reached`` returns True, then ``delay_s`` longer. Fails if the process ends before."""
     deadline = time.monotonic() + TIMEOUT_S
     while not reached():
         assert process.poll() is None, f"ended with {process.returncode} before that\n{process.communicate()[0]}"
-        assert time.monotonic() < deadline, "the run did not come to that"
+        assert time.monotonic() < deadline, "the run did not reach that moment"
         time.sleep(0.002)
     time.sleep(delay_s)
 
 
 def kill_tree(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to the launcher, torchrun, the ranks and their helpers, as the end of a machine would be."""
+    """Send SIGKILL to the launcher, torchrun, the ranks and their helpers, as when a machine loses power."""
     root = psutil.Process(process.pid)
     tree = [root, *root.children(recursive=True)]
     for member in tree:
@@ -138,7 +138,7 @@ def wait_until_gone(run: RunDir, seconds: float = 15.0, anywhere: bool = False) 
 
 
 def left_processes() -> List[psutil.Process]:
-    """Processes that tests of this worker have started and that still run, whoever their parent is now."""
+    """Return the living processes that tests of this pytest worker started, whatever their parent is now."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -150,7 +150,7 @@ def left_processes() -> List[psutil.Process]:
 
 
 def interrupt(process: "subprocess.Popen[str]", number: int = signal.SIGINT) -> Done:
-    """A signal to the launcher alone, as a terminal or a batch system sends it, and how it then ended."""
+    """Send a signal to the launcher alone and wait until it has ended. Returns its exit code, output and time."""
     started = time.monotonic()
     process.send_signal(number)
     out, _ = process.communicate(timeout=TIMEOUT_S)

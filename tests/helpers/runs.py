@@ -30,12 +30,12 @@ def wait_for_step(run: RunDir, step: int, launcher: "Optional[subprocess.Popen[s
 
 
 def newest_step(run: RunDir) -> int:
-    """The newest step in metrics.jsonl (0: evaluated before the first step); −1 where there is none yet."""
+    """Return the newest step in metrics.jsonl, or −1 if there is none. Step 0 is the evaluation before training."""
     return max((record["step"] for record in run.read_metrics()), default=-1)
 
 
 def result(run: RunDir) -> Dict[str, Any]:
-    """Everything in which two runs of one config must agree, bit for bit."""
+    """Return everything that must be equal, bit for bit, in two runs of one config."""
     last = run.find_checkpoint("last")
     manifest = read_json(last / "manifest.json")
     files = {name: entry["sha256"] for name, entry in manifest["files"].items() if name != "state.json"}
@@ -61,17 +61,17 @@ def _sha256(path: Path) -> str:
 
 
 def assert_same(run: RunDir, reference: RunDir) -> None:
-    """Part for part, so that a failure says what differs."""
+    """Compare two runs part by part, so that a failure names the part that differs."""
     found, expected = result(run), result(reference)
     for part, value in expected.items():
-        assert found[part] == value, f"{part} differs from the run that nobody interrupted"
+        assert found[part] == value, f"{part} differs from the undisturbed run"
     assert not [path.name for path in run.path.iterdir() if path.name.startswith(".")], "temporary files are left"
 
 
 def finished_run(*overrides: str) -> RunDir:
-    """A run of these overrides that nobody interrupted: made once, shared by all tests and workers, never changed.
+    """Return a finished run with these overrides. All tests and workers share one such run: do not change it.
 
-    What it printed is in ``output.txt`` beside it.
+    Its output is in ``output.txt`` beside the run directory.
     """
     home = Path(os.environ["FTDIST_CACHE"]).parent / "e2e" / hashlib.sha256(repr(overrides).encode()).hexdigest()[:12]
     home.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,6 @@ def finished_run(*overrides: str) -> RunDir:
 
 
 def copy_of(run: RunDir, path: Path) -> RunDir:
-    """A run directory to change. A run can be moved: nothing in it names its own place."""
+    """Return a copy of a run directory that a test may change. Nothing in a run directory contains its own path."""
     shutil.copytree(run.path, path, symlinks=True)
     return RunDir(path)
