@@ -31,7 +31,7 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
 
 
 def tiny_config(folder: Path, *overrides: str) -> RunConfig:
-    """Return the config of a tiny run. ``overrides`` are ``dotted.key=value``; the model is by default ``folder/model``."""
+    """Return the config of a tiny run. ``overrides`` are ``key=value``; without one, the model is ``folder/model``."""
     values = OmegaConf.from_dotlist([
         "name=tiny", f"runs_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}", f"model.path={folder / 'model'}",
         "model.tokenizer=bytes", "data.sources.chats.builtin=fake", "data.sources.chats.max_documents=200",

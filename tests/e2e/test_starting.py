@@ -1,4 +1,4 @@
-"""One config however the ranks are started, and what a run prints."""
+"""A run is the same whatever starts its ranks; and what a run prints."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, finished_run, n
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ftdist"]
 
-# Every line that a smoke run may print; what is not ours is noise.
+# Every line that a smoke run may print. Lines of libraries are noise.
 NUMBER = r"[\d.,]+(e[+-]?\d+)?k?"
 LINES = [
     r"(cores|memory|GPUs|libraries) +\S.*",
@@ -55,12 +55,14 @@ LINES = [
 
 def test_a_run_prints_only_known_lines() -> None:
     printed = (finished_run(*SMOKE).path.parent / "output.txt").read_text()
-    printed = re.sub(r"\nbase model .*?\nreference", "\nreference", printed, flags=re.DOTALL)  # any bytes at all
+    printed = re.sub(
+        r"\nbase model .*?\nreference", "\nreference", printed, flags=re.DOTALL
+    )  # a sample of random weights may contain any characters
     strange = [
         line for line in printed.splitlines() if line and not any(re.fullmatch(known, line.rstrip()) for known in LINES)
     ]
     assert not strange
-    # Also where a line of ours would let it through.
+    # Also inside lines that match a pattern above.
     assert not re.search(r"warn|deprecat|it/s|\d%\|", printed, re.IGNORECASE)
     assert len(printed.splitlines()) < 70
 
@@ -82,13 +84,13 @@ def test_a_run_under_the_users_torchrun_is_the_same(tmp_path: Path) -> None:
     assert done.out.count("tokens a step") == 1, "only rank 0 prints"
     assert re.search(r"^time +\S+.*\n *next .*ftdist status \S+$", done.out.rstrip(), re.MULTILINE | re.DOTALL)
     left = [path.name for path in temporary.iterdir()]
-    assert not [name for name in left if not name.startswith("torchinductor_")], "but for torch's own cache"
+    assert not [name for name in left if not name.startswith("torchinductor_")], "only the cache of torch may stay"
     assert run.read_status()["state"] == "done"
     assert_same(run, finished_run(*SMOKE))
 
 
 def test_ctrl_c_under_torchrun_saves_a_checkpoint(tmp_path: Path) -> None:
-    """torchrun passes it on to its ranks, and itself ends with a stack trace."""
+    """torchrun passes the signal on to its ranks, and itself ends with a traceback."""
     run = RunDir(tmp_path / "run")
     long = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "track=disabled")
     process = start("train", *SMOKE, *long, f"run_dir={run.path}", command=TORCHRUN)
@@ -104,7 +106,7 @@ def test_torchrun_shows_the_config_once(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_under_torchrun_resumes_without_it(tmp_path: Path) -> None:
-    """Nobody was there to write down that it had ended."""
+    """No launcher was left to record the end of the run in status.json."""
     run = RunDir(tmp_path / "run")
     process = start("train", *SMOKE, "track=disabled", f"run_dir={run.path}", command=TORCHRUN)
     wait_until(process, lambda: newest_step(run) >= 3)

@@ -1,4 +1,4 @@
-"""Sweeps on this machine: packed, one trial failing, cut and resumed, driven by Optuna and by W&B's agent."""
+"""Sweeps on this machine: several trials at once, failing trials, kills, Optuna and the W&B agent."""
 
 import math
 import os
@@ -20,7 +20,7 @@ LONG_S = 500.0
 
 
 def most_at_once(done: Done) -> int:
-    """Trials under way at the same time, by the lines that say that one has started or ended."""
+    """Return how many trials ran at the same time, counted from the lines that report their starts and ends."""
     running, most = 0, 0
     for line in done.out.splitlines():
         running += bool(re.match(r"\d{3} starts", line)) - bool(re.match(r"\d{3} (is done|failed|has stopped)", line))
@@ -36,7 +36,9 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
     sweep = only_sweep(tmp_path / "runs")
     losses = [objective(trial.run) for trial in sweep.trials()]
     assert states(sweep) == ["done"] * 6 and most_at_once(done) == 2
-    assert min(losses[2:]) < min(losses[:2]), losses  # what it learnt is better than what it drew blindly
+    assert min(losses[2:]) < min(losses[:2]), (
+        losses
+    )  # the trials that it proposed are better than its random first ones
     assert sweep.told() == dict(enumerate(losses))
     assert {load_config(trial.run.config).track.group for trial in sweep.trials()} == {sweep.path.name}
     again = ftdist("resume", sweep.path)
@@ -45,7 +47,7 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_six_trials_run_two_at_a_time(tmp_path: Path) -> None:
-    """One fails, and stops no other."""
+    """A failed trial stops no other."""
     words = ("train.max_steps=6", "optim.lr=1e-3,5e-4,1e3,1e-4,2e-4,1e-5")
     done = ftdist("train", *TRIAL, *DIVERGES, "-m", *words, cwd=tmp_path, timeout_s=LONG_S)
     sweep = only_sweep(tmp_path / "runs")
@@ -80,13 +82,13 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     first = sweep.trials()[0].run.read_status()
     again = ftdist("resume", sweep.path)
     assert again.code == 1 and sweep.trials()[0].run.read_status() == first
-    assert "000 starts" not in again.out and "002 starts" in again.out  # one that failed is tried again
+    assert "000 starts" not in again.out and "002 starts" in again.out  # a failed trial is tried again
     table = succeed("sweep", sweep.path).out.splitlines()
     assert [line.split()[1] for line in table[1:]] == ["done", "done", "failed"]
 
 
 def test_the_documented_command_of_the_wandb_agent_works(tmp_path: Path) -> None:
-    """The command of docs/sweeps.md as wandb's own code fills it in for a run that the server has proposed."""
+    """The command of docs/sweeps.md, filled in by wandb's own code for a run that its server has proposed."""
     from wandb.sdk.launch.sweeps import utils
 
     page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()

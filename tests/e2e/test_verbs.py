@@ -1,4 +1,4 @@
-"""The verbs around a run: status, eval, export, chat, prepare, preview."""
+"""The verbs status, eval, export, chat, prepare and preview."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from ftdist.run.rundir import RunDir
 from tests.helpers.cli import ftdist, succeed
 from tests.helpers.runs import PADDED_ZERO3, SMOKE, copy_of, finished_run
 
-# What anyone would do with the folder, and with the checkpoint's files, which any reader of safetensors opens.
+# Opens an exported folder as any user would, and the files of the checkpoint with safetensors alone.
 OPEN = """
 import json, sys, torch
 from pathlib import Path
@@ -45,7 +45,7 @@ print(json.dumps({
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """A run that has ended, to do something with."""
+    """Return a copy of a finished run, which a test may change."""
     return copy_of(finished_run(*PADDED_ZERO3), tmp_path / "run")
 
 
@@ -76,18 +76,20 @@ def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
     expected = heldout_losses(run)
     if record["step"] in expected:
         assert record["eval/heldout/loss"] == pytest.approx(expected[record["step"]], rel=1e-5)
-    assert not list(run.path.glob(".*")), "the model that was made for it, and for one that was killed, is removed"
+    assert not list(run.path.glob(".*")), "the exported models of this eval and of a killed one are removed"
     assert "│" not in done.out and not re.search(r" $", done.out, re.MULTILINE)
 
 
 def test_eval_on_another_data_set(run: RunDir, tmp_path: Path) -> None:
-    """From another folder, with a path that is relative to it."""
+    """In another folder, with a path that is relative to it."""
     (tmp_path / "mine.jsonl").write_text('{"prompt": "two and two", "completion": " is four"}\n' * 3)
     done = succeed("eval", run.path, "data.heldout.mine.path=mine.jsonl", "data.heldout_share=0", cwd=tmp_path)
     record = json.loads((run.path / "eval.jsonl").read_text())
     assert "eval/mine/loss" in record and "eval/heldout/loss" not in record
     rows = [re.findall(r"[\w.,]+", line) for line in done.out.split("held-out loss of")[1].splitlines()]
-    assert ["mine", "27"] in [[row[0], row[-1]] for row in rows if row], "three times eight bytes and the stop token"
+    assert ["mine", "27"] in [[row[0], row[-1]] for row in rows if row], (
+        "three documents of eight bytes and the stop token"
+    )
 
 
 def test_an_export_opens_as_an_ordinary_model(run: RunDir, tmp_path: Path) -> None:
@@ -135,4 +137,4 @@ def test_preview_shows_what_is_trained(tmp_path: Path) -> None:
     assert "question<|im_end|>" in done.out and "[[answer<|im_end|>]]" in done.out
     assert done.out.count("— document") == 3
     assert "\x1b" not in done.text, "plain text where it is not a terminal"
-    assert not list((tmp_path / "cache").glob("data/*")), "a look leaves nothing in the cache"
+    assert not list((tmp_path / "cache").glob("data/*")), "preview writes nothing into the cache"

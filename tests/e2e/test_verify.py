@@ -1,4 +1,4 @@
-"""``ftdist verify`` as a user runs it: on every ready-made experiment, and on a config that is broken."""
+"""``ftdist verify`` on the experiments in conf/ and on broken configs."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ def test_every_check_of_the_smoke_experiment_passes(tmp_path: Path) -> None:
     assert "not run: all parameters are trained: there is no adapter" in done.out
     for name in ("loss and gradient", "save, resume: same step", "export: same logits", "same step twice"):
         assert f"✓  {name}" in done.out
-    assert not list(tmp_path.iterdir()), "verify leaves something behind"
+    assert not list(tmp_path.iterdir()), "verify leaves files behind"
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_stand_in_of_an_experiment_passes(experiment: str, tmp_path: Path) -> None:
-    """The hub cannot be reached: what needs the model's own tokenizer is not run, and says so."""
+    """The hub cannot be reached. Checks that need the model's own tokenizer are reported as not run."""
     done = succeed("verify", "--quick", f"experiment={experiment}", cwd=tmp_path)
     text = " ".join(done.out.split())
     assert "✓ loss and gradient" in text

@@ -85,10 +85,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@fault("training", "the loss or the gradient norm is not finite, or a sudden spike, on one rank",
-       "the value or the gradient of rank 1's loss times NaN, infinity or 10,000; ZeRO 0 to 3, fp32 and bf16",
-       "all ranks leave the update out: weights, moments and step counts are bit for bit those of a run that never "
-       "took the step")  # fmt: skip
+@fault(
+    "training",
+    "the loss or the gradient norm on one rank is not finite, or jumps suddenly",
+    "the value or the gradient of the loss on rank 1 is multiplied by NaN, infinity or "
+    "10,000; ZeRO 0 to 3, fp32 and bf16",
+    "all ranks skip the update: weights, moments and step counts are bit for bit those of a "
+    "run that never took the step",
+)
 def test_a_bad_step_changes_nothing(folder: Path, tmp_path: Path, precision: str) -> None:
     """Weights, moments and step counts are those of a run that never saw the batch, bit for bit, in every stage."""
     configs = [
@@ -159,9 +163,14 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
     return [reference.step(s, [d for row in order[s * size : (s + 1) * size] for d in rows[row]]) for s in steps]
 
 
-@fault("training", "bad steps in a row", "two batches that are always bad, with train.max_bad_steps=2",
-       "the run goes back to its last checkpoint and past the data, as plain PyTorch trains without those batches; "
-       "stopped among them, or killed before or after the next checkpoint, and resumed, it ends the same")  # fmt: skip
+@fault(
+    "training",
+    "bad steps in a row",
+    "two batches that are always bad, with train.max_bad_steps=2",
+    "the run returns to its last checkpoint and skips the data, as plain PyTorch trains "
+    "without those batches. Stopped between them, or killed before or after the next "
+    "checkpoint, and resumed, it ends the same",
+)
 def test_bad_steps_in_a_row_roll_back_and_skip_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
@@ -193,9 +202,13 @@ def test_bad_steps_in_a_row_roll_back_and_skip_the_data(folder: Path, tmp_path: 
             assert _weights(again, name) == _weights(run, name), f"{end} at batch {at}, {name}"
 
 
-@fault("training", "a stop before bad steps in a row", "SIGTERM between two checkpoints that are due, then two bad "
-       "batches, with train.keep_checkpoints=1",
-       "resumed, and killed once it has gone back: as far as the undisturbed run, bit for bit to its end")  # fmt: skip
+@fault(
+    "training",
+    "a stop before bad steps in a row",
+    "SIGTERM between two scheduled checkpoints, then two bad batches, with train.keep_checkpoints=1",
+    "resumed, and killed again after the rollback, the run rolls back as far as an "
+    "undisturbed one and is bit for bit equal to it",
+)
 def test_a_stop_does_not_change_how_far_a_run_rolls_back(folder: Path, tmp_path: Path) -> None:
     bad, settings = {5: "loss", 6: "gradient"}, ("train.checkpoint_every=4", "train.keep_checkpoints=1")
     (_, run), (_, again) = _frozen(folder, tmp_path / "run", *settings), _frozen(folder, tmp_path / "again", *settings)
@@ -216,8 +229,12 @@ def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
     return {name: entry["sha256"] for name, entry in files.items()}
 
 
-@fault("training", "one bad step", "one batch of a run is bad",
-       "metrics.jsonl names the reason and the rows of the global batch; nothing else changes")  # fmt: skip
+@fault(
+    "training",
+    "one bad step",
+    "one batch of a run is bad",
+    "metrics.jsonl names the reason and the rows of the global batch; nothing else changes",
+)
 def test_one_bad_step_is_logged_with_its_rows(folder: Path, tmp_path: Path) -> None:
     _, run = _frozen(folder, tmp_path / "run")
     assert run_ranks(_whole_run, 2, run.path, {1: "loss"}) == ["done"] * 2
@@ -235,8 +252,12 @@ def test_one_bad_step_is_logged_with_its_rows(folder: Path, tmp_path: Path) -> N
         (("train.checkpoint_every=null",), "5 to 6: the loss is nan, and no checkpoint to go back to; training rows"),
     ],
 )
-@fault("training", "bad steps without end", "every batch from the fifth on is bad",
-       "after train.max_rollbacks the run stops and names steps and rows; without a checkpoint at once")  # fmt: skip
+@fault(
+    "training",
+    "bad steps without end",
+    "every batch from the fifth on is bad",
+    "after train.max_rollbacks the run fails and names steps and rows; without a checkpoint it fails at once",
+)
 def test_the_run_fails_after_max_rollbacks_and_names_the_steps(
     folder: Path, tmp_path: Path, settings: Tuple[str, ...], found: str
 ) -> None:

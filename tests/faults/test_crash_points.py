@@ -69,9 +69,12 @@ def assert_one_change(states: List[State], before: State, after: State) -> None:
     assert states == [before] * change + [after] * (len(states) - change)
 
 
-@fault("saving", "the process is killed at any file operation of a save",
-       "a shim counts every open, write, fsync, rename, unlink; the save is stopped at each in turn",
-       "the checkpoints before it, or those and the new one, all verified; no rest stays")  # fmt: skip
+@fault(
+    "saving",
+    "the process is killed at any file operation of a save",
+    "a shim counts every open, write, fsync, rename and unlink; the save is stopped at each in turn",
+    "the older checkpoints are there, with or without the new one; all are verified; no temporary file is left",
+)
 def test_a_kill_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     operations, states = every_crash(
         template, lambda run: write_checkpoint(run, contents(15), Alone()), False, monkeypatch
@@ -81,17 +84,23 @@ def test_a_kill_at_every_operation_of_a_save(template: RunDir, monkeypatch: pyte
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
 
-@fault("saving", "the power fails at any file operation of a save",
-       "as above, and what was not fsynced is lost: contents of files, entries of folders",
-       "as above; a save that has returned is never lost")  # fmt: skip
+@fault(
+    "saving",
+    "the power fails at any file operation of a save",
+    "as above, and everything that was not fsynced is lost: contents of files, entries of folders",
+    "as above; a save that has returned is never lost",
+)
 def test_power_loss_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _, states = every_crash(template, lambda run: write_checkpoint(run, contents(15), Alone()), True, monkeypatch)
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
 
-@fault("saving", "the power fails while metrics.jsonl and samples.jsonl are not on the disk",
-       "at every operation of a save, after a record of its step",
-       "no checkpoint is there without its record")  # fmt: skip
+@fault(
+    "saving",
+    "the power fails before metrics.jsonl and samples.jsonl are on the disk",
+    "at every operation of a save, after a record of its step was written",
+    "no checkpoint exists without its record",
+)
 def test_no_checkpoint_is_ahead_of_its_metrics(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def log_and_save(run: RunDir) -> None:
         for record in (run.metrics, run.samples):
@@ -107,8 +116,12 @@ def test_no_checkpoint_is_ahead_of_its_metrics(template: RunDir, monkeypatch: py
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
 
-@fault("saving", "the same while a checkpoint is written again (its evaluation was made up for)",
-       "both ways, at every operation", "the old one or the new one, whole")  # fmt: skip
+@fault(
+    "saving",
+    "a kill or a power failure while a checkpoint of the same step is replaced (after its missing evaluation)",
+    "both kinds, at every operation",
+    "the old checkpoint or the new one is there and complete",
+)
 @pytest.mark.parametrize("lose_power", [False, True])
 def test_a_crash_while_a_checkpoint_is_replaced(
     template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch
@@ -122,8 +135,12 @@ def test_a_crash_while_a_checkpoint_is_replaced(
     assert (template.path.with_name("run") / "checkpoints" / "step-00000010" / PINNED).exists()
 
 
-@fault("pruning", "killed, or the power fails, at any file operation of pruning", "both ways, at every operation",
-       "each old checkpoint is there and whole, or gone; the kept ones stay")  # fmt: skip
+@fault(
+    "pruning",
+    "a kill or a power failure at any file operation of pruning",
+    "both kinds, at every operation",
+    "each old checkpoint is complete or gone; the checkpoints to keep are there",
+)
 @pytest.mark.parametrize("lose_power", [False, True])
 def test_a_crash_at_every_operation_of_pruning(
     template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch

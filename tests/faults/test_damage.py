@@ -51,9 +51,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
-@fault("loading", "one bit of a file of the newest checkpoint is flipped, a file is cut short, or is missing",
-       "each file in turn: of every rank, the small ones, the manifest",
-       "found before anything is loaded; file and rank are named; set aside, and the one before is taken")  # fmt: skip
+@fault(
+    "loading",
+    "one bit of a file of the newest checkpoint is flipped, or a file is truncated or missing",
+    "each file in turn: the file of every rank, the small files, the manifest",
+    "found before anything is loaded; file and rank are named; the checkpoint is set aside "
+    "and the previous one is used",
+)
 @pytest.mark.parametrize("damage", [flip_one_bit, cut, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_named_and_an_older_checkpoint_used(
@@ -73,8 +77,12 @@ def test_a_damaged_file_is_named_and_an_older_checkpoint_used(
     assert write_checkpoint(run, contents(10), Alone()) == "" and contained(run) == [(5, 0), (10, 0)]
 
 
-@fault("loading", "no checkpoint is whole", "a bit is flipped in each",
-       "the run ends and says so, however often it is tried; none is deleted")  # fmt: skip
+@fault(
+    "loading",
+    "every checkpoint is damaged",
+    "a bit is flipped in each",
+    "the run fails with that message at every attempt; no checkpoint is deleted",
+)
 def test_resume_fails_if_every_checkpoint_is_damaged(whole: RunDir, tmp_path: Path) -> None:
     run, notes = RunDir(shutil.copytree(whole.path, tmp_path / "run")), []
     for path in run.published_checkpoints():
@@ -122,9 +130,12 @@ def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any],
     raise AssertionError("a damaged checkpoint was loaded")
 
 
-@fault("loading", "the same, seen from the training state of two ranks",
-       "a live engine is rolled back: once past a damaged checkpoint, once with none left",
-       "every number is that of the good checkpoint; where there is none, nothing has changed")  # fmt: skip
+@fault(
+    "loading",
+    "a damaged checkpoint, as two training ranks see it",
+    "a live engine is rolled back: once past a damaged checkpoint, once with no good one left",
+    "every number is that of the good checkpoint; without a good one nothing has changed",
+)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_state_is_unchanged_until_all_files_are_verified(tmp_path: Path, stage: int) -> None:
     save_tiny_model(tmp_path / "model")
@@ -134,8 +145,12 @@ def test_state_is_unchanged_until_all_files_are_verified(tmp_path: Path, stage: 
         assert "step-00000001: rank-00000.safetensors of rank 0 does not have the hash" in error
 
 
-@fault("loading", "a checkpoint of another run lies in the run directory",
-       "one with another learning rate, one with another model", "refused, before anything is loaded")  # fmt: skip
+@fault(
+    "loading",
+    "a checkpoint of another run is in the run directory",
+    "one of another learning rate, one of another model",
+    "refused before anything is loaded",
+)
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     save_tiny_model(tmp_path / "other", hidden_size=32)
@@ -164,8 +179,12 @@ def _resume_each(configs: List[Any], path: Path) -> List[str]:
     return refusals
 
 
-@fault("loading", "metrics.jsonl was cut or deleted", "before a resume: gone, cut before the checkpoint's step, whole",
-       "one line says what is missing; the run goes on")  # fmt: skip
+@fault(
+    "loading",
+    "metrics.jsonl was truncated or deleted",
+    "before a resume: deleted, truncated before the step of the checkpoint, complete",
+    "one line says what is missing; the run continues",
+)
 def test_resume_says_that_metrics_end_before_the_checkpoint(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS, "train.log_every=2")

@@ -45,9 +45,13 @@ def sleep() -> None:
         (3, FP32, "while a checkpoint is written"),
     ],
 )
-@fault("training", "all ranks are killed", "SIGKILL before the first checkpoint, then at a random step, while a "
-       "checkpoint is written, or after the last one; ZeRO 0 to 3, fp32 and bf16, with dropout",
-       "resumed, the run ends bit for bit as the undisturbed one: metrics, samples, weights, checkpoints")  # fmt: skip
+@fault(
+    "training",
+    "all ranks are killed",
+    "SIGKILL before the first checkpoint, then at a random step, while a checkpoint is "
+    "written, or after the last one; ZeRO 0 to 3, fp32 and bf16, with dropout",
+    "resumed, the run is bit for bit equal to the undisturbed one: metrics, samples, weights, checkpoints",
+)
 def test_a_killed_run_ends_as_an_undisturbed_one(
     folder: Path, tmp_path: Path, stage: int, precision: str, moment: str
 ) -> None:

@@ -96,22 +96,30 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
 @fault(
     "security",
     "a checkpoint from somebody else",
-    "a pickle in the place of each of its files, with a manifest that says so",
-    "each was tried",
+    "each of its files is replaced by a pickle, and the manifest is changed to match",
+    "every file was replaced once (a check of these tests)",
 )
 def test_every_file_was_tried(found: Dict[str, List[str]]) -> None:
     assert {"manifest.json", "state.json", "hf/config.json"} <= set(found["tried"])
     assert len(found["tried"]) > 6
 
 
-@fault("security", "the same", "loading and exporting", "nothing of it runs")
+@fault(
+    "security",
+    "a checkpoint from somebody else",
+    "loading and exporting with each file replaced",
+    "no code in it runs",
+)
 @pytest.mark.parametrize("way", ["load", "export"])
 def test_a_pickle_in_a_checkpoint_never_runs(way: str, found: Dict[str, List[str]]) -> None:
     assert found[way] == []
 
 
 @fault(
-    "security", "the same", "a manifest that lists ../ or an absolute path", "refused before anything is read or copied"
+    "security",
+    "a checkpoint from somebody else",
+    "a manifest that lists ../ or an absolute path",
+    "refused before anything is read or copied",
 )
 @pytest.mark.parametrize("name", ["hf/../../../passed", "/etc/hostname"])
 def test_a_manifest_with_paths_outside_is_refused(name: str, tmp_path: Path) -> None:
@@ -130,9 +138,12 @@ PLANTS = {
 }
 
 
-@fault("security", "a link to a folder elsewhere, a link to nothing, or a file in checkpoints/",
-       "under each name that ftdist deletes or replaces: .tmp-, .gone-, .old-, bad-, the next step's",
-       "it goes, what a link leads to stays; the run goes on from its checkpoint and saves")  # fmt: skip
+@fault(
+    "security",
+    "checkpoints/ contains a link to another folder, a dead link, or a file",
+    "under each name that ftdist deletes or replaces: .tmp-, .gone-, .old-, bad-, the next step",
+    "it is removed, and the target of the link is unchanged; the run continues from its checkpoint and saves",
+)
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize(
     "name", [".tmp-step-00000010", ".gone-step-00000009", ".old-step-00000009", ".old-step-00000005",
@@ -156,9 +167,12 @@ def test_deletion_does_not_follow_links(name: str, plant: str, tmp_path: Path) -
     assert left == set() and not list(run.checkpoints.glob(".*"))
 
 
-@fault("security", "a link or a pipe inside a checkpoint",
-       "the manifest, a rank's file, a small one, a folder of them is a link to what it was; the manifest is a pipe",
-       "refused before it is read, set aside; the one before is taken; nothing is waited for")  # fmt: skip
+@fault(
+    "security",
+    "a link or a pipe inside a checkpoint",
+    "the manifest, the file of a rank, a small file or a folder is replaced by a link to it; the manifest is a pipe",
+    "refused before it is read, and set aside; the previous checkpoint is used; nothing blocks",
+)
 @pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors", "hf/more/b.txt", "hf", "pipe"])
 def test_a_link_inside_a_checkpoint_is_not_followed(name: str, tmp_path: Path) -> None:
     run, notes = RunDir(tmp_path / "run"), []  # type: ignore[var-annotated]

@@ -121,8 +121,8 @@ INERT = (pickled_type_in_arrow, pickled_type_in_parquet, saved_with_scripts)
 @fault(
     "security",
     "data from somebody else",
-    "loading scripts and pickles, under their own names and others'",
-    "refused, by name; nothing runs",
+    "loading scripts and pickles, under their own suffixes and others",
+    "refused, by name; no code runs",
 )
 @pytest.mark.parametrize("plant", REFUSED, ids=lambda plant: plant.__name__)
 def test_malicious_data_is_refused(plant: Any, tmp_path: Path) -> None:
@@ -137,7 +137,10 @@ def test_malicious_data_is_refused(plant: Any, tmp_path: Path) -> None:
 
 
 @fault(
-    "security", "the same", "pickled Arrow types, scripts beside a saved data set", "the records are read; nothing runs"
+    "security",
+    "data from somebody else",
+    "pickled Arrow types, scripts beside a saved data set",
+    "the records are read; no code runs",
 )
 @pytest.mark.parametrize("plant", INERT, ids=lambda plant: plant.__name__)
 def test_unneeded_files_beside_data_are_not_run(plant: Any, tmp_path: Path) -> None:
@@ -187,9 +190,9 @@ METAS = {
 
 @fault(
     "security",
-    "prepared data that was planted in the cache",
+    "prepared data that somebody planted in the cache",
     "a meta.json that is a pickle, or has wrong types",
-    "refused; it is prepared again",
+    "refused; the data is prepared again",
 )
 @pytest.mark.parametrize("content", METAS.values(), ids=METAS)
 def test_a_planted_cache_entry_is_refused(content: Any, tmp_path: Path) -> None:
@@ -202,7 +205,12 @@ def test_a_planted_cache_entry_is_refused(content: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "the same", "each array is a pickle, or empty", "refused")
+@fault(
+    "security",
+    "prepared data that somebody planted in the cache",
+    "each array is a pickle, or empty",
+    "refused",
+)
 @pytest.mark.parametrize("name", ["tokens.i32", "trained.u8", "offsets.i64", "row_docs.i64", "row_offsets.i64"])
 def test_planted_files_of_a_cache_entry_are_refused(name: str, tmp_path: Path) -> None:
     from ftdist.data.loader import open_set
@@ -217,7 +225,12 @@ def test_planted_files_of_a_cache_entry_are_refused(name: str, tmp_path: Path) -
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "the same", "hashes.json is something else", "the files are hashed again")
+@fault(
+    "security",
+    "prepared data that somebody planted in the cache",
+    "hashes.json has other contents",
+    "the files are hashed again",
+)
 @pytest.mark.parametrize("content", [b"[]", b'{"a": 1}', pickle.dumps(1), b'{"%s": {"stamp": 1}}'], ids=repr)
 def test_planted_hashes_are_ignored(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
@@ -252,8 +265,8 @@ RUN_YAML = {
 @fault(
     "security",
     "a run.yaml from somebody else",
-    "YAML tags, _target_, interpolations plain and escaped, wrong types",
-    "refused, with the file's name; nothing runs",
+    "YAML tags, _target_, plain and escaped interpolations, wrong types",
+    "refused, with the name of the file; no code runs",
 )
 @pytest.mark.parametrize("text", RUN_YAML.values(), ids=RUN_YAML)
 def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
@@ -265,7 +278,12 @@ def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "the same", "_target_ where keys are free", "a value like any other")
+@fault(
+    "security",
+    "a run.yaml from somebody else",
+    "_target_ in sections whose keys are free",
+    "it is a value like any other",
+)
 def test_a_target_under_a_free_key_is_a_plain_value(tmp_path: Path) -> None:
     target = f"{{_target_: os.system, command: touch {tmp_path / 'canary'}}}"
     config = parse_config(f"model: {{config: {target}}}\nzero: {{deepspeed: {target}}}", "here")
@@ -286,8 +304,8 @@ HYDRA = {
 @fault(
     "security",
     "an experiment file from somebody else",
-    "callbacks, launchers and sweepers of its own",
-    "refused where Hydra would make them; nothing runs",
+    "its own callbacks, launchers and sweepers",
+    "refused where Hydra would instantiate them; no code runs",
 )
 @pytest.mark.parametrize("section", HYDRA.values(), ids=HYDRA)
 @pytest.mark.parametrize("flags", [["-m", "seed=1,2"], ["seed=1"], ["--cfg", "job"], ["--info", "config"]], ids=repr)

@@ -107,7 +107,10 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @fault(
-    "security", "secrets in the environment", "a whole run with W&B and an export", "in no file, output or command line"
+    "security",
+    "secrets in the environment",
+    "a whole run with W&B and an export",
+    "in no file, output or command line",
 )
 def test_a_run_writes_no_secret(finished: Finished) -> None:
     assert list(finished.run.wandb.glob("offline-run-*/*.wandb")), "W&B must have been on"
@@ -117,13 +120,23 @@ def test_a_run_writes_no_secret(finished: Finished) -> None:
     assert ranks and "c4n4ry" not in "\n".join(finished.seen.commands)
 
 
-@fault("security", "secrets in a git diff", "a token's value, a password", "provenance.json has the diff without them")
+@fault(
+    "security",
+    "secrets in a git diff",
+    "a token, a password",
+    "provenance.json contains the diff without them",
+)
 def test_the_git_diff_is_kept_without_secrets(finished: Finished) -> None:
     diff = json.loads(finished.run.provenance.read_text())["git"]["diff"]
     assert "+lr = 2" in diff and "+use('***')" in diff and "+DB_PASSWORD = '***'" in diff
 
 
-@fault("security", "a strict umask", "077 and 027, over a whole run", "no file or folder is wider")
+@fault(
+    "security",
+    "a strict umask",
+    "077 and 027, over a whole run",
+    "no file or folder has more rights",
+)
 def test_files_respect_the_umask(finished: Finished) -> None:
     made = [path for place in ("runs", "cache", "hf", "tmp") for path in (finished.home / place).rglob("*")]
     assert len(made) > 40 and any("checkpoints" in path.parts for path in made) and finished.run.export.is_dir()
@@ -131,7 +144,12 @@ def test_files_respect_the_umask(finished: Finished) -> None:
     assert wide == []
 
 
-@fault("security", "an export", "umask 077; --out is a link", "no file is wider; a link is refused")
+@fault(
+    "security",
+    "an export",
+    "umask 077; --out is a link",
+    "no file has more rights; a link is refused",
+)
 @pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_an_export_respects_its_own_umask_and_refuses_a_link(finished: Finished, tmp_path: Path) -> None:
     out = finished.home / "out"
@@ -159,7 +177,12 @@ sys.meta_path.insert(0, Raise())
 """
 
 
-@fault("security", "secrets in what a library raises", "on a rank", "*** in message, traceback and logs")
+@fault(
+    "security",
+    "secrets in the exception of a library",
+    "on a rank",
+    "*** in message, traceback and logs",
+)
 def test_a_crash_writes_no_secret(tmp_path: Path) -> None:
     """A rank's library quotes secrets in what it raises."""
     (tmp_path / "site").mkdir()
@@ -191,7 +214,12 @@ def dry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@fault("security", "secrets in the environment", "--dry-run: local, Slurm, nodes", "in no file, script or output")
+@fault(
+    "security",
+    "secrets in the environment",
+    "--dry-run: local, Slurm, nodes",
+    "in no file, script or output",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dry_run_writes_no_secret(kind: str, dry_home: Path) -> None:
     words = [*KINDS[kind], "launch.device=cpu", "launch.nproc_per_node=1", f"run_dir={dry_home / 'runs' / kind}"]
@@ -218,7 +246,7 @@ TYPED = [
 @fault(
     "security",
     "a secret on the command line",
-    "in ten places, of a run and a sweep",
+    "in ten places, of a run and of a sweep",
     "refused, without repeating it; nothing is written",
 )
 @pytest.mark.parametrize("word", TYPED)
@@ -236,7 +264,12 @@ def test_a_secret_on_the_command_line_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@fault("security", "Python files in the current folder", "torch.py, numpy.py …", "not imported by ranks")
+@fault(
+    "security",
+    "Python files in the current folder",
+    "torch.py, numpy.py …",
+    "not imported by ranks",
+)
 @pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_ranks_do_not_import_from_the_current_folder(finished: Finished, tmp_path: Path) -> None:
     """The same that holds for preparing: a rank's ``torch`` is the one that is installed."""

@@ -68,9 +68,13 @@ def _signal(process: Process, way: str) -> int:
 
 
 @pytest.mark.parametrize(("moment", "way"), CASES)
-@fault("training", "a signal at a bad time", "SIGTERM once, twice, and with a SIGKILL after 2 s; while data is "
-       "prepared, the model is loaded, a held-out set is evaluated, a checkpoint is saved",
-       "it ends in time; what then goes on ends bit for bit as the undisturbed run")  # fmt: skip
+@fault(
+    "training",
+    "a signal at a bad time",
+    "SIGTERM once, twice, and followed by SIGKILL after 2 s; while data is prepared, the "
+    "model is loaded, a held-out set is evaluated, a checkpoint is saved",
+    "the run ends in time; resumed, it is bit for bit equal to the undisturbed run",
+)
 def test_a_signal_at_a_bad_time(tmp_path: Path, moment: str, way: str) -> None:
     reference = finished_run(*SETTINGS)
     run = RunDir(tmp_path / "run")

@@ -48,8 +48,12 @@ def _one_fails(path: Path, scratch: Path) -> Tuple[List[str], int]:
         index += 1
 
 
-@fault("saving", "one rank of several cannot write", "ENOSPC at each file operation of rank 1 of 2",
-       "no rank waits for it; all say the same, with its number; the next save succeeds")  # fmt: skip
+@fault(
+    "saving",
+    "one rank of several cannot write",
+    "ENOSPC at each file operation of rank 1 of 2",
+    "no rank waits for it; all report the same error with its number; the next save succeeds",
+)
 def test_all_ranks_report_that_one_rank_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     run = RunDir(tmp_path / "run")
@@ -77,8 +81,12 @@ def _slow(path: Path) -> float:
     return float(contained(run)[0][0])
 
 
-@fault("saving", "one rank writes slowly", "a second before the fsync of rank 1 of 2",
-       "nothing is published before all ranks' files are on the disk")  # fmt: skip
+@fault(
+    "saving",
+    "one rank writes slowly",
+    "one second before the fsync of rank 1 of 2",
+    "nothing is published before the files of all ranks are on the disk",
+)
 def test_no_rank_publishes_before_all_have_written(tmp_path: Path) -> None:
     assert run_ranks(_slow, WORLD, tmp_path) == [5.0, 5.0]
 
@@ -100,8 +108,12 @@ def _fork_rank(rank: int, port: int, run: RunDir, scratch: Path, stop_at: int) -
         os._exit(code)
 
 
-@fault("saving", "a rank is killed while it writes", "SIGKILL at each file operation of rank 1 of 2",
-       "the others notice at once; nothing is published; the next start removes what was half written")  # fmt: skip
+@fault(
+    "saving",
+    "a rank is killed while it writes",
+    "SIGKILL at each file operation of rank 1 of 2",
+    "the other ranks notice at once; nothing is published; the next start removes the unfinished files",
+)
 def test_a_rank_is_killed_at_every_operation(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
@@ -168,8 +180,12 @@ def _beside(config: Any, path: Path) -> Dict[str, Any]:
     return {"losses": losses, "background": training.saver.background, "published": published}
 
 
-@fault("saving", "training goes on while a checkpoint is written", "the disk is held up for two steps",
-       "the checkpoint holds every number as it was when it was begun; the steps are the same")  # fmt: skip
+@fault(
+    "saving",
+    "training continues while a checkpoint is written",
+    "the disk blocks for two steps",
+    "the checkpoint contains every number as it was when the save began; the steps are the same",
+)
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_background_save_holds_the_state_of_its_step(tmp_path: Path, stage: int) -> None:
     save_tiny_model(tmp_path / "model")
@@ -206,8 +222,12 @@ def _disk_fills(config: Any, path: Path, limited: bool) -> Tuple[List[Any], List
     return losses, notes
 
 
-@fault("saving", "the disk is full for a while during a run", "RLIMIT_FSIZE on rank 1 of 2 during two of five saves",
-       "one message for each; training goes on with the same numbers; the other saves are there")  # fmt: skip
+@fault(
+    "saving",
+    "the disk is full for a while during a run",
+    "RLIMIT_FSIZE on rank 1 of 2 during two of five saves",
+    "one message for each; training continues with the same numbers; the other checkpoints are there",
+)
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_training_continues_when_the_disk_is_full(tmp_path: Path, background: str) -> None:
     save_tiny_model(tmp_path / "model")
@@ -246,8 +266,12 @@ def _fails(config: Any, path: Path) -> int:
     return len(RunDir(path).published_checkpoints())
 
 
-@fault("saving", "training fails while a checkpoint is written", "an exception on both ranks meanwhile",
-       "the checkpoint is finished before the run ends")  # fmt: skip
+@fault(
+    "saving",
+    "training fails while a checkpoint is written",
+    "an exception on both ranks during the save",
+    "the checkpoint is finished before the run ends",
+)
 def test_a_failing_run_finishes_its_background_save(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS)
@@ -273,8 +297,12 @@ def _twice(config: Any, path: Path) -> List[bool]:
     return [*published, training.run.checkpoint(2).is_dir()]
 
 
-@fault("saving", "a checkpoint is due while the one before is still written", "the disk is held up over a step",
-       "the save waits for the one before; both are published")  # fmt: skip
+@fault(
+    "saving",
+    "a checkpoint is due while the previous one is still being written",
+    "the disk blocks for one step",
+    "the save waits for the previous one; both are published",
+)
 def test_a_save_waits_for_the_previous_one(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS)
@@ -292,8 +320,12 @@ def _no_memory(config: Any, path: Path) -> Tuple[bool, List[str]]:
     return made.background, notes
 
 
-@fault("saving", "host memory has no room for a copy of the state", "1000 bytes are reported as free",
-       "said in one line; checkpoints are written while training waits")  # fmt: skip
+@fault(
+    "saving",
+    "host memory has no room for a copy of the state",
+    "1000 bytes are reported as free",
+    "one line says so; training waits while checkpoints are written",
+)
 def test_training_waits_for_saves_without_memory_for_a_copy(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, *FIVE_STEPS)

@@ -19,8 +19,12 @@ RUN = (*SMOKE, "train.max_steps=60", "train.eval_every=null", "train.checkpoint_
 
 
 @pytest.mark.slow  # test_stalls.py stops a rank without torchrun
-@fault("training", "a rank is stopped, under launch.max_restarts=1", "SIGSTOP of rank 1 after some steps",
-       "it is named and ended; all ranks start again and go on from the last checkpoint: the same run")  # fmt: skip
+@fault(
+    "training",
+    "a rank is stopped, under launch.max_restarts=1",
+    "SIGSTOP of rank 1 after some steps",
+    "it is named and ended; all ranks start again from the last checkpoint: the run is the same",
+)
 def test_a_stopped_rank_restarts_the_run(tmp_path: Path) -> None:
     settings = (*RUN, "track=disabled", "launch.max_restarts=1", "launch.stall_timeout_s=5")
     run = RunDir(tmp_path / "run")
@@ -48,8 +52,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-@fault("training", "the disk of the run is full for a while", "a tmpfs that is filled for 3 s, with checkpoints due",
-       "no step is lost; metrics.jsonl is complete; later checkpoints are saved; exit code 0")  # fmt: skip
+@fault(
+    "training",
+    "the disk of the run is full for a while",
+    "a tmpfs that is full for 3 s while checkpoints are due",
+    "no step is lost; metrics.jsonl is complete; later checkpoints are saved; exit code 0",
+)
 def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path) -> None:
     run = RunDir(disk / "run")
     settings = (*RUN, "track=offline")
@@ -66,8 +74,12 @@ def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path) -> None:
 
 
 @pytest.mark.slow  # test_track_wandb.py has it without a run around it
-@fault("tracking", "the W&B server is down", "a port that nobody listens on, and a key",
-       "one line; exit code 0; metrics.jsonl is that of a run without W&B")  # fmt: skip
+@fault(
+    "tracking",
+    "the W&B server is unreachable",
+    "a port without a listener, and a key",
+    "one line says so; exit code 0; metrics.jsonl is that of a run without W&B",
+)
 def test_an_unreachable_wandb_server_changes_nothing(tmp_path: Path) -> None:
     settings = (*SMOKE, "train.max_steps=6")
     run = RunDir(tmp_path / "run")

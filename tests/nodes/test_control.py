@@ -1,4 +1,4 @@
-"""``logs`` and ``cancel`` of a run on this machine."""
+"""``ftdist logs`` and ``ftdist cancel`` of a run on this machine."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's launcher: a hostfile of this machine's names, real pdsh with an sshd of the test's own, real mpirun."""
+"""DeepSpeed's launcher with two names of this machine in the hostfile: pdsh with a private sshd, and mpirun."""
 
 import os
 import re
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(500)
 
 @pytest.fixture
 def one_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> List[str]:
-    """Overrides that start two ranks here with mpirun, which takes two names of one machine for a mistake."""
+    """Return overrides that start two ranks with mpirun under one name: it refuses two names of one machine."""
     if shutil.which("mpirun") is None:
         pytest.skip("needs mpirun: apt install openmpi-bin")
     (tmp_path / "hosts").write_text("127.0.0.1 slots=2\n")
@@ -39,7 +39,7 @@ def machines(request: pytest.FixtureRequest) -> List[str]:
 
 @pytest.fixture
 def hosts(ssh: str, tmp_path: Path) -> List[str]:
-    """Overrides that reach two machines, both of them this one."""
+    """Return overrides for two machines, both of which are this one."""
     if shutil.which("pdsh") is None:
         pytest.skip("needs pdsh: apt install pdsh")
     (tmp_path / "hosts").write_text("# two names of one machine\n127.0.0.1 slots=1\nlocalhost  slots=1\n")
@@ -61,7 +61,7 @@ def test_deepspeeds_launcher_gives_the_losses_of_a_local_run(
 
 @pytest.mark.slow
 def test_ctrl_c_stops_and_resume_continues(machines: List[str], tmp_path: Path) -> None:
-    """Ctrl-C saves and stops, resume goes on, and a launcher that is killed takes everything with it."""
+    """Ctrl-C saves and stops, resume continues, and the ranks of a killed launcher end with it."""
     run = RunDir(tmp_path / "run")
     launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)

@@ -1,4 +1,4 @@
-"""Several machines without a scheduler, as far as one machine allows: two agents, a real sshd of the test's own."""
+"""Several machines without a scheduler, emulated on one machine: two agents and a private sshd."""
 
 import shlex
 import signal
@@ -45,7 +45,7 @@ def test_a_run_over_ssh(ssh: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_a_run_over_ssh(ssh: str, tmp_path: Path) -> None:
-    """Ctrl-C saves and stops; a launcher that is killed takes everything with it; resume goes on."""
+    """Ctrl-C saves and stops, resume continues, and the ranks of a killed launcher end with it."""
     run = RunDir(tmp_path / "run")
     hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
     launcher = start("train", *nodes(run, *hosts, *LONG))

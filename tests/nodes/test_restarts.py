@@ -1,4 +1,4 @@
-"""A rank that dies on a live machine: torchrun starts all again, and they go on from the last checkpoint."""
+"""A killed rank: torchrun restarts all ranks, and they continue from the last checkpoint."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a user gets from the wheel alone: sdist → wheel → clean environment → empty folder."""
+"""The wheel, built from the sdist and installed into a clean environment, works in an empty folder."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy, since a build writes into its source folder."""
+    """Return a copy of the checkout, because a build writes into its source folder."""
     copy = tmp_path_factory.mktemp("checkout")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=JUNK)
@@ -46,9 +46,9 @@ def wheel(checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts folder of an environment that holds the wheel, and borrows the libraries of this one.
+    """Return the scripts folder of an environment that contains the wheel and uses the libraries of this one.
 
-    A .pth file puts this environment's site-packages on the path, last; .pth files in there, such as the one of an
+    A .pth file adds this environment's site-packages to the end of the path. The .pth files there, such as that of an
     editable ftdist, have no effect.
     """
     home = tmp_path_factory.mktemp("clean environment")
@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_checkout(checkout: Path, wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     found = {name for name in names if ".dist-info/" not in name}
     assert not expected - found, "left out of the wheel: see [tool.setuptools] in pyproject.toml"
-    assert not found - expected, "only the four folders belong into the wheel"
+    assert not found - expected, "the wheel may contain only the four folders"
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps under a real Slurm: an array with a throttle, one trial failing, stopped and resumed, driven by Optuna."""
+"""Sweeps under a real Slurm: job arrays with a throttle, failing trials, interruptions, Optuna."""
 
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ TINY = ("launch=slurm", "launch.device=cpu", "launch.wait=true", *TRIAL)
 
 
 def most_at_once(cluster: Cluster, sweep: SweepDir) -> int:
-    """Elements of the array that ran at the same time, by Slurm's own record."""
+    """Return how many elements of the array ran at the same time, from Slurm's own record."""
     jobs = [cluster.job(trial.run.read_status()["job_id"]) for trial in sweep.trials()]
     spans = [[time.mktime(time.strptime(job[name], "%Y-%m-%dT%H:%M:%S")) for name in ("StartTime", "EndTime")]
              for job in jobs]  # fmt: skip
@@ -60,7 +60,7 @@ def test_an_interrupted_sweep_resumes(how: str, slurm: Cluster, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_trial_that_is_submitted_again_is_followed(slurm: Cluster, tmp_path: Path) -> None:
-    """Where requeueing is not allowed. The new job is no array, but inherits the variables of one."""
+    """Requeueing is not allowed. The new job is no array, but inherits the variables of one."""
     words = (f"runs_dir={tmp_path}", "train.max_steps=150", "optim.lr=1e-3,1e-4")
     process = slurm.ftdist("train", *TINY, "-m", *words)
     slurm.wait(lambda: [*tmp_path.glob("*-sweep/001/run.yaml")], 60, "the sweep")

@@ -1,4 +1,4 @@
-"""The commands of docs/slurm.md, as they stand on the page, against a real Slurm: two nodes, a requeue, a sweep."""
+"""The commands of docs/slurm.md, word for word, against a real Slurm: two nodes, a requeue, a sweep."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ ELSEWHERE = ("launch=nodes", "launch=deepspeed")
 
 
 def commands() -> List[List[str]]:
-    """The words of each command in the page's code blocks; what a line explains after two spaces is left out."""
+    """Return the words of each command in the code blocks of the page, without the explanation at the end of a line."""
     blocks = re.split(r"^```.*\n", PAGE.read_text(), flags=re.MULTILINE)[1::2]
     lines = [line.split("    ")[0] for block in blocks for line in block.splitlines() if line.startswith("ftdist ")]
     return [shlex.split(line)[1:] for line in lines if not any(word in line for word in ELSEWHERE)]

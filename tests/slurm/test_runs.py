@@ -1,4 +1,4 @@
-"""Runs under a real Slurm: they end as local ones do, whatever happens to them in between."""
+"""Runs under a real Slurm, undisturbed or interrupted, end as a local run does."""
 
 import functools
 import signal
@@ -37,7 +37,7 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
-    """Metrics of four ranks without Slurm."""
+    """Return the metrics of four ranks without Slurm."""
     run = RunDir(tmp_path_factory.mktemp("local") / "run")
     finish(cluster.ftdist("train", *RUN, *SHORT, "launch.nproc_per_node=4", f"run_dir={run.path}"))
     return metrics(run)
@@ -59,7 +59,7 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path, local:
 
 
 def through_deepspeed(tmp_path: Path) -> List[str]:
-    """DeepSpeed's launcher with its runner for Slurm, instead of a batch job."""
+    """Return overrides for DeepSpeed's launcher with its Slurm runner, instead of a batch job."""
     hosts = tmp_path / "hosts"
     hosts.write_text("node1 slots=2\nnode2 slots=2\n")
     return ["launch=deepspeed", f"launch.deepspeed.hostfile={hosts}", "launch.deepspeed.runner=slurm",
@@ -101,7 +101,7 @@ def test_a_preempted_run_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: Un
 
 @pytest.mark.slow
 def test_a_run_stops_after_max_requeues(slurm: Cluster, tmp_path: Path) -> None:
-    """Slurm requeues it a second time, and it does not begin."""
+    """Slurm requeues the job a second time, and the run does not begin again."""
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
                  "launch.max_requeues=1", f"run_dir={run.path}")  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_run_is_requeued_at_its_time_limit(slurm: Cluster, tmp_path: Path, und
     job = slurm.ftdist("train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
     wait_for_step(run, 5)
     number = run.read_status()["job_id"]
-    slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+61")  # Slurm looks every 30 s
+    slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+61")  # Slurm checks limits every 30 s
     output = finish(job)
     assert metrics(run) == undisturbed(LONG)
     status = run.read_status()
@@ -157,7 +157,7 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     slurm.kill_node("node2", power_off)
     number = run.read_status()["job_id"]
     try:
-        if power_off:  # Slurm finds out by itself
+        if power_off:  # Slurm notices by itself
             slurm.wait(lambda: slurm.job(number)["Restarts"] == "1", 120, "the loss of the node")
         else:
             slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
@@ -165,10 +165,10 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     finally:
         slurm.start_node("node2")
         resume = ["scontrol", "update", "NodeName=node2", "State=RESUME"]
-        subprocess.run(resume, env=slurm.env, capture_output=True)  # refused where it has come back by itself
+        subprocess.run(resume, env=slurm.env, capture_output=True)  # refused if the node has come back by itself
     finish(job)
     assert metrics(run) == undisturbed(LONG)
-    # Once more where Slurm, still after the job's first start, ends what it finds of it on the node that came back.
+    # A second restart follows if Slurm finds and ends the job's first start on the node that came back.
     assert run.read_status()["attempt"] >= 1 and int(slurm.job(number)["Restarts"]) >= 1
 
 
@@ -193,7 +193,7 @@ def test_a_stopped_job_leaves_no_process(how: str, slurm: Cluster, tmp_path: Pat
     finish(job, 75)
     status = run.read_status()
     assert status["state"] == "preempted" and status["exit_reason"], status
-    assert slurm.job(number)["JobState"] in ("FAILED", "CANCELLED")  # its exit code is 75
+    assert slurm.job(number)["JobState"] in ("FAILED", "CANCELLED")  # the exit code of the job is 75
     if how == "ctrl-c":
         assert status["last_checkpoint_step"] == status["step"]
         resumed = slurm.ftdist("resume", str(run.path))

@@ -1,4 +1,4 @@
-"""What a real Slurm makes of the script: values arrive as they are, nothing in them is run, GPUs are asked for."""
+"""How a real Slurm reads the batch script: values arrive unchanged, are never executed, and GPUs are requested."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def quoted(value: str) -> str:
 def test_hostile_values_arrive_unchanged(slurm: Cluster, tmp_path: Path) -> None:
     template = tmp_path / "show.template"
     template.write_text(SHOW)
-    # OmegaConf would resolve ${…}, and a slash would be another folder
+    # OmegaConf would resolve ${…}, and a slash would start another folder
     value = HOSTILE.replace("${HOME}", "$HOME")
     run = RunDir(tmp_path / re.sub(r"[\\%]", "", value))
     config = tmp_path / "conf" / "launch"
@@ -56,7 +56,7 @@ def test_hostile_values_arrive_unchanged(slurm: Cluster, tmp_path: Path) -> None
 def test_a_hostile_identifier_is_never_executed(key: str, slurm: Cluster, tmp_path: Path) -> None:
     value = "x$(touch PWNED);`touch PWNED`\" 'y"
     done = submit(slurm, "launch.device=cpu", f"launch.slurm.{key}={quoted(value)}", f"run_dir={tmp_path / 'run'}")
-    if done.returncode != 0:  # without accounting Slurm takes any account and qos
+    if done.returncode != 0:  # without accounting Slurm accepts any account and qos
         assert done.stderr.startswith("error: sbatch: ") and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("PWNED")) and not Path("PWNED").exists()
 
@@ -73,8 +73,7 @@ def test_nodes_with_different_gpus_are_refused(slurm: Cluster, tmp_path: Path) -
 
 
 def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path: Path) -> None:
-    """status says why it waits, logs that there is nothing yet, cancel takes it out, resume submits it again. Nothing
-    that the user has named passes for what Slurm says."""
+    """The verbs are not misled by a job name and a comment that look like fields of Slurm's own output."""
     over = "x JobState=COMPLETED"
     run = RunDir(tmp_path / over)
 
@@ -108,7 +107,7 @@ def test_a_sweep_is_an_array_with_one_element_per_trial(slurm: Cluster, tmp_path
 
 
 def test_slurm_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: Path) -> None:
-    """Neither the user's defaults for Slurm's commands, nor what is left of a job that the launcher runs in."""
+    """Neither the user's defaults for Slurm's commands nor variables of an outer job have an effect."""
     run, before = RunDir(tmp_path / "run"), dict(slurm.env)
     slurm.env |= {"SBATCH_PARTITION": "urgent", "SBATCH_ARRAY_INX": "0-2", "SBATCH_TIMELIMIT": "1", "SLURM_NTASKS": "7",
                   "SQUEUE_FORMAT": "x", "SQUEUE_PARTITION": "urgent", "SLURM_CLUSTERS": "none"}  # fmt: skip
