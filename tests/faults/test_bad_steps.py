@@ -1,5 +1,4 @@
-"""A loss or gradient that is not finite on one rank: as if the step had never been taken; in a row: back to the last
-checkpoint, and past the data."""
+"""A bad loss or gradient on one rank: the step is skipped. Several in a row: the run rolls back and skips the data."""
 
 import hashlib
 import os
@@ -13,7 +12,7 @@ from ftdist.base.errors import TrainError
 from ftdist.config.schema import load_config
 from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
-from tests.faults.inject import make_batches_bad
+from tests.faults.bad_batches import make_batches_bad
 from tests.faults.table import fault
 from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
@@ -26,7 +25,7 @@ Outcome = Tuple[List[Any], str]
 
 
 def _state(training: Any) -> str:
-    """A hash of every weight, master weight, moment and step count that this rank holds."""
+    """Hash every weight, master weight, moment and step count that this rank holds."""
     import torch
 
     digest = hashlib.sha256()
@@ -44,8 +43,10 @@ def _state(training: Any) -> str:
 
 
 def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
-    """``(bad or None of every step, state)`` of a run whose batch ``at`` is bad on rank 1; kind "left out" takes no
-    step there instead."""
+    """Run with a batch ``at`` that is bad on rank 1, or that is left out if ``kind`` is "left out".
+
+    Returns what was bad about each step (or None), and the hash of the final state.
+    """
     from ftdist.train import loop
 
     training = assemble(config, run.path, start(config))
@@ -94,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "run that never took the step",
 )
 def test_a_bad_step_changes_nothing(folder: Path, tmp_path: Path, precision: str) -> None:
-    """Weights, moments and step counts are those of a run that never saw the batch, bit for bit, in every stage."""
+    """Weights, moments and step counts are bit for bit those of a run that never saw the batch, in every stage."""
     configs = [
         tiny_config(folder, *SETTINGS, f"zero.stage={stage}", f"train.precision={precision}", "train.grad_spike_z=100",
                     "train.grad_spike_window=8")
@@ -117,8 +118,10 @@ ROLLING = (*SETTINGS, "train.max_steps=8", "train.checkpoint_every=2", "train.ma
 
 
 def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int = -1) -> str:
-    """A run, or a resume of one, with bad batches on rank 1; every rank dies when batch ``dies_at`` comes up, rank 0 is
-    sent SIGTERM when ``stops_at`` does. Returns what it ended with."""
+    """Start or resume a run with bad batches on rank 1. Returns how it ended.
+
+    Every rank dies before batch ``dies_at``. Rank 0 receives SIGTERM before batch ``stops_at``.
+    """
     from ftdist.train import loop
 
     config = load_config(RunDir(path).config)

@@ -1,4 +1,4 @@
-"""The machine goes at every file operation of a save and of pruning: what is found is the old state or the new one."""
+"""The machine stops at any file operation of a save or of pruning: the old state or the new one is found."""
 
 import shutil
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.protocol import find_newest, prune, verify_checkpoint, write_checkpoint
 from ftdist.run.rundir import PINNED, RunDir, read_records
+from tests.faults.checkpoints import Alone, contained, contents
 from tests.faults.disk import Crash, Disk
-from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault
 
 State = List[Tuple[int, float]]
@@ -18,7 +18,7 @@ State = List[Tuple[int, float]]
 
 @pytest.fixture
 def template(tmp_path: Path) -> RunDir:
-    """Two checkpoints are there."""
+    """Return a run with two checkpoints."""
     run = RunDir(tmp_path / "template")
     run.checkpoints.mkdir(parents=True)
     for step in (5, 10):

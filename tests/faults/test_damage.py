@@ -1,4 +1,4 @@
-"""Files of a checkpoint that are not as they were written: found before anything is loaded, named, fallen back from."""
+"""Damaged files of a checkpoint are found and named before anything is loaded, and an older checkpoint is used."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import pytest
 from ftdist.base.errors import CheckpointError
 from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_checkpoint
 from ftdist.run.rundir import RunDir, read_json
-from tests.faults.folder import Alone, contained, contents, flip_one_bit
+from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
 from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
 from tests.spawn import run_ranks
@@ -33,7 +33,7 @@ def cut(path: Path) -> None:
 
 
 def two_steps(folder: Path) -> List[str]:
-    """Two checkpoints of two ranks, published together."""
+    """Write two checkpoints of two ranks."""
     import torch.distributed as dist
 
     from ftdist.checkpoint.protocol import Together
@@ -91,7 +91,7 @@ def test_resume_fails_if_every_checkpoint_is_damaged(whole: RunDir, tmp_path: Pa
         find_newest(run, Alone(), notes.append)
     assert len(notes) == 2
     with pytest.raises(CheckpointError, match="bad-step-00000010 was set aside, and there is no other"):
-        find_newest(run, Alone(), notes.append)  # a restart: it must not begin at step 0
+        find_newest(run, Alone(), notes.append)  # a restart must not begin at step 0
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["bad-step-00000005", "bad-step-00000010"]
 
 
@@ -197,7 +197,7 @@ def test_resume_says_that_metrics_end_before_the_checkpoint(tmp_path: Path) -> N
 
 
 def _resume_after_each(config: Any, path: Path) -> List[str]:
-    """What is said on a resume."""
+    """Resume with several states of metrics.jsonl. Returns the output of each resume."""
     ranks, texts = start(config), []
     training = assemble(config, path, ranks)
     steps(training, 5)

@@ -1,4 +1,4 @@
-"""A disk that is full, refuses, or is gone, at every operation and for real; what is pruned."""
+"""Disks that are full, fail or vanish during a save; which checkpoints pruning deletes."""
 
 import errno
 import os
@@ -12,8 +12,8 @@ import pytest
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.protocol import find_newest, prune, save_checkpoint, verify_checkpoint, write_checkpoint
 from ftdist.run.rundir import PINNED, RunDir
+from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit, hashes
 from tests.faults.disk import Disk
-from tests.faults.folder import Alone, contained, contents, flip_one_bit, hashes
 from tests.faults.table import fault
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -21,7 +21,7 @@ ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """One checkpoint is there."""
+    """Return a run with one checkpoint."""
     run = RunDir(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
     assert write_checkpoint(run, contents(5), Alone()) == ""
@@ -51,13 +51,13 @@ def test_an_error_at_every_operation(run: RunDir, tmp_path: Path, error: int, mo
         if index >= len(disk.operations):
             break
         index += 1
-        if not problem:  # only the old one's removal failed, or the folder was already in place
+        if not problem:  # only the removal of the old one failed, or the folder was in place
             continue
         said.add(problem)
         assert not rests(run)
         if contained(run) == [(5, 0)]:
             assert hashes(run.path) == before
-        else:  # the rename was made, only that it is on the disk could not be confirmed
+        else:  # the rename succeeded, and only its fsync failed
             assert contained(run) == [(5, 0), (10, 0)] and disk.operations[index - 1].endswith(" checkpoints")
             shutil.rmtree(run.checkpoint(10))
     assert index > 25 and all(os.strerror(error) in text for text in said)
@@ -101,7 +101,7 @@ def test_a_save_after_the_folder_has_vanished(run: RunDir, tmp_path: Path, monke
     assert contained(run) == [(15, 0)]
     shutil.rmtree(run.path)
     assert "No such file or directory" in write_checkpoint(run, contents(20), Alone())
-    assert not run.path.exists()  # what is not mounted is not written beside
+    assert not run.path.exists()  # a run directory on an unmounted disk is not made again
 
 
 @fault(
@@ -145,7 +145,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
+    """Mount a real file system of 256 KiB."""
     place = tmp_path / "small"
     place.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]).returncode:

@@ -1,4 +1,4 @@
-"""A checkpoint from somebody else: every file of it in turn is a pickle, and the manifest says that this is right."""
+"""A checkpoint from somebody else: each file in turn is a pickle, and the manifest is changed to match."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ import pytest
 from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_checkpoint
 from ftdist.run.rundir import RunDir
 from tests.faults.canary import pickled, save_torch
-from tests.faults.folder import Alone, contained, contents, flip_one_bit
+from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
 from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
@@ -23,7 +23,7 @@ STEP = 2
 
 
 def plant(file: Path, canary: Path, bare: bool) -> None:
-    """A pickle in place of a file: bare, or as torch saves it."""
+    """Replace a file by a pickle: a bare one, or one in the format of torch."""
     if bare:
         file.write_bytes(pickled(canary))
     else:
@@ -31,7 +31,7 @@ def plant(file: Path, canary: Path, bare: bool) -> None:
 
 
 def vouch_for(checkpoint: Path, name: str) -> None:
-    """The manifest gets the size and hash that the file has now, and where it has one its own."""
+    """Write the size and hash of a file into the manifest, and update the manifest's own hash."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     content = (checkpoint / name).read_bytes()
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -42,8 +42,10 @@ def vouch_for(checkpoint: Path, name: str) -> None:
 
 
 def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
-    """Train two steps, then load and export the checkpoint with each of its files replaced. Returns the files whose
-    pickle ran, by what ran it, and all files that were tried."""
+    """Train two steps, then load and export the checkpoint with each of its files replaced.
+
+    Returns the files whose code ran on "load" and on "export", and all files that were "tried".
+    """
     from ftdist.checkpoint.export import export_checkpoint
     from ftdist.train.loop import train
 
@@ -51,7 +53,7 @@ def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
     assert train(assemble(config, run.path, ranks))
     clean, canary = run.checkpoint(STEP), folder / "canary"
     vouch_for(clean, "state.json")
-    export_checkpoint(clean, folder / "clean", config)  # what was vouched for is taken
+    export_checkpoint(clean, folder / "clean", config)  # a file with a matching manifest is accepted
     files = sorted(str(path.relative_to(clean)) for path in clean.rglob("*") if path.is_file())
     found: Dict[str, List[str]] = {"tried": files, "load": [], "export": []}
     for name in files:

@@ -1,4 +1,4 @@
-"""Data, a cache or a config from somebody else: read as data, and never run."""
+"""Data, a cache or a config from somebody else is read, and no code in it runs."""
 
 import json
 import pickle
@@ -50,7 +50,7 @@ def pickle_named(suffix: str) -> Callable[[Path, Path], SourceConfig]:
 
 
 def _extension(canary: Path) -> Any:
-    """A table whose column claims to be a pickled Python type (what pyarrow before 14.0.1 ran)."""
+    """Return a table with a column of a pickled Python type, which pyarrow before 14.0.1 would run."""
     import pyarrow
 
     marks = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickled(canary)}
@@ -158,7 +158,7 @@ def test_unneeded_files_beside_data_are_not_run(plant: Any, tmp_path: Path) -> N
     "not imported while data is prepared",
 )
 def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
-    """Where a model or a data set was unpacked, ``python -m`` would find them first."""
+    """``python -m`` in a folder with an unpacked model or data set would import its files first."""
     for name in ("torch", "datasets", "transformers", "pyarrow", "yaml", "ftdist", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(source(tmp_path / "canary"))
     (tmp_path / "data.jsonl").write_text(json.dumps(GOOD))
@@ -171,7 +171,7 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
 
 
 def plant_entry(tmp_path: Path) -> Any:
-    """A config, and an entry of the cache under its key that is there already."""
+    """Return a config, and a folder in the cache under its key."""
     config = tiny_config(tmp_path)
     folder = data_folder(config)
     folder.mkdir(parents=True)
@@ -274,7 +274,7 @@ def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "run.yaml"))) as error:
         load_config(tmp_path / "run.yaml")
-    assert "is not whole" not in str(error.value), "it must be refused for what it holds, not for what it lacks"
+    assert "is not whole" not in str(error.value), "it must be refused for its contents, not for missing keys"
     assert not (tmp_path / "canary").exists()
 
 
@@ -292,7 +292,7 @@ def test_a_target_under_a_free_key_is_a_plain_value(tmp_path: Path) -> None:
 
 
 COPY = "{_target_: shutil.copyfile, src: /dev/null, dst: CANARY}"
-"""Hydra has a list of functions that it does not call; this is not on it."""
+"""A function that Hydra's own block list does not contain."""
 HYDRA = {
     "a callback": f"hydra: {{callbacks: {{evil: {COPY}}}}}",
     "a sweeper": "hydra: {sweeper: {_target_: os.system}}",
@@ -310,7 +310,7 @@ HYDRA = {
 @pytest.mark.parametrize("section", HYDRA.values(), ids=HYDRA)
 @pytest.mark.parametrize("flags", [["-m", "seed=1,2"], ["seed=1"], ["--cfg", "job"], ["--info", "config"]], ids=repr)
 def test_a_malicious_experiment_file_runs_nothing(section: str, flags: list[str], tmp_path: Path) -> None:
-    """Hydra makes objects of what its own section names, when it sweeps."""
+    """In a sweep Hydra instantiates the classes that its own section of the config names."""
     from ftdist.launch import cli
 
     (tmp_path / "conf" / "experiment").mkdir(parents=True)

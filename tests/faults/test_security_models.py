@@ -1,4 +1,4 @@
-"""A model folder, a tokenizer or a GGUF file from somebody else: what is in it is read, and never run."""
+"""A model folder, a tokenizer or a GGUF file from somebody else is read, and no code in it runs."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def change(file: Path, **fields: Any) -> None:
 
 
 def load_all(model: Path) -> None:
-    """Everything that a run does with a model's folder."""
+    """Do everything that a run does with a model folder."""
     from ftdist.data.tokenizer import load_tokenizer
     from ftdist.model.load import load_model, model_config
 
@@ -276,7 +276,7 @@ def test_a_model_config_instantiates_nothing(tmp_path: Path) -> None:
     "the canary file is found",
 )
 def test_the_canary_detects_code_that_runs(tmp_path: Path) -> None:
-    """Without this every test here would pass for nothing."""
+    """Otherwise every test here would pass without proving anything."""
     import torch
 
     save_torch(tmp_path / "one", tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Whole runs with secrets in the environment: none comes out, and no file gets more rights than the umask gives."""
+"""Whole runs with secrets in the environment: no secret is written anywhere, and files respect the umask."""
 
 import json
 import os
@@ -32,17 +32,17 @@ WORDS = ["experiment=smoke", "train.max_steps=2", "train.checkpoint_every=2", "t
 
 
 FTDIST = Path(sys.executable).with_name("ftdist")
-"""Not ``python -m ftdist``: that looks into the current folder before any of ours can say no."""
+"""The script rather than ``python -m ftdist``, which imports from the current folder before ftdist can prevent it."""
 
 
 @dataclass
 class Seen:
-    """What could be seen of a command from outside."""
+    """What other users could see of a command."""
 
     code: int
     text: str
     commands: Set[str] = field(default_factory=set)
-    """Command lines of its processes."""
+    """The command lines of its processes."""
 
 
 def environment(home: Path, **more: str) -> Dict[str, str]:
@@ -72,7 +72,7 @@ def ftdist(home: Path, *words: str, umask: int = 0o022, **more: str) -> Seen:
 
 
 def work(home: Path) -> None:
-    """A checkout with a change that holds secrets, in which runs are started."""
+    """Make a git checkout, in which runs are started, with an uncommitted change that contains secrets."""
     (home / "work").mkdir(parents=True)
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@x"]
     (home / "work" / "code.py").write_text("lr = 1\n")
@@ -83,7 +83,7 @@ def work(home: Path) -> None:
 
 
 def leaks(home: Path) -> List[str]:
-    """Files below a folder that hold one of the canaries."""
+    """Return the files below a folder that contain a secret."""
     files = [path for path in home.rglob("*") if path.is_file() and path != home / "work" / "code.py"]
     assert files
     return [str(path.relative_to(home)) for path in files if b"c4n4ry" in path.read_bytes()]
@@ -184,7 +184,7 @@ sys.meta_path.insert(0, Raise())
     "*** in message, traceback and logs",
 )
 def test_a_crash_writes_no_secret(tmp_path: Path) -> None:
-    """A rank's library quotes secrets in what it raises."""
+    """A library on a rank raises an exception whose message contains secrets."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(RAISE)
     home = tmp_path / "home"
@@ -208,7 +208,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def dry_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home for dry runs, which prepare the same data."""
+    """Return a home for the dry runs, so that they prepare their data once."""
     home = tmp_path_factory.mktemp("dry")
     work(home)
     return home
@@ -272,7 +272,7 @@ def test_a_secret_on_the_command_line_is_refused(
 )
 @pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_ranks_do_not_import_from_the_current_folder(finished: Finished, tmp_path: Path) -> None:
-    """The same that holds for preparing: a rank's ``torch`` is the one that is installed."""
+    """Ranks import the installed ``torch``, as the preparation of data does."""
     for name in ("torch", "deepspeed", "numpy", "ftdist"):
         (finished.home / "work" / f"{name}.py").write_text(source(tmp_path / "canary"))
     try:

@@ -1,4 +1,4 @@
-"""A signal at a bad time: no deadlock, nothing harmed, and what goes on is the run that nobody disturbed."""
+"""A signal at a bad time causes no deadlock, and the resumed run equals the undisturbed one."""
 
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ from tests.helpers.cli import TIMEOUT_S, kill_tree, start, succeed, wait_until
 from tests.helpers.runs import SMOKE, assert_same, finished_run
 
 Process = subprocess.Popen  # of str
-# Long evaluations between short steps, and a checkpoint after each.
+# Long evaluations between short steps, and a checkpoint after each step.
 SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=2", "train.checkpoint_every=1", "track=disabled",
             "data.max_heldout_documents=64", "zero.stage=2")  # fmt: skip
 
@@ -54,7 +54,7 @@ CASES = [
 
 
 def _signal(process: Process, way: str) -> int:
-    """Returns the exit code."""
+    """Send SIGTERM in one of ``WAYS`` and wait for the end. Returns the exit code."""
     process.send_signal(signal.SIGTERM)
     if way == "twice":
         time.sleep(0.2)

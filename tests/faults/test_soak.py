@@ -1,4 +1,4 @@
-"""Random faults at random times, for a minute, or for ten with --slow."""
+"""Random faults at random times, for one minute, or for ten with --slow."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""One rank raises, ends early, is killed, stops or sleeps: the others notice in time, name it, and the group ends."""
+"""One rank raises, ends early, is killed, stops or sleeps: the others notice in time, name it, and all ranks end."""
 
 import os
 import resource
@@ -64,7 +64,7 @@ CASES: Dict[str, Tuple[Fault, int, str, float]] = {
     "is stopped": (stop, 1, "is stopped (SIGSTOP, or a debugger)", STALL_S),
     "is stopped, and holds the store": (stop, 0, "is stopped (SIGSTOP, or a debugger)", STALL_S),
 }
-"""Fault, the rank that it strikes, what is said of it, and seconds in which nobody can know."""
+"""The fault, the rank that it strikes, part of the message, and seconds within which no rank can notice."""
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,4 +1,4 @@
-"""Faults of a whole run under its launcher: a rank that stops, a disk that is full, a tracker that is not there."""
+"""Faults of a whole run under its launcher: a stopped rank, a full disk, an unreachable tracker."""
 
 import re
 import time
@@ -18,7 +18,7 @@ RUN = (*SMOKE, "train.max_steps=60", "train.eval_every=null", "train.checkpoint_
        "data.max_heldout_documents=8", "zero.stage=2")  # fmt: skip
 
 
-@pytest.mark.slow  # test_stalls.py stops a rank without torchrun
+@pytest.mark.slow  # test_stalls.py stops a forked rank
 @fault(
     "training",
     "a rank is stopped, under launch.max_restarts=1",
@@ -73,7 +73,7 @@ def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path) -> None:
     assert_same(run, finished_run(*RUN, "track=disabled"))
 
 
-@pytest.mark.slow  # test_track_wandb.py has it without a run around it
+@pytest.mark.slow  # tests/unit/track/test_wandb.py tests this without a run
 @fault(
     "tracking",
     "the W&B server is unreachable",

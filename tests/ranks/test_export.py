@@ -1,4 +1,4 @@
-"""What is exported is the run's own model, for every family: transformers writes some under other names than it has."""
+"""Exports of every model family hold the trained weights. transformers saves some weights under other names."""
 
 from pathlib import Path
 from typing import Any, Dict, List
@@ -13,7 +13,7 @@ EXPORTED = {**FAMILIES, "qwen3_moe": {"model_type": "qwen3_moe", **GROUPED, "hea
 
 
 def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[str]]:
-    """For each model type, the weights that ``from_pretrained`` reads otherwise than the run had them."""
+    """Train and export each config. Returns, by model type, the weights that ``from_pretrained`` reads differently."""
     from transformers import AutoModelForCausalLM
 
     from ftdist.checkpoint.export import export_checkpoint

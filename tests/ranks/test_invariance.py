@@ -1,7 +1,8 @@
-"""How a batch is cut and a model is sharded changes nothing: every combination equals the plain reference.
+"""However a batch is split and a model is sharded, a run equals the plain reference.
 
-Two suites. A long one follows one family for 20 steps through every stage, number of ranks, accumulation, packing and
-recomputation. A wide one covers nine families and every pair of choices on nine axes (tests/invariance.py).
+There are two suites. The long one follows one model family for 20 steps with every ZeRO stage, number of ranks,
+accumulation, packing and recomputation. The wide one covers nine families and every pair of choices on nine axes (see
+tests/invariance.py).
 """
 
 import itertools
@@ -101,7 +102,7 @@ def test_the_covering_covers_every_pair() -> None:
 
 @pytest.fixture(scope="module")
 def deviations(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dict[Case, Deviation]:
-    """Of the cases that were selected, all run at once."""
+    """Run all selected cases at once and return the deviation of each."""
     here = [item for item in request.session.items if getattr(item, "originalname", "") == "test_every_pair_of_choices"]
     cases = [item.callspec.params["case"] for item in here]  # type: ignore[attr-defined]
     return invariance.run_cases(cases, tmp_path_factory.mktemp("covering"))

@@ -1,4 +1,4 @@
-"""A rank's memory does not grow with the steps it takes, nor with the lengths of rows that it sees."""
+"""The memory of a rank does not grow with the number of steps or of row lengths."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 MIB = 2**20
 EARLY, LATE = 20, 60
-"""Steps; all that a run does at intervals has been done before the first of them."""
+"""Steps at which memory is measured. Everything that a run does at intervals has happened before the first."""
 
 
 class HeapInfo(ctypes.Structure):
@@ -27,8 +27,11 @@ class HeapInfo(ctypes.Structure):
 
 
 def bytes_in_use() -> int:
-    """What this process has allocated and not freed: tensors, what C++ holds for autograd, Python's larger objects.
-    Resident memory would also count what malloc keeps for later."""
+    """Return the bytes that this process has allocated and not freed.
+
+    These are tensors, autograd's C++ objects and large Python objects. Resident memory would also count free memory
+    that malloc keeps for later.
+    """
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = HeapInfo
     info = libc.mallinfo2()
@@ -36,7 +39,7 @@ def bytes_in_use() -> int:
 
 
 def _in_use_by_step(run_dir: Path) -> List[int]:
-    """A whole run, with evaluations, answers and checkpoints; bytes in use after steps EARLY and LATE."""
+    """Run with evaluations, samples and checkpoints. Returns the bytes in use after steps EARLY and LATE."""
     import gc
 
     from ftdist.train import loop
@@ -80,7 +83,7 @@ for rows in range(100, 500):
 
 
 def test_memory_does_not_grow_with_row_lengths() -> None:
-    """In bf16, which CPUs before AVX-512 do without oneDNN, and so without such kernels."""
+    """oneDNN would keep a kernel for each row length. It is used in bf16 on CPUs with AVX-512."""
     config = RunConfig()
     config.launch.device = Device.cpu
     root = str(Path(__file__).parents[2])

@@ -1,4 +1,4 @@
-"""The suite fails where there is a bug: two here, all ten with `make mutations` (or --slow)."""
+"""The invariance suite fails if the code has a bug: two bugs here, all ten with ``make mutations`` or --slow."""
 
 from pathlib import Path
 

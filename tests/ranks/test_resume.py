@@ -1,5 +1,4 @@
-"""Saved, loaded into a fresh engine and trained on: bit for bit as if nothing had happened; on other ranks, to the last
-digits."""
+"""A checkpoint loaded into a fresh engine continues bit for bit; on other ranks, equal up to rounding."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +13,7 @@ from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 STEPS, SAVED_AT = 5, 2
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
 OFFLOAD, PARAMS = "zero.offload_optimizer=cpu", "zero.offload_param=cpu"
-BF16_OPTIMIZER = "zero.deepspeed.data_types.grad_accum_dtype=fp32"  # DeepSpeed takes another class for this
+BF16_OPTIMIZER = "zero.deepspeed.data_types.grad_accum_dtype=fp32"  # selects another class of DeepSpeed
 ROUND_ROBIN = "zero.deepspeed.zero_optimization.round_robin_gradients=true"
 SUB_GROUPS = "zero.deepspeed.zero_optimization.sub_group_size=20000"
 NONE_WHOLE = "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
@@ -28,7 +27,7 @@ OPTIMIZERS = {"AdamW", "FP16_UnfusedOptimizer", "BF16_Optimizer", "DeepSpeedZero
 
 
 def _exact(configs: List[Any], folder: Path) -> Set[str]:
-    """Names of the optimizers that took part."""
+    """Save, train on, resume and train again, in each config. Returns the names of the optimizer classes."""
     ranks, optimizers = start(configs[0]), set()
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
@@ -53,7 +52,7 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with dropout, so that the random states matter, of a size that no number of ranks divides."""
+    """A model with dropout, so that the random states matter. Its size is not divisible by the number of ranks."""
     folder = tmp_path_factory.mktemp("resume")
     save_tiny_model(folder / "model", hidden_size=48, intermediate_size=100, attention_dropout=0.1, vocab_size=261)
     return folder
@@ -71,20 +70,20 @@ def test_resume_is_bit_for_bit(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_resume_is_bit_for_bit_on_three_ranks(folder: Path, tmp_path: Path) -> None:
-    """Three ranks divide nothing: every part is padded somewhere."""
+    """No size is divisible by three, so every part is padded."""
     configs = [_config(folder, *kind, "batch.global_batch_size=9") for kind in KINDS]
     freeze_tiny(configs[0], tmp_path / "run", 3)
     run_ranks(_exact, 3, configs, tmp_path)
 
 
 WORLDS = (4, 2, 1, 4)
-"""Ranks of the attempts of a run: each does one step and saves; the first two."""
+"""Number of ranks of each attempt of a run. The first attempt takes two steps, the others one; each saves."""
 STAGES = ((3, 1, 2, 0), (1, 3, 0, 2), (0, 3, 1, 3), (2, 0, 3, 1))
-"""Stages of its attempts, for each of four runs: together every stage is followed by every other."""
+"""ZeRO stages of the attempts of four runs. Together, every stage is followed by every other one."""
 
 
 def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
-    """For every run: its state as it was loaded, the next losses, its state as it was saved, what was said."""
+    """Take the next steps of every run. Returns the loaded state, the steps, the saved state and the random state."""
     import torch
 
     from ftdist.engine.shards import tensors_to_save
@@ -103,7 +102,7 @@ def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
 
 
 def _merged(parts: Sequence[Dict[str, Any]]) -> Dict[str, str]:
-    """The hash of every whole tensor, from the slices of all ranks."""
+    """Return the hash of every whole tensor, joined from the slices of all ranks."""
     slices: Dict[str, List[Tuple[int, bytes]]] = {}
     for part in parts:
         for key, data in part.items():
@@ -138,7 +137,7 @@ def test_resume_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None:
 
 
 def _exported(configs: List[Any], folder: Path) -> None:
-    """Export the checkpoint of every stage, and compare with the weights that the engine computes with."""
+    """Export the checkpoint of every stage and compare it with the weights of the engine."""
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
     from safetensors.torch import load_file
@@ -149,7 +148,7 @@ def _exported(configs: List[Any], folder: Path) -> None:
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
         counter = torch.arange(6.0).view(2, 3)
-        training.engine.module.register_buffer("counter", counter)  # belongs to the model, and is not trained
+        training.engine.module.register_buffer("counter", counter)  # part of the model that is not trained
         steps(training, 1)
         save(training)
         counter.zero_()

@@ -1,4 +1,4 @@
-"""Bugs that the checks of numbers must see, each put into a running engine."""
+"""Bugs put into a running engine: the numeric checks of ``ftdist verify`` must find each one."""
 
 import dataclasses
 from pathlib import Path
@@ -74,7 +74,7 @@ BUGS: Dict[str, Patch] = {
 
 
 def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
-    """All checks without a bug, then with each."""
+    """Run all checks without a bug, then with each bug. Returns the checks, by bug."""
     from ftdist.verify.numbers import number_checks
 
     ranks = start(config)
@@ -98,7 +98,7 @@ def test_each_bug_fails_the_check_that_is_meant_for_it(tmp_path: Path) -> None:
     failed = {bug: [check.name for check in checks if check.outcome == "failed"] for bug, checks in found.items()}
     assert not failed.pop("")
     assert all(bug in names for bug, names in failed.items()), failed
-    assert len({len(checks) for checks in found.values()}) == 1  # none is left out after a failure
+    assert len({len(checks) for checks in found.values()}) == 1  # a failure does not end the checks
 
 
 def test_nan_counts_as_the_largest_deviation() -> None:

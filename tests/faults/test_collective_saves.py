@@ -1,4 +1,4 @@
-"""Ranks that save together: one fails, one dies, one is slow; and training beside a save."""
+"""Saves of several ranks, of which one fails, dies or is slow; and training during a save."""
 
 import itertools
 import os
@@ -12,8 +12,8 @@ import pytest
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.protocol import Together, find_newest, write_checkpoint
 from ftdist.run.rundir import RunDir
+from tests.faults.checkpoints import Alone, contained, contents
 from tests.faults.disk import Disk
-from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault
 from tests.helpers.training import FIVE_STEPS, assemble, start, steps
 from tests.spawn import fork, free_port, run_ranks
@@ -135,7 +135,7 @@ def test_a_rank_is_killed_at_every_operation(tmp_path: Path) -> None:
 
 
 class Waiting:
-    """A disk on which nothing is written before ``go``."""
+    """A disk that blocks all writes until ``go`` is set."""
 
     def __init__(self) -> None:
         import threading
@@ -152,7 +152,7 @@ class Waiting:
 
 
 def _beside(config: Any, path: Path) -> Dict[str, Any]:
-    """Train while a checkpoint is written, which is held up until two more steps are done."""
+    """Train while a checkpoint is written; its writes block until two more steps are done."""
     from ftdist.checkpoint.protocol import rank_file
     from ftdist.checkpoint.tensors import Stored
     from ftdist.engine.shards import tensors_to_save
@@ -200,7 +200,7 @@ def test_a_background_save_holds_the_state_of_its_step(tmp_path: Path, stage: in
 
 
 def _disk_fills(config: Any, path: Path, limited: bool) -> Tuple[List[Any], List[str]]:
-    """Train five steps, a save after each; during the second and third, rank 1 may not write a file of this size."""
+    """Train five steps with a save after each. If ``limited``, rank 1 cannot write the second and third checkpoint."""
     import resource
 
     from ftdist.train.loop import _save as save
