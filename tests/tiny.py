@@ -18,7 +18,10 @@ LLAMA = {
 
 
 def save_tiny_model(folder: Path, **changes: Any) -> Path:
-    """A random model in a folder, in fp32. Building it does not run autograd, so ranks can be forked afterwards."""
+    """Save a random fp32 model in a folder. This does not run autograd, so ranks can be forked afterwards.
+
+    ``changes`` are fields of the model's config that differ from ``LLAMA``.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,7 +33,7 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
 
 
 def tiny_config(folder: Path, *overrides: str) -> RunConfig:
-    """``overrides`` are dotted ``key=value``; the model is ``folder/model`` unless they say otherwise."""
+    """Return the config of a tiny run. ``overrides`` are ``key=value``; without one, the model is ``folder/model``."""
     values = OmegaConf.from_dotlist([
         "name=tiny", f"runs_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}", f"model.path={folder / 'model'}",
         "model.tokenizer=bytes", "data.sources.chats.builtin=fake", "data.sources.chats.max_documents=200",
@@ -43,7 +46,7 @@ def tiny_config(folder: Path, *overrides: str) -> RunConfig:
 
 
 def freeze_tiny(config: RunConfig, path: Path, world_size: int) -> RunDir:
-    """What ``launch`` leaves for the ranks; data is prepared too."""
+    """Write the run directory that the launcher writes for its ranks, and prepare the data."""
     from ftdist.data.prepare import prepare
 
     prepare(config)
