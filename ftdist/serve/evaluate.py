@@ -52,16 +52,12 @@ def main(argv: Optional[List[str]] = None) -> None:
     run = RunDir.open(args.run_dir)
     config = load_config(args.config or run.config)
     ranks = read_ranks(config)
-    rank_process.redirect_output(run, ranks.rank, args.attempt)
-    try:
-        _run(config, run, ranks, run.find_checkpoint(args.checkpoint))
-    except BaseException as error:  # the launcher shows it as one message
-        rank_process.leave(rank_process.record_failure(run, ranks.rank, args.attempt, error), in_step=False)
-    rank_process.leave(EXIT_DONE, in_step=True)
+    rank_process.run_rank(run, ranks.rank, args.attempt, lambda: _run(config, run, ranks, args.checkpoint))
 
 
-def _run(config: RunConfig, run: RunDir, ranks: Ranks, checkpoint: Path) -> None:
+def _run(config: RunConfig, run: RunDir, ranks: Ranks, which: str) -> int:
     rank_process.quiet_libraries()
+    checkpoint = run.find_checkpoint(which)
     kept = run.export / MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
     scratch = beside(run.path / "eval")
@@ -78,6 +74,7 @@ def _run(config: RunConfig, run: RunDir, ranks: Ranks, checkpoint: Path) -> None
     if ranks.first:
         _report(run, checkpoint, losses)
         shutil.rmtree(scratch, ignore_errors=True)
+    return EXIT_DONE
 
 
 def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:

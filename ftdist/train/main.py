@@ -57,12 +57,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     config = load_config(run.config)
     ranks = read_ranks(config)
     attempt = args.attempt + ranks.restart
-    rank_process.redirect_output(run, ranks.rank, attempt)
-    try:
-        code = run_training(config, run, ranks, attempt)
-    except BaseException as error:  # whatever it was, the launcher shows it as one message
-        rank_process.leave(rank_process.record_failure(run, ranks.rank, attempt, error), in_step=False)
-    rank_process.leave(code, in_step=True)
+    rank_process.run_rank(run, ranks.rank, attempt, lambda: run_training(config, run, ranks, attempt))
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:

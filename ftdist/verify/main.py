@@ -41,27 +41,21 @@ def main(argv: Optional[List[str]] = None) -> None:
     run = RunDir.open(args.folder)
     config = load_config(run.config)
     ranks = read_ranks(config)
-    rank_process.redirect_output(run, ranks.rank, 0)
-    os.dup2(2, 1)  # what a run prints of itself is not wanted here
-    try:
-        _run(config, run, ranks, args.wanted_ranks, args.quick)
-    except BaseException as error:  # the launcher shows it as one message
-        rank_process.leave(rank_process.record_failure(run, ranks.rank, 0, error), in_step=False)
-    rank_process.leave(EXIT_DONE, in_step=True)
+    rank_process.run_rank(run, ranks.rank, 0, lambda: _run(config, run, ranks, args.wanted_ranks, args.quick))
 
 
-def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> None:
+def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> int:
+    os.dup2(2, 1)  # the lines that a training run prints belong in the log here, not on the terminal
     rank_process.quiet_libraries()
     file = run.path / "trial.yaml"
     if ranks.first:
         steps = before_ranks(config, run.path, wanted_ranks, ranks.world_size, quick)
         file.write_text(dump_config(steps) if steps else "", encoding="utf-8")
     file = exchange_path("ftdist/trial", file if ranks.first else None)
-    if not file.stat().st_size:
-        return
-    start_process_group(config, ranks)
-
-    number_checks_or_cause(load_config(file), run.path, ranks, quick)
+    if file.stat().st_size:
+        start_process_group(config, ranks)
+        number_checks_or_cause(load_config(file), run.path, ranks, quick)
+    return EXIT_DONE
 
 
 def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick: bool) -> None:

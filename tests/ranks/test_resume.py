@@ -80,10 +80,10 @@ def fingerprint(engine: Any) -> Dict[str, str]:
     weights that the model computes with, its random state."""
     import torch
 
-    from ftdist.engine.shards import held
+    from ftdist.engine.shards import held_slices
 
     found = {"rng": torch.get_rng_state()}
-    for part in held(engine):
+    for part in held_slices(engine):
         found[f"master {part.name}"] = part.flat.detach()
         state = engine.optimizer.state[part.flat]
         found |= {f"{moment} {part.name}": state[moment] for moment in engine.state_names}
