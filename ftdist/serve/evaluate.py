@@ -19,7 +19,7 @@ from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import beside, remove_rests
 from ftdist.base.terminal import task
-from ftdist.checkpoint.export import MARK, export_checkpoint
+from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
 from ftdist.config.schema import ModelConfig, RunConfig, load_config
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_forward_engine
@@ -35,7 +35,7 @@ from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_json, read_manifest
 from ftdist.track.report import perplexity
-from ftdist.train.evaluate import evaluate, say_rows
+from ftdist.train.evaluate import evaluate, report_rows
 from ftdist.train.main import open_heldout
 
 Losses = Dict[str, Tuple[float, int]]
@@ -58,7 +58,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 def _run(config: RunConfig, run: RunDir, ranks: Ranks, which: str) -> int:
     rank_process.quiet_libraries()
     checkpoint = run.find_checkpoint(which)
-    kept = run.export / MARK
+    kept = run.export / EXPORT_MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
     scratch = beside(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
@@ -101,7 +101,7 @@ def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
             measured = evaluate(
                 engine, build_objective(config, vocab_size), dataset, data_parallel(ranks), plan.micro_batch_size,
                 config.data.packing, tokenizer.pad_token_id,
-                report=partial(say_rows, say, name),
+                report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
             losses[name] = measured

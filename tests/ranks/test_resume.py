@@ -62,8 +62,8 @@ def steps(training: Any, count: int) -> List[Tuple[float, float]]:
 
     results = []
     for _ in range(count):
-        result = train_step(training, training.done.step)
-        training.done.step += 1
+        result = train_step(training, training.state.step)
+        training.state.step += 1
         results.append((result.loss, result.grad_norm))
     return results
 
@@ -109,7 +109,7 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
 
         resumed = assemble(config, folder / f"run-{number}", ranks)
         what = f"stage {config.zero.stage}, {config.train.precision.name}, {config.zero.deepspeed}"
-        assert resumed.done.step == SAVED_AT, what
+        assert resumed.state.step == SAVED_AT, what
         assert fingerprint(resumed.engine) == before, what
         assert steps(resumed, STEPS - SAVED_AT) == rest, what
         assert fingerprint(resumed.engine) == after, what

@@ -22,9 +22,9 @@ def test_an_older_attempt_stops_when_a_newer_one_has_begun(tmp_path: Path) -> No
     run = RunDir(tmp_path)
     run.write_status(state="running", attempt=1)
     first, other = Preemption(run, rank=0, attempt=1), Preemption(run, rank=1, attempt=1)
-    assert not first.asked()
+    assert not first.requested()
     run.write_status(attempt=2)
     with pytest.raises(LaunchError, match="attempt 1 was given up"):
-        first.asked()
-    assert not other.asked()  # rank 0 alone looks; its failure ends the others
-    assert not Preemption(run, rank=0, attempt=2).asked()
+        first.requested()
+    assert not other.requested()  # rank 0 alone looks; its failure ends the others
+    assert not Preemption(run, rank=0, attempt=2).requested()
