@@ -1,4 +1,4 @@
-"""Ranks on a node that was given up: they stop when they see that the run has gone on."""
+"""Requests to stop a run, and ranks on a node that Slurm gave up."""
 
 import signal
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from ftdist.train.preempt import Preemption
 
 
 @pytest.fixture(autouse=True)
-def sigterm() -> Iterator[None]:
+def restore_sigterm_handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-def test_an_older_attempt_stops_when_a_newer_one_has_begun(tmp_path: Path) -> None:
+def test_an_older_attempt_fails_when_a_newer_one_has_started(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_status(state="running", attempt=1)
     first, other = Preemption(run, rank=0, attempt=1), Preemption(run, rank=1, attempt=1)
@@ -26,5 +26,5 @@ def test_an_older_attempt_stops_when_a_newer_one_has_begun(tmp_path: Path) -> No
     run.write_status(attempt=2)
     with pytest.raises(LaunchError, match="attempt 1 was given up"):
         first.requested()
-    assert not other.requested()  # rank 0 alone looks; its failure ends the others
+    assert not other.requested()  # only rank 0 reads the status; its failure ends the other ranks
     assert not Preemption(run, rank=0, attempt=2).requested()
