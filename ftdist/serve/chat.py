@@ -21,7 +21,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("model", help="a Hugging Face folder")
     parser.add_argument("--max-tokens", type=int, default=256, help="maximum number of tokens of an answer")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
-    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0 always selects the most likely token")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always selects the most likely token")
     args = parser.parse_args(argv)
     try:
         with task("loading the model", sys.stdin.isatty()):
@@ -94,13 +94,16 @@ def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, tempe
         )
     else:
         inputs = tokenizer(history[-1]["content"], return_tensors="pt")
-    inputs = inputs.to(model.device) sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else
-    {"do_sample": False} streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    inputs = inputs.to(model.device)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     streamer.on_finalized_text = lambda text, stream_end=False: print(text, end="", flush=True)  # without a line break
-    at the end output = model.generate(**inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling) generated =
-    output[0, inputs["input_ids"].shape[1] :] stops = model.generation_config.eos_token_id ended = int(generated[-1]) in
-    (stops if isinstance(stops, list) else [stops]) print("" if ended else CUT, flush=True) return
-    tokenizer.decode(generated, skip_special_tokens=True)
+    output = model.generate(**inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling)
+    generated = output[0, inputs["input_ids"].shape[1] :]
+    stops = model.generation_config.eos_token_id
+    ended = int(generated[-1]) in (stops if isinstance(stops, list) else [stops])
+    print("" if ended else CUT, flush=True)
+    return tokenizer.decode(generated, skip_special_tokens=True)
 
 
 if __name__ == "__main__":
