@@ -21,9 +21,10 @@ from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
 from ftdist.run.rundir import RunDir
 from ftdist.train.schedule import learning_rate
-from ftdist.verify import tokens
-from ftdist.verify.numbers import NUMBERS, number_checks
+from ftdist.verify.number_checks import NUMBERS, check_numbers
 from ftdist.verify.reference import expected_lr, row_order
+from ftdist.verify.token_checks import NAMES as TOKEN_CHECKS
+from ftdist.verify.token_checks import check_tokens, read_documents
 from ftdist.verify.trial import Missing, Trial, make_trial, missing_model, missing_tokenizer, use_generated_chats
 
 MODEL, TOKENIZER, DATA = "the model can be trained", "the tokenizer can be used", "the data can be trained on"
@@ -67,7 +68,7 @@ def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick:
             checks.append(folder, check)
 
     try:
-        number_checks(config, folder, ranks, quick, report)
+        check_numbers(config, folder, ranks, quick, report)
     except ConfigError as error:
         done = {check.name for check in checks.read(folder)}
         left = [name for name in NUMBERS if name not in done]
@@ -117,12 +118,12 @@ def _check_model(config: RunConfig, missing: Optional[ConfigError]) -> checks.Ch
 def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
     """The run's own data (the first documents of each source), prepared; None where it cannot be."""
     if trial.tokenizer_missing:
-        checks.append(folder, checks.not_run(f"tokenisation, {len(tokens.NAMES)} checks", trial.tokenizer_missing))
+        checks.append(folder, checks.not_run(f"tokenisation, {len(TOKEN_CHECKS)} checks", trial.tokenizer_missing))
         _check_records(trial, folder)
         return None
     try:
         prepared = prepare(trial.data)
-        found = tokens.token_checks(trial.data, prepared, trial.vocab_rows, quick)
+        found = check_tokens(trial.data, prepared, trial.vocab_rows, quick)
     except (ConfigError, DataError) as error:
         outcome = checks.not_run if ".hub=" in error.found else checks.failed  # the hub cannot be reached from here
         checks.append(folder, outcome(DATA, " ".join(str(error).split())))
@@ -135,7 +136,7 @@ def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
 def _check_records(trial: Trial, folder: Path) -> None:
     """Without a tokenizer: whether they can be read."""
     try:
-        tokens.read_documents(trial.data, from_hub=False)
+        read_documents(trial.data, from_hub=False)
     except (ConfigError, DataError) as error:
         checks.append(folder, checks.failed(DATA, " ".join(str(error).split())))
 

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from ftdist.verify.compare import largest, relative, worst_gradient
+from ftdist.verify.compare import largest, largest_difference, worst_gradient
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -57,12 +57,12 @@ def _another_model(patch: pytest.MonkeyPatch) -> None:
 
 def _a_disk_that_spoils_an_export(patch: pytest.MonkeyPatch) -> None:
     from ftdist.base.errors import CheckpointError
-    from ftdist.verify import numbers
+    from ftdist.verify import number_checks
 
     def export(*arguments: Any) -> None:
         raise CheckpointError("'lm_head.weight' reads back differently")
 
-    patch.setattr(numbers, "export_checkpoint", export)
+    patch.setattr(number_checks, "export_checkpoint", export)
 
 
 BUGS: Dict[str, Patch] = {
@@ -75,7 +75,7 @@ def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
     """All checks without a bug, then with each."""
     from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
-    from ftdist.verify.numbers import number_checks
+    from ftdist.verify.number_checks import check_numbers
 
     rank_process.quiet_libraries()
     ranks = rank_setup.read_ranks(config)
@@ -85,7 +85,7 @@ def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
         with pytest.MonkeyPatch.context() as patch:
             put_in(patch)
             found[bug] = []
-            number_checks(config, folder / str(number), ranks, False, found[bug].append)
+            check_numbers(config, folder / str(number), ranks, False, found[bug].append)
     return found
 
 
@@ -107,6 +107,6 @@ def test_what_is_no_number_is_the_largest() -> None:
     import torch
 
     nan = float("nan")
-    assert largest([1.0, nan, 2.0]) != largest([1.0, nan, 2.0]) and relative([1.0, nan], [1.0, 1.0]) != 0.0
+    assert largest([1.0, nan, 2.0]) != largest([1.0, nan, 2.0]) and largest_difference([1.0, nan], [1.0, 1.0]) != 0.0
     off, name = worst_gradient({"a": torch.ones(2), "b": torch.tensor([nan, 1.0])}, {n: torch.ones(2) for n in "ab"}, 0)
     assert off != off and name == "b"

@@ -299,10 +299,10 @@ def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
 
 
 def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
-    from ftdist.verify import numbers
+    from ftdist.verify import number_checks
 
-    export = numbers.export_checkpoint
-    numbers.export_checkpoint = lambda newest, *to: export(newest.with_name("step-00000001"), *to)
+    export = number_checks.export_checkpoint
+    number_checks.export_checkpoint = lambda newest, *to: export(newest.with_name("step-00000001"), *to)
     return _numbers(config, folder, quick=False)
 
 
