@@ -27,7 +27,7 @@ from ftdist.verify.token_checks import NAMES as TOKEN_CHECKS
 from ftdist.verify.token_checks import check_tokens, read_documents
 from ftdist.verify.trial import Missing, Trial, make_trial, missing_model, missing_tokenizer, use_generated_chats
 
-MODEL, TOKENIZER, DATA = "the model can be trained", "the tokenizer can be used", "the data can be trained on"
+MODEL, TOKENIZER, DATA = "model can be trained", "tokenizer can be used", "data can be trained on"
 ORDER, RATE = "data order", "learning rate"
 SAME_RATE = 1e-12  # of the peak
 

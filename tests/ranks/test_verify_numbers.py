@@ -1,4 +1,4 @@
-"""Bugs that the checks of numbers must see, each put into a running engine."""
+"""Bugs that the checks of numbers must detect. Each one is put into a running engine."""
 
 import dataclasses
 from pathlib import Path
@@ -55,7 +55,7 @@ def _another_model(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(main, "load_model", load)
 
 
-def _a_disk_that_spoils_an_export(patch: pytest.MonkeyPatch) -> None:
+def _an_export_that_reads_back_differently(patch: pytest.MonkeyPatch) -> None:
     from ftdist.base.errors import CheckpointError
     from ftdist.verify import number_checks
 
@@ -67,12 +67,13 @@ def _a_disk_that_spoils_an_export(patch: pytest.MonkeyPatch) -> None:
 
 BUGS: Dict[str, Patch] = {
     "save, resume: same step": _moments_lost, "optimizer step": _other_beta2, "loss and gradient": _another_model,
-    "loss as configured": _half_a_gradient_in_bf16, "export: same logits": _a_disk_that_spoils_an_export,
+    "loss in the run's precision": _half_a_gradient_in_bf16,
+    "export: same logits": _an_export_that_reads_back_differently,
 }  # fmt: skip
 
 
 def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
-    """All checks without a bug, then with each."""
+    """Run all checks without a bug, then with each bug."""
     from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.verify.number_checks import check_numbers
@@ -89,7 +90,7 @@ def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
     return found
 
 
-def test_each_bug_fails_the_check_that_is_meant_for_it(tmp_path: Path) -> None:
+def test_each_bug_fails_the_check_that_looks_for_it(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(
         tmp_path, "train.precision=bf16", "train.max_steps=2", "train.checkpoint_every=1", "train.export=false",
@@ -100,10 +101,10 @@ def test_each_bug_fails_the_check_that_is_meant_for_it(tmp_path: Path) -> None:
     failed = {bug: [check.name for check in checks if check.outcome == "failed"] for bug, checks in found.items()}
     assert not failed.pop("")
     assert all(bug in names for bug, names in failed.items()), failed
-    assert len({len(checks) for checks in found.values()}) == 1  # none is left out after a failure
+    assert len({len(checks) for checks in found.values()}) == 1  # no check is left out after a failure
 
 
-def test_what_is_no_number_is_the_largest() -> None:
+def test_nan_counts_as_the_largest_number() -> None:
     import torch
 
     nan = float("nan")
