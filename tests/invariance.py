@@ -18,7 +18,7 @@ from ftdist.verify.compare import ALLOWED, Deviation
 from tests.correctness_page import write_table
 from tests.families import FAMILIES
 from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 STEPS, ROWS = 3, 16
 CLIP = 0.05  # below every gradient norm here
@@ -201,8 +201,7 @@ def each_training(configs: List[RunConfig], folder: Path) -> Iterator[Any]:
     for number, config in enumerate(configs):
         run = RunDir(folder / f"run-{ranks.world_size}-{number}")
         if ranks.first:
-            run.checkpoints.mkdir(parents=True)
-            run.logs.mkdir()
+            make_run_dir(config, run.path, ranks.world_size)
         dist.barrier()
         training = assemble(config, run, ranks, Preemption(run, ranks.rank))
         yield training

@@ -14,7 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.json_files import read_json
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
@@ -23,7 +24,7 @@ from ftdist.checkpoint.tensors import Stored
 from ftdist.config.schema import Precision, RunConfig, load_config
 from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.run.rundir import MANIFEST, RunDir, read_json, read_manifest
+from ftdist.run.rundir import MANIFEST, RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
 EXPORT_MARK = "ftdist_export.json"
@@ -54,8 +55,8 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
     model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
     weights = _remove_padding(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
-    remove_rests(out)
-    unfinished = beside(out)
+    remove_leftovers(out)
+    unfinished = temporary_path(out)
     unfinished.mkdir(parents=True)
     _copy_hf_files(checkpoint, manifest, unfinished)
     METHODS[config.method.kind].export(weights, model_config, unfinished, config)

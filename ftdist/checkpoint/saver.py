@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 
 from ftdist.base.errors import CheckpointError
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import (
     FORMAT,
     HF,
@@ -30,7 +31,8 @@ from ftdist.config.resumable import config_hash
 from ftdist.config.schema import RunConfig
 from ftdist.engine.engine import Engine
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
-from ftdist.run.rundir import RunDir, read_json, read_manifest
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
 PACKAGES = ("ftdist", "torch", "deepspeed", "transformers")
@@ -64,7 +66,7 @@ class Saver:
     def _has_memory(self) -> bool:
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
         if not self._engine.updates:
-            needed *= 3  # the moments are still to come
+            needed *= 1 + len(optimizer_of(self._config).states)  # the states are still to come
         here = os.uname().nodename
         ours = sum(size for host, size in self.together.gather((here, needed)) if host == here)
         machines = dict(self.together.gather((here, (ours, free_memory()))))
@@ -110,7 +112,7 @@ class Saver:
 
     def _size(self) -> int:
         numel = sum(math.prod(shape) for shape in self._engine.trained_shapes().values())
-        return checkpoint_bytes(numel) + sum(map(len, self._files.values()))
+        return checkpoint_bytes(numel, optimizer_of(self._config)) + sum(map(len, self._files.values()))
 
     def _tensors(self) -> Dict[str, torch.Tensor]:
         tensors = tensors_to_save(self._engine)

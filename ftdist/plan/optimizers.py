@@ -1,9 +1,9 @@
-"""What each optimizer keeps for a parameter. How it is built is in ``ftdist.engine.optimizers``."""
+"""What each optimizer keeps for a parameter. How it is built is in ``ftdist.engine.optimizers``. [light]"""
 
 from dataclasses import dataclass
 from typing import Dict, Tuple
 
-from ftdist.config.schema import OptimizerKind
+from ftdist.config.schema import OptimizerKind, RunConfig
 
 FP32_BYTES = 4
 
@@ -22,3 +22,8 @@ class OptimizerSpec:
 
 
 OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq"))}
+
+
+def optimizer_of(config: RunConfig) -> OptimizerSpec:
+    """Return what the optimizer of a run keeps."""
+    return OPTIMIZERS[config.optim.optimizer]

@@ -29,13 +29,16 @@ from ftdist.parallel import rank_process
 from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import plan_resumed
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.plan.run_length import num_steps
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
+from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
-from ftdist.track.tracker import Tracker, record_gap, rewind
+from ftdist.track.tracker import Tracker
 from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.out_of_memory import explained
@@ -122,7 +125,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     arch = model_config(config)
     dtype = DTYPES[config.train.precision]
     backend = choose_backend(config.model.attention, arch, ranks.device, dtype)
-    settings = deepspeed_settings(config, plan)
+    settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):
         method = METHODS[config.method.kind]
         model = load_model(config, arch, backend, settings, method.load_options(config))
@@ -135,9 +138,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
     moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
     _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
-    max_steps = config.train.max_steps or math.ceil(
-        (config.train.epochs or 0) * train_set.num_rows / plan.global_batch_size
-    )
+    max_steps = num_steps(config, train_set.num_rows)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))
@@ -181,7 +182,7 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional
         return None
     state = TrainState.from_dict(saved)
     if ranks.first:
-        rewind(run, state.step, evaluated=state.evaluated_step == state.step)
+        rewind_record(run, state.step, evaluated=state.evaluated_step == state.step)
         if gap := record_gap(run, state.step, log_every):
             _say(ranks, gap)
     _say(ranks, f"resumed after step {state.step}")
@@ -189,9 +190,9 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional
 
 
 def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) -> None:
-    """Room for all checkpoints that will lie there at a time, less those that do."""
-    parameters = sum(math.prod(shape) for shape in engine.trained_shapes().values())
-    require_space(run.path, parameters, checkpoints_to_come(config, run, max_steps))
+    """Check that all checkpoints of the run will fit on the disk."""
+    trained = sum(math.prod(shape) for shape in engine.trained_shapes().values())
+    require_space(run.path, trained, optimizer_of(config), checkpoints_to_come(config, run, max_steps))
 
 
 if __name__ == "__main__":

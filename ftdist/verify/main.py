@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.config.schema import RunConfig, dump_config, load_config
-from ftdist.data.order import row_ids, train_rows
 from ftdist.data.prepare import prepare
+from ftdist.data.row_order import row_ids, train_rows
 from ftdist.model.check import check_model
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan
+from ftdist.plan.run_length import num_steps
 from ftdist.run import checks
 from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
@@ -176,7 +176,7 @@ def _rows_taken(seed: int, rows: int, plan: BatchPlan) -> List[int]:
 
 
 def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
-    """Steps of the run; 0 where epochs are counted in rows of which only the first are known here."""
+    """Return the steps of the run; 0 if it counts epochs and only the first documents of its data were read."""
     if config.train.max_steps:
         return config.train.max_steps
     if own is None:
@@ -186,7 +186,7 @@ def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
         limit = trial.data.data.sources[name].max_documents or 0
         if source.max_documents != limit and read[name]["documents"] >= limit:
             return 0
-    return math.ceil((config.train.epochs or 0) * _rows(own) / config.batch.global_batch_size)
+    return num_steps(config, _rows(own))
 
 
 def rate_is_as_configured(config: RunConfig, max_steps: int) -> checks.Check:

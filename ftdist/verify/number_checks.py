@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ftdist.base.errors import FtdistError
+from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.loader import micro_batch
@@ -27,6 +28,8 @@ from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.parallel.ranks import Ranks
+from ftdist.plan.batch import plan_batch
+from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.checks import Check, failed, judge, not_run, passed
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import data_folder
@@ -83,9 +86,13 @@ def check_numbers(config: RunConfig, folder: Path, ranks: Ranks, quick: bool, re
 
 
 def _start(config: RunConfig, run: RunDir, ranks: Ranks) -> Training:
+    """Assemble a run in its own run directory, which rank 0 creates. Every rank must call it."""
+    plan = plan_batch(config.batch, ranks.world_size, config.data.max_seq_len)
+    settings = deepspeed_settings(config, plan)  # on every rank, so that all ranks fail if a setting is refused
     if ranks.first:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.logs.mkdir(exist_ok=True)
+        write_json(run.deepspeed, settings)
     dist.barrier()
     return assemble(config, run, ranks, Preemption(run, ranks.rank))
 

@@ -10,7 +10,7 @@ import numpy as np
 from ftdist.config.schema import Format, LongDocuments, RunConfig
 from ftdist.data.encode import STOP_WITHIN
 from ftdist.data.loader import open_set
-from ftdist.data.prepare import list_parts, make_task
+from ftdist.data.prepare import encode_settings, list_sources
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Renderer, render, tokenise
 from ftdist.data.sources import read_source
@@ -47,11 +47,11 @@ def check_tokens(config: RunConfig, folder: Path, vocab_rows: Optional[int], qui
         quick: Render one example chat instead of the records of the sources.
     """
     tokenizer = load_tokenizer(config)
-    part = next(part for part in list_parts(config) if part.set_name == "train")
-    task = make_task(config, part, tokenizer)
+    train = next(source for source in list_sources(config) if source.set_name == "train")
+    settings = encode_settings(config, train, tokenizer)
     return [
-        *check_texts(task.renderer, config.data.train_on, read_samples(config, task.renderer, quick)),
-        check_stop_tokens(config, folder, task.stop_ids), _check_trained_tokens(folder),
+        *check_texts(settings.renderer, config.data.train_on, read_samples(config, settings.renderer, quick)),
+        check_stop_tokens(config, folder, settings.stop_ids), _check_trained_tokens(folder),
         check_documents(config, folder), _check_padding(tokenizer, folder, vocab_rows),
         _check_ids(tokenizer, folder, vocab_rows),
     ]  # fmt: skip
@@ -79,9 +79,9 @@ def read_documents(config: RunConfig, from_hub: bool = True) -> List[Document]:
     Raises:
         DataError: A source does not exist, or one of its records is invalid.
     """
-    parts = [part for part in list_parts(config) if from_hub or not part.source.hub]
-    return [read_record(where, record, part.source.format) for part in parts
-            for where, record in islice(read_source(part.where, part.source), MAX_DOCUMENTS)]  # fmt: skip
+    sources = [listed for listed in list_sources(config) if from_hub or not listed.source.hub]
+    return [read_record(location, record, listed.source.format) for listed in sources
+            for location, record in islice(read_source(listed.config_key, listed.source), MAX_DOCUMENTS)]  # fmt: skip
 
 
 def _documents(folder: Path) -> Iterator[Tuple[np.ndarray, np.ndarray]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 CPU_RANKS = 2
 ROWS = 64
@@ -84,8 +84,7 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
 
     run = RunDir(path)
     if ranks.first:
-        run.checkpoints.mkdir(parents=True)
-        run.logs.mkdir()
+        make_run_dir(config, path, ranks.world_size)
     dist.barrier()
     return assemble(config, run, ranks, Preemption(run, ranks.rank))
 

@@ -16,7 +16,7 @@ from ftdist.verify.reference import Reference, read_rows
 from tests.faults.inject import make_batches_bad
 from tests.faults.table import fault
 from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 STEPS = 5
 SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=0.5",
@@ -84,7 +84,6 @@ def _compare(configs: List[Any], folder: Path) -> List[Tuple[Any, Dict[str, Outc
     for number, config in enumerate(configs):
         for at in (0, 2):
             run = RunDir(folder / f"run-{number}")
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
             kinds = ("left out", "loss", "gradient") if at == 0 else ("left out", "loss", "gradient", "spike")
             found.append(((config.zero.stage, config.train.precision.name, at),
                           {kind: _steps(config, run, at, kind) for kind in kinds}))  # fmt: skip
@@ -111,6 +110,8 @@ def test_a_bad_step_is_as_if_it_had_not_been_taken(folder: Path, tmp_path: Path,
         for stage in range(4)
     ]  # fmt: skip
     freeze_tiny(configs[0], tmp_path / "run", 2)
+    for number, config in enumerate(configs):
+        make_run_dir(config, tmp_path / f"run-{number}", 2)
     everyone = run_ranks(_compare, 2, configs, tmp_path)
     for rank, found in enumerate(everyone):
         for (case, kinds), (_, first_ranks) in zip(found, everyone[0], strict=True):
@@ -179,7 +180,7 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
-    from ftdist.data.loader import row_ids
+    from ftdist.data.row_order import row_ids
     from ftdist.run.prepared import data_folder
 
     bad = {4: "loss", 5: "gradient"}
@@ -224,7 +225,7 @@ def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Pa
 
 
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
-    from ftdist.run.rundir import read_json
+    from ftdist.base.json_files import read_json
 
     files = read_json(run.checkpoints / checkpoint / "manifest.json")["files"]
     return {name: entry["sha256"] for name, entry in files.items()}

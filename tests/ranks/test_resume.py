@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 import pytest
 
 from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 STEPS, SAVED_AT, ROWS = 5, 2, 8
 SETTINGS = (
@@ -50,8 +50,7 @@ def assemble(config: Any, path: Path, ranks: Any) -> Any:
 
     run = RunDir(path)
     if ranks.first:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        run.logs.mkdir(exist_ok=True)
+        make_run_dir(config, path, ranks.world_size)
     dist.barrier()
     return main.assemble(config, run, ranks, Preemption(run, ranks.rank))
 
