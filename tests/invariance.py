@@ -165,7 +165,7 @@ def _references(cases: List[Case], folder: Path) -> None:
     from ftdist.model.load import DTYPES
     from ftdist.parallel import rank_process
     from ftdist.run.prepared import data_folder
-    from ftdist.verify.compare import expect
+    from ftdist.verify.compare import run_reference
     from ftdist.verify.reference import read_rows, row_order
 
     rank_process.quiet_libraries()
@@ -177,17 +177,17 @@ def _references(cases: List[Case], folder: Path) -> None:
         data = data_folder(config)
         rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
         order = row_order(config.seed, len(rows), STEPS * ROWS)
-        torch.save(expect(model, config, rows, order, STEPS, heldout), _reference_file(case, folder))
+        torch.save(run_reference(model, config, rows, order, STEPS, heldout), _reference_file(case, folder))
 
 
 def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     import torch
 
-    from ftdist.verify.compare import deviate
+    from ftdist.verify.compare import measure_deviation
 
     expected = [torch.load(_reference_file(case, folder), weights_only=False) for case in cases]
     trainings = each_training([case_config(case, folder) for case in cases], folder)
-    return [deviate(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]
+    return [measure_deviation(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]
 
 
 def table(found: Dict[Case, Deviation]) -> List[List[str]]:

@@ -54,7 +54,8 @@ MUTATIONS = [
              "label[0] = IGNORED; label[ids[-1] == pad_id] = IGNORED"),
     Mutation("averaged over ranks instead of summed", ENGINE, "loss_share * self._world_size", "loss_share"),
     Mutation("the last partial round of an evaluation skipped", "ftdist/train/evaluate.py",
-             "range(0, dataset.num_rows, per_round)", "range(0, dataset.num_rows - per_round + 1, per_round)"),
+             "range(0, dataset.num_rows, rows_per_round)",
+             "range(0, dataset.num_rows - rows_per_round + 1, rows_per_round)"),
     Mutation("the schedule stepped twice", LOOP, "learning_rate(config.optim, index,",
              "learning_rate(config.optim, 2 * index + 1,"),
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from ftdist.base.json_files import read_json
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
-from ftdist.checkpoint.export import MARK, export_checkpoint
+from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
 from ftdist.config.schema import ModelConfig, RunConfig, load_config
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_forward_engine
@@ -36,7 +36,7 @@ from ftdist.plan.deepspeed import read_settings
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
-from ftdist.train.evaluate import evaluate, say_rows
+from ftdist.train.evaluate import evaluate, report_rows
 from ftdist.train.main import open_heldout
 
 Losses = Dict[str, Tuple[float, int]]
@@ -55,17 +55,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.config:
         settings = Path(args.config).with_name(run.deepspeed.name)
     ranks = read_ranks(config)
-    rank_process.redirect_output(run, ranks.rank, args.attempt)
-    try:
-        _run(config, settings, run, ranks, run.find_checkpoint(args.checkpoint))
-    except BaseException as error:  # the launcher shows it as one message
-        rank_process.leave(rank_process.record_failure(run, ranks.rank, args.attempt, error), in_step=False)
-    rank_process.leave(EXIT_DONE, in_step=True)
+    rank_process.run_rank(run, ranks.rank, args.attempt, lambda: _run(config, settings, run, ranks, args.checkpoint))
 
 
-def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, checkpoint: Path) -> None:
+def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, which: str) -> int:
     rank_process.quiet_libraries()
-    kept = run.export / MARK
+    checkpoint = run.find_checkpoint(which)
+    kept = run.export / EXPORT_MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
     scratch = temporary_path(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
@@ -81,6 +77,7 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, chec
     if ranks.first:
         _report(run, checkpoint, losses)
         shutil.rmtree(scratch, ignore_errors=True)
+    return EXIT_DONE
 
 
 def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: Ranks) -> Losses:
@@ -112,7 +109,7 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
             measured = evaluate(
                 engine, build_objective(config, vocab_size), dataset, data_parallel(ranks), plan.micro_batch_size,
                 config.data.packing, tokenizer.pad_token_id,
-                report=partial(say_rows, say, name),
+                report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
             losses[name] = measured

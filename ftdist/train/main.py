@@ -39,12 +39,11 @@ from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker
-from ftdist.train.bad_steps import restored
-from ftdist.train.evaluate import set_stop_tokens
+from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.out_of_memory import explained
 from ftdist.train.preempt import Preemption
-from ftdist.train.state import Done, Training
+from ftdist.train.state import Training, TrainState
 from ftdist.train.watchdog import Watchdog
 
 LAST_SAVE_S = 30.0
@@ -60,12 +59,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     config = load_config(run.config)
     ranks = read_ranks(config)
     attempt = args.attempt + ranks.restart
-    rank_process.redirect_output(run, ranks.rank, attempt)
-    try:
-        code = run_training(config, run, ranks, attempt)
-    except BaseException as error:  # whatever it was, the launcher shows it as one message
-        rank_process.leave(rank_process.record_failure(run, ranks.rank, attempt, error), in_step=False)
-    rank_process.leave(code, in_step=True)
+    rank_process.run_rank(run, ranks.rank, attempt, lambda: run_training(config, run, ranks, attempt))
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -97,8 +91,8 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     except BaseException as error:
         error = explained(error, config, ranks, training)
         # Before a tracker that may be slow.
-        rank_process.record_failure(run, ranks.rank, attempt, error, watchdog.blame_for(error))
-        watchdog.announce(error)
+        rank_process.record_failure(run, ranks.rank, attempt, error, watchdog.find_cause(error))
+        watchdog.report_failure(error)
         if training is not None:
             training.saver.join(LAST_SAVE_S)  # what failed does not concern a checkpoint that is being written
             training.progress.close()
@@ -138,7 +132,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         vocab_size = fit_vocabulary(
             model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
         )
-        set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
+        add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
     one_document = never_two_documents(config)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
@@ -148,15 +142,15 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))
-    done = _resume(saver, run, ranks, config.train.log_every)
-    progress = Progress(ranks.first, max_steps, done.step if done else 0)
+    state = _resume(saver, run, ranks, config.train.log_every)
+    progress = Progress(ranks.first, max_steps, state.step if state else 0)
     saver.note = progress.note
-    tracker = Tracker(config, run, ranks.rank, resumed=done is not None, note=progress.note)
+    tracker = Tracker(config, run, ranks.rank, resumed=state is not None, note=progress.note)
     return Training(
         config=config, run=run, ranks=ranks, plan=plan, mesh=data_parallel(ranks), engine=engine,
         objective=build_objective(config, vocab_size), tokenizer=tokenizer, vocab_size=vocab_size,
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
-        tracker=tracker, progress=progress, preemption=preemption, saver=saver, done=done or Done(),
+        tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip
 
 
@@ -181,18 +175,18 @@ def _say(ranks: Ranks, text: str) -> None:
         print(text, flush=True)
 
 
-def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional[Done]:
+def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional[TrainState]:
     """Continue from the newest good checkpoint, if there is one: engine, counters, the record up to it."""
-    state = saver.load_newest()
-    if state is None:
+    saved = saver.load_newest()
+    if saved is None:
         return None
-    done = restored(state)
+    state = TrainState.from_dict(saved)
     if ranks.first:
-        rewind_record(run, done.step, evaluated=done.evaluated_step == done.step)
-        if gap := record_gap(run, done.step, log_every):
+        rewind_record(run, state.step, evaluated=state.evaluated_step == state.step)
+        if gap := record_gap(run, state.step, log_every):
             _say(ranks, gap)
-    _say(ranks, f"resumed after step {done.step}")
-    return done
+    _say(ranks, f"resumed after step {state.step}")
+    return state
 
 
 def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) -> None:

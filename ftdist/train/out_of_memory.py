@@ -55,7 +55,7 @@ def explained(error: BaseException, config: RunConfig, ranks: Ranks, training: A
         parameters = sum(parameter_shape(p).numel() for p in training.engine.module.parameters())
         peak = peak_memory_gib(ranks.device) * GIB
         account = account_for(config, parameters, layout, peak, cuda)
-        what = f"at step {training.done.step + 1}; of {peak / GIB:.1f} GiB at the peak about {account}"
+        what = f"at step {training.state.step + 1}; of {peak / GIB:.1f} GiB at the peak about {account}"
     change, saved = best_change(config, parameters or 1, layout, peak, cuda)
     helped = f" (frees about {saved / GIB:.1f} GiB)" if parameters else ""
     explained = TrainError(f"memory ran out {what}: {first_line}", "a model, its states and activations that fit",

@@ -21,12 +21,13 @@ from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
 from ftdist.run.rundir import RunDir
 from ftdist.train.schedule import learning_rate
-from ftdist.verify import tokens
-from ftdist.verify.numbers import NUMBERS, number_checks
+from ftdist.verify.number_checks import NUMBERS, check_numbers
 from ftdist.verify.reference import expected_lr, row_order
+from ftdist.verify.token_checks import NAMES as TOKEN_CHECKS
+from ftdist.verify.token_checks import check_tokens, read_documents
 from ftdist.verify.trial import Missing, Trial, make_trial, missing_model, missing_tokenizer, use_generated_chats
 
-MODEL, TOKENIZER, DATA = "the model can be trained", "the tokenizer can be used", "the data can be trained on"
+MODEL, TOKENIZER, DATA = "model can be trained", "tokenizer can be used", "data can be trained on"
 ORDER, RATE = "data order", "learning rate"
 SAME_RATE = 1e-12  # of the peak
 
@@ -41,27 +42,21 @@ def main(argv: Optional[List[str]] = None) -> None:
     run = RunDir.open(args.folder)
     config = load_config(run.config)
     ranks = read_ranks(config)
-    rank_process.redirect_output(run, ranks.rank, 0)
-    os.dup2(2, 1)  # what a run prints of itself is not wanted here
-    try:
-        _run(config, run, ranks, args.wanted_ranks, args.quick)
-    except BaseException as error:  # the launcher shows it as one message
-        rank_process.leave(rank_process.record_failure(run, ranks.rank, 0, error), in_step=False)
-    rank_process.leave(EXIT_DONE, in_step=True)
+    rank_process.run_rank(run, ranks.rank, 0, lambda: _run(config, run, ranks, args.wanted_ranks, args.quick))
 
 
-def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> None:
+def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> int:
+    os.dup2(2, 1)  # the lines that a training run prints belong in the log here, not on the terminal
     rank_process.quiet_libraries()
     file = run.path / "trial.yaml"
     if ranks.first:
         steps = before_ranks(config, run.path, wanted_ranks, ranks.world_size, quick)
         file.write_text(dump_config(steps) if steps else "", encoding="utf-8")
     file = exchange_path("ftdist/trial", file if ranks.first else None)
-    if not file.stat().st_size:
-        return
-    start_process_group(config, ranks)
-
-    number_checks_or_cause(load_config(file), run.path, ranks, quick)
+    if file.stat().st_size:
+        start_process_group(config, ranks)
+        number_checks_or_cause(load_config(file), run.path, ranks, quick)
+    return EXIT_DONE
 
 
 def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick: bool) -> None:
@@ -73,7 +68,7 @@ def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick:
             checks.append(folder, check)
 
     try:
-        number_checks(config, folder, ranks, quick, report)
+        check_numbers(config, folder, ranks, quick, report)
     except ConfigError as error:
         done = {check.name for check in checks.read(folder)}
         left = [name for name in NUMBERS if name not in done]
@@ -123,12 +118,12 @@ def _check_model(config: RunConfig, missing: Optional[ConfigError]) -> checks.Ch
 def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
     """The run's own data (the first documents of each source), prepared; None where it cannot be."""
     if trial.tokenizer_missing:
-        checks.append(folder, checks.not_run(f"tokenisation, {len(tokens.NAMES)} checks", trial.tokenizer_missing))
+        checks.append(folder, checks.not_run(f"tokenisation, {len(TOKEN_CHECKS)} checks", trial.tokenizer_missing))
         _check_records(trial, folder)
         return None
     try:
         prepared = prepare(trial.data)
-        found = tokens.token_checks(trial.data, prepared, trial.vocab_rows, quick)
+        found = check_tokens(trial.data, prepared, trial.vocab_rows, quick)
     except (ConfigError, DataError) as error:
         outcome = checks.not_run if ".hub=" in error.found else checks.failed  # the hub cannot be reached from here
         checks.append(folder, outcome(DATA, " ".join(str(error).split())))
@@ -141,7 +136,7 @@ def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
 def _check_records(trial: Trial, folder: Path) -> None:
     """Without a tokenizer: whether they can be read."""
     try:
-        tokens.read_documents(trial.data, from_hub=False)
+        read_documents(trial.data, from_hub=False)
     except (ConfigError, DataError) as error:
         checks.append(folder, checks.failed(DATA, " ".join(str(error).split())))
 

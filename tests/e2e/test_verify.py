@@ -14,7 +14,7 @@ def test_every_check_of_the_smoke_experiment_passes(tmp_path: Path) -> None:
     done = succeed("verify", "experiment=smoke", cwd=tmp_path)
     assert "21 passed, 1 not run" in done.out
     assert "not run: all parameters are trained: there is no adapter" in done.out
-    for name in ("loss and gradient", "save, resume: same step", "export: same logits", "same step twice"):
+    for name in ("loss and gradient", "save, resume: same step", "export: same logits", "repeat: same step"):
         assert f"✓  {name}" in done.out
     assert not list(tmp_path.iterdir()), "verify leaves files behind"
 
@@ -48,7 +48,7 @@ def test_a_failed_check_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
     assert done.code == 1
     text = " ".join(done.out.split())
     assert "✗ stop token is trained" in text
-    assert "whole answers end without one: the model will not learn to stop" in text
+    assert "complete answers end without one: the model will not learn to stop" in text
     assert "1 failed" in text
 
 
@@ -56,7 +56,7 @@ def test_a_refused_tokenizer_is_a_failed_check(tmp_path: Path) -> None:
     done = ftdist("verify", "experiment=smoke", f"model.tokenizer={tmp_path / 'nowhere'}", cwd=tmp_path)
     assert done.code == 1
     text = " ".join(done.out.split())
-    assert "✗ the tokenizer can be used failed: cannot load the tokenizer" in text
+    assert "✗ tokenizer can be used failed: cannot load the tokenizer" in text
     assert text.count("cannot load") == 1 and "1 passed, 1 failed in" in text
 
 

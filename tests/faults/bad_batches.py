@@ -29,7 +29,7 @@ def make_batches_bad(training: Any, batches: Dict[int, str]) -> None:
     at = [0]
 
     def watched_batch(training: Any, index: int, micro_step: int) -> Any:
-        at[0] = training.done.batch_index(index)
+        at[0] = training.state.batch_index(index)
         return train_batch(training, index, micro_step)
 
     def spoilt_loss(*args: Any) -> Any:

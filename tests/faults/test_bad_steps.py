@@ -57,7 +57,7 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
     for step in range(STEPS):
         if kind == "left out" and step == at:
             continue
-        training.done.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
+        training.state.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
         result = loop.train_step(training, step)
         said.append(result.bad)
     loop._train_batch = plain
@@ -132,9 +132,9 @@ def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int
     train_step = loop.train_step
 
     def mortal_step(training: Any, index: int) -> Any:
-        if training.done.batch_index(index) == dies_at:
+        if training.state.batch_index(index) == dies_at:
             raise KeyboardInterrupt("dies here")
-        if training.done.batch_index(index) == stops_at and training.ranks.first:
+        if training.state.batch_index(index) == stops_at and training.ranks.first:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(training, index)
 
@@ -251,9 +251,12 @@ def test_one_bad_step_is_logged_with_its_rows(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ((), "2 bad steps in a row, 5 to 6: the loss is nan, after going back 2 times; training rows"),
+        ((), "2 bad steps in a row, 5 to 6: the loss is nan, after 2 rollbacks; training rows"),
         (("train.max_rollbacks=0",), "2 bad steps in a row, 5 to 6: the loss is nan, with train.max_rollbacks=0"),
-        (("train.checkpoint_every=null",), "5 to 6: the loss is nan, and no checkpoint to go back to; training rows"),
+        (
+            ("train.checkpoint_every=null",),
+            "5 to 6: the loss is nan, and there is no checkpoint to roll back to; training rows",
+        ),
     ],
 )
 @fault(

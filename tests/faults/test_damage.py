@@ -118,7 +118,7 @@ def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any],
     damage(2, rank=1)
     state = training.saver.load_newest()
     assert state is not None and state["step"] == 1 and fingerprint(training.engine) == expected[0]
-    training.done.step = 1
+    training.state.step = 1
     steps(training, 1)
     assert fingerprint(training.engine) == expected[1]
     assert steps(training, 1) == after

@@ -58,9 +58,9 @@ def strike(folder: Path, path: Path, strikes: Fault, rank: int, *more: str) -> T
 
 CASES: Dict[str, Tuple[Fault, int, str, float]] = {
     "raises": (raise_error, 1, "rank 1 on {host}: ValueError: a planted error", 0.0),
-    "is killed": (kill, 1, "is gone and left no error", 0.0),
-    "ends with 0": (leave, 1, "is gone and left no error", 0.0),
-    "sleeps": (sleep, 1, "holds the others up at", STALL_S),
+    "is killed": (kill, 1, "has ended without recording an error", 0.0),
+    "ends with 0": (leave, 1, "has ended without recording an error", 0.0),
+    "sleeps": (sleep, 1, "blocks the other ranks at", STALL_S),
     "is stopped": (stop, 1, "is stopped (SIGSTOP, or a debugger)", STALL_S),
     "is stopped, and holds the store": (stop, 0, "is stopped (SIGSTOP, or a debugger)", STALL_S),
 }

@@ -62,8 +62,8 @@ def steps(training: Any, count: int) -> List[Tuple[float, float]]:
 
     results = []
     for _ in range(count):
-        result = train_step(training, training.done.step)
-        training.done.step += 1
+        result = train_step(training, training.state.step)
+        training.state.step += 1
         results.append((result.loss, result.grad_norm))
     return results
 
@@ -84,10 +84,10 @@ def fingerprint(engine: Any) -> Dict[str, str]:
     """
     import torch
 
-    from ftdist.engine.shards import held
+    from ftdist.engine.shards import held_slices
 
     found = {"rng": torch.get_rng_state()}
-    for part in held(engine):
+    for part in held_slices(engine):
         found[f"master {part.name}"] = part.flat.detach()
         state = engine.optimizer.state[part.flat]
         found |= {f"{moment} {part.name}": state[moment] for moment in engine.state_names}

@@ -34,22 +34,22 @@ def _reference(config: Any, data: Path, file: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ftdist.verify.compare import expect
+    from ftdist.verify.compare import run_reference
     from ftdist.verify.reference import read_rows, row_order
 
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     rows = read_rows(data / "train")
-    torch.save(expect(model, config, rows, row_order(config.seed, len(rows), STEPS * ROWS), STEPS, []), file)
+    torch.save(run_reference(model, config, rows, row_order(config.seed, len(rows), STEPS * ROWS), STEPS, []), file)
 
 
 def _sharded_runs(configs: List[Any], folder: Path) -> List[Deviation]:
     import torch
 
-    from ftdist.verify.compare import deviate
+    from ftdist.verify.compare import measure_deviation
 
     expected = torch.load(folder / REFERENCE, weights_only=False)
-    return [deviate(training, expected, STEPS) for training in each_training(configs, folder)]
+    return [measure_deviation(training, expected, STEPS) for training in each_training(configs, folder)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["packed", "padded"])

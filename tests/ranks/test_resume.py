@@ -41,7 +41,7 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
 
         resumed = assemble(config, folder / f"run-{number}", ranks)
         what = f"stage {config.zero.stage}, {config.train.precision.name}, {config.zero.deepspeed}"
-        assert resumed.done.step == SAVED_AT, what
+        assert resumed.state.step == SAVED_AT, what
         assert fingerprint(resumed.engine) == before, what
         assert steps(resumed, STEPS - SAVED_AT) == rest, what
         assert fingerprint(resumed.engine) == after, what

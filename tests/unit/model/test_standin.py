@@ -77,4 +77,4 @@ def test_nan_exceeds_every_limit() -> None:
     fine = {"loss": 0.0, "grad_norm": 0.0, "gradient": 0.0, "parameter": "w", "update": 0.0, "heldout": 0.0}
     assert not Deviation(**fine).beyond(ALLOWED[Precision.fp32])
     [text] = Deviation(**{**fine, "gradient": float("nan")}).beyond(ALLOWED[Precision.fp32])
-    assert "gradient is off by nan" in text and "(w)" in text
+    assert "gradient differs by nan" in text and "(w)" in text

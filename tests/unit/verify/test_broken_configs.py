@@ -1,4 +1,4 @@
-"""Deliberately broken configs and data sets: verify fails on each, and names the cause."""
+"""``ftdist verify`` on configs and data that are broken on purpose: the right check fails and names the cause."""
 
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
@@ -25,8 +25,8 @@ def template(answer: str = MARKED, prompt: str = PROMPT, first: str = "") -> str
     return first + TURNS.replace("ANSWER", answer).replace("PROMPT", prompt)
 
 
-def look(folder: Path, overrides: List[str], records: List[Any]) -> Dict[str, Check]:
-    return look_at(folder, broken_config(folder, overrides, records))
+def run_checks(folder: Path, overrides: List[str], records: List[Any]) -> Dict[str, Check]:
+    return run_checks_of(folder, broken_config(folder, overrides, records))
 
 
 def broken_config(folder: Path, overrides: List[str], records: List[Any]) -> RunConfig:
@@ -35,7 +35,7 @@ def broken_config(folder: Path, overrides: List[str], records: List[Any]) -> Run
                        "batch.global_batch_size=2", "train.epochs=2", *overrides)  # fmt: skip
 
 
-def look_at(folder: Path, config: RunConfig) -> Dict[str, Check]:
+def run_checks_of(folder: Path, config: RunConfig) -> Dict[str, Check]:
     (folder / "scratch").mkdir()
     before_ranks(config, folder / "scratch", 1, 1, quick=False)
     return {check.name: check for check in read(folder / "scratch")}
@@ -128,7 +128,7 @@ def no_stop_token_but_the_last(folder: Path) -> Broken:
 
 
 def no_stop_token_but_the_last_and_cut(folder: Path) -> Broken:
-    """The end of a document that is cut is not looked at, its earlier answers are."""
+    """The end of a document that is cut is not checked. Its earlier answers are checked."""
     overrides, _ = no_stop_token_but_the_last(folder)
     return [*overrides, "data.max_seq_len=64"], [chat("one?", "1", "two?", "2 " * 10)] * 2 + CHATS
 
@@ -198,67 +198,70 @@ def rows_longer_than_the_positions(folder: Path) -> Broken:
 BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     no_stop_token: ("stop token is trained", "the model will not learn to stop"),
     stop_token_outside_the_marks: ("stop token is trained", "inside its generation block"),
-    all_masked_after_truncation: ("the data can be trained on", "nothing to train after truncation"),
-    double_bos: ("exactly one BOS", "puts 2 before a text"),
+    all_masked_after_truncation: ("data can be trained on", "nothing to train after truncation"),
+    double_bos: ("exactly one BOS", "adds 2 before a text"),
     template_with_two_bos: ("training prompt = chat prompt", "a chat program gives '<s>"),
-    template_with_two_bos_where_the_tokenizer_puts_none: ("exactly one BOS", "two <s> next to each other"),
-    tokenizer_that_deletes_white_space: ("text survives tokenisation", "drops or adds white space"),
+    template_with_two_bos_where_the_tokenizer_puts_none: ("exactly one BOS", "two <s> in a row"),
+    tokenizer_that_deletes_white_space: ("tokens decode to the text", "removes or adds white space"),
     no_system_prompt: ("every message is rendered", "train.jsonl:1, message 1 (system)"),
     answers_that_are_cut: ("every message is rendered", "train.jsonl:1, message 2 (assistant)"),
-    first_token_of_answers_is_not_trained: ("answers are what is trained", "an answer is not trained, or not whole"),
-    everything_is_trained: ("answers are what is trained", "another message (user) is trained in 30 documents"),
-    more_is_trained_than_templates_write: ("answers are what is trained", "more than the answers is trained in 30"),
-    only_the_last_answer_is_trained: ("answers are what is trained", "an answer is not trained, or not whole"),
-    no_stop_token_but_the_last: ("stop token is trained", "5 of 10 whole answers end without one"),
-    no_stop_token_but_the_last_and_cut: ("stop token is trained", "2 of 32 whole answers end without one"),
+    first_token_of_answers_is_not_trained: (
+        "only the answers are trained",
+        "an answer, or a part of it, is not trained",
+    ),
+    everything_is_trained: ("only the answers are trained", "another message (user) is trained in 30 documents"),
+    more_is_trained_than_templates_write: ("only the answers are trained", "more than the answers is trained in 30"),
+    only_the_last_answer_is_trained: ("only the answers are trained", "an answer, or a part of it, is not trained"),
+    no_stop_token_but_the_last: ("stop token is trained", "5 of 10 complete answers end without one"),
+    no_stop_token_but_the_last_and_cut: ("stop token is trained", "2 of 32 complete answers end without one"),
     some_answers_masked_by_truncation: (
-        "tokens are trained",
+        "trained tokens",
         "6 of 36 documents of 'mine' have nothing to train after",
     ),
-    tokenizer_without_eos: ("the tokenizer can be used", "has no eos_token"),
-    tokenizer_that_is_not_there: ("the tokenizer can be used", "cannot load the tokenizer"),
-    template_that_is_not_there_for_a_tokenizer_on_the_hub: ("the tokenizer can be used", "nowhere.jinja is not there"),
-    records_that_cannot_be_read_for_a_tokenizer_on_the_hub: ("the data can be trained on", "train.jsonl:31"),
-    padding_that_is_text: ("padding token", "'a' stands in"),
-    padding_that_is_the_bos: ("padding token", "is the BOS too"),
-    tokenizer_that_lacks_characters: ("text survives tokenisation", "lacks characters"),
-    another_models_tokenizer: ("ids fit the embedding", "another model's tokenizer"),
+    tokenizer_without_eos: ("tokenizer can be used", "has no eos_token"),
+    tokenizer_that_is_not_there: ("tokenizer can be used", "cannot load the tokenizer"),
+    template_that_is_not_there_for_a_tokenizer_on_the_hub: ("tokenizer can be used", "nowhere.jinja is not there"),
+    records_that_cannot_be_read_for_a_tokenizer_on_the_hub: ("data can be trained on", "train.jsonl:31"),
+    padding_that_is_text: ("padding token", "'a' is ordinary text in"),
+    padding_that_is_the_bos: ("padding token", "is also the BOS"),
+    tokenizer_that_lacks_characters: ("tokens decode to the text", "lacks some of its characters"),
+    another_models_tokenizer: ("token ids fit the embedding", "another model's tokenizer"),
     another_generation_prompt: ("training prompt = chat prompt", "a chat program gives"),
-    most_answers_empty: ("tokens are trained", "most of the source 'mine' is dropped"),
-    rows_longer_than_the_positions: ("the model can be trained", "each a row of a table"),
-    rows_far_too_short: ("documents are whole", "are cut at data.max_seq_len=64"),
+    most_answers_empty: ("trained tokens", "most documents of 'mine' are dropped"),
+    rows_longer_than_the_positions: ("model can be trained", "each a row of a table"),
+    rows_far_too_short: ("documents are complete", "are cut at data.max_seq_len=64"),
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-def test_what_is_broken_is_named(broken: Callable[[Path], Broken], tmp_path: Path) -> None:
+def test_a_broken_config_or_data_set_fails_the_right_check(broken: Callable[[Path], Broken], tmp_path: Path) -> None:
     name, cause = BROKEN[broken]
     overrides, records = broken(tmp_path)
-    check = look(tmp_path, overrides, records)[name]
+    check = run_checks(tmp_path, overrides, records)[name]
     assert check.outcome == FAILED
     assert cause in check.cause
 
 
-def test_what_is_whole_passes(tmp_path: Path) -> None:
-    found = look(tmp_path, [written(tmp_path, template())], CHATS)
+def test_correct_data_passes_every_check(tmp_path: Path) -> None:
+    found = run_checks(tmp_path, [written(tmp_path, template())], CHATS)
     assert len(found) == 13
     assert {check.outcome for check in found.values()} == {PASSED}, found
 
 
 @pytest.mark.parametrize("broken", [tokenizer_without_eos, tokenizer_that_is_not_there])
-def test_a_tokenizer_that_train_refuses_is_said_once_and_nothing_else_is_checked(broken: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_that_training_refuses_fails_one_check_and_ends_the_others(broken: Any, tmp_path: Path) -> None:
     overrides, records = broken(tmp_path)
-    model, tokenizer = look(tmp_path, overrides, records).values()
+    model, tokenizer = run_checks(tmp_path, overrides, records).values()
     assert (model.outcome, tokenizer.outcome) == (PASSED, FAILED)
 
 
-def test_a_tokenizer_on_the_hub_may_be_missing(tmp_path: Path) -> None:
-    found = look(tmp_path, ["model.tokenizer=nobody/nowhere"], CHATS)
+def test_checks_of_tokens_are_not_run_if_the_tokenizer_on_the_hub_cannot_be_read(tmp_path: Path) -> None:
+    found = run_checks(tmp_path, ["model.tokenizer=nobody/nowhere"], CHATS)
     assert found["tokenisation, 10 checks"].outcome == NOT_RUN
     assert not [check for check in found.values() if check.outcome == FAILED]
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_asked_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 
     asked: List[Any] = []
@@ -267,9 +270,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(kind, "from_pretrained", lambda *a, _real=real, **k: (asked.append(a), _real(*a, **k))[1])
     config = broken_config(tmp_path, [], CHATS)
     config.model = ModelConfig(hub="nobody/llama")
-    found = look_at(tmp_path, config)
+    found = run_checks_of(tmp_path, config)
     assert asked == [("nobody/llama",)]
-    assert found["the model can be trained"].outcome == found["tokenisation, 10 checks"].outcome == NOT_RUN
+    assert found["model can be trained"].outcome == found["tokenisation, 10 checks"].outcome == NOT_RUN
     assert "cannot load the tokenizer nobody/llama" in found["tokenisation, 10 checks"].cause
 
 
@@ -287,8 +290,8 @@ def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     return read(folder)
 
 
-def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
-    """Bloom takes no attention function from outside, and gets no mask: each token sees the whole row."""
+def test_a_model_whose_attention_does_not_isolate_documents_fails(tmp_path: Path) -> None:
+    """Bloom does not use ftdist's attention function and gets no mask, so each token sees the whole row."""
     model = ("model_type=bloom", "vocab_size=259", "hidden_size=32", "n_layer=2", "n_head=4")
     bloom = tiny_config(tmp_path, "model.path=null", *(f"model.config.{field}" for field in model))
     [checks] = run_ranks(_numbers, 1, bloom, tmp_path)
@@ -299,15 +302,15 @@ def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
 
 
 def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
-    from ftdist.verify import numbers
+    from ftdist.verify import number_checks
 
-    export = numbers.export_checkpoint
-    numbers.export_checkpoint = lambda newest, *to: export(newest.with_name("step-00000001"), *to)
+    export = number_checks.export_checkpoint
+    number_checks.export_checkpoint = lambda newest, *to: export(newest.with_name("step-00000001"), *to)
     return _numbers(config, folder, quick=False)
 
 
-def test_an_export_that_misses_a_step_of_bf16(tmp_path: Path) -> None:
-    """Its logits differ by less than rounding may make: its weights tell."""
+def test_an_export_without_the_last_step_in_bf16_fails(tmp_path: Path) -> None:
+    """The logits differ by less than the rounding that is allowed. Only the weights show it."""
     config = tiny_config(
         tmp_path, "model.path=null", *(f"model.config.{name}={value}" for name, value in LLAMA.items()),
         "train.precision=bf16", "train.max_steps=2", "train.checkpoint_every=1", "train.num_samples=0",
@@ -316,5 +319,5 @@ def test_an_export_that_misses_a_step_of_bf16(tmp_path: Path) -> None:
     [checks] = run_ranks(_export_of_the_step_before, 1, config, tmp_path)
     [check] = [check for check in checks if check.name == "export: same logits"]
     assert check.outcome == FAILED
-    assert "weights are not the run's" in check.cause and "computes something else" not in check.cause
+    assert "weights are not those of the run" in check.cause and "other logits" not in check.cause
     assert [check.outcome for check in checks].count(FAILED) == 1

@@ -1,4 +1,4 @@
-"""The checks of data, one at a time: what is right passes, and what each says is what was found."""
+"""The checks of data in ``ftdist verify``, one at a time."""
 
 import math
 from pathlib import Path
@@ -12,17 +12,20 @@ from ftdist.data import row_order
 from ftdist.data.prepare import encode_settings, list_sources, prepare
 from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer
 from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check
-from ftdist.verify import main, texts, tokens
+from ftdist.verify import main
+from ftdist.verify.text_checks import ANSWERS, BOS, MESSAGES, PROMPT, TEXT, check_answers
+from ftdist.verify.token_checks import STOP, check_documents, check_stop_tokens, check_tokens, read_samples
 from ftdist.verify.trial import make_trial
 from tests.unit.data_tools import APPENDS, STRIPS_THINKING, chat, data_config, with_bos, write_jsonl
 
-# As a model with BOS at each turn has it (Llama 2), and one that writes settings of its own (SmolLM3).
+# Like the template of Llama 2, with a BOS at each turn.
 BOS_AT_EACH_TURN = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% else %}"
     "{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}{% endif %}{% endfor %}"
 )
+# Reads settings from the text and removes them, like the template of SmolLM3.
 LEAVES_SWITCHES_OUT = APPENDS.replace("m.content", "m.content.replace('/no_think', '').replace('/think', '')")
-# Begins with a system prompt of its own where there is none; the BOS is <|im_start|>.
+# Adds a system prompt if the chat has none. The BOS is <|im_start|>.
 SMOLLM2 = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful<|im_end|>\n{% endif %}" + APPENDS
 CONVERSATION = chat("one?", "1\n\n  indented", "two?  ", "2 ½", "three?", "3", system="Count /no_think up.")
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
@@ -37,12 +40,12 @@ def config_of(folder: Path, records: List[Any], *overrides: str) -> RunConfig:
                        "batch.global_batch_size=2", *overrides)  # fmt: skip
 
 
-def look(folder: Path, records: List[Any], *overrides: str, tokenizer: Any = None) -> "dict[str, Check]":
+def run_checks(folder: Path, records: List[Any], *overrides: str, tokenizer: Any = None) -> "dict[str, Check]":
     if tokenizer is not None:
         tokenizer.save_pretrained(folder / "tokenizer")
         overrides = (f"model.tokenizer={folder / 'tokenizer'}", *overrides)
     config = config_of(folder, records, *overrides)
-    return {check.name: check for check in tokens.token_checks(config, prepare(config), 320, quick=False)}
+    return {check.name: check for check in check_tokens(config, prepare(config), 320, quick=False)}
 
 
 def tokenizer_with(template: str, bos: str = "<s>") -> Any:
@@ -53,8 +56,8 @@ def tokenizer_with(template: str, bos: str = "<s>") -> Any:
 
 
 @pytest.mark.parametrize("record", [CONVERSATION, WITH_A_CALL], ids=["conversation", "call"])
-def test_the_shipped_template_passes(record: Any, tmp_path: Path) -> None:
-    found = look(tmp_path, [record] * 3, "data.chat_template=chatml")
+def test_the_chatml_template_passes(record: Any, tmp_path: Path) -> None:
+    found = run_checks(tmp_path, [record] * 3, "data.chat_template=chatml")
     assert {check.outcome for check in found.values()} == {PASSED}, found
 
 
@@ -67,40 +70,40 @@ def test_the_shipped_template_passes(record: Any, tmp_path: Path) -> None:
         (tokenizer_with(BOS_AT_EACH_TURN, "<|im_end|>"), "<|im_end|> before 3 of 3 documents; the tokenizer puts none"),
         (tokenizer_with("\n" + APPENDS), "<s> before 0 of 3 documents; the tokenizer puts none"),
         (tokenizer_with(LEAVES_SWITCHES_OUT), "<s> before 0 of 3 documents; the tokenizer puts none"),
-        (bytes_tokenizer(), "none, the tokenizer has none"),
+        (bytes_tokenizer(), "the tokenizer has no BOS"),
     ],
     ids=["each turn", "each turn and tokenizer", "smollm2", "bos is eos", "no bos", "switches", "no bos token"],
 )
-def test_templates_in_the_wild_pass(tokenizer: Any, bos: str, tmp_path: Path) -> None:
-    found = look(tmp_path, [CONVERSATION] * 3, tokenizer=tokenizer)
+def test_templates_of_known_models_pass(tokenizer: Any, bos: str, tmp_path: Path) -> None:
+    found = run_checks(tmp_path, [CONVERSATION] * 3, tokenizer=tokenizer)
     failed = {check.name for check in found.values() if check.outcome == FAILED}
-    assert failed <= {texts.PROMPT}, found  # a chat program adds what it likes before BOS
-    assert found[texts.BOS].measured == bos
-    assert found[texts.ANSWERS].measured == "3 of 3 documents"
+    assert failed <= {PROMPT}, found  # chat programs get the BOS from apply_chat_template, or not at all
+    assert found[BOS].measured == bos
+    assert found[ANSWERS].measured == "3 of 3 documents"
 
 
-def test_what_is_said_beside_a_call_may_be_left_out(tmp_path: Path) -> None:
+def test_a_template_may_leave_out_the_content_of_an_answer_with_a_call(tmp_path: Path) -> None:
     call = {**CALL, "content": "Let me see."}
     only_calls = APPENDS.replace("m.content", "m.tool_calls | tojson if m.tool_calls else m.content")
     record = {"messages": [call if message is CALL else message for message in WITH_A_CALL["messages"]]}
-    found = look(tmp_path, [record], tokenizer=tokenizer_with(only_calls))
-    assert {found[name].outcome for name in (texts.MESSAGES, texts.ANSWERS)} == {PASSED}, found
+    found = run_checks(tmp_path, [record], tokenizer=tokenizer_with(only_calls))
+    assert {found[name].outcome for name in (MESSAGES, ANSWERS)} == {PASSED}, found
 
 
-def test_earlier_thinking_may_be_left_out_and_the_last_may_be_trained(tmp_path: Path) -> None:
-    found = look(tmp_path, [THINKS], "data.train_on=last", tokenizer=tokenizer_with(STRIPS_THINKING))
-    assert {found[name].outcome for name in (texts.MESSAGES, texts.ANSWERS, tokens.STOP)} == {PASSED}, found
+def test_a_template_may_leave_out_earlier_thinking_and_train_the_last(tmp_path: Path) -> None:
+    found = run_checks(tmp_path, [THINKS], "data.train_on=last", tokenizer=tokenizer_with(STRIPS_THINKING))
+    assert {found[name].outcome for name in (MESSAGES, ANSWERS, STOP)} == {PASSED}, found
 
 
-def test_characters_in_another_form_are_counted_and_pass(tmp_path: Path) -> None:
+def test_unicode_characters_in_another_form_are_counted_and_pass(tmp_path: Path) -> None:
     from tokenizers.normalizers import NFKC
 
     tokenizer = bytes_tokenizer()
     tokenizer.backend_tokenizer.normalizer = NFKC()
-    found = look(tmp_path, [chat("ﬁne?", "½"), chat("fine?", "yes")], tokenizer=tokenizer)
-    assert found[texts.TEXT].outcome == PASSED
-    assert found[texts.TEXT].measured == "2 of 2 documents, 1 of them with characters in another form (NFKC)"
-    assert found[texts.ANSWERS].outcome == PASSED
+    found = run_checks(tmp_path, [chat("ﬁne?", "½"), chat("fine?", "yes")], tokenizer=tokenizer)
+    assert found[TEXT].outcome == PASSED
+    assert found[TEXT].measured == "2 of 2 documents, 1 of them with characters in another Unicode form (NFKC)"
+    assert found[ANSWERS].outcome == PASSED
 
 
 PAIR = {"prompt": "Complete: one, two,", "completion": " three, four"}
@@ -113,8 +116,10 @@ PAIR = {"prompt": "Complete: one, two,", "completion": " three, four"}
         (PAIR, TrainOn.all, NOT_RUN, "data.train_on=all"), ({"text": "plain"}, TrainOn.auto, NOT_RUN, "plain text"),
     ],
 )  # fmt: skip
-def test_completions(record: Any, train_on: TrainOn, outcome: str, said: str, tmp_path: Path) -> None:
-    check = look(tmp_path, [record], f"data.train_on={train_on.name}")[texts.ANSWERS]
+def test_the_check_of_answers_covers_completions_and_skips_plain_text(
+    record: Any, train_on: TrainOn, outcome: str, said: str, tmp_path: Path
+) -> None:
+    check = run_checks(tmp_path, [record], f"data.train_on={train_on.name}")[ANSWERS]
     assert check.outcome == outcome
     assert said in check.measured + check.cause
 
@@ -122,8 +127,9 @@ def test_completions(record: Any, train_on: TrainOn, outcome: str, said: str, tm
 def sample_of(folder: Path, record: Any, train_on: TrainOn) -> Any:
     config = config_of(folder, [record], f"data.train_on={train_on.name}")
     tokenizer = load_tokenizer(config)
-    [sample] = tokens.samples(config, encode_settings(config, list_sources(config)[0], tokenizer).renderer, quick=False)
-    assert texts.answers_are_trained(tokenizer, train_on, [sample]).outcome == PASSED
+    settings = encode_settings(config, list_sources(config)[0], tokenizer)
+    [sample] = read_samples(config, settings.renderer, quick=False)
+    assert check_answers(tokenizer, train_on, [sample]).outcome == PASSED
     return tokenizer, sample
 
 
@@ -132,51 +138,52 @@ def sample_of(folder: Path, record: Any, train_on: TrainOn) -> Any:
     [(chat("Who?", "I"), TrainOn.auto), (CONVERSATION, TrainOn.assistant), (CONVERSATION, TrainOn.last),
      ({"prompt": "ab", "completion": "cd"}, TrainOn.auto), ({"prompt": "ab", "completion": "c"}, TrainOn.completion)],
 )  # fmt: skip
-def test_a_mask_that_is_wrong_fails(record: Any, train_on: TrainOn, tmp_path: Path) -> None:
-    """Whatever made it: the first token of an answer untrained, everything trained, nothing."""
+def test_a_wrong_mask_fails(record: Any, train_on: TrainOn, tmp_path: Path) -> None:
+    """The first token of the answer is not trained; everything is trained; nothing is trained."""
     tokenizer, sample = sample_of(tmp_path, record, train_on)
     first, everything, nothing = sample.trained.copy(), np.ones_like(sample.trained), np.zeros_like(sample.trained)
     first[np.flatnonzero(first)[0]] = 0
     everything[0] = 0
     for trained in (first, everything, nothing):
-        check = texts.answers_are_trained(tokenizer, train_on, [sample._replace(trained=trained)])
+        check = check_answers(tokenizer, train_on, [sample._replace(trained=trained)])
         assert check.outcome == FAILED, tokenizer.decode(sample.ids[trained == 1])
 
 
-def test_every_answer_under_last_is_too_much_and_the_last_under_assistant_too_little(tmp_path: Path) -> None:
+def test_training_every_answer_or_only_the_last_fails_under_the_other_setting(tmp_path: Path) -> None:
     record = chat("one?", "1", "two?", "a longer answer, of more than some characters", "three?", "3")
     tokenizer, all_answers = sample_of(tmp_path, record, TrainOn.assistant)
     _, last = sample_of(tmp_path, record, TrainOn.last)
-    assert texts.answers_are_trained(tokenizer, TrainOn.assistant, [last]).outcome == FAILED
-    assert texts.answers_are_trained(tokenizer, TrainOn.last, [all_answers]).outcome == FAILED
+    assert check_answers(tokenizer, TrainOn.assistant, [last]).outcome == FAILED
+    assert check_answers(tokenizer, TrainOn.last, [all_answers]).outcome == FAILED
 
 
 @pytest.mark.parametrize("train_on", [TrainOn.auto, TrainOn.all])
 @pytest.mark.parametrize("long_documents", [LongDocuments.split, LongDocuments.truncate])
 @pytest.mark.parametrize("length", range(28, 38))
-def test_an_answer_that_is_cut_or_split_anywhere_need_not_stop(
+def test_an_answer_that_is_cut_or_split_needs_no_stop_token(
     length: int, long_documents: LongDocuments, train_on: TrainOn, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, [chat("q", "twelve chars"), {"text": "t" * 33}], f"data.max_seq_len={length}",
                        f"data.long_documents={long_documents.name}", f"data.train_on={train_on.name}")  # fmt: skip
     settings = encode_settings(config, list_sources(config)[0], load_tokenizer(config))
-    check = tokens.stop_is_trained(config, prepare(config), settings.stop_ids)
+    check = check_stop_tokens(config, prepare(config), settings.stop_ids)
     assert "end without one" not in check.cause
     assert check.outcome == PASSED or long_documents is LongDocuments.truncate or length in (33, 34)
 
 
-def test_a_packing_that_loses_a_document_is_seen(tmp_path: Path) -> None:
+def test_a_document_that_packing_loses_fails_the_check(tmp_path: Path) -> None:
     config = config_of(tmp_path, [chat("why?", "so " * n) for n in range(1, 21)])
     folder = prepare(config)
-    assert tokens.is_whole(config, folder).outcome == PASSED
+    assert check_documents(config, folder).outcome == PASSED
     docs, rows = (np.fromfile(folder / "train" / f"{name}.i64", np.int64) for name in ("row_docs", "row_offsets"))
     np.where(docs == 3, 4, docs).tofile(folder / "train" / "row_docs.i64")
-    assert "hold 20 documents" in tokens.is_whole(config, folder).cause, "one twice, another not at all"
+    cause = check_documents(config, folder).cause
+    assert "hold 20 documents" in cause, "one document is there twice, another one is missing"
     docs[:-1].tofile(folder / "train" / "row_docs.i64")
     rows[-1] -= 1
     rows.tofile(folder / "train" / "row_offsets.i64")
-    cause = tokens.is_whole(config, folder).cause
-    assert "hold 19 documents" in cause and "should hold 20" in cause
+    cause = check_documents(config, folder).cause
+    assert "hold 19 documents" in cause and "expected are 20" in cause
 
 
 def batch_of(size: int, micro: int, tmp_path: Path) -> RunConfig:
@@ -187,7 +194,7 @@ def batch_of(size: int, micro: int, tmp_path: Path) -> RunConfig:
     ("size", "micro", "ranks", "shown"),
     [(8, 2, 2, "2 and 1 ranks"), (4, 4, 1, "1 and 2 ranks"), (3, 3, 1, "1 and 3 ranks"), (3, 1, 3, "3 and 1 ranks")],
 )
-def test_the_order_is_compared_with_another_number_of_ranks(
+def test_the_data_order_is_compared_for_another_number_of_ranks(
     size: int, micro: int, ranks: int, shown: str, tmp_path: Path
 ) -> None:
     check = main.data_order(batch_of(size, micro, tmp_path), 11, ranks)
@@ -195,11 +202,11 @@ def test_the_order_is_compared_with_another_number_of_ranks(
     assert shown in check.measured
 
 
-def test_one_row_has_no_order_among_ranks(tmp_path: Path) -> None:
+def test_the_data_order_of_one_row_is_not_checked(tmp_path: Path) -> None:
     assert main.data_order(batch_of(1, 1, tmp_path), 11, 1).outcome == NOT_RUN
 
 
-def test_an_order_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_data_order_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, taken = row_order._epoch_order, main.train_rows
     config = batch_of(4, 4, tmp_path)
     with monkeypatch.context() as repeating:
@@ -212,7 +219,7 @@ def test_an_order_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("schedule", Schedule)
 @pytest.mark.parametrize("warmup", [0, 7])
-def test_the_rate_of_every_step_is_compared(
+def test_the_learning_rate_of_every_step_is_compared(
     schedule: Schedule, warmup: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = data_config(tmp_path)
@@ -226,7 +233,7 @@ def test_the_rate_of_every_step_is_compared(
     assert "1 of 100 steps have another, step 51" in main.rate_is_as_configured(config, 100).cause
 
 
-def test_the_steps_of_epochs_are_known_where_the_whole_data_is(tmp_path: Path) -> None:
+def test_the_steps_of_epochs_are_known_if_all_data_was_read(tmp_path: Path) -> None:
     config = config_of(tmp_path, [chat("q", "a")] * 60, "train.epochs=1.5", "data.packing=false")
     for quick, steps in ((False, math.ceil(1.5 * 60 / 2)), (True, 0)):
         trial = make_trial(config, tmp_path / str(quick), 1, 1, quick)
@@ -237,7 +244,7 @@ def test_the_steps_of_epochs_are_known_where_the_whole_data_is(tmp_path: Path) -
     assert main._max_steps(config, trial, prepare(trial.data)) == 30
 
 
-def test_how_the_steps_differ_is_always_said(tmp_path: Path) -> None:
+def test_a_note_says_how_the_checked_steps_differ_from_the_run(tmp_path: Path) -> None:
     config = config_of(
         tmp_path, [chat("q", "a")] * 8, "model.config.hidden_size=64", "model.config.num_hidden_layers=2"
     )
