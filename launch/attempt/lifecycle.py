@@ -7,9 +7,8 @@ import signal
 from pathlib import Path
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
-from ftdist.launch.attempt.failure import LAST_LINES as LAST_LINES
-from ftdist.launch.attempt.failure import explain_failure as explain_failure
-from ftdist.launch.backends.base import LaunchPlan as LaunchPlan
+from ftdist.launch.attempt.failure import explain_failure
+from ftdist.launch.attempt.signals import SAVES
 from ftdist.run.rundir import RunDir
 
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
@@ -67,3 +66,10 @@ def clear_rests(run: RunDir) -> None:
                 shutil.rmtree(rest, ignore_errors=True)
             else:
                 rest.unlink(missing_ok=True)
+
+
+def ask_to_stop(run: RunDir) -> str:
+    """Ask the ranks of a run to save a checkpoint and end. Returns what happens now."""
+    run.cancel.touch()
+    run.preempt.touch()
+    return SAVES

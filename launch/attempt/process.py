@@ -12,7 +12,7 @@ from typing import Callable, ContextManager, Iterator, Optional, Set
 import psutil
 
 from ftdist.launch.attempt import signals
-from ftdist.launch.backends.base import LaunchPlan
+from ftdist.launch.attempt.command import LaunchPlan
 
 PR_SET_CHILD_SUBREAPER = 36
 LOOK_EVERY_S = 5.0

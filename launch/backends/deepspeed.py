@@ -20,8 +20,8 @@ from ftdist.base.errors import LaunchError
 from ftdist.config.launch import Runner
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process
+from ftdist.launch.attempt.command import LaunchPlan, ranks_env
 from ftdist.launch.attempt.companion import end_group, guarding
-from ftdist.launch.backends.base import LaunchPlan, ranks_env
 from ftdist.launch.backends.nodes import address, check_port
 from ftdist.run.rundir import RunDir
 

@@ -1,12 +1,9 @@
 """Start a run on this machine."""
 
 from ftdist.config.schema import RunConfig
-from ftdist.launch.attempt.failure import LAST_LINES as LAST_LINES
-from ftdist.launch.attempt.failure import explain_failure as explain_failure
+from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.attempt.lifecycle import begin, conclude
 from ftdist.launch.attempt.process import start
-from ftdist.launch.backends.base import LaunchPlan as LaunchPlan
-from ftdist.launch.backends.base import plan_local
 from ftdist.run.rundir import RunDir
 
 

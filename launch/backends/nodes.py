@@ -17,7 +17,7 @@ from typing import List, Optional, TextIO
 from ftdist.base.errors import EXIT_FAILED, ConfigError, LaunchError
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import failure, lifecycle, process
-from ftdist.launch.backends.base import LaunchPlan, ranks_env
+from ftdist.launch.attempt.command import LaunchPlan, ranks_env
 from ftdist.run.rundir import RunDir
 
 UNREACHABLE = 255

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
-from ftdist.base.output import shown as shown
-from ftdist.base.output import typed as typed
+from ftdist.base.output import shown, typed
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
 from ftdist.config.schema import RunConfig

@@ -8,9 +8,8 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.backends import registry
 from ftdist.launch.backends.slurm import script
-from ftdist.launch.runs import banner, ready, resolve
+from ftdist.launch.runs import banner, ready, resolve, verify
 from ftdist.launch.runs.freeze import freeze
-from ftdist.launch.verbs import verify
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.prepared import data_folder, read_meta

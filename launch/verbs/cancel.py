@@ -12,8 +12,9 @@ import psutil
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.launch.backends.slurm import client
 from ftdist.launch.runs.liveness import ALIVE, jobs_of, liveness
-from ftdist.launch.runs.stop import ask_to_stop, stop_sweep
+from ftdist.launch.runs.stop import ask_to_stop
 from ftdist.launch.sweeps.folder import SweepDir
+from ftdist.launch.sweeps.stop import stop_sweep
 from ftdist.run.rundir import RunDir
 
 

@@ -9,7 +9,7 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.config.resumable import EVALUATED, check_changes
 from ftdist.config.schema import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.launch.attempt import failure, lifecycle, process
-from ftdist.launch.backends.base import plan_local
+from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.config import compose
 from ftdist.launch.runs import ready, resolve
 from ftdist.run.rundir import RunDir

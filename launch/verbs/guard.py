@@ -8,8 +8,9 @@ import psutil
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.launch.attempt.companion import GRACE_S, end_group, members
-from ftdist.launch.runs.stop import ask_to_stop, stop_sweep
+from ftdist.launch.runs.stop import ask_to_stop
 from ftdist.launch.sweeps.folder import SweepDir
+from ftdist.launch.sweeps.stop import stop_sweep
 from ftdist.run.rundir import RunDir
 
 

@@ -14,7 +14,7 @@ from typing import Any, List, Optional
 from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
-from ftdist.launch.backends.base import ranks_env
+from ftdist.launch.attempt.command import ranks_env
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, resolve
 from ftdist.launch.runs.pipeline import make_ready

@@ -10,7 +10,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchErr
 from ftdist.launch.attempt import signals
 from ftdist.launch.attempt.companion import guarding
 from ftdist.launch.backends.slurm import client
-from ftdist.launch.runs.stop import ask_to_stop
+from ftdist.launch.backends.slurm.stop import ask_to_stop, end_now
 from ftdist.run.rundir import RunDir
 
 POLL_S = 1.0
@@ -56,7 +56,7 @@ def follow(run: RunDir, job: str) -> int:
         LaunchError: Slurm ended the job in a way that the run could not tell of.
     """
     tail, said, watch = Tail(), "", JobWatch()
-    with guarding(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: _end_now(run)):
+    with guarding(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: end_now(run)):
         while True:
             found = client.find_job(job)
             tail.show(run, job)
@@ -92,8 +92,3 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
         return EXIT_PREEMPTED
     run.write_status(state="failed", exit_reason=how, exit_code=EXIT_FAILED)
     raise LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
-
-
-def _end_now(run: RunDir) -> None:
-    run.cancel.touch()
-    client.cancel(str(run.read_status().get("job_id")))

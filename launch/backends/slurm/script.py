@@ -14,7 +14,7 @@ from typing import Dict, List, Optional
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import Container, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
-from ftdist.launch.backends.base import ranks_env
+from ftdist.launch.attempt.command import ranks_env
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
 LONGEST_LINE = 1000

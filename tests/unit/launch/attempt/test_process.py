@@ -17,7 +17,7 @@ import pytest
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, LaunchError
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt import failure, lifecycle
-from ftdist.launch.backends.base import plan_local
+from ftdist.launch.attempt.command import plan_local
 from ftdist.run.rundir import RunDir
 
 RANK = """
