@@ -1,7 +1,7 @@
 """Start a run on this machine."""
 
 from ftdist.config.schema import RunConfig
-from ftdist.launch.attempt.command import plan_local
+from ftdist.launch.attempt.command import plan_local, rank_program
 from ftdist.launch.attempt.lifecycle import begin, conclude
 from ftdist.launch.attempt.process import start
 from ftdist.run.rundir import RunDir
@@ -14,6 +14,6 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
         LaunchError: a rank failed; the message is that of the first.
     """
     attempt = begin(run)
-    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
+    plan = plan_local(config, *rank_program(str(run.path), attempt))
     log = run.logs / f"launcher.attempt-{attempt}.log"
     return conclude(run, attempt, log, start(plan, log, run.preempt))

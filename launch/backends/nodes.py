@@ -17,7 +17,7 @@ from typing import List, Optional, TextIO
 from ftdist.base.errors import EXIT_FAILED, ConfigError, LaunchError
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import failure, lifecycle, process
-from ftdist.launch.attempt.command import LaunchPlan, ranks_env
+from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
 from ftdist.run.rundir import RunDir
 
 UNREACHABLE = 255
@@ -72,15 +72,12 @@ def dry_run(config: RunConfig, run: RunDir) -> str:
 
 def plan_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> LaunchPlan:
     """How torchrun starts the ranks of one machine. Pure."""
-    launch = config.launch
-    argv = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(launch.nnodes),
-        "--nproc-per-node", str(launch.nproc_per_node), "--max-restarts", str(launch.max_restarts),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address(config)}:{launch.nodes.port}",
-        "--rdzv-id", f"{config.track.run_id}.{attempt}",
-        "--rdzv-conf", f"is_host={int(rank == 0)},join_timeout={launch.nodes.join_timeout_s}",
-        "-m", "ftdist.train.main", str(run.path), "--attempt", str(attempt),
-    ]  # fmt: skip
+    nodes = config.launch.nodes
+    rendezvous = Rendezvous(
+        endpoint=f"{address(config)}:{nodes.port}", id=f"{config.track.run_id}.{attempt}",
+        is_host=str(int(rank == 0)), join_timeout_s=nodes.join_timeout_s,
+    )  # fmt: skip
+    argv = torchrun_command(config.launch, rank_program(str(run.path), attempt), rendezvous)
     return LaunchPlan(argv, ranks_env(config))
 
 

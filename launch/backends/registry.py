@@ -5,7 +5,7 @@ import shlex
 from ftdist.base.errors import EXIT_DONE
 from ftdist.base.output import typed
 from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.attempt.command import plan_local
+from ftdist.launch.attempt.command import plan_local, rank_program
 from ftdist.launch.backends import deepspeed, local, nodes
 from ftdist.launch.backends.slurm import client, follow
 from ftdist.run.rundir import RunDir
@@ -20,7 +20,7 @@ def dry_run(config: RunConfig, run: RunDir) -> str:
     if config.launch.kind is LaunchKind.deepspeed:
         deepspeed.write_files(config, run)
         return deepspeed.plan_deepspeed(config, run, 0).shell()
-    return plan_local(config, "ftdist.train.main", [str(run.path)]).shell()
+    return plan_local(config, *rank_program(str(run.path), 0)).shell()
 
 
 def start_run(config: RunConfig, run: RunDir) -> int:

@@ -80,7 +80,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
         arguments = [scratch, "--wanted-ranks", str(wanted), *(["--quick"] if quick else [])]
         log = run.logs / "launcher.log"
         with task("checking the config"):
-            code = process.start(plan_local(config, "ftdist.verify.main", arguments), log)
+            code = process.start(plan_local(config, "ftdist.verify.main", *arguments), log)
         found = read(run.path)
         if code:
             found.append(failed("the checks run to their end", _without_logs(explain_failure(run, 0, log, code))))

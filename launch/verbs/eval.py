@@ -50,7 +50,7 @@ def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
     log = run.logs / "eval.log"
     log.unlink(missing_ok=True)
     arguments = [str(run.path), *arguments, "--attempt", str(attempt)]
-    code = process.start(plan_local(config, "ftdist.serve.evaluate", arguments), log)
+    code = process.start(plan_local(config, "ftdist.serve.evaluate", *arguments), log)
     if code:
         raise failure.explain_failure(run, attempt, log, code)
     return EXIT_DONE

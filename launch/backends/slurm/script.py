@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import Container, refuse_control_characters
+from ftdist.config.launch import Container, LaunchConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
-from ftdist.launch.attempt.command import ranks_env
+from ftdist.launch.attempt.command import Rendezvous, rank_program, ranks_env, torchrun_command
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
 LONGEST_LINE = 1000
@@ -109,6 +109,14 @@ def _container(config: RunConfig, place: str) -> List[str]:
     return ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
 
 
+def _torchrun(launch: LaunchConfig) -> str:
+    """Return torchrun's command on one node, for bash. Its words are numbers and variables of the template."""
+    rendezvous = Rendezvous("$rendezvous", "$rendezvous_id", "$first", launch.nodes.join_timeout_s)
+    words = torchrun_command(launch, rank_program("$RUN_DIR", "$attempt"), rendezvous, python="$1")
+    text = " ".join(f'"{word}"' if "$" in word else word for word in words)
+    return re.sub(r" (--rdzv-backend|-m ftdist)", r" \\\n      \1", text)  # three lines
+
+
 def render(config: RunConfig, template: Optional[str] = None, array: Optional[Array] = None) -> str:
     """The batch script of a resolved config, or of an array of runs that differ from it in nothing that it holds.
 
@@ -139,6 +147,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
         "ENV": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
         "ON_FIRST_NODE": shlex.join(once) if once else "command",
         "SRUN": srun,
+        "TORCHRUN": _torchrun(launch),
         "NNODES": str(launch.nnodes),
         "NPROC_PER_NODE": str(launch.nproc_per_node),
         "MAX_RESTARTS": str(launch.max_restarts),

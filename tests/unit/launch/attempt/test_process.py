@@ -57,7 +57,7 @@ from ftdist.run.rundir import RunDir
 config = RunConfig()
 config.launch.nproc_per_node, config.launch.threads_per_rank = 2, 1
 plan = local.plan_local
-local.plan_local = lambda config, module, arguments: plan(config, "standin_rank", [arguments[0], sys.argv[2]])
+local.plan_local = lambda config, module, *arguments: plan(config, "standin_rank", arguments[0], sys.argv[2])
 try:
     sys.exit(local.launch_run(config, RunDir(sys.argv[1])))
 except FtdistError as error:
@@ -108,7 +108,7 @@ def resolved(**launch: Any) -> RunConfig:
 
 
 def test_plan_is_a_command_that_can_be_typed() -> None:
-    plan = plan_local(resolved(), "ftdist.train.main", ["/runs/a b"])
+    plan = plan_local(resolved(), "ftdist.train.main", "/runs/a b")
     assert plan.argv[1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                              "-m", "ftdist.train.main", "/runs/a b"]  # fmt: skip
     assert plan.env["OMP_NUM_THREADS"] == "3" and plan.env["DS_ACCELERATOR"] == "cpu"
@@ -120,7 +120,7 @@ def test_plan_is_a_command_that_can_be_typed() -> None:
 
 
 def test_gpus_are_left_visible() -> None:
-    env = plan_local(resolved(device=Device.cuda), "m", []).env
+    env = plan_local(resolved(device=Device.cuda), "m").env
     assert "CUDA_VISIBLE_DEVICES" not in env and "DS_ACCELERATOR" not in env
 
 

@@ -193,6 +193,13 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         script.render(resolved(template=str(tmp_path / "none")))
 
 
+def test_a_template_copied_before_the_torchrun_word_existed_still_works(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    words = ("NNODES", "NPROC_PER_NODE", "MAX_RESTARTS", "JOIN_TIMEOUT", "SRUN", "ON_FIRST_NODE")
+    mine.write_text(" ".join(f"@@{word}@@" for word in words))
+    assert script.render(resolved(template=str(mine), max_restarts=3)) == "4 8 3 120  command"
+
+
 def test_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
     """With the control plane's libraries alone, and an empty PATH, in under two seconds."""
     light = [
