@@ -26,7 +26,7 @@ STOPPED = "stopped"
 """The exit reason of a run whose state is preempted because its user asked for it."""
 NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
-    "state": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
+    "state": str, "backend": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
     "step": int, "max_steps": int, "last_checkpoint_step": int, "attempt": int, "pid": int, "requeues": int,
     "exit_code": int, "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
 }  # fmt: skip

@@ -49,18 +49,18 @@ class Ended:
         return -self.code == signal.SIGABRT  # what a collective does to its process that cannot go on
 
 
-def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int) -> LaunchError:
+def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> LaunchError:
     """What to tell the user. First a rank that held the others up, as they found. Then one that was killed: it left no
     error, and those of the others follow from it. Then the earliest error that is not about another rank's loss, a rank
     that aborted, and the earliest that is.
 
     Args:
-        log: what torchrun wrote; on several machines one file each.
+        logs: what torchrun wrote, one file for each machine.
         code: torchrun's exit code.
     """
     where = f"logs: {run.logs}"
     resume = shlex.join(["ftdist", "resume", str(run.path)])
-    texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
+    texts = [_text(path) for path in logs]
     ended = [found for text in texts for found in _reported(text)]
     first = _first_error(run, attempt)
     in_consequence = first is not None and _in_consequence(first)

@@ -18,11 +18,11 @@ from typing import List, Tuple
 import ftdist
 from ftdist.base.errors import LaunchError
 from ftdist.config.launch import Runner
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle, process
 from ftdist.launch.attempt.command import LaunchPlan, ranks_env
 from ftdist.launch.attempt.companion import end_group, guarding
-from ftdist.launch.backends.nodes import address, check_port
+from ftdist.launch.backends.rendezvous import address, check_port
 from ftdist.run.rundir import RunDir
 
 POLL_S = 0.2
@@ -90,11 +90,12 @@ def launch_deepspeed(config: RunConfig, run: RunDir) -> int:
                           f"apt install {package}")  # fmt: skip
     if address(config) in ("localhost", "127.0.0.1", os.uname().nodename):
         check_port(config)
-    attempt = lifecycle.begin(run)
+    attempt = lifecycle.begin(run, LaunchKind.deepspeed)
     write_files(config, run)
     log = run.logs / f"launcher.attempt-{attempt}.log"
     prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # pdsh's
-    return lifecycle.conclude(run, attempt, log, _run(plan_deepspeed(config, run, attempt), run, log, prefixes))
+    code = _run(plan_deepspeed(config, run, attempt), run, log, prefixes)
+    return lifecycle.conclude(run, attempt, code, [log])
 
 
 def _run(plan: LaunchPlan, run: RunDir, log: Path, prefixes: Tuple[str, ...]) -> int:

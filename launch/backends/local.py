@@ -1,6 +1,6 @@
 """Start a run on this machine."""
 
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.command import plan_local, rank_program
 from ftdist.launch.attempt.lifecycle import begin, conclude
 from ftdist.launch.attempt.process import start
@@ -13,7 +13,7 @@ def launch_run(config: RunConfig, run: RunDir) -> int:
     Raises:
         LaunchError: a rank failed; the message is that of the first.
     """
-    attempt = begin(run)
+    attempt = begin(run, LaunchKind.local)
     plan = plan_local(config, *rank_program(str(run.path), attempt))
     log = run.logs / f"launcher.attempt-{attempt}.log"
-    return conclude(run, attempt, log, start(plan, log, run.preempt))
+    return conclude(run, attempt, start(plan, log, run.preempt), [log])

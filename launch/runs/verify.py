@@ -83,7 +83,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
             code = process.start(plan_local(config, "ftdist.verify.main", *arguments), log)
         found = read(run.path)
         if code:
-            found.append(failed("the checks run to their end", _without_logs(explain_failure(run, 0, log, code))))
+            found.append(failed("the checks run to their end", _without_logs(explain_failure(run, 0, [log], code))))
         written = run.path / NOTES
         notes += json.loads(written.read_text(encoding="utf-8")) if written.is_file() else []
     return Verified(found, notes, time.monotonic() - started)

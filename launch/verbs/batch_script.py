@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import platform
 import signal
 import sys
+from typing import Tuple
 
-from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError
-from ftdist.config.schema import RunConfig, load_config
-from ftdist.launch.attempt import failure, lifecycle
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError, LaunchError
+from ftdist.config.schema import LaunchKind, RunConfig, load_config
+from ftdist.launch.attempt import lifecycle
 from ftdist.launch.runs import ready
 from ftdist.run.rundir import RunDir
 
@@ -41,21 +41,19 @@ def begin(args: argparse.Namespace) -> int:
     requeues = int(status.get("requeues", 0)) + again
     if run.cancel.exists() or requeues > config.launch.max_requeues:
         reason = "cancelled before it began" if run.cancel.exists() else _too_often(config)
-        run.write_status(state="preempted", job_id=args.job, exit_reason=reason, exit_code=EXIT_PREEMPTED)
+        lifecycle.mark_stopped(run, reason, job_id=args.job, exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
-    attempt = lifecycle.next_attempt(run)
-    lifecycle.clear_errors(run, attempt)
-    lifecycle.clear_rests(run)
-    run.write_status(state="starting", attempt=attempt, job_id=args.job, requeues=requeues, pid=None,
-                     host=platform.node(), nodes=os.environ.get("SLURM_JOB_NODELIST"), exit_code=None,
-                     exit_reason="")  # fmt: skip
-    print(f"attempt {attempt} of job {args.job} on {os.environ.get('SLURM_JOB_NODELIST')}", flush=True)
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    # The script removed requests to stop when it began: one that is there now is meant for this attempt.
+    attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
+                              requeues=requeues, exit_code=None, exit_reason="")  # fmt: skip
+    print(f"attempt {attempt} of job {args.job} on {nodes}", flush=True)
     try:
         ready.make_model_ready(config)
         ready.make_data_ready(config)
     except FtdistError as error:
-        reason = str(error).splitlines()[0] if str(error) else "model or data could not be prepared: see the job's log"
-        run.write_status(state="failed", exit_reason=reason, exit_code=error.exit_code)
+        reason = str(error).partition("\n")[0] or "model or data could not be prepared: see the job's log"
+        lifecycle.mark_failed(run, error, exit_reason=reason, exit_code=error.exit_code)
         raise
     run.attempt.write_text(f"{attempt}\n", encoding="utf-8")
     return EXIT_DONE
@@ -75,14 +73,18 @@ def end(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before there were ranks
         return int(status.get("exit_code") or EXIT_FAILED)
-    if state == "preempted" or args.ended:
-        return _stopped(run, load_config(run.config), args, saved=state == "preempted")
-    attempt = int(status["attempt"])
-    nodes = sorted(run.logs.glob(f"node-*.attempt-{_attempt(run)}.log"))
-    error = failure.explain_failure(run, attempt, [*nodes, run.job_log(args.job)], args.code)
-    run.write_status(state="failed", exit_reason=error.found.splitlines()[0], exit_code=error.exit_code)
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+    reason, go_on = _stop_reason(run, load_config(run.config), args, saved=state == "preempted")
+    logs = [*sorted(run.logs.glob(f"node-*.attempt-{_attempt(run)}.log")), run.job_log(args.job)]
+    try:
+        lifecycle.conclude(run, _attempt(run), args.code, logs, reason if state == "preempted" or args.ended else "")
+    except LaunchError as error:
+        run.write_status(exit_code=error.exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    lifecycle.mark_stopped(run, reason, exit_code=EXIT_PREEMPTED)
+    if go_on:
+        print(REQUEUE)
+    return EXIT_PREEMPTED
 
 
 def moved(args: argparse.Namespace) -> int:
@@ -101,9 +103,10 @@ def _too_often(config: RunConfig) -> str:
     return f"was requeued launch.max_requeues={config.launch.max_requeues} times already"
 
 
-def _stopped(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool) -> int:
+def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool) -> Tuple[str, bool]:
+    """Why an attempt stopped, if it did, and whether the job goes on by itself."""
     requeues = int(run.read_status().get("requeues", 0))
-    # Where only TERM came, Slurm has decided: a preempted job it requeues itself, a cancelled one must not go on.
+    # If only TERM came, Slurm has decided: it requeues a preempted job itself, and a cancelled one must not go on.
     wanted = (args.asked or not args.ended) and not run.cancel.exists()
     go_on = wanted and requeues < config.launch.max_requeues
     reason = "cancelled" if run.cancel.exists() else "near the time limit" if args.asked else "stopped by Slurm"
@@ -111,7 +114,4 @@ def _stopped(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bo
         reason += ", before it could save"
     if wanted and not go_on:
         reason += f", and {_too_often(config)}"
-    run.write_status(state="preempted", exit_reason=reason, exit_code=EXIT_PREEMPTED)
-    if go_on:
-        print(REQUEUE)
-    return EXIT_PREEMPTED
+    return reason, go_on

@@ -46,11 +46,11 @@ def eval(args: argparse.Namespace) -> int:
 
 def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
     attempt = lifecycle.next_attempt(run)  # no attempt of the run has this number yet
-    lifecycle.clear_errors(run, attempt)
+    lifecycle.remove_error_files(run, attempt)
     log = run.logs / "eval.log"
     log.unlink(missing_ok=True)
     arguments = [str(run.path), *arguments, "--attempt", str(attempt)]
     code = process.start(plan_local(config, "ftdist.serve.evaluate", *arguments), log)
     if code:
-        raise failure.explain_failure(run, attempt, log, code)
+        raise failure.explain_failure(run, attempt, [log], code)
     return EXIT_DONE

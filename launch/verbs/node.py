@@ -28,7 +28,7 @@ def node(args: argparse.Namespace) -> int:
     config = load_config(run.config)
     if not 0 <= args.rank < config.launch.nnodes:
         raise ConfigError(f"--rank {args.rank} of {config.launch.nnodes} machines", f"0 to {config.launch.nnodes - 1}")
-    return run_node(config, run, args.rank, args.attempt)
+    return run_node(config, run, args.rank, args.attempt, begun=args.watch)
 
 
 def _stop_at_end_of_input() -> None:

@@ -63,10 +63,11 @@ def resume(config: RunConfig, run: RunDir) -> int:
     Raises:
         LaunchError: on rank 0: the run failed.
     """
-    attempt = ["--attempt", str(lifecycle.next_attempt(run))]
+    number = lifecycle.next_attempt(run)  # the same on all ranks: status.json changes only when all have started
+    attempt = ["--attempt", str(number)]
     if not is_first():
         return _be_rank(config, [str(run.path), *attempt])
-    run.preempt.unlink(missing_ok=True)
+    lifecycle.clear(run, number)
     banner.show_resume(run)
     return _lead(config, run, attempt, time.monotonic())
 
@@ -88,7 +89,7 @@ def _frozen_before(config: RunConfig) -> RunDir:
 def _lead(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
     """Rank 0, and what is said at the end. A run that was stopped ends well: torchrun would take 75 for a crash."""
     code = _run_rank(config, [str(run.path), *arguments], run.preempt)
-    code = lifecycle.conclude(run, 0, run.logs / "torchrun.log", code)
+    code = lifecycle.conclude(run, 0, code, [run.logs / "torchrun.log"])
     banner.show_next(run, code, time.monotonic() - started)
     return EXIT_DONE
 

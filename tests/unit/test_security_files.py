@@ -131,7 +131,7 @@ def test_rests_are_removed_and_links_not_followed(tmp_path: Path, target: Path) 
     (run.path / ".export.0a1b2c3d").symlink_to(target)
     (run.path / ".status.json.0a1b2c3d").symlink_to(target / "file")
     (run.path / ".export.00000000").mkdir()
-    lifecycle.clear_rests(run)
+    lifecycle.remove_temporary_files(run)
     assert untouched(target) and not list(run.path.iterdir())
 
 
@@ -210,7 +210,7 @@ def test_an_error_file_of_wrong_types_explains_nothing(tmp_path: Path) -> None:
         ["[]", '{"time": "x"}', '{"time": 1}', "{", '{"time": 2, "rank": 4, "message": "m"}']
     ):
         run.error_file(rank, 0).write_text(content)
-    error = failure.explain_failure(run, 0, run.logs / "none", 1)
+    error = failure.explain_failure(run, 0, [run.logs / "none"], 1)
     assert error.found.startswith("rank 4: m")
 
 

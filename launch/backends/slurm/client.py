@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Set
 
 from ftdist.base.errors import ConfigError, LaunchError
-from ftdist.config.launch import Device, LaunchConfig, Profile
+from ftdist.config.launch import Device, LaunchConfig, LaunchKind, Profile
 from ftdist.run.rundir import RunDir
 
 TIMEOUT_S = 60
@@ -166,7 +166,7 @@ def mark_queued(run: RunDir, job: str) -> None:
     """The run is in Slurm's hands."""
     if run.read_status().get("state") == "frozen":
         run.write_status(attempt=-1)  # none has begun
-    run.write_status(state="queued", job_id=job, pid=None, exit_reason="", requeues=0)
+    run.write_status(state="queued", backend=LaunchKind.slurm.name, job_id=job, pid=None, exit_reason="", requeues=0)
 
 
 def find_jobs(ids: List[str]) -> Dict[str, Job]:

@@ -7,7 +7,7 @@ import time
 from typing import Dict, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
-from ftdist.launch.attempt import signals
+from ftdist.launch.attempt import lifecycle, signals
 from ftdist.launch.attempt.companion import guarding
 from ftdist.launch.backends.slurm import client
 from ftdist.launch.backends.slurm.stop import ask_to_stop, end_now
@@ -88,7 +88,8 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
         return int(status.get("exit_code") or EXIT_PREEMPTED)
     how = f"Slurm ended job {status.get('job_id')}: {job.state if job else 'it is gone'}"
     if state == "queued" and run.cancel.exists():
-        run.write_status(state="preempted", exit_reason="cancelled before it began", exit_code=EXIT_PREEMPTED)
+        lifecycle.mark_stopped(run, "cancelled before it began", exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
-    run.write_status(state="failed", exit_reason=how, exit_code=EXIT_FAILED)
-    raise LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
+    error = LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
+    lifecycle.mark_failed(run, error, exit_code=EXIT_FAILED)
+    raise error

@@ -13,7 +13,7 @@ def ask_to_stop(run: RunDir) -> str:
     found = client.find_job(job)
     if found is not None and found.state == "PENDING":
         client.cancel(job)
-        run.write_status(state="preempted", exit_reason="cancelled in the queue", exit_code=EXIT_PREEMPTED)
+        lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
         return f"taken out of the queue: {found.describe()}"
     return lifecycle.ask_to_stop(run)
 

@@ -16,7 +16,7 @@ import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, LaunchError
 from ftdist.config.schema import Device, RunConfig
-from ftdist.launch.attempt import failure, lifecycle
+from ftdist.launch.attempt import failure
 from ftdist.launch.attempt.command import plan_local
 from ftdist.run.rundir import RunDir
 
@@ -219,14 +219,14 @@ def test_the_earliest_error_is_shown_and_its_exit_code_kept(run: RunDir) -> None
     write_error(run, 0, 20.0)
     write_error(run, 3, 10.0, exit_code=2)
     run.error_file(1, 0).write_text('{"rank": 1, "ti')
-    error = failure.explain_failure(run, 0, run.logs / "none", 1)
+    error = failure.explain_failure(run, 0, [run.logs / "none"], 1)
     assert str(error).startswith("rank 3: message 3") and error.exit_code == 2
 
 
 def test_an_error_that_explains_nothing_comes_with_rank_host_and_last_lines(run: RunDir) -> None:
     write_error(run, 3, 10.0, host="node7", known=False)
     run.log_file(3, 0).write_text("".join(f"line {n}\n" for n in range(100)))
-    text = str(failure.explain_failure(run, 0, run.logs / "none", 1))
+    text = str(failure.explain_failure(run, 0, [run.logs / "none"], 1))
     assert text.startswith("rank 3 on node7: message 3") and "| line 70\n" in text and "| line 69\n" not in text
     assert "the last lines of rank-00003.attempt-0.log" in text
 
@@ -269,30 +269,30 @@ def test_a_killed_rank_comes_before_one_that_failed_in_consequence(run: RunDir) 
     """On a busy machine torchrun sees the second of them end first."""
     write_error(run, 0, 10.0, message=GLOO, known=False)
     run.log_file(1, 0).touch()
-    text = str(failure.explain_failure(run, 0, report(run, code=-9), 1))
+    text = str(failure.explain_failure(run, 0, [report(run, code=-9)], 1))
     assert (
         text.startswith(f"rank 1 on {platform.node()} was killed by SIGKILL") and "00001.attempt-0.log is empty" in text
     )
     run.log_file(1, 0).write_text("the last word\n")
-    assert "| the last word\n" in str(failure.explain_failure(run, 0, report(run, code=-9), 1))
+    assert "| the last word\n" in str(failure.explain_failure(run, 0, [report(run, code=-9)], 1))
 
 
 def test_a_rank_that_torchrun_had_to_kill_is_not_the_first(run: RunDir) -> None:
     write_error(run, 0, 10.0)
     log = report(run, code=-9)
     log.write_text("Unable to shutdown process 12 via 15, forcefully exiting via 9\n" + log.read_text())
-    assert str(failure.explain_failure(run, 0, log, 1)).startswith("rank 0: message 0")
+    assert str(failure.explain_failure(run, 0, [log], 1)).startswith("rank 0: message 0")
 
 
 def test_an_error_comes_before_those_that_follow_from_it(run: RunDir) -> None:
     write_error(run, 0, 10.0, message=GLOO, known=False)
     write_error(run, 1, 20.0, message="ValueError: first, but slow to write it down", known=False)
-    assert str(failure.explain_failure(run, 0, report(run, code=-6), 1)).startswith("rank 1: ValueError")
+    assert str(failure.explain_failure(run, 0, [report(run, code=-6)], 1)).startswith("rank 1: ValueError")
 
 
 def test_an_abort_comes_before_the_loss_of_that_rank(run: RunDir) -> None:
     write_error(run, 0, 10.0, message=GLOO, known=False)
-    assert str(failure.explain_failure(run, 0, report(run, code=-6), 1)).startswith(
+    assert str(failure.explain_failure(run, 0, [report(run, code=-6)], 1)).startswith(
         f"rank 1 on {platform.node()} was killed by SIGABRT"
     )
 
@@ -302,14 +302,14 @@ def test_ranks_of_a_machine_that_is_gone_are_named(run: RunDir) -> None:
     for rank in range(4):
         run.log_file(rank, 0).touch()
     write_error(run, 0, 10.0, message=GLOO, known=False)
-    text = str(failure.explain_failure(run, 0, report(run), 1))
+    text = str(failure.explain_failure(run, 0, [report(run)], 1))
     assert text.startswith("rank 0: RuntimeError: [gloo") and "ended without a word: rank 2, 3\n" in text
 
 
 def test_without_an_error_file_the_last_lines_are_shown(run: RunDir) -> None:
     log = run.logs / "launcher.attempt-0.log"
     log.write_text("".join(f"line {n}\n" for n in range(100)))
-    error = failure.explain_failure(run, 0, log, 3)
+    error = failure.explain_failure(run, 0, [log], 3)
     assert isinstance(error, LaunchError)
     assert "exit code 3" in str(error) and "line 99" in str(error) and "line 10\n" not in str(error)
 
@@ -318,11 +318,5 @@ def test_a_machine_that_pdsh_cannot_reach_is_named(run: RunDir) -> None:
     log = run.logs / "launcher.attempt-0.log"
     log.write_text("n2: ssh: Could not resolve hostname n2: Name or service not known\n"
                    "pdsh@n1: n2: ssh exited with exit code 255\n[2026-11-24 13:28:39,217] [INFO] cmd\n")  # fmt: skip
-    found = failure.explain_failure(run, 0, log, 255).found.splitlines()[0]
+    found = failure.explain_failure(run, 0, [log], 255).found.splitlines()[0]
     assert found == "n2 cannot be reached: ssh: Could not resolve hostname n2: Name or service not known"
-
-
-def test_attempts_are_counted(run: RunDir) -> None:
-    assert lifecycle.next_attempt(run) == 0
-    run.write_status(state="failed", attempt=0)
-    assert lifecycle.next_attempt(run) == 1

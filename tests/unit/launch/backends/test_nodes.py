@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from typing import Any, List
 
 import pytest
 
-from ftdist.base.errors import ConfigError, LaunchError
+from ftdist.base.errors import EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.config.checks import check_config
 from ftdist.config.launch import Runner, check_launch
 from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.launch.backends import deepspeed, nodes
 from ftdist.run.rundir import RunDir
+from tests.spawn import free_port
 
 HOSTILE = ["a'b", 'a"b', "$(touch PWNED)", "`touch PWNED`", "; touch PWNED #", "a\\", "ünï 東京 🚀", "-x", "${HOME}",
            "a b", "& touch PWNED &", "| touch PWNED", "*", "~", "!x"]  # fmt: skip
@@ -73,6 +76,25 @@ def test_a_machine_too_many_is_refused(tmp_path: Path) -> None:
         with pytest.raises(LaunchError, match="second has joined already as machine 1"):
             nodes.run_node(config, run, rank=1, attempt=0)
     assert not run.preempt.exists() and (run.logs / "node-1.attempt-0.joined").read_text() == "second"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_second_ctrl_c_leaves_a_run_that_can_be_resumed(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    run.logs.mkdir()
+    run.write_status(state="running", attempt=0)
+
+    def killed(plan: LaunchPlan, log: Path, preempt: Path) -> int:
+        preempt.touch()
+        return -signal.SIGKILL
+
+    monkeypatch.setattr(nodes.process, "start", killed)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        config = on_nodes(address="127.0.0.1", port=first.getsockname()[1] if rank else free_port())
+        assert nodes.run_node(config, run, rank=rank, attempt=0) == EXIT_PREEMPTED
+    assert run.read_status()["state"] == ("running" if rank else "preempted")
 
 
 @pytest.mark.parametrize("value", HOSTILE)

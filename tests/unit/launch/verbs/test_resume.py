@@ -118,7 +118,8 @@ def test_what_is_printed_to_go_on_can_be_typed(here: Path, capsys: pytest.Captur
     banner.show_next(run, EXIT_PREEMPTED, 1.0)
     words = shlex.split(capsys.readouterr().out.split("go on with: ")[1])
     assert words == ["ftdist", "resume", "it's a run"]
-    assert shlex.split(failure.explain_failure(run, 0, run.logs / "none", 1).fix) == ["ftdist", "resume", str(run.path)]
+    fix = failure.explain_failure(run, 0, [run.logs / "none"], 1).fix
+    assert shlex.split(fix) == ["ftdist", "resume", str(run.path)]
 
 
 def test_eval_names_the_checkpoints_there_are(here: Path) -> None:
