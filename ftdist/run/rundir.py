@@ -33,6 +33,8 @@ STATUS_TYPES: Dict[str, Any] = {
 """What the fields of status.json hold where they are not null."""
 
 
+SUBMIT = "submit.sbatch"
+"""The batch script of a run."""
 SWEEP_REQUEST = "sweep.json"
 """In the folder of a sweep: what was asked for."""
 
@@ -54,7 +56,7 @@ class RunDir:
         self.config = self.path / "run.yaml"
         self.deepspeed = self.path / "deepspeed.json"
         self.provenance = self.path / "provenance.json"
-        self.submit = self.path / "submit.sbatch"
+        self.submit = self.path / SUBMIT
         self.preempt = self.path / "preempt"
         self.cancel = self.path / "cancel"
         self.attempt = self.path / "attempt"

@@ -22,6 +22,8 @@ from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle, process
 from ftdist.launch.attempt.command import LaunchPlan, ranks_env
 from ftdist.launch.attempt.companion import end_group, guarding
+from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
+from ftdist.launch.backends.hostfile import resolve_hosts
 from ftdist.launch.backends.rendezvous import address, check_port
 from ftdist.run.rundir import RunDir
 
@@ -31,6 +33,36 @@ SAID_BY_LAUNCHER = re.compile(r"^(?:\S+: )?\[\d{4}-\d\d-\d\d [^]]+\] \[[A-Z]+\] 
 TOOLS = {Runner.pdsh: ("pdsh", "pdsh"), Runner.slurm: ("srun", "slurm-client"),
          Runner.openmpi: ("mpirun", "openmpi-bin")}  # fmt: skip
 """What each runner calls, and the package that Debian has it in."""
+
+
+class DeepspeedBackend(ForegroundBackend):
+    """DeepSpeed's launcher, with one of its runners."""
+
+    kind = LaunchKind.deepspeed
+
+    def resolve(self, config: RunConfig) -> None:
+        gpus = resolve_device(config.launch)
+        resolve_hosts(config)
+        resolve_ranks_per_node(config.launch, gpus)
+
+    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+        write_files(config, run)
+        return plan_deepspeed(config, run, 0).shell()
+
+    def start(self, config: RunConfig, run: RunDir) -> int:
+        tool, package = TOOLS[config.launch.deepspeed.runner]
+        if shutil.which(tool) is None:
+            raise LaunchError(f"there is no {tool} on this machine",
+                              f"the tool of launch.deepspeed.runner={config.launch.deepspeed.runner.name}",
+                              f"apt install {package}")  # fmt: skip
+        if address(config) in ("localhost", "127.0.0.1", os.uname().nodename):
+            check_port(config)
+        attempt = lifecycle.begin(run, self.kind)
+        write_files(config, run)
+        log = run.logs / f"launcher.attempt-{attempt}.log"
+        prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # pdsh's
+        code = _run(plan_deepspeed(config, run, attempt), run, log, prefixes)
+        return lifecycle.conclude(run, attempt, code, [log])
 
 
 def plan_deepspeed(config: RunConfig, run: RunDir, attempt: int) -> LaunchPlan:
@@ -75,27 +107,6 @@ def write_files(config: RunConfig, run: RunDir) -> None:
     env = {**ranks_env(config), "MASTER_ADDR": address(config), "MASTER_PORT": str(launch.nodes.port),
            "TTY_COMPATIBLE": "0"}  # fmt: skip
     env_file(run).write_text("".join(f"{name}={value}\n" for name, value in env.items()), encoding="utf-8")
-
-
-def launch_deepspeed(config: RunConfig, run: RunDir) -> int:
-    """Start or go on with the run through DeepSpeed's launcher, and wait. Returns the exit code.
-
-    Raises:
-        LaunchError: it could not be started, or a rank failed; the message is that of the first.
-    """
-    tool, package = TOOLS[config.launch.deepspeed.runner]
-    if shutil.which(tool) is None:
-        raise LaunchError(f"there is no {tool} on this machine",
-                          f"the tool of launch.deepspeed.runner={config.launch.deepspeed.runner.name}",
-                          f"apt install {package}")  # fmt: skip
-    if address(config) in ("localhost", "127.0.0.1", os.uname().nodename):
-        check_port(config)
-    attempt = lifecycle.begin(run, LaunchKind.deepspeed)
-    write_files(config, run)
-    log = run.logs / f"launcher.attempt-{attempt}.log"
-    prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # pdsh's
-    code = _run(plan_deepspeed(config, run, attempt), run, log, prefixes)
-    return lifecycle.conclude(run, attempt, code, [log])
 
 
 def _run(plan: LaunchPlan, run: RunDir, log: Path, prefixes: Tuple[str, ...]) -> int:

@@ -17,6 +17,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigErr
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, process
 from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
+from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.rendezvous import address, check_port, wait_for_port
 from ftdist.run.rundir import RunDir
 
@@ -26,22 +27,41 @@ GRACE_S = 20.0
 """Seconds that the other machines have to report how they ended, after one has failed."""
 
 
+class NodesBackend(ForegroundBackend):
+    """torchrun on each machine. The user starts it there, or this launcher does over ssh."""
+
+    kind = LaunchKind.nodes
+
+    def resolve(self, config: RunConfig) -> None:
+        launch = config.launch
+        gpus = resolve_device(launch)
+        if launch.nodes.hosts and len(launch.nodes.hosts) != launch.nnodes:
+            raise ConfigError(f"launch.nnodes={launch.nnodes} with {len(launch.nodes.hosts)} launch.nodes.hosts",
+                              "one host for each machine", f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
+        resolve_ranks_per_node(launch, gpus)
+
+    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+        lines = []
+        for rank in range(config.launch.nnodes):
+            command = ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else node_command(run, rank, 0)
+            lines += [f"# {machine_name(config, rank)}:", shlex.join(command)]
+        return "\n".join(lines)
+
+    def start(self, config: RunConfig, run: RunDir) -> int:
+        attempt = lifecycle.begin(run, self.kind)
+        if config.launch.nodes.hosts:
+            with lifecycle.failures_recorded(run):
+                return _run_over_ssh(config, run, attempt)
+        for rank in range(1, config.launch.nnodes):
+            command = shlex.join(node_command(run, rank, attempt))
+            print(f"start on {machine_name(config, rank)}:\n  {command}", flush=True)
+        return run_node(config, run, 0, attempt, begun=True)
+
+
 def machine_name(config: RunConfig, rank: int) -> str:
     """Return how messages name a machine."""
     hosts = config.launch.nodes.hosts
     return hosts[rank] if hosts else f"machine {rank}"
-
-
-def check_nodes(config: RunConfig) -> None:
-    """Check that hosts and nnodes agree.
-
-    Raises:
-        ConfigError: they contradict each other.
-    """
-    launch = config.launch
-    if launch.nodes.hosts and len(launch.nodes.hosts) != launch.nnodes:
-        raise ConfigError(f"launch.nnodes={launch.nnodes} with {len(launch.nodes.hosts)} launch.nodes.hosts",
-                          "one host for each machine", f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
 
 
 # ---- the commands ------------------------------------------------------------------------------------------------
@@ -59,15 +79,6 @@ def ssh_command(config: RunConfig, run: RunDir, rank: int, attempt: int) -> List
     remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {command}"
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={min(20, config.launch.nodes.join_timeout_s)}"]
     return [*shlex.split(config.launch.nodes.ssh), *options, config.launch.nodes.hosts[rank], remote]
-
-
-def dry_run(config: RunConfig, run: RunDir) -> str:
-    """Return the command for each machine, as text."""
-    lines = []
-    for rank in range(config.launch.nnodes):
-        command = ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else node_command(run, rank, 0)
-        lines += [f"# {machine_name(config, rank)}:", shlex.join(command)]
-    return "\n".join(lines)
 
 
 def plan_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> LaunchPlan:
@@ -176,22 +187,7 @@ def _check_joined(config: RunConfig, run: RunDir, attempt: int) -> None:
         )
 
 
-# ---- all machines --------------------------------------------------------------------------------------------------
-
-
-def launch_nodes(config: RunConfig, run: RunDir) -> int:
-    """Start the run on all machines and wait. Returns the exit code.
-
-    Raises:
-        LaunchError: a machine cannot be reached or its ranks failed; names it.
-    """
-    attempt = lifecycle.begin(run, LaunchKind.nodes)
-    if config.launch.nodes.hosts:
-        with lifecycle.failures_recorded(run):
-            return _run_over_ssh(config, run, attempt)
-    for rank in range(1, config.launch.nnodes):
-        print(f"start on {machine_name(config, rank)}:\n  {shlex.join(node_command(run, rank, attempt))}", flush=True)
-    return run_node(config, run, 0, attempt, begun=True)
+# ---- all machines, over ssh ----------------------------------------------------------------------------------------
 
 
 def _run_over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:

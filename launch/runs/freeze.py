@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.redact import redact_source, redact_words
@@ -21,8 +21,14 @@ from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.rundir import RunDir, read_json, write_json
 
 
-def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None) -> RunDir:
+def freeze(
+    config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None, files: Optional[Mapping[str, str]] = None
+) -> RunDir:
     """Write the run directory of a resolved config.
+
+    Args:
+        argv: the command line. Defaults to that of this process.
+        files: the texts of additional files, by name.
 
     Raises:
         ConfigError: the directory already holds something, or cannot be written; nothing is left behind.
@@ -43,6 +49,7 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
         run.write_status(state="frozen", step=0, attempt=0)
         run.config.write_text(dump_config(config), encoding="utf-8")
         run.config.chmod(run.config.stat().st_mode & ~0o222)
+        _write_files(run, files or {})
         temporary.rename(path)  # fails where another run has taken the name meanwhile
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -52,7 +59,13 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
     return RunDir(path)
 
 
-def freeze_again(run: RunDir, config: RunConfig, plan: BatchPlan, overrides: List[str]) -> None:
+def freeze_again(
+    run: RunDir,
+    config: RunConfig,
+    plan: BatchPlan,
+    overrides: List[str],
+    files: Mapping[str, str],
+) -> None:
     """Replace run.yaml for the next attempt. The one before stays as ``run.attempt-N.yaml``, N the last attempt that
     ran with it, and provenance.json gets the overrides.
 
@@ -74,9 +87,15 @@ def freeze_again(run: RunDir, config: RunConfig, plan: BatchPlan, overrides: Lis
         write_json(run.provenance, origin)
         write_json(run.deepspeed, settings)
         fresh.replace(run.config)
+        _write_files(run, files)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {run.path}: {error.strerror}", "a folder you may write to") from error
+
+
+def _write_files(run: RunDir, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (run.path / name).write_text(text, encoding="utf-8")
 
 
 def provenance(argv: List[str]) -> Dict[str, Any]:

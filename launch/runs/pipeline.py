@@ -2,12 +2,11 @@
 
 import time
 from functools import partial
-from typing import Callable, Optional, Tuple
+from typing import Callable, Mapping, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE
-from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.backends import registry
-from ftdist.launch.backends.slurm import script
+from ftdist.config.schema import RunConfig
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.runs import banner, ready, resolve, verify
 from ftdist.launch.runs.freeze import freeze
 from ftdist.plan.batch import BatchPlan
@@ -28,10 +27,11 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
     resolve.check_run_dir(config)
     deepspeed_settings(config, plan)
     data_folder(config)  # a file or template that is missing is named before anything else is said
-    if config.launch.kind is LaunchKind.slurm:  # model and data are made ready by the job
-        text = script.render(config)
+    backend = backend_of(config)
+    files = backend.files(config)
+    if backend.uses_scheduler:  # the job prepares model and data
         resolve.check_disk(config)
-        return partial(_write, config, plan, shown, text)
+        return partial(_write, config, plan, files, shown)
     if shown:
         banner.show_machine()
     ready.make_model_ready(config)
@@ -40,13 +40,11 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
         verify.verify_quickly(config)
     folder = ready.make_data_ready(config)
     resolve.check_length(config, read_meta(folder)["sets"]["train"]["rows"])
-    return partial(_write, config, plan, shown)
+    return partial(_write, config, plan, files, shown)
 
 
-def _write(config: RunConfig, plan: BatchPlan, shown: bool, script: str = "") -> RunDir:
-    run = freeze(config, plan)
-    if script:
-        run.submit.write_text(script, encoding="utf-8")
+def _write(config: RunConfig, plan: BatchPlan, files: Mapping[str, str], shown: bool) -> RunDir:
+    run = freeze(config, plan, files=files)
     if shown:
         banner.show_run(config, plan, data_folder(config))
     return run
@@ -57,8 +55,8 @@ def run_one(config: RunConfig, dry_run: bool = False, verified: bool = False) ->
     started = time.monotonic()
     run = make_ready(config, verified=verified)()
     if dry_run:
-        print(registry.dry_run(config, run))
+        print(backend_of(config).dry_run(config, run))
         return EXIT_DONE
-    code = registry.start_run(config, run)
+    code = backend_of(config).start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
-from ftdist.config.schema import load_config
+from ftdist.config.schema import LaunchKind, RunConfig, load_config
 from ftdist.launch.attempt.companion import guarding
 from ftdist.launch.attempt.process import stop_on_signals
+from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.slurm import client, follow, script
-from ftdist.launch.runs.liveness import ALIVE, jobs_of, liveness
-from ftdist.launch.runs.stop import ask_to_stop
+from ftdist.launch.backends.slurm.stop import ask_to_stop
+from ftdist.launch.runs.liveness import observe
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
+
+
+def runs_as_array(config: RunConfig) -> bool:
+    """Whether the trials of a sweep are the elements of an array of jobs."""
+    return config.launch.kind is LaunchKind.slurm
 
 
 def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List[Trial]]]:
@@ -46,8 +52,8 @@ def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
     Raises:
         LaunchError: Slurm refuses them.
     """
-    jobs = jobs_of([trial.run.read_status() for trial in trials])
-    new = [trial for trial in trials if liveness(trial.run.read_status(), jobs) not in ALIVE]
+    seen = observe([trial.run.read_status() for trial in trials])
+    new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]
     for path, text, members in scripts(folder, new):
         path.write_text(text, encoding="utf-8")
         job = client.sbatch(path, *(trial.run for trial in members))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
-from ftdist.config.schema import Device, LaunchKind, RunConfig, load_config
+from ftdist.config.schema import Device, RunConfig, load_config
 from ftdist.launch.attempt.machine import gpu_ids
 from ftdist.launch.attempt.process import stop_on_signals
 from ftdist.launch.attempt.signals import end_with_launcher
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
 
 POLL_S = 0.2
@@ -32,7 +33,7 @@ class _Running:
 def trials_at_once(config: RunConfig, gpus: int) -> int:
     """How many trials of this shape run at once on this machine. Those of several machines take turns."""
     launch = config.launch
-    if launch.kind is not LaunchKind.local:
+    if not backend_of(config).on_this_machine:
         return 1
     fit = max(1, gpus // (launch.nproc_per_node or 1)) if launch.device is Device.cuda else launch.trials_at_once or 1
     return min(fit, launch.trials_at_once or fit)
@@ -65,7 +66,7 @@ def run_packed(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
 def _take(free: List[str], config: RunConfig) -> Optional[List[str]]:
     """GPUs for a trial, out of those that are free; None where too few are."""
     wanted = int(config.launch.nproc_per_node or 1)
-    if config.launch.kind is not LaunchKind.local or config.launch.device is not Device.cuda:
+    if not backend_of(config).on_this_machine or config.launch.device is not Device.cuda:
         return []
     if len(free) < wanted:
         return None

@@ -15,12 +15,13 @@ from typing import Dict, List, Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
 from ftdist.base.output import shown, typed
-from ftdist.config.schema import Device, LaunchKind, RunConfig, load_config
+from ftdist.config.schema import Device, RunConfig, load_config
 from ftdist.launch.attempt.machine import cpu_cores
-from ftdist.launch.backends import registry
+from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose
 from ftdist.launch.runs import resolve
-from ftdist.launch.runs.liveness import ALIVE, liveness
+from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.runs.pipeline import make_ready
 from ftdist.launch.sweeps import array, packed
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
@@ -148,10 +149,11 @@ class _Sweep:
                                   "runs_dir=FOLDER")  # fmt: skip
             if launch.kind is not configs[0].launch.kind:
                 raise ConfigError("launch.kind differs between trials", "one way to start all of them")
-            if launch.kind is LaunchKind.slurm and self.learns and not launch.wait:
+            backend = backend_of(config)
+            if backend.uses_scheduler and self.learns and not launch.wait:
                 raise ConfigError("launch.wait=false with a sweeper that goes by its trials' objectives",
                                   "a sweep that waits for them", "launch.wait=true")  # fmt: skip
-            if launch.kind is LaunchKind.local and launch.device is not Device.cuda and not launch.threads_per_rank:
+            if backend.on_this_machine and launch.device is not Device.cuda and not launch.threads_per_rank:
                 ranks = (launch.nproc_per_node or 1) * (launch.trials_at_once or 1)
                 launch.threads_per_rank = max(1, cpu_cores() // ranks)
 
@@ -174,15 +176,17 @@ class _Sweep:
 
 def _run(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
     """Exit codes, by trial's number."""
-    return array.run_array(folder, trials) if _under_slurm(trials) else packed.run_packed(folder, trials)
+    return array.run_array(folder, trials) if _as_array(trials) else packed.run_packed(folder, trials)
 
 
 def _dry_run(folder: SweepDir, trials: List[Trial]) -> str:
     """What would be started, as text."""
-    if _under_slurm(trials):
+    if _as_array(trials):
         return array.dry_run(folder, trials)
-    return "\n".join(registry.dry_run(load_config(trial.run.config), trial.run) for trial in trials)
+    configs = [load_config(trial.run.config) for trial in trials]
+    commands = [backend_of(config).dry_run(config, trial.run) for config, trial in zip(configs, trials, strict=True)]
+    return "\n".join(commands)
 
 
-def _under_slurm(trials: List[Trial]) -> bool:
-    return load_config(trials[0].run.config).launch.kind is LaunchKind.slurm
+def _as_array(trials: List[Trial]) -> bool:
+    return array.runs_as_array(load_config(trials[0].run.config))

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ftdist.base.output import shown
 from ftdist.launch.runs import banner
-from ftdist.launch.runs.liveness import jobs_of, shown_state
+from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
 
 
@@ -22,13 +22,13 @@ def swept(trials: List[Trial]) -> Dict[int, str]:
 
 def show_table(folder: SweepDir) -> None:
     trials = folder.trials()
-    jobs = jobs_of([trial.run.read_status() for trial in trials])
+    statuses = [trial.run.read_status() for trial in trials]
     words = swept(trials)
     rows = []
-    for trial in trials:
+    for trial, status, seen in zip(trials, statuses, observe(statuses), strict=True):
         loss = best_loss(trial.run)
         score = "-" if loss is None else f"{loss:.4f}"
-        state = shown_state(trial.run.read_status(), jobs) if trial.run.config.is_file() else trial.state
+        state = shown_state(status, seen) if trial.run.config.is_file() else trial.state
         rows.append((math.inf if loss is None else loss,
                      [score, state, words[trial.number], shown(trial.run.path)]))  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -7,9 +7,10 @@ from typing import List
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.config.resumable import EVALUATED, check_changes
-from ftdist.config.schema import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
+from ftdist.config.schema import LaunchConfig, RunConfig, dump_config, load_config
 from ftdist.launch.attempt import failure, lifecycle, process
 from ftdist.launch.attempt.command import plan_local
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose
 from ftdist.launch.runs import ready, resolve
 from ftdist.run.rundir import RunDir
@@ -33,7 +34,7 @@ def eval(args: argparse.Namespace) -> int:
     if args.overrides:
         config = compose.change(config, args.overrides)
     resolve.resolve_paths(config)
-    if config.launch.kind is not LaunchKind.local:  # it was trained elsewhere, and is evaluated here
+    if not backend_of(config).on_this_machine:  # it was trained elsewhere, and is evaluated here
         config.launch = LaunchConfig(timeout_s=config.launch.timeout_s)
     resolve.resolve_ranks(config)
     ready.make_model_ready(config)

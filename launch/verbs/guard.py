@@ -8,7 +8,7 @@ import psutil
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.launch.attempt.companion import GRACE_S, end_group, members
-from ftdist.launch.runs.stop import ask_to_stop
+from ftdist.launch.backends.registry import backend_of_status
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.sweeps.stop import stop_sweep
 from ftdist.run.rundir import RunDir
@@ -25,7 +25,11 @@ def guard(args: argparse.Namespace) -> int:
         signal.signal(number, signal.SIG_IGN)
     if not os.read(0, 1):
         sweep = SweepDir(args.place)
-        stop_sweep(sweep) if sweep.exists else ask_to_stop(RunDir(args.place))
+        if sweep.exists:
+            stop_sweep(sweep)
+        else:
+            run = RunDir(args.place)
+            backend_of_status(run.read_status()).stop(run)
         if args.group is not None:
             psutil.wait_procs(members(args.group), timeout=GRACE_S)
             end_group(args.group)

@@ -9,7 +9,9 @@ from typing import Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.config.schema import load_config
-from ftdist.launch.runs.liveness import ALIVE, liveness
+from ftdist.launch.backends.base import ALIVE, newest_rank_log
+from ftdist.launch.backends.registry import backend_of_status
+from ftdist.launch.runs.liveness import liveness
 from ftdist.run.rundir import RunDir
 
 POLL_S = 0.5
@@ -38,13 +40,8 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def newest_log(run: RunDir, rank: Optional[int]) -> Optional[Path]:
-    """The log of the newest attempt: of the Slurm job, else of rank 0."""
-    status = run.read_status()
-    if rank is None and status.get("job_id"):
-        path = run.job_log(str(status["job_id"]))
-        return path if path.is_file() else None
-    found = list(run.logs.glob(f"rank-{rank or 0:05d}.attempt-*.log"))
-    return max(found, key=lambda path: int(path.stem.rsplit("-", 1)[1]), default=None)
+    """Return the log of the newest attempt, of a rank or of the run as a whole."""
+    return newest_rank_log(run, rank) if rank is not None else backend_of_status(run.read_status()).log(run)
 
 
 def _print(run: RunDir, rank: Optional[int], follow_it: bool) -> None:

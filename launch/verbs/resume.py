@@ -7,12 +7,12 @@ from typing import List
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.resumable import check_changes
-from ftdist.config.schema import LaunchKind, RunConfig, load_config
-from ftdist.launch.backends import registry
-from ftdist.launch.backends.slurm import script
+from ftdist.config.schema import RunConfig, load_config
+from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, freeze, ready, resolve
-from ftdist.launch.runs.liveness import ALIVE, liveness
+from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.sweeps import sweep
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
@@ -56,11 +56,12 @@ def resume(args: argparse.Namespace) -> int:
     banner.show_resume(run)
     if args.overrides:
         config = change_course(run, config, args.overrides)
-    if config.launch.kind is not LaunchKind.slurm:
+    backend = backend_of(config)
+    if not backend.uses_scheduler:  # else the job prepares model and data
         resolve.resolve_ranks(config)
         ready.make_model_ready(config)
         ready.make_data_ready(config)
-    code = registry.start_run(config, run)
+    code = backend.start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code
 
@@ -75,9 +76,6 @@ def change_course(run: RunDir, config: RunConfig, overrides: List[str]) -> RunCo
     resolve.resolve_ranks(changed)
     plan = plan_resumed(changed.batch, resolve.world_size(changed), changed.data.max_seq_len)
     changed.batch.grad_accum_steps = plan.grad_accum_steps
-    text = script.render(changed) if changed.launch.kind is LaunchKind.slurm else None
-    freeze.freeze_again(run, changed, plan, overrides)
-    if text is not None:
-        run.submit.write_text(text, encoding="utf-8")
+    freeze.freeze_again(run, changed, plan, overrides, backend_of(changed).files(changed))
     print(f"{'batch':10} {plan.describe()}")
     return changed

@@ -3,7 +3,7 @@
 import argparse
 import time
 from pathlib import Path
-from typing import List, Mapping, Optional
+from typing import List
 
 from rich.console import Console
 
@@ -11,9 +11,9 @@ from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
 from ftdist.base.output import shown
 from ftdist.base.tables import plain_table, show_table
-from ftdist.launch.backends.slurm import client
+from ftdist.launch.backends.base import ALIVE, Seen, Status
 from ftdist.launch.runs import banner
-from ftdist.launch.runs.liveness import ALIVE, jobs_of, shown_state
+from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.run.rundir import RunDir
 
 
@@ -41,9 +41,9 @@ def status(args: argparse.Namespace) -> int:
 
 def _show_table(runs: List[RunDir]) -> None:
     table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
-    jobs = jobs_of([run.read_status() for run in runs])
-    for run in runs:
-        table.add_row(*map(banner.cell, status_row(run, jobs)))
+    statuses = [run.read_status() for run in runs]
+    for run, found, seen in zip(runs, statuses, observe(statuses), strict=True):
+        table.add_row(*map(banner.cell, status_row(run, found, seen)))
     show_table(Console(highlight=False), table)
 
 
@@ -54,15 +54,14 @@ def find_runs(place: Path) -> List[RunDir]:
     return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]
 
 
-def status_row(run: RunDir, jobs: Optional[Mapping[str, client.Job]] = None) -> List[str]:
+def status_row(run: RunDir, found: Status, seen: Seen) -> List[str]:
     """One line of the table: run, state, step, loss, tokens/s, age of the newest checkpoint."""
-    found = run.read_status()
     age = found.get("last_checkpoint_time")
     loss, speed = found.get("loss"), found.get("tokens_per_s")
-    state = shown_state(found, jobs)
+    state = shown_state(found, seen)
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
-    if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
-        reason = job.describe()
+    if state in ALIVE and seen.detail:
+        reason = seen.detail
     return [
         shown(run.path),
         state + (f": {str(reason)[:70]}" if reason else ""),

@@ -17,6 +17,7 @@ from ftdist.launch import cli
 from ftdist.launch.attempt import failure, lifecycle
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import freeze
+from ftdist.launch.runs.liveness import observe
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import status
 from ftdist.run.rundir import MANIFEST, RunDir, write_json
@@ -191,7 +192,8 @@ def test_records_of_wrong_types_are_left_out(run: RunDir) -> None:
     assert (name, first, loss, last) == ("a", 0, 2.0, 4)
     assert [(row["before"], row["after"]) for row in answers(run)] == [("0", "4")]
     assert {"step": 0, "eval/a/loss": 2.0} in run.read_metrics()
-    status.status_row(run)
+    found = run.read_status()
+    status.status_row(run, found, *observe([found]))
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ config.launch.nproc_per_node, config.launch.threads_per_rank = 2, 1
 plan = local.plan_local
 local.plan_local = lambda config, module, *arguments: plan(config, "standin_rank", arguments[0], sys.argv[2])
 try:
-    sys.exit(local.launch_run(config, RunDir(sys.argv[1])))
+    sys.exit(local.LocalBackend().start(config, RunDir(sys.argv[1])))
 except FtdistError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

@@ -63,7 +63,7 @@ def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_status(state="frozen", attempt=0)
     with pytest.raises(LaunchError, match="nosuchssh: (No such file|Permission denied)"):
-        nodes.launch_nodes(on_nodes("first", "second", ssh="nosuchssh"), run)
+        nodes.NodesBackend().start(on_nodes("first", "second", ssh="nosuchssh"), run)
     assert run.read_status()["state"] == "failed"
 
 
@@ -122,7 +122,7 @@ def test_a_printed_command_can_be_typed(value: str, tmp_path: Path) -> None:
     """``--dry-run`` prints a line for each machine; pasted into a shell it is the same words."""
     run = RunDir(f"/runs/{value}")
     for config in (on_nodes(), on_nodes("first", "second")):
-        lines = [line for line in nodes.dry_run(config, run).splitlines() if not line.startswith("#")]
+        lines = [line for line in nodes.NodesBackend().dry_run(config, run).splitlines() if not line.startswith("#")]
         for rank, line in enumerate(lines):
             words = subprocess.run(
                 ["bash", "-c", f"printf '%s\\n' {line}"], cwd=tmp_path, capture_output=True, text=True

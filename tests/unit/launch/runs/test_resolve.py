@@ -11,6 +11,7 @@ import pytest
 from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb, dump_config
 from ftdist.launch.attempt import machine
+from ftdist.launch.backends import foreground
 from ftdist.launch.runs import resolve
 from ftdist.plan.disk import checkpoints_at_once, checkpoints_to_come
 from ftdist.run.rundir import MANIFEST, PINNED, RunDir
@@ -19,8 +20,9 @@ from ftdist.run.rundir import MANIFEST, PINNED, RunDir
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resolve, "visible_gpus", lambda: [])
-    monkeypatch.setattr(resolve, "cpu_cores", lambda: 6)
+    monkeypatch.setattr(foreground, "visible_gpus", lambda: [])
+    for module in (foreground, resolve):
+        monkeypatch.setattr(module, "cpu_cores", lambda: 6)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     config = RunConfig()
@@ -31,7 +33,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(resolve, "visible_gpus", lambda: ["NVIDIA H100"] * number)
+    monkeypatch.setattr(foreground, "visible_gpus", lambda: ["NVIDIA H100"] * number)
 
 
 def refused(config: RunConfig) -> str:

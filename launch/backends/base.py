@@ -1,0 +1,87 @@
+"""The interface of a backend: one way to start the ranks of a run, to watch them and to stop them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Protocol, Sequence
+
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.run.rundir import RunDir
+
+ALIVE = ("queued", "starting", "running")
+"""States of a run that is under way."""
+DEAD = "dead?"
+"""State of a run that should be under way, but nothing runs it any more."""
+
+Status = Dict[str, Any]
+"""What a status.json holds."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Where a run stands, as far as can be seen from this machine."""
+
+    state: str
+    """A state of status.json, or DEAD."""
+    detail: str = ""
+    """What a scheduler reports about the job of a run that is under way."""
+
+
+class Backend(Protocol):
+    """One way to start the ranks of a run.
+
+    To add one: a member of ``LaunchKind``, its settings beside it, a class with these methods, and a line in
+    ``registry.py``.
+    """
+
+    kind: LaunchKind
+    on_this_machine: bool
+    """Whether all ranks run on the machine of the launcher."""
+    uses_scheduler: bool
+    """Whether the ranks run in a job of a scheduler. The job then prepares the model and the data, and ``launch.wait``
+    decides whether the launcher waits for it."""
+
+    def resolve(self, config: RunConfig) -> None:
+        """Fill in, in place, the device, the number of machines, of ranks on each and of threads of each.
+
+        Raises:
+            ConfigError: the ranks cannot be started so; says what to change.
+        """
+
+    def files(self, config: RunConfig) -> Dict[str, str]:
+        """Return the texts of files that are written into the run directory, by name.
+
+        Raises:
+            ConfigError: a value cannot be written into one of them.
+        """
+
+    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+        """Return what ``start`` would start, as text."""
+
+    def start(self, config: RunConfig, run: RunDir) -> int:
+        """Start or resume a run. Returns its exit code, or 0 for a job that nobody waits for.
+
+        Raises:
+            LaunchError: it could not be started, or it failed; the message is that of the first rank that failed.
+        """
+
+    def states(self, statuses: Sequence[Status]) -> List[Seen]:
+        """Return where runs stand that this backend started, in the same order."""
+
+    def stop(self, run: RunDir, now: bool = False) -> str:
+        """Ask a run to save and end, or end it at once. Returns what was done, for the user.
+
+        Args:
+            now: end the run without a checkpoint.
+
+        Raises:
+            ConfigError: it can only be ended from another machine.
+        """
+
+    def log(self, run: RunDir) -> Optional[Path]:
+        """Return the newest log of a run as a whole, or None if there is none yet."""
+
+
+def newest_rank_log(run: RunDir, rank: int) -> Optional[Path]:
+    """Return the log of a rank in its newest attempt, or None if there is none yet."""
+    found = list(run.logs.glob(f"rank-{rank:05d}.attempt-*.log"))
+    return max(found, key=lambda path: int(path.stem.rsplit("-", 1)[1]), default=None)
