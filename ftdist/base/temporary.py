@@ -7,6 +7,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from ftdist.base.process import is_alive
+
 
 def beside(path: Path) -> Path:
     """A name for a temporary file or folder beside ``path``, ``.<name>.<host>.<pid>.<random>``, to be made by
@@ -24,15 +26,5 @@ def remove_rests(targets: Path) -> None:
     own = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.[0-9a-f]{{8}}")
     for rest in targets.parent.glob(f".{targets.name}.*"):
         found = own.fullmatch(rest.name)
-        if found and not _is_alive(int(found.group(1))):
+        if found and not is_alive(int(found.group(1))):
             shutil.rmtree(rest, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -1,6 +1,5 @@
 """A parallel map that keeps the order and never holds more than a few items."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -11,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Deque, Iterable, Iterator, Optional
 
 from ftdist.base.errors import FtdistError
+from ftdist.base.process import end_with_parent
 
 IN_FLIGHT_PER_WORKER = 3
 
@@ -61,10 +61,9 @@ def _start_worker(function: Callable[[Any], Any], parent: int) -> None:
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the parent ends the workers
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed parent leaves no workers behind
-        if os.getppid() != parent:
-            os._exit(1)
+    end_with_parent(signal.SIGKILL)
+    if sys.platform == "linux" and os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def _call(item: Any) -> Any:

@@ -1,10 +1,8 @@
 """What a rank is: its numbers, its device, its output, the process group, and how it ends."""
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 import time
 import traceback
@@ -134,13 +132,6 @@ def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
     else:
         sys.stdout = cast(TextIO, Tee(sys.stdout, os.fdopen(os.dup(log), "a", buffering=1, encoding="utf-8")))
     os.close(log)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when torchrun's agent is gone, however it went (Linux)."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def record_failure(

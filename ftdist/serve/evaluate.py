@@ -6,6 +6,7 @@
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import Dict, List, Optional, Tuple
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.process import end_with_parent
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import beside, remove_rests
 from ftdist.base.terminal import task
@@ -46,7 +48,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument("--config", help="a run.yaml with the data to evaluate on")
     parser.add_argument("--attempt", type=int, default=0)
     args = parser.parse_args(argv)
-    rank_setup.die_with_parent()
+    end_with_parent(signal.SIGKILL)
     run = RunDir.open(args.run_dir)
     config = load_config(args.config or run.config)
     ranks = rank_setup.read_ranks(config)

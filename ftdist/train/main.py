@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
+from ftdist.base.process import end_with_parent
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.saver import Saver, hf_files
@@ -46,7 +48,7 @@ LAST_SAVE_S = 30.0
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = _parse(argv)
-    rank_setup.die_with_parent()
+    end_with_parent(signal.SIGKILL)
     path = Path(args.run_dir or ".")
     if args.to_store or args.from_store:
         path = rank_setup.exchange_path("ftdist/run_dir", path if args.to_store else None)

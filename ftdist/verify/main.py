@@ -4,11 +4,13 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
+from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig, dump_config, load_config
 from ftdist.data.order import row_ids, train_rows
 from ftdist.data.prepare import prepare
@@ -37,7 +39,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument("--wanted-ranks", type=int, default=1, help="ranks of the run")
     parser.add_argument("--quick", action="store_true", help="a stand-in, and no saving")
     args = parser.parse_args(argv)
-    rank_setup.die_with_parent()
+    end_with_parent(signal.SIGKILL)
     run = RunDir.open(args.folder)
     config = load_config(run.config)
     ranks = rank_setup.read_ranks(config)

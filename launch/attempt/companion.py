@@ -14,6 +14,8 @@ from typing import List, Optional
 
 import psutil
 
+from ftdist.base.process import is_alive
+
 ALL_IS_WELL = b"."
 
 
@@ -39,7 +41,7 @@ def members(group: int) -> List[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getpgid(process.pid) == group and is_alive(process.pid):
                 found.append(process)
     return sorted(found, key=lambda process: process.create_time())
 

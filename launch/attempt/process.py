@@ -11,6 +11,7 @@ from typing import Callable, ContextManager, Iterator, Optional, Set
 
 import psutil
 
+from ftdist.base.process import is_alive
 from ftdist.launch.attempt import signals
 from ftdist.launch.attempt.command import LaunchPlan
 
@@ -46,8 +47,9 @@ def _wait(child: "subprocess.Popen[bytes]") -> int:
         except subprocess.TimeoutExpired:
             with contextlib.suppress(psutil.Error):
                 torchrun = psutil.Process(child.pid)
-                ranks = [rank.status() for rank in torchrun.children()]
-                if torchrun.status() == psutil.STATUS_STOPPED and set(ranks) == {psutil.STATUS_ZOMBIE}:
+                ranks = torchrun.children()
+                ended = bool(ranks) and not any(is_alive(rank.pid) for rank in ranks)
+                if torchrun.status() == psutil.STATUS_STOPPED and ended:
                     child.kill()
 
 

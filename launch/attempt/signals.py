@@ -1,21 +1,19 @@
 """Ctrl-C and SIGTERM while a run is under way."""
 
 import contextlib
-import ctypes
 import signal
 import sys
 from types import FrameType
 from typing import Any, Callable, Dict, Iterator, Optional
 
-PR_SET_PDEATHSIG = 1
+from ftdist.base.process import end_with_parent
+
 SAVES = "saving a checkpoint at the next step"
 
 
-def end_with_launcher(number: int = signal.SIGTERM) -> None:
-    """In a new child process: have the kernel send it a signal when its parent is gone, however it went (Linux). On
-    SIGTERM torchrun stops its ranks."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+def end_with_launcher() -> None:
+    """End a new child process when its launcher ends. On SIGTERM torchrun stops its ranks."""
+    end_with_parent(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Sequence
 import psutil
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.process import is_alive
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
@@ -86,17 +87,8 @@ def _state(status: Status) -> str:
     if state not in ALIVE:
         return state
     if status.get("host") == platform.node() and status.get("pid"):
-        return state if _still_runs(int(status["pid"]), float(status["time"])) else DEAD
+        return state if is_alive(int(status["pid"]), started_by=float(status["time"])) else DEAD
     return DEAD if time.time() - float(status.get("time", 0)) > SILENT_S else state
-
-
-def _still_runs(pid: int, written: float) -> bool:
-    """Whether the process that a status written then names is alive, and is not a later one that was given its number:
-    in a container that is started again that is most often this very process."""
-    try:
-        return psutil.Process(pid).create_time() <= written + 1
-    except psutil.Error:
-        return False
 
 
 def _end_launcher(run: RunDir) -> None:

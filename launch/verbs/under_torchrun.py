@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
+from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
 from ftdist.launch.attempt.command import ranks_env
@@ -117,7 +118,7 @@ def _run_rank(config: RunConfig, arguments: List[str], preempt: Optional[Path] =
             preempt.touch()
             print(f"\nstopping: {signals.SAVES}", file=sys.stderr, flush=True)
 
-    signals.end_with_launcher(signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     sys.stdout.flush()
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, interrupt)

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -62,7 +64,7 @@ def start_rank(config: RunConfig) -> Any:
     """Make this forked process one of the run's ranks, silent, and not to outlive the benchmark."""
     from ftdist.parallel import ranks as rank_setup
 
-    rank_setup.die_with_parent()
+    end_with_parent(signal.SIGKILL)
     rank_setup.quiet_libraries()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     sys.stdout.flush()

@@ -4,8 +4,10 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ftdist.base.temporary import beside, remove_rests
@@ -30,6 +32,17 @@ def test_only_rests_of_gone_processes_of_this_machine_are_removed(tmp_path: Path
         (tmp_path / name / "inside").mkdir(parents=True)
     remove_rests(tmp_path / "export")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_leftovers_of_a_zombie_are_removed(tmp_path: Path) -> None:
+    """In a container without an init process, a killed process stays a zombie."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    (tmp_path / f".export.{platform.node()}.{child.pid}.{END}").mkdir()
+    remove_rests(tmp_path / "export")
+    child.wait()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_next_preparation_removes_what_a_killed_one_left(tmp_path: Path, gone: int) -> None:

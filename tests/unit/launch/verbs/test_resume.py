@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -60,6 +62,16 @@ def make_run(path: Path, **status: Any) -> RunDir:
 )
 def test_a_run_that_nobody_runs_is_perhaps_dead(status: Dict[str, Any], state: str) -> None:
     assert liveness(status) == state
+
+
+def test_a_run_whose_launcher_is_a_zombie_is_dead_and_can_be_resumed() -> None:
+    """In a container without an init process, a killed launcher stays a zombie."""
+    launcher = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(launcher.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    status = {"state": "running", "time": time.time(), "host": platform.node(), "pid": launcher.pid}
+    assert liveness(status) == "dead?"
+    launcher.wait()
 
 
 def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
