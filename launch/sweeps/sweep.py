@@ -46,14 +46,26 @@ def start_sweep(args: argparse.Namespace) -> int:
     return _Sweep(folder, request, plan.learns, args.dry_run).go()
 
 
-def resume_sweep(place: Path) -> int:
-    """Go on with a sweep: trials that are done are not run again, the others go on from their checkpoints."""
+def resume_sweep(place: Path, quiet: bool = False) -> int:
+    """Resume a sweep: trials that are done are not run again, the others resume from their checkpoints.
+
+    Args:
+        quiet: do not print that the sweep is done, because another process does.
+
+    Returns:
+        The exit code: 0 if the sweep was done before, else that of the first trial that did not end well.
+
+    Raises:
+        ConfigError: the sweep is under way, or its request cannot be read.
+    """
     folder = SweepDir(place.resolve())
     state = liveness(folder.read_status())
     if state in ALIVE:
         raise ConfigError(f"{place} is {state}", "a sweep that has stopped", f"ftdist sweep {place}")
     if state == "done" and all(trial.state == "done" for trial in folder.trials()):
-        raise ConfigError(f"{place} is done", "a sweep that has trials left", f"ftdist sweep {place}")
+        if not quiet:
+            print(f"{shown(folder.path)} is done; its trials, best first: ftdist sweep {typed(folder.path)}")
+        return EXIT_DONE
     try:
         asked = read_json(folder.request)
         os.chdir(asked.pop("cwd"))  # relative paths in its overrides

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import List
 
-from ftdist.base.errors import ConfigError
+from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.output import shown, typed
 from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig, load_config
 from ftdist.launch.backends.base import ALIVE
@@ -35,17 +36,17 @@ def resume(args: argparse.Namespace) -> int:
         if args.overrides:
             raise ConfigError(f"'{args.overrides[0]}' with a sweep", "a sweep as it was asked for",
                               "leave it out, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
-        return sweep.resume_sweep(Path(args.run_dir))
+        return sweep.resume_sweep(Path(args.run_dir), quiet=not under_torchrun.is_first())
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
     state = liveness(run.read_status())
-    if state == "done":
-        raise ConfigError(
-            f"{args.run_dir} is done",
-            "a run that has stopped before its end",
-            f"to train longer, a new run: ftdist train … model=folder model.path={args.run_dir}/export",
-        )
+    if state == "done":  # not an error, so that a supervisor's loop ends: until ftdist resume RUN_DIR; do …
+        if under_torchrun.is_first():
+            export = typed(run.export)
+            print(f"{shown(run.path)} is done; to train longer, start a new run: "
+                  f"ftdist train … model=folder model.path={export}")  # fmt: skip
+        return EXIT_DONE
     if state in ALIVE and not under_torchrun.is_parent():
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     if under_torchrun.is_parent():

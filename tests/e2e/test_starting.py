@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.base.errors import EXIT_USAGE
 from ftdist.run.rundir import RunDir
 from tests.e2e.cli import (
     PADDED_ZERO3,
@@ -15,7 +14,6 @@ from tests.e2e.cli import (
     assert_same,
     environment,
     finished_run,
-    ftdist,
     interrupt,
     kill_tree,
     newest_step,
@@ -137,9 +135,10 @@ def test_what_a_dry_run_prints_can_be_typed(tmp_path: Path) -> None:
     assert_same(run, finished_run(*SMOKE))
 
 
-def test_a_finished_run_is_not_resumed() -> None:
+@pytest.mark.parametrize("command", [None, TORCHRUN], ids=["ftdist", "torchrun"])
+def test_a_resume_of_a_finished_run_changes_nothing_and_succeeds(command: list[str] | None) -> None:
     run = finished_run(*SMOKE)
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    done = ftdist("resume", run.path)
-    assert done.code == EXIT_USAGE and done.text.count("error:") == 1 and "is done" in done.err
+    done = succeed("resume", run.path, **({"command": command} if command else {}))
+    assert done.out.count("is done; to train longer, start a new run: ftdist train") == 1
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before

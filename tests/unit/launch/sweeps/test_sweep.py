@@ -63,15 +63,18 @@ def ending(states: Dict[int, str], stop: bool = False) -> Run:
     return run
 
 
-def test_a_failed_trial_stops_no_other_and_is_tried_again(go: Callable[..., int], tmp_path: Path) -> None:
+def test_a_failed_trial_stops_no_other_and_is_tried_again(
+    go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = ending({1: "failed"}), ending({})
     assert go(first, "seed=1,2,3") == EXIT_FAILED
     sweep = SweepDir(next(tmp_path.glob("runs/*-sweep")))
     assert [trial.overrides for trial in sweep.trials()] == [["experiment=smoke", f"seed={n}"] for n in (1, 2, 3)]
     assert sweep.told() == {0: 9.0, 1: float("inf"), 2: 7.0}
     assert go(second) == EXIT_DONE and second.seen == [1]  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="a-sweep is done|sweep is done"):
-        go(second)
+    before = sweep.read_status()
+    assert go(ending({0: "failed"})) == EXIT_DONE and sweep.read_status() == before
+    assert "sweep is done; its trials, best first: ftdist sweep runs/" in capsys.readouterr().out
 
 
 def test_a_sweep_that_was_stopped_goes_on(go: Callable[..., int], tmp_path: Path) -> None:

@@ -88,10 +88,25 @@ def test_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[3].split()[1:3] == ["stopped", "0/?"] and "preempted: near the time limit" in lines[4]
 
 
+@pytest.mark.parametrize(("rank", "lines"), [(None, 1), ("0", 1), ("1", 0)])
+def test_a_resume_of_a_finished_run_says_so_and_succeeds(
+    rank: Optional[str], lines: int, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So a loop ends that resumes a run until that succeeds. Under torchrun one rank says it."""
+    make_run(here / "it's done", state="done")
+    if rank is not None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+        monkeypatch.setenv("RANK", rank)
+    assert cli.dispatch(["resume", "it's done"]) == EXIT_DONE
+    printed = capsys.readouterr().out
+    assert printed.count("it's done is done") == printed.count("\n") == lines
+    if lines:
+        assert shlex.split(printed.split("ftdist train")[1])[-1] == "model.path=it's done/export"
+
+
 def test_resume_refuses_what_cannot_go_on(here: Path) -> None:
-    make_run(here / "done", state="done")
     make_run(here / "busy", state="running", host=platform.node(), pid=os.getpid())
-    for path, says in (("done", "done is done"), ("busy", "busy is running"), ("none", "none does not exist")):
+    for path, says in (("busy", "busy is running"), ("none", "none does not exist")):
         with pytest.raises(ConfigError, match=says):
             cli.dispatch(["resume", path])
 
