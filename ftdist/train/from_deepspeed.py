@@ -7,6 +7,7 @@ import threading
 sys.path.pop(0)  # a script's own folder is no place to import from
 
 from ftdist.base.errors import EXIT_FAILED
+from ftdist.base.output import show_absolute_paths
 from ftdist.train.main import main
 
 NUMBERS = {
@@ -30,4 +31,5 @@ for name, others in NUMBERS.items():
 if "--watch" in sys.argv:
     sys.argv.remove("--watch")
     threading.Thread(target=end_with_input, daemon=True).start()
+show_absolute_paths()  # the current folder is the run directory
 main(sys.argv[1:])
