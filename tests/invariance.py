@@ -158,12 +158,12 @@ def _references(cases: List[Case], folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from ftdist.model.load import DTYPES
-    from ftdist.parallel import ranks as rank_setup
+    from ftdist.parallel import rank_process
     from ftdist.run.prepared import data_folder
     from ftdist.verify.compare import expect
     from ftdist.verify.reference import read_rows, row_order
 
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     torch.set_num_threads(1)
     for case in {case.reference: case for case in cases}.values():
         config = case_config(case, folder)
@@ -189,12 +189,13 @@ def each_training(configs: List[RunConfig], folder: Path) -> Iterator[Any]:
     """The real assembly of each config in turn, on these ranks, whose process group is set up once."""
     import torch.distributed as dist
 
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.run.rundir import RunDir
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
 
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     ranks = rank_setup.read_ranks(configs[0])
     rank_setup.start_process_group(configs[0], ranks)
     for number, config in enumerate(configs):

@@ -17,7 +17,7 @@ from typing import Any, List
 import torch
 
 from ftdist.base.errors import ConfigError
-from ftdist.model.forward import forward_logits
+from ftdist.model.forward import evaluation_mode, forward_logits, without_engine
 
 LENGTHS = (7, 9, 5)
 CHANGED = 2
@@ -56,30 +56,27 @@ def measure_isolation(model: Any, vocab_size: int, device: torch.device, one_doc
         torch.randint(vocab_size, (n,), generator=draw).to(device) for n in (*LENGTHS, LENGTHS[0])
     )
     third_changed = torch.cat([third[:-CHANGED], (third[-CHANGED:] + 1) % vocab_size])
-    was_training = model.training
-    model.eval()
 
     def logits(*documents: torch.Tensor) -> torch.Tensor:
         row = _row(list(documents))
         return forward_logits(model, row, torch.arange(row.input_ids.shape[1], device=device)).float()
 
     before = [] if one_document else [first, second]
-    here, changed = logits(*before, third), logits(*before, third_changed)
+    with evaluation_mode(without_engine(model)):
+        here, changed = logits(*before, third), logits(*before, third_changed)
+        there, alone = (here, here) if one_document else (logits(other, second, third), logits(second))
     largest = here.abs().max().clamp(min=1e-12)
 
     def difference(a: torch.Tensor, b: torch.Tensor) -> float:
         return float((a - b).abs().max() / largest)
 
     ahead = difference(here[:-CHANGED], changed[:-CHANGED])
-    measured = Isolation(ahead)
-    if not one_document:
-        start = len(first)
-        there, alone = logits(other, second, third), logits(second)
-        measured = Isolation(
-            ahead, difference(here[start:], there[start:]), difference(here[start : start + len(second)], alone)
-        )
-    model.train(was_training)
-    return measured
+    if one_document:
+        return Isolation(ahead)
+    start = len(first)
+    return Isolation(
+        ahead, difference(here[start:], there[start:]), difference(here[start : start + len(second)], alone)
+    )
 
 
 def prove_isolation(
@@ -93,7 +90,7 @@ def prove_isolation(
         ConfigError: the model reads ahead, or the backend lets documents see each other or does not restart positions.
     """
     measured = measure_isolation(model, vocab_size, device, one_document)
-    architecture = getattr(model, "module", model).config
+    architecture = without_engine(model).config
     allowed = ROUNDING[dtype] if _has_experts(architecture) else 0.0
     if not measured.looking_ahead <= allowed:
         raise ConfigError(

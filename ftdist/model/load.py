@@ -43,10 +43,14 @@ def model_config(config: RunConfig) -> PretrainedConfig:
 
 
 def load_model(
-    config: RunConfig, arch: PretrainedConfig, backend: Attention, zero_settings: Dict[str, Any]
-) -> PreTrainedModel:
+    config: RunConfig, arch: PretrainedConfig, backend: Attention, zero_settings: Dict[str, Any],
+    load_options: Optional[Dict[str, Any]] = None,
+) -> PreTrainedModel:  # fmt: skip
     """The model in the run's precision, in training mode, gradient checkpointing set. With ZeRO-3 no rank ever holds
     the whole model: parameters are sharded as they are created and each tensor is read by one rank.
+
+    Args:
+        load_options: Further arguments of ``from_pretrained``, from the method.
 
     Raises:
         ConfigError: weights are missing from the folder, or a weights file does not hold tensors alone.
@@ -63,7 +67,7 @@ def load_model(
             model, report = AutoModelForCausalLM.from_pretrained(
                 model_location(config), config=arch, dtype=dtype, attn_implementation=attention,
                 revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
-                output_loading_info=True,
+                output_loading_info=True, **(load_options or {}),
             )  # fmt: skip
         except (pickle.UnpicklingError, SafetensorError) as error:
             found = f"a weights file of {model_location(config)} does not hold tensors alone: {_reason(error)}"

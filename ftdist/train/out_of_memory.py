@@ -7,8 +7,9 @@ import torch
 
 from ftdist.base.errors import TrainError
 from ftdist.config.schema import Offload, Precision, RunConfig
-from ftdist.engine.engine import parameter_shape
-from ftdist.parallel.ranks import Ranks, peak_memory_gib
+from ftdist.engine.optimizers import parameter_shape
+from ftdist.parallel.device_memory import peak_memory_gib
+from ftdist.parallel.ranks import Ranks
 from ftdist.run.model_facts import read_facts
 
 GIB = 2**30

@@ -192,12 +192,10 @@ def _precision(config: RunConfig, record: List[Any], expected: Expected) -> Chec
 
 def _probe(training: Training) -> Tuple[torch.Tensor, Any]:
     """Logits of the first row's first document, and that row."""
-    training.engine.eval()
     batch = micro_batch(training.train_set, [0], True, training.tokenizer.pad_token_id).to(training.ranks.device)
     positions = torch.arange(int(batch.cu_seqlens[1]), device=training.ranks.device)
-    with torch.no_grad():
+    with torch.no_grad(), training.engine.evaluation():
         logits = forward_logits(training.engine, batch, positions).float()
-    training.engine.train()
     return logits, batch
 
 

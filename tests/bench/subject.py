@@ -3,12 +3,10 @@
 import json
 import os
 import random
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -62,10 +60,11 @@ def _write_texts(path: Path, length: int) -> None:
 
 def start_rank(config: RunConfig) -> Any:
     """Make this forked process one of the run's ranks, silent, and not to outlive the benchmark."""
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
 
-    end_with_parent(signal.SIGKILL)
-    rank_setup.quiet_libraries()
+    rank_process.die_with_parent()
+    rank_process.quiet_libraries()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     sys.stdout.flush()
     os.dup2(nowhere, 1)
@@ -92,6 +91,6 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
 
 
 def parameter_count(engine: Any) -> int:
-    from ftdist.engine.engine import parameter_shape
+    from ftdist.engine.optimizers import parameter_shape
 
     return sum(parameter_shape(parameter).numel() for parameter in engine.module.parameters())

@@ -27,13 +27,14 @@ Outcome = Tuple[List[Any], str]
 def _training(config: Any, run: RunDir) -> Any:
     import torch.distributed as dist
 
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
 
     ranks = rank_setup.read_ranks(config)
     if not dist.is_initialized():
-        rank_setup.quiet_libraries()
+        rank_process.quiet_libraries()
         rank_setup.start_process_group(config, ranks)
     return assemble(config, run, ranks, Preemption(run, ranks.rank))
 
@@ -49,7 +50,7 @@ def _state(training: Any) -> str:
 
     for parameter in training.engine.module.parameters():
         add(getattr(parameter, "ds_tensor", parameter))
-    for held, states in training.engine.client_optimizer.state.items():
+    for held, states in training.engine.optimizer.state.items():
         add(held)
         for name in ("step", "exp_avg", "exp_avg_sq"):
             add(states[name])
@@ -62,9 +63,9 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
     from ftdist.train import loop
 
     training = _training(config, run)
-    plain = loop.token_loss, loop._train_batch
+    plain = loop._train_batch
     if kind != "left out" and training.ranks.rank == 1:
-        make_batches_bad({at: kind})
+        make_batches_bad(training, {at: kind})
     said: List[Any] = []
     for step in range(STEPS):
         if kind == "left out" and step == at:
@@ -72,7 +73,7 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
         training.done.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
         result = loop.train_step(training, step)
         said.append(result.bad)
-    loop.token_loss, loop._train_batch = plain
+    loop._train_batch = plain
     state = _state(training)
     training.engine.destroy()
     return said, state
@@ -133,7 +134,7 @@ def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int
     run = RunDir(path)
     training = _training(load_config(run.config), run)
     if training.ranks.rank == 1:
-        make_batches_bad(bad)
+        make_batches_bad(training, bad)
     train_step = loop.train_step
 
     def mortal_step(training: Any, index: int) -> Any:

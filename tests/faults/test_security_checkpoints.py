@@ -44,13 +44,14 @@ def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
     """Train two steps, then load and export the checkpoint with each of its files replaced. Returns the files whose
     pickle ran, by what ran it, and all files that were tried."""
     from ftdist.checkpoint.export import export_checkpoint
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.run.rundir import RunDir
     from ftdist.train.loop import train
     from ftdist.train.main import assemble
     from ftdist.train.preempt import Preemption
 
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)
     run = RunDir(folder / "run")

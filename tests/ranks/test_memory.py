@@ -38,6 +38,7 @@ def _in_use_by_step(run_dir: Path) -> List[int]:
     """A whole run, with evaluations, answers and checkpoints; bytes in use after steps EARLY and LATE."""
     import gc
 
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.train import loop, main
     from ftdist.train.preempt import Preemption
@@ -45,7 +46,7 @@ def _in_use_by_step(run_dir: Path) -> List[int]:
     run, found, train_step = RunDir(run_dir), [], loop.train_step
     config = load_config(run.config)
     ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     rank_setup.start_process_group(config, ranks)
     training = main.assemble(config, run, ranks, Preemption(run, ranks.rank))
 

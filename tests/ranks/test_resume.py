@@ -32,9 +32,10 @@ OPTIMIZERS = {"AdamW", "FP16_UnfusedOptimizer", "BF16_Optimizer", "DeepSpeedZero
 
 
 def start(config: Any) -> Any:
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
 
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)
     return ranks
@@ -79,13 +80,13 @@ def fingerprint(engine: Any) -> Dict[str, str]:
     weights that the model computes with, its random state."""
     import torch
 
-    from ftdist.engine.shards import MOMENTS, adamw, held
+    from ftdist.engine.shards import held
 
     found = {"rng": torch.get_rng_state()}
     for part in held(engine):
         found[f"master {part.name}"] = part.flat.detach()
-        state = adamw(engine).state[part.flat]
-        found |= {f"{moment} {part.name}": state[moment] for moment in MOMENTS}
+        state = engine.optimizer.state[part.flat]
+        found |= {f"{moment} {part.name}": state[moment] for moment in engine.state_names}
         found[f"step {part.name}"] = state["step"].float().view(1)
     for name, parameter in engine.module.named_parameters():
         found[f"weight {name}"] = getattr(parameter, "ds_tensor", parameter.detach())
@@ -98,7 +99,7 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
     ranks, optimizers = start(configs[0]), set()
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
-        optimizers.add(type(training.engine.optimizer).__name__)
+        optimizers.add(type(training.engine.zero_optimizer).__name__)
         first = steps(training, SAVED_AT)
         save(training)
         before = fingerprint(training.engine)
@@ -153,7 +154,7 @@ def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
     """For every run: its state as it was loaded, the next losses, its state as it was saved, what was said."""
     import torch
 
-    from ftdist.engine.shards import tensors_to_save
+    from ftdist.checkpoint.state import tensors_to_save
 
     def whole() -> Dict[str, Any]:
         return {key: tensor.float().numpy().tobytes() for key, tensor in tensors_to_save(training.engine).items()}

@@ -17,6 +17,7 @@ BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim
 
 def _run(run_dir: Path, look: Callable[[Any], Any]) -> Any:
     """One rank of a whole run; returns what ``look`` sees in the Training when it is over."""
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.train.loop import train
     from ftdist.train.main import assemble
@@ -25,7 +26,7 @@ def _run(run_dir: Path, look: Callable[[Any], Any]) -> Any:
     run = RunDir(run_dir)
     config = load_config(run.config)
     ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     rank_setup.start_process_group(config, ranks)
     training = assemble(config, run, ranks, Preemption(run, ranks.rank))
     train(training)
@@ -59,7 +60,7 @@ def outcome(folder: Path, tmp_path: Path) -> Callable[..., Any]:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offload_changes_the_place_and_not_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
     def look(training: Any) -> Any:
-        zero = training.engine.config["zero_optimization"]
+        zero = training.engine._wrapped.config["zero_optimization"]
         return _losses(training), zero["offload_optimizer"]["device"], "offload_param" in zero
 
     plain = outcome(f"zero.stage={stage}")
@@ -92,7 +93,7 @@ def test_weight_decay_spares_norms_and_biases(outcome: Callable[..., Any], tmp_p
     """By name, as the sharded optimizer holds them: under ZeRO-3 every parameter itself is empty."""
 
     def look(training: Any) -> Any:
-        engine, optimizer = training.engine, training.engine.optimizer
+        engine, optimizer = training.engine, training.engine.zero_optimizer
         names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
         return {
             names[id(parameter)]: optimizer.param_groups[optimizer.sub_group_to_group_id[number]]["weight_decay"]
@@ -178,7 +179,7 @@ def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
     def look(training: Any) -> Any:
         import torch
 
-        states = training.engine.optimizer.optimizer.state.values()
+        states = training.engine.optimizer.state.values()
         moments = {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")}
         weights = {p.dtype for p in training.engine.module.parameters()}
         return _losses(training), moments == {torch.float32}, weights == {torch.bfloat16}
@@ -195,7 +196,7 @@ def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable
         from ftdist.train.loop import train_step
 
         train_step(training, 3)  # the evaluation at the end has left a parameter whole, which this one need not gather
-        coordinator = training.engine.optimizer.parameter_offload.get_param_coordinator()
+        coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
         name = "_PartitionedParameterCoordinator__all_gather_params"
         gather, calls = getattr(coordinator, name), []
         setattr(coordinator, name, lambda *args, **kwargs: (calls.append(1), gather(*args, **kwargs))[1])

@@ -29,6 +29,7 @@ def _peak_while_loading(config: Any) -> Tuple[int, int]:
 
     from ftdist.config.schema import Attention
     from ftdist.model.load import load_model, model_config
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.plan.batch import plan_batch
     from ftdist.plan.deepspeed import deepspeed_settings
@@ -38,7 +39,7 @@ def _peak_while_loading(config: Any) -> Tuple[int, int]:
     libc.mallopt(M_MMAP_THRESHOLD, 131072)
     libc.mallopt(M_TRIM_THRESHOLD, 131072)
     ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     rank_setup.start_process_group(config, ranks)
     arch = model_config(config)
     settings = deepspeed_settings(config, plan_batch(config.batch, ranks.world_size, 128))

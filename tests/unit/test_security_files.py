@@ -93,7 +93,7 @@ def test_a_sweeps_folder_that_is_there_is_not_taken(
 
 
 def test_logs_and_records_do_not_follow_links(tmp_path: Path, target: Path) -> None:
-    from ftdist.parallel.ranks import redirect_output
+    from ftdist.parallel.rank_process import redirect_output
 
     run = RunDir(tmp_path / "run")
     run.logs.mkdir(parents=True)
