@@ -76,7 +76,7 @@ def resolve_ranks_per_node(launch: LaunchConfig, gpus: int) -> None:
     if launch.device is Device.cuda and launch.nproc_per_node > gpus:
         raise ConfigError(
             f"launch.nproc_per_node={launch.nproc_per_node} with {gpus} visible GPU{'s' if gpus > 1 else ''}",
-            "at most one rank a GPU", f"launch.nproc_per_node={gpus}",
+            "at most one rank per GPU", f"launch.nproc_per_node={gpus}",
         )  # fmt: skip
     if launch.threads_per_rank is None:
         launch.threads_per_rank = max(1, cpu_cores() // launch.nproc_per_node)
@@ -95,7 +95,7 @@ def _end_launcher(run: RunDir) -> None:
     """End the process that a status names, as two Ctrl-C would."""
     status = run.read_status()
     if status.get("host") != platform.node():
-        raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine that it was started on",
+        raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine on which it was started",
                           f"ssh {status.get('host')} ftdist cancel --now {run.path}")  # fmt: skip
     launcher = psutil.Process(int(status["pid"]))
     with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):

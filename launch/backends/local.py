@@ -4,7 +4,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.command import plan_local, rank_program
-from ftdist.launch.attempt.process import start
+from ftdist.launch.attempt.process import run_ranks
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.run.rundir import RunDir
 
@@ -35,4 +35,4 @@ class LocalBackend(ForegroundBackend):
         attempt = lifecycle.begin(run, self.kind)
         plan = plan_local(config, *rank_program(str(run.path), attempt))
         log = run.logs / f"launcher.attempt-{attempt}.log"
-        return lifecycle.conclude(run, attempt, start(plan, log, run.preempt), [log])
+        return lifecycle.conclude(run, attempt, run_ranks(plan, log, run.preempt), [log])

@@ -15,7 +15,7 @@ from typing import List, Optional, TextIO
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.attempt import failure, lifecycle, process
+from ftdist.launch.attempt import failure, lifecycle, process, signals
 from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.rendezvous import address, check_port, wait_for_port
@@ -138,7 +138,7 @@ def _run_other_machine(config: RunConfig, run: RunDir, rank: int, attempt: int) 
 
 def _run_ranks(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
     _join(config, run, rank, attempt)
-    return process.start(plan_node(config, run, rank, attempt), _log(run, rank, attempt), run.preempt)
+    return process.run_ranks(plan_node(config, run, rank, attempt), _log(run, rank, attempt), run.preempt)
 
 
 def _log(run: RunDir, rank: int, attempt: int) -> Path:
@@ -168,7 +168,7 @@ def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
         raise LaunchError(
             f"{mark.read_text()} has joined already as {machine_name(config, rank)}",
             f"--rank 0 to {config.launch.nnodes - 1}, each on one machine",
-            "more machines: launch.nnodes=N. To start again: on the first machine first, --rank 0",
+            "for more machines: launch.nnodes=N. To start again, begin on the first machine (--rank 0)",
         ) from None
 
 
@@ -212,7 +212,7 @@ def _run_over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
             except OSError as missing:
                 raise LaunchError(f"{command[0]}: {missing.strerror}", "the command that reaches a host",
                                   "launch.nodes.ssh=COMMAND") from missing  # fmt: skip
-        with process.stop_on_signals(end_now, run.preempt):
+        with signals.touch_on_signals(run.preempt, end_now):
             failed = _first_failure(children)
     if ended_at_once:
         return lifecycle.conclude(run, attempt, -signal.SIGKILL, _logs(run, attempt))

@@ -1,4 +1,4 @@
-"""Write a run directory: everything that a run is, before it starts. Nothing in it is ever composed again."""
+"""Write a run directory before the run starts. It fixes all settings: nothing is composed again later."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ def freeze(
         files: the texts of additional files, by name.
 
     Raises:
-        ConfigError: the directory already holds something, or cannot be written; nothing is left behind.
+        ConfigError: the directory exists and is not empty, or cannot be written. Nothing is left behind.
     """
     assert config.run_dir is not None
     check_run_dir(config)
@@ -41,7 +41,7 @@ def freeze(
     run = RunDir(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()  # not where somebody has put a link: in a shared folder everybody may
+        temporary.mkdir()  # fails if another user has put a link there, as anyone may in a shared folder
         run.logs.mkdir()
         run.checkpoints.mkdir()
         write_json(run.deepspeed, settings)
@@ -50,7 +50,7 @@ def freeze(
         run.config.write_text(dump_config(config), encoding="utf-8")
         run.config.chmod(run.config.stat().st_mode & ~0o222)
         _write_files(run, files or {})
-        temporary.rename(path)  # fails where another run has taken the name meanwhile
+        temporary.rename(path)  # fails if another run has taken the name in the meantime
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ConfigError(
@@ -60,14 +60,14 @@ def freeze(
 
 
 def freeze_again(
-    run: RunDir,
-    config: RunConfig,
-    plan: BatchPlan,
-    overrides: List[str],
-    files: Mapping[str, str],
+    run: RunDir, config: RunConfig, plan: BatchPlan, overrides: List[str], files: Mapping[str, str]
 ) -> None:
-    """Replace run.yaml for the next attempt. The one before stays as ``run.attempt-N.yaml``, N the last attempt that
-    ran with it, and provenance.json gets the overrides.
+    """Replace run.yaml for the next attempt, and add the overrides to provenance.json.
+
+    The file before is kept as ``run.attempt-N.yaml``, where N is the last attempt that used it.
+
+    Args:
+        files: the texts of additional files, by name.
 
     Raises:
         ConfigError: the run directory cannot be written.
@@ -82,7 +82,7 @@ def freeze_again(
     try:
         fresh.write_text(dump_config(config), encoding="utf-8")
         fresh.chmod(fresh.stat().st_mode & ~0o222)
-        if not before.exists():  # else this attempt has not begun with what was changed before
+        if not before.exists():  # if it exists, no attempt began with the config that is replaced now
             shutil.copy2(run.config, before)
         write_json(run.provenance, origin)
         write_json(run.deepspeed, settings)
@@ -99,8 +99,10 @@ def _write_files(run: RunDir, files: Mapping[str, str]) -> None:
 
 
 def provenance(argv: List[str]) -> Dict[str, Any]:
-    """Where a run comes from. No environment, no secrets; in the diff, what is assigned to a name like ``password`` is
-    hidden too."""
+    """Return where a run comes from: command, host, git commit and diff, package versions.
+
+    It holds no environment variables, and values that look like secrets are replaced.
+    """
     return {
         "argv": redact_words(argv),
         "command": shlex.join(redact_words(argv)),

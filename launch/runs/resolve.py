@@ -1,4 +1,4 @@
-"""Fit a config to this machine: every default made explicit, and what cannot work refused before anything starts."""
+"""Fit a config to the machine: make every default explicit, and refuse what cannot work before anything starts."""
 
 import glob
 import json
@@ -23,10 +23,13 @@ from ftdist.run.locations import cache_root, check_model_folder, model_location
 
 
 def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
-    """Fill in, in place, every value that depends on the machine, and check them.
+    """Fill in, in place, every value that depends on the machine, and check the values.
 
     Args:
-        ranks: (nproc_per_node, nnodes) where torchrun has already started the ranks.
+        ranks: (nproc_per_node, nnodes) if torchrun has already started the ranks.
+
+    Returns:
+        How the global batch is divided among the ranks.
 
     Raises:
         ConfigError: the machine cannot run this config; says what to change.
@@ -64,7 +67,8 @@ def resolve_paths(config: RunConfig) -> None:
     """Make every path absolute, so that a resume from another folder finds the same files.
 
     Raises:
-        DataError: a source does not exist, but something of a name like it does.
+        DataError: a source does not exist, but one with a similar name does.
+        ConfigError: the cache folder cannot be made.
     """
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         for name, source in sources.items():
@@ -87,7 +91,7 @@ def resolve_paths(config: RunConfig) -> None:
 
 
 def _check_spelling(key: str, path: Optional[str]) -> None:
-    """What no other name would mend is said where the files are read."""
+    """Suggest similar names for a path that does not exist. If there are none, reading the file fails later."""
     if path is None or glob.has_magic(path) or Path(path).expanduser().exists():
         return
     if near := near_paths(path):
@@ -96,7 +100,7 @@ def _check_spelling(key: str, path: Optional[str]) -> None:
 
 
 def _new_run_dir(runs_dir: str, name: str) -> str:
-    """``<date>-<time>-<name>``; with a number where a run was made in the same second (a dry run takes less)."""
+    """Return a new ``<date>-<time>-<name>``, with a number if another run was made in the same second."""
     place = new = f"{runs_dir}/{time.strftime('%Y%m%d-%H%M%S')}-{name.replace('/', '-')}"
     number = 1
     while os.path.lexists(new):
@@ -142,10 +146,10 @@ def check_length(config: RunConfig, rows: int) -> None:
 
 
 def check_run_dir(config: RunConfig) -> None:
-    """Refuse a run directory that is taken or cannot be written.
+    """Check that the run directory can be made.
 
     Raises:
-        ConfigError: it holds a run (which is never overwritten) or other files, or cannot be made.
+        ConfigError: it holds a run, which is never overwritten, or other files, or cannot be made.
     """
     assert config.run_dir is not None
     path = Path(config.run_dir)
@@ -191,7 +195,7 @@ def check_disk(config: RunConfig) -> None:
 
 
 def precision_table(config: RunConfig) -> List[Tuple[str, str, str]]:
-    """Rows (what, type, where) of the banner's table: what each kind of tensor is held in, and how it is sharded."""
+    """Return the rows of the banner's table on precision: kind of tensor, its type, and how it is sharded."""
     stage = config.zero.stage
     weights = "bf16" if config.train.precision is Precision.bf16 else "fp32"
 

@@ -17,32 +17,36 @@ from ftdist.launch.attempt import process
 from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.attempt.failure import explain_failure
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
-from ftdist.launch.runs import ready, resolve
+from ftdist.launch.runs import inputs, resolve
 from ftdist.plan.batch import plan_batch
 from ftdist.run.checks import FAILED, NOTES, Check, count, failed, print_checks, read
 from ftdist.run.locations import check_model_folder
 from ftdist.run.rundir import RunDir
 
 TRACE_LINES = 12
+"""Lines that a failed check shows of a stack trace."""
 
 
 @dataclass(frozen=True)
 class Verified:
+    """The result of checking a config."""
+
     checks: List[Check]
     notes: List[str]
-    """How what was checked differs from the run."""
+    """How the checked config differs from the config of the run."""
     took_s: float
 
     @property
     def good(self) -> bool:
+        """Whether no check failed."""
         return not any(check.outcome == FAILED for check in self.checks)
 
 
 def verify_quickly(config: RunConfig) -> None:
-    """One line for the demo.
+    """Run the quick checks and print one line.
 
     Raises:
-        LaunchError: a check failed; the whole table has been printed.
+        LaunchError: a check failed. The whole table has been printed.
     """
     verified = run_checks(copy.deepcopy(config), quick=True)
     if not verified.good:
@@ -53,6 +57,7 @@ def verify_quickly(config: RunConfig) -> None:
 
 
 def show(verified: Verified) -> None:
+    """Print the table of checks."""
     console = Console(highlight=False, width=None if os.isatty(1) else 120)
     for note in verified.notes:
         console.print(f"note: {note}", markup=False)
@@ -61,10 +66,14 @@ def show(verified: Verified) -> None:
 
 
 def run_checks(config: RunConfig, quick: bool) -> Verified:
-    """Check a config on ranks of this machine. ``config`` is changed to what fits it.
+    """Check a config on ranks of this machine.
+
+    Args:
+        config: changed in place to fit this machine.
+        quick: use a small stand-in for the model, and save nothing.
 
     Raises:
-        ConfigError: the config cannot work anywhere.
+        ConfigError: the config cannot work on any machine.
     """
     started = time.monotonic()
     resolve.resolve_paths(config)
@@ -72,7 +81,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
     wanted = (config.launch.nproc_per_node or max(1, len(visible_gpus()))) * config.launch.nnodes
     plan_batch(config.batch, wanted, config.data.max_seq_len)
     notes = _fit_ranks(config, wanted)
-    ready.convert_model(config)
+    inputs.convert_model(config)
     with tempfile.TemporaryDirectory(prefix="ftdist-verify-") as scratch:
         run = RunDir(scratch)
         run.logs.mkdir()
@@ -80,7 +89,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
         arguments = [scratch, "--wanted-ranks", str(wanted), *(["--quick"] if quick else [])]
         log = run.logs / "launcher.log"
         with task("checking the config"):
-            code = process.start(plan_local(config, "ftdist.verify.main", *arguments), log)
+            code = process.run_ranks(plan_local(config, "ftdist.verify.main", *arguments), log)
         found = read(run.path)
         if code:
             found.append(failed("the checks run to their end", _without_logs(explain_failure(run, 0, [log], code))))
@@ -90,7 +99,12 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
 
 
 def _fit_ranks(config: RunConfig, wanted: int) -> List[str]:
-    """Ranks of this machine: its GPUs, else up to two on CPU."""
+    """Replace the launch settings by those for this machine: its GPUs, or on CPU one rank a core and at least
+    two.
+
+    Returns:
+        Notes on how they differ from those of the run.
+    """
     gpus, launch = len(visible_gpus()), config.launch
     notes = []
     device = Device.cuda if gpus and launch.device is not Device.cpu else Device.cpu
@@ -107,6 +121,6 @@ def _fit_ranks(config: RunConfig, wanted: int) -> List[str]:
 
 
 def _without_logs(error: LaunchError) -> str:
-    # The logs go with the folder.
+    # The log files are removed with the folder.
     first, *rest = [line for line in error.found.splitlines() if "logs:" not in line]
     return "\n".join([first, *rest[-TRACE_LINES:]])

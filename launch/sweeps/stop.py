@@ -1,4 +1,4 @@
-"""Ask a sweep to save and stop, wherever its trials run."""
+"""Ask a sweep to stop, wherever its trials run."""
 
 from ftdist.launch.attempt.signals import SAVES
 from ftdist.launch.backends.base import ALIVE
@@ -8,7 +8,7 @@ from ftdist.launch.sweeps.folder import SweepDir
 
 
 def stop_sweep(folder: SweepDir) -> str:
-    """Ask all trials of a sweep that are under way to stop, and let none of the others start. Returns what was done."""
+    """Ask all trials that are under way to save and end, and start no others. Returns what happens, for the user."""
     folder.cancel.touch()
     for trial in folder.trials():
         status = trial.run.read_status()

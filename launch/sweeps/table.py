@@ -1,4 +1,4 @@
-"""The table of a sweep's trials."""
+"""The table of the trials of a sweep."""
 
 import math
 import os
@@ -13,17 +13,18 @@ from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
 
 
-def swept(trials: List[Trial]) -> Dict[int, str]:
-    """The overrides in which trials differ, by number."""
+def varied_overrides(trials: List[Trial]) -> Dict[int, str]:
+    """Return the overrides in which trials differ, by number of the trial."""
     sets: List[Set[str]] = [set(trial.overrides) for trial in trials]
     common = set.intersection(*sets) if len(sets) > 1 else set()
     return {trial.number: " ".join(word for word in trial.overrides if word not in common) for trial in trials}
 
 
 def show_table(folder: SweepDir) -> None:
+    """Print the trials of a sweep with their best held-out losses, the lowest first."""
     trials = folder.trials()
     statuses = [trial.run.read_status() for trial in trials]
-    words = swept(trials)
+    words = varied_overrides(trials)
     rows = []
     for trial, status, seen in zip(trials, statuses, observe(statuses), strict=True):
         loss = best_loss(trial.run)

@@ -1,4 +1,4 @@
-"""The verb ``cancel``: stop a run or a sweep, wherever it was started."""
+"""The verb ``cancel``: stop a run or a sweep, wherever it runs."""
 
 import argparse
 
@@ -17,7 +17,11 @@ def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cancel(args: argparse.Namespace) -> int:
-    """Stop a run or a sweep: by default it saves and can be resumed."""
+    """Stop a run or a sweep. Unless ``--now`` is given, it saves before it ends.
+
+    Raises:
+        ConfigError: it is not under way, or can only be ended from another machine.
+    """
     sweep = SweepDir(args.run_dir)
     if sweep.exists:
         return _cancel_sweep(sweep, args.now)
@@ -35,14 +39,14 @@ def _cancel_sweep(sweep: SweepDir, now: bool) -> int:
     seen = observe([run.read_status() for run in runs])
     alive = [run for run, found in zip(runs, seen, strict=True) if found.state in ALIVE]
     status = sweep.read_status()
-    launched_here = liveness(status) in ALIVE
-    if not alive and not launched_here:
+    launcher_alive = liveness(status) in ALIVE
+    if not alive and not launcher_alive:
         raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that runs", f"ftdist sweep {sweep.path}")
     print(stop_sweep(sweep))
     if now:
         jobs = [run for run in alive if backend_of_status(run.read_status()).uses_scheduler]
         for run in jobs:
             backend_of_status(run.read_status()).stop(run, now=True)
-        if launched_here and not jobs:  # the trials end with their launcher
+        if launcher_alive and not jobs:  # the trials end with their launcher
             backend_of_status(status).stop(sweep, now=True)
     return EXIT_DONE

@@ -13,7 +13,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Print a table of ticks. Returns 1 if a check failed."""
+    """Check a config and print a table of the checks. Returns 1 if one failed, else 0."""
     if args.cfg or args.info:
         compose.show(args)
         return EXIT_DONE

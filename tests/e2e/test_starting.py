@@ -104,7 +104,7 @@ def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
     process = start("train", *SMOKE, *long, f"run_dir={run.path}", command=TORCHRUN)
     wait_until(process, lambda: newest_step(run) >= 2)
     done = interrupt(process)
-    assert f"go on with: ftdist resume {run.path}" in done.out and "error: " not in done.out
+    assert f"resume with: ftdist resume {run.path}" in done.out and "error: " not in done.out
     assert run.read_status()["state"] == "preempted" and run.find_checkpoint("last")
 
 

@@ -52,7 +52,7 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
     losses = [objective(trial.run) for trial in sweep.trials()]
     assert states(sweep) == ["done"] * 6 and most_at_once(done) == 2
     assert min(losses[2:]) < min(losses[:2]), losses  # what it learnt is better than what it drew blindly
-    assert sweep.told() == dict(enumerate(losses))
+    assert sweep.read_objectives() == dict(enumerate(losses))
     assert {load_config(trial.run.config).track.group for trial in sweep.trials()} == {sweep.path.name}
     assert "is done; its trials, best first" in succeed("resume", sweep.path).out
 

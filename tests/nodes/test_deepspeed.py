@@ -55,7 +55,8 @@ def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path
     finish(start("train", *RUN, "launch=local", "launch.nproc_per_node=2", f"run_dir={here.path}"))
     output = finish(start("train", *RUN, *machines, "launch.nproc_per_node=null", f"run_dir={there.path}"))
     assert "\nstep 6/6" in output and "[INFO]" not in output, output
-    assert re.search(rf"^run +{re.escape(str(there.path))}$", output, re.MULTILINE), output
+    places = re.findall(r"^run +(.+)$", output, re.MULTILINE)
+    assert places == [str(there.path)] * 2, output  # before the ranks and after them
     losses = [[r["train/loss"] for r in run.read_metrics() if "train/loss" in r] for run in (here, there)]
     assert len(losses[0]) == 6 and losses[0] == losses[1]
     assert there.read_status()["state"] == "done" and there.log_file(1, 0).is_file()

@@ -46,7 +46,7 @@ def test_an_array_with_a_throttle(slurm: Cluster, tmp_path: Path) -> None:
     jobs = [trial.run.read_status()["job_id"] for trial in sweep.trials()]
     assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(6)]
     assert most_at_once(slurm, sweep) == 2
-    assert sweep.told() == {trial.number: objective(trial.run) for trial in sweep.trials()}
+    assert sweep.read_objectives() == {trial.number: objective(trial.run) for trial in sweep.trials()}
 
 
 @pytest.mark.slow

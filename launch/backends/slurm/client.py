@@ -19,25 +19,27 @@ OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMO
 
 
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_|SLURM_(?!CONF|JWT)")
-"""Variables that change what Slurm's commands do: the user's defaults for them, and those of a job that this runs in.
-sbatch prefers them to the script's own lines, and hands them on to the job."""
+"""Variables that change what Slurm's commands do: the user's defaults, and the variables of a job in which this process
+runs. sbatch prefers them to the options in the script, and passes them on to the job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Slurm tells of it."""
+    """What Slurm reports about a job."""
 
     id: str
     state: str
     reason: str = ""
     start: str = ""
-    """When it started or is expected to, as Slurm writes times; empty where unknown."""
+    """When it started or is expected to start, as Slurm writes times. Empty if unknown."""
 
     @property
     def over(self) -> bool:
+        """Whether the job has ended."""
         return self.state in OVER
 
     def describe(self) -> str:
+        """Return the job and its state in one line: ``job 7 pending: Resources``."""
         words = f"{self.state.lower()}"
         if self.state == "PENDING":
             words += f": {self.reason}" if self.reason not in ("", "None") else ""
@@ -46,10 +48,13 @@ class Job:
 
 
 def run_command(*command: str, check: bool = True) -> Optional[str]:
-    """Standard output of one of Slurm's commands; None where it failed and that is no error.
+    """Return the standard output of one of Slurm's commands.
+
+    Args:
+        check: treat a failure as an error. If not, None is returned.
 
     Raises:
-        LaunchError: Slurm is not here, does not answer, or refuses; its own words are shown.
+        LaunchError: Slurm is not installed, does not answer, or refuses; quotes its message.
     """
     env = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
     try:
@@ -69,46 +74,54 @@ def run_command(*command: str, check: bool = True) -> Optional[str]:
 
 
 def available() -> bool:
+    """Return whether Slurm's commands are installed on this machine."""
     return shutil.which("sinfo") is not None
 
 
 def sbatch(script: Path, *runs: RunDir) -> str:
-    """Submit a batch script of runs, which may stop no more for what was asked of them before. Returns the job's id.
+    """Submit a batch script. Returns the id of the job.
+
+    Args:
+        script: the batch script.
+        runs: the runs that the job will run. Earlier requests to stop them are removed.
 
     Raises:
-        LaunchError: Slurm refuses it; what it says is shown. Or it has submitted nothing.
+        LaunchError: Slurm refuses it, or has submitted nothing; quotes its message.
     """
     if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
-        print(f"note: not used: {', '.join(mine)}; the job is what launch.slurm says", file=sys.stderr)
+        print(f"note: ignored: {', '.join(mine)}; only launch.slurm sets the options of the job", file=sys.stderr)
     for run in runs:
         run.cancel.unlink(missing_ok=True)
     answer = run_command("sbatch", "--parsable", str(script))
     job = (answer or "").strip().split(";")[0]
     if not job.isdecimal():
-        raise LaunchError(f"sbatch printed no job's id: {answer!r}", "a job that is submitted",
+        raise LaunchError(f"sbatch printed no job id: {answer!r}", "the id of a submitted job",
                           "look at launch.slurm.options")  # fmt: skip
     return job
 
 
 def submit(run: RunDir) -> str:
-    """Submit the run's own batch script. Returns the job's id."""
+    """Submit the batch script of a run. Returns the id of the job."""
     job = sbatch(run.submit, run)
     mark_queued(run, job)
     return job
 
 
 def mark_queued(run: RunDir, job: str) -> None:
-    """The run is in Slurm's hands."""
+    """Write into status.json that a job of the run waits in the queue."""
     if run.read_status().get("state") == "frozen":
-        run.write_status(attempt=-1)  # none has begun
+        run.write_status(attempt=-1)  # no attempt has begun
     run.write_status(state="queued", backend=LaunchKind.slurm.name, job_id=job, pid=None, exit_reason="", requeues=0)
 
 
 def find_jobs(ids: List[str]) -> Dict[str, Job]:
-    """What Slurm knows of jobs by id: those in the queue, and those that have just left it. Others are left out. Only
-    what Slurm itself words is asked for: names and comments are the user's, and may read like anything."""
+    """Return what Slurm knows about jobs, by id. Slurm forgets jobs some minutes after their end.
+
+    Names and comments of jobs are not asked for: the user chooses them, and they could look like any answer.
+    """
     found: Dict[str, Job] = {}
-    wanted = "--jobs=" + ",".join(sorted({job.split("_")[0] for job in ids}))  # of an array the whole
+    whole = {job.split("_")[0] for job in ids}  # instead of each element of an array
+    wanted = "--jobs=" + ",".join(sorted(whole))
     options = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r|%S")
     listed = run_command("squeue", *options, wanted, check=False) or ""
     for line in listed.splitlines():
@@ -119,10 +132,10 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
 
 
 def find_job(job: str) -> Optional[Job]:
-    """One job; None where Slurm no longer knows it."""
+    """Return what Slurm knows about a job. None if it has forgotten the job."""
     return find_jobs([job]).get(job)
 
 
 def cancel(*jobs: str) -> None:
-    """End jobs at once, or take them out of the queue."""
+    """End jobs at once, or remove them from the queue."""
     run_command("scancel", *jobs)

@@ -35,7 +35,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def start(run: Run, *words: str) -> int:
         monkeypatch.setattr(sweep, "_run", run)
-        monkeypatch.setattr(sweep, "make_ready", freeze)
+        monkeypatch.setattr(sweep, "prepare_run", freeze)
         if not words:
             return sweep.resume_sweep(next(tmp_path.glob("runs/*-sweep")))
         parser = argparse.ArgumentParser()
@@ -70,7 +70,7 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again(
     assert go(first, "seed=1,2,3") == EXIT_FAILED
     sweep = SweepDir(next(tmp_path.glob("runs/*-sweep")))
     assert [trial.overrides for trial in sweep.trials()] == [["experiment=smoke", f"seed={n}"] for n in (1, 2, 3)]
-    assert sweep.told() == {0: 9.0, 1: float("inf"), 2: 7.0}
+    assert sweep.read_objectives() == {0: 9.0, 1: float("inf"), 2: 7.0}
     assert go(second) == EXIT_DONE and second.seen == [1]  # type: ignore[attr-defined]
     before = sweep.read_status()
     assert go(ending({0: "failed"})) == EXIT_DONE and sweep.read_status() == before

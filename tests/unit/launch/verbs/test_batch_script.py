@@ -45,8 +45,8 @@ def test_a_run_that_was_asked_to_stop_does_not_begin(run: RunDir, capsys: pytest
 
 def prepared(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> int:
     """begin() of a run whose model and data are there."""
-    for step in ("make_model_ready", "make_data_ready"):
-        monkeypatch.setattr(batch_script.ready, step, lambda config: None)
+    for step in ("prepare_model", "prepare_data"):
+        monkeypatch.setattr(batch_script.inputs, step, lambda config: None)
     run.attempt.unlink(missing_ok=True)  # as the script does
     return begin(run)
 
