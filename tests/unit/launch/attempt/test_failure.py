@@ -1,4 +1,4 @@
-"""The one message for an attempt that failed, out of error files and of what torchrun printed."""
+"""The one message for an attempt that failed, from error files and from what torchrun printed."""
 
 import json
 import platform
@@ -32,7 +32,7 @@ def test_the_earliest_error_is_shown_and_its_exit_code_kept(run: RunDir) -> None
     assert str(error).startswith("rank 3: message 3") and error.exit_code == 2
 
 
-def test_an_error_that_explains_nothing_comes_with_rank_host_and_last_lines(run: RunDir) -> None:
+def test_an_unexpected_error_is_shown_with_rank_host_and_last_lines(run: RunDir) -> None:
     write_error(run, 3, 10.0, host="node7", known=False)
     run.log_file(3, 0).write_text("".join(f"line {n}\n" for n in range(100)))
     text = str(failure.explain_failure(run, 0, [run.logs / "none"], 1))
@@ -63,7 +63,7 @@ GLOO = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer
 
 
 def report(run: RunDir, name: str = "launcher", **values: Any) -> Path:
-    """What torchrun says when the first of two ranks seems to have failed first."""
+    """Write torchrun's report, in which the first of two ranks seems to have failed first."""
     path = run.logs / f"{name}.log"
     path.write_text(REPORT.format(**{"host": "localhost", "first": 0, "second": 1, "root": 1, "code": -15, **values}))
     return path
@@ -74,8 +74,8 @@ def test_a_killed_rank_is_named_from_the_report_of_its_own_machine(run: RunDir) 
     assert str(failure.explain_failure(run, 0, logs, 1)).startswith("rank 2 on node2 was killed by SIGKILL")
 
 
-def test_a_killed_rank_comes_before_one_that_failed_in_consequence(run: RunDir) -> None:
-    """On a busy machine torchrun sees the second of them end first."""
+def test_a_killed_rank_is_blamed_before_one_that_lost_its_connection(run: RunDir) -> None:
+    """On a busy machine torchrun may see the other rank end first."""
     write_error(run, 0, 10.0, message=GLOO, known=False)
     run.log_file(1, 0).touch()
     text = str(failure.explain_failure(run, 0, [report(run, code=-9)], 1))
@@ -86,20 +86,20 @@ def test_a_killed_rank_comes_before_one_that_failed_in_consequence(run: RunDir) 
     assert "| the last word\n" in str(failure.explain_failure(run, 0, [report(run, code=-9)], 1))
 
 
-def test_a_rank_that_torchrun_had_to_kill_is_not_the_first(run: RunDir) -> None:
+def test_a_rank_that_torchrun_killed_is_not_blamed(run: RunDir) -> None:
     write_error(run, 0, 10.0)
     log = report(run, code=-9)
     log.write_text("Unable to shutdown process 12 via 15, forcefully exiting via 9\n" + log.read_text())
     assert str(failure.explain_failure(run, 0, [log], 1)).startswith("rank 0: message 0")
 
 
-def test_an_error_comes_before_those_that_follow_from_it(run: RunDir) -> None:
+def test_an_error_is_shown_before_errors_that_follow_from_it(run: RunDir) -> None:
     write_error(run, 0, 10.0, message=GLOO, known=False)
     write_error(run, 1, 20.0, message="ValueError: first, but slow to write it down", known=False)
     assert str(failure.explain_failure(run, 0, [report(run, code=-6)], 1)).startswith("rank 1: ValueError")
 
 
-def test_an_abort_comes_before_the_loss_of_that_rank(run: RunDir) -> None:
+def test_an_aborted_rank_is_blamed_before_ranks_that_lost_it(run: RunDir) -> None:
     write_error(run, 0, 10.0, message=GLOO, known=False)
     assert str(failure.explain_failure(run, 0, [report(run, code=-6)], 1)).startswith(
         f"rank 1 on {platform.node()} was killed by SIGABRT"
@@ -107,7 +107,7 @@ def test_an_abort_comes_before_the_loss_of_that_rank(run: RunDir) -> None:
 
 
 def test_ranks_of_a_machine_that_is_gone_are_named(run: RunDir) -> None:
-    """No torchrun is left to report them, and they could write no error."""
+    """No torchrun is left to report them, and they could not write an error."""
     for rank in range(4):
         run.log_file(rank, 0).touch()
     write_error(run, 0, 10.0, message=GLOO, known=False)

@@ -1,4 +1,4 @@
-"""A sweep's folder and its table; trials packed on GPUs (real processes, a stand-in for what a trial runs)."""
+"""A sweep's folder and table, and its trials on the GPUs of a machine (real processes that stand in for trials)."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def trial(folder: SweepDir, number: int, losses: list, state: str) -> Trial:
     return found
 
 
-def test_trials_best_first(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_the_best_trial_first(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
     folder.add_trials([trial(folder, 1, [5.0, 3.0, 4.0], "done"), trial(folder, 2, [5.0, 2.0], "done")])
     folder.add_trials([trial(folder, 3, [], "failed"), trial(folder, 4, ["nan", "nan"], "done")])
     folder.add_trials([folder.trial(5, ["optim.lr=0.5", "experiment=smoke"])])
@@ -59,8 +59,10 @@ def test_trials_best_first(folder: SweepDir, capsys: pytest.CaptureFixture[str])
     ]  # fmt: skip
 
 
-def test_what_its_user_has_stopped_is_called_so(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
-    """As in ``ftdist status``; what was preempted is not."""
+def test_a_trial_that_its_user_stopped_is_shown_as_stopped(
+    folder: SweepDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in ``ftdist status``. A trial that was preempted is shown as preempted."""
     folder.add_trials([trial(folder, number, [], "preempted") for number in (1, 2)])
     for one, reason in zip(folder.trials(), ("stopped", "near the time limit"), strict=True):
         one.run.write_status(exit_reason=reason)
@@ -77,7 +79,7 @@ def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_is_done(folder:
     assert folder.read_objectives() == {1: 3.0, 2: math.inf}
 
 
-def test_a_folder_without_a_sweep(tmp_path: Path) -> None:
+def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sweep.json"):
         dispatch(["sweep", str(tmp_path)])
 
@@ -98,7 +100,7 @@ def gpu_trial(folder: SweepDir, number: int, ranks: int, at_once: int | None = N
 def run_on_gpus(
     folder: SweepDir, trials: List[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> List[List[str]]:
-    """The GPUs in use, after every start and every end of a trial."""
+    """Run trials. Returns the GPUs in use after every start and every end of a trial."""
     for name, text in {"nvidia-smi": NVIDIA_SMI, "trial": TRIAL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -114,20 +116,20 @@ def run_on_gpus(
     return used
 
 
-def test_trials_have_gpus_of_their_own(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_is_used_by_two_trials(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     used = run_on_gpus(folder, [gpu_trial(folder, number, 2) for number in range(4)], tmp_path, monkeypatch)
     assert max(map(len, used)) == 4 and {gpu for now in used for gpu in now} <= set("01234")
 
 
-def test_gpus_that_are_hidden_are_not_used(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_not_used(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1,4")
     used = run_on_gpus(folder, [gpu_trial(folder, number, 1, at_once=2) for number in range(4)], tmp_path, monkeypatch)
     assert max(map(len, used)) == 2 and {gpu for now in used for gpu in now} <= {"3", "1", "4"}
 
 
 @pytest.mark.parametrize(("kind", "at_once", "found"), [("local", None, 1), ("local", 3, 3), ("nodes", 3, 1)])
-def test_without_gpus_as_many_as_asked(kind: str, at_once: int | None, found: int) -> None:
+def test_without_gpus_trials_at_once_decides(kind: str, at_once: int | None, found: int) -> None:
     config = RunConfig()
     config.launch.kind, config.launch.device, config.launch.trials_at_once = LaunchKind[kind], Device.cpu, at_once
     assert this_machine.trials_at_once(config, gpus=0) == found
@@ -141,7 +143,7 @@ def slurm_trial(folder: SweepDir, number: int, **launch: object) -> Trial:
     return frozen(folder, number, config)
 
 
-def test_alike_trials_are_one_array(folder: SweepDir) -> None:
+def test_trials_with_the_same_script_form_one_array(folder: SweepDir) -> None:
     from ftdist.launch.sweeps import slurm_array
 
     trials = [slurm_trial(folder, number, nnodes=1 + (number == 2), trials_at_once=2) for number in (0, 1, 2, 3, 5)]
@@ -153,7 +155,7 @@ def test_alike_trials_are_one_array(folder: SweepDir) -> None:
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2], "0-2"), ([5], "5"), ([7, 0, 2, 1, 4], "0-2,4,7")])
-def test_ranges(numbers: List[int], text: str) -> None:
+def test_numbers_of_an_array_are_written_as_ranges(numbers: List[int], text: str) -> None:
     assert script.ranges(numbers) == text
 
 
@@ -162,7 +164,7 @@ def request(*overrides: str) -> compose.SweepRequest:
 
 
 def proposed(asked: compose.SweepRequest, objectives: Dict[str, float]) -> List[List[str]]:
-    """What a sweeper proposes, batch by batch, that is told these objectives, or else the learning rates."""
+    """Return the batches that a sweeper proposes, given these objectives or, for other trials, the learning rates."""
     batches: List[List[str]] = []
 
     def run_trials(batch: list, first: int) -> List[float]:
@@ -186,7 +188,7 @@ def test_the_basic_sweeper_proposes_all_at_once() -> None:
     "hydra.sweeper.sampler._target_=optuna.samplers.PartialFixedSampler",
     "hydra.sweeper.custom_search_space=evil.space",
 ])  # fmt: skip
-def test_of_optunas_parts_only_its_own_samplers_are_made(override: str) -> None:
+def test_only_optunas_own_samplers_can_be_named(override: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "optim.lr=interval(1e-6,1e-1)")
     assert compose.peek_sweep(request(*optuna)).learns
@@ -194,7 +196,7 @@ def test_of_optunas_parts_only_its_own_samplers_are_made(override: str) -> None:
         compose.peek_sweep(request(*optuna, override))
 
 
-def test_optuna_learns_and_proposes_the_same_again() -> None:
+def test_optuna_proposes_the_same_trials_for_the_same_objectives() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     asked = request("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",
                     "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
