@@ -24,13 +24,15 @@ STOPPED = "stopped"
 """The exit reason of a run whose state is preempted because its user asked for it."""
 NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
-    "state": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
+    "state": str, "backend": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
     "step": int, "max_steps": int, "last_checkpoint_step": int, "attempt": int, "pid": int, "requeues": int,
     "exit_code": int, "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
 }  # fmt: skip
 """What the fields of status.json hold where they are not null."""
 
 
+SUBMIT = "submit.sbatch"
+"""The batch script of a run."""
 SWEEP_REQUEST = "sweep.json"
 """In the folder of a sweep: what was asked for."""
 
@@ -52,7 +54,7 @@ class RunDir:
         self.config = self.path / "run.yaml"
         self.deepspeed = self.path / "deepspeed.json"
         self.provenance = self.path / "provenance.json"
-        self.submit = self.path / "submit.sbatch"
+        self.submit = self.path / SUBMIT
         self.preempt = self.path / "preempt"
         self.cancel = self.path / "cancel"
         self.attempt = self.path / "attempt"

@@ -27,7 +27,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
     wait_until(process, lambda: newest_step(run) >= 4)
     done = interrupt(process)
     assert done.code == EXIT_PREEMPTED, done.out
-    assert re.search(rf"stopped after \S+.*; go on with: ftdist resume {run.path}", done.out)
+    assert re.search(rf"stopped after \S+.*; resume with: ftdist resume {run.path}", done.out)
     assert "saving a checkpoint" in done.out
     assert done.out.count("error:") == 0
     yield run
@@ -46,7 +46,7 @@ def test_a_stopped_run_resumes_bit_for_bit(stopped: RunDir, tmp_path: Path) -> N
     run = copy_of(stopped, tmp_path / "run")
     step = run.read_status()["last_checkpoint_step"]
     done = succeed("resume", run.path)
-    assert done.out.splitlines()[0] == f"going on with {run.path} after step {step} of 8"
+    assert done.out.splitlines()[0] == f"resuming {run.path} after step {step} of 8"
     assert run.read_status()["state"] == "done"
     assert_same(run, finished_run(*SETTINGS))
 

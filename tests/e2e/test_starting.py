@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.base.errors import EXIT_USAGE
 from ftdist.run.rundir import RunDir
-from tests.helpers.cli import environment, ftdist, interrupt, kill_tree, start, succeed, wait_until
+from tests.helpers.cli import environment, interrupt, kill_tree, start, succeed, wait_until
 from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, finished_run, newest_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ftdist"]
@@ -96,7 +95,7 @@ def test_ctrl_c_under_torchrun_saves_a_checkpoint(tmp_path: Path) -> None:
     process = start("train", *SMOKE, *long, f"run_dir={run.path}", command=TORCHRUN)
     wait_until(process, lambda: newest_step(run) >= 2)
     done = interrupt(process)
-    assert f"go on with: ftdist resume {run.path}" in done.out and "error: " not in done.out
+    assert f"resume with: ftdist resume {run.path}" in done.out and "error: " not in done.out
     assert run.read_status()["state"] == "preempted" and run.find_checkpoint("last")
 
 
@@ -127,9 +126,10 @@ def test_the_command_of_a_dry_run_works(tmp_path: Path) -> None:
     assert_same(run, finished_run(*SMOKE))
 
 
-def test_a_finished_run_is_not_resumed() -> None:
+@pytest.mark.parametrize("command", [None, TORCHRUN], ids=["ftdist", "torchrun"])
+def test_a_resume_of_a_finished_run_changes_nothing_and_succeeds(command: list[str] | None) -> None:
     run = finished_run(*SMOKE)
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    done = ftdist("resume", run.path)
-    assert done.code == EXIT_USAGE and done.text.count("error:") == 1 and "is done" in done.err
+    done = succeed("resume", run.path, **({"command": command} if command else {}))
+    assert done.out.count("is done; to train longer, start a new run: ftdist train") == 1
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before

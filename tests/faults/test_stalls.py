@@ -79,7 +79,7 @@ CASES: Dict[str, Tuple[Fault, int, str, float]] = {
 def test_the_rank_to_blame_is_named_first(folder: Path, tmp_path: Path, case: str) -> None:
     strikes, rank, said, unknowable_s = CASES[case]
     run, fallen = strike(folder, tmp_path, strikes, rank)
-    error = explain_failure(run, 0, run.logs / "no-torchrun.log", EXIT_FAILED)
+    error = explain_failure(run, 0, [run.logs / "no-torchrun.log"], EXIT_FAILED)
     print(f"{case}: ended after {fallen.ended_s}, codes {fallen.codes}\n{error}")
     assert str(error).startswith(f"rank {rank} on "), error
     assert said.format(host=os.uname().nodename) in str(error)
@@ -138,7 +138,7 @@ def run_out_of_memory() -> None:
 )
 def test_a_failed_allocation_lists_what_uses_memory(folder: Path, tmp_path: Path) -> None:
     run, fallen = strike(folder, tmp_path, run_out_of_memory, 1, "train.gradient_checkpointing=false")
-    text = str(explain_failure(run, 0, run.logs / "no-torchrun.log", EXIT_FAILED))
+    text = str(explain_failure(run, 0, [run.logs / "no-torchrun.log"], EXIT_FAILED))
     print(text)
     assert fallen.codes == {0: EXIT_FAILED, 1: EXIT_FAILED}
     assert text.startswith(f"rank 1 on {os.uname().nodename}: memory ran out at step 4; of ")

@@ -54,6 +54,8 @@ def test_deepspeeds_launcher_gives_the_losses_of_a_local_run(
     run = RunDir(tmp_path / "run")
     output = finish(start("train", *SHORT, *machines, "launch.nproc_per_node=null", f"run_dir={run.path}"))
     assert "\nstep 6/6" in output and "[INFO]" not in output, output
+    places = re.findall(r"^run +(.+)$", output, re.MULTILINE)
+    assert places == [str(run.path)] * 2, output  # before the ranks and after them
     assert losses(run) == local_losses
     assert run.read_status()["state"] == "done" and run.log_file(1, 0).is_file()
     assert not processes_of(run, anywhere=True)

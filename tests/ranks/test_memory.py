@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, List
 
 from ftdist.config.schema import Device, RunConfig, load_config
-from ftdist.launch.backends.base import ranks_env
+from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
 from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks

@@ -33,7 +33,7 @@ def test_a_throttled_array_goes_on_after_a_failed_trial(slurm: Cluster, tmp_path
     jobs = [trial.run.read_status()["job_id"] for trial in sweep.trials()]
     assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(4)]
     assert most_at_once(slurm, sweep) == 2
-    assert sweep.told() == {trial.number: objective(trial.run) for trial in sweep.trials()}
+    assert sweep.read_objectives() == {trial.number: objective(trial.run) for trial in sweep.trials()}
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def test_demo_is_an_experiment_with_the_users_overrides(tmp_path: Path) -> None:
 def test_a_demo_under_torchrun_starts_no_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.join", lambda args: 7)
+    monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.train", lambda args: 7)
     assert cli.dispatch(["demo"]) == 7
 
 
