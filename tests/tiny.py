@@ -5,7 +5,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ftdist.config.schema import RunConfig, dump_config, parse_config
+from ftdist.config.frozen import dump_config, parse_config
+from ftdist.config.schema import RunConfig
 from ftdist.plan.batch import plan_batch
 from ftdist.run.rundir import RunDir, write_json
 

@@ -19,7 +19,8 @@ from ftdist.base.temporary import beside, remove_rests
 from ftdist.base.terminal import task
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.tensors import Stored
-from ftdist.config.schema import Precision, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.engine.shards import BUFFER, MASTER
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.run.rundir import MANIFEST, RunDir, read_json, read_manifest

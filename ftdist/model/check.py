@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from ftdist.base.errors import ConfigError, FtdistError
-from ftdist.config.schema import RunConfig, parse_config
+from ftdist.config.frozen import parse_config
+from ftdist.config.schema import RunConfig
 from ftdist.model.load import model_config
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts, write_facts

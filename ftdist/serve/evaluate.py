@@ -20,7 +20,8 @@ from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import beside, remove_rests
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import MARK, export_checkpoint
-from ftdist.config.schema import ModelConfig, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_eval_engine
 from ftdist.model.attention import choose_backend

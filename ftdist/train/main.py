@@ -15,7 +15,8 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.saver import Saver, hf_files
-from ftdist.config.schema import DebugConfig, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import DebugConfig, RunConfig
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_engine, parameter_shape
@@ -28,6 +29,7 @@ from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import plan_resumed
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
+from ftdist.plan.warmup import fit_warmup
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
 from ftdist.track.progress import Progress
@@ -140,6 +142,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     max_steps = config.train.max_steps or math.ceil(
         (config.train.epochs or 0) * train_set.num_rows / plan.global_batch_size
     )
+    if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
+        _say(ranks, note)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))

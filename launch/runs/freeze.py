@@ -13,7 +13,8 @@ from typing import Any, Dict, List, Optional
 from ftdist.base.errors import ConfigError
 from ftdist.base.redact import redact_source, redact_words
 from ftdist.base.temporary import beside
-from ftdist.config.schema import RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import package_versions
 from ftdist.launch.runs.resolve import check_run_dir
 from ftdist.plan.batch import BatchPlan

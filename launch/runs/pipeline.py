@@ -32,6 +32,8 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
     if config.launch.kind is LaunchKind.slurm:  # model and data are made ready by the job
         text = script.render(config)
         resolve.check_disk(config)
+        if config.train.max_steps is not None:  # the steps of epochs are known in the job, where the ranks fit them
+            _fit_schedule(config, 0, shown)
         return partial(_write, config, plan, shown, text)
     if shown:
         banner.show_machine()
@@ -40,8 +42,14 @@ def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown
     if verified:
         verify.verify_quickly(config)
     folder = ready.make_data_ready(config)
-    resolve.check_length(config, read_meta(folder)["sets"]["train"]["rows"])
+    _fit_schedule(config, read_meta(folder)["sets"]["train"]["rows"], shown)
     return partial(_write, config, plan, shown)
+
+
+def _fit_schedule(config: RunConfig, rows: int, shown: bool) -> None:
+    note = resolve.check_length(config, rows)
+    if note and shown:
+        print(f"note: {note}")
 
 
 def _write(config: RunConfig, plan: BatchPlan, shown: bool, script: str = "") -> RunDir:

@@ -11,7 +11,8 @@ from typing import List, Optional
 
 from ftdist.base.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.base.terminal import task
-from ftdist.config.schema import RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.signals import end_with_launcher
 from ftdist.run.locations import cache_root, model_location, needs_conversion
 from ftdist.run.model_facts import check_fit, read_facts

@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.names import near_paths
+from ftdist.config.checks import check_schedule_fits
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import Attention, Device, LaunchKind, Offload, Precision, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
@@ -20,6 +21,7 @@ from ftdist.launch.backends.nodes import check_nodes
 from ftdist.launch.backends.slurm import client
 from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
+from ftdist.plan.warmup import fit_warmup
 from ftdist.run.locations import cache_root, check_model_folder, model_location
 
 
@@ -146,23 +148,27 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         launch.threads_per_rank = max(1, cpu_cores() // launch.nproc_per_node)
 
 
-def check_length(config: RunConfig, rows: int) -> None:
-    """Whether warm-up and decay fit into a run of so many epochs: known once the data is packed.
+def check_length(config: RunConfig, rows: int) -> Optional[str]:
+    """Fit warm-up and decay into the run, in place.
+
+    Args:
+        config: The config of the run.
+        rows: Packed training rows of one epoch. Not used where ``train.max_steps`` is set.
+
+    Returns:
+        A note for the user if the warm-up was shortened.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: Warm-up and decay do not fit into the run.
     """
-    optim, epochs = config.optim, config.train.epochs
-    if epochs is None:
-        return
-    steps = math.ceil(epochs * rows / config.batch.global_batch_size)
-    if optim.warmup_steps + optim.decay_steps > steps:
-        raise ConfigError(
-            f"the run has {steps} steps ({rows} rows × {epochs:g} epochs / {config.batch.global_batch_size} rows a "
-            f"step), warm-up and decay take {optim.warmup_steps + optim.decay_steps}",
-            "warm-up and decay that fit into the run",
-            f"optim.warmup_steps={steps // 10}" + (f" optim.decay_steps={steps // 10}" if optim.decay_steps else ""),
-        )
+    train, batch = config.train, config.batch.global_batch_size
+    steps, why = train.max_steps, f"train.max_steps={train.max_steps}"
+    if steps is None:
+        epochs = train.epochs or 0
+        steps, why = math.ceil(epochs * rows / batch), f"{rows} rows × {epochs:g} epochs / {batch} rows a step"
+    note = fit_warmup(config.optim, steps)
+    check_schedule_fits(config.optim, steps, why)
+    return note
 
 
 def check_run_dir(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.launch.attempt.companion import guarding
 from ftdist.launch.attempt.process import stop_on_signals
 from ftdist.launch.backends.slurm import client, follow, script

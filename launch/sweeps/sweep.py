@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
-from ftdist.config.schema import Device, LaunchKind, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends import registry
 from ftdist.launch.config import compose

@@ -7,7 +7,8 @@ import signal
 import sys
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError
-from ftdist.config.schema import RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import failure, lifecycle
 from ftdist.launch.runs import ready
 from ftdist.run.rundir import RunDir

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE
+from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.resumable import EVALUATED, check_changes
-from ftdist.config.schema import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
+from ftdist.config.schema import LaunchConfig, LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, process
 from ftdist.launch.backends.base import plan_local
 from ftdist.launch.config import compose

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import List
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
-from ftdist.config.schema import LaunchKind, RunConfig, load_config
+from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.backends import registry
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.config import compose

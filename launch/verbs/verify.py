@@ -13,7 +13,8 @@ from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, LaunchError
 from ftdist.base.terminal import task
-from ftdist.config.schema import Device, LaunchConfig, RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import process
 from ftdist.launch.attempt.failure import explain_failure
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED, EXIT_USAGE
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from tests.e2e.cli import SMOKE, finished_run, ftdist, interrupt, newest_step, start, succeed, wait_until
 

@@ -10,7 +10,7 @@ from typing import List
 import pytest
 import yaml
 
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.launch.sweeps.folder import SweepDir, objective
 from tests.e2e.cli import Done, ftdist, interrupt, kill_tree, start, succeed, wait_until
 

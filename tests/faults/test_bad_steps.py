@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from ftdist.base.errors import TrainError
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
 from tests.faults.inject import make_batches_bad

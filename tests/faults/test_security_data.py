@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import ConfigError, DataError
-from ftdist.config.schema import SourceConfig, load_config, parse_config
+from ftdist.config.frozen import load_config, parse_config
+from ftdist.config.schema import SourceConfig
 from ftdist.run.prepared import data_folder
 from tests.faults.canary import pickled, source
 from tests.faults.table import fault
@@ -261,7 +262,7 @@ def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "run.yaml"))) as error:
         load_config(tmp_path / "run.yaml")
-    assert "is not whole" not in str(error.value), "it must be refused for what it holds, not for what it lacks"
+    assert "is incomplete" not in str(error.value), "it must be refused for what it holds, not for what is missing"
     assert not (tmp_path / "canary").exists()
 
 

@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config

@@ -10,7 +10,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ftdist.config.checks import check_config
-from ftdist.config.schema import RunConfig, SourceConfig, dump_config, parse_config
+from ftdist.config.frozen import dump_config, parse_config
+from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch.config import compose
 from ftdist.plan.batch import plan_batch
 

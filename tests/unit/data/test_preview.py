@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ftdist.config.schema import dump_config
+from ftdist.config.frozen import dump_config
 from ftdist.data.main import main
 from ftdist.data.prepare import prepare
 from ftdist.run.prepared import read_meta

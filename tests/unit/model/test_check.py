@@ -79,7 +79,7 @@ def test_what_can_is_measured(fields: dict[str, Any], limit: Any, table: bool) -
 
 
 def test_a_folder_is_known_again_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftdist.config.schema import dump_config
+    from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
     config.model.config = {}
@@ -96,7 +96,7 @@ def test_a_folder_is_known_again_by_its_content(tmp_path: Path, monkeypatch: pyt
 def test_a_wrong_model_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from ftdist.config.schema import dump_config
+    from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, "model.config.model_type=nonsense")
     monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))

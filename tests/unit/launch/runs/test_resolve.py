@@ -9,7 +9,8 @@ from typing import Any, List, NamedTuple
 import pytest
 
 from ftdist.base.errors import ConfigError, FtdistError
-from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb
 from ftdist.launch.attempt import machine
 from ftdist.launch.runs import resolve
 from ftdist.plan.disk import checkpoints_at_once, checkpoints_to_come

@@ -10,7 +10,8 @@ from typing import Dict, List
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Device, LaunchKind, RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import compose

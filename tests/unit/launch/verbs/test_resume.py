@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import check_changes, config_hash
-from ftdist.config.schema import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
+from ftdist.config.schema import Device, LaunchKind, RunConfig, SourceConfig
 from ftdist.launch import cli
 from ftdist.launch.attempt import failure
 from ftdist.launch.config import compose
