@@ -18,7 +18,7 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends import registry
-from ftdist.launch.config import compose
+from ftdist.launch.config import sweeper
 from ftdist.launch.runs import banner, resolve
 from ftdist.launch.runs.liveness import ALIVE, liveness
 from ftdist.launch.runs.pipeline import make_ready
@@ -27,7 +27,7 @@ from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
 from ftdist.launch.sweeps.table import show_table, swept
 from ftdist.run.rundir import read_json, write_json
 
-Batch = List[Tuple[List[str], compose.ComposeTrial]]
+Batch = List[Tuple[List[str], sweeper.ComposeTrial]]
 
 
 class _Stopped(Exception):
@@ -37,8 +37,8 @@ class _Stopped(Exception):
 def start_sweep(args: argparse.Namespace) -> int:
     """``ftdist train -m``. Returns the exit code: that of the first trial that did not end well."""
     config_dir = None if args.config_dir is None else str(Path(args.config_dir).absolute())
-    request = compose.SweepRequest(list(args.overrides), config_dir, args.config_name)
-    plan = compose.peek_sweep(request)
+    request = sweeper.SweepRequest(list(args.overrides), config_dir, args.config_name)
+    plan = sweeper.peek_sweep(request)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name.replace('/', '-')}-sweep"
     folder = SweepDir(Path(plan.runs_dir).expanduser().absolute() / name)
     resolve.check_run_dir(RunConfig(run_dir=str(folder.path)))
@@ -56,18 +56,18 @@ def resume_sweep(place: Path) -> int:
     try:
         asked = read_json(folder.request)
         os.chdir(asked.pop("cwd"))  # relative paths in its overrides
-        request = compose.SweepRequest(**asked)
+        request = sweeper.SweepRequest(**asked)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder.request}: {error}", "what ftdist train -m wrote, and its folder still there"
         ) from error
-    return _Sweep(folder, request, compose.peek_sweep(request).learns).go()
+    return _Sweep(folder, request, sweeper.peek_sweep(request).learns).go()
 
 
 class _Sweep:
     """One sweep under way."""
 
-    def __init__(self, folder: SweepDir, request: compose.SweepRequest, learns: bool, dry_run: bool = False) -> None:
+    def __init__(self, folder: SweepDir, request: sweeper.SweepRequest, learns: bool, dry_run: bool = False) -> None:
         self.folder, self.request, self.learns = folder, request, learns
         self._dry_run = dry_run
         self.codes: Dict[int, int] = {}
@@ -75,7 +75,7 @@ class _Sweep:
     def go(self) -> int:
         self.folder.cancel.unlink(missing_ok=True)
         try:
-            compose.sweep(self.request, self._run_batch)
+            sweeper.sweep(self.request, self._run_batch)
         except _Stopped:
             self._end("preempted")
             show_table(self.folder)

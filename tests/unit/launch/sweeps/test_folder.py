@@ -14,7 +14,7 @@ from ftdist.config.frozen import dump_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.cli import dispatch
-from ftdist.launch.config import compose
+from ftdist.launch.config import sweeper
 from ftdist.launch.sweeps import packed
 from ftdist.launch.sweeps.folder import SweepDir, Trial, objective
 
@@ -158,11 +158,11 @@ def test_ranges(numbers: List[int], text: str) -> None:
     assert script.ranges(numbers) == text
 
 
-def request(*overrides: str) -> compose.SweepRequest:
-    return compose.SweepRequest(["experiment=smoke", *overrides], None, "run")
+def request(*overrides: str) -> sweeper.SweepRequest:
+    return sweeper.SweepRequest(["experiment=smoke", *overrides], None, "run")
 
 
-def proposed(asked: compose.SweepRequest, objectives: Dict[str, float]) -> List[List[str]]:
+def proposed(asked: sweeper.SweepRequest, objectives: Dict[str, float]) -> List[List[str]]:
     """What a sweeper proposes, batch by batch, that is told these objectives, or else the learning rates."""
     batches: List[List[str]] = []
 
@@ -171,13 +171,13 @@ def proposed(asked: compose.SweepRequest, objectives: Dict[str, float]) -> List[
         batches.append([" ".join(overrides) for overrides, _ in batch])
         return [objectives.get(text, float(text.split("optim.lr=")[1].split()[0])) for text in batches[-1]]
 
-    compose.sweep(asked, run_trials)
+    sweeper.sweep(asked, run_trials)
     return batches
 
 
 def test_the_basic_sweeper_proposes_all_at_once() -> None:
     asked = request("optim.lr=1e-3,1e-4", "seed=range(0,2)")
-    assert not compose.peek_sweep(asked).learns
+    assert not sweeper.peek_sweep(asked).learns
     (batch,) = proposed(asked, {})
     assert len(batch) == 4 and batch[3] == "experiment=smoke optim.lr=0.0001 seed=1"
 
@@ -190,16 +190,16 @@ def test_the_basic_sweeper_proposes_all_at_once() -> None:
 def test_of_optunas_parts_only_its_own_samplers_are_made(override: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "optim.lr=interval(1e-6,1e-1)")
-    assert compose.peek_sweep(request(*optuna)).learns
+    assert sweeper.peek_sweep(request(*optuna)).learns
     with pytest.raises(ConfigError, match="names code to run"):
-        compose.peek_sweep(request(*optuna, override))
+        sweeper.peek_sweep(request(*optuna, override))
 
 
 def test_optuna_learns_and_proposes_the_same_again() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     asked = request("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",
                     "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
-    assert compose.peek_sweep(asked).learns
+    assert sweeper.peek_sweep(asked).learns
     first = proposed(asked, {})
     assert proposed(asked, {}) == first and len(first) == 3
     best = min(first[0], key=lambda text: float(text.split("optim.lr=")[1].split()[0]))
