@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ftdist.base.json_files import write_json
-from ftdist.config.schema import RunConfig, dump_config, parse_config
+from ftdist.config.frozen import dump_config, parse_config
+from ftdist.config.schema import RunConfig
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.rundir import RunDir

@@ -1,6 +1,7 @@
 """``python -m ftdist.verify.main FOLDER``: one rank of the checks. Rank 0 looks at the data before ranks meet."""
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
-from ftdist.config.schema import RunConfig, dump_config, load_config
+from ftdist.config.frozen import dump_config, load_config
+from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.data.row_order import row_ids, train_rows
 from ftdist.model.check import check_model
@@ -16,6 +18,7 @@ from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.run_length import num_steps
+from ftdist.plan.warmup import fit_warmup
 from ftdist.run import checks
 from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
@@ -193,7 +196,8 @@ def rate_is_as_configured(config: RunConfig, max_steps: int) -> checks.Check:
     """At every step of the run, against the formulas of docs/step.md."""
     if not max_steps:
         return checks.not_run(RATE, "train.epochs: the steps are known once the whole data is prepared")
-    optim, allowed = config.optim, SAME_RATE * config.optim.lr
+    optim, allowed = copy.copy(config.optim), SAME_RATE * config.optim.lr
+    fit_warmup(optim, max_steps)
     found = [learning_rate(optim, step, max_steps) for step in range(max_steps)]
     wrong = [step for step, rate in enumerate(found) if not abs(rate - expected_lr(optim, step, max_steps)) <= allowed]
     problems = [f"{len(wrong)} of {max_steps} steps have another, step {wrong[0] + 1} {found[wrong[0]]:g} for one"

@@ -190,7 +190,8 @@ def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> N
     batch.micro_batch_size, batch.grad_accum_steps, batch.global_batch_size = micro, accum, micro * accum * ranks
     data.max_seq_len, data.max_heldout_documents = length, HELDOUT_DOCUMENTS
     optim, train = steps.optim, steps.train
-    optim.warmup_steps = min(optim.warmup_steps, STEPS)
+    optim.warmup_steps = min(STEPS if optim.warmup_ratio else optim.warmup_steps, STEPS)
+    optim.warmup_ratio, optim.shorten_warmup = None, False
     if optim.schedule is Schedule.wsd:
         optim.decay_steps, optim.warmup_steps = 1, min(optim.warmup_steps, 1)
     train.epochs, train.max_steps, train.checkpoint_every, train.eval_every = None, STEPS, 1, None

@@ -14,7 +14,8 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.redact import redact_arguments, redact_source
 from ftdist.base.temporary import temporary_path
-from ftdist.config.schema import RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import package_versions
 from ftdist.launch.runs.resolve import check_run_dir
 from ftdist.plan.batch import BatchPlan, plan_resumed

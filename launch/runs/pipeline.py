@@ -11,6 +11,7 @@ from ftdist.launch.runs import banner, inputs, resolve, verify
 from ftdist.launch.runs.freeze import freeze
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.warmup import fit_schedule
 from ftdist.run.prepared import data_folder, read_meta
 from ftdist.run.rundir import RunDir
 
@@ -38,6 +39,8 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     backend = backend_of(config)
     files = backend.files(config)
     if backend.uses_scheduler:  # the job prepares model and data
+        if config.train.max_steps is not None:  # the steps of epochs are known in the job, where the ranks fit them
+            _fit_schedule(config, 0, shown)
         resolve.check_disk(config)
         return partial(_write, config, plan, files, shown)
     if shown:
@@ -47,8 +50,14 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     if verify_first:
         verify.verify_quickly(config)
     folder = inputs.prepare_data(config)
-    resolve.check_length(config, read_meta(folder)["sets"]["train"]["rows"])
+    _fit_schedule(config, read_meta(folder)["sets"]["train"]["rows"], shown)
     return partial(_write, config, plan, files, shown)
+
+
+def _fit_schedule(config: RunConfig, rows: int, shown: bool) -> None:
+    note = fit_schedule(config, rows)
+    if note and shown:
+        print(f"note: {note}")
 
 
 def _write(config: RunConfig, plan: BatchPlan, files: Mapping[str, str], shown: bool) -> RunDir:

@@ -6,7 +6,8 @@ import sys
 from typing import List, Optional
 
 from ftdist.base.errors import EXIT_FAILED, FtdistError, LaunchError
-from ftdist.config.schema import RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.signals import end_with_launcher
 
 

@@ -21,7 +21,6 @@ from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
 from ftdist.plan.layout import layout_of
 from ftdist.plan.optimizers import optimizer_of
-from ftdist.plan.run_length import check_schedule_fits
 from ftdist.run.locations import cache_root, check_model_folder, model_location
 
 
@@ -121,15 +120,6 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
     gpus = resolve_device(config.launch)
     config.launch.nproc_per_node, config.launch.nnodes = ranks
     resolve_ranks_per_node(config.launch, gpus)
-
-
-def check_length(config: RunConfig, rows: int) -> None:
-    """Check that warm-up and decay fit into the run, once the data is packed into ``rows`` rows.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    check_schedule_fits(config, rows)
 
 
 def check_run_dir(config: RunConfig) -> None:

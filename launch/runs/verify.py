@@ -12,7 +12,8 @@ from rich.console import Console
 
 from ftdist.base.errors import LaunchError
 from ftdist.base.terminal import task
-from ftdist.config.schema import Device, LaunchConfig, RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import process
 from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.attempt.failure import explain_failure

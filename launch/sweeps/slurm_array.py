@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
-from ftdist.config.schema import LaunchKind, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.companion import stop_run_if_killed
 from ftdist.launch.attempt.signals import touch_on_signals
 from ftdist.launch.backends.base import ALIVE

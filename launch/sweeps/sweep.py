@@ -16,11 +16,12 @@ from typing import Dict, List, Tuple
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path, short_path
-from ftdist.config.schema import Device, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.registry import backend_of
-from ftdist.launch.config import compose
+from ftdist.launch.config import sweeper
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.runs.pipeline import prepare_run
@@ -28,7 +29,7 @@ from ftdist.launch.sweeps import slurm_array, this_machine
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
 from ftdist.launch.sweeps.table import show_table, varied_overrides
 
-Batch = List[Tuple[List[str], compose.ComposeTrial]]
+Batch = List[Tuple[List[str], sweeper.ComposeTrial]]
 
 
 class _Stopped(Exception):
@@ -43,8 +44,8 @@ def start_sweep(args: argparse.Namespace) -> int:
         LaunchError: a trial cannot be used by the sweeper, or Slurm refuses the trials.
     """
     config_dir = None if args.config_dir is None else str(Path(args.config_dir).absolute())
-    request = compose.SweepRequest(list(args.overrides), config_dir, args.config_name)
-    plan = compose.peek_sweep(request)
+    request = sweeper.SweepRequest(list(args.overrides), config_dir, args.config_name)
+    plan = sweeper.peek_sweep(request)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name.replace('/', '-')}-sweep"
     folder = SweepDir(Path(plan.runs_dir).expanduser().absolute() / name)
     resolve.check_run_dir(RunConfig(run_dir=str(folder.path)))
@@ -74,18 +75,18 @@ def resume_sweep(place: Path, quiet: bool = False) -> int:
     try:
         asked = read_json(folder.request)
         os.chdir(asked.pop("cwd"))  # relative paths in its overrides
-        request = compose.SweepRequest(**asked)
+        request = sweeper.SweepRequest(**asked)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{folder.request}: {error}", "what ftdist train -m wrote, and its folder still there"
         ) from error
-    return _Sweep(folder, request, compose.peek_sweep(request).learns).run()
+    return _Sweep(folder, request, sweeper.peek_sweep(request).learns).run()
 
 
 class _Sweep:
     """A sweep that is under way."""
 
-    def __init__(self, folder: SweepDir, request: compose.SweepRequest, learns: bool, dry_run: bool = False) -> None:
+    def __init__(self, folder: SweepDir, request: sweeper.SweepRequest, learns: bool, dry_run: bool = False) -> None:
         self.folder, self.request, self.learns = folder, request, learns
         self._dry_run = dry_run
         self.codes: Dict[int, int] = {}
@@ -94,7 +95,7 @@ class _Sweep:
         """Run the sweep to its end. Returns the exit code of the first trial that did not end well, or 0."""
         self.folder.cancel.unlink(missing_ok=True)
         try:
-            compose.sweep(self.request, self._run_batch)
+            sweeper.sweep(self.request, self._run_batch)
         except _Stopped:
             self._end("preempted")
             show_table(self.folder)

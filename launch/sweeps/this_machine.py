@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
-from ftdist.config.schema import Device, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.machine import gpu_ids
 from ftdist.launch.attempt.signals import end_with_launcher, touch_on_signals
 from ftdist.launch.backends.registry import backend_of

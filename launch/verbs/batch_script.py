@@ -7,7 +7,8 @@ import sys
 from typing import Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError, LaunchError
-from ftdist.config.schema import LaunchKind, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.rundir import RunDir

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.launch.runs.programs import run_program
 from ftdist.run.rundir import RunDir, checkpoint_step, refuse_sweep
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from ftdist.base.errors import EXIT_DONE
 from ftdist.config.resumable import CHANGEABLE, EVALUATED
 from ftdist.config.schema import SourceConfig
+from ftdist.launch.verbs.table import VERBS, parser_of
 from ftdist.run.rundir import SWEEP_REQUEST, RunDir, checkpoint_step
 
 SCRIPTS = {
@@ -70,8 +71,6 @@ def complete(argv: List[str]) -> int:
 def candidates(line: str) -> List[str]:
     """What the last word of ``line`` (``ftdist VERB …`` up to the cursor) can become. One that ends in ``= . /`` goes
     on."""
-    from ftdist.launch.cli import VERBS, parser_of
-
     *before, word = line.split(" ")
     before = [given for given in before if given]
     if len(before) < 2:
@@ -80,7 +79,7 @@ def candidates(line: str) -> List[str]:
     if verb not in VERBS:
         return []
     parser = parser_of(verb)
-    flags = parser._option_string_actions
+    flags = parser.flags
     words = _without_flags(given, flags)
     flag, equals, value = word.partition("=")
     if flag in flags and equals:
@@ -89,7 +88,7 @@ def candidates(line: str) -> List[str]:
         return _values(flags[given[-1]], word, words, given)
     if word.startswith("-"):
         return sorted(name for name in flags if name.startswith(word) and len(name) > 2)
-    places = parser._get_positional_actions()
+    places = parser.positionals
     many = [place for place in places if place.nargs == "*"]
     if not places or (len(words) >= len(places) and not many):
         return []
@@ -169,14 +168,14 @@ def _on_one_path(key: str, known: str) -> bool:
 
 def _keys(start: str) -> List[str]:
     """Keys of the schema, up to the next dot."""
-    from ftdist.launch.config import messages
+    from ftdist.launch.config import keys as config_keys
 
     source = re.match(r"(data\.(?:sources|heldout)\.[^.]+\.)", start)
     if source:
         keys = [source.group(1) + field.name for field in dataclasses.fields(SourceConfig)]
     else:
-        keys = [key for key in messages.schema_keys() if key.count(".") == start.count(".")]
-    return [key + _sign_after(messages.type_at(key)) for key in keys if key.startswith(start)]
+        keys = [key for key in config_keys.schema_keys() if key.count(".") == start.count(".")]
+    return [key + _sign_after(config_keys.type_at(key)) for key in keys if key.startswith(start)]
 
 
 def _sign_after(kind: Any) -> str:
@@ -185,9 +184,9 @@ def _sign_after(kind: Any) -> str:
 
 def _values_of(key: str, start: str) -> Optional[List[str]]:
     """What a key can hold, where schema or disk can tell: words of an enum, true and false, files; else None."""
-    from ftdist.launch.config import messages
+    from ftdist.launch.config import keys as config_keys
 
-    kind = messages.type_at(key)
+    kind = config_keys.type_at(key)
     optional = type(None) in typing.get_args(kind)
     if optional:
         kind = typing.get_args(kind)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.launch.backends.base import ALIVE, newest_rank_log
 from ftdist.launch.backends.registry import backend_of_status
 from ftdist.launch.runs.liveness import liveness

@@ -8,7 +8,7 @@ import threading
 import time
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.launch.backends.nodes import run_node
 from ftdist.run.rundir import RunDir
 

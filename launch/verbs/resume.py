@@ -7,8 +7,9 @@ from typing import List
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.output import quoted_path, short_path
+from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
-from ftdist.config.schema import RunConfig, load_config
+from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose

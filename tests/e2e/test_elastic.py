@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED, EXIT_USAGE
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import ftdist, interrupt, start, succeed, wait_until
 from tests.helpers.runs import PADDED_ZERO3, finished_run, newest_step

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.launch.sweeps.folder import objective
 from tests.helpers.cli import Done, ftdist, interrupt, kill_tree, start, succeed, wait_until
 from tests.helpers.sweeps import DIVERGES, TRIAL, only_sweep, states

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from ftdist.base.errors import TrainError
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
 from tests.faults.bad_batches import make_batches_bad

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, List
 
-from ftdist.config.schema import Device, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
 from tests.helpers.training import assemble, start

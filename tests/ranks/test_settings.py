@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ftdist.config.schema import Device, RunConfig, SourceConfig, dump_config, load_config
+from ftdist.config.frozen import dump_config, load_config
+from ftdist.config.schema import Device, RunConfig, SourceConfig
 from ftdist.launch.config import compose
 from ftdist.run.rundir import RunDir
 

@@ -12,7 +12,7 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.launch import cli
-from ftdist.launch.verbs import completion
+from ftdist.launch.verbs import completion, table
 
 HEAVY = ["torch", "deepspeed", "transformers", "datasets", "wandb"]
 NO_TORCH = f"""
@@ -59,7 +59,7 @@ def test_help_and_usage_errors_are_quick_and_load_nothing_heavy(words: List[str]
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.dispatch(["--help"]) == 0
     text = capsys.readouterr().out
-    for name, verb in cli.VERBS.items():
+    for name, verb in table.VERBS.items():
         assert f"  {name} {verb.arguments}" in text and verb.summary in text
     assert "ftdist demo" in text and "75" in text
     assert max(map(len, text.splitlines())) <= 120

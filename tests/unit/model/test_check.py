@@ -80,7 +80,7 @@ def test_the_facts_about_a_model_that_can_be_fine_tuned(fields: dict[str, Any], 
 
 
 def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftdist.config.schema import dump_config
+    from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
     config.model.config = {}
@@ -97,7 +97,7 @@ def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, m
 def test_the_program_refuses_an_invalid_model_with_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from ftdist.config.schema import dump_config
+    from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, "model.config.model_type=nonsense")
     monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))

@@ -8,7 +8,8 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.redact import redact_arguments
-from ftdist.config.schema import RunConfig, SourceConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import freeze, provenance
 

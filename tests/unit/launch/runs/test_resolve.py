@@ -9,11 +9,13 @@ from typing import Any, List, NamedTuple
 import pytest
 
 from ftdist.base.errors import ConfigError, FtdistError
-from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb
 from ftdist.launch.attempt import machine
 from ftdist.launch.backends import foreground
 from ftdist.launch.runs import resolve
 from ftdist.plan.layout import layout_of
+from ftdist.plan.warmup import fit_schedule
 
 
 @pytest.fixture
@@ -243,8 +245,8 @@ def test_warm_up_must_fit_into_the_epochs() -> None:
     config = RunConfig()
     config.train.epochs, config.optim.warmup_steps, config.batch.global_batch_size = 1.0, 30, 4
     with pytest.raises(ConfigError, match=r"the run has 7 steps[\s\S]*optim.warmup_steps=0"):
-        resolve.check_length(config, 25)
-    resolve.check_length(config, 400)
+        fit_schedule(config, 25)
+    fit_schedule(config, 400)
 
 
 @pytest.mark.parametrize("name", ["varlen", "flex"])

@@ -10,10 +10,11 @@ from typing import Dict, List
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Device, LaunchKind, RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.cli import dispatch
-from ftdist.launch.config import compose
+from ftdist.launch.config import sweeper
 from ftdist.launch.sweeps import this_machine
 from ftdist.launch.sweeps.folder import SweepDir, Trial, objective
 
@@ -159,11 +160,11 @@ def test_numbers_of_an_array_are_written_as_ranges(numbers: List[int], text: str
     assert script.ranges(numbers) == text
 
 
-def request(*overrides: str) -> compose.SweepRequest:
-    return compose.SweepRequest(["experiment=smoke", *overrides], None, "run")
+def request(*overrides: str) -> sweeper.SweepRequest:
+    return sweeper.SweepRequest(["experiment=smoke", *overrides], None, "run")
 
 
-def proposed(asked: compose.SweepRequest, objectives: Dict[str, float]) -> List[List[str]]:
+def proposed(asked: sweeper.SweepRequest, objectives: Dict[str, float]) -> List[List[str]]:
     """Return the batches that a sweeper proposes, given these objectives or, for other trials, the learning rates."""
     batches: List[List[str]] = []
 
@@ -172,13 +173,13 @@ def proposed(asked: compose.SweepRequest, objectives: Dict[str, float]) -> List[
         batches.append([" ".join(overrides) for overrides, _ in batch])
         return [objectives.get(text, float(text.split("optim.lr=")[1].split()[0])) for text in batches[-1]]
 
-    compose.sweep(asked, run_trials)
+    sweeper.sweep(asked, run_trials)
     return batches
 
 
 def test_the_basic_sweeper_proposes_all_at_once() -> None:
     asked = request("optim.lr=1e-3,1e-4", "seed=range(0,2)")
-    assert not compose.peek_sweep(asked).learns
+    assert not sweeper.peek_sweep(asked).learns
     (batch,) = proposed(asked, {})
     assert len(batch) == 4 and batch[3] == "experiment=smoke optim.lr=0.0001 seed=1"
 
@@ -191,16 +192,16 @@ def test_the_basic_sweeper_proposes_all_at_once() -> None:
 def test_only_optunas_own_samplers_can_be_named(override: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "optim.lr=interval(1e-6,1e-1)")
-    assert compose.peek_sweep(request(*optuna)).learns
+    assert sweeper.peek_sweep(request(*optuna)).learns
     with pytest.raises(ConfigError, match="names code to run"):
-        compose.peek_sweep(request(*optuna, override))
+        sweeper.peek_sweep(request(*optuna, override))
 
 
 def test_optuna_proposes_the_same_trials_for_the_same_objectives() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     asked = request("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",
                     "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
-    assert compose.peek_sweep(asked).learns
+    assert sweeper.peek_sweep(asked).learns
     first = proposed(asked, {})
     assert proposed(asked, {}) == first and len(first) == 3
     best = min(first[0], key=lambda text: float(text.split("optim.lr=")[1].split()[0]))

@@ -8,7 +8,8 @@ from typing import Callable, Dict, List
 import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError
-from ftdist.config.schema import RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import RunConfig
 from ftdist.launch.sweeps import sweep
 from ftdist.launch.sweeps.folder import SweepDir, Trial
 from ftdist.launch.verbs import train

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED
-from ftdist.config.schema import Device, LaunchKind, RunConfig, dump_config
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.verbs import batch_script
 from ftdist.run.rundir import RunDir

@@ -10,8 +10,9 @@ import pytest
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.json_files import read_json
+from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import check_changes, config_hash
-from ftdist.config.schema import LaunchKind, RunConfig, dump_config, load_config, parse_config
+from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch import cli
 from ftdist.launch.verbs import resume, under_torchrun
 from ftdist.run.rundir import RunDir
