@@ -32,7 +32,16 @@ from ftdist.base.errors import CheckpointError
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.tensors import encode
 from ftdist.plan.disk import size_text
-from ftdist.run.rundir import BAD, MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest, was_due
+from ftdist.run.rundir import (
+    BAD_PREFIX,
+    MANIFEST,
+    PINNED,
+    RunDir,
+    checkpoint_step,
+    manifest_text,
+    read_manifest,
+    was_due,
+)
 
 FORMAT = 1
 HF, STATE = "hf", "state.json"
@@ -281,7 +290,7 @@ def _names(run: RunDir, due: bool) -> Tuple[List[str], List[str]]:
 
 
 def _set_aside(folder: Path) -> str:
-    place = folder.with_name(BAD + folder.name)
+    place = folder.with_name(BAD_PREFIX + folder.name)
     try:
         durable.remove(place)
         durable.rename(folder, place)

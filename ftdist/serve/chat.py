@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.base.terminal import task
-from ftdist.track.report import CUT
+from ftdist.track.report import TRUNCATION_MARK
 
 Messages = List[Dict[str, str]]
 
@@ -92,7 +92,7 @@ def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, tempe
     produced = output[0, inputs["input_ids"].shape[1] :]
     stops = model.generation_config.eos_token_id
     ended = int(produced[-1]) in (stops if isinstance(stops, list) else [stops])
-    print("" if ended else CUT, flush=True)
+    print("" if ended else TRUNCATION_MARK, flush=True)
     return tokenizer.decode(produced, skip_special_tokens=True)
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ftdist.data.loader import micro_batch
 from ftdist.model.forward import token_loss
 from ftdist.parallel.ranks import Ranks, reduce_sum
-from ftdist.track.report import CUT
+from ftdist.track.report import TRUNCATION_MARK
 from ftdist.train.preempt import Preemption
 
 
@@ -97,7 +97,7 @@ def answer_prompts(training: Any, say: Callable[[str], None]) -> List[Dict[str, 
         say(f"answering {number}/{len(asked)}")
         ids = answer(training.engine, prompt["prompt_ids"], limit, stops if isinstance(stops, list) else [stops],
                      training.vocab_size, training.ranks.device)  # fmt: skip
-        text = training.tokenizer.decode(ids) + (CUT if len(ids) == limit else "")
+        text = training.tokenizer.decode(ids) + (TRUNCATION_MARK if len(ids) == limit else "")
         rows.append({"set": name, "index": index, "question": prompt["question"], "prompt": prompt["prompt_text"],
                      "answer": text, "reference": prompt["reference"]})  # fmt: skip
     return rows

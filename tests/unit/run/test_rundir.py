@@ -88,7 +88,7 @@ def test_a_damaged_status_says_how_it_is_mended(content: bytes, tmp_path: Path) 
     run.status.write_bytes(content)
     with pytest.raises(ConfigError) as error:
         run.read_status()
-    assert error.value.fix == f"rm {run.status}: a run goes on without it"
+    assert error.value.fix == f"rm {run.status}: a run continues without it"
     run.status.unlink()
     assert run.read_status() == {}
 
