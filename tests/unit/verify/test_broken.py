@@ -7,7 +7,7 @@ import pytest
 
 from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
-from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read
+from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read_checks
 from ftdist.verify.main import before_ranks
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, tiny_config
@@ -38,7 +38,7 @@ def broken_config(folder: Path, overrides: List[str], records: List[Any]) -> Run
 def look_at(folder: Path, config: RunConfig) -> Dict[str, Check]:
     (folder / "scratch").mkdir()
     before_ranks(config, folder / "scratch", 1, 1, quick=False)
-    return {check.name: check for check in read(folder / "scratch")}
+    return {check.name: check for check in read_checks(folder / "scratch")}
 
 
 def written(folder: Path, text: str) -> str:
@@ -225,7 +225,7 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     another_models_tokenizer: ("ids fit the embedding", "another model's tokenizer"),
     another_generation_prompt: ("training prompt = chat prompt", "a chat program gives"),
     most_answers_empty: ("tokens are trained", "most of the source 'mine' is dropped"),
-    rows_longer_than_the_positions: ("the model can be trained", "each a row of a table"),
+    rows_longer_than_the_positions: ("the model can be trained", "the length of its position table"),
     rows_far_too_short: ("documents are whole", "are cut at data.max_seq_len=64"),
 }
 
@@ -283,7 +283,7 @@ def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)
     number_checks_or_cause(config, folder, ranks, quick)
-    return read(folder)
+    return read_checks(folder)
 
 
 def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
