@@ -1,8 +1,8 @@
 """Prepared data in the cache: its folder, which is named by a hash of everything that changes the result.
 
-The cache is the second thing that both planes read, besides the run directory: prepared data (``data/``, described here),
-converted models (``models/``, see ``run/locations.py``) and facts about models (``checked/``, see ``run/model_facts.py``).
-This module imports nothing heavy, so that data that is already prepared is found at once.
+Besides the run directory, the cache is the second thing that both planes read. It holds prepared data (``data/``,
+described here), converted models (``models/``, see ``run/locations.py``) and facts about models (``checked/``, see
+``run/model_facts.py``). This module imports nothing heavy, so that prepared data is found at once.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def data_folder(config: RunConfig) -> Path:
 
 
 def is_ready(folder: Path) -> bool:
-    """Return whether a folder holds prepared data. It is then complete, because it was renamed to this name at the end."""
+    """Return whether a folder holds prepared data. If so it is complete: it gets this name at the end."""
     return (folder / META).is_file()
 
 
@@ -117,9 +117,8 @@ def _source_key(where: str, source: SourceConfig, hashes: "_FileHashes") -> Dict
 def _tokenizer_key(config: RunConfig, hashes: "_FileHashes") -> List[Any]:
     location = tokenizer_location(config)
     if not config.model.tokenizer and is_converted(config):
-        return [
-            Path(location).name
-        ]  # its name identifies the content, so that the hash is known before the model is converted
+        # The name identifies the content, so that the hash is known before the model is converted.
+        return [Path(location).name]
     if Path(location).is_dir():
         files = {file for pattern in TOKENIZER_FILES for file in Path(location).glob(pattern) if file.is_file()}
         return sorted((file.name, hashes.of(file)) for file in files)
@@ -127,7 +126,10 @@ def _tokenizer_key(config: RunConfig, hashes: "_FileHashes") -> List[Any]:
 
 
 class _FileHashes:
-    """SHA-256 of files. They are kept in the cache, by path, size and modification time, so that each file is read once."""
+    """SHA-256 hashes of files. They are kept in the cache, so that each file is read only once.
+
+    A file is recognized by its path, size and modification time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.known, self.changed = path, {}, False
