@@ -73,7 +73,7 @@ def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick:
     try:
         check_numbers(config, folder, ranks, quick, report)
     except ConfigError as error:
-        done = {check.name for check in checks.read(folder)}
+        done = {check.name for check in checks.read_checks(folder)}
         left = [name for name in NUMBERS if name not in done]
         for name in left:
             cause = " ".join(str(error).split())

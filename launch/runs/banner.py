@@ -16,7 +16,7 @@ from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.data_warnings import data_warnings
 from ftdist.plan.memory import placement
-from ftdist.run.model_facts import describe_model, longer_than_known, read_facts
+from ftdist.run.model_facts import describe_model, length_problem, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.sample import describe_data, print_sample
@@ -46,7 +46,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     """
     console = _console()
     facts = read_facts(config)  # None if a Slurm job will check the model
-    warning = longer_than_known(config, facts) if facts else ""
+    warning = length_problem(config, facts) if facts else ""
     for what, value in (
         ("model", describe_model(config)),
         ("data", describe_data(read_meta(data)) if is_ready(data) else ", ".join(config.data.sources)),

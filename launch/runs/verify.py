@@ -20,7 +20,7 @@ from ftdist.launch.attempt.failure import explain_failure
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from ftdist.launch.runs import inputs, resolve
 from ftdist.plan.batch import plan_batch
-from ftdist.run.checks import FAILED, NOTES, Check, count, failed, print_checks, read
+from ftdist.run.checks import FAILED, NOTES, Check, count_outcomes, failed, print_checks, read_checks
 from ftdist.run.locations import check_model_folder
 from ftdist.run.rundir import RunDir
 
@@ -54,7 +54,7 @@ def verify_quickly(config: RunConfig) -> None:
         show(verified)
         raise LaunchError("a check failed, see above: this machine does not train as it should", "no failed check",
                           "ftdist train experiment=demo trains without checking")  # fmt: skip
-    print(f"{'verify':10} {count(verified.checks)} (ftdist verify checks all of them)", flush=True)
+    print(f"{'verify':10} {count_outcomes(verified.checks)} (ftdist verify checks all of them)", flush=True)
 
 
 def show(verified: Verified) -> None:
@@ -63,7 +63,7 @@ def show(verified: Verified) -> None:
     for note in verified.notes:
         console.print(f"note: {note}", markup=False)
     print_checks(verified.checks, console)
-    console.print(f"{count(verified.checks)} in {verified.took_s:.0f} s")
+    console.print(f"{count_outcomes(verified.checks)} in {verified.took_s:.0f} s")
 
 
 def run_checks(config: RunConfig, quick: bool) -> Verified:
@@ -91,7 +91,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
         log = run.logs / "launcher.log"
         with task("checking the config"):
             code = process.run_ranks(plan_local(config, "ftdist.verify.main", *arguments), log)
-        found = read(run.path)
+        found = read_checks(run.path)
         if code:
             found.append(failed("the checks run to their end", _without_logs(explain_failure(run, 0, [log], code))))
         written = run.path / NOTES

@@ -7,7 +7,7 @@ import pytest
 
 from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
-from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read
+from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read_checks
 from ftdist.verify.main import before_ranks
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, tiny_config
@@ -38,7 +38,7 @@ def broken_config(folder: Path, overrides: List[str], records: List[Any]) -> Run
 def run_checks_of(folder: Path, config: RunConfig) -> Dict[str, Check]:
     (folder / "scratch").mkdir()
     before_ranks(config, folder / "scratch", 1, 1, quick=False)
-    return {check.name: check for check in read(folder / "scratch")}
+    return {check.name: check for check in read_checks(folder / "scratch")}
 
 
 def written(folder: Path, text: str) -> str:
@@ -287,7 +287,7 @@ def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)
     number_checks_or_cause(config, folder, ranks, quick)
-    return read(folder)
+    return read_checks(folder)
 
 
 def test_a_model_whose_attention_does_not_isolate_documents_fails(tmp_path: Path) -> None:
