@@ -1,4 +1,4 @@
-"""``python -m ftdist.serve.evaluate RUN_DIR``: held-out loss of a checkpoint, on as many ranks as are started.
+"""Compute the held-out loss of a checkpoint: ``python -m ftdist.serve.evaluate RUN_DIR``, on any number of ranks.
 
 ``--config`` names another run.yaml whose data is evaluated instead of the run's own.
 """
@@ -41,14 +41,16 @@ from ftdist.train.evaluate import evaluate, report_rows
 from ftdist.train.main import open_heldout
 
 Losses = Dict[str, Tuple[float, int]]
+"""For each held-out set the sum of the token losses in nats, and the number of trained tokens."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
+    """Run one rank of the evaluation, and end its process."""
     parser = argparse.ArgumentParser(prog="ftdist.serve.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
-    parser.add_argument("--config", help="another run.yaml, with a deepspeed.json beside it: the data to evaluate on")
-    parser.add_argument("--attempt", type=int, default=0)
+    parser.add_argument("run_dir", help="a run directory")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
+    parser.add_argument("--config", help="a run.yaml whose data is evaluated; its folder has a deepspeed.json")
+    parser.add_argument("--attempt", type=int, default=0, help="number in the names of the log files")
     args = parser.parse_args(argv)
     rank_process.die_with_parent()
     run = RunDir.open(args.run_dir)
@@ -82,17 +84,20 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, whic
 
 
 def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: Ranks) -> Losses:
-    """Return (sum of token losses, tokens) of a model on each held-out set of the config's data.
+    """Compute the loss of a model on each held-out set of the config's data. Every rank must call it.
 
     Args:
-        settings_file: what DeepSpeed is given, a ``deepspeed.json``.
-        model_folder: the model, in Hugging Face format.
+        settings_file: The settings of DeepSpeed (``deepspeed.json``).
+        model_folder: The model in Hugging Face format.
+
+    Raises:
+        ConfigError: The config has no held-out data.
     """
     data = data_folder(config)
     heldout = open_heldout(data)
     if not heldout:
-        raise ConfigError("the config holds no held-out data", "data.heldout or data.heldout_share",
-                          "e.g. +data.heldout.mine.path=test.jsonl")  # fmt: skip
+        raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",
+                          "for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
     tokenizer = load_tokenizer(config)
     config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
                                            trust_remote_code=config.model.trust_remote_code))  # fmt: skip
@@ -118,7 +123,8 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
 
 
 def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
-    table = plain_table("set", "loss (nats a token)", "perplexity", "tokens")
+    """Print the table of losses, and append it to eval.jsonl."""
+    table = plain_table("set", "loss (nats per token)", "perplexity", "tokens")
     for name, (loss, tokens) in losses.items():
         table.add_row(name, f"{loss / tokens:.4f}", perplexity(loss / tokens), f"{tokens:,}")
     print(f"held-out loss of {checkpoint.name}")

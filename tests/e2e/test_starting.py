@@ -32,8 +32,8 @@ LINES = [
     r"[a-z ]+[?.]<\|im_end\|>|\[\[[a-z ]+\.<\|im_end\|>\]\]",  # the sample: made-up words
     r"run +\S+",
     r"(loading|exporting) the model: [\d.]+ s",
-    r"attention: documents; changing a document moves the others' logits by 0, changing a token moves those before "
-    r"it by 0",
+    r"attention: documents; changing a document moves the logits of the others by 0, changing a token moves the logits "
+    r"before it by 0",
     r"step \d: training waited [\d.]+ s for the checkpoint",
     r"step \d: held-out loss [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",

@@ -27,7 +27,7 @@ def test_the_stand_in_of_an_experiment_passes(experiment: str, tmp_path: Path) -
     assert "✓ loss and gradient" in text
     assert "✓ packing isolation" in text
     assert "– tokenisation, 10 checks not run: cannot load the tokenizer" in text
-    assert "its class is taken to be" in text
+    assert "its name suggests the class" in text
     assert "failed" not in text
 
 

@@ -8,7 +8,7 @@ import pytest
 from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read_checks
-from ftdist.verify.main import before_ranks
+from ftdist.verify.main import check_before_ranks
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, tiny_config
 from tests.unit.data_tools import chat, data_config, with_bos, word_tokenizer, write_jsonl
@@ -37,7 +37,7 @@ def broken_config(folder: Path, overrides: List[str], records: List[Any]) -> Run
 
 def run_checks_of(folder: Path, config: RunConfig) -> Dict[str, Check]:
     (folder / "scratch").mkdir()
-    before_ranks(config, folder / "scratch", 1, 1, quick=False)
+    check_before_ranks(config, folder / "scratch", 1, 1, quick=False)
     return {check.name: check for check in read_checks(folder / "scratch")}
 
 
@@ -280,13 +280,13 @@ def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     from ftdist.data.prepare import prepare
     from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
-    from ftdist.verify.main import number_checks_or_cause
+    from ftdist.verify.main import run_number_checks
 
     rank_process.quiet_libraries()
     prepare(config)
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)
-    number_checks_or_cause(config, folder, ranks, quick)
+    run_number_checks(config, folder, ranks, quick)
     return read_checks(folder)
 
 

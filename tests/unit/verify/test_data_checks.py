@@ -64,12 +64,12 @@ def test_the_chatml_template_passes(record: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "bos"),
     [
-        (tokenizer_with(BOS_AT_EACH_TURN), "<s> before 3 of 3 documents; the tokenizer puts none"),
+        (tokenizer_with(BOS_AT_EACH_TURN), "<s> before 3 of 3 documents; the tokenizer adds none"),
         (with_bos(tokenizer_with(BOS_AT_EACH_TURN)), "<s> before 3 of 3 documents"),
-        (tokenizer_with(SMOLLM2, "<|im_start|>"), "<|im_start|> before 3 of 3 documents; the tokenizer puts none"),
-        (tokenizer_with(BOS_AT_EACH_TURN, "<|im_end|>"), "<|im_end|> before 3 of 3 documents; the tokenizer puts none"),
-        (tokenizer_with("\n" + APPENDS), "<s> before 0 of 3 documents; the tokenizer puts none"),
-        (tokenizer_with(LEAVES_SWITCHES_OUT), "<s> before 0 of 3 documents; the tokenizer puts none"),
+        (tokenizer_with(SMOLLM2, "<|im_start|>"), "<|im_start|> before 3 of 3 documents; the tokenizer adds none"),
+        (tokenizer_with(BOS_AT_EACH_TURN, "<|im_end|>"), "<|im_end|> before 3 of 3 documents; the tokenizer adds none"),
+        (tokenizer_with("\n" + APPENDS), "<s> before 0 of 3 documents; the tokenizer adds none"),
+        (tokenizer_with(LEAVES_SWITCHES_OUT), "<s> before 0 of 3 documents; the tokenizer adds none"),
         (bytes_tokenizer(), "the tokenizer has no BOS"),
     ],
     ids=["each turn", "each turn and tokenizer", "smollm2", "bos is eos", "no bos", "switches", "no bos token"],
@@ -197,13 +197,13 @@ def batch_of(size: int, micro: int, tmp_path: Path) -> RunConfig:
 def test_the_data_order_is_compared_for_another_number_of_ranks(
     size: int, micro: int, ranks: int, shown: str, tmp_path: Path
 ) -> None:
-    check = main.data_order(batch_of(size, micro, tmp_path), 11, ranks)
+    check = main.check_data_order(batch_of(size, micro, tmp_path), 11, ranks)
     assert check.outcome == PASSED
     assert shown in check.measured
 
 
 def test_the_data_order_of_one_row_is_not_checked(tmp_path: Path) -> None:
-    assert main.data_order(batch_of(1, 1, tmp_path), 11, 1).outcome == NOT_RUN
+    assert main.check_data_order(batch_of(1, 1, tmp_path), 11, 1).outcome == NOT_RUN
 
 
 def test_a_wrong_data_order_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,10 +211,10 @@ def test_a_wrong_data_order_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     config = batch_of(4, 4, tmp_path)
     with monkeypatch.context() as repeating:
         repeating.setattr(row_order, "_epoch_order", lambda seed, epoch, rows: real(seed, 0, rows))
-        assert main.data_order(config, 11, 1).outcome == FAILED
+        assert main.check_data_order(config, 11, 1).outcome == FAILED
     monkeypatch.setattr(main, "train_rows", lambda step, micro, rank, plan: taken(step, micro, 0, plan))
-    check = main.data_order(config, 11, 1)
-    assert "2 ranks take other rows" in check.cause and "1 ranks" not in check.cause
+    check = main.check_data_order(config, 11, 1)
+    assert "2 ranks use other rows" in check.cause and "1 ranks" not in check.cause
 
 
 @pytest.mark.parametrize("schedule", Schedule)
@@ -225,23 +225,23 @@ def test_the_learning_rate_of_every_step_is_compared(
     config = data_config(tmp_path)
     config.optim = OptimConfig(schedule=schedule, warmup_steps=warmup)
     config.optim.decay_steps = 20 if schedule is Schedule.wsd else 0
-    assert main.rate_is_as_configured(config, 100_000).outcome == PASSED
+    assert main.check_learning_rate(config, 100_000).outcome == PASSED
     real = main.learning_rate
     monkeypatch.setattr(
         main, "learning_rate", lambda optim, step, total: real(optim, step, total) * (1 + (step == 50) / 1e9)
     )
-    assert "1 of 100 steps have another, step 51" in main.rate_is_as_configured(config, 100).cause
+    assert "1 of 100 steps have a wrong rate, for example step 51" in main.check_learning_rate(config, 100).cause
 
 
 def test_the_steps_of_epochs_are_known_if_all_data_was_read(tmp_path: Path) -> None:
     config = config_of(tmp_path, [chat("q", "a")] * 60, "train.epochs=1.5", "data.packing=false")
     for quick, steps in ((False, math.ceil(1.5 * 60 / 2)), (True, 0)):
         trial = make_trial(config, tmp_path / str(quick), 1, 1, quick)
-        assert main._max_steps(config, trial, prepare(trial.data)) == steps
-    assert main.rate_is_as_configured(config, 0).outcome == NOT_RUN
+        assert main._max_steps(config, trial, prepare(trial.data_config)) == steps
+    assert main.check_learning_rate(config, 0).outcome == NOT_RUN
     config.data.sources["mine"].max_documents = 40
     trial = make_trial(config, tmp_path / "of its own", 1, 1, quick=True)
-    assert main._max_steps(config, trial, prepare(trial.data)) == 30
+    assert main._max_steps(config, trial, prepare(trial.data_config)) == 30
 
 
 def test_a_note_says_how_the_checked_steps_differ_from_the_run(tmp_path: Path) -> None:
@@ -250,5 +250,5 @@ def test_a_note_says_how_the_checked_steps_differ_from_the_run(tmp_path: Path) -
     )
     trial = make_trial(config, tmp_path / "scratch", 1, 1, quick=False)
     [note] = [note for note in trial.notes if "steps" in note]
-    assert note.startswith("2 steps of 1 × 2 × 1 rows of ")
-    assert note.endswith("at most 4 held-out documents of a set are looked at")
+    assert note.startswith("2 steps of 1 × 2 × 1 rows (")
+    assert note.endswith("at most 4 documents of each held-out set")
