@@ -163,12 +163,12 @@ def _references(cases: List[Case], folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from ftdist.model.load import DTYPES
-    from ftdist.parallel import ranks as rank_setup
+    from ftdist.parallel import rank_process
     from ftdist.run.prepared import data_folder
     from ftdist.verify.compare import expect
     from ftdist.verify.reference import read_rows, row_order
 
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     torch.set_num_threads(1)
     for case in {case.reference: case for case in cases}.values():
         config = case_config(case, folder)

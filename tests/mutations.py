@@ -35,14 +35,13 @@ class Mutation:
 LOOP, LOADER, LOSS, ENGINE = (
     "ftdist/train/loop.py",
     "ftdist/data/loader.py",
-    "ftdist/model/forward.py",
+    "ftdist/objective/token_loss.py",
     "ftdist/engine/engine.py",
 )
 MUTATIONS = [
     Mutation("no token weighting: the mean of the micro-batches' means", LOOP,
-             "backward(engine, loss / trained_tokens, ranks.world_size)",
-             "backward(engine, loss / max(batch.num_trained, 1) / plan.grad_accum_steps / ranks.world_size, "
-             "ranks.world_size)"),
+             "engine.backward(found.loss / weight)",
+             "engine.backward(found.loss / max(batch.num_trained, 1) / plan.grad_accum_steps / mesh.data_size)"),
     Mutation("divided by the accumulation steps twice", ENGINE, "scale_wrt_gas=False",
              "scale_wrt_gas=True"),
     Mutation("labels not shifted", LOSS, "targets = batch.labels[0, 1:]", "targets = batch.labels[0]"),
@@ -53,7 +52,7 @@ MUTATIONS = [
              "np.concatenate([np.arange(length) for length in lengths])", "np.arange(sum(lengths))"),
     Mutation("padding masked by its id, which is the stop token's", LOADER, "label[0] = IGNORED",
              "label[0] = IGNORED; label[ids[-1] == pad_id] = IGNORED"),
-    Mutation("averaged over ranks instead of summed", ENGINE, "loss_share * world_size", "loss_share"),
+    Mutation("averaged over ranks instead of summed", ENGINE, "loss_share * self._world_size", "loss_share"),
     Mutation("the last partial round of an evaluation skipped", "ftdist/train/evaluate.py",
              "range(0, dataset.num_rows, per_round)", "range(0, dataset.num_rows - per_round + 1, per_round)"),
     Mutation("the schedule stepped twice", LOOP, "learning_rate(config.optim, index,",

@@ -5,9 +5,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ftdist.base.json_files import write_json
 from ftdist.config.schema import RunConfig, dump_config, parse_config
 from ftdist.plan.batch import plan_batch
-from ftdist.run.rundir import RunDir, write_json
+from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.run.rundir import RunDir
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 259, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -48,10 +50,17 @@ def freeze_tiny(config: RunConfig, path: Path, world_size: int) -> RunDir:
     from ftdist.data.prepare import prepare
 
     prepare(config)
-    plan_batch(config.batch, world_size, config.data.max_seq_len)
-    run = RunDir(path)
-    run.logs.mkdir(parents=True)
-    run.checkpoints.mkdir()
+    run = make_run_dir(config, path, world_size)
     run.config.write_text(dump_config(config))
     write_json(run.status, {"state": "frozen"})
+    return run
+
+
+def make_run_dir(config: RunConfig, path: Path, world_size: int) -> RunDir:
+    """Make the folders of a run directory, if they are not there, and write what DeepSpeed is given."""
+    run = RunDir(path)
+    run.logs.mkdir(parents=True, exist_ok=True)
+    run.checkpoints.mkdir(exist_ok=True)
+    plan = plan_batch(config.batch, world_size, config.data.max_seq_len)
+    write_json(run.deepspeed, deepspeed_settings(config, plan))
     return run

@@ -5,7 +5,6 @@ opened again and compared, tensor by tensor.
 """
 
 import argparse
-import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -15,18 +14,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.json_files import read_json
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
+from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
+from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.schema import Precision, RunConfig, load_config
-from ftdist.engine.shards import BUFFER, MASTER
+from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.run.rundir import MANIFEST, RunDir, read_json, read_manifest
+from ftdist.run.rundir import MANIFEST, RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
 MARK = "ftdist_export.json"
-SHARD_SIZE = "5GB"
 
 
 def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
@@ -50,12 +51,12 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
     model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
     weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
-    remove_rests(out)
-    unfinished = beside(out)
+    remove_leftovers(out)
+    unfinished = temporary_path(out)
     unfinished.mkdir(parents=True)
     _copy_hf(checkpoint, manifest, unfinished)
-    _save_model(weights, model_config, unfinished, config)
-    (unfinished / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
+    METHODS[config.method.kind].export(weights, model_config, unfinished, config)
+    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state), encoding="utf-8")
     (unfinished / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
@@ -90,69 +91,6 @@ def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> S
     names = {name for name, p in model.named_parameters(remove_duplicate=False) if p.shape[0] == vocab_size}
     cut = {n for n, t in weights.items() if n in names and t.shape[0] == padded}
     return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}
-
-
-def _save_model(weights: State, model_config: PretrainedConfig, out: Path, config: RunConfig) -> None:
-    dtype = next(iter(weights.values())).dtype
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            model_config, dtype=dtype, trust_remote_code=config.model.trust_remote_code
-        )
-    _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    absent = [name for name, p in model.named_parameters() if p.is_meta]
-    if absent or unexpected:
-        raise CheckpointError(f"the checkpoint does not fit the model: lacks {absent[:3]}, has {unexpected[:3]}")
-    generation_config = model.generation_config.from_pretrained(out)
-    model.generation_config = generation_config
-    model.config.use_cache = True
-    model.save_pretrained(out, max_shard_size=SHARD_SIZE)
-    written = _digests(model)
-    weights.clear()
-    del model
-    _compare(written, out, config)
-
-
-def _digests(model: torch.nn.Module) -> Dict[str, str]:
-    """A hash of each tensor that a model saves, by its name in the model."""
-    tensors = model.state_dict().items()
-    return {name: hashlib.sha256(t.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
-            for name, t in tensors}  # fmt: skip
-
-
-def _compare(written: Dict[str, str], out: Path, config: RunConfig) -> None:
-    """By hashes, so that two models never lie in memory; as a user will open it, since transformers renames and splits
-    some models' tensors when it writes them."""
-    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=config.model.trust_remote_code)
-    read = _digests(model)
-    for name, digest in written.items():
-        if read.get(name) != digest:
-            raise CheckpointError(f"{out}: '{name}' reads back differently from what was written", "equal tensors",
-                                  "check the disk, then export again")  # fmt: skip
-
-
-def _model_card(config: RunConfig, checkpoint: Path, state: Dict[str, Any]) -> str:
-    evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
-    base = config.model.hub or config.model.builtin or config.model.path or "random weights"
-    rows = {
-        "base model": base,
-        "data": ", ".join(config.data.sources),
-        "method": config.method.kind.name,
-        "optimizer steps": f"{state['step']:,}",
-        "trained tokens": f"{state['trained_tokens']:,}",
-        "held-out loss (nats a token)": f"{state['eval_loss']:.4f}" if evaluated else "not evaluated at this step",
-        "learning rate": f"{config.optim.lr:g} ({config.optim.schedule.name})",
-        "rows per step × tokens per row": f"{config.batch.global_batch_size} × {config.data.max_seq_len}",
-        "precision": config.train.precision.name,
-        "ZeRO stage": str(config.zero.stage),
-        "seed": str(config.seed),
-        "checkpoint": checkpoint.name,
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    tags = "library_name: transformers\ntags:\n- ftdist\n"
-    if config.model.hub:
-        tags += f"base_model: {config.model.hub}\n"
-    return f"---\n{tags}---\n\n# {config.name}\n\nFine-tuned with ftdist.\n\n| | |\n|---|---|\n{table}\n"
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 
 from ftdist.base.errors import CheckpointError
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import (
     FORMAT,
     HF,
@@ -24,12 +25,14 @@ from ftdist.checkpoint.protocol import (
     save_checkpoint,
     to_json,
 )
+from ftdist.checkpoint.state import restore, tensors_to_save
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.config.resumable import config_hash
 from ftdist.config.schema import RunConfig
-from ftdist.engine.shards import buffers, optimizer_step, parameter_shapes, restore, tensors_to_save
+from ftdist.engine.engine import Engine
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
-from ftdist.run.rundir import RunDir, read_json, read_manifest
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
 PACKAGES = ("ftdist", "torch", "deepspeed", "transformers")
@@ -43,7 +46,7 @@ class Saver:
     while training goes on. It is waited for before the next save and before the run ends.
     """
 
-    def __init__(self, engine: Any, run: RunDir, config: RunConfig, files: Dict[str, bytes], note: Note) -> None:
+    def __init__(self, engine: Engine, run: RunDir, config: RunConfig, files: Dict[str, bytes], note: Note) -> None:
         """
         Args:
             files: small files of every checkpoint (``hf_files``).
@@ -62,8 +65,8 @@ class Saver:
 
     def _has_memory(self) -> bool:
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
-        if not optimizer_step(self._engine):
-            needed *= 3  # the moments are still to come
+        if not self._engine.updates:
+            needed *= 1 + len(optimizer_of(self._config).states)  # the states are still to come
         here = os.uname().nodename
         ours = sum(size for host, size in self.together.gather((here, needed)) if host == here)
         machines = dict(self.together.gather((here, (ours, free_memory()))))
@@ -108,8 +111,8 @@ class Saver:
                                   "make room, then: ftdist resume RUN_DIR")  # fmt: skip
 
     def _size(self) -> int:
-        numel = sum(math.prod(shape) for shape in parameter_shapes(self._engine).values())
-        return checkpoint_bytes(numel) + sum(map(len, self._files.values()))
+        numel = sum(math.prod(shape) for shape in self._engine.trained_shapes().values())
+        return checkpoint_bytes(numel, optimizer_of(self._config)) + sum(map(len, self._files.values()))
 
     def _tensors(self) -> Dict[str, torch.Tensor]:
         tensors = tensors_to_save(self._engine)
@@ -134,12 +137,12 @@ class Saver:
             "due": state["due"],
             "eval_loss": state["eval_loss"] if state["evaluated_step"] == state["step"] else None,
             "world_size": self.together.world_size,
-            "zero_stage": self._engine.zero_optimization_stage(),
+            "zero_stage": self._engine.stage,
             "precision": self._config.train.precision.name,
             "config": self._config_hash,
-            "optimizer_step": optimizer_step(self._engine),
-            "parameters": parameter_shapes(self._engine),
-            "buffers": {name: list(tensor.shape) for name, tensor in buffers(self._engine).items()},
+            "optimizer_step": self._engine.updates,
+            "parameters": self._engine.trained_shapes(),
+            "buffers": {name: list(tensor.shape) for name, tensor in self._engine.buffers().items()},
             "versions": self._versions,
         }
 
@@ -176,7 +179,7 @@ class Saver:
         stored = Stored([folder / rank_file(rank) for rank in range(manifest["world_size"])])
         restore(self._engine, stored, manifest["optimizer_step"])
         _restore_rng(stored, self.together.rank, manifest["world_size"], f"{self._config.seed} {manifest['step']}")
-        here = (self.together.world_size, self._engine.zero_optimization_stage())
+        here = (self.together.world_size, self._engine.stage)
         if (manifest["world_size"], manifest["zero_stage"]) != here:
             self.note(f"{folder.name} was saved by {_ranks(manifest['world_size'], manifest['zero_stage'])}; "
                        f"it goes on with {_ranks(*here)}")  # fmt: skip
@@ -184,7 +187,7 @@ class Saver:
         return self._saved
 
     def _check_fits(self, name: str, manifest: Dict[str, Any]) -> None:
-        if manifest["parameters"] != (mine := parameter_shapes(self._engine)):
+        if manifest["parameters"] != (mine := self._engine.trained_shapes()):
             odd = _differences(manifest, mine)
             raise CheckpointError(f"{name} was saved of another model: {odd[0]}", "the same parameters",
                                   "resume with the run's own model")  # fmt: skip

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from dataclasses import asdict
-from typing import List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import ADDED_LATER, RunConfig
 
 CHANGEABLE = (
     "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s",
@@ -43,9 +43,16 @@ def config_hash(config: RunConfig) -> str:
     """Hash of all that a resume cannot change: of two runs of one hash each can go on from the other's checkpoints."""
     tree = asdict(config)
     for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
-        *owners, name = key.split(".")
-        node = tree
-        for owner in owners:
-            node = node.get(owner, {})
-        node.pop(name, None)
+        _owner(tree, key).pop(key.split(".")[-1], None)
+    for key, meaning in ADDED_LATER.items():
+        node, name = _owner(tree, key), key.split(".")[-1]
+        if node.get(name) == meaning:
+            node.pop(name)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()
+
+
+def _owner(tree: Dict[str, Any], key: str) -> Dict[str, Any]:
+    """Return the mapping in ``tree`` that holds the last part of a dotted key."""
+    for part in key.split(".")[:-1]:
+        tree = tree.get(part, {})
+    return tree

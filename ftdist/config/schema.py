@@ -80,6 +80,14 @@ class MethodKind(Enum):
     full = "full"
 
 
+class ObjectiveKind(Enum):
+    sft = "sft"
+
+
+class OptimizerKind(Enum):
+    adamw = "adamw"
+
+
 @dataclass
 class SourceConfig:
     path: Optional[str] = None
@@ -159,7 +167,13 @@ class ModelConfig:
 @dataclass
 class MethodConfig:
     kind: MethodKind = MethodKind.full
-    """``full``: all parameters are trained."""
+    """Which parameters are trained. ``full``: all of them."""
+
+
+@dataclass
+class ObjectiveConfig:
+    kind: ObjectiveKind = ObjectiveKind.sft
+    """What is minimised. ``sft`` (supervised fine-tuning): the cross-entropy of the trained tokens."""
 
 
 @dataclass
@@ -174,6 +188,8 @@ class BatchConfig:
 
 @dataclass
 class OptimConfig:
+    optimizer: OptimizerKind = OptimizerKind.adamw
+    """The optimizer. ``adamw``: Adam with decoupled weight decay, with fp32 states."""
     lr: float = 1.0e-5
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -290,6 +306,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
@@ -297,6 +314,11 @@ class RunConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+
+
+ADDED_LATER: Dict[str, Any] = {"objective": {"kind": ObjectiveKind.sft}, "optim.optimizer": OptimizerKind.adamw}
+"""Settings that the first release did not have, each with the value that means what that release did. The run.yaml of
+an older run lacks them. While they hold this value they are not part of the config hash."""
 
 
 def load_config(path: str | Path) -> RunConfig:
@@ -314,7 +336,8 @@ def load_config(path: str | Path) -> RunConfig:
         raise ConfigError(f"{path}: {error}", "the run.yaml of a run directory") from error
     config = parse_config(text, str(path))
     # Each value is written there. One that a cut has taken would come back as a default: another run.
-    missing = [key.name for key in fields(RunConfig) if not re.search(rf"^{key.name}:", text, re.M)]
+    expected = [key.name for key in fields(RunConfig) if key.name not in ADDED_LATER]
+    missing = [name for name in expected if not re.search(rf"^{name}:", text, re.M)]
     if missing or not text.endswith("\n"):
         lacks = f"it lacks {', '.join(missing)}" if missing else "its last line has no end"
         raise ConfigError(f"{path} is not whole: {lacks}", "every setting of the run, as they were frozen",

@@ -16,22 +16,25 @@ from typing import Dict, List, Optional, Tuple
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.json_files import read_json
 from ftdist.base.tables import plain_table, show_table
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import MARK, export_checkpoint
 from ftdist.config.schema import ModelConfig, RunConfig, load_config
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.engine.engine import build_eval_engine
+from ftdist.engine.engine import build_forward_engine
 from ftdist.model.attention import choose_backend
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.parallel import ranks as rank_setup
-from ftdist.parallel.ranks import Ranks
+from ftdist.objective.build import build_objective
+from ftdist.parallel import rank_process
+from ftdist.parallel.mesh import data_parallel
+from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.deepspeed import read_settings
 from ftdist.run.prepared import data_folder
-from ftdist.run.rundir import RunDir, checkpoint_step, read_json, read_manifest
+from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, say_rows
 from ftdist.train.main import open_heldout
@@ -43,43 +46,50 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog="ftdist.serve.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir")
     parser.add_argument("--checkpoint", default="last", help="last, best or a step")
-    parser.add_argument("--config", help="a run.yaml with the data to evaluate on")
+    parser.add_argument("--config", help="another run.yaml, with a deepspeed.json beside it: the data to evaluate on")
     parser.add_argument("--attempt", type=int, default=0)
     args = parser.parse_args(argv)
-    rank_setup.die_with_parent()
+    rank_process.die_with_parent()
     run = RunDir.open(args.run_dir)
-    config = load_config(args.config or run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.redirect_output(run, ranks.rank, args.attempt)
+    config, settings = load_config(args.config or run.config), run.deepspeed
+    if args.config:
+        settings = Path(args.config).with_name(run.deepspeed.name)
+    ranks = read_ranks(config)
+    rank_process.redirect_output(run, ranks.rank, args.attempt)
     try:
-        _run(config, run, ranks, run.find_checkpoint(args.checkpoint))
+        _run(config, settings, run, ranks, run.find_checkpoint(args.checkpoint))
     except BaseException as error:  # the launcher shows it as one message
-        rank_setup.leave(rank_setup.record_failure(run, ranks.rank, args.attempt, error), in_step=False)
-    rank_setup.leave(EXIT_DONE, in_step=True)
+        rank_process.leave(rank_process.record_failure(run, ranks.rank, args.attempt, error), in_step=False)
+    rank_process.leave(EXIT_DONE, in_step=True)
 
 
-def _run(config: RunConfig, run: RunDir, ranks: Ranks, checkpoint: Path) -> None:
-    rank_setup.quiet_libraries()
+def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, checkpoint: Path) -> None:
+    rank_process.quiet_libraries()
     kept = run.export / MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
-    scratch = beside(run.path / "eval")
+    scratch = temporary_path(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
     if ranks.first:
-        remove_rests(run.path / "eval")
+        remove_leftovers(run.path / "eval")
     if ranks.first and not exported:
         scratch.mkdir()
         with task(f"reading {checkpoint.name}"):
             export_checkpoint(checkpoint, folder, load_config(run.config))
-    folder = rank_setup.exchange_path("ftdist/eval_model", folder if ranks.first else None)
-    rank_setup.start_process_group(config, ranks)
-    losses = measure(config, folder, ranks)
+    folder = exchange_path("ftdist/eval_model", folder if ranks.first else None)
+    start_process_group(config, ranks)
+    losses = measure(config, settings_file, folder, ranks)
     if ranks.first:
         _report(run, checkpoint, losses)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
-    """(sum of token losses, tokens) of the model in ``model_folder`` on each held-out set of the config's data."""
+def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: Ranks) -> Losses:
+    """Return (sum of token losses, tokens) of a model on each held-out set of the config's data.
+
+    Args:
+        settings_file: what DeepSpeed is given, a ``deepspeed.json``.
+        model_folder: the model, in Hugging Face format.
+    """
     data = data_folder(config)
     heldout = open_heldout(data)
     if not heldout:
@@ -89,18 +99,19 @@ def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
     config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
                                            trust_remote_code=config.model.trust_remote_code))  # fmt: skip
     plan = BatchPlan(config.batch.micro_batch_size, 1, ranks.world_size, config.data.max_seq_len)
-    settings = deepspeed_settings(config, plan)
+    settings = read_settings(settings_file, plan)
     arch = model_config(config)
     backend = choose_backend(config.model.attention, arch, ranks.device, DTYPES[config.train.precision])
     with task("loading the model", ranks.first):
         model = load_model(config, arch, backend, settings)
         vocab_size = fit_vocabulary(model, len(tokenizer), len(tokenizer), 1)
-        engine = build_eval_engine(model.eval(), settings, ranks.device)
+        engine = build_forward_engine(model.eval(), settings, ranks.device)
     losses: Losses = {}
     with task("evaluating", ranks.first) as say:
         for name, dataset in heldout.items():
             measured = evaluate(
-                engine, dataset, plan.micro_batch_size, config.data.packing, tokenizer.pad_token_id, vocab_size, ranks,
+                engine, build_objective(config, vocab_size), dataset, data_parallel(ranks), plan.micro_batch_size,
+                config.data.packing, tokenizer.pad_token_id,
                 report=partial(say_rows, say, name),
             )  # fmt: skip
             assert measured is not None

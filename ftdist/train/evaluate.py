@@ -5,43 +5,44 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 import torch.distributed as dist
 
-from ftdist.data.loader import micro_batch
-from ftdist.model.forward import token_loss
-from ftdist.parallel.ranks import Ranks, reduce_sum
+from ftdist.data.loader import PreparedSet, micro_batch
+from ftdist.engine.engine import ForwardEngine
+from ftdist.objective.base import Objective
+from ftdist.parallel.mesh import Mesh
 from ftdist.track.report import CUT
 from ftdist.train.preempt import Preemption
 
 
 @torch.no_grad()
 def evaluate(
-    engine: Any, dataset: Any, rows_per_rank: int, packing: bool, pad_id: int, vocab_size: int, ranks: Ranks,
-    preemption: Optional[Preemption] = None, report: Callable[[int, int], None] = lambda done, rows: None,
+    engine: ForwardEngine, objective: Objective, dataset: PreparedSet, mesh: Mesh, rows_per_rank: int, packing: bool,
+    pad_id: int, preemption: Optional[Preemption] = None,
+    report: Callable[[int, int], None] = lambda done, rows: None,
 ) -> Optional[Tuple[float, int]]:  # fmt: skip
-    """Sum of the token losses of a whole held-out set and the number of its trained tokens, over all ranks.
+    """Return the loss sum of a whole held-out set and its weight (the number of trained tokens), over all ranks.
 
-    Rows are dealt out to the ranks in turn. All ranks run the same number of forwards: one that has no row left runs a
-    row again and does not count it. None where the run was asked to stop meanwhile.
+    Rows are given to the ranks in turn. All ranks run the same number of forwards: a rank that has no row left runs a
+    row again and does not count it. Returns None if the run was asked to stop meanwhile.
 
     Args:
-        report: called with the rows that are done and all rows.
+        rows_per_rank: Number of rows that a rank puts through the model at a time.
+        report: Is called with the number of rows that are done, and of all rows.
     """
-    engine.eval()
-    loss, tokens = 0.0, 0
-    per_round = rows_per_rank * ranks.world_size
-    for start in range(0, dataset.num_rows, per_round):
-        mine = range(start + ranks.rank * rows_per_rank, start + (ranks.rank + 1) * rows_per_rank)
-        rows = [row for row in mine if row < dataset.num_rows]
-        batch = micro_batch(dataset, rows or [0], packing, pad_id).to(ranks.device)
-        part = float(token_loss(engine, batch, vocab_size))
-        if rows:
-            loss, tokens = loss + part, tokens + batch.num_trained
-        report(min(start + per_round, dataset.num_rows), dataset.num_rows)
-        if preemption is not None and reduce_sum([float(preemption.asked())], ranks.device)[0]:
-            engine.train()
-            return None
-    engine.train()
-    total_loss, total_tokens = reduce_sum([loss, tokens], ranks.device)
-    return total_loss, int(total_tokens)
+    loss, weight = 0.0, 0
+    per_round = rows_per_rank * mesh.data_size
+    with engine.evaluation():
+        for start in range(0, dataset.num_rows, per_round):
+            mine = range(start + mesh.data_rank * rows_per_rank, start + (mesh.data_rank + 1) * rows_per_rank)
+            rows = [row for row in mine if row < dataset.num_rows]
+            batch = micro_batch(dataset, rows or [0], packing, pad_id).to(mesh.device)
+            part = float(objective.loss(engine, batch).loss)
+            if rows:
+                loss, weight = loss + part, weight + objective.weight(batch)
+            report(min(start + per_round, dataset.num_rows), dataset.num_rows)
+            if preemption is not None and mesh.sum([float(preemption.asked())])[0]:
+                return None
+    total_loss, total_weight = mesh.sum([loss, weight])
+    return total_loss, int(total_weight)
 
 
 def say_rows(say: Callable[[str], None], name: str, done: int, rows: int) -> None:
@@ -51,29 +52,29 @@ def say_rows(say: Callable[[str], None], name: str, done: int, rows: int) -> Non
 
 @torch.no_grad()
 def answer(
-    engine: Any, prompt_ids: Sequence[int], max_tokens: int, stop_ids: Sequence[int], vocab_size: int,
+    engine: ForwardEngine, prompt_ids: Sequence[int], max_tokens: int, stop_ids: Sequence[int], vocab_size: int,
     device: torch.device,
 ) -> List[int]:  # fmt: skip
-    """Greedy continuation of one prompt, without the stop token. Every rank calls it alike: under ZeRO-3 each forward
-    gathers parameters, so rank 0 decides each token and all go on together.
+    """Return the greedy continuation of one prompt, without the stop token.
+
+    Every rank must make the same call: with ZeRO-3 each forward gathers parameters. Rank 0 decides each token, and all
+    ranks go on with it.
     """
     from transformers import DynamicCache
 
-    engine.eval()
-    model = engine.module
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=engine.module.config)
     ids = torch.tensor([list(prompt_ids)], device=device)
     produced: List[int] = []
-    while len(produced) < max_tokens:
-        out = engine(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        ids = out.logits[:, -1, :vocab_size].argmax(-1, keepdim=True)
-        if dist.is_initialized():
-            dist.broadcast(ids, src=0)
-        token = int(ids)
-        if token in stop_ids:
-            break
-        produced.append(token)
-    engine.train()
+    with engine.evaluation():
+        while len(produced) < max_tokens:
+            out = engine(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids = out.logits[:, -1, :vocab_size].argmax(-1, keepdim=True)
+            if dist.is_initialized():
+                dist.broadcast(ids, src=0)
+            token = int(ids)
+            if token in stop_ids:
+                break
+            produced.append(token)
     return produced
 
 

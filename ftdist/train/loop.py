@@ -2,16 +2,15 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Dict, Optional
 
 import torch
 
-from ftdist.data.loader import micro_batch, row_ids, train_rows
-from ftdist.engine.engine import backward, set_lr, step
-from ftdist.model.forward import token_loss
-from ftdist.parallel.ranks import peak_memory_gib, reduce_sum
+from ftdist.data.loader import micro_batch
+from ftdist.data.row_order import row_ids, train_rows
+from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.train.bad_steps import bad_record, note_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, say_rows
 from ftdist.train.schedule import learning_rate
@@ -32,7 +31,9 @@ class StepResult:
     stop: bool
     """Some rank was asked to stop."""
     bad: Optional[str]
-    """Why the update was left out; None where it was not."""
+    """Why the update was left out; None if it was made."""
+    metrics: Dict[str, float] = field(default_factory=dict)
+    """Means of the objective's own metrics, by the name under which they are logged."""
 
 
 def train(training: Training) -> bool:
@@ -83,30 +84,35 @@ def train_step(training: Training, index: int) -> StepResult:
 
     The loss is sum of token losses / trained tokens, both over the whole global batch: all micro-steps of all ranks.
     """
-    config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
-    batches = [_train_batch(training, index, micro).to(ranks.device) for micro in range(plan.grad_accum_steps)]
-    mine = [sum(b.num_trained for b in batches), sum(b.num_tokens for b in batches)]
-    trained_tokens, tokens = reduce_sum(mine, ranks.device)
+    config, mesh, plan, engine, objective = (
+        training.config, training.mesh, training.plan, training.engine, training.objective
+    )  # fmt: skip
+    batches = [_train_batch(training, index, micro).to(mesh.device) for micro in range(plan.grad_accum_steps)]
+    mine = [(objective.weight(batch), batch.num_trained, batch.num_tokens) for batch in batches]
+    weight, trained_tokens, tokens = mesh.sum([sum(counts) for counts in zip(*mine, strict=True)])
     lr = learning_rate(config.optim, index, training.max_steps)
-    set_lr(engine, lr)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    engine.set_lr(lr)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    metric_sums = dict.fromkeys(objective.metrics, 0.0)
     for number, batch in enumerate(batches, 1):
-        loss = token_loss(engine, batch, training.vocab_size)
-        backward(engine, loss / trained_tokens, ranks.world_size)
-        loss_sum += loss.detach().double()
+        found = objective.loss(engine, batch)
+        engine.backward(found.loss / weight)
+        loss_sum += found.loss.detach().double()
+        metric_sums = {name: total + found.metrics[name] for name, total in metric_sums.items()}
         if number < len(batches):
-            step(engine)
+            engine.step()
     # Summed before the update: a loss that is not finite on one rank keeps all of them from updating.
-    total, stop = reduce_sum([float(loss_sum), float(training.preemption.asked())], ranks.device)
-    mean, norms = total / trained_tokens, training.done.grad_norms
-    grad_norm, _ = step(engine, lambda norm: why_bad(config.train, norms, mean, norm) is None)
-    bad = why_bad(config.train, norms, mean, grad_norm)
-    return StepResult(mean, grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad)
+    total, stop, *sums = mesh.sum([float(loss_sum), float(training.preemption.asked()), *metric_sums.values()])
+    mean, norms = total / weight, training.done.grad_norms
+    end = engine.step(lambda norm: why_bad(config.train, norms, mean, norm) is None)
+    bad = why_bad(config.train, norms, mean, end.grad_norm)
+    metrics = {name: value / weight for name, value in zip(metric_sums, sums, strict=True)}
+    return StepResult(mean, end.grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad, metrics)
 
 
 def _train_batch(training: Training, index: int, micro_step: int) -> Any:
     """This rank's rows of a micro-step: a slice of the run's one global order, whatever the number of ranks."""
-    start, count = train_rows(training.done.batch_index(index), micro_step, training.ranks.rank, training.plan)
+    start, count = train_rows(training.done.batch_index(index), micro_step, training.mesh.data_rank, training.plan)
     rows = row_ids(training.config.seed, training.train_set.num_rows, start, count)
     return micro_batch(training.train_set, rows.tolist(), training.config.data.packing, training.tokenizer.pad_token_id)
 
@@ -124,6 +130,7 @@ def _log_step(training: Training, result: StepResult, step_s: float) -> None:
         "train/loss": result.loss,
         "train/grad_norm": result.grad_norm,
         "train/lr": result.lr,
+        **result.metrics,
         "train/trained_tokens": done.trained_tokens,
         "train/tokens_seen": done.tokens_seen,
         "perf/step_s": step_s,
@@ -153,8 +160,8 @@ def _evaluate_all(training: Training) -> bool:
     with training.progress.during("evaluating") as say:
         for name, dataset in training.heldout.items():
             measured = evaluate(
-                training.engine, dataset, training.plan.micro_batch_size, training.config.data.packing,
-                training.tokenizer.pad_token_id, training.vocab_size, training.ranks, training.preemption,
+                training.engine, training.objective, dataset, training.mesh, training.plan.micro_batch_size,
+                training.config.data.packing, training.tokenizer.pad_token_id, training.preemption,
                 report=partial(say_rows, say, name),
             )  # fmt: skip
             if measured is None:

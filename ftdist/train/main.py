@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional
 
 import torch
 from rich.console import Console
@@ -18,21 +18,27 @@ from ftdist.checkpoint.saver import Saver, hf_files
 from ftdist.config.schema import DebugConfig, RunConfig, load_config
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.engine.engine import build_engine, parameter_shape
+from ftdist.engine.engine import Engine, build_engine
+from ftdist.method.build import METHODS
 from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.parallel import ranks as rank_setup
-from ftdist.parallel.ranks import Ranks
+from ftdist.objective.build import build_objective
+from ftdist.parallel import rank_process
+from ftdist.parallel.mesh import data_parallel
+from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import plan_resumed
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.plan.run_length import num_steps
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
+from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
-from ftdist.track.tracker import Tracker, record_gap, rewind
+from ftdist.track.tracker import Tracker
 from ftdist.train.bad_steps import restored
 from ftdist.train.evaluate import set_stop_tokens
 from ftdist.train.loop import train
@@ -46,20 +52,20 @@ LAST_SAVE_S = 30.0
 
 def main(argv: Optional[List[str]] = None) -> None:
     args = _parse(argv)
-    rank_setup.die_with_parent()
+    rank_process.die_with_parent()
     path = Path(args.run_dir or ".")
     if args.to_store or args.from_store:
-        path = rank_setup.exchange_path("ftdist/run_dir", path if args.to_store else None)
+        path = exchange_path("ftdist/run_dir", path if args.to_store else None)
     run = RunDir.open(path)
     config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
+    ranks = read_ranks(config)
     attempt = args.attempt + ranks.restart
-    rank_setup.redirect_output(run, ranks.rank, attempt)
+    rank_process.redirect_output(run, ranks.rank, attempt)
     try:
         code = run_training(config, run, ranks, attempt)
     except BaseException as error:  # whatever it was, the launcher shows it as one message
-        rank_setup.leave(rank_setup.record_failure(run, ranks.rank, attempt, error), in_step=False)
-    rank_setup.leave(code, in_step=True)
+        rank_process.leave(rank_process.record_failure(run, ranks.rank, attempt, error), in_step=False)
+    rank_process.leave(code, in_step=True)
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
@@ -76,9 +82,9 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 
 def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> int:
     """Everything between the process group and the exit code."""
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     preemption = Preemption(run, ranks.rank, attempt)
-    rank_setup.start_process_group(config, ranks)
+    start_process_group(config, ranks)
     if ranks.first:  # the parent is torchrun, or what the user's own torchrun has started
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
     watchdog = Watchdog(run, ranks, attempt, config.launch.stall_timeout_s, config.launch.timeout_s)
@@ -91,7 +97,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     except BaseException as error:
         error = explained(error, config, ranks, training)
         # Before a tracker that may be slow.
-        rank_setup.record_failure(run, ranks.rank, attempt, error, watchdog.blame_for(error))
+        rank_process.record_failure(run, ranks.rank, attempt, error, watchdog.blame_for(error))
         watchdog.announce(error)
         if training is not None:
             training.saver.join(LAST_SAVE_S)  # what failed does not concern a checkpoint that is being written
@@ -125,21 +131,20 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     arch = model_config(config)
     dtype = DTYPES[config.train.precision]
     backend = choose_backend(config.model.attention, arch, ranks.device, dtype)
-    settings = deepspeed_settings(config, plan)
+    settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):
-        model = load_model(config, arch, backend, settings)
+        method = METHODS[config.method.kind]
+        model = load_model(config, arch, backend, settings, method.load_options(config))
         vocab_size = fit_vocabulary(
             model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
         )
         set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
-        engine = build_engine(config, model, settings)
+        engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
     one_document = never_two_documents(config)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
     moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
     _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
-    max_steps = config.train.max_steps or math.ceil(
-        (config.train.epochs or 0) * train_set.num_rows / plan.global_batch_size
-    )
+    max_steps = num_steps(config, train_set.num_rows)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))
@@ -148,7 +153,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     saver.note = progress.note
     tracker = Tracker(config, run, ranks.rank, resumed=done is not None, note=progress.note)
     return Training(
-        config=config, run=run, ranks=ranks, plan=plan, engine=engine, tokenizer=tokenizer, vocab_size=vocab_size,
+        config=config, run=run, ranks=ranks, plan=plan, mesh=data_parallel(ranks), engine=engine,
+        objective=build_objective(config, vocab_size), tokenizer=tokenizer, vocab_size=vocab_size,
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, done=done or Done(),
     )  # fmt: skip
@@ -182,17 +188,17 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional
         return None
     done = restored(state)
     if ranks.first:
-        rewind(run, done.step, evaluated=done.evaluated_step == done.step)
+        rewind_record(run, done.step, evaluated=done.evaluated_step == done.step)
         if gap := record_gap(run, done.step, log_every):
             _say(ranks, gap)
     _say(ranks, f"resumed after step {done.step}")
     return done
 
 
-def _check_disk(config: RunConfig, run: RunDir, engine: Any, max_steps: int) -> None:
-    """Room for all checkpoints that will lie there at a time, less those that do."""
-    parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters() if p.requires_grad)
-    require_space(run.path, parameters, checkpoints_to_come(config, run, max_steps))
+def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) -> None:
+    """Check that all checkpoints of the run will fit on the disk."""
+    trained = sum(math.prod(shape) for shape in engine.trained_shapes().values())
+    require_space(run.path, trained, optimizer_of(config), checkpoints_to_come(config, run, max_steps))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from typing import Any, Callable, Dict, List, Optional
 
 from ftdist.checkpoint.saver import Saver
 from ftdist.config.schema import RunConfig
+from ftdist.engine.engine import Engine
+from ftdist.objective.base import Objective
+from ftdist.parallel.mesh import Mesh
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import BatchPlan
 from ftdist.run.rundir import RunDir
@@ -52,7 +55,9 @@ class Training:
     run: RunDir
     ranks: Ranks
     plan: BatchPlan
-    engine: Any
+    mesh: Mesh
+    engine: Engine
+    objective: Objective
     tokenizer: Any
     vocab_size: int
     """Rows of the embedding that are real tokens."""

@@ -129,8 +129,10 @@ def deviate(training: Training, expected: Optional[Expected], steps: int) -> Opt
 def _heldout(training: Training) -> float:
     config, total, tokens = training.config, 0.0, 0
     for dataset in training.heldout.values():
-        measured = evaluate(training.engine, dataset, training.plan.micro_batch_size, config.data.packing,
-                            training.tokenizer.pad_token_id, training.vocab_size, training.ranks)  # fmt: skip
+        measured = evaluate(
+            training.engine, training.objective, dataset, training.mesh, training.plan.micro_batch_size,
+            config.data.packing, training.tokenizer.pad_token_id,
+        )  # fmt: skip
         assert measured is not None
         total, tokens = total + measured[0], tokens + measured[1]
     return total / tokens if tokens else 0.0

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.config.schema import RunConfig, dump_config, load_config
-from ftdist.data.order import row_ids, train_rows
 from ftdist.data.prepare import prepare
+from ftdist.data.row_order import row_ids, train_rows
 from ftdist.model.check import check_model
-from ftdist.parallel import ranks as rank_setup
-from ftdist.parallel.ranks import Ranks
+from ftdist.parallel import rank_process
+from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan
+from ftdist.plan.run_length import num_steps
 from ftdist.run import checks
 from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
@@ -37,29 +37,29 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument("--wanted-ranks", type=int, default=1, help="ranks of the run")
     parser.add_argument("--quick", action="store_true", help="a stand-in, and no saving")
     args = parser.parse_args(argv)
-    rank_setup.die_with_parent()
+    rank_process.die_with_parent()
     run = RunDir.open(args.folder)
     config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.redirect_output(run, ranks.rank, 0)
+    ranks = read_ranks(config)
+    rank_process.redirect_output(run, ranks.rank, 0)
     os.dup2(2, 1)  # what a run prints of itself is not wanted here
     try:
         _run(config, run, ranks, args.wanted_ranks, args.quick)
     except BaseException as error:  # the launcher shows it as one message
-        rank_setup.leave(rank_setup.record_failure(run, ranks.rank, 0, error), in_step=False)
-    rank_setup.leave(EXIT_DONE, in_step=True)
+        rank_process.leave(rank_process.record_failure(run, ranks.rank, 0, error), in_step=False)
+    rank_process.leave(EXIT_DONE, in_step=True)
 
 
 def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> None:
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     file = run.path / "trial.yaml"
     if ranks.first:
         steps = before_ranks(config, run.path, wanted_ranks, ranks.world_size, quick)
         file.write_text(dump_config(steps) if steps else "", encoding="utf-8")
-    file = rank_setup.exchange_path("ftdist/trial", file if ranks.first else None)
+    file = exchange_path("ftdist/trial", file if ranks.first else None)
     if not file.stat().st_size:
         return
-    rank_setup.start_process_group(config, ranks)
+    start_process_group(config, ranks)
 
     number_checks_or_cause(load_config(file), run.path, ranks, quick)
 
@@ -181,7 +181,7 @@ def _rows_taken(seed: int, rows: int, plan: BatchPlan) -> List[int]:
 
 
 def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
-    """Steps of the run; 0 where epochs are counted in rows of which only the first are known here."""
+    """Return the steps of the run; 0 if it counts epochs and only the first documents of its data were read."""
     if config.train.max_steps:
         return config.train.max_steps
     if own is None:
@@ -191,7 +191,7 @@ def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
         limit = trial.data.data.sources[name].max_documents or 0
         if source.max_documents != limit and read[name]["documents"] >= limit:
             return 0
-    return math.ceil((config.train.epochs or 0) * _rows(own) / config.batch.global_batch_size)
+    return num_steps(config, _rows(own))
 
 
 def rate_is_as_configured(config: RunConfig, max_steps: int) -> checks.Check:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ftdist.base.errors import FtdistError
+from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.loader import micro_batch
@@ -23,6 +24,8 @@ from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.parallel.ranks import Ranks
+from ftdist.plan.batch import plan_batch
+from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.checks import Check, failed, judge, not_run, passed
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import data_folder
@@ -58,9 +61,13 @@ def number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool, re
 
 
 def _start(config: RunConfig, run: RunDir, ranks: Ranks) -> Training:
+    """Assemble a run in a directory of its own, which the first rank makes. Every rank calls it."""
+    plan = plan_batch(config.batch, ranks.world_size, config.data.max_seq_len)
+    settings = deepspeed_settings(config, plan)  # on every rank, so that all of them fail if it is refused
     if ranks.first:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.logs.mkdir(exist_ok=True)
+        write_json(run.deepspeed, settings)
     dist.barrier()
     return assemble(config, run, ranks, Preemption(run, ranks.rank))
 
@@ -192,12 +199,10 @@ def _precision(config: RunConfig, record: List[Any], expected: Expected) -> Chec
 
 def _probe(training: Training) -> Tuple[torch.Tensor, Any]:
     """Logits of the first row's first document, and that row."""
-    training.engine.eval()
     batch = micro_batch(training.train_set, [0], True, training.tokenizer.pad_token_id).to(training.ranks.device)
     positions = torch.arange(int(batch.cu_seqlens[1]), device=training.ranks.device)
-    with torch.no_grad():
+    with torch.no_grad(), training.engine.evaluation():
         logits = forward_logits(training.engine, batch, positions).float()
-    training.engine.train()
     return logits, batch
 
 

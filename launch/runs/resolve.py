@@ -8,18 +8,21 @@ import secrets
 import struct
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Optional, Tuple
 
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.names import near_paths
 from ftdist.config.login import resolve_mode
-from ftdist.config.schema import Attention, Device, LaunchKind, Offload, Precision, RunConfig
+from ftdist.config.schema import Attention, Device, LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from ftdist.launch.backends.hostfile import resolve_hosts
 from ftdist.launch.backends.nodes import check_nodes
 from ftdist.launch.backends.slurm import client
 from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
+from ftdist.plan.layout import layout_of
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.plan.run_length import check_schedule_fits
 from ftdist.run.locations import cache_root, check_model_folder, model_location
 
 
@@ -38,7 +41,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
         name = config.model.attention.name
         raise ConfigError(f"model.attention={name} on CPU", "a CUDA device", "model.attention=documents")
-    plan = plan_batch(config.batch, world_size(config), config.data.max_seq_len)
+    plan = plan_batch(config.batch, layout_of(config).data, config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps
     if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
         config.data.num_workers = cpu_cores()
@@ -49,12 +52,6 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.track.run_id is None:
         config.track.run_id = secrets.token_hex(4)
     return plan
-
-
-def world_size(config: RunConfig) -> int:
-    """Ranks of the run. nproc_per_node must be resolved."""
-    assert config.launch.nproc_per_node is not None
-    return config.launch.nproc_per_node * config.launch.nnodes
 
 
 def _absolute(path: str) -> str:
@@ -147,22 +144,12 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
 
 
 def check_length(config: RunConfig, rows: int) -> None:
-    """Whether warm-up and decay fit into a run of so many epochs: known once the data is packed.
+    """Check that warm-up and decay fit into the run, once the data is packed into ``rows`` rows.
 
     Raises:
         ConfigError: they do not.
     """
-    optim, epochs = config.optim, config.train.epochs
-    if epochs is None:
-        return
-    steps = math.ceil(epochs * rows / config.batch.global_batch_size)
-    if optim.warmup_steps + optim.decay_steps > steps:
-        raise ConfigError(
-            f"the run has {steps} steps ({rows} rows × {epochs:g} epochs / {config.batch.global_batch_size} rows a "
-            f"step), warm-up and decay take {optim.warmup_steps + optim.decay_steps}",
-            "warm-up and decay that fit into the run",
-            f"optim.warmup_steps={steps // 10}" + (f" optim.decay_steps={steps // 10}" if optim.decay_steps else ""),
-        )
+    check_schedule_fits(config, rows)
 
 
 def check_run_dir(config: RunConfig) -> None:
@@ -211,24 +198,4 @@ def check_disk(config: RunConfig) -> None:
     if parameters:
         assert config.run_dir is not None
         count = checkpoints_at_once(config, config.train.max_steps)
-        require_space(_existing_parent(Path(config.run_dir)), parameters, count)
-
-
-def precision_table(config: RunConfig) -> List[Tuple[str, str, str]]:
-    """Rows (what, type, where) of the banner's table: what each kind of tensor is held in, and how it is sharded."""
-    stage = config.zero.stage
-    weights = "bf16" if config.train.precision is Precision.bf16 else "fp32"
-
-    def place(sharded_from: int, offload: Offload = Offload.none) -> str:
-        memory = "host memory, " if offload is Offload.cpu else ""
-        return memory + ("sharded over ranks" if stage >= sharded_from else "whole on every rank")
-
-    rows: Dict[str, Tuple[str, str]] = {
-        "weights, activations": (weights, place(3, config.zero.offload_param)),
-        "gradients": (weights, place(2)),
-        "optimizer states": ("fp32", place(1, config.zero.offload_optimizer)),
-        "loss": ("fp32", "over the tokens of all ranks"),
-    }
-    if weights == "bf16":
-        rows["optimizer states"] = ("fp32, with master weights", rows["optimizer states"][1])
-    return [(what, kind, where) for what, (kind, where) in rows.items()]
+        require_space(_existing_parent(Path(config.run_dir)), parameters, optimizer_of(config), count)

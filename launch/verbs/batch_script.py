@@ -9,7 +9,7 @@ import sys
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError
 from ftdist.config.schema import RunConfig, load_config
 from ftdist.launch.attempt import failure, lifecycle
-from ftdist.launch.runs import ready
+from ftdist.launch.runs import banner, freeze, ready
 from ftdist.run.rundir import RunDir
 
 REQUEUE = "requeue"
@@ -51,8 +51,9 @@ def begin(args: argparse.Namespace) -> int:
                      exit_reason="")  # fmt: skip
     print(f"attempt {attempt} of job {args.job} on {os.environ.get('SLURM_JOB_NODELIST')}", flush=True)
     try:
+        freeze.confirm_settings(run, config)
         ready.make_model_ready(config)
-        ready.make_data_ready(config)
+        banner.show_data_warnings(config, ready.make_data_ready(config))
     except FtdistError as error:
         reason = str(error).splitlines()[0] if str(error) else "model or data could not be prepared: see the job's log"
         run.write_status(state="failed", exit_reason=reason, exit_code=error.exit_code)

@@ -2,16 +2,19 @@
 
 import argparse
 import tempfile
-from pathlib import Path
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE
+from ftdist.base.json_files import write_json
 from ftdist.config.resumable import EVALUATED, check_changes
 from ftdist.config.schema import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.launch.attempt import failure, lifecycle, process
 from ftdist.launch.backends.base import plan_local
 from ftdist.launch.config import compose
 from ftdist.launch.runs import ready, resolve
+from ftdist.plan.batch import BatchPlan
+from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.layout import layout_of
 from ftdist.run.rundir import RunDir
 
 
@@ -39,9 +42,11 @@ def eval(args: argparse.Namespace) -> int:
     ready.make_model_ready(config)
     ready.make_data_ready(config)
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "run.yaml"
-        file.write_text(dump_config(config), encoding="utf-8")
-        return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(file)])
+        frozen = RunDir(scratch)
+        frozen.config.write_text(dump_config(config), encoding="utf-8")
+        plan = BatchPlan(config.batch.micro_batch_size, 1, layout_of(config).data, config.data.max_seq_len)
+        write_json(frozen.deepspeed, deepspeed_settings(config, plan))
+        return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(frozen.config)])
 
 
 def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:

@@ -17,6 +17,7 @@ from ftdist.launch.sweeps import sweep
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
 from ftdist.plan.batch import plan_resumed
+from ftdist.plan.layout import layout_of
 from ftdist.run.rundir import RunDir
 
 
@@ -54,6 +55,7 @@ def resume(args: argparse.Namespace) -> int:
                               "one process", "ftdist resume RUN_DIR …, without torchrun")  # fmt: skip
         return under_torchrun.resume(config, run)
     banner.show_resume(run)
+    freeze.confirm_settings(run, config)
     if args.overrides:
         config = change_course(run, config, args.overrides)
     if config.launch.kind is not LaunchKind.slurm:
@@ -73,7 +75,7 @@ def change_course(run: RunDir, config: RunConfig, overrides: List[str]) -> RunCo
     if "launch.nproc_per_node" in keys and "launch.threads_per_rank" not in keys:
         changed.launch.threads_per_rank = None  # as many as there are cores for
     resolve.resolve_ranks(changed)
-    plan = plan_resumed(changed.batch, resolve.world_size(changed), changed.data.max_seq_len)
+    plan = plan_resumed(changed.batch, layout_of(changed).data, changed.data.max_seq_len)
     changed.batch.grad_accum_steps = plan.grad_accum_steps
     text = script.render(changed) if changed.launch.kind is LaunchKind.slurm else None
     freeze.freeze_again(run, changed, plan, overrides)

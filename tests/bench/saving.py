@@ -105,7 +105,7 @@ def _deepspeed_save(training: Any) -> Path:
     place = training.run.checkpoints / "deepspeed"
     if training.ranks.first:
         shutil.rmtree(place, ignore_errors=True)
-    training.engine.save_checkpoint(str(place), tag="tag", save_latest=False)
+    training.engine._wrapped.save_checkpoint(str(place), tag="tag", save_latest=False)
     return place
 
 

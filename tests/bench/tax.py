@@ -136,9 +136,9 @@ def _timed(step: Step, index: int) -> Tuple[float, float, float]:
 
 def _largest_difference(losses: Dict[str, List[float]], ranks: Any) -> float:
     """Relative, between ftdist's losses and those of the bare loop (of which each rank knows its share)."""
-    from ftdist.parallel.ranks import reduce_sum
+    from ftdist.parallel.mesh import data_parallel
 
-    bare = [total / ranks.world_size for total in reduce_sum(losses["bare"], ranks.device)]
+    bare = [total / ranks.world_size for total in data_parallel(ranks).sum(losses["bare"])]
     worst = max(abs(a - b) / abs(b) for a, b in zip(losses["ftdist"], bare, strict=True))
     assert worst < SAME_LOSS, f"the loops do not do the same: losses differ by {worst:.2g}"
     return worst

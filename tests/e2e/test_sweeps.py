@@ -60,7 +60,7 @@ def test_six_trials_run_two_at_a_time(tmp_path: Path) -> None:
 
 def test_a_sweep_with_a_refused_model_leaves_no_files(tmp_path: Path) -> None:
     done = ftdist("train", *TRIAL, "-m", "model.config.model_type=llama,bert", cwd=tmp_path)
-    assert done.code == 2 and "bert reads a text in both directions" in done.err
+    assert done.code == 2 and "bert reads text in both directions" in done.err
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """Batches with a bad loss or gradient. Called in a forked rank, this changes only that process."""
 
+import dataclasses
 from typing import Any, Dict, Tuple
 
 BAD: Dict[str, Tuple[float, float]] = {
@@ -8,7 +9,7 @@ BAD: Dict[str, Tuple[float, float]] = {
 """Factors of a bad batch: of the value of the loss, and of its gradient."""
 
 
-def make_batches_bad(batches: Dict[int, str]) -> None:
+def make_batches_bad(training: Any, batches: Dict[int, str]) -> None:
     """Make global batches bad on this rank. Keys are their places in the data order, values the kinds in ``BAD``."""
     import torch
 
@@ -24,15 +25,17 @@ def make_batches_bad(batches: Dict[int, str]) -> None:
         def backward(ctx: Any, grad: torch.Tensor) -> Any:
             return grad * ctx.factor, None, None
 
-    token_loss, train_batch = loop.token_loss, loop._train_batch
+    objective_loss, train_batch = training.objective.loss, loop._train_batch
     at = [0]
 
     def watched_batch(training: Any, index: int, micro_step: int) -> Any:
         at[0] = training.done.batch_index(index)
         return train_batch(training, index, micro_step)
 
-    def spoilt_loss(*args: Any) -> torch.Tensor:
-        loss = token_loss(*args)
-        return Spoilt.apply(loss, *BAD[batches[at[0]]]) if at[0] in batches else loss
+    def spoilt_loss(*args: Any) -> Any:
+        found = objective_loss(*args)
+        if at[0] not in batches:
+            return found
+        return dataclasses.replace(found, loss=Spoilt.apply(found.loss, *BAD[batches[at[0]]]))
 
-    loop._train_batch, loop.token_loss = watched_batch, spoilt_loss
+    loop._train_batch, training.objective.loss = watched_batch, spoilt_loss

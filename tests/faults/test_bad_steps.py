@@ -16,7 +16,7 @@ from tests.faults.bad_batches import make_batches_bad
 from tests.faults.table import fault
 from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 STEPS = 5
 SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=0.5",
@@ -35,7 +35,7 @@ def _state(training: Any) -> str:
 
     for parameter in training.engine.module.parameters():
         add(getattr(parameter, "ds_tensor", parameter))
-    for held, states in training.engine.client_optimizer.state.items():
+    for held, states in training.engine.optimizer.state.items():
         add(held)
         for name in ("step", "exp_avg", "exp_avg_sq"):
             add(states[name])
@@ -50,9 +50,9 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
     from ftdist.train import loop
 
     training = assemble(config, run.path, start(config))
-    plain = loop.token_loss, loop._train_batch
+    plain = loop._train_batch
     if kind != "left out" and training.ranks.rank == 1:
-        make_batches_bad({at: kind})
+        make_batches_bad(training, {at: kind})
     said: List[Any] = []
     for step in range(STEPS):
         if kind == "left out" and step == at:
@@ -60,7 +60,7 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
         training.done.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
         result = loop.train_step(training, step)
         said.append(result.bad)
-    loop.token_loss, loop._train_batch = plain
+    loop._train_batch = plain
     state = _state(training)
     training.engine.destroy()
     return said, state
@@ -71,7 +71,6 @@ def _compare(configs: List[Any], folder: Path) -> List[Tuple[Any, Dict[str, Outc
     for number, config in enumerate(configs):
         for at in (0, 2):
             run = RunDir(folder / f"run-{number}")
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
             kinds = ("left out", "loss", "gradient") if at == 0 else ("left out", "loss", "gradient", "spike")
             found.append(((config.zero.stage, config.train.precision.name, at),
                           {kind: _steps(config, run, at, kind) for kind in kinds}))  # fmt: skip
@@ -102,6 +101,8 @@ def test_a_bad_step_changes_nothing(folder: Path, tmp_path: Path, precision: str
         for stage in range(4)
     ]  # fmt: skip
     freeze_tiny(configs[0], tmp_path / "run", 2)
+    for number, config in enumerate(configs):
+        make_run_dir(config, tmp_path / f"run-{number}", 2)
     everyone = run_ranks(_compare, 2, configs, tmp_path)
     for rank, found in enumerate(everyone):
         for (case, kinds), (_, first_ranks) in zip(found, everyone[0], strict=True):
@@ -127,7 +128,7 @@ def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int
     config = load_config(RunDir(path).config)
     training = assemble(config, path, start(config))
     if training.ranks.rank == 1:
-        make_batches_bad(bad)
+        make_batches_bad(training, bad)
     train_step = loop.train_step
 
     def mortal_step(training: Any, index: int) -> Any:
@@ -177,7 +178,7 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 def test_bad_steps_in_a_row_roll_back_and_skip_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
-    from ftdist.data.loader import row_ids
+    from ftdist.data.row_order import row_ids
     from ftdist.run.prepared import data_folder
 
     bad = {4: "loss", 5: "gradient"}
@@ -226,7 +227,7 @@ def test_a_stop_does_not_change_how_far_a_run_rolls_back(folder: Path, tmp_path:
 
 
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
-    from ftdist.run.rundir import read_json
+    from ftdist.base.json_files import read_json
 
     files = read_json(run.checkpoints / checkpoint / "manifest.json")["files"]
     return {name: entry["sha256"] for name, entry in files.items()}

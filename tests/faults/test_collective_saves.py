@@ -154,8 +154,8 @@ class Waiting:
 def _beside(config: Any, path: Path) -> Dict[str, Any]:
     """Train while a checkpoint is written; its writes block until two more steps are done."""
     from ftdist.checkpoint.protocol import rank_file
+    from ftdist.checkpoint.state import tensors_to_save
     from ftdist.checkpoint.tensors import Stored
-    from ftdist.engine.shards import tensors_to_save
     from ftdist.train.loop import _save as save
 
     ranks = start(config)

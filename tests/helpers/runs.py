@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.base.json_files import read_json
+from ftdist.run.rundir import RunDir
 from tests.helpers.cli import succeed
 
 SMOKE = ("experiment=smoke", "train.num_samples=1", "train.sample_tokens=8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 from ftdist.config.schema import RunConfig
+from tests.tiny import make_run_dir
 
 FIVE_STEPS = (
     "train.max_steps=5", "batch.global_batch_size=8", "optim.lr=3e-3", "optim.weight_decay=0.1", "train.num_samples=0",
@@ -21,11 +22,12 @@ def start(config: RunConfig) -> Any:
     """Read this rank's environment and join the process group, unless it has joined already. Returns its ``Ranks``."""
     import torch.distributed as dist
 
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
 
     ranks = rank_setup.read_ranks(config)
     if not dist.is_initialized():
-        rank_setup.quiet_libraries()
+        rank_process.quiet_libraries()
         rank_setup.start_process_group(config, ranks)
     return ranks
 
@@ -40,8 +42,7 @@ def assemble(config: RunConfig, path: Path, ranks: Any) -> Any:
 
     run = RunDir(path)
     if ranks.first:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        run.logs.mkdir(exist_ok=True)
+        make_run_dir(config, path, ranks.world_size)
     dist.barrier()
     return main.assemble(config, run, ranks, Preemption(run, ranks.rank))
 
@@ -83,13 +84,13 @@ def fingerprint(engine: Any) -> Dict[str, str]:
     """
     import torch
 
-    from ftdist.engine.shards import MOMENTS, adamw, held
+    from ftdist.engine.shards import held
 
     found = {"rng": torch.get_rng_state()}
     for part in held(engine):
         found[f"master {part.name}"] = part.flat.detach()
-        state = adamw(engine).state[part.flat]
-        found |= {f"{moment} {part.name}": state[moment] for moment in MOMENTS}
+        state = engine.optimizer.state[part.flat]
+        found |= {f"{moment} {part.name}": state[moment] for moment in engine.state_names}
         found[f"step {part.name}"] = state["step"].float().view(1)
     for name, parameter in engine.module.named_parameters():
         found[f"weight {name}"] = getattr(parameter, "ds_tensor", parameter.detach())

@@ -31,7 +31,7 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
     ranks, optimizers = start(configs[0]), set()
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
-        optimizers.add(type(training.engine.optimizer).__name__)
+        optimizers.add(type(training.engine.zero_optimizer).__name__)
         first = steps(training, SAVED_AT)
         save(training)
         before = fingerprint(training.engine)
@@ -86,7 +86,7 @@ def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
     """Take the next steps of every run. Returns the loaded state, the steps, the saved state and the random state."""
     import torch
 
-    from ftdist.engine.shards import tensors_to_save
+    from ftdist.checkpoint.state import tensors_to_save
 
     def whole() -> Dict[str, Any]:
         return {key: tensor.float().numpy().tobytes() for key, tensor in tensors_to_save(training.engine).items()}

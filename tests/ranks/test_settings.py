@@ -53,7 +53,7 @@ def outcome(folder: Path, tmp_path: Path) -> Callable[..., Any]:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offload_keeps_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
     def look(training: Any) -> Any:
-        zero = training.engine.config["zero_optimization"]
+        zero = training.engine._wrapped.config["zero_optimization"]
         return _losses(training), zero["offload_optimizer"]["device"], "offload_param" in zero
 
     plain = outcome(f"zero.stage={stage}")
@@ -86,7 +86,7 @@ def test_weight_decay_spares_norms_and_biases(outcome: Callable[..., Any], tmp_p
     """By name, from the sharded optimizer: under ZeRO-3 the parameters themselves are empty."""
 
     def look(training: Any) -> Any:
-        engine, optimizer = training.engine, training.engine.optimizer
+        engine, optimizer = training.engine, training.engine.zero_optimizer
         names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
         return {
             names[id(parameter)]: optimizer.param_groups[optimizer.sub_group_to_group_id[number]]["weight_decay"]
@@ -172,7 +172,7 @@ def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
     def look(training: Any) -> Any:
         import torch
 
-        states = training.engine.optimizer.optimizer.state.values()
+        states = training.engine.optimizer.state.values()
         moments = {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")}
         weights = {p.dtype for p in training.engine.module.parameters()}
         return _losses(training), moments == {torch.float32}, weights == {torch.bfloat16}
@@ -190,7 +190,7 @@ def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable
 
         # After the last evaluation one parameter is still whole, and this step does not gather it.
         train_step(training, 3)
-        coordinator = training.engine.optimizer.parameter_offload.get_param_coordinator()
+        coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
         name = "_PartitionedParameterCoordinator__all_gather_params"
         gather, calls = getattr(coordinator, name), []
         setattr(coordinator, name, lambda *args, **kwargs: (calls.append(1), gather(*args, **kwargs))[1])

@@ -16,11 +16,10 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def _moments_lost(patch: pytest.MonkeyPatch) -> None:
     from ftdist.checkpoint import saver
-    from ftdist.engine import shards
 
     def restore(engine: Any, *rest: Any) -> None:
         real(engine, *rest)
-        for state in shards.adamw(engine).state.values():
+        for state in engine.optimizer.state.values():
             state["exp_avg"].zero_()
 
     real = saver.restore
@@ -38,11 +37,11 @@ def _other_beta2(patch: pytest.MonkeyPatch) -> None:
 
 
 def _half_a_gradient_in_bf16(patch: pytest.MonkeyPatch) -> None:
-    from ftdist.train import loop
+    from ftdist.engine.engine import Engine
 
-    real = loop.backward
-    patch.setattr(loop, "backward", lambda engine, loss, ranks: real(
-        engine, loss / 2 if engine.bfloat16_enabled() else loss, ranks))  # fmt: skip
+    real = Engine.backward
+    patch.setattr(Engine, "backward", lambda engine, loss: real(
+        engine, loss / 2 if engine._wrapped.bfloat16_enabled() else loss))  # fmt: skip
 
 
 def _another_model(patch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ import torch
 
 from ftdist.config.schema import Offload, Precision, RunConfig
 from ftdist.parallel.ranks import Ranks
+from ftdist.plan.layout import Layout
+from ftdist.plan.memory import States
 from ftdist.run.model_facts import ModelFacts, write_facts
 from ftdist.train.out_of_memory import GIB, account_for, best_change, explained
 
@@ -21,13 +23,17 @@ def config(stage: int, micro: int = 1, recompute: bool = True, offload: Offload 
     return made
 
 
-@pytest.mark.parametrize(("stage", "states"), [(0, 16.0), (1, 5.5), (2, 3.75), (3, 2.0)])
-def test_the_account_is_that_of_the_documentation(stage: int, states: float) -> None:
-    """docs/step.md: bytes a parameter on 8 ranks, in bf16."""
-    account = account_for(config(stage), BILLION, 8, 20 * GIB, cuda=True)
-    held = account.parameters + account.gradients + account.optimizer_states
-    assert held == pytest.approx(states * BILLION)
-    assert account.activations == pytest.approx(20 * GIB - held)
+def test_activations_are_what_is_left_of_the_peak() -> None:
+    """bf16, ZeRO-2, 8 ranks: 2 + 2/8 + 12/8 = 3.75 bytes for each parameter."""
+    account = account_for(config(2), BILLION, Layout.of_world(8), 20 * GIB, cuda=True)
+    assert account.states == States(parameters=2e9, gradients=0.25e9, optimizer_states=1.5e9)
+    assert account.activations == pytest.approx(20 * GIB - 3.75e9)
+
+
+def test_offloaded_states_fill_the_memory_of_a_cpu_and_not_of_a_gpu() -> None:
+    made, layout = config(2, offload=Offload.cpu), Layout.of_world(8)
+    assert account_for(made, BILLION, layout, 0.0, cuda=True).states == States(parameters=2e9)
+    assert account_for(made, BILLION, layout, 0.0, cuda=False).states.optimizer_states == 1.5e9
 
 
 @pytest.mark.parametrize(
@@ -44,8 +50,7 @@ def test_the_account_is_that_of_the_documentation(stage: int, states: float) -> 
     ],
 )
 def test_the_change_that_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:
-    account = account_for(made, BILLION, ranks, peak, cuda)
-    assert best_change(made, ranks, account, cuda)[0] == change
+    assert best_change(made, BILLION, Layout.of_world(ranks), peak, cuda)[0] == change
 
 
 def test_a_model_that_does_not_fit_is_told_by_its_size(tmp_path: Path) -> None:

@@ -275,10 +275,11 @@ def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: p
 
 def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     from ftdist.data.prepare import prepare
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
     from ftdist.verify.main import number_checks_or_cause
 
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     prepare(config)
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)

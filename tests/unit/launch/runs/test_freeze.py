@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.redact import redact_words
+from ftdist.base.redact import redact_arguments
 from ftdist.config.schema import RunConfig, SourceConfig, load_config
 from ftdist.launch.runs import resolve
-from ftdist.launch.runs.freeze import freeze, provenance
+from ftdist.launch.runs.freeze import confirm_settings, freeze, provenance
 
 
 @pytest.fixture
@@ -54,6 +54,19 @@ def test_a_contradiction_for_deepspeed_leaves_nothing(config: RunConfig, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_start_confirms_what_deepspeed_is_given(config: RunConfig) -> None:
+    run = freeze(config, resolve.resolve(config))
+    frozen = run.deepspeed.read_text()
+    confirm_settings(run, config)
+    assert run.deepspeed.read_text() == frozen
+    run.deepspeed.unlink()
+    confirm_settings(run, config)
+    assert run.deepspeed.read_text() == frozen
+    run.deepspeed.write_text(frozen.replace('"stage": 2', '"stage": 3'))
+    with pytest.raises(ConfigError, match="zero_optimization.stage=3, but run.yaml gives 2"):
+        confirm_settings(run, config)
+
+
 def test_provenance_knows_the_commit_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
@@ -83,4 +96,4 @@ def test_provenance_knows_the_commit_and_no_environment(tmp_path: Path, monkeypa
     ],
 )
 def test_secrets_on_the_command_line_are_not_kept(word: str, kept: str) -> None:
-    assert redact_words([word]) == [kept]
+    assert redact_arguments([word]) == [kept]

@@ -12,8 +12,7 @@ from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb, dump_config
 from ftdist.launch.attempt import machine
 from ftdist.launch.runs import resolve
-from ftdist.plan.disk import checkpoints_at_once, checkpoints_to_come
-from ftdist.run.rundir import MANIFEST, PINNED, RunDir
+from ftdist.plan.layout import layout_of
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def test_several_nodes_need_torchrun(config: RunConfig) -> None:
     config.launch.nnodes = 4
     assert "torchrun --nnodes 4" in refused(config)
     resolve.resolve(config, ranks=(2, 4))
-    assert resolve.world_size(config) == 8
+    assert layout_of(config).world == 8
 
 
 def test_a_batch_that_is_not_divisible(config: RunConfig) -> None:
@@ -200,25 +199,6 @@ def test_not_enough_disk_for_the_checkpoints(
         resolve.check_disk(config)
     config.train.max_steps = 3  # no more are ever made
     resolve.check_disk(config)
-
-
-def test_checkpoints_at_once_before_the_length_is_known(config: RunConfig) -> None:
-    config.train.checkpoint_every = 5
-    assert checkpoints_at_once(config, None) == 3
-    config.train.keep_checkpoints = 4
-    assert checkpoints_at_once(config, None) == 5
-    assert [checkpoints_at_once(config, steps) for steps in (1, 5, 6, 1000)] == [1, 1, 2, 5]
-
-
-def test_pinned_checkpoints_make_no_room(config: RunConfig, tmp_path: Path) -> None:
-    config.train.checkpoint_every, run = 5, RunDir(tmp_path)
-    for step in (5, 10, 15):
-        run.checkpoint(step).mkdir(parents=True)
-        (run.checkpoint(step) / MANIFEST).touch()
-    assert checkpoints_at_once(config, 1000) == 3 and checkpoints_to_come(config, run, 1000) == 1
-    for step in (5, 10):
-        (run.checkpoint(step) / PINNED).touch()
-    assert checkpoints_to_come(config, run, 1000) == 2
 
 
 LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.base.errors import EXIT_PREEMPTED
+from ftdist.base.errors import EXIT_PREEMPTED, ConfigError
 from ftdist.config.schema import Device, LaunchKind, RunConfig, dump_config
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.verbs import batch_script
@@ -45,8 +45,8 @@ def test_a_run_that_was_asked_to_stop_does_not_begin(run: RunDir, capsys: pytest
 
 def prepared(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> int:
     """begin() of a run whose model and data are there."""
-    for step in ("make_model_ready", "make_data_ready"):
-        monkeypatch.setattr(batch_script.ready, step, lambda config: None)
+    monkeypatch.setattr(batch_script.ready, "make_model_ready", lambda config: None)
+    monkeypatch.setattr(batch_script.ready, "make_data_ready", lambda config: run.path / "data")
     run.attempt.unlink(missing_ok=True)  # as the script does
     return begin(run)
 
@@ -70,6 +70,17 @@ def test_a_job_is_requeued_so_often_and_no_more(
     assert "requeued launch.max_requeues=2 times already" in status["exit_reason"]
     run.write_status(state="queued", requeues=0)  # submitted anew
     assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
+
+
+def test_a_job_does_not_begin_with_a_deepspeed_config_that_was_edited(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepared(run, monkeypatch) == 0  # it was missing, and is written
+    text = run.deepspeed.read_text()
+    run.deepspeed.write_text(text.replace('"stage": 2', '"stage": 1'))
+    with pytest.raises(ConfigError, match="zero_optimization.stage=1, but run.yaml gives 2"):
+        prepared(run, monkeypatch)
+    assert run.read_status()["state"] == "failed" and not run.attempt.exists()
 
 
 def test_a_job_that_submits_itself_again_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.base.json_files import read_json
 from ftdist.config.resumable import check_changes, config_hash
 from ftdist.config.schema import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
 from ftdist.launch import cli
@@ -22,7 +23,7 @@ from ftdist.launch.runs import banner, ready, resolve
 from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.verbs import resume, under_torchrun
 from ftdist.run.model_facts import ModelFacts, write_facts
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 
 STARTED = psutil.Process().create_time()
 
@@ -310,7 +311,7 @@ def test_a_resume_on_other_ranks_is_written_down(here: Path) -> None:
     [
         (
             ["launch.nproc_per_node=5"],
-            r"cannot be dealt to 5 ranks × 1 rows[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
+            r"cannot be divided over 5 ranks × 1 rows[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
         ),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2"], None),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2", "launch.stall_timeout_s=900"], None),
@@ -340,6 +341,22 @@ def test_eval_refuses_what_would_change_nothing_of_it(here: Path) -> None:
     run = _frozen(here / "run")
     with pytest.raises(ConfigError, match=r"ftdist eval cannot change 'optim\.lr=3'"):
         cli.dispatch(["eval", str(run.path), "data.heldout.mine.path=x.jsonl", "optim.lr=3"])
+
+
+@pytest.mark.parametrize("under_a_torchrun", [False, True])
+def test_a_resume_refuses_a_deepspeed_config_that_was_edited(
+    here: Path, monkeypatch: pytest.MonkeyPatch, under_a_torchrun: bool
+) -> None:
+    run = _frozen(here / "run")
+    _resume(run, "zero.stage=1")
+    settings = read_json(run.deepspeed)
+    settings["zero_optimization"]["stage"] = 3
+    run.deepspeed.write_text(json.dumps(settings))
+    if under_a_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+        monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="zero_optimization.stage=3, but run.yaml gives 1"):
+        cli.dispatch(["resume", str(run.path)])
 
 
 def test_a_batch_job_is_written_anew(here: Path) -> None:

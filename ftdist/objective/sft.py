@@ -1,0 +1,24 @@
+"""Supervised fine-tuning: the mean cross-entropy of the trained tokens of the global batch."""
+
+from typing import Any, Tuple
+
+from ftdist.objective.base import LossSum
+from ftdist.objective.token_loss import token_loss
+
+
+class SupervisedFineTuning:
+    """Each trained token of the global batch has the same weight. (A mean per micro-batch, averaged, would weight the
+    tokens of short answers more than those of long ones.)"""
+
+    metrics: Tuple[str, ...] = ()
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def weight(self, batch: Any) -> int:
+        """Return the number of trained tokens of a micro-batch."""
+        return int(batch.num_trained)
+
+    def loss(self, model: Any, batch: Any) -> LossSum:
+        """Return the sum of the cross-entropies of the trained tokens."""
+        return LossSum(token_loss(model, batch, self._vocab_size))
