@@ -287,6 +287,7 @@ def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     return read(folder)
 
 
+@pytest.mark.process
 def test_a_model_whose_attention_does_not_isolate(tmp_path: Path) -> None:
     """Bloom takes no attention function from outside, and gets no mask: each token sees the whole row."""
     model = ("model_type=bloom", "vocab_size=259", "hidden_size=32", "n_layer=2", "n_head=4")
@@ -306,6 +307,7 @@ def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
     return _numbers(config, folder, quick=False)
 
 
+@pytest.mark.process
 def test_an_export_that_misses_a_step_of_bf16(tmp_path: Path) -> None:
     """Its logits differ by less than rounding may make: its weights tell."""
     config = tiny_config(

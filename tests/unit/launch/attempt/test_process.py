@@ -124,6 +124,7 @@ def test_gpus_are_left_visible() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in env and "DS_ACCELERATOR" not in env
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("behaviour", "code", "says"),
     [
@@ -144,6 +145,7 @@ def test_one_message_and_the_exit_code(
     assert gone(rank_pids(run))
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_for_preemption(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("polite")
     pids = rank_pids(run)
@@ -153,6 +155,7 @@ def test_ctrl_c_stops_for_preemption(run: RunDir, launch: Callable[[str], "subpr
     assert gone(pids)
 
 
+@pytest.mark.process
 def test_sigterm_stops_for_preemption(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("polite")
     rank_pids(run)
@@ -161,6 +164,7 @@ def test_sigterm_stops_for_preemption(run: RunDir, launch: Callable[[str], "subp
     assert launcher.returncode == EXIT_PREEMPTED
 
 
+@pytest.mark.process
 def test_second_ctrl_c_ends_it_at_once(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("stubborn")
     pids = rank_pids(run)
@@ -176,6 +180,7 @@ def test_second_ctrl_c_ends_it_at_once(run: RunDir, launch: Callable[[str], "sub
     assert gone(pids, within_s=2)
 
 
+@pytest.mark.process
 def test_killed_launcher_leaves_no_rank(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("polite")
     pids = rank_pids(run)
@@ -185,6 +190,7 @@ def test_killed_launcher_leaves_no_rank(run: RunDir, launch: Callable[[str], "su
     assert gone([*pids, torchrun], within_s=20)
 
 
+@pytest.mark.process
 def test_killed_torchrun_leaves_no_rank(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("stubborn")
     pids = rank_pids(run)
@@ -193,6 +199,7 @@ def test_killed_torchrun_leaves_no_rank(run: RunDir, launch: Callable[[str], "su
     assert launcher.returncode == 1 and gone(pids, within_s=2)
 
 
+@pytest.mark.process
 def test_a_stopped_torchrun_whose_ranks_have_ended_is_ended(
     run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:
