@@ -26,6 +26,8 @@ SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCH
 SLURM_PACKAGES = "slurmctld slurmd slurm-client munge"
 FAST_FOLDER = Path(__file__).parent / "unit"
 """Tests in all other folders are marked ``process``, and so is a unit test that says so itself."""
+FAST_LIMIT_S = 60
+"""A test without the mark ``process`` fails if it takes longer, so that the fast tier stays fast."""
 LEAK_GRACE_S = 5.0
 
 for _name in [name for name in os.environ if SECRET.search(name) or name in RANK_VARIABLES]:
@@ -66,6 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if FAST_FOLDER not in item.path.parents:
             item.add_marker("process")
+        if not item.get_closest_marker("process"):
+            item.add_marker(pytest.mark.timeout(FAST_LIMIT_S))
         for mark, reason in skips.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -154,7 +154,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     _print_on_rank_0(ranks, f"attention: {backend.name}; {across}{ahead}")
     max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
-        _say(ranks, note)
+        _print_on_rank_0(ranks, note)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _print_on_rank_0(ranks, text))

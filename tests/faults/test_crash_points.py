@@ -31,8 +31,11 @@ def every_crash(
     template: RunDir, action: Callable[[RunDir], Any], lose_power: bool, monkeypatch: pytest.MonkeyPatch,
     look: Callable[[RunDir], None] = lambda run: None,
 ) -> Tuple[List[str], List[State]]:  # fmt: skip
-    """Names of the operations of ``action``, and the checkpoints that are found where it was stopped at each of them
-    (last: where it was not stopped). ``look`` looks at each, too."""
+    """Stop ``action`` at each of its file operations in turn, and call ``look`` with each resulting run.
+
+    Returns the names of the operations and the checkpoints that are found after each stop. The last entry is of the
+    action that was not stopped.
+    """
     states, stop_at = [], 0
     while True:
         run = RunDir(template.path.with_name("run"))

@@ -188,9 +188,8 @@ def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable
     def look(training: Any) -> int:
         from ftdist.train.loop import train_step
 
-        train_step(
-            training, 3
-        )  # after the last evaluation one parameter is still whole, and this step does not gather it
+        # After the last evaluation one parameter is still whole, and this step does not gather it.
+        train_step(training, 3)
         coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
         name = "_PartitionedParameterCoordinator__all_gather_params"
         gather, calls = getattr(coordinator, name), []

@@ -290,6 +290,7 @@ def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     return read_checks(folder)
 
 
+@pytest.mark.process
 def test_a_model_whose_attention_does_not_isolate_documents_fails(tmp_path: Path) -> None:
     """Bloom does not use ftdist's attention function and gets no mask, so each token sees the whole row."""
     model = ("model_type=bloom", "vocab_size=259", "hidden_size=32", "n_layer=2", "n_head=4")
@@ -309,6 +310,7 @@ def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
     return _numbers(config, folder, quick=False)
 
 
+@pytest.mark.process
 def test_an_export_without_the_last_step_in_bf16_fails(tmp_path: Path) -> None:
     """The logits differ by less than the rounding that is allowed. Only the weights show it."""
     config = tiny_config(

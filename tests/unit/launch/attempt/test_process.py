@@ -97,6 +97,7 @@ def gone(pids: List[int], within_s: float = 0.0) -> bool:
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("behaviour", "code", "says"),
     [
@@ -117,6 +118,7 @@ def test_a_run_ends_with_one_message_and_its_exit_code(
     assert gone(rank_pids(run))
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_for_preemption(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("polite")
     pids = rank_pids(run)
@@ -126,6 +128,7 @@ def test_ctrl_c_stops_for_preemption(run: RunDir, launch: Callable[[str], "subpr
     assert gone(pids)
 
 
+@pytest.mark.process
 def test_sigterm_stops_for_preemption(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("polite")
     rank_pids(run)
@@ -134,6 +137,7 @@ def test_sigterm_stops_for_preemption(run: RunDir, launch: Callable[[str], "subp
     assert launcher.returncode == EXIT_PREEMPTED
 
 
+@pytest.mark.process
 def test_a_second_ctrl_c_ends_the_run_at_once(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("stubborn")
     pids = rank_pids(run)
@@ -149,6 +153,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(run: RunDir, launch: Callable[[str
     assert gone(pids, within_s=2)
 
 
+@pytest.mark.process
 def test_a_killed_launcher_leaves_no_rank(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("polite")
     pids = rank_pids(run)
@@ -158,6 +163,7 @@ def test_a_killed_launcher_leaves_no_rank(run: RunDir, launch: Callable[[str], "
     assert gone([*pids, torchrun], within_s=20)
 
 
+@pytest.mark.process
 def test_a_killed_torchrun_leaves_no_rank(run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]) -> None:
     launcher = launch("stubborn")
     pids = rank_pids(run)
@@ -166,6 +172,7 @@ def test_a_killed_torchrun_leaves_no_rank(run: RunDir, launch: Callable[[str], "
     assert launcher.returncode == 1 and gone(pids, within_s=2)
 
 
+@pytest.mark.process
 def test_a_stopped_torchrun_is_killed_when_its_ranks_have_ended(
     run: RunDir, launch: Callable[[str], "subprocess.Popen[str]"]
 ) -> None:
