@@ -11,7 +11,7 @@ from typing import Dict, List, NoReturn, Optional
 from ftdist import __version__
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
 from ftdist.base.names import nearest
-from ftdist.base.output import Output
+from ftdist.base.output import PipeSafeOutput
 
 EXAMPLES = """\
 examples:
@@ -123,7 +123,7 @@ def parser_of(name: str) -> Parser:
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """The console script."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = PipeSafeOutput(sys.stdout), PipeSafeOutput(sys.stderr)  # type: ignore[assignment]
     try:
         sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
     except FtdistError as error:

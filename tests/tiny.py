@@ -5,10 +5,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ftdist.base.json_files import write_json
 from ftdist.config.schema import RunConfig, dump_config, parse_config
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
-from ftdist.run.rundir import RunDir, write_json
+from ftdist.run.rundir import RunDir
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 259, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

@@ -14,15 +14,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.json_files import read_json
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
+from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.schema import Precision, RunConfig, load_config
 from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.run.rundir import MANIFEST, RunDir, read_json, read_manifest
+from ftdist.run.rundir import MANIFEST, RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
 MARK = "ftdist_export.json"
@@ -49,12 +51,12 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
     model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
     weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
-    remove_rests(out)
-    unfinished = beside(out)
+    remove_leftovers(out)
+    unfinished = temporary_path(out)
     unfinished.mkdir(parents=True)
     _copy_hf(checkpoint, manifest, unfinished)
     METHODS[config.method.kind].export(weights, model_config, unfinished, config)
-    (unfinished / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
+    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state), encoding="utf-8")
     (unfinished / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
@@ -89,30 +91,6 @@ def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> S
     names = {name for name, p in model.named_parameters(remove_duplicate=False) if p.shape[0] == vocab_size}
     cut = {n for n, t in weights.items() if n in names and t.shape[0] == padded}
     return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}
-
-
-def _model_card(config: RunConfig, checkpoint: Path, state: Dict[str, Any]) -> str:
-    evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
-    base = config.model.hub or config.model.builtin or config.model.path or "random weights"
-    rows = {
-        "base model": base,
-        "data": ", ".join(config.data.sources),
-        "method": config.method.kind.name,
-        "optimizer steps": f"{state['step']:,}",
-        "trained tokens": f"{state['trained_tokens']:,}",
-        "held-out loss (nats a token)": f"{state['eval_loss']:.4f}" if evaluated else "not evaluated at this step",
-        "learning rate": f"{config.optim.lr:g} ({config.optim.schedule.name})",
-        "rows per step × tokens per row": f"{config.batch.global_batch_size} × {config.data.max_seq_len}",
-        "precision": config.train.precision.name,
-        "ZeRO stage": str(config.zero.stage),
-        "seed": str(config.seed),
-        "checkpoint": checkpoint.name,
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    tags = "library_name: transformers\ntags:\n- ftdist\n"
-    if config.model.hub:
-        tags += f"base_model: {config.model.hub}\n"
-    return f"---\n{tags}---\n\n# {config.name}\n\nFine-tuned with ftdist.\n\n| | |\n|---|---|\n{table}\n"
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 
 from ftdist.base.errors import CheckpointError
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import (
     FORMAT,
     HF,
@@ -31,7 +32,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.engine.engine import Engine
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import optimizer_of
-from ftdist.run.rundir import RunDir, read_json, read_manifest
+from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
 PACKAGES = ("ftdist", "torch", "deepspeed", "transformers")

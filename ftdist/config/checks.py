@@ -3,7 +3,7 @@
 from typing import Any, Dict
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.redact import reason
+from ftdist.base.redact import secret_problem
 from ftdist.config.launch import check_launch, refuse_control_characters, texts
 from ftdist.config.schema import (
     DataConfig,
@@ -50,7 +50,7 @@ def refuse_secrets(config: RunConfig) -> None:
         ConfigError: names the key, never the value.
     """
     for key, text in texts("", config):
-        if problem := reason(key.removeprefix("."), text):
+        if problem := secret_problem(key.removeprefix("."), text):
             raise ConfigError(
                 f"{problem}, and a config is written to run.yaml, the batch script and W&B",
                 "secrets in the environment only, from where ranks and Slurm jobs get them too",

@@ -9,12 +9,9 @@ import torch
 
 from ftdist.model.attention import document_kwargs
 
-IGNORED = -100
-"""Label of a token that is not trained."""
-
 
 class Batch(Protocol):
-    """A micro-batch: input_ids, labels, position_ids [1, T]; cu_seqlens [n+1] int32."""
+    """The fields of ``ftdist.data.loader.MicroBatch`` that forward and loss read."""
 
     @property
     def input_ids(self) -> torch.Tensor: ...
@@ -29,10 +26,17 @@ class Batch(Protocol):
 
 
 def forward_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
-    """Return the logits [len(positions), vocabulary] at some positions of the row. Others are not computed.
+    """Run the model, and return the logits at some positions.
+
+    If the model supports ``logits_to_keep``, other logits are not computed.
 
     Args:
         model: The model, or an engine.
+        batch: The micro-batch of T tokens.
+        positions: [n] positions between 0 and T - 1.
+
+    Returns:
+        [n, rows of the embedding].
     """
     causal_lm = without_engine(model)
     keep = {"logits_to_keep": positions} if _keeps_logits(causal_lm) else {}

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ftdist.model.forward import IGNORED, Batch, forward_logits
+from ftdist.data.loader import IGNORED
+from ftdist.model.forward import Batch, forward_logits
 
 
 def token_loss(model: Any, batch: Batch, vocab_size: int) -> torch.Tensor:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json
 from ftdist.base.names import as_typed, nearest
 from ftdist.config.schema import Offload, Precision, RunConfig
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
-from ftdist.run.rundir import read_json
 
 NEVER = 2**31 - 1
 """Value of steps_per_print that keeps DeepSpeed from printing progress lines of its own."""

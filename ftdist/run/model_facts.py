@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig
 from ftdist.run.locations import cache_root, model_location
-from ftdist.run.rundir import read_json, write_json
 
 FORMAT_VERSION = 1
 """Counted up when the check finds more, or the same model is judged otherwise."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, DataError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location
-from ftdist.run.rundir import read_json, write_json
 from ftdist.run.source_files import source_files
 
 FORMAT_VERSION = 2

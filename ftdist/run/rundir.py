@@ -1,10 +1,8 @@
 """The run directory: the only interface between what launches a run and the ranks that run it."""
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import stat
 import time
@@ -12,8 +10,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import CheckpointError, ConfigError
+from ftdist.base.json_files import read_json, read_records, write_json
 from ftdist.base.names import near_paths
-from ftdist.base.temporary import beside
 
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
@@ -222,51 +220,3 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{MANIFEST} of {checkpoint.name} cannot be read: {error}") from error
     raise CheckpointError(f"{MANIFEST} of {checkpoint.name} does not have the hash that was written")
-
-
-def read_json(path: Path) -> Dict[str, Any]:
-    """
-    Raises:
-        ValueError: it is not JSON, or not an object.
-    """
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{type(found).__name__} instead of an object")
-    return found
-
-
-def parse_line(line: bytes) -> Optional[Dict[str, Any]]:
-    """The record of one line of a .jsonl file; None where a crash cut or mangled it."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step", 0), int) else None
-
-
-def read_records(path: Path) -> List[Dict[str, Any]]:
-    """Every whole record of a .jsonl file; none where there is no file."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [record for line in lines if (record := parse_line(line)) is not None]
-
-
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    """Replace a file in one step, so that nobody sees a half of it; if ``durable``, after a power failure too."""
-    temporary = beside(path)
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2, default=str) + "\n")
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except FileExistsError:  # not ours
-        raise
-    except OSError:  # a full disk
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -16,8 +16,9 @@ from typing import Dict, List, Optional, Tuple
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.json_files import read_json
 from ftdist.base.tables import plain_table, show_table
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import MARK, export_checkpoint
 from ftdist.config.schema import ModelConfig, RunConfig, load_config
@@ -33,7 +34,7 @@ from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_proces
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import read_settings
 from ftdist.run.prepared import data_folder
-from ftdist.run.rundir import RunDir, checkpoint_step, read_json, read_manifest
+from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, say_rows
 from ftdist.train.main import open_heldout
@@ -66,10 +67,10 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, chec
     rank_process.quiet_libraries()
     kept = run.export / MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
-    scratch = beside(run.path / "eval")
+    scratch = temporary_path(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
     if ranks.first:
-        remove_rests(run.path / "eval")
+        remove_leftovers(run.path / "eval")
     if ranks.first and not exported:
         scratch.mkdir()
         with task(f"reading {checkpoint.name}"):

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftdist.base.output import shown, typed
+from ftdist.base.json_files import read_records
+from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show, show_table
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import read_records
 
 SHOWN_ANSWERS = 2
 """Questions whose answers are printed; samples.jsonl has the others."""
@@ -69,12 +69,12 @@ def answers(run: RunDir) -> List[Dict[str, Any]]:
 
 def places(run: RunDir) -> List[Tuple[str, str]]:
     """Where the results of a run lie, those that are there."""
-    found = [("run", shown(run.path))]
+    found = [("run", short_path(run.path))]
     if run.export.is_dir():
-        found.append(("model", shown(run.export)))
+        found.append(("model", short_path(run.export)))
     if any(run.wandb.glob("offline-run-*")):
         # One for each attempt, all of the same W&B run.
-        found.append(("W&B", f"offline; upload it with: wandb sync {typed(run.wandb)}/offline-run-*"))
+        found.append(("W&B", f"offline; upload it with: wandb sync {quoted_path(run.wandb)}/offline-run-*"))
     return found
 
 

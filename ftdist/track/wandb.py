@@ -7,12 +7,13 @@ therefore never stops or slows training: it costs one line in the log and record
 import os
 import queue
 import threading
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
+from ftdist.base.json_files import read_json, read_records
 from ftdist.base.redact import redact
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 from ftdist.track.wandb_config import public_config, public_facts
 
 QUEUE_SIZE = 10_000
@@ -42,14 +43,17 @@ class WandbRun:
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
-    def log(self, step: int, metrics: Dict[str, Any]) -> None:
-        """Log metrics of a step."""
-        values = {"step": step, **metrics}
-        self._put(lambda client: client.log(values, step=step))
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Log the metrics of one step. Texts and lists are left out: W&B has no charts for them."""
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, (str, list))}
+        values = {name: value if isinstance(value, int) else float(value) for name, value in numbers.items()}
+        self._put(lambda client: client.log({"step": step, **values}, step=step))
 
     def samples(self, step: int, rows: List[Dict[str, Any]]) -> None:
-        """Log a table of sample generations; each row names its step."""
-        data = [[row.get(column) for column in TABLE_COLUMNS] for row in rows]
+        """Log a table of sample answers. It begins with the answers of the base model, so that the newest table shows
+        what the model has learned."""
+        base = [row for row in read_records(self._run.samples) if row.get("step") == 0] if step else []
+        data = [[row.get(column) for column in TABLE_COLUMNS] for row in [*base, *({"step": step, **r} for r in rows)]]
 
         def log_table(client: Any) -> None:
             import wandb
@@ -57,6 +61,9 @@ class WandbRun:
             client.log({"step": step, "samples": wandb.Table(columns=TABLE_COLUMNS, data=data)}, step=step)
 
         self._put(log_table)
+
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Do nothing: W&B accepts each step only once. It ignores the repeated steps up to the last one it has."""
 
     def finish(self, exit_code: int) -> None:
         """Hand over what is queued and close the run, waiting at most FINISH_TIMEOUT_S. Nothing of wandb is left behind

@@ -4,7 +4,7 @@ import dataclasses
 from enum import Enum
 from typing import Any, Dict
 
-from ftdist.base.redact import HIDDEN, SETTING_NAME, redact
+from ftdist.base.redact import REDACTED, SECRET_KEY, redact
 from ftdist.config.schema import RunConfig
 
 SECTIONS = ("name", "seed", "model", "data", "method", "batch", "optim", "zero", "train", "launch", "debug")
@@ -33,9 +33,9 @@ def _public(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _public(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _public(item) for key, item in value.items() if not SETTING_NAME.search(str(key))}
+        return {str(key): _public(item) for key, item in value.items() if not SECRET_KEY.search(str(key))}
     if isinstance(value, (list, tuple)):
         return [_public(item) for item in value]
     if isinstance(value, str) and redact(value) != value:
-        return HIDDEN
+        return REDACTED
     return value

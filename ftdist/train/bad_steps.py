@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from ftdist.base.errors import TrainError
 from ftdist.config.schema import TrainConfig
-from ftdist.data.loader import row_ids
+from ftdist.data.row_order import row_ids
 from ftdist.train.state import Done, Training
 
 MAD_TO_DEVIATION = 1.4826

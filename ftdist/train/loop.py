@@ -8,7 +8,8 @@ from typing import Any, Dict, Optional
 
 import torch
 
-from ftdist.data.loader import micro_batch, row_ids, train_rows
+from ftdist.data.loader import micro_batch
+from ftdist.data.row_order import row_ids, train_rows
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.train.bad_steps import bad_record, note_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, say_rows

@@ -35,9 +35,10 @@ from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
+from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
-from ftdist.track.tracker import Tracker, record_gap, rewind
+from ftdist.track.tracker import Tracker
 from ftdist.train.bad_steps import restored
 from ftdist.train.evaluate import set_stop_tokens
 from ftdist.train.loop import train
@@ -187,7 +188,7 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional
         return None
     done = restored(state)
     if ranks.first:
-        rewind(run, done.step, evaluated=done.evaluated_step == done.step)
+        rewind_record(run, done.step, evaluated=done.evaluated_step == done.step)
         if gap := record_gap(run, done.step, log_every):
             _say(ranks, gap)
     _say(ranks, f"resumed after step {done.step}")

@@ -25,9 +25,10 @@ import psutil
 import torch.distributed as dist
 
 from ftdist.base.errors import EXIT_FAILED
+from ftdist.base.json_files import write_json
 from ftdist.parallel.collectives import Collectives, read_collectives
 from ftdist.parallel.ranks import Ranks, rendezvous_store
-from ftdist.run.rundir import RunDir, write_json
+from ftdist.run.rundir import RunDir
 
 POLL_S = 1.0
 ANSWERS_S = 3.0

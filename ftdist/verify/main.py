@@ -9,8 +9,8 @@ from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.config.schema import RunConfig, dump_config, load_config
-from ftdist.data.order import row_ids, train_rows
 from ftdist.data.prepare import prepare
+from ftdist.data.row_order import row_ids, train_rows
 from ftdist.model.check import check_model
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group

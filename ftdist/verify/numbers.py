@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ftdist.base.errors import FtdistError
+from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.loader import micro_batch
@@ -28,7 +29,7 @@ from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.checks import Check, failed, judge, not_run, passed
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import data_folder
-from ftdist.run.rundir import RunDir, write_json
+from ftdist.run.rundir import RunDir
 from ftdist.train.loop import train, train_step
 from ftdist.train.main import assemble, never_two_documents
 from ftdist.train.preempt import Preemption

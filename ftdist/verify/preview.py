@@ -10,7 +10,8 @@ import torch
 
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.data.main import quiet_libraries, run_step
-from ftdist.data.preview import Losses, preview
+from ftdist.data.preview import preview
+from ftdist.data.preview_rows import TokenLosses
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.model.load import load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
@@ -26,7 +27,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     return run_step(lambda config: preview(config, given.n, given.html, base_losses(config)), given.config)
 
 
-def base_losses(config: RunConfig) -> Losses:
+def base_losses(config: RunConfig) -> TokenLosses:
     """The model before training, on this machine's GPU if there is one; a document is looked at on its own."""
     tokenizer = load_tokenizer(config)
     config.train.gradient_checkpointing = False

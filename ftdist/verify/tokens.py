@@ -10,7 +10,7 @@ import numpy as np
 from ftdist.config.schema import Format, LongDocuments, RunConfig
 from ftdist.data.encode import STOP_WITHIN
 from ftdist.data.loader import open_set
-from ftdist.data.prepare import list_parts, make_task
+from ftdist.data.prepare import encode_settings, list_sources
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Renderer, render, tokenise
 from ftdist.data.sources import read_source
@@ -41,11 +41,11 @@ def token_checks(config: RunConfig, folder: Path, vocab_rows: Optional[int], qui
         quick: render one canned chat and not the sources' records.
     """
     tokenizer = load_tokenizer(config)
-    part = next(part for part in list_parts(config) if part.set_name == "train")
-    task = make_task(config, part, tokenizer)
+    train = next(source for source in list_sources(config) if source.set_name == "train")
+    settings = encode_settings(config, train, tokenizer)
     return [
-        *text_checks(task.renderer, config.data.train_on, samples(config, task.renderer, quick)),
-        stop_is_trained(config, folder, task.stop_ids), _is_trained(folder), is_whole(config, folder),
+        *text_checks(settings.renderer, config.data.train_on, samples(config, settings.renderer, quick)),
+        stop_is_trained(config, folder, settings.stop_ids), _is_trained(folder), is_whole(config, folder),
         _padding(tokenizer, folder, vocab_rows), _ids_fit(tokenizer, folder, vocab_rows),
     ]  # fmt: skip
 
@@ -65,9 +65,9 @@ def read_documents(config: RunConfig, from_hub: bool = True) -> List[Document]:
     Raises:
         DataError: a source is not there, or one of its records is wrong.
     """
-    parts = [part for part in list_parts(config) if from_hub or not part.source.hub]
-    return [read_record(where, record, part.source.format) for part in parts
-            for where, record in islice(read_source(part.where, part.source), MOST_DOCUMENTS)]  # fmt: skip
+    sources = [listed for listed in list_sources(config) if from_hub or not listed.source.hub]
+    return [read_record(location, record, listed.source.format) for listed in sources
+            for location, record in islice(read_source(listed.config_key, listed.source), MOST_DOCUMENTS)]  # fmt: skip
 
 
 def _documents(folder: Path) -> Iterator[Tuple[np.ndarray, np.ndarray]]:

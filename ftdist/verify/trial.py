@@ -14,7 +14,14 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Format, LongDocuments, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.model.load import model_config
-from ftdist.model.standin import class_by_name, count_parameters, default_architecture, dropouts, fits, standin
+from ftdist.model.standin import (
+    active_dropouts,
+    count_parameters,
+    default_model_config,
+    fits_in_memory,
+    model_type_from_name,
+    standin_config,
+)
 from ftdist.run.locations import model_location, tokenizer_location
 from ftdist.run.prepared import template_text
 
@@ -127,12 +134,12 @@ def _architecture(config: RunConfig, trial: Trial, missing: Optional[ConfigError
         arch = model_config(config)
         trial.vocab_rows = arch.get_text_config().vocab_size
         return arch, True
-    model_type = class_by_name(config.model.hub or "")
+    model_type = model_type_from_name(config.model.hub or "")
     if not model_type:
         raise missing
     trial.notes.append(f"{config.model.hub} cannot be read here ({missing.found[:80]}): its class is taken to be "
                        f"{model_type}, by its name")  # fmt: skip
-    return default_architecture(model_type), False
+    return default_model_config(model_type), False
 
 
 def _settled(config: RunConfig) -> ModelConfig:
@@ -146,9 +153,10 @@ def _real_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
-    enough, needed = fits(parameters, ranks, memory)
-    if dropouts(arch):
-        trial.notes.append(f"the model has dropout ({', '.join(dropouts(arch))}), with which no two forwards are alike")
+    enough, needed = fits_in_memory(parameters, ranks, memory)
+    dropouts = active_dropouts(arch)
+    if dropouts:
+        trial.notes.append(f"the model has dropout ({', '.join(dropouts)}), with which no two forwards are alike")
         return False
     if not enough:
         trial.notes.append(f"the real model does not fit here: {needed}, {memory / 2**30:.1f} GiB free")
@@ -165,7 +173,7 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
         pad_vocab_to_multiple_of=steps.model.pad_vocab_to_multiple_of,
     )  # fmt: skip
     tokenizer = load_tokenizer(steps)
-    steps.model.config = standin(arch, tokenizer.num_known_tokens)
+    steps.model.config = standin_config(arch, tokenizer.num_known_tokens)
     steps.data.max_seq_len = min(steps.data.max_seq_len, STANDIN_SEQ_LEN)
     parameters = count_parameters(model_config(steps))
     trial.notes.append(f"numbers are checked on a stand-in: {steps.model.config['model_type']} with random weights, "

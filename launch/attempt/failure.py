@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import EXIT_FAILED, LaunchError
-from ftdist.run.rundir import NUMBER, RunDir, read_json
+from ftdist.base.json_files import read_json
+from ftdist.run.rundir import NUMBER, RunDir
 
 LAST_LINES = 30
 REPORTED = re.compile(

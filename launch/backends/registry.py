@@ -3,11 +3,11 @@
 import shlex
 
 from ftdist.base.errors import EXIT_DONE
+from ftdist.base.output import quoted_path
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.backends import deepspeed, local, nodes
 from ftdist.launch.backends.base import plan_local
 from ftdist.launch.backends.slurm import client, follow
-from ftdist.launch.runs import banner
 from ftdist.run.rundir import RunDir
 
 
@@ -34,7 +34,7 @@ def start_run(config: RunConfig, run: RunDir) -> int:
         print(f"submitted job {job}", flush=True)
         if config.launch.wait:
             return follow.follow(run, job)
-        place = banner.typed(run.path)
+        place = quoted_path(run.path)
         print(f"ftdist status {place}\nftdist logs -f {place}\nftdist cancel {place}")
         return EXIT_DONE
     if config.launch.kind is LaunchKind.nodes:

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
-from ftdist.base.output import shown as shown
-from ftdist.base.output import typed as typed
+from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
 from ftdist.config.schema import RunConfig
@@ -59,7 +58,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     show_table(console, table)
     if is_ready(data):  # a Slurm job prepares it later
         print_sample(data, console)
-    console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
+    console.print(f"[bold]{'run':10}[/bold] {short_path(str(config.run_dir))}")
 
 
 def show_data_warnings(config: RunConfig, data: Path) -> None:
@@ -71,7 +70,7 @@ def show_data_warnings(config: RunConfig, data: Path) -> None:
 def show_resume(run: RunDir) -> None:
     """At once, since libraries take seconds to load: what is about to be done."""
     published = run.published_checkpoints()
-    place, of = shown(run.path), run.read_status().get("max_steps")
+    place, of = short_path(run.path), run.read_status().get("max_steps")
     if published:
         step = f"step {checkpoint_step(published[-1])}" + (f" of {of}" if of else "")
         print(f"going on with {place} after {step}", flush=True)
@@ -88,14 +87,14 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
         seconds: from the command to here.
     """
     console = _console()
-    place, took = typed(run.path), format_seconds(seconds)
+    place, took = quoted_path(run.path), format_seconds(seconds)
     if code == EXIT_PREEMPTED:
         console.print(f"stopped after {took}; go on with: [bold]ftdist resume {place}[/bold]")
     if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that was only submitted
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
-    here = [] if shutil.which("ftdist") else [f"source {typed(sys.prefix)}/bin/activate"]
-    runs = typed(run.path.parent)
+    here = [] if shutil.which("ftdist") else [f"source {quoted_path(sys.prefix)}/bin/activate"]
+    runs = quoted_path(run.path.parent)
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
     commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", status]
     console.print(f"[bold]{'time':11}[/bold] {took}")

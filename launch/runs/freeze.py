@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.redact import redact_source, redact_words
-from ftdist.base.temporary import beside
+from ftdist.base.json_files import read_json, write_json
+from ftdist.base.redact import redact_arguments, redact_source
+from ftdist.base.temporary import temporary_path
 from ftdist.config.schema import RunConfig, dump_config
 from ftdist.launch.attempt.machine import package_versions
 from ftdist.launch.runs.resolve import check_run_dir
 from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.deepspeed import check_frozen, deepspeed_settings
 from ftdist.plan.layout import layout_of
-from ftdist.run.rundir import RunDir, read_json, write_json
+from ftdist.run.rundir import RunDir
 
 
 def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None) -> RunDir:
@@ -32,7 +33,7 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
     check_run_dir(config)
     settings = deepspeed_settings(config, plan)
     path = Path(config.run_dir)
-    temporary = beside(path)
+    temporary = temporary_path(path)
     run = RunDir(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +63,10 @@ def freeze_again(run: RunDir, config: RunConfig, plan: BatchPlan, overrides: Lis
     """
     settings = deepspeed_settings(config, plan)
     before = run.path / f"run.attempt-{run.read_status().get('attempt', 0)}.yaml"
-    fresh = beside(run.config)
+    fresh = temporary_path(run.config)
     origin = read_json(run.provenance) if run.provenance.is_file() else {}
     origin.setdefault("resumes", []).append(
-        {**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact_words(overrides)}
+        {**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact_arguments(overrides)}
     )
     try:
         fresh.write_text(dump_config(config), encoding="utf-8")
@@ -97,8 +98,8 @@ def provenance(argv: List[str]) -> Dict[str, Any]:
     """Where a run comes from. No environment, no secrets; in the diff, what is assigned to a name like ``password`` is
     hidden too."""
     return {
-        "argv": redact_words(argv),
-        "command": shlex.join(redact_words(argv)),
+        "argv": redact_arguments(argv),
+        "command": shlex.join(redact_arguments(argv)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "agent_pid": os.getppid(),

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.temporary import beside
-from ftdist.run.rundir import SWEEP_REQUEST, RunDir, read_json, read_records, write_json
+from ftdist.base.json_files import read_json, read_records, write_json
+from ftdist.base.temporary import temporary_path
+from ftdist.run.rundir import SWEEP_REQUEST, RunDir
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class SweepDir(RunDir):
     def add(self, trials: List[Trial]) -> None:
         known = self.trials()
         lines = [{"number": trial.number, "overrides": trial.overrides} for trial in [*known, *trials]]
-        temporary = beside(self.index)
+        temporary = temporary_path(self.index)
         with temporary.open("x", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
         temporary.replace(self.index)

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
+from ftdist.base.json_files import read_json, write_json
+from ftdist.base.output import quoted_path, short_path
 from ftdist.config.schema import Device, LaunchKind, RunConfig, load_config
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends import registry
 from ftdist.launch.config import compose
-from ftdist.launch.runs import banner, resolve
+from ftdist.launch.runs import resolve
 from ftdist.launch.runs.liveness import ALIVE, liveness
 from ftdist.launch.runs.pipeline import make_ready
 from ftdist.launch.sweeps import array, packed
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
 from ftdist.launch.sweeps.table import show_table, swept
-from ftdist.run.rundir import read_json, write_json
 
 Batch = List[Tuple[List[str], compose.ComposeTrial]]
 
@@ -78,7 +79,7 @@ class _Sweep:
         except _Stopped:
             self._end("preempted")
             show_table(self.folder)
-            print(f"stopped; go on with: ftdist resume {banner.typed(self.folder.path)}")
+            print(f"stopped; go on with: ftdist resume {quoted_path(self.folder.path)}")
             return EXIT_PREEMPTED
         except FtdistError as error:
             if self.folder.exists:
@@ -166,7 +167,7 @@ class _Sweep:
         self.folder.write_status(state="running", pid=os.getpid(), host=platform.node(), exit_reason="")
         self.folder.add(new)
         words = swept(self.folder.trials())
-        print(f"{len(trials)} trials in {banner.shown(self.folder.path)}", flush=True)
+        print(f"{len(trials)} trials in {short_path(self.folder.path)}", flush=True)
         for trial in trials:
             print(f"  {trial.number:03d}  {words[trial.number]}", flush=True)
 

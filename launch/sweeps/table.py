@@ -7,6 +7,7 @@ from typing import Dict, List, Set
 from rich.console import Console
 from rich.table import Table
 
+from ftdist.base.output import short_path
 from ftdist.launch.runs import banner
 from ftdist.launch.runs.liveness import jobs_of, shown_state
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
@@ -29,7 +30,7 @@ def show_table(folder: SweepDir) -> None:
         shown = "-" if loss is None else f"{loss:.4f}"
         state = shown_state(trial.run.read_status(), jobs) if trial.run.config.is_file() else trial.state
         rows.append((math.inf if loss is None else loss,
-                     [shown, state, words[trial.number], banner.shown(trial.run.path)]))  # fmt: skip
+                     [shown, state, words[trial.number], short_path(trial.run.path)]))  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("held-out loss", "state", "overrides", "run"):
         table.add_column(column, justify="right" if column == "held-out loss" else "left", overflow="fold")

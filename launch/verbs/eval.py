@@ -5,6 +5,7 @@ import tempfile
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE
+from ftdist.base.json_files import write_json
 from ftdist.config.resumable import EVALUATED, check_changes
 from ftdist.config.schema import LaunchConfig, LaunchKind, RunConfig, dump_config, load_config
 from ftdist.launch.attempt import failure, lifecycle, process
@@ -14,7 +15,7 @@ from ftdist.launch.runs import ready, resolve
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.plan.layout import layout_of
-from ftdist.run.rundir import RunDir, write_json
+from ftdist.run.rundir import RunDir
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:

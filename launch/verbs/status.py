@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
+from ftdist.base.output import short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.launch.backends.slurm import client
 from ftdist.launch.runs import banner
@@ -63,7 +64,7 @@ def status_row(run: RunDir, jobs: Optional[Mapping[str, client.Job]] = None) -> 
     if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
         reason = job.describe()
     return [
-        banner.shown(run.path),
+        short_path(run.path),
         state + (f": {str(reason)[:70]}" if reason else ""),
         f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
         "-" if loss is None else f"{loss:.4f}",

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
+from ftdist.base.json_files import read_json
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
 from ftdist.launch.backends.base import ranks_env
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, freeze, resolve
 from ftdist.launch.runs.pipeline import make_ready
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 
 
 def is_parent() -> bool:

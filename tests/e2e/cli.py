@@ -17,7 +17,8 @@ from typing import Any, Callable, Dict, List, Optional
 
 import psutil
 
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.base.json_files import read_json
+from ftdist.run.rundir import RunDir
 
 FTDIST = [sys.executable, "-m", "ftdist"]
 MARK = "FTDIST_E2E"

@@ -72,17 +72,17 @@ DATA = [
     Case("no template", ["data.sources.file.path=good.jsonl", "model.tokenizer=plain"],
          [r"good.jsonl:1: the record is a chat, but the tokenizer has no chat template", "data.chat_template=chatml"]),
     Case("template that raises", ["data.sources.file.path=good.jsonl", "data.chat_template=raising.jinja"],
-         [r"good.jsonl:1: the chat template refuses", "no questions today"]),
+         [r"good.jsonl:1: the chat template cannot render", "no questions today"]),
     Case("template that is no template", ["data.sources.file.path=good.jsonl", "data.chat_template=broken.jinja"],
-         [r"broken.jinja:1 is not Jinja: .*endfor"]),
+         [r"broken.jinja:1 is not valid Jinja: .*endfor"]),
 ]  # fmt: skip
 
 MODEL = [
     Case("unknown model type", ["model.config.model_type=nonsense"], ["model_type=nonsense is", "model_type=llama"]),
-    Case("sizes that do not fit", ["model.config.hidden_size=63"], ["model.config.*63.*heads", "mend model.config"]),
+    Case("sizes that do not fit", ["model.config.hidden_size=63"], ["model.config.*63.*heads", "correct model.config"]),
     Case("unknown field", ["+model.config.nonsense_key=1"], ["model.config.nonsense_key is not a field of a llama"]),
     Case("both directions", ["model.config.model_type=bert", "~model.config.num_key_value_heads"],
-         ["bert reads a text in both directions", "is_decoder=true"]),
+         ["bert reads text in both directions", "is_decoder=true"]),
     Case("learned positions", ["data.max_seq_len=4096", "model.config.model_type=gpt2",
                                "~model.config.intermediate_size", "~model.config.num_key_value_heads"],
          ["data.max_seq_len=4,096, but the model was made for 2,048 positions", "data.max_seq_len=2048"]),

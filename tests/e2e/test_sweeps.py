@@ -73,7 +73,7 @@ def test_six_trials_two_at_a_time(tmp_path: Path) -> None:
 
 def test_a_sweep_with_a_model_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
     done = ftdist("train", *TINY, "-m", "model.config.model_type=llama,bert", cwd=tmp_path)
-    assert done.code == 2 and "bert reads a text in both directions" in done.err
+    assert done.code == 2 and "bert reads text in both directions" in done.err
     assert not list(tmp_path.iterdir())
 
 

@@ -7,9 +7,10 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import FORMAT, Contents, rank_file, to_json
 from ftdist.checkpoint.tensors import Stored, key_of
-from ftdist.run.rundir import RunDir, read_json, read_manifest
+from ftdist.run.rundir import RunDir, read_manifest
 
 LENGTH = 40
 

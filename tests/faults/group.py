@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict
 
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.base.json_files import read_json
+from ftdist.run.rundir import RunDir
 from tests.spawn import free_port
 
 Fault = Callable[[], None]

@@ -180,7 +180,7 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
 def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
-    from ftdist.data.loader import row_ids
+    from ftdist.data.row_order import row_ids
     from ftdist.run.prepared import data_folder
 
     bad = {4: "loss", 5: "gradient"}
@@ -225,7 +225,7 @@ def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Pa
 
 
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
-    from ftdist.run.rundir import read_json
+    from ftdist.base.json_files import read_json
 
     files = read_json(run.checkpoints / checkpoint / "manifest.json")["files"]
     return {name: entry["sha256"] for name, entry in files.items()}

@@ -6,9 +6,10 @@ from typing import Any, Callable, List, Tuple
 
 import pytest
 
+from ftdist.base.json_files import read_records
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.protocol import find_newest, prune, verify_checkpoint, write_checkpoint
-from ftdist.run.rundir import PINNED, RunDir, read_records
+from ftdist.run.rundir import PINNED, RunDir
 from tests.faults.disk import Crash, Disk
 from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault

@@ -9,8 +9,9 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 
 from ftdist.base.errors import CheckpointError
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_checkpoint
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 from tests.faults.folder import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
 from tests.ranks.test_resume import SETTINGS, assemble, fingerprint, save, start, steps

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
-from ftdist.base.temporary import beside
+from ftdist.base.json_files import write_json
+from ftdist.base.temporary import temporary_path
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch import cli
 from ftdist.launch.attempt import failure, lifecycle
@@ -19,7 +20,7 @@ from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import freeze
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import status
-from ftdist.run.rundir import MANIFEST, RunDir, write_json
+from ftdist.run.rundir import MANIFEST, RunDir
 from ftdist.track.jsonl import JsonLines
 from ftdist.track.report import answers, heldout_losses
 
@@ -220,7 +221,7 @@ def test_a_temporary_name_that_is_taken_is_not_used(
 ) -> None:
     """Even if the random part were guessed."""
     monkeypatch.setattr("ftdist.base.temporary.secrets.token_hex", lambda _: "00000000")
-    make(beside(tmp_path / "a.json"))
+    make(temporary_path(tmp_path / "a.json"))
     with contextlib.suppress(IsADirectoryError), pytest.raises(FileExistsError):
         write_json(tmp_path / "a.json", {})
     assert not (tmp_path / "x").exists() and not (tmp_path / "a.json").exists()

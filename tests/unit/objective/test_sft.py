@@ -7,9 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftdist.config.schema import Attention
-from ftdist.data.loader import MicroBatch
+from ftdist.data.loader import IGNORED, MicroBatch
 from ftdist.model.attention import implementation
-from ftdist.model.forward import IGNORED
 from ftdist.objective.token_loss import token_loss
 from tests.unit.model.test_attention import BASE
 

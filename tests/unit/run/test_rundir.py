@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.run.rundir import MANIFEST, RunDir, manifest_text, write_json
+from ftdist.base.json_files import write_json
+from ftdist.run.rundir import MANIFEST, RunDir, manifest_text
 
 
 def _publish(run: RunDir, step: int, eval_loss: float | None = None) -> Path:

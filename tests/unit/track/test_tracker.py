@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.base.redact import HIDDEN
+from ftdist.base.json_files import read_records
+from ftdist.base.redact import REDACTED
 from ftdist.config.login import logged_in, resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import JsonLines, read_records
-from ftdist.track.tracker import Tracker, rewind
+from ftdist.track.jsonl import JsonLines, rewind_record
+from ftdist.track.tracker import Tracker
 from ftdist.track.wandb_config import public_config
 
 
@@ -81,14 +82,14 @@ def test_rewind_drops_later_records_and_a_cut_line(run: RunDir) -> None:
     before = run.metrics.read_bytes().splitlines(keepends=True)
     with run.metrics.open("ab") as file:
         file.write(b'{"step": 2, "train/lo')
-    rewind(run, 3)
+    rewind_record(run, 3)
     assert run.metrics.read_bytes() == b"".join(before[:4])
     assert [row["step"] for row in read_records(run.samples)] == [0, 1, 2, 3]
     assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
 
 
 def test_rewind_of_a_run_without_records_is_nothing(run: RunDir) -> None:
-    rewind(run, 3)
+    rewind_record(run, 3)
     assert list(run.path.iterdir()) == []
 
 
@@ -156,7 +157,7 @@ def test_lines_reports_what_it_lost(tmp_path: Path) -> None:
 
 
 def test_lines_keeps_the_newest_of_many_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftdist.track.jsonl.MOST_WAITING", 3)
+    monkeypatch.setattr("ftdist.track.jsonl.MAX_WAITING", 3)
     lines = JsonLines(tmp_path / "later" / "metrics.jsonl")
     for step in range(5):
         lines.append({"step": step})
@@ -203,7 +204,7 @@ def test_public_config_hides_addresses_with_credentials_and_keeps_the_rest() -> 
     config.data.chat_template = "hf_abcdefghijklmnop"
     config.zero.deepspeed = {"comet": {"api_key": "x", "workspace": "w"}, "hub_token": "x", "tokens_per_batch": 3}
     public = public_config(config)
-    assert public["model"]["path"] == public["data"]["chat_template"] == HIDDEN
+    assert public["model"]["path"] == public["data"]["chat_template"] == REDACTED
     assert (public["model"]["tokenizer"], public["model"]["revision"]) == ("bytes", "c" * 40)
     assert public["zero"]["deepspeed"] == {"comet": {"workspace": "w"}, "tokens_per_batch": 3}
     assert public["train"]["sample_tokens"] == 64 and public["train"]["precision"] == "bf16"

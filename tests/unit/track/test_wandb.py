@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from ftdist.base.json_files import read_records
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import read_records
 from tests.unit.wandb_reader import read_runs
 
 CANARY = "CANARY-5b7e0c"
@@ -25,7 +25,8 @@ LIMIT_S = 40
 CHILD = """
 import json, os, sys, time
 from ftdist.config.schema import RunConfig, Wandb
-from ftdist.run.rundir import RunDir, write_json
+from ftdist.base.json_files import write_json
+from ftdist.run.rundir import RunDir
 from ftdist.track import wandb as wandb_run
 from ftdist.track.tracker import Tracker
 assert "wandb" not in sys.modules

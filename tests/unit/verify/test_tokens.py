@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ftdist.config.schema import LongDocuments, OptimConfig, RunConfig, Schedule, TrainOn
-from ftdist.data import order as row_orders
-from ftdist.data.prepare import list_parts, make_task, prepare
+from ftdist.data import row_order
+from ftdist.data.prepare import encode_settings, list_sources, prepare
 from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer
 from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check
 from ftdist.verify import main, texts, tokens
@@ -122,7 +122,7 @@ def test_completions(record: Any, train_on: TrainOn, outcome: str, said: str, tm
 def sample_of(folder: Path, record: Any, train_on: TrainOn) -> Any:
     config = config_of(folder, [record], f"data.train_on={train_on.name}")
     tokenizer = load_tokenizer(config)
-    [sample] = tokens.samples(config, make_task(config, list_parts(config)[0], tokenizer).renderer, quick=False)
+    [sample] = tokens.samples(config, encode_settings(config, list_sources(config)[0], tokenizer).renderer, quick=False)
     assert texts.answers_are_trained(tokenizer, train_on, [sample]).outcome == PASSED
     return tokenizer, sample
 
@@ -159,8 +159,8 @@ def test_an_answer_that_is_cut_or_split_anywhere_need_not_stop(
 ) -> None:
     config = config_of(tmp_path, [chat("q", "twelve chars"), {"text": "t" * 33}], f"data.max_seq_len={length}",
                        f"data.long_documents={long_documents.name}", f"data.train_on={train_on.name}")  # fmt: skip
-    task = make_task(config, list_parts(config)[0], load_tokenizer(config))
-    check = tokens.stop_is_trained(config, prepare(config), task.stop_ids)
+    settings = encode_settings(config, list_sources(config)[0], load_tokenizer(config))
+    check = tokens.stop_is_trained(config, prepare(config), settings.stop_ids)
     assert "end without one" not in check.cause
     assert check.outcome == PASSED or long_documents is LongDocuments.truncate or length in (33, 34)
 
@@ -200,10 +200,10 @@ def test_one_row_has_no_order_among_ranks(tmp_path: Path) -> None:
 
 
 def test_an_order_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, taken = row_orders._epoch_order, main.train_rows
+    real, taken = row_order._epoch_order, main.train_rows
     config = batch_of(4, 4, tmp_path)
     with monkeypatch.context() as repeating:
-        repeating.setattr(row_orders, "_epoch_order", lambda seed, epoch, rows: real(seed, 0, rows))
+        repeating.setattr(row_order, "_epoch_order", lambda seed, epoch, rows: real(seed, 0, rows))
         assert main.data_order(config, 11, 1).outcome == FAILED
     monkeypatch.setattr(main, "train_rows", lambda step, micro, rank, plan: taken(step, micro, 0, plan))
     check = main.data_order(config, 11, 1)

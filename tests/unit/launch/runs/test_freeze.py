@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.redact import redact_words
+from ftdist.base.redact import redact_arguments
 from ftdist.config.schema import RunConfig, SourceConfig, load_config
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import confirm_settings, freeze, provenance
@@ -96,4 +96,4 @@ def test_provenance_knows_the_commit_and_no_environment(tmp_path: Path, monkeypa
     ],
 )
 def test_secrets_on_the_command_line_are_not_kept(word: str, kept: str) -> None:
-    assert redact_words([word]) == [kept]
+    assert redact_arguments([word]) == [kept]

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.base.json_files import read_json
 from ftdist.config.resumable import check_changes, config_hash
 from ftdist.config.schema import Device, LaunchKind, RunConfig, SourceConfig, dump_config, load_config, parse_config
 from ftdist.launch import cli
@@ -22,7 +23,7 @@ from ftdist.launch.runs import banner, ready, resolve
 from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.verbs import resume, under_torchrun
 from ftdist.run.model_facts import ModelFacts, write_facts
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 
 STARTED = psutil.Process().create_time()
 

@@ -1,4 +1,8 @@
-"""The order of rows: a pure function of the seed and the position, so that the loader's whole state is the step."""
+"""The order in which rows are trained.
+
+The order is a pure function of the seed and the position in the run. So the loader keeps no state: a resumed run needs
+only its position to continue with the right rows.
+"""
 
 from functools import lru_cache
 from typing import Tuple
@@ -9,20 +13,29 @@ from ftdist.plan.batch import BatchPlan
 
 
 def permutation(seed: int, stream: int, count: int) -> np.ndarray:
-    """A permutation of ``range(count)``, [count] int64, drawn from (seed, stream).
+    """Return a permutation of ``range(count)`` that depends on ``seed`` and ``stream`` only.
 
-    By sorting raw PCG64 output: NumPy promises that stream for all its versions, and does not for ``permutation``.
+    The permutation sorts raw output of PCG64. NumPy guarantees that this output never changes between versions. It does
+    not guarantee this for ``Generator.permutation`` (https://numpy.org/neps/nep-0019-rng-policy.html).
+
+    Returns:
+        [count] int64.
     """
     raw = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(count)
     return np.argsort(raw, kind="stable")
 
 
 def row_ids(seed: int, num_rows: int, start: int, count: int) -> np.ndarray:
-    """Rows ``start … start + count − 1`` of the run's order, [count] int64: every epoch is a permutation of its own.
+    """Return the rows at the positions ``start`` to ``start + count - 1`` of the run.
+
+    Each epoch is a different permutation of all rows.
 
     Args:
-        num_rows: rows in the set, at least 1.
-        start: position in the whole run, counted from 0 over all epochs and ranks.
+        num_rows: Number of rows in the set, at least 1.
+        start: Position in the whole run: the number of rows that all ranks together have taken before, in all epochs.
+
+    Returns:
+        [count] int64.
     """
     positions = np.arange(start, start + count)
     epochs = positions // num_rows
@@ -34,7 +47,10 @@ def row_ids(seed: int, num_rows: int, start: int, count: int) -> np.ndarray:
 
 
 def train_rows(step: int, micro_step: int, rank: int, plan: BatchPlan) -> Tuple[int, int]:
-    """``(start, count)`` for row_ids: the slice of a step that a rank takes in a micro-step, all from 0."""
+    """Return the positions that a rank trains in a micro-step, as ``(start, count)`` for ``row_ids``.
+
+    ``step``, ``micro_step`` and ``rank`` are counted from 0.
+    """
     start = step * plan.global_batch_size + (micro_step * plan.dp_world_size + rank) * plan.micro_batch_size
     return start, plan.micro_batch_size
 

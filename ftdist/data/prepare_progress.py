@@ -1,4 +1,4 @@
-"""Progress of preparing, on standard error: a live line on a terminal, a plain line now and then elsewhere."""
+"""Progress of data preparation on standard error: one live line on a terminal, otherwise a plain line every 10 s."""
 
 import sys
 import time
@@ -9,12 +9,13 @@ from rich.console import Console
 
 PLAIN_EVERY_S = 10.0
 
-Report = Callable[[str, int, int], None]
-"""Called with the source's name, the documents read and the tokens made so far."""
+ReportProgress = Callable[[str, int, int], None]
+"""Called with the name of the source, the number of documents read so far, and the number of tokens made so far."""
 
 
 @contextmanager
-def show_progress() -> Iterator[Report]:
+def show_progress() -> Iterator[ReportProgress]:
+    """Show progress within the ``with`` block. Yields the function that reports it."""
     console = Console(stderr=True)
     started = shown = time.monotonic()
 

@@ -1,4 +1,7 @@
-"""Data that needs no file: questions and answers from the Python standard library, and chats of random words."""
+"""Data sources that need no file: documentation of the Python standard library, and chats of random words.
+
+The config selects them with ``data.sources.NAME.builtin=stdlib_docs`` and ``builtin=fake``.
+"""
 
 import ast
 import hashlib
@@ -12,10 +15,22 @@ from typing import Any, Dict, Iterator, List, Tuple
 from ftdist.base.errors import DataError
 
 DEFAULT_FAKE_DOCUMENTS = 1000
-MIN_ANSWER, MAX_ANSWER = 30, 1200  # characters: shorter ones say nothing, longer ones are manuals
+"""Number of chats that ``builtin=fake`` generates if ``max_documents`` is not set."""
+MIN_ANSWER, MAX_ANSWER = 30, 1200
+"""Limits of a docstring's length in characters. Shorter docstrings explain nothing, longer ones are manuals."""
 
-# Test suites, programs and jokes rather than a library.
-NOT_A_LIBRARY = {"antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "this", "turtledemo"}
+# Modules of the standard library that are left out: they contain tests, applications or jokes.
+EXCLUDED_MODULES = {
+    "antigravity",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "test",
+    "tests",
+    "this",
+    "turtledemo",
+}
 
 QUESTIONS = {
     "function": (
@@ -35,19 +50,29 @@ QUESTIONS = {
     ),
 }
 
-Found = Tuple[str, str, str, str, str]  # kind, qualified name, module, arguments, docstring
+Docstring = Tuple[str, str, str, str, str]
+"""Kind (a key of QUESTIONS), qualified name, module, arguments, text."""
 
 
 def stdlib_docs() -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Questions and answers from the docstrings of this Python's standard library.
+    """Yield chats of one question and one answer from the docstrings of the running Python's standard library.
 
-    The source files are parsed and not imported. The order is fixed but mixed (by a hash of the name), so that a part
-    of them is a fair sample; of equal answers the first is kept.
+    The source files are parsed, not imported. The chats are sorted by a hash of the documented name. This order is
+    always the same and mixes the modules, so the first chats are a representative sample. If several docstrings are
+    equal, only the first one is used.
+
+    Yields:
+        ``(location, record)``: a record has the field ``messages``.
+
+    Raises:
+        DataError: The source files of the standard library are not installed.
     """
     folder = Path(sysconfig.get_paths()["stdlib"])
     found = [item for path in _library_files(folder) for item in _docstrings(path, _module_name(folder, path))]
     if not found:
-        raise DataError(f"{folder} holds no Python source files", "a Python with its standard library's source")
+        raise DataError(
+            f"{folder} holds no Python source files", "a Python installation with the source of its standard library"
+        )
     seen = set()
     for kind, name, module, arguments, answer in sorted(found, key=lambda item: _digest(item[1])):
         if answer in seen:
@@ -59,8 +84,14 @@ def stdlib_docs() -> Iterator[Tuple[str, Dict[str, Any]]]:
 
 
 def fake_chats(seed: str, count: int) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Chats of random words: one to three turns, answers of a few to a few hundred words. Chat i is drawn from
-    (seed, i) alone, so a longer run of them begins like a shorter one."""
+    """Yield chats of random words.
+
+    A chat has one to three questions with answers of 4 to 400 words. Chat i depends on ``seed`` and i only, so the
+    first chats are the same for every ``count``.
+
+    Yields:
+        ``(location, record)``: a record has the field ``messages``.
+    """
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
         texts: List[str] = []
@@ -88,7 +119,7 @@ def _digest(name: str) -> int:
 
 
 def _library_files(folder: Path) -> Iterator[Path]:
-    for name in sorted(sys.stdlib_module_names - NOT_A_LIBRARY):
+    for name in sorted(sys.stdlib_module_names - EXCLUDED_MODULES):
         if name.startswith("_"):
             continue
         path = folder / f"{name}.py"
@@ -97,7 +128,7 @@ def _library_files(folder: Path) -> Iterator[Path]:
         for inner in sorted((folder / name).rglob("*.py")):
             parts = inner.relative_to(folder).with_suffix("").parts
             private = any(part.startswith("_") and part != "__init__" for part in parts)
-            if not private and not NOT_A_LIBRARY & set(parts):
+            if not private and not EXCLUDED_MODULES & set(parts):
                 yield inner
 
 
@@ -106,16 +137,16 @@ def _module_name(folder: Path, path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _docstrings(path: Path, module: str) -> Iterator[Found]:
+def _docstrings(path: Path, module: str) -> Iterator[Docstring]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return  # templates that are no Python yet
+        return  # the standard library contains templates that are not valid Python
     yield from _answer("module", module, module, "", tree)
     yield from _members(tree, module, module)
 
 
-def _members(parent: ast.AST, prefix: str, module: str) -> Iterator[Found]:
+def _members(parent: ast.AST, prefix: str, module: str) -> Iterator[Docstring]:
     for node in ast.iter_child_nodes(parent):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
             continue
@@ -127,7 +158,7 @@ def _members(parent: ast.AST, prefix: str, module: str) -> Iterator[Found]:
             yield from _answer("function", name, module, ast.unparse(node.args), node)
 
 
-def _answer(kind: str, name: str, module: str, arguments: str, node: Any) -> Iterator[Found]:
+def _answer(kind: str, name: str, module: str, arguments: str, node: Any) -> Iterator[Docstring]:
     answer = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").strip()
     if MIN_ANSWER <= len(answer) <= MAX_ANSWER:
         yield kind, name, module, arguments, answer

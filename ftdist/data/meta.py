@@ -1,30 +1,35 @@
-"""What meta.json says about prepared data."""
+"""The content of ``meta.json``: settings, statistics, a sample document, and warnings about prepared data."""
 
 from dataclasses import asdict
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List
 
 import numpy as np
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import RunConfig
-from ftdist.data.store import SetWriter
+from ftdist.data.set_writer import SetWriter
+from ftdist.data.token_text import split_tokens
 
 SAMPLE_TOKENS = 256
+"""Maximum length of the sample document in tokens."""
 DROPPED = "dropped: "
 
 
 def source_stats(
     writer: SetWriter, source: int, counts: Dict[str, int], weight: float, items: np.ndarray
 ) -> Dict[str, Any]:
-    """One source of a set.
+    """Return the statistics of one source in a set.
 
     Args:
-        counts: as counted by the workers.
-        items: documents of the set's rows, repeated or left out by weight.
+        writer: The set.
+        source: Number of the source.
+        counts: Number of the source's documents by outcome, as ``Encoded.counts``, and ``heldout``.
+        weight: Passes over the source in one epoch.
+        items: Numbers of the documents in the rows of the set. Weights can repeat or omit documents.
     """
     own = writer.column("source") == source
     lengths = writer.column("lengths")
-    of_epoch = lengths[items][writer.column("source")[items] == source].sum()
+    tokens_in_rows = lengths[items][writer.column("source")[items] == source].sum()
     return {
         "documents": counts.get("read", 0),
         "kept": int(own.sum()),
@@ -35,12 +40,17 @@ def source_stats(
         "split": counts.get("split", 0),
         "dropped": {why[len(DROPPED) :]: n for why, n in sorted(counts.items()) if why.startswith(DROPPED)},
         "weight": weight,
-        "share": float(of_epoch / max(lengths[items].sum(), 1)),
+        "share": float(tokens_in_rows / max(lengths[items].sum(), 1)),
     }
 
 
 def set_stats(writer: SetWriter, items: np.ndarray, num_rows: int, max_seq_len: int, tokenizer: Any) -> Dict[str, Any]:
-    """One set: what an epoch of it holds, and the stop token that most documents end what is trained with."""
+    """Return the statistics of one set: the content of its rows, and the most frequent stop token.
+
+    Args:
+        writer: The set.
+        items: Numbers of the documents in the rows.
+    """
     tokens = int(writer.column("lengths")[items].sum())
     stops, counts = np.unique(writer.column("stops")[items], return_counts=True)
     stopping = {int(stop): int(count) for stop, count in zip(stops, counts, strict=True) if stop >= 0}
@@ -66,53 +76,39 @@ def tokenizer_stats(tokenizer: Any) -> Dict[str, Any]:
     }
 
 
-def settings(config: RunConfig) -> Dict[str, Any]:
-    """The config that the data was made with, in plain values."""
+def data_settings(config: RunConfig) -> Dict[str, Any]:
+    """Return the part of the config that the data was prepared with, as JSON values."""
     data = asdict(config.data, dict_factory=lambda pairs: {key: getattr(value, "name", value) for key, value in pairs})
     return {"data": data, "tokenizer": config.model.tokenizer, "new_special_tokens": config.model.new_special_tokens}
 
 
-def sample(writer: SetWriter, tokenizer: Any) -> List[List[Any]]:
-    """A document of ordinary length as ``[text, trained]`` of its tokens."""
+def sample_document(writer: SetWriter, tokenizer: Any) -> List[List[Any]]:
+    """Return one document as ``[text, trained]`` of its tokens.
+
+    It is the first of the first 1,000 documents with at most ``SAMPLE_TOKENS`` tokens. If all of them are longer, it is
+    the beginning of the first document.
+    """
     tokens, trained, offsets = writer.read()
-    ordinary = np.flatnonzero(np.diff(offsets[:1001]) <= SAMPLE_TOKENS)
-    number = int(ordinary[0]) if len(ordinary) else 0
+    short = np.flatnonzero(np.diff(offsets[:1001]) <= SAMPLE_TOKENS)
+    number = int(short[0]) if len(short) else 0
     span = slice(int(offsets[number]), min(int(offsets[number + 1]), int(offsets[number]) + SAMPLE_TOKENS))
-    return token_texts(tokenizer, tokens[span], trained[span])
+    return [[text, flag] for text, flag, _ in split_tokens(tokenizer, tokens[span], trained[span])]
 
 
-def token_texts(tokenizer: Any, ids: np.ndarray, trained: np.ndarray) -> List[List[Any]]:
-    """``[text, trained]`` of each token; tokens that only together make a character stay together."""
-    return [[text, flag] for text, flag, _ in token_pieces(tokenizer, ids, trained)]
-
-
-def token_pieces(tokenizer: Any, ids: np.ndarray, trained: np.ndarray) -> List[Tuple[str, int, slice]]:
-    """(text, trained, which tokens) of each token, or of tokens that only together make a character."""
-    shown: List[Tuple[str, int, slice]] = []
-    start = 0
-    for number, flag in enumerate(trained.tolist()):
-        text = tokenizer.decode(ids[start : number + 1].tolist(), clean_up_tokenization_spaces=False)
-        last = number + 1 == len(ids) or trained[number + 1] != flag
-        if text.endswith("\ufffd") and not last and number + 1 - start < 8:
-            continue
-        shown.append((text, int(flag), slice(start, number + 1)))
-        start = number + 1
-    return shown
-
-
-def warnings(config: RunConfig, meta: Dict[str, Any], hidden: int) -> List[str]:
-    """What is worth a second look before training.
+def data_warnings(config: RunConfig, meta: Dict[str, Any], num_leaked: int) -> List[str]:
+    """Return what the user should check before training.
 
     Args:
-        hidden: training documents that are also in a held-out source.
+        meta: The other content of ``meta.json``.
+        num_leaked: Number of training documents that are also in a held-out source.
     """
     found = []
     for name, stats in meta["sets"].items():
         if stats["documents_with_stop"] == 0:
             found.append(
                 f"no stop token is trained in the set '{name}': the model will not learn to end its answers. "
-                "Let the template write a special token after each answer (inside its generation block), and add that "
-                "token with model.new_special_tokens where the tokenizer lacks it"
+                "Use a chat template that writes a special token after each answer (inside its generation block). If "
+                "the tokenizer does not have this token, add it with model.new_special_tokens"
             )
     for name, stats in meta["sources"].items():
         if stats["kept"] + stats["heldout"] == 0:
@@ -120,17 +116,24 @@ def warnings(config: RunConfig, meta: Dict[str, Any], hidden: int) -> List[str]:
     for name, source in {**config.data.sources, **config.data.heldout}.items():
         if source.hub and not source.revision:
             found.append(
-                f"the hub data set of '{name}' has no revision: what was read today stays in the cache, and "
-                "others may read something else. Set revision to a commit"
+                f"the hub data set of '{name}' has no revision: the cache keeps the version that was read today, and "
+                "other machines may read another one. Set revision to a commit"
             )
-    if hidden:
-        found.append(f"{hidden:,} training documents are also in a held-out source: its loss will look too good")
+    if num_leaked:
+        found.append(
+            f"{num_leaked:,} training documents are also in a held-out source: the held-out loss will be too low"
+        )
     return found
 
 
 def check_not_empty(name: str, writer: SetWriter, counts: List[Dict[str, int]]) -> None:
-    """Raises:
-    DataError: nothing in a set is trained; says what became of its documents.
+    """Check that a set contains documents.
+
+    Args:
+        counts: Number of documents by outcome, for each source of the set.
+
+    Raises:
+        DataError: The set is empty. The message lists the outcomes.
     """
     if len(writer.kept()):
         return
@@ -138,15 +141,15 @@ def check_not_empty(name: str, writer: SetWriter, counts: List[Dict[str, int]]) 
     for count in counts:
         for what, number in count.items():
             total[what] = total.get(what, 0) + number
-    became = ", ".join(f"{number:,} {what}" for what, number in sorted(total.items())) or "no documents"
+    outcomes = ", ".join(f"{number:,} {what}" for what, number in sorted(total.items())) or "no documents"
     if name == "heldout":
         raise DataError(
-            f"data.heldout_share held out no document ({became})",
+            f"data.heldout_share held out no document ({outcomes})",
             "at least one held-out document",
-            "data.heldout_share=0 to do without, or a source of its own in data.heldout",
+            "data.heldout_share=0 to train without held-out data, or a separate source in data.heldout",
         )
     raise DataError(
-        f"nothing in the set '{name}' would be trained ({became})",
+        f"nothing in the set '{name}' would be trained ({outcomes})",
         "at least one trained token",
-        "look at the answers in the data, data.train_on, and data.max_seq_len",
+        "check the answers in the data, data.train_on and data.max_seq_len",
     )

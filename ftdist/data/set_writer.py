@@ -1,4 +1,4 @@
-"""Writing one set: tokens go to files as they come, only a few numbers for each document stay in memory."""
+"""Write one set of prepared data. Tokens go to files at once; memory holds only a few numbers for each document."""
 
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
@@ -9,7 +9,12 @@ from ftdist.data.encode import Encoded
 
 
 class SetWriter:
-    """Appends documents to ``<folder>/tokens.i32`` and ``trained.u8``; finish writes the indexes."""
+    """Writer of one set in a new folder.
+
+    ``append`` writes tokens to ``tokens.i32`` and ``trained.u8``; ``finish`` writes the other files.
+    ``ftdist.data.loader.PreparedSet`` describes their content. Documents are numbered from 0 in the order in which they
+    are appended.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -19,9 +24,14 @@ class SetWriter:
         self._columns: Dict[str, List[np.ndarray]] = {
             name: [] for name in ("lengths", "num_trained", "hashes", "stops", "source")
         }
-        self._left_out = np.empty(0, dtype=np.int64)
+        self._excluded = np.empty(0, dtype=np.int64)
 
     def append(self, encoded: Encoded, source: int) -> None:
+        """Append documents.
+
+        Args:
+            source: Number of the source that they come from.
+        """
         encoded.ids.astype("<i4").tofile(self._tokens)
         encoded.trained.tofile(self._trained)
         for name in ("lengths", "num_trained", "hashes", "stops"):
@@ -29,13 +39,20 @@ class SetWriter:
         self._columns["source"].append(np.full(len(encoded.lengths), source, dtype=np.int32))
 
     def column(self, name: str) -> np.ndarray:
-        """One number for each document: lengths, num_trained, hashes, stops or source."""
+        """Return one number for each document, [documents].
+
+        Args:
+            name: ``lengths``, ``num_trained``, ``hashes``, ``stops`` (see ``Encoded``) or ``source``.
+        """
         parts = self._columns[name]
         self._columns[name] = [np.concatenate(parts)] if parts else [np.empty(0, dtype=np.int64)]
         return self._columns[name][0]
 
     def read(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``(tokens, trained, offsets)`` of what was appended so far, the first two memory-mapped."""
+        """Return the arrays ``tokens``, ``trained`` and ``offsets`` of all documents that were appended so far.
+
+        The first two are memory-mapped. ``PreparedSet`` describes the arrays.
+        """
         self._tokens.flush()
         self._trained.flush()
         offsets = np.concatenate([[0], np.cumsum(self.column("lengths"))]).astype("<i8")
@@ -45,7 +62,7 @@ class SetWriter:
         return tokens, np.memmap(self.folder / "trained.u8", dtype="u1", mode="r"), offsets
 
     def documents(self, numbers: np.ndarray) -> Iterator[Encoded]:
-        """Documents one by one, as they were appended."""
+        """Yield the documents with these numbers, one at a time."""
         tokens, trained, offsets = self.read()
         columns = {name: self.column(name) for name in ("lengths", "num_trained", "hashes", "stops")}
         for number in numbers.tolist():
@@ -53,15 +70,21 @@ class SetWriter:
             one: Dict[str, Any] = {name: column[number : number + 1] for name, column in columns.items()}
             yield Encoded(ids=tokens[span], trained=trained[span], **one)
 
-    def leave_out(self, numbers: np.ndarray) -> None:
-        """Documents that were written but belong to no row."""
-        self._left_out = numbers
+    def exclude(self, numbers: np.ndarray) -> None:
+        """Exclude these documents from the rows of the set. Their tokens stay in the files."""
+        self._excluded = numbers
 
     def kept(self) -> np.ndarray:
-        """Numbers of the documents that are not left out, [documents] int64."""
-        return np.setdiff1d(np.arange(len(self.column("lengths"))), self._left_out)
+        """Return the numbers of the documents that are not excluded, [documents] int64."""
+        return np.setdiff1d(np.arange(len(self.column("lengths"))), self._excluded)
 
     def finish(self, row_docs: np.ndarray, row_offsets: np.ndarray) -> None:
+        """Write the index of documents and rows.
+
+        Args:
+            row_docs: Numbers of the documents in row order.
+            row_offsets: [rows + 1] row r consists of ``row_docs[row_offsets[r]:row_offsets[r + 1]]``.
+        """
         offsets = self.read()[2]
         offsets.tofile(self.folder / "offsets.i64")
         row_docs.astype("<i8").tofile(self.folder / "row_docs.i64")
@@ -72,8 +95,8 @@ class SetWriter:
         self._trained.close()
 
 
-def split_encoded(encoded: Encoded, keep: np.ndarray) -> Encoded:
-    """The documents of a chunk where ``keep`` ([documents] bool) is true."""
+def select_documents(encoded: Encoded, keep: np.ndarray) -> Encoded:
+    """Return the documents for which ``keep`` ([documents] bool) is true. Only the arrays of the result are valid."""
     if keep.all():
         return encoded
     tokens = np.repeat(keep, encoded.lengths)

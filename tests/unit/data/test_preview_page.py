@@ -1,4 +1,4 @@
-"""The preview as a page, in a real browser: what is trained and what is hard can be told apart by looking."""
+"""The preview as an HTML page, viewed in a real browser."""
 
 import json
 import math
@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from ftdist.data.main import main
-from ftdist.data.page import page
 from ftdist.data.prepare import prepare
-from ftdist.data.preview import collect_rows
+from ftdist.data.preview_page import html_page
+from ftdist.data.preview_rows import collect_rows
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ANSWER = "<b>bold</b> & 'quoted' é"
 
-# Run by the browser after the page is laid out; what it finds is read from the document's text.
+# The browser runs this script after layout. It replaces the page with the values that the test compares.
 LOOK = """
 <script>
 addEventListener("load", () => {
@@ -42,8 +42,8 @@ addEventListener("load", () => {
 """
 
 
-def seen(folder: Path, text: str) -> Any:
-    """What the browser makes of a page."""
+def view_in_browser(folder: Path, text: str) -> Any:
+    """Show a page in the browser, and return what the script found in it."""
     (folder / "page.html").write_text(text.replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
     command = [
         str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=400,800",
@@ -56,14 +56,14 @@ def seen(folder: Path, text: str) -> Any:
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a browser; after apt install chromium: make test")
-def test_a_browser_shows_what_is_trained_and_what_is_hard(tmp_path: Path) -> None:
+def test_a_browser_shows_which_tokens_are_trained_and_which_have_a_high_loss(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("<script>alert(1)</script>?", ANSWER), chat("again", "yes")])
     config = data_config(tmp_path, f"data.sources.mine.path={source}", "name=<mine>")
 
     def losses(ids: np.ndarray) -> np.ndarray:
         return np.array([math.nan, *(0.0 if token < 256 else 9.0 for token in ids[1:])])
 
-    found = seen(tmp_path, page(config.name, collect_rows(config, prepare(config), 1, losses), 256))
+    found = view_in_browser(tmp_path, html_page(config.name, collect_rows(config, prepare(config), 1, losses), 256))
     assert len(found["documents"]) == 2
     assert found["documents"][0] != found["documents"][1]
     assert sorted(found["trained"].split("<|im_end|>")) == sorted(["yes", ANSWER, ""])
@@ -76,7 +76,7 @@ def test_a_browser_shows_what_is_trained_and_what_is_hard(tmp_path: Path) -> Non
     assert not found["overflows"]
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_one_file_without_scripts_or_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from ftdist.config.schema import dump_config
 
     source = write_jsonl(tmp_path / "a.jsonl", [chat("q", "a")])
