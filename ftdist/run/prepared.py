@@ -1,4 +1,8 @@
-"""The name of prepared data: a hash over everything that changes the result. Light, so that a cache hit is instant."""
+"""The name of prepared data in the cache: a hash over everything that changes the result. [light]
+
+The cache is the second thing, beside the run directory, that both ``launch`` and the ranks read: ``launch`` finds out
+here whether the data is prepared, and the ranks read it.
+"""
 
 import hashlib
 import json

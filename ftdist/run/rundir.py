@@ -1,4 +1,7 @@
-"""The run directory: the only interface between what launches a run and the ranks that run it."""
+"""The run directory: the interface between what launches a run and the ranks that run it. [light]
+
+Both also read the cache, see ``ftdist.run.prepared``, ``ftdist.run.model_facts`` and ``ftdist.run.locations``.
+"""
 
 import hashlib
 import json
