@@ -22,6 +22,7 @@ from ftdist.model.standin import (
     model_type_from_name,
     standin_config,
 )
+from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import model_location, tokenizer_location
 from ftdist.run.prepared import template_text
 
@@ -153,7 +154,7 @@ def _real_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
-    enough, needed = fits_in_memory(parameters, ranks, memory)
+    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps))
     dropouts = active_dropouts(arch)
     if dropouts:
         trial.notes.append(f"the model has dropout ({', '.join(dropouts)}), with which no two forwards are alike")

@@ -21,6 +21,7 @@ from ftdist.launch.backends.base import plan_local
 from ftdist.launch.config import compose
 from ftdist.launch.runs import ready, resolve
 from ftdist.plan.batch import plan_batch
+from ftdist.plan.layout import Layout
 from ftdist.run.checks import FAILED, NOTES, Check, count, failed, print_checks, read
 from ftdist.run.locations import check_model_folder
 from ftdist.run.rundir import RunDir
@@ -86,7 +87,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
     started = time.monotonic()
     resolve.resolve_paths(config)
     check_model_folder(config)
-    wanted = (config.launch.nproc_per_node or max(1, len(visible_gpus()))) * config.launch.nnodes
+    wanted = Layout(config.launch.nnodes, config.launch.nproc_per_node or max(1, len(visible_gpus()))).data
     plan_batch(config.batch, wanted, config.data.max_seq_len)
     notes = _fit_ranks(config, wanted)
     ready.convert_model(config)
