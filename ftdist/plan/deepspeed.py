@@ -4,6 +4,7 @@
 Keys: https://www.deepspeed.ai/docs/config-json/
 """
 
+import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
@@ -102,7 +103,7 @@ def check_frozen(file: Path, config: RunConfig) -> None:
     frozen = _read(file)
     accumulation = config.batch.grad_accum_steps or frozen[ACCUMULATION]
     plan = BatchPlan(config.batch.micro_batch_size, accumulation, 1, config.data.max_seq_len)
-    computed = dict(_leaves(deepspeed_settings(config, plan)))
+    computed = dict(_leaves(json.loads(json.dumps(deepspeed_settings(config, plan), default=str))))
     for key, value in _leaves(frozen):
         if key not in computed or computed[key] != value:
             gives = f"gives {as_typed(computed[key])}" if key in computed else "does not give it"

@@ -55,9 +55,10 @@ def resume(args: argparse.Namespace) -> int:
                               "one process", "ftdist resume RUN_DIR …, without torchrun")  # fmt: skip
         return under_torchrun.resume(config, run)
     banner.show_resume(run)
-    freeze.confirm_settings(run, config)
     if args.overrides:
         config = change_course(run, config, args.overrides)
+    else:
+        freeze.confirm_settings(run, config)
     if config.launch.kind is not LaunchKind.slurm:
         resolve.resolve_ranks(config)
         ready.make_model_ready(config)

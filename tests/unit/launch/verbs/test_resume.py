@@ -368,6 +368,7 @@ def test_a_batch_job_is_written_anew(here: Path) -> None:
     _resume(run, "launch.nnodes=2", "launch.slurm.partition=night")
     script = run.submit.read_text()
     assert "--nodes=2" in script and "night" in script and str(run.path) in script
+    assert read_json(run.deepspeed)["gradient_accumulation_steps"] == 3  # 12 rows on 2 nodes × 2 ranks
 
 
 def test_a_resume_says_what_it_begins_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
