@@ -17,6 +17,7 @@ from ftdist.config.schema import (
     TrainConfig,
     ZeroConfig,
 )
+from ftdist.config.zero import ModelState
 
 
 def check_config(config: RunConfig) -> None:
@@ -108,9 +109,9 @@ def _check_optim(optim: OptimConfig) -> None:
 
 def _check_zero(zero: ZeroConfig) -> None:
     _check_range("zero.stage", zero.stage, 0, 3)
-    if zero.offload_optimizer is not Offload.none and zero.stage == 0:
+    if zero.offload_optimizer is not Offload.none and not ModelState.optimizer_states.is_sharded(zero.stage):
         raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")
-    if zero.offload_param is not Offload.none and zero.stage != 3:
+    if zero.offload_param is not Offload.none and not ModelState.parameters.is_sharded(zero.stage):
         raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
 
 

@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional
 
@@ -19,7 +20,7 @@ from ftdist.data.row_order import row_ids, train_rows
 from ftdist.model.check import check_model
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
-from ftdist.plan.batch import BatchPlan
+from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.run import checks
@@ -184,7 +185,7 @@ def check_data_order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.
     expected = row_order(config.seed, rows, 2 * rows)
     problems = []
     for ranks, at_once in ((wanted_ranks, micro), other):
-        plan = BatchPlan(at_once, size // (ranks * at_once), ranks, config.data.max_seq_len)
+        plan = plan_resumed(replace(config.batch, micro_batch_size=at_once), ranks, config.data.max_seq_len)
         if _rows_taken(config.seed, rows, plan) != expected:
             problems.append(f"{ranks} ranks use other rows than the reference")
     if sorted(expected[:rows]) != list(range(rows)):

@@ -25,6 +25,7 @@ from ftdist.model.standin import (
     model_type_from_name,
     standin_config,
 )
+from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import model_location, tokenizer_location
 from ftdist.run.prepared import template_text
 
@@ -173,7 +174,7 @@ def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
-    enough, needed = fits_in_memory(parameters, ranks, memory)
+    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps))
     dropouts = active_dropouts(arch)
     if dropouts:
         trial.notes.append(f"the real model has dropout ({', '.join(dropouts)}): each forward pass gives other numbers")

@@ -66,9 +66,10 @@ def resume(args: argparse.Namespace) -> int:
     if state in ALIVE:
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     banner.show_resume(run)
-    freeze.confirm_settings(run, config)
     if args.overrides:
         config = change_config(run, config, args.overrides)
+    else:
+        freeze.confirm_settings(run, config)
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         resolve.resolve_ranks(config)

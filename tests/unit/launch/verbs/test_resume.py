@@ -112,6 +112,7 @@ def test_a_resume_with_overrides_renders_the_batch_script_again(here: Path) -> N
     _resume(run, "launch.nnodes=2", "launch.slurm.partition=night")
     script = run.submit.read_text()
     assert "--nodes=2" in script and "night" in script and str(run.path) in script
+    assert read_json(run.deepspeed)["gradient_accumulation_steps"] == 3  # 12 rows on 2 nodes × 2 ranks
 
 
 def test_a_resume_under_torchrun_refuses_overrides(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
