@@ -174,7 +174,7 @@ def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
-    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps))
+    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps_config))
     dropouts = active_dropouts(arch)
     if dropouts:
         trial.notes.append(f"the real model has dropout ({', '.join(dropouts)}): each forward pass gives other numbers")
