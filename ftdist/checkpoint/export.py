@@ -21,7 +21,8 @@ from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
-from ftdist.config.schema import Precision, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.run.rundir import MANIFEST, RunDir, read_manifest

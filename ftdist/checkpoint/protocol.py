@@ -36,7 +36,16 @@ from ftdist.checkpoint import durable
 from ftdist.checkpoint.tensors import encode
 from ftdist.parallel.collectives import BACKGROUND_GROUP
 from ftdist.plan.disk import size_text
-from ftdist.run.rundir import BAD, MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest, was_due
+from ftdist.run.rundir import (
+    BAD_PREFIX,
+    MANIFEST,
+    PINNED,
+    RunDir,
+    checkpoint_step,
+    manifest_text,
+    read_manifest,
+    was_due,
+)
 
 FORMAT = 1
 HF, STATE = "hf", "state.json"
@@ -315,7 +324,7 @@ def _list_checkpoints(run: RunDir, due: bool) -> Tuple[List[str], List[str]]:
 
 
 def _set_aside(folder: Path) -> str:
-    renamed = folder.with_name(BAD + folder.name)
+    renamed = folder.with_name(BAD_PREFIX + folder.name)
     try:
         durable.remove(renamed)
         durable.rename(folder, renamed)

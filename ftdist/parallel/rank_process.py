@@ -1,6 +1,5 @@
 """The process of one rank: its output, how its errors are recorded, and how it ends."""
 
-import ctypes
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from typing import Any, Callable, Dict, NoReturn, Optional, TextIO, cast
 import torch.distributed as dist
 
 from ftdist.base.errors import EXIT_FAILED, FtdistError
+from ftdist.base.process import end_with_parent
 from ftdist.base.redact import redact
 from ftdist.base.terminal import Tee
 from ftdist.run.rundir import RunDir
@@ -68,9 +68,7 @@ def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
 
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent, the agent of torchrun, ends for any reason (Linux only)."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
 
 
 def record_failure(

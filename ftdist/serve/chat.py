@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.base.terminal import task
-from ftdist.track.report import CUT
+from ftdist.track.report import TRUNCATION_MARK
 
 Messages = List[Dict[str, str]]
 
@@ -102,7 +102,7 @@ def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, tempe
     generated = output[0, inputs["input_ids"].shape[1] :]
     stops = model.generation_config.eos_token_id
     ended = int(generated[-1]) in (stops if isinstance(stops, list) else [stops])
-    print("" if ended else CUT, flush=True)
+    print("" if ended else TRUNCATION_MARK, flush=True)
     return tokenizer.decode(generated, skip_special_tokens=True)
 
 

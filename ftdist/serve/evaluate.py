@@ -21,7 +21,8 @@ from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
-from ftdist.config.schema import ModelConfig, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_forward_engine
 from ftdist.model.attention import choose_backend

@@ -9,7 +9,7 @@ from ftdist.data.loader import PreparedSet, micro_batch
 from ftdist.engine.engine import ForwardEngine
 from ftdist.objective.base import Objective
 from ftdist.parallel.mesh import Mesh
-from ftdist.track.report import CUT
+from ftdist.track.report import TRUNCATION_MARK
 from ftdist.train.preempt import Preemption
 
 
@@ -120,7 +120,7 @@ def answer_prompts(training: Any, say: Callable[[str], None]) -> List[Dict[str, 
             training.engine, prompt["prompt_ids"], limit, stops if isinstance(stops, list) else [stops],
             training.vocab_size, training.ranks.device,
         )  # fmt: skip
-        text = training.tokenizer.decode(ids) + (CUT if len(ids) == limit else "")
+        text = training.tokenizer.decode(ids) + (TRUNCATION_MARK if len(ids) == limit else "")
         rows.append({"set": name, "index": index, "question": prompt["question"], "prompt": prompt["prompt_text"],
                      "answer": text, "reference": prompt["reference"]})  # fmt: skip
     return rows

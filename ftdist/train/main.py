@@ -18,7 +18,8 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.saver import Saver, hf_files
-from ftdist.config.schema import DebugConfig, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import DebugConfig, RunConfig
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import Engine, build_engine
@@ -36,6 +37,7 @@ from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
+from ftdist.plan.warmup import fit_warmup
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
 from ftdist.track.jsonl import record_gap, rewind_record
@@ -151,6 +153,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     ahead = f"changing a token moves the logits before it by {proof.looking_ahead:g}"
     _print_on_rank_0(ranks, f"attention: {backend.name}; {across}{ahead}")
     max_steps = num_steps(config, train_set.num_rows)
+    if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
+        _print_on_rank_0(ranks, note)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
     saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _print_on_rank_0(ranks, text))

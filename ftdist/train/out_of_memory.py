@@ -7,6 +7,7 @@ import torch
 
 from ftdist.base.errors import TrainError
 from ftdist.config.schema import Offload, RunConfig, ZeroConfig
+from ftdist.config.zero import ModelState
 from ftdist.engine.optimizers import parameter_shape
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.parallel.ranks import Ranks
@@ -111,7 +112,7 @@ def _changes(config: RunConfig, parameters: int, layout: Layout, peak: float, cu
         changed = replace(zero, stage=stage, offload_optimizer=Offload.cpu)
         stage_too = "" if stage == zero.stage else f"zero.stage={stage} "
         settings.append((f"{stage_too}zero.offload_optimizer=cpu", changed))
-    if cuda and zero.stage == 3 and zero.offload_param is Offload.none:
+    if cuda and ModelState.parameters.is_sharded(zero.stage) and zero.offload_param is Offload.none:
         settings.append(("zero.offload_param=cpu", replace(zero, offload_param=Offload.cpu)))
     changes = [
         (override, now.states.total - _held(config, changed, parameters, layout, cuda).total)

@@ -31,6 +31,7 @@ import torch.distributed as dist
 
 from ftdist.base.errors import EXIT_FAILED
 from ftdist.base.json_files import write_json
+from ftdist.base.process import find_process
 from ftdist.parallel.collectives import Collectives, read_collectives
 from ftdist.parallel.ranks import Ranks, rendezvous_store
 from ftdist.run.rundir import RunDir
@@ -203,11 +204,7 @@ class Watchdog:
     def _process(self, rank: int) -> Optional[psutil.Process]:
         """Return the process of a rank on this machine, or None if it has ended."""
         known = self._processes[rank]
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(known["pid"])
-            if process.create_time() == known["born"] and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
+        return find_process(known["pid"], started_by=known["born"])
 
     def _is_local(self, rank: int) -> bool:
         return bool(self._processes[rank]["host"] == os.uname().nodename)

@@ -4,21 +4,25 @@ Rank 0 checks the model and the data while the other ranks wait. Then all ranks 
 """
 
 import argparse
+import copy
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
-from ftdist.config.schema import RunConfig, dump_config, load_config
+from ftdist.config.frozen import dump_config, load_config
+from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.data.row_order import row_ids, train_rows
 from ftdist.model.check import check_model
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
-from ftdist.plan.batch import BatchPlan
+from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.run_length import num_steps
+from ftdist.plan.warmup import fit_warmup
 from ftdist.run import checks
 from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
@@ -78,7 +82,7 @@ def run_number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool
     try:
         check_numbers(config, folder, ranks, quick, report)
     except ConfigError as error:
-        done = {check.name for check in checks.read(folder)}
+        done = {check.name for check in checks.read_checks(folder)}
         left = [name for name in NUMBERS if name not in done]
         for name in left:
             cause = " ".join(str(error).split())
@@ -181,7 +185,7 @@ def check_data_order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.
     expected = row_order(config.seed, rows, 2 * rows)
     problems = []
     for ranks, at_once in ((wanted_ranks, micro), other):
-        plan = BatchPlan(at_once, size // (ranks * at_once), ranks, config.data.max_seq_len)
+        plan = plan_resumed(replace(config.batch, micro_batch_size=at_once), ranks, config.data.max_seq_len)
         if _rows_taken(config.seed, rows, plan) != expected:
             problems.append(f"{ranks} ranks use other rows than the reference")
     if sorted(expected[:rows]) != list(range(rows)):
@@ -219,7 +223,8 @@ def check_learning_rate(config: RunConfig, max_steps: int) -> checks.Check:
     """Compare the learning rate of every step of the run with the formulas of docs/step.md."""
     if not max_steps:
         return checks.not_run(RATE, "train.epochs: the number of steps is known only when all data is prepared")
-    optim, allowed = config.optim, SAME_RATE * config.optim.lr
+    optim, allowed = copy.copy(config.optim), SAME_RATE * config.optim.lr
+    fit_warmup(optim, max_steps)
     found = [learning_rate(optim, step, max_steps) for step in range(max_steps)]
     wrong = [step for step, rate in enumerate(found) if not abs(rate - expected_lr(optim, step, max_steps)) <= allowed]
     problems = [f"{len(wrong)} of {max_steps} steps have a wrong rate, for example step {wrong[0] + 1}: "

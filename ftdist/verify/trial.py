@@ -25,6 +25,7 @@ from ftdist.model.standin import (
     model_type_from_name,
     standin_config,
 )
+from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import model_location, tokenizer_location
 from ftdist.run.prepared import template_text
 
@@ -173,7 +174,7 @@ def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
-    enough, needed = fits_in_memory(parameters, ranks, memory)
+    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps_config))
     dropouts = active_dropouts(arch)
     if dropouts:
         trial.notes.append(f"the real model has dropout ({', '.join(dropouts)}): each forward pass gives other numbers")
@@ -212,7 +213,8 @@ def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> N
     batch.micro_batch_size, batch.grad_accum_steps, batch.global_batch_size = micro, accum, micro * accum * ranks
     data.max_seq_len, data.max_heldout_documents = length, HELDOUT_DOCUMENTS
     optim, train = steps.optim, steps.train
-    optim.warmup_steps = min(optim.warmup_steps, STEPS)
+    optim.warmup_steps = min(STEPS if optim.warmup_ratio else optim.warmup_steps, STEPS)
+    optim.warmup_ratio, optim.shorten_warmup = None, False
     if optim.schedule is Schedule.wsd:
         optim.decay_steps, optim.warmup_steps = 1, min(optim.warmup_steps, 1)
     train.epochs, train.max_steps, train.checkpoint_every, train.eval_every = None, STEPS, 1, None

@@ -1,7 +1,8 @@
-"""How a batch is cut and a model is sharded changes nothing: every combination equals the plain reference.
+"""However a batch is split and a model is sharded, a run equals the plain reference.
 
-Two suites. A long one follows one family for 20 steps through every stage, number of ranks, accumulation, packing and
-recomputation. A wide one covers nine families and every pair of choices on nine axes (tests/invariance.py).
+There are two suites. The long one follows one model family for 20 steps with every ZeRO stage, number of ranks,
+accumulation, packing and recomputation. The wide one covers nine families and every pair of choices on nine axes (see
+tests/invariance.py).
 """
 
 import itertools
@@ -13,7 +14,8 @@ import pytest
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests import invariance
-from tests.invariance import AXES, Case, covering, each_training, every_case
+from tests.helpers.training import each_training
+from tests.invariance import AXES, Case, covering, every_case
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -64,7 +66,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_twenty_steps_are_the_same(reference: Any, world_size: int, record_property: Record) -> None:
+def test_twenty_steps_equal_the_reference(reference: Any, world_size: int, record_property: Record) -> None:
     folder, packing = reference
     cases = list(itertools.product([0, 1, 2, 3], [1, 4], [True, False]))
     configs = [
@@ -100,7 +102,7 @@ def test_the_covering_covers_every_pair() -> None:
 
 @pytest.fixture(scope="module")
 def deviations(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dict[Case, Deviation]:
-    """Of the cases that were selected, all run at once."""
+    """Run all selected cases at once and return the deviation of each."""
     here = [item for item in request.session.items if getattr(item, "originalname", "") == "test_every_pair_of_choices"]
     cases = [item.callspec.params["case"] for item in here]  # type: ignore[attr-defined]
     return invariance.run_cases(cases, tmp_path_factory.mktemp("covering"))

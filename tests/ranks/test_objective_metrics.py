@@ -5,7 +5,8 @@ from typing import Any, Dict, List
 
 import pytest
 
-from ftdist.config.schema import RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import RunConfig
 from ftdist.objective.base import LossSum
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.run.prepared import data_folder

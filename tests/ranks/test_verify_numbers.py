@@ -1,4 +1,4 @@
-"""Bugs that the checks of numbers must detect. Each one is put into a running engine."""
+"""Bugs put into a running engine: the numeric checks of ``ftdist verify`` must find each one."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List
 import pytest
 
 from ftdist.verify.compare import largest, largest_difference, worst_gradient
+from tests.helpers.training import start
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -73,14 +74,10 @@ BUGS: Dict[str, Patch] = {
 
 
 def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
-    """Run all checks without a bug, then with each bug."""
-    from ftdist.parallel import rank_process
-    from ftdist.parallel import ranks as rank_setup
+    """Run all checks without a bug, then with each bug. Returns the checks, by bug."""
     from ftdist.verify.number_checks import check_numbers
 
-    rank_process.quiet_libraries()
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.start_process_group(config, ranks)
+    ranks = start(config)
     found: Dict[str, List[Any]] = {}
     for number, (bug, put_in) in enumerate({"": lambda patch: None, **BUGS}.items()):
         with pytest.MonkeyPatch.context() as patch:
@@ -101,10 +98,10 @@ def test_each_bug_fails_the_check_that_looks_for_it(tmp_path: Path) -> None:
     failed = {bug: [check.name for check in checks if check.outcome == "failed"] for bug, checks in found.items()}
     assert not failed.pop("")
     assert all(bug in names for bug, names in failed.items()), failed
-    assert len({len(checks) for checks in found.values()}) == 1  # no check is left out after a failure
+    assert len({len(checks) for checks in found.values()}) == 1  # a failure does not end the checks
 
 
-def test_nan_counts_as_the_largest_number() -> None:
+def test_nan_counts_as_the_largest_deviation() -> None:
     import torch
 
     nan = float("nan")

@@ -7,7 +7,7 @@ import pytest
 
 from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
-from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read
+from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read_checks
 from ftdist.verify.main import check_before_ranks
 from tests.spawn import run_ranks
 from tests.tiny import LLAMA, tiny_config
@@ -38,7 +38,7 @@ def broken_config(folder: Path, overrides: List[str], records: List[Any]) -> Run
 def run_checks_of(folder: Path, config: RunConfig) -> Dict[str, Check]:
     (folder / "scratch").mkdir()
     check_before_ranks(config, folder / "scratch", 1, 1, quick=False)
-    return {check.name: check for check in read(folder / "scratch")}
+    return {check.name: check for check in read_checks(folder / "scratch")}
 
 
 def written(folder: Path, text: str) -> str:
@@ -287,9 +287,10 @@ def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:
     ranks = rank_setup.read_ranks(config)
     rank_setup.start_process_group(config, ranks)
     run_number_checks(config, folder, ranks, quick)
-    return read(folder)
+    return read_checks(folder)
 
 
+@pytest.mark.process
 def test_a_model_whose_attention_does_not_isolate_documents_fails(tmp_path: Path) -> None:
     """Bloom does not use ftdist's attention function and gets no mask, so each token sees the whole row."""
     model = ("model_type=bloom", "vocab_size=259", "hidden_size=32", "n_layer=2", "n_head=4")
@@ -309,6 +310,7 @@ def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
     return _numbers(config, folder, quick=False)
 
 
+@pytest.mark.process
 def test_an_export_without_the_last_step_in_bf16_fails(tmp_path: Path) -> None:
     """The logits differ by less than the rounding that is allowed. Only the weights show it."""
     config = tiny_config(

@@ -1,4 +1,4 @@
-"""Run trials under Slurm: one array of jobs, so many at a time. An element's index is its trial's number."""
+"""Run the trials of a sweep as an array of Slurm jobs. The index of an element is the number of its trial."""
 
 import shlex
 import sys
@@ -7,17 +7,27 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
-from ftdist.config.schema import load_config
-from ftdist.launch.attempt.companion import guarding
-from ftdist.launch.attempt.process import stop_on_signals
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.attempt.companion import stop_run_if_killed
+from ftdist.launch.attempt.signals import touch_on_signals
+from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.slurm import client, follow, script
-from ftdist.launch.runs.liveness import ALIVE, jobs_of, liveness
-from ftdist.launch.runs.stop import ask_to_stop
+from ftdist.launch.backends.slurm.stop import ask_to_stop
+from ftdist.launch.runs.liveness import observe
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
 
 
+def runs_as_array(config: RunConfig) -> bool:
+    """Return whether the trials of a sweep run as an array. Only Slurm has arrays of jobs."""
+    return config.launch.kind is LaunchKind.slurm
+
+
 def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List[Trial]]]:
-    """The batch scripts of a sweep, each with the trials of its array: those that differ in nothing but the trial."""
+    """Return the batch scripts of a sweep: path, text, and the trials that are elements of its array.
+
+    Trials whose scripts differ in more than the trial, such as the number of nodes, are in different arrays.
+    """
     together: Dict[str, List[Trial]] = {}
     for trial in trials:
         alike = script.render(load_config(trial.run.config), array=script.Array(folder.path, []))
@@ -31,7 +41,7 @@ def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List
 
 
 def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
-    """The batch scripts, written into the sweep's folder, and how they would be submitted."""
+    """Write the batch scripts into the sweep's folder. Returns them and the commands that would submit them."""
     shown = []
     for path, text, _ in scripts(folder, trials):
         path.write_text(text, encoding="utf-8")
@@ -39,15 +49,17 @@ def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
     return "\n".join(shown)
 
 
-def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
-    """Submit those trials that are not in Slurm's hands yet. Returns exit codes by number, of jobs that nobody waits
-    for 0.
+def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+    """Submit the trials that have no job yet, and wait for all of them if ``launch.wait`` is set.
+
+    Returns:
+        Exit codes by number. 0 for jobs that nobody waits for.
 
     Raises:
         LaunchError: Slurm refuses them.
     """
-    jobs = jobs_of([trial.run.read_status() for trial in trials])
-    new = [trial for trial in trials if liveness(trial.run.read_status(), jobs) not in ALIVE]
+    seen = observe([trial.run.read_status() for trial in trials])
+    new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]
     for path, text, members in scripts(folder, new):
         path.write_text(text, encoding="utf-8")
         job = client.sbatch(path, *(trial.run for trial in members))
@@ -56,7 +68,7 @@ def run_array(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
             client.mark_queued(trial.run, f"{job}_{trial.number}")
     if not load_config(trials[0].run.config).launch.wait:
         return dict.fromkeys((trial.number for trial in trials), EXIT_DONE)
-    with guarding(folder.path):
+    with stop_run_if_killed(folder.path):
         return _wait(folder, trials)
 
 
@@ -74,7 +86,7 @@ def _wait(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
     def left() -> List[Trial]:
         return [trial for trial in trials if trial.number not in codes]
 
-    with stop_on_signals(end_now, folder.cancel):
+    with touch_on_signals(folder.cancel, end_now):
         while left():
             if folder.cancel.exists() and not asked:
                 asked = True

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Iterable
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "correctness.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "correctness.md"
 
 
 def write_table(name: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Put a table between ``<!-- NAME: generated … -->`` and ``<!-- end of NAME -->``."""
+    """Write a table between ``<!-- NAME: generated … -->`` and ``<!-- end of NAME -->`` of the page."""
     columns = list(columns)
     lines = [columns, ["---"] * len(columns), *rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

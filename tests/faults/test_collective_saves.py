@@ -1,4 +1,4 @@
-"""Ranks that save together: one fails, one dies, one is slow; and training beside a save."""
+"""Saves of several ranks, of which one fails, dies or is slow; and training during a save."""
 
 import itertools
 import os
@@ -12,11 +12,11 @@ import pytest
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.protocol import Together, find_newest, write_checkpoint
 from ftdist.run.rundir import RunDir
+from tests.faults.checkpoints import Alone, contained, contents
 from tests.faults.disk import Disk
-from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault
-from tests.ranks.test_resume import SETTINGS, assemble, start, steps
-from tests.spawn import free_port, run_ranks
+from tests.helpers.training import FIVE_STEPS, assemble, start, steps
+from tests.spawn import fork, free_port, run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 WORLD = 2
@@ -48,9 +48,13 @@ def _one_fails(path: Path, scratch: Path) -> Tuple[List[str], int]:
         index += 1
 
 
-@fault("saving", "one rank of several cannot write", "ENOSPC at each file operation of rank 1 of 2",
-       "no rank waits for it; all say the same, with its number; the next save succeeds")  # fmt: skip
-def test_one_rank_cannot_write(tmp_path: Path) -> None:
+@fault(
+    "saving",
+    "one rank of several cannot write",
+    "ENOSPC at each file operation of rank 1 of 2",
+    "no rank waits for it; all report the same error with its number; the next save succeeds",
+)
+def test_all_ranks_report_that_one_rank_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     run = RunDir(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
@@ -77,14 +81,18 @@ def _slow(path: Path) -> float:
     return float(contained(run)[0][0])
 
 
-@fault("saving", "one rank writes slowly", "a second before the fsync of rank 1 of 2",
-       "nothing is published before all ranks' files are on the disk")  # fmt: skip
-def test_nobody_publishes_before_all_have_written(tmp_path: Path) -> None:
+@fault(
+    "saving",
+    "one rank writes slowly",
+    "one second before the fsync of rank 1 of 2",
+    "nothing is published before the files of all ranks are on the disk",
+)
+def test_no_rank_publishes_before_all_have_written(tmp_path: Path) -> None:
     assert run_ranks(_slow, WORLD, tmp_path) == [5.0, 5.0]
 
 
 def _fork_rank(rank: int, port: int, run: RunDir, scratch: Path, stop_at: int) -> int:
-    pid = os.fork()
+    pid = fork()
     if pid:
         return pid
     code = 3
@@ -100,8 +108,12 @@ def _fork_rank(rank: int, port: int, run: RunDir, scratch: Path, stop_at: int) -
         os._exit(code)
 
 
-@fault("saving", "a rank is killed while it writes", "SIGKILL at each file operation of rank 1 of 2",
-       "the others notice at once; nothing is published; the next start removes what was half written")  # fmt: skip
+@fault(
+    "saving",
+    "a rank is killed while it writes",
+    "SIGKILL at each file operation of rank 1 of 2",
+    "the other ranks notice at once; nothing is published; the next start removes the unfinished files",
+)
 def test_a_rank_is_killed_at_every_operation(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
@@ -123,7 +135,7 @@ def test_a_rank_is_killed_at_every_operation(tmp_path: Path) -> None:
 
 
 class Waiting:
-    """A disk on which nothing is written before ``go``."""
+    """A disk that blocks all writes until ``go`` is set."""
 
     def __init__(self) -> None:
         import threading
@@ -140,7 +152,7 @@ class Waiting:
 
 
 def _beside(config: Any, path: Path) -> Dict[str, Any]:
-    """Train while a checkpoint is written, which is held up until two more steps are done."""
+    """Train while a checkpoint is written; its writes block until two more steps are done."""
     from ftdist.checkpoint.protocol import rank_file
     from ftdist.checkpoint.state import tensors_to_save
     from ftdist.checkpoint.tensors import Stored
@@ -168,14 +180,18 @@ def _beside(config: Any, path: Path) -> Dict[str, Any]:
     return {"losses": losses, "background": training.saver.background, "published": published}
 
 
-@fault("saving", "training goes on while a checkpoint is written", "the disk is held up for two steps",
-       "the checkpoint holds every number as it was when it was begun; the steps are the same")  # fmt: skip
+@fault(
+    "saving",
+    "training continues while a checkpoint is written",
+    "the disk blocks for two steps",
+    "the checkpoint contains every number as it was when the save began; the steps are the same",
+)
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_save_beside_training_is_of_its_own_step(tmp_path: Path, stage: int) -> None:
+def test_a_background_save_holds_the_state_of_its_step(tmp_path: Path, stage: int) -> None:
     save_tiny_model(tmp_path / "model")
     outcomes = {}
     for background in ("true", "false"):
-        config = tiny_config(tmp_path, *SETTINGS, f"zero.stage={stage}", f"train.async_checkpoint={background}")
+        config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", f"train.async_checkpoint={background}")
         run = freeze_tiny(config, tmp_path / f"run-{background}", WORLD)
         (outcomes[background], _) = run_ranks(_beside, WORLD, config, run.path)
     assert (outcomes["true"]["background"], outcomes["true"]["published"]) == (True, 0)
@@ -184,7 +200,7 @@ def test_a_save_beside_training_is_of_its_own_step(tmp_path: Path, stage: int) -
 
 
 def _disk_fills(config: Any, path: Path, limited: bool) -> Tuple[List[Any], List[str]]:
-    """Train five steps, a save after each; during the second and third, rank 1 may not write a file of this size."""
+    """Train five steps with a save after each. If ``limited``, rank 1 cannot write the second and third checkpoint."""
     import resource
 
     from ftdist.train.loop import _save as save
@@ -206,12 +222,16 @@ def _disk_fills(config: Any, path: Path, limited: bool) -> Tuple[List[Any], List
     return losses, notes
 
 
-@fault("saving", "the disk is full for a while during a run", "RLIMIT_FSIZE on rank 1 of 2 during two of five saves",
-       "one message for each; training goes on with the same numbers; the other saves are there")  # fmt: skip
+@fault(
+    "saving",
+    "the disk is full for a while during a run",
+    "RLIMIT_FSIZE on rank 1 of 2 during two of five saves",
+    "one message for each; training continues with the same numbers; the other checkpoints are there",
+)
 @pytest.mark.parametrize("background", ["true", "false"])
-def test_a_run_goes_on_past_a_full_disk(tmp_path: Path, background: str) -> None:
+def test_training_continues_when_the_disk_is_full(tmp_path: Path, background: str) -> None:
     save_tiny_model(tmp_path / "model")
-    settings = (*SETTINGS, "train.keep_checkpoints=9", f"train.async_checkpoint={background}")
+    settings = (*FIVE_STEPS, "train.keep_checkpoints=9", f"train.async_checkpoint={background}")
     outcomes = []
     for limited in (False, True):
         run = freeze_tiny(tiny_config(tmp_path, *settings), tmp_path / f"run-{limited}", WORLD)
@@ -246,11 +266,15 @@ def _fails(config: Any, path: Path) -> int:
     return len(RunDir(path).published_checkpoints())
 
 
-@fault("saving", "training fails while a checkpoint is written", "an exception on both ranks meanwhile",
-       "the checkpoint is finished before the run ends")  # fmt: skip
-def test_training_fails_during_a_save(tmp_path: Path) -> None:
+@fault(
+    "saving",
+    "training fails while a checkpoint is written",
+    "an exception on both ranks during the save",
+    "the checkpoint is finished before the run ends",
+)
+def test_a_failing_run_finishes_its_background_save(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS)
+    config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     assert run_ranks(_fails, WORLD, config, run.path) == [1, 1]
 
@@ -273,11 +297,15 @@ def _twice(config: Any, path: Path) -> List[bool]:
     return [*published, training.run.checkpoint(2).is_dir()]
 
 
-@fault("saving", "a checkpoint is due while the one before is still written", "the disk is held up over a step",
-       "the save waits for the one before; both are published")  # fmt: skip
-def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
+@fault(
+    "saving",
+    "a checkpoint is due while the previous one is still being written",
+    "the disk blocks for one step",
+    "the save waits for the previous one; both are published",
+)
+def test_a_save_waits_for_the_previous_one(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS)
+    config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     assert run_ranks(_twice, WORLD, config, run.path) == [[True, True]] * WORLD
 
@@ -292,11 +320,15 @@ def _no_memory(config: Any, path: Path) -> Tuple[bool, List[str]]:
     return made.background, notes
 
 
-@fault("saving", "host memory has no room for a copy of the state", "1000 bytes are reported as free",
-       "said in one line; checkpoints are written while training waits")  # fmt: skip
-def test_without_memory_for_a_copy_training_waits(tmp_path: Path) -> None:
+@fault(
+    "saving",
+    "host memory has no room for a copy of the state",
+    "1000 bytes are reported as free",
+    "one line says so; training waits while checkpoints are written",
+)
+def test_training_waits_for_saves_without_memory_for_a_copy(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS)
+    config = tiny_config(tmp_path, *FIVE_STEPS)
     run = freeze_tiny(config, tmp_path / "run", 1)
     ((background, notes),) = run_ranks(_no_memory, 1, config, run.path)
     assert not background and len(notes) == 1 and "training will wait for checkpoints" in notes[0]

@@ -1,4 +1,4 @@
-"""Checkpoints without an engine, for the tests of what becomes of them: their tensors are a few numbers."""
+"""Checkpoints of a few numbers, written without an engine."""
 
 import hashlib
 import random
@@ -16,7 +16,7 @@ LENGTH = 40
 
 
 class Alone:
-    """One rank, agreeing with itself (see ``Together``)."""
+    """A stand-in for ``Together`` with one rank."""
 
     rank, world_size = 0, 1
 
@@ -34,7 +34,7 @@ def contents(
     step: int, value: float = 0.0, rank: int = 0, world_size: int = 1, eval_loss: Optional[float] = None,
     length: int = LENGTH, size: int = 10_000, due: bool = True,
 ) -> Contents:  # fmt: skip
-    """This rank's part of a checkpoint in which everything follows from ``step`` and ``value``."""
+    """Return this rank's part of a checkpoint. All contents follow from ``step`` and ``value``."""
     tensors = {key_of("master", rank * length, "w"): torch.full((length,), step + value)}
     return Contents(
         step=step, size=size, tensors=tensors,
@@ -44,7 +44,7 @@ def contents(
 
 
 def what_is_in(checkpoint: Path) -> Tuple[int, float]:
-    """Step and value of a checkpoint, which everything in it must agree on."""
+    """Return step and value of a checkpoint, after checking that all its files agree on them."""
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / "state.json")
     world_size = manifest["world_size"]
     stored = Stored([checkpoint / rank_file(rank) for rank in range(world_size)])

@@ -1,4 +1,4 @@
-"""Faults put into a rank from outside: called in a forked rank, they change that process alone."""
+"""Batches with a bad loss or gradient. Called in a forked rank, this changes only that process."""
 
 import dataclasses
 from typing import Any, Dict, Tuple
@@ -6,11 +6,11 @@ from typing import Any, Dict, Tuple
 BAD: Dict[str, Tuple[float, float]] = {
     "loss": (float("nan"), 1.0), "gradient": (1.0, float("inf")), "spike": (1.0, 1e4),
 }  # fmt: skip
-"""What a bad batch multiplies: the value of the loss, and its gradient."""
+"""Factors of a bad batch: of the value of the loss, and of its gradient."""
 
 
 def make_batches_bad(training: Any, batches: Dict[int, str]) -> None:
-    """From now on these global batches, by their place in the run's data order, are bad on this rank."""
+    """Make global batches bad on this rank. Keys are their places in the data order, values the kinds in ``BAD``."""
     import torch
 
     from ftdist.train import loop

@@ -1,4 +1,4 @@
-"""Run trials on this machine, several at once: each is a process of its own, on GPUs that no other one sees."""
+"""Run the trials of a sweep on this machine: each in a process of its own, on GPUs that no other trial uses."""
 
 import os
 import signal
@@ -10,42 +10,50 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
-from ftdist.config.schema import Device, LaunchKind, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.machine import gpu_ids
-from ftdist.launch.attempt.process import stop_on_signals
-from ftdist.launch.attempt.signals import end_with_launcher
+from ftdist.launch.attempt.signals import end_with_launcher, touch_on_signals
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
 
 POLL_S = 0.2
 END_S = 20.0
-"""How long trials may take to end when the sweep itself fails."""
+"""Seconds that trials have to end if the sweep itself fails."""
 
 
 @dataclass
 class _Running:
+    """A trial that is under way."""
+
     trial: Trial
     process: "subprocess.Popen[bytes]"
     gpus: List[str]
     log: Optional[Path]
+    """File for what the trial's launcher prints. None if it prints to the terminal."""
 
 
 def trials_at_once(config: RunConfig, gpus: int) -> int:
-    """How many trials of this shape run at once on this machine. Those of several machines take turns."""
+    """Return how many trials of this config run at once on this machine. Trials on several machines take turns.
+
+    Args:
+        gpus: number of GPUs of this machine.
+    """
     launch = config.launch
-    if launch.kind is not LaunchKind.local:
+    if not backend_of(config).on_this_machine:
         return 1
     fit = max(1, gpus // (launch.nproc_per_node or 1)) if launch.device is Device.cuda else launch.trials_at_once or 1
     return min(fit, launch.trials_at_once or fit)
 
 
-def run_packed(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
-    """Run trials to their ends. Returns their exit codes by number; without those that a stop came before."""
+def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+    """Run trials and wait for them. Returns exit codes by number, without trials that a stop kept from starting."""
     waiting = [(trial, load_config(trial.run.config)) for trial in trials]
     free, codes, asked = gpu_ids(), {}, False
     at_once = max(trials_at_once(config, len(free)) for _, config in waiting)
     running: List[_Running] = []
     try:
-        with stop_on_signals(lambda: _interrupt(running), folder.cancel):
+        with touch_on_signals(folder.cancel, lambda: _interrupt(running)):
             while waiting or running:
                 if folder.cancel.exists() and not asked:
                     waiting, asked = [], True
@@ -63,9 +71,9 @@ def run_packed(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
 
 
 def _take(free: List[str], config: RunConfig) -> Optional[List[str]]:
-    """GPUs for a trial, out of those that are free; None where too few are."""
+    """Take the GPUs for a trial out of the free ones. Returns None if there are too few."""
     wanted = int(config.launch.nproc_per_node or 1)
-    if config.launch.kind is not LaunchKind.local or config.launch.device is not Device.cuda:
+    if not backend_of(config).on_this_machine or config.launch.device is not Device.cuda:
         return []
     if len(free) < wanted:
         return None
@@ -100,14 +108,14 @@ def _ended(one: _Running) -> int:
 
 
 def _error(log: Path) -> str:
-    """What a trial's launcher said last: its error, indented."""
+    """Return the error that a trial's launcher printed last, indented."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     begins = [number for number, line in enumerate(lines) if line.startswith("error:")]
     return "\n".join(f"    {line}" for line in (lines[begins[-1] :] if begins else lines[-5:]))
 
 
 def _interrupt(running: List[_Running]) -> None:
-    """Once: they save and stop. Twice: at once."""
+    """Send the trials SIGINT. After the first they save and stop, after the second they end at once."""
     for one in running:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGINT)

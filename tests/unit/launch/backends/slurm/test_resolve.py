@@ -1,11 +1,11 @@
-"""What is made of Slurm's answers."""
+"""How many GPUs the nodes of a partition have, by what sinfo prints."""
 
 from typing import Dict, List, Optional
 
 import pytest
 
 from ftdist.config.schema import LaunchConfig
-from ftdist.launch.backends.slurm import client
+from ftdist.launch.backends.slurm import resolve
 
 LISTED = """\
 n1|gpu*|a100,ib|gpu:a100:8(S:0-1)
@@ -33,4 +33,4 @@ def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
 ) -> None:
     launch = LaunchConfig()
     launch.slurm.partition, launch.slurm.constraint = partition, constraint
-    assert client.count_gpus(LISTED, launch) == found
+    assert resolve.count_gpus(LISTED, launch) == found
