@@ -26,8 +26,8 @@ optim.lr=2e-5`), or in a YAML file in your own config folder (`--config-dir`). A
 
 A setting that is set in several places has the value of the last of these: the defaults below, the site file
 (`~/.config/ftdist/site.yaml`), the files of the groups, the experiment, the command line. Two pairs of settings exclude
-each other: `train.epochs` and `train.max_steps`, `optim.warmup_steps` and `optim.warmup_ratio`. Of each pair, the one that
-is set in the last of these places is used. Both in the same place are an error.
+each other: `train.epochs` and `train.max_steps`, `optim.warmup_steps` and `optim.warmup_ratio`. Of each pair, the one
+that is set in the last of these places is used. Both in the same place are an error.
 """
 
 
