@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ftdist.run.rundir import RunDir
-from tests.faults.group import Group, at_step
+from tests.faults.group import at_step
 from tests.faults.table import fault
+from tests.helpers.group import start_attempt
 from tests.helpers.kills import SCHEDULE, draw_kill
 from tests.helpers.runs import assert_same
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -62,20 +63,20 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     config = tiny_config(folder, *SETTINGS, f"zero.stage={stage}", f"train.precision={precision}")
     reference, run = (freeze_tiny(config, tmp_path / name, WORLD) for name in ("reference", "run"))
     done = dict.fromkeys(range(WORLD), 0)
-    assert Group(reference, WORLD).wait() == done
+    assert start_attempt(reference, WORLD).wait() == done
 
     struck = tmp_path / "struck"
-    first = Group(run, WORLD, arm={1: at_step(early, sleep, struck)})
+    first = start_attempt(run, WORLD, arm={1: at_step(early, sleep, struck)})
     first.wait_until(struck.exists)
     first.kill()
     assert not run.published_checkpoints()
 
-    second = Group(run, WORLD, attempt=1)
+    second = start_attempt(run, WORLD, attempt=1)
     second.wait_until(lambda: kill.reached(run))
     time.sleep(kill.delay_s)
     second.kill()
     assert run.read_status()["state"] != "done", "the run was over before it was killed"
 
-    assert Group(run, WORLD, attempt=2).wait() == done
+    assert start_attempt(run, WORLD, attempt=2).wait() == done
     assert "resumed after step" in RunDir(run.path).log_file(0, 2).read_text()
     assert_same(run, reference)
