@@ -78,6 +78,31 @@ def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
     wait_until_gone(run, 15)
 
 
+@pytest.mark.slow
+def test_a_second_ctrl_c_over_ssh_ends_the_run_at_once(ssh: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
+    long = "train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=1"
+    launcher = start("train", *nodes(run, *hosts, *long))
+    wait_for_step(run, 3)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if str(run.path) in words and "ftdist.train.main" in words and "torch.distributed.run" not in words:
+                process.suspend()  # so that it cannot save and stop
+    launcher.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + 20
+    while not run.preempt.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGINT)
+    output = finish(launcher, 75)
+    assert f"ftdist resume {run.path}" in output and "error" not in output, output
+    status = run.read_status()
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
+    wait_until_gone(run, 15)
+
+
 def wait_for_step(run: RunDir, step: int) -> None:
     deadline = time.monotonic() + 240
     while int(run.read_status().get("step", 0)) < step:
