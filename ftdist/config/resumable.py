@@ -40,19 +40,22 @@ def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequen
 
 
 def config_hash(config: RunConfig) -> str:
-    """Hash of all that a resume cannot change: of two runs of one hash each can go on from the other's checkpoints."""
+    """Return the hash of all settings that a resume cannot change.
+
+    A run can continue from the checkpoints of another run if both have the same hash.
+    """
     tree = asdict(config)
     for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
-        _owner(tree, key).pop(key.split(".")[-1], None)
-    for key, meaning in ADDED_LATER.items():
-        node, name = _owner(tree, key), key.split(".")[-1]
-        if node.get(name) == meaning:
-            node.pop(name)
+        _remove(tree, key)
+    for key, before in sorted(ADDED_LATER.items(), key=lambda item: item[0].count(".")):  # sections before their fields
+        _remove(tree, key, only_if=before)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()
 
 
-def _owner(tree: Dict[str, Any], key: str) -> Dict[str, Any]:
-    """Return the mapping in ``tree`` that holds the last part of a dotted key."""
-    for part in key.split(".")[:-1]:
-        tree = tree.get(part, {})
-    return tree
+def _remove(tree: Dict[str, Any], key: str, only_if: Any = ...) -> None:
+    """Remove a dotted key from a nested dict, or only where it holds the value ``only_if``."""
+    *owners, name = key.split(".")
+    for owner in owners:
+        tree = tree.get(owner, {})
+    if only_if is ... or tree.get(name, ...) == only_if:
+        tree.pop(name, None)

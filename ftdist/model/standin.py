@@ -5,6 +5,11 @@ from typing import Any, Dict, List, Tuple
 
 from transformers import AutoConfig, PretrainedConfig
 
+from ftdist.config.schema import Precision, ZeroConfig
+from ftdist.plan.layout import Layout
+from ftdist.plan.memory import rank_memory
+from ftdist.plan.optimizers import OptimizerSpec
+
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "head_dim": 16, "sliding_window": 16,
          "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "q_lora_rank": 32,
          "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "n_inner": 128,
@@ -95,19 +100,21 @@ def _set(arch: PretrainedConfig, fields: Dict[str, Any], name: str, value: int) 
     fields[getattr(arch, "attribute_map", {}).get(name, name)] = value
 
 
-def fits_in_memory(parameters: int, ranks: int, memory: int) -> Tuple[bool, str]:
+def fits_in_memory(parameters: int, ranks: int, memory: int, optimizer: OptimizerSpec) -> Tuple[bool, str]:
     """Whether a real model can be verified on this machine, using half of the memory.
 
-    In the worst case, each rank holds all weights, gradients, fp32 master weights and moments (20 bytes per parameter).
-    The reference needs the same once more.
+    In the worst case, each rank holds all weights, gradients, master weights and optimizer states, all in fp32. The
+    reference needs the same once more.
 
     Args:
         parameters: Number of parameters.
         ranks: Number of ranks.
         memory: Free memory in bytes.
+        optimizer: What the optimizer keeps for a parameter.
 
     Returns:
         ``(fits, description of the memory that is needed)``.
     """
-    needed = parameters * (20 * ranks + 20)
+    one = rank_memory(parameters, parameters, Precision.fp32, ZeroConfig(stage=1), Layout.of_world(1), optimizer)
+    needed = one.device.total * (ranks + 1)
     return needed <= memory / 2, f"{needed / 2**30:.1f} GiB for {parameters / 1e6:,.0f}M parameters on {ranks} ranks"

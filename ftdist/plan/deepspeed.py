@@ -4,6 +4,7 @@
 Keys: https://www.deepspeed.ai/docs/config-json/
 """
 
+import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
@@ -16,6 +17,7 @@ from ftdist.plan.deepspeed_keys import KNOWN_KEYS
 
 NEVER = 2**31 - 1
 """Value of steps_per_print that keeps DeepSpeed from printing progress lines of its own."""
+WRITE_AGAIN = "delete deepspeed.json: ftdist resume RUN_DIR writes it again from run.yaml"
 MICRO_BATCH, ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 # Keys that ftdist does not write, but whose meaning another part of the config owns.
@@ -84,7 +86,7 @@ def read_settings(file: Path, plan: BatchPlan) -> Dict[str, Any]:
             f"{file} gives DeepSpeed micro-batches of {settings[MICRO_BATCH]} rows, run.yaml has "
             f"batch.micro_batch_size={plan.micro_batch_size}",
             "a deepspeed.json that was written from this run.yaml",
-            f"ftdist resume RUN_DIR batch.micro_batch_size={plan.micro_batch_size} writes both again",
+            WRITE_AGAIN,
         )
     return {**settings, ACCUMULATION: plan.grad_accum_steps}
 
@@ -101,19 +103,19 @@ def check_frozen(file: Path, config: RunConfig) -> None:
     frozen = _read(file)
     accumulation = config.batch.grad_accum_steps or frozen[ACCUMULATION]
     plan = BatchPlan(config.batch.micro_batch_size, accumulation, 1, config.data.max_seq_len)
-    computed = dict(_leaves(deepspeed_settings(config, plan)))
+    computed = dict(_leaves(json.loads(json.dumps(deepspeed_settings(config, plan), default=str))))
     for key, value in _leaves(frozen):
         if key not in computed or computed[key] != value:
             gives = f"gives {as_typed(computed[key])}" if key in computed else "does not give it"
             raise ConfigError(
                 f"{file} has {key}={as_typed(value)}, but run.yaml {gives}",
                 "the file as ftdist wrote it: it is not the place to change a run",
-                "put the value back; what a resume may change is set with: ftdist resume RUN_DIR zero.…",
+                f"{WRITE_AGAIN}; what a resume may change is set with it: zero.stage=1, zero.deepspeed.KEY=VALUE …",
             )
 
 
 def _read(file: Path) -> Dict[str, Any]:
-    expected, fix = "what ftdist train froze", "put the file back as it was, or start a new run"
+    expected, fix = "what ftdist train froze", WRITE_AGAIN
     try:
         settings = read_json(file)
     except (OSError, ValueError) as error:
