@@ -5,9 +5,19 @@ import shlex
 from pathlib import Path
 from typing import Any, Callable, TextIO
 
+_absolute = False
+
+
+def show_absolute_paths() -> None:
+    """Print absolute paths from now on, because the current folder of this process is not that of its user."""
+    global _absolute
+    _absolute = True
+
 
 def short_path(path: str | Path) -> str:
     """Return a path relative to the current folder if it lies inside, else as it is."""
+    if _absolute:
+        return os.path.abspath(path)  # noqa: PTH100 - pathlib's absolute() keeps ".."
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 

@@ -17,6 +17,7 @@ from ftdist.config.schema import (
     TrainConfig,
     ZeroConfig,
 )
+from ftdist.config.zero import ModelState
 
 
 def check_config(config: RunConfig) -> None:
@@ -92,9 +93,12 @@ def _check_optim(optim: OptimConfig) -> None:
     for name, low, high in (
         ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
         ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
-        ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
+        ("warmup_ratio", 0.0, 1.0), ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
     ):  # fmt: skip
         _check_range(f"optim.{name}", getattr(optim, name), low, high)
+    if optim.warmup_ratio is not None and optim.warmup_steps:
+        raise ConfigError(f"optim.warmup_ratio={optim.warmup_ratio:g} with optim.warmup_steps={optim.warmup_steps}",
+                          "at most one of them", "optim.warmup_steps=0, or optim.warmup_ratio=null")  # fmt: skip
     if optim.schedule is Schedule.wsd and not optim.decay_steps:
         raise ConfigError("optim.schedule=wsd with optim.decay_steps=0", "steps of decay at the end",
                           "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
@@ -105,9 +109,9 @@ def _check_optim(optim: OptimConfig) -> None:
 
 def _check_zero(zero: ZeroConfig) -> None:
     _check_range("zero.stage", zero.stage, 0, 3)
-    if zero.offload_optimizer is not Offload.none and zero.stage == 0:
+    if zero.offload_optimizer is not Offload.none and not ModelState.optimizer_states.is_sharded(zero.stage):
         raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")
-    if zero.offload_param is not Offload.none and zero.stage != 3:
+    if zero.offload_param is not Offload.none and not ModelState.parameters.is_sharded(zero.stage):
         raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
 
 
@@ -124,12 +128,32 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
                       ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1), ("max_bad_steps", 1),
                       ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8)):  # fmt: skip
         _check_range(f"train.{name}", getattr(train, name), low)
-    if train.max_steps is not None and optim.warmup_steps + optim.decay_steps > train.max_steps:
-        raise ConfigError(
-            f"optim.warmup_steps + optim.decay_steps = {optim.warmup_steps + optim.decay_steps} "
-            f"with train.max_steps={train.max_steps}",
-            "warm-up and decay that fit into the run", f"optim.warmup_steps={train.max_steps // 10}",
-        )  # fmt: skip
+    if train.max_steps is not None:
+        check_schedule_fits(optim, train.max_steps, f"train.max_steps={train.max_steps}")
+
+
+def check_schedule_fits(optim: OptimConfig, steps: int, why: str) -> None:
+    """Check that warm-up and decay fit into a run. A warm-up that will be shortened always does.
+
+    Args:
+        optim: The optimizer settings.
+        steps: Number of optimizer steps of the run.
+        why: Where the number of steps comes from, for the message.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    warmup = 0 if optim.shorten_warmup else optim.warmup_steps
+    if warmup + optim.decay_steps <= steps:
+        return
+    fixes = [f"optim.warmup_steps={steps // 10}"] if warmup else []
+    if optim.decay_steps + (steps // 10 if warmup else 0) > steps:
+        fixes.append(f"optim.decay_steps={max(1, steps // 10)}")
+    raise ConfigError(
+        f"optim.warmup_steps + optim.decay_steps = {warmup + optim.decay_steps}, but the run has {steps} steps ({why})",
+        "warm-up and decay that fit into the run",
+        " ".join(fixes),
+    )
 
 
 def _check_one_of(where: str, choices: Dict[str, Any], fix: str) -> None:

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from dataclasses import asdict
-from typing import List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import ADDED_LATER, RunConfig
 
 CHANGEABLE = (
     "launch.nproc_per_node", "launch.nnodes", "launch.threads_per_rank", "launch.timeout_s",
@@ -40,12 +40,22 @@ def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequen
 
 
 def config_hash(config: RunConfig) -> str:
-    """Hash of all that a resume cannot change: of two runs of one hash each can go on from the other's checkpoints."""
+    """Return the hash of all settings that a resume cannot change.
+
+    A run can continue from the checkpoints of another run if both have the same hash.
+    """
     tree = asdict(config)
     for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
-        *owners, name = key.split(".")
-        node = tree
-        for owner in owners:
-            node = node.get(owner, {})
-        node.pop(name, None)
+        _remove(tree, key)
+    for key, before in sorted(ADDED_LATER.items(), key=lambda item: item[0].count(".")):  # sections before their fields
+        _remove(tree, key, only_if=before)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()
+
+
+def _remove(tree: Dict[str, Any], key: str, only_if: Any = ...) -> None:
+    """Remove a dotted key from a nested dict, or only where it holds the value ``only_if``."""
+    *owners, name = key.split(".")
+    for owner in owners:
+        tree = tree.get(owner, {})
+    if only_if is ... or tree.get(name, ...) == only_if:
+        tree.pop(name, None)

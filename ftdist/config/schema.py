@@ -1,24 +1,16 @@
-"""The run config: one typed tree that holds names, types, defaults and units. Its checks are in ``config_checks.py``.
+"""The run config: one typed tree that holds names, types, defaults and units. Its checks are in ``checks.py``.
 
 YAML in ``conf/`` holds only values that differ from the defaults here. The text under a field is its documentation:
 the configuration reference is generated from it.
 """
 
-import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from ftdist.base.errors import ConfigError
 from ftdist.config.launch import Device as Device  # a part of the tree that is written down elsewhere
 from ftdist.config.launch import LaunchConfig as LaunchConfig
 from ftdist.config.launch import LaunchKind as LaunchKind
-from ftdist.config.launch import texts
 
 
 class Precision(Enum):
@@ -78,6 +70,14 @@ class Wandb(Enum):
 
 class MethodKind(Enum):
     full = "full"
+
+
+class ObjectiveKind(Enum):
+    sft = "sft"
+
+
+class OptimizerKind(Enum):
+    adamw = "adamw"
 
 
 @dataclass
@@ -159,7 +159,13 @@ class ModelConfig:
 @dataclass
 class MethodConfig:
     kind: MethodKind = MethodKind.full
-    """``full``: all parameters are trained."""
+    """Which parameters are trained. ``full``: all of them."""
+
+
+@dataclass
+class ObjectiveConfig:
+    kind: ObjectiveKind = ObjectiveKind.sft
+    """What is minimised. ``sft`` (supervised fine-tuning): the cross-entropy of the trained tokens."""
 
 
 @dataclass
@@ -174,6 +180,8 @@ class BatchConfig:
 
 @dataclass
 class OptimConfig:
+    optimizer: OptimizerKind = OptimizerKind.adamw
+    """The optimizer. ``adamw``: Adam with decoupled weight decay, with fp32 states."""
     lr: float = 1.0e-5
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -191,6 +199,12 @@ class OptimConfig:
     (warmup-stable-decay: constant, then linear over the last decay_steps)."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up from 0."""
+    warmup_ratio: Optional[float] = None
+    """Warm-up as a share (0 to 1) of the run's optimizer steps, rounded up. Set it instead of ``warmup_steps``; it is
+    replaced by ``warmup_steps`` when the number of steps is known."""
+    shorten_warmup: bool = False
+    """If the warm-up does not fit into the run, shorten it to at most a tenth of the run. Otherwise such a run is
+    refused. Set to true when the warm-up comes from a file of this group, such as ``optim=cosine``."""
     decay_steps: int = 0
     """Optimizer steps of the final decay of ``wsd``."""
     min_lr_ratio: float = 0.0
@@ -290,6 +304,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
@@ -299,46 +314,13 @@ class RunConfig:
     debug: DebugConfig = field(default_factory=DebugConfig)
 
 
-def load_config(path: str | Path) -> RunConfig:
-    """Read a frozen ``run.yaml`` into the typed tree.
+ADDED_LATER: Dict[str, Any] = {
+    "objective": {"kind": ObjectiveKind.sft}, "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None,
+    "optim.shorten_warmup": False,
+}  # fmt: skip
+"""Settings that were added after the first release, each with the value that means the old behaviour.
 
-    Raises:
-        ConfigError: the file is missing, is not whole, is not of this schema, or holds an interpolation (``${…}``): a
-            frozen config is plain values, and nothing in it is evaluated.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", "the run.yaml of a run directory") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: {error}", "the run.yaml of a run directory") from error
-    config = parse_config(text, str(path))
-    # Each value is written there. One that a cut has taken would come back as a default: another run.
-    missing = [key.name for key in fields(RunConfig) if not re.search(rf"^{key.name}:", text, re.M)]
-    if missing or not text.endswith("\n"):
-        lacks = f"it lacks {', '.join(missing)}" if missing else "its last line has no end"
-        raise ConfigError(f"{path} is not whole: {lacks}", "every setting of the run, as they were frozen",
-                          "put the file back as it was, or start a new run")  # fmt: skip
-    return config
-
-
-def parse_config(text: str, origin: str) -> RunConfig:
-    """Like load_config, from YAML text; ``origin`` names it in errors."""
-    expected = "a run.yaml that this version wrote"
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
-        # Looked for in the values, not in the text: YAML can write a $ as \x24.
-        if any("${" in value for _, value in texts("", OmegaConf.to_container(merged, resolve=False))):
-            raise ConfigError(f"{origin} holds an interpolation (${{…}})", "plain values: it is resolved when frozen")
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError, AssertionError, RecursionError) as error:
-        raise ConfigError(f"{origin}: {(str(error).splitlines() or [''])[0]}", expected) from error
-    except YAMLError as error:  # also a tag that asks for a Python object
-        raise ConfigError(f"{origin}: {' '.join(str(error).split())}", expected) from error
-    assert isinstance(config, RunConfig)
-    return config
-
-
-def dump_config(config: RunConfig) -> str:
-    """The YAML text of a config, every value explicit."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+A ``run.yaml`` that lacks such a setting gets this value. While a setting holds this value, it is left out of the config
+hash, so that older checkpoints still fit. A whole section is given as a dict of all its fields. Such a section must not
+be the last field of RunConfig, because a file that was cut off there would look like an old one.
+"""

@@ -27,12 +27,14 @@ STOPPED = "stopped"
 """Exit reason that a run writes to status.json when it stops because it was asked to. Its state is "preempted"."""
 NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
-    "state": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
+    "state": str, "backend": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
     "step": int, "max_steps": int, "last_checkpoint_step": int, "attempt": int, "pid": int, "requeues": int,
     "exit_code": int, "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
 }  # fmt: skip
 """Types of the fields of status.json. Every field may also be null."""
 
+SUBMIT = "submit.sbatch"
+"""The batch script of a run."""
 SWEEP_REQUEST = "sweep.json"
 """File in the folder of a sweep that holds its settings. It marks the folder as a sweep."""
 
@@ -58,7 +60,7 @@ class RunDir:
         self.config = self.path / "run.yaml"
         self.deepspeed = self.path / "deepspeed.json"
         self.provenance = self.path / "provenance.json"
-        self.submit = self.path / "submit.sbatch"
+        self.submit = self.path / SUBMIT
         self.preempt = self.path / "preempt"
         self.cancel = self.path / "cancel"
         self.attempt = self.path / "attempt"

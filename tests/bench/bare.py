@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from ftdist.config.schema import Precision, RunConfig
-from ftdist.data.order import row_ids
+from ftdist.data.row_order import row_ids
 from ftdist.verify.reference import read_rows
 
 Batch = Dict[str, torch.Tensor]

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List
 
-from ftdist.data.builtin import fake_chats
+from ftdist.data.builtin_sources import fake_chats
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.processes import run_ftdist
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 CPU_RANKS = 2
 ROWS = 64
@@ -60,10 +60,11 @@ def _write_texts(path: Path, length: int) -> None:
 
 def start_rank(config: RunConfig) -> Any:
     """Make this forked process one of the run's ranks, silent, and not to outlive the benchmark."""
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
 
-    rank_setup.die_with_parent()
-    rank_setup.quiet_libraries()
+    rank_process.die_with_parent()
+    rank_process.quiet_libraries()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     sys.stdout.flush()
     os.dup2(nowhere, 1)
@@ -83,13 +84,12 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
 
     run = RunDir(path)
     if ranks.first:
-        run.checkpoints.mkdir(parents=True)
-        run.logs.mkdir()
+        make_run_dir(config, path, ranks.world_size)
     dist.barrier()
     return assemble(config, run, ranks, Preemption(run, ranks.rank))
 
 
 def parameter_count(engine: Any) -> int:
-    from ftdist.engine.engine import parameter_shape
+    from ftdist.engine.optimizers import parameter_shape
 
     return sum(parameter_shape(parameter).numel() for parameter in engine.module.parameters())

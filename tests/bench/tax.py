@@ -88,9 +88,9 @@ def _ftdist_step(training: Any) -> Step:
     def step(index: int) -> float:
         started = time.perf_counter()
         result = loop.train_step(training, index)
-        training.done.step += 1
-        training.done.tokens_seen += result.tokens
-        training.done.trained_tokens += result.trained_tokens
+        training.state.step += 1
+        training.state.tokens_seen += result.tokens
+        training.state.trained_tokens += result.trained_tokens
         loop._log_step(training, result, time.perf_counter() - started)
         return result.loss
 
@@ -136,9 +136,9 @@ def _timed(step: Step, index: int) -> Tuple[float, float, float]:
 
 def _largest_difference(losses: Dict[str, List[float]], ranks: Any) -> float:
     """Relative, between ftdist's losses and those of the bare loop (of which each rank knows its share)."""
-    from ftdist.parallel.ranks import reduce_sum
+    from ftdist.parallel.mesh import data_parallel
 
-    bare = [total / ranks.world_size for total in reduce_sum(losses["bare"], ranks.device)]
+    bare = [total / ranks.world_size for total in data_parallel(ranks).sum(losses["bare"])]
     worst = max(abs(a - b) / abs(b) for a, b in zip(losses["ftdist"], bare, strict=True))
     assert worst < SAME_LOSS, f"the loops do not do the same: losses differ by {worst:.2g}"
     return worst

@@ -18,6 +18,7 @@ from ftdist.launch import cli
 from ftdist.launch.attempt import failure, lifecycle
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import freeze
+from ftdist.launch.runs.liveness import observe
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import status
 from ftdist.run.rundir import MANIFEST, RunDir
@@ -93,7 +94,7 @@ def test_an_existing_folder_is_refused_for_a_sweep(
 
 
 def test_logs_and_records_do_not_follow_links(tmp_path: Path, target: Path) -> None:
-    from ftdist.parallel.ranks import redirect_output
+    from ftdist.parallel.rank_process import redirect_output
 
     run = RunDir(tmp_path / "run")
     run.logs.mkdir(parents=True)
@@ -132,7 +133,7 @@ def test_leftovers_are_removed_and_their_links_are_not_followed(tmp_path: Path, 
     (run.path / ".export.0a1b2c3d").symlink_to(target)
     (run.path / ".status.json.0a1b2c3d").symlink_to(target / "file")
     (run.path / ".export.00000000").mkdir()
-    lifecycle.clear_rests(run)
+    lifecycle.remove_temporary_files(run)
     assert untouched(target) and not list(run.path.iterdir())
 
 
@@ -192,7 +193,8 @@ def test_records_with_wrong_types_are_left_out(run: RunDir) -> None:
     assert (name, first, loss, last) == ("a", 0, 2.0, 4)
     assert [(row["before"], row["after"]) for row in answers(run)] == [("0", "4")]
     assert {"step": 0, "eval/a/loss": 2.0} in run.read_metrics()
-    status.status_row(run)
+    found = run.read_status()
+    status.status_row(run, found, *observe([found]))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_error_files_with_wrong_types_are_ignored(tmp_path: Path) -> None:
         ["[]", '{"time": "x"}', '{"time": 1}', "{", '{"time": 2, "rank": 4, "message": "m"}']
     ):
         run.error_file(rank, 0).write_text(content)
-    error = failure.explain_failure(run, 0, run.logs / "none", 1)
+    error = failure.explain_failure(run, 0, [run.logs / "none"], 1)
     assert error.found.startswith("rank 4: m")
 
 

@@ -10,8 +10,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ftdist.config.checks import check_config
-from ftdist.config.schema import RunConfig, SourceConfig, dump_config, parse_config
+from ftdist.config.frozen import dump_config, parse_config
+from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch.config import compose
+from ftdist.launch.config.session import session
 from ftdist.plan.batch import plan_batch
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -62,8 +64,9 @@ def leaves(node: Any, path: Tuple[str, ...] = ()) -> Iterator[Tuple[Tuple[str, .
 def before(group: str, overridden: List[Dict[str, str]]) -> Any:
     """What holds where an option says nothing: the defaults, and for an experiment the options that it picks."""
     chosen = [f"{key.removeprefix('override /')}={value}" for pair in overridden for key, value in pair.items()]
-    with compose._hydra(None) as hydra:
-        tree = hydra.compose_config("run", [*chosen, *([] if group == "experiment" else ["~train"])], RunMode.RUN)
+    words = [*chosen, *([] if group == "experiment" else ["~train"])]
+    with session(None, compose.schema()) as loader:
+        tree = loader.load_configuration("run", words, RunMode.RUN)
         return yaml.safe_load(OmegaConf.to_yaml(OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])))
 
 

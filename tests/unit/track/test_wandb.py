@@ -19,6 +19,7 @@ from ftdist.base.json_files import read_records
 from ftdist.run.rundir import RunDir
 from tests.unit.wandb_reader import read_runs
 
+pytestmark = pytest.mark.process
 CANARY = "CANARY-5b7e0c"
 LIMIT_S = 40
 
