@@ -33,7 +33,9 @@ VERBS: Dict[str, Verb] = {
     "prepare": Verb("prepare", "[OVERRIDE…]", "read, tokenize and pack the data into the cache"),
     "preview": Verb("preview", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
     "verify": Verb("verify", "[OVERRIDE…]", "check a config on this machine: data, isolation, loss, gradient, saving"),
-    "resume": Verb("resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint, also on other ranks"),
+    "resume": Verb(
+        "resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint, also on other ranks"
+    ),
     "status": Verb("status", "[RUN_DIR…]", "print a table of runs"),
     "sweep": Verb("sweep", "SWEEP_DIR", "print a table of a sweep's trials, best first"),
     "logs": Verb("logs", "RUN_DIR", "print the output of a run; -f follows it"),
@@ -47,7 +49,7 @@ VERBS: Dict[str, Verb] = {
 
 INTERNAL = {
     "_begin": Verb("batch_script", "RUN_DIR", "called by the batch script: begin an attempt, prepare model and data"),
-    "_end": Verb("batch_script", "RUN_DIR", "called by the batch script: conclude the attempt, and say whether to requeue"),
+    "_end": Verb("batch_script", "RUN_DIR", "called by the batch script: conclude the attempt, say whether to requeue"),
     "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stop a run or sweep when its launcher is killed"),
     "_moved": Verb("batch_script", "RUN_DIR", "called by the batch script: the run continues in another job"),
 }
