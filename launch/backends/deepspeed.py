@@ -29,7 +29,8 @@ from ftdist.run.rundir import RunDir
 
 POLL_S = 0.2
 SCRIPT = Path(ftdist.__file__).parent / "train" / "from_deepspeed.py"
-SAID_BY_LAUNCHER = re.compile(r"^(?:\S+: )?\[\d{4}-\d\d-\d\d [^]]+\] \[[A-Z]+\] ")
+LAUNCHER_LINE = re.compile(r"^(?:\S+: )?\[\d{4}-\d\d-\d\d [^]]+\] \[[A-Z]+\] ")
+"""A line that DeepSpeed's launcher itself prints, not a rank."""
 TOOLS = {Runner.pdsh: ("pdsh", "pdsh"), Runner.slurm: ("srun", "slurm-client"),
          Runner.openmpi: ("mpirun", "openmpi-bin")}  # fmt: skip
 """The command that each runner calls, and Debian's package for it."""
@@ -144,7 +145,7 @@ def _relay(printed: Path, log: Path, prefixes: Tuple[str, ...], ended: threading
             last = ended.wait(POLL_S)
             for raw in out:
                 line = raw.decode(errors="replace")
-                if SAID_BY_LAUNCHER.match(line):
+                if LAUNCHER_LINE.match(line):
                     file.write(raw)
                 else:
                     with contextlib.suppress(OSError):

@@ -148,7 +148,7 @@ def _existing_parent(path: Path) -> Path:
 
 
 def count_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, from their headers alone; 0 where there are none to read."""
+    """Return the number of parameters in a folder's safetensors files, from their headers. 0 if there are none."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -159,10 +159,10 @@ def count_parameters(folder: Path) -> int:
 
 
 def check_disk(config: RunConfig) -> None:
-    """Refuse a run whose checkpoints would not fit. Only a model that is on this machine can be measured.
+    """Check that the checkpoints of a run fit on the disk, if the model is on this machine.
 
     Raises:
-        ConfigError: names the bytes needed and free.
+        ConfigError: they do not fit; names the bytes that are needed and free.
     """
     parameters = count_parameters(Path(model_location(config)))
     if parameters:
