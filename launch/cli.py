@@ -1,17 +1,13 @@
 """``ftdist VERB``: the one entry point."""
 
-import argparse
-import importlib
-import re
 import sys
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Dict, List, NoReturn, Optional
+from typing import List, NoReturn, Optional
 
 from ftdist import __version__
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
 from ftdist.base.names import nearest
 from ftdist.base.output import PipeSafeOutput
+from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
 
 EXAMPLES = """\
 examples:
@@ -20,50 +16,6 @@ examples:
   ftdist train experiment=llama31_8b optim.lr=2e-5              full fine-tuning on one node of 8 GPUs
   ftdist train experiment=smoke -m optim.lr=1e-3,1e-4           a sweep
   ftdist status                                                 the runs in ./runs"""
-
-
-@dataclass(frozen=True)
-class Verb:
-    module: str
-    arguments: str
-    summary: str
-
-
-VERBS: Dict[str, Verb] = {
-    "train": Verb("train", "[OVERRIDE…]", "compose a config, freeze it, start the ranks here, wait"),
-    "demo": Verb("train", "[OVERRIDE…]", "train experiment=demo: a small real model on this machine, in minutes"),
-    "prepare": Verb("prepare", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
-    "preview": Verb("preview", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
-    "verify": Verb("verify", "[OVERRIDE…]", "check a config here: data, isolation, loss, gradient, saving"),
-    "resume": Verb("resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "go on from the newest checkpoint, on other ranks too"),
-    "status": Verb("status", "[RUN_DIR…]", "a table of runs"),
-    "sweep": Verb("sweep", "SWEEP_DIR", "a table of a sweep's trials, best first"),
-    "logs": Verb("logs", "RUN_DIR", "what a run has printed; -f follows it"),
-    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "stop a run or sweep: save, then end; --now ends it at once"),
-    "node": Verb("node", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),
-    "eval": Verb("eval", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
-    "export": Verb("export", "RUN_DIR", "write a checkpoint in Hugging Face format"),
-    "chat": Verb("chat", "RUN_DIR|MODEL", "talk to what was trained"),
-    "completion": Verb("completion", "bash|zsh|fish", "print the script for tab completion"),
-}
-
-INTERNAL = {
-    "_begin": Verb("batch_script", "RUN_DIR", "called by the batch script: a new attempt, model and data ready"),
-    "_end": Verb("batch_script", "RUN_DIR", "called by the batch script: how the attempt ended, and whether to go on"),
-    "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stops what its launcher, once killed, leaves elsewhere"),
-    "_moved": Verb("batch_script", "RUN_DIR", "called by the batch script: the run goes on in another job"),
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ftdist's."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
-        near = nearest(unknown.group(1), self._option_string_actions) if unknown else []
-        if unknown and unknown.group(1) in ("-m", "--multirun"):
-            near = [f"one value for each key; only ftdist train takes {unknown.group(1)}"]
-        raise ConfigError(f"{self.prog}: {message}", self.usage or "", " or ".join(near) or f"{self.prog} --help")
 
 
 def usage() -> str:
@@ -105,20 +57,7 @@ def dispatch(argv: List[str]) -> int:
             f"ftdist {near[0]}" if near else "ftdist --help",
         )
     args = parser_of(name).parse_intermixed_args(rest)
-    return int(getattr(_module(verbs[name]), name.lstrip("_"))(args))
-
-
-def _module(verb: Verb) -> ModuleType:
-    return importlib.import_module(f"ftdist.launch.verbs.{verb.module}")
-
-
-def parser_of(name: str) -> Parser:
-    """What a verb takes."""
-    verb = (VERBS | INTERNAL)[name]
-    name = name.lstrip("_")
-    parser = Parser(prog=f"ftdist {name}", usage=f"ftdist {name} [FLAG…] {verb.arguments}", description=verb.summary)
-    getattr(_module(verb), f"add_{name}_arguments")(parser)
-    return parser
+    return int(getattr(verbs[name].load(), name.lstrip("_"))(args))
 
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Small random models of the families that the invariance suite runs, as transformers builds them."""
+"""Small random models of the families in the invariance suite: fields of their transformers configs."""
 
 from typing import Any, Dict
 

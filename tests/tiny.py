@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ftdist.base.json_files import write_json
-from ftdist.config.schema import RunConfig, dump_config, parse_config
+from ftdist.config.frozen import dump_config, parse_config
+from ftdist.config.schema import RunConfig
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.rundir import RunDir
@@ -18,7 +19,10 @@ LLAMA = {
 
 
 def save_tiny_model(folder: Path, **changes: Any) -> Path:
-    """A random model in a folder, in fp32. Building it does not run autograd, so ranks can be forked afterwards."""
+    """Save a random fp32 model in a folder. This does not run autograd, so ranks can be forked afterwards.
+
+    ``changes`` are fields of the model's config that differ from ``LLAMA``.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -30,7 +34,7 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
 
 
 def tiny_config(folder: Path, *overrides: str) -> RunConfig:
-    """``overrides`` are dotted ``key=value``; the model is ``folder/model`` unless they say otherwise."""
+    """Return the config of a tiny run. ``overrides`` are ``key=value``; without one, the model is ``folder/model``."""
     values = OmegaConf.from_dotlist([
         "name=tiny", f"runs_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}", f"model.path={folder / 'model'}",
         "model.tokenizer=bytes", "data.sources.chats.builtin=fake", "data.sources.chats.max_documents=200",
@@ -43,7 +47,7 @@ def tiny_config(folder: Path, *overrides: str) -> RunConfig:
 
 
 def freeze_tiny(config: RunConfig, path: Path, world_size: int) -> RunDir:
-    """What ``launch`` leaves for the ranks; data is prepared too."""
+    """Write the run directory that the launcher writes for its ranks, and prepare the data."""
     from ftdist.data.prepare import prepare
 
     prepare(config)

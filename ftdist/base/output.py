@@ -1,13 +1,23 @@
-"""Output that survives a reader that ends (``| head``, a closed terminal), and paths as they are printed."""
+"""Output whose reader may end first (``| head``, a closed terminal), and paths as they are printed."""
 
 import os
 import shlex
 from pathlib import Path
 from typing import Any, Callable, TextIO
 
+_absolute = False
+
+
+def show_absolute_paths() -> None:
+    """Print absolute paths from now on, because the current folder of this process is not that of its user."""
+    global _absolute
+    _absolute = True
+
 
 def short_path(path: str | Path) -> str:
     """Return a path relative to the current folder if it lies inside, else as it is."""
+    if _absolute:
+        return os.path.abspath(path)  # noqa: PTH100 - pathlib's absolute() keeps ".."
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
@@ -18,7 +28,7 @@ def quoted_path(path: str | Path) -> str:
 
 
 class PipeSafeOutput:
-    """A text file that drops its output once nobody reads it. The program continues, and keeps its own exit code."""
+    """A text file that drops its output after its reader has ended. The program continues and keeps its exit code."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

@@ -7,6 +7,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from ftdist.base.process import is_alive
+
 
 def temporary_path(target: Path) -> Path:
     """Return a new name for a temporary file or folder beside ``target``: ``.<name>.<host>.<pid>.<random>``.
@@ -28,15 +30,5 @@ def remove_leftovers(targets: Path) -> None:
     name = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.[0-9a-f]{{8}}")
     for folder in targets.parent.glob(f".{targets.name}.*"):
         found = name.fullmatch(folder.name)
-        if found and not _is_alive(int(found.group(1))):
+        if found and not is_alive(int(found.group(1))):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -1,7 +1,7 @@
 """Export a checkpoint as an ordinary Hugging Face folder: ``python -m ftdist.checkpoint.export RUN_DIR``.
 
-Works from the files of a checkpoint alone, in one process, whatever number of ranks wrote it. What was written is
-opened again and compared, tensor by tensor.
+One process does this from the files of the checkpoint, whatever number of ranks wrote them. The exported weights are
+read back and compared with the checkpoint, tensor by tensor.
 """
 
 import argparse
@@ -21,67 +21,72 @@ from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
-from ftdist.config.schema import Precision, RunConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.run.rundir import MANIFEST, RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
-MARK = "ftdist_export.json"
+EXPORT_MARK = "ftdist_export.json"
+"""A file with this name marks a folder as an export of ftdist. It is a copy of the checkpoint's manifest."""
 
 
 def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
-    """Write weights (safetensors, the run's precision), configs, tokenizer, chat template and a model card to ``out``.
+    """Write the weights, configs, tokenizer, chat template and a model card to ``out``.
 
-    An earlier export in ``out`` is replaced, once the new one is whole; anything else there is refused.
+    The weights are written in the run's precision as safetensors. An earlier export in ``out`` is replaced when the new
+    one is complete.
 
     Raises:
-        CheckpointError: a file of the checkpoint is damaged, or what was written reads back differently.
-        ConfigError: ``out`` holds something that is not an export, or is a link.
+        CheckpointError: A file of the checkpoint is damaged, or the exported weights differ when they are read back.
+        ConfigError: ``out`` is a symbolic link, or holds something that is not an export.
     """
     if out.is_symlink():
-        raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "give the folder itself with --out")
-    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise ConfigError(f"{out} exists and is not an export of ftdist", "a new folder", "give another one with --out")
+        raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "pass the folder itself to --out")
+    if out.exists() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
+        raise ConfigError(
+            f"{out} exists and is not an export of ftdist", "a new folder", "pass another folder to --out"
+        )
     problem = verify_checkpoint(checkpoint)
     if problem:
         found = f"{checkpoint}: {problem}"
-        raise CheckpointError(found, "a checkpoint as it was written", "export another: --checkpoint")
-    build_whole()  # this process may have trained with ZeRO-3
+        raise CheckpointError(found, "a checkpoint whose files are unchanged", "export another one with --checkpoint")
+    build_whole()  # this process may have trained with ZeRO-3, which would shard the model here too
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
     model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
-    weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
+    weights = _remove_padding(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
     remove_leftovers(out)
     unfinished = temporary_path(out)
     unfinished.mkdir(parents=True)
-    _copy_hf(checkpoint, manifest, unfinished)
+    _copy_hf_files(checkpoint, manifest, unfinished)
     METHODS[config.method.kind].export(weights, model_config, unfinished, config)
     (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state), encoding="utf-8")
-    (unfinished / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
+    (unfinished / EXPORT_MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     unfinished.rename(out)
 
 
-def _copy_hf(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:
-    """The files that were saved and verified, and no other that lies there."""
+def _copy_hf_files(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:
+    """Copy the configs and the tokenizer. Files that the manifest does not list were not verified and are left out."""
     for name in manifest["files"]:
         if name.startswith(f"{HF}/"):
-            place = out / Path(name).relative_to(HF)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint / name, place)
+            target = out / Path(name).relative_to(HF)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint / name, target)
 
 
 def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
-    """Whole weights in the run's precision, put together from the masters of all ranks, one at a time."""
+    """Return the whole weights in the run's precision, assembled from the master weights of all ranks."""
     stored = Stored([checkpoint / rank_file(rank) for rank in range(manifest["world_size"])])
     dtype = DTYPES[Precision[manifest["precision"]]]
     weights = {name: stored.whole(MASTER, name, shape).to(dtype) for name, shape in manifest["parameters"].items()}
     return weights | {name: stored.whole(BUFFER, name, shape) for name, shape in manifest["buffers"].items()}
 
 
-def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:
-    """Without the rows that only padded the embedding."""
+def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:
+    """Return the weights without the padding rows of the embedding, and set the vocabulary size in the config."""
     text_config = model_config.get_text_config()
     padded, text_config.vocab_size = text_config.vocab_size, vocab_size
     if padded == vocab_size:
@@ -94,10 +99,11 @@ def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> S
 
 
 def main(argv: Optional[List[str]] = None) -> int:
+    """Export a checkpoint of a run. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="ftdist export", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
-    parser.add_argument("--out", help="default RUN_DIR/export")
+    parser.add_argument("run_dir", help="a run directory")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
+    parser.add_argument("--out", help="the folder to write (default: RUN_DIR/export)")
     args = parser.parse_args(argv)
     try:
         run = RunDir.open(args.run_dir)

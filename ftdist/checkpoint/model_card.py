@@ -1,4 +1,4 @@
-"""The model card of an export: the hub's metadata, and a table of how the model was trained.
+"""The model card of an export: the metadata that the hub reads, and a table of how the model was trained.
 
 Metadata: https://huggingface.co/docs/hub/model-cards#model-card-metadata
 """
@@ -18,11 +18,13 @@ BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct
 
 
 @dataclass(frozen=True)
-class Base:
-    """The model that was fine-tuned, as far as it is known on the hub."""
+class BaseModel:
+    """What the card says of the model that was fine-tuned."""
 
     hub_id: Optional[str] = None
+    """Its id on the hub, None if it is not on the hub."""
     license: Optional[str] = None
+    """Its license as the hub writes it, None if it is not known."""
 
 
 def model_card(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> str:
@@ -48,23 +50,24 @@ def model_card(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> str
     )
 
 
-def base_model(config: RunConfig) -> Base:
-    """Return what is known of the base model. The card of a local folder, or of a hub model in the cache, is read."""
+def base_model(config: RunConfig) -> BaseModel:
+    """Return what is known of the base model. If it has a model card in its folder or in the hub's cache, it is
+    read."""
     model = config.model
     if model.builtin:
-        return Base(*BUILTIN_MODELS[model.builtin])
+        return BaseModel(*BUILTIN_MODELS[model.builtin])
     if model.hub:
         cached = try_to_load_from_cache(model.hub, "README.md", revision=model.revision)
-        return Base(model.hub, _card_data(Path(cached)).get("license") if isinstance(cached, str) else None)
+        return BaseModel(model.hub, _card_data(Path(cached)).get("license") if isinstance(cached, str) else None)
     if model.path:
         found = _card_data(Path(model.path) / "README.md")
-        return Base(_first(found.get("base_model")), found.get("license"))
-    return Base()
+        return BaseModel(_first(found.get("base_model")), found.get("license"))
+    return BaseModel()
 
 
 def _card_data(card: Path) -> Dict[str, Any]:
-    """Return the metadata of a model card. Empty if there is none, or it is not one that the hub can read."""
-    with suppress(OSError, ValueError, TypeError, YAMLError):  # a card that others wrote must not stop an export
+    """Return the metadata of a model card. It is empty if there is no card, or if the hub could not read it."""
+    with suppress(OSError, ValueError, TypeError, YAMLError):  # an invalid card must not stop the export
         if card.is_file():
             return ModelCard.load(card).data.to_dict()
     return {}

@@ -1,4 +1,4 @@
-"""What a run config must hold that its types do not say: ranges, and fields that depend on each other. [light]"""
+"""Checks of the run config that its types cannot express: ranges, and fields that depend on each other. [light]"""
 
 from typing import Any, Dict
 
@@ -21,12 +21,10 @@ from ftdist.config.zero import ModelState
 
 
 def check_config(config: RunConfig) -> None:
-    """Check ranges and fields against each other.
-
-    What depends on the machine (GPUs, disk) or on files (model, data) is checked elsewhere.
+    """Check the values of a config, independently of the machine (GPUs, disk) and of files (model, data).
 
     Raises:
-        ConfigError: names the field, what it holds, what it may hold.
+        ConfigError: Names the field, its value, and the values that it may have.
     """
     refuse_secrets(config)
     if config.launch.kind is not LaunchKind.local:
@@ -45,17 +43,17 @@ def check_config(config: RunConfig) -> None:
 
 
 def refuse_secrets(config: RunConfig) -> None:
-    """A config is written to run.yaml, the batch script and W&B, so that no secret may be in it.
+    """Refuse a config that holds a secret, because it is written to run.yaml, the batch script and W&B.
 
     Raises:
-        ConfigError: names the key, never the value.
+        ConfigError: Names the key, never the value.
     """
     for key, text in texts("", config):
         if problem := secret_problem(key.removeprefix("."), text):
             raise ConfigError(
                 f"{problem}, and a config is written to run.yaml, the batch script and W&B",
-                "secrets in the environment only, from where ranks and Slurm jobs get them too",
-                "leave it out; export the variable before you start ftdist, or log in once: hf auth login, wandb login",
+                "secrets in the environment, which ranks and Slurm jobs inherit",
+                "leave it out: export the variable before you start ftdist, or log in (hf auth login, wandb login)",
             )
 
 
@@ -63,7 +61,7 @@ def _check_model(model: ModelConfig) -> None:
     _check_one_of(
         "model",
         {"path": model.path, "hub": model.hub, "builtin": model.builtin, "config": model.config},
-        "pick a ready-made experiment (experiment=demo), or set model.path=FOLDER or model.hub=ORG/NAME",
+        "choose an experiment (experiment=demo), or set model.path=FOLDER or model.hub=ORG/NAME",
     )
     if model.config and not model.tokenizer:
         raise ConfigError("model.config without model.tokenizer", "a tokenizer", "model.tokenizer=bytes")
@@ -73,7 +71,11 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    """The part of ``check_config`` that preparing needs; the config may come from a run.yaml that somebody edited."""
+    """Check the section ``data``. Data preparation calls this too, because its run.yaml may have been edited.
+
+    Raises:
+        ConfigError: See check_config.
+    """
     if not data.sources:
         raise ConfigError("data.sources is empty", "at least one source", "data.sources.mine.path=train.jsonl")
     for name, source in data.sources.items():
@@ -93,9 +95,12 @@ def _check_optim(optim: OptimConfig) -> None:
     for name, low, high in (
         ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
         ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
-        ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
+        ("warmup_ratio", 0.0, 1.0), ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
     ):  # fmt: skip
         _check_range(f"optim.{name}", getattr(optim, name), low, high)
+    if optim.warmup_ratio is not None and optim.warmup_steps:
+        raise ConfigError(f"optim.warmup_ratio={optim.warmup_ratio:g} with optim.warmup_steps={optim.warmup_steps}",
+                          "at most one of them", "optim.warmup_steps=0, or optim.warmup_ratio=null")  # fmt: skip
     if optim.schedule is Schedule.wsd and not optim.decay_steps:
         raise ConfigError("optim.schedule=wsd with optim.decay_steps=0", "steps of decay at the end",
                           "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
@@ -125,12 +130,32 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
                       ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1), ("max_bad_steps", 1),
                       ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8)):  # fmt: skip
         _check_range(f"train.{name}", getattr(train, name), low)
-    if train.max_steps is not None and optim.warmup_steps + optim.decay_steps > train.max_steps:
-        raise ConfigError(
-            f"optim.warmup_steps + optim.decay_steps = {optim.warmup_steps + optim.decay_steps} "
-            f"with train.max_steps={train.max_steps}",
-            "warm-up and decay that fit into the run", f"optim.warmup_steps={train.max_steps // 10}",
-        )  # fmt: skip
+    if train.max_steps is not None:
+        check_schedule_fits(optim, train.max_steps, f"train.max_steps={train.max_steps}")
+
+
+def check_schedule_fits(optim: OptimConfig, steps: int, why: str) -> None:
+    """Check that warm-up and decay fit into a run. A warm-up that will be shortened always does.
+
+    Args:
+        optim: The optimizer settings.
+        steps: Number of optimizer steps of the run.
+        why: Where the number of steps comes from, for the message.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    warmup = 0 if optim.shorten_warmup else optim.warmup_steps
+    if warmup + optim.decay_steps <= steps:
+        return
+    fixes = [f"optim.warmup_steps={steps // 10}"] if warmup else []
+    if optim.decay_steps + (steps // 10 if warmup else 0) > steps:
+        fixes.append(f"optim.decay_steps={max(1, steps // 10)}")
+    raise ConfigError(
+        f"optim.warmup_steps + optim.decay_steps = {warmup + optim.decay_steps}, but the run has {steps} steps ({why})",
+        "warm-up and decay that fit into the run",
+        " ".join(fixes),
+    )
 
 
 def _check_one_of(where: str, choices: Dict[str, Any], fix: str) -> None:

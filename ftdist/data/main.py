@@ -11,7 +11,8 @@ from typing import Callable, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, FtdistError
 from ftdist.config.checks import check_data
-from ftdist.config.schema import RunConfig, load_config, parse_config
+from ftdist.config.frozen import load_config, parse_config
+from ftdist.config.schema import RunConfig
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.sample import print_table
 

@@ -1,6 +1,5 @@
 """A parallel ``map`` on a pool of worker processes that keeps the order and limits the number of items in memory."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -11,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Deque, Iterable, Iterator, Optional
 
 from ftdist.base.errors import FtdistError
+from ftdist.base.process import end_with_parent
 
 IN_FLIGHT_PER_WORKER = 3
 """Maximum number of items per worker that were taken from the input and whose results were not fetched yet."""
@@ -68,10 +68,9 @@ def _start_worker(function: Callable[[Any], Any], parent: int) -> None:
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers already use all cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; only the parent reacts to it
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: workers end with their parent
-        if os.getppid() != parent:  # the parent ended before prctl
-            os._exit(1)
+    end_with_parent(signal.SIGKILL)
+    if sys.platform == "linux" and os.getppid() != parent:  # the parent ended before this call
+        os._exit(1)
 
 
 def _call(item: Any) -> Any:

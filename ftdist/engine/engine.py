@@ -20,8 +20,8 @@ from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
 class ForwardEngine:
     """A model that can only run forward: it has no optimizer and no gradients.
 
-    Call it like the model, for instance ``engine(input_ids=ids)``. With ZeRO-3 each call gathers parameters, so that
-    every rank must make the same calls.
+    Call it like the model, for instance ``engine(input_ids=ids)``. With ZeRO-3 each call gathers parameters, so every
+    rank must make the same calls.
     """
 
     def __init__(self, run_forward: torch.nn.Module, module: torch.nn.Module) -> None:
@@ -33,7 +33,7 @@ class ForwardEngine:
         return self._run_forward(**inputs)
 
     def evaluation(self) -> AbstractContextManager[None]:
-        """Put the model into evaluation mode, and afterwards back into the mode that it had before."""
+        """Put the model into evaluation mode inside a ``with`` block, and restore its mode afterwards."""
         return evaluation_mode(self.module)
 
 
@@ -80,8 +80,8 @@ class Engine(ForwardEngine):
     def backward(self, loss_share: torch.Tensor) -> None:
         """Accumulate the gradient of this micro-batch's share of the loss of a step.
 
-        DeepSpeed averages gradients over ranks and divides them by the accumulation steps. Both are undone here: the
-        accumulated gradient is that of the sum of the shares over all micro-steps and ranks.
+        DeepSpeed averages gradients over ranks and divides them by the accumulation steps. Both are undone here, so
+        that the accumulated gradient is the gradient of the sum of all shares, over all micro-steps and ranks.
 
         Args:
             loss_share: Scalar: the loss sum of the micro-batch / the weight of the whole global batch.
@@ -94,18 +94,19 @@ class Engine(ForwardEngine):
         Gradients are dropped after the last micro-step in any case.
 
         Args:
-            accept: Is given the gradient norm and decides whether the weights are updated. All ranks must decide alike.
+            accept: Decides from the gradient norm whether the weights are updated. All ranks must decide the same.
         """
         wrapped = self._wrapped
         boundary = wrapped.is_gradient_accumulation_boundary()
-        # Without ZeRO and in fp32 DeepSpeed keeps no norm. Gradients are whole and already averaged at this point.
+        # Without ZeRO, in fp32, DeepSpeed does not compute the norm. The gradients are whole and averaged at this
+        # point.
         plain = boundary and not self.stage and not wrapped.bfloat16_enabled()
         norm = math.nan
         if plain:
             norm = float(
                 torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
             )
-        # DeepSpeed sets the engine's own norm only after the update, which is too late to decide.
+        # DeepSpeed sets the norm of its own engine only after the update, which is too late for the decision.
         self._gate.ask(lambda: accept(norm if plain else float(self.zero_optimizer._global_grad_norm)))
         wrapped.step()
         if boundary and not plain:
@@ -135,22 +136,23 @@ class Engine(ForwardEngine):
 
 
 class UpdateGate:
-    """Skips the optimizer's update if it is not accepted. Weights, moments and step counts then stay as they are.
+    """Skips the optimizer's update if it is not accepted. Weights, moments and step counts then stay unchanged.
 
     At every ZeRO stage DeepSpeed calls the optimizer at the end of its own step, once for each group of parameters,
-    when the norm of the reduced gradients is known. This call is the one place where an update can be refused.
-    A subclass of the optimizer would be more usual, but DeepSpeed compares the optimizer's type.
+    when the norm of the reduced gradients is known. This call is the only place where an update can be refused. The
+    gate replaces the optimizer's ``step`` method. A subclass would not work, because DeepSpeed checks the optimizer's
+    type.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._update = optimizer.step
         self._accepted: Callable[[], bool] = lambda: True
         self.updated = False
-        """Whether the last step updated the weights. False if DeepSpeed did not come to the update."""
+        """Whether the last step updated the weights. False if DeepSpeed did not reach the update."""
         optimizer.step = self._step  # type: ignore[method-assign, assignment]
 
     def ask(self, accepted: Callable[[], bool]) -> None:
-        """Set who decides about the next update."""
+        """Set the function that decides whether the next update is made."""
         self._accepted, self.updated = accepted, False
 
     def _step(self, closure: Any = None) -> None:
@@ -162,9 +164,9 @@ class UpdateGate:
 def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, Any], world_size: int) -> Engine:
     """Build the engine of a run. The learning rate is 0 until the training loop sets it; there is no scheduler here.
 
-    In bf16 without ZeRO, DeepSpeed 0.19 takes an optimizer step while it is built, to allocate the optimizer states. It
-    would apply weight decay once and keep Adam's bias correction one step ahead during the whole run. With a learning
-    rate of 0 this step changes no weight, and its states are dropped.
+    In bf16 without ZeRO, DeepSpeed 0.19 takes an optimizer step when the engine is built, to allocate the optimizer
+    states. This step would apply weight decay once and keep Adam's bias correction one step ahead during the whole run.
+    With a learning rate of 0 it changes no weight, and its states are dropped.
 
     Args:
         settings: What DeepSpeed is given (``deepspeed.json``).
@@ -180,7 +182,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
 
 
 def build_forward_engine(model: torch.nn.Module, settings: Dict[str, Any], device: torch.device) -> ForwardEngine:
-    """Build an engine for evaluation alone. Parameters are sharded with ZeRO-3; otherwise it is the model itself."""
+    """Build an engine for evaluation only. With ZeRO-3 its parameters are sharded; otherwise it is the plain model."""
     if settings["zero_optimization"]["stage"] < 3:
         model = model.to(device)
         return ForwardEngine(model, model)
@@ -193,9 +195,10 @@ def build_forward_engine(model: torch.nn.Module, settings: Dict[str, Any], devic
 def _leave_forwards_untraced(engine: Engine) -> None:
     """Keep ZeRO-3 from learning the order of modules before the first training forward.
 
-    ZeRO-3 traces its first passes, and decides from the trace, once and for all, when a parameter is released. From
-    passes without a backward (the isolation proof, the evaluation before the first step) it would learn that no
-    parameter is needed again, and gather each one twice in every micro-step of the run: a tenth more time, as measured.
+    ZeRO-3 traces its first passes and decides from the trace, for the whole run, when a parameter is released. From
+    passes without a backward pass (the isolation proof, the evaluation before the first step) it would learn that no
+    parameter is needed again. It would then gather each parameter twice in every micro-step of the run. This was
+    measured to take 10 % more time.
     """
     coordinator = engine.zero_optimizer.parameter_offload.get_param_coordinator()
 

@@ -1,4 +1,4 @@
-"""Build the optimizer of a run. What it keeps for each parameter is in ``ftdist.plan.optimizers``."""
+"""Build the optimizer of a run. ``ftdist.plan.optimizers`` says what it keeps for each parameter."""
 
 from typing import Any, Callable, Dict, List
 
@@ -10,7 +10,7 @@ Groups = List[Dict[str, Any]]
 
 
 def build_optimizer(optim: OptimConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of ``optim.optimizer`` over the trained parameters, with a learning rate of 0."""
+    """Build the optimizer that ``optim.optimizer`` names, over the trained parameters. Its learning rate is 0."""
     return BUILDERS[optim.optimizer](parameter_groups(model, optim.weight_decay), optim)
 
 
@@ -29,7 +29,7 @@ def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
 
 
 def _adamw(groups: Groups, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101."""
+    """Build AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101)."""
     return torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
 
 

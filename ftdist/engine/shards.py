@@ -1,8 +1,8 @@
-"""Where the training state of a rank lies, at every ZeRO stage.
+"""Where DeepSpeed stores the training state of a rank, at every ZeRO stage.
 
-DeepSpeed keeps fp32 master weights and the optimizer's states in flat tensors, each of which holds slices of many
-parameters. Here they are seen as slices of these parameters. The 16-bit weights are the rounded masters, so they follow
-from the masters. The attributes and methods of DeepSpeed that are used here are those of version 0.19; tests compare
+DeepSpeed keeps the fp32 master weights and the optimizer's states in flat tensors. Each flat tensor holds slices of
+many parameters. This module describes these slices. The 16-bit weights are the rounded master weights, so they are not
+part of the state. The attributes and methods of DeepSpeed that are used here are those of version 0.19. Tests compare
 every number.
 """
 
@@ -24,7 +24,7 @@ from ftdist.engine.engine import Engine
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements ``start … start + length − 1`` of a flattened parameter, and where they lie."""
+    """Elements ``start … start + length − 1`` of a flattened parameter, and where they are stored."""
 
     name: str
     """Name of the parameter."""
@@ -33,18 +33,18 @@ class Slice:
     flat: torch.Tensor
     """The tensor of the optimizer that holds these master weights. It is the key of their optimizer states."""
     offset: int
-    """Index in ``flat`` at which they begin."""
+    """Index of the first of these elements in ``flat``."""
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of ``flat``, or of a state of the same shape, that belongs to this slice, [length]."""
         return tensor.detach().view(-1)[self.offset : self.offset + self.length]
 
 
-def held(engine: Engine) -> List[Slice]:
+def held_slices(engine: Engine) -> List[Slice]:
     """Return every slice of a trained parameter that this rank holds, in a fixed order.
 
     Raises:
-        ConfigError: Optimizer states lie on NVMe.
+        ConfigError: Optimizer states are offloaded to NVMe.
     """
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     slices = [part for part in _slices(engine.zero_optimizer, names) if part.length > 0]
@@ -54,12 +54,12 @@ def held(engine: Engine) -> List[Slice]:
     return slices
 
 
-def owned(engine: Engine) -> List[Slice]:
+def slices_to_save(engine: Engine) -> List[Slice]:
     """Return the slices that this rank saves. Over all ranks, each element is saved exactly once.
 
-    Without ZeRO every rank holds all parameters, and each saves a share of them.
+    Without ZeRO every rank holds all parameters, and each rank saves an equal share of them.
     """
-    slices = held(engine)
+    slices = held_slices(engine)
     if engine.stage:
         return slices
     rank, world_size, shares = dist.get_rank(), dist.get_world_size(), []
@@ -76,7 +76,7 @@ def _slices(optimizer: Any, names: Dict[int, str]) -> Iterator[Slice]:
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
             offset = 0
-            for parameter in group:  # each is cut into equal parts, one for each rank; the last one is padded
+            for parameter in group:  # is cut into equal parts, one for each rank; the last part is padded
                 size = parameter.partition_numel()
                 length = min(size, parameter.ds_numel - rank * size)
                 yield Slice(names[id(parameter)], rank * size, length, flat, offset)
@@ -96,9 +96,9 @@ def _slices(optimizer: Any, names: Dict[int, str]) -> Iterator[Slice]:
 
 
 def _cut(flat: torch.Tensor, members: Sequence[Tuple[str, int, int]]) -> Iterator[Slice]:
-    """Yield the slices of one group of parameters in ``flat``, the part of this rank.
+    """Yield the slices of one group of parameters that this rank holds in ``flat``.
 
-    DeepSpeed lays the parameters of a group end to end and cuts the result into equal parts, one for each rank.
+    DeepSpeed concatenates the parameters of a group and cuts the result into equal parts, one for each rank.
 
     Args:
         members: Name, first index in the group and number of elements of each parameter.
@@ -110,7 +110,7 @@ def _cut(flat: torch.Tensor, members: Sequence[Tuple[str, int, int]]) -> Iterato
 
 
 def unsharded_masters(optimizer: Any) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-    """Yield each parameter and its fp32 master without ZeRO. In fp32 the master is the parameter itself."""
+    """Yield each parameter and its fp32 master weight, for training without ZeRO. In fp32 they are the same tensor."""
     if isinstance(optimizer, FP16_UnfusedOptimizer):
         for parameters, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             yield from zip(parameters, masters, strict=True)
@@ -120,15 +120,18 @@ def unsharded_masters(optimizer: Any) -> Iterator[Tuple[torch.Tensor, torch.Tens
 
 @contextmanager
 def rewriting(engine: Engine) -> Iterator[List[Slice]]:
-    """Yield the slices that this rank holds, whose masters and states may then be replaced. Every rank must enter it.
+    """Let the master weights and optimizer states of this rank be replaced inside a ``with`` block.
 
-    Afterwards the weights that the model computes with are the rounded masters again.
+    Every rank must enter it. Afterwards the weights that the model computes with are set to the rounded masters.
+
+    Yields:
+        The slices that this rank holds.
     """
     optimizer = engine.zero_optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         optimizer.checkpoint_event_prologue()
     with torch.no_grad():
-        yield held(engine)
+        yield held_slices(engine)
         _round_weights(optimizer)
 
 

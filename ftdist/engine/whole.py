@@ -1,7 +1,4 @@
-"""Gather the whole weights and first moments of an engine, however they are sharded.
-
-This is for comparisons, not for training.
-"""
+"""Gather the whole weights and first moments of an engine from all ranks. This is for comparisons, not for training."""
 
 from typing import Dict
 
@@ -36,14 +33,15 @@ def first_moments(engine: Engine) -> Tensors:
 
 
 def _unsharded_masters(engine: Engine) -> Dict[torch.Tensor, torch.Tensor]:
-    """Return the tensor that the optimizer updates for each parameter. Empty with ZeRO."""
+    """Return the tensor that the optimizer updates for each parameter. The result is empty if ZeRO is used."""
     return {} if engine.stage else dict(unsharded_masters(engine.zero_optimizer))
 
 
 def _link_states(engine: Engine) -> None:
     """Link each parameter to its optimizer states again.
 
-    DeepSpeed 0.19 does this when the first group of parameters has taken its step, and so misses the second group.
+    DeepSpeed 0.19 creates these links after the first group of parameters has taken its step. The links of the second
+    group are then missing.
     """
     if engine.stage < 3:
         engine.zero_optimizer._hp_optimizer_states_linked = False

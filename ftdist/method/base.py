@@ -1,4 +1,4 @@
-"""What a fine-tuning method is: which parameters are trained, and what an export of them holds."""
+"""The interface of a fine-tuning method: which parameters are trained, and how they are exported."""
 
 from pathlib import Path
 from typing import Any, Dict, Protocol
@@ -10,14 +10,16 @@ from ftdist.config.schema import RunConfig
 
 
 class Method(Protocol):
-    """Which parameters are trained. A checkpoint holds those that require a gradient after ``apply``."""
+    """A way to fine-tune a model. A checkpoint holds the parameters that require a gradient after ``apply``."""
 
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
-        """Return further arguments of ``from_pretrained``, for instance a quantization config."""
+        """Return more arguments for ``from_pretrained``, for instance a quantization config."""
 
     def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
-        """Prepare a loaded model for training. It is called before DeepSpeed is initialised; ZeRO-3 has already sharded
-        the parameters."""
+        """Prepare a loaded model for training, and return it.
+
+        This is called before DeepSpeed is initialised. With ZeRO-3 the parameters are already sharded.
+        """
 
     def export(
         self, weights: Dict[str, torch.Tensor], model_config: PretrainedConfig, out: Path, config: RunConfig
@@ -25,9 +27,9 @@ class Method(Protocol):
         """Write the trained model to ``out`` in Hugging Face format.
 
         Args:
-            weights: The trained parameters and saved buffers of a checkpoint, whole, by name, in the run's precision.
+            weights: The whole trained parameters and saved buffers of a checkpoint, by name, in the run's precision.
             out: A folder that already holds the configs and the tokenizer.
 
         Raises:
-            CheckpointError: What was written reads back differently, or the weights do not fit the model.
+            CheckpointError: The weights do not fit the model, or the written files do not hold the same weights.
         """

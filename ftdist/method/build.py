@@ -1,4 +1,4 @@
-"""From ``method.kind`` to the method."""
+"""The fine-tuning methods, by the value of ``method.kind``."""
 
 from typing import Dict
 

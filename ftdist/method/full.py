@@ -11,6 +11,8 @@ from ftdist.model.save import save_model
 
 
 class FullFineTuning:
+    """Trains every parameter. An export is a complete model."""
+
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
         return {}
 

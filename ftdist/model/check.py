@@ -6,7 +6,6 @@ accepted model are stored in the cache (``ftdist.run.model_facts``).
 """
 
 import dataclasses
-import difflib
 import sys
 from typing import List
 
@@ -20,7 +19,9 @@ from transformers import (
 )
 
 from ftdist.base.errors import ConfigError, FtdistError
-from ftdist.config.schema import RunConfig, parse_config
+from ftdist.base.names import nearest
+from ftdist.config.frozen import parse_config
+from ftdist.config.schema import RunConfig
 from ftdist.model.load import model_config
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts, write_facts
@@ -62,7 +63,7 @@ def _check_model_type(config: RunConfig) -> None:
     model_type = config.model.config.get("model_type")
     if model_type in CONFIG_MAPPING:
         return
-    near = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), 1)
+    near = [] if model_type is None else nearest(str(model_type), CONFIG_MAPPING)
     found = "model.config.model_type is not set"
     if model_type is not None:
         found = f"model.config.model_type={model_type} is not a model type that transformers knows"
@@ -88,7 +89,7 @@ def _check_keys(config: RunConfig, arch: PretrainedConfig) -> None:
     known = {field.name for field in dataclasses.fields(type(arch))} | set(arch.attribute_map)
     unread = [key for key in given if key not in known and key in vars(arch)]
     if unread:
-        near = difflib.get_close_matches(unread[0], sorted(known), 1, MIN_SIMILARITY)
+        near = nearest(unread[0], known, MIN_SIMILARITY)
         raise ConfigError(
             f"model.config.{unread[0]} is not a field of a {arch.model_type} config", "fields that the model reads",
             f"model.config.{near[0]}={given[unread[0]]}" if near else f"remove model.config.{unread[0]}",

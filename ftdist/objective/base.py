@@ -1,4 +1,4 @@
-"""What an objective is: the loss that training minimises, as a sum whose divisor is known beforehand."""
+"""The interface of a training objective: a loss that is a sum over units, and the number of these units."""
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, Protocol, Tuple
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class LossSum:
-    """The loss of one micro-batch. Sums, never means: a mean of means would weight short answers too much."""
+    """The loss of one micro-batch as a sum, never a mean: a mean of means would weight short answers too much."""
 
     loss: torch.Tensor
     """Scalar in fp32: the sum of the losses of the micro-batch's units."""
@@ -17,15 +17,18 @@ class LossSum:
 
 
 class Objective(Protocol):
-    """What is minimised: the sum of ``loss`` over all micro-batches of a step and all ranks, divided by the sum of
-    ``weight`` over the same."""
+    """What training minimises: the sum of ``loss`` over all micro-batches of a step and all ranks, divided by the sum
+    of ``weight`` over the same micro-batches."""
 
     metrics: Tuple[str, ...]
-    """Names under which the means of ``LossSum.metrics`` are logged, for instance ``rewards/margin``."""
+    """Names of the metrics in ``LossSum.metrics``, for instance ``rewards/margin``. Their means are logged under
+    them."""
 
     def weight(self, batch: Any) -> int:
-        """Return the number of units in a micro-batch, for instance trained tokens, or pairs."""
+        """Return the number of units in a micro-batch, for instance of trained tokens or of pairs."""
 
     def loss(self, model: Any, batch: Any) -> LossSum:
-        """Return the loss of a micro-batch. It runs ``model``, which may be an engine: with ZeRO-3 a weight can only be
-        read inside the engine's forward."""
+        """Run ``model`` on a micro-batch and return its loss.
+
+        ``model`` may be an engine. With ZeRO-3, weights can only be read inside the engine's forward.
+        """

@@ -1,4 +1,4 @@
-"""From ``objective.kind`` to the objective."""
+"""The training objectives, by the value of ``objective.kind``."""
 
 from typing import Callable, Dict
 
@@ -12,7 +12,7 @@ OBJECTIVES: Dict[ObjectiveKind, Callable[[RunConfig, int], Objective]] = {
 
 
 def build_objective(config: RunConfig, vocab_size: int) -> Objective:
-    """Return what the run minimises.
+    """Build the objective of a run.
 
     Args:
         vocab_size: Number of rows of the embedding that are real tokens.

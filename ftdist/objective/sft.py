@@ -7,8 +7,10 @@ from ftdist.objective.token_loss import token_loss
 
 
 class SupervisedFineTuning:
-    """Each trained token of the global batch has the same weight. (A mean per micro-batch, averaged, would weight the
-    tokens of short answers more than those of long ones.)"""
+    """Minimises the cross-entropy. Each trained token of the global batch has the same weight.
+
+    An average of the means of the micro-batches would give the tokens of short answers more weight.
+    """
 
     metrics: Tuple[str, ...] = ()
 

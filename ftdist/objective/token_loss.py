@@ -1,4 +1,4 @@
-"""The cross-entropy of trained tokens: the one place where logits become a loss."""
+"""The cross-entropy of trained tokens: the only place where logits become a loss."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from ftdist.model.forward import Batch, forward_logits
 
 
 def token_loss(model: Any, batch: Batch, vocab_size: int) -> torch.Tensor:
-    """Return the sum of the cross-entropies of the trained tokens of one micro-batch, in nats: a scalar in fp32.
+    """Return the sum of the cross-entropies of the trained tokens of one micro-batch in nats, a scalar in fp32.
 
     The token at position t is predicted by the logits at position t - 1.
 
     Args:
         model: The model, or an engine.
-        vocab_size: Number of rows of the embedding that are real tokens. Logits of padding rows are left out.
+        vocab_size: Number of rows of the embedding that are real tokens. The logits of the other rows are ignored.
     """
     targets = batch.labels[0, 1:]
     positions = (targets != IGNORED).nonzero()[:, 0]

@@ -1,39 +1,59 @@
-"""What happens to the process of a rank: its output, its failure and its end."""
+"""The process of one rank: its output, how its errors are recorded, and how it ends."""
 
-import ctypes
 import json
+import logging
 import os
 import signal
 import sys
 import time
 import traceback
 import warnings
-from typing import Any, Dict, NoReturn, Optional, TextIO, cast
+from typing import Any, Callable, Dict, NoReturn, Optional, TextIO, cast
 
 import torch.distributed as dist
 
 from ftdist.base.errors import EXIT_FAILED, FtdistError
+from ftdist.base.process import end_with_parent
 from ftdist.base.redact import redact
 from ftdist.base.terminal import Tee
 from ftdist.run.rundir import RunDir
 
 
-def quiet_libraries() -> None:
-    """Silence what the user can do nothing about."""
-    import logging
+def run_rank(run: RunDir, rank: int, attempt: int, work: Callable[[], int]) -> NoReturn:
+    """Do the work of this rank, then end its process.
 
+    The output goes to the rank's log file. If ``work`` raises an error, it is recorded in the run directory, where the
+    launcher finds it and shows it as one message.
+
+    Args:
+        attempt: Number of this start of the run. It is part of the names of the log file and the error file.
+        work: Returns the exit code of the process.
+    """
+    redirect_output(run, rank, attempt)
+    try:
+        code = work()
+    except BaseException as error:
+        exit_process(record_failure(run, rank, attempt, error), wait_for_ranks=False)
+    exit_process(code, wait_for_ranks=True)
+
+
+def quiet_libraries() -> None:
+    """Silence the warnings of libraries that the user cannot act on."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    for what_will_change in (FutureWarning, DeprecationWarning):  # in calls of libraries by each other, and ours
-        warnings.simplefilter("ignore", what_will_change)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
     warnings.filterwarnings("ignore", message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*")
 
 
 def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
-    """Standard error and output of every rank go to its log file; what rank 0 prints also stays where it was."""
+    """Send standard output and standard error of this rank to its log file.
+
+    What rank 0 writes to standard output also stays visible where it was.
+    """
     run.logs.mkdir(exist_ok=True)
     log = os.open(run.log_file(rank, attempt), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     sys.stderr.flush()
@@ -47,17 +67,21 @@ def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when torchrun's agent is gone, however it went (Linux)."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Ask the kernel to kill this process when its parent, the agent of torchrun, ends for any reason (Linux only)."""
+    end_with_parent(signal.SIGKILL)
 
 
 def record_failure(
-    run: RunDir, rank: int, attempt: int, error: BaseException, instead: Optional[Dict[str, Any]] = None
+    run: RunDir, rank: int, attempt: int, error: BaseException, cause: Optional[Dict[str, Any]] = None
 ) -> int:
-    """Leave the error where the launcher finds it, once; ``instead`` is the record of another rank that it is due to.
-    Returns the exit code."""
+    """Write the error of this rank to the file where the launcher looks for it, unless it was written before.
+
+    Args:
+        cause: The error record of another rank, if that rank caused this failure. It is written instead.
+
+    Returns:
+        The exit code for this process.
+    """
     code = error.exit_code if isinstance(error, FtdistError) else EXIT_FAILED
     if run.error_file(rank, attempt).exists():
         return code
@@ -65,19 +89,22 @@ def record_failure(
     text, trace = redact(text), redact(traceback.format_exc())
     record = {"rank": rank, "host": os.uname().nodename, "time": time.time(), "message": text, "traceback": trace,
               "known": isinstance(error, FtdistError), "exit_code": code}  # fmt: skip
-    record = {**(instead or record), "traceback": trace}
+    record = {**(cause or record), "traceback": trace}
     run.error_file(rank, attempt).write_text(json.dumps(record, indent=2), encoding="utf-8")
     print(trace, file=sys.stderr)
     return code
 
 
-def leave(code: int, in_step: bool) -> NoReturn:
-    """End this process at once.
+def exit_process(code: int, wait_for_ranks: bool) -> NoReturn:
+    """End this process without the interpreter's own shutdown.
 
-    After DeepSpeed has used gloo, its threads can outlive the process group and abort the interpreter's own exit, so
-    that a run that succeeded would look failed. ``in_step``: all ranks end here, wait for each other.
+    After DeepSpeed has used gloo, its threads can outlive the process group. They would then abort the shutdown, and a
+    run that succeeded would look like one that failed.
+
+    Args:
+        wait_for_ranks: Wait until all ranks have come here. Only set it if every rank ends in this way.
     """
-    if in_step and dist.is_initialized():
+    if wait_for_ranks and dist.is_initialized():
         dist.barrier()
         time.sleep(0.3)
     sys.stdout.flush()

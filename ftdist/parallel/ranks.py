@@ -1,4 +1,4 @@
-"""What a rank is: its numbers, its device, its output, the process group, and how it ends."""
+"""The ranks of a run: their numbers and devices, and the process group in which they communicate."""
 
 import os
 from dataclasses import dataclass
@@ -20,16 +20,23 @@ class Ranks:
 
     rank: int
     local_rank: int
+    """Number of this rank on its machine."""
     world_size: int
     restart: int
+    """Number of times that torchrun has restarted the ranks."""
     device: torch.device
 
     @property
     def first(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
 
 def read_ranks(config: RunConfig) -> Ranks:
+    """Return the numbers of this rank from the environment that torchrun has set.
+
+    Without torchrun this process is the only rank.
+    """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = config.launch.device is Device.cuda
     return Ranks(
@@ -42,29 +49,30 @@ def read_ranks(config: RunConfig) -> Ranks:
 
 
 def rendezvous_store(timeout_s: float) -> dist.TCPStore:
-    """The store at MASTER_ADDR:MASTER_PORT; torchrun's agent holds it, else rank 0 does."""
-    agent_holds_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    """Connect to the store at MASTER_ADDR:MASTER_PORT. The agent of torchrun hosts it, or rank 0 without an agent."""
+    agent_hosts_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"]),
-        is_master=os.environ["RANK"] == "0" and not agent_holds_it,
+        is_master=os.environ["RANK"] == "0" and not agent_hosts_it,
         timeout=timedelta(seconds=timeout_s), multi_tenant=True,
     )  # fmt: skip
 
 
 def start_process_group(config: RunConfig, ranks: Ranks) -> None:
-    """Gloo on CPU, NCCL (with gloo for host tensors) on CUDA; adopted by DeepSpeed.
+    """Create the process group: gloo on CPU; on GPUs NCCL, and gloo for tensors in host memory. DeepSpeed adopts it.
 
-    The keys of each attempt have a prefix of their own: torchrun's store outlives a restart and still holds the
-    addresses of ranks that are gone.
+    Each restart uses its own prefix for the keys in the store. The store of torchrun outlives a restart and still holds
+    the addresses of the ranks that are gone.
     """
     import deepspeed
     import deepspeed.ops
 
-    # DeepSpeed would compile a shared-memory all-reduce here (20 s, needs a compiler) that training never calls.
+    # DeepSpeed would compile a shared-memory all-reduce here, which training never calls. It takes 20 s and needs a
+    # compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    # Ranks here. On CPU ZeRO-3 would else run `numactl` at every reduction of gradients to count them, and fail where a
-    # folder of PATH may not be searched.
+    # Without the number of local ranks, ZeRO-3 on CPU runs `numactl` at every reduction of gradients to count them.
+    # That fails if a folder of PATH is not accessible.
     os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     record_collectives()
     cuda = ranks.device.type == "cuda"
@@ -73,7 +81,7 @@ def start_process_group(config: RunConfig, ranks: Ranks) -> None:
     torch.set_num_threads(config.launch.threads_per_rank or int(os.environ.get("OMP_NUM_THREADS", "1")))
     timeout = config.launch.timeout_s
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    if "MASTER_PORT" not in os.environ:  # a single process, started without torchrun
+    if "MASTER_PORT" not in os.environ:  # a single process that was started without torchrun
         store: dist.Store = dist.HashStore()
     else:
         store = dist.PrefixStore(f"ftdist/attempt_{ranks.restart}", rendezvous_store(timeout))
@@ -83,11 +91,19 @@ def start_process_group(config: RunConfig, ranks: Ranks) -> None:
 
 
 def exchange_path(key: str, path: Optional[Path], timeout_s: float = 24 * 3600) -> Path:
-    """Rank 0 gives a path, the others (None) wait for it. There is no process group yet, so that rank 0 may prepare
-    data or read a large checkpoint for hours.
+    """Send a path from rank 0 to the other ranks, which wait for it.
+
+    This works without a process group, so that rank 0 may first prepare data or read a large checkpoint for hours.
+
+    Args:
+        key: Key of the path in the store.
+        path: The path on rank 0, None on the other ranks.
+
+    Returns:
+        The path of rank 0.
 
     Raises:
-        LaunchError: the path is not visible on this machine.
+        LaunchError: The path does not exist on this machine.
     """
     if "MASTER_PORT" not in os.environ:
         assert path is not None  # a single process
@@ -98,6 +114,6 @@ def exchange_path(key: str, path: Optional[Path], timeout_s: float = 24 * 3600) 
         return path
     path = Path(store.get(key).decode())
     if not path.exists():
-        raise LaunchError(f"{os.uname().nodename} does not see {path}, which rank 0 wrote",
+        raise LaunchError(f"{os.uname().nodename} cannot see {path}, which rank 0 wrote",
                           "a file system that all nodes share", "set runs_dir to a shared folder")  # fmt: skip
     return path

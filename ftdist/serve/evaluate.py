@@ -1,4 +1,4 @@
-"""``python -m ftdist.serve.evaluate RUN_DIR``: held-out loss of a checkpoint, on as many ranks as are started.
+"""Compute the held-out loss of a checkpoint: ``python -m ftdist.serve.evaluate RUN_DIR``, on any number of ranks.
 
 ``--config`` names another run.yaml whose data is evaluated instead of the run's own.
 """
@@ -20,8 +20,9 @@ from ftdist.base.json_files import read_json
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
-from ftdist.checkpoint.export import MARK, export_checkpoint
-from ftdist.config.schema import ModelConfig, RunConfig, load_config
+from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_forward_engine
 from ftdist.model.attention import choose_backend
@@ -36,18 +37,20 @@ from ftdist.plan.deepspeed import read_settings
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
-from ftdist.train.evaluate import evaluate, say_rows
+from ftdist.train.evaluate import evaluate, report_rows
 from ftdist.train.main import open_heldout
 
 Losses = Dict[str, Tuple[float, int]]
+"""For each held-out set the sum of the token losses in nats, and the number of trained tokens."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
+    """Run one rank of the evaluation, and end its process."""
     parser = argparse.ArgumentParser(prog="ftdist.serve.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
-    parser.add_argument("--config", help="another run.yaml, with a deepspeed.json beside it: the data to evaluate on")
-    parser.add_argument("--attempt", type=int, default=0)
+    parser.add_argument("run_dir", help="a run directory")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
+    parser.add_argument("--config", help="a run.yaml whose data is evaluated; its folder has a deepspeed.json")
+    parser.add_argument("--attempt", type=int, default=0, help="number in the names of the log files")
     args = parser.parse_args(argv)
     rank_process.die_with_parent()
     run = RunDir.open(args.run_dir)
@@ -55,17 +58,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.config:
         settings = Path(args.config).with_name(run.deepspeed.name)
     ranks = read_ranks(config)
-    rank_process.redirect_output(run, ranks.rank, args.attempt)
-    try:
-        _run(config, settings, run, ranks, run.find_checkpoint(args.checkpoint))
-    except BaseException as error:  # the launcher shows it as one message
-        rank_process.leave(rank_process.record_failure(run, ranks.rank, args.attempt, error), in_step=False)
-    rank_process.leave(EXIT_DONE, in_step=True)
+    rank_process.run_rank(run, ranks.rank, args.attempt, lambda: _run(config, settings, run, ranks, args.checkpoint))
 
 
-def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, checkpoint: Path) -> None:
+def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, which: str) -> int:
     rank_process.quiet_libraries()
-    kept = run.export / MARK
+    checkpoint = run.find_checkpoint(which)
+    kept = run.export / EXPORT_MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
     scratch = temporary_path(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
@@ -81,20 +80,24 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, chec
     if ranks.first:
         _report(run, checkpoint, losses)
         shutil.rmtree(scratch, ignore_errors=True)
+    return EXIT_DONE
 
 
 def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: Ranks) -> Losses:
-    """Return (sum of token losses, tokens) of a model on each held-out set of the config's data.
+    """Compute the loss of a model on each held-out set of the config's data. Every rank must call it.
 
     Args:
-        settings_file: what DeepSpeed is given, a ``deepspeed.json``.
-        model_folder: the model, in Hugging Face format.
+        settings_file: The settings of DeepSpeed (``deepspeed.json``).
+        model_folder: The model in Hugging Face format.
+
+    Raises:
+        ConfigError: The config has no held-out data.
     """
     data = data_folder(config)
     heldout = open_heldout(data)
     if not heldout:
-        raise ConfigError("the config holds no held-out data", "data.heldout or data.heldout_share",
-                          "e.g. +data.heldout.mine.path=test.jsonl")  # fmt: skip
+        raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",
+                          "for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
     tokenizer = load_tokenizer(config)
     config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
                                            trust_remote_code=config.model.trust_remote_code))  # fmt: skip
@@ -112,7 +115,7 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
             measured = evaluate(
                 engine, build_objective(config, vocab_size), dataset, data_parallel(ranks), plan.micro_batch_size,
                 config.data.packing, tokenizer.pad_token_id,
-                report=partial(say_rows, say, name),
+                report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
             losses[name] = measured
@@ -120,7 +123,8 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
 
 
 def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
-    table = plain_table("set", "loss (nats a token)", "perplexity", "tokens")
+    """Print the table of losses, and append it to eval.jsonl."""
+    table = plain_table("set", "loss (nats per token)", "perplexity", "tokens")
     for name, (loss, tokens) in losses.items():
         table.add_row(name, f"{loss / tokens:.4f}", perplexity(loss / tokens), f"{tokens:,}")
     print(f"held-out loss of {checkpoint.name}")

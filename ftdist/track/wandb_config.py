@@ -1,4 +1,4 @@
-"""What of a run's config and provenance may leave the machine."""
+"""The parts of a run's config and provenance that may be published, for example on W&B."""
 
 import dataclasses
 from enum import Enum
@@ -7,17 +7,22 @@ from typing import Any, Dict
 from ftdist.base.redact import REDACTED, SECRET_KEY, redact
 from ftdist.config.schema import RunConfig
 
-SECTIONS = ("name", "seed", "model", "data", "method", "batch", "optim", "zero", "train", "launch", "debug")
-"""The parts of the config that are published: an allow-list, so that a new part is private until somebody thinks."""
+SECTIONS = (
+    "name", "seed", "model", "data", "method", "objective", "batch", "optim", "zero", "train", "launch", "debug",
+)  # fmt: skip
+"""Sections of the config that may be published. A new section stays private until it is added here."""
 
 
 def public_config(config: RunConfig) -> Dict[str, Any]:
-    """The config as plain values, allow-listed, without anything that looks like a secret."""
+    """Return the sections of the config that may be published, as plain values and without secrets."""
     return {name: _public(getattr(config, name)) for name in SECTIONS}
 
 
 def public_facts(provenance: Dict[str, Any]) -> Dict[str, Any]:
-    """Where the run comes from. Never the diff or the command line: they can hold anything."""
+    """Return the part of provenance.json that may be published.
+
+    The git diff and the command line are left out, because they can hold anything.
+    """
     facts: Dict[str, Any] = {
         name: provenance[name] for name in ("python", "platform", "host", "packages") if name in provenance
     }

@@ -24,8 +24,11 @@ RECOMPUTED_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Account:
-    """Bytes that one rank holds on its device. The model states are computed (docs/step.md, "What ZeRO shards");
-    activations are the rest of the measured peak."""
+    """What one rank holds in memory, in bytes.
+
+    The model states are computed by the formula of docs/step.md ("What ZeRO shards"). The activations are the rest of
+    the measured peak.
+    """
 
     states: States
     activations: float
@@ -34,38 +37,39 @@ class Account:
         parts = {"parameters": self.states.parameters, "gradients": self.states.gradients,
                  "optimizer states": self.states.optimizer_states,
                  "activations and the rest": self.activations}  # fmt: skip
-        return ", ".join(f"{size / GIB:.1f} {name}" for name, size in parts.items() if size)
+        return ", ".join(f"{size / GIB:.1f} GiB for {name}" for name, size in parts.items() if size)
 
 
-def explained(error: BaseException, config: RunConfig, ranks: Ranks, training: Any) -> BaseException:
-    """Return the error itself, or, if memory ran out, an error that says what filled it.
+def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks, training: Any) -> BaseException:
+    """Return an error that says what filled the memory, if memory ran out. Otherwise return ``error`` itself.
 
     Args:
-        training: None while the model is loaded.
+        training: The parts of the run, or None if they are not built yet.
     """
-    if not out_of_memory(error):
+    if not is_out_of_memory(error):
         return error
     cuda, first_line = ranks.device.type == "cuda", str(error).splitlines()[0] if str(error) else "MemoryError"
     layout, peak = Layout.of_world(ranks.world_size), 0.0
     if training is None:
         facts = read_facts(config)
-        parameters, what = facts.parameters if facts else 0, "while the model was loaded"
+        parameters, when, held = facts.parameters if facts else 0, "while the model was loaded", ""
         if facts:
-            what += f", which takes in GiB about {account_for(config, parameters, layout, peak, cuda)} a rank"
+            held = f". A rank needs about {account_for(config, parameters, layout, peak, cuda)}"
     else:
         parameters = sum(parameter_shape(p).numel() for p in training.engine.module.parameters())
         peak = peak_memory_gib(ranks.device) * GIB
+        when = f"at step {training.state.step + 1}"
         account = account_for(config, parameters, layout, peak, cuda)
-        what = f"at step {training.done.step + 1}; of {peak / GIB:.1f} GiB at the peak about {account}"
-    change, saved = best_change(config, parameters or 1, layout, peak, cuda)
-    helped = f" (frees about {saved / GIB:.1f} GiB)" if parameters else ""
-    explained = TrainError(f"memory ran out {what}: {first_line}", "a model, its states and activations that fit",
-                           f"{change}{helped}")  # fmt: skip
+        held = f". At its peak of {peak / GIB:.1f} GiB the rank used about {account}"
+    change, freed = best_change(config, parameters or 1, layout, peak, cuda)
+    frees = f" (frees about {freed / GIB:.1f} GiB)" if parameters else ""
+    explained = TrainError(f"memory ran out {when}: {first_line.rstrip('.')}{held}",
+                           "a model, its states and activations that fit", f"{change}{frees}")  # fmt: skip
     explained.__cause__ = error
     return explained
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the error says that GPU or host memory is full."""
     cpu = isinstance(error, RuntimeError) and (
         "can't allocate memory" in str(error) or "not enough memory" in str(error)
@@ -74,24 +78,30 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def account_for(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> Account:
-    """Return what fills the memory of a rank, in bytes: its GPU's, or on CPU the host's, offloaded states included."""
+    """Return what fills the memory of a rank: the memory of its GPU, or on CPU the host memory with offloaded states.
+
+    Args:
+        parameters: Number of parameters of the whole model.
+        peak: Measured peak memory of the rank in bytes.
+    """
     states = _held(config, config.zero, parameters, layout, cuda)
     return Account(states, max(0.0, peak - states.total))
 
 
 def best_change(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> Tuple[str, float]:
-    """Return the change that frees the most, as it is typed, and the bytes that it frees."""
+    """Return the change that frees the most memory as a config override, and the bytes that it frees."""
     found = sorted(_changes(config, parameters, layout, peak, cuda), key=lambda change: -change[1])
     return found[0] if found and found[0][1] > 0 else ("more memory, more ranks, or a smaller model", 0.0)
 
 
 def _held(config: RunConfig, zero: ZeroConfig, parameters: int, layout: Layout, cuda: bool) -> States:
-    """Return the model states that fill the memory in question with these ZeRO settings."""
+    """Return the model states that a rank holds in this memory with the settings ``zero``."""
     memory = memory_of(replace(config, zero=zero), parameters, layout)
     return memory.device if cuda else memory.device + memory.host
 
 
 def _changes(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> List[Tuple[str, float]]:
+    """Return the possible changes of the config as overrides, each with the bytes that it frees."""
     zero = config.zero
     now = account_for(config, parameters, layout, peak, cuda)
     settings: List[Tuple[str, ZeroConfig]] = []
@@ -105,8 +115,8 @@ def _changes(config: RunConfig, parameters: int, layout: Layout, peak: float, cu
     if cuda and ModelState.parameters.is_sharded(zero.stage) and zero.offload_param is Offload.none:
         settings.append(("zero.offload_param=cpu", replace(zero, offload_param=Offload.cpu)))
     changes = [
-        (words, now.states.total - _held(config, changed, parameters, layout, cuda).total)
-        for words, changed in settings
+        (override, now.states.total - _held(config, changed, parameters, layout, cuda).total)
+        for override, changed in settings
     ]
     rows, tokens = config.batch.micro_batch_size, config.data.max_seq_len
     if not config.train.gradient_checkpointing:

@@ -1,51 +1,33 @@
-"""Command line → Hydra → RunConfig. The only place where Hydra is used, and a config is composed only once."""
+"""From the command line to a RunConfig. A config is composed once, and only here is Hydra used."""
 
 import argparse
-import sys
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
-from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, Dict, List, Optional
 
 import yaml
-from hydra import version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from hydra.plugins.completion_plugin import DefaultCompletionPlugin
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.config.checks import check_config
 from ftdist.config.schema import DataConfig, RunConfig
-from ftdist.launch.config import messages, site
+from ftdist.launch.config import hydra_private, keys, messages, site
+from ftdist.launch.config.origins import find_origins
+from ftdist.launch.config.precedence import settle
+from ftdist.launch.config.session import PRIMARY, SCHEMA, session
+from ftdist.launch.config.texts import quote_texts, restore_texts
+from ftdist.plan.warmup import fit_warmup
 
-PRIMARY = "run"
-OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-SAMPLERS = ("TPESampler", "RandomSampler", "GridSampler", "CmaEsSampler", "NSGAIISampler", "MOTPESampler")
-OWN_PLUGINS = {
-    "hydra.launcher._target_": ("hydra._internal.core_plugins.basic_launcher.BasicLauncher",),
-    "hydra.sweeper._target_": ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", OPTUNA),
-    "hydra.sweeper.sampler._target_": tuple(f"optuna.samplers.{name}" for name in SAMPLERS),
-}
 NOTHING = object()
 
 
 @dataclass
 class _OpenData(DataConfig):
-    # Hydra cannot add an item of a dataclass type; the sources' types are checked when the RunConfig is made.
+    # Hydra cannot add an item of a dataclass type. The types of sources are checked when the RunConfig is made.
     sources: Dict[str, Any] = field(default_factory=dict)
     heldout: Dict[str, Any] = field(default_factory=dict)
 
@@ -55,24 +37,33 @@ class _Schema(RunConfig):
     data: _OpenData = field(default_factory=_OpenData)
 
 
-def _schema(config: Optional[RunConfig] = None) -> DictConfig:
+def schema(config: Optional[RunConfig] = None) -> DictConfig:
+    """Return the schema with its defaults: the site file's, or the values of a frozen config.
+
+    Raises:
+        ConfigError: The site file holds something that is not in the schema.
+    """
     node = OmegaConf.structured(_Schema)
     if config is None:
         try:
             node = OmegaConf.merge(node, site.site_defaults())
-        except OmegaConfBaseException as error:
-            where = f"{site.site_file()}: {str(error).splitlines()[0]}"
-            raise ConfigError(where, "keys and values of the run config") from error
-        site.refuse_misread(cast(Dict[str, Any], OmegaConf.to_container(node)))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            found = f"{site.site_file()}: {(str(error).splitlines() or [''])[0]}"
+            raise ConfigError(found, "keys and values of the run config") from error
     else:
         node = OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))
-    for free in messages.FREE_MAPPINGS:  # their keys are the user's, so `data.sources.mine.path=…` needs no `+`
+    for free in keys.FREE_MAPPINGS:  # users add keys to them, so that `data.sources.mine.path=…` needs no `+`
         OmegaConf.set_struct(OmegaConf.select(node, free), False)
     return node
 
 
 def add_arguments(parser: argparse.ArgumentParser, sweep: bool = False) -> None:
-    """Hydra's own flags, for a verb that starts from a config."""
+    """Add Hydra's own flags to the parser of a verb that starts from a config.
+
+    Args:
+        parser: The parser of the verb.
+        sweep: Whether the verb takes ``--multirun``.
+    """
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option, key=value, +key=value, ~key")
     parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder of your own options, found first")
     parser.add_argument("--config-name", "-cn", metavar="NAME", default=PRIMARY, help="another primary config")
@@ -86,31 +77,33 @@ def add_arguments(parser: argparse.ArgumentParser, sweep: bool = False) -> None:
         parser.add_argument("--multirun", "-m", action="store_true", help="one run for each combination: key=1,2")
 
 
-@contextmanager
-def _hydra(config_dir: Optional[str], schema: Optional[DictConfig] = None) -> Iterator[Hydra]:
-    version.setbase("1.3")
-    _register_launcher()
-    ConfigStore.instance().store(name="run_schema", node=_schema() if schema is None else schema)
-    search_path = create_config_search_path("pkg://ftdist.conf")
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise ConfigError(f"--config-dir {config_dir} is not a folder", "a folder that holds groups of options")
-        path = f"file://{Path(config_dir).resolve()}"
-        search_path.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="main"))
-    GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2(task_name="ftdist", config_search_path=search_path)
-    try:
-        yield hydra
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises ValueError for `group=3`
-        raise messages.config_error(error, hydra.config_loader) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(str(error), "YAML") from error
-    finally:
-        GlobalHydra.instance().clear()
+def compose(args: argparse.Namespace) -> RunConfig:
+    """Return the config of a command line.
+
+    Raises:
+        ConfigError: A key, an option or a value is wrong. Names the nearest right one.
+    """
+    messages.refuse_hydras_own(args.overrides, sweep=False)
+    with session(args.config_dir, schema()) as loader:
+        composed = loader.load_configuration(args.config_name, quote_texts(args.overrides), RunMode.RUN)
+        complete_composed(composed, loader)
+        return to_run_config(composed)
+
+
+def complete_composed(composed: DictConfig, loader: ConfigLoader) -> None:
+    """Finish, in place, what Hydra has composed: choose between settings of which there can be only one, and restore
+    text that was read as a number."""
+    origins = find_origins(composed, loader)
+    settle(composed, origins)
+    restore_texts(composed, origins)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """The typed config of what Hydra composed, checked."""
+    """Return the typed config of what Hydra composed, checked.
+
+    Raises:
+        ConfigError: A value is missing, of the wrong type, or out of range.
+    """
     plain = {key: value for key, value in composed.items_ex(resolve=False) if key != "hydra"}
     tree = OmegaConf.create(plain)
     OmegaConf.resolve(tree)
@@ -127,164 +120,83 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     return config
 
 
-def compose(args: argparse.Namespace) -> RunConfig:
-    """One config from the command line.
-
-    Raises:
-        ConfigError: says which key or option is wrong and names the nearest right one.
-    """
-    messages.refuse_hydras_own(args.overrides, sweep=False)
-    with _hydra(args.config_dir) as hydra:
-        return to_run_config(hydra.compose_config(args.config_name, list(args.overrides), RunMode.RUN))
-
-
-def _refuse_plugins(composed: DictConfig) -> None:
-    """Hydra makes objects of what ``hydra.*`` names, and a config may come from anybody: of sweepers, and of code, only
-    Hydra's own and Optuna's.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    hydra = OmegaConf.to_container(composed.hydra, resolve=False)
-    for key, name in sorted(_targets("hydra", hydra)):
-        if name not in OWN_PLUGINS.get(key, ()):
-            raise ConfigError(f"{key}={name} names code to run", "Hydra's own sweeper or Optuna's, and no callbacks",
-                              "leave it out: ftdist starts the runs of a sweep itself")  # fmt: skip
-    if OmegaConf.select(composed, "hydra.sweeper.custom_search_space") is not None:
-        raise ConfigError("hydra.sweeper.custom_search_space names code to run", "a search space in words",
-                          "the ranges on the command line: optim.lr=interval(1e-5,1e-3)")  # fmt: skip
-
-
-def _targets(where: str, node: Any) -> Iterator[Tuple[str, str]]:
-    if isinstance(node, (dict, list)):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            if key == "_target_":
-                yield f"{where}._target_", str(value)
-            yield from _targets(f"{where}.{key}", value)
-
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """A sweep as it was asked for: enough to go through it again."""
-
-    overrides: List[str]
-    config_dir: Optional[str]
-    config_name: str
-
-
-ComposeTrial = Callable[[], RunConfig]
-RunTrials = Callable[[List[Tuple[List[str], ComposeTrial]], int], List[float]]
-"""Runs a batch of trials, numbered on from the second argument. Each is its overrides and what composes its config.
-Returns their objectives, which the sweeper makes smaller."""
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """What is known of a sweep before any trial is proposed."""
-
-    name: str
-    runs_dir: str
-    learns: bool
-    """Whether its sweeper goes by the objectives of trials."""
-
-
-def peek_sweep(request: SweepRequest) -> SweepPlan:
-    with _hydra(request.config_dir) as hydra:
-        messages.refuse_hydras_own(request.overrides, sweep=True)
-        composed = hydra.compose_config(request.config_name, request.overrides, RunMode.MULTIRUN)
-        _refuse_plugins(composed)
-        learns = not str(composed.hydra.sweeper._target_).endswith(".BasicSweeper")
-        return SweepPlan(composed.name, composed.runs_dir, learns)
-
-
-def sweep(request: SweepRequest, run_trials: RunTrials) -> None:
-    """Let Hydra's sweeper propose trials, a batch at a time, until it has no more.
-
-    A sweeper that goes by objectives gets a seed where it has none: proposing the same trials again is how a sweep that
-    was cut goes on.
-    """
-    with _hydra(request.config_dir) as hydra, tempfile.TemporaryDirectory() as scratch:
-        ours = [
-            "hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null",
-            "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{scratch}'", "hydra/launcher=ftdist",
-        ]  # fmt: skip
-        composed = hydra.compose_config(request.config_name, request.overrides, RunMode.MULTIRUN)
-        if OmegaConf.select(composed, "hydra.sweeper.sampler.seed", default=0) is None:
-            ours.append(f"hydra.sweeper.sampler.seed={composed.seed}")
-        hydra.multirun(request.config_name, run_trials, [*request.overrides, *ours], with_log_configuration=False)
-
-
-class TrialLauncher(Launcher):
-    """What Hydra's sweepers call a launcher: it gets the overrides of trials and returns their objectives."""
-
-    def setup(self, *, hydra_context: HydraContext, task_function: Any, config: DictConfig) -> None:
-        self._loader, self._run_trials, self._config = hydra_context.config_loader, task_function, config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        trials = [(list(overrides), partial(self._compose, list(overrides))) for overrides in job_overrides]
-        objectives = self._run_trials(trials, initial_job_idx)
-        return [JobReturn(status=JobStatus.COMPLETED, _return_value=objective) for objective in objectives]
-
-    def _compose(self, overrides: List[str]) -> RunConfig:
-        composed = self._loader.load_sweep_config(self._config, overrides)
-        HydraConfig.instance().set_config(composed)
-        return to_run_config(composed)
-
-
-def _register_launcher() -> None:
-    # Hydra imports its plugins by name, and from the package hydra_plugins only.
-    TrialLauncher.__module__ = "hydra_plugins.ftdist"
-    sys.modules[TrialLauncher.__module__] = sys.modules[__name__]
-    Plugins.instance().register(TrialLauncher)
-    node = {"_target_": f"{TrialLauncher.__module__}.{TrialLauncher.__name__}"}
-    ConfigStore.instance().store(group="hydra/launcher", name="ftdist", node=node, provider="ftdist")
-
-
 def change(config: RunConfig, overrides: List[str]) -> RunConfig:
-    """A frozen config with ``key=value`` overrides on top."""
-    with _hydra(None, _schema(config)) as hydra:
-        return to_run_config(hydra.compose_config("run_schema", overrides, RunMode.RUN))
+    """Return a frozen config with ``key=value`` overrides applied.
+
+    Raises:
+        ConfigError: An override is wrong.
+    """
+    with session(None, schema(config)) as loader:
+        return to_run_config(loader.load_configuration(SCHEMA, quote_texts(overrides), RunMode.RUN))
 
 
 def show(args: argparse.Namespace) -> None:
-    """What ``--cfg`` and ``--info`` ask for, on standard output.
+    """Print what ``--cfg`` and ``--info`` ask for.
 
     Raises:
-        ConfigError: the config is wrong, or has no part of the name that ``--package`` gives.
+        ConfigError: The config is wrong, or it has no part with the name that ``--package`` gives.
     """
-    overrides = list(args.overrides)
-    messages.refuse_hydras_own(overrides, sweep=False)
-    with _hydra(args.config_dir) as hydra:
+    messages.refuse_hydras_own(args.overrides, sweep=False)
+    overrides = quote_texts(args.overrides)
+    with session(args.config_dir, schema()) as loader:
         if not args.cfg:
-            hydra.show_info(args.info, config_name=args.config_name, overrides=overrides)
-        elif _part_is_shown(hydra, args, overrides):
-            hydra.show_cfg(args.config_name, overrides, args.cfg, args.package, args.resolve)
+            hydra_private.show_info(args.info, args.config_name, overrides)
+            return
+        composed = loader.load_configuration(args.config_name, overrides, RunMode.RUN)
+        complete_composed(composed, loader)
+        _fit_shown_warmup(composed)
+        HydraConfig.instance().set_config(composed)  # for ${hydra:…}
+        _print_part(_shown(composed, args.cfg), args.package, args.resolve)
 
 
-def _part_is_shown(hydra: Hydra, args: argparse.Namespace, overrides: List[str]) -> bool:
-    """Whether Hydra can show the part that is asked for: it calls one that is null, or none at all, not found, and one
-    of several words by the name of its class."""
-    if args.package in (None, "_global_"):
-        return True
-    composed = hydra.compose_config(args.config_name, overrides, RunMode.RUN)
-    found = OmegaConf.select(composed, args.package, default=NOTHING)
+def _fit_shown_warmup(composed: DictConfig) -> None:
+    """Show the warm-up as the run will have it, if the config is complete and the number of steps is known."""
+    try:
+        config = to_run_config(composed)
+        if config.train.max_steps is None:
+            return
+        fit_warmup(config.optim, config.train.max_steps)
+    except (FtdistError, OmegaConfBaseException):  # what is wrong is reported when the config is run
+        return
+    for key in ("warmup_steps", "warmup_ratio", "shorten_warmup"):
+        OmegaConf.update(composed, f"optim.{key}", getattr(config.optim, key))
+
+
+def _shown(composed: DictConfig, kind: str) -> DictConfig:
+    """Return the part of the config that ``--cfg`` names, without the texts of Hydra's own help."""
+    OmegaConf.set_readonly(composed.hydra, None)  # HydraConfig has set it
+    with flag_override(composed, "struct", False), flag_override(composed.hydra, "struct", False):
+        if kind == "hydra":
+            for key in [key for key in composed if key != "hydra"]:
+                del composed[key]
+            for key in ("hydra_help", "help"):
+                del composed.hydra[key]
+        if kind == "job":
+            del composed["hydra"]
+    return composed
+
+
+def _print_part(config: DictConfig, package: Optional[str], resolve: bool) -> None:
+    found: Any = config if package in (None, "_global_") else OmegaConf.select(config, package, default=NOTHING)
     if found is NOTHING:
-        near = messages.nearest_key(args.package)
-        raise ConfigError(f"--package {args.package}: the config has no such part", "a key, or a group of keys",
+        near = keys.nearest_key(str(package))
+        raise ConfigError(f"--package {package}: the config has no such part", "a key, or a group of keys",
                           " or ".join(f"-p {key}" for key in near))  # fmt: skip
-    if found is None:
-        print("null")
-    if isinstance(found, Enum):  # as it is typed, and as it stands in the whole config
-        print(found.name)
-    return not (found is None or isinstance(found, Enum))
+    if not OmegaConf.is_config(found):
+        print("null" if found is None else found.name if isinstance(found, Enum) else found)
+        return
+    if found is not config:
+        print(f"# @package {package}")
+    if resolve:
+        OmegaConf.resolve(found)  # to_yaml would also do it, but refuses values that are still to be given (???)
+    print(OmegaConf.to_yaml(found), end="")
 
 
 def complete(overrides: List[str], word: str, config_dir: Optional[str] = None) -> List[str]:
-    """What Hydra offers for the last word of a command line: groups, their options, and keys of what is composed."""
+    """Return what Hydra offers for the last word of a command line: groups, their options, and keys of the config."""
     try:
-        with _hydra(config_dir) as hydra:
-            plugin = DefaultCompletionPlugin(hydra.config_loader)
-            found = plugin._query(config_name=PRIMARY, line=" ".join([*overrides, word]))
-    except FtdistError:  # a word before it is wrong, or only half there
+        with session(config_dir, schema()) as loader:
+            found = hydra_private.offers(loader, PRIMARY, " ".join([*overrides, word]))
+    except FtdistError:  # an earlier word is wrong or incomplete
         return []
     return [offer for offer in found if not offer.lstrip("+~").startswith("hydra")]

@@ -70,8 +70,8 @@ def _on_rank(config: RunConfig, folder: Path, saves: int, way: str) -> Dict[str,
     def step() -> float:
         dist.barrier()
         started = time.perf_counter()
-        loop.train_step(training, training.done.step)
-        training.done.step += 1
+        loop.train_step(training, training.state.step)
+        training.state.step += 1
         return time.perf_counter() - started
 
     for _ in range(saves + 1):
@@ -98,7 +98,7 @@ def _own_save(training: Any) -> Path:
     from ftdist.train import loop
 
     loop._save(training)
-    return training.run.checkpoint(training.done.step)
+    return training.run.checkpoint(training.state.step)
 
 
 def _deepspeed_save(training: Any) -> Path:

@@ -88,9 +88,9 @@ def _ftdist_step(training: Any) -> Step:
     def step(index: int) -> float:
         started = time.perf_counter()
         result = loop.train_step(training, index)
-        training.done.step += 1
-        training.done.tokens_seen += result.tokens
-        training.done.trained_tokens += result.trained_tokens
+        training.state.step += 1
+        training.state.tokens_seen += result.tokens
+        training.state.trained_tokens += result.trained_tokens
         loop._log_step(training, result, time.perf_counter() - started)
         return result.loss
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, List
 import pytest
 
 from ftdist.run.rundir import RunDir, checkpoint_step
-from tests.e2e.cli import succeed
+from tests.helpers.cli import succeed
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 CASES = ("zero0-bf16-padded", "zero1-fp32-epochs-spike-wsd", "zero2-fp32-packed", "zero3-bf16-recompute")

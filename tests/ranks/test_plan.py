@@ -7,10 +7,11 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
-from ftdist.config.schema import load_config
+from ftdist.base.json_files import read_json, write_json
+from ftdist.config.frozen import load_config
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import memory_of
-from ftdist.run.rundir import RunDir, read_json, write_json
+from ftdist.run.rundir import RunDir
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from ftdist.config.schema import Format, RunConfig, TrainOn, parse_config
+from ftdist.config.frozen import parse_config
+from ftdist.config.schema import Format, RunConfig, TrainOn
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Renderer, make_renderer, render, tokenise
 from ftdist.data.tokenizer import bytes_tokenizer

@@ -4,8 +4,10 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ftdist.base.temporary import remove_leftovers, temporary_path
@@ -33,7 +35,18 @@ def test_only_leftovers_of_ended_processes_of_this_machine_are_removed(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
-def test_a_preparation_removes_the_leftovers_of_a_killed_one(tmp_path: Path, ended_pid: int) -> None:
+def test_leftovers_of_a_zombie_are_removed(tmp_path: Path) -> None:
+    """In a container without an init process, a killed process stays a zombie."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    (tmp_path / f".export.{platform.node()}.{child.pid}.{END}").mkdir()
+    remove_leftovers(tmp_path / "export")
+    child.wait()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_next_preparation_removes_what_a_killed_one_left(tmp_path: Path, ended_pid: int) -> None:
     from ftdist.data.prepare import prepare
 
     config = data_config(tmp_path, f"data.sources.mine.path={write_jsonl(tmp_path / 'a.jsonl', [chat('q', 'a')] * 3)}")

@@ -1,23 +1,87 @@
-"""The config hash: it covers what a resume cannot change, and a new key leaves it as it was."""
+"""The config hash and old run directories: settings that were added later leave both as they were."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from ftdist.config import resumable
-from ftdist.config.resumable import ADDED_LATER, config_hash
-from ftdist.config.schema import RunConfig
+from ftdist.base.errors import ConfigError
+from ftdist.config import frozen, resumable
+from ftdist.config.frozen import dump_config, load_config, parse_config
+from ftdist.config.resumable import config_hash
+from ftdist.config.schema import ADDED_LATER, RunConfig
 
 FIRST_HASH = "8c0a5a749929b32f8a9185e9b8bdb96c05451cea7a65968e2381ec03c4e70291"
-"""Hash of the default config before any key of ADDED_LATER existed; manifests of old checkpoints hold such hashes."""
+"""Hash of the default config at the first release. Manifests of old checkpoints hold such hashes."""
 
 
-def test_keys_added_later_leave_the_hash_of_old_runs_as_it_was() -> None:
+def test_settings_added_later_leave_the_hash_as_it_was() -> None:
     assert config_hash(RunConfig()) == FIRST_HASH
 
 
 @pytest.mark.parametrize("key", ADDED_LATER)
-def test_a_key_added_later_counts_when_it_has_another_value(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    anything: Any = "a value that this key never has"
-    monkeypatch.setitem(resumable.ADDED_LATER, key, anything)
+def test_a_setting_added_later_is_hashed_when_it_has_another_value(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(resumable.ADDED_LATER, key, "a value that this setting never has")
     assert config_hash(RunConfig()) != FIRST_HASH
+
+
+def test_a_whole_section_can_be_added_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before: Any = {"deterministic": False, "detect_anomaly": False}  # the section `debug`, as if it were new
+    monkeypatch.setitem(resumable.ADDED_LATER, "debug", before)
+    hashed = config_hash(RunConfig())
+    assert hashed != FIRST_HASH
+    changed = RunConfig()
+    changed.debug.deterministic = True
+    assert config_hash(changed) != hashed
+
+    monkeypatch.setitem(frozen.ADDED_LATER, "debug", {"deterministic": True, "detect_anomaly": False})
+    old = re.sub(r"^debug:\n(  .*\n)+", "", dump_config(RunConfig()), flags=re.M)
+    assert "debug" not in old
+    (tmp_path / "run.yaml").write_text(old)
+    assert load_config(tmp_path / "run.yaml").debug.deterministic, "the value that means the old behaviour"
+
+
+@pytest.mark.parametrize("key", ADDED_LATER)
+def test_an_old_run_yaml_gets_the_value_of_the_old_behaviour(key: str, tmp_path: Path) -> None:
+    whole = OmegaConf.create(dump_config(RunConfig()))
+    *owners, name = key.split(".")
+    del (OmegaConf.select(whole, ".".join(owners)) if owners else whole)[name]
+    path = tmp_path / "run.yaml"
+    path.write_text(OmegaConf.to_yaml(whole))
+    config = load_config(path)
+    found = OmegaConf.select(OmegaConf.structured(config), key)
+    assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == ADDED_LATER[key]
+    assert config_hash(config) == FIRST_HASH
+    assert parse_config(dump_config(config), "dump") == config
+
+
+def test_a_section_that_was_not_added_later_is_required(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(re.sub(r"^zero:\n(  .*\n)+", "", dump_config(RunConfig()), flags=re.M))
+    with pytest.raises(ConfigError, match="run.yaml is incomplete: zero is missing"):
+        load_config(path)
+
+
+def test_the_last_section_was_there_from_the_start() -> None:
+    """A file that was cut off at its end could otherwise not be told from an old one."""
+    assert list(RunConfig.__dataclass_fields__)[-1] not in ADDED_LATER
+
+
+def test_the_config_hash_covers_what_a_resume_cannot_change() -> None:
+    def hashed(**changes: Any) -> str:
+        config = RunConfig()
+        for key, value in changes.items():
+            owner, name = key.split("__")
+            setattr(getattr(config, owner), name, value)
+        return config_hash(config)
+
+    assert hashed() == hashed(zero__stage=0, launch__nproc_per_node=7, batch__grad_accum_steps=2, track__run_id="x")
+    for other in (
+        {"optim__lr": 1.0},
+        {"batch__global_batch_size": 2},
+        {"train__max_steps": 2},
+        {"data__packing": False},
+    ):
+        assert hashed() != hashed(**other)

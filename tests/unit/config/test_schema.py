@@ -8,7 +8,8 @@ import pytest
 
 from ftdist.base.errors import EXIT_USAGE, ConfigError
 from ftdist.config.checks import check_config
-from ftdist.config.schema import Offload, RunConfig, Schedule, SourceConfig, dump_config, load_config, parse_config
+from ftdist.config.frozen import dump_config, load_config, parse_config
+from ftdist.config.schema import Offload, RunConfig, Schedule, SourceConfig
 from ftdist.data.main import main as prepare_main
 
 

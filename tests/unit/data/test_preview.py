@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from ftdist.base.json_files import write_json
-from ftdist.config.schema import dump_config
+from ftdist.config.frozen import dump_config
 from ftdist.data.main import main
 from ftdist.data.prepare import prepare
 from ftdist.run.prepared import read_meta

@@ -77,7 +77,7 @@ def test_a_browser_shows_which_tokens_are_trained_and_which_have_a_high_loss(tmp
 
 
 def test_the_page_is_one_file_without_scripts_or_links(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ftdist.config.schema import dump_config
+    from ftdist.config.frozen import dump_config
 
     source = write_jsonl(tmp_path / "a.jsonl", [chat("q", "a")])
     (tmp_path / "c.yaml").write_text(dump_config(data_config(tmp_path, f"data.sources.mine.path={source}")))

@@ -12,7 +12,7 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.launch import cli
-from ftdist.launch.verbs import completion
+from ftdist.launch.verbs import completion, table
 
 HEAVY = ["torch", "deepspeed", "transformers", "datasets", "wandb"]
 NO_TORCH = f"""
@@ -59,7 +59,7 @@ def test_help_and_usage_errors_are_quick_and_load_nothing_heavy(words: List[str]
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.dispatch(["--help"]) == 0
     text = capsys.readouterr().out
-    for name, verb in cli.VERBS.items():
+    for name, verb in table.VERBS.items():
         assert f"  {name} {verb.arguments}" in text and verb.summary in text
     assert "ftdist demo" in text and "75" in text
     assert max(map(len, text.splitlines())) <= 120
@@ -116,7 +116,7 @@ def test_a_chat_refuses_what_no_answer_can_be(words: List[str]) -> None:
 
 def test_flags_stand_anywhere(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith("# @package optim\nlr: 0.001")
+    assert done.returncode == 0 and done.stdout.startswith("# @package optim\noptimizer: adamw\nlr: 0.001")
     assert ftdist("train", "--cfg=job", "seed=3", "name=${seed}", "--resolve", cwd=tmp_path).stdout.startswith(
         "name: '3'"
     )
@@ -131,7 +131,7 @@ def test_demo_is_an_experiment_with_the_users_overrides(tmp_path: Path) -> None:
 def test_a_demo_under_torchrun_starts_no_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.join", lambda args: 7)
+    monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.train", lambda args: 7)
     assert cli.dispatch(["demo"]) == 7
 
 
@@ -176,6 +176,9 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
         ("ftdist train data.sources.mine.path=ch", ["data.sources.mine.path=chats.jsonl"]),
         ("ftdist train experiment=smoke train.max_steps=", ["train.max_steps=6"]),
         ("ftdist train optm.lr=3 optim.l", ["optim.lr="]),
+        ("ftdist train seed=1 --dry-run optim.l", ["optim.lr="]),
+        ("ftdist train name='a b' optim.l", ["optim.lr="]),
+        ("ftdist train data.sources.mine.path='a", []),
         ("ftdist train --config-dir r", ["runs/"]),
         ("ftdist resume ", ["runs/a", "runs/x-sweep"]),
         ("ftdist cancel r", ["runs/a", "runs/x-sweep"]),

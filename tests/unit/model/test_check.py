@@ -10,7 +10,7 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.model.check import check_model, main
-from ftdist.run.model_facts import ModelFacts, check_fit, longer_than_known, read_facts, write_facts
+from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
 from tests.tiny import LLAMA, save_tiny_model
 from tests.unit.data_tools import data_config
 
@@ -80,7 +80,7 @@ def test_the_facts_about_a_model_that_can_be_fine_tuned(fields: dict[str, Any], 
 
 
 def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftdist.config.schema import dump_config
+    from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
     config.model.config = {}
@@ -97,7 +97,7 @@ def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, m
 def test_the_program_refuses_an_invalid_model_with_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from ftdist.config.schema import dump_config
+    from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, "model.config.model_type=nonsense")
     monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))
@@ -111,14 +111,14 @@ def test_rows_longer_than_a_position_table_are_refused_and_otherwise_reported(tm
     config = data_config(tmp_path, "data.max_seq_len=2048")
     rotary = ModelFacts("llama", 1, max_positions=1024, has_position_table=False, recomputes=True)
     check_fit(config, rotary)
-    assert longer_than_known(config, rotary) == "data.max_seq_len=2,048, but the model was made for 1,024 positions"
+    assert length_problem(config, rotary) == "data.max_seq_len=2,048, but the model was made for 1,024 positions"
     table = ModelFacts("gpt2", 1, max_positions=1024, has_position_table=True, recomputes=True)
     with pytest.raises(ConfigError, match="made for 1,024 positions") as caught:
         check_fit(config, table)
     assert caught.value.fix == "data.max_seq_len=1024"
     config.data.max_seq_len = 1024
     check_fit(config, table)
-    assert longer_than_known(config, rotary) == longer_than_known(config, table) == ""
+    assert length_problem(config, rotary) == length_problem(config, table) == ""
 
 
 def test_gradient_checkpointing_is_refused_if_the_model_does_not_support_it(tmp_path: Path) -> None:

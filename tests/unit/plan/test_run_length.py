@@ -4,7 +4,8 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
-from ftdist.plan.run_length import check_schedule_fits, num_steps
+from ftdist.plan.run_length import num_steps
+from ftdist.plan.warmup import fit_schedule
 
 
 def config(epochs: float | None = None, max_steps: int | None = None, global_batch_size: int = 4) -> RunConfig:
@@ -35,12 +36,12 @@ def test_max_steps_is_the_length_whatever_the_rows() -> None:
 def test_a_schedule_that_does_not_fit_is_refused_with_the_numbers() -> None:
     short = config(epochs=1.0)
     short.optim.warmup_steps = 5
-    check_schedule_fits(short, rows=20)
+    fit_schedule(short, rows=20)
     short.optim.decay_steps = 1
     with pytest.raises(ConfigError) as error:
-        check_schedule_fits(short, rows=20)
+        fit_schedule(short, rows=20)
     assert error.value.found == (
-        "the run has 5 steps (20 rows × 1 epochs / 4 rows a step), warm-up and decay take 6"
-    )  # fmt: skip
-    assert error.value.fix == "optim.warmup_steps=0 optim.decay_steps=0"
-    check_schedule_fits(short, rows=21)
+        "optim.warmup_steps + optim.decay_steps = 6, but the run has 5 steps (20 rows × 1 epochs / 4 rows per step)"
+    )
+    assert error.value.fix == "optim.warmup_steps=0"
+    fit_schedule(short, rows=21)

@@ -9,7 +9,7 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig, Schedule
 from ftdist.launch.cli import dispatch
-from ftdist.launch.config import compose, messages
+from ftdist.launch.config import compose, keys, sweeper
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -137,7 +137,7 @@ def test_a_sweep_composes_all_and_writes_nothing(tmp_path: Path, monkeypatch: py
         found.extend((overrides, compose_trial()) for overrides, compose_trial in batch)
         return [0.0] * len(batch)
 
-    compose.sweep(compose.SweepRequest(["experiment=smoke", "optim.lr=1e-3,1e-4", "seed=range(0,2)"], None, "run"),
+    sweeper.sweep(sweeper.SweepRequest(["experiment=smoke", "optim.lr=1e-3,1e-4", "seed=range(0,2)"], None, "run"),
                   run_trials)  # fmt: skip
     assert [(config.optim.lr, config.seed) for _, config in found] == [(1e-3, 0), (1e-3, 1), (1e-4, 0), (1e-4, 1)]
     assert "optim.lr=0.001" in found[0][0] and "seed=0" in found[0][0]
@@ -185,7 +185,7 @@ def test_completion_is_hydras(word: str, offers: List[str]) -> None:
     ],
 )
 def test_settings_of_hydra_itself_are_refused(word: str, instead: str) -> None:
-    with pytest.raises(ConfigError, match="sets Hydra itself") as error:
+    with pytest.raises(ConfigError, match="is a setting of Hydra itself") as error:
         composed("experiment=smoke", word)
     assert error.value.fix == instead
 
@@ -202,7 +202,7 @@ def test_settings_of_hydra_that_mean_something_are_not(tmp_path: Path) -> None:
         return [0.0] * len(batch)
 
     words = ["experiment=smoke", "seed=1,2", "hydra.sweeper.max_batch_size=1"]
-    compose.sweep(compose.SweepRequest(words, None, "run"), run_trials)
+    sweeper.sweep(sweeper.SweepRequest(words, None, "run"), run_trials)
     assert batches == [1, 1]
 
 
@@ -221,8 +221,8 @@ def test_a_wrong_key_of_a_source_keeps_its_value(words: str, found: str, fix: st
 
 
 def test_every_key_has_a_type_that_can_be_said() -> None:
-    for key, kind in messages.schema_keys().items():
-        assert "<class" not in messages.describe_type(kind) and "typing" not in messages.describe_type(kind), key
+    for key, kind in keys.schema_keys().items():
+        assert "<class" not in keys.describe_type(kind) and "typing" not in keys.describe_type(kind), key
 
 
 @pytest.mark.parametrize(
@@ -239,28 +239,7 @@ def test_names_that_other_tools_use_are_known(given: str, mend: str) -> None:
     assert error.value.fix.endswith(mend), str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("time: 12:00:00", 'quote it: time: "12:00:00"'),
-        ("env: {A: yes}", 'quote it: A: "yes"'),
-        ("env: {A: 010}", 'quote it: A: "010"'),
-        ("modules: [1.10]", 'quote it: modules: "1.10"'),
-    ],
-)
-def test_what_yaml_reads_as_no_text_is_refused_in_the_site_file(
-    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
-    (tmp_path / "site.yaml").write_text(f"launch:\n  slurm:\n    {text}\n")
-    with pytest.raises(ConfigError, match="site.yaml") as error:
-        composed("experiment=smoke")
-    assert says in str(error.value)
-
-
-def test_what_reads_as_it_is_written_is_taken_from_the_site_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_site_file_gives_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
     (tmp_path / "site.yaml").write_text(
         'launch:\n  timeout_s: 1e3\n  wait: yes\n  slurm: {time: "12:00:00", mem: 0, account: null, '
@@ -270,3 +249,22 @@ def test_what_reads_as_it_is_written_is_taken_from_the_site_file(
     slurm = launch.slurm
     assert (slurm.time, slurm.mem, slurm.account, slurm.env) == ("12:00:00", "0", None, {"A": "1", "B": "yes"})
     assert (launch.timeout_s, launch.wait, slurm.modules) == (1000, True, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("launch: {slrum: {}}", "site.yaml: Key 'slrum' not in 'LaunchConfig'"),
+        ("train: {max_steps: many}", "site.yaml: Value 'many'"),
+        ("[1, 2]", "site.yaml holds list"),
+        ("launch", "site.yaml holds str"),
+        ("launch: [1", "cannot read"),
+        ("launch: !!python/object:os.system {}", "cannot read"),
+    ],
+)
+def test_a_wrong_site_file_is_refused(text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
+    (tmp_path / "site.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke")
+    assert says in error.value.found and "site.yaml" in error.value.found

@@ -8,9 +8,10 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.redact import redact_arguments
-from ftdist.config.schema import RunConfig, SourceConfig, load_config
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch.runs import resolve
-from ftdist.launch.runs.freeze import confirm_settings, freeze, provenance
+from ftdist.launch.runs.freeze import freeze, provenance
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return config
 
 
-def test_what_a_frozen_run_holds(config: RunConfig) -> None:
+def test_a_frozen_run_holds_config_deepspeed_settings_and_provenance(config: RunConfig) -> None:
     plan = resolve.resolve(config)
     run = freeze(config, plan, ["ftdist", "train"])
     assert sorted(path.name for path in run.path.iterdir()) == [
@@ -37,7 +38,7 @@ def test_what_a_frozen_run_holds(config: RunConfig) -> None:
     assert list(run.path.parent.iterdir()) == [run.path]
 
 
-def test_never_overwritten(config: RunConfig) -> None:
+def test_a_run_is_never_overwritten(config: RunConfig) -> None:
     plan = resolve.resolve(config)
     run = freeze(config, plan)
     before = run.config.read_text()
@@ -46,7 +47,7 @@ def test_never_overwritten(config: RunConfig) -> None:
     assert run.config.read_text() == before and list(run.path.parent.iterdir()) == [run.path]
 
 
-def test_a_contradiction_for_deepspeed_leaves_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_contradicting_deepspeed_settings_leave_no_run_directory(config: RunConfig, tmp_path: Path) -> None:
     config.zero.deepspeed = {"zero_optimization": {"stage": 3}}
     plan = resolve.resolve(config)
     with pytest.raises(ConfigError, match="stage"):
@@ -54,20 +55,7 @@ def test_a_contradiction_for_deepspeed_leaves_nothing(config: RunConfig, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_start_confirms_what_deepspeed_is_given(config: RunConfig) -> None:
-    run = freeze(config, resolve.resolve(config))
-    frozen = run.deepspeed.read_text()
-    confirm_settings(run, config)
-    assert run.deepspeed.read_text() == frozen
-    run.deepspeed.unlink()
-    confirm_settings(run, config)
-    assert run.deepspeed.read_text() == frozen
-    run.deepspeed.write_text(frozen.replace('"stage": 2', '"stage": 3'))
-    with pytest.raises(ConfigError, match="zero_optimization.stage=3, but run.yaml gives 2"):
-        confirm_settings(run, config)
-
-
-def test_provenance_knows_the_commit_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_holds_the_commit_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
     assert provenance(["ftdist"])["git"] is None

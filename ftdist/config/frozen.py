@@ -1,0 +1,73 @@
+"""The frozen config of a run: reading and writing ``run.yaml``. [light]"""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.launch import texts
+from ftdist.config.schema import ADDED_LATER, RunConfig
+
+EXPECTED = "the run.yaml of a run directory"
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read the ``run.yaml`` of a run directory.
+
+    Raises:
+        ConfigError: The file is missing, incomplete, not of this schema, or holds an interpolation (``${…}``). A frozen
+            config has plain values only, and nothing in it is evaluated.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", EXPECTED) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: {error}", EXPECTED) from error
+    config = parse_config(text, str(path))
+    # Every value is in the file. If part of it were cut off, defaults would take the place of the missing values, and
+    # the run would continue with other settings.
+    required = [key.name for key in fields(RunConfig) if key.name not in ADDED_LATER]
+    missing = [name for name in required if not re.search(rf"^{name}:", text, re.M)]
+    if missing or not text.endswith("\n"):
+        lacks = f"{', '.join(missing)} is missing" if missing else "the last line has no end"
+        raise ConfigError(f"{path} is incomplete: {lacks}", "every setting of the run, as it was frozen",
+                          "restore the file, or start a new run")  # fmt: skip
+    return config
+
+
+def parse_config(text: str, origin: str) -> RunConfig:
+    """Read a frozen config from YAML text. Keys of ``ADDED_LATER`` may be missing.
+
+    Args:
+        text: The YAML text.
+        origin: What to call the text in errors.
+
+    Raises:
+        ConfigError: See load_config.
+    """
+    expected = "a run.yaml that this version wrote"
+    try:
+        defaults = OmegaConf.structured(RunConfig)
+        for key, before in ADDED_LATER.items():
+            OmegaConf.update(defaults, key, before)
+        merged = OmegaConf.merge(defaults, OmegaConf.create(text))
+        # Interpolations are looked for in the values, not in the text: YAML can write a $ as \x24.
+        if any("${" in value for _, value in texts("", OmegaConf.to_container(merged, resolve=False))):
+            raise ConfigError(f"{origin} holds an interpolation (${{…}})", "plain values: it is resolved when frozen")
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, AssertionError, RecursionError) as error:
+        raise ConfigError(f"{origin}: {(str(error).splitlines() or [''])[0]}", expected) from error
+    except YAMLError as error:  # also a tag that asks for a Python object
+        raise ConfigError(f"{origin}: {' '.join(str(error).split())}", expected) from error
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the config as YAML text, with every value explicit."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -1,0 +1,70 @@
+"""The warm-up of a run whose number of steps is known. [light]"""
+
+import math
+from fractions import Fraction
+from typing import Optional
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.checks import check_schedule_fits
+from ftdist.config.schema import OptimConfig, RunConfig
+from ftdist.plan.run_length import num_steps
+
+SHORTENED = 10
+"""A warm-up that is shortened takes at most one step in this many."""
+
+
+def fit_schedule(config: RunConfig, rows: int) -> Optional[str]:
+    """Fit warm-up and decay into a run, in place.
+
+    Args:
+        config: The config of the run.
+        rows: Packed training rows of one epoch. They are not used if ``train.max_steps`` is set.
+
+    Returns:
+        A note for the user if the warm-up was shortened.
+
+    Raises:
+        ConfigError: Warm-up and decay do not fit into the run.
+    """
+    train, steps = config.train, num_steps(config, rows)
+    why = f"{rows} rows × {train.epochs or 0:g} epochs / {config.batch.global_batch_size} rows per step"
+    note = fit_warmup(config.optim, steps)
+    check_schedule_fits(config.optim, steps, f"train.max_steps={steps}" if train.max_steps else why)
+    return note
+
+
+def fit_warmup(optim: OptimConfig, steps: int) -> Optional[str]:
+    """Replace ``warmup_ratio`` by ``warmup_steps``, and shorten the warm-up if that is allowed and necessary.
+
+    The config is changed in place. Calling the function again changes nothing. A warm-up that is too long and must not
+    be shortened stays as it is, unless it comes from ``warmup_ratio``: refusing it is left to the caller.
+
+    Args:
+        optim: The optimizer settings.
+        steps: Number of optimizer steps of the run.
+
+    Returns:
+        A note with the numbers if the warm-up was shortened.
+
+    Raises:
+        ConfigError: The warm-up from ``warmup_ratio`` and the decay do not fit into the run.
+    """
+    room = max(0, steps - optim.decay_steps)
+    if optim.warmup_ratio is not None:
+        ratio = optim.warmup_ratio
+        warmup = math.ceil(Fraction(str(ratio)) * steps)  # of the decimal as it was written: 0.07 of 100 steps are 7
+        if warmup > room and not optim.shorten_warmup:
+            raise ConfigError(
+                f"optim.warmup_ratio={ratio:g} is {warmup} of {steps} steps with optim.decay_steps={optim.decay_steps}",
+                "warm-up and decay that fit into the run",
+                f"optim.warmup_ratio={min(1 / SHORTENED, room / steps):g}",
+            )
+        optim.warmup_steps, optim.warmup_ratio = warmup, None
+    note = None
+    if optim.shorten_warmup and optim.warmup_steps > room:
+        shorter = min(steps // SHORTENED, room)
+        note = f"the warm-up is {shorter} steps instead of {optim.warmup_steps}, because the run has only {steps} steps"
+        note += f", {optim.decay_steps} of them decay" if optim.decay_steps else ""
+        optim.warmup_steps = shorter
+    optim.shorten_warmup = False
+    return note

@@ -1,0 +1,191 @@
+"""Text keeps what was typed, also where it looks like a number."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+from ftdist.launch.config import compose, keys, sweeper
+from ftdist.launch.config.texts import quote_texts
+
+NUMBERS = ["12e3", "1234e567", "1.10", "+5", "1_000", "-0", "inf", "nan", "true", "FALSE", "010", "0x1F", "12:30", "7"]
+
+
+def composed(*words: str) -> RunConfig:
+    parser = argparse.ArgumentParser()
+    compose.add_arguments(parser)
+    return compose.compose(parser.parse_intermixed_args(["experiment=smoke", *words]))
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+@pytest.mark.parametrize(
+    "key", ["name", "track.run_id", "++model.revision", "launch.slurm.env.A", "+data.sources.mine.path"]
+)
+def test_the_command_line_is_taken_as_text(key: str, text: str) -> None:
+    node: Any = composed(f"{key}={text}")
+    for name in key.lstrip("+").split("."):
+        node = node[name] if isinstance(node, dict) else getattr(node, name)
+    assert node == text
+
+
+def test_every_text_setting_keeps_its_text() -> None:
+    """A setting that is added later is covered without being named anywhere."""
+    texts = [key for key, kind in keys.schema_keys().items() if keys.is_text(kind)]
+    assert len(texts) > 25 and {"name", "track.run_id", "model.revision", "launch.slurm.mem"} <= set(texts)
+    assert quote_texts([f"{key}=1e3" for key in texts]) == [f"{key}='1e3'" for key in texts]
+    others = [key for key in keys.schema_keys() if key not in texts]
+    assert quote_texts([f"{key}=1e3" for key in others]) == [f"{key}=1e3" for key in others]
+
+
+SAME = [
+    "name=abc", "name=7", "name='1e3'", 'name="1e3"', "name=${seed}", "name=", "name=null", "~name", "name", "name=[",
+    "optim.lr=1e-3", "optim=wsd", "train.max_steps=1_0", "model.config.x=1e3", "zero.deepspeed={a:1e3}",
+    "seed=range(0,3)", "name=a,b", "name=1,2", "optim.lr=1e-3,1e-4", "optim=glob(*)", "hydra/sweeper=optuna",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", SAME)
+def test_other_words_stay_as_they_are(word: str) -> None:
+    """Trials of a sweep that began with an older version have the same overrides."""
+    assert quote_texts([word]) == [word]
+
+
+NESTED = {
+    "launch.slurm.modules=[1.10,a]": "launch.slurm.modules=['1.10',a]",
+    "launch.slurm.modules=[a b, 1.10]": "launch.slurm.modules=[a b,'1.10']",
+    "model.new_special_tokens=[1,2]": "model.new_special_tokens=[1,2]",
+    "launch.slurm.env={A:1e3,B:x,C:7}": "launch.slurm.env={A:'1e3',B:x,C:7}",
+    "+data.sources.mine={path:1e3,weight:2.0}": "+data.sources.mine={path:'1e3',weight:2.0}",
+    "name=1e3,a,2e3": "name='1e3',a,'2e3'",
+    "name=choice(1e3,a)": "name=choice('1e3',a)",
+    "launch.slurm.env={A:'x',B:7}": "launch.slurm.env={A:'x',B:7}",
+}
+
+
+@pytest.mark.parametrize("word", NESTED)
+def test_text_in_lists_mappings_and_sweeps(word: str) -> None:
+    assert quote_texts([word]) == [NESTED[word]]
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        ("launch.slurm.modules=[1.10,'a b']", "1.1"),
+        ("launch.slurm.env={A:'x',B:+1,C:1}", "1"),
+        ("data.sources={mine:{path:1e3}}", "1000.0"),
+        ("name=choice(1e3,'a b')", "1000.0"),
+        ("launch.slurm.env={A:'true',B:true}", "True"),
+    ],
+)
+def test_text_that_cannot_be_known_is_refused(word: str, number: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        quote_texts([word])
+    assert error.value.found == f"{word}: text in it would become {number}"
+    assert error.value.fix.startswith(f"write it in double quotes: '{word.partition('=')[0]}=")
+
+
+def test_a_frozen_config_is_changed_with_text() -> None:
+    changed = compose.change(composed(), ["launch.slurm.partition=12e3", "launch.slurm.modules=[1.10]"])
+    assert (changed.launch.slurm.partition, changed.launch.slurm.modules) == ("12e3", ["1.10"])
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["name=12e3,a,1.10"], ["12e3", "a", "1.10"]),
+        (["name=choice(12e3,true)"], ["12e3", "true"]),
+        (["seed=1,2", "name=12e3"], ["12e3", "12e3"]),
+    ],
+)
+def test_a_sweep_keeps_text(words: List[str], names: List[str]) -> None:
+    found: List[str] = []
+
+    def run_trials(batch: List[Tuple[List[str], sweeper.ComposeTrial]], first: int) -> List[float]:
+        found.extend(compose_trial().name for _, compose_trial in batch)
+        return [0.0] * len(batch)
+
+    request = sweeper.SweepRequest(["experiment=smoke", *words], None, "run")
+    sweeper.sweep(request, run_trials)
+    assert found == names
+    assert sweeper.peek_sweep(sweeper.SweepRequest(["experiment=smoke", "name=12e3"], None, "run")).name == "12e3"
+
+
+def test_a_search_space_in_a_file_keeps_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [run, _self_]\nhydra: {sweeper: {params: {name: '12e3,7'}}}\n")
+    names: List[str] = []
+
+    def run_trials(batch: List[Tuple[List[str], sweeper.ComposeTrial]], first: int) -> List[float]:
+        names.extend(compose_trial().name for _, compose_trial in batch)
+        return [0.0] * len(batch)
+
+    sweeper.sweep(sweeper.SweepRequest(["experiment=smoke"], str(tmp_path), "mine"), run_trials)
+    assert names == ["12e3", "7"]
+
+
+LAUNCH = """\
+launch:
+  slurm:
+    {time: 12:00:00, mem: 0, account: null, partition: 1e3, env: {A: 010, B: yes, C: "1e3"}, modules: [1.10, on, a]}
+"""
+
+
+def check_launch(config: RunConfig) -> None:
+    slurm = config.launch.slurm
+    assert (slurm.time, slurm.mem, slurm.account, slurm.partition) == ("12:00:00", "0", None, "1e3")
+    assert (slurm.env, slurm.modules) == ({"A": "010", "B": "yes", "C": "1e3"}, ["1.10", "on", "a"])
+
+
+def test_an_experiment_keeps_text(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [smoke, _self_]\nname: 12e3\nmodel: {revision: 123456e7}\n"
+        "data: {sources: {fake: {revision: 0o17}}}\ntrack: {run_id: '${name}', tags: [1e3]}\n" + LAUNCH
+    )
+    config = composed(f"--config-dir={tmp_path}", "experiment=mine")
+    assert (config.name, config.model.revision, config.track.run_id) == ("12e3", "123456e7", "12e3")
+    assert (config.data.sources["fake"].revision, config.track.tags) == ("0o17", ["1e3"])
+    check_launch(config)
+    changed = composed(f"--config-dir={tmp_path}", "experiment=mine", "name=1e4", "launch.slurm.modules=[2]")
+    assert (changed.name, changed.launch.slurm.modules) == ("1e4", ["2"])
+
+
+def test_a_primary_config_and_the_file_of_a_group_keep_text(tmp_path: Path) -> None:
+    (tmp_path / "launch" / "site").mkdir(parents=True)
+    (tmp_path / "launch" / "site" / "own.yaml").write_text("# @package launch\nslurm: {partition: 1e3, mem: 1_0}\n")
+    (tmp_path / "launch" / "mine.yaml").write_text("slurm: {account: 1e5, partition: 2e3}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [run, _self_]\nname: 1.10\n")
+    config = composed(f"--config-dir={tmp_path}", "launch/site=own", "launch=mine", "--config-name=mine")
+    slurm = config.launch.slurm
+    assert (slurm.partition, slurm.mem, slurm.account, config.name) == ("2e3", "1_0", "1e5", "1.10")
+
+
+def test_merge_keys_of_yaml_keep_text(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [smoke, _self_]\n"
+        "data:\n  sources:\n    fake: &one {builtin: fake, subset: 1e3}\n    two: {<<: *one, revision: 2e3}\n"
+    )
+    sources = composed(f"--config-dir={tmp_path}", "experiment=mine").data.sources
+    assert (sources["fake"].subset, sources["two"].subset, sources["two"].revision) == ("1e3", "1e3", "2e3")
+
+
+def test_the_site_file_keeps_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
+    (tmp_path / "site.yaml").write_text(LAUNCH)
+    check_launch(composed())
+    assert composed("launch.slurm.partition=2e3").launch.slurm.partition == "2e3"
+    assert sweeper.peek_sweep(sweeper.SweepRequest(["experiment=smoke"], None, "run")).name == "smoke"
+
+
+NOT_TEXT: Dict[str, Any] = {"train.max_steps=1_0": 10, "optim.lr=1e-3": 1e-3, "train.export=false": False, "seed=+5": 5}
+
+
+@pytest.mark.parametrize("word", NOT_TEXT)
+def test_numbers_and_booleans_are_read_as_before(word: str) -> None:
+    node: Any = composed(word)
+    for name in word.partition("=")[0].split("."):
+        node = getattr(node, name)
+    assert node == NOT_TEXT[word] and type(node) is type(NOT_TEXT[word])
