@@ -109,6 +109,7 @@ def _held(configs: List[Any], folder: Path) -> List[Tuple[float, float]]:
         held.append(sum(dict(_storages()).values()))
         return end_micro_step(engine, *rest)
 
+    gc.freeze()  # what the imports have made need not be looked through
     for number, config in enumerate(configs):
         before = sum(dict(_storages()).values())
         training = _assemble(config, RunDir(folder / f"run-{number}"))
@@ -152,4 +153,4 @@ def test_ranks_hold_the_bytes_that_are_computed(tmp_path: Path) -> None:
         for config, (held, computed) in zip(configs, rank, strict=True):
             what = f"ZeRO-{config.zero.stage}, {config.train.precision.name}: {held:,} bytes, computed {computed:,.0f}"
             print(what)
-            assert held == pytest.approx(computed, rel=0.03), what
+            assert held == pytest.approx(computed, rel=0.01), what
