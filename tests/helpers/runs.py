@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.base.json_files import read_json
-from ftdist.config.schema import load_config
+from ftdist.config.frozen import load_config
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import succeed
