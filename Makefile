@@ -51,6 +51,7 @@ format: $(VENV)/.ftdist-dev ## ruff: fix what can be fixed automatically
 docs: $(VENV)/.ftdist-test ## write the generated pages
 	@"$(BIN)/python" docs/configuration.py
 	@"$(BIN)/python" docs/reliability.py
+	@"$(BIN)/python" docs/tour.py
 
 invariance: $(VENV)/.ftdist-test ## run the invariance suite and write what it measures into docs/correctness.md
 	@"$(BIN)/python" -m tests.invariance

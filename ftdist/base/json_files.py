@@ -13,8 +13,8 @@ def read_json(path: Path) -> Dict[str, Any]:
     """Return the object that a JSON file holds.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not JSON, or its value is not an object.
+        OSError: The file cannot be read.
+        ValueError: The file is not JSON, or its value is not an object.
     """
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
@@ -38,7 +38,7 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except FileExistsError:  # the file belongs to somebody else: do not remove it
+    except FileExistsError:  # another process created this file, so do not remove it
         raise
     except OSError:  # for example a full disk
         with contextlib.suppress(OSError):

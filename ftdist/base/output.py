@@ -1,4 +1,4 @@
-"""Output that survives a reader that ends (``| head``, a closed terminal), and paths as they are printed."""
+"""Output whose reader may end first (``| head``, a closed terminal), and paths as they are printed."""
 
 import os
 import shlex
@@ -28,7 +28,7 @@ def quoted_path(path: str | Path) -> str:
 
 
 class PipeSafeOutput:
-    """A text file that drops its output once nobody reads it. The program continues, and keeps its own exit code."""
+    """A text file that drops its output after its reader has ended. The program continues and keeps its exit code."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

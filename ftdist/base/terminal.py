@@ -1,4 +1,4 @@
-"""Display of long tasks on standard output, standard output that is copied to a log file, and formats of numbers.
+"""Display of long tasks, a copy of standard output in a log file, and formats of numbers and times.
 
 ``rich`` draws the spinner and refreshes the display. Its ready-made displays ``Status`` and ``Progress`` are not used,
 for two reasons: the cursor stays hidden if the process is killed, and a file gets no output before the task ends.

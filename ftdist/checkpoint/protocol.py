@@ -280,7 +280,8 @@ def find_newest(run: RunDir, together: Together, note: Callable[[str], None], du
 
     Args:
         note: Prints one line for the user.
-        due: Prefer checkpoints that were due over those that were saved only because the run was stopped.
+        due: Prefer checkpoints that were due (every ``train.checkpoint_every`` steps) over those that were saved only
+            because the run was stopped.
 
     Returns:
         The folder of the checkpoint, or None if the run has never saved one.

@@ -1,4 +1,4 @@
-"""What a run config must hold that its types do not say: ranges, and fields that depend on each other. [light]"""
+"""Checks of the run config that its types cannot express: ranges, and fields that depend on each other. [light]"""
 
 from typing import Any, Dict
 
@@ -21,12 +21,10 @@ from ftdist.config.zero import ModelState
 
 
 def check_config(config: RunConfig) -> None:
-    """Check ranges and fields against each other.
-
-    What depends on the machine (GPUs, disk) or on files (model, data) is checked elsewhere.
+    """Check the values of a config, independently of the machine (GPUs, disk) and of files (model, data).
 
     Raises:
-        ConfigError: names the field, what it holds, what it may hold.
+        ConfigError: Names the field, its value, and the values that it may have.
     """
     refuse_secrets(config)
     if config.launch.kind is not LaunchKind.local:
@@ -45,17 +43,17 @@ def check_config(config: RunConfig) -> None:
 
 
 def refuse_secrets(config: RunConfig) -> None:
-    """A config is written to run.yaml, the batch script and W&B, so that no secret may be in it.
+    """Refuse a config that holds a secret, because it is written to run.yaml, the batch script and W&B.
 
     Raises:
-        ConfigError: names the key, never the value.
+        ConfigError: Names the key, never the value.
     """
     for key, text in texts("", config):
         if problem := secret_problem(key.removeprefix("."), text):
             raise ConfigError(
                 f"{problem}, and a config is written to run.yaml, the batch script and W&B",
-                "secrets in the environment only, from where ranks and Slurm jobs get them too",
-                "leave it out; export the variable before you start ftdist, or log in once: hf auth login, wandb login",
+                "secrets in the environment, which ranks and Slurm jobs inherit",
+                "leave it out: export the variable before you start ftdist, or log in (hf auth login, wandb login)",
             )
 
 
@@ -63,7 +61,7 @@ def _check_model(model: ModelConfig) -> None:
     _check_one_of(
         "model",
         {"path": model.path, "hub": model.hub, "builtin": model.builtin, "config": model.config},
-        "pick a ready-made experiment (experiment=demo), or set model.path=FOLDER or model.hub=ORG/NAME",
+        "choose an experiment (experiment=demo), or set model.path=FOLDER or model.hub=ORG/NAME",
     )
     if model.config and not model.tokenizer:
         raise ConfigError("model.config without model.tokenizer", "a tokenizer", "model.tokenizer=bytes")
@@ -73,7 +71,11 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    """The part of ``check_config`` that preparing needs; the config may come from a run.yaml that somebody edited."""
+    """Check the section ``data``. Data preparation calls this too, because its run.yaml may have been edited.
+
+    Raises:
+        ConfigError: See check_config.
+    """
     if not data.sources:
         raise ConfigError("data.sources is empty", "at least one source", "data.sources.mine.path=train.jsonl")
     for name, source in data.sources.items():

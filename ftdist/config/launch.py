@@ -1,4 +1,4 @@
-"""The part of the run config that says where and how ranks are started. Read with ``ftdist/config/schema.py``."""
+"""The section ``launch`` of the run config: where and how ranks are started. ``schema.py`` has the other sections."""
 
 import re
 import shlex
@@ -44,9 +44,9 @@ class Container(Enum):
 @dataclass
 class SlurmConfig:
     partition: Optional[str] = None
-    """Partition, or several separated by commas."""
+    """Partition, or several partitions separated by commas."""
     account: Optional[str] = None
-    """Account that is charged."""
+    """Account that the job is charged to."""
     qos: Optional[str] = None
     """Quality of service."""
     constraint: Optional[str] = None
@@ -54,97 +54,103 @@ class SlurmConfig:
     reservation: Optional[str] = None
     """Reservation to run in."""
     time: Optional[str] = None
-    """Time limit as Slurm writes it: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``; default the partition's."""
+    """Time limit in Slurm's notation: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``. null: that of the partition."""
     cpus_per_node: Optional[int] = None
-    """CPU cores on each node; default what the partition gives."""
+    """CPU cores on each node. null: what the partition gives."""
     mem: Optional[str] = None
-    """Host memory on each node, ``200G``; ``0`` is all of it."""
+    """Host memory on each node, such as ``200G``. ``0``: all of it."""
     exclusive: bool = False
-    """Take whole nodes."""
+    """Use whole nodes."""
     mail_user: Optional[str] = None
-    """Where Slurm sends mail."""
+    """Address that Slurm sends mail to."""
     mail_type: str = "END,FAIL,REQUEUE"
-    """What it sends mail about; only with mail_user."""
+    """Events that Slurm sends mail about. Used only with mail_user."""
     profile: Profile = Profile.generic
-    """Settings of the cluster's network and libraries: a file of ``slurm/profiles``. ``cpu`` is for nodes without
-    GPUs."""
+    """Settings for the network and the libraries of the cluster: a file in ``slurm/profiles``. ``cpu`` is for nodes
+    without GPUs."""
     modules: List[str] = field(default_factory=list)
-    """Environment modules that are loaded before anything else."""
+    """Environment modules that are loaded first."""
     env: Dict[str, str] = field(default_factory=dict)
-    """Environment variables of the job, none of which may be one of the batch script's own (``RUN_DIR``, ``PYTHON`` …).
-    From your shell the job gets what Slurm passes by default."""
+    """Environment variables of the job. Variables that the batch script uses itself (``RUN_DIR``, ``PYTHON`` …) are
+    refused. From your shell, the job gets what Slurm passes on by default."""
     container: Container = Container.none
     """Run everything in a container: ``pyxis`` (``srun --container-image``) or ``apptainer``."""
     container_image: Optional[str] = None
-    """Image, as the container runtime takes it."""
+    """Image, in the notation of the container runtime."""
     container_mounts: List[str] = field(default_factory=list)
-    """``HOST_PATH:PATH`` of folders that the container sees besides the run directory, the cache and what it sees
-    by itself."""
+    """Folders to mount in the container, as ``HOST_PATH:PATH``, besides the run directory, the cache, and what the
+    container runtime mounts by itself."""
     python: Optional[str] = None
-    """Python on the nodes; default the one that submits, or ``python3`` in a container."""
+    """Python interpreter on the nodes. null: the one that submits the job, or ``python3`` in a container."""
     options: List[str] = field(default_factory=list)
-    """Further ``sbatch`` options, one ``--name=value`` each."""
+    """Further options of ``sbatch``, each as ``--name=value``."""
     srun_options: List[str] = field(default_factory=list)
-    """Further ``srun`` options, one ``--name=value`` each."""
+    """Further options of ``srun``, each as ``--name=value``."""
     stop_before_limit_s: int = 120
-    """Seconds before the time limit at which the run is asked to save and requeue. Slurm may ask a minute earlier."""
+    """Seconds before the time limit at which the run is asked to save and to requeue. Slurm may ask up to a minute
+    earlier."""
     template: Optional[str] = None
-    """Your own batch script template; default ``slurm/submit.sbatch.template``."""
+    """Your own template of the batch script. null: ``slurm/submit.sbatch.template``."""
 
 
 @dataclass
 class NodesConfig:
     hosts: List[str] = field(default_factory=list)
-    """Machines, one ssh name each, the first of them leads; none: you start the printed command on each yourself."""
+    """Machines of the run, as names for ssh. The first one is the main machine. Empty: you run the printed command on
+    each machine yourself."""
     address: Optional[str] = None
-    """Name or address of the first machine as the others reach it; default the first of hosts."""
+    """Name or address at which the other machines reach the first one. null: the first of hosts."""
     port: int = 29500
-    """TCP port on the first machine where the ranks meet."""
+    """TCP port of the first machine at which the ranks meet."""
     ssh: str = "ssh"
-    """Command and options that reach a host, e.g. ``ssh -p 2222``. It must not ask for a password."""
+    """Command and options that connect to a host, such as ``ssh -p 2222``. It must not ask for a password."""
     join_timeout_s: int = 120
-    """Seconds in which all machines must have joined."""
+    """Seconds within which all machines must have joined."""
 
 
 @dataclass
 class DeepspeedConfig:
     hostfile: Optional[str] = None
-    """One line a machine, ``NAME slots=RANKS``: fills in ``launch.nodes.hosts``, nnodes and nproc_per_node. The other
-    settings of ``launch.nodes`` hold here too."""
+    """Hostfile with one line ``NAME slots=RANKS`` for each machine. It sets ``launch.nodes.hosts``, nnodes and
+    nproc_per_node. The other settings of ``launch.nodes`` apply as well."""
     runner: Runner = Runner.pdsh
-    """What DeepSpeed's launcher starts ranks with: ``pdsh`` (over ssh), ``slurm`` (srun) or ``openmpi`` (mpirun)."""
+    """What DeepSpeed's launcher starts the ranks with: ``pdsh`` (over ssh), ``slurm`` (srun) or ``openmpi``
+    (mpirun)."""
     options: List[str] = field(default_factory=list)
-    """Further options of srun, one ``--name=value`` each. (mpirun takes its own from ``OMPI_MCA_…`` variables.)"""
+    """Further options of srun, each as ``--name=value``. mpirun takes its options from ``OMPI_MCA_…`` variables."""
 
 
 @dataclass
 class LaunchConfig:
     kind: LaunchKind = LaunchKind.local
-    """``local``: this machine. ``nodes``: several machines without a scheduler. ``deepspeed``: the same through
-    DeepSpeed's launcher. ``slurm``: a batch job."""
+    """``local``: this machine. ``nodes``: several machines without a scheduler. ``deepspeed``: several machines,
+    through DeepSpeed's launcher. ``slurm``: a batch job."""
     device: Device = Device.auto
-    """cuda, cpu, or what the machine (under Slurm: the partition) has."""
+    """``cuda`` or ``cpu``. ``auto``: what the machine has, or under Slurm what the partition has."""
     nproc_per_node: Optional[int] = None
-    """Ranks on each machine; default every visible GPU (under Slurm: every GPU of a node), or 1 on CPU."""
+    """Ranks on each machine. null: one for each visible GPU (under Slurm: each GPU of a node), or 1 on CPU."""
     nnodes: int = 1
-    """Machines of the run."""
+    """Number of machines of the run."""
     threads_per_rank: Optional[int] = None
-    """CPU threads of one rank; default the cores shared out among the ranks."""
+    """CPU threads of each rank. null: the cores of the machine, divided among its ranks."""
     timeout_s: float = 1800.0
-    """Seconds after which a collective that makes no progress fails the run."""
+    """Seconds after which a collective without progress fails the run."""
     stall_timeout_s: float = 300.0
-    """Seconds that a rank may wait for the others in one collective of a training step or an evaluation: then the run
-    ends and names the rank that is behind. Where one loads, saves or takes its first step, timeout_s is the limit."""
+    """Seconds that a rank may wait for the others in one collective of a training step or an evaluation. After that the
+    run ends and names the rank that is behind. While ranks load, save, or take their first step, timeout_s is the
+    limit."""
     max_restarts: int = 0
-    """Times that torchrun starts all ranks again, from the last checkpoint, after one of them failed."""
+    """Maximum number of times that torchrun starts all ranks again, from the last checkpoint, after a rank has
+    failed."""
     max_requeues: int = 10
-    """Times that a Slurm job goes on by itself after its time limit, a preemption or the loss of a node; 0 never."""
+    """Maximum number of times that a Slurm job continues by itself after its time limit, a preemption or the loss of a
+    node. 0: never."""
     wait: bool = False
-    """Follow a Slurm job to its end and return the run's exit code; a launcher that is killed stops the job. false
-    returns when it is submitted."""
+    """Follow a Slurm job to its end and return the exit code of the run. If the launcher is killed, the job is stopped.
+    false: return when the job is submitted."""
     trials_at_once: Optional[int] = None
-    """Trials of a sweep that run at once; default as many as the GPUs of this machine hold, 1 on CPU, and under Slurm
-    as many as Slurm starts."""
+    """Number of trials of a sweep that run at the same time. null: as many as fit on the GPUs of this machine, or 1 on
+    CPU; under Slurm, as many as Slurm starts."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     nodes: NodesConfig = field(default_factory=NodesConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
@@ -155,20 +161,25 @@ OWNED_NAMES = re.compile(
     "RUN_DIR|PYTHON|JOB|asked|ended|code|verdict|next|threads|attempt|head|port|node|rendezvous|rendezvous_id"
     "|SRUN_CPUS_PER_TASK|SLURM_(?:JOB|ARRAY).*"
 )
-"""Variables that the batch script relies on."""
+"""Variables that the batch script uses itself."""
 OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
 HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASCII)
-"""A machine's name or address for ssh, with the user before it. It goes into commands, so it is never an option."""
+"""Name or address of a machine for ssh, with an optional user. It becomes part of a command and must not look like an
+option."""
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|UNLIMITED")
 OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "chdir", "signal", "requeue",
                  "no-requeue", "array", "wrap", "parsable", "export",
                  "test-only", "wait", "help", "usage", "version")  # fmt: skip
-"""sbatch options that the batch script relies on, a second value of which would break it; and those with which sbatch
-submits nothing, or waits."""
+"""Options of sbatch that the batch script sets itself, and options with which sbatch submits nothing or waits."""
 
 
 def texts(where: str, value: Any) -> Iterator[Tuple[str, str]]:
-    """Every text in a config value, with its key."""
+    """Iterate over all texts in a config value, each with its dotted key.
+
+    Args:
+        where: The key of the value.
+        value: A text, a list, a dict, or a part of the config.
+    """
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, list):
@@ -184,10 +195,10 @@ def texts(where: str, value: Any) -> Iterator[Tuple[str, str]]:
 
 
 def refuse_control_characters(where: str, value: Any) -> None:
-    """Nothing that goes into a batch script or a command may end a line or be invisible.
+    """Refuse texts with line breaks and other control characters: they become part of a batch script or a command.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: Names the key.
     """
     for key, text in texts(where, value):
         if any(ord(character) < 32 or 127 <= ord(character) < 160 or character in "\u2028\u2029" for character in text):
@@ -199,16 +210,16 @@ def _check_options(where: str, options: List[str], owned: Tuple[str, ...]) -> No
         if not OPTION.fullmatch(option):
             raise ConfigError(f"{where} holds {option!r}", "--name or --name=value")
         name = option[2:].split("=", 1)[0]
-        if any(known.startswith(name) for known in owned):  # Slurm takes an option's beginning for the option
+        if any(known.startswith(name) for known in owned):  # Slurm accepts the beginning of an option's name
             raise ConfigError(f"{where} holds --{name}", f"an option other than {', '.join(owned)}",
-                              "they are ftdist's own: see slurm/submit.sbatch.template")  # fmt: skip
+                              "leave it out: ftdist sets it, see slurm/submit.sbatch.template")  # fmt: skip
 
 
 def check_launch(launch: LaunchConfig) -> None:
-    """Check what must hold wherever the ranks are started.
+    """Check the section ``launch`` independently of the machine.
 
     Raises:
-        ConfigError: names the field, what it holds, what it may hold.
+        ConfigError: Names the field, its value, and the values that it may have.
     """
     refuse_control_characters("launch", launch)
     slurm = launch.slurm
@@ -242,7 +253,7 @@ def check_launch(launch: LaunchConfig) -> None:
         if not ENV_NAME.fullmatch(name):
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")
         if OWNED_NAMES.fullmatch(name):
-            raise ConfigError(f"launch.slurm.env sets {name}", "a variable that is not the batch script's own",
+            raise ConfigError(f"launch.slurm.env sets {name}", "a variable that the batch script does not use itself",
                               "see slurm/submit.sbatch.template")  # fmt: skip
     _check_options("launch.slurm.options", slurm.options, OWNED_OPTIONS)
     _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"))

@@ -1,4 +1,4 @@
-"""Which W&B mode a run uses, found without importing wandb and without asking anybody. Light: standard library only."""
+"""The W&B mode of a run, determined without importing wandb and without asking the user. [light]"""
 
 import netrc
 import os
@@ -12,8 +12,14 @@ DEFAULT_URL = "https://api.wandb.ai"
 
 
 def resolve_mode(asked: Wandb, environment: Mapping[str, str] = os.environ) -> Wandb:
-    """online, offline or disabled. ``auto`` is online where the user is logged in, else offline; wandb's own WANDB_MODE
-    decides where it is set. ``online`` without a login is offline: wandb would ask for a key, and nobody may be there.
+    """Return the W&B mode to use: online, offline or disabled.
+
+    ``auto`` follows wandb's own variable WANDB_MODE if it is set; otherwise it is online if the user is logged in, else
+    offline. ``online`` without a login becomes offline, because wandb would ask for a key and wait for an answer.
+
+    Args:
+        asked: The setting ``track.wandb``.
+        environment: The environment variables.
     """
     if asked is Wandb.auto:
         said = environment.get("WANDB_MODE", "").lower()
@@ -25,7 +31,7 @@ def resolve_mode(asked: Wandb, environment: Mapping[str, str] = os.environ) -> W
 
 
 def logged_in(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether wandb would find a key: in its variables or in the netrc file that ``wandb login`` writes."""
+    """Return whether wandb would find a key, in its variables or in the netrc file that ``wandb login`` writes."""
     if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(environment.get("WANDB_BASE_URL") or DEFAULT_URL).hostname

@@ -1,4 +1,4 @@
-"""What of a run's config a later command may change: how the run is computed, never what is computed. [light]"""
+"""Which settings of a run a later command may change: how the run is computed, but not what is computed. [light]"""
 
 import hashlib
 import json
@@ -16,20 +16,28 @@ CHANGEABLE = (
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.checkpoint_every", "train.keep_checkpoints",
     "train.async_checkpoint",
 )  # fmt: skip
-"""Keys that ``ftdist resume RUN_DIR key=value`` takes, with all below them."""
+"""Keys that ``ftdist resume RUN_DIR key=value`` may change, and all keys below them."""
 EVALUATED = (
     "data", "cache_dir", "batch.micro_batch_size", "model.attention", "zero.stage", "zero.offload_param",
     "launch.device", "launch.nproc_per_node", "launch.threads_per_rank", "launch.timeout_s",
 )  # fmt: skip
-"""Keys that ``ftdist eval RUN_DIR key=value`` takes: others would change nothing of what it measures."""
-FOLLOWS = ("batch.grad_accum_steps",)  # from the number of ranks
-PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")  # where a run lies and how it was started
+"""Keys that ``ftdist eval RUN_DIR key=value`` may change. Other keys have no effect on an evaluation."""
+DERIVED = ("batch.grad_accum_steps",)
+"""Keys that follow from the number of ranks."""
+PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")
+"""Keys that say where a run is stored, and how it is started and tracked."""
 
 
 def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequence[str] = CHANGEABLE) -> None:
-    """
+    """Check that a verb may change what the overrides set.
+
+    Args:
+        overrides: Words of the command line.
+        verb: The verb, for the message.
+        changeable: Keys that it may change, and all keys below them.
+
     Raises:
-        ConfigError: one of ``key=value`` is not for this verb to change; says which are.
+        ConfigError: Names the first override that is not allowed, and the keys that are.
     """
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
@@ -45,7 +53,7 @@ def config_hash(config: RunConfig) -> str:
     A run can continue from the checkpoints of another run if both have the same hash.
     """
     tree = asdict(config)
-    for key in (*CHANGEABLE, *FOLLOWS, *PLACES):
+    for key in (*CHANGEABLE, *DERIVED, *PLACES):
         _remove(tree, key)
     for key, before in sorted(ADDED_LATER.items(), key=lambda item: item[0].count(".")):  # sections before their fields
         _remove(tree, key, only_if=before)

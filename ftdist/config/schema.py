@@ -1,14 +1,14 @@
-"""The run config: one typed tree that holds names, types, defaults and units. Its checks are in ``checks.py``.
+"""The run config: a typed tree with the name, type, default and unit of every setting. ``checks.py`` checks its values.
 
-YAML in ``conf/`` holds only values that differ from the defaults here. The text under a field is its documentation:
-the configuration reference is generated from it.
+The YAML files in ``conf/`` hold only values that differ from the defaults here. The text under a field is its
+documentation: docs/configuration.md is generated from it.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, List, Optional
 
-from ftdist.config.launch import Device as Device  # a part of the tree that is written down elsewhere
+from ftdist.config.launch import Device as Device  # part of the tree; in its own file because of its length
 from ftdist.config.launch import LaunchConfig as LaunchConfig
 from ftdist.config.launch import LaunchKind as LaunchKind
 
@@ -83,51 +83,54 @@ class OptimizerKind(Enum):
 @dataclass
 class SourceConfig:
     path: Optional[str] = None
-    """A local file (.jsonl .json .csv .parquet .txt .arrow, or a glob of them) or a folder made by
+    """A local file (.jsonl .json .csv .parquet .txt .arrow), a glob of such files, or a folder made by
     ``datasets.save_to_disk``. Exactly one of path, hub and builtin is set."""
     hub: Optional[str] = None
-    """A data set on the Hugging Face hub, ``org/name``."""
+    """A data set on the Hugging Face hub: ``org/name``."""
     builtin: Optional[str] = None
-    """``stdlib_docs`` (questions and answers from the Python standard library's docstrings) or ``fake``
-    (generated chats of random words, variable length)."""
+    """``stdlib_docs``: questions and answers from the docstrings of the Python standard library. ``fake``: generated
+    chats of random words, of different lengths."""
     subset: Optional[str] = None
-    """Hub data set configuration name."""
+    """Configuration name of a hub data set."""
     split: str = "train"
     """Split of a hub data set or of a saved DatasetDict."""
     revision: Optional[str] = None
-    """Hub commit, branch or tag. Give a commit for a run that can be repeated."""
+    """Commit, branch or tag on the hub. Use a commit for a run that can be repeated."""
     format: Format = Format.auto
-    """How a record is read; ``auto`` recognises it from its fields."""
+    """Format of the records. ``auto`` recognises it from the field names."""
     weight: float = 1.0
-    """Passes over this source in one epoch: 2 takes every document twice, 0.5 a seeded half of them."""
+    """Passes over this source in one epoch: 2 uses every document twice, 0.5 uses a seeded half of them."""
     max_documents: Optional[int] = None
-    """Read at most this many documents (for ``fake``: how many to generate)."""
+    """Maximum number of documents to read. For ``fake``: number of documents to generate."""
 
 
 @dataclass
 class DataConfig:
     sources: Dict[str, SourceConfig] = field(default_factory=dict)
-    """Training sources by a name of your choice."""
+    """Training sources, each under a name that you choose."""
     heldout: Dict[str, SourceConfig] = field(default_factory=dict)
-    """Held-out sources by name; each is evaluated on its own as ``eval/<name>/loss``."""
+    """Held-out sources by name. Each is evaluated separately, as ``eval/<name>/loss``."""
     heldout_share: float = 0.0
-    """Share (0 to 0.5) of the documents of ``sources`` held out as ``eval/heldout/loss``. A document is chosen by a
-    hash of its content, so equal documents are never on both sides and the choice does not depend on order."""
+    """Share (0 to 0.5) of the documents of ``sources`` that is held out and evaluated as ``eval/heldout/loss``.
+    Documents are chosen by a hash of their content: equal documents are always on the same side, and the choice does
+    not depend on their order."""
     max_heldout_documents: Optional[int] = None
-    """Keep at most this many held-out documents per held-out set."""
+    """Maximum number of documents in each held-out set. null: all."""
     train_on: TrainOn = TrainOn.auto
-    """Which tokens are trained. ``auto``: assistant turns of chats, completions of prompt/completion records, all of
-    plain text. ``last``: the last assistant turn only."""
+    """Tokens that are trained. ``auto``: the assistant turns of chats, the completions of prompt/completion records,
+    and all of plain text. ``last``: the last assistant turn only."""
     chat_template: Optional[str] = None
-    """Chat template: a name that ftdist ships (``chatml``) or a path of a Jinja file; default the tokenizer's own."""
+    """Chat template: the name of one that ftdist ships (``chatml``), or the path of a Jinja file. null: the tokenizer's
+    own."""
     max_seq_len: int = 2048
-    """Tokens in one row."""
+    """Length of a row in tokens."""
     packing: bool = True
-    """Pack whole documents into rows, isolated from each other; false puts one document in a row and pads."""
+    """Pack whole documents into rows, isolated from each other. false: one document in each row, padded."""
     long_documents: LongDocuments = LongDocuments.truncate
-    """What to do with a document longer than max_seq_len: cut its end off, split it into several, or drop it."""
+    """What happens to a document that is longer than max_seq_len: its end is cut off, it is split into several
+    documents, or it is dropped."""
     num_workers: Optional[int] = None
-    """Processes that tokenise; default one per core."""
+    """Number of processes that tokenise. null: one for each CPU core."""
 
 
 @dataclass
@@ -135,25 +138,27 @@ class ModelConfig:
     path: Optional[str] = None
     """A local Hugging Face model folder or a .gguf file. Exactly one of path, hub, builtin and config is set."""
     hub: Optional[str] = None
-    """A model on the Hugging Face hub, ``org/name``."""
+    """A model on the Hugging Face hub: ``org/name``."""
     builtin: Optional[str] = None
-    """``smollm2-135m-instruct``: real weights that arrive as a Python package."""
+    """``smollm2-135m-instruct``: pretrained weights that are installed as a Python package."""
     config: Dict[str, Any] = field(default_factory=dict)
-    """A transformers model config (``model_type`` and its fields): the weights are initialised at random."""
+    """A transformers model config (``model_type`` and its fields). The weights are initialised at random."""
     revision: Optional[str] = None
-    """Hub commit, branch or tag."""
+    """Commit, branch or tag on the hub."""
     tokenizer: Optional[str] = None
-    """Tokenizer folder or hub name, or ``bytes`` for a built-in byte-level one; default the model's own."""
+    """Tokenizer folder or hub name, or ``bytes`` for a built-in byte-level tokenizer. null: the model's own."""
     new_special_tokens: List[str] = field(default_factory=list)
-    """Tokens added to the vocabulary; their embeddings start as the mean of the existing ones."""
+    """Tokens that are added to the vocabulary. Their embeddings start as the mean of the existing ones."""
     pad_vocab_to_multiple_of: int = 1
-    """Pad the embedding's first dim to a multiple of this (64 suits tensor cores); padded ids are never produced."""
+    """Pad the number of embedding rows to a multiple of this; 64 suits tensor cores. The model never produces the added
+    ids."""
     attention: Attention = Attention.auto
-    """How packed documents are isolated. ``documents``: SDPA per document (any device); ``varlen``: PyTorch's
-    variable-length kernel (CUDA); ``flex``: flex attention (CUDA); ``mask``: a block-diagonal mask, quadratic in the
-    row. ``auto``: varlen on CUDA, documents on CPU. Proven isolating at the start of every run."""
+    """How packed documents are isolated from each other. ``documents``: SDPA on each document (any device). ``varlen``:
+    PyTorch's variable-length kernel (CUDA). ``flex``: flex attention (CUDA). ``mask``: a block-diagonal mask, whose
+    size is quadratic in the row length. ``auto``: varlen on CUDA, documents on CPU. The isolation is tested at the
+    start of every run."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you trust its author."""
+    """Run Python code that comes with the model. Leave it off unless you trust the author."""
 
 
 @dataclass
@@ -171,11 +176,11 @@ class ObjectiveConfig:
 @dataclass
 class BatchConfig:
     global_batch_size: int = 8
-    """Rows per optimizer step, over all ranks and accumulation steps."""
+    """Rows in each optimizer step, over all ranks and accumulation steps."""
     micro_batch_size: int = 1
-    """Rows that one rank puts through the model at a time."""
+    """Rows that one rank processes at a time."""
     grad_accum_steps: Optional[int] = None
-    """Micro-steps per optimizer step; derived from global_batch_size where not given."""
+    """Micro-steps in each optimizer step. null: derived from global_batch_size."""
 
 
 @dataclass
@@ -189,22 +194,22 @@ class OptimConfig:
     beta2: float = 0.95
     """Decay rate of the second moment."""
     eps: float = 1.0e-8
-    """Added to the denominator of the update."""
+    """Constant that is added to the denominator of the update."""
     weight_decay: float = 0.0
-    """Decoupled weight decay on matrices; norms and biases have none."""
+    """Decoupled weight decay. It applies to matrices, not to norms and biases."""
     max_grad_norm: float = 1.0
-    """The global gradient norm is clipped to this; 0 does not clip."""
+    """Maximum global norm of the gradient; a larger gradient is scaled down to it. 0: no clipping."""
     schedule: Schedule = Schedule.cosine
-    """Learning rate after warm-up: constant, linear or cosine down to min_lr_ratio at the end, or wsd
-    (warmup-stable-decay: constant, then linear over the last decay_steps)."""
+    """Learning rate after the warm-up. ``constant``; ``linear`` or ``cosine``: falls to min_lr_ratio at the end;
+    ``wsd`` (warmup-stable-decay): constant, then linear over the last decay_steps."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up from 0."""
     warmup_ratio: Optional[float] = None
-    """Warm-up as a share (0 to 1) of the run's optimizer steps, rounded up. Set it instead of ``warmup_steps``; it is
-    replaced by ``warmup_steps`` when the number of steps is known."""
+    """Warm-up as a share (0 to 1) of the run's optimizer steps, rounded up. Set it instead of warmup_steps. It is
+    replaced by warmup_steps when the number of steps is known."""
     shorten_warmup: bool = False
-    """If the warm-up does not fit into the run, shorten it to at most a tenth of the run. Otherwise such a run is
-    refused. Set to true when the warm-up comes from a file of this group, such as ``optim=cosine``."""
+    """If the warm-up does not fit into the run, shorten it to at most a tenth of the run. false: such a run is refused.
+    It is set to true when the warm-up comes from a file of this group, such as ``optim=cosine``."""
     decay_steps: int = 0
     """Optimizer steps of the final decay of ``wsd``."""
     min_lr_ratio: float = 0.0
@@ -214,51 +219,56 @@ class OptimConfig:
 @dataclass
 class ZeroConfig:
     stage: int = 2
-    """What is sharded over ranks. 0: nothing; 1: optimizer states; 2: gradients too; 3: parameters too."""
+    """What is sharded over the ranks. 0: nothing. 1: optimizer states. 2: also gradients. 3: also parameters."""
     offload_optimizer: Offload = Offload.none
-    """Keep optimizer states (and run the optimizer) in host memory. Stages 1 to 3."""
+    """``cpu``: keep the optimizer states in host memory, and run the optimizer on the CPU. Stages 1 to 3."""
     offload_param: Offload = Offload.none
-    """Keep sharded parameters in host memory. Stage 3."""
+    """``cpu``: keep the sharded parameters in host memory. Stage 3."""
     deepspeed: Dict[str, Any] = field(default_factory=dict)
-    """Further DeepSpeed keys, merged into the generated config. A key that ftdist owns is refused."""
+    """Further DeepSpeed settings, merged into the generated DeepSpeed config. Settings that ftdist makes itself are
+    refused."""
 
 
 @dataclass
 class TrainConfig:
     epochs: Optional[float] = None
-    """Passes over the packed training rows. Exactly one of epochs and max_steps is set."""
+    """Passes over the packed training rows. Set epochs or max_steps. If both are set, the more specific one is used:
+    the command line before an experiment, and an experiment before a group such as ``train=one_epoch``."""
     max_steps: Optional[int] = None
-    """Optimizer steps of the run."""
+    """Number of optimizer steps of the run, instead of epochs."""
     precision: Precision = Precision.bf16
-    """bf16: weights and activations in bfloat16, master weights and optimizer states in fp32. fp32: all fp32."""
+    """``bf16``: weights and activations in bfloat16, master weights and optimizer states in fp32. ``fp32``: everything
+    in fp32."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    """Recompute activations in the backward pass. It takes less memory and about a third more compute."""
     log_every: int = 1
     """Optimizer steps between two metric records."""
     eval_every: Optional[int] = None
-    """Optimizer steps between evaluations; default only before the first and after the last step."""
+    """Optimizer steps between evaluations. null: only before the first and after the last step."""
     checkpoint_every: Optional[int] = None
-    """Optimizer steps between checkpoints; default only after the last step."""
+    """Optimizer steps between checkpoints. null: only after the last step."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; the best one by held-out loss, that of a stop until the next is due, and pinned ones
-    (``touch CHECKPOINT/pinned``) besides."""
+    """Number of newest checkpoints that are kept. Besides them, ftdist keeps the best one by held-out loss, one that
+    was saved at a stop (until the next regular one), and pinned ones (``touch CHECKPOINT/pinned``)."""
     async_checkpoint: bool = True
-    """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds) and write it while training goes
-    on; false waits until it is written."""
+    """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds), and write it while training
+    continues. false: training waits until the checkpoint is written."""
     max_bad_steps: int = 5
-    """Steps in a row whose loss or gradient norm is not finite, after which the run goes back to its last checkpoint
-    and leaves out the data that it has had since. Each such step is itself left out: no weight or moment changes."""
+    """Number of consecutive bad steps after which the run goes back to its last checkpoint and skips the data that it
+    has used since. A step is bad if its loss or gradient norm is not finite. The update of a bad step is skipped: no
+    weight and no moment changes."""
     max_rollbacks: int = 2
-    """Times that a run may go back so; then it stops and says where."""
+    """Maximum number of rollbacks. After that the run fails and names the steps."""
     grad_spike_z: Optional[float] = None
-    """Leave out a step too whose gradient norm is more than this many robust standard deviations (1.4826 · the median
-    absolute deviation) above the median of the last grad_spike_window norms; default never. 10 is a careful choice."""
+    """Also treat a step as bad if its gradient norm is more than this many robust standard deviations (1.4826 · the
+    median absolute deviation) above the median of the last grad_spike_window norms. 10 is a cautious choice. null:
+    never."""
     grad_spike_window: int = 64
-    """Gradient norms that a spike is measured against; before there are so many, none is."""
+    """Number of gradient norms that a new one is compared with. No step is a spike before there are so many."""
     num_samples: int = 2
-    """Held-out prompts answered at every evaluation (greedy); 0 for none."""
+    """Number of held-out prompts that are answered at every evaluation (greedy decoding). 0: none."""
     sample_tokens: int = 64
-    """Longest sampled answer, in tokens."""
+    """Maximum length of a sampled answer in tokens."""
     export: bool = True
     """Write the trained model in Hugging Face format to ``export/`` at the end."""
 
@@ -266,41 +276,41 @@ class TrainConfig:
 @dataclass
 class TrackConfig:
     wandb: Wandb = Wandb.auto
-    """auto: online where you are logged in, else offline; nothing is ever asked."""
+    """Weights & Biases mode. ``auto``: online if you are logged in, else offline. You are never asked to log in."""
     project: str = "ftdist"
     """W&B project."""
     entity: Optional[str] = None
-    """W&B team or user; default your own."""
+    """W&B team or user. null: your own."""
     group: Optional[str] = None
-    """W&B group, e.g. of a sweep."""
+    """W&B group, for example of a sweep."""
     job_type: str = "train"
     """W&B job type."""
     tags: List[str] = field(default_factory=list)
     """W&B tags."""
     run_id: Optional[str] = None
-    """W&B run id; made when the run is frozen, so that a resume continues the same W&B run."""
+    """W&B run id. null: generated when the run is frozen, so that a resume continues the same W&B run."""
 
 
 @dataclass
 class DebugConfig:
     deterministic: bool = False
-    """Only deterministic kernels (slower on GPUs); an operation that has none is an error."""
+    """Use deterministic kernels only, which are slower on GPUs. An operation without one is an error."""
     detect_anomaly: bool = False
-    """Name the forward operation whose backward made a NaN (several times slower)."""
+    """Name the forward operation whose backward pass produced a NaN. Several times slower."""
 
 
 @dataclass
 class RunConfig:
     name: str = "run"
-    """Name of the run: part of its directory and its W&B name."""
+    """Name of the run. It is part of the run directory's name, and the name of the W&B run."""
     runs_dir: str = "runs"
-    """Folder in which run directories are made."""
+    """Folder in which run directories are created."""
     run_dir: Optional[str] = None
-    """This run's directory; default ``runs_dir/<date>-<time>-<name>``."""
+    """Run directory of this run. null: ``runs_dir/<date>-<time>-<name>``."""
     cache_dir: Optional[str] = None
-    """Where prepared data and converted models are kept; default ``$FTDIST_CACHE`` or ``~/.cache/ftdist``."""
+    """Folder for prepared data and converted models. null: ``$FTDIST_CACHE`` or ``~/.cache/ftdist``."""
     seed: int = 0
-    """Seeds the data order, the weights that are initialised at random, and dropout."""
+    """Seed of the data order, of randomly initialised weights, and of dropout."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)

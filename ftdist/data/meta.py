@@ -95,7 +95,7 @@ def sample_document(writer: SetWriter, tokenizer: Any) -> List[List[Any]]:
     return [[text, flag] for text, flag, _ in split_tokens(tokenizer, tokens[span], trained[span])]
 
 
-def data_warnings(config: RunConfig, meta: Dict[str, Any], num_leaked: int) -> List[str]:
+def preparation_warnings(config: RunConfig, meta: Dict[str, Any], num_leaked: int) -> List[str]:
     """Return what the user should check before training.
 
     Args:

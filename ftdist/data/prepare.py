@@ -19,7 +19,7 @@ from ftdist.data.encode import Encoded, EncodeSettings, HashedPrompt, content_ha
 from ftdist.data.meta import (
     check_not_empty,
     data_settings,
-    data_warnings,
+    preparation_warnings,
     sample_document,
     set_stats,
     source_stats,
@@ -259,7 +259,7 @@ def _finish(
             name, weight = sources[number].name, sources[number].source.weight
             stats[name] = source_stats(writer, number, result.counts[number], weight, items)
     meta["sample"] = sample_document(writers[TRAIN], tokenizer)
-    meta["warnings"] = data_warnings(config, meta, result.num_leaked)
+    meta["warnings"] = preparation_warnings(config, meta, result.num_leaked)
     return meta
 
 

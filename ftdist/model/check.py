@@ -63,7 +63,7 @@ def _check_model_type(config: RunConfig) -> None:
     model_type = config.model.config.get("model_type")
     if model_type in CONFIG_MAPPING:
         return
-    near = nearest(str(model_type), CONFIG_MAPPING)
+    near = [] if model_type is None else nearest(str(model_type), CONFIG_MAPPING)
     found = "model.config.model_type is not set"
     if model_type is not None:
         found = f"model.config.model_type={model_type} is not a model type that transformers knows"

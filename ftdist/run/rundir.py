@@ -247,7 +247,7 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
     path = checkpoint / MANIFEST
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # a link may lead elsewhere, and reading a pipe would block
-            raise ValueError("it is a link, a pipe or the like, not a file of its own")
+            raise ValueError("it is not a regular file")
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
         if manifest_text(manifest) == text:

@@ -9,7 +9,7 @@ class Sink(Protocol):
     The first sink of a run is its record (``track/jsonl.py``). The others are views of the record: they may read it,
     and they may lack records that it has. The record is written before the other sinks are called.
 
-    A sink must not stop or slow down training. When it fails, it tells the user in one line and goes on.
+    A sink must not stop or slow down training. When it fails, it tells the user in one line and continues.
     """
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -20,6 +20,8 @@ class Sink(Protocol):
 
     def rewind(self, step: int, evaluated: bool) -> None:
         """Remove what was logged after ``step``, because the run goes back to it and repeats the later steps.
+
+        A sink that cannot remove anything does nothing.
 
         Args:
             step: Optimizer steps that are done.

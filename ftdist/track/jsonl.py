@@ -19,8 +19,8 @@ MAX_WAITING = 10_000
 class RunRecord:
     """The record of a run, and its first sink: metrics.jsonl and samples.jsonl in the run directory.
 
-    A record that cannot be written, for example because the disk is full, does not stop the run. The user is told once,
-    and the record is written again together with the next one.
+    A record that cannot be written, for example because the disk is full, does not stop the run. The user is told once.
+    The record is kept in memory, and written together with the next one.
     """
 
     def __init__(self, run: RunDir, note: Callable[[str], None]) -> None:
@@ -132,8 +132,8 @@ def cut_records(path: Path, kept: Callable[[Record], bool]) -> None:
 class JsonLines:
     """Append records to a file. Each one is handed to the operating system before ``append`` returns.
 
-    A failed write, for example on a full disk, raises no error. The file is truncated after its last complete line, and
-    the record is written again with the next record and when the file is closed.
+    A failed write, for example on a full disk, raises no error. The file is truncated after its last complete line. The
+    write is repeated with the next record, and for the last time when the file is closed.
 
     Attributes:
         lost: Number of records that were given up.

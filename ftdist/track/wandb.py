@@ -1,7 +1,7 @@
 """The W&B sink. It is the only module that imports wandb.
 
 All calls of the W&B client run in one daemon thread, which takes them from a bounded queue. A client that fails or
-hangs can therefore not stop or slow down training. The user is told in one line. W&B may then lack records, but
+hangs therefore cannot stop or slow down training. The user is told in one line. W&B may then lack records, but
 metrics.jsonl has them all.
 """
 
@@ -55,8 +55,7 @@ class WandbRun:
         self._put(lambda client: client.log({"step": step, **values}, step=step))
 
     def samples(self, step: int, rows: List[Dict[str, Any]]) -> None:
-        """Log a table of sample answers, each with ``set``, ``index``, ``question``, ``prompt``, ``answer``,
-        ``reference``.
+        """Log sample answers as a table.
 
         The table begins with the answers of the base model, so that the newest table shows what the model has learned.
         """
@@ -72,7 +71,7 @@ class WandbRun:
         self._put(log_table)
 
     def rewind(self, step: int, evaluated: bool) -> None:
-        """Do nothing: W&B accepts each step only once. It ignores the repeated steps up to the last one it has."""
+        """Do nothing, because W&B accepts each step only once. It ignores the steps that are repeated."""
 
     def finish(self, exit_code: int) -> None:
         """Send what is queued and close the W&B run, within ``FINISH_TIMEOUT_S``.

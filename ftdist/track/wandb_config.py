@@ -7,7 +7,9 @@ from typing import Any, Dict
 from ftdist.base.redact import REDACTED, SECRET_KEY, redact
 from ftdist.config.schema import RunConfig
 
-SECTIONS = ("name", "seed", "model", "data", "method", "batch", "optim", "zero", "train", "launch", "debug")
+SECTIONS = (
+    "name", "seed", "model", "data", "method", "objective", "batch", "optim", "zero", "train", "launch", "debug",
+)  # fmt: skip
 """Sections of the config that may be published. A new section stays private until it is added here."""
 
 

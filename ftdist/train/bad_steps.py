@@ -71,9 +71,10 @@ def report_bad_step(training: Training, index: int, bad: str) -> Dict[str, Any]:
 def roll_back(training: Training, bad: str) -> None:
     """Load the last checkpoint that was due, and skip all batches that the run has used since then.
 
-    A checkpoint that was saved only because the run was stopped is not used if there is another one. So the result does
-    not depend on when a run was stopped. The skipped batches are added to ``state.skipped`` as ``[step, batches]``. If
-    the run is killed before the next checkpoint, it meets the same bad steps again and rolls back again.
+    A checkpoint is due every ``train.checkpoint_every`` steps. One that was saved only because the run was stopped is
+    not used if there is another one, so that the result does not depend on when a run was stopped. The skipped batches
+    are added to ``state.skipped`` as ``[step, batches]``. If the run is killed before the next checkpoint, it meets the
+    same bad steps again and rolls back again.
 
     Args:
         bad: Why the last step is bad.
@@ -115,5 +116,6 @@ def roll_back(training: Training, bad: str) -> None:
 
 
 def _shorten(rows: List[int]) -> str:
+    """Return the first rows as text, and the number of all rows if there are more."""
     shown = ", ".join(str(row) for row in rows[:SHOWN_ROWS])
     return f"{shown} … ({len(rows)})" if len(rows) > SHOWN_ROWS else shown

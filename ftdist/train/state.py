@@ -36,7 +36,7 @@ class TrainState:
     bad_in_a_row: int = 0
     """Number of bad steps since the last good one. The update of a bad step is left out."""
     skipped: List[List[int]] = field(default_factory=list)
-    """``[step, batches]`` for each rollback: from ``step`` on, the run has skipped this number of global batches."""
+    """``[step, batches]`` for each rollback: after ``step`` steps the run skipped this number of global batches."""
     rollbacks: int = 0
     """Number of times that the run has rolled back to a checkpoint."""
     grad_norms: List[float] = field(default_factory=list)

@@ -68,6 +68,11 @@ def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick:
     return EXIT_DONE
 
 
+def _one_line(error: FtdistError) -> str:
+    """Return the message of an error in one line."""
+    return " ".join(str(error).split())
+
+
 def run_number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool) -> None:
     """Run the checks of numbers and write their results to ``folder``. Every rank must call it.
 
@@ -85,8 +90,8 @@ def run_number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool
         done = {check.name for check in checks.read_checks(folder)}
         left = [name for name in NUMBERS if name not in done]
         for name in left:
-            cause = " ".join(str(error).split())
-            report(checks.failed(name, cause) if name == left[0] else checks.not_run(name, "the run stops before that"))
+            not_run = checks.not_run(name, "the run stops before that")
+            report(checks.failed(name, _one_line(error)) if name == left[0] else not_run)
 
 
 def check_before_ranks(
@@ -109,7 +114,7 @@ def check_before_ranks(
     try:
         missing = Missing(no_model, missing_tokenizer(config, no_model))
     except ConfigError as error:
-        checks.append(folder, checks.failed(TOKENIZER, " ".join(str(error).split())))
+        checks.append(folder, checks.failed(TOKENIZER, _one_line(error)))
         return None
     trial = make_trial(config, folder, wanted_ranks, ranks, quick, missing)
     own = _check_data(trial, folder, quick)
@@ -135,7 +140,7 @@ def _check_model(config: RunConfig, missing: Optional[ConfigError]) -> checks.Ch
         facts = check_model(config)
         check_fit(config, facts)
     except ConfigError as error:
-        return checks.failed(MODEL, " ".join(str(error).split()))
+        return checks.failed(MODEL, _one_line(error))
     return checks.passed(MODEL, f"{facts.model_type}, {facts.parameters:,} parameters")
 
 
@@ -155,7 +160,7 @@ def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
     except (ConfigError, DataError) as error:
         # Data on the hub cannot be read without network. That is not an error of the config.
         outcome = checks.not_run if ".hub=" in error.found else checks.failed
-        checks.append(folder, outcome(DATA, " ".join(str(error).split())))
+        checks.append(folder, outcome(DATA, _one_line(error)))
         return None
     for check in found:
         checks.append(folder, check)
@@ -167,7 +172,7 @@ def _check_records(trial: Trial, folder: Path) -> None:
     try:
         read_documents(trial.data_config, from_hub=False)
     except (ConfigError, DataError) as error:
-        checks.append(folder, checks.failed(DATA, " ".join(str(error).split())))
+        checks.append(folder, checks.failed(DATA, _one_line(error)))
 
 
 def _num_rows(folder: Path) -> int:
@@ -205,8 +210,10 @@ def _rows_taken(seed: int, rows: int, plan: BatchPlan) -> List[int]:
 
 
 def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
-    """Return the number of steps of the run. 0 if it counts epochs and only the first documents of the data were
-    read."""
+    """Return the number of steps of the run, or 0 if it is not known.
+
+    It is not known if the run counts epochs and only the first documents of its data were read.
+    """
     if config.train.max_steps:
         return config.train.max_steps
     if own is None:
@@ -222,7 +229,7 @@ def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
 def check_learning_rate(config: RunConfig, max_steps: int) -> checks.Check:
     """Compare the learning rate of every step of the run with the formulas of docs/step.md."""
     if not max_steps:
-        return checks.not_run(RATE, "train.epochs: the number of steps is known only when all data is prepared")
+        return checks.not_run(RATE, "train.epochs is set: the number of steps is known only when all data is prepared")
     optim, allowed = copy.copy(config.optim), SAME_RATE * config.optim.lr
     fit_warmup(optim, max_steps)
     found = [learning_rate(optim, step, max_steps) for step in range(max_steps)]

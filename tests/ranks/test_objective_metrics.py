@@ -5,13 +5,12 @@ from typing import Any, Dict, List
 
 import pytest
 
-from ftdist.config.frozen import load_config
 from ftdist.config.schema import RunConfig
 from ftdist.objective.base import LossSum
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.run.prepared import data_folder
-from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import read_rows, row_order
+from tests.helpers.training import assemble, start
 from tests.spawn import run_ranks
 from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
@@ -29,19 +28,10 @@ class LabelIds(SupervisedFineTuning):
         return LossSum(super().loss(model, batch).loss, {METRIC: float(labels.sum())})
 
 
-def _train(run_dir: Path) -> None:
-    from ftdist.parallel import rank_process
-    from ftdist.parallel import ranks as rank_setup
+def _train(config: RunConfig, path: Path) -> None:
     from ftdist.train.loop import train
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
 
-    run = RunDir(run_dir)
-    config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_process.quiet_libraries()
-    rank_setup.start_process_group(config, ranks)
-    training = assemble(config, run, ranks, Preemption(run, ranks.rank))
+    training = assemble(config, path, start(config))
     training.objective = LabelIds(training.vocab_size)
     assert training.plan.grad_accum_steps == 2
     train(training)
@@ -67,7 +57,7 @@ def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: 
         "train.num_samples=0", "train.export=false", "train.log_every=1",
     )  # fmt: skip
     run = freeze_tiny(config, tmp_path / "run", RANKS)
-    run_ranks(_train, RANKS, run.path)
+    run_ranks(_train, RANKS, config, run.path)
     records: List[Dict[str, Any]] = [record for record in run.read_metrics() if "train/loss" in record]
     expected = _expected_means(config)
     assert [record[METRIC] for record in records] == pytest.approx(expected, rel=1e-12)

@@ -16,11 +16,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_path_is_printed_as_short_as_possible(here: Path) -> None:
-    assert output.shown(here / "a b") == "a b" and output.typed(here / "a b") == "'a b'"
-    assert output.shown(here.parent / "elsewhere") == str(here.parent / "elsewhere")
+    assert output.short_path(here / "a b") == "a b" and output.quoted_path(here / "a b") == "'a b'"
+    assert output.short_path(here.parent / "elsewhere") == str(here.parent / "elsewhere")
 
 
 def test_a_process_in_another_folder_than_its_user_prints_absolute_paths(here: Path) -> None:
     output.show_absolute_paths()
-    assert output.shown(here) == output.shown(".") == str(here)
-    assert output.shown("a") == str(here / "a")
+    assert output.short_path(here) == output.short_path(".") == str(here)
+    assert output.short_path("a") == str(here / "a")

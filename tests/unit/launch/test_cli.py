@@ -116,7 +116,7 @@ def test_a_chat_refuses_what_no_answer_can_be(words: List[str]) -> None:
 
 def test_flags_stand_anywhere(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith("# @package optim\nlr: 0.001")
+    assert done.returncode == 0 and done.stdout.startswith("# @package optim\noptimizer: adamw\nlr: 0.001")
     assert ftdist("train", "--cfg=job", "seed=3", "name=${seed}", "--resolve", cwd=tmp_path).stdout.startswith(
         "name: '3'"
     )

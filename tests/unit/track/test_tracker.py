@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,8 @@ def test_the_public_config_hides_secrets_and_keeps_the_rest() -> None:
     assert public["train"]["sample_tokens"] == 64 and public["train"]["precision"] == "bf16"
     assert "track" not in public and "run_dir" not in public
     json.dumps(public)
+
+
+def test_every_section_of_the_config_is_either_published_or_private() -> None:
+    private = {"runs_dir", "run_dir", "cache_dir", "track"}
+    assert set(public_config(RunConfig())) == {field.name for field in fields(RunConfig)} - private

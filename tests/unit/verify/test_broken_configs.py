@@ -228,7 +228,7 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     another_models_tokenizer: ("token ids fit the embedding", "another model's tokenizer"),
     another_generation_prompt: ("training prompt = chat prompt", "a chat program gives"),
     most_answers_empty: ("trained tokens", "most documents of 'mine' are dropped"),
-    rows_longer_than_the_positions: ("model can be trained", "each a row of a table"),
+    rows_longer_than_the_positions: ("model can be trained", "the length of its position table"),
     rows_far_too_short: ("documents are complete", "are cut at data.max_seq_len=64"),
 }
 

@@ -185,7 +185,7 @@ def test_completion_is_hydras(word: str, offers: List[str]) -> None:
     ],
 )
 def test_settings_of_hydra_itself_are_refused(word: str, instead: str) -> None:
-    with pytest.raises(ConfigError, match="sets Hydra itself") as error:
+    with pytest.raises(ConfigError, match="is a setting of Hydra itself") as error:
         composed("experiment=smoke", word)
     assert error.value.fix == instead
 
