@@ -11,7 +11,7 @@ from ftdist.config.schema import RunConfig
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.subject import assemble_run, make_subject, num_ranks, parameter_count, start_rank
 from tests.bench.tax import at_stage
-from tests.spawn import run_ranks
+from tests.helpers.ranks import run_ranks
 
 WAYS = ("beside training", "while it waits", "DeepSpeed's save_checkpoint")
 PARTS = ("stall", "published", "hashing", "syncing", "step", "step beside")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
-from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
+from tests.helpers.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 CPU_RANKS = 2
 ROWS = 64

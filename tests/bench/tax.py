@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Tuple
 from ftdist.config.schema import RunConfig
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.subject import assemble_run, make_subject, num_ranks, parameter_count, start_rank
-from tests.spawn import run_ranks
+from tests.helpers.ranks import run_ranks
 
 WARMUP_STEPS = 3
 BLOCK_STEPS = 2

@@ -11,8 +11,8 @@ from ftdist.run.rundir import RunDir
 from tests.faults.soak import fill, ranks_of, small_disk
 from tests.faults.table import fault
 from tests.helpers.cli import TIMEOUT_S, start, succeed, wait_until
+from tests.helpers.ranks import free_port
 from tests.helpers.runs import SMOKE, assert_same, newest_step, reference_run
-from tests.spawn import free_port
 
 RUN = (*SMOKE, "train.max_steps=60", "train.eval_every=null", "train.checkpoint_every=5", "batch.global_batch_size=8",
        "data.max_heldout_documents=8", "zero.stage=2")  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Callable, Dict, Mapping, Optional
 
 from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.run.rundir import RunDir
-from tests.spawn import fork, free_port, preload
+from tests.helpers.ranks import fork, free_port, preload
 
 Arm = Callable[[], None]
 """Changes a rank before it starts its program, for example so that it fails later."""

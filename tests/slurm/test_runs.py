@@ -9,9 +9,9 @@ import pytest
 
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import finish, processes_of, wait_until_gone
+from tests.helpers.ranks import free_port
 from tests.helpers.runs import reference_run, wait_for_step
 from tests.slurm.cluster import Cluster
-from tests.spawn import free_port
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
