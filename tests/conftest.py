@@ -16,8 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import spawn
-from tests.helpers import cli
+from tests.helpers import cli, ranks
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -102,7 +101,7 @@ def _children() -> set[psutil.Process]:
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process running or an environment variable changed, and clean up after it."""
-    spawn.allowed = request.node.get_closest_marker("process") is not None
+    ranks.allowed = request.node.get_closest_marker("process") is not None
     variables, processes = dict(os.environ), _children()
     yield
     changed = {
@@ -114,7 +113,7 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         os.environ.pop(name, None)
         if name in variables:
             os.environ[name] = variables[name]
-    started = (_children() - processes) | (set(cli.left_processes()) if spawn.allowed else set())
+    started = (_children() - processes) | (set(cli.left_processes()) if ranks.allowed else set())
     _, left = psutil.wait_procs(started, timeout=LEAK_GRACE_S)
     found = [f"{process.pid} {' '.join(process.cmdline())[:200]}" for process in left if process.is_running()]
     for process in left:

@@ -16,11 +16,11 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from ftdist.config.schema import Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
-from tests.families import FAMILIES
 from tests.helpers.correctness_page import write_table
+from tests.helpers.families import FAMILIES
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 STEPS, ROWS = 3, 16
 CLIP = 0.05  # below every gradient norm here

@@ -13,7 +13,7 @@ import pytest
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import kill_tree, start, succeed, wait_until
 from tests.helpers.kills import MOMENTS, SCHEDULE, draw_kill
-from tests.helpers.runs import SMOKE, assert_same, finished_run, newest_step
+from tests.helpers.runs import SMOKE, assert_same, newest_step, reference_run
 
 pytestmark = pytest.mark.timeout(600)  # four runs each, which other tests slow down
 # Two micro-steps a step.
@@ -29,7 +29,7 @@ def killed_and_resumed(folder: Path, overrides: Tuple[str, ...], moment: str) ->
     draw = random.Random(seed)
     early, kill = draw.randint(0, 1), draw_kill(moment, draw)
     print(f"seed {seed}: killed at step {early}, then {kill.text}")
-    reference = finished_run(*SETTINGS, *overrides)
+    reference = reference_run(*SETTINGS, *overrides)  # without W&B
     run = RunDir(folder / "run")
 
     first = start("train", *SETTINGS, *overrides, f"run_dir={run.path}", cwd=folder)

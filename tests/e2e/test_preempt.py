@@ -12,7 +12,7 @@ import pytest
 from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import ftdist, interrupt, kill_tree, start, succeed, wait_until
-from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, copy_of, finished_run, newest_step
+from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, copy_of, finished_run, newest_step, reference_run
 
 # Every step has an evaluation, so that a stop always falls on one. Only some have a checkpoint.
 SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=1", "train.checkpoint_every=3",
@@ -48,7 +48,7 @@ def test_a_stopped_run_resumes_bit_for_bit(stopped: RunDir, tmp_path: Path) -> N
     done = succeed("resume", run.path)
     assert done.out.splitlines()[0] == f"resuming {run.path} after step {step} of 8"
     assert run.read_status()["state"] == "done"
-    assert_same(run, finished_run(*SETTINGS))
+    assert_same(run, reference_run(*SETTINGS))
 
 
 @pytest.mark.slow  # the soak test covers this too
@@ -60,7 +60,7 @@ def test_a_kill_after_a_resume_records_the_missing_evaluation_once(stopped: RunD
     wait_until(again, lambda: newest_step(run) > before)
     kill_tree(again)
     succeed("resume", run.path)
-    assert_same(run, finished_run(*SETTINGS))
+    assert_same(run, reference_run(*SETTINGS))
 
 
 def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(stopped: RunDir, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(stopped: RunDir
     assert f"checkpoint {newest.name}: {file.relative_to(newest)}" in done.out and "not have the hash" in done.out
     assert f"resumed after step {int(older.name[5:])}\n" in done.out
     assert (newest.parent / f"bad-{newest.name}").is_dir()
-    assert_same(run, finished_run(*SETTINGS))
+    assert_same(run, reference_run(*SETTINGS))
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_stop_between_the_last_step_and_its_evaluation(tmp_path: Path) -> None
     assert interrupt(process).code == EXIT_PREEMPTED
     assert run.read_status()["last_checkpoint_step"] == 2
     succeed("resume", run.path)
-    assert_same(run, finished_run(*overrides))
+    assert_same(run, reference_run(*overrides))
 
 
 def test_sigterm_before_the_first_step_saves_step_0(tmp_path: Path) -> None:

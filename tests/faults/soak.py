@@ -15,7 +15,7 @@ import psutil
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import kill_tree, start
-from tests.helpers.runs import SMOKE, assert_same, finished_run, newest_step
+from tests.helpers.runs import SMOKE, assert_same, newest_step, reference_run
 
 STEPS = 40
 SETTINGS = (*SMOKE, f"train.max_steps={STEPS}", "train.eval_every=9", "train.checkpoint_every=4", "zero.stage=2",
@@ -163,7 +163,7 @@ def small_disk(place: Path) -> Iterator[Optional[Path]]:
 
 def soak(folder: Path, seconds: float, seed: int) -> None:
     """Run and resume under random faults, one run after another, until ``seconds`` have passed."""
-    draw, reference = random.Random(seed), finished_run(*SETTINGS)
+    draw, reference = random.Random(seed), reference_run(*SETTINGS)
     ends, number = time.monotonic() + seconds, 0
     with small_disk(folder / "disk") as disk:
         print(f"seed {seed}" + ("" if disk else "; no full disk: mounting a small one needs root"))

@@ -14,9 +14,9 @@ from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
 from tests.faults.bad_batches import make_batches_bad
 from tests.faults.table import fault
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, start
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 STEPS = 5
 SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=0.5",

@@ -15,9 +15,9 @@ from ftdist.run.rundir import RunDir
 from tests.faults.checkpoints import Alone, contained, contents
 from tests.faults.disk import Disk
 from tests.faults.table import fault
+from tests.helpers.ranks import fork, free_port, run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import FIVE_STEPS, assemble, start, steps
-from tests.spawn import fork, free_port, run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 WORLD = 2
 

@@ -14,9 +14,9 @@ from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_che
 from ftdist.run.rundir import RunDir
 from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 WORLD = 2
 FILES = (

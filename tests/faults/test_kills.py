@@ -15,7 +15,7 @@ from tests.faults.table import fault
 from tests.helpers.group import start_attempt
 from tests.helpers.kills import SCHEDULE, draw_kill
 from tests.helpers.runs import assert_same
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 WORLD = 2
 SETTINGS = (*SCHEDULE, "batch.micro_batch_size=1")  # four micro-steps a step

@@ -15,9 +15,9 @@ from ftdist.run.rundir import RunDir
 from tests.faults.canary import pickled, save_torch
 from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, tiny_config
 from tests.helpers.training import assemble, start
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, tiny_config
 
 STEP = 2
 
@@ -82,7 +82,7 @@ def _note_canary(canary: Path, ran: List[str], name: str) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
-    from tests.tiny import LLAMA
+    from tests.helpers.tiny import LLAMA
 
     folder = tmp_path_factory.mktemp("checkpoints")
     config = tiny_config(

@@ -17,7 +17,7 @@ from ftdist.config.schema import SourceConfig
 from ftdist.run.prepared import data_folder
 from tests.faults.canary import pickled, source
 from tests.faults.table import fault
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 GOOD = {"text": "words to learn"}
 

@@ -14,7 +14,7 @@ from ftdist.config.schema import Attention, RunConfig
 from ftdist.run.locations import check_model_folder
 from tests.faults.canary import pickled, save_torch, source
 from tests.faults.table import fault
-from tests.tiny import save_tiny_model, tiny_config
+from tests.helpers.tiny import save_tiny_model, tiny_config
 
 CONVERSATION = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 

@@ -15,7 +15,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
 from tests.faults.table import fault
 from tests.helpers.cli import TIMEOUT_S, kill_tree, start, succeed, wait_until
-from tests.helpers.runs import SMOKE, assert_same, finished_run
+from tests.helpers.runs import SMOKE, assert_same, reference_run
 
 Process = subprocess.Popen  # of str
 # Long evaluations between short steps, and a checkpoint after each step.
@@ -76,7 +76,7 @@ def _signal(process: Process, way: str) -> int:
     "the run ends in time; resumed, it is bit for bit equal to the undisturbed run",
 )
 def test_a_signal_at_a_bad_time(tmp_path: Path, moment: str, way: str) -> None:
-    reference = finished_run(*SETTINGS)
+    reference = reference_run(*SETTINGS)
     run = RunDir(tmp_path / "run")
     fresh: Tuple[str, ...] = (f"cache_dir={tmp_path / 'cache'}",) if moment == "preparing" else ()
     process = start("train", *SETTINGS, *fresh, f"run_dir={run.path}", cwd=tmp_path)

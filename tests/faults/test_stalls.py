@@ -15,7 +15,7 @@ from ftdist.launch.attempt.failure import explain_failure
 from ftdist.run.rundir import RunDir
 from tests.faults.group import Fallen, Fault, at_step, run_group
 from tests.faults.table import fault
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 STALL_S = 4
 SETTINGS = ("train.max_steps=6", "train.num_samples=0", "train.export=false", "batch.micro_batch_size=2",

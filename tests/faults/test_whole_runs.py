@@ -11,8 +11,8 @@ from ftdist.run.rundir import RunDir
 from tests.faults.soak import fill, ranks_of, small_disk
 from tests.faults.table import fault
 from tests.helpers.cli import TIMEOUT_S, start, succeed, wait_until
-from tests.helpers.runs import SMOKE, assert_same, finished_run, newest_step
-from tests.spawn import free_port
+from tests.helpers.ranks import free_port
+from tests.helpers.runs import SMOKE, assert_same, newest_step, reference_run
 
 RUN = (*SMOKE, "train.max_steps=60", "train.eval_every=null", "train.checkpoint_every=5", "batch.global_batch_size=8",
        "data.max_heldout_documents=8", "zero.stage=2")  # fmt: skip
@@ -41,7 +41,7 @@ def test_a_stopped_rank_restarts_the_run(tmp_path: Path) -> None:
     noticed = run.error_file(0, 0).stat().st_mtime - struck
     again = min(record["time"] for record in run.read_metrics() if record["time"] > struck + noticed)
     print(f"noticed after {noticed:.1f} s; the next step was done {again - struck:.1f} s after the fault")
-    assert_same(run, finished_run(*settings))
+    assert_same(run, reference_run(*settings))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path) -> None:
     print(f"at step {shown} in the record when the disk had room again\n{out}")
     assert process.returncode == 0, out
     assert re.search("could not be written", out)
-    assert_same(run, finished_run(*RUN, "track=disabled"))
+    assert_same(run, reference_run(*RUN))
 
 
 @pytest.mark.slow  # tests/unit/track/test_wandb.py tests this without a run
@@ -87,4 +87,4 @@ def test_an_unreachable_wandb_server_changes_nothing(tmp_path: Path) -> None:
     done = succeed("train", *settings, "track=online", f"run_dir={run.path}", cwd=tmp_path,
                    WANDB_BASE_URL=server, WANDB_API_KEY="0" * 40)  # fmt: skip
     assert done.text.count("W&B: ") == 1, done.text
-    assert_same(run, finished_run(*settings, "track=disabled"))
+    assert_same(run, reference_run(*settings))

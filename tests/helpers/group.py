@@ -9,7 +9,7 @@ from typing import Callable, Dict, Mapping, Optional
 
 from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.run.rundir import RunDir
-from tests.spawn import fork, free_port, preload
+from tests.helpers.ranks import fork, free_port, preload
 
 Arm = Callable[[], None]
 """Changes a rank before it starts its program, for example so that it fails later."""
@@ -31,9 +31,9 @@ class Group:
         env: Optional[Mapping[str, str]] = None,
     ) -> None:  # fmt: skip
         preload()
-        main = importlib.import_module(module).main
+        main, self.port = importlib.import_module(module).main, free_port()
         variables = {
-            **(env or {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size),
+            **(env or {}), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "WORLD_SIZE": str(world_size),
             "LOCAL_WORLD_SIZE": str(world_size),
         }  # fmt: skip
         self.codes: Dict[int, int] = {}
@@ -88,15 +88,23 @@ class Group:
             time.sleep(0.002)
 
 
-def start_attempt(run: RunDir, world_size: int, attempt: int = 0, arm: Optional[Mapping[int, Arm]] = None) -> Group:
+def start_attempt(
+    run: RunDir, world_size: int, attempt: int = 0, arm: Optional[Mapping[int, Arm]] = None,
+    env: Optional[Mapping[str, str]] = None,
+) -> Group:  # fmt: skip
     """Start or resume a frozen run."""
-    return Group("ftdist.train.main", [str(run.path), "--attempt", str(attempt)], world_size, arm)
+    return Group("ftdist.train.main", [str(run.path), "--attempt", str(attempt)], world_size, arm, env)
 
 
 def run_plan(plan: LaunchPlan, log: Path) -> int:
     """Execute a plan for torchrun on forked ranks: replaces ``ftdist.launch.attempt.process.run_ranks``."""
+    from torch.distributed import TCPStore
+
     world_size = int(plan.argv[plan.argv.index("--nproc-per-node") + 1])
     program = plan.argv[len(plan.argv) - plan.argv[::-1].index("-m") :]
-    codes = Group(program[0], program[1:], world_size, env=plan.env).wait()
+    group = Group(program[0], program[1:], world_size, env={**plan.env, "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    store = TCPStore("127.0.0.1", group.port, world_size, is_master=True, wait_for_workers=False)  # as torchrun's agent
+    codes = group.wait()
+    del store
     log.touch()
     return max(codes.values(), key=abs)

@@ -9,11 +9,15 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
+from ftdist.base.errors import EXIT_DONE
 from ftdist.base.json_files import read_json
+from ftdist.config.frozen import load_config
+from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import succeed
+from tests.helpers.group import start_attempt
 
 SMOKE = ("experiment=smoke", "train.num_samples=1", "train.sample_tokens=8")
 PADDED_ZERO3 = (*SMOKE, "train.precision=fp32", "zero.stage=3", "model.pad_vocab_to_multiple_of=128", "track=disabled")
@@ -74,15 +78,40 @@ def finished_run(*overrides: str) -> RunDir:
 
     Its output is in ``output.txt`` beside the run directory.
     """
-    home = Path(os.environ["FTDIST_CACHE"]).parent / "e2e" / hashlib.sha256(repr(overrides).encode()).hexdigest()[:12]
+
+    def make(run: RunDir) -> None:
+        done = succeed("train", *overrides, f"run_dir={run.path}", cwd=run.path.parent)
+        (run.path.parent / "output.txt").write_text(done.text)
+
+    return _made_once(overrides, make)
+
+
+def reference_run(*overrides: str) -> RunDir:
+    """Return a run that ``finished_run`` would give, but made in less time: on forked ranks and without W&B.
+
+    Its metrics, samples, checkpoints and export are equal, bit for bit.
+    """
+
+    def make(run: RunDir) -> None:
+        succeed("train", *overrides, "track=disabled", f"run_dir={run.path}", "--dry-run", cwd=run.path.parent)
+        config = load_config(run.config)
+        world_size = config.launch.nproc_per_node or 1
+        group = start_attempt(run, world_size, env=ranks_env(config))
+        assert group.wait() == dict.fromkeys(range(world_size), EXIT_DONE)
+
+    return _made_once(("reference", *overrides), make)
+
+
+def _made_once(key: Tuple[str, ...], make: Callable[[RunDir], None]) -> RunDir:
+    home = Path(os.environ["FTDIST_CACHE"]).parent / "runs" / hashlib.sha256(repr(key).encode()).hexdigest()[:12]
     home.mkdir(parents=True, exist_ok=True)
-    run, output = RunDir(home / "run"), home / "output.txt"
+    run, finished = RunDir(home / "run"), home / "finished"
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not output.is_file():
+        if not finished.is_file():
             shutil.rmtree(run.path, ignore_errors=True)
-            done = succeed("train", *overrides, f"run_dir={run.path}", cwd=home)
-            output.write_text(done.text)
+            make(run)
+            finished.touch()
     return run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 from ftdist.config.schema import RunConfig
-from tests.tiny import make_run_dir
+from tests.helpers.tiny import make_run_dir
 
 FIVE_STEPS = (
     "train.max_steps=5", "batch.global_batch_size=8", "optim.lr=3e-3", "optim.weight_decay=0.1", "train.num_samples=0",

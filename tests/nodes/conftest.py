@@ -11,9 +11,9 @@ from typing import List
 
 import pytest
 
+from tests.helpers.ranks import free_port
 from tests.helpers.runs import finished_run
 from tests.nodes.settings import SHORT, losses
-from tests.spawn import free_port
 
 
 @pytest.fixture(scope="session")

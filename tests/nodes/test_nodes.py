@@ -13,9 +13,9 @@ import pytest
 
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import finish, processes_of, start, wait_until_gone
+from tests.helpers.ranks import free_port
 from tests.helpers.runs import wait_for_step
 from tests.nodes.settings import LONG, SHORT, losses
-from tests.spawn import free_port
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import start
-from tests.helpers.runs import wait_for_step
+from tests.helpers.runs import reference_run, wait_for_step
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -37,8 +37,7 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
 
 
 def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
-    whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
-    start("train", *RUN, f"run_dir={whole.path}").communicate(timeout=120)
+    whole, broken = reference_run(*RUN), RunDir(tmp_path / "broken")
     launcher = start("train", *RUN, f"run_dir={broken.path}", "launch.max_restarts=1")
     kill_rank_1(broken, launcher, 15)
     output, _ = launcher.communicate(timeout=120)

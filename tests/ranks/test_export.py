@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, Dict, List
 
-from tests.families import FAMILIES, GROUPED
+from tests.helpers.families import FAMILIES, GROUPED
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 EXPORTED = {**FAMILIES, "qwen3_moe": {"model_type": "qwen3_moe", **GROUPED, "head_dim": 16, "moe_intermediate_size": 16,
                                       "num_experts": 4, "num_experts_per_tok": 2}}  # fmt: skip

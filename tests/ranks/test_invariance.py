@@ -14,10 +14,10 @@ import pytest
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests import invariance
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
 from tests.invariance import AXES, Case, covering, every_case
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 pytestmark = pytest.mark.timeout(900)
 STEPS, ROWS = 20, 16

@@ -11,9 +11,9 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, start
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 MIB = 2**20
 EARLY, LATE = 20, 60

@@ -10,9 +10,9 @@ from ftdist.objective.base import LossSum
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.run.prepared import data_folder
 from ftdist.verify.reference import read_rows, row_order
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, start
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 RANKS, STEPS = 2, 2
 METRIC = "labels/mean_id"

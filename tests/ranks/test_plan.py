@@ -12,8 +12,8 @@ from ftdist.config.frozen import load_config
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import memory_of
 from ftdist.run.rundir import RunDir
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 SETTINGS = ("train.num_samples=0", "train.export=false", "train.async_checkpoint=false")
 BUCKET = 20_000

@@ -6,9 +6,9 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import pytest
 
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 STEPS, SAVED_AT = 5, 2
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"

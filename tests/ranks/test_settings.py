@@ -9,9 +9,9 @@ import pytest
 
 from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, start
-from tests.spawn import run_ranks
-from tests.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
 
 BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim.lr=1e-3")
 

@@ -6,9 +6,9 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import start
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 

@@ -8,9 +8,9 @@ from typing import Any, Tuple
 
 import pytest
 
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import tiny_config
 from tests.helpers.training import start
-from tests.spawn import run_ranks
-from tests.tiny import tiny_config
 
 WORLD = 4
 LAYERS, HIDDEN = 12, 1536  # 0.43 billion parameters with the vocabulary below

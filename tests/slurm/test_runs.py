@@ -1,18 +1,17 @@
 """Runs under a real Slurm, undisturbed or interrupted, end as a local run does."""
 
-import functools
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import finish, processes_of, wait_until_gone
-from tests.helpers.runs import wait_for_step
+from tests.helpers.ranks import free_port
+from tests.helpers.runs import reference_run, wait_for_step
 from tests.slurm.cluster import Cluster
-from tests.spawn import free_port
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -25,7 +24,6 @@ LONG = ("train.max_steps=500", "train.checkpoint_every=50")
 """Long enough for something that takes a minute to happen in the middle."""
 MIDDLE = ("train.max_steps=250", "train.checkpoint_every=50")
 """Long enough for something that takes seconds to happen in the middle."""
-Undisturbed = Callable[[Tuple[str, ...]], List[Dict[str, Any]]]
 COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/tokens_seen", "eval/heldout/loss")
 
 
@@ -35,20 +33,17 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
-    """Return the metrics of four ranks without Slurm."""
-    run = RunDir(tmp_path_factory.mktemp("local") / "run")
-    finish(cluster.ftdist("train", *RUN, *SHORT, "launch.nproc_per_node=4", f"run_dir={run.path}"))
-    return metrics(run)
+def undisturbed(settings: Tuple[str, ...]) -> List[Dict[str, Any]]:
+    """Return the metrics of four ranks on this machine, without Slurm, that nobody interrupts."""
+    return metrics(reference_run(*RUN, *settings, "launch.nproc_per_node=4"))
 
 
-def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]) -> None:
+def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> None:
     there = RunDir(tmp_path / "there")
     output = finish(slurm.ftdist("train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
     assert "submitted job" in output and "step 12/12" in output
     assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]
-    assert metrics(there) == local
+    assert metrics(there) == undisturbed(SHORT)
     status = there.read_status()
     assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
     assert slurm.job(status["job_id"])["JobState"] == "COMPLETED"
@@ -66,28 +61,15 @@ def through_deepspeed(tmp_path: Path) -> List[str]:
             "launch.deepspeed.options=['--partition=urgent']", f"launch.nodes.port={free_port()}"]  # fmt: skip
 
 
-def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]) -> None:
+def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
     slurm.wait(lambda: job.poll() is not None or slurm.run("squeue", "-h"), 120, "the job")
     assert slurm.run("squeue", "-h", "-o", "%P %D %N").split() == ["urgent", "2", "node[1-2]"], finish(job)
-    assert "step 12/12" in finish(job) and metrics(run) == local
+    assert "step 12/12" in finish(job) and metrics(run) == undisturbed(SHORT)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """Return the metrics of a run of some settings that nobody interrupts; each run is made once."""
-
-    @functools.lru_cache
-    def metrics_of(settings: Tuple[str, ...]) -> List[Dict[str, Any]]:
-        run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
-        finish(cluster.ftdist("train", *RUN, *settings, *SLURM, f"run_dir={run.path}"))
-        return metrics(run)
-
-    return metrics_of
-
-
-def test_a_preempted_run_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed) -> None:
+def test_a_preempted_run_goes_on(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, f"run_dir={run.path}")
     wait_for_step(run, 20)
@@ -116,7 +98,7 @@ def test_a_run_stops_after_max_requeues(slurm: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_requeued_at_its_time_limit(slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed) -> None:
+def test_a_run_is_requeued_at_its_time_limit(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=60")
     job = slurm.ftdist("train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
@@ -148,9 +130,7 @@ def test_a_run_is_submitted_again_if_requeueing_is_not_allowed(slurm: Cluster, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power_off", [False, True], ids=["slurmd is killed", "power is off"])
-def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
-    power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: Undisturbed
-) -> None:
+def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(power_off: bool, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
     wait_for_step(run, 60)

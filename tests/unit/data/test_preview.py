@@ -175,7 +175,7 @@ def test_preview_shows_the_loss_of_the_base_model_for_each_token(tmp_path: Path)
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.tiny import save_tiny_model
+    from tests.helpers.tiny import save_tiny_model
 
     folder = save_tiny_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)

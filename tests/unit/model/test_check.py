@@ -11,7 +11,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.model.check import check_model, main
 from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
-from tests.tiny import LLAMA, save_tiny_model
+from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.data_tools import data_config
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ftdist.config.schema import OptimizerKind
 from ftdist.model.standin import active_dropouts, count_parameters, fits_in_memory, model_type_from_name, standin_config
 from ftdist.plan.optimizers import OPTIMIZERS
-from tests.families import FAMILIES
+from tests.helpers.families import FAMILIES
 
 CLASSES = sorted({fields["model_type"] for fields in FAMILIES.values()} | {"gemma2", "qwen3_moe", "phi3"})
 

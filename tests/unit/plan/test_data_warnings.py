@@ -9,7 +9,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.launch.runs import banner
 from ftdist.plan.data_warnings import data_warnings
 from ftdist.run.prepared import read_meta
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 
 def warned(rows: int = 100, kept: int = 100, heldout: int = 0) -> List[str]:

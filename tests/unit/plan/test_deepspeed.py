@@ -11,7 +11,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.plan.batch import BatchPlan, plan_batch, plan_resumed
 from ftdist.plan.deepspeed import check_frozen, deepspeed_settings, read_settings
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 
 def _settings(tmp_path: Path, *overrides: str) -> dict:

@@ -6,7 +6,7 @@ import pytest
 
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.serve.chat import answer, load
-from tests.tiny import save_tiny_model
+from tests.helpers.tiny import save_tiny_model
 
 HISTORY = [{"role": "user", "content": "hello"}]
 

@@ -9,8 +9,8 @@ from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check, read_checks
 from ftdist.verify.main import check_before_ranks
-from tests.spawn import run_ranks
-from tests.tiny import LLAMA, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import LLAMA, tiny_config
 from tests.unit.data_tools import chat, data_config, with_bos, word_tokenizer, write_jsonl
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}ANSWER{% else %}" \

@@ -18,7 +18,7 @@ from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.launch.backends import deepspeed, nodes
 from ftdist.run.rundir import RunDir
-from tests.spawn import free_port
+from tests.helpers.ranks import free_port
 
 HOSTILE = ["a'b", 'a"b', "$(touch PWNED)", "`touch PWNED`", "; touch PWNED #", "a\\", "ünï 東京 🚀", "-x", "${HOME}",
            "a b", "& touch PWNED &", "| touch PWNED", "*", "~", "!x"]  # fmt: skip

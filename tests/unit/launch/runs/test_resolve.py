@@ -251,7 +251,7 @@ def test_warm_up_must_fit_into_the_epochs() -> None:
 
 @pytest.mark.parametrize("name", ["varlen", "flex"])
 def test_an_attention_that_needs_a_gpu_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
-    from tests.tiny import tiny_config
+    from tests.helpers.tiny import tiny_config
 
     config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", f"model.attention={name}")
     with pytest.raises(ConfigError, match=f"model.attention={name} on CPU"):
