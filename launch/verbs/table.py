@@ -33,23 +33,27 @@ VERBS: Dict[str, Verb] = {
     "prepare": Verb("prepare", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
     "preview": Verb("preview", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
     "verify": Verb("verify", "[OVERRIDE…]", "check a config here: data, isolation, loss, gradient, saving"),
-    "resume": Verb("resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "go on from the newest checkpoint, on other ranks too"),
+    "resume": Verb(
+        "resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint of a run or a sweep"
+    ),
     "status": Verb("status", "[RUN_DIR…]", "a table of runs"),
     "sweep": Verb("sweep", "SWEEP_DIR", "a table of a sweep's trials, best first"),
-    "logs": Verb("logs", "RUN_DIR", "what a run has printed; -f follows it"),
-    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "stop a run or sweep: save, then end; --now ends it at once"),
-    "node": Verb("node", "RUN_DIR --rank N", "one machine's ranks of a run on several machines"),
+    "logs": Verb("logs", "RUN_DIR", "the output of a run; -f follows it"),
+    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "save and stop a run or a sweep; --now: stop at once"),
+    "node": Verb("node", "RUN_DIR --rank N", "run one machine's ranks of a run on several machines"),
     "eval": Verb("eval", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
     "export": Verb("export", "RUN_DIR", "write a checkpoint in Hugging Face format"),
-    "chat": Verb("chat", "RUN_DIR|MODEL", "talk to what was trained"),
+    "chat": Verb("chat", "RUN_DIR|MODEL", "talk to a trained model"),
     "completion": Verb("completion", "bash|zsh|fish", "print the script for tab completion"),
 }
 
 INTERNAL = {
-    "_begin": Verb("batch_script", "RUN_DIR", "called by the batch script: a new attempt, model and data ready"),
-    "_end": Verb("batch_script", "RUN_DIR", "called by the batch script: how the attempt ended, and whether to go on"),
-    "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stops what its launcher, once killed, leaves elsewhere"),
-    "_moved": Verb("batch_script", "RUN_DIR", "called by the batch script: the run goes on in another job"),
+    "_begin": Verb("batch_script", "RUN_DIR", "called by the batch script: start an attempt, prepare the data"),
+    "_end": Verb(
+        "batch_script", "RUN_DIR", "called by the batch script: record the end of the attempt, requeue or not"
+    ),
+    "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stops what a killed launcher left on other machines"),
+    "_moved": Verb("batch_script", "RUN_DIR", "called by the batch script: the run continues in another job"),
 }
 
 
