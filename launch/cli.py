@@ -1,4 +1,4 @@
-"""``ftdist VERB``: the one entry point."""
+"""The command ``ftdist VERB``."""
 
 import sys
 from typing import List, NoReturn, Optional
@@ -19,7 +19,7 @@ examples:
 
 
 def usage() -> str:
-    """The text of ``ftdist --help``."""
+    """Return the text of ``ftdist --help``."""
     heads = {name: f"{name} {verb.arguments}" for name, verb in VERBS.items()}
     width = max(map(len, heads.values()))
     lines = [f"  {heads[name]:{width}}  {verb.summary}" for name, verb in VERBS.items()]
@@ -32,10 +32,16 @@ def usage() -> str:
 
 
 def dispatch(argv: List[str]) -> int:
-    """Run one verb. Returns its exit code.
+    """Run one verb.
+
+    Args:
+        argv: The command line without the name of the program.
+
+    Returns:
+        The exit code of the verb.
 
     Raises:
-        FtdistError: what went wrong, for the user.
+        FtdistError: An error, with a message for the user.
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -61,7 +67,7 @@ def dispatch(argv: List[str]) -> int:
 
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
-    """The console script."""
+    """Run the console script ``ftdist``: print errors, and end the process with the exit code."""
     sys.stdout, sys.stderr = PipeSafeOutput(sys.stdout), PipeSafeOutput(sys.stderr)  # type: ignore[assignment]
     try:
         sys.exit(dispatch(sys.argv[1:] if argv is None else argv))

@@ -1,4 +1,4 @@
-"""From the command line to a RunConfig. A config is composed once, and only here is Hydra used."""
+"""From the command line to a RunConfig. The config of a run is composed once; ranks read the frozen one."""
 
 import argparse
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The config tree: every option composes, is checked, and says nothing twice."""
+"""The config tree: every option composes, passes the checks, and repeats no default."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ GROUPS = [
     "batch", "data", "debug", "experiment", "launch", "method", "model", "objective", "optim", "track", "train", "zero",
 ]  # fmt: skip
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
-NEEDS = {  # options that a user must complete
+NEEDS = {  # options that need another setting
     ("model", "folder"): ["model.path=m"],
     ("model", "hub"): ["model.hub=org/name"],
     ("data", "file"): ["data.sources.file.path=x.jsonl"],
@@ -36,7 +36,7 @@ def composed(*overrides: str) -> RunConfig:
     return compose.compose(parser.parse_args(list(overrides)))
 
 
-def test_the_tree_is_what_it_was() -> None:
+def test_the_tree_has_the_known_groups_and_options() -> None:
     assert sorted({group for group, _ in OPTIONS}) == GROUPS
     assert len(OPTIONS) == 51
     assert len([group for group, _ in OPTIONS if group == "experiment"]) == 7
@@ -59,7 +59,7 @@ def leaves(node: Any, path: Tuple[str, ...] = ()) -> Iterator[Tuple[Tuple[str, .
 
 
 def before(group: str, overridden: List[Dict[str, str]]) -> Any:
-    """What holds where an option says nothing: the defaults, and for an experiment the options that it picks."""
+    """Return the config without an option: the defaults, and for an experiment the groups that it selects."""
     chosen = [f"{key.removeprefix('override /')}={value}" for pair in overridden for key, value in pair.items()]
     words = [*chosen, *([] if group == "experiment" else ["~train"])]
     with session(None, compose.schema()) as loader:
@@ -82,15 +82,15 @@ def test_no_leaf_repeats_its_default(group: str, option: str) -> None:
     content = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()) or {}
     tree = before(group, content.pop("defaults", []))
     for path, value in leaves(content, () if group == "experiment" else (group,)):
-        assert value != value_at(tree, path), f"{'.'.join(path)}={value} is so without saying it"
+        assert value != value_at(tree, path), f"{'.'.join(path)}={value} repeats the default"
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_nothing_is_instantiated_by_name(path: Path) -> None:
+def test_no_file_names_a_class_to_instantiate(path: Path) -> None:
     assert "_target_" not in path.read_text()
 
 
-def test_experiments_are_what_their_names_say() -> None:
+def test_experiments_have_the_expected_ranks_and_stages() -> None:
     demo = composed("experiment=demo")
     assert (demo.zero.stage, demo.launch.nproc_per_node, demo.model.builtin) == (2, 2, "smollm2-135m-instruct")
     large = composed("experiment=llama31_70b")
@@ -106,8 +106,8 @@ def test_experiments_are_what_their_names_say() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "rows"), [(1, 4), (2, 4), (3, 6), (8, 16)])
-def test_the_demo_takes_every_gpu(gpus: int, rows: int) -> None:
-    """On any number of GPUs its batch is divisible; without one, the experiment's own two ranks stay."""
+def test_the_demo_uses_every_gpu(gpus: int, rows: int) -> None:
+    """The batch is divisible by any number of GPUs. Without a GPU, the two ranks of the experiment are kept."""
     from ftdist.launch.verbs.train import _demo_on_gpus
 
     assert _demo_on_gpus(0) == []

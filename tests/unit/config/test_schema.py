@@ -78,7 +78,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "says"), BAD, ids=[says for _, says in BAD])
-def test_what_cannot_work_is_named(changes: Any, says: str) -> None:
+def test_a_wrong_value_is_named(changes: Any, says: str) -> None:
     config = good()
     for path, value in changes:
         put(path, value)(config)
@@ -92,7 +92,7 @@ def test_what_cannot_work_is_named(changes: Any, says: str) -> None:
     ("text", "says"),
     [("name: ${oc.env:HOME}", "interpolation"), ("trian: {}", "trian"), ("train: {max_steps: many}", "many")],
 )
-def test_a_run_yaml_is_plain_and_of_this_schema(text: str, says: str, tmp_path: Path) -> None:
+def test_a_run_yaml_with_interpolations_or_wrong_keys_is_refused(text: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -101,7 +101,7 @@ def test_a_run_yaml_is_plain_and_of_this_schema(text: str, says: str, tmp_path: 
 
 
 def test_a_damaged_run_yaml_is_refused(tmp_path: Path) -> None:
-    """What a cut has taken must not come back as a default."""
+    """A setting that was cut off must not become a default."""
     path, text = tmp_path / "run.yaml", dump_config(good())
     path.write_text(text)
     assert load_config(path) == good()
@@ -115,7 +115,7 @@ def test_a_damaged_run_yaml_is_refused(tmp_path: Path) -> None:
         load_config(path)
 
 
-def test_data_is_prepared_of_what_can_be_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preparation_checks_the_data_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, config = tmp_path / "run.yaml", good()
     config.data.sources["mine"].path = None
     path.write_text(dump_config(config))
@@ -123,6 +123,6 @@ def test_data_is_prepared_of_what_can_be_only(tmp_path: Path, capsys: pytest.Cap
     assert "data.sources.mine sets none of path, hub, builtin" in capsys.readouterr().err
 
 
-def test_a_missing_run_yaml(tmp_path: Path) -> None:
+def test_a_missing_run_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*No such file"):
         load_config(tmp_path / "run.yaml")

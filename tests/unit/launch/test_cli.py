@@ -1,4 +1,4 @@
-"""The entry point as a user meets it: help, errors, exit codes; fast, and without torch."""
+"""The command line: help, errors, exit codes and completion. It is fast and does not import torch."""
 
 import os
 import pty
@@ -30,7 +30,7 @@ def ftdist(*words: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "ftdist", *words], capture_output=True, text=True, cwd=cwd, timeout=60)
 
 
-QUICK = [
+FAST = [
     (["--help"], 0),
     (["train", "--help"], 0),
     (["trian"], 2),
@@ -42,14 +42,14 @@ QUICK = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code"), QUICK, ids=[" ".join(words) for words, _ in QUICK])
-def test_help_and_usage_errors_are_quick_and_load_nothing_heavy(words: List[str], code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("words", "code"), FAST, ids=[" ".join(words) for words, _ in FAST])
+def test_help_and_usage_errors_are_fast_and_load_nothing_heavy(words: List[str], code: int, tmp_path: Path) -> None:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", NO_TORCH, *words], capture_output=True, text=True, cwd=tmp_path, env=env
     )
-    assert time.monotonic() - started < 5  # well under 1 on a machine that does nothing else
+    assert time.monotonic() - started < 5  # well under 1 s on an idle machine
     assert done.returncode == code
     assert "LOADED []" in done.stderr and "Traceback" not in done.stderr
     assert ("error: " in done.stderr) == (code == 2)
@@ -73,34 +73,34 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("word", "near"), [("trian", "train"), ("evall", "eval"), ("prep", "prepare"), ("xyz", "--help")]
 )
-def test_an_unknown_verb_names_the_nearest(word: str, near: str) -> None:
+def test_an_unknown_verb_gets_the_nearest_right_one(word: str, near: str) -> None:
     with pytest.raises(ConfigError) as error:
         cli.dispatch([word])
     assert error.value.found == f"there is no verb '{word}'" and error.value.fix == f"ftdist {near}"
 
 
-def test_a_misspelt_flag_names_the_nearest() -> None:
+def test_a_misspelt_flag_gets_the_nearest_right_one() -> None:
     with pytest.raises(ConfigError, match="unrecognized arguments: --dryrun") as error:
         cli.dispatch(["demo", "--dryrun"])
     assert error.value.fix == "--dry-run"
 
 
 @pytest.mark.parametrize("verb", ["prepare", "preview", "verify"])
-def test_what_takes_no_sweep_says_what_does(verb: str) -> None:
+def test_a_verb_without_sweeps_names_the_one_with_sweeps(verb: str) -> None:
     with pytest.raises(ConfigError, match="unrecognized arguments: -m") as error:
         cli.dispatch([verb, "experiment=smoke", "-m", "optim.lr=1e-3,1e-4"])
     assert error.value.fix == "one value for each key; only ftdist train takes -m"
 
 
 @pytest.mark.parametrize("verb", ["resume", "eval"])
-def test_only_what_is_required_is_called_so(verb: str) -> None:
+def test_optional_arguments_are_not_called_required(verb: str) -> None:
     with pytest.raises(ConfigError) as error:
         cli.dispatch([verb])
     assert "required: RUN_DIR" in error.value.found and "OVERRIDE" not in error.value.found
 
 
 @pytest.mark.parametrize("verb", ["eval", "export", "logs", "chat"])
-def test_a_sweep_is_not_one_run(verb: str, tmp_path: Path) -> None:
+def test_a_sweep_is_refused_where_one_run_is_expected(verb: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a sweep") as error:
         cli.dispatch([verb, str(tmp_path)])
@@ -108,13 +108,13 @@ def test_a_sweep_is_not_one_run(verb: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["--max-tokens", "0"], ["--temperature=-1"], ["--temperature=nan"]])
-def test_a_chat_refuses_what_no_answer_can_be(words: List[str]) -> None:
+def test_chat_refuses_impossible_settings(words: List[str]) -> None:
     with pytest.raises(ConfigError, match="expected: at least") as error:
         cli.dispatch(["chat", "model", *words])
     assert words[0].split("=")[0] in error.value.found
 
 
-def test_flags_stand_anywhere(tmp_path: Path) -> None:
+def test_flags_can_stand_anywhere(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("# @package optim\noptimizer: adamw\nlr: 0.001")
     assert ftdist("train", "--cfg=job", "seed=3", "name=${seed}", "--resolve", cwd=tmp_path).stdout.startswith(
@@ -123,12 +123,12 @@ def test_flags_stand_anywhere(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_demo_is_an_experiment_with_the_users_overrides(tmp_path: Path) -> None:
+def test_the_demo_is_an_experiment_and_takes_overrides(tmp_path: Path) -> None:
     done = ftdist("demo", "seed=5", "--cfg", "job", cwd=tmp_path)
     assert "name: demo\n" in done.stdout and "seed: 5\n" in done.stdout
 
 
-def test_a_demo_under_torchrun_starts_no_ranks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_under_torchrun_starts_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.train", lambda args: 7)
@@ -229,7 +229,7 @@ def test_completion(line: str, offers: List[str], tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_real_bash_completes(typed: str, given: str, tmp_path: Path) -> None:
-    """Keys typed into an interactive shell; what its command is then called with."""
+    """Type keys into an interactive shell, and compare the arguments that the command gets."""
     tool = tmp_path / "bin" / "ftdist"
     tool.parent.mkdir()
     tool.write_text(
@@ -258,8 +258,8 @@ def test_a_real_bash_completes(typed: str, given: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["completion", "zsh"], ["train", "--cfg", "job"], ["trian"]])
-def test_a_reader_that_is_gone_is_no_error(words: List[str], tmp_path: Path) -> None:
-    """As before ``| true`` or ``| head``: the exit code is the verb's own."""
+def test_a_closed_pipe_is_not_an_error(words: List[str], tmp_path: Path) -> None:
+    """The exit code is that of the verb, as with ``| true`` and ``| head``."""
     ours, theirs = os.pipe()
     os.close(ours)
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
@@ -270,7 +270,7 @@ def test_a_reader_that_is_gone_is_no_error(words: List[str], tmp_path: Path) -> 
     assert "Broken" not in done.stderr and "Traceback" not in done.stderr
 
 
-def test_one_part_of_the_config(tmp_path: Path) -> None:
+def test_cfg_prints_one_part_of_the_config(tmp_path: Path) -> None:
     wrong = ftdist("train", "experiment=smoke", "--cfg", "job", "-p", "optim.lrr", cwd=tmp_path)
     assert wrong.returncode == 2 and not wrong.stdout
     assert wrong.stderr.startswith("error: --package optim.lrr: ") and wrong.stderr.endswith(" -p optim.lr\n")
@@ -280,6 +280,6 @@ def test_one_part_of_the_config(tmp_path: Path) -> None:
     assert (word.returncode, word.stdout) == (0, "slurm\n")
 
 
-def test_a_sweep_is_not_one_config(tmp_path: Path) -> None:
+def test_cfg_refuses_a_sweep(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "-m", "optim.lr=1,2", "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 2 and "leave out -m" in done.stderr

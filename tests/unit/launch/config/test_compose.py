@@ -1,4 +1,4 @@
-"""Command line → config: Hydra's ways work, and every wrong word is answered with the right one."""
+"""From the command line to the config: Hydra's syntax works, and an error names the nearest right word."""
 
 import argparse
 from pathlib import Path
@@ -31,11 +31,11 @@ def composed(*words: str) -> RunConfig:
         ["data.sources={mine:{path:x.jsonl}}"],
     ],
 )
-def test_a_source_can_be_added_with_and_without_plus(words: List[str]) -> None:
+def test_a_source_can_be_added_with_or_without_plus(words: List[str]) -> None:
     assert composed("experiment=smoke", *words).data.sources["mine"].path == "x.jsonl"
 
 
-def test_groups_values_plus_and_tilde() -> None:
+def test_overrides_of_groups_and_values_with_plus_and_tilde() -> None:
     config = composed("experiment=smoke", "optim=wsd", "optim.decay_steps=2", "optim.warmup_steps=1",
                       "+zero.deepspeed.wall_clock_breakdown=true", "~launch", "name=x-${seed}")  # fmt: skip
     assert config.optim.schedule is Schedule.wsd
@@ -43,7 +43,7 @@ def test_groups_values_plus_and_tilde() -> None:
     assert config.launch.nproc_per_node is None and config.name == "x-0"
 
 
-def test_config_dir_and_name(tmp_path: Path) -> None:
+def test_a_config_folder_and_another_primary_config(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - smoke\n  - _self_\noptim:\n  lr: 0.5\n"
@@ -54,7 +54,7 @@ def test_config_dir_and_name(tmp_path: Path) -> None:
     assert (config.seed, config.name) == (7, "smoke")
 
 
-def test_errors_in_a_users_file_name_the_file(tmp_path: Path) -> None:
+def test_an_error_in_a_users_file_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "optim").mkdir()
     (tmp_path / "optim" / "mine.yaml").write_text("lrr: 1\n")
     (tmp_path / "optim" / "broken.yaml").write_text("lr: [1\n")
@@ -92,7 +92,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("word", "found", "fix"), WRONG, ids=[word for word, _, _ in WRONG])
-def test_a_misspelt_word_names_the_nearest(word: str, found: str, fix: str) -> None:
+def test_a_misspelt_word_gets_the_nearest_right_one(word: str, found: str, fix: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", word)
     assert found in error.value.found and fix in error.value.fix
@@ -113,23 +113,23 @@ TYPES = [
 
 
 @pytest.mark.parametrize(("word", "expected"), TYPES, ids=[word for word, _ in TYPES])
-def test_a_wrong_type_says_what_is_given_and_what_fits(word: str, expected: str) -> None:
+def test_a_wrong_type_is_reported_with_the_value_and_the_type(word: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", word)
     assert error.value.found == word and expected in error.value.expected
 
 
-def test_a_value_that_must_be_given() -> None:
+def test_a_missing_value_is_named() -> None:
     with pytest.raises(ConfigError, match=r"data.sources.file.path is not set"):
         composed("experiment=smoke", "data=file")
 
 
-def test_a_wrong_range_is_refused_before_anything() -> None:
+def test_a_value_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"zero.stage=7"):
         composed("experiment=smoke", "zero.stage=7")
 
 
-def test_a_sweep_composes_all_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_composes_every_trial_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = []
 
@@ -153,7 +153,7 @@ def test_one_wrong_trial_refuses_the_sweep(
     assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
 
 
-def test_a_frozen_config_takes_changes() -> None:
+def test_a_frozen_config_can_be_changed() -> None:
     config = composed("experiment=smoke")
     changed = compose.change(config, ["data.heldout.mine.path=x.jsonl", "data.heldout_share=0"])
     assert changed.data.heldout["mine"].path == "x.jsonl" and changed.model == config.model
@@ -170,7 +170,7 @@ def test_a_frozen_config_takes_changes() -> None:
         ("bat", ["batch.", "batch="]),
     ],
 )
-def test_completion_is_hydras(word: str, offers: List[str]) -> None:
+def test_hydra_completes_groups_and_keys(word: str, offers: List[str]) -> None:
     assert compose.complete(["experiment=smoke"], word) == offers
 
 
@@ -190,7 +190,7 @@ def test_settings_of_hydra_itself_are_refused(word: str, instead: str) -> None:
     assert error.value.fix == instead
 
 
-def test_settings_of_hydra_that_mean_something_are_not(tmp_path: Path) -> None:
+def test_settings_of_hydra_with_an_effect_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "track").mkdir()
     (tmp_path / "track" / "mine.yaml").write_text("project: mine\n")
     words = ("experiment=smoke", f"hydra.searchpath=[file://{tmp_path}]", "track=mine")
@@ -214,29 +214,29 @@ def test_settings_of_hydra_that_mean_something_are_not(tmp_path: Path) -> None:
         ("data.sources.mine=x.jsonl", "data.sources.mine=x.jsonl", "data.sources.mine.path=FILE"),
     ],
 )
-def test_a_wrong_key_of_a_source_keeps_its_value(words: str, found: str, fix: str) -> None:
+def test_the_fix_for_a_wrong_key_of_a_source_keeps_the_value(words: str, found: str, fix: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", words)
     assert (error.value.found, error.value.fix) == (found, fix)
 
 
-def test_every_key_has_a_type_that_can_be_said() -> None:
+def test_every_key_has_a_type_in_words() -> None:
     for key, kind in keys.schema_keys().items():
         assert "<class" not in keys.describe_type(kind) and "typing" not in keys.describe_type(kind), key
 
 
 @pytest.mark.parametrize(
-    ("given", "mend"),
+    ("given", "fix"),
     [
         ("optim.learning_rate=1e-5", "optim.lr=1e-5"),
         ("train.num_train_epochs=3", "train.epochs=3"),
         ("data.path=x.jsonl", "data=file data.sources.file.path=x.jsonl"),
     ],
 )
-def test_names_that_other_tools_use_are_known(given: str, mend: str) -> None:
+def test_names_of_other_tools_are_known(given: str, fix: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", given)
-    assert error.value.fix.endswith(mend), str(error.value)
+    assert error.value.fix.endswith(fix), str(error.value)
 
 
 def test_the_site_file_gives_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
