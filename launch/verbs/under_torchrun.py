@@ -22,7 +22,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.launch.config import compose
-from ftdist.launch.runs import banner, resolve
+from ftdist.launch.runs import banner, freeze, resolve
 from ftdist.launch.runs.pipeline import prepare_run
 from ftdist.run.rundir import RunDir
 
@@ -68,12 +68,14 @@ def resume(config: RunConfig, run: RunDir) -> int:
     """Run one rank of a run that is resumed. Returns the exit code.
 
     Raises:
+        ConfigError: deepspeed.json was edited. On rank 0 only.
         LaunchError: the run failed. On rank 0 only.
     """
     number = lifecycle.next_attempt(run)  # the same on all ranks: status.json changes only when all have started
     attempt = ["--attempt", str(number)]
     if not is_first_rank():
         return _run_other_rank(config, [str(run.path), *attempt])
+    freeze.confirm_settings(run, config)
     lifecycle.clear(run, number)
     banner.show_resume(run)
     return _run_first_rank(config, run, attempt, time.monotonic())

@@ -11,7 +11,7 @@ from ftdist.base.redact import redact_arguments
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch.runs import resolve
-from ftdist.launch.runs.freeze import freeze, provenance
+from ftdist.launch.runs.freeze import confirm_settings, freeze, provenance
 
 
 @pytest.fixture
@@ -53,6 +53,19 @@ def test_contradicting_deepspeed_settings_leave_no_run_directory(config: RunConf
     with pytest.raises(ConfigError, match="stage"):
         freeze(config, plan)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_start_confirms_the_frozen_deepspeed_settings(config: RunConfig) -> None:
+    run = freeze(config, resolve.resolve(config))
+    frozen = run.deepspeed.read_text()
+    confirm_settings(run, config)
+    assert run.deepspeed.read_text() == frozen
+    run.deepspeed.unlink()
+    confirm_settings(run, config)
+    assert run.deepspeed.read_text() == frozen
+    run.deepspeed.write_text(frozen.replace('"stage": 2', '"stage": 3'))
+    with pytest.raises(ConfigError, match="zero_optimization.stage=3, but run.yaml gives 2"):
+        confirm_settings(run, config)
 
 
 def test_provenance_holds_the_commit_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

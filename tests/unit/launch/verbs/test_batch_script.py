@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.base.errors import EXIT_PREEMPTED
+from ftdist.base.errors import EXIT_PREEMPTED, ConfigError
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
@@ -71,6 +71,17 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
     assert "requeued launch.max_requeues=2 times already" in status["exit_reason"]
     run.write_status(state="queued", requeues=0)  # submitted anew
     assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
+
+
+def test_a_job_does_not_begin_with_a_deepspeed_config_that_was_edited(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepared(run, monkeypatch) == 0  # the file was missing, and is written
+    text = run.deepspeed.read_text()
+    run.deepspeed.write_text(text.replace('"stage": 2', '"stage": 1'))
+    with pytest.raises(ConfigError, match="zero_optimization.stage=1, but run.yaml gives 2"):
+        prepared(run, monkeypatch)
+    assert run.read_status()["state"] == "failed" and not run.attempt.exists()
 
 
 def test_a_job_that_submits_itself_again_counts_as_a_requeue(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import List, Optional
 import pytest
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
-from ftdist.base.json_files import read_json
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import check_changes, config_hash
 from ftdist.config.schema import LaunchKind, RunConfig
@@ -113,6 +113,22 @@ def test_a_resume_with_overrides_renders_the_batch_script_again(here: Path) -> N
     script = run.submit.read_text()
     assert "--nodes=2" in script and "night" in script and str(run.path) in script
     assert read_json(run.deepspeed)["gradient_accumulation_steps"] == 3  # 12 rows on 2 nodes × 2 ranks
+
+
+@pytest.mark.parametrize("own_torchrun", [False, True])
+def test_a_resume_refuses_a_deepspeed_config_that_was_edited(
+    here: Path, monkeypatch: pytest.MonkeyPatch, own_torchrun: bool
+) -> None:
+    run = stopped_run(here / "run")
+    _resume(run, "zero.stage=1")
+    settings = read_json(run.deepspeed)
+    settings["zero_optimization"]["stage"] = 3
+    write_json(run.deepspeed, settings)
+    if own_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+        monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="zero_optimization.stage=3, but run.yaml gives 1"):
+        cli.dispatch(["resume", str(run.path)])
 
 
 def test_a_resume_under_torchrun_refuses_overrides(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
