@@ -28,7 +28,7 @@ from ftdist.run.model_facts import ModelFacts, write_facts
 
 EXPECTED_MODEL = "a decoder-only language model, for example llama, qwen3 or gpt2"
 MIN_SIMILARITY = 0.8
-"""Minimum similarity (``difflib``) of an unknown key and the known key that the message suggests."""
+"""Minimum similarity of an unknown key and the known key that the message suggests (0 to 1)."""
 MAX_TRIAL_PARAMETERS, TRIAL_TOKENS = 100_000_000, 8
 """A model of at most this many parameters also runs one forward on this many tokens."""
 MAX_EXTRA_POSITIONS = 8
