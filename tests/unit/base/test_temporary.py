@@ -46,7 +46,7 @@ def test_leftovers_of_a_zombie_are_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_next_preparation_removes_what_a_killed_one_left(tmp_path: Path, ended_pid: int) -> None:
+def test_a_preparation_removes_the_leftovers_of_a_killed_one(tmp_path: Path, ended_pid: int) -> None:
     from ftdist.data.prepare import prepare
 
     config = data_config(tmp_path, f"data.sources.mine.path={write_jsonl(tmp_path / 'a.jsonl', [chat('q', 'a')] * 3)}")
