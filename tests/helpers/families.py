@@ -1,4 +1,4 @@
-"""Small random models of the families in the invariance suite: fields of their transformers configs."""
+"""Small random models of several families: fields of their transformers configs."""
 
 from typing import Any, Dict
 
@@ -26,3 +26,9 @@ FAMILIES: Dict[str, Dict[str, Any]] = {
     "olmo2": {"model_type": "olmo2", **GROUPED},
     "mixtral": {"model_type": "mixtral", **GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
+
+TINY = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+"""Fields of a config that every family accepts, for unit tests."""

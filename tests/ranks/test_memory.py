@@ -1,6 +1,5 @@
 """The memory of a rank does not grow with the number of steps or of row lengths."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
+from tests.helpers.heap import bytes_in_use
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, start
@@ -18,25 +18,6 @@ from tests.helpers.training import assemble, start
 MIB = 2**20
 EARLY, LATE = 20, 60
 """Steps at which memory is measured. Everything that a run does at intervals has happened before the first."""
-
-
-class HeapInfo(ctypes.Structure):
-    """glibc's ``struct mallinfo2``."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
-                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]  # fmt: skip
-
-
-def bytes_in_use() -> int:
-    """Return the bytes that this process has allocated and not freed.
-
-    These are tensors, autograd's C++ objects and large Python objects. Resident memory would also count free memory
-    that malloc keeps for later.
-    """
-    libc = ctypes.CDLL(None)
-    libc.mallinfo2.restype = HeapInfo
-    info = libc.mallinfo2()
-    return int(info.uordblks + info.hblkhd)
 
 
 def _in_use_by_step(run_dir: Path) -> List[int]:
@@ -72,7 +53,7 @@ def test_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
 
 MANY_LENGTHS = """
 import torch
-from tests.ranks.test_memory import bytes_in_use
+from tests.helpers.heap import bytes_in_use
 
 torch.set_num_threads(1)
 linear = torch.nn.Linear(64, 128, bias=False, dtype=torch.bfloat16)

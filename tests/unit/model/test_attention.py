@@ -13,12 +13,9 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention
 from ftdist.model.attention import choose_backend, documents_attention, implementation
 from ftdist.model.isolation import measure_isolation, prove_isolation
+from tests.helpers.families import TINY
 
 CPU = torch.device("cpu")
-BASE = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
 FAMILIES = {
     "llama": {},
     "qwen3": {"head_dim": 8},
@@ -34,7 +31,7 @@ FAMILIES = {
 
 
 def _model(family: str, backend: Attention = Attention.auto, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
-    arch = AutoConfig.for_model(family, **{**BASE, **FAMILIES.get(family, {}), **more})
+    arch = AutoConfig.for_model(family, **{**TINY, **FAMILIES.get(family, {}), **more})
     chosen = choose_backend(backend, arch, CPU, dtype)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=implementation(chosen, arch))
@@ -46,7 +43,7 @@ def _model(family: str, backend: Attention = Attention.auto, dtype: torch.dtype 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_in_a_row_do_not_see_each_other(family: str, dtype: torch.dtype) -> None:
     model, backend = _model(family, dtype=dtype)
-    proof = prove_isolation(model, BASE["vocab_size"], CPU, dtype, backend.name)
+    proof = prove_isolation(model, TINY["vocab_size"], CPU, dtype, backend.name)
     assert proof.crossing == 0.0 or (family == "mixtral" and proof.crossing < 1e-6)
     assert proof.looking_ahead == 0.0 or (family == "mixtral" and proof.looking_ahead < 1e-6)
 
@@ -54,7 +51,7 @@ def test_documents_in_a_row_do_not_see_each_other(family: str, dtype: torch.dtyp
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
 def test_the_documents_backend_gives_the_same_logits_as_the_mask_backend(family: str) -> None:
     """Same weights, one row of three documents: the logits are equal up to rounding."""
-    row = torch.randint(BASE["vocab_size"], (1, 21), generator=torch.Generator().manual_seed(3))
+    row = torch.randint(TINY["vocab_size"], (1, 21), generator=torch.Generator().manual_seed(3))
     positions = torch.cat([torch.arange(n) for n in (7, 9, 5)])[None]
     limits = torch.tensor([0, 7, 16, 21], dtype=torch.int32)
     by_mask, _ = _model(family, Attention.mask)
@@ -73,11 +70,11 @@ def test_a_backend_that_does_not_separate_documents_is_refused() -> None:
     AttentionInterface.register("crossing", _crossing_attention)
     model, _ = _model("llama")
     model.set_attn_implementation("crossing")
-    assert measure_isolation(model, BASE["vocab_size"], CPU).crossing > 0.01
+    assert measure_isolation(model, TINY["vocab_size"], CPU).crossing > 0.01
     with pytest.raises(ConfigError, match="does not isolate") as caught:
-        prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "crossing")
+        prove_isolation(model, TINY["vocab_size"], CPU, torch.float32, "crossing")
     assert "data.packing=false batch.micro_batch_size=1" in caught.value.fix
-    proof = prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "crossing", one_document=True)
+    proof = prove_isolation(model, TINY["vocab_size"], CPU, torch.float32, "crossing", one_document=True)
     assert proof.looking_ahead == 0.0, "a row with one document has no other document to see"
 
 
@@ -88,9 +85,9 @@ def test_a_model_that_sees_later_tokens_is_refused(family: str, more: dict[str, 
     if family == "llama":
         AttentionInterface.register("ahead", _attention_without_causal_mask)
         model.set_attn_implementation("ahead")
-    assert measure_isolation(model, BASE["vocab_size"], CPU, one_document).looking_ahead > 1e-5
+    assert measure_isolation(model, TINY["vocab_size"], CPU, one_document).looking_ahead > 1e-5
     with pytest.raises(ConfigError, match=f"{family} reads ahead"):
-        prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "mask", one_document)
+        prove_isolation(model, TINY["vocab_size"], CPU, torch.float32, "mask", one_document)
 
 
 def _attention_without_causal_mask(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
@@ -107,7 +104,7 @@ def test_a_model_whose_positions_do_not_restart_is_refused() -> None:
     forward = model.forward
     model.forward = lambda **kw: forward(**{**kw, "position_ids": torch.arange(kw["input_ids"].shape[1])[None]})
     with pytest.raises(ConfigError, match="differ from its logits alone"):
-        prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "documents")
+        prove_isolation(model, TINY["vocab_size"], CPU, torch.float32, "documents")
 
 
 def test_the_sliding_window_is_applied_within_a_document() -> None:
@@ -126,16 +123,16 @@ def test_unsupported_changes_of_attention_scores_are_refused() -> None:
 @pytest.mark.parametrize("wanted", [Attention.varlen, Attention.flex])
 def test_backends_for_cuda_are_refused_on_cpu(wanted: Attention) -> None:
     with pytest.raises(ConfigError, match=r"on cpu[\s\S]*model.attention=documents"):
-        choose_backend(wanted, AutoConfig.for_model("llama", **BASE), CPU, torch.bfloat16)
+        choose_backend(wanted, AutoConfig.for_model("llama", **TINY), CPU, torch.bfloat16)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", [Attention.varlen, Attention.documents, Attention.flex, Attention.mask])
 def test_documents_in_a_row_do_not_see_each_other_on_a_gpu(backend: Attention) -> None:
     cuda = torch.device("cuda")
-    arch = AutoConfig.for_model("llama", **{**BASE, "hidden_size": 256, "head_dim": 64})
+    arch = AutoConfig.for_model("llama", **{**TINY, "hidden_size": 256, "head_dim": 64})
     chosen = choose_backend(backend, arch, cuda, torch.bfloat16)
     name = implementation(chosen, arch)
     model = AutoModelForCausalLM.from_config(arch, dtype=torch.bfloat16, attn_implementation=name).to(cuda)
     model.config.use_cache = False
-    assert prove_isolation(model, BASE["vocab_size"], cuda, torch.bfloat16, name).crossing == 0.0
+    assert prove_isolation(model, TINY["vocab_size"], cuda, torch.bfloat16, name).crossing == 0.0

@@ -10,14 +10,14 @@ from ftdist.config.schema import Attention
 from ftdist.data.loader import IGNORED, MicroBatch
 from ftdist.model.attention import implementation
 from ftdist.objective.token_loss import token_loss
-from tests.unit.model.test_attention import BASE
+from tests.helpers.families import TINY
 
-VOCAB = BASE["vocab_size"]
+VOCAB = TINY["vocab_size"]
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    arch = AutoConfig.for_model("llama", **BASE)
+    arch = AutoConfig.for_model("llama", **TINY)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(arch, attn_implementation=implementation(Attention.documents, arch))
 
