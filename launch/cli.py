@@ -6,7 +6,7 @@ from typing import List, NoReturn, Optional
 from ftdist import __version__
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
 from ftdist.base.names import nearest
-from ftdist.base.output import Output
+from ftdist.base.output import PipeSafeOutput
 from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
 
 EXAMPLES = """\
@@ -68,7 +68,7 @@ def dispatch(argv: List[str]) -> int:
 
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the console script ``ftdist``: print errors, and end the process with the exit code."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = PipeSafeOutput(sys.stdout), PipeSafeOutput(sys.stderr)  # type: ignore[assignment]
     try:
         sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
     except FtdistError as error:

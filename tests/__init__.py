@@ -1,0 +1,1 @@
+"""The tests. Each folder holds one kind; CONTRIBUTING.md describes them."""

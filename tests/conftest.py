@@ -1,4 +1,8 @@
-"""What holds for every test: nothing from outside comes in, nothing is left behind, what is skipped is said."""
+"""Rules for every test.
+
+No secret or rank variable of the caller's environment reaches a test, no test reaches the network, no test leaves a
+process or a changed environment behind, and the summary names every reason for a skip.
+"""
 
 import collections
 import os
@@ -12,12 +16,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers import cli, ranks
+
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 # By pytest, deepspeed, torch.
 SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"}
 SLURM_PACKAGES = "slurmctld slurmd slurm-client munge"
-LEAK_GRACE_S = 3.0
+FAST_FOLDER = Path(__file__).parent / "unit"
+"""Tests in all other folders are marked ``process``, and so is a unit test that says so itself."""
+FAST_LIMIT_S = 60
+"""A test without the mark ``process`` fails if it takes longer, so that the fast tier stays fast."""
+LEAK_GRACE_S = 5.0
 
 for _name in [name for name in os.environ if SECRET.search(name) or name in RANK_VARIABLES]:
     del os.environ[_name]
@@ -55,9 +65,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not (shutil.which("slurmctld") and shutil.which("munged") and os.geteuid() == 0):
         skips["slurm"] = f"needs root and Slurm; after apt install {SLURM_PACKAGES}: make test ARGS='-m slurm'"
     for item in items:
+        if FAST_FOLDER not in item.path.parents:
+            item.add_marker("process")
+        if not item.get_closest_marker("process"):
+            item.add_marker(pytest.mark.timeout(FAST_LIMIT_S))
         for mark, reason in skips.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    # Long files first and short ones last, so that all workers end at about the same time.
+    items.sort(key=lambda item: item.get_closest_marker("process") is None)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
@@ -83,8 +99,9 @@ def _children() -> set[psutil.Process]:
 
 
 @pytest.fixture(autouse=True)
-def leaves_nothing_behind() -> Iterator[None]:
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process running or an environment variable changed, and clean up after it."""
+    ranks.allowed = request.node.get_closest_marker("process") is not None
     variables, processes = dict(os.environ), _children()
     yield
     changed = {
@@ -96,9 +113,11 @@ def leaves_nothing_behind() -> Iterator[None]:
         os.environ.pop(name, None)
         if name in variables:
             os.environ[name] = variables[name]
-    _, left = psutil.wait_procs(_children() - processes, timeout=LEAK_GRACE_S)
+    started = (_children() - processes) | (set(cli.left_processes()) if ranks.allowed else set())
+    _, left = psutil.wait_procs(started, timeout=LEAK_GRACE_S)
     found = [f"{process.pid} {' '.join(process.cmdline())[:200]}" for process in left if process.is_running()]
     for process in left:
         process.kill()
+    psutil.wait_procs(left, timeout=LEAK_GRACE_S)
     assert not changed, f"the test left environment variables changed: {sorted(changed)}"
     assert not found, f"the test left processes running: {found}"

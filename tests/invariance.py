@@ -1,9 +1,10 @@
-"""The invariance suite: how a batch is cut and a model is sharded changes nothing. ``make invariance`` runs it alone
-and writes what was measured into docs/correctness.md.
+"""The invariance suite: the numbers of a run do not depend on how a batch is split or a model is sharded.
 
-A case is one choice on each axis. Each runs for three steps through the real assembly and loop and is compared with the
-plain reference, which knows neither ranks nor packing. ``covering`` chooses few cases in which every pair of choices
-occurs; ``every_case`` is the whole product.
+``make invariance`` runs the suite alone and writes what it measures into docs/correctness.md.
+
+A case is one choice on each axis. Each case runs three steps through the real assembly and training loop and is
+compared with the plain reference, which knows neither ranks nor packing. ``covering`` returns a small set of cases that
+contains every pair of choices. ``every_case`` returns the whole product.
 """
 
 import itertools
@@ -13,12 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config.schema import Precision, RunConfig, SourceConfig
+from ftdist.config.schema import Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
-from tests.correctness_page import write_table
-from tests.families import FAMILIES
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.correctness_page import write_table
+from tests.helpers.families import FAMILIES
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import each_training
 
 STEPS, ROWS = 3, 16
 CLIP = 0.05  # below every gradient norm here
@@ -50,12 +52,12 @@ class Case(NamedTuple):
 
     @property
     def reference(self) -> Tuple[str, bool, Precision, bool, bool]:
-        """What the reference depends on: it knows nothing of the rest."""
+        """The choices that the reference depends on."""
         return self.family, self.packing, self.precision, self.clip, self.tied
 
 
 def name(case: Case) -> str:
-    """``llama-stage3-2ranks-accum4-packed-bf16``, and what else is chosen."""
+    """Return a name such as ``llama-stage3-2ranks-accum4-packed-bf16-clip``."""
     also = [word for word, on in (("recompute", case.recompute), ("clip", case.clip), ("tied", case.tied)) if on]
     layout = "packed" if case.packing else "padded"
     sizes = [f"stage{case.stage}", f"{case.world_size}ranks", f"accum{case.accum}"]
@@ -67,8 +69,11 @@ def every_case(axes: Axes = AXES) -> List[Case]:
 
 
 def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Case]:
-    """Cases in which every pair of choices of two axes occurs. Greedy: of some random cases, each begun with a
-    pair that is still missing, the one with most missing pairs is taken."""
+    """Return cases that contain every pair of choices of two axes.
+
+    The algorithm is greedy: it draws ``candidates`` random cases, each with one pair that is still missing, and takes
+    the case with the most missing pairs.
+    """
     draw, names = random.Random(seed), list(axes)
     missing = {pair for case in _pairs_of_axes(axes) for pair in case}
     chosen: List[Case] = []
@@ -85,7 +90,7 @@ def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Cas
 
 
 def pairs(case: Case) -> set:
-    """The pairs of choices that a case has: ((axis, value), (axis, value))."""
+    """Return the pairs of choices of a case: ((axis, value), (axis, value))."""
     return set(itertools.combinations(enumerate(case), 2))
 
 
@@ -95,7 +100,7 @@ def _pairs_of_axes(axes: Axes) -> Iterator[List[Any]]:
 
 
 def write_data(folder: Path) -> Dict[str, Path]:
-    """Short prompts and completions of very different lengths, and a tokenizer that pads with its stop token."""
+    """Write short prompts and completions of very different lengths, and a tokenizer that pads with its stop token."""
     from ftdist.data.tokenizer import bytes_tokenizer
 
     tokenizer = bytes_tokenizer()
@@ -137,7 +142,7 @@ def _reference_file(case: Case, folder: Path) -> Path:
 
 
 def run_cases(cases: List[Case], folder: Path) -> Dict[Case, Deviation]:
-    """Run them all: the references in one process, then the cases of each number of ranks in turn on the same ranks."""
+    """Run the references in one process, then the cases, grouped by their number of ranks."""
     write_data(folder)
     for family, tied in {(case.family, case.tied) for case in cases}:
         save_tiny_model(folder / f"model-{family}-{tied}", **FAMILIES[family], tie_word_embeddings=tied)
@@ -158,12 +163,12 @@ def _references(cases: List[Case], folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from ftdist.model.load import DTYPES
-    from ftdist.parallel import ranks as rank_setup
+    from ftdist.parallel import rank_process
     from ftdist.run.prepared import data_folder
-    from ftdist.verify.compare import expect
+    from ftdist.verify.compare import run_reference
     from ftdist.verify.reference import read_rows, row_order
 
-    rank_setup.quiet_libraries()
+    rank_process.quiet_libraries()
     torch.set_num_threads(1)
     for case in {case.reference: case for case in cases}.values():
         config = case_config(case, folder)
@@ -172,44 +177,21 @@ def _references(cases: List[Case], folder: Path) -> None:
         data = data_folder(config)
         rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
         order = row_order(config.seed, len(rows), STEPS * ROWS)
-        torch.save(expect(model, config, rows, order, STEPS, heldout), _reference_file(case, folder))
+        torch.save(run_reference(model, config, rows, order, STEPS, heldout), _reference_file(case, folder))
 
 
 def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     import torch
 
-    from ftdist.verify.compare import deviate
+    from ftdist.verify.compare import measure_deviation
 
     expected = [torch.load(_reference_file(case, folder), weights_only=False) for case in cases]
     trainings = each_training([case_config(case, folder) for case in cases], folder)
-    return [deviate(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]
-
-
-def each_training(configs: List[RunConfig], folder: Path) -> Iterator[Any]:
-    """The real assembly of each config in turn, on these ranks, whose process group is set up once."""
-    import torch.distributed as dist
-
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.run.rundir import RunDir
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
-
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(configs[0])
-    rank_setup.start_process_group(configs[0], ranks)
-    for number, config in enumerate(configs):
-        run = RunDir(folder / f"run-{ranks.world_size}-{number}")
-        if ranks.first:
-            run.checkpoints.mkdir(parents=True)
-            run.logs.mkdir()
-        dist.barrier()
-        training = assemble(config, run, ranks, Preemption(run, ranks.rank))
-        yield training
-        training.engine.destroy()
+    return [measure_deviation(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]
 
 
 def table(found: Dict[Case, Deviation]) -> List[List[str]]:
-    """For each precision and family the number of cases and the largest deviations."""
+    """Return one row for each precision and family: the number of cases and the largest deviations."""
     rows = []
     for precision, family in itertools.product(Precision, AXES["family"]):
         here = [d for case, d in found.items() if (case.precision, case.family) == (precision, family)]

@@ -1,6 +1,6 @@
-"""Mutation proof: ten bugs that others have had, put into a copy of the house one by one; the suite must fail on each.
+"""Ten bugs that other frameworks have had, put into a copy of the code one at a time: the suite must fail on each.
 
-``make mutations`` runs all and writes the table into docs/correctness.md.
+``make mutations`` runs all of them and writes the table into docs/correctness.md.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from tests.correctness_page import write_table
+from tests.helpers.correctness_page import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 INVARIANCE = "tests/ranks/test_invariance.py::test_every_pair_of_choices"
@@ -35,14 +35,13 @@ class Mutation:
 LOOP, LOADER, LOSS, ENGINE = (
     "ftdist/train/loop.py",
     "ftdist/data/loader.py",
-    "ftdist/model/forward.py",
+    "ftdist/objective/token_loss.py",
     "ftdist/engine/engine.py",
 )
 MUTATIONS = [
     Mutation("no token weighting: the mean of the micro-batches' means", LOOP,
-             "backward(engine, loss / trained_tokens, ranks.world_size)",
-             "backward(engine, loss / max(batch.num_trained, 1) / plan.grad_accum_steps / ranks.world_size, "
-             "ranks.world_size)"),
+             "engine.backward(found.loss / weight)",
+             "engine.backward(found.loss / max(batch.num_trained, 1) / plan.grad_accum_steps / mesh.data_size)"),
     Mutation("divided by the accumulation steps twice", ENGINE, "scale_wrt_gas=False",
              "scale_wrt_gas=True"),
     Mutation("labels not shifted", LOSS, "targets = batch.labels[0, 1:]", "targets = batch.labels[0]"),
@@ -53,48 +52,49 @@ MUTATIONS = [
              "np.concatenate([np.arange(length) for length in lengths])", "np.arange(sum(lengths))"),
     Mutation("padding masked by its id, which is the stop token's", LOADER, "label[0] = IGNORED",
              "label[0] = IGNORED; label[ids[-1] == pad_id] = IGNORED"),
-    Mutation("averaged over ranks instead of summed", ENGINE, "loss_share * world_size", "loss_share"),
+    Mutation("averaged over ranks instead of summed", ENGINE, "loss_share * self._world_size", "loss_share"),
     Mutation("the last partial round of an evaluation skipped", "ftdist/train/evaluate.py",
-             "range(0, dataset.num_rows, per_round)", "range(0, dataset.num_rows - per_round + 1, per_round)"),
+             "range(0, dataset.num_rows, rows_per_round)",
+             "range(0, dataset.num_rows - rows_per_round + 1, rows_per_round)"),
     Mutation("the schedule stepped twice", LOOP, "learning_rate(config.optim, index,",
              "learning_rate(config.optim, 2 * index + 1,"),
 ]  # fmt: skip
 
 
-def copy_house(to: Path) -> None:
-    """Everything as one tree, as in the wheel, so that nothing of the copy is imported from elsewhere."""
+def copy_code(to: Path) -> None:
+    """Copy the code as one tree, as in the wheel, so that nothing is imported from the checkout."""
     leave = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "ftdist", to / "ftdist", ignore=leave)
-    for room in ("launch", "conf", "slurm"):
-        shutil.copytree(ROOT / room, to / "ftdist" / room, ignore=leave)
+    for name in ("launch", "conf", "slurm"):
+        shutil.copytree(ROOT / name, to / "ftdist" / name, ignore=leave)
     shutil.copytree(ROOT / "tests", to / "tests", ignore=leave)
     shutil.copy(ROOT / "pyproject.toml", to)
 
 
-def mutate(house: Path, mutation: Mutation) -> None:
-    path = house / mutation.file
+def mutate(root: Path, mutation: Mutation) -> None:
+    path = root / mutation.file
     text = path.read_text(encoding="utf-8")
     assert text.count(mutation.found) == 1, f"{mutation.file} holds {text.count(mutation.found)} of: {mutation.found}"
     path.write_text(text.replace(mutation.found, mutation.put), encoding="utf-8")
 
 
-def failures(house: Path, tests: List[str]) -> List[str]:
-    """Names of the tests that fail, in a house."""
+def failures(root: Path, tests: List[str]) -> List[str]:
+    """Run tests in a copy of the code. Returns the names of those that fail."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *tests]
-    done = subprocess.run(command, cwd=house, capture_output=True, text=True, timeout=1200,
-                          env={**os.environ, "PYTHONPATH": str(house)})  # fmt: skip
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1200,
+                          env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return re.findall(r"^(?:FAILED|ERROR) \S+::(\S+)", done.stdout, re.MULTILINE)
 
 
 def prove(mutation: Optional[Mutation], suites: Dict[str, List[str]]) -> Dict[str, List[str]]:
-    """What fails in each suite with this bug in; without one nothing may."""
+    """Return the tests of each suite that fail with a bug in the code (None: without a bug)."""
     with tempfile.TemporaryDirectory() as folder:
-        house = Path(folder) / "house"
-        copy_house(house)
+        root = Path(folder) / "copy"
+        copy_code(root)
         if mutation:
-            mutate(house, mutation)
-        return {name: failures(house, tests) for name, tests in suites.items()}
+            mutate(root, mutation)
+        return {name: failures(root, tests) for name, tests in suites.items()}
 
 
 def main() -> int:

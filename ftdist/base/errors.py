@@ -1,7 +1,7 @@
-"""The errors a user can meet. Each says what was found, what was expected, and the one change that mends it.
+"""Errors that are reported to the user. Each says what was found, what was expected, and the one change that fixes it.
 
-Exit codes of every verb: 0 done, 1 failed, 2 wrong config, data or command line (nothing was started),
-75 stopped for preemption and resumable (75 is ``EX_TEMPFAIL`` of sysexits.h).
+Exit codes of every command: 0 done, 1 failed, 2 wrong config, data or command line (nothing was started),
+75 stopped for preemption and resumable (75 is ``EX_TEMPFAIL`` in ``sysexits.h``).
 """
 
 from ftdist.base.redact import redact
@@ -13,8 +13,15 @@ EXIT_PREEMPTED = 75
 
 
 class FtdistError(Exception):
-    """Anything that ftdist reports to the user as one message, without a stack trace and without secrets: what a
-    library says may quote them, and the message ends in logs and in status.json."""
+    """An error that is reported to the user as one message, without a stack trace and without secrets.
+
+    Secrets are removed because the message may quote the error of a library, and is written to logs and status.json.
+
+    Args:
+        found: What is wrong.
+        expected: What would be right.
+        fix: The change or command that fixes it.
+    """
 
     exit_code = EXIT_FAILED
 
@@ -38,18 +45,18 @@ class ConfigError(FtdistError):
 
 
 class DataError(FtdistError):
-    """A data source cannot be read, or nothing in it would be trained. Raised before ranks are started."""
+    """A data source cannot be read, or none of its tokens would be trained. Raised before ranks are started."""
 
     exit_code = EXIT_USAGE
 
 
 class LaunchError(FtdistError):
-    """Ranks could not be started, or one of them failed."""
+    """Ranks could not be started, or a rank failed."""
 
 
 class CheckpointError(FtdistError):
-    """A checkpoint cannot be written, or none that can be trusted was found."""
+    """A checkpoint cannot be written, or no checkpoint passes verification."""
 
 
 class TrainError(FtdistError):
-    """Training cannot go on: losses or gradients that are not finite, a rank that stands still, memory that is full."""
+    """Training cannot continue: a loss or gradient is not finite, a rank makes no progress, or memory is full."""

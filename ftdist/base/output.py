@@ -1,24 +1,34 @@
-"""Standard output that may lose its reader (``| head``, a closed terminal), and paths as they are printed. [light]"""
+"""Output whose reader may end first (``| head``, a closed terminal), and paths as they are printed."""
 
 import os
 import shlex
 from pathlib import Path
 from typing import Any, Callable, TextIO
 
+_absolute = False
 
-def shown(path: str | Path) -> str:
-    """A path as short as it can be typed from here."""
+
+def show_absolute_paths() -> None:
+    """Print absolute paths from now on, because the current folder of this process is not that of its user."""
+    global _absolute
+    _absolute = True
+
+
+def short_path(path: str | Path) -> str:
+    """Return a path relative to the current folder if it lies inside, else as it is."""
+    if _absolute:
+        return os.path.abspath(path)  # noqa: PTH100 - pathlib's absolute() keeps ".."
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 
 
-def typed(path: str | Path) -> str:
-    """The same as a word of a command."""
-    return shlex.quote(shown(path))
+def quoted_path(path: str | Path) -> str:
+    """Return ``short_path``, quoted as one word of a shell command."""
+    return shlex.quote(short_path(path))
 
 
-class Output:
-    """A text file that drops what nobody reads any more: the work goes on, and its exit code says how it ended."""
+class PipeSafeOutput:
+    """A text file that drops its output after its reader has ended. The program continues and keeps its exit code."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -34,10 +44,10 @@ class Output:
         try:
             act()
         except OSError:
-            # For the whole process: what is still buffered would fail again at every later print and at its end.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._file.fileno())
-            os.close(nowhere)
+            # Redirect the file descriptor: buffered text would otherwise fail again at every print and at exit.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._file.fileno())
+            os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

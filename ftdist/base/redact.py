@@ -1,98 +1,115 @@
-"""What looks like a secret, and how it is kept out of what ftdist writes. Light: standard library only.
+"""Detection of secrets, and their removal from everything that ftdist writes. Imports the standard library only.
 
-Secrets come from the environment and stay there. They are found in three ways: by the name that a value has, by the
-mark of its maker (``hf_…``, a password in an address), and as the value of one of this process's own variables.
+Secrets belong in environment variables. Text is searched for them in three ways:
+
+* by the name of a value, such as ``HF_TOKEN`` or ``password``;
+* by the format of the value, such as ``hf_…`` or the password in ``https://user:password@host``;
+* by comparison with the values of this process's own environment variables that hold secrets.
 """
 
 import os
 import re
 from typing import Dict, List, Mapping, Optional
 
-HIDDEN = "***"
-SHORTEST = 8
-"""Characters of a variable's value that is searched for in texts: a shorter one is a common word."""
+REDACTED = "***"
+"""Replaces a secret."""
 
-LAST_WORD = r"(?:PWD|PASS|PAT|AUTH)"
-"""Too short to be looked for anywhere in a name: PWD, PATH, BYPASS and XAUTHORITY are no secrets."""
+MIN_SECRET_LENGTH = 8
+"""Values of environment variables with fewer characters are not searched for: they may be common words."""
 
-VARIABLE_NAME = re.compile(rf"TOKEN(?!I[ZS])|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY|SSHPASS|_{LAST_WORD}$", re.I)
-"""Environment variables that hold secrets (TOKENIZERS_PARALLELISM does not)."""
+SHORT_ENDING = r"(?:PWD|PASS|PAT|AUTH)"
+"""Words that mark a secret only as the last word of a longer name. Otherwise they occur in harmless names such as PWD,
+PATH, BYPASS and XAUTHORITY."""
 
-SETTING_NAME = re.compile(
+SECRET_VARIABLE = re.compile(rf"TOKEN(?!I[ZS])|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY|SSHPASS|_{SHORT_ENDING}$", re.I)
+"""Names of environment variables that hold secrets. TOKENIZERS_PARALLELISM is harmless."""
+
+SECRET_KEY = re.compile(
     r"(^|[_.-])(token|secret|password|passwd|passphrase|credentials?|auth|api_?key|(access|private)_?key)$", re.I
 )
-"""Keys of a config, only at the end of the name: ``tokenizer`` and ``sample_tokens`` are no secrets."""
+"""Names of config values that hold secrets. Only the end of a name counts, so ``tokenizer`` and ``sample_tokens`` are
+harmless."""
 
-NO_SECRET = re.compile(r"\d*|true|false|yes|no|on|off|none|null|[<\[].*[>\]]", re.I)
-"""What a variable or key of such a name may hold besides the path of a file: a switch, a number, a special token."""
+HARMLESS_VALUE = re.compile(r"\d*|true|false|yes|no|on|off|none|null|[<\[].*[>\]]", re.I)
+"""Values that are no secret under any name: numbers, switches, and special tokens such as ``<image>`` or ``[PAD]``."""
 
-SHAPES = [
-    re.compile(r"(?<!ssh://)(?<=//)[^/\s@]+(?=@)"),  # user:password of an address
+SECRET_FORMATS = [
+    re.compile(r"(?<!ssh://)(?<=//)[^/\s@]+(?=@)"),  # user:password in a URL
     re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{20,}|(?:ghp|gho|ghs)_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
-               r"|xox[abp]-[\w-]{10,}|AKIA[A-Z0-9]{12,}|wandb_v1_\w{8,})"),  # keys with the mark of their maker
+               r"|xox[abp]-[\w-]{10,}|AKIA[A-Z0-9]{12,}|wandb_v1_\w{8,})"),  # keys with the prefix of their issuer
     re.compile(r"(?<=[?&;])(?P<kept>(?:token|key|sig|signature|password|secret|X-Amz-[A-Za-z]+)=)[^&;\s]+", re.I),
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S),
 ]  # fmt: skip
+"""Formats of secrets. If a format has a group ``kept``, its text is kept: only what follows is the secret."""
 
-ASSIGNED = re.compile(
+SECRET_ASSIGNMENT = re.compile(
     r"(?P<kept>(?:[\w.-]*[_.-])?(?i:token|secret|password|passwd|passphrase|credentials?|api_?key|(?:access|private)_?key)"
-    rf"[\"']?\s*[=:]\s*[\"']?|\b(?:[A-Z0-9_]*(?:TOKEN|SECRET|KEY|PASSW|CREDENTIAL)[A-Z0-9_]*|[A-Z0-9_]+_{LAST_WORD})"
+    rf"[\"']?\s*[=:]\s*[\"']?|\b(?:[A-Z0-9_]*(?:TOKEN|SECRET|KEY|PASSW|CREDENTIAL)[A-Z0-9_]*|[A-Z0-9_]+_{SHORT_ENDING})"
     r"[\"']?\s*[=:]\s*[\"']?)(?!\*\*\*)[^\s\"',;(){}\[\]]+"
 )
-"""``name = value`` in a source text or a command line."""
-
-
-def variables(environment: Mapping[str, str] = os.environ) -> Dict[str, str]:
-    """The variables of this process that hold secrets."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if VARIABLE_NAME.search(name) and len(value) >= SHORTEST and not _is_harmless(value)
-    }
-
-
-def _is_harmless(value: str) -> bool:
-    # os.path: of a text that can be no path it says False, where pathlib raises.
-    return bool(NO_SECRET.fullmatch(value)) or os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111
+"""``name = value`` or ``"name": value`` in source code or on a command line, where the name is that of a secret."""
 
 
 def redact(text: str) -> str:
-    """A text without what looks like a secret by itself, and without the values of this process's own ones."""
-    for value in sorted(variables().values(), key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
-    for shape in SHAPES:
-        text = shape.sub(_hide, text)
+    """Replace secrets in a text: values of this process's environment variables, and texts with a secret's format."""
+    for value in sorted(secret_variables().values(), key=len, reverse=True):
+        text = text.replace(value, REDACTED)
+    for secret_format in SECRET_FORMATS:
+        text = secret_format.sub(_replacement, text)
     return text
 
 
 def redact_source(text: str) -> str:
-    """``redact``, and without what is assigned to a name like ``password``: for a diff or a command line."""
-    return ASSIGNED.sub(_hide, redact(text))
+    """Replace secrets in source code, such as a diff: as ``redact`` does, and also values assigned to secret names."""
+    return SECRET_ASSIGNMENT.sub(_replacement, redact(text))
 
 
-def redact_words(words: List[str]) -> List[str]:
-    """A command line: of ``key=value`` the whole value goes where the key names a secret."""
-    return [_redact_word(word) for word in words]
+def redact_arguments(arguments: List[str]) -> List[str]:
+    """Replace secrets in the arguments of a command line.
+
+    If the name in ``name=value`` is that of a secret, the whole value is replaced.
+    """
+    return [_redact_argument(argument) for argument in arguments]
 
 
-def _redact_word(word: str) -> str:
-    key, equals, value = word.partition("=")
-    if equals and SETTING_NAME.search(key) and value:
-        return f"{key}={HIDDEN}"
-    return redact_source(word)
+def _redact_argument(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if equals and SECRET_KEY.search(key) and value:
+        return f"{key}={REDACTED}"
+    return redact_source(argument)
 
 
-def _hide(match: "re.Match[str]") -> str:
-    return (match.groupdict().get("kept") or "") + HIDDEN
+def _replacement(match: "re.Match[str]") -> str:
+    return (match.groupdict().get("kept") or "") + REDACTED
 
 
-def reason(key: str, value: str) -> Optional[str]:
-    """Why a config's value must not be written down, None where it may. ``key`` is its dotted place."""
+def secret_variables(environment: Mapping[str, str] = os.environ) -> Dict[str, str]:
+    """Return the environment variables that hold secrets, with their values."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if SECRET_VARIABLE.search(name) and len(value) >= MIN_SECRET_LENGTH and not _is_harmless(value)
+    }
+
+
+def _is_harmless(value: str) -> bool:
+    """Return whether a value is no secret although its name says so: a switch, a number, or the path of a file."""
+    # os.path returns False for a text that cannot be a path. pathlib would raise an error.
+    return bool(HARMLESS_VALUE.fullmatch(value)) or os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111
+
+
+def secret_problem(key: str, value: str) -> Optional[str]:
+    """Return why a config value looks like a secret, without the value. Returns None if it does not.
+
+    Args:
+        key: The dotted name of the value in the config, such as ``launch.slurm.env.HF_TOKEN``.
+        value: The value. Keys of a mapping are checked in the same way, with themselves as the value.
+    """
     name = key.rsplit(".", 1)[-1]
-    names_one = (VARIABLE_NAME if ".env." in key else SETTING_NAME).search(name)
-    if names_one and value != name and not _is_harmless(value):  # equal: the key itself, which is a text too
+    has_secret_name = (SECRET_VARIABLE if ".env." in key else SECRET_KEY).search(name)
+    if has_secret_name and value != name and not _is_harmless(value):
         return f"{key} looks like a secret"
-    found = next((name for name, secret in variables().items() if secret in value), None)
-    if found:
-        return f"{key} holds the value of ${found}"
+    variable = next((name for name, secret in secret_variables().items() if secret in value), None)
+    if variable:
+        return f"{key} holds the value of ${variable}"
     return f"{key} holds a password or a key" if redact(value) != value else None

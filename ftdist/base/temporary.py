@@ -1,4 +1,4 @@
-"""What is written under a temporary name, and what of them a killed process has left. [light]"""
+"""Temporary files and folders, and the removal of those that a killed process left behind."""
 
 import os
 import platform
@@ -7,32 +7,28 @@ import secrets
 import shutil
 from pathlib import Path
 
-
-def beside(path: Path) -> Path:
-    """A name for a temporary file or folder beside ``path``, ``.<name>.<host>.<pid>.<random>``, to be made by
-    ``open("x")`` or ``mkdir``: where others may write too, nobody can have put a link there."""
-    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}")
+from ftdist.base.process import is_alive
 
 
-def remove_rests(targets: Path) -> None:
-    """Remove temporary folders of processes of this machine that are gone. Those of other machines stay: whether their
-    processes live cannot be seen from here.
+def temporary_path(target: Path) -> Path:
+    """Return a new name for a temporary file or folder beside ``target``: ``.<name>.<host>.<pid>.<random>``.
+
+    Create it with ``open("x")`` or ``mkdir``, which fail if the name exists. In a folder where others may write, nobody
+    can then have put a link there.
+    """
+    return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def remove_leftovers(targets: Path) -> None:
+    """Remove temporary folders whose process ran on this machine and has ended.
+
+    Temporary folders of other machines are kept, because it is unknown whether their processes still run.
 
     Args:
-        targets: the folder of the targets, and a pattern of their names: ``RUN_DIR/export``, ``CACHE/data/*``.
+        targets: Path of the target or a pattern for several, such as ``RUN_DIR/export`` or ``CACHE/data/*``.
     """
-    own = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.[0-9a-f]{{8}}")
-    for rest in targets.parent.glob(f".{targets.name}.*"):
-        found = own.fullmatch(rest.name)
-        if found and not _is_alive(int(found.group(1))):
-            shutil.rmtree(rest, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+    name = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.[0-9a-f]{{8}}")
+    for folder in targets.parent.glob(f".{targets.name}.*"):
+        found = name.fullmatch(folder.name)
+        if found and not is_alive(int(found.group(1))):
+            shutil.rmtree(folder, ignore_errors=True)

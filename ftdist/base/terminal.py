@@ -1,4 +1,8 @@
-"""What is shown while something long is under way, and how times and numbers are written."""
+"""Display of long tasks, a copy of standard output in a log file, and formats of numbers and times.
+
+``rich`` draws the spinner and refreshes the display. Its ready-made displays ``Status`` and ``Progress`` are not used,
+for two reasons: the cursor stays hidden if the process is killed, and a file gets no output before the task ends.
+"""
 
 import io
 import sys
@@ -10,57 +14,81 @@ from typing import Any, Callable, Iterator, Optional, TextIO, cast
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
-from ftdist.base.output import Output
+from ftdist.base.output import PipeSafeOutput
 
-LONG_S = 10.0
-"""Where the output is not a terminal, what is under way is said when it has taken this long."""
+LONG_TASK_S = 10.0
+"""If the output is not a terminal, the label of a task is printed after this many seconds."""
 
-
-Say = Callable[[str], None]
-"""Changes what is shown of something that is under way."""
+SetLabel = Callable[[str], None]
+"""Changes the label of a task that is running."""
 
 
 @contextmanager
-def task(label: str, enabled: bool = True) -> Iterator[Say]:
-    """Show that something long is under way, and in the end how long it took. Of what fails, the error is all that is
-    shown: whoever raised it says it.
+def task(label: str, enabled: bool = True) -> Iterator[SetLabel]:
+    """Show that a long task is running, and print the time that it took at the end.
 
-    On a terminal a spinner with the time so far; elsewhere a line when it is over, and one before where it takes long.
+    On a terminal a spinner shows the label and the time so far. Elsewhere the label is printed if the task takes long.
+    Nothing is printed at the end of a task that fails: the error is reported by the caller.
+
+    Args:
+        label: What the task does, for example "loading the model".
+        enabled: If false, nothing is printed.
+
+    Yields:
+        A function that changes the label.
     """
     console, started = live_console(), time.monotonic()
     if enabled and console.is_terminal:
-        doing = Doing(label)
-        live = start_live(_Spinning(doing), console, transient=True)
+        activity = Activity(label)
+        live = start_live_display(Spinner("dots", text=activity), console, transient=True)
         try:
-            yield doing.say
+            yield activity.set_label
         finally:
             live.stop()
     else:
-        with said_if_long(label, enabled) as say:
-            yield say
+        with print_if_long(label, enabled) as set_label:
+            yield set_label
     if enabled:
-        print(f"{label}: {format_seconds(time.monotonic() - started)}", file=plain_stdout(), flush=True)
+        print(f"{label}: {format_seconds(time.monotonic() - started)}", file=stdout_and_log(), flush=True)
 
 
 @contextmanager
-def said_if_long(label: str, enabled: bool) -> Iterator[Say]:
-    """Off a terminal: print what is under way once, when it has taken LONG_S."""
-    doing = Doing(label)
-    timer = threading.Timer(LONG_S, lambda: print(f"{doing.label} …", file=plain_stdout(), flush=True))
+def print_if_long(label: str, enabled: bool) -> Iterator[SetLabel]:
+    """Print the label of a task once, when the task has taken ``LONG_TASK_S``. For output that is not a terminal."""
+    activity = Activity(label)
+    timer = threading.Timer(LONG_TASK_S, lambda: print(f"{activity.label} …", file=stdout_and_log(), flush=True))
     timer.daemon = True
     if enabled:
         timer.start()
     try:
-        yield doing.say
+        yield activity.set_label
     finally:
         timer.cancel()
 
 
+class Activity:
+    """The label of a running task and the time since it started. ``rich`` can print it."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self._started = label, time.monotonic()
+
+    def set_label(self, label: str) -> None:
+        self.label = label
+
+    def elapsed(self) -> str:
+        return format_clock(time.monotonic() - self._started)
+
+    def __str__(self) -> str:
+        return f"{self.label}  {self.elapsed()}"
+
+    def __rich__(self) -> Text:
+        return Text(self.label).append(f" {self.elapsed()}", style="bright_black")
+
+
 class Tee:
-    """Standard output that goes to a log file too. A live display writes to ``terminal`` alone."""
+    """Standard output that is copied to a log file. Live displays write to ``terminal`` only."""
 
     def __init__(self, terminal: TextIO, log: TextIO) -> None:
         self.terminal, self.log = terminal, log
@@ -77,61 +105,51 @@ class Tee:
         return getattr(self.terminal, name)
 
 
-class Doing:
-    """What is under way, and for how long."""
-
-    def __init__(self, label: str) -> None:
-        self.label, self._started = label, time.monotonic()
-
-    def say(self, label: str) -> None:
-        self.label = label
-
-    def elapsed(self) -> str:
-        return format_time(time.monotonic() - self._started)
-
-    def __str__(self) -> str:
-        return f"{self.label}  {self.elapsed()}"
+def stdout_and_log() -> TextIO:
+    """Return standard output, which is copied to the log file if there is one."""
+    return cast(TextIO, PipeSafeOutput(_stdout()))
 
 
-def plain_stdout(live: bool = False) -> TextIO:
-    """Standard output as it is now, and not a live display's own redirection of it; what is ``live`` in no log."""
-    file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
-    return cast(TextIO, Output(file.terminal if live and isinstance(file, Tee) else file))
+def stdout_only() -> TextIO:
+    """Return standard output without its copy in the log file. For live displays."""
+    file = _stdout()
+    return cast(TextIO, PipeSafeOutput(file.terminal if isinstance(file, Tee) else file))
 
 
-def log_stream() -> TextIO:
-    """The log file that standard output goes to as well; where there is none, nowhere."""
-    file = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+def log_only() -> TextIO:
+    """Return the log file to which standard output is copied. Without one, return a file that nobody reads."""
+    file = _stdout()
     return file.log if isinstance(file, Tee) else io.StringIO()
 
 
-class _Spinning:
-    """A spinner, a label and the seconds so far."""
-
-    def __init__(self, doing: Doing) -> None:
-        self._doing, self._spinner = doing, Spinner("dots")
-
-    def __rich__(self) -> Table:
-        row = Table.grid(padding=(0, 1))
-        row.add_row(self._spinner, Text(self._doing.label), Text(self._doing.elapsed(), style="bright_black"))
-        return row
+def _stdout() -> Any:
+    """Return ``sys.stdout``. While a live display of ``rich`` replaces it, return the file that it replaced."""
+    return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
 
 
-def start_live(renderable: Any, console: Console, transient: bool = False) -> Live:
-    """A live display that leaves standard error alone (rank 0's goes to a log file) and the cursor visible: a process
-    that is killed could not give it back."""
+def live_console() -> Console:
+    """Return a console for live displays, which must not be copied to the log file."""
+    return Console(file=stdout_only(), highlight=False, soft_wrap=False)
+
+
+def start_live_display(renderable: Any, console: Console, transient: bool = False) -> Live:
+    """Start a live display that does not redirect standard error and does not hide the cursor.
+
+    Rank 0's standard error goes to its log file. A hidden cursor would stay hidden if the process were killed.
+
+    Args:
+        renderable: What to show. It is drawn again several times a second.
+        console: Where to show it.
+        transient: Whether the display is removed when it stops.
+    """
     live = Live(renderable, console=console, redirect_stderr=False, transient=transient)
     live.start()
     console.show_cursor(True)
     return live
 
 
-def live_console() -> Console:
-    return Console(file=plain_stdout(live=True), highlight=False, soft_wrap=False)
-
-
-def compact(number: float) -> str:
-    """4 digits at most: 871, 5.2k, 48k, 1.3M."""
+def format_compact(number: float) -> str:
+    """Format a number with at most 4 characters: 871, 5.2k, 48k, 1.3M."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if number >= size:
             scaled = number / size
@@ -139,8 +157,8 @@ def compact(number: float) -> str:
     return f"{number:.0f}"
 
 
-def format_time(seconds: Optional[float]) -> str:
-    """0:07, 12:30, 3:05:00, 2 d 4 h; ``?`` where unknown."""
+def format_clock(seconds: Optional[float]) -> str:
+    """Format a time as 0:07, 12:30, 3:05:00 or 2 d 4 h, and an unknown time as ``?``."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -151,5 +169,5 @@ def format_time(seconds: Optional[float]) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """How long something took: 3.2 s, or 12:30."""
-    return f"{seconds:.1f} s" if seconds < 60 else format_time(seconds)
+    """Format how long something took: 3.2 s, or 12:30 from one minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else format_clock(seconds)

@@ -1,4 +1,7 @@
-"""Files that outlive a crash. Every file operation of a checkpoint is made here, so that the tests can stop at each."""
+"""File operations that survive a crash.
+
+Every file operation of a checkpoint is in this module, so that the tests can stop the process at each of them.
+"""
 
 import contextlib
 import errno
@@ -12,20 +15,21 @@ CHUNK = 1 << 23
 
 
 def write_file(path: Path, parts: Iterable[Any]) -> Dict[str, Any]:
-    """Write a file that is not there yet, hash it meanwhile, and have it on the disk before returning.
+    """Create a file, write it, and wait until it is on the disk. The content is hashed while it is written.
 
     Args:
-        parts: what can be seen as bytes, in order.
+        path: The file must not exist.
+        parts: The content in order, as objects that support the buffer protocol.
 
     Returns:
-        ``{"size", "sha256"}`` of what was written.
+        The size in bytes and the SHA-256 hash of the file: ``{"size": …, "sha256": …}``.
 
     Raises:
-        OSError: with the file's name, whichever operation failed.
+        OSError: An operation failed. The error has the name of the file.
     """
     digest, size = hashlib.sha256(), 0
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # a planted link is not followed
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # O_EXCL: do not follow a link
         try:
             for part in parts:
                 view = memoryview(part).cast("B")
@@ -43,28 +47,35 @@ def write_file(path: Path, parts: Iterable[Any]) -> Dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content on the disk, or a folder's entries: without them a file can still lose its name."""
+    """Wait until the content of a file, or the list of files in a folder, is on the disk.
+
+    A new or renamed file is only safe once its folder is synced too.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that cannot
+        if error.errno != errno.EINVAL:  # this file system does not support fsync here
             raise
     finally:
         os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:
-    os.mkdir(path)  # noqa: PTH102 - counted by the tests, as all here
+    """Create a folder, which must not exist."""
+    os.mkdir(path)  # noqa: PTH102 - the tests intercept the functions of os
 
 
 def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder in one atomic operation."""
     os.rename(source, target)  # noqa: PTH104
 
 
 def remove(path: Path) -> None:
-    """Delete a folder and all in it, or a file; what is not there is fine. A link is unlinked, never entered: whoever
-    planted it would have files elsewhere deleted."""
+    """Delete a file, or a folder with its content. Does nothing if ``path`` does not exist.
+
+    Of a symbolic link only the link itself is deleted. The files that it points to may belong to somebody else.
+    """
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             for name in sorted(os.listdir(path)):  # noqa: PTH208
@@ -75,6 +86,7 @@ def remove(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """Return the SHA-256 hash of a file as hexadecimal digits."""
     digest, block = hashlib.sha256(), bytearray(CHUNK)
     view = memoryview(block)
     with path.open("rb", buffering=0) as file:

@@ -1,11 +1,10 @@
 """Export a checkpoint as an ordinary Hugging Face folder: ``python -m ftdist.checkpoint.export RUN_DIR``.
 
-Works from the files of a checkpoint alone, in one process, whatever number of ranks wrote it. What was written is
-opened again and compared, tensor by tensor.
+One process does this from the files of the checkpoint, whatever number of ranks wrote them. The exported weights are
+read back and compared with the checkpoint, tensor by tensor.
 """
 
 import argparse
-import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -15,73 +14,79 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.json_files import read_json
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
+from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
+from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import Precision, RunConfig
-from ftdist.engine.shards import BUFFER, MASTER
+from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.run.rundir import MANIFEST, RunDir, read_json, read_manifest
+from ftdist.run.rundir import MANIFEST, RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
-MARK = "ftdist_export.json"
-SHARD_SIZE = "5GB"
+EXPORT_MARK = "ftdist_export.json"
+"""A file with this name marks a folder as an export of ftdist. It is a copy of the checkpoint's manifest."""
 
 
 def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
-    """Write weights (safetensors, the run's precision), configs, tokenizer, chat template and a model card to ``out``.
+    """Write the weights, configs, tokenizer, chat template and a model card to ``out``.
 
-    An earlier export in ``out`` is replaced, once the new one is whole; anything else there is refused.
+    The weights are written in the run's precision as safetensors. An earlier export in ``out`` is replaced when the new
+    one is complete.
 
     Raises:
-        CheckpointError: a file of the checkpoint is damaged, or what was written reads back differently.
-        ConfigError: ``out`` holds something that is not an export, or is a link.
+        CheckpointError: A file of the checkpoint is damaged, or the exported weights differ when they are read back.
+        ConfigError: ``out`` is a symbolic link, or holds something that is not an export.
     """
     if out.is_symlink():
-        raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "give the folder itself with --out")
-    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise ConfigError(f"{out} exists and is not an export of ftdist", "a new folder", "give another one with --out")
+        raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "pass the folder itself to --out")
+    if out.exists() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
+        raise ConfigError(
+            f"{out} exists and is not an export of ftdist", "a new folder", "pass another folder to --out"
+        )
     problem = verify_checkpoint(checkpoint)
     if problem:
         found = f"{checkpoint}: {problem}"
-        raise CheckpointError(found, "a checkpoint as it was written", "export another: --checkpoint")
-    build_whole()  # this process may have trained with ZeRO-3
+        raise CheckpointError(found, "a checkpoint whose files are unchanged", "export another one with --checkpoint")
+    build_whole()  # this process may have trained with ZeRO-3, which would shard the model here too
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
     model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
-    weights = _unpad(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
-    remove_rests(out)
-    unfinished = beside(out)
+    weights = _remove_padding(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
+    remove_leftovers(out)
+    unfinished = temporary_path(out)
     unfinished.mkdir(parents=True)
-    _copy_hf(checkpoint, manifest, unfinished)
-    _save_model(weights, model_config, unfinished, config)
-    (unfinished / "README.md").write_text(_model_card(config, checkpoint, state), encoding="utf-8")
-    (unfinished / MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
+    _copy_hf_files(checkpoint, manifest, unfinished)
+    METHODS[config.method.kind].export(weights, model_config, unfinished, config)
+    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state), encoding="utf-8")
+    (unfinished / EXPORT_MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     unfinished.rename(out)
 
 
-def _copy_hf(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:
-    """The files that were saved and verified, and no other that lies there."""
+def _copy_hf_files(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:
+    """Copy the configs and the tokenizer. Files that the manifest does not list were not verified and are left out."""
     for name in manifest["files"]:
         if name.startswith(f"{HF}/"):
-            place = out / Path(name).relative_to(HF)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint / name, place)
+            target = out / Path(name).relative_to(HF)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint / name, target)
 
 
 def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
-    """Whole weights in the run's precision, put together from the masters of all ranks, one at a time."""
+    """Return the whole weights in the run's precision, assembled from the master weights of all ranks."""
     stored = Stored([checkpoint / rank_file(rank) for rank in range(manifest["world_size"])])
     dtype = DTYPES[Precision[manifest["precision"]]]
     weights = {name: stored.whole(MASTER, name, shape).to(dtype) for name, shape in manifest["parameters"].items()}
     return weights | {name: stored.whole(BUFFER, name, shape) for name, shape in manifest["buffers"].items()}
 
 
-def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:
-    """Without the rows that only padded the embedding."""
+def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:
+    """Return the weights without the padding rows of the embedding, and set the vocabulary size in the config."""
     text_config = model_config.get_text_config()
     padded, text_config.vocab_size = text_config.vocab_size, vocab_size
     if padded == vocab_size:
@@ -93,74 +98,12 @@ def _unpad(weights: State, model_config: PretrainedConfig, vocab_size: int) -> S
     return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}
 
 
-def _save_model(weights: State, model_config: PretrainedConfig, out: Path, config: RunConfig) -> None:
-    dtype = next(iter(weights.values())).dtype
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            model_config, dtype=dtype, trust_remote_code=config.model.trust_remote_code
-        )
-    _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    absent = [name for name, p in model.named_parameters() if p.is_meta]
-    if absent or unexpected:
-        raise CheckpointError(f"the checkpoint does not fit the model: lacks {absent[:3]}, has {unexpected[:3]}")
-    generation_config = model.generation_config.from_pretrained(out)
-    model.generation_config = generation_config
-    model.config.use_cache = True
-    model.save_pretrained(out, max_shard_size=SHARD_SIZE)
-    written = _digests(model)
-    weights.clear()
-    del model
-    _compare(written, out, config)
-
-
-def _digests(model: torch.nn.Module) -> Dict[str, str]:
-    """A hash of each tensor that a model saves, by its name in the model."""
-    tensors = model.state_dict().items()
-    return {name: hashlib.sha256(t.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
-            for name, t in tensors}  # fmt: skip
-
-
-def _compare(written: Dict[str, str], out: Path, config: RunConfig) -> None:
-    """By hashes, so that two models never lie in memory; as a user will open it, since transformers renames and splits
-    some models' tensors when it writes them."""
-    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=config.model.trust_remote_code)
-    read = _digests(model)
-    for name, digest in written.items():
-        if read.get(name) != digest:
-            raise CheckpointError(f"{out}: '{name}' reads back differently from what was written", "equal tensors",
-                                  "check the disk, then export again")  # fmt: skip
-
-
-def _model_card(config: RunConfig, checkpoint: Path, state: Dict[str, Any]) -> str:
-    evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
-    base = config.model.hub or config.model.builtin or config.model.path or "random weights"
-    rows = {
-        "base model": base,
-        "data": ", ".join(config.data.sources),
-        "method": config.method.kind.name,
-        "optimizer steps": f"{state['step']:,}",
-        "trained tokens": f"{state['trained_tokens']:,}",
-        "held-out loss (nats a token)": f"{state['eval_loss']:.4f}" if evaluated else "not evaluated at this step",
-        "learning rate": f"{config.optim.lr:g} ({config.optim.schedule.name})",
-        "rows per step × tokens per row": f"{config.batch.global_batch_size} × {config.data.max_seq_len}",
-        "precision": config.train.precision.name,
-        "ZeRO stage": str(config.zero.stage),
-        "seed": str(config.seed),
-        "checkpoint": checkpoint.name,
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    tags = "library_name: transformers\ntags:\n- ftdist\n"
-    if config.model.hub:
-        tags += f"base_model: {config.model.hub}\n"
-    return f"---\n{tags}---\n\n# {config.name}\n\nFine-tuned with ftdist.\n\n| | |\n|---|---|\n{table}\n"
-
-
 def main(argv: Optional[List[str]] = None) -> int:
+    """Export a checkpoint of a run. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="ftdist export", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
-    parser.add_argument("--out", help="default RUN_DIR/export")
+    parser.add_argument("run_dir", help="a run directory")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
+    parser.add_argument("--out", help="the folder to write (default: RUN_DIR/export)")
     args = parser.parse_args(argv)
     try:
         run = RunDir.open(args.run_dir)

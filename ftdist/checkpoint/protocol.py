@@ -1,18 +1,21 @@
-"""Checkpoints: published whole or not at all, verified before anything is loaded from them.
+"""How a checkpoint is written, published, verified, found and deleted.
+
+A checkpoint is published completely or not at all. It is verified before anything is loaded from it.
 
 ```
 step-00000500/
-  rank-00000.safetensors  what rank 0 held: slices of fp32 masters and moments, its random states
-  hf/                     model config, generation config, tokenizer, chat template: what an export needs
-  state.json              step, tokens, losses so far, the tracker's run id
-  manifest.json           step, number of ranks, stage, config hash, versions; size and sha256 of every file; its own
-  pinned                  (where a user made it) never deleted
+  rank-00000.safetensors  the state of rank 0: slices of fp32 master weights and moments, random states
+  hf/                     model config, generation config, tokenizer and chat template, which an export needs
+  state.json              step, tokens, losses so far, the run id of the tracker
+  manifest.json           step, number of ranks, ZeRO stage, config hash, versions; size and SHA-256 of every file
+  pinned                  if the user created it, the checkpoint is never deleted
 ```
 
-Every rank writes its own file into ``.tmp-step-…``; when all agree that all is on the disk, rank 0 has the run's record
-there too, writes the manifest, renames the folder and has the rename on the disk. A checkpoint that is replaced waits
-as ``.old-step-…`` until the new one is in place, one that is deleted becomes ``.gone-step-…`` first: whatever moment a
-crash picks, ``tidy`` finds the old state or the new one.
+Every rank writes its own file into ``.tmp-step-…``. When all files of all ranks are on the disk, rank 0 syncs the
+metrics of the run, writes the manifest, renames the folder and syncs the rename. If a checkpoint of the same step
+exists, it is kept as ``.old-step-…`` until the new one is in place. A checkpoint that is deleted is first renamed to
+``.gone-step-…``. After a crash at any point, ``clean_up`` restores either the state before the save or the state after
+it.
 """
 
 import contextlib
@@ -31,8 +34,18 @@ import torch.distributed as dist
 from ftdist.base.errors import CheckpointError
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.tensors import encode
+from ftdist.parallel.collectives import BACKGROUND_GROUP
 from ftdist.plan.disk import size_text
-from ftdist.run.rundir import BAD, MANIFEST, PINNED, RunDir, checkpoint_step, manifest_text, read_manifest, was_due
+from ftdist.run.rundir import (
+    BAD_PREFIX,
+    MANIFEST,
+    PINNED,
+    RunDir,
+    checkpoint_step,
+    manifest_text,
+    read_manifest,
+    was_due,
+)
 
 FORMAT = 1
 HF, STATE = "hf", "state.json"
@@ -40,35 +53,45 @@ TEMPORARY, REPLACED, DELETED = ".tmp-", ".old-", ".gone-"
 
 
 def rank_file(rank: int) -> str:
+    """Return the name of the tensor file of a rank."""
     return f"rank-{rank:05d}.safetensors"
 
 
 class Together:
-    """The ranks of a run, agreeing about checkpoints in a process group of their own, so that a save can run beside
-    training. Its timeout is long: a slow disk is not a fault, and a rank that is gone closes the connection."""
+    """Collective decisions of all ranks about checkpoints.
+
+    They use their own process group, so that a save can run in the background of training. The timeout of the group is
+    long, because a slow disk is not an error. If another rank ends, its connection is closed and the call fails at
+    once.
+    """
 
     def __init__(self) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1), group_desc="checkpoints")
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1), group_desc=BACKGROUND_GROUP)
 
     def gather(self, value: Any) -> List[Any]:
-        """The value of every rank. Nobody goes on before all have come here."""
+        """Return the values of all ranks, in the order of the ranks. Every rank must call it."""
         everyone: List[Any] = [None] * self.world_size
         dist.all_gather_object(everyone, value, group=self._group)
         return everyone
 
     def attempt(self, action: Callable[[], Any]) -> Tuple[List[Any], str]:
-        """What ``action`` returned on every rank, and the first error of any: no rank waits for one that failed."""
+        """Run ``action`` on every rank and collect the results. An error on one rank is reported to all ranks, so that
+        no rank waits for another one that has failed.
+
+        Returns:
+            The results of all ranks (None for a rank that failed), and the first error as text, "" if there was none.
+        """
         result, problem = None, ""
         try:
             result = action()
         except Exception as error:
-            problem = f"rank {self.rank}: {_described(error)}"
+            problem = f"rank {self.rank}: {_error_text(error)}"
         everyone = self.gather((result, problem))
         return [value for value, _ in everyone], next((text for _, text in everyone if text), "")
 
 
-def _described(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f" ({Path(error.filename).name})" if error.filename else "")
     return f"{type(error).__name__}: {error}"
@@ -76,45 +99,48 @@ def _described(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Contents:
-    """One checkpoint, before it is written."""
+    """The content of one checkpoint, before it is written."""
 
     step: int
     size: int
-    """Bytes that it will take, over all ranks."""
+    """Size of the whole checkpoint in bytes, over all ranks."""
     tensors: Dict[str, torch.Tensor]
-    """This rank's, by entry."""
+    """The tensors of this rank, by the key of their entry."""
     files: Dict[str, bytes]
-    """Small files, the same on every rank; rank 0 writes them."""
+    """The small files. They are the same on every rank, and rank 0 writes them."""
     manifest: Dict[str, Any]
-    """All of it but the files."""
+    """The manifest without its list of files."""
 
 
 def save_checkpoint(run: RunDir, contents: Contents, together: Together, keep: int) -> Tuple[str, str]:
-    """``write_checkpoint``, and where it is published, and only then, ``prune``.
+    """Write and publish a checkpoint; if that succeeds, delete older ones. Every rank must call it.
+
+    Args:
+        keep: Number of the newest checkpoints to keep, see ``prune``.
 
     Returns:
-        What went wrong with the one and with the other; "" is nothing.
+        Why the checkpoint could not be written, and why older ones could not be deleted; "" for success.
     """
     problem = write_checkpoint(run, contents, together)
     if not problem and together.rank == 0:
         try:
             prune(run, contents.step, keep)
         except OSError as error:
-            return "", f"older checkpoints could not be deleted: {_described(error)}"
+            return "", f"older checkpoints could not be deleted: {_error_text(error)}"
     return problem, ""
 
 
 def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str:
-    """Write and publish a checkpoint; every rank calls it.
+    """Write and publish a checkpoint. Every rank must call it.
 
     Returns:
-        "" where it is published, else what went wrong on which rank: the same text on every rank. Then nothing that was
-        published has been touched and nothing of it is left.
+        "" if the checkpoint is published. Otherwise the first error and its rank, the same text on every rank. All
+        checkpoints that were published before are then unchanged, and the files of the new one are removed.
     """
     target = run.checkpoint(contents.step)
     temporary = target.with_name(TEMPORARY + target.name)
     first = together.rank == 0
-    _, problem = together.attempt(lambda: _begin(run, temporary, contents) if first else None)
+    _, problem = together.attempt(lambda: _make_folders(run, temporary, contents) if first else None)
     if not problem:
         parts, problem = together.attempt(lambda: _write_files(temporary, contents, together.rank))
     if not problem:
@@ -122,7 +148,7 @@ def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str
         _, problem = together.attempt(lambda: _publish(run, temporary, contents, files) if first else None)
     if problem and first:
         with contextlib.suppress(OSError):
-            tidy(run)
+            clean_up(run)
     return problem
 
 
@@ -130,10 +156,10 @@ def _folders(temporary: Path, contents: Contents) -> List[Path]:
     return sorted({temporary, *(temporary / parent for name in contents.files for parent in Path(name).parents)})
 
 
-def _begin(run: RunDir, temporary: Path, contents: Contents) -> None:
+def _make_folders(run: RunDir, temporary: Path, contents: Contents) -> None:
     if not run.checkpoints.is_dir():
         durable.make_folder(run.checkpoints)
-    tidy(run)
+    clean_up(run)
     free = shutil.disk_usage(run.checkpoints).free
     if free < contents.size:
         raise OSError(errno.ENOSPC, f"no space: it takes {size_text(contents.size)}, {size_text(free)} are free")
@@ -151,7 +177,8 @@ def _write_files(temporary: Path, contents: Contents, rank: int) -> Dict[str, An
 
 def _publish(run: RunDir, temporary: Path, contents: Contents, files: Dict[str, Any]) -> None:
     target = run.checkpoint(contents.step)
-    for record in (run.metrics, run.samples):  # a resume goes on behind what they say of the steps up to here
+    # A resume appends to the metrics. They must be on the disk up to the step of the checkpoint.
+    for record in (run.metrics, run.samples):
         if record.is_file() and not record.is_symlink():
             durable.sync(record)
     durable.sync(run.path)
@@ -162,42 +189,53 @@ def _publish(run: RunDir, temporary: Path, contents: Contents, files: Dict[str, 
     for folder in reversed(_folders(temporary, contents)):
         durable.sync(folder)
     replaced = target.with_name(REPLACED + target.name)
-    if os.path.lexists(target):  # that of a run that stopped before its evaluation, or what is no checkpoint
+    # The target exists if the run stopped after saving this step and before evaluating it, or if it is something else.
+    if os.path.lexists(target):
         durable.rename(target, replaced)
     durable.rename(temporary, target)
     durable.sync(target.parent)
     durable.remove(replaced)
 
 
-def tidy(run: RunDir) -> None:
-    """Rank 0: finish or undo what a crash has cut. Afterwards there are published checkpoints only. A link or a file
-    of such a name is not ours: it goes, and what a link leads to stays."""
-    for rest in sorted(run.checkpoints.glob(f"{REPLACED}*")):
-        target = rest.with_name(rest.name.removeprefix(REPLACED))
-        if os.path.lexists(target) or rest.is_symlink() or not rest.is_dir():
-            durable.remove(rest)
+def clean_up(run: RunDir) -> None:
+    """Finish or undo the save that a crash has interrupted, so that only published checkpoints remain. For rank 0.
+
+    A symbolic link or a file with a temporary name was not written by ftdist. It is removed; the target of a link
+    stays.
+    """
+    for leftover in sorted(run.checkpoints.glob(f"{REPLACED}*")):
+        target = leftover.with_name(leftover.name.removeprefix(REPLACED))
+        if os.path.lexists(target) or leftover.is_symlink() or not leftover.is_dir():
+            durable.remove(leftover)
         else:
-            durable.rename(rest, target)
-    for rest in sorted([*run.checkpoints.glob(f"{TEMPORARY}*"), *run.checkpoints.glob(f"{DELETED}*")]):
-        durable.remove(rest)
+            durable.rename(leftover, target)
+    for leftover in sorted([*run.checkpoints.glob(f"{TEMPORARY}*"), *run.checkpoints.glob(f"{DELETED}*")]):
+        durable.remove(leftover)
 
 
 def prune(run: RunDir, step: int, keep: int) -> None:
-    """Rank 0, after the checkpoint of ``step`` was published: of those up to it delete all but the newest ``keep`` that
-    were due, this one, the best by held-out loss and the pinned ones. A later one was found bad and could not be set
-    aside, or is of steps that the run has gone back behind: it counts for nothing."""
+    """Delete older checkpoints, after the checkpoint of ``step`` was published. For rank 0.
+
+    Kept are the newest ``keep`` checkpoints that were due, the one of ``step``, the one with the lowest held-out loss,
+    and those that are pinned. Checkpoints after ``step`` are ignored: either they are damaged and could not be set
+    aside, or the run has rolled back past them.
+    """
     published = [path for path in run.published_checkpoints() if checkpoint_step(path) <= step]
     kept = [*[path for path in published if was_due(path)][-keep:], published[-1], run.best_checkpoint()]
-    doomed = [path for path in published if path not in kept and not (path / PINNED).exists()]
-    for folder in doomed:
-        # Renamed first: a crash in the middle leaves nothing that looks like a checkpoint.
-        gone = folder.with_name(DELETED + folder.name)
-        durable.rename(folder, gone)
-        durable.remove(gone)
+    deleted = [path for path in published if path not in kept and not (path / PINNED).exists()]
+    for folder in deleted:
+        # A crash during the deletion must not leave a folder that looks like a checkpoint.
+        renamed = folder.with_name(DELETED + folder.name)
+        durable.rename(folder, renamed)
+        durable.remove(renamed)
 
 
 def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optional[str]:
-    """None if every file is as it was written, else what is wrong with which. Of several ranks each reads its share."""
+    """Compare the files of a checkpoint with its manifest. Each of several ranks reads a share of the files.
+
+    Returns:
+        None if every file is unchanged since it was written. Otherwise which file is wrong, and how.
+    """
     try:
         manifest = read_manifest(folder)
         files, format_ = manifest["files"], manifest["format"]
@@ -223,7 +261,7 @@ def _verify_file(folder: Path, name: str, expected: Dict[str, Any]) -> Optional[
     path = folder / name
     try:
         if any(place.is_symlink() for place in (path, *path.parents) if folder in place.parents):
-            return "is a link, or lies in one: what is loaded lies in the checkpoint itself"
+            return "is a symbolic link or is in a linked folder; files must be in the checkpoint itself"
         if not path.is_file():
             return "is missing"
         if path.stat().st_size != expected["size"]:
@@ -236,59 +274,66 @@ def _verify_file(folder: Path, name: str, expected: Dict[str, Any]) -> Optional[
 
 
 def find_newest(run: RunDir, together: Together, note: Callable[[str], None], due: bool = False) -> Optional[Path]:
-    """The newest checkpoint of which every file is as it was written; None where there has been none at all. Bad ones
-    are named and set aside, so that the run comes to their steps again. Every rank calls it.
+    """Find the newest checkpoint whose files are all unchanged since they were written. Every rank must call it.
+
+    Damaged checkpoints are reported and set aside, so that the run can save their steps again.
 
     Args:
-        due: those that only a stop has made come after all others.
+        note: Prints one line for the user.
+        due: Prefer checkpoints that were due (every ``train.checkpoint_every`` steps) over those that were saved only
+            because the run was stopped.
+
+    Returns:
+        The folder of the checkpoint, or None if the run has never saved one.
 
     Raises:
-        CheckpointError: there are checkpoints, or bad ones that were set aside, and none is good: a run that had come
-            so far must not begin again by itself.
+        CheckpointError: Every checkpoint is damaged, including those that were set aside. A run that has made progress
+            must not start again from the beginning without the user's decision.
     """
     first = together.rank == 0
-    found, problem = together.attempt(lambda: _names(run, due) if first else None)
+    found, problem = together.attempt(lambda: _list_checkpoints(run, due) if first else None)
     if problem:
         raise CheckpointError(f"cannot look for checkpoints in {run.checkpoints}: {problem}")
     names, set_aside = found[0]
-    worst = ""
+    newest_problem = ""
     for name in reversed(names):
         folder = run.checkpoints / name
         verdicts = together.gather(verify_checkpoint(folder, together.rank, together.world_size))
-        bad = next((text for text in verdicts if text), None)
-        if bad is None:
+        damage = next((text for text in verdicts if text), None)
+        if damage is None:
             return folder
-        worst = worst or f"{name}: {bad}"
+        newest_problem = newest_problem or f"{name}: {damage}"
         if first:
-            note(f"checkpoint {name}: {bad}: {_set_aside(folder)}, falling back to an older one")
-    if worst or set_aside:
-        worst = worst or f"{set_aside[-1]} was set aside, and there is no other"
-        raise CheckpointError(f"no checkpoint of {run.path} can be trusted: {worst}",
-                              "one whose files are as they were written",
-                              f"start a new run, or begin this one again: rm -r {run.checkpoints}")  # fmt: skip
+            note(f"checkpoint {name}: {damage}: {_set_aside(folder)}, falling back to an older one")
+    if newest_problem or set_aside:
+        newest_problem = newest_problem or f"{set_aside[-1]} was set aside, and there is no other checkpoint"
+        raise CheckpointError(f"no checkpoint of {run.path} can be trusted: {newest_problem}",
+                              "a checkpoint whose files are unchanged since they were written",
+                              f"start a new run, or start this one again: rm -r {run.checkpoints}")  # fmt: skip
     return None
 
 
-def _names(run: RunDir, due: bool) -> Tuple[List[str], List[str]]:
-    """Names of the checkpoints, that to take last, also of one that has lost its manifest; and of those set aside."""
+def _list_checkpoints(run: RunDir, due: bool) -> Tuple[List[str], List[str]]:
+    """Return the names of the checkpoints, the preferred one last, and the names of those that were set aside."""
     if run.checkpoints.is_dir():
-        with contextlib.suppress(OSError):  # a read-only disk can still be read; a save will say that it is
-            tidy(run)
+        with contextlib.suppress(OSError):  # a read-only disk can still be read; the next save reports the problem
+            clean_up(run)
     folders = run.checkpoint_folders()
     if due:
-        folders.sort(key=was_due)  # those of a kind stay in their order
+        folders.sort(key=was_due)  # the sort is stable, so each group stays in the order of the steps
     return [path.name for path in folders], run.bad_checkpoints()
 
 
 def _set_aside(folder: Path) -> str:
-    place = folder.with_name(BAD + folder.name)
+    renamed = folder.with_name(BAD_PREFIX + folder.name)
     try:
-        durable.remove(place)
-        durable.rename(folder, place)
+        durable.remove(renamed)
+        durable.rename(folder, renamed)
     except OSError as error:
         return f"it cannot be set aside ({error.strerror})"
-    return f"set aside as {place.name}"
+    return f"set aside as {renamed.name}"
 
 
 def to_json(value: Any) -> bytes:
+    """Return ``value`` as the content of a JSON file."""
     return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Saving beside training, and going on from what was saved."""
+"""Save the checkpoints of a run in the background of training, and resume from them."""
 
 import hashlib
 import math
@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 
 from ftdist.base.errors import CheckpointError
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import (
     FORMAT,
     HF,
@@ -24,59 +25,68 @@ from ftdist.checkpoint.protocol import (
     save_checkpoint,
     to_json,
 )
+from ftdist.checkpoint.state import restore, tensors_to_save
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.config.resumable import config_hash
 from ftdist.config.schema import RunConfig
-from ftdist.engine.shards import buffers, optimizer_step, parameter_shapes, restore, tensors_to_save
+from ftdist.engine.engine import Engine
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
-from ftdist.run.rundir import RunDir, read_json, read_manifest
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
 PACKAGES = ("ftdist", "torch", "deepspeed", "transformers")
 RNG = "rng"
+"""Kind of the entries that hold random states in a tensor file."""
 
 
 class Saver:
-    """Saves the checkpoints of a run. Every rank has one, and calls its methods at the same steps.
+    """Saves and loads the checkpoints of a run. Every rank has one and must call its methods at the same steps.
 
-    With ``train.async_checkpoint`` a save copies this rank's slices to host memory and returns; a thread writes them
-    while training goes on. It is waited for before the next save and before the run ends.
+    With ``train.async_checkpoint`` a save copies this rank's slices to host memory and returns. A thread writes them
+    while training continues. The next save and the end of the run wait for this thread.
     """
 
-    def __init__(self, engine: Any, run: RunDir, config: RunConfig, files: Dict[str, bytes], note: Note) -> None:
+    def __init__(self, engine: Engine, run: RunDir, config: RunConfig, files: Dict[str, bytes], note: Note) -> None:
         """
         Args:
-            files: small files of every checkpoint (``hf_files``).
-            note: prints one line for the user; called on every rank and from any thread.
+            files: The small files of every checkpoint, from ``hf_files``.
+            note: Prints one line for the user. It is called on every rank and from any thread.
         """
         self._engine, self._run, self._config, self._files, self.note = engine, run, config, files, note
         self._config_hash, self._versions = config_hash(config), {name: version(name) for name in PACKAGES}
         self.together = Together()
         self._thread: Optional[threading.Thread] = None
         self._host: Dict[str, torch.Tensor] = {}
-        self._saved: Optional[Dict[str, Any]] = None  # the state of the newest checkpoint, saved or loaded
+        self._saved: Optional[Dict[str, Any]] = None  # state.json of the newest checkpoint that was saved or loaded
         self._error = ""
         self.published: Optional[Tuple[int, float]] = None
-        """Step and time of the newest checkpoint that this process has published."""
+        """Step and time (seconds since 1970) of the newest checkpoint that this process has published."""
         self.background = config.train.async_checkpoint and self._has_memory()
 
     def _has_memory(self) -> bool:
+        """Return whether every machine has enough host memory for a copy of the state of its ranks."""
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
-        if not optimizer_step(self._engine):
-            needed *= 3  # the moments are still to come
+        if not self._engine.updates:
+            needed *= 1 + len(optimizer_of(self._config).states)  # the states are still to come
         here = os.uname().nodename
         ours = sum(size for host, size in self.together.gather((here, needed)) if host == here)
         machines = dict(self.together.gather((here, (ours, free_memory()))))
         for host, (size, free) in machines.items():
             if size > free:
-                self.note(f"training will wait for checkpoints to be written: a copy of them in host memory takes "
-                          f"{size_text(size)} on {host}, {size_text(free)} are free")  # fmt: skip
+                self.note(f"training will wait for checkpoints to be written: a copy of the state in host memory "
+                          f"takes {size_text(size)} on {host}, {size_text(free)} are free")  # fmt: skip
                 return False
         return True
 
     def save(self, state: Dict[str, Any]) -> None:
-        """Save after step ``state["step"]``, or begin to. Where it cannot be written that is said in one line, and
-        training goes on: the next save is tried again."""
+        """Save a checkpoint, or start to save it in the background.
+
+        If it cannot be written, one line says so and training continues. The next save is tried as usual.
+
+        Args:
+            state: The content of ``state.json``.
+        """
         self.join()
         if self._saved == state:
             return
@@ -91,7 +101,7 @@ class Saver:
             self._write(contents, state)
 
     def join(self, timeout_s: Optional[float] = None) -> None:
-        """Wait until what is being written is written, at most ``timeout_s``."""
+        """Wait until the checkpoint that is being written is complete, but not longer than ``timeout_s``."""
         if self._thread is not None:
             self._thread.join(timeout_s)
             self._thread = None
@@ -100,7 +110,7 @@ class Saver:
         """Wait for the newest save.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: The newest checkpoint could not be written.
         """
         self.join()
         if self._error:
@@ -108,17 +118,19 @@ class Saver:
                                   "make room, then: ftdist resume RUN_DIR")  # fmt: skip
 
     def _size(self) -> int:
-        numel = sum(math.prod(shape) for shape in parameter_shapes(self._engine).values())
-        return checkpoint_bytes(numel) + sum(map(len, self._files.values()))
+        """Return the size of a checkpoint in bytes, over all ranks."""
+        numel = sum(math.prod(shape) for shape in self._engine.trained_shapes().values())
+        return checkpoint_bytes(numel, optimizer_of(self._config)) + sum(map(len, self._files.values()))
 
     def _tensors(self) -> Dict[str, torch.Tensor]:
+        """Return the tensors that this rank saves, by the key of their entry."""
         tensors = tensors_to_save(self._engine)
         if self.background:
             tensors = self._copies(tensors)
         return {**tensors, **_rng_tensors(self.together.rank)}
 
     def _copies(self, tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-        """In host memory that is kept from save to save: touching new memory costs more than the copy."""
+        """Copy tensors to host memory. The memory is reused, because allocating it takes longer than the copy."""
         for key, tensor in tensors.items():
             if key not in self._host:
                 self._host[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -134,19 +146,19 @@ class Saver:
             "due": state["due"],
             "eval_loss": state["eval_loss"] if state["evaluated_step"] == state["step"] else None,
             "world_size": self.together.world_size,
-            "zero_stage": self._engine.zero_optimization_stage(),
+            "zero_stage": self._engine.stage,
             "precision": self._config.train.precision.name,
             "config": self._config_hash,
-            "optimizer_step": optimizer_step(self._engine),
-            "parameters": parameter_shapes(self._engine),
-            "buffers": {name: list(tensor.shape) for name, tensor in buffers(self._engine).items()},
+            "optimizer_step": self._engine.updates,
+            "parameters": self._engine.trained_shapes(),
+            "buffers": {name: list(tensor.shape) for name, tensor in self._engine.buffers().items()},
             "versions": self._versions,
         }
 
     def _write(self, contents: Contents, state: Dict[str, Any]) -> None:
         try:
             problem, remark = save_checkpoint(self._run, contents, self.together, self._config.train.keep_checkpoints)
-        except Exception as error:  # the other ranks are gone: training finds that out too
+        except Exception as error:  # the other ranks have ended; training will fail because of that too
             problem, remark = f"{type(error).__name__}: {error}", ""
         if problem:
             self._saved, self._error = None, f"the checkpoint of step {contents.step} could not be written: {problem}"
@@ -157,16 +169,18 @@ class Saver:
             self.note(remark)
 
     def load_newest(self, due: bool = False) -> Optional[Dict[str, Any]]:
-        """Go on from the newest good checkpoint, whatever number of ranks and stage wrote it.
+        """Load the newest undamaged checkpoint into the engine. Every rank must call it.
+
+        The checkpoint may have been saved by another number of ranks or at another ZeRO stage.
 
         Args:
-            due: where there is one, take none that only a stop has made.
+            due: Prefer checkpoints that were due over those that were saved only because the run was stopped.
 
         Returns:
-            Its state (``step`` …), or None where there is no checkpoint.
+            The content of its ``state.json``, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: there are checkpoints and none can be trusted, or it is of another run.
+            CheckpointError: All checkpoints are damaged, or the newest one is of another model or other settings.
         """
         folder = find_newest(self._run, self.together, self.note, due)
         if folder is None:
@@ -176,25 +190,27 @@ class Saver:
         stored = Stored([folder / rank_file(rank) for rank in range(manifest["world_size"])])
         restore(self._engine, stored, manifest["optimizer_step"])
         _restore_rng(stored, self.together.rank, manifest["world_size"], f"{self._config.seed} {manifest['step']}")
-        here = (self.together.world_size, self._engine.zero_optimization_stage())
+        here = (self.together.world_size, self._engine.stage)
         if (manifest["world_size"], manifest["zero_stage"]) != here:
             self.note(f"{folder.name} was saved by {_ranks(manifest['world_size'], manifest['zero_stage'])}; "
-                       f"it goes on with {_ranks(*here)}")  # fmt: skip
+                       f"the run continues with {_ranks(*here)}")  # fmt: skip
         self._saved = read_json(folder / STATE)
         return self._saved
 
     def _check_fits(self, name: str, manifest: Dict[str, Any]) -> None:
-        if manifest["parameters"] != (mine := parameter_shapes(self._engine)):
-            odd = _differences(manifest, mine)
-            raise CheckpointError(f"{name} was saved of another model: {odd[0]}", "the same parameters",
+        if manifest["parameters"] != (mine := self._engine.trained_shapes()):
+            different = _differences(manifest, mine)
+            raise CheckpointError(f"{name} was saved of another model: {different[0]}", "the same parameters",
                                   "resume with the run's own model")  # fmt: skip
-        same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]  # another one may know other settings
+        # The config hash of another version may differ because it has other settings.
+        same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]
         if manifest["config"] != self._config_hash and same_version:
-            raise CheckpointError(f"{name} was saved by a run with other settings", "the run.yaml that it began with",
-                                  "put it back, or start a new run")  # fmt: skip
+            raise CheckpointError(f"{name} was saved by a run with other settings", "the run.yaml of that run",
+                                  "restore this run.yaml, or start a new run")  # fmt: skip
 
 
 def _differences(manifest: Dict[str, Any], mine: Dict[str, List[int]]) -> List[str]:
+    """Describe the parameters whose shape in the checkpoint is not that in the model."""
     saved = manifest["parameters"]
     return [f"{name} has shape {saved.get(name)}, here {mine.get(name)}"
             for name in sorted(saved.keys() | mine.keys()) if saved.get(name) != mine.get(name)]  # fmt: skip
@@ -205,7 +221,10 @@ def _ranks(world_size: int, stage: int) -> str:
 
 
 def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
-    """The small Hugging Face files of a model, by their place in a checkpoint. They do not change during a run."""
+    """Return the configs and the tokenizer of a model as files, by their path in a checkpoint.
+
+    They do not change during a run.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
@@ -215,6 +234,7 @@ def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
 
 
 def _rng_tensors(rank: int) -> Dict[str, torch.Tensor]:
+    """Return the random states of this rank, by the key of their entry."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -222,7 +242,14 @@ def _rng_tensors(rank: int) -> Dict[str, torch.Tensor]:
 
 
 def _restore_rng(stored: Stored, rank: int, saved_ranks: int, seed: str) -> None:
-    """Each rank's own random states; a rank that there was not draws its own from the run's seed and the step."""
+    """Restore the random states of this rank.
+
+    A rank that did not exist when the checkpoint was saved gets a state from ``seed``.
+
+    Args:
+        saved_ranks: Number of ranks that saved the checkpoint.
+        seed: The seed of the run and the step.
+    """
     if rank >= saved_ranks:
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {rank}".encode()).digest()[:7], "big"))
         return

@@ -1,7 +1,8 @@
-"""The tensor files of a checkpoint: safetensors, one a rank, each entry a slice of something whole.
+"""The tensor files of a checkpoint: one safetensors file for each rank. Each entry is a slice of a whole tensor.
 
-An entry is named ``state:start:name``: elements ``start …`` of the flattened tensor ``name``, for instance
-``exp_avg:4096:model.norm.weight``. So whatever number of ranks wrote the files, any slice can be read from them.
+The key of an entry is ``state:start:name``, for instance ``exp_avg:4096:model.norm.weight``. It holds the elements from
+``start`` on of the flattened tensor ``name``. Any slice can be read from the files, whatever number of ranks wrote
+them.
 """
 
 import json
@@ -20,13 +21,15 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", to
 
 
 def key_of(state: str, start: int, name: str) -> str:
+    """Return the key of an entry."""
     return f"{state}:{start}:{name}"
 
 
 def encode(tensors: Dict[str, torch.Tensor]) -> Iterator[Any]:
-    """The bytes of a safetensors file, tensor by tensor, so that it can be hashed while it is written.
+    """Yield the content of a safetensors file tensor by tensor, so that it can be hashed while it is written.
 
-    Format: https://huggingface.co/docs/safetensors (8 bytes: length of the header; JSON header; data).
+    The format is 8 bytes with the length of the header, the header in JSON, then the data of the tensors
+    (https://huggingface.co/docs/safetensors).
     """
     header, end = {}, 0
     for key, tensor in tensors.items():
@@ -41,7 +44,10 @@ def encode(tensors: Dict[str, torch.Tensor]) -> Iterator[Any]:
 
 
 class Stored:
-    """The tensors of a checkpoint that was verified, read slice by slice from memory-mapped files."""
+    """The tensors of a checkpoint. Slices are read from memory-mapped files when they are asked for.
+
+    The files must have been verified before.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._parts: Dict[Tuple[str, str], List[Tuple[int, int, Any]]] = {}
@@ -53,13 +59,14 @@ class Stored:
                 self._parts.setdefault((state, name), []).append((int(start), part.get_shape()[0], part))
 
     def names(self, state: str) -> List[str]:
+        """Return the names of the tensors that have entries of this state, for instance of ``exp_avg``."""
         return [name for kind, name in self._parts if kind == state]
 
     def read(self, state: str, name: str, start: int, length: int) -> torch.Tensor:
-        """Elements ``start … start + length − 1`` of a flattened tensor, [length].
+        """Return elements ``start … start + length − 1`` of a flattened tensor, [length].
 
         Raises:
-            CheckpointError: the files do not hold all of them.
+            CheckpointError: The files do not hold all of these elements.
         """
         found = []
         for begin, count, part in sorted(self._parts.get((state, name), []), key=lambda entry: entry[0]):
@@ -69,8 +76,13 @@ class Stored:
         have = sum(tensor.numel() for tensor in found)
         if have != length:
             raise CheckpointError(f"the checkpoint holds {have} of {length} elements of {state} of {name}",
-                                  "all of them", "resume from another checkpoint")  # fmt: skip
+                                  "a checkpoint with all elements", "resume from another checkpoint")  # fmt: skip
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def whole(self, state: str, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """Return a whole tensor in its shape.
+
+        Raises:
+            CheckpointError: The files do not hold all of its elements.
+        """
         return self.read(state, name, 0, math.prod(shape)).view(*shape)

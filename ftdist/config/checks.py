@@ -3,7 +3,7 @@
 from typing import Any, Dict
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.redact import reason
+from ftdist.base.redact import secret_problem
 from ftdist.config.launch import check_launch, refuse_control_characters, texts
 from ftdist.config.schema import (
     DataConfig,
@@ -17,6 +17,7 @@ from ftdist.config.schema import (
     TrainConfig,
     ZeroConfig,
 )
+from ftdist.config.zero import ModelState
 
 
 def check_config(config: RunConfig) -> None:
@@ -48,7 +49,7 @@ def refuse_secrets(config: RunConfig) -> None:
         ConfigError: Names the key, never the value.
     """
     for key, text in texts("", config):
-        if problem := reason(key.removeprefix("."), text):
+        if problem := secret_problem(key.removeprefix("."), text):
             raise ConfigError(
                 f"{problem}, and a config is written to run.yaml, the batch script and W&B",
                 "secrets in the environment, which ranks and Slurm jobs inherit",
@@ -110,9 +111,9 @@ def _check_optim(optim: OptimConfig) -> None:
 
 def _check_zero(zero: ZeroConfig) -> None:
     _check_range("zero.stage", zero.stage, 0, 3)
-    if zero.offload_optimizer is not Offload.none and zero.stage == 0:
+    if zero.offload_optimizer is not Offload.none and not ModelState.optimizer_states.is_sharded(zero.stage):
         raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")
-    if zero.offload_param is not Offload.none and zero.stage != 3:
+    if zero.offload_param is not Offload.none and not ModelState.parameters.is_sharded(zero.stage):
         raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
 
 

@@ -72,6 +72,14 @@ class MethodKind(Enum):
     full = "full"
 
 
+class ObjectiveKind(Enum):
+    sft = "sft"
+
+
+class OptimizerKind(Enum):
+    adamw = "adamw"
+
+
 @dataclass
 class SourceConfig:
     path: Optional[str] = None
@@ -160,6 +168,12 @@ class MethodConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    kind: ObjectiveKind = ObjectiveKind.sft
+    """What is minimised. ``sft`` (supervised fine-tuning): the cross-entropy of the trained tokens."""
+
+
+@dataclass
 class BatchConfig:
     global_batch_size: int = 8
     """Rows in each optimizer step, over all ranks and accumulation steps."""
@@ -171,6 +185,8 @@ class BatchConfig:
 
 @dataclass
 class OptimConfig:
+    optimizer: OptimizerKind = OptimizerKind.adamw
+    """The optimizer. ``adamw``: Adam with decoupled weight decay, with fp32 states."""
     lr: float = 1.0e-5
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -298,6 +314,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
@@ -307,7 +324,10 @@ class RunConfig:
     debug: DebugConfig = field(default_factory=DebugConfig)
 
 
-ADDED_LATER: Dict[str, Any] = {"optim.warmup_ratio": None, "optim.shorten_warmup": False}
+ADDED_LATER: Dict[str, Any] = {
+    "objective": {"kind": ObjectiveKind.sft}, "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None,
+    "optim.shorten_warmup": False,
+}  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.
 
 A ``run.yaml`` that lacks such a setting gets this value. While a setting holds this value, it is left out of the config

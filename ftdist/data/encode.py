@@ -1,4 +1,7 @@
-"""A chunk of records → token ids, in one worker: read, render, tokenise, fit to max_seq_len."""
+"""Encode records as token ids. One call encodes a chunk of records, in one worker process.
+
+A record is read into a document, rendered as text, tokenised, and cut to ``max_seq_len`` tokens.
+"""
 
 import hashlib
 from collections import Counter
@@ -10,74 +13,77 @@ import numpy as np
 from ftdist.config.schema import Format, LongDocuments
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Rendered, Renderer, Tokenised, render, tokenise
-from ftdist.data.sources import Located
+from ftdist.data.sources import LocatedRecord
 
 NUM_PROMPTS = 8
-"""Held-out questions kept with a set, to be answered at evaluations."""
+"""Maximum number of held-out prompts stored with a set. The model answers them at each evaluation."""
 STOP_WITHIN = 3
-"""Trained tokens at the end of a document among which its stop token stands."""
+"""The stop token is searched for in this many trained tokens at the end of a document."""
 TEXT_PROMPT = 32
-"""Tokens of plain text that are given as the prompt."""
+"""Maximum length of the prompt that is made from a plain text, in tokens."""
 
 HashedPrompt = Tuple[int, Dict[str, Any]]
+"""``(hash of the document, prompt)``. The prompt has the fields that ``_make_prompt`` writes."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a source's records are made into."""
+class EncodeSettings:
+    """How the records of one source are encoded."""
 
     format: Format
     renderer: Renderer
     max_seq_len: int
     long_documents: LongDocuments
     stop_ids: FrozenSet[int]
+    """Ids of all special tokens. Each of them counts as a stop token if it ends the trained tokens of a document."""
     heldout_below: int
-    """Documents whose hash is below this are held out: prompts are made of them. 2^64: all, 0: none."""
+    """Documents with a hash below this value are held out, and prompts are made from them. The range of hashes is 0 to
+    2^64 - 1: 0 holds out no document, 2^64 holds out all."""
 
 
 @dataclass
 class Encoded:
-    """What a chunk became; documents stand in the order of the records."""
+    """Encoded documents, in the order of their records."""
 
     ids: np.ndarray
-    """[tokens] int32, all documents after each other."""
+    """[tokens] int32: token ids of all documents, one document after another."""
     trained: np.ndarray
-    """[tokens] uint8."""
+    """[tokens] uint8: 1 for trained tokens, 0 for the others."""
     lengths: np.ndarray
-    """[documents] int64."""
+    """[documents] int64: number of tokens."""
     num_trained: np.ndarray
-    """[documents] int64."""
+    """[documents] int64: number of trained tokens."""
     hashes: np.ndarray
-    """[documents] uint64, of the rendered text."""
+    """[documents] uint64: hash of the rendered text."""
     stops: np.ndarray
-    """[documents] int32: the stop token that ends what is trained, −1 where none does."""
+    """[documents] int32: id of the stop token at the end of the trained tokens, or -1 if there is none."""
     counts: Dict[str, int] = field(default_factory=dict)
-    """read, truncated, split, and ``dropped: <why>``."""
+    """Number of documents by outcome: ``read``, ``truncated``, ``split`` and ``dropped: <reason>``."""
     prompts: List[HashedPrompt] = field(default_factory=list)
-    """Of the held-out documents with the smallest hashes."""
+    """Prompts made from the held-out documents with the smallest hashes."""
 
 
-def encode(task: Task, chunk: List[Located]) -> Encoded:
+def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
     """Encode a chunk of records.
 
     Raises:
-        DataError: names the record that is wrong.
+        DataError: A record is invalid. The message names its location.
     """
-    documents = [read_record(location, record, task.format) for location, record in chunk]
-    rendered = [render(document, task.renderer) for document in documents]
+    documents = [read_record(location, record, settings.format) for location, record in chunk]
+    rendered = [render(document, settings.renderer) for document in documents]
     counts = Counter({"read": len(chunk)})
     pieces: List[Tokenised] = []
     hashes: List[int] = []
     prompts: List[HashedPrompt] = []
-    for document, text, tokens in zip(documents, rendered, tokenise(rendered, task.renderer), strict=True):
+    for document, text, tokens in zip(documents, rendered, tokenise(rendered, settings.renderer), strict=True):
         digest = content_hash(text.text)
-        kept = list(_fit(tokens, task, counts))
+        kept = list(_cut_to_length(tokens, settings, counts))
         if not kept:
             continue
         pieces += kept
         hashes += [digest] * len(kept)
-        if digest < task.heldout_below:
-            prompts += [(digest, prompt) for prompt in _prompt(document, text, kept[0], task)]
+        if digest < settings.heldout_below:
+            prompts += [(digest, prompt) for prompt in _make_prompt(document, text, kept[0], settings)]
     lengths = np.array([len(piece.ids) for piece in pieces], dtype=np.int64)
     return Encoded(
         ids=np.concatenate([piece.ids for piece in pieces] or [np.empty(0, np.int32)]),
@@ -85,33 +91,43 @@ def encode(task: Task, chunk: List[Located]) -> Encoded:
         lengths=lengths,
         num_trained=np.array([piece.trained.sum(dtype=np.int64) for piece in pieces], dtype=np.int64),
         hashes=np.array(hashes, dtype=np.uint64),
-        stops=np.array([_stop(piece, task.stop_ids) for piece in pieces], dtype=np.int32),
+        stops=np.array([_stop_token(piece, settings.stop_ids) for piece in pieces], dtype=np.int32),
         counts=dict(+counts),
-        prompts=smallest(prompts),
+        prompts=smallest_prompts(prompts),
     )
 
 
 def content_hash(text: str) -> int:
-    """64 bits of the rendered text, evenly spread: equal documents fall on the same side of any share."""
+    """Return a 64-bit hash of a rendered text.
+
+    Equal documents have equal hashes, so they are always in the same set. Hashes are uniformly distributed, so a share
+    of the range selects about the same share of the documents.
+    """
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def smallest(prompts: List[HashedPrompt]) -> List[HashedPrompt]:
-    """The prompts to keep: chosen by hash, so that they are spread over the set and do not depend on its order."""
+def smallest_prompts(prompts: List[HashedPrompt]) -> List[HashedPrompt]:
+    """Return the ``NUM_PROMPTS`` prompts with the smallest hashes.
+
+    The choice does not depend on the order of the documents, and it is spread over the whole set.
+    """
     unique = dict(prompts)
     return sorted(unique.items(), key=lambda item: item[0])[:NUM_PROMPTS]
 
 
-def _fit(tokens: Tokenised, task: Task, counts: "Counter[str]") -> Iterator[Tokenised]:
-    """Cut a document to max_seq_len; count what becomes of it. What is trained is counted after the cut."""
-    limit, is_long = task.max_seq_len, len(tokens.ids) > task.max_seq_len
+def _cut_to_length(tokens: Tokenised, settings: EncodeSettings, counts: "Counter[str]") -> Iterator[Tokenised]:
+    """Yield the pieces of a document that are kept, each of at most ``max_seq_len`` tokens, and count the outcome.
+
+    A document is dropped if nothing in it is trained after the cut.
+    """
+    limit, is_long = settings.max_seq_len, len(tokens.ids) > settings.max_seq_len
     if not tokens.trained.any():
         counts["dropped: nothing to train"] += 1
     elif not is_long:
         yield tokens
-    elif task.long_documents is LongDocuments.drop:
+    elif settings.long_documents is LongDocuments.drop:
         counts["dropped: longer than max_seq_len"] += 1
-    elif task.long_documents is LongDocuments.truncate:
+    elif settings.long_documents is LongDocuments.truncate:
         counts["truncated"] += 1
         if tokens.trained[:limit].any():
             yield _piece(tokens, 0, limit)
@@ -131,17 +147,22 @@ def _piece(tokens: Tokenised, start: int, limit: int) -> Tokenised:
     return Tokenised(tokens.ids[start : start + limit], trained, tokens.answer_start - start)
 
 
-def _stop(piece: Tokenised, stop_ids: FrozenSet[int]) -> int:
-    # With all tokens trained, what the template writes after the last stop token (a line break) is trained too.
+def _stop_token(piece: Tokenised, stop_ids: FrozenSet[int]) -> int:
+    # With data.train_on=all, the text that the template writes after the last stop token (a line break) is trained too.
     ending = piece.ids[np.flatnonzero(piece.trained)[-STOP_WITHIN:]]
     return next((int(token) for token in ending[::-1] if int(token) in stop_ids), -1)
 
 
-def _prompt(document: Document, rendered: Rendered, piece: Tokenised, task: Task) -> Iterator[Dict[str, Any]]:
-    """What the model is given to answer: everything before the last answer, or how a text begins."""
-    tokenizer = task.renderer.tokenizer
+def _make_prompt(
+    document: Document, rendered: Rendered, piece: Tokenised, settings: EncodeSettings
+) -> Iterator[Dict[str, Any]]:
+    """Yield one prompt with its reference answer, or nothing if there is no text before or after the cut.
+
+    The prompt of a chat is everything before the last answer. The prompt of a plain text is its beginning.
+    """
+    tokenizer = settings.renderer.tokenizer
     start = piece.answer_start
-    if rendered.spans[-1][0] <= len(task.renderer.bos):  # plain text, or a chat that is trained whole
+    if rendered.spans[-1][0] <= len(settings.renderer.bos):  # plain text, or a chat in which all tokens are trained
         start = min(TEXT_PROMPT, len(piece.ids) // 2)
         question = tokenizer.decode(piece.ids[:start], skip_special_tokens=True)
         reference = tokenizer.decode(piece.ids[start:], skip_special_tokens=True)

@@ -1,4 +1,7 @@
-"""Prepared rows → micro-batches. Rows are read from memory-mapped files, so opening a set costs nothing."""
+"""Read rows of prepared data and build micro-batches from them.
+
+The files of a set are memory-mapped: opening a set reads no tokens, and a row is read when it is used.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,30 +11,33 @@ import numpy as np
 import torch
 
 from ftdist.base.errors import DataError
-from ftdist.data.order import row_ids, train_rows
 from ftdist.run.prepared import is_ready, read_meta
 
-__all__ = ["MicroBatch", "PreparedSet", "micro_batch", "open_set", "row_ids", "train_rows"]
-
 IGNORED = -100
+"""Label of a token that is not trained (``ignore_index`` of PyTorch's cross-entropy)."""
 
 
 @dataclass(frozen=True)
 class PreparedSet:
-    """One set of prepared data; the arrays are memory-mapped (layout: ``docs/design.md``)."""
+    """One set of prepared data: ``train`` or a held-out set. The arrays are memory-mapped files."""
 
     tokens: np.ndarray
+    """[tokens] int32: token ids of all documents, one document after another."""
     trained: np.ndarray
+    """[tokens] uint8: 1 for trained tokens."""
     offsets: np.ndarray
+    """[documents + 1] int64: document d is ``tokens[offsets[d]:offsets[d + 1]]``."""
     row_docs: np.ndarray
+    """[documents in rows] int64: document numbers in row order. A document can be in several rows, or in none."""
     row_offsets: np.ndarray
+    """[rows + 1] int64: row r consists of the documents ``row_docs[row_offsets[r]:row_offsets[r + 1]]``."""
 
     @property
     def num_rows(self) -> int:
         return len(self.row_offsets) - 1
 
     def row(self, row: int) -> List[Tuple[np.ndarray, np.ndarray]]:
-        """The documents of a row: ``(ids [n] int32, trained [n] uint8)`` each."""
+        """Return the documents of a row as pairs ``(ids, trained)``: [n] int32 and [n] uint8."""
         docs = self.row_docs[self.row_offsets[row] : self.row_offsets[row + 1]]
         spans = [slice(int(self.offsets[doc]), int(self.offsets[doc + 1])) for doc in docs]
         return [(self.tokens[span], self.trained[span]) for span in spans]
@@ -39,24 +45,30 @@ class PreparedSet:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows laid end to end. T is the number of tokens, n the number of segments (documents and paddings)."""
+    """Some rows as one sequence, one row after another.
+
+    A segment is a document or the padding of a row. T is the number of tokens including padding, n the number of
+    segments.
+    """
 
     input_ids: torch.Tensor
     """[1, T] int64."""
     labels: torch.Tensor
-    """[1, T] int64, aligned with input_ids; −100 is not trained, and never is the first token of a document."""
+    """[1, T] int64, aligned with ``input_ids``. IGNORED marks tokens that are not trained, such as the first token of
+    each document."""
     position_ids: torch.Tensor
-    """[1, T] int64, from 0 in each segment."""
+    """[1, T] int64: positions start at 0 in each segment."""
     cu_seqlens: torch.Tensor
-    """[n + 1] int32: segment i is ``[cu_seqlens[i], cu_seqlens[i + 1])``."""
+    """[n + 1] int32: segment i consists of the tokens ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``."""
     max_seqlen: int
-    """Tokens of the longest segment."""
+    """Length of the longest segment, in tokens."""
     num_trained: int
-    """Tokens with a label."""
+    """Number of trained tokens."""
     num_tokens: int
-    """Tokens that are no padding."""
+    """Number of tokens without padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
+        """Return a copy with all tensors on ``device``."""
         moved: Dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
@@ -64,13 +76,17 @@ class MicroBatch:
 
 
 def open_set(folder: Path, name: str) -> PreparedSet:
-    """Open ``train`` or a held-out set of prepared data.
+    """Open one set of prepared data.
+
+    Args:
+        folder: Folder of the prepared data in the cache.
+        name: ``train`` or the name of a held-out set.
 
     Raises:
-        DataError: the data is not prepared, has no such set, or its files do not belong together.
+        DataError: The folder contains no prepared data, the set does not exist, or its files are damaged.
     """
     if not is_ready(folder):
-        raise DataError(f"{folder} holds no prepared data", "prepared data", "prepare it with this config")
+        raise DataError(f"{folder} holds no prepared data", "a folder of prepared data", "run ftdist prepare")
     sets = read_meta(folder)["sets"]
     if name not in sets:
         raise DataError(f"{folder} has no set '{name}'", f"one of {', '.join(sets)}")
@@ -83,22 +99,31 @@ def open_set(folder: Path, name: str) -> PreparedSet:
     )
     try:
         opened = PreparedSet(*(np.memmap(folder / name / file, dtype=dtype, mode="r") for file, dtype in files))
-        whole = len(opened.tokens) == len(opened.trained) == opened.offsets[-1]
-        whole &= len(opened.row_docs) == opened.row_offsets[-1] and len(opened.row_offsets) == sets[name]["rows"] + 1
+        sizes_match = len(opened.tokens) == len(opened.trained) == opened.offsets[-1]
+        sizes_match &= (
+            len(opened.row_docs) == opened.row_offsets[-1] and len(opened.row_offsets) == sets[name]["rows"] + 1
+        )
     except (OSError, ValueError, LookupError) as error:
         raise _damaged(folder, name, str(error)) from error
-    if not whole:
-        raise _damaged(folder, name, "their sizes do not fit each other")
+    if not sizes_match:
+        raise _damaged(folder, name, "their sizes do not match")
     return opened
 
 
 def _damaged(folder: Path, name: str, problem: str) -> DataError:
-    return DataError(f"the files of {folder / name} are not what ftdist writes: {problem}", "prepared data",
-                     f"rm -r {folder}: it is prepared again")  # fmt: skip
+    return DataError(f"the files of {folder / name} are not what ftdist writes: {problem}",
+                     "the files that ftdist prepare wrote", f"rm -r {folder} (the data is prepared again)")  # fmt: skip
 
 
 def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad_id: int) -> MicroBatch:
-    """Lay rows end to end; without packing, each is padded to the longest of them by a segment of its own."""
+    """Build a micro-batch from rows of a set.
+
+    Args:
+        dataset: The set.
+        row_ids: Numbers of the rows, in order.
+        packing: If False, each row is padded to the length of the longest one. The padding is a separate segment.
+        pad_id: Token id of the padding.
+    """
     rows = [dataset.row(int(row)) for row in row_ids]
     widths = [sum(len(ids) for ids, _ in row) for row in rows]
     ids: List[np.ndarray] = []

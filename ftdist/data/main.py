@@ -1,4 +1,4 @@
-"""``python -m ftdist.data.main prepare|preview CONFIG``: make the prepared data, or look at what would be trained."""
+"""``python -m ftdist.data.main prepare|preview CONFIG``: prepare data, or show what would be trained."""
 
 import argparse
 import logging
@@ -18,12 +18,12 @@ from ftdist.run.sample import print_table
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Returns the exit code (see ``ftdist.base.errors``)."""
+    """Run the program. Returns the exit code (see ``ftdist.base.errors``)."""
     parser = argparse.ArgumentParser(prog="python -m ftdist.data.main", description=__doc__)
     parser.add_argument("command", choices=["prepare", "preview"])
-    parser.add_argument("config", help="a YAML file, or - for standard input")
-    parser.add_argument("-n", type=int, default=2, help="rows to show")
-    parser.add_argument("--html", type=Path, help="write the preview to this file")
+    parser.add_argument("config", help="path of a YAML file, or - for standard input")
+    parser.add_argument("-n", type=int, default=2, help="number of rows that preview shows")
+    parser.add_argument("--html", type=Path, help="write the preview to this HTML file")
     given = parser.parse_args(arguments)
 
     def command(config: RunConfig) -> None:
@@ -38,7 +38,14 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
 
 def run_step(command: Callable[[RunConfig], None], file: str) -> int:
-    """Run a command on a config (a YAML file, or - for standard input). Returns the exit code; errors are printed."""
+    """Load a config and run a command on it. Errors are printed to standard error.
+
+    Args:
+        file: Path of a YAML file, or ``-`` for standard input.
+
+    Returns:
+        The exit code.
+    """
     try:
         config = parse_config(sys.stdin.read(), "standard input") if file == "-" else load_config(file)
         check_data(config.data)
@@ -46,10 +53,10 @@ def run_step(command: Callable[[RunConfig], None], file: str) -> int:
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+    except BrokenPipeError:  # the reader of standard output, such as head, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
-    except OSError as error:  # no space left, no permission
+    except OSError as error:  # for example no space on the disk, or no permission
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -59,7 +66,7 @@ def run_step(command: Callable[[RunConfig], None], file: str) -> int:
 
 
 def run_prepare(config: RunConfig) -> None:
-    """Prepare, and print where the data is and what became of the sources."""
+    """Prepare the data, and print its folder and statistics."""
     from ftdist.data.prepare import prepare
 
     started, found = time.monotonic(), is_ready(data_folder(config))
@@ -69,7 +76,7 @@ def run_prepare(config: RunConfig) -> None:
 
 
 def quiet_libraries() -> None:
-    """What libraries log or warn is no use to a user; what goes wrong is raised."""
+    """Switch off logs, warnings and progress bars of libraries. Errors are raised as exceptions anyway."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,4 +1,4 @@
-"""Whole documents → rows of at most max_seq_len tokens."""
+"""Place whole documents into rows of at most ``max_seq_len`` tokens."""
 
 from typing import Dict, List, Tuple
 
@@ -6,21 +6,23 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, max_seq_len: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Best-fit decreasing: the longest documents first, each into the fullest row that still has room.
+    """Pack several documents into each row (best-fit decreasing).
 
-    The rows by remaining space are found in a bit set (one bit for each space from 0 to max_seq_len), so this is
-    O(n log n) in documents and the same for the same lengths.
+    Documents are placed in order of decreasing length, each into the fullest row that still has room for it. A bit set
+    with one bit for each number of free tokens (0 to ``max_seq_len``) finds that row, so the time is O(n log n) in the
+    number of documents. The same lengths always give the same rows.
 
     Args:
-        lengths: [n] tokens of each document, 1 to max_seq_len.
+        lengths: [n] length of each document in tokens, 1 to ``max_seq_len``.
 
     Returns:
-        ``(items, row_offsets)``: row r holds the documents ``items[row_offsets[r]:row_offsets[r + 1]]``.
+        ``(items, row_offsets)``, [n] and [rows + 1] int64: row r consists of the documents
+        ``items[row_offsets[r]:row_offsets[r + 1]]``.
     """
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(lengths), dtype=np.int64)
     rows_with: Dict[int, List[int]] = {}
-    spaces = 0  # bit s is set where a row has s tokens of room
+    spaces = 0  # bit s is set if some row has s free tokens
     num_rows = 0
     for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = spaces >> length
@@ -39,8 +41,8 @@ def pack(lengths: np.ndarray, max_seq_len: int) -> Tuple[np.ndarray, np.ndarray]
     return _rows(row_of[order], order, num_rows)
 
 
-def one_each(lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """Padded mode: one document in a row. Returned as by pack."""
+def one_per_row(lengths: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Place each document into a row of its own (``data.packing=false``). Returns the same format as ``pack``."""
     return np.arange(len(lengths), dtype=np.int64), np.arange(len(lengths) + 1, dtype=np.int64)
 
 

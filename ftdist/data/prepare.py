@@ -1,4 +1,7 @@
-"""Sources → prepared data in the cache, once: ranks only read it."""
+"""Prepare the data of a run: read and encode all sources, pack them into rows, and publish the result in the cache.
+
+This happens once, before ranks are started. Ranks only read the result.
+"""
 
 import shutil
 from collections import Counter
@@ -9,57 +12,71 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
 import numpy as np
 
 from ftdist.base.errors import ConfigError, DataError
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.json_files import write_json
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.config.schema import RunConfig, SourceConfig
-from ftdist.data.encode import Encoded, HashedPrompt, Task, content_hash, encode, smallest
-from ftdist.data.order import permutation
-from ftdist.data.pack import one_each, pack
-from ftdist.data.progress import Report, show_progress
+from ftdist.data.encode import Encoded, EncodeSettings, HashedPrompt, content_hash, encode, smallest_prompts
+from ftdist.data.meta import (
+    check_not_empty,
+    data_settings,
+    preparation_warnings,
+    sample_document,
+    set_stats,
+    source_stats,
+    tokenizer_stats,
+)
+from ftdist.data.pack import one_per_row, pack
+from ftdist.data.prepare_progress import ReportProgress, show_progress
 from ftdist.data.render import make_renderer
-from ftdist.data.sources import Located, chunks, read_source
-from ftdist.data.stats import check_not_empty, sample, set_stats, settings, source_stats, tokenizer_stats, warnings
-from ftdist.data.store import SetWriter, split_encoded
+from ftdist.data.row_order import permutation
+from ftdist.data.set_writer import SetWriter, select_documents
+from ftdist.data.sources import LocatedRecord, chunk_records, read_source
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.data.workers import available_cores, ordered_map
+from ftdist.data.worker_pool import available_cores, ordered_map
 from ftdist.run.prepared import FORMAT_VERSION, META, data_folder, is_ready
-from ftdist.run.rundir import write_json
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000
-ALL_HASHES = 2**64
+"""A chunk is what a worker encodes at a time. It ends when one of these two limits is reached."""
+NUM_HASHES = 2**64
 TRAIN, HELDOUT = "train", "heldout"
 
 
-class Part(NamedTuple):
-    """A source and the set it goes to."""
+class SetSource(NamedTuple):
+    """A source and the set that its documents belong to."""
 
     name: str
     set_name: str
-    where: str
+    config_key: str
+    """``data.sources.NAME`` or ``data.heldout.NAME``."""
     source: SourceConfig
 
 
 def prepare(config: RunConfig) -> Path:
-    """Make sure that a config's prepared data is in the cache; return its folder.
+    """Prepare the data of a config, unless it is in the cache already.
 
-    Any number of processes may do this at once: each works in a folder of its own, and the first to finish publishes.
+    Several processes can do this at the same time. Each writes to a temporary folder of its own, and the first one that
+    finishes publishes its result.
+
+    Returns:
+        Folder of the prepared data.
 
     Raises:
-        DataError: the data cannot be read, or nothing in it would be trained.
-        ConfigError: the tokenizer or the template cannot be loaded.
+        DataError: The data cannot be read, or a set would be empty.
+        ConfigError: The tokenizer or the chat template cannot be loaded.
     """
     folder = data_folder(config)
     if is_ready(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_rests(folder.parent / "*")
-    unfinished = beside(folder)
+    remove_leftovers(folder.parent / "*")
+    unfinished = temporary_path(folder)
     try:
         build(config, unfinished)
         try:
             unfinished.rename(folder)
         except OSError:
-            if not is_ready(folder):  # else another process was first, with the same content
+            if not is_ready(folder):  # otherwise another process has published the same data
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -67,105 +84,121 @@ def prepare(config: RunConfig) -> Path:
 
 
 def build(config: RunConfig, folder: Path) -> None:
-    """Write prepared data into a new folder."""
+    """Write the prepared data of a config to a new folder, without using the cache."""
     tokenizer = load_tokenizer(config)
-    parts = list_parts(config)
-    tasks = [make_task(config, part, tokenizer) for part in parts]
+    sources = list_sources(config)
+    settings = [encode_settings(config, source, tokenizer) for source in sources]
     set_names = [TRAIN, *sorted(config.data.heldout), *([HELDOUT] if config.data.heldout_share else [])]
     writers = {name: SetWriter(folder / name) for name in set_names}
     try:
         with show_progress() as report:
-            built = _encode_parts(config, parts, tasks, writers, report)
+            encoded = _encode_sources(config, sources, settings, writers, report)
         if config.data.heldout_share and not len(writers[HELDOUT].column("hashes")):
-            _hold_one_out(writers[TRAIN], writers[HELDOUT], built)
+            _hold_one_out(writers[TRAIN], writers[HELDOUT], encoded)
         if config.data.heldout_share and config.data.max_heldout_documents:
-            _give_back(writers[HELDOUT], writers[TRAIN], config.data.max_heldout_documents, built)
-        meta = _finish(config, tokenizer, parts, writers, built)
+            _move_surplus_to_train(writers[HELDOUT], writers[TRAIN], config.data.max_heldout_documents, encoded)
+        meta = _finish(config, tokenizer, sources, writers, encoded)
     finally:
         for writer in writers.values():
             writer.close()
     write_json(folder / META, meta)
 
 
-def list_parts(config: RunConfig) -> List[Part]:
-    """Held-out sources first; by name, so that the order of keys in a YAML file means nothing."""
+def list_sources(config: RunConfig) -> List[SetSource]:
+    """Return all sources in the order in which they are read: held-out sources first, each group sorted by name.
+
+    So the order of keys in a YAML file does not matter.
+
+    Raises:
+        ConfigError: The name of a held-out source cannot be the name of a set.
+    """
     data = config.data
     for name in data.heldout:
         if name == TRAIN or "/" in name:
-            raise ConfigError(f"data.heldout.{name} cannot be a set's name", f"another name than {TRAIN}, without /")
-    heldout = [Part(name, name, f"data.heldout.{name}", source) for name, source in sorted(data.heldout.items())]
-    sources = [Part(name, TRAIN, f"data.sources.{name}", source) for name, source in sorted(data.sources.items())]
-    return heldout + sources
+            raise ConfigError(
+                f"data.heldout.{name} cannot be the name of a set", f"a name other than {TRAIN} and without /"
+            )
+    heldout = [SetSource(name, name, f"data.heldout.{name}", source) for name, source in sorted(data.heldout.items())]
+    train = [SetSource(name, TRAIN, f"data.sources.{name}", source) for name, source in sorted(data.sources.items())]
+    return heldout + train
 
 
-def make_task(config: RunConfig, part: Part, tokenizer: Any) -> Task:
+def encode_settings(config: RunConfig, source: SetSource, tokenizer: Any) -> EncodeSettings:
     data = config.data
     stop_ids = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    share = int(data.heldout_share * ALL_HASHES) if part.set_name == TRAIN else ALL_HASHES
-    return Task(
-        format=part.source.format,
+    heldout_below = int(data.heldout_share * NUM_HASHES) if source.set_name == TRAIN else NUM_HASHES
+    return EncodeSettings(
+        format=source.source.format,
         renderer=make_renderer(tokenizer, data.train_on),
         max_seq_len=data.max_seq_len,
         long_documents=data.long_documents,
         stop_ids=frozenset(stop_ids | set(tokenizer.all_special_ids)),
-        heldout_below=share,
+        heldout_below=heldout_below,
     )
 
 
-class _Built(NamedTuple):
+class _EncodingResult(NamedTuple):
+    """What is known of the documents besides the content of the sets."""
+
     counts: List["Counter[str]"]
-    """One for each part."""
+    """For each source: number of documents by outcome."""
     prompts: Dict[str, List[HashedPrompt]]
-    hidden: int
-    """Training documents that are in a held-out source too."""
+    """For each held-out set."""
+    num_leaked: int
+    """Number of training documents that are also in a held-out source."""
 
 
-def _encode_parts(
-    config: RunConfig, parts: List[Part], tasks: List[Task], writers: Dict[str, SetWriter], report: Report
-) -> _Built:
-    built = _Built([Counter() for _ in parts], {name: [] for name in writers if name != TRAIN}, 0)
+def _encode_sources(
+    config: RunConfig, sources: List[SetSource], settings: List[EncodeSettings], writers: Dict[str, SetWriter],
+    report: ReportProgress,
+) -> _EncodingResult:  # fmt: skip
+    result = _EncodingResult([Counter() for _ in sources], {name: [] for name in writers if name != TRAIN}, 0)
     heldout: Set[int] = set()
-    hidden = documents = tokens = 0
+    num_leaked = documents = tokens = 0
     workers = config.data.num_workers or available_cores()
-    for number, encoded in ordered_map(partial(_encode, tasks), _numbered_chunks(config, parts), workers):
-        part, counts = parts[number], built.counts[number]
+    for number, encoded in ordered_map(partial(_encode, settings), _numbered_chunks(config, sources), workers):
+        source, counts = sources[number], result.counts[number]
         counts.update(encoded.counts)
         kept = encoded
-        if part.set_name != TRAIN:
+        if source.set_name != TRAIN:
             heldout.update(encoded.hashes.tolist())
         else:
-            hidden += sum(digest in heldout for digest in encoded.hashes.tolist()) if heldout else 0
-            out = encoded.hashes < np.uint64(tasks[number].heldout_below)
+            num_leaked += sum(digest in heldout for digest in encoded.hashes.tolist()) if heldout else 0
+            out = encoded.hashes < np.uint64(settings[number].heldout_below)
             if out.any():
-                writers[HELDOUT].append(split_encoded(encoded, out), number)
-                kept = split_encoded(encoded, ~out)
+                writers[HELDOUT].append(select_documents(encoded, out), number)
+                kept = select_documents(encoded, ~out)
                 counts["heldout"] += int(out.sum())
-        writers[part.set_name].append(kept, number)
-        prompt_set = HELDOUT if part.set_name == TRAIN else part.set_name
+        writers[source.set_name].append(kept, number)
+        prompt_set = HELDOUT if source.set_name == TRAIN else source.set_name
         if encoded.prompts:
-            built.prompts[prompt_set] = smallest(built.prompts[prompt_set] + encoded.prompts)
+            result.prompts[prompt_set] = smallest_prompts(result.prompts[prompt_set] + encoded.prompts)
         documents, tokens = documents + encoded.counts["read"], tokens + len(encoded.ids)
-        report(part.name, documents, tokens)
-    return built._replace(hidden=hidden)
+        report(source.name, documents, tokens)
+    return result._replace(num_leaked=num_leaked)
 
 
-def _encode(tasks: List[Task], item: Tuple[int, List[Located]]) -> Tuple[int, Encoded]:
+def _encode(settings: List[EncodeSettings], item: Tuple[int, List[LocatedRecord]]) -> Tuple[int, Encoded]:
     number, chunk = item
-    return number, encode(tasks[number], chunk)
+    return number, encode(settings[number], chunk)
 
 
-def _numbered_chunks(config: RunConfig, parts: List[Part]) -> Iterator[Tuple[int, List[Located]]]:
-    for number, (_, set_name, where, source) in enumerate(parts):
-        records = read_source(where, source)
+def _numbered_chunks(config: RunConfig, sources: List[SetSource]) -> Iterator[Tuple[int, List[LocatedRecord]]]:
+    """Yield ``(number of the source, chunk of its records)``."""
+    for number, (_, set_name, config_key, source) in enumerate(sources):
+        records = read_source(config_key, source)
         if set_name != TRAIN and config.data.max_heldout_documents:
             records = (located for located, _ in zip(records, range(config.data.max_heldout_documents), strict=False))
-        for chunk in chunks(records, CHUNK_DOCUMENTS, CHUNK_CHARACTERS):
+        for chunk in chunk_records(records, CHUNK_DOCUMENTS, CHUNK_CHARACTERS):
             yield number, chunk
 
 
-def _give_back(heldout: SetWriter, train: SetWriter, limit: int, built: _Built) -> None:
-    """Keep the held-out documents with the smallest hashes, train the others. Equal documents stay together, and so do
-    the pieces of a split one: those of the smallest hash are kept also where they alone are more than ``limit``."""
+def _move_surplus_to_train(heldout: SetWriter, train: SetWriter, limit: int, result: _EncodingResult) -> None:
+    """Keep the ``limit`` held-out documents with the smallest hashes, and train the others.
+
+    Documents with equal hashes (equal documents, and the pieces of a split document) stay in the same set. Those with
+    the smallest hash are always kept, even if there are more than ``limit``.
+    """
     hashes = np.sort(heldout.column("hashes"))
     over = hashes[limit:][hashes[limit:] > hashes[0]] if len(hashes) > limit else hashes[:0]
     if not len(over):
@@ -175,13 +208,16 @@ def _give_back(heldout: SetWriter, train: SetWriter, limit: int, built: _Built) 
     sources = heldout.column("source")
     for number, document in zip(surplus.tolist(), heldout.documents(surplus), strict=True):
         train.append(document, int(sources[number]))
-        built.counts[sources[number]]["heldout"] -= 1
-    heldout.leave_out(surplus)
-    built.prompts[HELDOUT] = [prompt for prompt in built.prompts[HELDOUT] if prompt[0] < int(first_over)]
+        result.counts[sources[number]]["heldout"] -= 1
+    heldout.exclude(surplus)
+    result.prompts[HELDOUT] = [prompt for prompt in result.prompts[HELDOUT] if prompt[0] < int(first_over)]
 
 
-def _hold_one_out(train: SetWriter, heldout: SetWriter, built: _Built) -> None:
-    """A share of few documents may be none: then the document with the smallest hash, and those equal to it."""
+def _hold_one_out(train: SetWriter, heldout: SetWriter, result: _EncodingResult) -> None:
+    """Hold out the document with the smallest hash, and all documents equal to it.
+
+    A small ``data.heldout_share`` of few documents can otherwise select none. Does nothing if all documents are equal.
+    """
     hashes = train.column("hashes")
     chosen = np.flatnonzero(hashes == hashes.min()) if len(hashes) else hashes
     if not len(chosen) or len(chosen) == len(hashes):
@@ -189,50 +225,55 @@ def _hold_one_out(train: SetWriter, heldout: SetWriter, built: _Built) -> None:
     sources = train.column("source")
     for number, document in zip(chosen.tolist(), train.documents(chosen), strict=True):
         heldout.append(document, int(sources[number]))
-        built.counts[sources[number]]["heldout"] += 1
-    train.leave_out(chosen)
+        result.counts[sources[number]]["heldout"] += 1
+    train.exclude(chosen)
 
 
 def _finish(
-    config: RunConfig, tokenizer: Any, parts: List[Part], writers: Dict[str, SetWriter], built: _Built
+    config: RunConfig, tokenizer: Any, sources: List[SetSource], writers: Dict[str, SetWriter], result: _EncodingResult
 ) -> Dict[str, Any]:
+    """Pack the documents of each set into rows, and return the content of ``meta.json``."""
     data = config.data
     meta: Dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "settings": settings(config),
+        "settings": data_settings(config),
         "tokenizer": tokenizer_stats(tokenizer),
         "sources": {},
         "heldout_sources": {},
         "sets": {},
-        "prompts": {name: [prompt for _, prompt in prompts] for name, prompts in built.prompts.items()},
+        "prompts": {name: [prompt for _, prompt in prompts] for name, prompts in result.prompts.items()},
     }
     for set_name, writer in writers.items():
-        here = [number for number, part in enumerate(parts) if part.set_name == set_name]
-        check_not_empty(set_name, writer, [built.counts[number] for number in here or range(len(parts))])
-        items = _epoch_items(config, parts, writer) if set_name == TRAIN else writer.kept()
+        numbers = [number for number, source in enumerate(sources) if source.set_name == set_name]
+        check_not_empty(set_name, writer, [result.counts[number] for number in numbers or range(len(sources))])
+        items = _epoch_items(config, sources, writer) if set_name == TRAIN else writer.kept()
         if not len(items):
-            weights = ", ".join(f"data.sources.{parts[number].name}.weight" for number in here)
-            raise DataError("no document is left for an epoch of training", "a weight above 0", f"raise {weights}")
+            weights = ", ".join(f"{sources[number].config_key}.weight" for number in numbers)
+            raise DataError("the weights leave no document to train", "a weight above 0", f"raise {weights}")
         lengths = writer.column("lengths")[items]
-        order, row_offsets = pack(lengths, data.max_seq_len) if data.packing else one_each(lengths)
+        order, row_offsets = pack(lengths, data.max_seq_len) if data.packing else one_per_row(lengths)
         writer.finish(items[order], row_offsets)
         meta["sets"][set_name] = set_stats(writer, items, len(row_offsets) - 1, data.max_seq_len, tokenizer)
-        sources = meta["sources" if set_name == TRAIN else "heldout_sources"]
-        for number in here:
-            part = parts[number]
-            sources[part.name] = source_stats(writer, number, built.counts[number], part.source.weight, items)
-    meta["sample"] = sample(writers[TRAIN], tokenizer)
-    meta["warnings"] = warnings(config, meta, built.hidden)
+        stats = meta["sources" if set_name == TRAIN else "heldout_sources"]
+        for number in numbers:
+            name, weight = sources[number].name, sources[number].source.weight
+            stats[name] = source_stats(writer, number, result.counts[number], weight, items)
+    meta["sample"] = sample_document(writers[TRAIN], tokenizer)
+    meta["warnings"] = preparation_warnings(config, meta, result.num_leaked)
     return meta
 
 
-def _epoch_items(config: RunConfig, parts: List[Part], writer: SetWriter) -> np.ndarray:
-    """The documents of one epoch: each source as often as its weight says, the fraction a seeded choice of its own."""
+def _epoch_items(config: RunConfig, sources: List[SetSource], writer: SetWriter) -> np.ndarray:
+    """Return the numbers of the documents of one epoch, [documents in rows] int64.
+
+    A source with weight 2.5 contributes each document twice, and half of its documents once more. This half is a random
+    choice that depends on the seed and the name of the source.
+    """
     items, kept = [np.empty(0, dtype=np.int64)], writer.kept()
-    for number, part in enumerate(parts):
+    for number, source in enumerate(sources):
         own = kept[writer.column("source")[kept] == number]
-        whole, fraction = divmod(part.source.weight, 1)
+        whole, fraction = divmod(source.source.weight, 1)
         items += [own] * int(whole)
-        chosen = permutation(config.seed, content_hash(part.name), len(own))[: round(fraction * len(own))]
+        chosen = permutation(config.seed, content_hash(source.name), len(own))[: round(fraction * len(own))]
         items.append(own[np.sort(chosen)])
     return np.concatenate(items)

@@ -1,7 +1,8 @@
-"""Documents → token ids and which of them are trained: rendered and tokenised in one step, by character offsets.
+"""Render documents as text, tokenise the text, and mark the trained tokens.
 
-What is trained is a list of character spans of the rendered text. A token is trained where it overlaps a span. So a
-mask never depends on comparing ids (a padding token may equal the stop token) or on tokenising parts separately.
+Rendering also determines which characters are trained, as a list of character spans. A token is trained if it overlaps
+a span. So the mask never depends on token ids (the padding token can be the same as the stop token), and no part of a
+text is tokenised separately.
 """
 
 import re
@@ -15,27 +16,27 @@ from ftdist.config.schema import Format, TrainOn
 from ftdist.data.records import Document
 
 Span = Tuple[int, int]
-NO_SPAN: Span = (0, 0)
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """What rendering needs to know; made once by make_renderer."""
+    """Tokenizer, chat template and settings for rendering."""
 
     tokenizer: Any
     template: Optional[str]
+    """Chat template, or None if the tokenizer has none."""
     train_on: TrainOn
     bos: str
-    """The token that begins every document, or empty where the model wants none."""
+    """Text of the BOS token. Empty if the tokenizer does not begin texts with one."""
     after_stop: Pattern[str]
-    """Matches a special token and the white space after it at the end of a span."""
+    """Matches a special token and the white space after it, at the end of a span. Group 1 is the white space."""
 
 
 @dataclass(frozen=True)
 class Rendered:
     text: str
     spans: List[Span]
-    """Characters that are trained, in order."""
+    """``(start, end)`` of the characters that are trained, in increasing order."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,19 @@ class Tokenised:
     ids: np.ndarray
     """[n] int32."""
     trained: np.ndarray
-    """[n] uint8, 1 where the token is trained. The first is 0: nothing comes before it that it could follow from."""
+    """[n] uint8: 1 for trained tokens. The first token is never trained, because nothing predicts it."""
     answer_start: int
-    """First token of the last trained span, n where it was cut off."""
+    """Index of the first token of the last trained span, or n if there is none. In a piece of a split document, it can
+    be outside the piece."""
 
 
 def make_renderer(tokenizer: Any, train_on: TrainOn) -> Renderer:
+    """Create the renderer of a tokenizer. This switches off the tokenizer's own truncation and padding."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special.update(tokenizer.all_special_tokens)
     alternatives = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
     wants_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json may ask for either
+    tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json can enable truncation and padding
     tokenizer.backend_tokenizer.no_padding()
     return Renderer(
         tokenizer,
@@ -65,10 +68,11 @@ def make_renderer(tokenizer: Any, train_on: TrainOn) -> Renderer:
 
 
 def render(document: Document, renderer: Renderer) -> Rendered:
-    """The text of a document as the model sees it, and the characters of it that are trained.
+    """Return the text of a document as the model sees it, and the characters that are trained.
 
     Raises:
-        DataError: names the document's location; see the rules in ``docs/design.md``.
+        DataError: The chat template cannot render the document, the trained characters cannot be determined, or
+            ``data.train_on`` does not fit the format. The message names the location of the document.
     """
     train_on = _train_on(document, renderer.train_on)
     if document.messages:
@@ -80,15 +84,15 @@ def render(document: Document, renderer: Renderer) -> Rendered:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{document.location}: the text holds half of a surrogate pair ({error.object[error.start]!a})",
-            "Unicode text",
+            f"{document.location}: the text contains an unpaired surrogate ({error.object[error.start]!a})",
+            "valid Unicode text",
             "remove the \\ud… escape from the record",
         ) from error
     return _with_one_bos(text, spans, renderer.bos)
 
 
 def tokenise(rendered: List[Rendered], renderer: Renderer) -> List[Tokenised]:
-    """Tokenise texts and carry their spans over to tokens."""
+    """Tokenise texts and mark the tokens that overlap the trained spans."""
     encodings = renderer.tokenizer.backend_tokenizer.encode_batch([r.text for r in rendered], add_special_tokens=False)
     return [_mark(encoding, r.spans) for encoding, r in zip(encodings, rendered, strict=True)]
 
@@ -107,7 +111,11 @@ def _mark(encoding: Any, spans: List[Span]) -> Tokenised:
 
 
 def _train_on(document: Document, wanted: TrainOn) -> TrainOn:
-    """What ``auto`` means for this document; refuses what the document does not have."""
+    """Return the meaning of ``data.train_on`` for this document, which is never ``auto``.
+
+    Raises:
+        DataError: The document has no such part.
+    """
     if wanted is TrainOn.all:
         return wanted
     if document.format is Format.text:
@@ -116,21 +124,24 @@ def _train_on(document: Document, wanted: TrainOn) -> TrainOn:
         raise DataError(
             f"{document.location}: data.train_on={wanted.name}, but the record is plain text",
             "a chat, or a prompt and a completion",
-            "data.train_on=auto (trains all of plain text)",
+            "data.train_on=auto (trains all tokens of plain text)",
         )
     if document.format is Format.prompt_completion:
         return TrainOn.completion if wanted is TrainOn.auto else wanted
     if wanted is TrainOn.completion:
         raise DataError(
             f"{document.location}: data.train_on=completion, but the record is a chat",
-            "records with prompt and completion",
+            "records with the fields prompt and completion",
             "data.train_on=assistant or last",
         )
     return TrainOn.assistant if wanted is TrainOn.auto else wanted
 
 
 def _with_one_bos(text: str, spans: List[Span], bos: str) -> Rendered:
-    """Some templates write the BOS and some leave it to the tokenizer: here it is in the text, once."""
+    """Make the text begin with exactly one BOS token, and move the spans accordingly.
+
+    Some chat templates write the BOS token, others leave it to the tokenizer.
+    """
     if not bos:
         return Rendered(text, spans)
     bare = text
@@ -150,7 +161,7 @@ def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> T
     if not turns:
         text, _ = _apply(document, messages, renderer)
         return text, []
-    # What comes after the last answer teaches nothing.
+    # Messages after the last answer are removed: nothing in them is trained.
     text, marks = _apply(document, messages[: turns[-1] + 1], renderer)
     first = {TrainOn.assistant: 0, TrainOn.last: turns[-1], TrainOn.completion: document.num_prompt_messages}[train_on]
     wanted = [number for number in turns if number >= first]
@@ -162,39 +173,49 @@ def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> T
         spans = marks
     else:
         raise DataError(
-            f"{document.location}: the template marks {len(marks)} generations in {len(turns)} answers",
+            f"{document.location}: the chat template marks {len(marks)} generation blocks for {len(turns)} answers",
             "one {% generation %} block for each answer",
-            "data.train_on=assistant, or mend the template",
+            "data.train_on=assistant, or correct the template",
         )
     return text, [_end_at_stop(text, span, renderer) for span in spans]
 
 
 def _turn_span(document: Document, renderer: Renderer, text: str, turn: int) -> Span:
-    """Where an answer stands in the text of a template without generation marks: between the conversation rendered up
-    to it and the conversation rendered with it. Both must be how the whole conversation begins."""
+    """Return the span of one answer, for a template without generation marks.
+
+    The conversation is rendered twice: up to the answer, and including it. The span is the difference. This requires
+    that the full text begins with both of these texts.
+
+    Args:
+        text: The full text, which ends with the last answer.
+        turn: Index of the answer in the messages.
+    """
     before, _ = _apply(document, document.messages[:turn], renderer, add_generation_prompt=True)
-    through = text  # that is all of it, where this is the last answer
+    through = text  # correct for the last answer
     if turn < max(number for number, message in enumerate(document.messages) if message["role"] == "assistant"):
         through, _ = _apply(document, document.messages[: turn + 1], renderer)
     if text.startswith(before) and text.startswith(through) and len(through) > len(before):
         return len(before), len(through)
     if text.startswith(through):
         raise DataError(
-            f"{document.location}: the chat template's generation prompt is not how it begins message {turn + 1} "
-            f"(it ends {before[-40:]!r}), so the answer cannot be told from its prompt",
-            "a template that marks answers with {% generation %}, or whose generation prompt begins an answer",
+            f"{document.location}: the chat template's generation prompt differs from the beginning of message "
+            f"{turn + 1} (the prompt ends with {before[-40:]!r}), so the start of the answer cannot be found",
+            "a template that marks answers with {% generation %}, or begins them with its generation prompt",
             "data.chat_template=chatml, or a Jinja file with {% generation %} around answers",
         )
     raise DataError(
-        f"{document.location}: the chat template renders message {turn + 1} otherwise once more messages follow "
-        "(e.g. it leaves the thinking of earlier answers out), so what is trained cannot be told from the whole text",
-        "a template that marks answers with {% generation %}, or one that only appends",
+        f"{document.location}: the chat template renders message {turn + 1} differently if more messages follow "
+        "(for example, without its thinking), so the trained text cannot be found",
+        "a template that marks answers with {% generation %}, or that never changes earlier messages",
         "data.train_on=last (trains the last answer only), or data.chat_template=chatml",
     )
 
 
 def _end_at_stop(text: str, span: Span, renderer: Renderer) -> Span:
-    """The stop token is trained; the line break that many templates write after it is not: it is never generated."""
+    """Remove white space after the stop token from the end of a span.
+
+    Many templates write a line break there. A model stops before it, so it is not trained.
+    """
     start, end = span
     found = renderer.after_stop.search(text, start, end)
     return (start, found.start(1)) if found else span
@@ -203,7 +224,11 @@ def _end_at_stop(text: str, span: Span, renderer: Renderer) -> Span:
 def _apply(
     document: Document, messages: List[Any], renderer: Renderer, add_generation_prompt: bool = False
 ) -> Tuple[str, Optional[List[Span]]]:
-    """Render messages; the marked spans are None where the template has no generation marks."""
+    """Render messages with the chat template.
+
+    Returns:
+        ``(text, marks)``: the spans of the generation blocks, or None if the template has no generation blocks.
+    """
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -213,7 +238,7 @@ def _apply(
             "a chat template",
             "data.chat_template=chatml, or a Jinja file",
         )
-    marked = has_marks(renderer.template)
+    marked = has_generation_marks(renderer.template)
     try:
         texts, marks = render_jinja_template(
             [messages],
@@ -223,16 +248,16 @@ def _apply(
             add_generation_prompt=add_generation_prompt,
             **renderer.tokenizer.special_tokens_map,
         )
-    except Exception as error:  # a template can fail in any way
+    except Exception as error:  # a template can raise any exception
         roles = ", ".join(message["role"] for message in messages)
         said = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{document.location}: the chat template refuses this conversation ({roles}): {said}",
-            "a conversation that the template can render",
-            "mend the record, or set data.chat_template",
+            f"{document.location}: the chat template cannot render this conversation ({roles}): {said}",
+            "a conversation that the template supports",
+            "correct the record, or set data.chat_template",
         ) from error
     return texts[0], [tuple(mark) for mark in marks[0]] if marked else None
 
 
-def has_marks(template: str) -> bool:
+def has_generation_marks(template: str) -> bool:
     return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None

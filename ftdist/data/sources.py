@@ -1,4 +1,4 @@
-"""Sources → records, one after the other, each with the place it came from ("file:line")."""
+"""Read the records of data sources one by one, each with its location (``file:line``) for error messages."""
 
 import csv
 import json
@@ -9,41 +9,43 @@ from typing import Any, Iterator, List, Tuple
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import SourceConfig
-from ftdist.data.builtin import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
+from ftdist.data.builtin_sources import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
 from ftdist.run.source_files import is_saved_dataset, source_files
 
 SHOWN_AROUND = 30
-"""Characters on each side of where JSON is broken."""
+"""Number of characters that a message about invalid JSON shows on each side of the error."""
 
-Located = Tuple[str, Any]
-"""A record and where it was found."""
+LocatedRecord = Tuple[str, Any]
+"""``(location, record)``."""
 
 
-def read_source(where: str, source: SourceConfig) -> Iterator[Located]:
-    """Records of a source in a fixed order, read as they are asked for.
+def read_source(config_key: str, source: SourceConfig) -> Iterator[LocatedRecord]:
+    """Read the records of a source lazily, always in the same order.
 
     Args:
-        where: the source's place in the config (``data.sources.mine``), for messages and to seed ``fake``.
+        config_key: The key of the source in the config, for example ``data.sources.mine``. It appears in error
+            messages, and it is the seed of ``builtin=fake``.
 
     Raises:
-        DataError: a file is missing, empty or broken (names file and line), or the split does not exist.
+        DataError: A file is missing, empty or invalid (the message names file and line), the split does not exist, or
+            the hub data set cannot be read.
     """
     if source.builtin == "fake":
-        return fake_chats(where, source.max_documents or DEFAULT_FAKE_DOCUMENTS)
+        return fake_chats(config_key, source.max_documents or DEFAULT_FAKE_DOCUMENTS)
     if source.builtin == "stdlib_docs":
         records = stdlib_docs()
     elif source.hub:
-        records = _read_hub(where, source)
+        records = _read_hub(config_key, source)
     else:
         assert source.path
-        records = _read_path(where, source.path, source.split)
+        records = _read_path(config_key, source.path, source.split)
     return islice(records, source.max_documents)
 
 
-def _read_path(where: str, path: str, split: str) -> Iterator[Located]:
-    files = source_files(where, path)
+def _read_path(config_key: str, path: str, split: str) -> Iterator[LocatedRecord]:
+    files = source_files(config_key, path)
     if is_saved_dataset(Path(path).expanduser()):
-        yield from _read_saved(where, Path(path).expanduser(), split)
+        yield from _read_saved(config_key, Path(path).expanduser(), split)
         return
     for file in files:
         count = 0
@@ -51,11 +53,13 @@ def _read_path(where: str, path: str, split: str) -> Iterator[Located]:
             yield located
             count += 1
         if count == 0:
-            raise DataError(f"{where}.path: {file} holds no records", "at least one", "remove the file or fill it")
+            raise DataError(
+                f"{config_key}.path: {file} holds no records", "at least one record", "remove the file or fill it"
+            )
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """Lines of UTF-8 text with their line ends; a byte order mark is left out."""
+    """Yield the lines of a UTF-8 file, including their line ends, without a byte order mark."""
     with file.open("rb") as binary:
         for number, line in enumerate(binary, 1):
             try:
@@ -65,12 +69,12 @@ def _lines(file: Path) -> Iterator[str]:
                 raise DataError(
                     f"{file}:{number} is not UTF-8: {found}",
                     "text in UTF-8",
-                    f"iconv -f latin1 -t utf-8 {file.name} (if it is Latin-1)",
+                    f"iconv -f latin1 -t utf-8 {file.name} (if the file is in Latin-1)",
                 ) from error
             yield text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _read_jsonl(file: Path) -> Iterator[Located]:
+def _read_jsonl(file: Path) -> Iterator[LocatedRecord]:
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
@@ -80,13 +84,13 @@ def _read_jsonl(file: Path) -> Iterator[Located]:
             raise DataError(
                 f"{file}:{number} is not JSON: {_reason(error)}",
                 "one JSON object on each line",
-                "mend or remove the line",
+                "correct or remove the line",
             ) from error
         yield f"{file}:{number}", record
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, at which column, and the text around it."""
+    """Describe an error in JSON: what is wrong, in which column, and the text around it."""
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     column = error.colno - 1
@@ -96,8 +100,8 @@ def _reason(error: Exception) -> str:
     return f"{error.msg} at column {error.colno}, near {around}"
 
 
-def _read_json(file: Path) -> Iterator[Located]:
-    """A list of records, read whole. One object on each line is read too: many such files are named .json."""
+def _read_json(file: Path) -> Iterator[LocatedRecord]:
+    """Read a list of records at once, or one object from each line: many files in that format are named ``.json``."""
     text = "".join(_lines(file))
     if not text.lstrip().startswith("["):
         yield from _read_jsonl(file)
@@ -106,38 +110,40 @@ def _read_json(file: Path) -> Iterator[Located]:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{file}{line} is not JSON: {_reason(error)}", "a list of objects", "mend the file") from error
+        raise DataError(
+            f"{file}{line} is not JSON: {_reason(error)}", "a list of objects", "correct the file"
+        ) from error
     for number, record in enumerate(records, 1):
         yield f"{file}: record {number}", record
 
 
-def _read_csv(file: Path) -> Iterator[Located]:
+def _read_csv(file: Path) -> Iterator[LocatedRecord]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.DictReader(_lines(file), strict=True)
     try:
         for record in reader:
-            where = f"{file}:{reader.line_num}"
+            location = f"{file}:{reader.line_num}"
             if None in record or None in record.values():
                 raise DataError(
-                    f"{where} has {'more' if None in record else 'fewer'} columns than the header",
+                    f"{location} has {'more' if None in record else 'fewer'} columns than the header",
                     f"the columns {', '.join(reader.fieldnames or [])}",
-                    "quote fields that hold commas",
+                    "quote the fields that contain commas",
                 )
-            yield where, record
+            yield location, record
     except csv.Error as error:
         raise DataError(
             f"{file}:{reader.line_num} is not CSV: {error}", "comma-separated columns under a header"
         ) from error
 
 
-def _read_txt(file: Path) -> Iterator[Located]:
-    """A file is one document."""
+def _read_txt(file: Path) -> Iterator[LocatedRecord]:
+    """Read a whole file as one document."""
     text = "".join(_lines(file))
     if text.strip():
         yield str(file), {"text": text}
 
 
-def _read_parquet(file: Path) -> Iterator[Located]:
+def _read_parquet(file: Path) -> Iterator[LocatedRecord]:
     import pyarrow
     from pyarrow import parquet
 
@@ -148,13 +154,13 @@ def _read_parquet(file: Path) -> Iterator[Located]:
         raise DataError(f"{file} is not Parquet: {str(error).splitlines()[0]}", "a Parquet file") from error
 
 
-def _read_arrow(file: Path) -> Iterator[Located]:
+def _read_arrow(file: Path) -> Iterator[LocatedRecord]:
     import pyarrow
 
     try:
         with pyarrow.memory_map(str(file)) as mapped:
             try:
-                opened = pyarrow.ipc.open_stream(mapped)  # what `datasets` writes
+                opened = pyarrow.ipc.open_stream(mapped)  # the format that `datasets` writes
                 batches: Any = iter(opened)
             except pyarrow.ArrowInvalid:
                 opened = pyarrow.ipc.open_file(mapped)
@@ -164,7 +170,7 @@ def _read_arrow(file: Path) -> Iterator[Located]:
         raise DataError(f"{file} is not Arrow: {str(error).splitlines()[0]}", "an Arrow stream or file") from error
 
 
-def _batches(file: Path, batches: Any) -> Iterator[Located]:
+def _batches(file: Path, batches: Any) -> Iterator[LocatedRecord]:
     row = 0
     for batch in batches:
         for start in range(0, batch.num_rows, 256):
@@ -173,30 +179,30 @@ def _batches(file: Path, batches: Any) -> Iterator[Located]:
                 yield f"{file}: row {row}", record
 
 
-def _read_saved(where: str, folder: Path, split: str) -> Iterator[Located]:
+def _read_saved(config_key: str, folder: Path, split: str) -> Iterator[LocatedRecord]:
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except Exception as error:  # whatever is wrong with its files
+    except Exception as error:  # damaged files raise many kinds of exceptions
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{where}.path={folder} cannot be read: {said[0][:200]}",
+        raise DataError(f"{config_key}.path={folder} cannot be read: {said[0][:200]}",
                         "a folder made by datasets.save_to_disk") from error  # fmt: skip
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(
-                f"{where}.path={folder} has no split '{split}'",
+                f"{config_key}.path={folder} has no split '{split}'",
                 f"one of {', '.join(sorted(loaded))}",
-                f"{where}.split={sorted(loaded)[0]}",
+                f"{config_key}.split={sorted(loaded)[0]}",
             )
         loaded = loaded[split]
     if len(loaded) == 0:
-        raise DataError(f"{where}.path={folder} holds no records", "at least one")
+        raise DataError(f"{config_key}.path={folder} holds no records", "at least one record")
     for number, record in enumerate(loaded, 1):
         yield f"{folder}: row {number}", record
 
 
-def _read_hub(where: str, source: SourceConfig) -> Iterator[Located]:
+def _read_hub(config_key: str, source: SourceConfig) -> Iterator[LocatedRecord]:
     import datasets
 
     name = f"{source.hub}{f' ({source.subset})' if source.subset else ''}"
@@ -206,12 +212,12 @@ def _read_hub(where: str, source: SourceConfig) -> Iterator[Located]:
         )
         for number, record in enumerate(loaded, 1):
             yield f"{name}: row {number}", record
-    except Exception as error:  # network, access, names: whatever the hub says, in one line
+    except Exception as error:  # no network, no access, wrong name: the first line says which
         said = str(error).strip().splitlines()
         raise DataError(
-            f"{where}.hub={name}, split {source.split}: {said[0] if said else type(error).__name__}",
-            "a data set, subset, split and revision that exist and that you may read",
-            f"check {where}.hub, .subset, .split, .revision and the network; or use a local file",
+            f"{config_key}.hub={name}, split {source.split}: {said[0] if said else type(error).__name__}",
+            "a data set, subset, split and revision that exist and that you have access to",
+            f"check {config_key}.hub, .subset, .split, .revision and the network, or use a local file",
         ) from error
 
 
@@ -225,9 +231,15 @@ READERS = {
 }
 
 
-def chunks(records: Iterator[Located], max_records: int, max_characters: int) -> Iterator[List[Located]]:
-    """Group records; a chunk ends early where its strings are long, so that whole books do not pile up in memory."""
-    chunk: List[Located] = []
+def chunk_records(
+    records: Iterator[LocatedRecord], max_records: int, max_characters: int
+) -> Iterator[List[LocatedRecord]]:
+    """Group records into chunks of at most ``max_records``.
+
+    A chunk ends earlier when the texts in it have ``max_characters`` characters in total. So long texts do not fill the
+    memory.
+    """
+    chunk: List[LocatedRecord] = []
     characters = 0
     for located in records:
         chunk.append(located)

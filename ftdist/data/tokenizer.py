@@ -1,4 +1,4 @@
-"""The tokenizer of a run, the same wherever it is needed: preparing, sampling, export."""
+"""Load the tokenizer of a run. Preparation, training, evaluation and verification all use ``load_tokenizer``."""
 
 from typing import Any, Dict
 
@@ -8,22 +8,26 @@ from ftdist.run.locations import tokenizer_location
 from ftdist.run.prepared import template_text
 
 SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
+"""Special tokens of the bytes tokenizer."""
 
 
 def load_tokenizer(config: RunConfig) -> Any:
-    """A fast transformers tokenizer with the run's chat template and new special tokens. It always has a padding token
-    (eos where the tokenizer has none of its own: masks go by position, so the two may be the same). Its
-    ``num_known_tokens`` is its length without the new ones.
+    """Load the tokenizer with the run's chat template and new special tokens.
+
+    Returns:
+        A fast tokenizer of transformers. Its attribute ``num_known_tokens`` is the number of tokens without the new
+        special tokens. It always has a padding token. If it had none, the EOS token is used. This is safe because
+        padding is masked by position, never by token id.
 
     Raises:
-        ConfigError: it cannot be loaded, or is not a fast one (offsets are needed to know which tokens are trained), or
-            its chat template is not Jinja.
+        ConfigError: The tokenizer cannot be loaded, is not a fast tokenizer (only these report the characters of each
+            token, which the mask needs), has no EOS token, or its chat template is not valid Jinja.
     """
     location = tokenizer_location(config)
     tokenizer = bytes_tokenizer() if location == "bytes" else _load(config, location)
     if not tokenizer.is_fast:
-        raise ConfigError(f"the tokenizer {location} has no fast version", "a folder with tokenizer.json")
-    tokenizer.num_known_tokens = len(tokenizer)  # ids from here on are new to the model
+        raise ConfigError(f"the tokenizer {location} has no fast version", "a tokenizer with tokenizer.json")
+    tokenizer.num_known_tokens = len(tokenizer)  # larger ids are new to the model
     if config.model.new_special_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(config.model.new_special_tokens)}, replace_extra_special_tokens=False
@@ -39,7 +43,7 @@ def load_tokenizer(config: RunConfig) -> Any:
     if tokenizer.eos_token is None:
         raise ConfigError(
             f"the tokenizer {location} has no eos_token",
-            "a token at which an answer stops",
+            "a token that ends an answer",
             "set eos_token in its tokenizer_config.json",
         )
     if tokenizer.pad_token is None:
@@ -48,7 +52,7 @@ def load_tokenizer(config: RunConfig) -> Any:
 
 
 def _check_template(template: str, name: str) -> None:
-    """Compile it before a record is rendered, which would be blamed for it."""
+    """Compile the template. Otherwise its syntax errors would be reported as errors of the first record."""
     from jinja2 import TemplateSyntaxError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -56,15 +60,18 @@ def _check_template(template: str, name: str) -> None:
         render_jinja_template([[]], chat_template=template)
     except TemplateSyntaxError as error:
         raise ConfigError(
-            f"{name}:{error.lineno} is not Jinja: {error.message}", "a Jinja template",
-            "mend the line, or data.chat_template=chatml",
+            f"{name}:{error.lineno} is not valid Jinja: {error.message}", "a Jinja template",
+            "correct the template, or data.chat_template=chatml",
         ) from error  # fmt: skip
-    except Exception:  # it may refuse an empty conversation however it likes
+    except Exception:  # a valid template can raise any exception for an empty conversation
         return
 
 
 def bytes_tokenizer() -> Any:
-    """A tokenizer without files: id b is the byte b, then ``<|im_start|> <|im_end|> <|pad|>``; 259 ids."""
+    """Create a byte-level tokenizer without files, with 259 ids.
+
+    Id b < 256 is the byte b. The ids 256 to 258 are ``<|im_start|>``, ``<|im_end|>`` (EOS) and ``<|pad|>``.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -90,12 +97,12 @@ def _load(config: RunConfig, location: str) -> Any:
         return AutoTokenizer.from_pretrained(
             location, revision=revision or "main", trust_remote_code=config.model.trust_remote_code
         )
-    except Exception as error:  # files, network, code it will not run: the user must change the model
+    except Exception as error:  # transformers raises many kinds of exceptions: files, network, custom code
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"cannot load the tokenizer {location}: {reason}",
             "tokenizer files or a hub id",
-            "model.tokenizer=FOLDER (or model.trust_remote_code=true if it needs its own code)",
+            "model.tokenizer=FOLDER (or model.trust_remote_code=true if the tokenizer needs its own code)",
         ) from error
 
 
@@ -106,7 +113,7 @@ def _chatml() -> RunConfig:
 
 
 def _byte_characters() -> Dict[str, int]:
-    """The visible character that stands for each byte in byte-level tokenizers.
+    """Return the byte for each visible character that byte-level tokenizers use in its place.
 
     Source: ``bytes_to_unicode`` of GPT-2, https://github.com/openai/gpt-2/blob/master/src/encoder.py
     """

@@ -1,54 +1,206 @@
-"""The ZeRO engine: the model, AdamW and DeepSpeed's sharding of both."""
+"""The engine of a run: the model, its optimizer, and DeepSpeed's sharding of both.
+
+Everything that ftdist relies on in DeepSpeed's own engine is in this package.
+"""
 
 import math
-from typing import Any, Callable, Dict, List, Tuple
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List
 
 import deepspeed
 import torch
 
 from ftdist.config.schema import RunConfig
+from ftdist.engine.optimizers import build_optimizer, parameter_shape
+from ftdist.model.forward import evaluation_mode
+from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
 
 
-def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """The whole parameter's shape; under ZeRO-3 the tensor itself is empty."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+class ForwardEngine:
+    """A model that can only run forward: it has no optimizer and no gradients.
 
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> List[Dict[str, Any]]:
-    """Matrices with weight decay; norms and biases (one dim) without."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if len(parameter_shape(p)) > 1]
-    vectors = [p for p in trained if len(parameter_shape(p)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, Any]) -> Any:
-    """The DeepSpeed engine. The learning rate is the loop's to set, a step at a time; there is no scheduler here.
-
-    Where bf16 runs without ZeRO, DeepSpeed 0.19 takes an optimizer step when it is built, to allocate the states: it
-    would decay the weights once and put Adam's bias correction a step ahead for the whole run. So the learning rate is
-    0 until the loop sets it, and those states are dropped.
+    Call it like the model, for instance ``engine(input_ids=ids)``. With ZeRO-3 each call gathers parameters, so every
+    rank must make the same calls.
     """
-    optim, groups = config.optim, parameter_groups(model, config.optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    if not engine.zero_optimization():
+
+    def __init__(self, run_forward: torch.nn.Module, module: torch.nn.Module) -> None:
+        self._run_forward = run_forward
+        self.module: Any = module
+        """The model itself, as transformers built it."""
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self._run_forward(**inputs)
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Put the model into evaluation mode inside a ``with`` block, and restore its mode afterwards."""
+        return evaluation_mode(self.module)
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """The result of ending a micro-step."""
+
+    grad_norm: float
+    """Norm of the gradient of all parameters before clipping: inf if it is not finite, nan before the last
+    micro-step of an optimizer step."""
+    updated: bool
+    """Whether the weights were updated."""
+
+
+class Engine(ForwardEngine):
+    """The model in training. It owns the backward pass, the optimizer step, the update gate and the learning rate."""
+
+    def __init__(self, wrapped: Any, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, world_size: int) -> None:
+        """
+        Args:
+            wrapped: The DeepSpeed engine.
+            optimizer: The PyTorch optimizer that it was given.
+        """
+        super().__init__(wrapped, wrapped.module)
+        self.state_names = spec.states
+        """Names of the tensors that the optimizer keeps for each parameter, once it has made an update."""
+        self._wrapped, self._world_size = wrapped, world_size
+        self._gate = UpdateGate(optimizer)
+        self.optimizer = optimizer
+        """PyTorch's optimizer, which updates the master weights."""
+        self.updates = 0
+        """Number of optimizer updates so far, over all attempts of the run."""
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage, 0 to 3."""
+        return int(self._wrapped.zero_optimization_stage())
+
+    @property
+    def zero_optimizer(self) -> Any:
+        """DeepSpeed's wrapper around the optimizer. It holds the master weights, see ``ftdist.engine.shards``."""
+        return self._wrapped.optimizer
+
+    def backward(self, loss_share: torch.Tensor) -> None:
+        """Accumulate the gradient of this micro-batch's share of the loss of a step.
+
+        DeepSpeed averages gradients over ranks and divides them by the accumulation steps. Both are undone here, so
+        that the accumulated gradient is the gradient of the sum of all shares, over all micro-steps and ranks.
+
+        Args:
+            loss_share: Scalar: the loss sum of the micro-batch / the weight of the whole global batch.
+        """
+        self._wrapped.backward(loss_share * self._world_size, scale_wrt_gas=False)
+
+    def step(self, accept: Callable[[float], bool] = lambda norm: True) -> StepEnd:
+        """End a micro-step. At the last one of an optimizer step, clip the gradient and update the weights.
+
+        Gradients are dropped after the last micro-step in any case.
+
+        Args:
+            accept: Decides from the gradient norm whether the weights are updated. All ranks must decide the same.
+        """
+        wrapped = self._wrapped
+        boundary = wrapped.is_gradient_accumulation_boundary()
+        # Without ZeRO, in fp32, DeepSpeed does not compute the norm. The gradients are whole and averaged at this
+        # point.
+        plain = boundary and not self.stage and not wrapped.bfloat16_enabled()
+        norm = math.nan
+        if plain:
+            norm = float(
+                torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            )
+        # DeepSpeed sets the norm of its own engine only after the update, which is too late for the decision.
+        self._gate.ask(lambda: accept(norm if plain else float(self.zero_optimizer._global_grad_norm)))
+        wrapped.step()
+        if boundary and not plain:
+            norm = float(wrapped.get_global_grad_norm())
+        if boundary and not math.isfinite(norm):
+            norm = math.inf
+        self.updates += boundary and self._gate.updated
+        return StepEnd(norm, self._gate.updated)
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next update."""
+        for group in self.zero_optimizer.param_groups:
+            group["lr"] = lr
+
+    def trained_shapes(self) -> Dict[str, List[int]]:
+        """Return the whole shape of each parameter that is trained, by name."""
+        return {name: list(parameter_shape(p)) for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def buffers(self) -> Dict[str, torch.Tensor]:
+        """Return the buffers that the model saves with its weights, by name. They are not trained."""
+        saved = self.module.state_dict().keys()
+        return {name: tensor for name, tensor in self.module.named_buffers() if name in saved}
+
+    def destroy(self) -> None:
+        """Free what DeepSpeed holds outside the engine, so that another engine can be built in this process."""
+        self._wrapped.destroy()
+
+
+class UpdateGate:
+    """Skips the optimizer's update if it is not accepted. Weights, moments and step counts then stay unchanged.
+
+    At every ZeRO stage DeepSpeed calls the optimizer at the end of its own step, once for each group of parameters,
+    when the norm of the reduced gradients is known. This call is the only place where an update can be refused. The
+    gate replaces the optimizer's ``step`` method. A subclass would not work, because DeepSpeed checks the optimizer's
+    type.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._update = optimizer.step
+        self._accepted: Callable[[], bool] = lambda: True
+        self.updated = False
+        """Whether the last step updated the weights. False if DeepSpeed did not reach the update."""
+        optimizer.step = self._step  # type: ignore[method-assign, assignment]
+
+    def ask(self, accepted: Callable[[], bool]) -> None:
+        """Set the function that decides whether the next update is made."""
+        self._accepted, self.updated = accepted, False
+
+    def _step(self, closure: Any = None) -> None:
+        self.updated = self._accepted()
+        if self.updated:
+            self._update()
+
+
+def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, Any], world_size: int) -> Engine:
+    """Build the engine of a run. The learning rate is 0 until the training loop sets it; there is no scheduler here.
+
+    In bf16 without ZeRO, DeepSpeed 0.19 takes an optimizer step when the engine is built, to allocate the optimizer
+    states. This step would apply weight decay once and keep Adam's bias correction one step ahead during the whole run.
+    With a learning rate of 0 it changes no weight, and its states are dropped.
+
+    Args:
+        settings: What DeepSpeed is given (``deepspeed.json``).
+    """
+    optimizer = build_optimizer(config.optim, model)
+    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    engine = Engine(wrapped, optimizer, OPTIMIZERS[config.optim.optimizer], world_size)
+    if not engine.stage:
         optimizer.state.clear()
-    engine.update_gate = UpdateGate(optimizer)
-    if engine.zero_optimization_stage() == 3:
+    if engine.stage == 3:
         _leave_forwards_untraced(engine)
     return engine
 
 
-def _leave_forwards_untraced(engine: Any) -> None:
-    """Until the first training forward, keep ZeRO-3 from learning the order of modules.
+def build_forward_engine(model: torch.nn.Module, settings: Dict[str, Any], device: torch.device) -> ForwardEngine:
+    """Build an engine for evaluation only. With ZeRO-3 its parameters are sharded; otherwise it is the plain model."""
+    if settings["zero_optimization"]["stage"] < 3:
+        model = model.to(device)
+        return ForwardEngine(model, model)
+    kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
+    slim = {key: settings[key] for key in kept}
+    wrapped, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)
+    return ForwardEngine(wrapped, wrapped.module)
 
-    It traces its first passes, and decides from the trace for good when a parameter is released. Of passes that only go
-    forward (the isolation proof, the evaluation before the first step) it would learn that none is needed again, and
-    gather each twice in every micro-step of the run: measured, a tenth more time.
+
+def _leave_forwards_untraced(engine: Engine) -> None:
+    """Keep ZeRO-3 from learning the order of modules before the first training forward.
+
+    ZeRO-3 traces its first passes and decides from the trace, for the whole run, when a parameter is released. From
+    passes without a backward pass (the isolation proof, the evaluation before the first step) it would learn that no
+    parameter is needed again. It would then gather each parameter twice in every micro-step of the run. This was
+    measured to take 10 % more time.
     """
-    coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
+    coordinator = engine.zero_optimizer.parameter_offload.get_param_coordinator()
 
     def after_forward(*_: Any) -> None:
         if torch.is_grad_enabled():
@@ -57,73 +209,3 @@ def _leave_forwards_untraced(engine: Any) -> None:
             coordinator._invalidate_trace()
 
     hook = engine.module.register_forward_hook(after_forward)
-
-
-def build_eval_engine(model: torch.nn.Module, settings: Dict[str, Any], device: torch.device) -> Any:
-    """What only runs forward: parameters sharded under ZeRO-3, else the model itself. No optimizer states."""
-    if settings["zero_optimization"]["stage"] < 3:
-        return model.to(device)
-    kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
-    slim = {key: settings[key] for key in kept}
-    engine, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)
-    return engine
-
-
-def backward(engine: Any, loss_share: torch.Tensor, world_size: int) -> None:
-    """Accumulate the gradient of ``loss_share``: this micro-batch's part of the step's loss (its sum / the trained
-    tokens of the global batch). DeepSpeed averages over ranks and divides by accumulation steps; both are undone, so
-    that the gradient is that of the sum of the shares over micro-steps and ranks.
-    """
-    engine.backward(loss_share * world_size, scale_wrt_gas=False)
-
-
-def set_lr(engine: Any, lr: float) -> None:
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-
-
-class UpdateGate:
-    """Leaves AdamW's update out where it is not allowed: weights, moments and step counts stay as they are.
-
-    Every ZeRO stage calls AdamW at the end of its own step, once for each group of parameters, when the norm of the
-    reduced gradients is known: the one place where an update can be refused whatever the stage. (A subclass would be
-    more usual; DeepSpeed compares the optimizer's type.)
-    """
-
-    def __init__(self, optimizer: torch.optim.AdamW) -> None:
-        self._optimizer, self._update = optimizer, optimizer.step
-        self._allowed: Callable[[], bool] = lambda: True
-        self.updated = False
-        optimizer.step = self._step  # type: ignore[method-assign]
-
-    def ask(self, allowed: Callable[[], bool]) -> None:
-        """Who decides about the next update. It is left out too where DeepSpeed does not come to it."""
-        self._allowed, self.updated = allowed, False
-
-    def _step(self, closure: Any = None) -> None:
-        self.updated = self._allowed()
-        if self.updated:
-            self._update()
-
-
-def step(engine: Any, accept: Callable[[float], bool] = lambda norm: True) -> Tuple[float, bool]:
-    """End a micro-step; on the last of an optimizer step, clip and update, if ``accept(gradient norm)`` allows it. All
-    ranks must answer alike. Gradients are dropped in any case.
-
-    Returns:
-        The gradient norm before clipping, over all parameters (inf where it is not finite, nan before the last
-        micro-step), and whether the weights were updated.
-    """
-    boundary = engine.is_gradient_accumulation_boundary()
-    # Without ZeRO and in fp32 DeepSpeed keeps no norm: gradients are whole and already averaged here.
-    plain = boundary and not engine.zero_optimization() and not engine.bfloat16_enabled()
-    norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])) \
-        if plain else float("nan")  # fmt: skip
-    # DeepSpeed hands its norm to the engine only after the update.
-    engine.update_gate.ask(lambda: accept(norm if plain else float(engine.optimizer._global_grad_norm)))
-    engine.step()
-    if boundary and not plain:
-        norm = float(engine.get_global_grad_norm())
-    if boundary and not math.isfinite(norm):
-        norm = math.inf
-    return norm, engine.update_gate.updated

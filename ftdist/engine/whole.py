@@ -1,17 +1,18 @@
-"""Weights and moments of an engine in full, however they are sharded: for comparisons, not for training."""
+"""Gather the whole weights and first moments of an engine from all ranks. This is for comparisons, not for training."""
 
-from typing import Any, Dict
+from typing import Dict
 
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-from ftdist.engine.shards import adamw, unsharded_masters
+from ftdist.engine.engine import Engine
+from ftdist.engine.shards import unsharded_masters
 
 Tensors = Dict[str, torch.Tensor]
 
 
-def whole_weights(engine: Any) -> Tensors:
-    """The fp32 (master) weights by name, copies on every rank. Every rank calls it."""
+def whole_weights(engine: Engine) -> Tensors:
+    """Return copies of the fp32 master weights, by name, on every rank. Every rank must call it."""
     masters = _unsharded_masters(engine)
     return {
         name: (masters[p] if masters else safe_get_full_fp32_param(p)).detach().float().clone()
@@ -19,11 +20,11 @@ def whole_weights(engine: Any) -> Tensors:
     }
 
 
-def first_moments(engine: Any) -> Tensors:
-    """Adam's first moments by name, copies in fp32 on every rank. Every rank calls it."""
+def first_moments(engine: Engine) -> Tensors:
+    """Return copies of Adam's first moments in fp32, by name, on every rank. Every rank must call it."""
     masters = _unsharded_masters(engine)
     if masters:
-        state = adamw(engine).state
+        state = engine.optimizer.state
         moments = {name: state[masters[p]]["exp_avg"] for name, p in engine.module.named_parameters()}
     else:
         _link_states(engine)
@@ -31,14 +32,17 @@ def first_moments(engine: Any) -> Tensors:
     return {name: moment.detach().float().clone() for name, moment in moments.items()}
 
 
-def _unsharded_masters(engine: Any) -> Dict[torch.Tensor, torch.Tensor]:
-    """Which tensor the optimizer updates for each parameter. Empty with ZeRO."""
-    return {} if engine.zero_optimization() else dict(unsharded_masters(engine.optimizer))
+def _unsharded_masters(engine: Engine) -> Dict[torch.Tensor, torch.Tensor]:
+    """Return the tensor that the optimizer updates for each parameter. The result is empty if ZeRO is used."""
+    return {} if engine.stage else dict(unsharded_masters(engine.zero_optimizer))
 
 
-def _link_states(engine: Any) -> None:
-    """DeepSpeed 0.19 notes where a parameter's states are when the first group of parameters has taken its step, and so
-    misses those of the second: let it do that again."""
-    if engine.zero_optimization_stage() < 3:
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+def _link_states(engine: Engine) -> None:
+    """Link each parameter to its optimizer states again.
+
+    DeepSpeed 0.19 creates these links after the first group of parameters has taken its step. The links of the second
+    group are then missing.
+    """
+    if engine.stage < 3:
+        engine.zero_optimizer._hp_optimizer_states_linked = False
+        engine.zero_optimizer._lazy_init_hp_params_optimizer_state()

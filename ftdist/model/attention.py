@@ -1,7 +1,8 @@
-"""Attention that does not cross documents in a packed row.
+"""Attention backends that keep the documents of a packed row apart.
 
-A micro-batch is one row ``[1, T]`` of documents laid end to end, delimited by ``cu_seqlens``. Each backend here is a
-function that transformers calls in every layer; the limits reach it as keyword arguments of the model's forward.
+A micro-batch is one sequence ``[1, T]`` of documents, one after another. ``cu_seqlens`` contains their limits. A
+backend is a function that transformers calls in each attention layer. It gets the limits from the keyword arguments of
+the model's forward (``document_kwargs``).
 """
 
 from itertools import pairwise
@@ -16,15 +17,25 @@ from ftdist.config.schema import Attention
 
 Output = Tuple[torch.Tensor, None]
 DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"
+"""Names of this module's backends in transformers."""
 
 
 def choose_backend(
     wanted: Attention, model_config: PretrainedConfig, device: torch.device, dtype: torch.dtype
 ) -> Attention:
-    """``auto``: the fastest that keeps documents apart on this device and knows this model's kind of attention.
+    """Return the backend to use. It is never ``auto``.
+
+    ``auto`` selects the fastest backend that keeps documents apart, runs on this device, and supports the attention of
+    this model.
+
+    Args:
+        wanted: ``model.attention`` of the config.
+        model_config: Config of the model.
+        device: Device that the model is trained on.
+        dtype: Type of the weights.
 
     Raises:
-        ConfigError: ``wanted`` does not run here.
+        ConfigError: ``wanted`` does not run on this device or with this type.
     """
     flash = device.type == "cuda" and dtype is torch.bfloat16
     if wanted is Attention.varlen and not flash:
@@ -35,26 +46,34 @@ def choose_backend(
         raise ConfigError(found, "a CUDA device (on CPU it has no backward)", "model.attention=documents")
     if wanted is not Attention.auto:
         return wanted
-    if _needs_scores(model_config):
+    if _changes_scores(model_config):
         return Attention.mask
     return Attention.varlen if flash else Attention.documents
 
 
 def implementation(backend: Attention, model_config: PretrainedConfig) -> str:
-    """The name under which transformers knows the backend."""
+    """Return the value of ``attn_implementation`` in transformers for a backend."""
     if backend is Attention.mask:
-        return "eager" if _needs_scores(model_config) else "sdpa"
+        return "eager" if _changes_scores(model_config) else "sdpa"
     return {Attention.documents: DOCUMENTS, Attention.varlen: VARLEN, Attention.flex: "flex_attention"}[backend]
 
 
-def _needs_scores(model_config: PretrainedConfig) -> bool:
-    """Soft-capped scores (Gemma 2) and attention sinks (gpt-oss) change the scores: fused kernels do not know them."""
+def _changes_scores(model_config: PretrainedConfig) -> bool:
+    """Whether the model changes attention scores, which the fused kernels do not support.
+
+    Gemma 2 caps the scores (soft-capping), and gpt-oss adds attention sinks.
+    """
     text_config = model_config.get_text_config()
     return bool(getattr(text_config, "attn_logit_softcapping", None)) or text_config.model_type == "gpt_oss"
 
 
 def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int) -> Dict[str, Any]:
-    """What the model's forward is given so that each layer knows where documents begin. cu_seqlens: [n+1] int32."""
+    """Return the keyword arguments for the model's forward that pass the limits of documents to each layer.
+
+    Args:
+        cu_seqlens: [n + 1] int32: document i consists of the tokens ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``.
+        max_seqlen: Length of the longest document.
+    """
     return {
         "cu_seq_lens_q": cu_seqlens,
         "cu_seq_lens_k": cu_seqlens,
@@ -75,12 +94,22 @@ def documents_attention(
     cu_seq_lens_q: Optional[torch.Tensor] = None,
     **kwargs: Any,
 ) -> Output:
-    """Causal scaled-dot-product attention, one document at a time.
+    """Compute causal scaled-dot-product attention for one document after another.
 
-    query: [1, heads, T, dim]; key, value: [1, kv heads, S, dim]. Without ``cu_seq_lens_q`` (generation) the whole row
-    is one document. Returns [1, T, heads, dim].
+    Args:
+        query: [1, heads, T, head_dim].
+        key: [1, key-value heads, S, head_dim]. In training, S is T. In generation with a cache, it is larger.
+        value: Same shape as ``key``.
+        attention_mask: Not used.
+        scaling: Factor of the scores. None means 1 / sqrt(head_dim).
+        dropout: Probability of dropout.
+        sliding_window: Number of positions that a token sees, including its own. None means all.
+        cu_seq_lens_q: [n + 1] int32 limits of the documents. None (in generation) means one document.
+
+    Returns:
+        ``(output, None)``: the output is [1, T, heads, head_dim].
     """
-    _refuse_unknown(kwargs)
+    _refuse_score_changes(kwargs)
     if cu_seq_lens_q is None:
         out = _one_document(query, key, value, scaling, dropout, sliding_window)
     else:
@@ -106,7 +135,7 @@ def _one_document(
             return F.scaled_dot_product_attention(
                 query, key, value, dropout_p=dropout, scale=scaling, is_causal=causal, enable_gqa=grouped
             )
-    # Query i stands at position kv_len - q_len + i and sees the last `window` positions up to its own.
+    # Query i is at position kv_len - q_len + i. It sees its own position and the window - 1 positions before it.
     position = torch.arange(kv_len - q_len, kv_len, device=query.device)[:, None]
     behind = position - torch.arange(kv_len, device=query.device)
     mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
@@ -128,34 +157,35 @@ def varlen_attention(
     max_length_q: int = 0,
     **kwargs: Any,
 ) -> Output:
-    """PyTorch's variable-length flash kernel (CUDA), shapes as in documents_attention.
+    """Compute the same attention with PyTorch's variable-length flash kernel, on CUDA.
 
-    https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
+    Arguments and result are those of ``documents_attention``. ``max_length_q`` is the length of the longest document.
+    See https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
     """
     if cu_seq_lens_q is None:
         row = (module, query, key, value, attention_mask)
         return documents_attention(*row, scaling, dropout, sliding_window, **kwargs)
     from torch.nn.attention.varlen import varlen_attn
 
-    _refuse_unknown(kwargs)
+    _refuse_score_changes(kwargs)
     if dropout:
-        raise ConfigError(f"attention dropout {dropout} with model.attention=varlen", "a backend that knows dropout",
+        raise ConfigError(f"attention dropout {dropout} with model.attention=varlen", "a backend with dropout",
                           "model.attention=documents")  # fmt: skip
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, dim]
     out = varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
-    assert isinstance(out, torch.Tensor)  # a tuple only where more was asked for
+    assert isinstance(out, torch.Tensor)  # the kernel returns a tuple only if auxiliary outputs are requested
     return out[None], None
 
 
-def _refuse_unknown(kwargs: Dict[str, Any]) -> None:
-    """A keyword that changes the scores and that this kernel would drop must not be dropped in silence."""
+def _refuse_score_changes(kwargs: Dict[str, Any]) -> None:
+    """Refuse keyword arguments that change attention scores, because this backend would silently ignore them."""
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             found = f"this model's attention uses '{name}'"
-            raise ConfigError(found, "a backend that knows it", "model.attention=mask")
+            raise ConfigError(found, "a backend that supports it", "model.attention=mask")
 
 
 AttentionInterface.register(DOCUMENTS, documents_attention)

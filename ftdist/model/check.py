@@ -1,8 +1,8 @@
-"""Whether a model can be fine-tuned, before anything starts: ``python -m ftdist.model.check -`` (config on stdin).
+"""Check before a run whether its model can be fine-tuned: ``python -m ftdist.model.check -`` (config on stdin).
 
-The model is built on the meta device, where it has shapes and no weights, so this takes seconds for any size. What
-cannot be built, is no causal language model or reads in both directions is refused here; what is found is kept in the
-cache (``ftdist.run.model_facts``).
+The model is built on the meta device, where it has shapes but no weights, so this takes seconds for any size. A model
+is refused if it cannot be built, is not a causal language model, or reads text in both directions. The facts about an
+accepted model are stored in the cache (``ftdist.run.model_facts``).
 """
 
 import dataclasses
@@ -26,17 +26,21 @@ from ftdist.model.load import model_config
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts, write_facts
 
-CAUSAL = "a decoder-only language model, e.g. llama, qwen3, gpt2"
-NEAR = 0.8
-TRIED_PARAMETERS, TRIED_TOKENS = 100_000_000, 8
-OFFSET_ROWS = 8
-"""A table of positions may have a few rows more than positions (OPT: 2)."""
+EXPECTED_MODEL = "a decoder-only language model, for example llama, qwen3 or gpt2"
+MIN_SIMILARITY = 0.8
+"""Minimum similarity (``difflib``) of an unknown key and the known key that the message suggests."""
+MAX_TRIAL_PARAMETERS, TRIAL_TOKENS = 100_000_000, 8
+"""A model of at most this many parameters also runs one forward on this many tokens."""
+MAX_EXTRA_POSITIONS = 8
+"""A position table can have a few more rows than there are positions (OPT: 2)."""
 
 
 def check_model(config: RunConfig) -> ModelFacts:
-    """
+    """Check that the model of a config can be fine-tuned, and return the facts about it.
+
     Raises:
-        ConfigError: ``model.config`` has a key or value that makes no model, or the model is not a causal one.
+        ConfigError: The model cannot be loaded or built, ``model.config`` has an unknown key, or the model is not a
+            causal language model.
     """
     if config.model.config:
         _check_model_type(config)
@@ -44,14 +48,14 @@ def check_model(config: RunConfig) -> ModelFacts:
     own_code = getattr(arch, "auto_map", None) or {}
     if type(arch) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
         raise ConfigError(f"{_where(config)}: transformers has no causal language model of the type {arch.model_type}",
-                          CAUSAL, "another model")  # fmt: skip
+                          EXPECTED_MODEL, "another model")  # fmt: skip
     model = _build(config, arch, "meta")
     _check_direction(config, model)
     facts = _facts(arch, model)
-    if config.model.config:  # what others have trained has run before
+    if config.model.config:  # the config of a trained model is known to be valid
         _check_keys(config, arch)
-        if facts.parameters <= TRIED_PARAMETERS:
-            _try_forward(config, arch)
+        if facts.parameters <= MAX_TRIAL_PARAMETERS:
+            _run_forward(config, arch)
     return facts
 
 
@@ -59,30 +63,33 @@ def _check_model_type(config: RunConfig) -> None:
     model_type = config.model.config.get("model_type")
     if model_type in CONFIG_MAPPING:
         return
-    near = nearest(str(model_type), CONFIG_MAPPING)
+    near = [] if model_type is None else nearest(str(model_type), CONFIG_MAPPING)
     found = "model.config.model_type is not set"
     if model_type is not None:
-        found = f"model.config.model_type={model_type} is not one that transformers knows"
-    raise ConfigError(found, CAUSAL, f"model.config.model_type={near[0] if near else 'llama'}")
+        found = f"model.config.model_type={model_type} is not a model type that transformers knows"
+    raise ConfigError(found, EXPECTED_MODEL, f"model.config.model_type={near[0] if near else 'llama'}")
 
 
 def _check_direction(config: RunConfig, model: PreTrainedModel) -> None:
-    """Encoders can be made decoders by ``is_decoder``. GPT-NeoX has the field too, and no layer that reads it."""
+    """Refuse an encoder: a model with ``is_decoder=false`` in its config and in one of its layers.
+
+    The config alone is not enough. GPT-NeoX has this field too, but none of its layers reads it.
+    """
     layers_read_it = any(getattr(module, "is_decoder", None) is False for module in model.modules())
     if layers_read_it and getattr(model.config, "is_decoder", None) is False:
         raise ConfigError(
-            f"{_where(config)}: {model.config.model_type} reads a text in both directions", CAUSAL,
+            f"{_where(config)}: {model.config.model_type} reads text in both directions", EXPECTED_MODEL,
             "model.config.is_decoder=true, or another model" if config.model.config else "another model",
         )  # fmt: skip
 
 
 def _check_keys(config: RunConfig, arch: PretrainedConfig) -> None:
-    """transformers takes any key, and keeps those that it does not know as attributes that nothing reads."""
+    """Refuse unknown keys. transformers accepts any key, and stores unknown ones as attributes that nothing reads."""
     given = config.model.config
     known = {field.name for field in dataclasses.fields(type(arch))} | set(arch.attribute_map)
     unread = [key for key in given if key not in known and key in vars(arch)]
     if unread:
-        near = nearest(unread[0], known, NEAR)
+        near = nearest(unread[0], known, MIN_SIMILARITY)
         raise ConfigError(
             f"model.config.{unread[0]} is not a field of a {arch.model_type} config", "fields that the model reads",
             f"model.config.{near[0]}={given[unread[0]]}" if near else f"remove model.config.{unread[0]}",
@@ -95,25 +102,25 @@ def _build(config: RunConfig, arch: PretrainedConfig, device: str) -> PreTrained
             return AutoModelForCausalLM.from_config(
                 arch, dtype=torch.bfloat16, trust_remote_code=config.model.trust_remote_code
             )
-    except Exception as error:  # wrong values raise whatever they run into
-        raise _no_model(config, error) from error
+    except Exception as error:  # invalid values raise many kinds of exceptions
+        raise _cannot_build(config, error) from error
 
 
 @torch.no_grad()
-def _try_forward(config: RunConfig, arch: PretrainedConfig) -> None:
-    """Sizes that do not fit each other show only when the model runs."""
+def _run_forward(config: RunConfig, arch: PretrainedConfig) -> None:
+    """Run one forward: some sizes that contradict each other cause an error only here."""
     model = _build(config, arch, "cpu")
     try:
-        model.eval()(input_ids=torch.zeros(1, TRIED_TOKENS, dtype=torch.long), use_cache=False)
+        model.eval()(input_ids=torch.zeros(1, TRIAL_TOKENS, dtype=torch.long), use_cache=False)
     except Exception as error:
-        raise _no_model(config, error) from error
+        raise _cannot_build(config, error) from error
 
 
-def _no_model(config: RunConfig, error: Exception) -> ConfigError:
-    said = (str(error).strip().splitlines() or [""])[0][:200]
-    return ConfigError(f"{_where(config)} makes no model: {type(error).__name__}: {said}",
-                       "sizes that fit each other (heads divide hidden_size, nothing is 0)",
-                       "mend model.config" if config.model.config else "another model")  # fmt: skip
+def _cannot_build(config: RunConfig, error: Exception) -> ConfigError:
+    reason = (str(error).strip().splitlines() or [""])[0][:200]
+    return ConfigError(f"cannot build a model from {_where(config)}: {type(error).__name__}: {reason}",
+                       "consistent sizes (the heads divide hidden_size, no size is 0)",
+                       "correct model.config" if config.model.config else "another model")  # fmt: skip
 
 
 def _where(config: RunConfig) -> str:
@@ -133,18 +140,21 @@ def _facts(arch: PretrainedConfig, model: PreTrainedModel) -> ModelFacts:
 
 
 def _has_position_table(model: PreTrainedModel, limit: int) -> bool:
-    """A weight or buffer of a row for each position, by its name and length."""
+    """Whether positions are rows of a table: a weight or buffer with a matching name and length."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return any(
-        ("pos" in name or "wpe" in name) and tensor.dim() == 2 and limit <= tensor.shape[0] <= limit + OFFSET_ROWS
+        ("pos" in name or "wpe" in name)
+        and tensor.dim() == 2
+        and limit <= tensor.shape[0] <= limit + MAX_EXTRA_POSITIONS
         for name, tensor in tensors
     )
 
 
 def main(argv: List[str]) -> int:
+    """Run the program. Returns the exit code (see ``ftdist.base.errors``)."""
     import transformers
 
-    assert argv == ["-"], "the config comes on standard input"
+    assert argv == ["-"], "the config is read from standard input"
     transformers.logging.set_verbosity_error()
     try:
         config = parse_config(sys.stdin.read(), "standard input")

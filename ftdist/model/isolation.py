@@ -1,13 +1,17 @@
-"""Proof, at the start of every run, that no token sees what it must not: a later one, or one of another document.
+"""Proof that no token sees a later token, or a token of another document. Every run begins with it.
 
-Measured on one row of three documents of random tokens. Other tokens in the first document must leave the logits of the
-others as they are, bit for bit. Other tokens at the end of the third must leave its logits before them as they are. And
-the second document must have the logits it has on its own (positions restart), up to rounding. In a mixture of experts
-the first two hold up to rounding only: the sizes of the experts' matrix products depend on where the other tokens are
-routed.
+The proof runs the model on one row of three documents with random tokens, and compares logits:
 
-Rows are laid end to end whether they are packed or padded. Only where there is never more than one document, in a
-padded run of one row at a time, nothing but the order of its tokens is left to prove.
+1. If the tokens of the first document change, the logits of the other two documents must not change at all.
+2. If the last tokens of the third document change, its logits before them must not change at all.
+3. The logits of the second document must be equal, up to rounding, to its logits when it is alone in a row. This shows
+   that positions restart in each document.
+
+In a mixture of experts, 1 and 2 hold only up to rounding: the sizes of an expert's matrix products depend on the
+routing of the other tokens.
+
+A micro-batch contains several documents even without packing, because its rows form one sequence. Only a micro-batch of
+one row without packing contains a single document. Then only 2 is checked.
 """
 
 from dataclasses import dataclass
@@ -17,27 +21,30 @@ from typing import Any, List
 import torch
 
 from ftdist.base.errors import ConfigError
-from ftdist.model.forward import forward_logits
+from ftdist.model.forward import evaluation_mode, forward_logits, without_engine
 
 LENGTHS = (7, 9, 5)
+"""Lengths of the three documents in tokens."""
 CHANGED = 2
-"""Tokens at the end of the last document that are exchanged."""
-ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-1}  # relative to the largest logit
+"""Number of tokens at the end of the last document that are changed."""
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
+"""Largest difference that counts as rounding, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """Each relative to the largest logit."""
+    """Measured differences of logits, relative to the largest logit."""
 
     looking_ahead: float
-    """Largest change of logits before a token that was changed, in its document."""
+    """Largest change of the logits before the changed tokens of the same document."""
     crossing: float = 0.0
-    """Largest change of another document's logits."""
+    """Largest change of the logits of the other documents when a document changes."""
     alone: float = 0.0
-    """Largest difference to the document on its own."""
+    """Largest difference between the logits of a document in the row and alone."""
 
 
 def _row(documents: List[torch.Tensor]) -> SimpleNamespace:
+    """Return a micro-batch (``ftdist.model.forward.Batch``) of one row, without labels."""
     lengths = torch.tensor([len(d) for d in documents])
     device = documents[0].device
     return SimpleNamespace(
@@ -50,64 +57,73 @@ def _row(documents: List[torch.Tensor]) -> SimpleNamespace:
 
 @torch.no_grad()
 def measure_isolation(model: Any, vocab_size: int, device: torch.device, one_document: bool = False) -> Isolation:
-    """Runs on every rank alike (ZeRO-3 gathers parameters in it). The model is left in the mode it was in."""
+    """Measure how much logits change if tokens change that they must not depend on.
+
+    All ranks must call this together, because ZeRO-3 gathers parameters in the forward.
+
+    Args:
+        model: The model, or an engine.
+        vocab_size: Random tokens are smaller than this.
+        one_document: A micro-batch never contains more than one document.
+    """
     draw = torch.Generator().manual_seed(0)
     first, second, third, other = (
         torch.randint(vocab_size, (n,), generator=draw).to(device) for n in (*LENGTHS, LENGTHS[0])
     )
     third_changed = torch.cat([third[:-CHANGED], (third[-CHANGED:] + 1) % vocab_size])
-    was_training = model.training
-    model.eval()
 
     def logits(*documents: torch.Tensor) -> torch.Tensor:
         row = _row(list(documents))
         return forward_logits(model, row, torch.arange(row.input_ids.shape[1], device=device)).float()
 
     before = [] if one_document else [first, second]
-    here, changed = logits(*before, third), logits(*before, third_changed)
+    with evaluation_mode(without_engine(model)):
+        here, changed = logits(*before, third), logits(*before, third_changed)
+        there, alone = (here, here) if one_document else (logits(other, second, third), logits(second))
     largest = here.abs().max().clamp(min=1e-12)
 
     def difference(a: torch.Tensor, b: torch.Tensor) -> float:
         return float((a - b).abs().max() / largest)
 
     ahead = difference(here[:-CHANGED], changed[:-CHANGED])
-    measured = Isolation(ahead)
-    if not one_document:
-        start = len(first)
-        there, alone = logits(other, second, third), logits(second)
-        measured = Isolation(
-            ahead, difference(here[start:], there[start:]), difference(here[start : start + len(second)], alone)
-        )
-    model.train(was_training)
-    return measured
+    if one_document:
+        return Isolation(ahead)
+    start = len(first)
+    return Isolation(
+        ahead, difference(here[start:], there[start:]), difference(here[start : start + len(second)], alone)
+    )
 
 
 def prove_isolation(
     model: Any, vocab_size: int, device: torch.device, dtype: torch.dtype, backend: str, one_document: bool = False
 ) -> Isolation:
-    """
+    """Measure the isolation of tokens and documents, and refuse a model or backend without it.
+
     Args:
-        one_document: the model never sees more than one document at a time.
+        dtype: Type of the weights.
+        backend: Name of the attention backend, for error messages.
+        one_document: A micro-batch never contains more than one document.
 
     Raises:
-        ConfigError: the model reads ahead, or the backend lets documents see each other or does not restart positions.
+        ConfigError: The model sees later tokens, or the backend lets documents see each other or does not restart
+            positions.
     """
     measured = measure_isolation(model, vocab_size, device, one_document)
-    architecture = getattr(model, "module", model).config
+    architecture = without_engine(model).config
     allowed = ROUNDING[dtype] if _has_experts(architecture) else 0.0
     if not measured.looking_ahead <= allowed:
         raise ConfigError(
-            f"{architecture.model_type} reads ahead with model.attention={backend}: changing a token moved logits "
-            f"before it by {measured.looking_ahead:.3g}",
-            "a model in which a token sees only what came before it",
-            "a decoder-only model whose attention transformers can exchange (llama, qwen3, gpt2 …)",
+            f"{architecture.model_type} reads ahead with model.attention={backend}: changing a token changed earlier "
+            f"logits by {measured.looking_ahead:.3g}",
+            "a model in which a token sees only earlier tokens",
+            "a decoder-only model whose attention can be replaced in transformers (llama, qwen3, gpt2 …)",
         )
     if not measured.crossing <= allowed or not measured.alone <= ROUNDING[dtype]:
         raise ConfigError(
-            f"model.attention={backend} does not isolate documents: changing one document moved another's "
-            f"logits by {measured.crossing:.3g}, and a document in a row differs from itself alone by "
-            f"{measured.alone:.3g}",
-            "no change, and equal up to rounding",
+            f"model.attention={backend} does not isolate documents: changing one document changed the logits of "
+            f"another by {measured.crossing:.3g}, and the logits of a document in a row differ from its logits alone "
+            f"by {measured.alone:.3g}",
+            "no change, and a difference within rounding",
             "model.attention=mask, or one document at a time: data.packing=false batch.micro_batch_size=1",
         )
     return measured

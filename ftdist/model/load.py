@@ -1,4 +1,7 @@
-"""Load a causal language model: from a folder, the hub, or random from a config; under ZeRO-3 shard by shard."""
+"""Load a causal language model from a folder or the hub, or create one with random weights from a config.
+
+With ZeRO-3, parameters are sharded while they are created.
+"""
 
 import hashlib
 import pickle
@@ -11,19 +14,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.attention import implementation
-from ftdist.model.vocabulary import whole
+from ftdist.model.vocabulary import gathered
 from ftdist.run.locations import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
+"""Type of weights and activations for each ``train.precision``."""
 
-# HfDeepSpeedConfig must outlive from_pretrained: transformers holds it by a weak reference.
+# transformers keeps only a weak reference to HfDeepSpeedConfig, so it must stay alive here during from_pretrained.
 _zero3_registration: Optional[Any] = None
 
 
 def model_config(config: RunConfig) -> PretrainedConfig:
-    """
+    """Return the transformers config of the run's model.
+
     Raises:
-        ConfigError: transformers does not know the model type, or cannot read the folder or hub repository.
+        ConfigError: transformers does not know the model type, rejects a value of ``model.config``, or cannot read the
+            folder or hub repository.
     """
     model = config.model
     try:
@@ -33,23 +39,32 @@ def model_config(config: RunConfig) -> PretrainedConfig:
         return AutoConfig.from_pretrained(
             model_location(config), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except Exception as error:  # transformers' own validation raises many kinds
+    except Exception as error:  # the validation of transformers raises many kinds of exceptions
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        if model.config:  # a validator's complaint has its reason in the last line
-            raise ConfigError(f"model.config: {lines[-1].strip()[:200]}", "values that the model type takes",
-                              "mend model.config") from error  # fmt: skip
+        if model.config:  # the last line of a validation error is its reason
+            raise ConfigError(f"model.config: {lines[-1].strip()[:200]}", "values that the model type supports",
+                              "correct model.config") from error  # fmt: skip
         raise ConfigError(f"{model_location(config)}: {lines[0][:200]}", "a model that transformers can load",
                           "check model.path or model.hub") from error  # fmt: skip
 
 
 def load_model(
-    config: RunConfig, arch: PretrainedConfig, backend: Attention, zero_settings: Dict[str, Any]
-) -> PreTrainedModel:
-    """The model in the run's precision, in training mode, gradient checkpointing set. With ZeRO-3 no rank ever holds
-    the whole model: parameters are sharded as they are created and each tensor is read by one rank.
+    config: RunConfig, arch: PretrainedConfig, backend: Attention, zero_settings: Dict[str, Any],
+    load_options: Optional[Dict[str, Any]] = None,
+) -> PreTrainedModel:  # fmt: skip
+    """Return the run's model in its precision, in training mode, with gradient checkpointing as configured.
+
+    With ZeRO-3, no rank ever holds the whole model: parameters are sharded as they are created, and each tensor is read
+    by one rank.
+
+    Args:
+        arch: Config of the model, from ``model_config``.
+        backend: Attention backend, from ``ftdist.model.attention.choose_backend``.
+        zero_settings: The dict that DeepSpeed is initialised with.
+        load_options: Further arguments of ``from_pretrained``, from the method.
 
     Raises:
-        ConfigError: weights are missing from the folder, or a weights file does not hold tensors alone.
+        ConfigError: Weights are missing from the folder, or a weights file is damaged or contains more than tensors.
     """
     _register_zero3(zero_settings)
     torch.manual_seed(config.seed)
@@ -63,11 +78,13 @@ def load_model(
             model, report = AutoModelForCausalLM.from_pretrained(
                 model_location(config), config=arch, dtype=dtype, attn_implementation=attention,
                 revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
-                output_loading_info=True,
+                output_loading_info=True, **(load_options or {}),
             )  # fmt: skip
         except (pickle.UnpicklingError, SafetensorError) as error:
-            found = f"a weights file of {model_location(config)} does not hold tensors alone: {_reason(error)}"
-            raise ConfigError(found, "*.safetensors, or a *.bin that holds nothing else", "another model") from error
+            found = (
+                f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
+            )
+            raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only", "another model") from error
         if report["missing_keys"]:
             some = ", ".join(sorted(report["missing_keys"])[:3])
             raise ConfigError(f"{model_location(config)} lacks {len(report['missing_keys'])} weights ({some} …)",
@@ -79,22 +96,28 @@ def load_model(
 
 
 def _reason(error: Exception) -> str:
-    """The line that names what the file wanted to call; the rest of torch's text is how to let it."""
+    """Return the line of an error that names the function which the file tried to call, or the first line.
+
+    The other lines of torch's message explain how to allow this call.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:200]
 
 
 @torch.no_grad()
 def _draw_weights(model: PreTrainedModel, seed: int) -> None:
-    """Draw each matrix anew from (seed, its name), with the standard deviation that transformers uses: the same weights
-    however the model is sharded. Under ZeRO-3 transformers' own initialisation depends on the order of creation."""
+    """Initialise each matrix from the seed and its name, with the standard deviation that transformers uses.
+
+    So the weights do not depend on how the model is sharded. The initialisation of transformers depends on it: under
+    ZeRO-3, it draws the weights in another order.
+    """
     std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     for name, weight in model.named_parameters():
         shape = getattr(weight, "ds_shape", weight.shape)
         if len(shape) > 1:
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            with whole([weight]):
+            with gathered([weight]):
                 if weight.shape[0]:
                     weight.copy_(torch.empty(shape).normal_(0.0, std, generator=draw))
 
@@ -109,7 +132,7 @@ def _register_zero3(settings: Dict[str, Any]) -> None:
 
 
 def build_whole() -> None:
-    """From here on transformers builds models whole again, after a run with ZeRO-3."""
+    """Make transformers build models without sharding again, after a model was loaded with ZeRO-3."""
     global _zero3_registration
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

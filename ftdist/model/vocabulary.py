@@ -1,4 +1,4 @@
-"""Make the embedding fit the tokenizer: rows for new special tokens, and rows that only pad."""
+"""Fit the embedding to the tokenizer: add rows for new special tokens, and padding rows."""
 
 from contextlib import nullcontext
 from typing import Any, ContextManager, List
@@ -6,20 +6,23 @@ from typing import Any, ContextManager, List
 import torch
 from transformers import PreTrainedModel
 
-Rows = List[torch.nn.Parameter]
-
 
 def fit_vocabulary(model: PreTrainedModel, num_known: int, num_tokens: int, pad_to_multiple_of: int) -> int:
-    """Grow the embedding (and an untied head) where the tokenizer has more tokens than it has rows, then pad it.
+    """Enlarge the embedding, and the head if it is not tied, to the number of tokens, then to a padded size.
 
-    New rows start as the mean of the existing ones (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    New rows are initialised with the mean of the rows of known tokens (Hewitt 2021,
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
 
     Args:
-        num_known: tokens of the tokenizer before new ones were added; the new ones are ids num_known … num_tokens - 1,
-            which may fall into spare rows that the model already has.
+        num_known: Number of tokens without the new special tokens. The ids of these are ``num_known`` to
+            ``num_tokens - 1``. Many models already have unused rows for some of these ids. They are initialised in the
+            same way.
+        num_tokens: Number of tokens of the tokenizer.
+        pad_to_multiple_of: The number of rows is rounded up to a multiple of this.
 
     Returns:
-        The rows that are real: those beyond only pad, are left out of the loss and of sampling, and are not exported.
+        The number of rows without padding rows. Padding rows are excluded from the loss and from sampling, and are not
+        exported.
     """
     old = model.config.get_text_config().vocab_size
     real = max(old, num_tokens)
@@ -32,19 +35,22 @@ def fit_vocabulary(model: PreTrainedModel, num_known: int, num_tokens: int, pad_
     known = min(old, num_known)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     for weight in [embedding] if head is embedding else [embedding, head]:
-        with whole([weight]), torch.no_grad():
+        with gathered([weight]), torch.no_grad():
             if weight.shape[0]:
                 weight[fresh] = weight[:known].float().mean(0).to(weight.dtype)
     bias = getattr(model.get_output_embeddings(), "bias", None)
     if bias is not None:
-        with whole([bias]), torch.no_grad():
+        with gathered([bias]), torch.no_grad():
             if bias.shape[0]:
                 bias[fresh] = bias[:known].float().mean().to(bias.dtype)
     return real
 
 
-def whole(weights: Rows) -> ContextManager[Any]:
-    """Under ZeRO-3, the weights in full; changes made by rank 0 are written back to every shard."""
+def gathered(weights: List[torch.nn.Parameter]) -> ContextManager[Any]:
+    """Context in which the full weights are available under ZeRO-3.
+
+    On leaving it, the values of rank 0 are written to the shards of all ranks. Without ZeRO-3 it does nothing.
+    """
     if not hasattr(weights[0], "ds_id"):
         return nullcontext()
     import deepspeed

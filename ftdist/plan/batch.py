@@ -1,6 +1,7 @@
-"""The batch algebra: micro_batch_size × grad_accum_steps × dp_world_size = global_batch_size, in rows."""
+"""The batch arithmetic: micro_batch_size × grad_accum_steps × dp_world_size = global_batch_size, in rows. [light]"""
 
 from dataclasses import dataclass
+from typing import List
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import BatchConfig
@@ -8,13 +9,20 @@ from ftdist.config.schema import BatchConfig
 
 @dataclass(frozen=True)
 class BatchPlan:
+    """How the rows of one optimizer step are divided over ranks and micro-steps."""
+
     micro_batch_size: int
+    """Rows that one rank puts through the model in one micro-step."""
     grad_accum_steps: int
+    """Micro-steps of an optimizer step."""
     dp_world_size: int
+    """Data parallel ranks."""
     max_seq_len: int
+    """Tokens of a row, padding included."""
 
     @property
     def global_batch_size(self) -> int:
+        """Rows of one optimizer step, over all ranks."""
         return self.micro_batch_size * self.grad_accum_steps * self.dp_world_size
 
     @property
@@ -23,6 +31,7 @@ class BatchPlan:
         return self.global_batch_size * self.max_seq_len
 
     def describe(self) -> str:
+        """Return the arithmetic as one line for the banner."""
         return (
             f"{self.micro_batch_size} rows a rank × {self.grad_accum_steps} accumulation × {self.dp_world_size} ranks"
             f" = {self.global_batch_size} rows × {self.max_seq_len} tokens = {self.tokens_per_step:,} tokens a step"
@@ -30,14 +39,14 @@ class BatchPlan:
 
 
 def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> BatchPlan:
-    """Derive grad_accum_steps from the global batch size.
+    """Derive ``grad_accum_steps`` of a new run from its global batch size.
 
     Raises:
-        ConfigError: the global batch size is not divisible, or contradicts a given grad_accum_steps.
+        ConfigError: the global batch size is not divisible, or contradicts the ``grad_accum_steps`` that is set.
     """
     per_micro_step = batch.micro_batch_size * dp_world_size
-    accum, rest = divmod(batch.global_batch_size, per_micro_step)
-    if rest or accum == 0:
+    accum, remainder = divmod(batch.global_batch_size, per_micro_step)
+    if remainder or accum == 0:
         below = max(accum, 1) * per_micro_step
         near = f"{below}" if accum == 0 else f"{below} or {below + per_micro_step}"
         raise ConfigError(
@@ -57,24 +66,32 @@ def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Batc
 
 
 def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> BatchPlan:
-    """The plan of a run that may go on with other ranks than before: its global batch stays, the accumulation follows.
+    """Derive ``grad_accum_steps`` of a run that may continue on another number of ranks than before.
+
+    The global batch size stays the same, whatever ``grad_accum_steps`` was.
 
     Raises:
-        ConfigError: the rows cannot be dealt to these ranks; names the nearest choice that can be.
+        ConfigError: the rows of a step cannot be divided over these ranks; names the nearest settings that work.
     """
     rows, micro = batch.global_batch_size, batch.micro_batch_size
     if rows % (micro * dp_world_size) == 0:
         return BatchPlan(micro, rows // (micro * dp_world_size), dp_world_size, max_seq_len)
-    smaller = [size for size in range(1, micro) if rows % (size * dp_world_size) == 0]
-    divides = max(size for size in range(1, micro + 1) if rows % size == 0)
-    counts = [count for count in range(1, rows // divides + 1) if rows % (divides * count) == 0]
-    nearest = min(counts, key=lambda count: (abs(count - dp_world_size), -count))
-    choices = [f"batch.micro_batch_size={size}" for size in smaller[-1:]]
-    if divides == micro or not smaller:  # else no number of ranks mends it alone
-        with_size = "" if divides == micro else f" with batch.micro_batch_size={divides}"
-        choices.append(f"{nearest} rank{'s' if nearest > 1 else ''} (launch.nproc_per_node={nearest}){with_size}")
     raise ConfigError(
-        f"the {rows} rows of a step, which a resume keeps, cannot be dealt to {dp_world_size} ranks × {micro} rows",
+        f"the {rows} rows of a step, which a resume keeps, cannot be divided over {dp_world_size} ranks × {micro} rows",
         f"micro_batch_size × ranks that divides {rows}",
-        ", or ".join(choices),
+        ", or ".join(_nearest_choices(rows, micro, dp_world_size)),
     )
+
+
+def _nearest_choices(rows: int, micro: int, dp_world_size: int) -> List[str]:
+    """Return the settings next to the given ones with which ``rows`` can be divided: a smaller micro-batch on the same
+    ranks, and another number of ranks."""
+    smaller = [size for size in range(1, micro) if rows % (size * dp_world_size) == 0]
+    choices = [f"batch.micro_batch_size={size}" for size in smaller[-1:]]
+    divisor = max(size for size in range(1, micro + 1) if rows % size == 0)
+    if divisor == micro or not smaller:  # otherwise another number of ranks alone is not enough
+        counts = [count for count in range(1, rows // divisor + 1) if rows % (divisor * count) == 0]
+        nearest = min(counts, key=lambda count: (abs(count - dp_world_size), -count))
+        with_size = "" if divisor == micro else f" with batch.micro_batch_size={divisor}"
+        choices.append(f"{nearest} rank{'s' if nearest > 1 else ''} (launch.nproc_per_node={nearest}){with_size}")
+    return choices

@@ -1,17 +1,24 @@
-"""The DeepSpeed config of a run: generated from the run config, the only owner of DeepSpeed's keys. [light]
+"""What DeepSpeed is given: generated from the run config, which owns every value of it. [light]
 
+``launch`` computes the settings once and freezes them as ``RUN_DIR/deepspeed.json``; the ranks read that file.
 Keys: https://www.deepspeed.ai/docs/config-json/
 """
 
-from typing import Any, Dict
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json
 from ftdist.base.names import as_typed, nearest
 from ftdist.config.schema import Offload, Precision, RunConfig
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
 
-NEVER = 2**31 - 1  # steps_per_print: DeepSpeed's own progress lines are not wanted
+NEVER = 2**31 - 1
+"""Value of steps_per_print that keeps DeepSpeed from printing progress lines of its own."""
+WRITE_AGAIN = "delete deepspeed.json: ftdist resume RUN_DIR writes it again from run.yaml"
+MICRO_BATCH, ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 # Keys that ftdist does not write, but whose meaning another part of the config owns.
 OWNED_ELSEWHERE = {
@@ -28,11 +35,11 @@ OWNED_ELSEWHERE = {
 
 
 def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
-    """Exactly what DeepSpeed is given.
+    """Compute exactly what DeepSpeed is given.
 
     Raises:
-        ConfigError: ``zero.deepspeed`` holds a key that DeepSpeed does not know, or one that the run config owns, with
-            another value.
+        ConfigError: ``zero.deepspeed`` holds a key that DeepSpeed does not know, or one that another part of the run
+            config owns.
     """
     zero: Dict[str, Any] = {"stage": config.zero.stage}
     if config.zero.offload_optimizer is not Offload.none:
@@ -40,12 +47,12 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
     if config.zero.offload_param is not Offload.none:
         zero["offload_param"] = {"device": config.zero.offload_param.name, "pin_memory": False}
     settings: Dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.grad_accum_steps,
+        MICRO_BATCH: plan.micro_batch_size,
+        ACCUMULATION: plan.grad_accum_steps,
         "gradient_clipping": config.optim.max_grad_norm,
         "bf16": {"enabled": config.train.precision is Precision.bf16},
         "zero_optimization": zero,
-        # The optimizer is torch's AdamW everywhere: the same numbers with and without offload, nothing to compile.
+        # With offload too the optimizer is PyTorch's: the same numbers, and nothing to compile.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": NEVER,
     }
@@ -60,7 +67,77 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
     return _merge(settings, config.zero.deepspeed, "zero.deepspeed")
 
 
+def read_settings(file: Path, plan: BatchPlan) -> Dict[str, Any]:
+    """Return what DeepSpeed is given on the ranks that run now, from the frozen file.
+
+    Only ``gradient_accumulation_steps`` may differ from the file: on another number of ranks it follows from the global
+    batch size, which stays the same.
+
+    Args:
+        file: ``deepspeed.json`` of a run directory.
+        plan: the batch plan for these ranks.
+
+    Raises:
+        ConfigError: the file cannot be read, or it has another micro-batch size than the plan.
+    """
+    settings = _read(file)
+    if settings[MICRO_BATCH] != plan.micro_batch_size:
+        raise ConfigError(
+            f"{file} gives DeepSpeed micro-batches of {settings[MICRO_BATCH]} rows, run.yaml has "
+            f"batch.micro_batch_size={plan.micro_batch_size}",
+            "a deepspeed.json that was written from this run.yaml",
+            WRITE_AGAIN,
+        )
+    return {**settings, ACCUMULATION: plan.grad_accum_steps}
+
+
+def check_frozen(file: Path, config: RunConfig) -> None:
+    """Check that ``deepspeed.json`` was not edited: ``run.yaml`` owns every value in it.
+
+    A key that the file lacks is not compared, so that a run directory of an older version, which wrote fewer keys, goes
+    on as it was frozen.
+
+    Raises:
+        ConfigError: the file cannot be read, or a value in it is not the one that ``run.yaml`` gives.
+    """
+    frozen = _read(file)
+    accumulation = config.batch.grad_accum_steps or frozen[ACCUMULATION]
+    plan = BatchPlan(config.batch.micro_batch_size, accumulation, 1, config.data.max_seq_len)
+    computed = dict(_leaves(json.loads(json.dumps(deepspeed_settings(config, plan), default=str))))
+    for key, value in _leaves(frozen):
+        if key not in computed or computed[key] != value:
+            gives = f"gives {as_typed(computed[key])}" if key in computed else "does not give it"
+            raise ConfigError(
+                f"{file} has {key}={as_typed(value)}, but run.yaml {gives}",
+                "the file as ftdist wrote it: it is not the place to change a run",
+                f"{WRITE_AGAIN}; what a resume may change is set with it: zero.stage=1, zero.deepspeed.KEY=VALUE …",
+            )
+
+
+def _read(file: Path) -> Dict[str, Any]:
+    expected, fix = "what ftdist train froze", WRITE_AGAIN
+    try:
+        settings = read_json(file)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(f"cannot read {file}: {reason}", expected, fix) from error
+    zero = settings.get("zero_optimization")
+    if not isinstance(zero, dict) or not {MICRO_BATCH, ACCUMULATION} <= settings.keys() or "stage" not in zero:
+        raise ConfigError(f"{file} is not whole", expected, fix)
+    return settings
+
+
+def _leaves(tree: Dict[str, Any], place: str = "") -> Iterator[Tuple[str, Any]]:
+    """Yield the dotted key and the value of every entry that is not a dict."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
 def _check_known(extra: Dict[str, Any], place: str = "") -> None:
+    """Check the keys below ``place``, a dotted key of DeepSpeed's config; "" is its top level."""
     where = f"zero.deepspeed.{place}." if place else "zero.deepspeed."
     for key, value in extra.items():
         inside = f"{place}.{key}" if place else key
@@ -75,6 +152,7 @@ def _check_known(extra: Dict[str, Any], place: str = "") -> None:
 
 
 def _merge(generated: Dict[str, Any], extra: Dict[str, Any], where: str) -> Dict[str, Any]:
+    """Return the generated settings with the keys of ``extra`` added; a key in both must have one value."""
     merged = dict(generated)
     for key, value in extra.items():
         if isinstance(value, dict) and isinstance(merged.get(key, {}), dict):

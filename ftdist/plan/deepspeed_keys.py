@@ -1,6 +1,7 @@
-"""The keys that DeepSpeed 0.19 reads, by their place in its config: at the top level it ignores all others. [light]
+"""The keys that DeepSpeed 0.19 reads, by their place in its config. [light]
 
-A test compares them with the installed DeepSpeed. Places that are not listed take any key.
+DeepSpeed ignores unknown keys at the top level, so a misspelt one would change nothing; ftdist refuses it. A test
+compares these lists with the installed DeepSpeed. Any key is allowed in a place that is not listed here.
 """
 
 from typing import FrozenSet
@@ -10,7 +11,7 @@ def _words(text: str) -> FrozenSet[str]:
     return frozenset(text.split())
 
 
-KNOWN_KEYS = {
+KNOWN_KEYS = {  # by the dotted key of the place; "" is the top level
     "": _words("""
         activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comet comms_logger
         communication_data_type compile compression_training csv_monitor curriculum_learning data_efficiency

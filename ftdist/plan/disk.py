@@ -1,4 +1,4 @@
-"""The room that checkpoints take, on disk and in memory. [light]"""
+"""The space that checkpoints take, on disk and in host memory. [light]"""
 
 import shutil
 from pathlib import Path
@@ -8,59 +8,65 @@ import psutil
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
+from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec
 from ftdist.run.rundir import PINNED, RunDir
 
-BYTES_PER_PARAMETER = 12  # fp32 master and two moments; 16-bit weights follow from the masters
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """Size of one checkpoint, over all ranks."""
-    return parameters * BYTES_PER_PARAMETER
+def checkpoint_bytes(trained: int, optimizer: OptimizerSpec) -> int:
+    """Return the size of the tensors of one checkpoint, over all ranks.
+
+    It holds the fp32 master weight and the optimizer states of every trained parameter. 16-bit weights are the masters,
+    rounded, and are not stored.
+    """
+    return trained * (FP32_BYTES + optimizer.bytes_per_parameter)
 
 
 def checkpoints_at_once(config: RunConfig, max_steps: Optional[int]) -> int:
-    """Most checkpoints that lie on the disk at a time: those that are kept, the best, and the one being written.
+    """Return the most checkpoints that are on the disk at a time: those that are kept, the best one, and the one that
+    is being written.
 
     Args:
-        max_steps: steps of the run; None where that is not known yet.
+        max_steps: steps of the run; None if they are not known yet.
     """
     every, kept = config.train.checkpoint_every, config.train.keep_checkpoints
     if every is None:
         return 1
     has_best = bool(config.data.heldout) or config.data.heldout_share > 0
-    saves = -(-max_steps // every) if max_steps else kept + has_best + 1
-    return min(saves, kept + has_best + 1)
+    most = kept + has_best + 1
+    return min(-(-max_steps // every), most) if max_steps else most
 
 
 def checkpoints_to_come(config: RunConfig, run: RunDir, max_steps: int) -> int:
-    """Of those, how many have no place yet: the ones that lie there make room, unless they are pinned."""
-    make_room = [path for path in run.published_checkpoints() if not (path / PINNED).exists()]
-    return max(1, checkpoints_at_once(config, max_steps) - len(make_room))
+    """Return how many of them need space that is free now: existing ones make room, unless they are pinned."""
+    replaced = [path for path in run.published_checkpoints() if not (path / PINNED).exists()]
+    return max(1, checkpoints_at_once(config, max_steps) - len(replaced))
 
 
-def require_space(folder: Path, parameters: int, count: int) -> None:
-    """Refuse a run whose checkpoints would not fit.
+def require_space(folder: Path, trained: int, optimizer: OptimizerSpec, count: int) -> None:
+    """Check that checkpoints fit on the disk of ``folder``.
 
     Args:
-        count: checkpoints that are still to come at a time.
+        trained: trained parameters of the model.
+        count: checkpoints that are still to be written and are there at the same time.
 
     Raises:
-        ConfigError: names the bytes needed and free, and how many checkpoints that is.
+        ConfigError: they do not; names the bytes needed and free, and the number of checkpoints.
     """
-    one, free = checkpoint_bytes(parameters), shutil.disk_usage(folder).free
+    one, free = checkpoint_bytes(trained, optimizer), shutil.disk_usage(folder).free
     if one * count > free:
         several = f"{count} at a time (those kept, the best, the one being written)" if count > 1 else "one"
         fewer = "" if count == 1 else ", or train.keep_checkpoints=1"
         raise ConfigError(
-            f"{folder} has {size_text(free)} free; checkpoints of {parameters / 1e6:,.0f}M parameters take "
+            f"{folder} has {size_text(free)} free; checkpoints of {trained / 1e6:,.0f}M parameters take "
             f"{size_text(one)} each, {several}: {size_text(one * count)}",
             "room for every checkpoint that is kept", f"make room, or runs_dir=FOLDER on a larger disk{fewer}",
         )  # fmt: skip
 
 
 def free_memory() -> int:
-    """Bytes of host memory that can be had: of the machine, and of the control group that this process is in."""
+    """Return the bytes of host memory that this process can still use, by the machine and by its control group."""
     free = psutil.virtual_memory().available
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
@@ -70,6 +76,6 @@ def free_memory() -> int:
 
 
 def size_text(size: int) -> str:
-    """Bytes for a reader, rounded up."""
+    """Return a number of bytes as text in MiB or GiB, rounded up to one decimal."""
     unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
     return f"{-(-size * 10 // unit) / 10:,.1f} {name}"

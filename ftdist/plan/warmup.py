@@ -5,10 +5,32 @@ from fractions import Fraction
 from typing import Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import OptimConfig
+from ftdist.config.checks import check_schedule_fits
+from ftdist.config.schema import OptimConfig, RunConfig
+from ftdist.plan.run_length import num_steps
 
 SHORTENED = 10
 """A warm-up that is shortened takes at most one step in this many."""
+
+
+def fit_schedule(config: RunConfig, rows: int) -> Optional[str]:
+    """Fit warm-up and decay into a run, in place.
+
+    Args:
+        config: The config of the run.
+        rows: Packed training rows of one epoch. They are not used if ``train.max_steps`` is set.
+
+    Returns:
+        A note for the user if the warm-up was shortened.
+
+    Raises:
+        ConfigError: Warm-up and decay do not fit into the run.
+    """
+    train, steps = config.train, num_steps(config, rows)
+    why = f"{rows} rows × {train.epochs or 0:g} epochs / {config.batch.global_batch_size} rows per step"
+    note = fit_warmup(config.optim, steps)
+    check_schedule_fits(config.optim, steps, f"train.max_steps={steps}" if train.max_steps else why)
+    return note
 
 
 def fit_warmup(optim: OptimConfig, steps: int) -> Optional[str]:

@@ -1,4 +1,4 @@
-"""One check and how it ended: what the ranks write and the verb prints. [light]"""
+"""Results of the checks of ``ftdist verify``: ranks write them to a file, and the command prints them."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,51 +16,58 @@ CHECKS, NOTES = "checks.jsonl", "notes.json"
 
 @dataclass(frozen=True)
 class Check:
+    """The result of one check."""
+
     name: str
     outcome: str
+    """``PASSED``, ``FAILED`` or ``NOT_RUN``."""
     measured: str = ""
-    """The number that was measured, and what it may be."""
+    """The measured number and its limit."""
     cause: str = ""
-    """Why it failed, or why it could not run."""
+    """Why the check failed or could not run."""
 
 
 def passed(name: str, measured: str) -> Check:
+    """Return the result of a check that passed."""
     return Check(name, PASSED, measured)
 
 
 def failed(name: str, cause: str, measured: str = "") -> Check:
+    """Return the result of a check that failed."""
     return Check(name, FAILED, measured, cause)
 
 
 def not_run(name: str, cause: str) -> Check:
+    """Return the result of a check that could not run."""
     return Check(name, NOT_RUN, "", cause)
 
 
 def judge(name: str, problems: List[str], measured: str) -> Check:
-    """Failed if there are problems, all of which are named."""
+    """Return a failed check that names all problems, or a passed check if there are none."""
     return failed(name, "; ".join(problems), measured) if problems else passed(name, measured)
 
 
 def append(folder: Path, check: Check) -> None:
-    """A check is written as soon as it has ended, so that what comes after it can crash."""
+    """Write the result of a check to the file of results. It is then kept if a later check crashes."""
     with (folder / CHECKS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(check)) + "\n")
 
 
-def read(folder: Path) -> List[Check]:
+def read_checks(folder: Path) -> List[Check]:
+    """Return the results that were written so far."""
     path = folder / CHECKS
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [Check(**json.loads(line)) for line in lines]
 
 
-def count(checks: List[Check]) -> str:
-    """``12 passed, 1 not run``."""
+def count_outcomes(checks: List[Check]) -> str:
+    """Return the numbers of checks by outcome as text: ``12 passed, 1 not run``."""
     numbers = {outcome: sum(check.outcome == outcome for check in checks) for outcome in MARKS}
     return ", ".join(f"{number} {outcome}" for outcome, number in numbers.items() if number)
 
 
 def print_checks(checks: List[Check], console: Console) -> None:
-    """A line for each: a tick, the name, the measured number or the cause."""
+    """Print a row for each check: a mark, the name, and the measured number or the cause."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for check in checks:
         mark, style = MARKS[check.outcome]

@@ -1,4 +1,4 @@
-"""Where a model and its tokenizer are, without loading them."""
+"""Locations of the cache, the model and the tokenizer, found without loading anything."""
 
 import hashlib
 import json
@@ -15,16 +15,21 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_confi
 
 
 def cache_root(config: RunConfig) -> Path:
-    """The folder of prepared data and converted models."""
+    """Return the folder of the cache, which holds prepared data, converted models and facts about models.
+
+    It is ``cache_dir`` of the config, else ``$FTDIST_CACHE``, else ``~/.cache/ftdist``.
+    """
     return Path(config.cache_dir or os.environ.get("FTDIST_CACHE") or Path.home() / ".cache" / "ftdist").expanduser()
 
 
 def model_location(config: RunConfig) -> str:
-    """What transformers can load: a folder or a hub id. A GGUF file or a builtin model is loaded from the folder that
-    ``ftdist.model.convert`` makes of it. Empty for ``model.config``, whose weights come from nowhere.
+    """Return what transformers loads the model from: a folder or a hub ID.
+
+    For a GGUF file or a built-in model it is the folder in the cache to which ``ftdist.model.convert`` converts it. For
+    a model that is defined by ``model.config`` and has random weights, it is an empty text.
 
     Raises:
-        ConfigError: the .gguf file does not exist.
+        ConfigError: The .gguf file does not exist.
     """
     model = config.model
     if model.builtin:
@@ -35,29 +40,30 @@ def model_location(config: RunConfig) -> str:
 
 
 def tokenizer_location(config: RunConfig) -> str:
-    """A folder, a hub id, or ``bytes`` (the built-in byte-level tokenizer)."""
+    """Return what the tokenizer is loaded from: a folder, a hub ID, or ``bytes``, the built-in byte-level tokenizer."""
     return config.model.tokenizer or model_location(config)
 
 
 def is_gguf(path: str) -> bool:
+    """Return whether a path names a GGUF file."""
     return path.lower().endswith(".gguf")
 
 
 def is_converted(config: RunConfig) -> bool:
-    """Whether the model is used by way of a converted folder in the cache."""
+    """Return whether the model is loaded from a converted folder in the cache."""
     return bool(config.model.builtin or (config.model.path and is_gguf(config.model.path)))
 
 
 def needs_conversion(config: RunConfig) -> bool:
-    """Whether ``ftdist.model.convert`` must run before the model can be loaded."""
+    """Return whether ``ftdist.model.convert`` must run before the model can be loaded."""
     return is_converted(config) and not (Path(model_location(config)) / "config.json").is_file()
 
 
 def check_model_folder(config: RunConfig) -> None:
-    """Check that ``model.path`` is something that can be loaded. Other kinds of model are not looked at.
+    """Check that a model can be loaded from ``model.path``. Other kinds of models are not checked.
 
     Raises:
-        ConfigError: says what was found in the folder.
+        ConfigError: Something is missing. The message says what the folder holds.
     """
     if not config.model.path:
         return
@@ -78,9 +84,9 @@ def check_model_folder(config: RunConfig) -> None:
         raise ConfigError(f"model.path={path} holds no config.json; {held}", expected)
     if "model_type" not in _read_object(path / "config.json"):
         raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model")
-    if (path / ADAPTER).is_file():  # transformers would load the model that it names, from wherever that is
-        raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER})", "a whole model",
-                          f"merge the adapter into its model, or take {ADAPTER} away")  # fmt: skip
+    if (path / ADAPTER).is_file():  # transformers would load the other model that it names, from any location
+        raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER})", "a complete model",
+                          f"merge the adapter into its model, or remove {ADAPTER}")  # fmt: skip
     if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
         raise ConfigError(f"model.path={path} holds no weights; {held}", "*.safetensors or *.bin")
     if not config.model.tokenizer and not any((path / name).is_file() for name in TOKENIZER):
@@ -100,7 +106,13 @@ def _read_object(path: Path) -> dict[str, object]:
 
 
 def _gguf_digest(path: str) -> str:
-    """From name, size and time of change: reading tens of gigabytes at every start would take minutes."""
+    """Return a hash of the name, size and modification time of a GGUF file.
+
+    The content is not read, because tens of gigabytes would take minutes at every start.
+
+    Raises:
+        ConfigError: The file does not exist.
+    """
     try:
         stat = Path(path).stat()
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What a run must know of its model before it starts, remembered in the cache by the model's content. [light]
+"""Facts about a model that a run needs before it starts. They are kept in the cache.
 
-``ftdist.model.check`` finds it out, which takes seconds; a second run with the same model reads it here.
+``ftdist.model.check`` finds them, which takes several seconds. Later runs with the same model read them from the cache.
 """
 
 import hashlib
@@ -12,70 +12,78 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig
 from ftdist.run.locations import cache_root, model_location
-from ftdist.run.rundir import read_json, write_json
 
 FORMAT_VERSION = 1
-"""Counted up when the check finds more, or the same model is judged otherwise."""
+"""Increased when the check finds more facts, or other facts about the same model."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
+    """Facts about a model that do not depend on the other settings of a run."""
+
     model_type: str
-    """As transformers names the architecture."""
+    """Name of the architecture in transformers."""
     parameters: int
+    """Number of parameters."""
     max_positions: Optional[int]
-    """Positions that the model was made for; None where it has no such limit."""
+    """Number of positions the model was made for. None if there is no such limit."""
     has_position_table: bool
-    """Positions are rows of a table (GPT-2): there is nothing beyond max_positions. Else (rotary) they go on."""
+    """Whether positions are rows of a table (GPT-2), so that a row of data cannot be longer than ``max_positions``.
+    Otherwise (rotary embeddings) longer rows are possible."""
     recomputes: bool
-    """Knows gradient checkpointing."""
+    """Whether the model supports gradient checkpointing."""
 
 
 def read_facts(config: RunConfig) -> Optional[ModelFacts]:
-    """The facts, where this model was checked before."""
-    # Not there, or written by another version, or this machine only submits and has no transformers.
+    """Return the facts about the model of a config. Returns None if this model was not checked yet."""
+    # There is no file, or another version wrote it, or this machine only submits jobs and has no transformers.
     with suppress(OSError, ValueError, TypeError, PackageNotFoundError):
         return ModelFacts(**read_json(_file(config)))
     return None
 
 
 def write_facts(config: RunConfig, facts: ModelFacts) -> None:
+    """Keep the facts about the model of a config in the cache."""
     file = _file(config)
-    with suppress(OSError):  # a cache that cannot be written only costs time
+    with suppress(OSError):  # without the cache, the model is checked again at the next start
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(facts))
 
 
 def check_fit(config: RunConfig, facts: ModelFacts) -> None:
-    """
+    """Check that the settings of a run fit its model.
+
     Raises:
-        ConfigError: the run's settings do not fit the model.
+        ConfigError: They do not.
     """
     if config.train.gradient_checkpointing and not facts.recomputes:
         raise ConfigError(
-            f"train.gradient_checkpointing=true, which {facts.model_type} does not know in transformers",
+            f"train.gradient_checkpointing=true, but {facts.model_type} does not support it in transformers",
             "a model that can recompute its activations",
             "train.gradient_checkpointing=false",
         )
-    too_long = longer_than_known(config, facts)
-    if too_long and facts.has_position_table:
+    problem = length_problem(config, facts)
+    if problem and facts.has_position_table:
         raise ConfigError(
-            f"{too_long}, each a row of a table", "no row longer than that", f"data.max_seq_len={facts.max_positions}"
+            f"{problem}, the length of its position table",
+            "rows of data that are no longer than the table",
+            f"data.max_seq_len={facts.max_positions}",
         )
 
 
-def longer_than_known(config: RunConfig, facts: ModelFacts) -> str:
-    """What to say where documents may be longer than those that the model was made for, else nothing."""
-    length, known = config.data.max_seq_len, facts.max_positions
-    if known is None or length <= known:
+def length_problem(config: RunConfig, facts: ModelFacts) -> str:
+    """Return a warning if rows of data can be longer than the model was made for. Otherwise return an empty text."""
+    length, limit = config.data.max_seq_len, facts.max_positions
+    if limit is None or length <= limit:
         return ""
-    return f"data.max_seq_len={length:,}, but the model was made for {known:,} positions"
+    return f"data.max_seq_len={length:,}, but the model was made for {limit:,} positions"
 
 
 def describe_model(config: RunConfig) -> str:
-    """Which model: one line for the banner."""
+    """Return one line that describes the model, for the banner at the start of a run."""
     model, facts = config.model, read_facts(config)
     revision = f"@{model.revision}" if model.revision else ""
     name = model.path or model.builtin or (f"{model.hub}{revision}" if model.hub else "random weights")
@@ -83,19 +91,22 @@ def describe_model(config: RunConfig) -> str:
 
 
 def _file(config: RunConfig) -> Path:
-    """A hub model counts by its revision as it is written in the config."""
+    """Return the file of the facts. Its name is a hash of everything that the facts depend on.
+
+    A model on the hub is identified by the revision in the config, whose content is not known here.
+    """
     model, location = config.model, model_location(config)
     content: Dict[str, Any] = {
         "version": FORMAT_VERSION,
         "transformers": version("transformers"),
-        "config": model.config or _description(Path(location)) or [location, model.revision],
+        "config": model.config or _architecture_files(Path(location)) or [location, model.revision],
         "trust_remote_code": model.trust_remote_code,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
     return cache_root(config) / "checked" / f"{digest}.json"
 
 
-def _description(folder: Path) -> Dict[str, str]:
-    """What a model folder says about the architecture: its config, and code of its own."""
+def _architecture_files(folder: Path) -> Dict[str, str]:
+    """Return the hashes of the files that define the architecture of a model: its config and its Python files."""
     files = [folder / "config.json", *sorted(folder.glob("*.py"))]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}

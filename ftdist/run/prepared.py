@@ -1,4 +1,9 @@
-"""The name of prepared data: a hash over everything that changes the result. Light, so that a cache hit is instant."""
+"""Prepared data in the cache: its folder, which is named by a hash of everything that changes the result.
+
+Besides the run directory, the cache is the second thing that both planes read. It holds prepared data (``data/``,
+described here), converted models (``models/``, see ``run/locations.py``) and facts about models (``checked/``, see
+``run/model_facts.py``). This module imports nothing heavy, so that prepared data is found at once.
+"""
 
 import hashlib
 import json
@@ -9,13 +14,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, DataError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location
-from ftdist.run.rundir import read_json, write_json
 from ftdist.run.source_files import source_files
 
 FORMAT_VERSION = 2
-"""Counted up when the same settings give other tokens, or the layout of the folder changes."""
+"""Increased when the same settings give other tokens, or when the layout of the folder changes."""
 
 TEMPLATES = Path(__file__).parents[1] / "data"
 """Folder of the chat templates that ftdist ships."""
@@ -24,29 +29,30 @@ TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vo
 
 
 def data_folder(config: RunConfig) -> Path:
-    """Where the prepared data of a config lies, or will lie: ``<cache>/data/<key>``.
+    """Return the folder of the prepared data of a config: ``<cache>/data/<hash>``. It does not have to exist.
 
-    A hub data set counts by its ``revision`` as it is written in the config: without one, what was prepared first is
-    found again. The seed counts only where it chooses documents (a weight that is not a whole number).
+    A data set on the hub is identified by the ``revision`` in the config. Without one, the data that was prepared first
+    is used again, even if the data set has changed. The seed is part of the hash only if it chooses documents, which
+    means that the weight of a source is not a whole number.
 
     Raises:
-        DataError: a local source is missing, empty or of an unknown kind.
-        ConfigError: the chat template does not exist.
+        DataError: A local source is missing, empty or of an unknown kind.
+        ConfigError: The chat template does not exist.
     """
     key = json.dumps(_key_parts(config), sort_keys=True, default=lambda value: value.name)
     return cache_root(config) / "data" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def is_ready(folder: Path) -> bool:
-    """Whether prepared data was published there. It is renamed into place, so it is whole."""
+    """Return whether a folder holds prepared data. If so it is complete: it gets this name at the end."""
     return (folder / META).is_file()
 
 
 def read_meta(folder: Path) -> Dict[str, Any]:
-    """Statistics, settings, the sample and the sets of prepared data.
+    """Return meta.json of prepared data: statistics, settings, the rendered sample and the sets.
 
     Raises:
-        DataError: it is not what ``prepare`` writes.
+        DataError: The file is not one that ``ftdist prepare`` writes.
     """
     try:
         meta = read_json(folder / META)
@@ -60,10 +66,10 @@ def read_meta(folder: Path) -> Dict[str, Any]:
 
 
 def template_text(config: RunConfig) -> Optional[str]:
-    """The Jinja text of ``data.chat_template``; None where the tokenizer's own is used.
+    """Return the Jinja text of ``data.chat_template``, or None if the tokenizer's own template is used.
 
     Raises:
-        ConfigError: it is neither a shipped name nor a file of text.
+        ConfigError: It is neither the name of a template that ftdist ships nor a text file.
     """
     name = config.data.chat_template
     if name is None:
@@ -79,6 +85,7 @@ def template_text(config: RunConfig) -> Optional[str]:
 
 
 def _key_parts(config: RunConfig) -> Dict[str, Any]:
+    """Return everything that changes the result of the preparation."""
     data = config.data
     settings = asdict(data)
     for not_a_setting in ("sources", "heldout", "num_workers", "chat_template"):
@@ -110,7 +117,8 @@ def _source_key(where: str, source: SourceConfig, hashes: "_FileHashes") -> Dict
 def _tokenizer_key(config: RunConfig, hashes: "_FileHashes") -> List[Any]:
     location = tokenizer_location(config)
     if not config.model.tokenizer and is_converted(config):
-        return [Path(location).name]  # the name stands for the content, so the key is known before it is converted
+        # The name identifies the content, so that the hash is known before the model is converted.
+        return [Path(location).name]
     if Path(location).is_dir():
         files = {file for pattern in TOKENIZER_FILES for file in Path(location).glob(pattern) if file.is_file()}
         return sorted((file.name, hashes.of(file)) for file in files)
@@ -118,12 +126,15 @@ def _tokenizer_key(config: RunConfig, hashes: "_FileHashes") -> List[Any]:
 
 
 class _FileHashes:
-    """sha256 of files, remembered by path, size and time of change."""
+    """SHA-256 hashes of files. They are kept in the cache, so that each file is read only once.
 
-    def __init__(self, memo: Path) -> None:
-        self.memo, self.known, self.changed = memo, {}, False
-        with suppress(OSError, ValueError):  # nothing remembered yet
-            found = read_json(memo)
+    A file is recognized by its path, size and modification time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.known, self.changed = path, {}, False
+        with suppress(OSError, ValueError):  # there are no known hashes yet
+            found = read_json(path)
             self.known = {name: known for name, known in found.items() if isinstance(known, dict) and "sha256" in known}
 
     def of(self, path: Path) -> str:
@@ -138,9 +149,9 @@ class _FileHashes:
     def save(self) -> None:
         if not self.changed:
             return
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            self.memo.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.memo, self.known)
+        with suppress(OSError):  # without the cache, files are hashed again at the next start
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, self.known)
 
 
 def _sha256(file: Any) -> str:

@@ -1,10 +1,11 @@
-"""The run directory: the only interface between what launches a run and the ranks that run it."""
+"""The run directory: the interface between the control plane, which launches a run, and the ranks that execute it.
 
-import contextlib
+Both also read the cache of prepared data and model facts, see ``run/prepared.py``.
+"""
+
 import hashlib
 import json
 import math
-import os
 import re
 import stat
 import time
@@ -12,49 +13,54 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import CheckpointError, ConfigError
+from ftdist.base.json_files import read_json, read_records, write_json
 from ftdist.base.names import near_paths
-from ftdist.base.temporary import beside
 
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
-BAD = "bad-"
-"""Before the name of a checkpoint that was found not to be as it was written, and set aside."""
+BAD_PREFIX = "bad-"
+"""Added before the name of a checkpoint that failed verification and was set aside."""
 MANIFEST = "manifest.json"
 PINNED = "pinned"
-"""A file of this name in a checkpoint's folder (``touch`` it) keeps the checkpoint for good."""
+"""Name of an empty file that a user creates in the folder of a checkpoint, so that the checkpoint is never removed."""
 STOPPED = "stopped"
-"""The exit reason of a run whose state is preempted because its user asked for it."""
+"""Exit reason that a run writes to status.json when it stops because it was asked to. Its state is "preempted"."""
 NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
-    "state": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
+    "state": str, "backend": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
     "step": int, "max_steps": int, "last_checkpoint_step": int, "attempt": int, "pid": int, "requeues": int,
     "exit_code": int, "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
 }  # fmt: skip
-"""What the fields of status.json hold where they are not null."""
+"""Types of the fields of status.json. Every field may also be null."""
 
-
+SUBMIT = "submit.sbatch"
+"""The batch script of a run."""
 SWEEP_REQUEST = "sweep.json"
-"""In the folder of a sweep: what was asked for."""
+"""File in the folder of a sweep that holds its settings. It marks the folder as a sweep."""
 
 
 def refuse_sweep(place: Path) -> None:
-    """
+    """Raise an error if a path is the folder of a sweep and not of a run.
+
     Raises:
-        ConfigError: it is the folder of a sweep.
+        ConfigError: The path is the folder of a sweep.
     """
     if (place / SWEEP_REQUEST).is_file():
         raise ConfigError(f"{place} is a sweep", "one of its runs", f"ftdist sweep {place} lists them, best first")
 
 
 class RunDir:
-    """Names of what lies in a run directory, and its small files."""
+    """A run directory: the paths of its files, its checkpoints, and its status.
+
+    The folder does not have to exist.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "run.yaml"
         self.deepspeed = self.path / "deepspeed.json"
         self.provenance = self.path / "provenance.json"
-        self.submit = self.path / "submit.sbatch"
+        self.submit = self.path / SUBMIT
         self.preempt = self.path / "preempt"
         self.cancel = self.path / "cancel"
         self.attempt = self.path / "attempt"
@@ -68,10 +74,10 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
-        """An existing run.
+        """Return the run directory at ``path``, which must hold a run.
 
         Raises:
-            ConfigError: there is no run at ``path``, or a sweep of many.
+            ConfigError: There is no run at ``path``, or it is the folder of a sweep.
         """
         run = cls(path)
         refuse_sweep(run.path)
@@ -83,37 +89,46 @@ class RunDir:
         return run
 
     def error_file(self, rank: int, attempt: int) -> Path:
-        """Where a rank that fails leaves ``{"rank", "host", "time", "message", "traceback",
-        "known", "exit_code"}``; known is an error that its message explains."""
+        """Return the path of the JSON file that a rank writes when it fails.
+
+        Its fields are rank, host, time, message, traceback, known and exit_code. ``known`` tells whether the message
+        alone explains the error to the user.
+        """
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.error.json"
 
     def stacks_file(self, rank: int, attempt: int) -> Path:
-        """Where a rank leaves its Python stacks when the run fails."""
+        """Return the path of the file to which a rank writes its Python stacks when the run fails."""
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.stacks.txt"
 
     def log_file(self, rank: int, attempt: int) -> Path:
+        """Return the path of the log of one rank in one attempt."""
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.log"
 
     def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
         return self.checkpoints / f"{CHECKPOINT_PREFIX}{step:08d}"
 
     def job_log(self, job: str) -> Path:
-        """What the batch script and rank 0 of a Slurm job print."""
+        """Return the path of the output of a Slurm job: of its batch script and of rank 0."""
         return self.logs / f"slurm-{job}.out"
 
     def published_checkpoints(self) -> List[Path]:
-        """Checkpoints that were published (renamed into place with a manifest), oldest first.
+        """Return the folders of all published checkpoints, oldest first.
+
+        A checkpoint is published when its complete folder, with a manifest, is renamed to its final name.
 
         Raises:
-            CheckpointError: one is a link.
+            CheckpointError: One of them is a link.
         """
         return [path for path in self.checkpoint_folders() if (path / MANIFEST).is_file()]
 
     def checkpoint_folders(self) -> List[Path]:
-        """Whatever has the name of a checkpoint, oldest first: also one that has lost its manifest, no user's copy.
+        """Return all folders that have the name of a checkpoint, oldest first, with or without a manifest.
+
+        Copies that a user made under another name, such as ``step-00000010.bak``, are left out.
 
         Raises:
-            CheckpointError: one is a link. What is loaded lies in the run directory itself.
+            CheckpointError: One of them is a link. Checkpoints are loaded from the run directory itself only.
         """
         if not self.checkpoints.is_dir():
             return []
@@ -124,14 +139,17 @@ class RunDir:
         return sorted(found, key=checkpoint_step)
 
     def bad_checkpoints(self) -> List[str]:
-        """Names of those that were set aside, oldest first."""
-        return sorted(path.name for path in self.checkpoints.glob(f"{BAD}*"))
+        """Return the names of the checkpoints that were set aside, oldest first."""
+        return sorted(path.name for path in self.checkpoints.glob(f"{BAD_PREFIX}*"))
 
     def find_checkpoint(self, name: str) -> Path:
-        """``last``, ``best``, or a step number.
+        """Return the folder of a published checkpoint.
+
+        Args:
+            name: ``last``, ``best``, a step, or the name of the checkpoint's folder.
 
         Raises:
-            ConfigError: there is none of that name; says which there are.
+            ConfigError: There is no such checkpoint. The message lists the steps that exist.
         """
         published = self.published_checkpoints()
         chosen: Optional[Path] = None
@@ -148,73 +166,88 @@ class RunDir:
         return chosen
 
     def best_checkpoint(self) -> Optional[Path]:
-        """That with the lowest held-out loss, the newest of equals; None where none was evaluated at its step."""
+        """Return the checkpoint with the lowest held-out loss. If two have the same loss, the newer one is returned.
+
+        Returns None if no checkpoint was evaluated at its own step.
+        """
         scored = []
         for path in self.published_checkpoints():
             try:
                 loss = read_manifest(path)["eval_loss"]
-            except CheckpointError:  # damaged: found out when it is loaded
+            except CheckpointError:  # it is damaged, which is reported when it is loaded
                 continue
             if loss is not None and math.isfinite(loss):
                 scored.append((loss, -checkpoint_step(path), path))
         return min(scored)[2] if scored else None
 
     def read_status(self) -> Dict[str, Any]:
-        """What status.json holds; nothing where there is none.
+        """Return the fields of status.json, or an empty dictionary if the file does not exist.
 
         Raises:
-            ConfigError: it is not JSON, or a field has the wrong type.
+            ConfigError: The file is not JSON, or a field has the wrong type.
         """
-        mend = f"rm {self.status}: a run goes on without it"
+        fix = f"rm {self.status}: a run continues without it"
         try:
             found = read_json(self.status) if self.status.is_file() else {}
         except ValueError as error:
-            raise ConfigError(f"{self.status}: {error}", "a status that ftdist wrote", mend) from error
+            raise ConfigError(f"{self.status}: {error}", "a status that ftdist wrote", fix) from error
         for name, value in found.items():
             if value is not None and not isinstance(value, STATUS_TYPES.get(name, object)):
-                raise ConfigError(f"{self.status} holds {name}={value!r}", "a status that ftdist wrote", mend)
+                raise ConfigError(f"{self.status} holds {name}={value!r}", "a status that ftdist wrote", fix)
         return found
 
     def write_status(self, **changes: Any) -> None:
-        """Change some fields of status.json: state (frozen, queued, starting, running, done, failed, preempted), step,
-        max_steps, loss, tokens_per_s, last_checkpoint_step, last_checkpoint_time, exit_reason, attempt; of a run on
-        this machine pid and host, of a Slurm job job_id, nodes and requeues. One writer at a time."""
-        # Not fsynced at every logged step: it could wait for all of a checkpoint that is written beside training.
+        """Change some fields of status.json. Only one process may write it at a time.
+
+        Args:
+            changes: ``state`` (frozen, queued, starting, running, done, failed or preempted), ``step``, ``max_steps``,
+                ``loss``, ``tokens_per_s``, ``last_checkpoint_step``, ``last_checkpoint_time``, ``exit_reason``,
+                ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has ``job_id``, ``nodes``
+                and ``requeues``.
+        """
+        # An fsync here could wait until a checkpoint that is written in the background has reached the disk.
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)
 
     def read_metrics(self) -> List[Dict[str, Any]]:
-        """Every record of metrics.jsonl; a last line cut by a crash is left out."""
+        """Return the records of metrics.jsonl, without a last line that a crash cut."""
         return read_records(self.metrics)
 
 
 def checkpoint_step(path: Path) -> int:
+    """Return the step of a checkpoint from the name of its folder."""
     return int(path.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def was_due(checkpoint: Path) -> bool:
-    """Not made only because the run was asked to stop: what another run of these settings would have too."""
+    """Return whether a checkpoint was due by the settings of the run.
+
+    If not, it was saved only because the run was asked to stop, so that a run without a stop would not have it.
+    """
     try:
         return bool(read_manifest(checkpoint).get("due", True))
-    except CheckpointError:  # damaged: found out when it is loaded
+    except CheckpointError:  # it is damaged, which is reported when it is loaded
         return True
 
 
 def manifest_text(manifest: Dict[str, Any]) -> str:
-    """The text of a manifest.json, which holds its own hash: that of the text with an empty one in its place."""
+    """Return the text of a manifest.json, which holds its own hash.
+
+    The hash is the SHA-256 of the text with an empty hash.
+    """
     bare = json.dumps({**manifest, "sha256": ""}, indent=1)
     return json.dumps({**manifest, "sha256": hashlib.sha256(bare.encode()).hexdigest()}, indent=1) + "\n"
 
 
 def read_manifest(checkpoint: Path) -> Dict[str, Any]:
-    """What a checkpoint consists of: step, world_size, zero_stage … and size and sha256 of every file.
+    """Return the manifest of a checkpoint: step, world_size, zero_stage …, and the size and SHA-256 of every file.
 
     Raises:
-        CheckpointError: it cannot be read, or is not byte for byte as it was written.
+        CheckpointError: The manifest cannot be read, or its hash is wrong.
     """
     path = checkpoint / MANIFEST
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):  # a link leads elsewhere, a pipe would be waited for
-            raise ValueError("it is a link, a pipe or the like, not a file of its own")
+        if not stat.S_ISREG(path.lstat().st_mode):  # a link may lead elsewhere, and reading a pipe would block
+            raise ValueError("it is not a regular file")
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
         if manifest_text(manifest) == text:
@@ -222,51 +255,3 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{MANIFEST} of {checkpoint.name} cannot be read: {error}") from error
     raise CheckpointError(f"{MANIFEST} of {checkpoint.name} does not have the hash that was written")
-
-
-def read_json(path: Path) -> Dict[str, Any]:
-    """
-    Raises:
-        ValueError: it is not JSON, or not an object.
-    """
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{type(found).__name__} instead of an object")
-    return found
-
-
-def parse_line(line: bytes) -> Optional[Dict[str, Any]]:
-    """The record of one line of a .jsonl file; None where a crash cut or mangled it."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step", 0), int) else None
-
-
-def read_records(path: Path) -> List[Dict[str, Any]]:
-    """Every whole record of a .jsonl file; none where there is no file."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [record for line in lines if (record := parse_line(line)) is not None]
-
-
-def write_json(path: Path, value: Any, durable: bool = True) -> None:
-    """Replace a file in one step, so that nobody sees a half of it; if ``durable``, after a power failure too."""
-    temporary = beside(path)
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2, default=str) + "\n")
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except FileExistsError:  # not ours
-        raise
-    except OSError:  # a full disk
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

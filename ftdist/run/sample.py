@@ -1,4 +1,4 @@
-"""Showing what is trained, before training: a rendered sample and a table, from meta.json alone."""
+"""Display of prepared data before training: a rendered sample, and tables of statistics. Both come from meta.json."""
 
 from itertools import groupby
 from pathlib import Path
@@ -12,11 +12,11 @@ from ftdist.run.prepared import read_meta
 
 TRAINED, CONTEXT = "bold green", "dim"
 SHOWN_FIRST, SHOWN_LAST = 120, 60
-"""Tokens of a long document that a preview shows."""
+"""Number of tokens at the beginning and at the end of a long document that a preview shows."""
 
 
 def print_sample(folder: Path, console: Optional[Console] = None) -> None:
-    """Print the sample of prepared data, and its warnings: a run that finds its data prepared shows them again."""
+    """Print the sample of prepared data and its warnings. A run prints them also if its data was prepared earlier."""
     console, meta = console or Console(), read_meta(folder)
     print_legend(console)
     print_tokens(meta["sample"], console)
@@ -24,18 +24,23 @@ def print_sample(folder: Path, console: Optional[Console] = None) -> None:
 
 
 def shown_parts(length: int) -> Tuple[slice, slice]:
-    """Which tokens of a document a preview shows: how it begins and how it ends; together all of a short one."""
+    """Return the tokens of a document that a preview shows, as two slices: its beginning and its end.
+
+    For a short document the two slices together hold every token.
+    """
     whole = length <= SHOWN_FIRST + SHOWN_LAST
     first, last = (length, length) if whole else (SHOWN_FIRST, length - SHOWN_LAST)
     return slice(0, first), slice(last, length)
 
 
 def print_left_out(tokens: int, trained: int, console: Console) -> None:
+    """Print how many tokens a preview leaves out, and how many of them are trained."""
     if tokens:
         console.print(Text(f"… {_n(tokens)} tokens left out, {_n(trained)} of them trained …", style="cyan"))
 
 
 def print_legend(console: Console) -> None:
+    """Print how trained tokens and other tokens are marked."""
     if console.is_terminal:
         console.print(Text("trained", style=TRAINED), Text("not trained", style=CONTEXT))
     else:
@@ -43,10 +48,15 @@ def print_legend(console: Console) -> None:
 
 
 def print_tokens(tokens: List[List[Any]], console: Console) -> None:
-    """Print ``[text, trained]`` tokens: coloured on a terminal, else with [[ ]] around what is trained."""
+    """Print tokens. Trained tokens are colored on a terminal, and enclosed in ``[[ ]]`` elsewhere.
+
+    Args:
+        tokens: ``[text, trained]`` for each token.
+        console: Where to print.
+    """
     if console.is_terminal:
         parts = Text()
-        for text, trained in _runs(tokens):
+        for text, trained in _joined(tokens):
             parts.append(text, style=TRAINED if trained else CONTEXT)
         console.print(parts)
     else:
@@ -54,24 +64,27 @@ def print_tokens(tokens: List[List[Any]], console: Console) -> None:
 
 
 def plain_tokens(tokens: List[List[Any]]) -> str:
-    """The sample as plain text, ``[[`` and ``]]`` around runs of trained tokens."""
-    return "".join(f"[[{text}]]" if trained else text for text, trained in _runs(tokens))
+    """Return tokens as plain text, with ``[[`` and ``]]`` around consecutive trained tokens."""
+    return "".join(f"[[{text}]]" if trained else text for text, trained in _joined(tokens))
 
 
-def _runs(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
-    """Neighbours that are alike, joined. Control characters do not reach the terminal."""
-    for trained, run in groupby(tokens, key=lambda token: bool(token[1])):
-        text = "".join(text for text, _ in run)
+def _joined(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
+    """Yield the text of consecutive tokens that are all trained or all not trained, and which of the two it is."""
+    for trained, group in groupby(tokens, key=lambda token: bool(token[1])):
+        text = "".join(text for text, _ in group)
         yield printable(text), trained
 
 
 def printable(text: str) -> str:
-    """Text whose control characters are written out."""
+    """Return a text in which control characters are replaced by their escape sequences, such as ``\\x1b``.
+
+    Text of a model or of data must not control the terminal.
+    """
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def describe_data(meta: Dict[str, Any]) -> str:
-    """Which data: one line for the banner."""
+    """Return one line that describes prepared data, for the banner at the start of a run."""
     train, *heldout = meta["sets"].values()
     names = ", ".join(meta["sources"])
     counts = f"{_n(train['rows'])} rows, {_n(train['tokens'])} tokens, {_n(train['trained_tokens'])} of them trained"
@@ -80,7 +93,7 @@ def describe_data(meta: Dict[str, Any]) -> str:
 
 
 def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None:
-    """Print what became of every source, the sets, and warnings."""
+    """Print statistics of every source and of every set, and the warnings."""
     console = console or Console()
     sources = plain_table("source", "documents", "tokens", "trained", "truncated", "split", "dropped", "share")
     rows = {**meta["sources"], **{f"{name} (held out)": stats for name, stats in meta["heldout_sources"].items()}}
@@ -115,6 +128,7 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
 
 
 def print_warnings(meta: Dict[str, Any], console: Console) -> None:
+    """Print the warnings of prepared data."""
     for warning in meta["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
 

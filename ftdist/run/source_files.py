@@ -1,4 +1,4 @@
-"""Which local files a source is made of. Light: the cache key needs this before anything heavy is imported."""
+"""Find the local files of a data source. The name of prepared data depends on them, see ``run/prepared.py``."""
 
 import glob
 from pathlib import Path
@@ -10,7 +10,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt", ".arrow")
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether ``datasets.save_to_disk`` made this folder."""
+    """Return whether ``datasets.save_to_disk`` wrote this folder."""
     return (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()
 
 
@@ -19,13 +19,14 @@ def _expand(pattern: Path) -> List[Path]:
 
 
 def source_files(where: str, path: str) -> List[Path]:
-    """The files of a source in reading order: one file, what a glob matches (sorted), or those of a saved data set.
+    """Return the files of a source in the order in which they are read.
 
     Args:
-        where: the source's place in the config, for messages.
+        where: Name of the source in the config, for messages, such as ``data.sources.mine``.
+        path: A file, a glob pattern, or a folder that ``datasets.save_to_disk`` wrote.
 
     Raises:
-        DataError: nothing is there, a suffix is not known, or a file is empty.
+        DataError: There is no file, a suffix is unknown, or a file is empty.
     """
     found = Path(path).expanduser()
     if found.is_dir():

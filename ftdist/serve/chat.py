@@ -1,4 +1,5 @@
-"""``python -m ftdist.serve.chat MODEL``: talk to an exported model (or any Hugging Face folder) in the terminal."""
+"""Talk to a model in the terminal: ``python -m ftdist.serve.chat MODEL``. MODEL is an export or a Hugging Face
+folder."""
 
 import argparse
 import sys
@@ -7,17 +8,20 @@ from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.base.terminal import task
-from ftdist.track.report import CUT
+from ftdist.track.report import TRUNCATION_MARK
 
 Messages = List[Dict[str, str]]
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="ftdist chat", description="Talk to a model; /new forgets, Ctrl-D ends.")
+    """Load the model and chat until the end of input. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="ftdist chat", description="Talk to a model. /new starts a new conversation, Ctrl-D ends the program."
+    )
     parser.add_argument("model", help="a Hugging Face folder")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token")
+    parser.add_argument("--max-tokens", type=int, default=256, help="maximum number of tokens of an answer")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always selects the most likely token")
     args = parser.parse_args(argv)
     try:
         with task("loading the model", sys.stdin.isatty()):
@@ -32,9 +36,14 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def load(folder: Path, trust_remote_code: bool = False) -> Any:
-    """
+    """Load the model and the tokenizer of a Hugging Face folder, on the GPU if there is one.
+
+    Args:
+        trust_remote_code: Run the Python code in the folder, if the model needs it.
+
     Raises:
-        ConfigError: the folder does not hold a model that can be loaded, or one that would run code of its own.
+        ConfigError: The folder does not hold a model that transformers can load, or the model needs its own Python code
+            and ``trust_remote_code`` is not set.
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
@@ -48,24 +57,24 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types of errors
         found = f"{folder}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
-        raise ConfigError(found, "a model that transformers can load, without code of its own") from error
+        raise ConfigError(found, "a model that transformers can load without running code from its folder") from error
     return model.to(device).eval(), tokenizer
 
 
 def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> None:
-    """Read a line, answer it as it is generated; the conversation goes on until the end of input."""
+    """Read questions from standard input and print the answers, until the end of input."""
     history: Messages = []
     prompt = "> " if sys.stdin.isatty() else ""
     if prompt:
-        print("/new begins a new conversation, Ctrl-D ends")
+        print("/new starts a new conversation, Ctrl-D ends the program")
     while True:
         try:
             line = input(prompt).strip()
         except EOFError:
             if prompt:
-                print()  # the shell's own prompt comes next
+                print()  # so that the shell's prompt is on its own line
             return
         if line == "/new":
             history = []
@@ -75,7 +84,8 @@ def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> Non
 
 
 def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, temperature: float) -> str:
-    """Print the answer as it comes, with "…" where it was cut at max_tokens, and return it."""
+    """Print the answer while it is generated, and return it. An answer that was cut at max_tokens is printed with
+    "…"."""
     from transformers import TextStreamer
 
     if tokenizer.chat_template:
@@ -87,13 +97,13 @@ def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, tempe
     inputs = inputs.to(model.device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    streamer.on_finalized_text = lambda text, stream_end=False: print(text, end="", flush=True)  # the line ends below
+    streamer.on_finalized_text = lambda text, stream_end=False: print(text, end="", flush=True)  # without a line break
     output = model.generate(**inputs, max_new_tokens=max_tokens, streamer=streamer, **sampling)
-    produced = output[0, inputs["input_ids"].shape[1] :]
+    generated = output[0, inputs["input_ids"].shape[1] :]
     stops = model.generation_config.eos_token_id
-    ended = int(produced[-1]) in (stops if isinstance(stops, list) else [stops])
-    print("" if ended else CUT, flush=True)
-    return tokenizer.decode(produced, skip_special_tokens=True)
+    ended = int(generated[-1]) in (stops if isinstance(stops, list) else [stops])
+    print("" if ended else TRUNCATION_MARK, flush=True)
+    return tokenizer.decode(generated, skip_special_tokens=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m ftdist.serve.evaluate RUN_DIR``: held-out loss of a checkpoint, on as many ranks as are started.
+"""Compute the held-out loss of a checkpoint: ``python -m ftdist.serve.evaluate RUN_DIR``, on any number of ranks.
 
 ``--config`` names another run.yaml whose data is evaluated instead of the run's own.
 """
@@ -16,93 +16,106 @@ from typing import Dict, List, Optional, Tuple
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.json_files import read_json
 from ftdist.base.tables import plain_table, show_table
-from ftdist.base.temporary import beside, remove_rests
+from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
-from ftdist.checkpoint.export import MARK, export_checkpoint
+from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.engine.engine import build_eval_engine
+from ftdist.engine.engine import build_forward_engine
 from ftdist.model.attention import choose_backend
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.parallel import ranks as rank_setup
-from ftdist.parallel.ranks import Ranks
+from ftdist.objective.build import build_objective
+from ftdist.parallel import rank_process
+from ftdist.parallel.mesh import data_parallel
+from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.deepspeed import read_settings
 from ftdist.run.prepared import data_folder
-from ftdist.run.rundir import RunDir, checkpoint_step, read_json, read_manifest
+from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
-from ftdist.train.evaluate import evaluate, say_rows
+from ftdist.train.evaluate import evaluate, report_rows
 from ftdist.train.main import open_heldout
 
 Losses = Dict[str, Tuple[float, int]]
+"""For each held-out set the sum of the token losses in nats, and the number of trained tokens."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
+    """Run one rank of the evaluation, and end its process."""
     parser = argparse.ArgumentParser(prog="ftdist.serve.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step")
-    parser.add_argument("--config", help="a run.yaml with the data to evaluate on")
-    parser.add_argument("--attempt", type=int, default=0)
+    parser.add_argument("run_dir", help="a run directory")
+    parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
+    parser.add_argument("--config", help="a run.yaml whose data is evaluated; its folder has a deepspeed.json")
+    parser.add_argument("--attempt", type=int, default=0, help="number in the names of the log files")
     args = parser.parse_args(argv)
-    rank_setup.die_with_parent()
+    rank_process.die_with_parent()
     run = RunDir.open(args.run_dir)
-    config = load_config(args.config or run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.redirect_output(run, ranks.rank, args.attempt)
-    try:
-        _run(config, run, ranks, run.find_checkpoint(args.checkpoint))
-    except BaseException as error:  # the launcher shows it as one message
-        rank_setup.leave(rank_setup.record_failure(run, ranks.rank, args.attempt, error), in_step=False)
-    rank_setup.leave(EXIT_DONE, in_step=True)
+    config, settings = load_config(args.config or run.config), run.deepspeed
+    if args.config:
+        settings = Path(args.config).with_name(run.deepspeed.name)
+    ranks = read_ranks(config)
+    rank_process.run_rank(run, ranks.rank, args.attempt, lambda: _run(config, settings, run, ranks, args.checkpoint))
 
 
-def _run(config: RunConfig, run: RunDir, ranks: Ranks, checkpoint: Path) -> None:
-    rank_setup.quiet_libraries()
-    kept = run.export / MARK
+def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, which: str) -> int:
+    rank_process.quiet_libraries()
+    checkpoint = run.find_checkpoint(which)
+    kept = run.export / EXPORT_MARK
     exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
-    scratch = beside(run.path / "eval")
+    scratch = temporary_path(run.path / "eval")
     folder = run.export if exported else scratch / checkpoint.name
     if ranks.first:
-        remove_rests(run.path / "eval")
+        remove_leftovers(run.path / "eval")
     if ranks.first and not exported:
         scratch.mkdir()
         with task(f"reading {checkpoint.name}"):
             export_checkpoint(checkpoint, folder, load_config(run.config))
-    folder = rank_setup.exchange_path("ftdist/eval_model", folder if ranks.first else None)
-    rank_setup.start_process_group(config, ranks)
-    losses = measure(config, folder, ranks)
+    folder = exchange_path("ftdist/eval_model", folder if ranks.first else None)
+    start_process_group(config, ranks)
+    losses = measure(config, settings_file, folder, ranks)
     if ranks.first:
         _report(run, checkpoint, losses)
         shutil.rmtree(scratch, ignore_errors=True)
+    return EXIT_DONE
 
 
-def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
-    """(sum of token losses, tokens) of the model in ``model_folder`` on each held-out set of the config's data."""
+def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: Ranks) -> Losses:
+    """Compute the loss of a model on each held-out set of the config's data. Every rank must call it.
+
+    Args:
+        settings_file: The settings of DeepSpeed (``deepspeed.json``).
+        model_folder: The model in Hugging Face format.
+
+    Raises:
+        ConfigError: The config has no held-out data.
+    """
     data = data_folder(config)
     heldout = open_heldout(data)
     if not heldout:
-        raise ConfigError("the config holds no held-out data", "data.heldout or data.heldout_share",
-                          "e.g. +data.heldout.mine.path=test.jsonl")  # fmt: skip
+        raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",
+                          "for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
     tokenizer = load_tokenizer(config)
     config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
                                            trust_remote_code=config.model.trust_remote_code))  # fmt: skip
     plan = BatchPlan(config.batch.micro_batch_size, 1, ranks.world_size, config.data.max_seq_len)
-    settings = deepspeed_settings(config, plan)
+    settings = read_settings(settings_file, plan)
     arch = model_config(config)
     backend = choose_backend(config.model.attention, arch, ranks.device, DTYPES[config.train.precision])
     with task("loading the model", ranks.first):
         model = load_model(config, arch, backend, settings)
         vocab_size = fit_vocabulary(model, len(tokenizer), len(tokenizer), 1)
-        engine = build_eval_engine(model.eval(), settings, ranks.device)
+        engine = build_forward_engine(model.eval(), settings, ranks.device)
     losses: Losses = {}
     with task("evaluating", ranks.first) as say:
         for name, dataset in heldout.items():
             measured = evaluate(
-                engine, dataset, plan.micro_batch_size, config.data.packing, tokenizer.pad_token_id, vocab_size, ranks,
-                report=partial(say_rows, say, name),
+                engine, build_objective(config, vocab_size), dataset, data_parallel(ranks), plan.micro_batch_size,
+                config.data.packing, tokenizer.pad_token_id,
+                report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
             losses[name] = measured
@@ -110,7 +123,8 @@ def measure(config: RunConfig, model_folder: Path, ranks: Ranks) -> Losses:
 
 
 def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
-    table = plain_table("set", "loss (nats a token)", "perplexity", "tokens")
+    """Print the table of losses, and append it to eval.jsonl."""
+    table = plain_table("set", "loss (nats per token)", "perplexity", "tokens")
     for name, (loss, tokens) in losses.items():
         table.add_row(name, f"{loss / tokens:.4f}", perplexity(loss / tokens), f"{tokens:,}")
     print(f"held-out loss of {checkpoint.name}")

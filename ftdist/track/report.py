@@ -1,4 +1,4 @@
-"""The last page of a run: what was gained, shown by numbers and by answers, and where everything is."""
+"""The report at the end of a run: held-out losses and sample answers before and after, and where the results are."""
 
 from contextlib import suppress
 from math import exp
@@ -8,29 +8,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftdist.base.output import shown, typed
+from ftdist.base.json_files import read_records
+from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show, show_table
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import read_records
 
 SHOWN_ANSWERS = 2
-"""Questions whose answers are printed; samples.jsonl has the others."""
+"""Number of questions whose answers are printed. samples.jsonl has all."""
 SHOWN_CHARACTERS = 400
-"""Of an answer; samples.jsonl has the rest."""
+"""Maximum number of characters of an answer that are printed. samples.jsonl has the whole answer."""
 LABEL_WIDTH = 11
-ANSWER = {"step": int, "set": str, "index": int, "answer": str}
-"""What a line of samples.jsonl must hold to be shown."""
-CUT = "…"
-"""At the end of an answer that reached its limit of tokens before its own end."""
+ANSWER_TYPES = {"step": int, "set": str, "index": int, "answer": str}
+"""Fields that a record of samples.jsonl must have to be shown, and their types."""
+TRUNCATION_MARK = "…"
+"""Ends an answer that was cut off because it reached its maximum number of tokens."""
 
-Scores = Dict[str, List[Tuple[int, float]]]
+Losses = Dict[str, List[Tuple[int, float]]]
+"""(optimizer step, loss in nats per token) of every evaluation, by held-out set."""
 
 
 def final_report(run: RunDir, console: Console) -> None:
-    """Print held-out loss before and after, answers of base model and expert, and where the results are."""
-    scores = heldout_losses(run)
-    if scores:
-        _print_losses(scores, console)
+    """Print the held-out loss before and after, answers of the base model and the expert, and where the results are."""
+    losses = heldout_losses(run)
+    if losses:
+        _print_losses(losses, console)
     samples = answers(run)
     for number, sample in enumerate(samples[:SHOWN_ANSWERS], 1):
         console.print()
@@ -40,25 +41,29 @@ def final_report(run: RunDir, console: Console) -> None:
         _print_text(console, "reference", str(sample.get("reference", "")), "bright_black")
     console.print()
     for label, value in places(run):
-        # Not wrapped: a path is there to be copied.
+        # Do not wrap: users copy the path.
         console.print(Text(f"{label:{LABEL_WIDTH}} {value}"), soft_wrap=True)
 
 
-def heldout_losses(run: RunDir) -> Scores:
-    """(step, loss) of every evaluation, by held-out set."""
-    found: Scores = {}
+def heldout_losses(run: RunDir) -> Losses:
+    """Return the step and the loss of every evaluation, by held-out set."""
+    found: Losses = {}
     for record in read_records(run.metrics):
         for key, value in record.items():
             if key.startswith("eval/") and key.endswith("/loss") and isinstance(record.get("step"), int):
-                with suppress(TypeError, ValueError):  # not what the tracker writes
+                with suppress(TypeError, ValueError):  # the tracker did not write this value
                     found.setdefault(key[len("eval/") : -len("/loss")], []).append((record["step"], float(value)))
     return found
 
 
 def answers(run: RunDir) -> List[Dict[str, Any]]:
-    """The held-out questions answered before the first step and at the last evaluation: a row each, with ``before`` and
-    ``after``."""
-    rows = [row for row in read_records(run.samples) if all(isinstance(row.get(key), ANSWER[key]) for key in ANSWER)]
+    """Return the questions that were answered both before the first step and at the last evaluation.
+
+    Returns:
+        A record of samples.jsonl for each question, with the two answers added as ``before`` and ``after``. The list is
+        empty if no question was answered after the first step.
+    """
+    rows = [row for row in read_records(run.samples) if _is_answer(row)]
     last = max((row["step"] for row in rows), default=0)
     if last == 0:
         return []
@@ -67,20 +72,24 @@ def answers(run: RunDir) -> List[Dict[str, Any]]:
     return [{**row, "before": before[key], "after": row["answer"]} for key, row in after.items() if key in before]
 
 
+def _is_answer(row: Dict[str, Any]) -> bool:
+    return all(isinstance(row.get(key), expected) for key, expected in ANSWER_TYPES.items())
+
+
 def places(run: RunDir) -> List[Tuple[str, str]]:
-    """Where the results of a run lie, those that are there."""
-    found = [("run", shown(run.path))]
+    """Return labels and paths of the results that exist."""
+    found = [("run", short_path(run.path))]
     if run.export.is_dir():
-        found.append(("model", shown(run.export)))
+        found.append(("model", short_path(run.export)))
     if any(run.wandb.glob("offline-run-*")):
-        # One for each attempt, all of the same W&B run.
-        found.append(("W&B", f"offline; upload it with: wandb sync {typed(run.wandb)}/offline-run-*"))
+        # Every attempt has a folder. All belong to the same W&B run.
+        found.append(("W&B", f"offline; upload it with: wandb sync {quoted_path(run.wandb)}/offline-run-*"))
     return found
 
 
-def _print_losses(scores: Scores, console: Console) -> None:
+def _print_losses(losses: Losses, console: Console) -> None:
     table = plain_table("held-out loss", "before", "after", "change", "perplexity")
-    for name, points in scores.items():
+    for name, points in losses.items():
         (first_step, before), (_, after) = points[0], points[-1]
         if first_step == 0 and len(points) > 1:
             change = f"{100 * (after - before) / before:+.1f} %" if before else "?"
@@ -92,14 +101,14 @@ def _print_losses(scores: Scores, console: Console) -> None:
 
 
 def perplexity(loss: float) -> str:
-    """exp(loss), as many digits as say something."""
-    if not loss < 30:  # also NaN
+    """Return exp(loss) as text, with two decimals below 100 and none above."""
+    if not loss < 30:  # true for NaN, too
         return "∞" if loss >= 30 else "nan"
     return f"{exp(loss):.2f}" if loss < 4.6 else f"{exp(loss):,.0f}"
 
 
 def _print_text(console: Console, label: str, text: str, style: str) -> None:
-    """A label and a text that wraps under itself. ``text`` is never read as markup."""
+    """Print a label and a text beside it, whose lines are all indented. ``text`` is not interpreted as markup."""
     text = text.strip() or "(nothing)"
     if len(text) > SHOWN_CHARACTERS:
         text = text[:SHOWN_CHARACTERS].rstrip() + " …"

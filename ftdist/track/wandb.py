@@ -1,35 +1,41 @@
-"""The W&B run of a training run, kept at arm's length: the only place that imports wandb.
+"""The W&B sink. It is the only module that imports wandb.
 
-Every call of the client runs in one daemon thread, fed from a bounded queue. A client that fails, hangs or cannot write
-therefore never stops or slows training: it costs one line in the log and records that are in metrics.jsonl anyway.
+All calls of the W&B client run in one daemon thread, which takes them from a bounded queue. A client that fails or
+hangs therefore cannot stop or slow down training. The user is told in one line. W&B may then lack records, but
+metrics.jsonl has them all.
 """
 
 import os
 import queue
 import threading
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
+from ftdist.base.json_files import read_json, read_records
 from ftdist.base.redact import redact
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.run.rundir import RunDir
 from ftdist.track.wandb_config import public_config, public_facts
 
 QUEUE_SIZE = 10_000
-"""Records that may wait for a slow client."""
+"""Maximum number of records that wait for a slow client."""
 INIT_TIMEOUT_S = 20.0
-"""For a server to answer; shorter than FINISH_TIMEOUT_S, so that a short run still gets its offline record."""
+"""Time for the W&B server to answer. It is shorter than FINISH_TIMEOUT_S, so that a short run can still be recorded
+offline."""
 FINISH_TIMEOUT_S = 30.0
-"""For the last records to be written or uploaded when training is over."""
+"""Time for the last records to be written or uploaded after training."""
 STOP_TIMEOUT_S = 2.0
-"""For wandb's service process to end by itself once all is written."""
+"""Time for wandb's service process to end by itself after everything is written."""
 TABLE_COLUMNS = ["step", "set", "index", "question", "prompt", "answer", "reference"]
 
 Call = Callable[[Any], Any]
 
 
 class WandbRun:
-    """A W&B run of rank 0. Its methods return at once and never raise."""
+    """The W&B run of a training run, in rank 0. See ``track/base.py`` for its methods.
+
+    ``log`` and ``samples`` return without waiting for the client. Errors of the client are never raised.
+    """
 
     def __init__(self, config: RunConfig, run: RunDir, note: Callable[[str], None]) -> None:
         self._config, self._run, self._note = config, run, note
@@ -42,14 +48,20 @@ class WandbRun:
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
-    def log(self, step: int, metrics: Dict[str, Any]) -> None:
-        """Log metrics of a step."""
-        values = {"step": step, **metrics}
-        self._put(lambda client: client.log(values, step=step))
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Log the metrics of one step. Texts and lists are left out: W&B has no charts for them."""
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, (str, list))}
+        values = {name: value if isinstance(value, int) else float(value) for name, value in numbers.items()}
+        self._put(lambda client: client.log({"step": step, **values}, step=step))
 
     def samples(self, step: int, rows: List[Dict[str, Any]]) -> None:
-        """Log a table of sample generations; each row names its step."""
-        data = [[row.get(column) for column in TABLE_COLUMNS] for row in rows]
+        """Log sample answers as a table.
+
+        The table begins with the answers of the base model, so that the newest table shows what the model has learned.
+        """
+        base = [row for row in read_records(self._run.samples) if row.get("step") == 0] if step else []
+        table = base + [{"step": step, **row} for row in rows]
+        data = [[row.get(column) for column in TABLE_COLUMNS] for row in table]
 
         def log_table(client: Any) -> None:
             import wandb
@@ -58,11 +70,16 @@ class WandbRun:
 
         self._put(log_table)
 
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Do nothing, because W&B accepts each step only once. It ignores the steps that are repeated."""
+
     def finish(self, exit_code: int) -> None:
-        """Hand over what is queued and close the run, waiting at most FINISH_TIMEOUT_S. Nothing of wandb is left behind
-        that could hold up the end of the process."""
+        """Send what is queued and close the W&B run, within ``FINISH_TIMEOUT_S``.
+
+        No thread or process of wandb remains that could delay the end of this process.
+        """
         self._exit_code = exit_code
-        # Where the queue is full, the client is stuck: the wait below then ends it.
+        # If the queue is full, the client hangs, and the wait below times out.
         self._put(None)
         if not self._finished.wait(FINISH_TIMEOUT_S):
             self._given_up = True
@@ -83,23 +100,24 @@ class WandbRun:
             self._dropped += 1
 
     def _fail(self, reason: object) -> None:
-        """One line in the log, whatever else goes wrong after it."""
+        """Tell the user about the first failure, in one line. Later failures are not reported."""
         if not self._failed:
             self._failed = True
             words = " ".join(str(reason).split()) or type(reason).__name__
             self._note(f"W&B: {redact(words)[:200]}; training goes on, metrics.jsonl is complete")
 
     def _work(self) -> None:
+        """Run the client in its thread until ``finish`` is called."""
         try:
             client = self._start()
             while (call := self._queue.get()) is not None:
                 try:
                     call(client)
-                except Exception as error:  # one bad record does not end the others
+                except Exception as error:  # a failed record must not prevent the next ones
                     self._dropped += 1
                     self._fail(error)
             client.finish(exit_code=self._exit_code)
-        except BaseException as error:  # wandb has raised SystemExit and KeyboardInterrupt in threads
+        except BaseException as error:  # wandb has raised SystemExit and KeyboardInterrupt in its threads
             self._fail(error)
         finally:
             self._finished.set()
@@ -107,8 +125,8 @@ class WandbRun:
 
     def _start(self) -> Any:
         mode = resolve_mode(self._config.track.wandb)
-        # wandb would send its own crash reports to its maker; a training cluster is no place for that.
-        # Its other folders would lie in the home directory, which a compute node need not have.
+        # By default wandb sends crash reports to its vendor, which is unwanted on a training cluster, and keeps data
+        # and a cache in the home directory, which may not exist on a compute node.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_DATA_DIR", str(self._run.wandb / "data"))
         os.environ.setdefault("WANDB_CACHE_DIR", str(self._run.wandb / "cache"))
@@ -119,7 +137,7 @@ class WandbRun:
                 if self._given_up:
                     raise
                 self._fail(f"not online ({error}), recording offline")
-                _kill_service()  # it holds the run id, and may hang on the server for minutes
+                _kill_service()  # it holds the run ID, and may wait for the server for minutes
         return self._init(Wandb.offline)
 
     def _init(self, mode: Wandb) -> Any:
@@ -143,12 +161,12 @@ class WandbRun:
             config={**public_config(self._config), "provenance": public_facts(provenance)},
             settings=wandb.Settings(
                 silent=True,
-                console="off",  # a live progress line is no use to anyone there
-                disable_git=True,  # the provenance has the commit; wandb's own would add the diff
+                console="off",  # wandb would record the live progress line
+                disable_git=True,  # the config has the commit already; wandb would also upload the diff
                 disable_job_creation=True,
                 save_code=False,
                 init_timeout=INIT_TIMEOUT_S,
-                x_transaction_log_flush_interval=1.0,  # the default loses the last 15 s at a SIGKILL
+                x_transaction_log_flush_interval=1.0,  # by default a SIGKILL loses the last 15 s
             ),
         )
         client.define_metric("step")
@@ -157,17 +175,17 @@ class WandbRun:
 
 
 def _stop_service() -> None:
-    """End wandb's service process. Otherwise its exit hook waits for it, without limit, when Python ends."""
+    """Stop wandb's service process. Otherwise wandb's exit hook waits for it without a limit when Python ends."""
     try:
         import wandb
 
         wandb.teardown()
-    except BaseException:  # whatever this is, the run is over and recorded
+    except BaseException:  # the run is finished and recorded, so that no error matters here
         _kill_service()
 
 
 def _kill_service() -> None:
-    """End wandb's service process at once, and with it every call that waits for it."""
+    """Kill wandb's service process, which also ends every call that waits for it."""
     try:
         import psutil
         import wandb
@@ -175,6 +193,6 @@ def _kill_service() -> None:
         for child in psutil.Process().children():
             if child.name().startswith("wandb-core"):
                 child.kill()
-        wandb.teardown()  # takes the exit hook away
-    except BaseException:  # the service is gone: nothing is left to wait for
+        wandb.teardown()  # removes wandb's exit hook
+    except BaseException:  # the service has ended: there is nothing to wait for
         pass

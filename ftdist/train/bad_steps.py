@@ -1,7 +1,7 @@
-"""Steps whose update is left out, and what follows when they do not end.
+"""Bad steps: when the update of a step is left out, and when the run rolls back to a checkpoint.
 
-A step is bad if its loss or its gradient norm is not finite, or, where that is asked for, if the norm is a sudden
-spike. All ranks see the same loss and norm, sums over all of them, and so decide alike.
+A step is bad if its loss or its gradient norm is not finite. With ``train.grad_spike_z`` it is also bad if its gradient
+norm is a sudden spike. The loss and the norm are sums over all ranks, so all ranks decide the same.
 """
 
 import math
@@ -10,17 +10,23 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from ftdist.base.errors import TrainError
 from ftdist.config.schema import TrainConfig
-from ftdist.data.loader import row_ids
-from ftdist.train.state import Done, Training
+from ftdist.data.row_order import row_ids
+from ftdist.train.state import Training, TrainState
 
 MAD_TO_DEVIATION = 1.4826
-"""A normal distribution's standard deviation over its median absolute deviation."""
+"""Standard deviation of a normal distribution divided by its median absolute deviation (MAD)."""
 SMALLEST_DEVIATION = 1e-3
-"""As a share of the median: norms that were all but equal make no spike of the next one."""
+"""Smallest deviation as a share of the median. After norms that were nearly equal, a small change is not a spike."""
+SHOWN_ROWS = 8
+"""Maximum number of training rows that a message names."""
 
 
 def why_bad(train: TrainConfig, norms: Sequence[float], loss: float, grad_norm: float) -> Optional[str]:
-    """Why a step must not be updated with; None where it may. ``norms`` are those of the last good steps."""
+    """Return why the update of a step must be left out, or None if it may be made.
+
+    Args:
+        norms: Gradient norms of the last good steps.
+    """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if not math.isfinite(grad_norm):
@@ -28,80 +34,88 @@ def why_bad(train: TrainConfig, norms: Sequence[float], loss: float, grad_norm: 
     if train.grad_spike_z is not None and len(norms) >= train.grad_spike_window:
         score = spike_score(norms, grad_norm)
         if score > train.grad_spike_z:
-            usual = statistics.median(norms)
-            return f"the gradient norm {grad_norm:.4g} is {score:.1f} deviations above the usual {usual:.4g}"
+            median = statistics.median(norms)
+            return f"the gradient norm {grad_norm:.4g} is {score:.1f} deviations above the median {median:.4g}"
     return None
 
 
 def spike_score(norms: Sequence[float], grad_norm: float) -> float:
-    """How many robust standard deviations a norm lies above the median of others."""
+    """Return how many robust standard deviations ``grad_norm`` is above the median of ``norms``.
+
+    This is the modified z-score of Iglewicz & Hoaglin 1993, with the standard deviation estimated as 1.4826 · MAD.
+    """
     median = statistics.median(norms)
     deviation = MAD_TO_DEVIATION * statistics.median(abs(norm - median) for norm in norms)
     return (grad_norm - median) / max(deviation, SMALLEST_DEVIATION * median, 1e-30)
 
 
-def note_step(done: Done, train: TrainConfig, bad: Optional[str], grad_norm: float) -> None:
-    """Count bad steps in a row, and remember the norms that a spike is measured against."""
-    done.bad_in_a_row = done.bad_in_a_row + 1 if bad else 0
+def count_step(state: TrainState, train: TrainConfig, bad: Optional[str], grad_norm: float) -> None:
+    """Update the number of bad steps in a row, and the gradient norms that the next step is compared with."""
+    state.bad_in_a_row = state.bad_in_a_row + 1 if bad else 0
     if bad is None and train.grad_spike_z is not None:
-        done.grad_norms = [*done.grad_norms, grad_norm][-train.grad_spike_window :]
+        state.grad_norms = [*state.grad_norms, grad_norm][-train.grad_spike_window :]
 
 
 def batch_rows(training: Training, batch: int, batches: int = 1) -> List[int]:
-    """Ids of the training rows of some global batches in the run's data order."""
+    """Return the ids of the training rows of ``batches`` global batches, from index ``batch`` in the data order on."""
     size = training.plan.global_batch_size
     return row_ids(training.config.seed, training.train_set.num_rows, batch * size, batches * size).tolist()
 
 
-def bad_record(training: Training, index: int, bad: str) -> Dict[str, Any]:
-    """What metrics.jsonl says of bad step ``index`` besides its numbers; one line for the user."""
-    training.progress.note(f"step {index + 1}: {bad}; no weight was changed, metrics.jsonl names the rows")
-    return {"train/bad": bad, "train/bad_rows": batch_rows(training, training.done.batch_index(index))}
+def report_bad_step(training: Training, index: int, bad: str) -> Dict[str, Any]:
+    """Print one line about bad step ``index`` (0 is the first), and return what metrics.jsonl records of it."""
+    training.progress.note(f"step {index + 1}: {bad}; the update is left out, metrics.jsonl names the training rows")
+    return {"train/bad": bad, "train/bad_rows": batch_rows(training, training.state.batch_index(index))}
 
 
 def roll_back(training: Training, bad: str) -> None:
-    """Go back to the last checkpoint that was due and leave out the batches that the run has had since: where a run was
-    asked to stop does not change what becomes of it.
+    """Load the last checkpoint that was due, and skip all batches that the run has used since then.
 
-    The loader's state stays a few integers: ``[step, batches]`` is added to ``done.skipped``. An attempt that is killed
-    before a checkpoint is saved with it comes to the same bad steps and goes back again.
+    A checkpoint is due every ``train.checkpoint_every`` steps. One that was saved only because the run was stopped is
+    not used if there is another one, so that the result does not depend on when a run was stopped. The skipped batches
+    are added to ``state.skipped`` as ``[step, batches]``. If the run is killed before the next checkpoint, it meets the
+    same bad steps again and rolls back again.
+
+    Args:
+        bad: Why the last step is bad.
 
     Raises:
-        TrainError: there is no checkpoint, or the run has gone back too often.
+        TrainError: There is no checkpoint, or the run has rolled back ``train.max_rollbacks`` times.
     """
-    train, done, ended = training.config.train, training.done, training.done.step
-    first = ended - done.bad_in_a_row
-    found = f"{done.bad_in_a_row} bad steps in a row, {first + 1} to {ended}: {bad}"
-    rows = batch_rows(training, done.batch_index(first), done.bad_in_a_row)
-    if done.rollbacks >= train.max_rollbacks:
-        times = f"after going back {done.rollbacks} times" if done.rollbacks else "with train.max_rollbacks=0"
-        raise TrainError(f"{found}, {times}; training rows {_short(rows)}", "finite losses and gradient norms",
+    train, state, last = training.config.train, training.state, training.state.step
+    first = last - state.bad_in_a_row
+    found = f"{state.bad_in_a_row} bad steps in a row, {first + 1} to {last}: {bad}"
+    rows = batch_rows(training, state.batch_index(first), state.bad_in_a_row)
+    if state.rollbacks >= train.max_rollbacks:
+        several = "rollbacks" if state.rollbacks > 1 else "rollback"
+        tries = f"after {state.rollbacks} {several}" if state.rollbacks else "with train.max_rollbacks=0"
+        raise TrainError(f"{found}, {tries}; training rows {_shorten(rows)}", "finite losses and gradient norms",
                          "lower optim.lr, and look at those rows (debug.detect_anomaly=true)")  # fmt: skip
     training.saver.join()
-    state = training.saver.load_newest(due=True)
-    if state is None:
-        raise TrainError(f"{found}, and no checkpoint to go back to; training rows {_short(rows)}",
-                         "a checkpoint from before", "train.checkpoint_every=100, or a lower optim.lr")  # fmt: skip
-    training.done = back = restored(state)
-    start = back.step
-    left_out = [back.batch_index(start), done.batch_index(ended - 1)]
-    # What was left out there before, still is.
-    back.skipped = [[at, batches] for at, batches in done.skipped if at <= start]
-    back.skipped.append([start, left_out[1] + 1 - back.batch_index(start)])
-    back.bad_in_a_row, back.rollbacks = 0, done.rollbacks + 1
-    training.tracker.rewind(start, evaluated=back.evaluated_step == start)
-    # Belongs to the first step after the checkpoint: it is forgotten with that, should the run be cut before the next.
-    training.tracker.log(start + 1, {"train/rolled_back_from": ended, "train/bad": bad, "train/bad_rows": rows,
-                                     "train/batches_left_out": left_out})  # fmt: skip
-    training.progress.note(f"{found}: back to the checkpoint of step {start}; batches {left_out[0]} to {left_out[1]} "
-                           f"of the data are left out; training rows of the bad steps: {_short(rows)}")  # fmt: skip
+    saved = training.saver.load_newest(due=True)
+    if saved is None:
+        raise TrainError(f"{found}, and there is no checkpoint to roll back to; training rows {_shorten(rows)}",
+                         "a checkpoint from before these steps",
+                         "train.checkpoint_every=100, or a lower optim.lr")  # fmt: skip
+    training.state = restored = TrainState.from_dict(saved)
+    start = restored.step
+    skipped = [restored.batch_index(start), state.batch_index(last - 1)]
+    # Batches that were skipped by earlier rollbacks to this checkpoint or an older one stay skipped.
+    restored.skipped = [[at, batches] for at, batches in state.skipped if at <= start]
+    restored.skipped.append([start, skipped[1] + 1 - restored.batch_index(start)])
+    restored.bad_in_a_row, restored.rollbacks = 0, state.rollbacks + 1
+    training.tracker.rewind(start, evaluated=restored.evaluated_step == start)
+    # The record belongs to the first step after the checkpoint. If the run is killed before the next checkpoint, a
+    # resume removes it together with this step.
+    training.tracker.log(start + 1, {"train/rolled_back_from": last, "train/bad": bad, "train/bad_rows": rows,
+                                     "train/batches_left_out": skipped})  # fmt: skip
+    training.progress.note(
+        f"{found}: rolled back to the checkpoint of step {start}; batches {skipped[0]} to {skipped[1]} of the data are "
+        f"skipped; training rows of the bad steps: {_shorten(rows)}"
+    )
 
 
-def restored(state: Dict[str, Any]) -> Done:
-    """How far a run had come at a checkpoint, from its state."""
-    return Done(**{name: state[name] for name in Done().as_dict() if name in state})
-
-
-def _short(rows: List[int]) -> str:
-    shown = ", ".join(str(row) for row in rows[:8])
-    return f"{shown} … ({len(rows)})" if len(rows) > 8 else shown
+def _shorten(rows: List[int]) -> str:
+    """Return the first rows as text, and the number of all rows if there are more."""
+    shown = ", ".join(str(row) for row in rows[:SHOWN_ROWS])
+    return f"{shown} … ({len(rows)})" if len(rows) > SHOWN_ROWS else shown

@@ -1,143 +1,169 @@
-"""The training loop: a few short functions over one state object."""
+"""The training loop. ``train_step`` is one optimizer step; ``train`` adds evaluation, checkpoints and logging."""
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Dict, Optional
 
 import torch
 
-from ftdist.data.loader import micro_batch, row_ids, train_rows
-from ftdist.engine.engine import backward, set_lr, step
-from ftdist.model.forward import token_loss
-from ftdist.parallel.ranks import peak_memory_gib, reduce_sum
-from ftdist.train.bad_steps import bad_record, note_step, roll_back, why_bad
-from ftdist.train.evaluate import answer_prompts, evaluate, say_rows
+from ftdist.data.loader import micro_batch
+from ftdist.data.row_order import row_ids, train_rows
+from ftdist.parallel.device_memory import peak_memory_gib
+from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
+from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
 
-SAVE_WORTH_SAYING_S = 1.0
+LONG_SAVE_S = 1.0
+"""If training waits longer than this for a checkpoint, one line says so."""
 
 
 @dataclass(frozen=True)
 class StepResult:
+    """The numbers of one optimizer step, over all ranks."""
+
     loss: float
-    """Mean cross-entropy over the trained tokens of the global batch, nats a token, before the update."""
+    """Mean loss before the update. For SFT it is the mean cross-entropy of the trained tokens in nats per token."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     lr: float
+    """Learning rate of the update."""
     tokens: int
+    """Number of input tokens, without padding."""
     trained_tokens: int
+    """Number of tokens with a label."""
     stop: bool
-    """Some rank was asked to stop."""
+    """Whether any rank was asked to stop."""
     bad: Optional[str]
-    """Why the update was left out; None where it was not."""
+    """Why the update was left out; None if it was made."""
+    metrics: Dict[str, float] = field(default_factory=dict)
+    """Means of the objective's own metrics, by the name under which they are logged."""
 
 
 def train(training: Training) -> bool:
-    """Run from training.done to the end. Returns False if it stopped early for preemption: a resume goes on."""
+    """Run from ``training.state`` to the last step.
+
+    Returns:
+        Whether the last step was reached. False if the run was asked to stop; a resume then continues it.
+    """
     last, rolled_back = training.max_steps, False
     while True:
-        done = training.done
+        state = training.state
         if _evaluation_due(training) and not _evaluate_all(training):
             return _stop_early(training)
         if _saving_due(training) and not rolled_back:
             _save(training)
-        if done.step == last:
+        if state.step == last:
             training.saver.finish()
             write_status(training)
             return True
         started = time.perf_counter()
-        result = train_step(training, done.step)
-        training.busy("")  # since the run began, whose first step may compile
-        done.step += 1
-        done.tokens_seen += result.tokens
-        done.trained_tokens += result.trained_tokens
-        note_step(done, training.config.train, result.bad, result.grad_norm)
-        if result.bad or done.step % training.config.train.log_every == 0 or done.step == last:
+        result = train_step(training, state.step)
+        training.busy("")  # ends "starting": the first step may compile kernels for a long time
+        state.step += 1
+        state.tokens_seen += result.tokens
+        state.trained_tokens += result.trained_tokens
+        count_step(state, training.config.train, result.bad, result.grad_norm)
+        if result.bad or state.step % training.config.train.log_every == 0 or state.step == last:
             _log_step(training, result, time.perf_counter() - started)
-        rolled_back = done.bad_in_a_row >= training.config.train.max_bad_steps
+        rolled_back = state.bad_in_a_row >= training.config.train.max_bad_steps
         if rolled_back:
             roll_back(training, str(result.bad))
-        if result.stop:  # a run that has just gone back stands at a checkpoint
+        if result.stop:
+            # After a rollback the state is that of a checkpoint, so there is nothing to save.
             return False if rolled_back else _stop_early(training)
 
 
 def _evaluation_due(training: Training) -> bool:
-    """Before the first step, after the last, and every eval_every; not again where a resumed run had done it."""
-    done = training.done
-    due = done.step in (0, training.max_steps) or _due(done.step, training.config.train.eval_every)
-    return due and done.evaluated_step != done.step
+    """Return whether to evaluate now: before the first step, after the last one, and every ``eval_every`` steps.
+
+    A resumed run does not repeat the evaluation of its checkpoint.
+    """
+    state = training.state
+    due = state.step in (0, training.max_steps) or _due(state.step, training.config.train.eval_every)
+    return due and state.evaluated_step != state.step
 
 
 def _saving_due(training: Training) -> bool:
-    """Not among bad steps, which may come of weights that have gone bad: what to go back to is older."""
-    done = training.done
-    due = bool(done.step) and _due(done.step, training.config.train.checkpoint_every) and not done.bad_in_a_row
-    return due or done.step == training.max_steps
+    """Return whether to save a checkpoint now.
+
+    After a bad step none is saved, because the weights may have been bad already. The run then rolls back to a
+    checkpoint from before the bad steps.
+    """
+    state = training.state
+    due = bool(state.step) and _due(state.step, training.config.train.checkpoint_every) and not state.bad_in_a_row
+    return due or state.step == training.max_steps
 
 
 def train_step(training: Training, index: int) -> StepResult:
-    """Optimizer step ``index`` (0 is the first): forward and backward over the accumulation steps, then the update.
+    """Run optimizer step ``index`` (0 is the first): forward and backward of each micro-step, then the update.
 
-    The loss is sum of token losses / trained tokens, both over the whole global batch: all micro-steps of all ranks.
+    The loss of the step is the sum of the objective's losses divided by the sum of its weights (for SFT the number of
+    trained tokens). Both sums are over the whole global batch: all micro-steps of all ranks.
     """
-    config, ranks, plan, engine = training.config, training.ranks, training.plan, training.engine
-    batches = [_train_batch(training, index, micro).to(ranks.device) for micro in range(plan.grad_accum_steps)]
-    mine = [sum(b.num_trained for b in batches), sum(b.num_tokens for b in batches)]
-    trained_tokens, tokens = reduce_sum(mine, ranks.device)
+    config, mesh, plan, engine, objective = (
+        training.config, training.mesh, training.plan, training.engine, training.objective
+    )  # fmt: skip
+    batches = [_train_batch(training, index, micro).to(mesh.device) for micro in range(plan.grad_accum_steps)]
+    counts = [(objective.weight(batch), batch.num_trained, batch.num_tokens) for batch in batches]
+    weight, trained_tokens, tokens = mesh.sum([sum(column) for column in zip(*counts, strict=True)])
     lr = learning_rate(config.optim, index, training.max_steps)
-    set_lr(engine, lr)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    engine.set_lr(lr)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    metric_sums = dict.fromkeys(objective.metrics, 0.0)
     for number, batch in enumerate(batches, 1):
-        loss = token_loss(engine, batch, training.vocab_size)
-        backward(engine, loss / trained_tokens, ranks.world_size)
-        loss_sum += loss.detach().double()
+        found = objective.loss(engine, batch)
+        engine.backward(found.loss / weight)
+        loss_sum += found.loss.detach().double()
+        metric_sums = {name: total + found.metrics[name] for name, total in metric_sums.items()}
         if number < len(batches):
-            step(engine)
-    # Summed before the update: a loss that is not finite on one rank keeps all of them from updating.
-    total, stop = reduce_sum([float(loss_sum), float(training.preemption.asked())], ranks.device)
-    mean, norms = total / trained_tokens, training.done.grad_norms
-    grad_norm, _ = step(engine, lambda norm: why_bad(config.train, norms, mean, norm) is None)
-    bad = why_bad(config.train, norms, mean, grad_norm)
-    return StepResult(mean, grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad)
+            engine.step()
+    # The loss is summed before the update, so that a loss that is not finite on one rank stops the update on all ranks.
+    total, stop, *sums = mesh.sum([float(loss_sum), float(training.preemption.requested()), *metric_sums.values()])
+    mean, norms = total / weight, training.state.grad_norms
+    end = engine.step(lambda norm: why_bad(config.train, norms, mean, norm) is None)
+    bad = why_bad(config.train, norms, mean, end.grad_norm)
+    metrics = {name: value / weight for name, value in zip(metric_sums, sums, strict=True)}
+    return StepResult(mean, end.grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad, metrics)
 
 
 def _train_batch(training: Training, index: int, micro_step: int) -> Any:
-    """This rank's rows of a micro-step: a slice of the run's one global order, whatever the number of ranks."""
-    start, count = train_rows(training.done.batch_index(index), micro_step, training.ranks.rank, training.plan)
+    """Return this rank's rows of a micro-step. They are a slice of the global data order of the run."""
+    start, count = train_rows(training.state.batch_index(index), micro_step, training.mesh.data_rank, training.plan)
     rows = row_ids(training.config.seed, training.train_set.num_rows, start, count)
     return micro_batch(training.train_set, rows.tolist(), training.config.data.packing, training.tokenizer.pad_token_id)
 
 
-def _due(done: int, every: Optional[int]) -> bool:
-    return every is not None and done % every == 0
+def _due(step: int, every: Optional[int]) -> bool:
+    return every is not None and step % every == 0
 
 
 def _log_step(training: Training, result: StepResult, step_s: float) -> None:
-    done, ranks = training.done, training.ranks
+    state, ranks = training.state, training.ranks
     if not ranks.first:
         return
     tokens_per_s, memory = result.tokens / step_s, peak_memory_gib(ranks.device)
-    training.tracker.log(done.step, {
+    training.tracker.log(state.step, {
         "train/loss": result.loss,
         "train/grad_norm": result.grad_norm,
         "train/lr": result.lr,
-        "train/trained_tokens": done.trained_tokens,
-        "train/tokens_seen": done.tokens_seen,
+        **result.metrics,
+        "train/trained_tokens": state.trained_tokens,
+        "train/tokens_seen": state.tokens_seen,
         "perf/step_s": step_s,
         "perf/tokens_per_s_per_gpu": tokens_per_s / ranks.world_size,
         "mem/peak_gib": memory,
-        **(bad_record(training, done.step - 1, result.bad) if result.bad else {}),
+        **(report_bad_step(training, state.step - 1, result.bad) if result.bad else {}),
     })  # fmt: skip
-    training.progress.update(done.step, loss=result.loss, tokens_per_s=tokens_per_s, mem_gib=memory, lr=result.lr,
+    training.progress.update(state.step, loss=result.loss, tokens_per_s=tokens_per_s, mem_gib=memory, lr=result.lr,
                              grad_norm=result.grad_norm)  # fmt: skip
-    write_status(training, step=done.step, max_steps=training.max_steps, loss=result.loss, tokens_per_s=tokens_per_s)
+    write_status(training, step=state.step, max_steps=training.max_steps, loss=result.loss, tokens_per_s=tokens_per_s)
 
 
 def write_status(training: Training, **changes: Any) -> None:
-    """What ``ftdist status`` shows. A full disk must not end a run."""
+    """Update the fields of ``status.json``, which ``ftdist status`` shows. A full disk must not end the run."""
     if training.saver.published is not None:
         step, when = training.saver.published
         changes |= {"last_checkpoint_step": step, "last_checkpoint_time": when}
@@ -147,15 +173,19 @@ def write_status(training: Training, **changes: Any) -> None:
 
 
 def _evaluate_all(training: Training) -> bool:
-    """Loss of every held-out set, and sample answers. Returns False if asked to stop meanwhile: nothing is recorded."""
+    """Compute the loss of every held-out set and the sample answers, and record them.
+
+    Returns:
+        False if the run was asked to stop during the evaluation. Nothing is recorded then.
+    """
     metrics: Dict[str, float] = {}
     loss_sum, num_tokens = 0.0, 0
     with training.progress.during("evaluating") as say:
         for name, dataset in training.heldout.items():
             measured = evaluate(
-                training.engine, dataset, training.plan.micro_batch_size, training.config.data.packing,
-                training.tokenizer.pad_token_id, training.vocab_size, training.ranks, training.preemption,
-                report=partial(say_rows, say, name),
+                training.engine, training.objective, dataset, training.mesh, training.plan.micro_batch_size,
+                training.config.data.packing, training.tokenizer.pad_token_id, training.preemption,
+                report=partial(report_rows, say, name),
             )  # fmt: skip
             if measured is None:
                 return False
@@ -164,37 +194,41 @@ def _evaluate_all(training: Training) -> bool:
         rows = answer_prompts(training, say)
     if not metrics:
         return True
-    training.done.evaluated_step = training.done.step
-    training.done.eval_loss = loss_sum / num_tokens
+    state = training.state
+    state.evaluated_step, state.eval_loss = state.step, loss_sum / num_tokens
     if training.ranks.first:
-        step_done = training.done.step
-        training.tracker.log(step_done, metrics)
+        training.tracker.log(state.step, metrics)
         if rows:
-            training.tracker.samples(step_done, rows)
+            training.tracker.samples(state.step, rows)
         values = [f"{name.split('/')[1]} {value:.4f}" for name, value in metrics.items()]
-        shown = ", ".join(values) if len(values) > 1 else f"{training.done.eval_loss:.4f}"
-        training.progress.note(f"step {step_done}: held-out loss {shown}")
+        shown = ", ".join(values) if len(values) > 1 else f"{state.eval_loss:.4f}"
+        training.progress.note(f"step {state.step}: held-out loss {shown}")
     return True
 
 
 def _save(training: Training, due: bool = True) -> None:
-    done = training.done
-    state = {**done.as_dict(), "vocab_size": training.vocab_size, "run_id": training.config.track.run_id,
-             "due": due}  # fmt: skip
+    """Save a checkpoint. ``due`` is False if it is saved only because the run was asked to stop."""
+    contents = {**training.state.as_dict(), "vocab_size": training.vocab_size,
+                "run_id": training.config.track.run_id, "due": due}  # fmt: skip
     started = time.perf_counter()
     training.busy("saving")
     with training.progress.during("saving a checkpoint"):
-        training.saver.save(state)
+        training.saver.save(contents)
     training.busy("")
-    took = time.perf_counter() - started
-    if took > SAVE_WORTH_SAYING_S:
-        training.progress.note(f"step {done.step}: training waited {took:.1f} s for the checkpoint")
+    waited_s = time.perf_counter() - started
+    if waited_s > LONG_SAVE_S:
+        training.progress.note(f"step {training.state.step}: training waited {waited_s:.1f} s for the checkpoint")
 
 
 def _stop_early(training: Training) -> bool:
-    """Among bad steps nothing is saved, as above: what has been done since the newest checkpoint is done again."""
-    if training.done.bad_in_a_row:
-        training.progress.note("asked to stop while steps are bad: a resume goes on from the checkpoint before them")
+    """Save a checkpoint because the run was asked to stop. Returns False, the result of ``train``.
+
+    After a bad step nothing is saved: a resume repeats the steps since the newest checkpoint.
+    """
+    if training.state.bad_in_a_row:
+        training.progress.note(
+            "asked to stop after bad steps: nothing is saved, a resume continues from the checkpoint before them"
+        )
     else:
         _save(training, due=_saving_due(training))
     training.saver.finish()

@@ -1,4 +1,7 @@
-"""``python -m ftdist.train.main RUN_DIR``: one rank of a run. Wiring only; started by torchrun."""
+"""One rank of a training run: ``python -m ftdist.train.main RUN_DIR``, started by torchrun.
+
+This module builds the parts of a run, starts the training loop, and records how the run ended.
+"""
 
 import argparse
 import math
@@ -6,7 +9,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional
 
 import torch
 from rich.console import Console
@@ -19,57 +22,59 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import DebugConfig, RunConfig
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.engine.engine import build_engine, parameter_shape
+from ftdist.engine.engine import Engine, build_engine
+from ftdist.method.build import METHODS
 from ftdist.model.attention import choose_backend
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.parallel import ranks as rank_setup
-from ftdist.parallel.ranks import Ranks
+from ftdist.objective.build import build_objective
+from ftdist.parallel import rank_process
+from ftdist.parallel.mesh import data_parallel
+from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import plan_resumed
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
+from ftdist.plan.optimizers import optimizer_of
+from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
+from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
-from ftdist.track.tracker import Tracker, record_gap, rewind
-from ftdist.train.bad_steps import restored
-from ftdist.train.evaluate import set_stop_tokens
+from ftdist.track.tracker import Tracker
+from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
-from ftdist.train.out_of_memory import explained
+from ftdist.train.out_of_memory import explain_out_of_memory
 from ftdist.train.preempt import Preemption
-from ftdist.train.state import Done, Training
+from ftdist.train.state import Training, TrainState
 from ftdist.train.watchdog import Watchdog
 
 LAST_SAVE_S = 30.0
+"""After an error, time to wait for a checkpoint that is being written."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
+    """Run one rank, and end its process."""
     args = _parse(argv)
-    rank_setup.die_with_parent()
+    rank_process.die_with_parent()
     path = Path(args.run_dir or ".")
     if args.to_store or args.from_store:
-        path = rank_setup.exchange_path("ftdist/run_dir", path if args.to_store else None)
+        path = exchange_path("ftdist/run_dir", path if args.to_store else None)
     run = RunDir.open(path)
     config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
+    ranks = read_ranks(config)
     attempt = args.attempt + ranks.restart
-    rank_setup.redirect_output(run, ranks.rank, attempt)
-    try:
-        code = run_training(config, run, ranks, attempt)
-    except BaseException as error:  # whatever it was, the launcher shows it as one message
-        rank_setup.leave(rank_setup.record_failure(run, ranks.rank, attempt, error), in_step=False)
-    rank_setup.leave(code, in_step=True)
+    rank_process.run_rank(run, ranks.rank, attempt, lambda: run_training(config, run, ranks, attempt))
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ftdist.train.main", description="One rank of a run; started by torchrun.")
-    parser.add_argument("run_dir", nargs="?", help="a frozen run directory")
+    parser = argparse.ArgumentParser(prog="ftdist.train.main", description="One rank of a run, started by torchrun.")
+    parser.add_argument("run_dir", nargs="?", help="a run directory")
     parser.add_argument("--attempt", type=int, default=0, help="number of this start of the run, from 0")
-    parser.add_argument("--to-store", action="store_true", help="tell the other ranks the run directory")
-    parser.add_argument("--from-store", action="store_true", help="ask rank 0 for the run directory")
+    parser.add_argument("--to-store", action="store_true", help="send the run directory to the other ranks")
+    parser.add_argument("--from-store", action="store_true", help="receive the run directory from rank 0")
     args = parser.parse_args(argv)
     if (args.run_dir is None) != args.from_store:
         parser.error("give a run directory, or --from-store")
@@ -77,11 +82,11 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 
 
 def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> int:
-    """Everything between the process group and the exit code."""
-    rank_setup.quiet_libraries()
+    """Start the process group, train, export, and record how the run ended. Returns the exit code of the process."""
+    rank_process.quiet_libraries()
     preemption = Preemption(run, ranks.rank, attempt)
-    rank_setup.start_process_group(config, ranks)
-    if ranks.first:  # the parent is torchrun, or what the user's own torchrun has started
+    start_process_group(config, ranks)
+    if ranks.first:  # the parent process is torchrun, or the process that the user's own torchrun started
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
     watchdog = Watchdog(run, ranks, attempt, config.launch.stall_timeout_s, config.launch.timeout_s)
     training: Optional[Training] = None
@@ -91,12 +96,12 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
         finished = train(training)
         watchdog.close()
     except BaseException as error:
-        error = explained(error, config, ranks, training)
-        # Before a tracker that may be slow.
-        rank_setup.record_failure(run, ranks.rank, attempt, error, watchdog.blame_for(error))
-        watchdog.announce(error)
+        error = explain_out_of_memory(error, config, ranks, training)
+        # This comes before the tracker is closed, which may be slow.
+        rank_process.record_failure(run, ranks.rank, attempt, error, watchdog.find_cause(error))
+        watchdog.report_failure(error)
         if training is not None:
-            training.saver.join(LAST_SAVE_S)  # what failed does not concern a checkpoint that is being written
+            training.saver.join(LAST_SAVE_S)  # the checkpoint that is being written is still valid
             training.progress.close()
             training.tracker.finish(EXIT_FAILED)
         raise
@@ -104,7 +109,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     if finished and ranks.first and config.train.export:
         with task("exporting the model"):
             export_checkpoint(run.find_checkpoint("last"), run.export, config)
-    # A run that stops for preemption ends well: torchrun would take any other code for a crash.
+    # The exit code is 0 also if the run was stopped. Torchrun would treat any other code as a crash.
     training.tracker.finish(EXIT_DONE if finished else EXIT_PREEMPTED)
     if ranks.first:
         run.write_status(state="done" if finished else "preempted", exit_reason="" if finished else STOPPED)
@@ -114,12 +119,18 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
 
 
 def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemption) -> Training:
-    """Data, model, engine, and where the run stands, in the order in which each needs the one before."""
+    """Build the parts of a run, and load the newest checkpoint if there is one. Every rank must call it.
+
+    Raises:
+        DataError: The data is not prepared.
+        ConfigError: The model cannot be trained as the config asks, or the disk has no room for the checkpoints.
+        CheckpointError: There are checkpoints, but none can be used.
+    """
     _set_debug_modes(config.debug)
     folder = data_folder(config)
     if not is_ready(folder):
         found = f"no prepared data at {folder}"
-        raise DataError(found, "the cache that prepare wrote", "ftdist resume prepares it again")
+        raise DataError(found, "data that ftdist prepare wrote", "ftdist resume prepares it again")
     meta = read_meta(folder)
     plan = plan_resumed(config.batch, ranks.world_size, config.data.max_seq_len)
     train_set = open_set(folder, "train")
@@ -127,76 +138,78 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     arch = model_config(config)
     dtype = DTYPES[config.train.precision]
     backend = choose_backend(config.model.attention, arch, ranks.device, dtype)
-    settings = deepspeed_settings(config, plan)
+    settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):
-        model = load_model(config, arch, backend, settings)
+        method = METHODS[config.method.kind]
+        model = load_model(config, arch, backend, settings, method.load_options(config))
         vocab_size = fit_vocabulary(
             model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
         )
-        set_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
-        engine = build_engine(config, model, settings)
+        add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
+        engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
     one_document = never_two_documents(config)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
-    moved = "" if one_document else f"changing a document moves the others' logits by {proof.crossing:g}, "
-    _say(ranks, f"attention: {backend.name}; {moved}changing a token moves those before it by {proof.looking_ahead:g}")
-    max_steps = config.train.max_steps or math.ceil(
-        (config.train.epochs or 0) * train_set.num_rows / plan.global_batch_size
-    )
+    across = "" if one_document else f"changing a document moves the logits of the others by {proof.crossing:g}, "
+    ahead = f"changing a token moves the logits before it by {proof.looking_ahead:g}"
+    _print_on_rank_0(ranks, f"attention: {backend.name}; {across}{ahead}")
+    max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
-        _say(ranks, note)
+        _print_on_rank_0(ranks, note)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
-    saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _say(ranks, text))
-    done = _resume(saver, run, ranks, config.train.log_every)
-    progress = Progress(ranks.first, max_steps, done.step if done else 0)
+    saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _print_on_rank_0(ranks, text))
+    state = _resume(saver, run, ranks, config.train.log_every)
+    progress = Progress(ranks.first, max_steps, state.step if state else 0)
     saver.note = progress.note
-    tracker = Tracker(config, run, ranks.rank, resumed=done is not None, note=progress.note)
+    tracker = Tracker(config, run, ranks.rank, resumed=state is not None, note=progress.note)
     return Training(
-        config=config, run=run, ranks=ranks, plan=plan, engine=engine, tokenizer=tokenizer, vocab_size=vocab_size,
+        config=config, run=run, ranks=ranks, plan=plan, mesh=data_parallel(ranks), engine=engine,
+        objective=build_objective(config, vocab_size), tokenizer=tokenizer, vocab_size=vocab_size,
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
-        tracker=tracker, progress=progress, preemption=preemption, saver=saver, done=done or Done(),
+        tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip
 
 
 def never_two_documents(config: RunConfig) -> bool:
-    """Whether the model sees one document at a time."""
+    """Return whether the model sees only one document at a time."""
     return not config.data.packing and config.batch.micro_batch_size == 1
 
 
 def _set_debug_modes(debug: DebugConfig) -> None:
     if debug.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
         torch.use_deterministic_algorithms(True)
     torch.autograd.set_detect_anomaly(debug.detect_anomaly)
 
 
 def open_heldout(folder: Path) -> Dict[str, PreparedSet]:
+    """Open the held-out sets of prepared data, by name."""
     return {name: open_set(folder, name) for name in read_meta(folder)["sets"] if name != "train"}
 
 
-def _say(ranks: Ranks, text: str) -> None:
+def _print_on_rank_0(ranks: Ranks, text: str) -> None:
     if ranks.first:
         print(text, flush=True)
 
 
-def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional[Done]:
-    """Continue from the newest good checkpoint, if there is one: engine, counters, the record up to it."""
-    state = saver.load_newest()
-    if state is None:
+def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional[TrainState]:
+    """Load the newest undamaged checkpoint, and remove the records of later steps. Returns None if there is none."""
+    saved = saver.load_newest()
+    if saved is None:
         return None
-    done = restored(state)
+    state = TrainState.from_dict(saved)
     if ranks.first:
-        rewind(run, done.step, evaluated=done.evaluated_step == done.step)
-        if gap := record_gap(run, done.step, log_every):
-            _say(ranks, gap)
-    _say(ranks, f"resumed after step {done.step}")
-    return done
+        rewind_record(run, state.step, evaluated=state.evaluated_step == state.step)
+        if gap := record_gap(run, state.step, log_every):
+            _print_on_rank_0(ranks, gap)
+    _print_on_rank_0(ranks, f"resumed after step {state.step}")
+    return state
 
 
-def _check_disk(config: RunConfig, run: RunDir, engine: Any, max_steps: int) -> None:
-    """Room for all checkpoints that will lie there at a time, less those that do."""
-    parameters = sum(parameter_shape(p).numel() for p in engine.module.parameters() if p.requires_grad)
-    require_space(run.path, parameters, checkpoints_to_come(config, run, max_steps))
+def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) -> None:
+    """Check that all checkpoints of the run will fit on the disk."""
+    trained = sum(math.prod(shape) for shape in engine.trained_shapes().values())
+    require_space(run.path, trained, optimizer_of(config), checkpoints_to_come(config, run, max_steps))
 
 
 if __name__ == "__main__":

@@ -1,111 +1,128 @@
-"""When memory is full: what fills it, and the one change of the config that would free the most."""
+"""The error message when memory runs out: what fills it, and the one change of the config that would free the most."""
 
-from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from dataclasses import dataclass, replace
+from typing import Any, List, Tuple
 
 import torch
 
 from ftdist.base.errors import TrainError
-from ftdist.config.schema import Offload, Precision, RunConfig
-from ftdist.engine.engine import parameter_shape
-from ftdist.parallel.ranks import Ranks, peak_memory_gib
+from ftdist.config.schema import Offload, RunConfig, ZeroConfig
+from ftdist.config.zero import ModelState
+from ftdist.engine.optimizers import parameter_shape
+from ftdist.parallel.device_memory import peak_memory_gib
+from ftdist.parallel.ranks import Ranks
+from ftdist.plan.layout import Layout
+from ftdist.plan.memory import States, memory_of
 from ftdist.run.model_facts import read_facts
 
 GIB = 2**30
 SHORTEST_ROW = 256
-"""Rows are not proposed to be shorter than this many tokens."""
+"""Rows shorter than this many tokens are not proposed."""
 RECOMPUTED_SHARE = 0.7
-"""Of the activations, what gradient checkpointing typically frees."""
+"""Share of the activations that gradient checkpointing is assumed to free."""
 
 
 @dataclass(frozen=True)
 class Account:
-    """Bytes that one rank holds on its device, by the formula of docs/step.md; activations are what remains of the
-    peak that was measured."""
+    """What one rank holds in memory, in bytes.
 
-    parameters: float
-    gradients: float
-    optimizer_states: float
+    The model states are computed by the formula of docs/step.md ("What ZeRO shards"). The activations are the rest of
+    the measured peak.
+    """
+
+    states: States
     activations: float
 
     def __str__(self) -> str:
-        parts = {"parameters": self.parameters, "gradients": self.gradients, "optimizer states": self.optimizer_states,
+        parts = {"parameters": self.states.parameters, "gradients": self.states.gradients,
+                 "optimizer states": self.states.optimizer_states,
                  "activations and the rest": self.activations}  # fmt: skip
-        return ", ".join(f"{size / GIB:.1f} {name}" for name, size in parts.items() if size)
+        return ", ".join(f"{size / GIB:.1f} GiB for {name}" for name, size in parts.items() if size)
 
 
-def explained(error: BaseException, config: RunConfig, ranks: Ranks, training: Any) -> BaseException:
-    """The error itself; where memory ran out, one that says what filled it. ``training`` is None while loading."""
-    if not out_of_memory(error):
+def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks, training: Any) -> BaseException:
+    """Return an error that says what filled the memory, if memory ran out. Otherwise return ``error`` itself.
+
+    Args:
+        training: The parts of the run, or None if they are not built yet.
+    """
+    if not is_out_of_memory(error):
         return error
     cuda, first_line = ranks.device.type == "cuda", str(error).splitlines()[0] if str(error) else "MemoryError"
-    account: Optional[Account] = None
+    layout, peak = Layout.of_world(ranks.world_size), 0.0
     if training is None:
-        what = "while the model was loaded"
-        if (facts := read_facts(config)) is not None:
-            account = account_for(config, facts.parameters, ranks.world_size, 0.0, cuda)
-            what += f", which takes in GiB about {account} a rank"
+        facts = read_facts(config)
+        parameters, when, held = facts.parameters if facts else 0, "while the model was loaded", ""
+        if facts:
+            held = f". A rank needs about {account_for(config, parameters, layout, peak, cuda)}"
     else:
-        numbers = [parameter_shape(p).numel() for p in training.engine.module.parameters()]
+        parameters = sum(parameter_shape(p).numel() for p in training.engine.module.parameters())
         peak = peak_memory_gib(ranks.device) * GIB
-        account = account_for(config, sum(numbers), ranks.world_size, peak, cuda)
-        what = f"at step {training.done.step + 1}; of {peak / GIB:.1f} GiB at the peak about {account}"
-    change, saved = best_change(config, ranks.world_size, account, cuda)
-    helped = f" (frees about {saved / GIB:.1f} GiB)" if account else ""
-    explained = TrainError(f"memory ran out {what}: {first_line}", "a model, its states and activations that fit",
-                           f"{change}{helped}")  # fmt: skip
+        when = f"at step {training.state.step + 1}"
+        account = account_for(config, parameters, layout, peak, cuda)
+        held = f". At its peak of {peak / GIB:.1f} GiB the rank used about {account}"
+    change, freed = best_change(config, parameters or 1, layout, peak, cuda)
+    frees = f" (frees about {freed / GIB:.1f} GiB)" if parameters else ""
+    explained = TrainError(f"memory ran out {when}: {first_line.rstrip('.')}{held}",
+                           "a model, its states and activations that fit", f"{change}{frees}")  # fmt: skip
     explained.__cause__ = error
     return explained
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error says that GPU or host memory is full."""
     cpu = isinstance(error, RuntimeError) and (
         "can't allocate memory" in str(error) or "not enough memory" in str(error)
     )
     return cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def account_for(config: RunConfig, parameters: int, world_size: int, peak: float, cuda: bool) -> Account:
-    """What fills a rank's memory, in bytes. Offloaded states lie in host memory: none of the device's."""
-    bf16 = config.train.precision is Precision.bf16
-    width, states = (2, 12) if bf16 else (4, 8)
-    zero = config.zero
-    weights = parameters * width / (world_size if zero.stage >= 3 else 1)
-    gradients = parameters * width / (world_size if zero.stage >= 2 else 1)
-    optimizer = parameters * states / (world_size if zero.stage >= 1 else 1)
-    if cuda and zero.offload_param is not Offload.none:
-        weights = 0.0
-    if cuda and zero.offload_optimizer is not Offload.none:
-        gradients, optimizer = 0.0, 0.0
-    return Account(weights, gradients, optimizer, max(0.0, peak - weights - gradients - optimizer))
+def account_for(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> Account:
+    """Return what fills the memory of a rank: the memory of its GPU, or on CPU the host memory with offloaded states.
+
+    Args:
+        parameters: Number of parameters of the whole model.
+        peak: Measured peak memory of the rank in bytes.
+    """
+    states = _held(config, config.zero, parameters, layout, cuda)
+    return Account(states, max(0.0, peak - states.total))
 
 
-def best_change(config: RunConfig, world_size: int, account: Optional[Account], cuda: bool) -> Tuple[str, float]:
-    """The change that frees the most, as it is typed, and the bytes it frees; without an account, by the usual shares
-    of a model that is being loaded."""
-    account = account or Account(2.0, 2.0, 12.0, 0.0)
-    found = sorted(_changes(config, world_size, account, cuda), key=lambda change: -change[1])
+def best_change(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> Tuple[str, float]:
+    """Return the change that frees the most memory as a config override, and the bytes that it frees."""
+    found = sorted(_changes(config, parameters, layout, peak, cuda), key=lambda change: -change[1])
     return found[0] if found and found[0][1] > 0 else ("more memory, more ranks, or a smaller model", 0.0)
 
 
-def _changes(config: RunConfig, world_size: int, account: Account, cuda: bool) -> List[Tuple[str, float]]:
-    changes: List[Tuple[str, float]] = []
-    stage, sharded = config.zero.stage, 1 - 1 / world_size
-    freed = 0.0
-    for higher, part in ((1, account.optimizer_states), (2, account.gradients), (3, account.parameters)):
-        if higher > stage:
-            freed += part * sharded
-            changes.append((f"zero.stage={higher}", freed))
-    if cuda and config.zero.offload_optimizer is Offload.none:
-        stage_too = "" if stage else "zero.stage=1 "
-        changes.append((f"{stage_too}zero.offload_optimizer=cpu", account.optimizer_states + account.gradients))
-    if cuda and stage == 3 and config.zero.offload_param is Offload.none:
-        changes.append(("zero.offload_param=cpu", account.parameters))
+def _held(config: RunConfig, zero: ZeroConfig, parameters: int, layout: Layout, cuda: bool) -> States:
+    """Return the model states that a rank holds in this memory with the settings ``zero``."""
+    memory = memory_of(replace(config, zero=zero), parameters, layout)
+    return memory.device if cuda else memory.device + memory.host
+
+
+def _changes(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> List[Tuple[str, float]]:
+    """Return the possible changes of the config as overrides, each with the bytes that it frees."""
+    zero = config.zero
+    now = account_for(config, parameters, layout, peak, cuda)
+    settings: List[Tuple[str, ZeroConfig]] = []
+    for stage in range(zero.stage + 1, 4):
+        settings.append((f"zero.stage={stage}", replace(zero, stage=stage)))
+    if cuda and zero.offload_optimizer is Offload.none:
+        stage = max(zero.stage, 1)
+        changed = replace(zero, stage=stage, offload_optimizer=Offload.cpu)
+        stage_too = "" if stage == zero.stage else f"zero.stage={stage} "
+        settings.append((f"{stage_too}zero.offload_optimizer=cpu", changed))
+    if cuda and ModelState.parameters.is_sharded(zero.stage) and zero.offload_param is Offload.none:
+        settings.append(("zero.offload_param=cpu", replace(zero, offload_param=Offload.cpu)))
+    changes = [
+        (override, now.states.total - _held(config, changed, parameters, layout, cuda).total)
+        for override, changed in settings
+    ]
     rows, tokens = config.batch.micro_batch_size, config.data.max_seq_len
     if not config.train.gradient_checkpointing:
-        changes.append(("train.gradient_checkpointing=true", account.activations * RECOMPUTED_SHARE))
+        changes.append(("train.gradient_checkpointing=true", now.activations * RECOMPUTED_SHARE))
     elif rows > 1:
-        changes.append((f"batch.micro_batch_size={rows // 2}", account.activations / 2))
+        changes.append((f"batch.micro_batch_size={rows // 2}", now.activations / 2))
     elif tokens > SHORTEST_ROW:
-        changes.append((f"data.max_seq_len={tokens // 2}", account.activations / 2))
+        changes.append((f"data.max_seq_len={tokens // 2}", now.activations / 2))
     return changes

@@ -1,10 +1,13 @@
-"""What a training run is made of, and how far it has come."""
+"""The parts of a training run, and how far the run has come."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Dict, List, Optional
 
 from ftdist.checkpoint.saver import Saver
 from ftdist.config.schema import RunConfig
+from ftdist.engine.engine import Engine
+from ftdist.objective.base import Objective
+from ftdist.parallel.mesh import Mesh
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import BatchPlan
 from ftdist.run.rundir import RunDir
@@ -14,58 +17,70 @@ from ftdist.train.preempt import Preemption
 
 
 @dataclass
-class Done:
-    """How far the run has come: the loader's whole state is the step."""
+class TrainState:
+    """How far the run has come. A checkpoint stores it in ``state.json``.
+
+    The position in the data follows from ``step`` and ``skipped``, so the data loader has no state of its own.
+    """
 
     step: int = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     tokens_seen: int = 0
-    """Input tokens so far, without padding, over all ranks."""
+    """Number of input tokens so far over all ranks, without padding."""
     trained_tokens: int = 0
-    """Tokens with a label so far, over all ranks."""
+    """Number of tokens with a label so far, over all ranks."""
     eval_loss: Optional[float] = None
-    """Newest held-out loss over all held-out sets together, nats a token."""
+    """Newest held-out loss over all held-out sets together, in nats per token."""
     evaluated_step: Optional[int] = None
     """Step of the newest evaluation."""
     bad_in_a_row: int = 0
-    """Newest steps whose update was left out."""
+    """Number of bad steps since the last good one. The update of a bad step is left out."""
     skipped: List[List[int]] = field(default_factory=list)
-    """``[step, batches]`` of each roll-back: from that step on, the data order is ahead by so many batches."""
+    """``[step, batches]`` for each rollback: after ``step`` steps the run skipped this number of global batches."""
     rollbacks: int = 0
-    """Times that the run has gone back to a checkpoint."""
+    """Number of times that the run has rolled back to a checkpoint."""
     grad_norms: List[float] = field(default_factory=list)
-    """Newest gradient norms that were updated with; kept only where train.grad_spike_z is set."""
+    """Gradient norms of the last good steps. They are only kept if ``train.grad_spike_z`` is set."""
 
     def batch_index(self, step: int) -> int:
-        """Place in the run's data order of the global batch that optimizer step ``step`` (0 is the first) takes."""
+        """Return the index in the data order of the global batch that optimizer step ``step`` (0 is the first) uses."""
         return step + sum(batches for at, batches in self.skipped if at <= step)
 
     def as_dict(self) -> Dict[str, Any]:
+        """Return the fields as plain values for ``state.json``."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Dict[str, Any]) -> "TrainState":
+        """Return the state that ``state.json`` holds. Fields that it lacks have their default; others are ignored."""
+        return cls(**{name: saved[name] for name in cls().as_dict() if name in saved})
 
 
 @dataclass
 class Training:
-    """The parts of a run, wired together in main."""
+    """The parts of a run. ``ftdist.train.main`` builds them."""
 
     config: RunConfig
     run: RunDir
     ranks: Ranks
     plan: BatchPlan
-    engine: Any
+    mesh: Mesh
+    engine: Engine
+    objective: Objective
     tokenizer: Any
     vocab_size: int
-    """Rows of the embedding that are real tokens."""
+    """Number of rows of the embedding that are real tokens."""
     train_set: Any
     heldout: Dict[str, Any]
     """Held-out sets by name."""
     prompts: Dict[str, Any]
-    """Held-out prompts to answer, by set."""
+    """Prompts that the model answers at each evaluation, by held-out set."""
     max_steps: int
+    """Number of optimizer steps of the whole run."""
     tracker: Tracker
     progress: Progress
     preemption: Preemption
     saver: Saver
-    done: Done = field(default_factory=Done)
-    busy: Callable[[str], None] = lambda doing: None
-    """Tells the other ranks that this one does what may take long; "" ends that."""
+    state: TrainState = field(default_factory=TrainState)
+    busy: Callable[[str], None] = lambda activity: None
+    """Tells the other ranks that this rank starts an activity that may take long. "" ends the activity."""

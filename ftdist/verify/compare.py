@@ -1,7 +1,8 @@
-"""How far an engine's first steps are from the reference's: loss, every parameter's gradient, the update.
+"""Compare the first steps of an engine with the reference: the loss, the gradient of every parameter, the update.
 
-The engine takes its steps through the loop's own ``train_step``; what its optimizer was given is read from Adam's first
-moment. So whatever lies between the files of the prepared data and the weights after a step is compared.
+The engine runs the steps with the training loop's own ``train_step``. The gradients that its optimizer received are
+computed from Adam's first moments. So the comparison covers everything between the files of the prepared data and the
+weights after a step.
 """
 
 import math
@@ -18,29 +19,32 @@ from ftdist.train.state import Training
 from ftdist.verify.reference import Document, Reference, Rows, adamw, adamw_step, mean_loss
 
 SMALL_GRADIENT = {Precision.fp32: 1e-3, Precision.bf16: 1e-1}
-"""A parameter whose gradient is a smaller share of the whole gradient than this is measured against this share. The
-gradient of a key's bias, for one, is exactly zero: rounding is all that is left of it. In bf16 every bias is small
-beside the many terms that cancel in it, each rounded to 8 bits."""
+"""Smallest share of the norm of the whole gradient that a parameter's difference is divided by. Where the gradient of a
+parameter is smaller, only rounding may be left of it: the gradient of the bias of keys, for instance, is exactly zero.
+In bf16 the gradient of every bias is a small sum of many terms that cancel each other, and each term is rounded to 8
+bits."""
 FP32_ROUNDING = 2.0**-23
 UPDATES = 2
-"""First steps whose update is compared."""
+"""Number of first steps whose update is compared."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reference came to."""
+    """The results of the reference."""
 
     losses: List[float]
+    """Loss of each step."""
     grad_norms: List[float]
+    """Gradient norm of each step, before clipping."""
     gradients: Tensors
-    """Of the first step, after clipping."""
+    """Gradients of the first step, after clipping."""
     heldout: float
-    """Held-out loss after the last step; 0 where nothing is held out."""
+    """Held-out loss after the last step. 0 if there is no held-out data."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Largest relative differences that rounding may make."""
+    """Largest relative differences that rounding may cause."""
 
     loss: float
     grad_norm: float
@@ -49,8 +53,9 @@ class Allowed:
     heldout: float
 
 
-# bf16 keeps 8 bits: each rounding is off by up to 0.4 %. The reference runs in bf16 too, but sums the gradients of
-# documents in fp32, where a micro-batch sums them in bf16 and in another order. What is measured: docs/correctness.md.
+# A bf16 number has 8 significant bits, so each rounding changes it by up to 0.4 %. The reference runs in bf16 too, but
+# adds the gradients of documents in fp32. A micro-batch adds them in bf16 and in another order. The measured
+# differences are in docs/correctness.md.
 ALLOWED = {
     Precision.fp32: Allowed(loss=1e-6, grad_norm=1e-5, gradient=1e-5, update=1e-6, heldout=1e-6),
     Precision.bf16: Allowed(loss=1e-3, grad_norm=1e-2, gradient=5e-2, update=1e-6, heldout=1e-3),
@@ -59,50 +64,65 @@ ALLOWED = {
 
 @dataclass(frozen=True)
 class Deviation:
-    """Largest relative differences from the reference."""
+    """Largest relative differences between the engine and the reference."""
 
     loss: float
     """Over all steps."""
     grad_norm: float
+    """Over all steps."""
     gradient: float
-    """Of the parameter that is furthest off, in the first step: norm of the difference / norm."""
+    """Norm of the difference / norm of the gradient, in the first step, for the parameter with the largest value."""
     parameter: str
-    """Which one that is."""
+    """Name of this parameter."""
     update: float
-    """The first updates, given the same gradients: norm of the difference / norm of the update, beyond rounding."""
+    """Norm of the difference / norm of the update, after the first updates with the same gradients. Differences within
+    the rounding of fp32 are not counted."""
     heldout: float
 
     def beyond(self, allowed: Allowed) -> List[str]:
-        """What is further off than it may be (nan is)."""
+        """Describe each value that is larger than allowed, or nan."""
         return [
-            f"{name} is off by {getattr(self, name):.2g}, allowed {limit:.0e}"
+            f"{name} differs by {getattr(self, name):.2g}, allowed is {limit:.0e}"
             + (f" ({self.parameter})" if name == "gradient" else "")
             for name, limit in vars(allowed).items()
             if not getattr(self, name) <= limit
         ]
 
 
-def expect(
+def run_reference(
     model: torch.nn.Module, config: Any, rows: Rows, order: List[int], steps: int, heldout: List[Document],
     vocab_size: Optional[int] = None,
 ) -> Expected:  # fmt: skip
-    """Run the reference for ``steps`` steps, from the model's weights as they are."""
+    """Run the reference for some steps, from the current weights of the model.
+
+    Args:
+        rows: All rows of the training set.
+        order: Indices of the rows in the order of the run.
+        steps: Number of steps to run.
+        vocab_size: Number of rows of the embedding that are real tokens; None for all.
+    """
     reference = Reference(model, config.optim, config.train.max_steps, vocab_size)
-    size, history = config.batch.global_batch_size, []
+    size, results = config.batch.global_batch_size, []
     gradients: Tensors = {}
     for step in range(steps):
         documents = [document for row in order[step * size : (step + 1) * size] for document in rows[row]]
-        history.append(reference.step(step, documents))
+        results.append(reference.step(step, documents))
         gradients = gradients or reference.gradients
     return Expected(
-        [record["loss"] for record in history], [record["grad_norm"] for record in history], gradients,
+        [result["loss"] for result in results], [result["grad_norm"] for result in results], gradients,
         mean_loss(model, heldout, vocab_size) if heldout else 0.0,
     )  # fmt: skip
 
 
-def deviate(training: Training, expected: Optional[Expected], steps: int) -> Optional[Deviation]:
-    """Take the same steps with the engine, from its beginning, and compare. Every rank calls it; only the first needs
-    what is expected, and has a result."""
+def measure_deviation(training: Training, expected: Optional[Expected], steps: int) -> Optional[Deviation]:
+    """Run the first steps with the engine and compare them with the reference. Every rank must call it.
+
+    Args:
+        expected: The results of the reference on rank 0, None on the other ranks.
+
+    Returns:
+        The deviation on rank 0, None on the other ranks.
+    """
     config = training.config
     weights, moments, results = [whole_weights(training.engine)], [], []
     for index in range(steps):
@@ -112,64 +132,80 @@ def deviate(training: Training, expected: Optional[Expected], steps: int) -> Opt
             if expected is not None:
                 weights.append(after)
                 moments.append(moment)
-    heldout = _heldout(training)
+    heldout = _heldout_loss(training)
     if expected is None:
         return None
-    gradients = given_gradients(moments, config.optim.beta1)
+    gradients = gradients_from_moments(moments, config.optim.beta1)
     gradient, parameter = worst_gradient(gradients[0], expected.gradients, SMALL_GRADIENT[config.train.precision])
     return Deviation(
-        loss=relative([r.loss for r in results], expected.losses),
-        grad_norm=relative([r.grad_norm for r in results], expected.grad_norms),
+        loss=largest_difference([r.loss for r in results], expected.losses),
+        grad_norm=largest_difference([r.grad_norm for r in results], expected.grad_norms),
         gradient=gradient, parameter=parameter,
         update=_update_deviation(weights, gradients, config.optim, [result.lr for result in results]),
-        heldout=relative([heldout], [expected.heldout]),
+        heldout=largest_difference([heldout], [expected.heldout]),
     )  # fmt: skip
 
 
-def _heldout(training: Training) -> float:
+def _heldout_loss(training: Training) -> float:
+    """Return the loss over all held-out sets together, in nats per token. 0 if there is no held-out data."""
     config, total, tokens = training.config, 0.0, 0
     for dataset in training.heldout.values():
-        measured = evaluate(training.engine, dataset, training.plan.micro_batch_size, config.data.packing,
-                            training.tokenizer.pad_token_id, training.vocab_size, training.ranks)  # fmt: skip
+        measured = evaluate(
+            training.engine, training.objective, dataset, training.mesh, training.plan.micro_batch_size,
+            config.data.packing, training.tokenizer.pad_token_id,
+        )  # fmt: skip
         assert measured is not None
         total, tokens = total + measured[0], tokens + measured[1]
     return total / tokens if tokens else 0.0
 
 
 def largest(numbers: Iterable[float]) -> float:
-    """The largest; nan if one is nan, which ``max`` passes over."""
-    found = list(numbers)
-    return math.nan if any(map(math.isnan, found)) else max(found)
+    """Return the largest number, or nan if one of them is nan. (``max`` may ignore a nan.)"""
+    values = list(numbers)
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
-def relative(found: List[float], expected: List[float]) -> float:
-    """Largest relative difference."""
+def largest_difference(found: List[float], expected: List[float]) -> float:
+    """Return the largest relative difference of two lists of the same length."""
     return largest(abs(a - b) / abs(b) if a != b else 0.0 for a, b in zip(found, expected, strict=True))
 
 
 def worst_gradient(found: Tensors, expected: Tensors, small: float) -> Tuple[float, str]:
-    """(norm of the difference / norm, name) of the parameter that is furthest off; ``small``: see SMALL_GRADIENT."""
-    assert found.keys() == expected.keys(), "other parameters"
+    """Find the parameter whose gradient differs most.
+
+    Args:
+        small: Smallest divisor, as a share of the norm of the whole gradient (see ``SMALL_GRADIENT``).
+
+    Returns:
+        Norm of the difference / norm of the gradient, and the name of the parameter.
+    """
+    assert found.keys() == expected.keys(), "the engine and the reference have different parameters"
     norms = {name: float(g.norm()) for name, g in expected.items()}
     least = small * sum(n**2 for n in norms.values()) ** 0.5
-    off = {n: float((found[n].to(g.device) - g).norm()) / max(norms[n], least) for n, g in expected.items()}
-    return largest(off.values()), max(off, key=lambda name: (math.isnan(off[name]), off[name]))
+    differences = {n: float((found[n].to(g.device) - g).norm()) / max(norms[n], least) for n, g in expected.items()}
+    worst = max(differences, key=lambda name: (math.isnan(differences[name]), differences[name]))
+    return largest(differences.values()), worst
 
 
-def given_gradients(moments: List[Tensors], beta1: float) -> List[Tensors]:
-    """What the optimizer was given at each step, after every reduction and clipping, from its first moments after them:
-    m = beta1 · (m before) + (1 - beta1) · g."""
+def gradients_from_moments(moments: List[Tensors], beta1: float) -> List[Tensors]:
+    """Return the gradients that the optimizer received at each step, after all reductions and clipping.
+
+    They are computed from Adam's first moments after each step: m = beta1 · (m of the step before) + (1 - beta1) · g.
+    """
     before = [{name: torch.zeros_like(moment) for name, moment in moments[0].items()}, *moments]
     return [{name: (moment - beta1 * old[name]) / (1 - beta1) for name, moment in now.items()}
             for old, now in zip(before, moments, strict=False)]  # fmt: skip
 
 
 def _update_deviation(weights: List[Tensors], gradients: List[Tensors], optim: Any, lrs: List[float]) -> float:
-    """The reference's AdamW, given the engine's own gradients: a first update says nothing about the second moment's
-    decay. Weights are fp32: a difference of one rounding a step is allowed, which is much where an update is small
-    beside the weight."""
+    """Compare the updates with those of the reference's AdamW, given the engine's own gradients.
+
+    More than one update is compared, because the first one does not depend on beta2. The weights are fp32. A difference
+    of one rounding for each step is allowed: it can be a large share of an update that is small compared with the
+    weight.
+    """
     updated = {name: weight.clone() for name, weight in weights[0].items()}
-    optimizer, off = adamw(updated, optim), 0.0
+    optimizer, deviation = adamw(updated, optim), 0.0
     for number, gradient in enumerate(gradients, 1):
         adamw_step(optimizer, updated, gradient, lrs[number - 1])
         missed = moved = 0.0
@@ -178,5 +214,5 @@ def _update_deviation(weights: List[Tensors], gradients: List[Tensors], optim: A
             difference = ((weights[number][name] - weight).abs() - allowed).clamp(min=0)
             missed += float(difference.double().pow(2).sum())
             moved += float((weight - weights[0][name]).double().pow(2).sum())
-        off = largest([off, (missed / moved) ** 0.5 if moved else 0.0])
-    return off
+        deviation = largest([deviation, (missed / moved) ** 0.5 if moved else 0.0])
+    return deviation

@@ -1,92 +1,112 @@
-"""``python -m ftdist.verify.main FOLDER``: one rank of the checks. Rank 0 looks at the data before ranks meet."""
+"""One rank of ``ftdist verify``: ``python -m ftdist.verify.main FOLDER``.
+
+Rank 0 checks the model and the data while the other ranks wait. Then all ranks check the numbers.
+"""
 
 import argparse
 import copy
 import json
-import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.schema import RunConfig
-from ftdist.data.order import row_ids, train_rows
 from ftdist.data.prepare import prepare
+from ftdist.data.row_order import row_ids, train_rows
 from ftdist.model.check import check_model
-from ftdist.parallel import ranks as rank_setup
-from ftdist.parallel.ranks import Ranks
-from ftdist.plan.batch import BatchPlan
+from ftdist.parallel import rank_process
+from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
+from ftdist.plan.batch import BatchPlan, plan_resumed
+from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.run import checks
 from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
 from ftdist.run.rundir import RunDir
 from ftdist.train.schedule import learning_rate
-from ftdist.verify import tokens
-from ftdist.verify.numbers import NUMBERS, number_checks
+from ftdist.verify.number_checks import NUMBERS, check_numbers
 from ftdist.verify.reference import expected_lr, row_order
+from ftdist.verify.token_checks import NAMES as TOKEN_CHECKS
+from ftdist.verify.token_checks import check_tokens, read_documents
 from ftdist.verify.trial import Missing, Trial, make_trial, missing_model, missing_tokenizer, use_generated_chats
 
-MODEL, TOKENIZER, DATA = "the model can be trained", "the tokenizer can be used", "the data can be trained on"
+MODEL, TOKENIZER, DATA = "model can be trained", "tokenizer can be used", "data can be trained on"
 ORDER, RATE = "data order", "learning rate"
-SAME_RATE = 1e-12  # of the peak
+SAME_RATE = 1e-12
+"""Largest difference of two learning rates that count as equal, as a share of the peak."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
+    """Run one rank of the checks, and end its process."""
     parser = argparse.ArgumentParser(prog="ftdist.verify.main", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="holds run.yaml; checks are written there")
-    parser.add_argument("--wanted-ranks", type=int, default=1, help="ranks of the run")
-    parser.add_argument("--quick", action="store_true", help="a stand-in, and no saving")
+    parser.add_argument("folder", help="folder with run.yaml, to which the checks are written")
+    parser.add_argument("--wanted-ranks", type=int, default=1, help="number of ranks of the run")
+    parser.add_argument("--quick", action="store_true", help="use a small stand-in model and skip the checks of saving")
     args = parser.parse_args(argv)
-    rank_setup.die_with_parent()
+    rank_process.die_with_parent()
     run = RunDir.open(args.folder)
     config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.redirect_output(run, ranks.rank, 0)
-    os.dup2(2, 1)  # what a run prints of itself is not wanted here
-    try:
-        _run(config, run, ranks, args.wanted_ranks, args.quick)
-    except BaseException as error:  # the launcher shows it as one message
-        rank_setup.leave(rank_setup.record_failure(run, ranks.rank, 0, error), in_step=False)
-    rank_setup.leave(EXIT_DONE, in_step=True)
+    ranks = read_ranks(config)
+    rank_process.run_rank(run, ranks.rank, 0, lambda: _run(config, run, ranks, args.wanted_ranks, args.quick))
 
 
-def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> None:
-    rank_setup.quiet_libraries()
+def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> int:
+    os.dup2(2, 1)  # the lines that a training run prints belong in the log here, not on the terminal
+    rank_process.quiet_libraries()
     file = run.path / "trial.yaml"
     if ranks.first:
-        steps = before_ranks(config, run.path, wanted_ranks, ranks.world_size, quick)
+        steps = check_before_ranks(config, run.path, wanted_ranks, ranks.world_size, quick)
         file.write_text(dump_config(steps) if steps else "", encoding="utf-8")
-    file = rank_setup.exchange_path("ftdist/trial", file if ranks.first else None)
-    if not file.stat().st_size:
-        return
-    rank_setup.start_process_group(config, ranks)
+    file = exchange_path("ftdist/trial", file if ranks.first else None)
+    if file.stat().st_size:
+        start_process_group(config, ranks)
+        run_number_checks(load_config(file), run.path, ranks, quick)
+    return EXIT_DONE
 
-    number_checks_or_cause(load_config(file), run.path, ranks, quick)
+
+def _one_line(error: FtdistError) -> str:
+    """Return the message of an error in one line."""
+    return " ".join(str(error).split())
 
 
-def number_checks_or_cause(config: RunConfig, folder: Path, ranks: Ranks, quick: bool) -> None:
-    """The checks of numbers. What would stop the run itself before its first step, on all ranks alike, fails the one
-    that was to come next; those after it are not run."""
+def run_number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool) -> None:
+    """Run the checks of numbers and write their results to ``folder``. Every rank must call it.
+
+    An error that would stop the run before its first step, on all ranks, fails the check that comes next. The checks
+    after it are not run.
+    """
 
     def report(check: checks.Check) -> None:
         if ranks.first:
             checks.append(folder, check)
 
     try:
-        number_checks(config, folder, ranks, quick, report)
+        check_numbers(config, folder, ranks, quick, report)
     except ConfigError as error:
-        done = {check.name for check in checks.read(folder)}
+        done = {check.name for check in checks.read_checks(folder)}
         left = [name for name in NUMBERS if name not in done]
         for name in left:
-            cause = " ".join(str(error).split())
-            report(checks.failed(name, cause) if name == left[0] else checks.not_run(name, "the run would stop before"))
+            not_run = checks.not_run(name, "the run stops before that")
+            report(checks.failed(name, _one_line(error)) if name == left[0] else not_run)
 
 
-def before_ranks(config: RunConfig, folder: Path, wanted_ranks: int, ranks: int, quick: bool) -> Optional[RunConfig]:
-    """Checks of data. Returns what the ranks are to run; None where there is nothing to run."""
+def check_before_ranks(
+    config: RunConfig, folder: Path, wanted_ranks: int, ranks: int, quick: bool
+) -> Optional[RunConfig]:
+    """Run the checks that need no other rank, and write their results to ``folder``.
+
+    Args:
+        wanted_ranks: Number of ranks of the run.
+        ranks: Number of ranks of this check.
+        quick: Read fewer documents and use a stand-in model.
+
+    Returns:
+        The config for the checks of numbers, or None if they cannot run.
+    """
     no_model = missing_model(config)
     checks.append(folder, model := _check_model(config, no_model))
     if model.outcome == checks.FAILED:
@@ -94,47 +114,53 @@ def before_ranks(config: RunConfig, folder: Path, wanted_ranks: int, ranks: int,
     try:
         missing = Missing(no_model, missing_tokenizer(config, no_model))
     except ConfigError as error:
-        checks.append(folder, checks.failed(TOKENIZER, " ".join(str(error).split())))
+        checks.append(folder, checks.failed(TOKENIZER, _one_line(error)))
         return None
     trial = make_trial(config, folder, wanted_ranks, ranks, quick, missing)
     own = _check_data(trial, folder, quick)
-    if own is None and not trial.tokenizer_missing and not quick:  # said already; numbers do not depend on the data
-        use_generated_chats(trial.steps, trial)
+    # The data cannot be used, as a check has already reported. The numbers do not depend on the data.
+    if own is None and not trial.tokenizer_missing and not quick:
+        use_generated_chats(trial.steps_config, trial)
     try:
-        prepared = prepare(trial.steps)
-    except FtdistError:  # nothing of it is trained in rows as short as the stand-in's
-        use_generated_chats(trial.steps, trial)
-        prepared = prepare(trial.steps)
-    checks.append(folder, data_order(config, _rows(own or prepared), wanted_ranks))
-    checks.append(folder, rate_is_as_configured(config, _max_steps(config, trial, own)))
+        prepared = prepare(trial.steps_config)
+    except FtdistError:  # nothing would be trained, because the rows of the stand-in are short
+        use_generated_chats(trial.steps_config, trial)
+        prepared = prepare(trial.steps_config)
+    checks.append(folder, check_data_order(config, _num_rows(own or prepared), wanted_ranks))
+    checks.append(folder, check_learning_rate(config, _max_steps(config, trial, own)))
     (folder / checks.NOTES).write_text(json.dumps(trial.notes), encoding="utf-8")
-    return trial.steps
+    return trial.steps_config
 
 
 def _check_model(config: RunConfig, missing: Optional[ConfigError]) -> checks.Check:
-    """What a run does before it is frozen."""
+    """Run the checks of the model that a run makes before it starts."""
     if missing:
         return checks.not_run(MODEL, missing.found)
     try:
         facts = check_model(config)
         check_fit(config, facts)
     except ConfigError as error:
-        return checks.failed(MODEL, " ".join(str(error).split()))
+        return checks.failed(MODEL, _one_line(error))
     return checks.passed(MODEL, f"{facts.model_type}, {facts.parameters:,} parameters")
 
 
 def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
-    """The run's own data (the first documents of each source), prepared; None where it cannot be."""
+    """Prepare the first documents of each source, and run the checks of tokens.
+
+    Returns:
+        The prepared data, or None if the data or the tokenizer cannot be used.
+    """
     if trial.tokenizer_missing:
-        checks.append(folder, checks.not_run(f"tokenisation, {len(tokens.NAMES)} checks", trial.tokenizer_missing))
+        checks.append(folder, checks.not_run(f"tokenisation, {len(TOKEN_CHECKS)} checks", trial.tokenizer_missing))
         _check_records(trial, folder)
         return None
     try:
-        prepared = prepare(trial.data)
-        found = tokens.token_checks(trial.data, prepared, trial.vocab_rows, quick)
+        prepared = prepare(trial.data_config)
+        found = check_tokens(trial.data_config, prepared, trial.vocab_rows, quick)
     except (ConfigError, DataError) as error:
-        outcome = checks.not_run if ".hub=" in error.found else checks.failed  # the hub cannot be reached from here
-        checks.append(folder, outcome(DATA, " ".join(str(error).split())))
+        # Data on the hub cannot be read without network. That is not an error of the config.
+        outcome = checks.not_run if ".hub=" in error.found else checks.failed
+        checks.append(folder, outcome(DATA, _one_line(error)))
         return None
     for check in found:
         checks.append(folder, check)
@@ -142,39 +168,39 @@ def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
 
 
 def _check_records(trial: Trial, folder: Path) -> None:
-    """Without a tokenizer: whether they can be read."""
+    """Check that the records can be read. This is all that can be checked without the tokenizer."""
     try:
-        tokens.read_documents(trial.data, from_hub=False)
+        read_documents(trial.data_config, from_hub=False)
     except (ConfigError, DataError) as error:
-        checks.append(folder, checks.failed(DATA, " ".join(str(error).split())))
+        checks.append(folder, checks.failed(DATA, _one_line(error)))
 
 
-def _rows(folder: Path) -> int:
+def _num_rows(folder: Path) -> int:
     return int(read_meta(folder)["sets"]["train"]["rows"])
 
 
-def data_order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.Check:
-    """The rows of two epochs, as the ranks take them, for this number of ranks and another."""
+def check_data_order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.Check:
+    """Compare the rows that the ranks use in two epochs with the reference, for this and another number of ranks."""
     size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
     if size == 1:
-        return checks.not_run(ORDER, "batch.global_batch_size=1: no other number of ranks can share one row")
-    # Another number of ranks with as many rows at a time, else with fewer.
+        return checks.not_run(ORDER, "batch.global_batch_size=1: one row cannot be shared by another number of ranks")
+    # Another number of ranks with the same micro-batch, or else with a smaller one.
     other = next((n, m) for m in range(micro, 0, -1) for n in range(1, size + 1)
                  if n != wanted_ranks and size % (n * m) == 0)  # fmt: skip
     expected = row_order(config.seed, rows, 2 * rows)
     problems = []
     for ranks, at_once in ((wanted_ranks, micro), other):
-        plan = BatchPlan(at_once, size // (ranks * at_once), ranks, config.data.max_seq_len)
+        plan = plan_resumed(replace(config.batch, micro_batch_size=at_once), ranks, config.data.max_seq_len)
         if _rows_taken(config.seed, rows, plan) != expected:
-            problems.append(f"{ranks} ranks take other rows than the reference")
+            problems.append(f"{ranks} ranks use other rows than the reference")
     if sorted(expected[:rows]) != list(range(rows)):
-        problems.append("an epoch does not take every row once")
-    return checks.judge(ORDER, problems, f"rows {expected[0]} … {expected[-1]} of two epochs of {rows}, on "
+        problems.append("an epoch does not use every row exactly once")
+    return checks.judge(ORDER, problems, f"rows {expected[0]} … {expected[-1]} in two epochs of {rows} rows, on "
                                          f"{wanted_ranks} and {other[0]} ranks")  # fmt: skip
 
 
 def _rows_taken(seed: int, rows: int, plan: BatchPlan) -> List[int]:
-    """Of two epochs, in the order of steps, micro-steps and ranks."""
+    """Return the rows of two epochs in the order of steps, micro-steps and ranks."""
     order: List[int] = []
     for step in range(-(-2 * rows // plan.global_batch_size)):
         for micro_step in range(plan.grad_accum_steps):
@@ -184,31 +210,34 @@ def _rows_taken(seed: int, rows: int, plan: BatchPlan) -> List[int]:
 
 
 def _max_steps(config: RunConfig, trial: Trial, own: Optional[Path]) -> int:
-    """Steps of the run; 0 where epochs are counted in rows of which only the first are known here."""
+    """Return the number of steps of the run, or 0 if it is not known.
+
+    It is not known if the run counts epochs and only the first documents of its data were read.
+    """
     if config.train.max_steps:
         return config.train.max_steps
     if own is None:
         return 0
     read = read_meta(own)["sources"]
     for name, source in config.data.sources.items():
-        limit = trial.data.data.sources[name].max_documents or 0
+        limit = trial.data_config.data.sources[name].max_documents or 0
         if source.max_documents != limit and read[name]["documents"] >= limit:
             return 0
-    return math.ceil((config.train.epochs or 0) * _rows(own) / config.batch.global_batch_size)
+    return num_steps(config, _num_rows(own))
 
 
-def rate_is_as_configured(config: RunConfig, max_steps: int) -> checks.Check:
-    """At every step of the run, against the formulas of docs/step.md."""
+def check_learning_rate(config: RunConfig, max_steps: int) -> checks.Check:
+    """Compare the learning rate of every step of the run with the formulas of docs/step.md."""
     if not max_steps:
-        return checks.not_run(RATE, "train.epochs: the steps are known once the whole data is prepared")
+        return checks.not_run(RATE, "train.epochs is set: the number of steps is known only when all data is prepared")
     optim, allowed = copy.copy(config.optim), SAME_RATE * config.optim.lr
     fit_warmup(optim, max_steps)
     found = [learning_rate(optim, step, max_steps) for step in range(max_steps)]
     wrong = [step for step, rate in enumerate(found) if not abs(rate - expected_lr(optim, step, max_steps)) <= allowed]
-    problems = [f"{len(wrong)} of {max_steps} steps have another, step {wrong[0] + 1} {found[wrong[0]]:g} for one"
-                ] if wrong else []  # fmt: skip
-    return checks.judge(RATE, problems, f"{optim.schedule.name}, {max(found):g} at its highest, {found[-1]:g} in the "
-                                        f"last of {max_steps:,} steps")  # fmt: skip
+    problems = [f"{len(wrong)} of {max_steps} steps have a wrong rate, for example step {wrong[0] + 1}: "
+                f"{found[wrong[0]]:g}"] if wrong else []  # fmt: skip
+    return checks.judge(RATE, problems, f"{optim.schedule.name}, highest {max(found):g}, {found[-1]:g} in the last of "
+                                        f"{max_steps:,} steps")  # fmt: skip
 
 
 if __name__ == "__main__":

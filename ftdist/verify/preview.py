@@ -1,4 +1,4 @@
-"""``python -m ftdist.verify.preview CONFIG``: a preview with the base model's loss of each token."""
+"""Preview the data with the base model's loss of each token: ``python -m ftdist.verify.preview CONFIG``."""
 
 import argparse
 import sys
@@ -10,7 +10,8 @@ import torch
 
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.data.main import quiet_libraries, run_step
-from ftdist.data.preview import Losses, preview
+from ftdist.data.preview import preview
+from ftdist.data.preview_rows import TokenLosses
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.model.load import load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
@@ -18,16 +19,21 @@ from ftdist.verify.reference import token_losses
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ftdist.verify.preview", description=__doc__)
+    """Print the preview, or write it to a file. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m ftdist.verify.preview", description=__doc__.splitlines()[0])
     parser.add_argument("config", help="a YAML file, or - for standard input")
-    parser.add_argument("-n", type=int, default=2, help="rows to show")
-    parser.add_argument("--html", type=Path, help="write the preview to this file")
+    parser.add_argument("-n", type=int, default=2, help="number of rows to show")
+    parser.add_argument("--html", type=Path, help="write the preview to this HTML file")
     given = parser.parse_args(arguments)
     return run_step(lambda config: preview(config, given.n, given.html, base_losses(config)), given.config)
 
 
-def base_losses(config: RunConfig) -> Losses:
-    """The model before training, on this machine's GPU if there is one; a document is looked at on its own."""
+def base_losses(config: RunConfig) -> TokenLosses:
+    """Return a function that computes the loss of each token of a document, with the model before training.
+
+    The model runs on the GPU if there is one. It sees one document at a time. The function returns [n] nats; the first
+    value is nan, because the first token is not predicted.
+    """
     tokenizer = load_tokenizer(config)
     config.train.gradient_checkpointing = False
     model = load_model(config, model_config(config), Attention.mask, {"zero_optimization": {"stage": 0}})

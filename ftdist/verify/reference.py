@@ -1,8 +1,9 @@
-"""The reference: plain PyTorch in one process, with nothing of ftdist's loader, attention, loss, engine or schedule.
+"""The reference: training in plain PyTorch, in one process.
 
-It reads prepared documents from the cache's files, puts each on its own through a model as transformers builds it, and
-does what docs/step.md says: the sum of token losses over the trained tokens of the global batch, clipping, AdamW, the
-learning rate. It is slow and short; everything that ftdist does to be fast is compared with it.
+It uses nothing of ftdist's loader, attention, loss, engine or schedule. It reads the prepared documents from the files
+of the cache and runs each document on its own through the model as transformers builds it. Then it follows the formulas
+of docs/step.md: the sum of the token losses divided by the number of trained tokens of the global batch, clipping,
+AdamW, the learning rate. It is slow and short. Everything that makes ftdist fast is compared with it.
 """
 
 import math
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 
 Document = Tuple[np.ndarray, np.ndarray]
-"""(token ids [n], trained [n])."""
+"""Token ids [n], and for each token whether it is trained [n]."""
 Rows = List[List[Document]]
+"""The documents of each row."""
 
 
 def read_rows(folder: Path) -> Rows:
-    """Rows of a prepared set (layout: docs/design.md)."""
+    """Return the rows of a prepared set. The layout of its files is in docs/design.md."""
     tokens = np.fromfile(folder / "tokens.i32", dtype=np.int32)
     trained = np.fromfile(folder / "trained.u8", dtype=np.uint8)
     at = np.fromfile(folder / "offsets.i64", dtype=np.int64)
@@ -29,7 +31,10 @@ def read_rows(folder: Path) -> Rows:
 
 
 def row_order(seed: int, num_rows: int, count: int) -> List[int]:
-    """The first ``count`` rows of a run: every epoch sorts raw PCG64 numbers drawn from (seed, epoch)."""
+    """Return the indices of the first ``count`` rows of a run.
+
+    The order of an epoch is the order that sorts ``num_rows`` raw numbers of PCG64, seeded with (seed, epoch).
+    """
     order: List[int] = []
     epoch = 0
     while len(order) < count:
@@ -40,19 +45,22 @@ def row_order(seed: int, num_rows: int, count: int) -> List[int]:
 
 
 def expected_lr(optim: Any, step: int, total: int) -> float:
-    """Linear warm-up, then the schedule of docs/step.md."""
+    """Return the learning rate of step ``step`` (0 is the first) of ``total``, by the formulas of docs/step.md."""
     low, kind = optim.lr * optim.min_lr_ratio, optim.schedule.name
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if kind == "constant" or (kind == "wsd" and step < total - optim.decay_steps):
         return optim.lr
     start = total - optim.decay_steps if kind == "wsd" else optim.warmup_steps
-    done = (step - start) / (total - start)
-    return low + (optim.lr - low) * ((1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1 - done)
+    progress = (step - start) / (total - start)
+    return low + (optim.lr - low) * ((1 + math.cos(math.pi * progress)) / 2 if kind == "cosine" else 1 - progress)
 
 
 def token_losses(model: torch.nn.Module, ids: np.ndarray, vocab_size: Optional[int] = None) -> torch.Tensor:
-    """Loss of each token of one document but the first, [n - 1] fp32: token t is predicted from those before it."""
+    """Return the cross-entropy in nats of each token of one document except the first, [n - 1] in fp32.
+
+    Each token is predicted from the tokens before it.
+    """
     device = next(model.parameters()).device
     row = torch.from_numpy(ids.astype(np.int64))[None].to(device)
     logits = model(input_ids=row, use_cache=False).logits[0, :-1, :vocab_size].float()
@@ -60,19 +68,19 @@ def token_losses(model: torch.nn.Module, ids: np.ndarray, vocab_size: Optional[i
 
 
 def document_loss(model: torch.nn.Module, document: Document, vocab_size: Optional[int] = None) -> torch.Tensor:
-    """Sum of the losses of a document's trained tokens."""
+    """Return the sum of the losses of a document's trained tokens."""
     losses = token_losses(model, document[0], vocab_size)
     return losses[torch.from_numpy(document[1].astype(bool))[1:].to(losses.device)].sum()
 
 
 def num_trained(documents: List[Document]) -> int:
-    """Tokens with a label: the first of a document is never predicted."""
+    """Return the number of trained tokens. The first token of a document is never predicted and does not count."""
     return sum(int(trained[1:].sum()) for _, trained in documents)
 
 
 @torch.no_grad()
 def mean_loss(model: torch.nn.Module, documents: List[Document], vocab_size: Optional[int] = None) -> float:
-    """Held-out loss, nats a token."""
+    """Return the held-out loss in nats per token."""
     model.eval()
     total = sum(float(document_loss(model, document, vocab_size)) for document in documents)
     model.train()
@@ -80,18 +88,28 @@ def mean_loss(model: torch.nn.Module, documents: List[Document], vocab_size: Opt
 
 
 class Reference:
-    """AdamW on fp32 master weights of a model of any precision; one optimizer step at a time."""
+    """Trains a model of any precision with AdamW on fp32 master weights."""
 
     def __init__(self, model: torch.nn.Module, optim: Any, max_steps: int, vocab_size: Optional[int] = None) -> None:
+        """
+        Args:
+            optim: The config of the optimizer.
+            max_steps: Number of steps of the run, for the learning rate.
+            vocab_size: Number of rows of the embedding that are real tokens; None for all.
+        """
         self.model, self.optim, self.max_steps, self.vocab_size = model.train(), optim, max_steps, vocab_size
         self.named = dict(model.named_parameters())
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
         self.optimizer = adamw(self.masters, optim)
         self.gradients: Dict[str, torch.Tensor] = {}
-        """Of the last step, after clipping, fp32."""
+        """Gradients of the last step after clipping, in fp32."""
 
     def step(self, index: int, documents: List[Document]) -> Dict[str, float]:
-        """Optimizer step ``index`` on the documents of a whole global batch: its loss, gradient norm and lr."""
+        """Run optimizer step ``index`` (0 is the first) on the documents of a whole global batch.
+
+        Returns:
+            ``loss``, ``grad_norm`` (before clipping) and ``lr`` of the step.
+        """
         total, loss = num_trained(documents), 0.0
         sums = {name: torch.zeros_like(master) for name, master in self.masters.items()}
         for document in documents:
@@ -117,7 +135,7 @@ class Reference:
 
 
 def adamw(weights: Dict[str, torch.Tensor], optim: Any) -> torch.optim.AdamW:
-    """Weight decay on matrices, none on what has one dim."""
+    """Build AdamW over ``weights``. Weight decay applies to matrices, not to tensors of one dim."""
     groups = [
         {"params": [w for w in weights.values() if w.ndim > 1], "weight_decay": optim.weight_decay},
         {"params": [w for w in weights.values() if w.ndim <= 1], "weight_decay": 0.0},
@@ -128,7 +146,7 @@ def adamw(weights: Dict[str, torch.Tensor], optim: Any) -> torch.optim.AdamW:
 def adamw_step(
     optimizer: torch.optim.AdamW, weights: Dict[str, torch.Tensor], gradients: Dict[str, torch.Tensor], lr: float
 ) -> None:
-    """One update of ``weights`` in place."""
+    """Update ``weights`` in place once."""
     for name, weight in weights.items():
         weight.grad = gradients[name]
     for group in optimizer.param_groups:

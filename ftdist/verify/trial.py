@@ -1,4 +1,7 @@
-"""The config that is checked: the run's own, made to fit the machine. What differs is noted and shown."""
+"""The configs that ``ftdist verify`` checks: the config of the run, changed so that it fits this machine.
+
+Each difference from the run is recorded as a note, which the user sees.
+"""
 
 import copy
 import math
@@ -14,21 +17,34 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Format, LongDocuments, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.model.load import model_config
-from ftdist.model.standin import class_by_name, count_parameters, default_architecture, dropouts, fits, standin
+from ftdist.model.standin import (
+    active_dropouts,
+    count_parameters,
+    default_model_config,
+    fits_in_memory,
+    model_type_from_name,
+    standin_config,
+)
+from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import model_location, tokenizer_location
 from ftdist.run.prepared import template_text
 
 DOCUMENTS, QUICK_DOCUMENTS, HELDOUT_DOCUMENTS = 200, 50, 4
-MOST_CPU_PARAMETERS = 50_000_000  # the whole of the checks stays within a minute or two
+"""Maximum number of documents of each source, with ``--quick``, and of each held-out set."""
+MAX_CPU_PARAMETERS = 50_000_000
+"""Maximum size of a real model on CPU, so that all checks take no more than a minute or two."""
 SEQ_LEN, STANDIN_SEQ_LEN = 512, 128
+"""Maximum length of rows in tokens, with the real model and with a stand-in."""
 STEPS = 2
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What lies on the hub and cannot be read from here, and why. Each is asked for once: a hub that does not answer
-    takes half a minute."""
+    """What is on the hub and cannot be read from this machine, and why.
+
+    It is found out once and then passed on, because a request to a hub that does not answer takes half a minute.
+    """
 
     model: Optional[ConfigError] = None
     tokenizer: Optional[ConfigError] = None
@@ -36,35 +52,39 @@ class Missing:
 
 @dataclass
 class Trial:
-    data: RunConfig
-    """The run's own data and tokenizer, the first documents of each source."""
-    steps: RunConfig
-    """What the engine's checks run."""
+    """The configs that are checked, and how they differ from the run."""
+
+    data_config: RunConfig
+    """For the checks of data: the data and tokenizer of the run, with the first documents of each source only."""
+    steps_config: RunConfig
+    """For the checks of numbers: what the engine runs."""
     notes: List[str] = field(default_factory=list)
-    """How it differs from the run."""
+    """The differences from the run, one sentence each."""
     tokenizer_missing: str = ""
-    """Why the run's tokenizer cannot be read here."""
+    """Why the tokenizer of the run cannot be read on this machine; "" if it can."""
     vocab_rows: Optional[int] = None
-    """Rows of the real model's embedding, where it could be read."""
+    """Number of rows of the real model's embedding, None if it could not be read."""
 
 
 def missing_model(config: RunConfig) -> Optional[ConfigError]:
+    """Return why the config of a model on the hub cannot be read from this machine, or None if it can."""
     try:
         if config.model.hub:
             model_config(config)
     except ConfigError as error:
-        if isinstance(error.__cause__, OSError):  # else it was read, and is no model that transformers knows
+        if isinstance(error.__cause__, OSError):  # otherwise it was read, and check_model reports the error
             return error
     return None
 
 
 def missing_tokenizer(config: RunConfig, model: Optional[ConfigError]) -> Optional[ConfigError]:
-    """
+    """Return why a tokenizer on the hub cannot be read from this machine, or None if it can.
+
     Args:
-        model: why the model is missing.
+        model: Why the model is missing. If the tokenizer is that of the model, the hub is not asked again.
 
     Raises:
-        ConfigError: the tokenizer cannot be used for another reason, for which a run would be refused.
+        ConfigError: The tokenizer cannot be used for another reason, for which a run would be refused as well.
     """
     location = tokenizer_location(config)
     template_text(config)
@@ -83,25 +103,31 @@ def missing_tokenizer(config: RunConfig, model: Optional[ConfigError]) -> Option
 def make_trial(
     config: RunConfig, scratch: Path, wanted_ranks: int, ranks: int, quick: bool, missing: Missing = Missing()
 ) -> Trial:
-    """
+    """Make the configs that are checked.
+
     Args:
-        wanted_ranks: of the run; ``ranks`` are those of this check.
+        config: The config of the run.
+        scratch: Folder for the cache of this check.
+        wanted_ranks: Number of ranks of the run.
+        ranks: Number of ranks of this check.
+        quick: Read fewer documents, use a stand-in model and generated chats.
+        missing: What cannot be read from the hub.
 
     Raises:
-        ConfigError: nothing is known of the model: neither its config nor its class.
+        ConfigError: The config of the model cannot be read, and its name does not tell its class.
     """
     config = copy.deepcopy(config)
     trial = Trial(config, config)
     trial.tokenizer_missing = missing.tokenizer.found if missing.tokenizer else ""
     arch, is_real = _architecture(config, trial, missing.model)
-    config.model = _settled(config)  # where it lies, now that the cache is another
+    config.model = _resolve_path(config)  # before the cache is changed, in which the model may be
     config.cache_dir, config.data.num_workers = str(scratch / "cache"), 1
     for source in (*config.data.sources.values(), *config.data.heldout.values()):
         limit = QUICK_DOCUMENTS if quick else DOCUMENTS
         source.max_documents = min(source.max_documents or limit, limit)
-    trial.data, trial.steps = config, copy.deepcopy(config)
-    steps = trial.steps
-    if not is_real or quick or not _real_fits(arch, ranks, trial):
+    trial.data_config, trial.steps_config = config, copy.deepcopy(config)
+    steps = trial.steps_config
+    if not is_real or quick or not _real_model_fits(arch, ranks, trial):
         _use_standin(steps, arch, trial)
     if quick or trial.tokenizer_missing:
         use_generated_chats(steps, trial)
@@ -110,7 +136,7 @@ def make_trial(
 
 
 def use_generated_chats(steps: RunConfig, trial: Trial) -> None:
-    """Where the run's data cannot be read, or in a hurry: numbers need tokens, not these tokens."""
+    """Replace the data of the run by generated chats. The checks of numbers work with any tokens."""
     steps.data.sources = {"fake": SourceConfig(builtin="fake", max_documents=DOCUMENTS, format=Format.auto)}
     steps.data.heldout, steps.data.heldout_share = {}, 0.05
     steps.data.long_documents = LongDocuments.truncate
@@ -122,63 +148,68 @@ def use_generated_chats(steps: RunConfig, trial: Trial) -> None:
 
 
 def _architecture(config: RunConfig, trial: Trial, missing: Optional[ConfigError]) -> Tuple[Any, bool]:
-    """The model's architecture, and whether it is its own or only the class that its name speaks of."""
+    """Return the model config, and whether it is the real one. Otherwise it is the default of the class in the name."""
     if missing is None:
         arch = model_config(config)
         trial.vocab_rows = arch.get_text_config().vocab_size
         return arch, True
-    model_type = class_by_name(config.model.hub or "")
+    model_type = model_type_from_name(config.model.hub or "")
     if not model_type:
         raise missing
-    trial.notes.append(f"{config.model.hub} cannot be read here ({missing.found[:80]}): its class is taken to be "
-                       f"{model_type}, by its name")  # fmt: skip
-    return default_architecture(model_type), False
+    trial.notes.append(f"{config.model.hub} cannot be read from this machine ({missing.found[:80]}): its name "
+                       f"suggests the class {model_type}")  # fmt: skip
+    return default_model_config(model_type), False
 
 
-def _settled(config: RunConfig) -> ModelConfig:
+def _resolve_path(config: RunConfig) -> ModelConfig:
+    """Return the model settings with the path of a model that is in the cache."""
     model = copy.deepcopy(config.model)
     if model.builtin or (model.path and model.path.lower().endswith(".gguf")):
         model.path, model.builtin = model_location(config), None
     return model
 
 
-def _real_fits(arch: Any, ranks: int, trial: Trial) -> bool:
+def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
+    """Return whether the numbers can be checked on the real model. If not, a note says why."""
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
-    enough, needed = fits(parameters, ranks, memory)
-    if dropouts(arch):
-        trial.notes.append(f"the model has dropout ({', '.join(dropouts(arch))}), with which no two forwards are alike")
+    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps_config))
+    dropouts = active_dropouts(arch)
+    if dropouts:
+        trial.notes.append(f"the real model has dropout ({', '.join(dropouts)}): each forward pass gives other numbers")
         return False
     if not enough:
-        trial.notes.append(f"the real model does not fit here: {needed}, {memory / 2**30:.1f} GiB free")
-    elif not cuda and parameters > MOST_CPU_PARAMETERS:
+        trial.notes.append(f"the real model does not fit on this machine: {needed}, {memory / 2**30:.1f} GiB are free")
+    elif not cuda and parameters > MAX_CPU_PARAMETERS:
         trial.notes.append(f"the real model ({parameters / 1e6:,.0f}M parameters) would take too long on CPU")
         return False
     return enough
 
 
 def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
-    known = "bytes" if trial.tokenizer_missing else tokenizer_location(steps)
+    """Replace the model by a small one of the same class."""
+    location = "bytes" if trial.tokenizer_missing else tokenizer_location(steps)
     steps.model = ModelConfig(
-        tokenizer=known, attention=steps.model.attention, new_special_tokens=steps.model.new_special_tokens,
+        tokenizer=location, attention=steps.model.attention, new_special_tokens=steps.model.new_special_tokens,
         pad_vocab_to_multiple_of=steps.model.pad_vocab_to_multiple_of,
     )  # fmt: skip
     tokenizer = load_tokenizer(steps)
-    steps.model.config = standin(arch, tokenizer.num_known_tokens)
+    steps.model.config = standin_config(arch, tokenizer.num_known_tokens)
     steps.data.max_seq_len = min(steps.data.max_seq_len, STANDIN_SEQ_LEN)
     parameters = count_parameters(model_config(steps))
-    trial.notes.append(f"numbers are checked on a stand-in: {steps.model.config['model_type']} with random weights, "
-                       f"{parameters / 1e6:.1f}M parameters")  # fmt: skip
+    trial.notes.append(f"numbers are checked on a stand-in model: {steps.model.config['model_type']} with random "
+                       f"weights, {parameters / 1e6:.1f}M parameters")  # fmt: skip
 
 
 def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> None:
+    """Reduce the run to a few steps on few rows, with a checkpoint after each step."""
     batch, data = steps.batch, steps.data
     micro = min(batch.micro_batch_size, 2)
     accum = min(max(1, batch.global_batch_size // (batch.micro_batch_size * wanted_ranks)), 2)
     length = min(data.max_seq_len, SEQ_LEN)
-    trial.notes.append(f"{STEPS} steps of {micro} × {accum} × {ranks} rows of {length} tokens (a rank × accumulation × "
-                       f"ranks); at most {HELDOUT_DOCUMENTS} held-out documents of a set are looked at")  # fmt: skip
+    trial.notes.append(f"{STEPS} steps of {micro} × {accum} × {ranks} rows (micro-batch × accumulation × ranks) of "
+                       f"{length} tokens; at most {HELDOUT_DOCUMENTS} documents of each held-out set")  # fmt: skip
     batch.micro_batch_size, batch.grad_accum_steps, batch.global_batch_size = micro, accum, micro * accum * ranks
     data.max_seq_len, data.max_heldout_documents = length, HELDOUT_DOCUMENTS
     optim, train = steps.optim, steps.train
@@ -190,5 +221,5 @@ def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> N
     train.num_samples, train.export, train.log_every, train.keep_checkpoints = 0, False, 1, STEPS
     steps.track.wandb = type(steps.track.wandb).disabled
     if not torch.cuda.is_available() and steps.zero.offload_optimizer is not Offload.none:
-        trial.notes.append("offload is checked, though host memory is all that there is")
+        trial.notes.append("offloading is checked without a GPU: all states are in host memory")
     assert math.prod((micro, accum, ranks)) == batch.global_batch_size

@@ -1,6 +1,7 @@
-"""A launcher that is killed takes with it what runs elsewhere: a process that outlives it asks the run to stop.
+"""A companion process that outlives a launcher, and stops its run if the launcher is killed.
 
-It waits for the end of its standard input, which comes at once however the launcher went.
+The companion waits for the end of its standard input, a pipe that only the launcher holds. The pipe closes as soon as
+the launcher ends, even if it was killed. ``ftdist _guard`` (``launch/verbs/guard.py``) is the companion's program.
 """
 
 import contextlib
@@ -14,42 +15,51 @@ from typing import List, Optional
 
 import psutil
 
-ALL_IS_WELL = b"."
+from ftdist.base.process import is_alive
 
-
+END_OF_LAUNCHER = b"."
+"""What a launcher that ends by itself sends, so that the companion does nothing."""
 GRACE_S = 8.0
-"""How long processes of a group may take to end by themselves."""
-TWICE_S = 0.3
+"""Seconds that the processes of a group have to end by themselves."""
+BETWEEN_INTERRUPTS_S = 0.3
 
 
 @contextlib.contextmanager
-def guarding(place: Path, group: Optional[int] = None) -> Iterator[None]:
-    """While this lasts, the end of this process stops the run or sweep at ``place``, and then a group of processes."""
-    more = [] if group is None else ["--group", str(group)]
-    child = subprocess.Popen([sys.executable, "-m", "ftdist", "_guard", str(place), *more], stdin=subprocess.PIPE,
+def stop_run_if_killed(place: Path, group: Optional[int] = None) -> Iterator[None]:
+    """Stop a run or a sweep if this process is killed inside the ``with`` block.
+
+    Args:
+        place: the folder of the run or sweep.
+        group: a process group to end afterwards.
+    """
+    options = [] if group is None else ["--group", str(group)]
+    child = subprocess.Popen([sys.executable, "-m", "ftdist", "_guard", str(place), *options], stdin=subprocess.PIPE,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
     try:
         yield
     finally:
-        child.communicate(ALL_IS_WELL)
+        child.communicate(END_OF_LAUNCHER)
 
 
-def members(group: int) -> List[psutil.Process]:
-    """The processes of a group, those first that were started first."""
+def group_members(group: int) -> List[psutil.Process]:
+    """Return the living processes of a process group, the oldest first."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return sorted(found, key=lambda process: process.create_time())
+            if os.getpgid(process.pid) == group and is_alive(process.pid):
+                found.append((process.create_time(), process.pid, process))
+    return [process for _, _, process in sorted(found, key=lambda entry: entry[:2])]
 
 
 def end_group(group: int) -> None:
-    """End a group of processes and what they have started elsewhere. srun passes a second SIGINT on as an end at
-    once. The leader, DeepSpeed's launcher, is killed: on SIGINT it would end all of its kind on every host."""
+    """End the processes of a group and what they have started on other machines.
+
+    srun takes a second SIGINT as the command to end at once. The group's leader, DeepSpeed's launcher, gets SIGKILL: on
+    SIGINT it would end all processes of its kind on every host.
+    """
     for how in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
-        left = members(group)
+        left = group_members(group)
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL if process.pid == group else how)
-        psutil.wait_procs(left, timeout=TWICE_S if how is signal.SIGINT else GRACE_S)
+        psutil.wait_procs(left, timeout=BETWEEN_INTERRUPTS_S if how is signal.SIGINT else GRACE_S)

@@ -1,4 +1,4 @@
-"""One message for a run that failed, of what may be many stack traces: which rank was first, and why."""
+"""The one message for an attempt that failed: which rank failed first, and why."""
 
 import contextlib
 import platform
@@ -10,29 +10,31 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import EXIT_FAILED, LaunchError
-from ftdist.run.rundir import NUMBER, RunDir, read_json
+from ftdist.base.json_files import read_json
+from ftdist.run.rundir import NUMBER, RunDir
 
 LAST_LINES = 30
+"""Lines of a log that a message quotes."""
 REPORTED = re.compile(
     r"time\s*:\s*(\S+)\s+host\s*:\s*(\S+)\s+rank\s*:\s*(\d+)[^\n]*\s+exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)"
 )
-"""One failure in torchrun's report, which names every rank of its machine that did not end with 0."""
+"""One failure in torchrun's report. The report names every rank of its machine that did not end with 0."""
 FORCED = re.compile(r"Unable to shutdown process (\d+)")
-"""torchrun's own SIGKILL, to a rank that did not end on its SIGTERM after another had failed."""
+"""A rank that torchrun killed, because it did not end on SIGTERM after another rank had failed."""
 KILLED_UNDER_DEEPSPEED = re.compile(
     r"^(?:(?P<host>\S+): )?\[.*exits with return code = -(?P<signal>\d+)"
     r"|^mpirun noticed that process rank \d+ with PID \d+ on node (?P<node>\S+) exited on signal (?P<number>\d+)",
     re.MULTILINE,
 )
-"""DeepSpeed's launcher and mpirun, which have no report: the first process that they saw end."""
+"""The first process that was killed, as DeepSpeed's launcher and mpirun print it. They write no report."""
 UNREACHABLE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code 255", re.MULTILINE)
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
-"""What a rank says when another one is gone: it failed in consequence."""
+"""Errors of a rank that has lost the connection to another one. Such a rank did not fail first."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A rank that torchrun reports."""
+class RankEnd:
+    """How a rank ended, as torchrun reports it."""
 
     time: str
     host: str
@@ -42,31 +44,36 @@ class Ended:
 
     @property
     def killed(self) -> bool:
-        return self.code < 0 and -self.code != signal.SIGTERM  # which is torchrun's, to the others
+        """Whether a signal ended it. torchrun itself sends SIGTERM to the other ranks after one has failed."""
+        return self.code < 0 and -self.code != signal.SIGTERM
 
     @property
     def aborted(self) -> bool:
-        return -self.code == signal.SIGABRT  # what a collective does to its process that cannot go on
+        """Whether it aborted itself. A collective that has lost a rank does this to its process."""
+        return -self.code == signal.SIGABRT
 
 
-def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int) -> LaunchError:
-    """What to tell the user. First a rank that held the others up, as they found. Then one that was killed: it left no
-    error, and those of the others follow from it. Then the earliest error that is not about another rank's loss, a rank
-    that aborted, and the earliest that is.
+def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> LaunchError:
+    """Return the error that explains why an attempt failed.
+
+    The first of these that is found: a rank that held up the others, as they reported it; a rank that was killed, which
+    left no error of its own; the earliest error that does not follow from the loss of another rank; a rank that
+    aborted; the earliest error of all.
 
     Args:
-        log: what torchrun wrote; on several machines one file each.
-        code: torchrun's exit code.
+        attempt: number of the attempt.
+        logs: files with the output of what started the ranks, one for each machine.
+        code: its exit code, or minus the number of the signal that ended it.
     """
     where = f"logs: {run.logs}"
     resume = shlex.join(["ftdist", "resume", str(run.path)])
-    texts = [_text(path) for path in (log if isinstance(log, list) else [log])]
+    texts = [_text(path) for path in logs]
     ended = [found for text in texts for found in _reported(text)]
     first = _first_error(run, attempt)
-    in_consequence = first is not None and _in_consequence(first)
-    suspects = [e for e in ended if e.killed and (not e.aborted or first is None or in_consequence)]
+    follows = first is not None and _follows_from_another(first)
+    suspects = [e for e in ended if e.killed and (not e.aborted or first is None or follows)]
     if first is not None and first.get("stalled"):
-        suspects = []  # the ranks found out who held them up, and ended it
+        suspects = []  # the ranks found the one that held them up, and killed it
     if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
         who = f"rank {killed.rank} on {platform.node() if killed.host == 'localhost' else killed.host}"
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
@@ -79,7 +86,7 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
     if first is not None:
         who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")
         last = "" if first.get("known", True) else _last_lines(run, first["rank"], attempt)
-        lost = _lost(run, attempt, ended) if in_consequence else ""
+        lost = _lost(run, attempt, ended) if follows else ""
         error = LaunchError(f"{who}: {first['message']}{lost}{last}\n  {where}")
         error.exit_code = first["exit_code"] if isinstance(first.get("exit_code"), int) else EXIT_FAILED
         return error
@@ -94,10 +101,10 @@ def explain_failure(run: RunDir, attempt: int, log: Path | List[Path], code: int
     return LaunchError(f"{found}{_quoted(''.join(texts))}\n  {where}", fix=resume)
 
 
-def _reported(text: str) -> List[Ended]:
+def _reported(text: str) -> List[RankEnd]:
     forced = set(FORCED.findall(text))
     return [
-        Ended(time, host, int(rank), int(code), int(pid))
+        RankEnd(time, host, int(rank), int(code), int(pid))
         for time, host, rank, code, pid in REPORTED.findall(text)
         if pid not in forced
     ]
@@ -106,25 +113,25 @@ def _reported(text: str) -> List[Ended]:
 def _first_error(run: RunDir, attempt: int) -> Optional[Dict[str, Any]]:
     records: List[Dict[str, Any]] = []
     for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
-        with contextlib.suppress(ValueError, OSError):  # cut while it was written
+        with contextlib.suppress(ValueError, OSError):  # the rank ended while it wrote the file
             record = read_json(path)
             if isinstance(record.get("time"), NUMBER) and {"rank", "message"} <= record.keys():
                 records.append(record)
-    return min(records, key=lambda record: (_in_consequence(record), record["time"]), default=None)
+    return min(records, key=lambda record: (_follows_from_another(record), record["time"]), default=None)
 
 
-def _in_consequence(record: Dict[str, Any]) -> bool:
+def _follows_from_another(record: Dict[str, Any]) -> bool:
     return not record.get("known") and bool(BROKEN_EXCHANGE.search(record["message"]))
 
 
-def _lost(run: RunDir, attempt: int, ended: List[Ended]) -> str:
-    """The ranks that began, left no error, and of which no torchrun tells: those of a machine that is gone."""
+def _lost(run: RunDir, attempt: int, ended: List[RankEnd]) -> str:
+    """Return a line with the ranks that left neither an error nor a report: their machine is gone."""
 
     def ranks(kind: str) -> set[int]:
         return {int(path.name[5:10]) for path in run.logs.glob(f"rank-*.attempt-{attempt}.{kind}")}
 
     lost = sorted(ranks("log") - ranks("error.json") - {found.rank for found in ended})
-    return f"\n  ended without a word: rank {', '.join(map(str, lost))}" if lost else ""
+    return f"\n  ended and left no error: rank {', '.join(map(str, lost))}" if lost else ""
 
 
 def _text(path: Path) -> str:
@@ -151,4 +158,6 @@ def _signal_name(number: int) -> str:
 
 
 def _why(number: int) -> str:
-    return ": most often the machine ran out of memory (`dmesg | tail` says)" if number == signal.SIGKILL else ""
+    if number != signal.SIGKILL:
+        return ""
+    return ": most often the machine ran out of memory (`dmesg | tail` shows whether it did)"

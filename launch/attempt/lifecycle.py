@@ -1,69 +1,152 @@
-"""One attempt of a run: how it begins and how it ends."""
+"""One attempt of a run: how it begins and how it ends, whatever starts the ranks.
 
+Each start of a run is an attempt, counted from 0 in status.json. Whatever starts the ranks calls ``begin`` before them
+and ``conclude`` after them. In between rank 0 writes status.json.
+"""
+
+import contextlib
 import os
 import platform
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, List, Optional
 
-from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
-from ftdist.launch.attempt.failure import LAST_LINES as LAST_LINES
-from ftdist.launch.attempt.failure import explain_failure as explain_failure
-from ftdist.launch.backends.base import LaunchPlan as LaunchPlan
+from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, FtdistError, LaunchError
+from ftdist.config.launch import LaunchKind
+from ftdist.launch.attempt.failure import explain_failure
+from ftdist.launch.attempt.signals import SAVES
 from ftdist.run.rundir import RunDir
 
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
+"""The exit code for each state in which an attempt may end without a failure."""
+ENDED_AT_ONCE = "ended at once, before it could save"
 
 
 def next_attempt(run: RunDir) -> int:
-    """Attempts are counted from 0 in status.json; the ranks read it there."""
+    """Return the number of the attempt that would begin now."""
     status = run.read_status()
     return 0 if status.get("state") == "frozen" else int(status.get("attempt", 0)) + 1
 
 
-def begin(run: RunDir) -> int:
-    """Open a new attempt in the run directory. Returns its number."""
-    attempt = next_attempt(run)
-    clear_errors(run, attempt)
-    clear_rests(run)
-    run.preempt.unlink(missing_ok=True)
-    run.cancel.unlink(missing_ok=True)
-    run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
-    return attempt
+def begin(
+    run: RunDir, kind: LaunchKind, attempt: Optional[int] = None, keep_requests: bool = False, **fields: Any
+) -> int:
+    """Begin an attempt: remove what earlier ones left, and write status.json. Returns the attempt's number.
 
-
-def conclude(run: RunDir, attempt: int, log: Path, code: int) -> int:
-    """The exit code of an attempt whose processes have ended with ``code``, by what the run says of itself.
-
-    Raises:
-        LaunchError: it failed.
+    Args:
+        kind: what starts the ranks.
+        attempt: the number, if it was decided before. Defaults to the next one.
+        keep_requests: see ``clear``.
+        fields: more fields of status.json. By default the process of this attempt is the current one, on this host.
     """
-    state = run.read_status().get("state")
-    at_once = code == -signal.SIGKILL and run.preempt.exists()  # a second Ctrl-C
-    if at_once and state not in STATE_EXIT:
-        state = "preempted"
-        run.write_status(state=state, exit_reason="ended at once, before it could save")
-    if (code == 0 or at_once) and state in STATE_EXIT:
-        return STATE_EXIT[state]
-    attempt = max(attempt, int(run.read_status().get("attempt", 0)))  # restarts by torchrun count on
-    error = explain_failure(run, attempt, log, code)
-    if state not in ("failed", *STATE_EXIT):
-        run.write_status(state="failed", exit_reason=error.found.splitlines()[0])
-    raise error
+    number = next_attempt(run) if attempt is None else attempt
+    clear(run, number, keep_requests)
+    owner = {"pid": os.getpid(), "host": platform.node(), "backend": kind.name}
+    run.write_status(state="starting", attempt=number, **{**owner, **fields})
+    return number
 
 
-def clear_errors(run: RunDir, attempt: int) -> None:
-    """Remove error files of an attempt, so that what is found after it is its own."""
+def clear(run: RunDir, attempt: int, keep_requests: bool = False) -> None:
+    """Remove what earlier attempts left in the run directory.
+
+    Args:
+        attempt: the number of the attempt that begins.
+        keep_requests: keep a request to stop, because it may be meant for this attempt.
+    """
+    remove_error_files(run, attempt)
+    remove_temporary_files(run)
+    if not keep_requests:
+        run.preempt.unlink(missing_ok=True)
+        run.cancel.unlink(missing_ok=True)
+
+
+def remove_error_files(run: RunDir, attempt: int) -> None:
+    """Remove the error files of an attempt number, so that those found later belong to the attempt that begins."""
     run.logs.mkdir(exist_ok=True)
     for path in run.logs.glob(f"rank-*.attempt-{attempt}.error.json"):
         path.unlink()
 
 
-def clear_rests(run: RunDir) -> None:
-    """Remove what an attempt that was killed left half written: an export is as large as the model."""
+def remove_temporary_files(run: RunDir) -> None:
+    """Remove half-written files of an attempt that was killed. A half-written export may be as large as the model."""
     for target in (run.status, run.metrics, run.samples, run.export):
-        for rest in run.path.glob(f".{target.name}.*"):
-            if rest.is_dir() and not rest.is_symlink():
-                shutil.rmtree(rest, ignore_errors=True)
+        for path in run.path.glob(f".{target.name}.*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                rest.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+
+def conclude(run: RunDir, attempt: int, code: int, logs: List[Path], stopped: str = "") -> int:
+    """Return the exit code of an attempt whose processes have ended. The state in status.json decides.
+
+    Args:
+        attempt: the number that ``begin`` returned. Restarts by torchrun count on from it in status.json.
+        code: exit code of what started the ranks, or minus the number of the signal that ended it.
+        logs: files with the output of what started the ranks, one for each machine.
+        stopped: why the ranks were ended on purpose, if they were. Then the attempt has not failed, even if it could
+            not save. A second Ctrl-C counts as such a reason.
+
+    Raises:
+        LaunchError: it failed; names the first rank that failed, and why.
+    """
+    if ended_at_once(run, code):
+        stopped = stopped or ENDED_AT_ONCE
+    state = str(run.read_status().get("state"))
+    if stopped and state not in STATE_EXIT:
+        state = "preempted"
+        mark_stopped(run, stopped)
+    if (stopped or code == 0) and state in STATE_EXIT:
+        return STATE_EXIT[state]
+    newest = max(attempt, int(run.read_status().get("attempt", 0)))
+    error = explain_failure(run, newest, logs, code)
+    mark_failed(run, error)
+    raise error
+
+
+def ended_at_once(run: RunDir, code: int) -> bool:
+    """Return whether a second Ctrl-C ended the ranks: they were killed after a request to stop.
+
+    Args:
+        code: exit code of what started the ranks, or minus the number of the signal that ended it.
+    """
+    return code == -signal.SIGKILL and run.preempt.exists()
+
+
+@contextlib.contextmanager
+def failures_recorded(run: RunDir) -> Iterator[None]:
+    """Write a LaunchError that passes through into status.json."""
+    try:
+        yield
+    except LaunchError as error:
+        mark_failed(run, error)
+        raise
+
+
+def mark_failed(run: RunDir, error: FtdistError, **fields: Any) -> None:
+    """Write the failure of an attempt into status.json, unless a rank has already written how the attempt ended.
+
+    Args:
+        fields: more fields of status.json.
+    """
+    if run.read_status().get("state") not in ("failed", *STATE_EXIT):
+        reason = str(error).partition("\n")[0]
+        run.write_status(state="failed", **{"exit_reason": reason, **fields})
+
+
+def mark_stopped(run: RunDir, reason: str, **fields: Any) -> None:
+    """Write into status.json that an attempt was stopped and can be resumed.
+
+    Args:
+        fields: more fields of status.json.
+    """
+    run.write_status(state="preempted", exit_reason=reason, **fields)
+
+
+def ask_to_stop(run: RunDir) -> str:
+    """Ask the ranks of a run to save a checkpoint and end. Returns what happens now, for the user."""
+    run.cancel.touch()
+    run.preempt.touch()
+    return SAVES

@@ -10,7 +10,7 @@ import psutil
 
 
 def visible_gpus() -> List[str]:
-    """Names of the GPUs that a rank may use: those nvidia-smi lists, less what CUDA_VISIBLE_DEVICES hides."""
+    """Return the names of the GPUs that nvidia-smi lists and CUDA_VISIBLE_DEVICES does not hide."""
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -25,13 +25,13 @@ def visible_gpus() -> List[str]:
 
 
 def gpu_ids() -> List[str]:
-    """The same GPUs as CUDA_VISIBLE_DEVICES names them."""
+    """Return the same GPUs as CUDA_VISIBLE_DEVICES names them."""
     count, wanted = len(visible_gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(number) for number in range(count)] if wanted is None else wanted.replace(" ", "").split(",")[:count]
 
 
 def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
-    # CUDA's rule: an entry is an index or the start of a UUID, and the first one that fits no GPU ends the list.
+    # CUDA's rule: an entry is an index or the start of a UUID. The first entry that fits no GPU ends the list.
     found: List[str] = []
     for word in wanted:
         if word.isdigit() and int(word) < len(named):
@@ -44,13 +44,13 @@ def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
 
 
 def cpu_cores() -> int:
-    """Physical cores that this process may use."""
+    """Return the number of physical cores that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def package_versions() -> Dict[str, str]:
-    """Versions of the packages that decide what a run computes."""
+    """Return the versions of the packages on which the results of a run depend."""
     versions = {}
     for name in ("ftdist", "torch", "deepspeed", "transformers", "datasets", "numpy", "wandb", "hydra-core"):
         try:
@@ -61,7 +61,7 @@ def package_versions() -> Dict[str, str]:
 
 
 def machine_summary() -> Dict[str, str]:
-    """What the banner says of this machine."""
+    """Return what the banner prints about this machine, by label."""
     gpus = visible_gpus()
     kinds = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))
     memory = psutil.virtual_memory()

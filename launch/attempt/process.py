@@ -1,4 +1,4 @@
-"""Start ranks on this machine through torchrun, wait for them, and say in one message how they ended."""
+"""Start the ranks of this machine through torchrun, and wait until they have ended."""
 
 import contextlib
 import ctypes
@@ -7,57 +7,72 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Callable, ContextManager, Iterator, Optional, Set
+from typing import Iterator, Optional, Set
 
 import psutil
 
+from ftdist.base.process import is_alive
 from ftdist.launch.attempt import signals
-from ftdist.launch.backends.base import LaunchPlan
+from ftdist.launch.attempt.command import LaunchPlan
 
 PR_SET_CHILD_SUBREAPER = 36
-LOOK_EVERY_S = 5.0
+POLL_S = 5.0
+KILLED_S = 10.0
+"""Seconds that killed processes have to disappear."""
 
 
-def start(plan: LaunchPlan, log: Path, preempt: Optional[Path] = None) -> int:
-    """Run a plan to its end. No process of it is left, however it ends.
+def run_ranks(plan: LaunchPlan, log: Path, request: Optional[Path] = None) -> int:
+    """Run a plan and wait until it ends. None of its processes is left, however it ends.
 
-    Ctrl-C touches ``preempt`` (the ranks save and stop), a second one ends them at once. SIGTERM does what one does.
-    What torchrun and W&B leave in the folder for temporary files, which is one of the run's own, goes with it.
+    Ctrl-C and SIGTERM touch ``request``, and the ranks save and stop. A second Ctrl-C ends them at once. TMPDIR of the
+    ranks is a folder of their own, which is removed with what torchrun and W&B leave in it.
+
+    Args:
+        plan: the command of torchrun.
+        log: file for the standard error of torchrun.
+        request: file that asks the ranks to stop. Without it the first signal ends them.
+
+    Returns:
+        torchrun's exit code, or minus the number of the signal that ended it.
     """
     sys.stdout.flush()
     before = set(psutil.Process().children(recursive=True))
-    with log.open("ab") as errors, _subreaper(), scratch_folder() as temporary:
+    with log.open("ab") as errors, _adopting_orphans(), temporary_folder() as temporary:
         child = subprocess.Popen(
             plan.argv, env={**os.environ, **plan.env, "TMPDIR": temporary}, stderr=errors, stdin=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=signals.end_with_launcher,
         )  # fmt: skip
+        end_now = child.kill
+        handling = signals.touch_on_signals(request, end_now) if request else signals.stop_on_signals(None, end_now)
         try:
-            with stop_on_signals(child.kill, preempt):
+            with handling:
                 return _wait(child)
         finally:
             _kill_all(child, before)
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> int:
-    """The exit code of torchrun. One that is stopped, and all its ranks have ended, never sees that: it is ended."""
+    """Return the exit code of torchrun. A stopped torchrun never sees that its ranks have ended, so it is killed."""
     while True:
         try:
-            return child.wait(timeout=LOOK_EVERY_S)
+            return child.wait(timeout=POLL_S)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(psutil.Error):
                 torchrun = psutil.Process(child.pid)
-                ranks = [rank.status() for rank in torchrun.children()]
-                if torchrun.status() == psutil.STATUS_STOPPED and set(ranks) == {psutil.STATUS_ZOMBIE}:
+                ranks = torchrun.children()
+                ended = bool(ranks) and not any(is_alive(rank.pid) for rank in ranks)
+                if torchrun.status() == psutil.STATUS_STOPPED and ended:
                     child.kill()
 
 
-def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
+def temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Make a folder for temporary files, to be removed at the end of a ``with`` block."""
     return tempfile.TemporaryDirectory(prefix="ftdist-", ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
-def _subreaper() -> Iterator[None]:
-    # Ranks run in sessions of their own; when torchrun is killed they become children of this process, not of init.
+def _adopting_orphans() -> Iterator[None]:
+    # Ranks run in sessions of their own. If torchrun is killed, they become children of this process, not of init.
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
@@ -68,21 +83,10 @@ def _subreaper() -> Iterator[None]:
 
 
 def _kill_all(child: "subprocess.Popen[bytes]", before: Set[psutil.Process]) -> None:
-    # Descendants of the child, and orphans of it that came to this process.
+    """Kill the descendants of the child, and its orphans, which this process has adopted."""
     left = [process for process in psutil.Process().children(recursive=True) if process not in before]
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
     child.wait()
-    psutil.wait_procs([process for process in left if process.pid != child.pid], timeout=10)
-
-
-def stop_on_signals(end_now: Callable[[], None], preempt: Optional[Path]) -> ContextManager[None]:
-    """Ctrl-C and SIGTERM touch ``preempt``; the ranks see it."""
-
-    def ask() -> str:
-        assert preempt is not None
-        preempt.touch()
-        return signals.SAVES
-
-    return signals.stop_on_signals(ask if preempt else None, end_now)
+    psutil.wait_procs([process for process in left if process.pid != child.pid], timeout=KILLED_S)

@@ -1,29 +1,31 @@
-"""Ctrl-C and SIGTERM while a run is under way."""
+"""Ctrl-C and SIGTERM in a launcher while its run is under way."""
 
 import contextlib
-import ctypes
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, Callable, Dict, Iterator, Optional
 
-PR_SET_PDEATHSIG = 1
+from ftdist.base.process import end_with_parent
+
 SAVES = "saving a checkpoint at the next step"
+"""What happens after a request to stop, for the user."""
 
 
-def end_with_launcher(number: int = signal.SIGTERM) -> None:
-    """In a new child process: have the kernel send it a signal when its parent is gone, however it went (Linux). On
-    SIGTERM torchrun stops its ranks."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+def end_with_launcher() -> None:
+    """End a new child process when its launcher ends. torchrun, for example, then stops its ranks."""
+    end_with_parent(signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_on_signals(ask: Optional[Callable[[], str]], end_now: Callable[[], None]) -> Iterator[None]:
-    """Either signal asks for a stop, a second Ctrl-C ends the run at once.
+def stop_on_signals(ask: Optional[Callable[[], str]], end_now: Callable[[], object]) -> Iterator[None]:
+    """Handle signals inside the ``with`` block: Ctrl-C and SIGTERM ask for a stop, a second Ctrl-C ends the run.
 
     Args:
-        ask: asks, and says what then happens; None where nothing can be asked, and the first signal ends it.
+        ask: asks for a stop, and returns what happens then, for the user. None if nothing can be asked for: then the
+            first signal ends the run.
+        end_now: ends the run at once.
     """
     interrupts = 0
 
@@ -33,7 +35,7 @@ def stop_on_signals(ask: Optional[Callable[[], str]], end_now: Callable[[], None
         if ask is None or interrupts > 1:
             end_now()
         else:
-            print(f"\nstopping: {ask()} (Ctrl-C again ends it at once)", file=sys.stderr, flush=True)
+            print(f"\nstopping: {ask()} (Ctrl-C again ends the run at once)", file=sys.stderr, flush=True)
 
     before: Dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -41,3 +43,18 @@ def stop_on_signals(ask: Optional[Callable[[], str]], end_now: Callable[[], None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def touch_on_signals(request: Path, end_now: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+    """``stop_on_signals`` that asks for a stop by touching a file. The ranks or the sweep look for it.
+
+    Args:
+        request: the file.
+        end_now: ends the run at once.
+    """
+
+    def ask() -> str:
+        request.touch()
+        return SAVES
+
+    return stop_on_signals(ask, end_now)

@@ -1,48 +1,87 @@
-"""LaunchPlan: the one seam between what a run is and how it is started. Everything here is pure."""
+"""The interface of a backend: one way to start the ranks of a run, to watch them and to stop them."""
 
-import shlex
-import sys
 from dataclasses import dataclass
-from typing import Dict, List
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Protocol, Sequence
 
-from ftdist.config.schema import Device, RunConfig
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.run.rundir import RunDir
 
-KERNELS_KEPT = 128
-"""Kernels that a rank on CPU keeps compiled, see ``ranks_env``."""
+ALIVE = ("queued", "starting", "running")
+"""States of a run that is under way."""
+DEAD = "dead?"
+"""State of a run that should be under way, but nothing runs it any more."""
+
+Status = Dict[str, Any]
+"""What a status.json holds."""
 
 
 @dataclass(frozen=True)
-class LaunchPlan:
-    """A command and what it needs in its environment besides what is there."""
+class Seen:
+    """Where a run stands, as far as can be seen from this machine."""
 
-    argv: List[str]
-    env: Dict[str, str]
-
-    def shell(self) -> str:
-        """The command as it can be typed."""
-        return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in self.env.items()), shlex.join(self.argv)])
+    state: str
+    """A state of status.json, or DEAD."""
+    detail: str = ""
+    """What a scheduler reports about the job of a run that is under way."""
 
 
-def ranks_env(config: RunConfig) -> Dict[str, str]:
-    """What every rank needs in its environment."""
-    # Python would look for modules in the current folder first: in a model's or a data set's that is theirs.
-    env = {"TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
-    if config.launch.threads_per_rank is not None:
-        env = {"OMP_NUM_THREADS": str(config.launch.threads_per_rank), **env}
-    if config.launch.device is Device.cpu:
-        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        # For bf16, oneDNN compiles a kernel for each shape of a matrix product, and rows and documents have many
-        # lengths. It keeps 1024 of them, at 0.4 MiB each, and PyTorch as many once more: memory seemed to leak. A step
-        # is as fast with fewer. Both are read when torch is imported.
-        env |= dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(KERNELS_KEPT))
-    return env
+class Backend(Protocol):
+    """One way to start the ranks of a run.
+
+    To add one: a member of ``LaunchKind``, its settings beside it, a class with these methods, and a line in
+    ``registry.py``.
+    """
+
+    kind: LaunchKind
+    on_this_machine: bool
+    """Whether all ranks run on the machine of the launcher."""
+    uses_scheduler: bool
+    """Whether the ranks run in a job of a scheduler. The job then prepares the model and the data, and ``launch.wait``
+    decides whether the launcher waits for it."""
+
+    def resolve(self, config: RunConfig) -> None:
+        """Fill in, in place, the device, the number of machines, of ranks on each and of threads of each.
+
+        Raises:
+            ConfigError: the ranks cannot be started so; says what to change.
+        """
+
+    def files(self, config: RunConfig) -> Dict[str, str]:
+        """Return the texts of files that are written into the run directory, by name.
+
+        Raises:
+            ConfigError: a value cannot be written into one of them.
+        """
+
+    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+        """Return what ``start`` would start, as text."""
+
+    def start(self, config: RunConfig, run: RunDir) -> int:
+        """Start or resume a run. Returns its exit code, or 0 for a job that nobody waits for.
+
+        Raises:
+            LaunchError: it could not be started, or it failed; the message is that of the first rank that failed.
+        """
+
+    def states(self, statuses: Sequence[Status]) -> List[Seen]:
+        """Return where runs stand that this backend started, in the same order."""
+
+    def stop(self, run: RunDir, now: bool = False) -> str:
+        """Ask a run to save and end, or end it at once. Returns what was done, for the user.
+
+        Args:
+            now: end the run without a checkpoint.
+
+        Raises:
+            ConfigError: it can only be ended from another machine.
+        """
+
+    def log(self, run: RunDir) -> Optional[Path]:
+        """Return the newest log of a run as a whole, or None if there is none yet."""
 
 
-def plan_local(config: RunConfig, module: str, arguments: List[str]) -> LaunchPlan:
-    """How to start ``module`` on the ranks of a resolved config, all on this machine."""
-    restarts = ["--max-restarts", str(config.launch.max_restarts)] if config.launch.max_restarts else []
-    argv = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(config.launch.nproc_per_node), *restarts, "-m", module, *arguments,
-    ]  # fmt: skip
-    return LaunchPlan(argv, ranks_env(config))
+def newest_rank_log(run: RunDir, rank: int) -> Optional[Path]:
+    """Return the log of a rank in its newest attempt, or None if there is none yet."""
+    found = list(run.logs.glob(f"rank-{rank:05d}.attempt-*.log"))
+    return max(found, key=lambda path: int(path.stem.rsplit("-", 1)[1]), default=None)

@@ -1,4 +1,4 @@
-"""The machines of a run that DeepSpeed's launcher starts, from a hostfile."""
+"""The machines of a run with ``launch=deepspeed``, and the hostfile that names them."""
 
 import re
 import sys
@@ -11,13 +11,16 @@ from ftdist.config.schema import RunConfig
 
 HOST_LINE = re.compile(r"(\S+)\s+slots=0*([1-9]\d*)")
 PLAIN = re.compile(r"[\w@+=:,./-]+")
+"""Text that needs no quotes in a shell."""
 
 
 def read_hostfile(path: Path) -> Dict[str, int]:
-    """Ranks by machine, in the file's order. A line is ``NAME slots=N``; # begins a comment.
+    """Return the number of ranks of each machine, in the order of the file.
+
+    A line of the file is ``NAME slots=N``. A ``#`` begins a comment.
 
     Raises:
-        ConfigError: names the line, or there is none.
+        ConfigError: a line is wrong, or there is none; names the line.
     """
     try:
         lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -36,17 +39,17 @@ def read_hostfile(path: Path) -> Dict[str, int]:
 
 
 def resolve_hosts(config: RunConfig) -> None:
-    """Take machines and ranks from the hostfile, so that the frozen run does not depend on it.
+    """Take the machines and their ranks from the hostfile, so that the frozen run does not depend on the file.
 
     Raises:
-        ConfigError: it is missing or contradicts the config, or DeepSpeed's launcher could not carry a value.
+        ConfigError: the file is missing or contradicts the config, or DeepSpeed's launcher cannot pass a value on.
     """
     launch = config.launch
     if launch.deepspeed.hostfile is not None:
         found = read_hostfile(Path(launch.deepspeed.hostfile).expanduser())
         if len(set(found.values())) != 1:
             raise ConfigError(f"{launch.deepspeed.hostfile} gives the machines {sorted(set(found.values()))} slots",
-                              "as many slots on every machine")  # fmt: skip
+                              "the same number of slots on every machine")  # fmt: skip
         launch.nodes.hosts, ranks = list(found), next(iter(found.values()))
         for name, said, is_ in (("nnodes", launch.nnodes if launch.nnodes > 1 else None, len(found)),
                                 ("nproc_per_node", launch.nproc_per_node, ranks)):  # fmt: skip
@@ -56,12 +59,13 @@ def resolve_hosts(config: RunConfig) -> None:
         launch.nnodes, launch.nproc_per_node, launch.deepspeed.hostfile = len(found), ranks, None
     if len(launch.nodes.hosts) != launch.nnodes:
         raise ConfigError(f"launch=deepspeed with {len(launch.nodes.hosts)} hosts and launch.nnodes={launch.nnodes}",
-                          "the machines of the run", "launch.deepspeed.hostfile=FILE")  # fmt: skip
+                          "one host for each machine", "launch.deepspeed.hostfile=FILE")  # fmt: skip
     carried = {"run_dir": config.run_dir, "python": sys.executable, "host": ",".join(launch.nodes.hosts)}
     for name, value in carried.items():
         if value and not PLAIN.fullmatch(value):
-            raise ConfigError(f"{name} {value!r} with launch=deepspeed", "letters, digits and _@+=:,./-",
-                              "DeepSpeed's launcher hands it to a shell without quotes")  # fmt: skip
+            raise ConfigError(f"{name} {value!r} with launch=deepspeed",
+                              "letters, digits and _@+=:,./- (DeepSpeed's launcher does not quote it for the shell)",
+                              f"another {name}")  # fmt: skip
     if launch.max_restarts:
-        raise ConfigError(f"launch.max_restarts={launch.max_restarts} with launch=deepspeed", "0",
-                          "restarts are torchrun's: launch=nodes, or ftdist resume")  # fmt: skip
+        raise ConfigError(f"launch.max_restarts={launch.max_restarts} with launch=deepspeed",
+                          "0 (only torchrun restarts ranks)", "launch=nodes, or resume after a failure")  # fmt: skip

@@ -1,22 +1,38 @@
 """Start a run on this machine."""
 
-from ftdist.config.schema import RunConfig
-from ftdist.launch.attempt.failure import LAST_LINES as LAST_LINES
-from ftdist.launch.attempt.failure import explain_failure as explain_failure
-from ftdist.launch.attempt.lifecycle import begin, conclude
-from ftdist.launch.attempt.process import start
-from ftdist.launch.backends.base import LaunchPlan as LaunchPlan
-from ftdist.launch.backends.base import plan_local
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.attempt import lifecycle
+from ftdist.launch.attempt.command import plan_local, rank_program
+from ftdist.launch.attempt.process import run_ranks
+from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.run.rundir import RunDir
 
 
-def launch_run(config: RunConfig, run: RunDir) -> int:
-    """Start or go on with the run of a run directory, and wait for it. Returns the exit code.
+class LocalBackend(ForegroundBackend):
+    """torchrun on this machine."""
 
-    Raises:
-        LaunchError: a rank failed; the message is that of the first.
-    """
-    attempt = begin(run)
-    plan = plan_local(config, "ftdist.train.main", [str(run.path), "--attempt", str(attempt)])
-    log = run.logs / f"launcher.attempt-{attempt}.log"
-    return conclude(run, attempt, log, start(plan, log, run.preempt))
+    kind = LaunchKind.local
+    on_this_machine = True
+
+    def resolve(self, config: RunConfig) -> None:
+        launch = config.launch
+        gpus = resolve_device(launch)
+        if launch.nnodes > 1:
+            raise ConfigError(
+                f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
+                "a way to start them on several machines",
+                "launch=slurm, launch=nodes or launch=deepspeed, or yourself on each: "
+                f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
+                "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
+            )
+        resolve_ranks_per_node(launch, gpus)
+
+    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+        return plan_local(config, *rank_program(str(run.path), 0)).shell()
+
+    def start(self, config: RunConfig, run: RunDir) -> int:
+        attempt = lifecycle.begin(run, self.kind)
+        plan = plan_local(config, *rank_program(str(run.path), attempt))
+        log = run.logs / f"launcher.attempt-{attempt}.log"
+        return lifecycle.conclude(run, attempt, run_ranks(plan, log, run.preempt), [log])

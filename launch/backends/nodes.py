@@ -1,131 +1,164 @@
-"""Several machines without a scheduler: one ``ftdist node`` on each, started by hand or over ssh.
+"""Start a run on several machines without a scheduler: ``ftdist node`` on each, started by hand or over ssh.
 
-All see the run directory on a shared file system. The first machine leads: the others reach it at address:port.
+All machines see the run directory on a shared file system. The ranks meet at a port of the first machine.
 """
 
 import contextlib
-import os
 import platform
 import shlex
-import socket
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import List, Optional, TextIO
 
-from ftdist.base.errors import EXIT_FAILED, ConfigError, LaunchError
-from ftdist.config.schema import RunConfig
-from ftdist.launch.attempt import failure, lifecycle, process
-from ftdist.launch.backends.base import LaunchPlan, ranks_env
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.attempt import failure, lifecycle, process, signals
+from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
+from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
+from ftdist.launch.backends.rendezvous import address, check_port, wait_for_port
 from ftdist.run.rundir import RunDir
 
-UNREACHABLE = 255
-"""ssh's own exit code."""
+SSH_FAILED = 255
+"""ssh's own exit code: the command has not been run."""
 GRACE_S = 20.0
-"""How long the other machines may take to say how they ended, once one has failed."""
+"""Seconds that the other machines have to report how they ended, after one has failed."""
 
 
-def address(config: RunConfig) -> str:
-    """Name of the first machine as the others reach it."""
-    nodes = config.launch.nodes
-    return nodes.address or (nodes.hosts[0].rsplit("@", 1)[-1] if nodes.hosts else platform.node())
+class NodesBackend(ForegroundBackend):
+    """torchrun on each machine. The user starts it there, or this launcher does over ssh."""
+
+    kind = LaunchKind.nodes
+
+    def resolve(self, config: RunConfig) -> None:
+        launch = config.launch
+        gpus = resolve_device(launch)
+        if launch.nodes.hosts and len(launch.nodes.hosts) != launch.nnodes:
+            raise ConfigError(f"launch.nnodes={launch.nnodes} with {len(launch.nodes.hosts)} launch.nodes.hosts",
+                              "one host for each machine", f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
+        resolve_ranks_per_node(launch, gpus)
+
+    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+        lines = []
+        for rank in range(config.launch.nnodes):
+            command = ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else node_command(run, rank, 0)
+            lines += [f"# {machine_name(config, rank)}:", shlex.join(command)]
+        return "\n".join(lines)
+
+    def start(self, config: RunConfig, run: RunDir) -> int:
+        attempt = lifecycle.begin(run, self.kind)
+        if config.launch.nodes.hosts:
+            with lifecycle.failures_recorded(run):
+                return _run_over_ssh(config, run, attempt)
+        for rank in range(1, config.launch.nnodes):
+            command = shlex.join(node_command(run, rank, attempt))
+            print(f"start on {machine_name(config, rank)}:\n  {command}", flush=True)
+        return run_node(config, run, 0, attempt, begun=True)
 
 
-def name_of(config: RunConfig, rank: int) -> str:
+def machine_name(config: RunConfig, rank: int) -> str:
+    """Return how messages name a machine."""
     hosts = config.launch.nodes.hosts
     return hosts[rank] if hosts else f"machine {rank}"
 
 
-def check_nodes(config: RunConfig) -> None:
-    """
-    Raises:
-        ConfigError: hosts and nnodes contradict each other.
-    """
-    launch = config.launch
-    if launch.nodes.hosts and len(launch.nodes.hosts) != launch.nnodes:
-        raise ConfigError(f"launch.nnodes={launch.nnodes} with {len(launch.nodes.hosts)} launch.nodes.hosts",
-                          "one host for each machine", f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
+# ---- the commands ------------------------------------------------------------------------------------------------
 
 
 def node_command(run: RunDir, rank: int, attempt: int) -> List[str]:
-    """What starts one machine's ranks, on that machine."""
+    """Return the command that starts the ranks of one machine, to be run on that machine."""
     return [sys.executable, "-m", "ftdist", "node", str(run.path), "--rank", str(rank), "--attempt", str(attempt)]
 
 
 def ssh_command(config: RunConfig, run: RunDir, rank: int, attempt: int) -> List[str]:
-    """The same over ssh. The far end stops when its standard input closes, however this end went."""
+    """Return the same command over ssh. The remote side stops when its standard input closes, even if this side was
+    killed."""
     command = shlex.join(["env", "PYTHONSAFEPATH=1", *node_command(run, rank, attempt), "--watch"])
     remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {command}"
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={min(20, config.launch.nodes.join_timeout_s)}"]
     return [*shlex.split(config.launch.nodes.ssh), *options, config.launch.nodes.hosts[rank], remote]
 
 
-def dry_run(config: RunConfig, run: RunDir) -> str:
-    """The command for each machine."""
-    lines = []
-    for rank in range(config.launch.nnodes):
-        command = ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else node_command(run, rank, 0)
-        lines += [f"# {name_of(config, rank)}:", shlex.join(command)]
-    return "\n".join(lines)
-
-
 def plan_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> LaunchPlan:
-    """How torchrun starts the ranks of one machine. Pure."""
-    launch = config.launch
-    argv = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(launch.nnodes),
-        "--nproc-per-node", str(launch.nproc_per_node), "--max-restarts", str(launch.max_restarts),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address(config)}:{launch.nodes.port}",
-        "--rdzv-id", f"{config.track.run_id}.{attempt}",
-        "--rdzv-conf", f"is_host={int(rank == 0)},join_timeout={launch.nodes.join_timeout_s}",
-        "-m", "ftdist.train.main", str(run.path), "--attempt", str(attempt),
-    ]  # fmt: skip
+    """Plan to start the ranks of one machine through torchrun."""
+    nodes = config.launch.nodes
+    rendezvous = Rendezvous(
+        endpoint=f"{address(config)}:{nodes.port}", id=f"{config.track.run_id}.{attempt}",
+        is_host=str(int(rank == 0)), join_timeout_s=nodes.join_timeout_s,
+    )  # fmt: skip
+    argv = torchrun_command(config.launch, rank_program(str(run.path), attempt), rendezvous)
     return LaunchPlan(argv, ranks_env(config))
 
 
-def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
-    """
+# ---- one machine ---------------------------------------------------------------------------------------------------
+
+
+def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int, begun: bool = False) -> int:
+    """Run the ranks of one machine and wait for them. Returns the exit code.
+
+    Args:
+        rank: number of this machine, from 0.
+        begun: whether a launcher has begun the attempt. If not, the first machine begins it.
+
     Raises:
-        LaunchError: the machines did not find together, or are too many, or a rank failed; names the machine.
+        LaunchError: the machines did not find each other, or are too many, or a rank failed; names the machine.
     """
+    if rank:
+        return _run_other_machine(config, run, rank, attempt)
+    if not begun:
+        lifecycle.begin(run, LaunchKind.nodes, attempt)
+    with lifecycle.failures_recorded(run):
+        return _run_first_machine(config, run, attempt)
+
+
+def _run_first_machine(config: RunConfig, run: RunDir, attempt: int) -> int:
+    check_port(config)
+    for path in run.logs.glob(f"node-*.attempt-{attempt}.joined"):
+        path.unlink()
+    code = _run_ranks(config, run, 0, attempt)
+    if code and not lifecycle.ended_at_once(run, code):
+        _check_joined(config, run, attempt)
+    return lifecycle.conclude(run, attempt, code, _logs(run, attempt))
+
+
+def _run_other_machine(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
     run.logs.mkdir(exist_ok=True)
-    if rank == 0:
-        check_port(config)
-        run.preempt.unlink(missing_ok=True)
-        lifecycle.clear_errors(run, attempt)
-        lifecycle.clear_rests(run)
-        for path in run.logs.glob(f"node-*.attempt-{attempt}.joined"):
-            path.unlink()
-    else:
-        _wait_for_first(config, rank)
-    _join(config, run, rank, attempt)
-    log = run.logs / f"node-{rank}.attempt-{attempt}.log"
-    code = process.start(plan_node(config, run, rank, attempt), log, run.preempt)
+    wait_for_port(config, machine_name(config, rank))
+    code = _run_ranks(config, run, rank, attempt)
+    if lifecycle.ended_at_once(run, code):
+        return EXIT_PREEMPTED
     state = run.read_status().get("state")
     if code == 0 and state in lifecycle.STATE_EXIT:
         return lifecycle.STATE_EXIT[state]
-    if missing := [r for r in range(config.launch.nnodes) if not _joined(run, r, attempt).is_file()]:
-        names = ", ".join(name_of(config, r) for r in missing)
-        raise LaunchError(
-            f"{names} did not join within {config.launch.nodes.join_timeout_s} s",
-            f"launch.nnodes={config.launch.nnodes} machines, each with its ftdist node command and this run directory",
-            "the commands: ftdist train … --dry-run",
-        )
-    if rank:
-        return code or EXIT_FAILED
-    attempt = max(attempt, int(run.read_status().get("attempt", 0)))
-    raise failure.explain_failure(run, attempt, sorted(run.logs.glob(f"node-*.attempt-{attempt}.log")), code)
+    _check_joined(config, run, attempt)
+    return code or EXIT_FAILED
+
+
+def _run_ranks(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
+    _join(config, run, rank, attempt)
+    return process.run_ranks(plan_node(config, run, rank, attempt), _log(run, rank, attempt), run.preempt)
+
+
+def _log(run: RunDir, rank: int, attempt: int) -> Path:
+    return run.logs / f"node-{rank}.attempt-{attempt}.log"
+
+
+def _logs(run: RunDir, attempt: int) -> List[Path]:
+    return sorted(run.logs.glob(f"node-*.attempt-{attempt}.log"))
 
 
 def _joined(run: RunDir, rank: int, attempt: int) -> Path:
+    """Return the file that a machine makes when it joins. It holds the machine's host name."""
     return run.logs / f"node-{rank}.attempt-{attempt}.joined"
 
 
 def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
-    """
+    """Claim a machine's number.
+
     Raises:
-        LaunchError: another machine has this one's number. It would wait for ranks that never come.
+        LaunchError: another machine has claimed it. This one would wait for ranks that never come.
     """
     mark = _joined(run, rank, attempt)
     try:
@@ -133,67 +166,40 @@ def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
             file.write(platform.node())
     except FileExistsError:
         raise LaunchError(
-            f"{mark.read_text()} has joined already as {name_of(config, rank)}",
+            f"{mark.read_text()} has joined already as {machine_name(config, rank)}",
             f"--rank 0 to {config.launch.nnodes - 1}, each on one machine",
-            "more machines: launch.nnodes=N. To start again: on the first machine first, --rank 0",
+            "for more machines: launch.nnodes=N. To start again, begin on the first machine (--rank 0)",
         ) from None
 
 
-def check_port(config: RunConfig) -> None:
+def _check_joined(config: RunConfig, run: RunDir, attempt: int) -> None:
     """
     Raises:
-        LaunchError: the port on which the ranks are to meet is taken.
+        LaunchError: a machine has not joined; names it.
     """
-    port = config.launch.nodes.port
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise LaunchError(f"{platform.node()}: port {port} cannot be used: {error.strerror}", "a free port",
-                              f"launch.nodes.port={port + 1}") from error  # fmt: skip
+    missing = [rank for rank in range(config.launch.nnodes) if not _joined(run, rank, attempt).is_file()]
+    if missing:
+        names = ", ".join(machine_name(config, rank) for rank in missing)
+        raise LaunchError(
+            f"{names} did not join within {config.launch.nodes.join_timeout_s} s",
+            f"launch.nnodes={config.launch.nnodes} machines, each with its ftdist node command and this run directory",
+            "the commands: ftdist train … --dry-run",
+        )
 
 
-def _wait_for_first(config: RunConfig, rank: int) -> None:
-    place = (address(config), config.launch.nodes.port)
-    deadline, reason = time.monotonic() + config.launch.nodes.join_timeout_s, ""
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(place, timeout=5).close()
-            return
-        except OSError as error:
-            reason = str(error.strerror or error)
-        time.sleep(0.5)
-    raise LaunchError(f"{platform.node()} ({name_of(config, rank)}) cannot reach {place[0]}:{place[1]}: {reason}",
-                      "the first machine, with its ranks started and the port open",
-                      "launch.nodes.address=NAME, launch.nodes.port=PORT")  # fmt: skip
+# ---- all machines, over ssh ----------------------------------------------------------------------------------------
 
 
-def launch_nodes(config: RunConfig, run: RunDir) -> int:
-    """Start the run on all machines and wait. Returns the exit code.
-
-    Raises:
-        LaunchError: a machine cannot be reached or its ranks failed; names it.
-    """
-    attempt = lifecycle.next_attempt(run)
-    run.preempt.unlink(missing_ok=True)
-    run.write_status(state="starting", attempt=attempt, pid=os.getpid(), host=platform.node())
-    try:
-        if config.launch.nodes.hosts:
-            return _over_ssh(config, run, attempt)
-        for rank in range(1, config.launch.nnodes):
-            print(f"start on {name_of(config, rank)}:\n  {shlex.join(node_command(run, rank, attempt))}", flush=True)
-        return run_node(config, run, 0, attempt)
-    except LaunchError as error:
-        if run.read_status().get("state") not in ("failed", *lifecycle.STATE_EXIT):
-            run.write_status(state="failed", exit_reason=error.found.splitlines()[0])
-        raise
-
-
-def _over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
-    run.logs.mkdir(exist_ok=True)
+def _run_over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
     logs = [run.logs / f"ssh-{rank}.attempt-{attempt}.log" for rank in range(config.launch.nnodes)]
     children: List[subprocess.Popen[bytes]] = []
+    ended_at_once = False
+
+    def end_now() -> None:
+        nonlocal ended_at_once
+        ended_at_once = True
+        _end(children)
+
     with contextlib.ExitStack() as stack:
         stack.callback(_end, children)
         for rank, log in enumerate(logs):
@@ -206,42 +212,47 @@ def _over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
             except OSError as missing:
                 raise LaunchError(f"{command[0]}: {missing.strerror}", "the command that reaches a host",
                                   "launch.nodes.ssh=COMMAND") from missing  # fmt: skip
-        with process.stop_on_signals(lambda: _end(children), run.preempt):
+        with signals.touch_on_signals(run.preempt, end_now):
             failed = _first_failure(children)
-    state = run.read_status().get("state")
-    if failed is None and state in lifecycle.STATE_EXIT:
-        return lifecycle.STATE_EXIT[state]
-    rank = failed or 0
-    said = logs[rank].read_text(errors="replace").strip().splitlines()
-    code = children[rank].returncode
-    host = name_of(config, rank)
-    if code == UNREACHABLE:
-        raise LaunchError(f"{host} cannot be reached: {said[-1] if said else 'ssh failed'}",
-                          f"`{config.launch.nodes.ssh} {host} true` works without a password")  # fmt: skip
-    text = "\n".join(said[-failure.LAST_LINES :]).removeprefix("error: ")
+    if ended_at_once:
+        return lifecycle.conclude(run, attempt, -signal.SIGKILL, _logs(run, attempt))
+    if failed is None:
+        return lifecycle.conclude(run, attempt, EXIT_DONE, _logs(run, attempt))
+    raise _machine_error(config, failed, children[failed].returncode, logs[failed])
+
+
+def _machine_error(config: RunConfig, rank: int, code: int, log: Path) -> LaunchError:
+    """Return the error of a machine whose ssh ended with ``code``, by what it printed."""
+    printed = log.read_text(errors="replace").strip().splitlines()
+    host = machine_name(config, rank)
+    if code == SSH_FAILED:
+        return LaunchError(f"{host} cannot be reached: {printed[-1] if printed else 'ssh failed'}",
+                           f"`{config.launch.nodes.ssh} {host} true` works without a password")  # fmt: skip
+    text = "\n".join(printed[-failure.LAST_LINES :]).removeprefix("error: ")
     error = LaunchError(f"{host}: {text or f'ended with exit code {code}'}")
     error.exit_code = code if code > 0 else EXIT_FAILED
-    raise error
+    return error
 
 
 def _first_failure(children: "List[subprocess.Popen[bytes]]") -> Optional[int]:
-    """Wait for all; the machine that failed first, where one did. The others then have GRACE_S to end."""
+    """Wait for all machines. Return the one that failed first, or None. The others then have GRACE_S to end."""
+    ended_well = (EXIT_DONE, EXIT_PREEMPTED)
     failed, deadline = None, float("inf")
     while None in [child.poll() for child in children] and time.monotonic() < deadline:
         for rank, child in enumerate(children):
-            if failed is None and child.returncode not in (None, 0, 75):
-                failed, deadline = rank, time.monotonic() + (0 if child.returncode == UNREACHABLE else GRACE_S)
+            if failed is None and child.returncode not in (None, *ended_well):
+                failed, deadline = rank, time.monotonic() + (0 if child.returncode == SSH_FAILED else GRACE_S)
         time.sleep(0.1)
-    # The first machine explains a failure of the ranks best; another one only where the first has nothing to say.
-    if failed is not None and children[0].returncode not in (None, 0) and children[failed].returncode != UNREACHABLE:
+    # The first machine explains a failure of the ranks best, if it has something to say.
+    if failed is not None and children[0].returncode not in (None, 0) and children[failed].returncode != SSH_FAILED:
         return 0
-    return (
-        failed if failed is not None else next((r for r, c in enumerate(children) if c.returncode not in (0, 75)), None)
-    )
+    if failed is not None:
+        return failed
+    return next((rank for rank, child in enumerate(children) if child.returncode not in ended_well), None)
 
 
 def _end(children: "List[subprocess.Popen[bytes]]") -> None:
-    """Close the far ends' standard input, which stops them, and wait for ssh."""
+    """Close the standard input of the remote sides, which stops them, and wait for ssh."""
     for child in children:
         if child.stdin is not None:
             with contextlib.suppress(OSError):

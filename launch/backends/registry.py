@@ -1,44 +1,33 @@
-"""Start the run of a frozen run directory in the way that its config says."""
+"""The backend of each ``launch.kind``."""
 
-import shlex
+from typing import Dict
 
-from ftdist.base.errors import EXIT_DONE
 from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.backends import deepspeed, local, nodes
-from ftdist.launch.backends.base import plan_local
-from ftdist.launch.backends.slurm import client, follow
-from ftdist.launch.runs import banner
-from ftdist.run.rundir import RunDir
+from ftdist.launch.backends.base import Backend, Status
+from ftdist.launch.backends.deepspeed import DeepspeedBackend
+from ftdist.launch.backends.local import LocalBackend
+from ftdist.launch.backends.nodes import NodesBackend
+from ftdist.launch.backends.slurm.backend import SlurmBackend
+
+BACKENDS: Dict[LaunchKind, Backend] = {
+    LaunchKind.local: LocalBackend(),
+    LaunchKind.nodes: NodesBackend(),
+    LaunchKind.deepspeed: DeepspeedBackend(),
+    LaunchKind.slurm: SlurmBackend(),
+}
 
 
-def dry_run(config: RunConfig, run: RunDir) -> str:
-    """What would be started, as text."""
-    if config.launch.kind is LaunchKind.slurm:
-        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shlex.quote(str(run.submit))}"
-    if config.launch.kind is LaunchKind.nodes:
-        return nodes.dry_run(config, run)
-    if config.launch.kind is LaunchKind.deepspeed:
-        deepspeed.write_files(config, run)
-        return deepspeed.plan_deepspeed(config, run, 0).shell()
-    return plan_local(config, "ftdist.train.main", [str(run.path)]).shell()
+def backend_of(config: RunConfig) -> Backend:
+    """Return the backend that starts the run of a config."""
+    return BACKENDS[config.launch.kind]
 
 
-def start_run(config: RunConfig, run: RunDir) -> int:
-    """Start or go on with a run. Returns its exit code; of a job that is only submitted, 0.
+def backend_of_status(status: Status) -> Backend:
+    """Return the backend that started the newest attempt of a run or sweep, by its status.json.
 
-    Raises:
-        LaunchError: it could not be started, or it failed.
+    Statuses without the name of a backend were written by an older version, by a sweep or by a torchrun that the user
+    has started. Of these, those with a job's id belong to Slurm.
     """
-    if config.launch.kind is LaunchKind.slurm:
-        job = client.submit(run)
-        print(f"submitted job {job}", flush=True)
-        if config.launch.wait:
-            return follow.follow(run, job)
-        place = banner.typed(run.path)
-        print(f"ftdist status {place}\nftdist logs -f {place}\nftdist cancel {place}")
-        return EXIT_DONE
-    if config.launch.kind is LaunchKind.nodes:
-        return nodes.launch_nodes(config, run)
-    if config.launch.kind is LaunchKind.deepspeed:
-        return deepspeed.launch_deepspeed(config, run)
-    return local.launch_run(config, run)
+    if status.get("backend") in LaunchKind.__members__:
+        return BACKENDS[LaunchKind[str(status["backend"])]]
+    return BACKENDS[LaunchKind.slurm if status.get("job_id") else LaunchKind.local]

@@ -1,4 +1,4 @@
-"""What a run prints before and after its ranks: the machine, the batch algebra, one sample, where everything is."""
+"""What the launcher prints before and after the ranks: machine, batch, one sample, and what to do next."""
 
 import shutil
 import sys
@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.text import Text
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
-from ftdist.base.output import shown as shown
-from ftdist.base.output import typed as typed
+from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import machine_summary
-from ftdist.launch.runs.resolve import precision_table
 from ftdist.plan.batch import BatchPlan
-from ftdist.run.model_facts import describe_model, longer_than_known, read_facts
+from ftdist.plan.data_warnings import data_warnings
+from ftdist.plan.memory import placement
+from ftdist.run.model_facts import describe_model, length_problem, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.sample import describe_data, print_sample
@@ -27,22 +27,26 @@ def _console() -> Console:
 
 
 def cell(text: str) -> Text:
-    """Text for a table, as it is: brackets are no markup, and nothing in it reaches the terminal as a command."""
+    """Return text for a cell of a table. Brackets are not markup, and control characters are removed."""
     return Text("".join(character for character in text if character.isprintable()))
 
 
 def show_machine() -> None:
-    """First of all: on what this runs."""
+    """Print what this machine has."""
     console = _console()
     for what, value in machine_summary().items():
         console.print(f"[bold]{what:10}[/bold] {value}")
 
 
 def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
-    """The run as it will be: model, data, batch algebra, precision, one sample, and where it is written."""
+    """Print the settings of a run: model, data, batch, precision, one sample, and the run directory.
+
+    Args:
+        data: folder of the prepared data. If it does not exist yet, a Slurm job prepares it later.
+    """
     console = _console()
-    facts = read_facts(config)  # a Slurm job finds them later
-    warning = longer_than_known(config, facts) if facts else ""
+    facts = read_facts(config)  # None if a Slurm job will check the model
+    warning = length_problem(config, facts) if facts else ""
     for what, value in (
         ("model", describe_model(config)),
         ("data", describe_data(read_meta(data)) if is_ready(data) else ", ".join(config.data.sources)),
@@ -51,43 +55,51 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
         console.print(f"[bold]{what:10}[/bold]", Text(value))
     if warning:
         console.print(Text(f"warning: {warning}", style="yellow"))
+    show_data_warnings(config, data)
     table = plain_table(f"ZeRO-{config.zero.stage}", "held in", "where", texts=3)
-    for row in precision_table(config):
+    for row in placement(config):
         table.add_row(*row)
     show_table(console, table)
-    if is_ready(data):  # a Slurm job prepares it later
+    if is_ready(data):
         print_sample(data, console)
-    console.print(f"[bold]{'run':10}[/bold] {shown(str(config.run_dir))}")
+    console.print(f"[bold]{'run':10}[/bold] {short_path(str(config.run_dir))}")
+
+
+def show_data_warnings(config: RunConfig, data: Path) -> None:
+    """Print what is worth a second look in prepared data that is small for the settings of the run."""
+    for warning in data_warnings(config, read_meta(data)) if is_ready(data) else ():
+        _console().print(Text(f"warning: {warning}", style="yellow"))
 
 
 def show_resume(run: RunDir) -> None:
-    """At once, since libraries take seconds to load: what is about to be done."""
+    """Print from which step a run resumes. The ranks print more, but loading their libraries takes seconds."""
     published = run.published_checkpoints()
-    place, of = shown(run.path), run.read_status().get("max_steps")
+    place, of = short_path(run.path), run.read_status().get("max_steps")
     if published:
         step = f"step {checkpoint_step(published[-1])}" + (f" of {of}" if of else "")
-        print(f"going on with {place} after {step}", flush=True)
-    elif run.bad_checkpoints() or run.checkpoint_folders():  # the ranks refuse to begin such a run again
+        print(f"resuming {place} after {step}", flush=True)
+    elif run.bad_checkpoints() or run.checkpoint_folders():  # the ranks do not start such a run from its beginning
         print(f"looking for a checkpoint of {place} that can be trusted", flush=True)
     else:
         print(f"starting {place} from its beginning: it has no checkpoint", flush=True)
 
 
 def show_next(run: RunDir, code: int, seconds: float) -> None:
-    """Last: how long it took, what to try next. What was gained, and where it lies, rank 0 has said.
+    """Print how long a run took and what to do next. Rank 0 has printed the losses and where the results are.
 
     Args:
-        seconds: from the command to here.
+        code: exit code of the run.
+        seconds: time since the command began.
     """
     console = _console()
-    place, took = typed(run.path), format_seconds(seconds)
+    place, took = quoted_path(run.path), format_seconds(seconds)
     if code == EXIT_PREEMPTED:
-        console.print(f"stopped after {took}; go on with: [bold]ftdist resume {place}[/bold]")
-    if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that was only submitted
+        console.print(f"stopped after {took}; resume with: [bold]ftdist resume {place}[/bold]")
+    if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that has only been submitted
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
-    here = [] if shutil.which("ftdist") else [f"source {typed(sys.prefix)}/bin/activate"]
-    runs = typed(run.path.parent)
+    here = [] if shutil.which("ftdist") else [f"source {quoted_path(sys.prefix)}/bin/activate"]
+    runs = quoted_path(run.path.parent)
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
     commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", status]
     console.print(f"[bold]{'time':11}[/bold] {took}")

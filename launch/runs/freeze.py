@@ -1,4 +1,4 @@
-"""Write a run directory: everything that a run is, before it starts. Nothing in it is ever composed again."""
+"""Write a run directory before the run starts. It fixes all settings: nothing is composed again later."""
 
 import os
 import platform
@@ -8,35 +8,43 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.redact import redact_source, redact_words
-from ftdist.base.temporary import beside
+from ftdist.base.json_files import read_json, write_json
+from ftdist.base.redact import redact_arguments, redact_source
+from ftdist.base.temporary import temporary_path
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import package_versions
 from ftdist.launch.runs.resolve import check_run_dir
-from ftdist.plan.batch import BatchPlan
-from ftdist.plan.deepspeed import deepspeed_settings
-from ftdist.run.rundir import RunDir, read_json, write_json
+from ftdist.plan.batch import BatchPlan, plan_resumed
+from ftdist.plan.deepspeed import check_frozen, deepspeed_settings
+from ftdist.plan.layout import layout_of
+from ftdist.run.rundir import RunDir
 
 
-def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None) -> RunDir:
+def freeze(
+    config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None, files: Optional[Mapping[str, str]] = None
+) -> RunDir:
     """Write the run directory of a resolved config.
 
+    Args:
+        argv: the command line. Defaults to that of this process.
+        files: the texts of additional files, by name.
+
     Raises:
-        ConfigError: the directory already holds something, or cannot be written; nothing is left behind.
+        ConfigError: the directory exists and is not empty, or cannot be written. Nothing is left behind.
     """
     assert config.run_dir is not None
     check_run_dir(config)
     settings = deepspeed_settings(config, plan)
     path = Path(config.run_dir)
-    temporary = beside(path)
+    temporary = temporary_path(path)
     run = RunDir(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()  # not where somebody has put a link: in a shared folder everybody may
+        temporary.mkdir()  # fails if another user has put a link there, as anyone may in a shared folder
         run.logs.mkdir()
         run.checkpoints.mkdir()
         write_json(run.deepspeed, settings)
@@ -44,7 +52,8 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
         run.write_status(state="frozen", step=0, attempt=0)
         run.config.write_text(dump_config(config), encoding="utf-8")
         run.config.chmod(run.config.stat().st_mode & ~0o222)
-        temporary.rename(path)  # fails where another run has taken the name meanwhile
+        _write_files(run, files or {})
+        temporary.rename(path)  # fails if another run has taken the name in the meantime
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ConfigError(
@@ -53,39 +62,66 @@ def freeze(config: RunConfig, plan: BatchPlan, argv: Optional[List[str]] = None)
     return RunDir(path)
 
 
-def freeze_again(run: RunDir, config: RunConfig, plan: BatchPlan, overrides: List[str]) -> None:
-    """Replace run.yaml for the next attempt. The one before stays as ``run.attempt-N.yaml``, N the last attempt that
-    ran with it, and provenance.json gets the overrides.
+def freeze_again(
+    run: RunDir, config: RunConfig, plan: BatchPlan, overrides: List[str], files: Mapping[str, str]
+) -> None:
+    """Replace run.yaml for the next attempt, and add the overrides to provenance.json.
+
+    The file before is kept as ``run.attempt-N.yaml``, where N is the last attempt that used it.
+
+    Args:
+        files: the texts of additional files, by name.
 
     Raises:
         ConfigError: the run directory cannot be written.
     """
     settings = deepspeed_settings(config, plan)
     before = run.path / f"run.attempt-{run.read_status().get('attempt', 0)}.yaml"
-    fresh = beside(run.config)
+    fresh = temporary_path(run.config)
     origin = read_json(run.provenance) if run.provenance.is_file() else {}
     origin.setdefault("resumes", []).append(
-        {**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact_words(overrides)}
+        {**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact_arguments(overrides)}
     )
     try:
         fresh.write_text(dump_config(config), encoding="utf-8")
         fresh.chmod(fresh.stat().st_mode & ~0o222)
-        if not before.exists():  # else this attempt has not begun with what was changed before
+        if not before.exists():  # if it exists, no attempt began with the config that is replaced now
             shutil.copy2(run.config, before)
         write_json(run.provenance, origin)
         write_json(run.deepspeed, settings)
         fresh.replace(run.config)
+        _write_files(run, files)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {run.path}: {error.strerror}", "a folder you may write to") from error
 
 
+def confirm_settings(run: RunDir, config: RunConfig) -> None:
+    """Check before a start that deepspeed.json holds what run.yaml gives, and write it if it is missing.
+
+    Raises:
+        ConfigError: it was edited, or cannot be read.
+    """
+    if run.deepspeed.exists():
+        check_frozen(run.deepspeed, config)
+    else:
+        plan = plan_resumed(config.batch, layout_of(config).data, config.data.max_seq_len)
+        write_json(run.deepspeed, deepspeed_settings(config, plan))
+
+
+def _write_files(run: RunDir, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (run.path / name).write_text(text, encoding="utf-8")
+
+
 def provenance(argv: List[str]) -> Dict[str, Any]:
-    """Where a run comes from. No environment, no secrets; in the diff, what is assigned to a name like ``password`` is
-    hidden too."""
+    """Return where a run comes from: command, host, git commit and diff, package versions.
+
+    It holds no environment variables, and values that look like secrets are replaced.
+    """
     return {
-        "argv": redact_words(argv),
-        "command": shlex.join(redact_words(argv)),
+        "argv": redact_arguments(argv),
+        "command": shlex.join(redact_arguments(argv)),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "agent_pid": os.getppid(),

@@ -1,61 +1,28 @@
-"""Whether a run is under way: what status.json says, against the machine or Slurm that should know of it."""
+"""Whether runs are under way: what status.json says, checked against the machine or the scheduler that runs them."""
 
-import contextlib
-import platform
-import time
-from typing import Any, Dict, Mapping, Optional
+from typing import Dict, List, Sequence
 
-import psutil
-
-from ftdist.base.errors import LaunchError
-from ftdist.launch.backends.slurm import client
+from ftdist.launch.backends.base import Backend, Seen, Status
+from ftdist.launch.backends.registry import backend_of_status
 from ftdist.run.rundir import STOPPED
 
-ALIVE = ("queued", "starting", "running")
-SILENT_S = 900.0
-"""A run on another host that has written no status for this long is shown as perhaps dead."""
+
+def observe(statuses: Sequence[Status]) -> List[Seen]:
+    """Return where runs stand, in the same order. Each backend is asked once for all of its runs."""
+    places: Dict[Backend, List[int]] = {}
+    for place, status in enumerate(statuses):
+        places.setdefault(backend_of_status(status), []).append(place)
+    found: Dict[int, Seen] = {}
+    for backend, mine in places.items():
+        found |= zip(mine, backend.states([statuses[place] for place in mine]), strict=True)
+    return [found[place] for place in range(len(statuses))]
 
 
-def jobs_of(statuses: list[Dict[str, Any]]) -> Optional[Dict[str, client.Job]]:
-    """What Slurm says of the jobs of runs that should be under way; None where Slurm cannot be asked."""
-    ids = [str(found["job_id"]) for found in statuses if found.get("job_id") and found.get("state") != "done"]
-    with contextlib.suppress(LaunchError):
-        if ids and client.available():
-            return client.find_jobs(ids)
-    return None
+def liveness(status: Status) -> str:
+    """Return the state that status.json holds, or ``dead?`` if the run should be under way and nothing runs it."""
+    return observe([status])[0].state
 
 
-def liveness(found: Dict[str, Any], jobs: Optional[Mapping[str, client.Job]] = None) -> str:
-    """The state that status.json tells, or ``dead?`` where nobody is left to change it."""
-    state = str(found.get("state", "?"))
-    if found.get("job_id"):
-        return _job_liveness(found, state, jobs if jobs is not None else jobs_of([found]))
-    if state not in ALIVE:
-        return state
-    if found.get("host") == platform.node() and found.get("pid"):
-        return state if _still_runs(int(found["pid"]), float(found["time"])) else "dead?"
-    return "dead?" if time.time() - float(found.get("time", 0)) > SILENT_S else state
-
-
-def shown_state(found: Dict[str, Any], jobs: Optional[Mapping[str, client.Job]] = None) -> str:
-    """The same in a table: what its user has stopped is not called preempted."""
-    state = liveness(found, jobs)
-    return STOPPED if state == "preempted" and found.get("exit_reason") == STOPPED else state
-
-
-def _still_runs(pid: int, written: float) -> bool:
-    """Whether the process that a status written then names is alive, and is not a later one that was given its number:
-    in a container that is started again that is most often this very process."""
-    try:
-        return psutil.Process(pid).create_time() <= written + 1
-    except psutil.Error:
-        return False
-
-
-def _job_liveness(found: Dict[str, Any], state: str, jobs: Optional[Mapping[str, client.Job]]) -> str:
-    if state not in (*ALIVE, "preempted") or jobs is None:
-        return state
-    job = jobs.get(str(found["job_id"]))
-    if job is None or job.over:
-        return "dead?" if state in ALIVE else state
-    return "queued" if job.state in ("PENDING", "REQUEUED") else state if state in ALIVE else "starting"
+def shown_state(status: Status, seen: Seen) -> str:
+    """Return the state for a table. A run that its user stopped is not called preempted."""
+    return STOPPED if seen.state == "preempted" and status.get("exit_reason") == STOPPED else seen.state

@@ -1,73 +1,87 @@
-"""One run from its config to its end: check, prepare model and data, freeze, start, wait."""
+"""A run from its config to its end: check, prepare model and data, freeze, start, wait."""
 
 import time
 from functools import partial
-from typing import Callable, Optional, Tuple
+from typing import Callable, Mapping, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE
-from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.backends import registry
-from ftdist.launch.backends.slurm import script
-from ftdist.launch.runs import banner, ready, resolve
+from ftdist.config.schema import RunConfig
+from ftdist.launch.backends.registry import backend_of
+from ftdist.launch.runs import banner, inputs, resolve, verify
 from ftdist.launch.runs.freeze import freeze
-from ftdist.launch.verbs import verify
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.warmup import fit_schedule
 from ftdist.run.prepared import data_folder, read_meta
 from ftdist.run.rundir import RunDir
 
 
-def make_ready(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
-               verified: bool = False) -> Callable[[], RunDir]:  # fmt: skip
-    """Everything before ranks: check, model, data, and what is ``shown`` of them. ``verified``: the config is checked
-    on ranks of this machine first.
+def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
+                verify_first: bool = False) -> Callable[[], RunDir]:  # fmt: skip
+    """Do everything that precedes the ranks, except writing the run directory: checks, model and data.
+
+    Args:
+        config: changed in place: every value becomes explicit.
+        ranks: (nproc_per_node, nnodes) if torchrun has already started the ranks.
+        shown: print the machine, the settings and a sample.
+        verify_first: run the quick checks of ``ftdist verify`` before the data is prepared.
 
     Returns:
-        What writes the run directory, and shows the run: whatever is wrong was said before.
+        A function that writes the run directory and returns it. All that can be wrong has been checked before.
+
+    Raises:
+        FtdistError: the config, the model, the data or the machine is not fit for the run.
     """
     plan = resolve.resolve(config, ranks)
     resolve.check_run_dir(config)
     deepspeed_settings(config, plan)
-    data_folder(config)  # a file or template that is missing is named before anything else is said
-    if config.launch.kind is LaunchKind.slurm:  # model and data are made ready by the job
-        text = script.render(config)
-        resolve.check_disk(config)
+    data_folder(config)  # reads the sources' files: one that is missing is named before anything is printed
+    backend = backend_of(config)
+    files = backend.files(config)
+    if backend.uses_scheduler:  # the job prepares model and data
         if config.train.max_steps is not None:  # the steps of epochs are known in the job, where the ranks fit them
             _fit_schedule(config, 0, shown)
-        return partial(_write, config, plan, shown, text)
+        resolve.check_disk(config)
+        return partial(_write, config, plan, files, shown)
     if shown:
         banner.show_machine()
-    ready.make_model_ready(config)
+    inputs.prepare_model(config)
     resolve.check_disk(config)
-    if verified:
+    if verify_first:
         verify.verify_quickly(config)
-    folder = ready.make_data_ready(config)
+    folder = inputs.prepare_data(config)
     _fit_schedule(config, read_meta(folder)["sets"]["train"]["rows"], shown)
-    return partial(_write, config, plan, shown)
+    return partial(_write, config, plan, files, shown)
 
 
 def _fit_schedule(config: RunConfig, rows: int, shown: bool) -> None:
-    note = resolve.check_length(config, rows)
+    note = fit_schedule(config, rows)
     if note and shown:
         print(f"note: {note}")
 
 
-def _write(config: RunConfig, plan: BatchPlan, shown: bool, script: str = "") -> RunDir:
-    run = freeze(config, plan)
-    if script:
-        run.submit.write_text(script, encoding="utf-8")
+def _write(config: RunConfig, plan: BatchPlan, files: Mapping[str, str], shown: bool) -> RunDir:
+    run = freeze(config, plan, files=files)
     if shown:
         banner.show_run(config, plan, data_folder(config))
     return run
 
 
-def run_one(config: RunConfig, dry_run: bool = False, verified: bool = False) -> int:
-    """One run, from its config to its end."""
+def run_from_config(config: RunConfig, dry_run: bool = False, verify_first: bool = False) -> int:
+    """Run a config, from the checks to the end of its ranks. Returns the exit code.
+
+    Args:
+        dry_run: write the run directory and print what would be started.
+        verify_first: see ``prepare_run``.
+
+    Raises:
+        FtdistError: what went wrong, for the user.
+    """
     started = time.monotonic()
-    run = make_ready(config, verified=verified)()
+    run = prepare_run(config, verify_first=verify_first)()
     if dry_run:
-        print(registry.dry_run(config, run))
+        print(backend_of(config).dry_run(config, run))
         return EXIT_DONE
-    code = registry.start_run(config, run)
+    code = backend_of(config).start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code

@@ -1,4 +1,4 @@
-"""Fit a config to this machine: every default made explicit, and what cannot work refused before anything starts."""
+"""Fit a config to the machine: make every default explicit, and refuse what cannot work before anything starts."""
 
 import glob
 import json
@@ -8,28 +8,30 @@ import secrets
 import struct
 import time
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Optional, Tuple
 
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.names import near_paths
-from ftdist.config.checks import check_schedule_fits
 from ftdist.config.login import resolve_mode
-from ftdist.config.schema import Attention, Device, LaunchKind, Offload, Precision, RunConfig
-from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
-from ftdist.launch.backends.hostfile import resolve_hosts
-from ftdist.launch.backends.nodes import check_nodes
-from ftdist.launch.backends.slurm import client
+from ftdist.config.schema import Attention, Device, RunConfig
+from ftdist.launch.attempt.machine import cpu_cores
+from ftdist.launch.backends.foreground import resolve_device, resolve_ranks_per_node
+from ftdist.launch.backends.registry import backend_of
 from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
-from ftdist.plan.warmup import fit_warmup
+from ftdist.plan.layout import layout_of
+from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import cache_root, check_model_folder, model_location
 
 
 def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
-    """Fill in, in place, every value that depends on the machine, and check them.
+    """Fill in, in place, every value that depends on the machine, and check the values.
 
     Args:
-        ranks: (nproc_per_node, nnodes) where torchrun has already started the ranks.
+        ranks: (nproc_per_node, nnodes) if torchrun has already started the ranks.
+
+    Returns:
+        How the global batch is divided among the ranks.
 
     Raises:
         ConfigError: the machine cannot run this config; says what to change.
@@ -40,9 +42,9 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
         name = config.model.attention.name
         raise ConfigError(f"model.attention={name} on CPU", "a CUDA device", "model.attention=documents")
-    plan = plan_batch(config.batch, world_size(config), config.data.max_seq_len)
+    plan = plan_batch(config.batch, layout_of(config).data, config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps
-    if config.data.num_workers is None and config.launch.kind is not LaunchKind.slurm:
+    if config.data.num_workers is None and not backend_of(config).uses_scheduler:
         config.data.num_workers = cpu_cores()
     config.track.wandb = resolve_mode(config.track.wandb)
     if sweep := os.environ.get("WANDB_SWEEP_ID"):  # started by `wandb agent`, which has named the W&B run
@@ -53,12 +55,6 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     return plan
 
 
-def world_size(config: RunConfig) -> int:
-    """Ranks of the run. nproc_per_node must be resolved."""
-    assert config.launch.nproc_per_node is not None
-    return config.launch.nproc_per_node * config.launch.nnodes
-
-
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
@@ -67,7 +63,8 @@ def resolve_paths(config: RunConfig) -> None:
     """Make every path absolute, so that a resume from another folder finds the same files.
 
     Raises:
-        DataError: a source does not exist, but something of a name like it does.
+        DataError: a source does not exist, but one with a similar name does.
+        ConfigError: the cache folder cannot be made.
     """
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         for name, source in sources.items():
@@ -90,7 +87,7 @@ def resolve_paths(config: RunConfig) -> None:
 
 
 def _check_spelling(key: str, path: Optional[str]) -> None:
-    """What no other name would mend is said where the files are read."""
+    """Suggest similar names for a path that does not exist. If there are none, reading the file fails later."""
     if path is None or glob.has_magic(path) or Path(path).expanduser().exists():
         return
     if near := near_paths(path):
@@ -99,7 +96,7 @@ def _check_spelling(key: str, path: Optional[str]) -> None:
 
 
 def _new_run_dir(runs_dir: str, name: str) -> str:
-    """``<date>-<time>-<name>``; with a number where a run was made in the same second (a dry run takes less)."""
+    """Return a new ``<date>-<time>-<name>``, with a number if another run was made in the same second."""
     place = new = f"{runs_dir}/{time.strftime('%Y%m%d-%H%M%S')}-{name.replace('/', '-')}"
     number = 1
     while os.path.lexists(new):
@@ -109,73 +106,27 @@ def _new_run_dir(runs_dir: str, name: str) -> str:
 
 
 def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:
-    """Fill in device, nproc_per_node, nnodes and threads_per_rank, and check them against the GPUs."""
-    launch = config.launch
-    if launch.kind is LaunchKind.slurm and ranks is None:
-        client.resolve_ranks(launch)
-        return
-    gpus = len(visible_gpus())
-    if launch.device is Device.auto:
-        launch.device = Device.cuda if gpus else Device.cpu
-    if launch.device is Device.cuda and not gpus:
-        raise ConfigError(
-            "launch.device=cuda, but this machine has no GPU that CUDA may use",
-            "a GPU that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES does not hide",
-            "launch.device=cpu launch.nproc_per_node=2 (and a model that fits: experiment=demo)",
-        )
-    if ranks is not None:
-        launch.nproc_per_node, launch.nnodes = ranks
-    elif launch.kind is LaunchKind.nodes:
-        check_nodes(config)
-    elif launch.kind is LaunchKind.deepspeed:
-        resolve_hosts(config)
-    elif launch.nnodes > 1:
-        raise ConfigError(
-            f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
-            "a way to start them on several machines",
-            "launch=slurm, launch=nodes or launch=deepspeed, or yourself on each: "
-            f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
-            "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
-        )
-    if launch.nproc_per_node is None:
-        launch.nproc_per_node = gpus if launch.device is Device.cuda else 1
-    if launch.device is Device.cuda and launch.nproc_per_node > gpus:
-        raise ConfigError(
-            f"launch.nproc_per_node={launch.nproc_per_node} with {gpus} visible GPU{'s' if gpus > 1 else ''}",
-            "at most one rank a GPU", f"launch.nproc_per_node={gpus}",
-        )  # fmt: skip
-    if launch.threads_per_rank is None:
-        launch.threads_per_rank = max(1, cpu_cores() // launch.nproc_per_node)
-
-
-def check_length(config: RunConfig, rows: int) -> Optional[str]:
-    """Fit warm-up and decay into the run, in place.
+    """Fill in, in place, the device, the machines, their ranks and the threads of a rank.
 
     Args:
-        config: The config of the run.
-        rows: Packed training rows of one epoch. Not used where ``train.max_steps`` is set.
-
-    Returns:
-        A note for the user if the warm-up was shortened.
+        ranks: (nproc_per_node, nnodes) if torchrun has already started the ranks, whatever ``launch.kind`` is.
 
     Raises:
-        ConfigError: Warm-up and decay do not fit into the run.
+        ConfigError: the ranks cannot be started so; says what to change.
     """
-    train, batch = config.train, config.batch.global_batch_size
-    steps, why = train.max_steps, f"train.max_steps={train.max_steps}"
-    if steps is None:
-        epochs = train.epochs or 0
-        steps, why = math.ceil(epochs * rows / batch), f"{rows} rows × {epochs:g} epochs / {batch} rows a step"
-    note = fit_warmup(config.optim, steps)
-    check_schedule_fits(config.optim, steps, why)
-    return note
+    if ranks is None:
+        backend_of(config).resolve(config)
+        return
+    gpus = resolve_device(config.launch)
+    config.launch.nproc_per_node, config.launch.nnodes = ranks
+    resolve_ranks_per_node(config.launch, gpus)
 
 
 def check_run_dir(config: RunConfig) -> None:
-    """Refuse a run directory that is taken or cannot be written.
+    """Check that the run directory can be made.
 
     Raises:
-        ConfigError: it holds a run (which is never overwritten) or other files, or cannot be made.
+        ConfigError: it holds a run, which is never overwritten, or other files, or cannot be made.
     """
     assert config.run_dir is not None
     path = Path(config.run_dir)
@@ -197,7 +148,7 @@ def _existing_parent(path: Path) -> Path:
 
 
 def count_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, from their headers alone; 0 where there are none to read."""
+    """Return the number of parameters in a folder's safetensors files, from their headers. 0 if there are none."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -208,33 +159,13 @@ def count_parameters(folder: Path) -> int:
 
 
 def check_disk(config: RunConfig) -> None:
-    """Refuse a run whose checkpoints would not fit. Only a model that is on this machine can be measured.
+    """Check that the checkpoints of a run fit on the disk, if the model is on this machine.
 
     Raises:
-        ConfigError: names the bytes needed and free.
+        ConfigError: they do not fit; names the bytes that are needed and free.
     """
     parameters = count_parameters(Path(model_location(config)))
     if parameters:
         assert config.run_dir is not None
         count = checkpoints_at_once(config, config.train.max_steps)
-        require_space(_existing_parent(Path(config.run_dir)), parameters, count)
-
-
-def precision_table(config: RunConfig) -> List[Tuple[str, str, str]]:
-    """Rows (what, type, where) of the banner's table: what each kind of tensor is held in, and how it is sharded."""
-    stage = config.zero.stage
-    weights = "bf16" if config.train.precision is Precision.bf16 else "fp32"
-
-    def place(sharded_from: int, offload: Offload = Offload.none) -> str:
-        memory = "host memory, " if offload is Offload.cpu else ""
-        return memory + ("sharded over ranks" if stage >= sharded_from else "whole on every rank")
-
-    rows: Dict[str, Tuple[str, str]] = {
-        "weights, activations": (weights, place(3, config.zero.offload_param)),
-        "gradients": (weights, place(2)),
-        "optimizer states": ("fp32", place(1, config.zero.offload_optimizer)),
-        "loss": ("fp32", "over the tokens of all ranks"),
-    }
-    if weights == "bf16":
-        rows["optimizer states"] = ("fp32, with master weights", rows["optimizer states"][1])
-    return [(what, kind, where) for what, (kind, where) in rows.items()]
+        require_space(_existing_parent(Path(config.run_dir)), parameters, optimizer_of(config), count)

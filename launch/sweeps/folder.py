@@ -1,11 +1,11 @@
-"""A sweep is N run directories and an index. What lies in its folder, and the verb ``sweep``: its trials, best first.
+"""The folder of a sweep: an index, and a run directory for each trial.
 
 ```
 SWEEP_DIR/
-  sweep.json        what was asked for: overrides, config folder, working directory
-  index.jsonl       one line a trial, written before it starts: number, overrides
-  objectives.json   what the sweeper was told, by trial's number
-  status.json       state of the sweep as a whole, and who runs it
+  sweep.json        the request: overrides, config folder, working directory
+  index.jsonl       number and overrides of each trial, one line each, written before it starts
+  objectives.json   the objectives that the sweeper was given, by number of the trial
+  status.json       state of the sweep as a whole, and the process that runs it
   000/ 001/ …       the trials: ordinary run directories
 ```
 """
@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.temporary import beside
-from ftdist.run.rundir import SWEEP_REQUEST, RunDir, read_json, read_records, write_json
+from ftdist.base.json_files import read_json, read_records, write_json
+from ftdist.base.temporary import temporary_path
+from ftdist.run.rundir import SWEEP_REQUEST, RunDir
 
 
 @dataclass(frozen=True)
 class Trial:
+    """One run of a sweep."""
+
     number: int
     overrides: List[str]
     run: RunDir
@@ -33,7 +36,7 @@ class Trial:
 
 
 class SweepDir(RunDir):
-    """Names of what lies in a sweep's folder. Its status and requests to stop are files as in a run directory."""
+    """The files of a sweep's folder. Its status and requests to stop are files as in a run directory."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -43,13 +46,14 @@ class SweepDir(RunDir):
 
     @property
     def exists(self) -> bool:
+        """Whether the folder is that of a sweep."""
         return self.request.is_file()
 
     def trial(self, number: int, overrides: List[str]) -> Trial:
         return Trial(number, overrides, RunDir(self.path / f"{number:03d}"))
 
     def trials(self) -> List[Trial]:
-        """Every trial that was proposed so far; a last line cut by a crash is left out.
+        """Return every trial that was proposed so far. A last line that a crash has cut is left out.
 
         Raises:
             ConfigError: the index is not what a sweep writes.
@@ -63,25 +67,27 @@ class SweepDir(RunDir):
             known.append(self.trial(number, words))
         return known
 
-    def add(self, trials: List[Trial]) -> None:
+    def add_trials(self, trials: List[Trial]) -> None:
+        """Add trials to the index."""
         known = self.trials()
         lines = [{"number": trial.number, "overrides": trial.overrides} for trial in [*known, *trials]]
-        temporary = beside(self.index)
+        temporary = temporary_path(self.index)
         with temporary.open("x", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
         temporary.replace(self.index)
 
-    def told(self) -> Dict[int, float]:
-        """Objectives that the sweeper was told."""
+    def read_objectives(self) -> Dict[int, float]:
+        """Return the objectives that the sweeper was given, by number of the trial."""
         found = read_json(self.objectives) if self.objectives.is_file() else {}
         return {int(number): float(objective) for number, objective in found.items()}
 
-    def tell(self, objectives: Dict[int, float]) -> None:
-        write_json(self.objectives, {**self.told(), **objectives})
+    def add_objectives(self, objectives: Dict[int, float]) -> None:
+        """Write down objectives that the sweeper is given."""
+        write_json(self.objectives, {**self.read_objectives(), **objectives})
 
 
 def best_loss(run: RunDir) -> Optional[float]:
-    """The lowest held-out loss, a mean over the held-out sets; None before the first evaluation."""
+    """Return the lowest held-out loss, a mean over the held-out sets. None before the first evaluation."""
     losses = []
     for record in run.read_metrics():
         found = [value for name, value in record.items() if name.startswith("eval/") and name.endswith("/loss")]
@@ -91,6 +97,6 @@ def best_loss(run: RunDir) -> Optional[float]:
 
 
 def objective(run: RunDir) -> float:
-    """What a sweeper makes smaller: the best held-out loss of a run that is done; infinite for any other."""
+    """Return what a sweeper minimises: the best held-out loss of a run that is done, infinity for any other run."""
     loss = best_loss(run) if run.read_status().get("state") == "done" else None
     return math.inf if loss is None else loss

@@ -1,7 +1,7 @@
-"""Run a sweep: Hydra's sweeper proposes trials, they are run several at once, and it is told how well they did.
+"""Run a sweep: Hydra's sweeper proposes batches of trials, the trials run, and the sweeper gets their objectives.
 
-A trial is a frozen run directory, and running it is what ``ftdist resume`` does. So a sweep that was cut goes on in the
-same way as it began: the sweeper proposes the same trials again, and those that are finished are not run again.
+A trial is a frozen run directory, and ``ftdist resume`` runs it. A sweep that was interrupted is resumed as it began:
+the sweeper proposes the same trials again, and trials that are finished do not run again.
 """
 
 import argparse
@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
+from ftdist.base.json_files import read_json, write_json
+from ftdist.base.output import quoted_path, short_path
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores
-from ftdist.launch.backends import registry
+from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import sweeper
-from ftdist.launch.runs import banner, resolve
-from ftdist.launch.runs.liveness import ALIVE, liveness
-from ftdist.launch.runs.pipeline import make_ready
-from ftdist.launch.sweeps import array, packed
+from ftdist.launch.runs import resolve
+from ftdist.launch.runs.liveness import liveness
+from ftdist.launch.runs.pipeline import prepare_run
+from ftdist.launch.sweeps import slurm_array, this_machine
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
-from ftdist.launch.sweeps.table import show_table, swept
-from ftdist.run.rundir import read_json, write_json
+from ftdist.launch.sweeps.table import show_table, varied_overrides
 
 Batch = List[Tuple[List[str], sweeper.ComposeTrial]]
 
@@ -35,24 +37,41 @@ class _Stopped(Exception):
 
 
 def start_sweep(args: argparse.Namespace) -> int:
-    """``ftdist train -m``. Returns the exit code: that of the first trial that did not end well."""
+    """Run ``ftdist train -m``. Returns the exit code of the first trial that did not end well, or 0.
+
+    Raises:
+        ConfigError: the request or the config of a trial is wrong. Nothing has been written.
+        LaunchError: a trial cannot be used by the sweeper, or Slurm refuses the trials.
+    """
     config_dir = None if args.config_dir is None else str(Path(args.config_dir).absolute())
     request = sweeper.SweepRequest(list(args.overrides), config_dir, args.config_name)
     plan = sweeper.peek_sweep(request)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name.replace('/', '-')}-sweep"
     folder = SweepDir(Path(plan.runs_dir).expanduser().absolute() / name)
     resolve.check_run_dir(RunConfig(run_dir=str(folder.path)))
-    return _Sweep(folder, request, plan.learns, args.dry_run).go()
+    return _Sweep(folder, request, plan.learns, args.dry_run).run()
 
 
-def resume_sweep(place: Path) -> int:
-    """Go on with a sweep: trials that are done are not run again, the others go on from their checkpoints."""
+def resume_sweep(place: Path, quiet: bool = False) -> int:
+    """Resume a sweep: trials that are done are not run again, the others resume from their checkpoints.
+
+    Args:
+        quiet: do not print that the sweep is done, because another process does.
+
+    Returns:
+        The exit code: 0 if the sweep was done before, else that of the first trial that did not end well.
+
+    Raises:
+        ConfigError: the sweep is under way, or its request cannot be read.
+    """
     folder = SweepDir(place.resolve())
     state = liveness(folder.read_status())
     if state in ALIVE:
         raise ConfigError(f"{place} is {state}", "a sweep that has stopped", f"ftdist sweep {place}")
     if state == "done" and all(trial.state == "done" for trial in folder.trials()):
-        raise ConfigError(f"{place} is done", "a sweep that has trials left", f"ftdist sweep {place}")
+        if not quiet:
+            print(f"{short_path(folder.path)} is done; its trials, best first: ftdist sweep {quoted_path(folder.path)}")
+        return EXIT_DONE
     try:
         asked = read_json(folder.request)
         os.chdir(asked.pop("cwd"))  # relative paths in its overrides
@@ -61,25 +80,26 @@ def resume_sweep(place: Path) -> int:
         raise ConfigError(
             f"{folder.request}: {error}", "what ftdist train -m wrote, and its folder still there"
         ) from error
-    return _Sweep(folder, request, sweeper.peek_sweep(request).learns).go()
+    return _Sweep(folder, request, sweeper.peek_sweep(request).learns).run()
 
 
 class _Sweep:
-    """One sweep under way."""
+    """A sweep that is under way."""
 
     def __init__(self, folder: SweepDir, request: sweeper.SweepRequest, learns: bool, dry_run: bool = False) -> None:
         self.folder, self.request, self.learns = folder, request, learns
         self._dry_run = dry_run
         self.codes: Dict[int, int] = {}
 
-    def go(self) -> int:
+    def run(self) -> int:
+        """Run the sweep to its end. Returns the exit code of the first trial that did not end well, or 0."""
         self.folder.cancel.unlink(missing_ok=True)
         try:
             sweeper.sweep(self.request, self._run_batch)
         except _Stopped:
             self._end("preempted")
             show_table(self.folder)
-            print(f"stopped; go on with: ftdist resume {banner.typed(self.folder.path)}")
+            print(f"stopped; resume with: ftdist resume {quoted_path(self.folder.path)}")
             return EXIT_PREEMPTED
         except FtdistError as error:
             if self.folder.exists:
@@ -98,9 +118,9 @@ class _Sweep:
         self.folder.write_status(state=state, exit_reason=reason, pid=None)
 
     def _run_batch(self, batch: Batch, first: int) -> List[float]:
-        """Run what of a batch is not finished. Returns the objectives of all of it."""
+        """Run the trials of a batch that are not finished. Returns the objectives of all its trials."""
         trials = self._freeze(batch, first)
-        told = self.folder.told() if self.learns else {}
+        told = self.folder.read_objectives() if self.learns else {}
         left = [trial for trial in trials if trial.number not in told and trial.state != "done"]
         if self._dry_run:
             print(_dry_run(self.folder, left))
@@ -110,15 +130,17 @@ class _Sweep:
         if self.folder.cancel.exists():
             raise _Stopped
         objectives = {trial.number: told.get(trial.number, objective(trial.run)) for trial in trials}
-        self.folder.tell(objectives)
+        self.folder.add_objectives(objectives)
         if self.learns and (blind := [t for t in trials if t.state == "done" and best_loss(t.run) is None]):
-            raise LaunchError(f"{blind[0].run.path} is done and has no held-out loss", "one, for the sweeper to go by",
+            raise LaunchError(f"{blind[0].run.path} is done and has no held-out loss", "a loss to minimise",
                               "held-out data: data.heldout… and train.eval_every=N")  # fmt: skip
         return [objectives[trial.number] for trial in trials]
 
     def _freeze(self, batch: Batch, first: int) -> List[Trial]:
-        """The trials of a batch, each with its run directory. All are composed, checked and made ready before any is
-        written."""
+        """Return the trials of a batch, with their run directories written.
+
+        No run directory is written before all new trials have been composed, checked and prepared.
+        """
         trials = [self.folder.trial(number, overrides) for number, (overrides, _) in enumerate(batch, first)]
         known = {trial.number: trial for trial in self.folder.trials()}
         fresh: List[Tuple[Trial, RunConfig]] = []
@@ -134,7 +156,7 @@ class _Sweep:
         for trial, config in fresh:
             config.run_dir, config.track.group = str(trial.run.path), config.track.group or self.folder.path.name
             resolve.resolve(config)
-        writes = [make_ready(config, shown=trial.number == 0) for trial, config in fresh]
+        writes = [prepare_run(config, shown=trial.number == 0) for trial, config in fresh]
         self._announce(trials, [trial for trial in trials if trial.number not in known])
         for write in writes:
             write()
@@ -147,11 +169,12 @@ class _Sweep:
                 raise ConfigError("run_dir with --multirun", "one directory for each run of the sweep",
                                   "runs_dir=FOLDER")  # fmt: skip
             if launch.kind is not configs[0].launch.kind:
-                raise ConfigError("launch.kind differs between trials", "one way to start all of them")
-            if launch.kind is LaunchKind.slurm and self.learns and not launch.wait:
-                raise ConfigError("launch.wait=false with a sweeper that goes by its trials' objectives",
-                                  "a sweep that waits for them", "launch.wait=true")  # fmt: skip
-            if launch.kind is LaunchKind.local and launch.device is not Device.cuda and not launch.threads_per_rank:
+                raise ConfigError("launch.kind differs between trials", "one launch.kind for all trials")
+            backend = backend_of(config)
+            if backend.uses_scheduler and self.learns and not launch.wait:
+                raise ConfigError("launch.wait=false with a sweeper that needs the objectives of its trials",
+                                  "a sweep that waits for its trials", "launch.wait=true")  # fmt: skip
+            if backend.on_this_machine and launch.device is not Device.cuda and not launch.threads_per_rank:
                 ranks = (launch.nproc_per_node or 1) * (launch.trials_at_once or 1)
                 launch.threads_per_rank = max(1, cpu_cores() // ranks)
 
@@ -159,30 +182,33 @@ class _Sweep:
         if not self.folder.exists:
             try:
                 self.folder.path.parent.mkdir(parents=True, exist_ok=True)
-                self.folder.path.mkdir()  # its name can be guessed: what is there already is not ours
+                self.folder.path.mkdir()  # fails if the folder exists: another user may have guessed its name
             except OSError as error:
                 raise ConfigError(f"cannot make {self.folder.path}: {error.strerror}", "a folder you may write to",
                                   "runs_dir=FOLDER") from error  # fmt: skip
             write_json(self.folder.request, {**asdict(self.request), "cwd": str(Path.cwd())})
         self.folder.write_status(state="running", pid=os.getpid(), host=platform.node(), exit_reason="")
-        self.folder.add(new)
-        words = swept(self.folder.trials())
-        print(f"{len(trials)} trials in {banner.shown(self.folder.path)}", flush=True)
+        self.folder.add_trials(new)
+        words = varied_overrides(self.folder.trials())
+        print(f"{len(trials)} trials in {short_path(self.folder.path)}", flush=True)
         for trial in trials:
             print(f"  {trial.number:03d}  {words[trial.number]}", flush=True)
 
 
 def _run(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
-    """Exit codes, by trial's number."""
-    return array.run_array(folder, trials) if _under_slurm(trials) else packed.run_packed(folder, trials)
+    """Run trials. Returns their exit codes by number."""
+    run_trials = slurm_array.run_trials if _as_array(trials) else this_machine.run_trials
+    return run_trials(folder, trials)
 
 
 def _dry_run(folder: SweepDir, trials: List[Trial]) -> str:
-    """What would be started, as text."""
-    if _under_slurm(trials):
-        return array.dry_run(folder, trials)
-    return "\n".join(registry.dry_run(load_config(trial.run.config), trial.run) for trial in trials)
+    """Return what would be started, as text."""
+    if _as_array(trials):
+        return slurm_array.dry_run(folder, trials)
+    configs = [load_config(trial.run.config) for trial in trials]
+    commands = [backend_of(config).dry_run(config, trial.run) for config, trial in zip(configs, trials, strict=True)]
+    return "\n".join(commands)
 
 
-def _under_slurm(trials: List[Trial]) -> bool:
-    return load_config(trials[0].run.config).launch.kind is LaunchKind.slurm
+def _as_array(trials: List[Trial]) -> bool:
+    return slurm_array.runs_as_array(load_config(trials[0].run.config))

@@ -1,4 +1,4 @@
-"""The table of a sweep's trials."""
+"""The table of the trials of a sweep."""
 
 import math
 import os
@@ -7,29 +7,31 @@ from typing import Dict, List, Set
 from rich.console import Console
 from rich.table import Table
 
+from ftdist.base.output import short_path
 from ftdist.launch.runs import banner
-from ftdist.launch.runs.liveness import jobs_of, shown_state
+from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
 
 
-def swept(trials: List[Trial]) -> Dict[int, str]:
-    """The overrides in which trials differ, by number."""
+def varied_overrides(trials: List[Trial]) -> Dict[int, str]:
+    """Return the overrides in which trials differ, by number of the trial."""
     sets: List[Set[str]] = [set(trial.overrides) for trial in trials]
     common = set.intersection(*sets) if len(sets) > 1 else set()
     return {trial.number: " ".join(word for word in trial.overrides if word not in common) for trial in trials}
 
 
 def show_table(folder: SweepDir) -> None:
+    """Print the trials of a sweep with their best held-out losses, the lowest first."""
     trials = folder.trials()
-    jobs = jobs_of([trial.run.read_status() for trial in trials])
-    words = swept(trials)
+    statuses = [trial.run.read_status() for trial in trials]
+    words = varied_overrides(trials)
     rows = []
-    for trial in trials:
+    for trial, status, seen in zip(trials, statuses, observe(statuses), strict=True):
         loss = best_loss(trial.run)
-        shown = "-" if loss is None else f"{loss:.4f}"
-        state = shown_state(trial.run.read_status(), jobs) if trial.run.config.is_file() else trial.state
+        score = "-" if loss is None else f"{loss:.4f}"
+        state = shown_state(status, seen) if trial.run.config.is_file() else trial.state
         rows.append((math.inf if loss is None else loss,
-                     [shown, state, words[trial.number], banner.shown(trial.run.path)]))  # fmt: skip
+                     [score, state, words[trial.number], short_path(trial.run.path)]))  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("held-out loss", "state", "overrides", "run"):
         table.add_column(column, justify="right" if column == "held-out loss" else "left", overflow="fold")

@@ -1,24 +1,25 @@
-"""The two moments at which the batch script calls back, on the first node of the job: before the ranks, and after."""
+"""The verbs ``_begin``, ``_end`` and ``_moved``, which the batch script calls on the first node of a job."""
 
 import argparse
 import os
-import platform
 import signal
 import sys
+from typing import Tuple
 
-from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError, LaunchError
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import RunConfig
-from ftdist.launch.attempt import failure, lifecycle
-from ftdist.launch.runs import ready
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.attempt import lifecycle
+from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.rundir import RunDir
 
 REQUEUE = "requeue"
+"""What ``_end`` prints if the script must requeue the job."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--job", required=True, help="the job's id")
+    parser.add_argument("--job", required=True, help="id of the job")
 
 
 add_begin_arguments = add_moved_arguments = _add_arguments
@@ -32,43 +33,48 @@ def add_end_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def begin(args: argparse.Namespace) -> int:
-    """Open a new attempt and make model and data ready. The attempt's number goes to RUN_DIR/attempt. A run that was
-    asked to stop since it was submitted does not begin, nor one that has been requeued too often."""
+    """Begin an attempt before the ranks: prepare model and data, and write the attempt's number into RUN_DIR/attempt.
+
+    A run does not begin if it was asked to stop after it was submitted, or if it has been requeued too often.
+    """
     run = RunDir.open(args.run_dir)
     config = load_config(run.config)
     status = run.read_status()
-    # Where nobody has just submitted it: requeued, by itself or by Slurm, which asks nobody.
+    # A job that was not just submitted has been requeued, by itself or by Slurm, which does not ask before.
     again = status.get("job_id") == args.job and status.get("state") != "queued"
     requeues = int(status.get("requeues", 0)) + again
     if run.cancel.exists() or requeues > config.launch.max_requeues:
         reason = "cancelled before it began" if run.cancel.exists() else _too_often(config)
-        run.write_status(state="preempted", job_id=args.job, exit_reason=reason, exit_code=EXIT_PREEMPTED)
+        lifecycle.mark_stopped(run, reason, job_id=args.job, exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
-    attempt = lifecycle.next_attempt(run)
-    lifecycle.clear_errors(run, attempt)
-    lifecycle.clear_rests(run)
-    run.write_status(state="starting", attempt=attempt, job_id=args.job, requeues=requeues, pid=None,
-                     host=platform.node(), nodes=os.environ.get("SLURM_JOB_NODELIST"), exit_code=None,
-                     exit_reason="")  # fmt: skip
-    print(f"attempt {attempt} of job {args.job} on {os.environ.get('SLURM_JOB_NODELIST')}", flush=True)
+    nodes = os.environ.get("SLURM_JOB_NODELIST")
+    # The script removed requests to stop when it began. One that is there now is meant for this attempt.
+    attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
+                              requeues=requeues, exit_code=None, exit_reason="")  # fmt: skip
+    print(f"attempt {attempt} of job {args.job} on {nodes}", flush=True)
     try:
-        ready.make_model_ready(config)
-        ready.make_data_ready(config)
+        freeze.confirm_settings(run, config)
+        inputs.prepare_model(config)
+        banner.show_data_warnings(config, inputs.prepare_data(config))
     except FtdistError as error:
-        reason = str(error).splitlines()[0] if str(error) else "model or data could not be prepared: see the job's log"
-        run.write_status(state="failed", exit_reason=reason, exit_code=error.exit_code)
+        reason = str(error).partition("\n")[0] or "model or data could not be prepared: see the job's log"
+        lifecycle.mark_failed(run, error, exit_reason=reason, exit_code=error.exit_code)
         raise
     run.attempt.write_text(f"{attempt}\n", encoding="utf-8")
     return EXIT_DONE
 
 
 def end(args: argparse.Namespace) -> int:
-    """Say how the attempt ended, and print ``requeue`` where the job must go on by itself. Returns its exit code."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes to all of a job that ends; this takes a moment only
+    """Conclude an attempt after the ranks, and print ``requeue`` if the job must be requeued.
+
+    Returns:
+        The exit code of the attempt.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all processes of a job that ends get it; this one ends soon
     run = RunDir.open(args.run_dir)
     status = run.read_status()
     if status.get("job_id") != args.job or _attempt(run) > int(status["attempt"]):
-        print(f"{run.path} has gone on in another job", file=sys.stderr)
+        print(f"{run.path} continues in another job", file=sys.stderr)
         return EXIT_FAILED
     state = status.get("state")
     if state == "done":
@@ -76,25 +82,29 @@ def end(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before there were ranks
         return int(status.get("exit_code") or EXIT_FAILED)
-    if state == "preempted" or args.ended:
-        return _stopped(run, load_config(run.config), args, saved=state == "preempted")
-    attempt = int(status["attempt"])
-    nodes = sorted(run.logs.glob(f"node-*.attempt-{_attempt(run)}.log"))
-    error = failure.explain_failure(run, attempt, [*nodes, run.job_log(args.job)], args.code)
-    run.write_status(state="failed", exit_reason=error.found.splitlines()[0], exit_code=error.exit_code)
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+    reason, requeue = _stop_reason(run, load_config(run.config), args, saved=state == "preempted")
+    logs = [*sorted(run.logs.glob(f"node-*.attempt-{_attempt(run)}.log")), run.job_log(args.job)]
+    try:
+        lifecycle.conclude(run, _attempt(run), args.code, logs, reason if state == "preempted" or args.ended else "")
+    except LaunchError as error:
+        run.write_status(exit_code=error.exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    lifecycle.mark_stopped(run, reason, exit_code=EXIT_PREEMPTED)
+    if requeue:
+        print(REQUEUE)
+    return EXIT_PREEMPTED
 
 
 def moved(args: argparse.Namespace) -> int:
-    """The run waits in the queue again, as another job."""
+    """Write into status.json that the run waits in the queue as another job."""
     run = RunDir.open(args.run_dir)
     run.write_status(state="queued", job_id=args.job, requeues=int(run.read_status().get("requeues", 0)) + 1)
     return EXIT_DONE
 
 
 def _attempt(run: RunDir) -> int:
-    """The attempt of this job; restarts by torchrun count on from it."""
+    """Return the number that this job's attempt began with. Restarts by torchrun count on from it in status.json."""
     return int(run.attempt.read_text()) if run.attempt.is_file() else -1
 
 
@@ -102,17 +112,15 @@ def _too_often(config: RunConfig) -> str:
     return f"was requeued launch.max_requeues={config.launch.max_requeues} times already"
 
 
-def _stopped(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool) -> int:
+def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool) -> Tuple[str, bool]:
+    """Return why an attempt stopped, if it did, and whether the job must be requeued."""
     requeues = int(run.read_status().get("requeues", 0))
-    # Where only TERM came, Slurm has decided: a preempted job it requeues itself, a cancelled one must not go on.
+    # If only TERM came, Slurm has decided: it requeues a preempted job itself, and a cancelled one must not go on.
     wanted = (args.asked or not args.ended) and not run.cancel.exists()
-    go_on = wanted and requeues < config.launch.max_requeues
+    requeue = wanted and requeues < config.launch.max_requeues
     reason = "cancelled" if run.cancel.exists() else "near the time limit" if args.asked else "stopped by Slurm"
     if not saved:
         reason += ", before it could save"
-    if wanted and not go_on:
+    if wanted and not requeue:
         reason += f", and {_too_often(config)}"
-    run.write_status(state="preempted", exit_reason=reason, exit_code=EXIT_PREEMPTED)
-    if go_on:
-        print(REQUEUE)
-    return EXIT_PREEMPTED
+    return reason, requeue

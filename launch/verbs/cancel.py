@@ -1,19 +1,13 @@
-"""The verb ``cancel``: stop a run or a sweep, wherever it was started."""
+"""The verb ``cancel``: stop a run or a sweep, wherever it runs."""
 
 import argparse
-import contextlib
-import os
-import signal
-import time
-from typing import Any, Dict
-
-import psutil
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
-from ftdist.launch.backends.slurm import client
-from ftdist.launch.runs.liveness import ALIVE, jobs_of, liveness
-from ftdist.launch.runs.stop import ask_to_stop, stop_sweep
+from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.registry import backend_of_status
+from ftdist.launch.runs.liveness import liveness, observe
 from ftdist.launch.sweeps.folder import SweepDir
+from ftdist.launch.sweeps.stop import stop_sweep
 from ftdist.run.rundir import RunDir
 
 
@@ -23,7 +17,11 @@ def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cancel(args: argparse.Namespace) -> int:
-    """Stop a run or a sweep: by default it saves and can be resumed."""
+    """Stop a run or a sweep. Unless ``--now`` is given, it saves before it ends.
+
+    Raises:
+        ConfigError: it is not under way, or can only be ended from another machine.
+    """
     sweep = SweepDir(args.run_dir)
     if sweep.exists:
         return _cancel_sweep(sweep, args.now)
@@ -32,42 +30,23 @@ def cancel(args: argparse.Namespace) -> int:
     state = liveness(status)
     if state not in ALIVE:
         raise ConfigError(f"{args.run_dir} is {state}", "a run that is under way", "ftdist status lists the runs")
-    if not args.now:
-        print(ask_to_stop(run))
-        return EXIT_DONE
-    run.cancel.touch()
-    if status.get("job_id"):
-        client.cancel(str(status["job_id"]))
-        print(f"job {status['job_id']} is cancelled")
-    else:
-        _end_here(run, status)
-        print("ended")
+    print(backend_of_status(status).stop(run, args.now))
     return EXIT_DONE
 
 
 def _cancel_sweep(sweep: SweepDir, now: bool) -> int:
-    jobs = jobs_of([trial.run.read_status() for trial in sweep.trials()])
-    alive = [trial.run for trial in sweep.trials() if liveness(trial.run.read_status(), jobs) in ALIVE]
-    here = liveness(sweep.read_status()) in ALIVE
-    if not alive and not here:
+    runs = [trial.run for trial in sweep.trials()]
+    seen = observe([run.read_status() for run in runs])
+    alive = [run for run, found in zip(runs, seen, strict=True) if found.state in ALIVE]
+    status = sweep.read_status()
+    launcher_alive = liveness(status) in ALIVE
+    if not alive and not launcher_alive:
         raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that runs", f"ftdist sweep {sweep.path}")
     print(stop_sweep(sweep))
     if now:
-        ids = [str(status["job_id"]) for run in alive if (status := run.read_status()).get("job_id")]
-        if ids:
-            client.cancel(*ids)
-        elif here:
-            _end_here(sweep, sweep.read_status())
+        jobs = [run for run in alive if backend_of_status(run.read_status()).uses_scheduler]
+        for run in jobs:
+            backend_of_status(run.read_status()).stop(run, now=True)
+        if launcher_alive and not jobs:  # the trials end with their launcher
+            backend_of_status(status).stop(sweep, now=True)
     return EXIT_DONE
-
-
-def _end_here(run: RunDir, status: Dict[str, Any]) -> None:
-    if status.get("host") != os.uname().nodename:
-        raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine that it was started on",
-                          f"ssh {status.get('host')} ftdist cancel --now {run.path}")  # fmt: skip
-    launcher = psutil.Process(int(status["pid"]))
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-        for _ in range(2):  # as Ctrl-C twice
-            launcher.send_signal(signal.SIGINT)
-            time.sleep(0.3)
-        launcher.wait(timeout=30)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
 from ftdist.config.frozen import load_config
-from ftdist.launch.runs import ready
+from ftdist.launch.runs.programs import run_program
 from ftdist.run.rundir import RunDir, checkpoint_step, refuse_sweep
 
 
@@ -20,7 +20,7 @@ def chat(args: argparse.Namespace) -> int:
     """Talk to an exported model.
 
     Raises:
-        ConfigError: no model is there, or no answer could be that long or that warm.
+        ConfigError: there is no model, or a flag's value is too small.
     """
     for flag, value, least in (("--max-tokens", args.max_tokens, 1), ("--temperature", args.temperature, 0)):
         if not value >= least:
@@ -28,12 +28,12 @@ def chat(args: argparse.Namespace) -> int:
     run = RunDir(args.path)
     trust = run.config.is_file() and load_config(run.config).model.trust_remote_code
     how = [f"--max-tokens={args.max_tokens}", f"--temperature={args.temperature}", *["--trust-remote-code"] * trust]
-    ready.run_step(["ftdist.serve.chat", str(_model_folder(args.path)), *how])
+    run_program(["ftdist.serve.chat", str(_model_folder(args.path)), *how])
     return EXIT_DONE
 
 
 def _model_folder(given: str) -> Path:
-    """The export of a run, or a folder that is a model.
+    """Return the folder of a run's export, or a folder that holds a model.
 
     Raises:
         ConfigError: there is none; says what there is instead.

@@ -2,17 +2,21 @@
 
 import argparse
 import tempfile
-from pathlib import Path
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE
+from ftdist.base.json_files import write_json
 from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.resumable import EVALUATED, check_changes
-from ftdist.config.schema import LaunchConfig, LaunchKind, RunConfig
+from ftdist.config.schema import LaunchConfig, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, process
-from ftdist.launch.backends.base import plan_local
+from ftdist.launch.attempt.command import plan_local
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose
-from ftdist.launch.runs import ready, resolve
+from ftdist.launch.runs import inputs, resolve
+from ftdist.plan.batch import BatchPlan
+from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.layout import layout_of
 from ftdist.run.rundir import RunDir
 
 
@@ -25,7 +29,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def eval(args: argparse.Namespace) -> int:
-    """Held-out losses of a checkpoint, on the run's own held-out data or on other."""
+    """Print the held-out losses of a checkpoint, on this machine: on the run's own held-out data or on other data.
+
+    Raises:
+        ConfigError: there is no such run or checkpoint, or an override would not change the result.
+        LaunchError: a rank failed.
+    """
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     check_changes(args.overrides, "eval", EVALUATED)
@@ -34,24 +43,26 @@ def eval(args: argparse.Namespace) -> int:
     if args.overrides:
         config = compose.change(config, args.overrides)
     resolve.resolve_paths(config)
-    if config.launch.kind is not LaunchKind.local:  # it was trained elsewhere, and is evaluated here
+    if not backend_of(config).on_this_machine:  # it was trained elsewhere
         config.launch = LaunchConfig(timeout_s=config.launch.timeout_s)
     resolve.resolve_ranks(config)
-    ready.make_model_ready(config)
-    ready.make_data_ready(config)
+    inputs.prepare_model(config)
+    inputs.prepare_data(config)
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "run.yaml"
-        file.write_text(dump_config(config), encoding="utf-8")
-        return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(file)])
+        frozen = RunDir(scratch)
+        frozen.config.write_text(dump_config(config), encoding="utf-8")
+        plan = BatchPlan(config.batch.micro_batch_size, 1, layout_of(config).data, config.data.max_seq_len)
+        write_json(frozen.deepspeed, deepspeed_settings(config, plan))
+        return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(frozen.config)])
 
 
 def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
-    attempt = lifecycle.next_attempt(run)  # no attempt of the run has this number yet
-    lifecycle.clear_errors(run, attempt)
+    attempt = lifecycle.next_attempt(run)  # no attempt of the run has used this number
+    lifecycle.remove_error_files(run, attempt)
     log = run.logs / "eval.log"
     log.unlink(missing_ok=True)
     arguments = [str(run.path), *arguments, "--attempt", str(attempt)]
-    code = process.start(plan_local(config, "ftdist.serve.evaluate", arguments), log)
+    code = process.run_ranks(plan_local(config, "ftdist.serve.evaluate", *arguments), log)
     if code:
-        raise failure.explain_failure(run, attempt, log, code)
+        raise failure.explain_failure(run, attempt, [log], code)
     return EXIT_DONE

@@ -3,7 +3,7 @@
 import argparse
 
 from ftdist.base.errors import EXIT_DONE
-from ftdist.launch.runs import ready
+from ftdist.launch.runs.programs import run_program
 from ftdist.run.rundir import RunDir
 
 
@@ -14,9 +14,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write a checkpoint in Hugging Face format."""
+    """Write a checkpoint in Hugging Face format.
+
+    Raises:
+        ConfigError: there is no such run or checkpoint.
+    """
     run = RunDir.open(args.run_dir)
     run.find_checkpoint(args.checkpoint)
     out = ["--out", args.out] if args.out else []
-    ready.run_step(["ftdist.checkpoint.export", str(run.path), "--checkpoint", args.checkpoint, *out])
+    run_program(["ftdist.checkpoint.export", str(run.path), "--checkpoint", args.checkpoint, *out])
     return EXIT_DONE

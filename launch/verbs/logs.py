@@ -1,4 +1,4 @@
-"""The verbs ``logs`` and ``cancel``, for a run wherever it was started."""
+"""The verb ``logs``: print what a run or one of its ranks has printed."""
 
 import argparse
 import contextlib
@@ -9,7 +9,9 @@ from typing import Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.config.frozen import load_config
-from ftdist.launch.runs.liveness import ALIVE, liveness
+from ftdist.launch.backends.base import ALIVE, newest_rank_log
+from ftdist.launch.backends.registry import backend_of_status
+from ftdist.launch.runs.liveness import liveness
 from ftdist.run.rundir import RunDir
 
 POLL_S = 0.5
@@ -22,12 +24,16 @@ def add_logs_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def logs(args: argparse.Namespace) -> int:
-    """Print the newest log of a run or of one of its ranks."""
+    """Print the newest log of a run or of one of its ranks.
+
+    Raises:
+        ConfigError: there is no such log, and none is to be expected.
+    """
     run = RunDir.open(args.run_dir)
     path = newest_log(run, args.rank)
     launch = load_config(run.config).launch
-    is_one = (args.rank or 0) < (launch.nproc_per_node or 1) * launch.nnodes
-    if path is None and not (args.follow and is_one and liveness(run.read_status()) in ALIVE):
+    rank_exists = (args.rank or 0) < (launch.nproc_per_node or 1) * launch.nnodes
+    if path is None and not (args.follow and rank_exists and liveness(run.read_status()) in ALIVE):
         what = "log" if args.rank is None else f"log of rank {args.rank}"
         ranks = sorted({int(log.name[5:10]) for log in run.logs.glob("rank-*.log")})
         expected = f"--rank with one of {', '.join(map(str, ranks))}" if ranks else "a run that has started"
@@ -38,20 +44,15 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def newest_log(run: RunDir, rank: Optional[int]) -> Optional[Path]:
-    """The log of the newest attempt: of the Slurm job, else of rank 0."""
-    status = run.read_status()
-    if rank is None and status.get("job_id"):
-        path = run.job_log(str(status["job_id"]))
-        return path if path.is_file() else None
-    found = list(run.logs.glob(f"rank-{rank or 0:05d}.attempt-*.log"))
-    return max(found, key=lambda path: int(path.stem.rsplit("-", 1)[1]), default=None)
+    """Return the log of the newest attempt, of a rank or of the run as a whole. None if there is none yet."""
+    return newest_rank_log(run, rank) if rank is not None else backend_of_status(run.read_status()).log(run)
 
 
-def _print(run: RunDir, rank: Optional[int], follow_it: bool) -> None:
+def _print(run: RunDir, rank: Optional[int], follow: bool) -> None:
     shown: Optional[Path] = None
     offset = 0
     while True:
-        alive = liveness(run.read_status()) in ALIVE  # asked first, so that the last lines are read after the end
+        alive = liveness(run.read_status()) in ALIVE  # before reading, so that nothing printed at the end is missed
         path = newest_log(run, rank)
         if path is not None:
             offset = offset if path == shown else 0
@@ -62,6 +63,6 @@ def _print(run: RunDir, rank: Optional[int], follow_it: bool) -> None:
             offset += len(text)
             sys.stdout.buffer.write(text)
             sys.stdout.flush()
-        if not follow_it or not alive:
+        if not follow or not alive:
             return
         time.sleep(POLL_S)

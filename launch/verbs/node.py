@@ -1,4 +1,4 @@
-"""The verb ``node``: one machine's ranks of a run on several machines."""
+"""The verb ``node``: the ranks of one machine, in a run on several machines."""
 
 import argparse
 import contextlib
@@ -12,6 +12,8 @@ from ftdist.config.frozen import load_config
 from ftdist.launch.backends.nodes import run_node
 from ftdist.run.rundir import RunDir
 
+BETWEEN_INTERRUPTS_S = 0.2
+
 
 def add_node_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
@@ -21,20 +23,25 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def node(args: argparse.Namespace) -> int:
-    """This machine's ranks of a run on several machines. Returns the exit code."""
+    """Run the ranks of this machine. Returns the exit code.
+
+    Raises:
+        ConfigError: there is no such run, or it has fewer machines.
+        LaunchError: the machines did not find each other, or a rank failed.
+    """
     if args.watch:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     run = RunDir.open(args.run_dir)
     config = load_config(run.config)
     if not 0 <= args.rank < config.launch.nnodes:
         raise ConfigError(f"--rank {args.rank} of {config.launch.nnodes} machines", f"0 to {config.launch.nnodes - 1}")
-    return run_node(config, run, args.rank, args.attempt)
+    return run_node(config, run, args.rank, args.attempt, begun=args.watch)  # a launcher reaches it over ssh
 
 
 def _stop_at_end_of_input() -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 1024):
             pass
-    os.kill(os.getpid(), signal.SIGINT)  # twice: at once
-    time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(BETWEEN_INTERRUPTS_S)
+    os.kill(os.getpid(), signal.SIGINT)  # a second one ends the ranks at once

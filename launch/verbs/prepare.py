@@ -1,11 +1,12 @@
-"""The verbs ``prepare`` and ``preview``: they need tokenizers, so they run as a process of the data plane."""
+"""The verb ``prepare``: write the prepared data into the cache."""
 
 import argparse
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.launch.config import compose
-from ftdist.launch.runs import ready, resolve
+from ftdist.launch.runs import inputs, resolve
+from ftdist.launch.runs.programs import run_program
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,16 +14,18 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Write the prepared data into the cache and print what is in it."""
+    """Write the prepared data into the cache, and print statistics."""
     return run_data_program(args, ["ftdist.data.main", "prepare", "-"])
 
 
 def run_data_program(args: argparse.Namespace, command: List[str]) -> int:
+    """Run a program of the data plane that reads a config from standard input. It needs tokenizers, so that it is a
+    process of its own."""
     if args.cfg or args.info:
         compose.show(args)
         return EXIT_DONE
     config = compose.compose(args)
-    resolve.resolve_paths(config)  # data is the same for any number of ranks and any device: the rest is not looked at
-    ready.convert_model(config)
-    ready.run_step(command, config)
+    resolve.resolve_paths(config)  # the data does not depend on the ranks and their device
+    inputs.convert_model(config)
+    run_program(command, config)
     return EXIT_DONE

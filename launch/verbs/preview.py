@@ -14,6 +14,6 @@ def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def preview(args: argparse.Namespace) -> int:
-    """Show a few samples as the model will see them."""
+    """Print a few samples as the model will see them."""
     program = ["ftdist.verify.preview"] if args.loss else ["ftdist.data.main", "preview"]
     return run_data_program(args, [*program, "-", "-n", str(args.n), *(["--html", args.html] if args.html else [])])

@@ -1,23 +1,25 @@
-"""The verbs that start from a run directory: ``resume status eval export chat``."""
+"""The verb ``resume``: continue a run or a sweep that has stopped."""
 
 import argparse
 import time
 from pathlib import Path
 from typing import List
 
-from ftdist.base.errors import ConfigError
+from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.output import quoted_path, short_path
 from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
-from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.backends import registry
-from ftdist.launch.backends.slurm import script
+from ftdist.config.schema import RunConfig
+from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose
-from ftdist.launch.runs import banner, freeze, ready, resolve
-from ftdist.launch.runs.liveness import ALIVE, liveness
+from ftdist.launch.runs import banner, freeze, inputs, resolve
+from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.sweeps import sweep
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
 from ftdist.plan.batch import plan_resumed
+from ftdist.plan.layout import layout_of
 from ftdist.run.rundir import RunDir
 
 
@@ -28,57 +30,70 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a run as it was frozen; only how it is computed may change, never what. Of a sweep, with what is not
-    finished of it."""
+    """Resume a run with the config that was frozen, or those trials of a sweep that are not finished.
+
+    Overrides may change how a run is computed, never what is computed.
+
+    Returns:
+        The exit code. 0 if the run or sweep is finished already, so that a loop such as
+        ``until ftdist resume RUN_DIR; do sleep 60; done`` ends.
+
+    Raises:
+        ConfigError: the run is under way, or an override may not be changed.
+        LaunchError: it could not be started, or it failed.
+    """
     started = time.monotonic()
     check_changes(args.overrides)
     if SweepDir(args.run_dir).exists:
         if args.overrides:
-            raise ConfigError(f"'{args.overrides[0]}' with a sweep", "a sweep as it was asked for",
+            raise ConfigError(f"'{args.overrides[0]}' with a sweep", "a sweep is resumed as it was started",
                               "leave it out, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
-        return sweep.resume_sweep(Path(args.run_dir))
+        return sweep.resume_sweep(Path(args.run_dir), quiet=not under_torchrun.is_first_rank())
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
     state = liveness(run.read_status())
     if state == "done":
-        raise ConfigError(
-            f"{args.run_dir} is done",
-            "a run that has stopped before its end",
-            f"to train longer, a new run: ftdist train … model=folder model.path={args.run_dir}/export",
-        )
-    if state in ALIVE and not under_torchrun.is_parent():
-        raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
-    if under_torchrun.is_parent():
+        if under_torchrun.is_first_rank():
+            print(f"{short_path(run.path)} is done; to train longer, start a new run: "
+                  f"ftdist train … model=folder model.path={quoted_path(run.export)}")  # fmt: skip
+        return EXIT_DONE
+    if under_torchrun.is_rank():
         if args.overrides:
             raise ConfigError(f"'{args.overrides[0]}' under torchrun, where each rank would write it",
                               "one process", "ftdist resume RUN_DIR …, without torchrun")  # fmt: skip
         return under_torchrun.resume(config, run)
+    if state in ALIVE:
+        raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     banner.show_resume(run)
     if args.overrides:
-        config = change_course(run, config, args.overrides)
-    if config.launch.kind is not LaunchKind.slurm:
+        config = change_config(run, config, args.overrides)
+    else:
+        freeze.confirm_settings(run, config)
+    backend = backend_of(config)
+    if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         resolve.resolve_ranks(config)
-        ready.make_model_ready(config)
-        ready.make_data_ready(config)
-    code = registry.start_run(config, run)
+        inputs.prepare_model(config)
+        inputs.prepare_data(config)
+    code = backend.start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code
 
 
-def change_course(run: RunDir, config: RunConfig, overrides: List[str]) -> RunConfig:
-    """The config with ``overrides``, written into the run directory. What was before is kept beside it."""
+def change_config(run: RunDir, config: RunConfig, overrides: List[str]) -> RunConfig:
+    """Change the config of a run and write it into the run directory. The config before is kept beside it.
+
+    Raises:
+        ConfigError: the global batch cannot be divided among the ranks, or the ranks cannot be started.
+    """
     changed = compose.change(config, overrides)
-    changed.run_dir = str(run.path)  # it may have been moved
+    changed.run_dir = str(run.path)  # the run directory may have been moved
     keys = [override.split("=")[0] for override in overrides]
     if "launch.nproc_per_node" in keys and "launch.threads_per_rank" not in keys:
-        changed.launch.threads_per_rank = None  # as many as there are cores for
+        changed.launch.threads_per_rank = None  # follows from the number of ranks again
     resolve.resolve_ranks(changed)
-    plan = plan_resumed(changed.batch, resolve.world_size(changed), changed.data.max_seq_len)
+    plan = plan_resumed(changed.batch, layout_of(changed).data, changed.data.max_seq_len)
     changed.batch.grad_accum_steps = plan.grad_accum_steps
-    text = script.render(changed) if changed.launch.kind is LaunchKind.slurm else None
-    freeze.freeze_again(run, changed, plan, overrides)
-    if text is not None:
-        run.submit.write_text(text, encoding="utf-8")
+    freeze.freeze_again(run, changed, plan, overrides, backend_of(changed).files(changed))
     print(f"{'batch':10} {plan.describe()}")
     return changed

@@ -3,16 +3,17 @@
 import argparse
 import time
 from pathlib import Path
-from typing import List, Mapping, Optional
+from typing import List
 
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
+from ftdist.base.output import short_path
 from ftdist.base.tables import plain_table, show_table
-from ftdist.launch.backends.slurm import client
-from ftdist.launch.runs import banner
-from ftdist.launch.runs.liveness import ALIVE, jobs_of, shown_state
+from ftdist.launch.backends.base import ALIVE, Seen, Status
+from ftdist.launch.runs.banner import cell
+from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.run.rundir import RunDir
 
 
@@ -24,7 +25,7 @@ def status(args: argparse.Namespace) -> int:
     """Print a table of runs.
 
     Raises:
-        ConfigError: there is none at one of the places; the others are shown before.
+        ConfigError: there is no run at one of the places. The runs of the other places are shown before.
     """
     places = [Path(place) for place in args.run_dirs] or [Path("runs")]
     found = {place: find_runs(place) for place in places}
@@ -40,30 +41,34 @@ def status(args: argparse.Namespace) -> int:
 
 def _show_table(runs: List[RunDir]) -> None:
     table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
-    jobs = jobs_of([run.read_status() for run in runs])
-    for run in runs:
-        table.add_row(*map(banner.cell, status_row(run, jobs)))
+    statuses = [run.read_status() for run in runs]
+    for run, found, seen in zip(runs, statuses, observe(statuses), strict=True):
+        table.add_row(*map(cell, status_row(run, found, seen)))
     show_table(Console(highlight=False), table)
 
 
 def find_runs(place: Path) -> List[RunDir]:
-    """The run at a place, or the runs and sweeps' runs in the folder, oldest first."""
+    """Return the run at a place, or the runs and the trials of sweeps in a folder, the oldest first."""
     if (place / "run.yaml").is_file():
         return [RunDir(place)]
     return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]
 
 
-def status_row(run: RunDir, jobs: Optional[Mapping[str, client.Job]] = None) -> List[str]:
-    """One line of the table: run, state, step, loss, tokens/s, age of the newest checkpoint."""
-    found = run.read_status()
+def status_row(run: RunDir, found: Status, seen: Seen) -> List[str]:
+    """Return a row of the table: run, state, step, loss, tokens per second, age of the newest checkpoint.
+
+    Args:
+        found: the run's status.json.
+        seen: where the run stands.
+    """
     age = found.get("last_checkpoint_time")
     loss, speed = found.get("loss"), found.get("tokens_per_s")
-    state = shown_state(found, jobs)
+    state = shown_state(found, seen)
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
-    if state in ALIVE and (job := (jobs or {}).get(str(found.get("job_id")))):
-        reason = job.describe()
+    if state in ALIVE and seen.detail:
+        reason = seen.detail
     return [
-        banner.shown(run.path),
+        short_path(run.path),
         state + (f": {str(reason)[:70]}" if reason else ""),
         f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
         "-" if loss is None else f"{loss:.4f}",
@@ -73,6 +78,7 @@ def status_row(run: RunDir, jobs: Optional[Mapping[str, client.Job]] = None) -> 
 
 
 def _span(seconds: float) -> str:
+    """Return a duration in its largest unit: ``3 h``."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"

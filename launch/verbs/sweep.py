@@ -1,4 +1,4 @@
-"""The verb ``sweep``: a table of a sweep's trials, best first."""
+"""The verb ``sweep``: a table of the trials of a sweep, the best first."""
 
 import argparse
 
@@ -12,7 +12,11 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Print a table of a sweep's trials: what was swept, state, best held-out loss, sorted by it."""
+    """Print a table of a sweep's trials, sorted by their best held-out loss.
+
+    Raises:
+        ConfigError: the folder is not that of a sweep.
+    """
     folder = SweepDir(args.folder)
     if not folder.exists:
         raise ConfigError(f"{args.folder} holds no {folder.request.name}", "the folder of a sweep",

@@ -28,31 +28,29 @@ class Verb:
 
 
 VERBS: Dict[str, Verb] = {
-    "train": Verb("train", "[OVERRIDE…]", "compose a config, freeze it, start the ranks here, wait"),
+    "train": Verb("train", "[OVERRIDE…]", "compose a config, start the ranks, and wait for the run"),
     "demo": Verb("train", "[OVERRIDE…]", "train experiment=demo: a small real model on this machine, in minutes"),
-    "prepare": Verb("prepare", "[OVERRIDE…]", "read, tokenise and pack the data into the cache"),
+    "prepare": Verb("prepare", "[OVERRIDE…]", "read, tokenize and pack the data into the cache"),
     "preview": Verb("preview", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
-    "verify": Verb("verify", "[OVERRIDE…]", "check a config here: data, isolation, loss, gradient, saving"),
+    "verify": Verb("verify", "[OVERRIDE…]", "check a config on this machine: data, isolation, loss, gradient, saving"),
     "resume": Verb(
-        "resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint of a run or a sweep"
+        "resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint, also on other ranks"
     ),
-    "status": Verb("status", "[RUN_DIR…]", "a table of runs"),
-    "sweep": Verb("sweep", "SWEEP_DIR", "a table of a sweep's trials, best first"),
-    "logs": Verb("logs", "RUN_DIR", "the output of a run; -f follows it"),
-    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "save and stop a run or a sweep; --now: stop at once"),
-    "node": Verb("node", "RUN_DIR --rank N", "run one machine's ranks of a run on several machines"),
-    "eval": Verb("eval", "RUN_DIR [OVERRIDE…]", "held-out loss of a checkpoint"),
+    "status": Verb("status", "[RUN_DIR…]", "print a table of runs"),
+    "sweep": Verb("sweep", "SWEEP_DIR", "print a table of a sweep's trials, best first"),
+    "logs": Verb("logs", "RUN_DIR", "print the output of a run; -f follows it"),
+    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "save a checkpoint and stop a run or sweep; --now ends it at once"),
+    "node": Verb("node", "RUN_DIR --rank N", "start the ranks of this machine, for a run on several machines"),
+    "eval": Verb("eval", "RUN_DIR [OVERRIDE…]", "compute the held-out loss of a checkpoint"),
     "export": Verb("export", "RUN_DIR", "write a checkpoint in Hugging Face format"),
     "chat": Verb("chat", "RUN_DIR|MODEL", "talk to a trained model"),
     "completion": Verb("completion", "bash|zsh|fish", "print the script for tab completion"),
 }
 
 INTERNAL = {
-    "_begin": Verb("batch_script", "RUN_DIR", "called by the batch script: start an attempt, prepare the data"),
-    "_end": Verb(
-        "batch_script", "RUN_DIR", "called by the batch script: record the end of the attempt, requeue or not"
-    ),
-    "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stops what a killed launcher left on other machines"),
+    "_begin": Verb("batch_script", "RUN_DIR", "called by the batch script: begin an attempt, prepare model and data"),
+    "_end": Verb("batch_script", "RUN_DIR", "called by the batch script: conclude the attempt, say whether to requeue"),
+    "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stop a run or sweep when its launcher is killed"),
     "_moved": Verb("batch_script", "RUN_DIR", "called by the batch script: the run continues in another job"),
 }
 

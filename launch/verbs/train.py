@@ -1,4 +1,4 @@
-"""The verbs ``train`` and ``demo``: compose → check → model and data ready → freeze → launch → wait."""
+"""The verbs ``train`` and ``demo``: compose a config, and run it."""
 
 import argparse
 from typing import List
@@ -6,11 +6,12 @@ from typing import List
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.launch.attempt.machine import visible_gpus
 from ftdist.launch.config import compose
-from ftdist.launch.runs.pipeline import run_one
+from ftdist.launch.runs.pipeline import run_from_config
 from ftdist.launch.sweeps import sweep
 from ftdist.launch.verbs import under_torchrun
 
-DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2  # as in conf/experiment/demo.yaml: rows of a step, at least, and of a rank's forward
+DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2
+"""Rows of a global batch, at least, and of a micro-batch, as in ``conf/experiment/demo.yaml``."""
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,33 +23,39 @@ add_demo_arguments = add_train_arguments
 
 
 def demo(args: argparse.Namespace) -> int:
-    """``train`` with the demo's experiment first: two ranks on CPU, every GPU where there are any."""
+    """Run ``train`` with the demo's experiment: on every GPU, or on two ranks on CPU. Returns the exit code."""
     args.overrides = ["experiment=demo", *_demo_on_gpus(len(visible_gpus())), *args.overrides]
-    if args.cfg or args.info or args.dry_run or args.multirun or under_torchrun.is_parent():
+    if args.cfg or args.info or args.dry_run or args.multirun or under_torchrun.is_rank():
         return train(args)
-    return run_one(compose.compose(args), verified=True)
+    return run_from_config(compose.compose(args), verify_first=True)
 
 
 def _demo_on_gpus(gpus: int) -> List[str]:
-    rows = DEMO_MICRO_BATCH * gpus  # of one forward of all ranks
+    """Return the overrides that put the demo on this machine's GPUs."""
+    rows = DEMO_MICRO_BATCH * gpus  # of one micro-step on all ranks
     accum = -(-DEMO_ROWS // rows) if gpus else 0
     return [f"launch.nproc_per_node={gpus}", f"batch.global_batch_size={accum * rows}"] if gpus else []
 
 
 def train(args: argparse.Namespace) -> int:
-    """Run from a config. Returns the exit code."""
+    """Compose a config, freeze it, start the ranks and wait for them. Returns the exit code.
+
+    Raises:
+        ConfigError: the config or the command line is wrong, or this machine cannot run it.
+        LaunchError: the ranks could not be started, or one failed.
+    """
     if args.cfg or args.info:
         if args.multirun:
             raise ConfigError("--multirun with --cfg or --info", "the config of one run",
                               "leave out -m, and give each key one value")  # fmt: skip
-        if under_torchrun.is_first():
+        if under_torchrun.is_first_rank():
             compose.show(args)
         return EXIT_DONE
-    if under_torchrun.is_parent():
+    if under_torchrun.is_rank():
         if args.dry_run or args.multirun:
             flag = "--dry-run" if args.dry_run else "--multirun"
             raise ConfigError(f"{flag} under torchrun", "one process", f"ftdist train {flag} …, without torchrun")
-        return under_torchrun.join(args)
+        return under_torchrun.train(args)
     if args.multirun:
         return sweep.start_sweep(args)
-    return run_one(compose.compose(args), args.dry_run)
+    return run_from_config(compose.compose(args), args.dry_run)

@@ -1,4 +1,8 @@
-"""``torchrun … -m ftdist train …``: torchrun, started by the user, runs this verb once for each rank."""
+"""``torchrun … -m ftdist train …``: the user starts torchrun, and torchrun starts this verb once for each rank.
+
+Each of these processes composes the same config and runs its rank as a child process. Rank 0 freezes the run, and tells
+the other ranks where it is.
+"""
 
 import argparse
 import contextlib
@@ -12,32 +16,35 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
+from ftdist.base.json_files import read_json
+from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
-from ftdist.launch.backends.base import ranks_env
+from ftdist.launch.attempt.command import ranks_env
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, resolve
-from ftdist.launch.runs.pipeline import make_ready
-from ftdist.run.rundir import RunDir, read_json
+from ftdist.launch.runs.pipeline import prepare_run
+from ftdist.run.rundir import RunDir
+
+ERROR_SHOWN_S = 5.0
+"""Seconds that the other ranks wait after an error, so that the message of rank 0 is not lost among theirs."""
 
 
-def is_parent() -> bool:
-    """Whether torchrun started this process as one of its ranks."""
+def is_rank() -> bool:
+    """Return whether torchrun started this process as one of its ranks."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
-def is_first() -> bool:
-    """Whether this process is the one that prints: rank 0, or not one of torchrun's at all."""
-    return not is_parent() or os.environ["RANK"] == "0"
+def is_first_rank() -> bool:
+    """Return whether this process prints: it is rank 0, or torchrun did not start it."""
+    return not is_rank() or os.environ["RANK"] == "0"
 
 
-def join(args: argparse.Namespace) -> int:
-    """Be a rank of the run: all compose the same, rank 0 alone freezes and tells the others where.
-
-    Returns the exit code.
+def train(args: argparse.Namespace) -> int:
+    """Run one rank of a new run. Returns the exit code.
 
     Raises:
-        FtdistError: on rank 0; the others wait, so that its message is not lost among theirs.
+        FtdistError: on rank 0 only.
     """
     started = time.monotonic()
     try:
@@ -45,34 +52,35 @@ def join(args: argparse.Namespace) -> int:
         per_node = int(os.environ["LOCAL_WORLD_SIZE"])
         ranks = (per_node, int(os.environ["WORLD_SIZE"]) // per_node)
         resolve.resolve_ranks(config, ranks)
-        if not is_first():
-            return _be_rank(config, ["--from-store"])
+        if not is_first_rank():
+            return _run_other_rank(config, ["--from-store"])
         restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
-        run = _frozen_before(config) if restarted else make_ready(config, ranks)()
-        return _lead(config, run, ["--to-store"], started)
+        run = _frozen_before(config) if restarted else prepare_run(config, ranks)()
+        return _run_first_rank(config, run, ["--to-store"], started)
     except FtdistError as error:
-        if is_first():
+        if is_first_rank():
             raise
-        time.sleep(5)
+        time.sleep(ERROR_SHOWN_S)
         return error.exit_code
 
 
 def resume(config: RunConfig, run: RunDir) -> int:
-    """Be a rank of a run that goes on. Returns the exit code.
+    """Run one rank of a run that is resumed. Returns the exit code.
 
     Raises:
-        LaunchError: on rank 0: the run failed.
+        LaunchError: the run failed. On rank 0 only.
     """
-    attempt = ["--attempt", str(lifecycle.next_attempt(run))]
-    if not is_first():
-        return _be_rank(config, [str(run.path), *attempt])
-    run.preempt.unlink(missing_ok=True)
+    number = lifecycle.next_attempt(run)  # the same on all ranks: status.json changes only when all have started
+    attempt = ["--attempt", str(number)]
+    if not is_first_rank():
+        return _run_other_rank(config, [str(run.path), *attempt])
+    lifecycle.clear(run, number)
     banner.show_resume(run)
-    return _lead(config, run, attempt, time.monotonic())
+    return _run_first_rank(config, run, attempt, time.monotonic())
 
 
 def _frozen_before(config: RunConfig) -> RunDir:
-    # A restart by torchrun: the same agent, so the same parent process on the same host.
+    """Return the run that was frozen before torchrun restarted its ranks. Its provenance names the same torchrun."""
     places = (
         [Path(config.run_dir)] if config.run_dir else sorted(Path(config.runs_dir).expanduser().iterdir(), reverse=True)
     )
@@ -82,51 +90,54 @@ def _frozen_before(config: RunConfig) -> RunDir:
             origin = read_json(run.provenance)
             if (origin.get("host"), origin.get("agent_pid")) == (platform.node(), os.getppid()):
                 return run
-    raise LaunchError(f"no run of this torchrun was found in {config.runs_dir}", "the run that was frozen at its start")
+    raise LaunchError(f"no run of this torchrun was found in {config.runs_dir}", "the run that it has started")
 
 
-def _lead(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
-    """Rank 0, and what is said at the end. A run that was stopped ends well: torchrun would take 75 for a crash."""
+def _run_first_rank(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
+    """Run rank 0 and print how the run ended. A run that was stopped returns 0: torchrun takes 75 for a crash."""
     code = _run_rank(config, [str(run.path), *arguments], run.preempt)
-    code = lifecycle.conclude(run, 0, run.logs / "torchrun.log", code)
+    code = lifecycle.conclude(run, 0, code, [run.logs / "torchrun.log"])
     banner.show_next(run, code, time.monotonic() - started)
     return EXIT_DONE
 
 
-def _be_rank(config: RunConfig, arguments: List[str]) -> int:
-    """A rank other than the first. Returns its exit code, as a shell would."""
+def _run_other_rank(config: RunConfig, arguments: List[str]) -> int:
+    """Run another rank. Returns its exit code as a shell would: 128 plus the number of a signal."""
     code = _run_rank(config, arguments)
     return code if code >= 0 else 128 - code
 
 
-def _run_rank(config: RunConfig, arguments: List[str], preempt: Optional[Path] = None) -> int:
-    """Run a rank as a child of this process, so that somebody is left to clear away its temporary files.
+def _run_rank(config: RunConfig, arguments: List[str], request: Optional[Path] = None) -> int:
+    """Run a rank as a child of this process, which then removes its temporary files.
 
-    torchrun sends the signals that it gets to this process and the child alike. SIGTERM is the child's. SIGINT touches
-    ``preempt``, and all ranks save and stop; a second one, or one after ``ftdist cancel``, ends the child at once.
+    torchrun sends its signals to this process and to the child. Only the child handles SIGTERM. SIGINT touches
+    ``request``, and all ranks save and stop. A second SIGINT, or one after ``ftdist cancel``, ends the child at once.
+
+    Args:
+        request: the file that asks the ranks to stop. None on ranks other than 0, which need not ask again.
     """
     child: Optional[subprocess.Popen[bytes]] = None
 
     def interrupt(*_: Any) -> None:
-        if preempt is None:  # rank 0 sees to it
+        if request is None:
             return
-        if preempt.exists() and child is not None:
+        if request.exists() and child is not None:
             child.kill()
         else:
-            preempt.touch()
+            request.touch()
             print(f"\nstopping: {signals.SAVES}", file=sys.stderr, flush=True)
 
-    signals.end_with_launcher(signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     sys.stdout.flush()
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, interrupt)
-    with process.scratch_folder() as temporary:
+    with process.temporary_folder() as temporary:
         environment = {**os.environ, **ranks_env(config), "TMPDIR": temporary}
         child = subprocess.Popen([sys.executable, "-m", "ftdist.train.main", *arguments], env=environment,
                                  preexec_fn=_ignore_interrupts)  # fmt: skip
         code = child.wait()
     if code == 0:
-        _clear_torchruns_folder()
+        _remove_folder_of_torchrun()
     return code
 
 
@@ -134,10 +145,10 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _clear_torchruns_folder() -> None:
-    """torchrun makes a folder for each rank's errors, inside one for all, and leaves them: the last rank clears it."""
+def _remove_folder_of_torchrun() -> None:
+    """Remove the folders that torchrun made for error files and leaves behind. The last rank finds them all empty."""
     folder = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parent
-    with contextlib.suppress(OSError):  # another rank's is still there, or something is in it
+    with contextlib.suppress(OSError):  # the folder of another rank is still there, or something is in it
         while any(part.name.startswith("torchelastic_") for part in (folder, *folder.parents)):
             folder.rmdir()
             folder = folder.parent

@@ -1,4 +1,4 @@
-"""A bare DeepSpeed loop, as its documentation shows it: nothing of ftdist's loader, loss, attention, engine or loop."""
+"""A plain DeepSpeed loop as in its documentation, without ftdist's loader, loss, attention, engine and loop."""
 
 from pathlib import Path
 from typing import Any, Dict, List
@@ -9,14 +9,14 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from ftdist.config.schema import Precision, RunConfig
-from ftdist.data.order import row_ids
+from ftdist.data.row_order import row_ids
 from ftdist.verify.reference import read_rows
 
 Batch = Dict[str, torch.Tensor]
 
 
 class BareLoop:
-    """Same model folder, rows, ZeRO stage, optimizer, clipping and accumulation as ``config``, in plain calls."""
+    """A loop with the model, rows, ZeRO stage, optimizer, clipping and accumulation of ``config``."""
 
     def __init__(self, config: RunConfig, data: Path, ranks: Any, steps: int) -> None:
         micro = config.batch.micro_batch_size
@@ -29,7 +29,7 @@ class BareLoop:
             "zero_optimization": {"stage": config.zero.stage},
             "steps_per_print": 2**31 - 1,
         }
-        # Held as long as the model: with ZeRO-3 transformers then shards parameters as they are read.
+        # Kept as long as the model: under ZeRO-3 transformers then shards parameters while it reads them.
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero.stage == 3 else None
         dtype = torch.bfloat16 if config.train.precision is Precision.bf16 else torch.float32
         model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype, attn_implementation="sdpa")
@@ -44,7 +44,7 @@ class BareLoop:
         self.batches = _tensorise(config, data, ranks, self.accumulate, steps)
 
     def step(self, index: int) -> float:
-        """Every row has the same number of trained tokens, so the mean of means is the mean. Returns this rank's."""
+        """Take a step and return the loss of this rank. All rows have equally many trained tokens."""
         total = torch.zeros((), device=self.engine.device)
         for batch in self.batches[index * self.accumulate : (index + 1) * self.accumulate]:
             loss = self.engine(**batch).loss
@@ -55,7 +55,7 @@ class BareLoop:
 
 
 def _tensorise(config: RunConfig, data: Path, ranks: Any, accumulate: int, steps: int) -> List[Batch]:
-    """This rank's micro-batches of all steps, on its device: ``input_ids`` and ``labels`` [rows, tokens]."""
+    """Return the micro-batches of this rank for all steps, on its device: ``input_ids``, ``labels`` [rows, tokens]."""
     rows = [torch.tensor(ids, dtype=torch.long) for ((ids, _),) in read_rows(data)]
     micro, size = config.batch.micro_batch_size, config.batch.global_batch_size
     order = row_ids(config.seed, len(rows), 0, steps * size)

@@ -1,4 +1,4 @@
-"""What a benchmark returns: a table, the numbers behind it, and how they were measured."""
+"""The result of a benchmark: a table, its numbers, and how they were measured."""
 
 import statistics
 import time
@@ -6,18 +6,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, List, Sequence
 
 FEW = 8
-"""Of fewer values than this the whole range is told, of more the quartiles."""
+"""With fewer values than this, the range is shown; otherwise the quartiles."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of repeated measurements, and how far they lie apart."""
+    """The median and the spread of repeated measurements."""
 
     median: float
     low: float
-    """First quartile; of few values the smallest."""
+    """First quartile, or the smallest of few values."""
     high: float
-    """Third quartile; of few values the largest."""
+    """Third quartile, or the largest of few values."""
     count: int
 
     def show(self, unit: str, scale: float = 1.0, digits: int = 2) -> str:
@@ -34,16 +34,16 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Section:
-    """One benchmark."""
+    """The section of one benchmark on the page."""
 
     name: str
     title: str
     about: str
-    """How it was measured: Markdown."""
+    """How it was measured, in Markdown."""
     header: List[str]
     rows: List[List[str]]
     figures: Dict[str, Any]
-    """The same in numbers, for programs: seconds, bytes, shares."""
+    """The numbers of the table in seconds, bytes and shares, for programs."""
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
 
     def markdown(self) -> str:

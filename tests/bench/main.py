@@ -1,6 +1,6 @@
 """``make bench``: measure ftdist on this machine and write the figures as JSON and Markdown.
 
-Figures are never a pass or a fail: what a machine measures depends on the machine, and on what else it does.
+No figure passes or fails: it depends on the machine and on its other load.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # this file is started by its path, and uses the tests' own tools
+sys.path[0] = str(ROOT)  # this file is started by its path and imports tests.helpers
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from ftdist.launch.attempt.machine import visible_gpus  # noqa: E402
@@ -34,7 +34,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     given = _parse(argv)
     if not visible_gpus():
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # as the launcher does for CPU ranks
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what is below is cleaned up
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the cleanup below runs
     here = machine()
     sections = read_sections(given.out, here) if given.out else {}
     for name in given.only or BENCHMARKS:
@@ -46,7 +46,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         print(f"{sections[name].markdown()}\n({time.monotonic() - started:.0f} s)\n", flush=True)
-        if given.out:  # after each, so that what is measured is kept
+        if given.out:  # after each, so that finished measurements are kept
             write_report(given.out, here, [sections[known] for known in BENCHMARKS if known in sections])
     return 0
 

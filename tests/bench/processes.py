@@ -1,4 +1,4 @@
-"""Run ``ftdist`` as a user does: through its command line, in processes of its own, with a cache of its own."""
+"""Run ``ftdist`` as a user does: on the command line, with its own cache."""
 
 import os
 import subprocess
@@ -20,11 +20,11 @@ class Ran:
     """Seconds since the epoch."""
     seconds: float
     peak_bytes: int
-    """Of all processes together, shared pages counted once; 0 where it was not asked for."""
+    """Peak memory of all processes together, shared pages counted once; 0 if it was not watched."""
 
 
 def run_ftdist(folder: Path, cache: Path, arguments: List[str], watch_memory: bool = False) -> Ran:
-    """Run ``ftdist ARGUMENTS`` in ``folder``. Raises RuntimeError with its output if it fails; no process is left."""
+    """Run ``ftdist ARGUMENTS`` in ``folder``. No process is left. Raises RuntimeError with the output if it fails."""
     own = {name: str(folder / "home") for name in ("HF_HOME", "WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR",
                                                    "WANDB_DATA_DIR")}  # fmt: skip
     environment = {**os.environ, **own, "FTDIST_CACHE": str(cache)}
@@ -48,7 +48,7 @@ def run_ftdist(folder: Path, cache: Path, arguments: List[str], watch_memory: bo
 
 
 def _watch(child: "subprocess.Popen[bytes]") -> int:
-    """Look at the memory of a process and its descendants until it ends. Returns the most that was seen."""
+    """Sample the memory of a process and its descendants until it ends. Returns the peak."""
     parent, peak = psutil.Process(child.pid), 0
     while True:
         with suppress(psutil.Error):
@@ -63,7 +63,7 @@ def _memory(process: psutil.Process) -> int:
         full = process.memory_full_info()
         return getattr(full, "pss", full.rss)  # a page that n processes share counts 1/n in each of them (Linux)
     except psutil.Error:
-        return 0  # ended meanwhile
+        return 0  # has ended
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

@@ -1,4 +1,4 @@
-"""The machine, and the two files: ``benchmarks.json`` and ``benchmarks.md``."""
+"""A description of the machine, and the files ``benchmarks.json`` and ``benchmarks.md``."""
 
 import json
 import os
@@ -16,14 +16,14 @@ NAME = "benchmarks"
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `make bench` (`ARGS="--only tax"` for one of them, `ARGS=--quick` to try it out). A figure is a median; in
-brackets behind it the quartiles, or the smallest and the largest where it was measured fewer than eight times. Figures
-of different machines cannot be compared. The numbers as JSON: [benchmarks.json](benchmarks.json).
+Written by `make bench` (`ARGS="--only tax"` runs one benchmark, `ARGS=--quick` is a trial with small sizes). Each
+figure is a median, followed by the quartiles in brackets, or by the smallest and the largest value if there are fewer
+than eight. Figures of different machines cannot be compared. The numbers as JSON: [benchmarks.json](benchmarks.json).
 """
 
 
 def machine() -> Dict[str, Any]:
-    """What the figures depend on besides ftdist. ``load`` is that of the minute before: idle is 0."""
+    """Describe the machine. ``load`` is the average of the last minute; an idle machine has 0."""
     return {
         "cpu": _cpu_model(),
         "cores": cpu_cores(),
@@ -46,13 +46,13 @@ def _cpu_model() -> str:
 
 
 def read_sections(folder: Path, here: Dict[str, Any]) -> Dict[str, Section]:
-    """What was written before, on such a machine with these versions: a benchmark not run now keeps its figures."""
+    """Read the sections of an earlier report of this machine and these versions, to keep those that do not run now."""
     try:
         before = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
         if {**before["machine"], "load": None} != {**here, "load": None}:
             return {}
         return {section["name"]: Section(**section) for section in before["benchmarks"]}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or of another version of this script
+    except (OSError, ValueError, KeyError, TypeError):  # no report, or one of another version of this script
         return {}
 
 

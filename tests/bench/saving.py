@@ -1,4 +1,4 @@
-"""Save stall: how long training waits for a checkpoint, and what hashing and fsync are of it."""
+"""Save stall: how long training waits for a checkpoint, and the shares of hashing and fsync."""
 
 import os
 import shutil
@@ -11,17 +11,17 @@ from ftdist.config.schema import RunConfig
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.subject import assemble_run, make_subject, num_ranks, parameter_count, start_rank
 from tests.bench.tax import at_stage
-from tests.spawn import run_ranks
+from tests.helpers.ranks import run_ranks
 
 WAYS = ("beside training", "while it waits", "DeepSpeed's save_checkpoint")
 PARTS = ("stall", "published", "hashing", "syncing", "step", "step beside")
 
 ABOUT = """\
-`stall` is from the end of a step until training goes on, `published` until the checkpoint is in place and on the disk.
+`stall` is the time from the end of a step until training continues, `published` until the checkpoint is on the disk.
 A Llama of {parameters:.1f} M parameters with optimizer states, {ranks} ranks, {precision}, {saves} saves. `beside
 training` is the default, `while it waits` is `train.async_checkpoint=false`. DeepSpeed's own save_checkpoint neither
 hashes nor syncs, and is not atomic. `hashing` is one sha256 of a rank's files, `syncing` is fsync; `step` is a step
-alone, `step beside` one during which a checkpoint is written. All of the slowest rank."""
+alone, `step beside` is one during which a checkpoint is written. All values are those of the slowest rank."""
 
 
 def measure(folder: Path, quick: bool) -> Section:
@@ -42,7 +42,7 @@ def measure(folder: Path, quick: bool) -> Section:
 
 
 class Stopwatch:
-    """Adds up the seconds that a wrapped function takes."""
+    """Sums the seconds that a wrapped function takes."""
 
     def __init__(self, owner: Any, function: str) -> None:
         self.seconds, original = 0.0, getattr(owner, function)
@@ -58,7 +58,7 @@ class Stopwatch:
 
 
 def _on_rank(config: RunConfig, folder: Path, saves: int, way: str) -> Dict[str, Any]:
-    """Each save: its seconds and those of its parts."""
+    """Return the seconds of each save and of its parts."""
     import torch.distributed as dist
 
     from ftdist.train import loop
@@ -70,8 +70,8 @@ def _on_rank(config: RunConfig, folder: Path, saves: int, way: str) -> Dict[str,
     def step() -> float:
         dist.barrier()
         started = time.perf_counter()
-        loop.train_step(training, training.done.step)
-        training.done.step += 1
+        loop.train_step(training, training.state.step)
+        training.state.step += 1
         return time.perf_counter() - started
 
     for _ in range(saves + 1):
@@ -98,14 +98,14 @@ def _own_save(training: Any) -> Path:
     from ftdist.train import loop
 
     loop._save(training)
-    return training.run.checkpoint(training.done.step)
+    return training.run.checkpoint(training.state.step)
 
 
 def _deepspeed_save(training: Any) -> Path:
     place = training.run.checkpoints / "deepspeed"
     if training.ranks.first:
         shutil.rmtree(place, ignore_errors=True)
-    training.engine.save_checkpoint(str(place), tag="tag", save_latest=False)
+    training.engine._wrapped.save_checkpoint(str(place), tag="tag", save_latest=False)
     return place
 
 

@@ -17,8 +17,8 @@ PARTS = {
 
 ABOUT = """\
 `ftdist train experiment=smoke` (tiny model, 2 ranks on CPU, W&B offline), seconds from the command. Cold: an empty
-`FTDIST_CACHE`; warm: the same command once more. Cold and warm runs take turns. Files of the operating system's own
-cache are there in both. Times are those that the run itself recorded, so nothing was watched."""
+`FTDIST_CACHE`; warm: the same command again. Cold and warm runs alternate. The operating system's file cache is warm in
+both. Times are those that the run itself recorded."""
 
 
 def measure(folder: Path, quick: bool) -> Section:

@@ -1,4 +1,4 @@
-"""The model and the data that ranks train in a benchmark, sized so that a step takes a good part of a second."""
+"""The model and the data of a benchmark, sized so that a step takes a few tenths of a second."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 CPU_RANKS = 2
 ROWS = 64
@@ -21,11 +21,11 @@ def num_ranks() -> int:
 
 
 def make_subject(folder: Path, quick: bool, *overrides: str) -> RunConfig:
-    """Save a random Llama, write and prepare rows of one document each, every token trained. Returns the run's config.
+    """Save a random Llama and prepare rows of one document each, whose tokens are all trained. Returns the config.
 
-    One document a row, so that a loop that knows nothing of packing does the same work.
+    With one document in a row, a loop without packing does the same work.
     """
-    from ftdist.parallel.ranks import quiet_libraries
+    from ftdist.parallel.rank_process import quiet_libraries
 
     quiet_libraries()
     cuda = bool(visible_gpus())
@@ -59,11 +59,12 @@ def _write_texts(path: Path, length: int) -> None:
 
 
 def start_rank(config: RunConfig) -> Any:
-    """Make this forked process one of the run's ranks, silent, and not to outlive the benchmark."""
+    """Make this forked process a rank of the run. It prints nothing and does not outlive the benchmark."""
+    from ftdist.parallel import rank_process
     from ftdist.parallel import ranks as rank_setup
 
-    rank_setup.die_with_parent()
-    rank_setup.quiet_libraries()
+    rank_process.die_with_parent()
+    rank_process.quiet_libraries()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     sys.stdout.flush()
     os.dup2(nowhere, 1)
@@ -74,7 +75,7 @@ def start_rank(config: RunConfig) -> Any:
 
 
 def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
-    """What a real run works with: ``ftdist.train.main``'s own assembly, in a run directory of its own."""
+    """Return the ``Training`` that ``ftdist.train.main`` builds, in a new run directory."""
     import torch.distributed as dist
 
     from ftdist.run.rundir import RunDir
@@ -83,13 +84,12 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
 
     run = RunDir(path)
     if ranks.first:
-        run.checkpoints.mkdir(parents=True)
-        run.logs.mkdir()
+        make_run_dir(config, path, ranks.world_size)
     dist.barrier()
     return assemble(config, run, ranks, Preemption(run, ranks.rank))
 
 
 def parameter_count(engine: Any) -> int:
-    from ftdist.engine.engine import parameter_shape
+    from ftdist.engine.optimizers import parameter_shape
 
     return sum(parameter_shape(parameter).numel() for parameter in engine.module.parameters())

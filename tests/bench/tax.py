@@ -1,4 +1,4 @@
-"""Framework tax: ftdist's optimizer step over that of a bare DeepSpeed loop that does the same work."""
+"""Framework tax: the time of ftdist's optimizer step relative to a plain DeepSpeed loop that does the same work."""
 
 import itertools
 import random
@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Tuple
 from ftdist.config.schema import RunConfig
 from tests.bench.figures import Section, Spread, spread
 from tests.bench.subject import assemble_run, make_subject, num_ranks, parameter_count, start_rank
-from tests.spawn import run_ranks
+from tests.helpers.ranks import run_ranks
 
 WARMUP_STEPS = 3
 BLOCK_STEPS = 2
@@ -23,18 +23,18 @@ Step = Callable[[int], float]
 Blocks = List[List[float]]
 
 ABOUT = """\
-`ftdist` is the real assembly and everything its loop does in a step: reading rows, counting tokens, forward, backward,
-update, agreeing on the loss, writing metrics.jsonl and status.json (W&B off). `bare` is a plain DeepSpeed loop over
+`ftdist` is the real assembly and a full step of its loop: reading rows, counting tokens, forward, backward, update,
+reducing the loss over ranks, writing metrics.jsonl and status.json (W&B off). `bare` is a plain DeepSpeed loop over
 batches that are tensors already: `engine(input_ids, labels).loss`, `engine.backward`, `engine.step`. Both train the
 same Llama of {parameters:.1f} M parameters from the same weights on the same rows in the same order ({rows} rows of
-{tokens} tokens a step, accumulation 2, {ranks} ranks, {precision}), with the same ZeRO stage, AdamW and clipping; that
-their losses are the same is checked at every step (largest relative difference {difference:.0e}). ftdist computes no
-logits of tokens that are not trained: here all are, and a row is one document, so it gains nothing by that.
+{tokens} tokens a step, accumulation 2, {ranks} ranks, {precision}), with the same ZeRO stage, AdamW and clipping. Their
+losses are compared at every step (largest relative difference {difference:.0e}). ftdist computes no logits of untrained
+tokens. Here all tokens are trained and a row is one document, so this gives no advantage.
 
 The loops take turns in the same processes, {block} steps each, {rounds} rounds, in changing order. A tax is the ratio
-of the medians, less 1, with its 95 % interval (rounds resampled). `CPU tax` is the same of the processor time of all
-ranks, which what else runs on the machine hardly touches (on a GPU it counts waiting too, and says little). `noise` is
-the bare loop against a second bare loop: what a tax of nothing looks like here."""
+of the medians minus 1, with its 95 % interval (bootstrap over rounds). `CPU tax` is the same for the CPU time of all
+ranks, which other load of the machine hardly changes (on a GPU it includes waiting and says little). `noise` compares
+the bare loop with a second bare loop."""
 
 
 def measure(folder: Path, quick: bool) -> Section:
@@ -82,15 +82,15 @@ def _on_rank(config: RunConfig, folder: Path, rounds: int) -> Dict[str, Any]:
 
 
 def _ftdist_step(training: Any) -> Step:
-    """One turn of ftdist.train.loop.train, where neither evaluation nor checkpoint is due."""
+    """One turn of ``ftdist.train.loop.train`` in which neither an evaluation nor a checkpoint is due."""
     from ftdist.train import loop
 
     def step(index: int) -> float:
         started = time.perf_counter()
         result = loop.train_step(training, index)
-        training.done.step += 1
-        training.done.tokens_seen += result.tokens
-        training.done.trained_tokens += result.trained_tokens
+        training.state.step += 1
+        training.state.tokens_seen += result.tokens
+        training.state.trained_tokens += result.trained_tokens
         loop._log_step(training, result, time.perf_counter() - started)
         return result.loss
 
@@ -98,7 +98,7 @@ def _ftdist_step(training: Any) -> Step:
 
 
 def _take_turns(loops: Dict[str, Step], rounds: int) -> Tuple[Dict[str, Blocks], Dict[str, Blocks], Dict[str, Any]]:
-    """Blocks of steps in turns; the order changes from round to round, so that none always follows the same one.
+    """Run the loops in turns, a block of steps each. The order changes, so that no loop always follows the same one.
 
     Returns, by loop: wall seconds of each step by round, processor seconds of each step by round, the losses.
     """
@@ -135,17 +135,17 @@ def _timed(step: Step, index: int) -> Tuple[float, float, float]:
 
 
 def _largest_difference(losses: Dict[str, List[float]], ranks: Any) -> float:
-    """Relative, between ftdist's losses and those of the bare loop (of which each rank knows its share)."""
-    from ftdist.parallel.ranks import reduce_sum
+    """Return the largest relative difference of ftdist's losses and those of the bare loop, averaged over ranks."""
+    from ftdist.parallel.mesh import data_parallel
 
-    bare = [total / ranks.world_size for total in reduce_sum(losses["bare"], ranks.device)]
+    bare = [total / ranks.world_size for total in data_parallel(ranks).sum(losses["bare"])]
     worst = max(abs(a - b) / abs(b) for a, b in zip(losses["ftdist"], bare, strict=True))
     assert worst < SAME_LOSS, f"the loops do not do the same: losses differ by {worst:.2g}"
     return worst
 
 
 def _figures(per_rank: List[Dict[str, Any]]) -> Dict[str, Any]:
-    wall = per_rank[0]["wall"]  # ranks go in step: all measure the same
+    wall = per_rank[0]["wall"]  # all ranks wait for each other and measure the same
     cpu = {name: _sum_blocks([rank["cpu"][name] for rank in per_rank]) for name in wall}
     return {
         "ftdist_s": asdict(spread(_pooled(wall["ftdist"]))),
@@ -168,8 +168,10 @@ def _pooled(blocks: Blocks) -> List[float]:
 
 
 def ratio_less_one(one: Blocks, other: Blocks) -> Dict[str, float]:
-    """Ratio of medians, less 1, and its 95 % interval by drawing rounds again and again: both loops' blocks of a round
-    together, because what disturbs a round disturbs both."""
+    """Return the ratio of medians minus 1, with its 95 % interval from a bootstrap over rounds.
+
+    The blocks of both loops in a round are drawn together, because a disturbance affects both.
+    """
 
     def ratio(rounds: List[int]) -> float:
         medians = [statistics.median(_pooled([blocks[number] for number in rounds])) for blocks in (one, other)]

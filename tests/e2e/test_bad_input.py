@@ -1,4 +1,4 @@
-"""Bad input: one clear error before anything starts, and nothing is left behind. All of it through the CLI."""
+"""Bad input on the command line: one clear error before anything starts, and no file is left behind."""
 
 import json
 import os
@@ -11,19 +11,20 @@ from typing import Dict, List, Mapping, NamedTuple, Sequence
 import pytest
 
 from ftdist.base.errors import EXIT_USAGE
-from tests.e2e.cli import SMOKE as SMOKE_RUN
-from tests.e2e.cli import Done, finished_run, ftdist, succeed
+from tests.helpers.cli import Done, ftdist, succeed
+from tests.helpers.runs import SMOKE as SMOKE_RUN
+from tests.helpers.runs import finished_run
 
 SMOKE = ["experiment=smoke"]
 MINE = [*SMOKE, "data=file", "data.heldout_share=0"]
-COMPOSE_CPU_S, PREPARE_CPU_S = 2.0, 20.0  # without torch; with transformers, twice. Several times what it takes.
+COMPOSE_CPU_S, PREPARE_CPU_S = 2.0, 20.0  # Limits, several times the usual: without torch; with transformers, twice
 
 
 class Case(NamedTuple):
     name: str
     words: Sequence[str]
     says: Sequence[str]
-    """What was found, what fits, what mends it: regular expressions."""
+    """Regular expressions for what was found, what was expected, and the fix."""
     cpu_s: float = COMPOSE_CPU_S
     env: Mapping[str, str] = MappingProxyType({})
 
@@ -57,7 +58,7 @@ COMMAND_LINE = [
          env={"PATH": "two-gpus", "CUDA_VISIBLE_DEVICES": ""}),
     Case("no room", [*SMOKE, "model=folder", "model.path=huge"],
          ["GiB free; checkpoints of 1,000,000M parameters take 11,175.9 GiB each, ", "runs_dir=FOLDER"],
-         PREPARE_CPU_S),  # the model is looked at first
+         PREPARE_CPU_S),  # the model is read first
 ]  # fmt: skip
 
 DATA = [
@@ -72,17 +73,17 @@ DATA = [
     Case("no template", ["data.sources.file.path=good.jsonl", "model.tokenizer=plain"],
          [r"good.jsonl:1: the record is a chat, but the tokenizer has no chat template", "data.chat_template=chatml"]),
     Case("template that raises", ["data.sources.file.path=good.jsonl", "data.chat_template=raising.jinja"],
-         [r"good.jsonl:1: the chat template refuses", "no questions today"]),
+         [r"good.jsonl:1: the chat template cannot render", "no questions today"]),
     Case("template that is no template", ["data.sources.file.path=good.jsonl", "data.chat_template=broken.jinja"],
-         [r"broken.jinja:1 is not Jinja: .*endfor"]),
+         [r"broken.jinja:1 is not valid Jinja: .*endfor"]),
 ]  # fmt: skip
 
 MODEL = [
     Case("unknown model type", ["model.config.model_type=nonsense"], ["model_type=nonsense is", "model_type=llama"]),
-    Case("sizes that do not fit", ["model.config.hidden_size=63"], ["model.config.*63.*heads", "mend model.config"]),
+    Case("sizes that do not fit", ["model.config.hidden_size=63"], ["model.config.*63.*heads", "correct model.config"]),
     Case("unknown field", ["+model.config.nonsense_key=1"], ["model.config.nonsense_key is not a field of a llama"]),
     Case("both directions", ["model.config.model_type=bert", "~model.config.num_key_value_heads"],
-         ["bert reads a text in both directions", "is_decoder=true"]),
+         ["bert reads text in both directions", "is_decoder=true"]),
     Case("learned positions", ["data.max_seq_len=4096", "model.config.model_type=gpt2",
                                "~model.config.intermediate_size", "~model.config.num_key_value_heads"],
          ["data.max_seq_len=4,096, but the model was made for 2,048 positions", "data.max_seq_len=2048"]),
@@ -111,7 +112,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that can be wrong."""
+    """Return a folder with files that are wrong in every way."""
     here = tmp_path_factory.mktemp("bad")
     for name, content in FILES.items():
         (here / name).parent.mkdir(exist_ok=True)
@@ -119,7 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for script in here.glob("*/nvidia-smi"):
         script.chmod(0o755)
     header = json.dumps({"w": {"dtype": "BF16", "shape": [10**6, 10**6], "data_offsets": [0, 2 * 10**12]}}).encode()
-    with (here / "huge" / "model.safetensors").open("wb") as file:  # a terabyte of weights, on paper
+    with (here / "huge" / "model.safetensors").open("wb") as file:  # claims to hold a terabyte of weights
         file.write(struct.pack("<Q", len(header)) + header)
     return here
 
@@ -153,12 +154,12 @@ def check_refused(done: Done, case: Case, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", COMMAND_LINE, ids=lambda case: case.name)
-def test_wrong_config(case: Case, folder: Path) -> None:
+def test_a_wrong_config_is_refused(case: Case, folder: Path) -> None:
     check_refused(run_wrong(case, folder), case, folder)
 
 
 @pytest.mark.parametrize("case", DATA, ids=lambda case: case.name)
-def test_wrong_data(case: Case, folder: Path) -> None:
+def test_wrong_data_is_refused(case: Case, folder: Path) -> None:
     if "model.tokenizer=plain" in case.words:
         _save_tokenizer_without_template(folder / "plain")
     case = case._replace(words=[*MINE, *case.words], cpu_s=PREPARE_CPU_S)
@@ -166,12 +167,12 @@ def test_wrong_data(case: Case, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", MODEL, ids=lambda case: case.name)
-def test_wrong_model(case: Case, folder: Path) -> None:
+def test_a_wrong_model_is_refused(case: Case, folder: Path) -> None:
     case = case._replace(words=[*SMOKE, *case.words], cpu_s=PREPARE_CPU_S)
     check_refused(run_wrong(case, folder), case, folder)
 
 
-def test_a_folder_that_holds_a_run(folder: Path) -> None:
+def test_train_refuses_a_folder_that_holds_a_run(folder: Path) -> None:
     run = finished_run(*SMOKE_RUN)
     case = Case("taken", [*SMOKE, f"run_dir={run.path}"], ["already holds a run", f"ftdist resume {run.path}"])
     check_refused(run_wrong(case, folder), case, folder)
@@ -186,8 +187,10 @@ def test_a_folder_that_holds_a_run(folder: Path) -> None:
         ("drop", 1, {"dropped": "1 longer than max_seq_len"}),
     ],
 )
-def test_a_document_longer_than_a_row(what: str, rows: int, counted: Dict[str, str], tmp_path: Path) -> None:
-    """Not an error: done as the config says, and counted."""
+def test_long_documents_are_truncated_split_or_dropped(
+    what: str, rows: int, counted: Dict[str, str], tmp_path: Path
+) -> None:
+    """This is no error: it is done as the config says, and counted."""
     (tmp_path / "long.jsonl").write_text('{"text": "short"}\n' + json.dumps({"text": "x" * 200}) + "\n")
     done = succeed(
         "prepare", *MINE, "data.sources.file.path=long.jsonl", "data.max_seq_len=64", "data.packing=false",
@@ -201,6 +204,6 @@ def test_a_document_longer_than_a_row(what: str, rows: int, counted: Dict[str, s
     assert int(next(line for line in lines if line[:1] == ["train"])[1]) == rows
 
 
-def test_standard_error_is_where_errors_go(folder: Path) -> None:
+def test_errors_go_to_standard_error(folder: Path) -> None:
     done = ftdist("train", "experiment=smok", cwd=folder)
     assert not done.out and done.err

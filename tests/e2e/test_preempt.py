@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a damaged checkpoint: a run that was stopped goes on as if it had not been."""
+"""Ctrl-C, SIGTERM and damaged checkpoints: a stopped run resumes as if it had not been stopped."""
 
 import random
 import re
@@ -11,41 +11,29 @@ import pytest
 
 from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import (
-    PADDED_ZERO3,
-    SMOKE,
-    assert_same,
-    copy_of,
-    finished_run,
-    ftdist,
-    interrupt,
-    kill_tree,
-    newest_step,
-    start,
-    succeed,
-    wait_until,
-)
+from tests.helpers.cli import ftdist, interrupt, kill_tree, start, succeed, wait_until
+from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, copy_of, finished_run, newest_step, reference_run
 
-# Every step is one of evaluation, so that a stop always falls on one; few are of a checkpoint.
+# Every step has an evaluation, so that a stop always falls on one. Only some have a checkpoint.
 SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=1", "train.checkpoint_every=3",
             "data.max_heldout_documents=16", "track=disabled", "train.keep_checkpoints=3")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDir]:
-    """A run that Ctrl-C has stopped after a checkpoint or two; tests go on with copies of it."""
+    """Return a run that Ctrl-C has stopped after one or two checkpoints. Tests resume copies of it."""
     run = RunDir(tmp_path_factory.mktemp("stopped") / "run")
     process = start("train", *SETTINGS, f"run_dir={run.path}")
     wait_until(process, lambda: newest_step(run) >= 4)
     done = interrupt(process)
     assert done.code == EXIT_PREEMPTED, done.out
-    assert re.search(rf"stopped after \S+.*; go on with: ftdist resume {run.path}", done.out)
+    assert re.search(rf"stopped after \S+.*; resume with: ftdist resume {run.path}", done.out)
     assert "saving a checkpoint" in done.out
     assert done.out.count("error:") == 0
     yield run
 
 
-def test_ctrl_c_saves_and_says_so(stopped: RunDir) -> None:
+def test_ctrl_c_saves_a_checkpoint_and_says_so(stopped: RunDir) -> None:
     status = stopped.read_status()
     assert status["state"] == "preempted"
     assert stopped.find_checkpoint("last") == stopped.checkpoint(status["last_checkpoint_step"])
@@ -54,28 +42,28 @@ def test_ctrl_c_saves_and_says_so(stopped: RunDir) -> None:
     assert " stopped " in succeed("status", stopped.path).out
 
 
-def test_resumed_it_is_as_if_it_had_not_stopped(stopped: RunDir, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_bit_for_bit(stopped: RunDir, tmp_path: Path) -> None:
     run = copy_of(stopped, tmp_path / "run")
     step = run.read_status()["last_checkpoint_step"]
     done = succeed("resume", run.path)
-    assert done.out.splitlines()[0] == f"going on with {run.path} after step {step} of 8"
+    assert done.out.splitlines()[0] == f"resuming {run.path} after step {step} of 8"
     assert run.read_status()["state"] == "done"
-    assert_same(run, finished_run(*SETTINGS))
+    assert_same(run, reference_run(*SETTINGS))
 
 
-@pytest.mark.slow  # the soak comes to it too
-def test_killed_between_the_resume_and_the_next_checkpoint(stopped: RunDir, tmp_path: Path) -> None:
-    """The evaluation that the stop left out is recorded once, however often it is made up for."""
+@pytest.mark.slow  # the soak test covers this too
+def test_a_kill_after_a_resume_records_the_missing_evaluation_once(stopped: RunDir, tmp_path: Path) -> None:
+    """The evaluation that the stop skipped is recorded once, even if a second resume repeats it."""
     run = copy_of(stopped, tmp_path / "run")
     before = newest_step(run)
     again = start("resume", run.path)
     wait_until(again, lambda: newest_step(run) > before)
     kill_tree(again)
     succeed("resume", run.path)
-    assert_same(run, finished_run(*SETTINGS))
+    assert_same(run, reference_run(*SETTINGS))
 
 
-def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(stopped: RunDir, tmp_path: Path) -> None:
+def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(stopped: RunDir, tmp_path: Path) -> None:
     run = copy_of(stopped, tmp_path / "run")
     newest, older = run.published_checkpoints()[-1], run.published_checkpoints()[-2]
     seed = random.randrange(10**6)
@@ -89,11 +77,11 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(stopped: RunDir, t
     assert f"checkpoint {newest.name}: {file.relative_to(newest)}" in done.out and "not have the hash" in done.out
     assert f"resumed after step {int(older.name[5:])}\n" in done.out
     assert (newest.parent / f"bad-{newest.name}").is_dir()
-    assert_same(run, finished_run(*SETTINGS))
+    assert_same(run, reference_run(*SETTINGS))
 
 
 @pytest.mark.slow
-def test_when_every_checkpoint_is_damaged_nothing_is_lost(stopped: RunDir, tmp_path: Path) -> None:
+def test_resume_fails_and_deletes_nothing_if_every_checkpoint_is_damaged(stopped: RunDir, tmp_path: Path) -> None:
     run = copy_of(stopped, tmp_path / "run")
     for folder in run.published_checkpoints():
         (folder / "state.json").write_text("{}")
@@ -104,21 +92,25 @@ def test_when_every_checkpoint_is_damaged_nothing_is_lost(stopped: RunDir, tmp_p
     assert run.metrics.read_text() == record
 
 
-@pytest.mark.slow  # test_crash_points.py replaces a checkpoint of the same step
-def test_stopped_after_the_last_step_but_before_its_evaluation(tmp_path: Path) -> None:
-    """The last checkpoint is then there already; the loss that it is judged by is not."""
-    overrides = (*SETTINGS, "batch.global_batch_size=48", "train.max_steps=2")  # steps long enough to aim at
+@pytest.mark.slow  # test_crash_points.py replaces a checkpoint of the same step too
+def test_a_stop_between_the_last_step_and_its_evaluation(tmp_path: Path) -> None:
+    """The last checkpoint exists then, but its held-out loss does not."""
+    overrides = (
+        *SETTINGS,
+        "batch.global_batch_size=48",
+        "train.max_steps=2",
+    )  # long steps, so that the signal comes in time
     run = RunDir(tmp_path / "run")
     process = start("train", *overrides, f"run_dir={run.path}")
     wait_until(process, lambda: newest_step(run) >= 1 and "eval" in run.metrics.read_text().splitlines()[-1])
     assert interrupt(process).code == EXIT_PREEMPTED
     assert run.read_status()["last_checkpoint_step"] == 2
     succeed("resume", run.path)
-    assert_same(run, finished_run(*overrides))
+    assert_same(run, reference_run(*overrides))
 
 
-def test_sigterm_before_the_first_step(tmp_path: Path) -> None:
-    """As a batch system does. Stage 3, whose states exist only once a step is done."""
+def test_sigterm_before_the_first_step_saves_step_0(tmp_path: Path) -> None:
+    """A batch system may send it so early. Under ZeRO-3 the optimizer states exist only after the first step."""
     run = RunDir(tmp_path / "run")
     process = start("train", *PADDED_ZERO3, f"run_dir={run.path}")
     wait_until(process, run.log_file(0, 0).is_file)
@@ -130,14 +122,14 @@ def test_sigterm_before_the_first_step(tmp_path: Path) -> None:
     assert_same(run, finished_run(*PADDED_ZERO3))
 
 
-def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     process = start("train", *SMOKE, "train.max_steps=100000", "train.eval_every=null", f"run_dir={run.path}")
     wait_until(process, lambda: newest_step(run) >= 1)
     tree = psutil.Process(process.pid).children(recursive=True)
-    assert len(tree) >= 3  # torchrun, two ranks, and W&B's
+    assert len(tree) >= 3  # torchrun, two ranks and the W&B service
     for member in tree:
-        member.suspend()  # so that they cannot save and stop in time
+        member.suspend()  # so that they cannot save before the second signal
     process.send_signal(signal.SIGINT)
     wait_until(process, run.preempt.is_file)
     done = interrupt(process)

@@ -1,4 +1,4 @@
-"""One config however the ranks are started, and what a run prints."""
+"""A run is the same whatever starts its ranks; and what a run prints."""
 
 import re
 import subprocess
@@ -7,26 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.base.errors import EXIT_USAGE
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import (
-    PADDED_ZERO3,
-    SMOKE,
-    assert_same,
-    environment,
-    finished_run,
-    ftdist,
-    interrupt,
-    kill_tree,
-    newest_step,
-    start,
-    succeed,
-    wait_until,
-)  # fmt: skip
+from tests.helpers.cli import environment, interrupt, kill_tree, start, succeed, wait_until
+from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, finished_run, newest_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ftdist"]
 
-# Every line that a smoke run may print; what is not ours is noise.
+# Every line that a smoke run may print. Lines of libraries are noise.
 NUMBER = r"[\d.,]+(e[+-]?\d+)?k?"
 LINES = [
     r"(cores|memory|GPUs|libraries) +\S.*",
@@ -45,8 +32,8 @@ LINES = [
     r"[a-z ]+[?.]<\|im_end\|>|\[\[[a-z ]+\.<\|im_end\|>\]\]",  # the sample: made-up words
     r"run +\S+",
     r"(loading|exporting) the model: [\d.]+ s",
-    r"attention: documents; changing a document moves the others' logits by 0, changing a token moves those before "
-    r"it by 0",
+    r"attention: documents; changing a document moves the logits of the others by 0, changing a token moves the logits "
+    r"before it by 0",
     r"step \d: training waited [\d.]+ s for the checkpoint",
     r"step \d: held-out loss [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
@@ -65,20 +52,22 @@ LINES = [
 ]
 
 
-def test_a_run_prints_nothing_that_is_not_worth_it() -> None:
+def test_a_run_prints_only_known_lines() -> None:
     printed = (finished_run(*SMOKE).path.parent / "output.txt").read_text()
-    printed = re.sub(r"\nbase model .*?\nreference", "\nreference", printed, flags=re.DOTALL)  # any bytes at all
+    printed = re.sub(
+        r"\nbase model .*?\nreference", "\nreference", printed, flags=re.DOTALL
+    )  # a sample of random weights may contain any characters
     strange = [
         line for line in printed.splitlines() if line and not any(re.fullmatch(known, line.rstrip()) for known in LINES)
     ]
     assert not strange
-    # Also where a line of ours would let it through.
+    # Also inside lines that match a pattern above.
     assert not re.search(r"warn|deprecat|it/s|\d%\|", printed, re.IGNORECASE)
     assert len(printed.splitlines()) < 70
 
 
 @pytest.mark.parametrize("overrides", [SMOKE, PADDED_ZERO3], ids=["smoke", "ZeRO-3"])
-def test_logs_of_a_run_that_goes_well_hold_what_rank_0_printed_and_no_more(overrides: tuple[str, ...]) -> None:
+def test_logs_hold_only_the_output_of_rank_0(overrides: tuple[str, ...]) -> None:
     run = finished_run(*overrides)
     logs = sorted(run.logs.glob("*.log"))
     assert [log.name for log in logs] == ["launcher.attempt-0.log", *(f"rank-0000{r}.attempt-0.log" for r in (0, 1))]
@@ -87,38 +76,38 @@ def test_logs_of_a_run_that_goes_well_hold_what_rank_0_printed_and_no_more(overr
     assert not logs[0].read_text() and not logs[2].read_text()
 
 
-def test_torchrun_started_by_the_user(tmp_path: Path) -> None:
+def test_a_run_under_the_users_torchrun_is_the_same(tmp_path: Path) -> None:
     run, temporary = RunDir(tmp_path / "run"), tmp_path / "temporary"
     temporary.mkdir()
     done = succeed("train", *SMOKE, f"run_dir={run.path}", command=TORCHRUN, TMPDIR=str(temporary))
     assert done.out.count("tokens a step") == 1, "only rank 0 prints"
     assert re.search(r"^time +\S+.*\n *next .*ftdist status \S+$", done.out.rstrip(), re.MULTILINE | re.DOTALL)
     left = [path.name for path in temporary.iterdir()]
-    assert not [name for name in left if not name.startswith("torchinductor_")], "but for torch's own cache"
+    assert not [name for name in left if not name.startswith("torchinductor_")], "only the cache of torch may stay"
     assert run.read_status()["state"] == "done"
     assert_same(run, finished_run(*SMOKE))
 
 
-def test_ctrl_c_under_torchrun_saves(tmp_path: Path) -> None:
-    """torchrun passes it on to its ranks, and itself ends with a stack trace."""
+def test_ctrl_c_under_torchrun_saves_a_checkpoint(tmp_path: Path) -> None:
+    """torchrun passes the signal on to its ranks, and itself ends with a traceback."""
     run = RunDir(tmp_path / "run")
     long = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "track=disabled")
     process = start("train", *SMOKE, *long, f"run_dir={run.path}", command=TORCHRUN)
     wait_until(process, lambda: newest_step(run) >= 2)
     done = interrupt(process)
-    assert f"go on with: ftdist resume {run.path}" in done.out and "error: " not in done.out
+    assert f"resume with: ftdist resume {run.path}" in done.out and "error: " not in done.out
     assert run.read_status()["state"] == "preempted" and run.find_checkpoint("last")
 
 
-def test_the_config_is_shown_once_under_torchrun(tmp_path: Path) -> None:
+def test_torchrun_shows_the_config_once(tmp_path: Path) -> None:
     done = succeed("train", *SMOKE, "--cfg", "job", "-p", "optim.lr", command=TORCHRUN, cwd=tmp_path)
     assert done.out == "0.001\n"
 
 
-def test_killed_under_torchrun_and_resumed_without(tmp_path: Path) -> None:
-    """Nobody was there to write down that it had ended."""
+def test_a_run_killed_under_torchrun_resumes_without_it(tmp_path: Path) -> None:
+    """No launcher was left to record the end of the run in status.json."""
     run = RunDir(tmp_path / "run")
-    process = start("train", *SMOKE, f"run_dir={run.path}", command=TORCHRUN)
+    process = start("train", *SMOKE, "track=disabled", f"run_dir={run.path}", command=TORCHRUN)
     wait_until(process, lambda: newest_step(run) >= 3)
     kill_tree(process)
     assert "dead?" in succeed("status", run.path).out
@@ -126,9 +115,9 @@ def test_killed_under_torchrun_and_resumed_without(tmp_path: Path) -> None:
     assert_same(run, finished_run(*SMOKE))
 
 
-def test_what_a_dry_run_prints_can_be_typed(tmp_path: Path) -> None:
+def test_the_command_of_a_dry_run_works(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a run")
-    done = succeed("train", *SMOKE, f"run_dir='{run.path}'", "--dry-run", cwd=tmp_path)
+    done = succeed("train", *SMOKE, "track=disabled", f"run_dir='{run.path}'", "--dry-run", cwd=tmp_path)
     assert run.read_status()["state"] == "frozen" and not run.metrics.exists()
     command = done.out.splitlines()[-1]
     typed = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment(), capture_output=True, text=True)
@@ -137,9 +126,10 @@ def test_what_a_dry_run_prints_can_be_typed(tmp_path: Path) -> None:
     assert_same(run, finished_run(*SMOKE))
 
 
-def test_a_finished_run_is_not_resumed() -> None:
+@pytest.mark.parametrize("command", [None, TORCHRUN], ids=["ftdist", "torchrun"])
+def test_a_resume_of_a_finished_run_changes_nothing_and_succeeds(command: list[str] | None) -> None:
     run = finished_run(*SMOKE)
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    done = ftdist("resume", run.path)
-    assert done.code == EXIT_USAGE and done.text.count("error:") == 1 and "is done" in done.err
+    done = succeed("resume", run.path, **({"command": command} if command else {}))
+    assert done.out.count("is done; to train longer, start a new run: ftdist train") == 1
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before

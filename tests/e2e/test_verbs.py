@@ -1,4 +1,4 @@
-"""The verbs around a run: status, eval, export, chat, prepare, preview."""
+"""The verbs status, eval, export, chat, prepare and preview."""
 
 import json
 import platform
@@ -12,9 +12,10 @@ import pytest
 
 from ftdist.base.errors import EXIT_USAGE
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import PADDED_ZERO3, SMOKE, copy_of, finished_run, ftdist, succeed
+from tests.helpers.cli import ftdist, succeed
+from tests.helpers.runs import PADDED_ZERO3, SMOKE, copy_of, finished_run
 
-# What anyone would do with the folder, and with the checkpoint's files, which any reader of safetensors opens.
+# Opens an exported folder as any user would, and the files of the checkpoint with safetensors alone.
 OPEN = """
 import json, sys, torch
 from pathlib import Path
@@ -44,7 +45,7 @@ print(json.dumps({
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """A run that has ended, to do something with."""
+    """Return a copy of a finished run, which a test may change."""
     return copy_of(finished_run(*PADDED_ZERO3), tmp_path / "run")
 
 
@@ -52,7 +53,7 @@ def heldout_losses(run: RunDir) -> Dict[int, float]:
     return {r["step"]: r["eval/heldout/loss"] for r in run.read_metrics() if "eval/heldout/loss" in r}
 
 
-def test_status(run: RunDir, tmp_path: Path) -> None:
+def test_status_shows_a_finished_run(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     head, row = succeed("status", tmp_path, cwd=tmp_path).out.splitlines()
     assert head.split() == ["run", "state", "step", "loss", "tokens/s", "checkpoint"]
@@ -75,21 +76,23 @@ def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
     expected = heldout_losses(run)
     if record["step"] in expected:
         assert record["eval/heldout/loss"] == pytest.approx(expected[record["step"]], rel=1e-5)
-    assert not list(run.path.glob(".*")), "the model that was made for it, and for one that was killed, is removed"
+    assert not list(run.path.glob(".*")), "the exported models of this eval and of a killed one are removed"
     assert "│" not in done.out and not re.search(r" $", done.out, re.MULTILINE)
 
 
-def test_eval_on_other_data(run: RunDir, tmp_path: Path) -> None:
-    """From another folder, with a path that is relative to it."""
+def test_eval_on_another_data_set(run: RunDir, tmp_path: Path) -> None:
+    """In another folder, with a path that is relative to it."""
     (tmp_path / "mine.jsonl").write_text('{"prompt": "two and two", "completion": " is four"}\n' * 3)
     done = succeed("eval", run.path, "data.heldout.mine.path=mine.jsonl", "data.heldout_share=0", cwd=tmp_path)
     record = json.loads((run.path / "eval.jsonl").read_text())
     assert "eval/mine/loss" in record and "eval/heldout/loss" not in record
     rows = [re.findall(r"[\w.,]+", line) for line in done.out.split("held-out loss of")[1].splitlines()]
-    assert ["mine", "27"] in [[row[0], row[-1]] for row in rows if row], "three times eight bytes and the stop token"
+    assert ["mine", "27"] in [[row[0], row[-1]] for row in rows if row], (
+        "three documents of eight bytes and the stop token"
+    )
 
 
-def test_export_is_an_ordinary_model(run: RunDir, tmp_path: Path) -> None:
+def test_an_export_opens_as_an_ordinary_model(run: RunDir, tmp_path: Path) -> None:
     done = succeed("export", run.path, "--checkpoint", "best", "--out", tmp_path / "model")
     assert str(tmp_path / "model") in done.out
     opened = succeed("-c", OPEN, tmp_path / "model", run.find_checkpoint("best"), command=[sys.executable])
@@ -100,7 +103,7 @@ def test_export_is_an_ordinary_model(run: RunDir, tmp_path: Path) -> None:
     assert all((tmp_path / "model" / n).read_bytes() == (run.export / n).read_bytes() for n in files)
 
 
-def test_export_leaves_other_folders_alone(run: RunDir, tmp_path: Path) -> None:
+def test_export_refuses_a_folder_with_other_files(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     done = ftdist("export", run.path, "--out", tmp_path / "thesis")
@@ -108,14 +111,14 @@ def test_export_leaves_other_folders_alone(run: RunDir, tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
-def test_chat_from_a_pipe(run: RunDir) -> None:
+def test_chat_reads_questions_from_a_pipe(run: RunDir) -> None:
     done = succeed("chat", run.path, "--max-tokens", 12, stdin="hello\n/new\nhello\n")
     assert not done.err and done.out.endswith("…\n"), "random weights do not stop"
     half = len(done.out) // 2
     assert done.out[:half] == done.out[half:], "after /new nothing is remembered, and answers are greedy"
 
 
-def test_prepare_twice(tmp_path: Path) -> None:
+def test_prepare_finds_data_that_is_prepared(tmp_path: Path) -> None:
     cache = f"cache_dir={tmp_path / 'cache'}"
     first = succeed("prepare", *SMOKE, cache, cwd=tmp_path)
     second = succeed("prepare", *SMOKE, cache, cwd=tmp_path)
@@ -134,4 +137,4 @@ def test_preview_shows_what_is_trained(tmp_path: Path) -> None:
     assert "question<|im_end|>" in done.out and "[[answer<|im_end|>]]" in done.out
     assert done.out.count("— document") == 3
     assert "\x1b" not in done.text, "plain text where it is not a terminal"
-    assert not list((tmp_path / "cache").glob("data/*")), "a look leaves nothing in the cache"
+    assert not list((tmp_path / "cache").glob("data/*")), "preview writes nothing into the cache"

@@ -1,4 +1,4 @@
-"""A canary: a file that is made where planted code runs, and is not there where it does not."""
+"""A canary: a file that planted code creates if it runs."""
 
 import os
 import pickle
@@ -7,7 +7,7 @@ from typing import Any, Tuple
 
 
 class Planted:
-    """Unpickling one touches the canary."""
+    """An object whose unpickling creates the canary."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -21,12 +21,12 @@ def pickled(canary: Path) -> bytes:
 
 
 def save_torch(canary: Path, file: Path) -> None:
-    """What ``torch.load`` reads, with code in it."""
+    """Save a file for ``torch.load`` that contains code."""
     import torch
 
     torch.save({"module": Planted(canary)}, file)
 
 
 def source(canary: Path) -> str:
-    """A Python file that touches the canary when it is imported."""
+    """Return Python source that creates the canary when it is imported."""
     return f"import pathlib\npathlib.Path({str(canary)!r}).touch()\n"

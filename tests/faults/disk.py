@@ -1,4 +1,4 @@
-"""A disk that can be stopped: counts the file operations of the checkpoint writer, and forgets what was not fsynced."""
+"""A simulated disk: it counts file operations, fails or stops at one of them, and loses data that was not fsynced."""
 
 # ruff: noqa: PTH102, PTH104
 import errno
@@ -10,18 +10,18 @@ from typing import Any, Callable, Container, Dict, List, Optional, Set
 
 
 class Crash(BaseException):
-    """The machine is gone: nothing catches this, and nothing is written any more."""
+    """The machine has stopped. No code catches this exception, and nothing is written after it."""
 
 
 class Disk:
-    """Stands in for ``os`` in ftdist.checkpoint.durable, on top of the real file system.
+    """Replaces ``os`` in ftdist.checkpoint.durable, on top of the real file system.
 
     Args:
         root: the folder that is written to.
         scratch: an empty folder elsewhere on the same file system.
-        stop_at: the operation, counted from 0, at which the machine goes; −1 for none.
+        stop_at: the operation, counted from 0, at which the machine stops; −1 for none.
         failing: operations that fail with ``error``.
-        stop: what happens at ``stop_at``.
+        stop: called at ``stop_at``.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Disk:
         self._failing, self._error = failing, error
         self._stopped = False
         self.goes_on = False
-        """The machine is still there after ``stop``."""
+        """The machine continues after ``stop``."""
         self._open: Dict[int, Path] = {}
         self._unsynced_files: Set[int] = set()  # inodes
         self._unsynced_entries: List[Entry] = []
@@ -62,7 +62,7 @@ class Disk:
         return descriptor
 
     def made(self, path: Path) -> None:
-        """A file that was just made by others: not on the disk yet."""
+        """Register a new file that was written without this object: it is not on the disk yet."""
         self._unsynced_files.add(path.stat().st_ino)
         self._unsynced_entries.append(Entry(path, None))
 
@@ -112,7 +112,7 @@ class Disk:
                 entry.path = target / entry.path.relative_to(source)
 
     def lose_power(self) -> None:
-        """Forget what was not fsynced: the second half of files, and what was done to the entries of folders."""
+        """Undo what was not fsynced: truncate such files to half, and revert changes of folder entries."""
         for path in self._root.rglob("*"):
             if path.is_file() and path.stat().st_ino in self._unsynced_files:
                 os.truncate(path, path.stat().st_size // 2)
@@ -128,9 +128,9 @@ class Disk:
 
 @dataclass
 class Entry:
-    """Something done to an entry of a folder that is not on the disk yet."""
+    """A change of a folder entry that is not on the disk yet."""
 
     path: Path
     other: Optional[Path]
-    """None: it was made. Else it was renamed from there, or, if ``removed``, waits there."""
+    """The old path of a renamed entry, or the place where a ``removed`` entry is kept. None: the entry is new."""
     removed: bool = False

@@ -1,4 +1,4 @@
-"""A run hit at random times by random faults, until it is done: then it must be the run that nobody disturbed."""
+"""Random faults at random times, until the run is done. It must then equal the undisturbed run."""
 
 import contextlib
 import os
@@ -14,7 +14,8 @@ import psutil
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import SMOKE, assert_same, finished_run, kill_tree, newest_step, start
+from tests.helpers.cli import kill_tree, start
+from tests.helpers.runs import SMOKE, assert_same, newest_step, reference_run
 
 STEPS = 40
 SETTINGS = (*SMOKE, f"train.max_steps={STEPS}", "train.eval_every=9", "train.checkpoint_every=4", "zero.stage=2",
@@ -22,20 +23,20 @@ SETTINGS = (*SMOKE, f"train.max_steps={STEPS}", "train.eval_every=9", "train.che
             "launch.stall_timeout_s=30", "model.config.attention_dropout=0.1")  # fmt: skip
 FAULTS_IN_A_RUN = (4, 7)
 ATTEMPT_S = 150.0
-"""Within which an attempt must have ended by itself."""
+"""Time within which an attempt must end by itself."""
 DISK_MIB = 64
 
 
 @dataclass
 class Soak:
-    """One run under fire."""
+    """One run that faults strike."""
 
     run: RunDir
     draw: random.Random
     disk: Optional[Path]
-    """A small file system of its own that the run lies on; None where it is not one that may be filled."""
+    """A small file system of its own that holds the run, or None if none can be mounted."""
     told: List[str] = field(default_factory=list)
-    """What was done to it."""
+    """The faults that struck, in order."""
 
     def to_its_end(self) -> None:
         faults = self.draw.randint(*FAULTS_IN_A_RUN)
@@ -50,13 +51,13 @@ class Soak:
             if process.returncode == EXIT_DONE:
                 return
             assert process.returncode in (EXIT_FAILED, EXIT_PREEMPTED, -signal.SIGKILL), f"{process.returncode}\\n{out}"
-            assert self.told, f"it failed and nobody had touched it\\n{out}"
+            assert self.told, f"it failed without a fault\\n{out}"
 
     def _begun(self) -> bool:
         return self.run.provenance.is_file() or self.run.config.is_file()
 
     def _wait_for_a_moment(self, process: "subprocess.Popen[str]") -> bool:
-        """Until a random time, or until a random step is done and a little more; False where it ended before."""
+        """Wait until a random time or shortly after a random step. Returns False if the run ended before."""
         step = newest_step(self.run) + self.draw.randint(1, 8) if self.draw.random() < 0.7 else None
         at = time.monotonic() + (self.draw.uniform(0.0, 8.0) if step is None else 30.0)
         while time.monotonic() < at and (step is None or newest_step(self.run) < step):
@@ -110,7 +111,7 @@ class Soak:
 
 
 def ranks_of(process: "subprocess.Popen[str]") -> List[psutil.Process]:
-    """The ranks that a launcher has under way."""
+    """Return the living ranks of a launcher."""
     found = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -122,7 +123,7 @@ def ranks_of(process: "subprocess.Popen[str]") -> List[psutil.Process]:
 
 @contextlib.contextmanager
 def fill(disk: Path) -> Iterator[None]:
-    """No byte is free on it meanwhile, unless somebody deletes something."""
+    """Fill a disk within a ``with`` block."""
     ballast = disk / "ballast"
     try:
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -138,14 +139,14 @@ def _end(process: "subprocess.Popen[str]", deadline: float) -> str:
         return process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0] or ""
     except subprocess.TimeoutExpired:
         kill_tree(process)
-        raise AssertionError("an attempt did not come to its end: a deadlock") from None
+        raise AssertionError("an attempt did not end: a deadlock") from None
     except ValueError:  # its output was read when it was killed
         return ""
 
 
 @contextlib.contextmanager
 def small_disk(place: Path) -> Iterator[Optional[Path]]:
-    """A file system of its own; None where none may be mounted."""
+    """Mount a small file system at ``place``. Gives None if this process may not mount one."""
     place.mkdir()
     size = f"size={DISK_MIB}m"
     if (
@@ -161,8 +162,8 @@ def small_disk(place: Path) -> Iterator[Optional[Path]]:
 
 
 def soak(folder: Path, seconds: float, seed: int) -> None:
-    """Runs under fire, one after another, until the time is over."""
-    draw, reference = random.Random(seed), finished_run(*SETTINGS)
+    """Run and resume under random faults, one run after another, until ``seconds`` have passed."""
+    draw, reference = random.Random(seed), reference_run(*SETTINGS)
     ends, number = time.monotonic() + seconds, 0
     with small_disk(folder / "disk") as disk:
         print(f"seed {seed}" + ("" if disk else "; no full disk: mounting a small one needs root"))

@@ -1,4 +1,4 @@
-"""The faults that ftdist is held to survive: every test here carries its row of the table in docs/reliability.md."""
+"""The table of faults in docs/reliability.md. Every test in this folder declares its row."""
 
 import importlib
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any, Callable, List
 
 @dataclass(frozen=True)
 class Fault:
-    """One row."""
+    """One row of the table."""
 
     area: str
-    """What is hit: ``saving``, ``loading`` …; rows of an area stand together."""
+    """The part of ftdist that the fault strikes, such as ``saving``. Rows of an area are shown together."""
     fault: str
     injected: str
-    """How the test brings it about."""
+    """How the test causes the fault."""
     outcome: str
-    """What must come of it."""
+    """What ftdist must do."""
     test: str
 
 
@@ -24,7 +24,7 @@ ROWS: List[Fault] = []
 
 
 def fault(area: str, fault: str, injected: str, outcome: str) -> Callable[[Any], Any]:
-    """Mark a test as the proof of a row."""
+    """Decorate a test with its row of the table."""
 
     def register(test: Any) -> Any:
         ROWS.append(Fault(area, fault, injected, outcome, f"{test.__module__.split('.')[-1]}::{test.__name__}"))
@@ -34,7 +34,7 @@ def fault(area: str, fault: str, injected: str, outcome: str) -> Callable[[Any],
 
 
 def rows() -> List[Fault]:
-    """All rows, in the order of areas and files."""
+    """Return all rows, ordered by area and file."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         importlib.import_module(f"tests.faults.{path.stem}")
     by_file = sorted(

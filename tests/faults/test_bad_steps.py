@@ -1,5 +1,4 @@
-"""A loss or gradient that is not finite on one rank: as if the step had never been taken; in a row: back to the last
-checkpoint, and past the data."""
+"""A bad loss or gradient on one rank: the step is skipped. Several in a row: the run rolls back and skips the data."""
 
 import hashlib
 import os
@@ -13,10 +12,11 @@ from ftdist.base.errors import TrainError
 from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
-from tests.faults.inject import make_batches_bad
+from tests.faults.bad_batches import make_batches_bad
 from tests.faults.table import fault
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
+from tests.helpers.training import assemble, start
 
 STEPS = 5
 SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=0.5",
@@ -24,22 +24,8 @@ SETTINGS = (f"train.max_steps={STEPS}", "optim.lr=1e-3", "optim.weight_decay=0.1
 Outcome = Tuple[List[Any], str]
 
 
-def _training(config: Any, run: RunDir) -> Any:
-    import torch.distributed as dist
-
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
-
-    ranks = rank_setup.read_ranks(config)
-    if not dist.is_initialized():
-        rank_setup.quiet_libraries()
-        rank_setup.start_process_group(config, ranks)
-    return assemble(config, run, ranks, Preemption(run, ranks.rank))
-
-
 def _state(training: Any) -> str:
-    """A hash of every weight, master weight, moment and step count that this rank holds."""
+    """Hash every weight, master weight, moment and step count that this rank holds."""
     import torch
 
     digest = hashlib.sha256()
@@ -49,7 +35,7 @@ def _state(training: Any) -> str:
 
     for parameter in training.engine.module.parameters():
         add(getattr(parameter, "ds_tensor", parameter))
-    for held, states in training.engine.client_optimizer.state.items():
+    for held, states in training.engine.optimizer.state.items():
         add(held)
         for name in ("step", "exp_avg", "exp_avg_sq"):
             add(states[name])
@@ -57,22 +43,24 @@ def _state(training: Any) -> str:
 
 
 def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
-    """``(bad or None of every step, state)`` of a run whose batch ``at`` is bad on rank 1; kind "left out" takes no
-    step there instead."""
+    """Run with a batch ``at`` that is bad on rank 1, or that is left out if ``kind`` is "left out".
+
+    Returns what was bad about each step (or None), and the hash of the final state.
+    """
     from ftdist.train import loop
 
-    training = _training(config, run)
-    plain = loop.token_loss, loop._train_batch
+    training = assemble(config, run.path, start(config))
+    plain = loop._train_batch
     if kind != "left out" and training.ranks.rank == 1:
-        make_batches_bad({at: kind})
+        make_batches_bad(training, {at: kind})
     said: List[Any] = []
     for step in range(STEPS):
         if kind == "left out" and step == at:
             continue
-        training.done.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
+        training.state.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
         result = loop.train_step(training, step)
         said.append(result.bad)
-    loop.token_loss, loop._train_batch = plain
+    loop._train_batch = plain
     state = _state(training)
     training.engine.destroy()
     return said, state
@@ -83,7 +71,6 @@ def _compare(configs: List[Any], folder: Path) -> List[Tuple[Any, Dict[str, Outc
     for number, config in enumerate(configs):
         for at in (0, 2):
             run = RunDir(folder / f"run-{number}")
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
             kinds = ("left out", "loss", "gradient") if at == 0 else ("left out", "loss", "gradient", "spike")
             found.append(((config.zero.stage, config.train.precision.name, at),
                           {kind: _steps(config, run, at, kind) for kind in kinds}))  # fmt: skip
@@ -98,18 +85,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@fault("training", "the loss or the gradient norm is not finite, or a sudden spike, on one rank",
-       "the value or the gradient of rank 1's loss times NaN, infinity or 10,000; ZeRO 0 to 3, fp32 and bf16",
-       "all ranks leave the update out: weights, moments and step counts are bit for bit those of a run that never "
-       "took the step")  # fmt: skip
-def test_a_bad_step_is_as_if_it_had_not_been_taken(folder: Path, tmp_path: Path, precision: str) -> None:
-    """Weights, moments and step counts are those of a run that never saw the batch, bit for bit, in every stage."""
+@fault(
+    "training",
+    "the loss or the gradient norm on one rank is not finite, or jumps suddenly",
+    "the value or the gradient of the loss on rank 1 is multiplied by NaN, infinity or "
+    "10,000; ZeRO 0 to 3, fp32 and bf16",
+    "all ranks skip the update: weights, moments and step counts are bit for bit those of a "
+    "run that never took the step",
+)
+def test_a_bad_step_changes_nothing(folder: Path, tmp_path: Path, precision: str) -> None:
+    """Weights, moments and step counts are bit for bit those of a run that never saw the batch, in every stage."""
     configs = [
         tiny_config(folder, *SETTINGS, f"zero.stage={stage}", f"train.precision={precision}", "train.grad_spike_z=100",
                     "train.grad_spike_window=8")
         for stage in range(4)
     ]  # fmt: skip
     freeze_tiny(configs[0], tmp_path / "run", 2)
+    for number, config in enumerate(configs):
+        make_run_dir(config, tmp_path / f"run-{number}", 2)
     everyone = run_ranks(_compare, 2, configs, tmp_path)
     for rank, found in enumerate(everyone):
         for (case, kinds), (_, first_ranks) in zip(found, everyone[0], strict=True):
@@ -126,20 +119,22 @@ ROLLING = (*SETTINGS, "train.max_steps=8", "train.checkpoint_every=2", "train.ma
 
 
 def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int = -1) -> str:
-    """A run, or a resume of one, with bad batches on rank 1; every rank dies when batch ``dies_at`` comes up, rank 0 is
-    sent SIGTERM when ``stops_at`` does. Returns what it ended with."""
+    """Start or resume a run with bad batches on rank 1. Returns how it ended.
+
+    Every rank dies before batch ``dies_at``. Rank 0 receives SIGTERM before batch ``stops_at``.
+    """
     from ftdist.train import loop
 
-    run = RunDir(path)
-    training = _training(load_config(run.config), run)
+    config = load_config(RunDir(path).config)
+    training = assemble(config, path, start(config))
     if training.ranks.rank == 1:
-        make_batches_bad(bad)
+        make_batches_bad(training, bad)
     train_step = loop.train_step
 
     def mortal_step(training: Any, index: int) -> Any:
-        if training.done.batch_index(index) == dies_at:
+        if training.state.batch_index(index) == dies_at:
             raise KeyboardInterrupt("dies here")
-        if training.done.batch_index(index) == stops_at and training.ranks.first:
+        if training.state.batch_index(index) == stops_at and training.ranks.first:
             os.kill(os.getpid(), signal.SIGTERM)
         return train_step(training, index)
 
@@ -172,13 +167,18 @@ def _oracle(config: Any, data: Path, order: List[int]) -> List[Dict[str, float]]
     return [reference.step(s, [d for row in order[s * size : (s + 1) * size] for d in rows[row]]) for s in steps]
 
 
-@fault("training", "bad steps in a row", "two batches that are always bad, with train.max_bad_steps=2",
-       "the run goes back to its last checkpoint and past the data, as plain PyTorch trains without those batches; "
-       "stopped among them, or killed before or after the next checkpoint, and resumed, it ends the same")  # fmt: skip
-def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tmp_path: Path) -> None:
+@fault(
+    "training",
+    "bad steps in a row",
+    "two batches that are always bad, with train.max_bad_steps=2",
+    "the run returns to its last checkpoint and skips the data, as plain PyTorch trains "
+    "without those batches. Stopped between them, or killed before or after the next "
+    "checkpoint, and resumed, it ends the same",
+)
+def test_bad_steps_in_a_row_roll_back_and_skip_the_data(folder: Path, tmp_path: Path) -> None:
     """As plain PyTorch trains where those two batches are not in the data; and stopped among them, or killed before or
     after the next checkpoint, and resumed, it comes to the same, record and all."""
-    from ftdist.data.loader import row_ids
+    from ftdist.data.row_order import row_ids
     from ftdist.run.prepared import data_folder
 
     bad = {4: "loss", 5: "gradient"}
@@ -206,10 +206,14 @@ def test_bad_steps_in_a_row_send_the_run_back_and_past_the_data(folder: Path, tm
             assert _weights(again, name) == _weights(run, name), f"{end} at batch {at}, {name}"
 
 
-@fault("training", "a stop before bad steps in a row", "SIGTERM between two checkpoints that are due, then two bad "
-       "batches, with train.keep_checkpoints=1",
-       "resumed, and killed once it has gone back: as far as the undisturbed run, bit for bit to its end")  # fmt: skip
-def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Path, tmp_path: Path) -> None:
+@fault(
+    "training",
+    "a stop before bad steps in a row",
+    "SIGTERM between two scheduled checkpoints, then two bad batches, with train.keep_checkpoints=1",
+    "resumed, and killed again after the rollback, the run rolls back as far as an "
+    "undisturbed one and is bit for bit equal to it",
+)
+def test_a_stop_does_not_change_how_far_a_run_rolls_back(folder: Path, tmp_path: Path) -> None:
     bad, settings = {5: "loss", 6: "gradient"}, ("train.checkpoint_every=4", "train.keep_checkpoints=1")
     (_, run), (_, again) = _frozen(folder, tmp_path / "run", *settings), _frozen(folder, tmp_path / "again", *settings)
     assert run_ranks(_whole_run, 2, run.path, bad) == ["done"] * 2
@@ -223,15 +227,19 @@ def test_where_a_run_was_stopped_does_not_change_how_far_it_goes_back(folder: Pa
 
 
 def _weights(run: RunDir, checkpoint: str) -> Dict[str, str]:
-    from ftdist.run.rundir import read_json
+    from ftdist.base.json_files import read_json
 
     files = read_json(run.checkpoints / checkpoint / "manifest.json")["files"]
     return {name: entry["sha256"] for name, entry in files.items()}
 
 
-@fault("training", "one bad step", "one batch of a run is bad",
-       "metrics.jsonl names the reason and the rows of the global batch; nothing else changes")  # fmt: skip
-def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path: Path) -> None:
+@fault(
+    "training",
+    "one bad step",
+    "one batch of a run is bad",
+    "metrics.jsonl names the reason and the rows of the global batch; nothing else changes",
+)
+def test_one_bad_step_is_logged_with_its_rows(folder: Path, tmp_path: Path) -> None:
     _, run = _frozen(folder, tmp_path / "run")
     assert run_ranks(_whole_run, 2, run.path, {1: "loss"}) == ["done"] * 2
     records = {r["step"]: r for r in _record(run) if "train/loss" in r}
@@ -243,14 +251,21 @@ def test_one_bad_step_is_logged_with_its_rows_and_no_more(folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ((), "2 bad steps in a row, 5 to 6: the loss is nan, after going back 2 times; training rows"),
+        ((), "2 bad steps in a row, 5 to 6: the loss is nan, after 2 rollbacks; training rows"),
         (("train.max_rollbacks=0",), "2 bad steps in a row, 5 to 6: the loss is nan, with train.max_rollbacks=0"),
-        (("train.checkpoint_every=null",), "5 to 6: the loss is nan, and no checkpoint to go back to; training rows"),
+        (
+            ("train.checkpoint_every=null",),
+            "5 to 6: the loss is nan, and there is no checkpoint to roll back to; training rows",
+        ),
     ],
 )
-@fault("training", "bad steps without end", "every batch from the fifth on is bad",
-       "after train.max_rollbacks the run stops and names steps and rows; without a checkpoint at once")  # fmt: skip
-def test_the_budget_is_kept_and_the_place_is_named(
+@fault(
+    "training",
+    "bad steps without end",
+    "every batch from the fifth on is bad",
+    "after train.max_rollbacks the run fails and names steps and rows; without a checkpoint it fails at once",
+)
+def test_the_run_fails_after_max_rollbacks_and_names_the_steps(
     folder: Path, tmp_path: Path, settings: Tuple[str, ...], found: str
 ) -> None:
     _, run = _frozen(folder, tmp_path / "run", *settings)

@@ -1,4 +1,4 @@
-"""The machine goes at every file operation of a save and of pruning: what is found is the old state or the new one."""
+"""The machine stops at any file operation of a save or of pruning: the old state or the new one is found."""
 
 import shutil
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any, Callable, List, Tuple
 
 import pytest
 
+from ftdist.base.json_files import read_records
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.protocol import find_newest, prune, verify_checkpoint, write_checkpoint
-from ftdist.run.rundir import PINNED, RunDir, read_records
+from ftdist.run.rundir import PINNED, RunDir
+from tests.faults.checkpoints import Alone, contained, contents
 from tests.faults.disk import Crash, Disk
-from tests.faults.folder import Alone, contained, contents
 from tests.faults.table import fault
 
 State = List[Tuple[int, float]]
@@ -18,7 +19,7 @@ State = List[Tuple[int, float]]
 
 @pytest.fixture
 def template(tmp_path: Path) -> RunDir:
-    """Two checkpoints are there."""
+    """Return a run with two checkpoints."""
     run = RunDir(tmp_path / "template")
     run.checkpoints.mkdir(parents=True)
     for step in (5, 10):
@@ -30,8 +31,11 @@ def every_crash(
     template: RunDir, action: Callable[[RunDir], Any], lose_power: bool, monkeypatch: pytest.MonkeyPatch,
     look: Callable[[RunDir], None] = lambda run: None,
 ) -> Tuple[List[str], List[State]]:  # fmt: skip
-    """Names of the operations of ``action``, and the checkpoints that are found where it was stopped at each of them
-    (last: where it was not stopped). ``look`` looks at each, too."""
+    """Stop ``action`` at each of its file operations in turn, and call ``look`` with each resulting run.
+
+    Returns the names of the operations and the checkpoints that are found after each stop. The last entry is of the
+    action that was not stopped.
+    """
     states, stop_at = [], 0
     while True:
         run = RunDir(template.path.with_name("run"))
@@ -69,10 +73,13 @@ def assert_one_change(states: List[State], before: State, after: State) -> None:
     assert states == [before] * change + [after] * (len(states) - change)
 
 
-@fault("saving", "the process is killed at any file operation of a save",
-       "a shim counts every open, write, fsync, rename, unlink; the save is stopped at each in turn",
-       "the checkpoints before it, or those and the new one, all verified; no rest stays")  # fmt: skip
-def test_killed_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+@fault(
+    "saving",
+    "the process is killed at any file operation of a save",
+    "a shim counts every open, write, fsync, rename and unlink; the save is stopped at each in turn",
+    "the older checkpoints are there, with or without the new one; all are verified; no temporary file is left",
+)
+def test_a_kill_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     operations, states = every_crash(
         template, lambda run: write_checkpoint(run, contents(15), Alone()), False, monkeypatch
     )
@@ -81,18 +88,24 @@ def test_killed_at_every_operation_of_a_save(template: RunDir, monkeypatch: pyte
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
 
-@fault("saving", "the power fails at any file operation of a save",
-       "as above, and what was not fsynced is lost: contents of files, entries of folders",
-       "as above; a save that has returned is never lost")  # fmt: skip
-def test_power_lost_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+@fault(
+    "saving",
+    "the power fails at any file operation of a save",
+    "as above, and everything that was not fsynced is lost: contents of files, entries of folders",
+    "as above; a save that has returned is never lost",
+)
+def test_power_loss_at_every_operation_of_a_save(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _, states = every_crash(template, lambda run: write_checkpoint(run, contents(15), Alone()), True, monkeypatch)
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
 
-@fault("saving", "the power fails while metrics.jsonl and samples.jsonl are not on the disk",
-       "at every operation of a save, after a record of its step",
-       "no checkpoint is there without its record")  # fmt: skip
-def test_no_checkpoint_is_ahead_of_its_record(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+@fault(
+    "saving",
+    "the power fails before metrics.jsonl and samples.jsonl are on the disk",
+    "at every operation of a save, after a record of its step was written",
+    "no checkpoint exists without its record",
+)
+def test_no_checkpoint_is_ahead_of_its_metrics(template: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def log_and_save(run: RunDir) -> None:
         for record in (run.metrics, run.samples):
             record.write_text('{"step": 15}\n')
@@ -107,10 +120,16 @@ def test_no_checkpoint_is_ahead_of_its_record(template: RunDir, monkeypatch: pyt
     assert_one_change(states, [(5, 0), (10, 0)], [(5, 0), (10, 0), (15, 0)])
 
 
-@fault("saving", "the same while a checkpoint is written again (its evaluation was made up for)",
-       "both ways, at every operation", "the old one or the new one, whole")  # fmt: skip
+@fault(
+    "saving",
+    "a kill or a power failure while a checkpoint of the same step is replaced (after its missing evaluation)",
+    "both kinds, at every operation",
+    "the old checkpoint or the new one is there and complete",
+)
 @pytest.mark.parametrize("lose_power", [False, True])
-def test_a_checkpoint_that_is_replaced(template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_a_checkpoint_is_replaced(
+    template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (template.checkpoint(10) / PINNED).touch()
     operations, states = every_crash(
         template, lambda run: write_checkpoint(run, contents(10, value=0.5), Alone()), lose_power, monkeypatch
@@ -120,10 +139,14 @@ def test_a_checkpoint_that_is_replaced(template: RunDir, lose_power: bool, monke
     assert (template.path.with_name("run") / "checkpoints" / "step-00000010" / PINNED).exists()
 
 
-@fault("pruning", "killed, or the power fails, at any file operation of pruning", "both ways, at every operation",
-       "each old checkpoint is there and whole, or gone; the kept ones stay")  # fmt: skip
+@fault(
+    "pruning",
+    "a kill or a power failure at any file operation of pruning",
+    "both kinds, at every operation",
+    "each old checkpoint is complete or gone; the checkpoints to keep are there",
+)
 @pytest.mark.parametrize("lose_power", [False, True])
-def test_pruning_stopped_at_every_operation(
+def test_a_crash_at_every_operation_of_pruning(
     template: RunDir, lose_power: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(template, contents(15), Alone())

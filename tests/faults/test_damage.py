@@ -1,4 +1,4 @@
-"""Files of a checkpoint that are not as they were written: found before anything is loaded, named, fallen back from."""
+"""Damaged files of a checkpoint are found and named before anything is loaded, and an older checkpoint is used."""
 
 import contextlib
 import io
@@ -9,13 +9,14 @@ from typing import Any, Callable, Dict, List, Tuple
 import pytest
 
 from ftdist.base.errors import CheckpointError
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_checkpoint
-from ftdist.run.rundir import RunDir, read_json
-from tests.faults.folder import Alone, contained, contents, flip_one_bit
+from ftdist.run.rundir import RunDir
+from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
-from tests.ranks.test_resume import SETTINGS, assemble, fingerprint, save, start, steps
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
 
 WORLD = 2
 FILES = (
@@ -33,7 +34,7 @@ def cut(path: Path) -> None:
 
 
 def two_steps(folder: Path) -> List[str]:
-    """Two checkpoints of two ranks, published together."""
+    """Write two checkpoints of two ranks."""
     import torch.distributed as dist
 
     from ftdist.checkpoint.protocol import Together
@@ -51,12 +52,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
-@fault("loading", "one bit of a file of the newest checkpoint is flipped, a file is cut short, or is missing",
-       "each file in turn: of every rank, the small ones, the manifest",
-       "found before anything is loaded; file and rank are named; set aside, and the one before is taken")  # fmt: skip
+@fault(
+    "loading",
+    "one bit of a file of the newest checkpoint is flipped, or a file is truncated or missing",
+    "each file in turn: the file of every rank, the small files, the manifest",
+    "found before anything is loaded; file and rank are named; the checkpoint is set aside "
+    "and the previous one is used",
+)
 @pytest.mark.parametrize("damage", [flip_one_bit, cut, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_every_damaged_file(whole: RunDir, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_file_is_named_and_an_older_checkpoint_used(
+    whole: RunDir, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
     run, notes = RunDir(shutil.copytree(whole.path, tmp_path / "run")), []
     newest = run.checkpoint(10)
     assert sorted(FILES) == sorted(str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file())
@@ -71,9 +78,13 @@ def test_every_damaged_file(whole: RunDir, tmp_path: Path, name: str, damage: Ca
     assert write_checkpoint(run, contents(10), Alone()) == "" and contained(run) == [(5, 0), (10, 0)]
 
 
-@fault("loading", "no checkpoint is whole", "a bit is flipped in each",
-       "the run ends and says so, however often it is tried; none is deleted")  # fmt: skip
-def test_none_is_whole(whole: RunDir, tmp_path: Path) -> None:
+@fault(
+    "loading",
+    "every checkpoint is damaged",
+    "a bit is flipped in each",
+    "the run fails with that message at every attempt; no checkpoint is deleted",
+)
+def test_resume_fails_if_every_checkpoint_is_damaged(whole: RunDir, tmp_path: Path) -> None:
     run, notes = RunDir(shutil.copytree(whole.path, tmp_path / "run")), []
     for path in run.published_checkpoints():
         flip_one_bit(path / FILES[-1])
@@ -81,7 +92,7 @@ def test_none_is_whole(whole: RunDir, tmp_path: Path) -> None:
         find_newest(run, Alone(), notes.append)
     assert len(notes) == 2
     with pytest.raises(CheckpointError, match="bad-step-00000010 was set aside, and there is no other"):
-        find_newest(run, Alone(), notes.append)  # a restart: it must not begin at step 0
+        find_newest(run, Alone(), notes.append)  # a restart must not begin at step 0
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["bad-step-00000005", "bad-step-00000010"]
 
 
@@ -107,7 +118,7 @@ def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any],
     damage(2, rank=1)
     state = training.saver.load_newest()
     assert state is not None and state["step"] == 1 and fingerprint(training.engine) == expected[0]
-    training.done.step = 1
+    training.state.step = 1
     steps(training, 1)
     assert fingerprint(training.engine) == expected[1]
     assert steps(training, 1) == after
@@ -120,24 +131,31 @@ def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any],
     raise AssertionError("a damaged checkpoint was loaded")
 
 
-@fault("loading", "the same, seen from the training state of two ranks",
-       "a live engine is rolled back: once past a damaged checkpoint, once with none left",
-       "every number is that of the good checkpoint; where there is none, nothing has changed")  # fmt: skip
+@fault(
+    "loading",
+    "a damaged checkpoint, as two training ranks see it",
+    "a live engine is rolled back: once past a damaged checkpoint, once with no good one left",
+    "every number is that of the good checkpoint; without a good one nothing has changed",
+)
 @pytest.mark.parametrize("stage", [2, 3])
-def test_nothing_is_touched_before_all_is_verified(tmp_path: Path, stage: int) -> None:
+def test_state_is_unchanged_until_all_files_are_verified(tmp_path: Path, stage: int) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS, f"zero.stage={stage}", "train.precision=bf16")
+    config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", "train.precision=bf16")
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     for _, error in run_ranks(_damaged_resume, WORLD, config, run.path, tmp_path):
         assert "step-00000001: rank-00000.safetensors of rank 0 does not have the hash" in error
 
 
-@fault("loading", "a checkpoint of another run lies in the run directory",
-       "one with another learning rate, one with another model", "refused, before anything is loaded")  # fmt: skip
-def test_a_checkpoint_of_another_run(tmp_path: Path) -> None:
+@fault(
+    "loading",
+    "a checkpoint of another run is in the run directory",
+    "one of another learning rate, one of another model",
+    "refused before anything is loaded",
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     save_tiny_model(tmp_path / "other", hidden_size=32)
-    configs = [tiny_config(tmp_path, *SETTINGS, *change) for change in
+    configs = [tiny_config(tmp_path, *FIVE_STEPS, *change) for change in
                ((), ("optim.lr=1e-3",), (f"model.path={tmp_path / 'other'}",))]  # fmt: skip
     run = freeze_tiny(configs[0], tmp_path / "run", 1)
     ((lr, model),) = run_ranks(_resume_each, 1, configs, run.path)
@@ -162,11 +180,15 @@ def _resume_each(configs: List[Any], path: Path) -> List[str]:
     return refusals
 
 
-@fault("loading", "metrics.jsonl was cut or deleted", "before a resume: gone, cut before the checkpoint's step, whole",
-       "one line says what is missing; the run goes on")  # fmt: skip
-def test_a_record_that_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
+@fault(
+    "loading",
+    "metrics.jsonl was truncated or deleted",
+    "before a resume: deleted, truncated before the step of the checkpoint, complete",
+    "one line says what is missing; the run continues",
+)
+def test_resume_says_that_metrics_end_before_the_checkpoint(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *SETTINGS, "train.log_every=2")
+    config = tiny_config(tmp_path, *FIVE_STEPS, "train.log_every=2")
     run = freeze_tiny(config, tmp_path / "run", 1)
     ((gone, cut, whole),) = run_ranks(_resume_after_each, 1, config, run.path)
     assert "metrics.jsonl ends at step 0, the checkpoint is of step 5" in gone
@@ -176,7 +198,7 @@ def test_a_record_that_does_not_reach_the_checkpoint(tmp_path: Path) -> None:
 
 
 def _resume_after_each(config: Any, path: Path) -> List[str]:
-    """What is said on a resume."""
+    """Resume with several states of metrics.jsonl. Returns the output of each resume."""
     ranks, texts = start(config), []
     training = assemble(config, path, ranks)
     steps(training, 5)

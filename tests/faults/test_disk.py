@@ -1,4 +1,4 @@
-"""A disk that is full, refuses, or is gone, at every operation and for real; what is pruned."""
+"""Disks that are full, fail or vanish during a save; which checkpoints pruning deletes."""
 
 import errno
 import os
@@ -12,8 +12,8 @@ import pytest
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.protocol import find_newest, prune, save_checkpoint, verify_checkpoint, write_checkpoint
 from ftdist.run.rundir import PINNED, RunDir
+from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit, hashes
 from tests.faults.disk import Disk
-from tests.faults.folder import Alone, contained, contents, flip_one_bit, hashes
 from tests.faults.table import fault
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -21,7 +21,7 @@ ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """One checkpoint is there."""
+    """Return a run with one checkpoint."""
     run = RunDir(tmp_path / "run")
     run.checkpoints.mkdir(parents=True)
     assert write_checkpoint(run, contents(5), Alone()) == ""
@@ -32,9 +32,12 @@ def rests(run: RunDir) -> List[str]:
     return [path.name for path in run.checkpoints.iterdir() if path.name.startswith(".")]
 
 
-@fault("saving", "a full disk, a quota, a read-only file system or an I/O error at any file operation",
-       "each error at each operation in turn, once",
-       "the save fails with one message; what was there is untouched; no rest; the next save succeeds")  # fmt: skip
+@fault(
+    "saving",
+    "a full disk, a quota, a read-only file system or an I/O error at any file operation",
+    "each error at each operation in turn, once",
+    "the save fails with one message; existing files are unchanged; no temporary file is left; the next save succeeds",
+)
 @pytest.mark.parametrize("error", ERRORS, ids=[errno.errorcode[error] for error in ERRORS])
 def test_an_error_at_every_operation(run: RunDir, tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before, index, said = hashes(run.path), 0, set()
@@ -48,22 +51,26 @@ def test_an_error_at_every_operation(run: RunDir, tmp_path: Path, error: int, mo
         if index >= len(disk.operations):
             break
         index += 1
-        if not problem:  # only the old one's removal failed, or the folder was already in place
+        if not problem:  # only the removal of the old one failed, or the folder was in place
             continue
         said.add(problem)
         assert not rests(run)
         if contained(run) == [(5, 0)]:
             assert hashes(run.path) == before
-        else:  # the rename was made, only that it is on the disk could not be confirmed
+        else:  # the rename succeeded, and only its fsync failed
             assert contained(run) == [(5, 0), (10, 0)] and disk.operations[index - 1].endswith(" checkpoints")
             shutil.rmtree(run.checkpoint(10))
     assert index > 25 and all(os.strerror(error) in text for text in said)
     assert problem == "" and contained(run) == [(5, 0), (10, 0)]
 
 
-@fault("saving", "the disk becomes read-only in the middle and stays so", "from each operation on, all fail",
-       "as above; rests are removed by the next save that can")  # fmt: skip
-def test_errors_from_every_operation_on(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@fault(
+    "saving",
+    "the disk becomes read-only during a save and stays so",
+    "all operations fail, from each one on",
+    "as above; the next save that can removes the temporary files",
+)
+def test_errors_at_all_operations_from_one_on(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     for index in range(30):
         monkeypatch.setattr(durable, "os", Disk(run.path, tmp_path / "scratch", -1, range(index, 10**6), errno.EROFS))
@@ -77,9 +84,13 @@ def test_errors_from_every_operation_on(run: RunDir, tmp_path: Path, monkeypatch
     assert contained(run)[0] == (5, 0) and contained(run)[-1] == (15, 0) and not rests(run)
 
 
-@fault("saving", "the folder of the checkpoints vanishes, or the run directory", "in the middle of a save; before one",
-       "that save fails; the next one makes the folder again, but never the run directory")  # fmt: skip
-def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@fault(
+    "saving",
+    "the folder of the checkpoints, or the run directory, vanishes",
+    "during a save; before one",
+    "that save fails; the next one makes the folder of checkpoints again, but never the run directory",
+)
+def test_a_save_after_the_folder_has_vanished(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scratch").mkdir()
     disk = Disk(run.path, tmp_path / "scratch", stop_at=6, stop=lambda: run.checkpoints.rename(tmp_path / "away"))
     disk.goes_on = True
@@ -90,20 +101,31 @@ def test_the_folder_vanishes(run: RunDir, tmp_path: Path, monkeypatch: pytest.Mo
     assert contained(run) == [(15, 0)]
     shutil.rmtree(run.path)
     assert "No such file or directory" in write_checkpoint(run, contents(20), Alone())
-    assert not run.path.exists()  # what is not mounted is not written beside
+    assert not run.path.exists()  # a run directory on an unmounted disk is not made again
 
 
-@fault("saving", "there is no room for the whole checkpoint", "one of a petabyte", "it is not begun")
-def test_without_room_nothing_is_written(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+@fault(
+    "saving",
+    "there is no room for the whole checkpoint",
+    "a checkpoint of a petabyte",
+    "the save writes nothing",
+)
+def test_a_save_without_room_writes_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "make_folder", pytest.fail)
     assert "it takes 931,322.6 GiB" in write_checkpoint(run, contents(10, size=10**15), Alone())
     assert contained(run) == [(5, 0)]
 
 
-@fault("pruning", "an old checkpoint cannot be deleted", "an I/O error where it is renamed, and where it is deleted",
-       "said in one line; the new one is published; the next save deletes the rest")  # fmt: skip
+@fault(
+    "pruning",
+    "an old checkpoint cannot be deleted",
+    "an I/O error when it is renamed, and when it is deleted",
+    "one line says so; the new checkpoint is published; the next save deletes the old one",
+)
 @pytest.mark.parametrize("name", ["rename .gone-step-00000005", "unlink manifest.json"])
-def test_what_cannot_be_deleted(run: RunDir, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_checkpoint_that_cannot_be_deleted(
+    run: RunDir, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "scratch").mkdir()
     disk = Disk(run.path, tmp_path / "scratch", error=errno.EIO)
 
@@ -123,7 +145,7 @@ def test_what_cannot_be_deleted(run: RunDir, tmp_path: Path, name: str, monkeypa
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
+    """Mount a real file system of 256 KiB."""
     place = tmp_path / "small"
     place.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place]).returncode:
@@ -132,8 +154,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-@fault("saving", "a real file system is full, or is mounted read-only", "a tmpfs of 256 KiB (where root may mount one)",
-       "as above; without room it is not even begun")  # fmt: skip
+@fault(
+    "saving",
+    "a real file system is full, or is mounted read-only",
+    "a tmpfs of 256 KiB (where root may mount one)",
+    "as for errors at any operation; without room the save writes nothing",
+)
 def test_a_real_disk_is_full(small_disk: Path) -> None:
     run = RunDir(small_disk / "run")
     run.checkpoints.mkdir(parents=True)
@@ -152,8 +178,12 @@ def test_a_real_disk_is_full(small_disk: Path) -> None:
     assert contained(run) == [(5, 0), (10, 0)]
 
 
-@fault("saving", "a link with the name of a file to be written is planted", "a symbolic link in the temporary folder",
-       "it is not followed: the save fails")  # fmt: skip
+@fault(
+    "saving",
+    "somebody has planted a link with the name of a file to be written",
+    "a symbolic link in the temporary folder",
+    "it is not followed: the save fails",
+)
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -163,8 +193,12 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "mine"
 
 
-@fault("pruning", "more checkpoints than are kept", "seven, of which one is the best and two are pinned",
-       "the newest ones, the best and the pinned ones stay")  # fmt: skip
+@fault(
+    "pruning",
+    "more checkpoints than train.keep_checkpoints",
+    "seven, of which one is the best and two are pinned",
+    "the newest ones, the best one and the pinned ones are kept",
+)
 def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.checkpoints.mkdir()
@@ -182,9 +216,13 @@ def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> Non
     assert [step for step, _ in contained(run)] == [1, 2, 7]
 
 
-@fault("pruning", "checkpoints that only a stop has made", "several between those that are due",
-       "the newest of them stays until the next that is due, and none takes the place of one that was due")  # fmt: skip
-def test_a_stop_costs_no_checkpoint_that_was_due(run: RunDir) -> None:
+@fault(
+    "pruning",
+    "checkpoints that were saved only because of a stop",
+    "several between scheduled checkpoints",
+    "the newest of them is kept until the next scheduled one; none replaces a scheduled one",
+)
+def test_checkpoints_of_stops_do_not_replace_due_ones(run: RunDir) -> None:
     for step, due, left in ((6, False, [5, 6]), (7, False, [5, 7]), (10, True, [10]), (11, False, [10, 11])):
         assert save_checkpoint(run, contents(step, due=due), Alone(), keep=1) == ("", "")
         assert [step for step, _ in contained(run)] == left
@@ -194,9 +232,13 @@ def test_a_stop_costs_no_checkpoint_that_was_due(run: RunDir) -> None:
     assert find_newest(run, Alone(), pytest.fail, due=True) == run.checkpoint(11)
 
 
-@fault("pruning", "a checkpoint that was found bad could not be set aside", "a bit is flipped in the newest one; EROFS",
-       "it counts for nothing: the one that is then saved stays, until that step is saved again")  # fmt: skip
-def test_a_bad_checkpoint_that_stays_costs_no_good_one(
+@fault(
+    "pruning",
+    "a damaged checkpoint could not be set aside",
+    "a bit is flipped in the newest one; EROFS",
+    "it is not counted: the next checkpoint is kept until the damaged step is saved again",
+)
+def test_a_bad_checkpoint_that_cannot_be_moved_replaces_no_good_one(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(run, contents(10), Alone())
@@ -212,9 +254,12 @@ def test_a_bad_checkpoint_that_stays_costs_no_good_one(
     assert contained(run) == [(10, 0)]
 
 
-@fault("pruning", "the machine goes between the new checkpoint and the deletion of the old one",
-       "the order of file operations is looked at",
-       "nothing is deleted before the new one is published and on the disk")  # fmt: skip
+@fault(
+    "pruning",
+    "the machine fails between the new checkpoint and the deletion of the old one",
+    "the order of file operations is checked",
+    "nothing is deleted before the new checkpoint is published and on the disk",
+)
 def test_nothing_is_deleted_before_the_new_one_is_safe(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

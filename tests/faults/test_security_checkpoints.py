@@ -1,4 +1,4 @@
-"""A checkpoint from somebody else: every file of it in turn is a pickle, and the manifest says that this is right."""
+"""A checkpoint from somebody else: each file in turn is a pickle, and the manifest is changed to match."""
 
 import contextlib
 import hashlib
@@ -13,16 +13,17 @@ import pytest
 from ftdist.checkpoint.protocol import find_newest, verify_checkpoint, write_checkpoint
 from ftdist.run.rundir import RunDir
 from tests.faults.canary import pickled, save_torch
-from tests.faults.folder import Alone, contained, contents, flip_one_bit
+from tests.faults.checkpoints import Alone, contained, contents, flip_one_bit
 from tests.faults.table import fault
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, tiny_config
+from tests.helpers.training import assemble, start
 
 STEP = 2
 
 
 def plant(file: Path, canary: Path, bare: bool) -> None:
-    """A pickle in place of a file: bare, or as torch saves it."""
+    """Replace a file by a pickle: a bare one, or one in the format of torch."""
     if bare:
         file.write_bytes(pickled(canary))
     else:
@@ -30,7 +31,7 @@ def plant(file: Path, canary: Path, bare: bool) -> None:
 
 
 def vouch_for(checkpoint: Path, name: str) -> None:
-    """The manifest gets the size and hash that the file has now, and where it has one its own."""
+    """Write the size and hash of a file into the manifest, and update the manifest's own hash."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     content = (checkpoint / name).read_bytes()
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -41,23 +42,18 @@ def vouch_for(checkpoint: Path, name: str) -> None:
 
 
 def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
-    """Train two steps, then load and export the checkpoint with each of its files replaced. Returns the files whose
-    pickle ran, by what ran it, and all files that were tried."""
-    from ftdist.checkpoint.export import export_checkpoint
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.run.rundir import RunDir
-    from ftdist.train.loop import train
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
+    """Train two steps, then load and export the checkpoint with each of its files replaced.
 
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.start_process_group(config, ranks)
-    run = RunDir(folder / "run")
-    assert train(assemble(config, run, ranks, Preemption(run, 0)))
+    Returns the files whose code ran on "load" and on "export", and all files that were "tried".
+    """
+    from ftdist.checkpoint.export import export_checkpoint
+    from ftdist.train.loop import train
+
+    ranks, run = start(config), RunDir(folder / "run")
+    assert train(assemble(config, run.path, ranks))
     clean, canary = run.checkpoint(STEP), folder / "canary"
     vouch_for(clean, "state.json")
-    export_checkpoint(clean, folder / "clean", config)  # what was vouched for is taken
+    export_checkpoint(clean, folder / "clean", config)  # a file with a matching manifest is accepted
     files = sorted(str(path.relative_to(clean)) for path in clean.rglob("*") if path.is_file())
     found: Dict[str, List[str]] = {"tried": files, "load": [], "export": []}
     for name in files:
@@ -71,7 +67,7 @@ def attack(config: Any, folder: Path) -> Dict[str, List[str]]:
                 export_checkpoint(victim.checkpoint(STEP), folder / "out", config)
             _note_canary(canary, found["export"], name)
             with contextlib.suppress(Exception):
-                assemble(config, victim, ranks, Preemption(victim, 0)).engine.destroy()
+                assemble(config, victim.path, ranks).engine.destroy()
             _note_canary(canary, found["load"], name)
             for place in (victim.path, folder / "out"):
                 shutil.rmtree(place, ignore_errors=True)
@@ -86,7 +82,7 @@ def _note_canary(canary: Path, ran: List[str], name: str) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
-    from tests.tiny import LLAMA
+    from tests.helpers.tiny import LLAMA
 
     folder = tmp_path_factory.mktemp("checkpoints")
     config = tiny_config(
@@ -102,25 +98,33 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, List[str]]:
 @fault(
     "security",
     "a checkpoint from somebody else",
-    "a pickle in the place of each of its files, with a manifest that says so",
-    "each was tried",
+    "each of its files is replaced by a pickle, and the manifest is changed to match",
+    "every file was replaced once (a check of these tests)",
 )
 def test_every_file_was_tried(found: Dict[str, List[str]]) -> None:
     assert {"manifest.json", "state.json", "hf/config.json"} <= set(found["tried"])
     assert len(found["tried"]) > 6
 
 
-@fault("security", "the same", "loading and exporting", "nothing of it runs")
+@fault(
+    "security",
+    "a checkpoint from somebody else",
+    "loading and exporting with each file replaced",
+    "no code in it runs",
+)
 @pytest.mark.parametrize("way", ["load", "export"])
 def test_a_pickle_in_a_checkpoint_never_runs(way: str, found: Dict[str, List[str]]) -> None:
     assert found[way] == []
 
 
 @fault(
-    "security", "the same", "a manifest that lists ../ or an absolute path", "refused before anything is read or copied"
+    "security",
+    "a checkpoint from somebody else",
+    "a manifest that lists ../ or an absolute path",
+    "refused before anything is read or copied",
 )
 @pytest.mark.parametrize("name", ["hf/../../../passed", "/etc/hostname"])
-def test_a_manifest_names_only_its_own_files(name: str, tmp_path: Path) -> None:
+def test_a_manifest_with_paths_outside_is_refused(name: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "run")
     run.checkpoints.mkdir(parents=True)
     write_checkpoint(run, contents(5), Alone())
@@ -136,15 +140,18 @@ PLANTS = {
 }
 
 
-@fault("security", "a link to a folder elsewhere, a link to nothing, or a file in checkpoints/",
-       "under each name that ftdist deletes or replaces: .tmp-, .gone-, .old-, bad-, the next step's",
-       "it goes, what a link leads to stays; the run goes on from its checkpoint and saves")  # fmt: skip
+@fault(
+    "security",
+    "checkpoints/ contains a link to another folder, a dead link, or a file",
+    "under each name that ftdist deletes or replaces: .tmp-, .gone-, .old-, bad-, the next step",
+    "it is removed, and the target of the link is unchanged; the run continues from its checkpoint and saves",
+)
 @pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize(
     "name", [".tmp-step-00000010", ".gone-step-00000009", ".old-step-00000009", ".old-step-00000005",
              "bad-step-00000010", "step-00000010"],
 )  # fmt: skip
-def test_what_is_deleted_is_never_entered_through_a_link(name: str, plant: str, tmp_path: Path) -> None:
+def test_deletion_does_not_follow_links(name: str, plant: str, tmp_path: Path) -> None:
     run, theirs, notes = RunDir(tmp_path / "run"), tmp_path / "theirs", []  # type: ignore[var-annotated]
     run.checkpoints.mkdir(parents=True)
     (theirs / "deep").mkdir(parents=True)
@@ -162,9 +169,12 @@ def test_what_is_deleted_is_never_entered_through_a_link(name: str, plant: str, 
     assert left == set() and not list(run.checkpoints.glob(".*"))
 
 
-@fault("security", "a link or a pipe inside a checkpoint",
-       "the manifest, a rank's file, a small one, a folder of them is a link to what it was; the manifest is a pipe",
-       "refused before it is read, set aside; the one before is taken; nothing is waited for")  # fmt: skip
+@fault(
+    "security",
+    "a link or a pipe inside a checkpoint",
+    "the manifest, the file of a rank, a small file or a folder is replaced by a link to it; the manifest is a pipe",
+    "refused before it is read, and set aside; the previous checkpoint is used; nothing blocks",
+)
 @pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors", "hf/more/b.txt", "hf", "pipe"])
 def test_a_link_inside_a_checkpoint_is_not_followed(name: str, tmp_path: Path) -> None:
     run, notes = RunDir(tmp_path / "run"), []  # type: ignore[var-annotated]

@@ -1,4 +1,4 @@
-"""Data, a cache or a config from somebody else: read as data, and never run."""
+"""Data, a cache or a config from somebody else is read, and no code in it runs."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ from ftdist.config.schema import SourceConfig
 from ftdist.run.prepared import data_folder
 from tests.faults.canary import pickled, source
 from tests.faults.table import fault
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 GOOD = {"text": "words to learn"}
 
@@ -51,7 +51,7 @@ def pickle_named(suffix: str) -> Callable[[Path, Path], SourceConfig]:
 
 
 def _extension(canary: Path) -> Any:
-    """A table whose column claims to be a pickled Python type (what pyarrow before 14.0.1 ran)."""
+    """Return a table with a column of a pickled Python type, which pyarrow before 14.0.1 would run."""
     import pyarrow
 
     marks = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickled(canary)}
@@ -122,8 +122,8 @@ INERT = (pickled_type_in_arrow, pickled_type_in_parquet, saved_with_scripts)
 @fault(
     "security",
     "data from somebody else",
-    "loading scripts and pickles, under their own names and others'",
-    "refused, by name; nothing runs",
+    "loading scripts and pickles, under their own suffixes and others",
+    "refused, by name; no code runs",
 )
 @pytest.mark.parametrize("plant", REFUSED, ids=lambda plant: plant.__name__)
 def test_malicious_data_is_refused(plant: Any, tmp_path: Path) -> None:
@@ -138,10 +138,13 @@ def test_malicious_data_is_refused(plant: Any, tmp_path: Path) -> None:
 
 
 @fault(
-    "security", "the same", "pickled Arrow types, scripts beside a saved data set", "the records are read; nothing runs"
+    "security",
+    "data from somebody else",
+    "pickled Arrow types, scripts beside a saved data set",
+    "the records are read; no code runs",
 )
 @pytest.mark.parametrize("plant", INERT, ids=lambda plant: plant.__name__)
-def test_what_data_does_not_need_is_inert(plant: Any, tmp_path: Path) -> None:
+def test_unneeded_files_beside_data_are_not_run(plant: Any, tmp_path: Path) -> None:
     from ftdist.data.sources import read_source
 
     records = [record for _, record in read_source("here", plant(tmp_path, tmp_path / "canary"))]
@@ -155,8 +158,8 @@ def test_what_data_does_not_need_is_inert(plant: Any, tmp_path: Path) -> None:
     "torch.py, yaml.py, sitecustomize.py …",
     "not imported while data is prepared",
 )
-def test_modules_in_the_current_folder_are_not_ours(tmp_path: Path) -> None:
-    """Where a model or a data set was unpacked, ``python -m`` would find them first."""
+def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    """``python -m`` in a folder with an unpacked model or data set would import its files first."""
     for name in ("torch", "datasets", "transformers", "pyarrow", "yaml", "ftdist", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text(source(tmp_path / "canary"))
     (tmp_path / "data.jsonl").write_text(json.dumps(GOOD))
@@ -169,7 +172,7 @@ def test_modules_in_the_current_folder_are_not_ours(tmp_path: Path) -> None:
 
 
 def plant_entry(tmp_path: Path) -> Any:
-    """A config, and an entry of the cache under its key that is there already."""
+    """Return a config, and a folder in the cache under its key."""
     config = tiny_config(tmp_path)
     folder = data_folder(config)
     folder.mkdir(parents=True)
@@ -188,9 +191,9 @@ METAS = {
 
 @fault(
     "security",
-    "prepared data that was planted in the cache",
+    "prepared data that somebody planted in the cache",
     "a meta.json that is a pickle, or has wrong types",
-    "refused; it is prepared again",
+    "refused; the data is prepared again",
 )
 @pytest.mark.parametrize("content", METAS.values(), ids=METAS)
 def test_a_planted_cache_entry_is_refused(content: Any, tmp_path: Path) -> None:
@@ -203,7 +206,12 @@ def test_a_planted_cache_entry_is_refused(content: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "the same", "each array is a pickle, or empty", "refused")
+@fault(
+    "security",
+    "prepared data that somebody planted in the cache",
+    "each array is a pickle, or empty",
+    "refused",
+)
 @pytest.mark.parametrize("name", ["tokens.i32", "trained.u8", "offsets.i64", "row_docs.i64", "row_offsets.i64"])
 def test_planted_files_of_a_cache_entry_are_refused(name: str, tmp_path: Path) -> None:
     from ftdist.data.loader import open_set
@@ -218,9 +226,14 @@ def test_planted_files_of_a_cache_entry_are_refused(name: str, tmp_path: Path) -
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "the same", "hashes.json is something else", "the files are hashed again")
+@fault(
+    "security",
+    "prepared data that somebody planted in the cache",
+    "hashes.json has other contents",
+    "the files are hashed again",
+)
 @pytest.mark.parametrize("content", [b"[]", b'{"a": 1}', pickle.dumps(1), b'{"%s": {"stamp": 1}}'], ids=repr)
-def test_planted_hashes_are_only_not_remembered(content: bytes, tmp_path: Path) -> None:
+def test_planted_hashes_are_ignored(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "data.jsonl").write_text(json.dumps(GOOD))
     config = tiny_config(tmp_path)
@@ -253,8 +266,8 @@ RUN_YAML = {
 @fault(
     "security",
     "a run.yaml from somebody else",
-    "YAML tags, _target_, interpolations plain and escaped, wrong types",
-    "refused, with the file's name; nothing runs",
+    "YAML tags, _target_, plain and escaped interpolations, wrong types",
+    "refused, with the name of the file; no code runs",
 )
 @pytest.mark.parametrize("text", RUN_YAML.values(), ids=RUN_YAML)
 def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
@@ -262,12 +275,17 @@ def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "run.yaml"))) as error:
         load_config(tmp_path / "run.yaml")
-    assert "is incomplete" not in str(error.value), "it must be refused for what it holds, not for what is missing"
+    assert "is not whole" not in str(error.value), "it must be refused for its contents, not for missing keys"
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "the same", "_target_ where keys are free", "a value like any other")
-def test_targets_where_any_key_may_stand_are_values(tmp_path: Path) -> None:
+@fault(
+    "security",
+    "a run.yaml from somebody else",
+    "_target_ in sections whose keys are free",
+    "it is a value like any other",
+)
+def test_a_target_under_a_free_key_is_a_plain_value(tmp_path: Path) -> None:
     target = f"{{_target_: os.system, command: touch {tmp_path / 'canary'}}}"
     config = parse_config(f"model: {{config: {target}}}\nzero: {{deepspeed: {target}}}", "here")
     assert config.model.config["_target_"] == "os.system"
@@ -275,7 +293,7 @@ def test_targets_where_any_key_may_stand_are_values(tmp_path: Path) -> None:
 
 
 COPY = "{_target_: shutil.copyfile, src: /dev/null, dst: CANARY}"
-"""Hydra has a list of functions that it does not call; this is not on it."""
+"""A function that Hydra's own block list does not contain."""
 HYDRA = {
     "a callback": f"hydra: {{callbacks: {{evil: {COPY}}}}}",
     "a sweeper": "hydra: {sweeper: {_target_: os.system}}",
@@ -287,13 +305,13 @@ HYDRA = {
 @fault(
     "security",
     "an experiment file from somebody else",
-    "callbacks, launchers and sweepers of its own",
-    "refused where Hydra would make them; nothing runs",
+    "its own callbacks, launchers and sweepers",
+    "refused where Hydra would instantiate them; no code runs",
 )
 @pytest.mark.parametrize("section", HYDRA.values(), ids=HYDRA)
 @pytest.mark.parametrize("flags", [["-m", "seed=1,2"], ["seed=1"], ["--cfg", "job"], ["--info", "config"]], ids=repr)
-def test_an_experiment_from_somebody_else_runs_nothing(section: str, flags: list[str], tmp_path: Path) -> None:
-    """Hydra makes objects of what its own section names, when it sweeps."""
+def test_a_malicious_experiment_file_runs_nothing(section: str, flags: list[str], tmp_path: Path) -> None:
+    """In a sweep Hydra instantiates the classes that its own section of the config names."""
     from ftdist.launch import cli
 
     (tmp_path / "conf" / "experiment").mkdir(parents=True)

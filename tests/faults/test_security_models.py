@@ -1,4 +1,4 @@
-"""A model folder, a tokenizer or a GGUF file from somebody else: what is in it is read, and never run."""
+"""A model folder, a tokenizer or a GGUF file from somebody else is read, and no code in it runs."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from ftdist.config.schema import Attention, RunConfig
 from ftdist.run.locations import check_model_folder
 from tests.faults.canary import pickled, save_torch, source
 from tests.faults.table import fault
-from tests.tiny import save_tiny_model, tiny_config
+from tests.helpers.tiny import save_tiny_model, tiny_config
 
 CONVERSATION = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
@@ -38,7 +38,7 @@ def change(file: Path, **fields: Any) -> None:
 
 
 def load_all(model: Path) -> None:
-    """Everything that a run does with a model's folder."""
+    """Do everything that a run does with a model folder."""
     from ftdist.data.tokenizer import load_tokenizer
     from ftdist.model.load import load_model, model_config
 
@@ -135,10 +135,10 @@ def adapter(model: Path, canary: Path) -> None:
 REFUSED: dict[Callable[[Path, Path], None], str] = {
     own_code: "custom code",
     own_tokenizer: "trust_remote_code",
-    pickle_for_weights: "does not hold tensors alone",
-    bare_pickle_for_weights: "does not hold tensors alone",
-    pickle_named_safetensors: "does not hold tensors alone",
-    index_that_names_a_pickle: "does not hold tensors alone",
+    pickle_for_weights: "is damaged or contains more than tensors",
+    bare_pickle_for_weights: "is damaged or contains more than tensors",
+    pickle_named_safetensors: "is damaged or contains more than tensors",
+    index_that_names_a_pickle: "is damaged or contains more than tensors",
     adapter: "adapter",
     tokenizer_elsewhere: "cannot load the tokenizer",
     a_function_as_type: "os.system",
@@ -149,8 +149,8 @@ INERT = (own_code_of_a_known_type, tokenizer_of_another_repository, a_function_a
 @fault(
     "security",
     "a model folder from somebody else",
-    "auto_map, pickles for weights, an adapter, a tokenizer elsewhere …",
-    "refused, by name; nothing runs",
+    "auto_map, pickles instead of weights, an adapter, a tokenizer in another folder …",
+    "refused, by name; no code runs",
 )
 @pytest.mark.parametrize("plant", REFUSED, ids=lambda plant: plant.__name__)
 def test_a_malicious_model_folder_is_refused(plant: Any, model: Path, tmp_path: Path) -> None:
@@ -161,9 +161,14 @@ def test_a_malicious_model_folder_is_refused(plant: Any, model: Path, tmp_path: 
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "the same", "pickles and code beside what is needed", "the model loads; nothing runs")
+@fault(
+    "security",
+    "a model folder from somebody else",
+    "pickles and code beside the needed files",
+    "the model loads; no code runs",
+)
 @pytest.mark.parametrize("plant", INERT, ids=lambda plant: plant.__name__)
-def test_what_a_model_folder_does_not_need_is_inert(plant: Any, model: Path, tmp_path: Path) -> None:
+def test_unneeded_files_of_a_model_folder_are_not_run(plant: Any, model: Path, tmp_path: Path) -> None:
     plant(model, tmp_path / "canary")
     load_all(model)
     assert not (tmp_path / "canary").exists()
@@ -183,22 +188,30 @@ BREAKOUTS = [
 ]
 
 
-@fault("security", "a chat template from somebody else", "ways out of Jinja's sandbox", "refused; nothing runs")
+@fault(
+    "security",
+    "a chat template from somebody else",
+    "ways out of Jinja's sandbox",
+    "refused; no code runs",
+)
 @pytest.mark.parametrize("template", BREAKOUTS)
 def test_a_chat_template_stays_in_its_sandbox(template: str, model: Path, tmp_path: Path) -> None:
     from ftdist.data.tokenizer import load_tokenizer
 
     (model / "chat_template.jinja").write_text(template.replace("CANARY", str(tmp_path / "canary")))
-    with pytest.raises(FtdistError, match="chat template refuses|is not Jinja"):
+    with pytest.raises(FtdistError, match="chat template cannot render|is not valid Jinja"):
         render(load_tokenizer(tiny_config(tmp_path, "model.tokenizer=null")))
     assert not (tmp_path / "canary").exists()
 
 
 @fault(
-    "security", "a model folder from somebody else, in ftdist chat", "auto_map, a pickle", "refused, without a question"
+    "security",
+    "a model folder from somebody else, in ftdist chat",
+    "auto_map, a pickle",
+    "refused, without a question to the user",
 )
 @pytest.mark.parametrize("plant", [own_code, own_tokenizer, pickle_for_weights], ids=lambda plant: plant.__name__)
-def test_chat_refuses_it_too_and_asks_nothing(plant: Any, model: Path, tmp_path: Path) -> None:
+def test_chat_refuses_a_malicious_model_folder(plant: Any, model: Path, tmp_path: Path) -> None:
     from ftdist.serve.chat import load
 
     plant(model, tmp_path / "canary")
@@ -215,7 +228,7 @@ def gguf_of(content: bytes) -> Callable[[Path], bytes]:
     "security",
     "a GGUF file from somebody else",
     "a pickle, endless counts, an empty file; code beside it",
-    "refused; nothing runs, nothing is cached",
+    "refused; no code runs, nothing is cached",
 )
 @pytest.mark.parametrize(
     "content",
@@ -237,7 +250,12 @@ def test_a_malicious_gguf_file_is_refused(content: Callable[[Path], bytes], tmp_
     assert not canary.exists() and not list(tmp_path.glob("cache/*"))
 
 
-@fault("security", "model.config from somebody else", "_target_, auto_map", "nothing runs")
+@fault(
+    "security",
+    "model.config from somebody else",
+    "_target_, auto_map",
+    "no code runs",
+)
 def test_a_model_config_instantiates_nothing(tmp_path: Path) -> None:
     from ftdist.model.load import model_config
 
@@ -251,9 +269,14 @@ def test_a_model_config_instantiates_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-@fault("security", "(the canary of these tests)", "each kind is run on purpose", "it is seen")
-def test_the_canary_sings_when_code_runs(tmp_path: Path) -> None:
-    """Without this every test here would pass for nothing."""
+@fault(
+    "security",
+    "(a check of these tests)",
+    "each kind of planted code is run on purpose",
+    "the canary file is found",
+)
+def test_the_canary_detects_code_that_runs(tmp_path: Path) -> None:
+    """Otherwise every test here would pass without proving anything."""
     import torch
 
     save_torch(tmp_path / "one", tmp_path / "file")

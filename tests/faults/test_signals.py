@@ -1,4 +1,4 @@
-"""A signal at a bad time: no deadlock, nothing harmed, and what goes on is the run that nobody disturbed."""
+"""A signal at a bad time causes no deadlock, and the resumed run equals the undisturbed one."""
 
 import contextlib
 import itertools
@@ -13,11 +13,12 @@ import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
-from tests.e2e.cli import SMOKE, TIMEOUT_S, assert_same, finished_run, kill_tree, start, succeed, wait_until
 from tests.faults.table import fault
+from tests.helpers.cli import TIMEOUT_S, kill_tree, start, succeed, wait_until
+from tests.helpers.runs import SMOKE, assert_same, reference_run
 
 Process = subprocess.Popen  # of str
-# Long evaluations between short steps, and a checkpoint after each.
+# Long evaluations between short steps, and a checkpoint after each step.
 SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=2", "train.checkpoint_every=1", "track=disabled",
             "data.max_heldout_documents=64", "zero.stage=2")  # fmt: skip
 
@@ -53,7 +54,7 @@ CASES = [
 
 
 def _signal(process: Process, way: str) -> int:
-    """Returns the exit code."""
+    """Send SIGTERM in one of ``WAYS`` and wait for the end. Returns the exit code."""
     process.send_signal(signal.SIGTERM)
     if way == "twice":
         time.sleep(0.2)
@@ -67,11 +68,15 @@ def _signal(process: Process, way: str) -> int:
 
 
 @pytest.mark.parametrize(("moment", "way"), CASES)
-@fault("training", "a signal at a bad time", "SIGTERM once, twice, and with a SIGKILL after 2 s; while data is "
-       "prepared, the model is loaded, a held-out set is evaluated, a checkpoint is saved",
-       "it ends in time; what then goes on ends bit for bit as the undisturbed run")  # fmt: skip
+@fault(
+    "training",
+    "a signal at a bad time",
+    "SIGTERM once, twice, and followed by SIGKILL after 2 s; while data is prepared, the "
+    "model is loaded, a held-out set is evaluated, a checkpoint is saved",
+    "the run ends in time; resumed, it is bit for bit equal to the undisturbed run",
+)
 def test_a_signal_at_a_bad_time(tmp_path: Path, moment: str, way: str) -> None:
-    reference = finished_run(*SETTINGS)
+    reference = reference_run(*SETTINGS)
     run = RunDir(tmp_path / "run")
     fresh: Tuple[str, ...] = (f"cache_dir={tmp_path / 'cache'}",) if moment == "preparing" else ()
     process = start("train", *SETTINGS, *fresh, f"run_dir={run.path}", cwd=tmp_path)

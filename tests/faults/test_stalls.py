@@ -1,4 +1,4 @@
-"""One rank raises, ends early, is killed, stops or sleeps: the others notice in time, name it, and the group ends."""
+"""One rank raises, ends early, is killed, stops or sleeps: the others notice in time, name it, and all ranks end."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ from ftdist.launch.attempt.failure import explain_failure
 from ftdist.run.rundir import RunDir
 from tests.faults.group import Fallen, Fault, at_step, run_group
 from tests.faults.table import fault
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 
 STALL_S = 4
 SETTINGS = ("train.max_steps=6", "train.num_samples=0", "train.export=false", "batch.micro_batch_size=2",
@@ -58,25 +58,28 @@ def strike(folder: Path, path: Path, strikes: Fault, rank: int, *more: str) -> T
 
 CASES: Dict[str, Tuple[Fault, int, str, float]] = {
     "raises": (raise_error, 1, "rank 1 on {host}: ValueError: a planted error", 0.0),
-    "is killed": (kill, 1, "is gone and left no error", 0.0),
-    "ends with 0": (leave, 1, "is gone and left no error", 0.0),
-    "sleeps": (sleep, 1, "holds the others up at", STALL_S),
+    "is killed": (kill, 1, "has ended without recording an error", 0.0),
+    "ends with 0": (leave, 1, "has ended without recording an error", 0.0),
+    "sleeps": (sleep, 1, "blocks the other ranks at", STALL_S),
     "is stopped": (stop, 1, "is stopped (SIGSTOP, or a debugger)", STALL_S),
     "is stopped, and holds the store": (stop, 0, "is stopped (SIGSTOP, or a debugger)", STALL_S),
 }
-"""Fault, the rank that it strikes, what is said of it, and seconds in which nobody can know."""
+"""The fault, the rank that it strikes, part of the message, and seconds within which no rank can notice."""
 
 
 @pytest.mark.parametrize("case", CASES)
-@fault("training", "one rank raises, ends with 0, is killed, sleeps, or is stopped",
-       "before step 4 of rank 1 of 2 (and of rank 0, which holds the store): an exception, os._exit(0), SIGKILL, "
-       "time.sleep, SIGSTOP",
-       "that rank is named first and why; stacks and the newest collective of the others are in logs/; the group "
-       "ends: at once, or after launch.stall_timeout_s")  # fmt: skip
+@fault(
+    "training",
+    "one rank raises, ends with 0, is killed, sleeps, or is stopped",
+    "before step 4 on rank 1 of 2 (and on rank 0, which holds the store): an exception, "
+    "os._exit(0), SIGKILL, time.sleep, SIGSTOP",
+    "the message names that rank first, with the cause; stacks and the newest collective of "
+    "the other ranks are in logs/; all ranks end: at once, or after launch.stall_timeout_s",
+)
 def test_the_rank_to_blame_is_named_first(folder: Path, tmp_path: Path, case: str) -> None:
     strikes, rank, said, unknowable_s = CASES[case]
     run, fallen = strike(folder, tmp_path, strikes, rank)
-    error = explain_failure(run, 0, run.logs / "no-torchrun.log", EXIT_FAILED)
+    error = explain_failure(run, 0, [run.logs / "no-torchrun.log"], EXIT_FAILED)
     print(f"{case}: ended after {fallen.ended_s}, codes {fallen.codes}\n{error}")
     assert str(error).startswith(f"rank {rank} on "), error
     assert said.format(host=os.uname().nodename) in str(error)
@@ -103,8 +106,12 @@ def save_slowly() -> None:
     Saver.save = slow_save  # type: ignore[method-assign]
 
 
-@fault("training", "a rank takes long to save", "rank 1 sleeps for twice launch.stall_timeout_s in a save",
-       "the others wait: no alarm")  # fmt: skip
+@fault(
+    "training",
+    "a rank takes long to save",
+    "rank 1 sleeps during a save for twice launch.stall_timeout_s",
+    "the other ranks wait, without an alarm",
+)
 def test_a_long_save_is_no_stall(folder: Path, tmp_path: Path) -> None:
     run = freeze_tiny(tiny_config(folder, *SETTINGS, "train.checkpoint_every=4"), tmp_path / "run", 2)
     fallen = run_group(run, 2, {1: save_slowly}, tmp_path / "struck")
@@ -123,13 +130,17 @@ def run_out_of_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-@fault("training", "one rank runs out of memory", "an allocation of 1 GiB under RLIMIT_AS",
-       "it says what fills the memory and which one change frees the most; the group ends at once")  # fmt: skip
-def test_an_allocation_that_fails_says_what_fills_the_memory(folder: Path, tmp_path: Path) -> None:
+@fault(
+    "training",
+    "one rank runs out of memory",
+    "an allocation of 1 GiB under RLIMIT_AS",
+    "the message lists what uses the memory and the one change that frees the most; all ranks end at once",
+)
+def test_a_failed_allocation_lists_what_uses_memory(folder: Path, tmp_path: Path) -> None:
     run, fallen = strike(folder, tmp_path, run_out_of_memory, 1, "train.gradient_checkpointing=false")
-    text = str(explain_failure(run, 0, run.logs / "no-torchrun.log", EXIT_FAILED))
+    text = str(explain_failure(run, 0, [run.logs / "no-torchrun.log"], EXIT_FAILED))
     print(text)
     assert fallen.codes == {0: EXIT_FAILED, 1: EXIT_FAILED}
-    assert text.startswith(f"rank 1 on {os.uname().nodename}: memory ran out at step 4; of ")
-    assert "optimizer states" in text and "can't allocate memory" in text
+    assert text.startswith(f"rank 1 on {os.uname().nodename}: memory ran out at step 4: ")
+    assert "GiB for optimizer states" in text and "can't allocate memory" in text
     assert "train.gradient_checkpointing=true (frees about " in text

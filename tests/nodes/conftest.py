@@ -1,4 +1,4 @@
-"""An sshd of the test's own."""
+"""An sshd for one test, and the losses of a run on this machine."""
 
 import os
 import shlex
@@ -7,15 +7,24 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import List
 
 import pytest
 
-from tests.spawn import free_port
+from tests.helpers.ranks import free_port
+from tests.helpers.runs import finished_run
+from tests.nodes.settings import SHORT, losses
+
+
+@pytest.fixture(scope="session")
+def local_losses() -> List[float]:
+    """Losses of two ranks that the local launcher starts."""
+    return losses(finished_run(*SHORT, "launch=local", "launch.nproc_per_node=2"))
 
 
 @pytest.fixture
 def ssh(tmp_path: Path) -> Iterator[str]:
-    """The ssh command that reaches an sshd of this test alone."""
+    """Return an ssh command that reaches an sshd which only this test uses."""
     if not (shutil.which("ssh") and Path("/usr/sbin/sshd").exists()) or os.geteuid():
         pytest.skip("needs root, ssh and sshd: apt install openssh-server")
     separation = Path("/run/sshd")

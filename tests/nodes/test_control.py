@@ -1,13 +1,12 @@
-"""``logs`` and ``cancel`` of a run on this machine."""
+"""``ftdist logs`` and ``ftdist cancel`` of a run on this machine."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ftdist.run.rundir import RunDir
+from tests.helpers.cli import start
+from tests.helpers.runs import wait_for_step
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -15,19 +14,11 @@ RUN = ("experiment=smoke", "track=disabled", "train.precision=fp32", "data.max_s
        "train.eval_every=null", "train.max_steps=5000", "optim.schedule=constant", "launch.timeout_s=60")  # fmt: skip
 
 
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "ftdist", *arguments], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)  # fmt: skip
-
-
 @pytest.mark.parametrize(("now", "code"), [(False, 75), (True, 1)])
-def test_cancel(now: bool, code: int, tmp_path: Path) -> None:
+def test_cancel_stops_a_local_run(now: bool, code: int, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     launcher = start("train", *RUN, f"run_dir={run.path}")
-    deadline = time.monotonic() + 120
-    while int(run.read_status().get("step", 0)) < 3:
-        assert time.monotonic() < deadline and launcher.poll() is None
-        time.sleep(0.1)
+    wait_for_step(run, 3, launcher)
     follower = start("logs", "-f", "--rank", "1", str(run.path))
     done = start("cancel", *(["--now"] if now else []), str(run.path))
     said, _ = done.communicate(timeout=60)

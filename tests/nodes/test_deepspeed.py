@@ -1,4 +1,4 @@
-"""DeepSpeed's launcher: a hostfile of this machine's names, real pdsh with an sshd of the test's own, real mpirun."""
+"""DeepSpeed's launcher with two names of this machine in the hostfile: pdsh with a private sshd, and mpirun."""
 
 import os
 import re
@@ -12,19 +12,17 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.launch.backends.hostfile import read_hostfile
 from ftdist.run.rundir import RunDir
-from tests.nodes.test_nodes import finish, of_run, start, wait_for_step, wait_until_gone
-from tests.spawn import free_port
+from tests.helpers.cli import finish, processes_of, start, wait_until_gone
+from tests.helpers.ranks import free_port
+from tests.helpers.runs import wait_for_step
+from tests.nodes.settings import LONG, SHORT, losses
 
 pytestmark = pytest.mark.timeout(500)
-
-RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "train.precision=fp32", "data.max_seq_len=128",
-       "train.num_samples=0", "train.export=false", "launch.timeout_s=60")  # fmt: skip
-LONG = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null")
 
 
 @pytest.fixture
 def one_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> List[str]:
-    """Overrides that start two ranks here with mpirun, which takes two names of one machine for a mistake."""
+    """Return overrides that start two ranks with mpirun under one name: it refuses two names of one machine."""
     if shutil.which("mpirun") is None:
         pytest.skip("needs mpirun: apt install openmpi-bin")
     (tmp_path / "hosts").write_text("127.0.0.1 slots=2\n")
@@ -41,7 +39,7 @@ def machines(request: pytest.FixtureRequest) -> List[str]:
 
 @pytest.fixture
 def hosts(ssh: str, tmp_path: Path) -> List[str]:
-    """Overrides that reach two machines, both of them this one."""
+    """Return overrides for two machines, both of which are this one."""
     if shutil.which("pdsh") is None:
         pytest.skip("needs pdsh: apt install pdsh")
     (tmp_path / "hosts").write_text("# two names of one machine\n127.0.0.1 slots=1\nlocalhost  slots=1\n")
@@ -50,44 +48,48 @@ def hosts(ssh: str, tmp_path: Path) -> List[str]:
 
 
 @pytest.mark.parametrize("machines", ["hosts", "one_host"], indirect=True)
-def test_the_losses_are_those_of_a_local_run(machines: List[str], tmp_path: Path) -> None:
-    here, there = RunDir(tmp_path / "here"), RunDir(tmp_path / "there")
-    finish(start("train", *RUN, "launch=local", "launch.nproc_per_node=2", f"run_dir={here.path}"))
-    output = finish(start("train", *RUN, *machines, "launch.nproc_per_node=null", f"run_dir={there.path}"))
+def test_deepspeeds_launcher_gives_the_losses_of_a_local_run(
+    machines: List[str], tmp_path: Path, local_losses: List[float]
+) -> None:
+    run = RunDir(tmp_path / "run")
+    output = finish(start("train", *SHORT, *machines, "launch.nproc_per_node=null", f"run_dir={run.path}"))
     assert "\nstep 6/6" in output and "[INFO]" not in output, output
-    losses = [[r["train/loss"] for r in run.read_metrics() if "train/loss" in r] for run in (here, there)]
-    assert len(losses[0]) == 6 and losses[0] == losses[1]
-    assert there.read_status()["state"] == "done" and there.log_file(1, 0).is_file()
-    assert not of_run(there)
+    places = re.findall(r"^run +(.+)$", output, re.MULTILINE)
+    assert places == [str(run.path)] * 2, output  # before the ranks and after them
+    assert losses(run) == local_losses
+    assert run.read_status()["state"] == "done" and run.log_file(1, 0).is_file()
+    assert not processes_of(run, anywhere=True)
 
 
 @pytest.mark.slow
-def test_stopped_and_gone_on(machines: List[str], tmp_path: Path) -> None:
-    """Ctrl-C saves and stops, resume goes on, and a launcher that is killed takes everything with it."""
+def test_ctrl_c_stops_and_resume_continues(machines: List[str], tmp_path: Path) -> None:
+    """Ctrl-C saves and stops, resume continues, and the ranks of a killed launcher end with it."""
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     launcher.send_signal(signal.SIGINT)
     assert "ftdist resume" in finish(launcher, 75)
     stopped = run.read_status()["step"]
     assert run.find_checkpoint("last").name.endswith(f"{stopped}")
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
     again = start("resume", str(run.path))
     wait_for_step(run, stopped + 3)
     again.kill()
     again.communicate()
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
     assert run.read_status()["state"] == "preempted"
 
 
 @pytest.mark.slow
-def test_ended_at_once(machines: List[str], tmp_path: Path) -> None:
+def test_cancel_now_ends_all_processes(machines: List[str], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     finish(start("cancel", "--now", str(run.path)))
     finish(launcher, 1)
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
 
 
 @pytest.mark.slow
@@ -98,12 +100,13 @@ def test_ended_at_once(machines: List[str], tmp_path: Path) -> None:
 )
 def test_a_killed_rank_is_named_by_its_machine(machines: List[str], says: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = start("train", *RUN, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
+    launcher = start("train", *SHORT, *machines, *LONG, "launch.nproc_per_node=null", f"run_dir={run.path}")
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     kill_a_rank(run, "1")
     output = finish(launcher, 1)
     assert says.replace("@", os.uname().nodename) in output, output
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
 
 
 def kill_a_rank(run: RunDir, rank: str) -> None:

@@ -1,10 +1,9 @@
-"""Several machines without a scheduler, as far as one machine allows: two agents, a real sshd of the test's own."""
+"""Several machines without a scheduler, emulated on one machine: two agents and a private sshd."""
 
 import contextlib
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import List
@@ -13,34 +12,22 @@ import psutil
 import pytest
 
 from ftdist.run.rundir import RunDir
-from tests.spawn import free_port
+from tests.helpers.cli import finish, processes_of, start, wait_until_gone
+from tests.helpers.ranks import free_port
+from tests.helpers.runs import wait_for_step
+from tests.nodes.settings import LONG, SHORT, losses
 
 pytestmark = pytest.mark.timeout(300)
 
-RUN = ("experiment=smoke", "launch=nodes", "launch.device=cpu", "launch.nproc_per_node=1", "launch.nnodes=2",
-       "track=disabled", "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
-       "train.export=false", "launch.timeout_s=60")  # fmt: skip
-
-
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "ftdist", *arguments], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT)  # fmt: skip
-
-
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == code, output
-    return output
+RUN = (*SHORT, "launch=nodes", "launch.nproc_per_node=1", "launch.nnodes=2")
 
 
 def nodes(run: RunDir, *more: str) -> List[str]:
     return [*RUN, f"run_dir={run.path}", f"launch.nodes.port={free_port()}", *more]
 
 
-def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path) -> None:
-    here, run = RunDir(tmp_path / "here"), RunDir(tmp_path / "run")
-    local = [*RUN, "launch=local", "launch.nnodes=1", "launch.nproc_per_node=2", f"run_dir={here.path}"]
-    finish(start("train", *local))
+def test_the_commands_of_a_dry_run_work(tmp_path: Path, local_losses: List[float]) -> None:
+    run = RunDir(tmp_path / "run")
     output = finish(start("train", "--dry-run", *nodes(run, "launch.nodes.address=127.0.0.1")))
     commands = [line for line in output.splitlines() if " ftdist node " in line]
     assert len(commands) == 2 and "# machine 1:" in output
@@ -48,11 +35,10 @@ def test_dry_run_prints_each_machines_command_and_they_work(tmp_path: Path) -> N
                for command in reversed(commands)]  # fmt: skip
     for process in started:
         finish(process)
-    losses = [[r["train/loss"] for r in each.read_metrics() if "train/loss" in r] for each in (here, run)]
-    assert len(losses[0]) == 6 and losses[0] == losses[1]
+    assert losses(run) == local_losses
 
 
-def test_over_ssh(ssh: str, tmp_path: Path) -> None:
+def test_a_run_over_ssh(ssh: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
     output = finish(start("train", *nodes(run, *hosts)))
@@ -60,13 +46,13 @@ def test_over_ssh(ssh: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
-    """Ctrl-C saves and stops; a launcher that is killed takes everything with it; resume goes on."""
+def test_ctrl_c_stops_a_run_over_ssh(ssh: str, tmp_path: Path) -> None:
+    """Ctrl-C saves and stops, resume continues, and the ranks of a killed launcher end with it."""
     run = RunDir(tmp_path / "run")
     hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
-    long = "train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null"
-    launcher = start("train", *nodes(run, *hosts, *long))
+    launcher = start("train", *nodes(run, *hosts, *LONG))
     wait_for_step(run, 3)
+    assert len(processes_of(run, anywhere=True)) >= 3, "the launcher and two ranks"
     launcher.send_signal(signal.SIGINT)
     assert "ftdist resume" in finish(launcher, 75)
     stopped = run.read_status()["step"]
@@ -75,33 +61,31 @@ def test_stopped_over_ssh(ssh: str, tmp_path: Path) -> None:
     wait_for_step(run, stopped + 3)
     again.kill()
     again.communicate()
-    wait_until_gone(run, 15)
+    wait_until_gone(run, anywhere=True)
 
 
-def wait_for_step(run: RunDir, step: int) -> None:
-    deadline = time.monotonic() + 240
-    while int(run.read_status().get("step", 0)) < step:
-        assert time.monotonic() < deadline, run.read_status()
-        time.sleep(0.1)
-    assert len(of_run(run)) >= 3, "the launcher and two ranks"
-
-
-def wait_until_gone(run: RunDir, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while left := of_run(run):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-
-
-def of_run(run: RunDir) -> List[str]:
-    """Command lines of its processes, those of ssh and pdsh too. Not from ps, which cuts them to 80 columns."""
-    found = []
+@pytest.mark.slow
+def test_a_second_ctrl_c_over_ssh_ends_the_run_at_once(ssh: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    hosts = f"launch.nodes.ssh='{ssh}'", "launch.nodes.hosts=[127.0.0.1,localhost]"
+    launcher = start("train", *nodes(run, *hosts, *LONG, "train.checkpoint_every=1"))
+    wait_for_step(run, 3)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            line = " ".join(process.cmdline())
-            if str(run.path) in line and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(line)
-    return found
+            words = process.cmdline()
+            if str(run.path) in words and "ftdist.train.main" in words and "torch.distributed.run" not in words:
+                process.suspend()  # so that it cannot save and stop
+    launcher.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + 20
+    while not run.preempt.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGINT)
+    output = finish(launcher, 75)
+    assert f"ftdist resume {run.path}" in output and "error" not in output, output
+    status = run.read_status()
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
+    wait_until_gone(run, anywhere=True)
 
 
 def test_an_unreachable_machine_is_named(ssh: str, tmp_path: Path) -> None:
@@ -132,7 +116,7 @@ def test_an_occupied_port_is_named(tmp_path: Path) -> None:
     assert f"port {port} cannot be used" in output and f"launch.nodes.port={port + 1}" in output
 
 
-def test_the_first_machine_is_not_there(tmp_path: Path) -> None:
+def test_an_absent_first_machine_is_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     finish(start("train", "--dry-run", *nodes(run, "launch.nodes.join_timeout_s=2", "launch.nodes.address=127.0.0.1")))
     output = finish(start("node", str(run.path), "--rank", "1"), 1)

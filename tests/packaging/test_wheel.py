@@ -1,6 +1,5 @@
-"""What a user gets from the wheel alone: sdist → wheel → clean environment → empty folder."""
+"""The wheel, built from the sdist and installed into a clean environment, works in an empty folder."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,6 +10,9 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from ftdist.run.rundir import RunDir
+from tests.helpers.runs import SMOKE, finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"ftdist": "ftdist", "launch": "ftdist/launch", "conf": "ftdist/conf", "slurm": "ftdist/slurm"}
@@ -26,7 +28,7 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy, since a build writes into its source folder."""
+    """Return a copy of the checkout, because a build writes into its source folder."""
     copy = tmp_path_factory.mktemp("checkout")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=JUNK)
@@ -44,9 +46,9 @@ def wheel(checkout: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts folder of an environment that holds the wheel, and borrows the libraries of this one.
+    """Return the scripts folder of an environment that contains the wheel and uses the libraries of this one.
 
-    A .pth file puts this environment's site-packages on the path, last; .pth files in there, such as the one of an
+    A .pth file adds this environment's site-packages to the end of the path. The .pth files there, such as that of an
     editable ftdist, have no effect.
     """
     home = tmp_path_factory.mktemp("clean environment")
@@ -69,7 +71,7 @@ def test_the_wheel_holds_the_checkout(checkout: Path, wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     found = {name for name in names if ".dist-info/" not in name}
     assert not expected - found, "left out of the wheel: see [tool.setuptools] in pyproject.toml"
-    assert not found - expected, "only the four folders belong into the wheel"
+    assert not found - expected, "the wheel may contain only the four folders"
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
@@ -81,7 +83,7 @@ def test_nothing_leaks_in_from_the_checkout(installed: Path, tmp_path: Path) -> 
     assert all(file.startswith(str(installed.parent)) for file in files), files
 
 
-def test_help_and_a_composed_config_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_help_and_config_work_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     assert "train" in run(installed / "ftdist", "--help", cwd=tmp_path)
     assert "train" in run(installed / "python", "-m", "ftdist", "--help", cwd=tmp_path)
     from_wheel = run(installed / "ftdist", "train", "experiment=smoke", "--cfg", "job", cwd=tmp_path)
@@ -91,10 +93,10 @@ def test_help_and_a_composed_config_in_an_empty_folder(installed: Path, tmp_path
 
 
 def test_the_wheel_trains_like_the_checkout(installed: Path, tmp_path: Path) -> None:
-    losses = []
-    for name, python in (("wheel", installed / "python"), ("checkout", sys.executable)):
-        run(python, "-m", "ftdist", "train", "experiment=smoke", f"run_dir={tmp_path / name}", cwd=tmp_path)
-        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses.append([record["train/loss"] for record in records if "train/loss" in record])
-    assert len(losses[0]) == 6
-    assert losses[0] == losses[1]
+    run(installed / "python", "-m", "ftdist", "train", *SMOKE, f"run_dir={tmp_path / 'wheel'}", cwd=tmp_path)
+    found, expected = (
+        [record["train/loss"] for record in each.read_metrics() if "train/loss" in record]
+        for each in (RunDir(tmp_path / "wheel"), finished_run(*SMOKE))
+    )
+    assert len(found) == 6
+    assert found == expected

@@ -1,19 +1,19 @@
-"""What is exported is the run's own model, for every family: transformers writes some under other names than it has."""
+"""Exports of every model family hold the trained weights. transformers saves some weights under other names."""
 
 from pathlib import Path
 from typing import Any, Dict, List
 
-from tests.families import FAMILIES, GROUPED
-from tests.invariance import each_training
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.families import FAMILIES, GROUPED
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import each_training
 
 EXPORTED = {**FAMILIES, "qwen3_moe": {"model_type": "qwen3_moe", **GROUPED, "head_dim": 16, "moe_intermediate_size": 16,
                                       "num_experts": 4, "num_experts_per_tok": 2}}  # fmt: skip
 
 
 def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[str]]:
-    """For each model type, the weights that ``from_pretrained`` reads otherwise than the run had them."""
+    """Train and export each config. Returns, by model type, the weights that ``from_pretrained`` reads differently."""
     from transformers import AutoModelForCausalLM
 
     from ftdist.checkpoint.export import export_checkpoint
@@ -35,7 +35,7 @@ def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[st
     return found
 
 
-def test_every_family_is_exported_as_it_was_trained(tmp_path: Path) -> None:
+def test_every_family_exports_the_trained_weights(tmp_path: Path) -> None:
     configs = []
     for name, fields in EXPORTED.items():
         model = save_tiny_model(tmp_path / name, **fields)

@@ -1,4 +1,4 @@
-"""The same run on a GPU: the smoke experiment in every stage follows its losses on CPU."""
+"""On a GPU the losses of the smoke experiment follow those on the CPU, in every ZeRO stage."""
 
 import subprocess
 import sys

@@ -1,7 +1,8 @@
-"""How a batch is cut and a model is sharded changes nothing: every combination equals the plain reference.
+"""However a batch is split and a model is sharded, a run equals the plain reference.
 
-Two suites. A long one follows one family for 20 steps through every stage, number of ranks, accumulation, packing and
-recomputation. A wide one covers nine families and every pair of choices on nine axes (tests/invariance.py).
+There are two suites. The long one follows one model family for 20 steps with every ZeRO stage, number of ranks,
+accumulation, packing and recomputation. The wide one covers nine families and every pair of choices on nine axes (see
+tests/invariance.py).
 """
 
 import itertools
@@ -13,9 +14,10 @@ import pytest
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests import invariance
-from tests.invariance import AXES, Case, covering, each_training, every_case
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import each_training
+from tests.invariance import AXES, Case, covering, every_case
 
 pytestmark = pytest.mark.timeout(900)
 STEPS, ROWS = 20, 16
@@ -32,22 +34,22 @@ def _reference(config: Any, data: Path, file: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from ftdist.verify.compare import expect
+    from ftdist.verify.compare import run_reference
     from ftdist.verify.reference import read_rows, row_order
 
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     rows = read_rows(data / "train")
-    torch.save(expect(model, config, rows, row_order(config.seed, len(rows), STEPS * ROWS), STEPS, []), file)
+    torch.save(run_reference(model, config, rows, row_order(config.seed, len(rows), STEPS * ROWS), STEPS, []), file)
 
 
 def _sharded_runs(configs: List[Any], folder: Path) -> List[Deviation]:
     import torch
 
-    from ftdist.verify.compare import deviate
+    from ftdist.verify.compare import measure_deviation
 
     expected = torch.load(folder / REFERENCE, weights_only=False)
-    return [deviate(training, expected, STEPS) for training in each_training(configs, folder)]
+    return [measure_deviation(training, expected, STEPS) for training in each_training(configs, folder)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["packed", "padded"])
@@ -64,7 +66,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_twenty_steps_are_the_same(reference: Any, world_size: int, record_property: Record) -> None:
+def test_twenty_steps_equal_the_reference(reference: Any, world_size: int, record_property: Record) -> None:
     folder, packing = reference
     cases = list(itertools.product([0, 1, 2, 3], [1, 4], [True, False]))
     configs = [
@@ -100,7 +102,7 @@ def test_the_covering_covers_every_pair() -> None:
 
 @pytest.fixture(scope="module")
 def deviations(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dict[Case, Deviation]:
-    """Of the cases that were selected, all run at once."""
+    """Run all selected cases at once and return the deviation of each."""
     here = [item for item in request.session.items if getattr(item, "originalname", "") == "test_every_pair_of_choices"]
     cases = [item.callspec.params["case"] for item in here]  # type: ignore[attr-defined]
     return invariance.run_cases(cases, tmp_path_factory.mktemp("covering"))

@@ -1,4 +1,4 @@
-"""A rank's memory does not grow with the steps it takes, nor with the lengths of rows that it sees."""
+"""The memory of a rank does not grow with the number of steps or of row lengths."""
 
 import ctypes
 import os
@@ -9,14 +9,15 @@ from typing import Any, List
 
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import Device, RunConfig
-from ftdist.launch.backends.base import ranks_env
+from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import assemble, start
 
 MIB = 2**20
 EARLY, LATE = 20, 60
-"""Steps; all that a run does at intervals has been done before the first of them."""
+"""Steps at which memory is measured. Everything that a run does at intervals has happened before the first."""
 
 
 class HeapInfo(ctypes.Structure):
@@ -27,8 +28,11 @@ class HeapInfo(ctypes.Structure):
 
 
 def bytes_in_use() -> int:
-    """What this process has allocated and not freed: tensors, what C++ holds for autograd, Python's larger objects.
-    Resident memory would also count what malloc keeps for later."""
+    """Return the bytes that this process has allocated and not freed.
+
+    These are tensors, autograd's C++ objects and large Python objects. Resident memory would also count free memory
+    that malloc keeps for later.
+    """
     libc = ctypes.CDLL(None)
     libc.mallinfo2.restype = HeapInfo
     info = libc.mallinfo2()
@@ -36,19 +40,14 @@ def bytes_in_use() -> int:
 
 
 def _in_use_by_step(run_dir: Path) -> List[int]:
-    """A whole run, with evaluations, answers and checkpoints; bytes in use after steps EARLY and LATE."""
+    """Run with evaluations, samples and checkpoints. Returns the bytes in use after steps EARLY and LATE."""
     import gc
 
-    from ftdist.parallel import ranks as rank_setup
-    from ftdist.train import loop, main
-    from ftdist.train.preempt import Preemption
+    from ftdist.train import loop
 
-    run, found, train_step = RunDir(run_dir), [], loop.train_step
-    config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
-    rank_setup.start_process_group(config, ranks)
-    training = main.assemble(config, run, ranks, Preemption(run, ranks.rank))
+    found, train_step = [], loop.train_step
+    config = load_config(RunDir(run_dir).config)
+    training = assemble(config, run_dir, start(config))
 
     def watched_step(training: Any, index: int) -> Any:
         result = train_step(training, index)
@@ -63,7 +62,7 @@ def _in_use_by_step(run_dir: Path) -> List[int]:
     return found
 
 
-def test_steps_leave_no_memory_behind(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, f"train.max_steps={LATE}", "train.eval_every=9", "train.checkpoint_every=9",
                          "train.export=false", "optim.lr=1e-3")  # fmt: skip
@@ -84,8 +83,8 @@ for rows in range(100, 500):
 """
 
 
-def test_kernels_of_lengths_that_have_passed_are_not_kept() -> None:
-    """In bf16, which CPUs before AVX-512 do without oneDNN, and so without such kernels."""
+def test_memory_does_not_grow_with_row_lengths() -> None:
+    """oneDNN would keep a kernel for each row length. It is used in bf16 on CPUs with AVX-512."""
     config = RunConfig()
     config.launch.device = Device.cpu
     root = str(Path(__file__).parents[2])

@@ -1,4 +1,4 @@
-"""The suite fails where there is a bug: two here, all ten with `make mutations` (or --slow)."""
+"""The invariance suite fails if the code has a bug: two bugs here, all ten with ``make mutations`` or --slow."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ CHEAP = {"divided by the accumulation steps twice", "mask one position off"}
 ONE_CASE = {"invariance suite": [INVARIANCE, "-k", "qwen3-stage1-1ranks"]}
 
 
-def test_every_bug_still_has_a_place_in_the_code(tmp_path: Path) -> None:
+def test_every_mutation_applies_to_the_code(tmp_path: Path) -> None:
     for mutation in MUTATIONS:
         path = tmp_path / mutation.file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""Saved, loaded into a fresh engine and trained on: bit for bit as if nothing had happened; on other ranks, to the last
-digits."""
+"""A checkpoint loaded into a fresh engine continues bit for bit; on other ranks, equal up to rounding."""
 
 import hashlib
 from pathlib import Path
@@ -7,18 +6,14 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import pytest
 
-from tests.spawn import run_ranks
-from tests.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
 
-STEPS, SAVED_AT, ROWS = 5, 2, 8
-SETTINGS = (
-    f"train.max_steps={STEPS}", f"batch.global_batch_size={ROWS}", "optim.lr=3e-3", "optim.weight_decay=0.1",
-    "train.num_samples=0", "data.heldout_share=0", "train.export=false", "data.max_heldout_documents=null",
-    "train.gradient_checkpointing=false",
-)  # fmt: skip
+STEPS, SAVED_AT = 5, 2
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
 OFFLOAD, PARAMS = "zero.offload_optimizer=cpu", "zero.offload_param=cpu"
-BF16_OPTIMIZER = "zero.deepspeed.data_types.grad_accum_dtype=fp32"  # DeepSpeed takes another class for this
+BF16_OPTIMIZER = "zero.deepspeed.data_types.grad_accum_dtype=fp32"  # selects another class of DeepSpeed
 ROUND_ROBIN = "zero.deepspeed.zero_optimization.round_robin_gradients=true"
 SUB_GROUPS = "zero.deepspeed.zero_optimization.sub_group_size=20000"
 NONE_WHOLE = "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
@@ -31,74 +26,12 @@ OPTIMIZERS = {"AdamW", "FP16_UnfusedOptimizer", "BF16_Optimizer", "DeepSpeedZero
               "DeepSpeedZeroOptimizer_Stage3"}  # fmt: skip
 
 
-def start(config: Any) -> Any:
-    from ftdist.parallel import ranks as rank_setup
-
-    rank_setup.quiet_libraries()
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.start_process_group(config, ranks)
-    return ranks
-
-
-def assemble(config: Any, path: Path, ranks: Any) -> Any:
-    import torch.distributed as dist
-
-    from ftdist.run.rundir import RunDir
-    from ftdist.train import main
-    from ftdist.train.preempt import Preemption
-
-    run = RunDir(path)
-    if ranks.first:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        run.logs.mkdir(exist_ok=True)
-    dist.barrier()
-    return main.assemble(config, run, ranks, Preemption(run, ranks.rank))
-
-
-def steps(training: Any, count: int) -> List[Tuple[float, float]]:
-    """Loss and gradient norm of the next steps."""
-    from ftdist.train.loop import train_step
-
-    results = []
-    for _ in range(count):
-        result = train_step(training, training.done.step)
-        training.done.step += 1
-        results.append((result.loss, result.grad_norm))
-    return results
-
-
-def save(training: Any) -> None:
-    from ftdist.train.loop import _save
-
-    _save(training)
-    training.saver.finish()
-
-
-def fingerprint(engine: Any) -> Dict[str, str]:
-    """A hash of all that this rank holds: the flat masters and moments as they lie in DeepSpeed, padding and all, the
-    weights that the model computes with, its random state."""
-    import torch
-
-    from ftdist.engine.shards import MOMENTS, adamw, held
-
-    found = {"rng": torch.get_rng_state()}
-    for part in held(engine):
-        found[f"master {part.name}"] = part.flat.detach()
-        state = adamw(engine).state[part.flat]
-        found |= {f"{moment} {part.name}": state[moment] for moment in MOMENTS}
-        found[f"step {part.name}"] = state["step"].float().view(1)
-    for name, parameter in engine.module.named_parameters():
-        found[f"weight {name}"] = getattr(parameter, "ds_tensor", parameter.detach())
-    return {key: hashlib.sha256(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
-            for key, tensor in found.items()}  # fmt: skip
-
-
 def _exact(configs: List[Any], folder: Path) -> Set[str]:
-    """Names of the optimizers that took part."""
+    """Save, train on, resume and train again, in each config. Returns the names of the optimizer classes."""
     ranks, optimizers = start(configs[0]), set()
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
-        optimizers.add(type(training.engine.optimizer).__name__)
+        optimizers.add(type(training.engine.zero_optimizer).__name__)
         first = steps(training, SAVED_AT)
         save(training)
         before = fingerprint(training.engine)
@@ -108,7 +41,7 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
 
         resumed = assemble(config, folder / f"run-{number}", ranks)
         what = f"stage {config.zero.stage}, {config.train.precision.name}, {config.zero.deepspeed}"
-        assert resumed.done.step == SAVED_AT, what
+        assert resumed.state.step == SAVED_AT, what
         assert fingerprint(resumed.engine) == before, what
         assert steps(resumed, STEPS - SAVED_AT) == rest, what
         assert fingerprint(resumed.engine) == after, what
@@ -119,41 +52,41 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with dropout, so that the random states matter, of a size that no number of ranks divides."""
+    """A model with dropout, so that the random states matter. Its size is not divisible by the number of ranks."""
     folder = tmp_path_factory.mktemp("resume")
     save_tiny_model(folder / "model", hidden_size=48, intermediate_size=100, attention_dropout=0.1, vocab_size=261)
     return folder
 
 
 def _config(folder: Path, stage: int, *overrides: str) -> Any:
-    return tiny_config(folder, *SETTINGS, f"zero.stage={stage}", *overrides)
+    return tiny_config(folder, *FIVE_STEPS, f"zero.stage={stage}", *overrides)
 
 
-def test_resumed_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+def test_resume_is_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     configs = [_config(folder, *kind) for kind in KINDS]
     freeze_tiny(configs[0], tmp_path / "run", 2)
     assert run_ranks(_exact, 2, configs, tmp_path)[0] == OPTIMIZERS
 
 
 @pytest.mark.slow
-def test_resumed_bit_for_bit_by_three(folder: Path, tmp_path: Path) -> None:
-    """Three ranks divide nothing: every part is padded somewhere."""
+def test_resume_is_bit_for_bit_on_three_ranks(folder: Path, tmp_path: Path) -> None:
+    """No size is divisible by three, so every part is padded."""
     configs = [_config(folder, *kind, "batch.global_batch_size=9") for kind in KINDS]
     freeze_tiny(configs[0], tmp_path / "run", 3)
     run_ranks(_exact, 3, configs, tmp_path)
 
 
 WORLDS = (4, 2, 1, 4)
-"""Ranks of the attempts of a run: each does one step and saves; the first two."""
+"""Number of ranks of each attempt of a run. The first attempt takes two steps, the others one; each saves."""
 STAGES = ((3, 1, 2, 0), (1, 3, 0, 2), (0, 3, 1, 3), (2, 0, 3, 1))
-"""Stages of its attempts, for each of four runs: together every stage is followed by every other."""
+"""ZeRO stages of the attempts of four runs. Together, every stage is followed by every other one."""
 
 
 def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
-    """For every run: its state as it was loaded, the next losses, its state as it was saved, what was said."""
+    """Take the next steps of every run. Returns the loaded state, the steps, the saved state and the random state."""
     import torch
 
-    from ftdist.engine.shards import tensors_to_save
+    from ftdist.checkpoint.state import tensors_to_save
 
     def whole() -> Dict[str, Any]:
         return {key: tensor.float().numpy().tobytes() for key, tensor in tensors_to_save(training.engine).items()}
@@ -169,7 +102,7 @@ def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
 
 
 def _merged(parts: Sequence[Dict[str, Any]]) -> Dict[str, str]:
-    """The hash of every whole tensor, from the slices of all ranks."""
+    """Return the hash of every whole tensor, joined from the slices of all ranks."""
     slices: Dict[str, List[Tuple[int, bytes]]] = {}
     for part in parts:
         for key, data in part.items():
@@ -179,7 +112,7 @@ def _merged(parts: Sequence[Dict[str, Any]]) -> Dict[str, str]:
             for name, found in slices.items()}  # fmt: skip
 
 
-def test_resumed_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None:
+def test_resume_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None:
     plain = ("model.path=" + str(save_tiny_model(tmp_path / "model", hidden_size=48, intermediate_size=100)),)
     straight = _config(folder, 0, *plain)
     freeze_tiny(straight, tmp_path / "run", 1)
@@ -204,7 +137,7 @@ def test_resumed_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None
 
 
 def _exported(configs: List[Any], folder: Path) -> None:
-    """Export the checkpoint of every stage, and compare with the weights that the engine computes with."""
+    """Export the checkpoint of every stage and compare it with the weights of the engine."""
     import torch
     from deepspeed.utils import safe_get_full_fp32_param
     from safetensors.torch import load_file
@@ -215,7 +148,7 @@ def _exported(configs: List[Any], folder: Path) -> None:
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
         counter = torch.arange(6.0).view(2, 3)
-        training.engine.module.register_buffer("counter", counter)  # belongs to the model, and is not trained
+        training.engine.module.register_buffer("counter", counter)  # part of the model that is not trained
         steps(training, 1)
         save(training)
         counter.zero_()
@@ -237,7 +170,7 @@ def _exported(configs: List[Any], folder: Path) -> None:
         training.engine.destroy()
 
 
-def test_exports_hold_the_weights(folder: Path, tmp_path: Path) -> None:
+def test_exports_hold_the_weights_of_every_stage(folder: Path, tmp_path: Path) -> None:
     configs = [_config(folder, stage, BF16) for stage in range(4)]
     freeze_tiny(configs[0], tmp_path / "run", 2)
     run_ranks(_exported, 2, configs, tmp_path)

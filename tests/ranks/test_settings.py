@@ -1,4 +1,4 @@
-"""Every setting of a run changes what it says it changes, on real ranks."""
+"""Every setting of a run has its documented effect, on real ranks."""
 
 import json
 import os
@@ -9,25 +9,19 @@ import pytest
 
 from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
-from tests.spawn import run_ranks
-from tests.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import assemble, start
 
 BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim.lr=1e-3")
 
 
 def _run(run_dir: Path, look: Callable[[Any], Any]) -> Any:
-    """One rank of a whole run; returns what ``look`` sees in the Training when it is over."""
-    from ftdist.parallel import ranks as rank_setup
+    """Run to the end on one rank. Returns what ``look`` returns for the Training then."""
     from ftdist.train.loop import train
-    from ftdist.train.main import assemble
-    from ftdist.train.preempt import Preemption
 
-    run = RunDir(run_dir)
-    config = load_config(run.config)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
-    rank_setup.start_process_group(config, ranks)
-    training = assemble(config, run, ranks, Preemption(run, ranks.rank))
+    config = load_config(RunDir(run_dir).config)
+    training = assemble(config, run_dir, start(config))
     train(training)
     training.tracker.finish(0)
     return look(training)
@@ -57,9 +51,9 @@ def outcome(folder: Path, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_offload_changes_the_place_and_not_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
+def test_offload_keeps_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
     def look(training: Any) -> Any:
-        zero = training.engine.config["zero_optimization"]
+        zero = training.engine._wrapped.config["zero_optimization"]
         return _losses(training), zero["offload_optimizer"]["device"], "offload_param" in zero
 
     plain = outcome(f"zero.stage={stage}")
@@ -70,7 +64,7 @@ def test_offload_changes_the_place_and_not_the_numbers(outcome: Callable[..., An
 
 
 def test_gradient_checkpointing_recomputes(outcome: Callable[..., Any]) -> None:
-    """Each layer runs twice as often; the numbers stay."""
+    """Each layer runs twice as often; the losses stay the same."""
 
     def look(training: Any) -> Any:
         from ftdist.train.loop import train_step
@@ -89,10 +83,10 @@ def test_gradient_checkpointing_recomputes(outcome: Callable[..., Any]) -> None:
 
 
 def test_weight_decay_spares_norms_and_biases(outcome: Callable[..., Any], tmp_path: Path) -> None:
-    """By name, as the sharded optimizer holds them: under ZeRO-3 every parameter itself is empty."""
+    """By name, from the sharded optimizer: under ZeRO-3 the parameters themselves are empty."""
 
     def look(training: Any) -> Any:
-        engine, optimizer = training.engine, training.engine.optimizer
+        engine, optimizer = training.engine, training.engine.zero_optimizer
         names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
         return {
             names[id(parameter)]: optimizer.param_groups[optimizer.sub_group_to_group_id[number]]["weight_decay"]
@@ -131,7 +125,7 @@ def test_the_seed_changes_the_order(outcome: Callable[..., Any]) -> None:
 
 
 def test_new_tokens_and_padding(outcome: Callable[..., Any], tmp_path: Path) -> None:
-    """New rows start as the mean of the old ones, in every stage; padding is not exported."""
+    """New rows start as the mean of the old ones, with and without ZeRO-3. Padding is not exported."""
     import torch
 
     def look(training: Any) -> Any:
@@ -173,12 +167,12 @@ def test_deterministic_and_anomaly_modes(outcome: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
-    """bf16 has 8 bits of mantissa: each loss within 0.1 % of the fp32 run's; moments are fp32."""
+    """bf16 has 8 bits of mantissa: each loss is within 0.1 % of the fp32 run. Moments are fp32."""
 
     def look(training: Any) -> Any:
         import torch
 
-        states = training.engine.optimizer.optimizer.state.values()
+        states = training.engine.optimizer.state.values()
         moments = {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")}
         weights = {p.dtype for p in training.engine.module.parameters()}
         return _losses(training), moments == {torch.float32}, weights == {torch.bfloat16}
@@ -189,13 +183,14 @@ def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
 
 
 def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable[..., Any]) -> None:
-    """The isolation proof and the evaluation before the first step only go forward; ZeRO-3 must not learn from them."""
+    """The isolation check and the first evaluation only run forward. ZeRO-3 must not record its gathers from them."""
 
     def look(training: Any) -> int:
         from ftdist.train.loop import train_step
 
-        train_step(training, 3)  # the evaluation at the end has left a parameter whole, which this one need not gather
-        coordinator = training.engine.optimizer.parameter_offload.get_param_coordinator()
+        # After the last evaluation one parameter is still whole, and this step does not gather it.
+        train_step(training, 3)
+        coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
         name = "_PartitionedParameterCoordinator__all_gather_params"
         gather, calls = getattr(coordinator, name), []
         setattr(coordinator, name, lambda *args, **kwargs: (calls.append(1), gather(*args, **kwargs))[1])
@@ -222,7 +217,7 @@ def test_random_weights_are_the_same_however_they_are_sharded(outcome: Callable[
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any], stage: int) -> None:
-    """The model has 320 rows for 259 known tokens: the new one is row 259, inside."""
+    """The model has 320 rows for 259 known tokens, so the new token uses row 259."""
 
     def look(training: Any) -> Any:
         import deepspeed
@@ -237,10 +232,10 @@ def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any],
     assert outcome(*RANDOM, *more, look=look) == (320, True, 320)
 
 
-def test_zero3_starts_no_program_at_each_reduction(
+def test_zero3_starts_no_program_when_gradients_are_reduced(
     outcome: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DeepSpeed would ask numactl how many ranks a machine without GPUs has."""
+    """DeepSpeed would run numactl to count the ranks of a machine without GPUs."""
     asked = tmp_path / "asked"
     (tmp_path / "numactl").write_text(f"#!/bin/sh\ntouch {asked}\nexit 1\n")
     (tmp_path / "numactl").chmod(0o755)
@@ -248,7 +243,7 @@ def test_zero3_starts_no_program_at_each_reduction(
     assert len(outcome("zero.stage=3")) == 3 and not asked.exists()
 
 
-def test_an_answer_that_reaches_sample_tokens_says_that_it_was_cut(outcome: Callable[..., Any]) -> None:
+def test_an_answer_cut_at_sample_tokens_is_marked(outcome: Callable[..., Any]) -> None:
     def look(training: Any) -> List[str]:
         from ftdist.train.evaluate import answer_prompts
 
@@ -267,8 +262,8 @@ SMALL = ("model.path=null", "model.config.vocab_size=259", "model.config.hidden_
          "model.config.num_hidden_layers=1", "train.max_steps=1", "train.gradient_checkpointing=false")  # fmt: skip
 
 
-def test_a_padded_run_is_proven_too(outcome: Callable[..., Any]) -> None:
-    """That no token sees a later one; and that rows of a micro-batch, laid end to end, do not see each other."""
+def test_isolation_is_proven_without_packing(outcome: Callable[..., Any]) -> None:
+    """No token may see a later one, and the rows of a micro-batch, joined end to end, may not see each other."""
     bert = (*SMALL, "model.config.model_type=bert", "model.config.num_attention_heads=2", "model.attention=mask")
     with pytest.raises(AssertionError, match="bert reads ahead"):
         outcome(*bert, "data.packing=false", world=1)

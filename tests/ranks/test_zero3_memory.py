@@ -1,4 +1,4 @@
-"""Under ZeRO-3 no rank ever holds the whole model: measured while half a billion parameters are loaded."""
+"""Under ZeRO-3 no rank ever holds the whole model, measured while a model of half a billion parameters is loaded."""
 
 import ctypes
 import threading
@@ -8,8 +8,9 @@ from typing import Any, Tuple
 
 import pytest
 
-from tests.spawn import run_ranks
-from tests.tiny import tiny_config
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import tiny_config
+from tests.helpers.training import start
 
 WORLD = 4
 LAYERS, HIDDEN = 12, 1536  # 0.43 billion parameters with the vocabulary below
@@ -17,7 +18,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
 
 def _anonymous_bytes() -> int:
-    """Memory of this process that is not a file's (the weights' file is memory-mapped)."""
+    """Return the anonymous memory of this process in bytes. The memory-mapped file of weights is not counted."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
@@ -25,21 +26,18 @@ def _anonymous_bytes() -> int:
 
 
 def _peak_while_loading(config: Any) -> Tuple[int, int]:
-    """(peak anonymous bytes above those before, bytes of this rank's shards)."""
+    """Return the peak of anonymous bytes above those before loading, and the bytes of this rank's shards."""
 
     from ftdist.config.schema import Attention
     from ftdist.model.load import load_model, model_config
-    from ftdist.parallel import ranks as rank_setup
     from ftdist.plan.batch import plan_batch
     from ftdist.plan.deepspeed import deepspeed_settings
 
-    # glibc keeps freed blocks below a threshold that grows as it runs; what it keeps is not what the model needs.
+    # glibc keeps freed blocks below a threshold that grows at run time. They are no memory that the model needs.
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 131072)
     libc.mallopt(M_TRIM_THRESHOLD, 131072)
-    ranks = rank_setup.read_ranks(config)
-    rank_setup.quiet_libraries()
-    rank_setup.start_process_group(config, ranks)
+    ranks = start(config)
     arch = model_config(config)
     settings = deepspeed_settings(config, plan_batch(config.batch, ranks.world_size, 128))
     base, peak, done = _anonymous_bytes(), [0], threading.Event()

@@ -1,0 +1,1 @@
+"""Tests under a real Slurm, whose nodes are emulated on one machine."""

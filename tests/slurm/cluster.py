@@ -1,8 +1,8 @@
-"""A real Slurm of a few emulated nodes on this machine: Debian's packages, a folder of its own, no system service.
+"""A real Slurm with a few emulated nodes on this machine, from Debian's packages, without system services.
 
-Each node is a slurmd with a host name and an /etc/hosts of its own (a UTS and a mount namespace; the network is the
-machine's, node i is 127.0.1.i). Every daemon dies with the process that started it, and what jobs leave behind becomes
-its child and is ended with the cluster.
+Each node is a slurmd in its own UTS and mount namespace, with its own host name and /etc/hosts. All nodes share the
+network of the machine; node i has the address 127.0.1.i. Every daemon dies with the process that started it. Processes
+that jobs leave behind become children of that process and are ended with the cluster.
 """
 
 import contextlib
@@ -14,9 +14,11 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import psutil
+
+from tests.helpers.cli import start
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 IN_NODE = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
@@ -59,7 +61,7 @@ PartitionName=four Nodes=node1 PriorityTier=1 State=UP
 
 def _free_ports(count: int) -> List[int]:
     ports: List[int] = []
-    for port in random.sample(range(20000, 32000), 500):  # below those of outgoing connections
+    for port in random.sample(range(20000, 32000), 500):  # below the ports of outgoing connections
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             ports.append(port)
@@ -73,7 +75,7 @@ def _die_with_parent() -> None:
 
 
 class Cluster:
-    """Started and stopped by ``with``."""
+    """A cluster that runs inside its ``with`` block."""
 
     def __init__(self, base: Path, gpus: Sequence[int] = (4, 2), cpus: int = 4) -> None:
         self.base, self.cpus, self.gpus = base, cpus, gpus
@@ -118,7 +120,7 @@ class Cluster:
         (self.base / "state").mkdir()
         (self.base / "munge.key").write_bytes(os.urandom(64))
         (self.base / "munge.key").chmod(0o600)
-        # Ranks meet at a port that follows from the job's number, and clusters on this machine share its ports.
+        # The rendezvous port follows from the job's number, and all clusters on this machine share its ports.
         settings = SETTINGS.format(base=self.base, ports=self.ports, first_job=random.randrange(1, 100000))
         lines, gres, hosts = [settings], ["AutoDetect=off"], []
         for index, (name, gpus) in enumerate(zip(self.names, self.gpus, strict=True)):
@@ -129,7 +131,7 @@ class Cluster:
                             f"{self.ports[index + 1]} CPUs={self.cpus} RealMemory=8000{has}")  # fmt: skip
             for number in range(gpus):
                 device = self.base / f"{name}-gpu{number}"
-                device.symlink_to("/dev/null")  # slurmd wants a device
+                device.symlink_to("/dev/null")  # slurmd requires a device file
                 gres.append(f"NodeName={name} Name=gpu File={device}")
         settings, partitions = lines[0].split("PartitionName", 1)
         whole = [settings.rstrip(), *lines[1:], "PartitionName" + partitions]
@@ -158,7 +160,7 @@ class Cluster:
         self._start(name, self._in_node(name, "slurmd", "-D", "-N", name))
 
     def kill_node(self, name: str, power_off: bool = False) -> None:
-        """SIGKILL to the node's slurmd. What it had started goes on, as on a real node, unless its power is off too."""
+        """Send SIGKILL to the slurmd of a node. Its jobs go on, as on a real node, unless ``power_off``."""
         daemon = self.daemons[name]
         host = Path(f"/proc/{daemon.pid}/ns/uts").readlink()
         daemon.kill()
@@ -178,19 +180,25 @@ class Cluster:
         return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in sorted(self.base.glob("*.log")))
 
     def run(self, *command: str) -> str:
-        """Standard output of a command that can ask this cluster."""
+        """Run a command in an environment whose Slurm is this cluster. Returns its standard output."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def ftdist(self, *words: str, cwd: Optional[Path] = None) -> "subprocess.Popen[str]":
+        """Start ``ftdist WORDS…`` in an environment whose Slurm is this cluster."""
+        return start(*words, cwd=cwd, env=self.env)
+
     def job(self, job: str) -> Dict[str, str]:
-        """What ``scontrol show job`` says of a job."""
+        """Return the fields that ``scontrol show job`` prints."""
         words = self.run("scontrol", "-o", "show", "job", job).splitlines()[0].split(" ")
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def end_all_jobs(self) -> None:
-        """Nothing of one test is left for the next."""
+        """Cancel all jobs and wait until none is left."""
         ids = self.run("squeue", "-h", "-o", "%A").split()
         for how in ([], ["--signal=KILL", "--full"]) if ids else []:
-            subprocess.run(["scancel", *how, *ids], env=self.env, capture_output=True, timeout=60)  # some may be over
+            subprocess.run(
+                ["scancel", *how, *ids], env=self.env, capture_output=True, timeout=60
+            )  # some may have ended
         self.wait(lambda: not self.run("squeue", "-h").strip(), 60, "the end of all jobs")

@@ -1,3 +1,5 @@
+"""One Slurm cluster for all tests of a pytest worker."""
+
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,6 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def slurm(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, with no job in it before and after."""
+    """Return the cluster. It has no job before and after the test."""
     yield cluster
     cluster.end_all_jobs()

@@ -1,18 +1,17 @@
-"""Runs under a real Slurm: they end as local ones do, whatever happens to them in between."""
+"""Runs under a real Slurm, undisturbed or interrupted, end as a local run does."""
 
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
-import psutil
 import pytest
 
 from ftdist.run.rundir import RunDir
+from tests.helpers.cli import finish, processes_of, wait_until_gone
+from tests.helpers.ranks import free_port
+from tests.helpers.runs import reference_run, wait_for_step
 from tests.slurm.cluster import Cluster
-from tests.spawn import free_port
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -22,19 +21,10 @@ RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2",
 SLURM = ("launch=slurm", "launch.nnodes=2", "launch.nproc_per_node=2", "launch.wait=true")
 SHORT = ("train.max_steps=12", "train.checkpoint_every=null")
 LONG = ("train.max_steps=500", "train.checkpoint_every=50")
-"""Long enough for something to happen in the middle."""
+"""Long enough for something that takes a minute to happen in the middle."""
+MIDDLE = ("train.max_steps=250", "train.checkpoint_every=50")
+"""Long enough for something that takes seconds to happen in the middle."""
 COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/tokens_seen", "eval/heldout/loss")
-
-
-def ftdist(cluster: Cluster, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-m", "ftdist", *arguments], env=cluster.env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == code, output
-    return output
 
 
 def metrics(run: RunDir) -> List[Dict[str, Any]]:
@@ -43,42 +33,17 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
     ]
 
 
-def wait_for_step(cluster: Cluster, run: RunDir, step: int) -> None:
-    def reached() -> bool:
-        status = run.read_status()
-        assert status.get("state") != "failed", status
-        return int(status.get("step", 0)) >= step
-
-    cluster.wait(reached, 240, f"step {step} of {run.path}")
+def undisturbed(settings: Tuple[str, ...]) -> List[Dict[str, Any]]:
+    """Return the metrics of four ranks on this machine, without Slurm, that nobody interrupts."""
+    return metrics(reference_run(*RUN, *settings, "launch.nproc_per_node=4"))
 
 
-def processes_of(run: RunDir) -> List[psutil.Process]:
-    """Ranks and agents, wherever they are in the process tree."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if str(run.path) in line and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
-
-
-@pytest.fixture(scope="module")
-def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
-    """Metrics of four ranks without Slurm."""
-    run = RunDir(tmp_path_factory.mktemp("local") / "run")
-    finish(ftdist(cluster, "train", *RUN, *SHORT, "launch.nproc_per_node=4", f"run_dir={run.path}"))
-    return metrics(run)
-
-
-def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]) -> None:
+def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> None:
     there = RunDir(tmp_path / "there")
-    output = finish(ftdist(slurm, "train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
+    output = finish(slurm.ftdist("train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
     assert "submitted job" in output and "step 12/12" in output
     assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]
-    assert metrics(there) == local
+    assert metrics(there) == undisturbed(SHORT)
     status = there.read_status()
     assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
     assert slurm.job(status["job_id"])["JobState"] == "COMPLETED"
@@ -89,51 +54,42 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path, local:
 
 
 def through_deepspeed(tmp_path: Path) -> List[str]:
-    """DeepSpeed's launcher with its runner for Slurm, instead of a batch job."""
+    """Return overrides for DeepSpeed's launcher with its Slurm runner, instead of a batch job."""
     hosts = tmp_path / "hosts"
     hosts.write_text("node1 slots=2\nnode2 slots=2\n")
     return ["launch=deepspeed", f"launch.deepspeed.hostfile={hosts}", "launch.deepspeed.runner=slurm",
             "launch.deepspeed.options=['--partition=urgent']", f"launch.nodes.port={free_port()}"]  # fmt: skip
 
 
-def test_so_do_those_that_deepspeeds_launcher_starts(
-    slurm: Cluster, tmp_path: Path, local: List[Dict[str, Any]]
-) -> None:
+def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
+    job = slurm.ftdist("train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
     slurm.wait(lambda: job.poll() is not None or slurm.run("squeue", "-h"), 120, "the job")
     assert slurm.run("squeue", "-h", "-o", "%P %D %N").split() == ["urgent", "2", "node[1-2]"], finish(job)
-    assert "step 12/12" in finish(job) and metrics(run) == local
+    assert "step 12/12" in finish(job) and metrics(run) == undisturbed(SHORT)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> List[Dict[str, Any]]:
-    run = RunDir(tmp_path_factory.mktemp("undisturbed") / "run")
-    finish(ftdist(cluster, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}"))
-    return metrics(run)
-
-
-def test_preempted_it_goes_on(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
+def test_a_preempted_run_goes_on(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 60)
-    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    job = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, f"run_dir={run.path}")
+    wait_for_step(run, 20)
+    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     finish(job)
-    assert metrics(run) == undisturbed
+    assert metrics(run) == undisturbed(MIDDLE)
     status = run.read_status()
     assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 1)
     assert slurm.job(status["job_id"])["Restarts"] == "1"
 
 
 @pytest.mark.slow
-def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
-    """Slurm requeues it a second time, and it does not begin."""
+def test_a_run_stops_after_max_requeues(slurm: Cluster, tmp_path: Path) -> None:
+    """Slurm requeues the job a second time, and the run does not begin again."""
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
+    job = slurm.ftdist("train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
                  "launch.max_requeues=1", f"run_dir={run.path}")  # fmt: skip
     for attempt in range(2):
         slurm.wait(lambda attempt=attempt: run.read_status().get("attempt") == attempt, 120, "the attempt")
-        wait_for_step(slurm, run, int(run.read_status().get("step", 0)) + 5)
+        wait_for_step(run, int(run.read_status().get("step", 0)) + 5)
         slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     finish(job, 75)
     status = run.read_status()
@@ -142,26 +98,26 @@ def test_preempted_too_often_it_stops(slurm: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_at_its_time_limit_it_is_requeued(slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]) -> None:
+def test_a_run_is_requeued_at_its_time_limit(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=60")
-    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 5)
+    job = slurm.ftdist("train", *RUN, *LONG, *SLURM, *limits, f"run_dir={run.path}")
+    wait_for_step(run, 5)
     number = run.read_status()["job_id"]
-    slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+61")  # Slurm looks every 30 s
+    slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+61")  # Slurm checks limits every 30 s
     output = finish(job)
-    assert metrics(run) == undisturbed
+    assert metrics(run) == undisturbed(LONG)
     status = run.read_status()
     assert status["state"] == "done" and status["attempt"] == status["requeues"] >= 1, output
     assert slurm.job(number)["Restarts"] == str(status["requeues"])
 
 
 @pytest.mark.slow
-def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_run_is_submitted_again_if_requeueing_is_not_allowed(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     one = ("launch=slurm", "launch.nproc_per_node=2", "launch.wait=true", "train.max_steps=200")
-    job = ftdist(slurm, "train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
-    wait_for_step(slurm, run, 5)
+    job = slurm.ftdist("train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
+    wait_for_step(run, 5)
     first = run.read_status()["job_id"]
     slurm.run("scontrol", "update", f"JobId={first}", "Requeue=0")
     run.preempt.touch()
@@ -174,16 +130,14 @@ def test_where_requeueing_is_not_allowed_it_is_submitted_again(slurm: Cluster, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power_off", [False, True], ids=["slurmd is killed", "power is off"])
-def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
-    power_off: bool, slurm: Cluster, tmp_path: Path, undisturbed: List[Dict[str, Any]]
-) -> None:
+def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(power_off: bool, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    job = ftdist(slurm, "train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 60)
+    job = slurm.ftdist("train", *RUN, *LONG, *SLURM, f"run_dir={run.path}")
+    wait_for_step(run, 60)
     slurm.kill_node("node2", power_off)
     number = run.read_status()["job_id"]
     try:
-        if power_off:  # Slurm finds out by itself
+        if power_off:  # Slurm notices by itself
             slurm.wait(lambda: slurm.job(number)["Restarts"] == "1", 120, "the loss of the node")
         else:
             slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
@@ -191,109 +145,103 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     finally:
         slurm.start_node("node2")
         resume = ["scontrol", "update", "NodeName=node2", "State=RESUME"]
-        subprocess.run(resume, env=slurm.env, capture_output=True)  # refused where it has come back by itself
+        subprocess.run(resume, env=slurm.env, capture_output=True)  # refused if the node has come back by itself
     finish(job)
-    assert metrics(run) == undisturbed
-    # Once more where Slurm, still after the job's first start, ends what it finds of it on the node that came back.
+    assert metrics(run) == undisturbed(LONG)
+    # A second restart follows if Slurm finds and ends the job's first start on the node that came back.
     assert run.read_status()["attempt"] >= 1 and int(slurm.job(number)["Restarts"]) >= 1
 
 
 HOWS = ("scancel", "ctrl-c", "sigterm", "cancel", "cancel --now")
 
 
-def gone_within(run: RunDir, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while processes_of(run) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return not processes_of(run)
-
-
 @pytest.mark.parametrize("how", [pytest.param(how, marks=[] if how == "ctrl-c" else pytest.mark.slow) for how in HOWS])
-def test_stopped_from_outside(how: str, slurm: Cluster, tmp_path: Path) -> None:
+def test_a_stopped_job_leaves_no_process(how: str, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     steps = ("train.max_steps=5000", "optim.schedule=constant")
-    job = ftdist(slurm, "train", *RUN, *steps, *SLURM, f"run_dir={run.path}")
-    wait_for_step(slurm, run, 10)
+    job = slurm.ftdist("train", *RUN, *steps, *SLURM, f"run_dir={run.path}")
+    wait_for_step(run, 10)
     number = run.read_status()["job_id"]
     assert len(processes_of(run)) >= 4
     if how == "scancel":
         slurm.run("scancel", number)
     elif how.startswith("cancel"):
-        finish(ftdist(slurm, *how.split(), str(run.path)))
+        finish(slurm.ftdist(*how.split(), str(run.path)))
     else:
         job.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGTERM)
-    assert gone_within(run, 15)
+    wait_until_gone(run)
     finish(job, 75)
     status = run.read_status()
     assert status["state"] == "preempted" and status["exit_reason"], status
-    assert slurm.job(number)["JobState"] in ("FAILED", "CANCELLED")  # its exit code is 75
+    assert slurm.job(number)["JobState"] in ("FAILED", "CANCELLED")  # the exit code of the job is 75
     if how == "ctrl-c":
         assert status["last_checkpoint_step"] == status["step"]
-        resumed = ftdist(slurm, "resume", str(run.path))
-        wait_for_step(slurm, run, status["step"] + 5)
-        finish(ftdist(slurm, "cancel", str(run.path)))
+        resumed = slurm.ftdist("resume", str(run.path))
+        wait_for_step(run, status["step"] + 5)
+        finish(slurm.ftdist("cancel", str(run.path)))
         finish(resumed, 75)
 
 
 @pytest.mark.slow
 def test_a_killed_launcher_that_waits_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = ftdist(slurm, "train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
+    launcher = slurm.ftdist("train", *RUN, *SLURM, "train.max_steps=5000", "optim.schedule=constant",
                       f"run_dir={run.path}")  # fmt: skip
-    wait_for_step(slurm, run, 5)
+    wait_for_step(run, 5)
     launcher.kill()
     launcher.communicate()
-    assert gone_within(run, 15)
+    wait_until_gone(run)
     status = run.read_status()
     assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
-    resumed = ftdist(slurm, "resume", str(run.path))
-    wait_for_step(slurm, run, status["step"] + 5)
+    resumed = slurm.ftdist("resume", str(run.path))
+    wait_for_step(run, status["step"] + 5)
     resumed.send_signal(signal.SIGINT)
     finish(resumed, 75)
 
 
 @pytest.mark.slow
-def test_a_job_that_nobody_waits_for_is_under_the_verbs_control(slurm: Cluster, tmp_path: Path) -> None:
+def test_status_logs_and_cancel_of_a_job_without_a_launcher(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    finish(ftdist(slurm, "train", *RUN, *SLURM, "launch.wait=false", "train.max_steps=5000", "optim.schedule=constant",
+    finish(slurm.ftdist("train", *RUN, *SLURM, "launch.wait=false", "train.max_steps=5000", "optim.schedule=constant",
                   f"run_dir={run.path}"))  # fmt: skip
-    wait_for_step(slurm, run, 5)
-    shown = finish(ftdist(slurm, "status", str(run.path)))
+    wait_for_step(run, 5)
+    shown = finish(slurm.ftdist("status", str(run.path)))
     assert "running: job" in shown
-    follower = ftdist(slurm, "logs", "-f", str(run.path))
-    finish(ftdist(slurm, "cancel", str(run.path)))
+    follower = slurm.ftdist("logs", "-f", str(run.path))
+    finish(slurm.ftdist("cancel", str(run.path)))
     assert " 1/5000  loss" in finish(follower)
-    assert gone_within(run, 15)
-    assert "rank-00003" not in finish(ftdist(slurm, "logs", "--rank", "3", str(run.path)))
+    wait_until_gone(run)
+    assert "rank-00003" not in finish(slurm.ftdist("logs", "--rank", "3", str(run.path)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ctrl-c", "kill"])
-def test_deepspeeds_launcher_takes_its_ranks_along(how: str, slurm: Cluster, tmp_path: Path) -> None:
+def test_deepspeeds_launcher_ends_with_its_ranks(how: str, slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    launcher = ftdist(slurm, "train", *RUN, *through_deepspeed(tmp_path), "train.max_steps=5000",
+    launcher = slurm.ftdist("train", *RUN, *through_deepspeed(tmp_path), "train.max_steps=5000",
                       "optim.schedule=constant", f"run_dir={run.path}")  # fmt: skip
-    wait_for_step(slurm, run, 5)
+    wait_for_step(run, 5)
     assert len(processes_of(run)) >= 4
     launcher.send_signal(signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
-    assert gone_within(run, 15)
+    wait_until_gone(run)
     finish(launcher, 75 if how == "ctrl-c" else -signal.SIGKILL)
     status = run.read_status()
     assert (status["state"], status["last_checkpoint_step"]) == ("preempted", status["step"]), status
     assert not slurm.run("squeue", "-h").strip()
 
 
-def test_a_launcher_that_is_killed_while_modules_are_loaded_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_launcher_killed_while_modules_load_ends_the_job(slurm: Cluster, tmp_path: Path) -> None:
     run, slow = RunDir(tmp_path / "run"), tmp_path / "slow.sh"
     slow.write_text("module() { sleep 4; }\n")
     slurm.env["BASH_ENV"] = str(slow)
     try:
-        launcher = ftdist(slurm, "train", *RUN, *SLURM, *LONG, "launch.slurm.modules=[cuda]", f"run_dir={run.path}")
+        launcher = slurm.ftdist("train", *RUN, *SLURM, *LONG, "launch.slurm.modules=[cuda]", f"run_dir={run.path}")
     finally:
         del slurm.env["BASH_ENV"]
     slurm.wait(lambda: slurm.run("squeue", "-h", "-t", "RUNNING"), 30, "the job")
     launcher.kill()
     launcher.communicate()
     slurm.wait(lambda: run.read_status()["state"] == "preempted", 30, "the end of the run")
-    assert run.read_status()["exit_reason"] == "cancelled before it began" and gone_within(run, 10)
+    assert run.read_status()["exit_reason"] == "cancelled before it began"
+    wait_until_gone(run, 10)
     assert "attempt 0" not in run.job_log(run.read_status()["job_id"]).read_text()

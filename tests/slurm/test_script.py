@@ -1,4 +1,4 @@
-"""What a real Slurm makes of the script: values arrive as they are, nothing in them is run, GPUs are asked for."""
+"""How a real Slurm reads the batch script: values arrive unchanged, are never executed, and GPUs are requested."""
 
 import json
 import re
@@ -32,10 +32,10 @@ def quoted(value: str) -> str:
     return "'" + value.replace("'", "\\'") + "'"
 
 
-def test_hostile_values_arrive_as_they_are(slurm: Cluster, tmp_path: Path) -> None:
+def test_hostile_values_arrive_unchanged(slurm: Cluster, tmp_path: Path) -> None:
     template = tmp_path / "show.template"
     template.write_text(SHOW)
-    # OmegaConf would resolve ${…}, and a slash would be another folder
+    # OmegaConf would resolve ${…}, and a slash would start another folder
     value = HOSTILE.replace("${HOME}", "$HOME")
     run = RunDir(tmp_path / re.sub(r"[\\%]", "", value))
     config = tmp_path / "conf" / "launch"
@@ -53,10 +53,10 @@ def test_hostile_values_arrive_as_they_are(slurm: Cluster, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "reservation", "mem"])
-def test_a_hostile_identifier_is_refused_by_slurm_and_run_by_nobody(key: str, slurm: Cluster, tmp_path: Path) -> None:
+def test_a_hostile_identifier_is_never_executed(key: str, slurm: Cluster, tmp_path: Path) -> None:
     value = "x$(touch PWNED);`touch PWNED`\" 'y"
     done = submit(slurm, "launch.device=cpu", f"launch.slurm.{key}={quoted(value)}", f"run_dir={tmp_path / 'run'}")
-    if done.returncode != 0:  # without accounting Slurm takes any account and qos
+    if done.returncode != 0:  # without accounting Slurm accepts any account and qos
         assert done.stderr.startswith("error: sbatch: ") and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("PWNED")) and not Path("PWNED").exists()
 
@@ -72,9 +72,8 @@ def test_nodes_with_different_gpus_are_refused(slurm: Cluster, tmp_path: Path) -
     assert done.returncode == 2 and "at most 4 GPUs" in done.stderr
 
 
-def test_a_job_in_the_queue(slurm: Cluster, tmp_path: Path) -> None:
-    """status says why it waits, logs that there is nothing yet, cancel takes it out, resume submits it again. Nothing
-    that the user has named passes for what Slurm says."""
+def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path: Path) -> None:
+    """The verbs are not misled by a job name and a comment that look like fields of Slurm's own output."""
     over = "x JobState=COMPLETED"
     run = RunDir(tmp_path / over)
 
@@ -96,7 +95,7 @@ def test_a_job_in_the_queue(slurm: Cluster, tmp_path: Path) -> None:
     assert run.read_status()["job_id"] != first and "queued" in verb("status", str(run.path)).stdout
 
 
-def test_a_sweep_is_an_array_with_an_element_for_each_trial(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_sweep_is_an_array_with_one_element_per_trial(slurm: Cluster, tmp_path: Path) -> None:
     held = ("launch.device=cpu", "launch.slurm.options=[--hold]", f"runs_dir={tmp_path}", "-m", "optim.lr=1e-3,1e-4")
     done = submit(slurm, *held)
     assert done.returncode == 0, done.stderr
@@ -107,8 +106,8 @@ def test_a_sweep_is_an_array_with_an_element_for_each_trial(slurm: Cluster, tmp_
     assert len(slurm.run("squeue", "--array", "-h", "-o", "%A").split()) == 2
 
 
-def test_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: Path) -> None:
-    """Neither the user's defaults for Slurm's commands, nor what is left of a job that the launcher runs in."""
+def test_slurm_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: Path) -> None:
+    """Neither the user's defaults for Slurm's commands nor variables of an outer job have an effect."""
     run, before = RunDir(tmp_path / "run"), dict(slurm.env)
     slurm.env |= {"SBATCH_PARTITION": "urgent", "SBATCH_ARRAY_INX": "0-2", "SBATCH_TIMELIMIT": "1", "SLURM_NTASKS": "7",
                   "SQUEUE_FORMAT": "x", "SQUEUE_PARTITION": "urgent", "SLURM_CLUSTERS": "none"}  # fmt: skip
@@ -124,7 +123,7 @@ def test_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: Path) -
     assert "queued: job" in shown
 
 
-def test_what_slurm_says_of_a_refusal_is_shown(slurm: Cluster, tmp_path: Path) -> None:
+def test_the_message_of_a_refused_submission_is_shown(slurm: Cluster, tmp_path: Path) -> None:
     done = submit(slurm, "launch.device=cpu", "launch.slurm.partition=none", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1 and "invalid partition specified: none" in done.stderr
     assert done.stderr.count("\n") <= 3

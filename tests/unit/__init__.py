@@ -1,0 +1,1 @@
+"""Unit tests. The folders mirror the packages that they test."""

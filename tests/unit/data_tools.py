@@ -1,19 +1,21 @@
-"""What the data tests share: small configs, files, tokenizers."""
+"""Shared by the tests of data: small configs, files and tokenizers, and readers of prepared data."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import Format, RunConfig, TrainOn
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Renderer, make_renderer, render, tokenise
+from ftdist.data.tokenizer import bytes_tokenizer
 
-# Templates in the wild, without generation marks: one that only appends; one that strips thinking of earlier answers,
-# as Qwen3's does.
+# Chat templates without generation blocks. The first one never changes earlier messages. The second one removes the
+# thinking from all answers but the last, as the template of Qwen3 does.
 APPENDS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -26,7 +28,7 @@ STRIPS_THINKING = (
 
 
 def chat(*texts: str, system: str = "") -> dict[str, Any]:
-    """A record of messages: user, assistant, user, …"""
+    """Return a record of the format ``messages``, with the roles user, assistant, user, …"""
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     return {"messages": ([{"role": "system", "content": system}] if system else []) + messages}
 
@@ -37,7 +39,7 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> Path:
 
 
 def data_config(folder: Path, *overrides: str) -> RunConfig:
-    """A config of the bytes tokenizer with its cache in the folder; overrides are dotted ``key=value``."""
+    """Return a config with the bytes tokenizer and its cache in ``folder``. Overrides have the form ``a.b=value``."""
     values = OmegaConf.from_dotlist([
         f"cache_dir={folder / 'cache'}", "model.config.model_type=llama", "model.tokenizer=bytes",
         "data.num_workers=1", "data.max_seq_len=256", *overrides,
@@ -46,8 +48,10 @@ def data_config(folder: Path, *overrides: str) -> RunConfig:
 
 
 def word_tokenizer(**special: str) -> Any:
-    """Words split at white space, each character of unknown words lost: small, and not reversible. Special tokens are
-    ``<s> </s> <|im_start|> <|im_end|>``."""
+    """Return a small tokenizer whose tokens are words. It is not reversible: unknown words and spaces are lost.
+
+    Its special tokens are ``<s> </s> <|im_start|> <|im_end|>``.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -62,7 +66,7 @@ def word_tokenizer(**special: str) -> Any:
 
 
 def with_bos(tokenizer: Any) -> Any:
-    """The same tokenizer as a model that wants ``<s>`` first has it."""
+    """Make the tokenizer begin every text with ``<s>``."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.bos_token = "<s>"
@@ -76,7 +80,7 @@ def read(record: Any, format: Format = Format.auto) -> Document:
 
 
 def trained_text(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto) -> list[str]:
-    """The runs of trained tokens of a record, decoded."""
+    """Tokenise a record, and decode each run of consecutive trained tokens."""
     renderer: Renderer = make_renderer(tokenizer, train_on)
     [tokens] = tokenise([render(read(record), renderer)], renderer)
     runs: list[list[int]] = []
@@ -92,3 +96,26 @@ def ids_of(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto) -> lis
     renderer = make_renderer(tokenizer, train_on)
     [tokens] = tokenise([render(read(record), renderer)], renderer)
     return tokens.ids.tolist()
+
+
+def document_bytes(folder: Path, name: str = "train") -> list[bytes]:
+    """Return the token ids of all documents of a set as bytes, in row order."""
+    from ftdist.data.loader import open_set  # imports torch
+
+    dataset = open_set(folder, name)
+    return [ids.tobytes() for row in range(dataset.num_rows) for ids, _ in dataset.row(row)]
+
+
+def document_texts(folder: Path, name: str = "train") -> list[str]:
+    tokenizer = bytes_tokenizer()
+    return [tokenizer.decode(np.frombuffer(ids, dtype=np.int32)) for ids in document_bytes(folder, name)]
+
+
+def text_config(folder: Path, lines: list[str], *overrides: str) -> Any:
+    path = write_jsonl(folder / "lines.jsonl", [{"text": line} for line in lines])
+    return data_config(folder, f"data.sources.lines.path={path}", *overrides)
+
+
+def chat_config(folder: Path, records: list[Any], *overrides: str) -> Any:
+    path = write_jsonl(folder / "chats.jsonl", records)
+    return data_config(folder, f"data.sources.chats.path={path}", *overrides)

@@ -1,4 +1,4 @@
-"""Reads W&B's offline run file: LevelDB log blocks of 32 KiB, each record one protobuf message."""
+"""Reader of W&B's offline run file: LevelDB log blocks of 32 KiB, in which each record is a protobuf message."""
 
 import json
 import struct
@@ -13,6 +13,8 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
+    """What a run file holds."""
+
     run_id: str = ""
     run: Any = None
     config: Dict[str, Any] = field(default_factory=dict)
@@ -23,15 +25,16 @@ class OfflineRun:
     folder: Path = Path()
 
     def rows(self, key: str) -> List[Any]:
+        """Return the values of a metric in logged order."""
         return [row[key] for row in self.history if key in row]
 
 
 def raw_records(content: bytes) -> Iterator[bytes]:
-    """The whole records of a run file; stops at the first that a crash cut."""
+    """Yield the complete records of a run file. Stop at the first record that a crash cut."""
     position, parts = MAGIC_BYTES, b""
     while position + 7 <= len(content):
         left = BLOCK - position % BLOCK
-        if left < 7:  # too little for a header: filled with zeros
+        if left < 7:  # too short for a header, so that it is filled with zeros
             position += left
             continue
         _crc, length, kind = struct.unpack_from("<IHB", content, position)
@@ -45,7 +48,7 @@ def raw_records(content: bytes) -> Iterator[bytes]:
 
 
 def read_run(folder: Path) -> OfflineRun:
-    """Read the one run file of an ``offline-run-…`` or ``run-…`` folder."""
+    """Read the only run file of an ``offline-run-…`` or ``run-…`` folder."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("run-*.wandb")
@@ -77,5 +80,5 @@ def _update(config: Dict[str, Any], record: Any) -> None:
 
 
 def read_runs(wandb_folder: Path) -> List[OfflineRun]:
-    """Every run file under RUN_DIR/wandb, oldest first."""
+    """Read every run file under RUN_DIR/wandb, oldest first."""
     return [read_run(path.parent) for path in sorted(wandb_folder.glob("*run-*/run-*.wandb"))]

@@ -1,4 +1,4 @@
-"""Talk to Slurm through its own commands: what the partition has, submit, ask after a job, cancel it."""
+"""Talk to Slurm through its own commands: submit a job, ask about it, cancel it."""
 
 import os
 import re
@@ -7,38 +7,39 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Set
+from typing import Dict, List, Optional
 
-from ftdist.base.errors import ConfigError, LaunchError
-from ftdist.config.launch import Device, LaunchConfig, Profile
+from ftdist.base.errors import LaunchError
+from ftdist.config.launch import LaunchKind
 from ftdist.run.rundir import RunDir
 
 TIMEOUT_S = 60
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
         "DEADLINE", "REVOKED"}  # fmt: skip
-GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
 
 
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_|SLURM_(?!CONF|JWT)")
-"""Variables that change what Slurm's commands do: the user's defaults for them, and those of a job that this runs in.
-sbatch prefers them to the script's own lines, and hands them on to the job."""
+"""Variables that change what Slurm's commands do: the user's defaults, and the variables of a job in which this process
+runs. sbatch prefers them to the options in the script, and passes them on to the job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Slurm tells of it."""
+    """What Slurm reports about a job."""
 
     id: str
     state: str
     reason: str = ""
     start: str = ""
-    """When it started or is expected to, as Slurm writes times; empty where unknown."""
+    """When it started or is expected to start, as Slurm writes times. Empty if unknown."""
 
     @property
     def over(self) -> bool:
+        """Whether the job has ended."""
         return self.state in OVER
 
     def describe(self) -> str:
+        """Return the job and its state in one line: ``job 7 pending: Resources``."""
         words = f"{self.state.lower()}"
         if self.state == "PENDING":
             words += f": {self.reason}" if self.reason not in ("", "None") else ""
@@ -46,11 +47,14 @@ class Job:
         return f"job {self.id} {words}"
 
 
-def _run(*command: str, check: bool = True) -> Optional[str]:
-    """Standard output of one of Slurm's commands; None where it failed and that is no error.
+def run_command(*command: str, check: bool = True) -> Optional[str]:
+    """Return the standard output of one of Slurm's commands.
+
+    Args:
+        check: treat a failure as an error. If not, None is returned.
 
     Raises:
-        LaunchError: Slurm is not here, does not answer, or refuses; its own words are shown.
+        LaunchError: Slurm is not installed, does not answer, or refuses; quotes its message.
     """
     env = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
     try:
@@ -70,111 +74,56 @@ def _run(*command: str, check: bool = True) -> Optional[str]:
 
 
 def available() -> bool:
+    """Return whether Slurm's commands are installed on this machine."""
     return shutil.which("sinfo") is not None
 
 
-def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
-    """Nodes that the job may get, by their number of GPUs; None where Slurm does not say."""
-    if not available():
-        return None
-    where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
-    listed = _run("sinfo", "--noheader", "--Node", "--format=%N|%P|%f|%G", *where, check=False)
-    return count_gpus(listed or "", launch) or None
-
-
-def count_gpus(listed: str, launch: LaunchConfig) -> Dict[int, List[str]]:
-    """Nodes by their number of GPUs, from sinfo's lines NODE|PARTITION|FEATURES|GRES: those of the partition, or of the
-    default one, which has a star, and with the features that are asked for."""
-    rows = [line.split("|", 3) for line in listed.splitlines()]
-    if launch.slurm.partition is None and any(row[1].endswith("*") for row in rows):
-        rows = [row for row in rows if row[1].endswith("*")]
-    counts: Dict[int, Set[str]] = {}
-    for name, _, features, gres in rows:
-        if _fits(set(features.split(",")), launch.slurm.constraint or ""):
-            counts.setdefault(sum(int(number) for number in GPUS.findall(gres)), set()).add(name)
-    return {number: sorted(nodes) for number, nodes in sorted(counts.items())}
-
-
-def _fits(features: Set[str], constraint: str) -> bool:
-    """Whether a node has features ``a&b``, ``a|b`` or ``[a|b]``. What is more involved is left to Slurm."""
-    choices = constraint.removeprefix("[").removesuffix("]")
-    if not choices or re.search(r"[][()*!]", choices):
-        return True
-    return any(features.issuperset(choice.split("&")) for choice in choices.split("|"))
-
-
-def resolve_ranks(launch: LaunchConfig) -> None:
-    """Fill in device and nproc_per_node from what the nodes have. Without Slurm at hand: one GPU a node, and a note.
-
-    Raises:
-        ConfigError: the nodes have different numbers of GPUs, or fewer than asked for.
-    """
-    counts = gpu_counts(launch) if launch.device is not Device.cpu else None
-    if launch.device is Device.auto:
-        without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})
-        launch.device = Device.cpu if without else Device.cuda
-    if launch.device is Device.cpu or counts is None:
-        if launch.nproc_per_node is None and launch.device is Device.cuda:
-            print("note: no Slurm here says how many GPUs a node has: taken to be 1; or launch.nproc_per_node=N",
-                  file=sys.stderr)  # fmt: skip
-        launch.nproc_per_node = launch.nproc_per_node or 1
-    elif launch.nproc_per_node is None:
-        found = [number for number in counts if number]
-        if len(found) != 1:
-            kinds = ", ".join(f"{number} ({_few(counts[number])})" for number in found) or "none"
-            raise ConfigError(f"the nodes have different numbers of GPUs: {kinds}", "as many on every node of a run",
-                              "launch.slurm.partition=NAME or constraint=FEATURE, or say how many to take: "
-                              f"launch.nproc_per_node={min(found, default=1)}")  # fmt: skip
-        launch.nproc_per_node = found[0]
-    elif max(counts) < launch.nproc_per_node:
-        raise ConfigError(f"launch.nproc_per_node={launch.nproc_per_node} with at most {max(counts)} GPUs on a node",
-                          "at most one rank a GPU", f"launch.nproc_per_node={max(counts)}")  # fmt: skip
-    if launch.threads_per_rank is None and launch.slurm.cpus_per_node is not None:
-        launch.threads_per_rank = max(1, launch.slurm.cpus_per_node // launch.nproc_per_node)
-
-
-def _few(nodes: List[str]) -> str:
-    return ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")
-
-
 def sbatch(script: Path, *runs: RunDir) -> str:
-    """Submit a batch script of runs, which may stop no more for what was asked of them before. Returns the job's id.
+    """Submit a batch script. Returns the id of the job.
+
+    Args:
+        script: the batch script.
+        runs: the runs that the job will run. Earlier requests to stop them are removed.
 
     Raises:
-        LaunchError: Slurm refuses it; what it says is shown. Or it has submitted nothing.
+        LaunchError: Slurm refuses it, or has submitted nothing; quotes its message.
     """
     if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
-        print(f"note: not used: {', '.join(mine)}; the job is what launch.slurm says", file=sys.stderr)
+        print(f"note: ignored: {', '.join(mine)}; only launch.slurm sets the options of the job", file=sys.stderr)
     for run in runs:
         run.cancel.unlink(missing_ok=True)
-    answer = _run("sbatch", "--parsable", str(script))
+    answer = run_command("sbatch", "--parsable", str(script))
     job = (answer or "").strip().split(";")[0]
     if not job.isdecimal():
-        raise LaunchError(f"sbatch printed no job's id: {answer!r}", "a job that is submitted",
+        raise LaunchError(f"sbatch printed no job id: {answer!r}", "the id of a submitted job",
                           "look at launch.slurm.options")  # fmt: skip
     return job
 
 
 def submit(run: RunDir) -> str:
-    """Submit the run's own batch script. Returns the job's id."""
+    """Submit the batch script of a run. Returns the id of the job."""
     job = sbatch(run.submit, run)
     mark_queued(run, job)
     return job
 
 
 def mark_queued(run: RunDir, job: str) -> None:
-    """The run is in Slurm's hands."""
+    """Write into status.json that a job of the run waits in the queue."""
     if run.read_status().get("state") == "frozen":
-        run.write_status(attempt=-1)  # none has begun
-    run.write_status(state="queued", job_id=job, pid=None, exit_reason="", requeues=0)
+        run.write_status(attempt=-1)  # no attempt has begun
+    run.write_status(state="queued", backend=LaunchKind.slurm.name, job_id=job, pid=None, exit_reason="", requeues=0)
 
 
 def find_jobs(ids: List[str]) -> Dict[str, Job]:
-    """What Slurm knows of jobs by id: those in the queue, and those that have just left it. Others are left out. Only
-    what Slurm itself words is asked for: names and comments are the user's, and may read like anything."""
+    """Return what Slurm knows about jobs, by id. Slurm forgets jobs some minutes after their end.
+
+    Names and comments of jobs are not asked for: the user chooses them, and they could look like any answer.
+    """
     found: Dict[str, Job] = {}
-    wanted = "--jobs=" + ",".join(sorted({job.split("_")[0] for job in ids}))  # of an array the whole
-    listed = _run("squeue", "--noheader", "--array", "--states=all", wanted, "--format=%i|%T|%r|%S", check=False) or ""
+    whole = {job.split("_")[0] for job in ids}  # instead of each element of an array
+    wanted = "--jobs=" + ",".join(sorted(whole))
+    options = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r|%S")
+    listed = run_command("squeue", *options, wanted, check=False) or ""
     for line in listed.splitlines():
         job, state, reason, start = line.split("|")
         if job in ids:
@@ -183,10 +132,10 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
 
 
 def find_job(job: str) -> Optional[Job]:
-    """One job; None where Slurm no longer knows it."""
+    """Return what Slurm knows about a job. None if it has forgotten the job."""
     return find_jobs([job]).get(job)
 
 
 def cancel(*jobs: str) -> None:
-    """End jobs at once, or take them out of the queue."""
-    _run("scancel", *jobs)
+    """End jobs at once, or remove them from the queue."""
+    run_command("scancel", *jobs)

@@ -1,4 +1,4 @@
-"""Follow a Slurm job to its end: its place in the queue, then what rank 0 prints; Ctrl-C stops the run."""
+"""Follow a Slurm job to its end: print its state in the queue, then what rank 0 prints. Ctrl-C stops the run."""
 
 import contextlib
 import shlex
@@ -7,24 +7,25 @@ import time
 from typing import Dict, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
-from ftdist.launch.attempt import signals
-from ftdist.launch.attempt.companion import guarding
+from ftdist.launch.attempt import lifecycle, signals
+from ftdist.launch.attempt.companion import stop_run_if_killed
 from ftdist.launch.backends.slurm import client
-from ftdist.launch.runs.stop import ask_to_stop
+from ftdist.launch.backends.slurm.stop import ask_to_stop, end_now
 from ftdist.run.rundir import RunDir
 
 POLL_S = 1.0
 LOST_AFTER_S = 30.0
-"""A job that Slurm does not know for this long is over: it forgets jobs some minutes after their end."""
+"""Seconds after which a job that Slurm does not know is over. Slurm forgets jobs some minutes after their end."""
 
 
 class Tail:
-    """What is added to a file, printed as it comes."""
+    """Prints what is added to the log of a job."""
 
     def __init__(self) -> None:
         self._name, self._offset = "", 0
 
     def show(self, run: RunDir, job: str) -> None:
+        """Print what the log holds more than the last time. For another job, begin with its log."""
         path = run.job_log(job)
         if str(path) != self._name:
             self._name, self._offset = str(path), 0
@@ -37,12 +38,17 @@ class Tail:
 
 
 class JobWatch:
-    """Whether jobs are over, of which Slurm may know nothing any more."""
+    """Tells whether jobs are over, even if Slurm has forgotten them."""
 
     def __init__(self) -> None:
         self._lost: Dict[str, float] = {}
 
     def is_over(self, job: str, found: Optional[client.Job]) -> bool:
+        """Return whether a job is over.
+
+        Args:
+            found: what Slurm knows about the job now.
+        """
         if found is not None:
             self._lost.pop(job, None)
             return found.over
@@ -50,13 +56,13 @@ class JobWatch:
 
 
 def follow(run: RunDir, job: str) -> int:
-    """Wait for a job and those that take over from it. Returns the run's exit code.
+    """Wait for a job and for the jobs that continue its run. Returns the exit code of the run.
 
     Raises:
-        LaunchError: Slurm ended the job in a way that the run could not tell of.
+        LaunchError: Slurm ended the job, and the run could not write down why.
     """
     tail, said, watch = Tail(), "", JobWatch()
-    with guarding(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: _end_now(run)):
+    with stop_run_if_killed(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: end_now(run)):
         while True:
             found = client.find_job(job)
             tail.show(run, job)
@@ -73,13 +79,17 @@ def follow(run: RunDir, job: str) -> int:
 
 
 def successor(run: RunDir, job: str) -> Optional[str]:
-    """The job that has taken over from this one, if one has."""
+    """Return the job that continues the run after this one, if there is one."""
     now = run.read_status().get("job_id")
     return now if now != job else None
 
 
 def outcome(run: RunDir, job: Optional[client.Job]) -> int:
-    """The exit code of a run whose job is over; what the run itself could not say is written for it."""
+    """Return the exit code of a run whose job is over. If the run could not write down how it ended, do it here.
+
+    Raises:
+        LaunchError: Slurm ended the job, and the run could not write down why.
+    """
     status = run.read_status()
     state = status.get("state")
     if state == "done":
@@ -88,12 +98,8 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
         return int(status.get("exit_code") or EXIT_PREEMPTED)
     how = f"Slurm ended job {status.get('job_id')}: {job.state if job else 'it is gone'}"
     if state == "queued" and run.cancel.exists():
-        run.write_status(state="preempted", exit_reason="cancelled before it began", exit_code=EXIT_PREEMPTED)
+        lifecycle.mark_stopped(run, "cancelled before it began", exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
-    run.write_status(state="failed", exit_reason=how, exit_code=EXIT_FAILED)
-    raise LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
-
-
-def _end_now(run: RunDir) -> None:
-    run.cancel.touch()
-    client.cancel(str(run.read_status().get("job_id")))
+    error = LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
+    lifecycle.mark_failed(run, error, exit_code=EXIT_FAILED)
+    raise error

@@ -1,7 +1,7 @@
-"""Config → text of the batch script. Pure: nothing is asked of this machine, nothing is run.
+"""Render the batch script of a config. A pure function: it does not look at this machine, and starts nothing.
 
-Two readers parse what is written here. bash reads everything, so values go through ``shlex.quote``. sbatch reads the
-``#SBATCH`` lines with rules of its own (a backslash escapes also inside quotes), so values go through ``quote_option``.
+Two programs parse the script. bash reads all of it, so values go through ``shlex.quote``. sbatch reads the ``#SBATCH``
+lines with rules of its own (a backslash escapes also inside quotes), so their values go through ``quote_option``.
 """
 
 import re
@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import Container, refuse_control_characters
+from ftdist.config.launch import Container, LaunchConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
-from ftdist.launch.backends.base import ranks_env
+from ftdist.launch.attempt.command import Rendezvous, rank_program, ranks_env, torchrun_command
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
 LONGEST_LINE = 1000
-"""Characters of an option; sbatch cuts lines at 8 KiB of bytes."""
+"""Maximum number of characters of an option. sbatch cuts lines at 8 KiB."""
 
 
 @dataclass(frozen=True)
 class Array:
-    """The trials of a sweep as one array: element N runs the run directory ``folder/NNN``."""
+    """The trials of a sweep as an array of jobs. Element N runs the run directory ``folder/NNN``."""
 
     folder: Path
     numbers: List[int]
 
 
 def ranges(numbers: List[int]) -> str:
-    """Numbers as Slurm writes them: ``0-3,5``."""
+    """Return numbers as Slurm writes them: ``0-3,5``."""
     parts: List[List[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][-1] + 1:
@@ -41,19 +41,19 @@ def ranges(numbers: List[int]) -> str:
 
 
 def template_folder() -> Path:
-    """Where ftdist's own templates lie: the ``slurm/`` folder."""
+    """Return the folder of ftdist's own templates, ``slurm/``."""
     import ftdist.slurm
 
     return Path(ftdist.slurm.__path__[0])
 
 
 def quote_option(value: str) -> str:
-    """A value as sbatch reads it back from a ``#SBATCH`` line."""
+    """Quote a value for a ``#SBATCH`` line."""
     return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
-    """The options of the job, ``--name=value``, unquoted."""
+    """Return the options of the job, ``--name=value``, unquoted."""
     launch, slurm = config.launch, config.launch.slurm
     throttle = f"%{launch.trials_at_once}" if launch.trials_at_once else ""
     given: Dict[str, Optional[object]] = {
@@ -94,12 +94,16 @@ def _sbatch_lines(config: RunConfig, array: Optional[Array]) -> str:
 
 
 def _container(config: RunConfig, place: str) -> List[str]:
-    """srun options of pyxis, or the command before every command of apptainer."""
+    """Return srun's options for pyxis, or the command that runs another one in an apptainer container.
+
+    Args:
+        place: the run directory, or the folder of a sweep.
+    """
     slurm = config.launch.slurm
     assert config.cache_dir
     for name, path in (("run_dir", place), ("cache_dir", config.cache_dir)):
         if re.search("[:,]", path):
-            raise ConfigError(f"{name}={path} with a container", "no : and no , in it: they part its mounts",
+            raise ConfigError(f"{name}={path} with a container", "a path without : and , (they separate the mounts)",
                               f"another {name}")  # fmt: skip
     mounts = [f"{path}:{path}" for path in (place, config.cache_dir)] + slurm.container_mounts
     image = str(slurm.container_image)
@@ -109,17 +113,29 @@ def _container(config: RunConfig, place: str) -> List[str]:
     return ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
 
 
+def _torchrun(launch: LaunchConfig) -> str:
+    """Return torchrun's command on one node, for bash. Its words are numbers and variables of the template."""
+    rendezvous = Rendezvous("$rendezvous", "$rendezvous_id", "$first", launch.nodes.join_timeout_s)
+    words = torchrun_command(launch, rank_program("$RUN_DIR", "$attempt"), rendezvous, python="$1")
+    text = " ".join(f'"{word}"' if "$" in word else word for word in words)
+    return re.sub(r" (--rdzv-backend|-m ftdist)", r" \\\n      \1", text)  # three lines
+
+
 def render(config: RunConfig, template: Optional[str] = None, array: Optional[Array] = None) -> str:
-    """The batch script of a resolved config, or of an array of runs that differ from it in nothing that it holds.
+    """Render the batch script of a resolved config.
+
+    Args:
+        template: the text of a template. Defaults to ``launch.slurm.template``, or ftdist's own template.
+        array: render the script of an array instead, whose runs differ in nothing that the script holds.
 
     Raises:
-        ConfigError: a value cannot be carried, or the template has an unknown word.
+        ConfigError: a value cannot be written into the script, or the template has an unknown word.
     """
     launch, slurm = config.launch, config.launch.slurm
     place = str(array.folder if array else config.run_dir)
     refuse_control_characters("", {"name": config.name, "run_dir": place, "cache_dir": config.cache_dir})
     if re.search(r"[%\\]", place):
-        raise ConfigError(f"run_dir={place}", "no % and no \\ in it: Slurm reads them as patterns of its own",
+        raise ConfigError(f"run_dir={place}", "a path without % and \\ (Slurm reads them as patterns)",
                           "another run_dir or name")  # fmt: skip
     if template is None:
         template = _read(Path(slurm.template) if slurm.template else template_folder() / "submit.sbatch.template")
@@ -131,7 +147,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     words = {
         "SBATCH": _sbatch_lines(config, array),
         "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),
-        # Whether this is an array is known here; a job that an array's element submits inherits the array's variables.
+        # Decided here and not in the script: a job that an element of an array submits inherits the array's variables.
         "JOB": '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"',
         "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
         "MODULES": "".join(f"module load {shlex.quote(name)}\n" for name in slurm.modules),
@@ -139,6 +155,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
         "ENV": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
         "ON_FIRST_NODE": shlex.join(once) if once else "command",
         "SRUN": srun,
+        "TORCHRUN": _torchrun(launch),
         "NNODES": str(launch.nnodes),
         "NPROC_PER_NODE": str(launch.nproc_per_node),
         "MAX_RESTARTS": str(launch.max_restarts),

@@ -1,9 +1,9 @@
-"""What looks like a secret: hidden in texts, refused in a config."""
+"""Secrets are replaced in texts and refused in a config."""
 
 import pytest
 
 from ftdist.base.errors import ConfigError, FtdistError
-from ftdist.base.redact import redact, redact_source, redact_words, variables
+from ftdist.base.redact import redact, redact_arguments, redact_source, secret_variables
 from ftdist.config.checks import refuse_secrets
 from ftdist.config.schema import RunConfig
 
@@ -13,9 +13,9 @@ NAMES = ["WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCE
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_value_of_a_variable_is_hidden_wherever_it_stands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_secret_variable_is_replaced_everywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, CANARY)
-    assert variables()[name] == CANARY
+    assert secret_variables()[name] == CANARY
     assert redact(f"401 for https://x/?q={CANARY}&a=1 ({CANARY})") == "401 for https://x/?q=***&a=1 (***)"
     assert CANARY not in str(FtdistError(f"no {CANARY}", CANARY, f"try {CANARY}"))
 
@@ -27,7 +27,7 @@ def test_the_value_of_a_variable_is_hidden_wherever_it_stands(name: str, monkeyp
      ("SSH_AUTH_SOCK", __file__), ("TOKENIZERS_PARALLELISM", "anything at all"), ("HF_TOKEN", "short"),
      ("HOME", "/nowhere/at/all"), ("AWS_SHARED_CREDENTIALS_FILE", __file__), ("PRIVATE_KEY_BITS", "123456789012")],
 )  # fmt: skip
-def test_what_is_no_secret_stays(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_harmless_variable_is_not_replaced(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     assert redact(f"a {value} b") == f"a {value} b"
 
@@ -44,7 +44,7 @@ def test_what_is_no_secret_stays(name: str, value: str, monkeypatch: pytest.Monk
         ("a\n-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\nb", "a\n***\nb"),
     ],
 )
-def test_a_secret_is_known_by_its_shape(text: str, hidden: str) -> None:
+def test_a_secret_is_recognized_by_its_format(text: str, hidden: str) -> None:
     assert redact(text) == hidden
 
 
@@ -61,13 +61,13 @@ def test_a_secret_is_known_by_its_shape(text: str, hidden: str) -> None:
         ("+key = 3", "+key = 3"),
     ],
 )
-def test_what_a_diff_assigns_is_hidden(text: str, hidden: str) -> None:
+def test_values_assigned_to_secret_names_in_a_diff_are_replaced(text: str, hidden: str) -> None:
     assert redact_source(text) == hidden
 
 
-def test_a_command_line_keeps_what_is_harmless() -> None:
+def test_harmless_arguments_of_a_command_line_are_kept() -> None:
     words = ["ftdist", "train", "optim.lr=1", "+model.config.api_key=a b", "launch.slurm.env.HF_TOKEN=abc", "-m"]
-    assert redact_words(words) == [*words[:3], "+model.config.api_key=***", "launch.slurm.env.HF_TOKEN=***", "-m"]
+    assert redact_arguments(words) == [*words[:3], "+model.config.api_key=***", "launch.slurm.env.HF_TOKEN=***", "-m"]
 
 
 def set_env(config: RunConfig, name: str, value: str) -> None:
@@ -76,19 +76,19 @@ def set_env(config: RunConfig, name: str, value: str) -> None:
 
 REFUSED = {
     "a variable of the job": lambda c: set_env(c, "HF_TOKEN", CANARY),
-    "one of any name": lambda c: set_env(c, "GREETING", CANARY),
-    "an address": lambda c: setattr(c.model, "path", f"https://me:{CANARY}@host/m"),
-    "a model's field": lambda c: c.model.config.update(api_key=CANARY),
-    "deep in one": lambda c: c.zero.deepspeed.update(comet=[{"api_key": CANARY}]),
-    "an option": lambda c: c.launch.slurm.options.append(f"--comment={CANARY}"),
-    "ssh": lambda c: setattr(c.launch.nodes, "ssh", f"sshpass -p {CANARY} ssh"),
+    "a variable with any name": lambda c: set_env(c, "GREETING", CANARY),
+    "a URL": lambda c: setattr(c.model, "path", f"https://me:{CANARY}@host/m"),
+    "a field of the model": lambda c: c.model.config.update(api_key=CANARY),
+    "a nested field": lambda c: c.zero.deepspeed.update(comet=[{"api_key": CANARY}]),
+    "an option of sbatch": lambda c: c.launch.slurm.options.append(f"--comment={CANARY}"),
+    "the ssh command": lambda c: setattr(c.launch.nodes, "ssh", f"sshpass -p {CANARY} ssh"),
     "a key": lambda c: c.model.config.update({CANARY: 1}),
     "the name": lambda c: setattr(c, "name", "hf_" + "a" * 34),
 }
 
 
 @pytest.mark.parametrize("put", REFUSED.values(), ids=REFUSED)
-def test_a_secret_in_a_config_is_refused_and_not_repeated(put, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_in_a_config_is_refused_without_repeating_it(put, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
     config = RunConfig()
     put(config)
@@ -97,7 +97,7 @@ def test_a_secret_in_a_config_is_refused_and_not_repeated(put, monkeypatch: pyte
     assert CANARY not in str(error.value) and "hf_a" not in str(error.value)
 
 
-def test_a_config_without_secrets_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_without_secrets_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
     config = RunConfig(name="kitten")
     config.model.tokenizer, config.model.config = "bytes", {"image_token": "<image>", "num_key_value_heads": 2}

@@ -9,7 +9,7 @@ from ftdist.base.tables import plain_table, show_table
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_table_in_a_file_has_no_blanks_at_the_end_and_folds_nothing(terminal: bool) -> None:
+def test_a_table_in_a_file_has_no_trailing_spaces_and_no_wrapped_cells(terminal: bool) -> None:
     table = plain_table("set", "held in", "where", "rows", texts=3)
     table.add_row("train", "x" * 90, "here", "1,234")
     table.add_row("a longer name", "", "")

@@ -17,7 +17,9 @@ from ftdist.launch.config.session import session
 from ftdist.plan.batch import plan_batch
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
-GROUPS = ["batch", "data", "debug", "experiment", "launch", "method", "model", "optim", "track", "train", "zero"]
+GROUPS = [
+    "batch", "data", "debug", "experiment", "launch", "method", "model", "objective", "optim", "track", "train", "zero",
+]  # fmt: skip
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 NEEDS = {  # options that need another setting
     ("model", "folder"): ["model.path=m"],
@@ -36,7 +38,7 @@ def composed(*overrides: str) -> RunConfig:
 
 def test_the_tree_has_the_known_groups_and_options() -> None:
     assert sorted({group for group, _ in OPTIONS}) == GROUPS
-    assert len(OPTIONS) == 50
+    assert len(OPTIONS) == 51
     assert len([group for group, _ in OPTIONS if group == "experiment"]) == 7
 
 

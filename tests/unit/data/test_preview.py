@@ -1,4 +1,4 @@
-"""The command line of the data room: what is shown before training, and how errors end."""
+"""The programs ``prepare`` and ``preview``: their output and their errors."""
 
 import io
 import re
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ftdist.base.json_files import write_json
 from ftdist.config.frozen import dump_config
 from ftdist.data.main import main
 from ftdist.data.prepare import prepare
 from ftdist.run.prepared import read_meta
-from ftdist.run.rundir import write_json
 from ftdist.run.sample import SHOWN_FIRST, SHOWN_LAST, plain_tokens, print_sample, print_table, print_tokens
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
@@ -36,7 +36,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
-def test_prepare_prints_what_became_of_the_data_and_no_noise(config_file: Path) -> None:
+def test_prepare_prints_statistics_and_nothing_on_standard_error(config_file: Path) -> None:
     first = run("prepare", str(config_file))
     assert (first.returncode, first.stderr) == (0, "")
     assert "prepared in" in first.stdout
@@ -47,7 +47,7 @@ def test_prepare_prints_what_became_of_the_data_and_no_noise(config_file: Path) 
     assert "(found)" in again.stdout
 
 
-def test_errors_are_one_message_and_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_message_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", str(write_config(tmp_path, f"data.sources.mine.path={tmp_path / 'no.jsonl'}"))]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: data.sources.mine.path={tmp_path}/no.jsonl does not exist\n  expected: ")
@@ -56,7 +56,7 @@ def test_errors_are_one_message_and_the_exit_code(tmp_path: Path, capsys: pytest
     assert "error: cannot read" in capsys.readouterr().err
 
 
-def test_what_the_system_refuses_is_one_message_too(
+def test_an_error_of_the_operating_system_is_one_message(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(config: Any) -> Path:
@@ -67,9 +67,7 @@ def test_what_the_system_refuses_is_one_message_too(
     assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
 
 
-def test_preview_marks_what_is_trained_and_where_rows_end(
-    config_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_preview_marks_trained_tokens_and_rows(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preview", str(config_file), "-n", "2"]) == 0
     out = capsys.readouterr().out
     assert "[[answer é " in out
@@ -77,10 +75,12 @@ def test_preview_marks_what_is_trained_and_where_rows_end(
     assert out.count("— document 1:") == 2
     assert "of 256 tokens" in out
     assert "no stop token" not in out
-    assert not (config_file.parent / "cache" / "data").exists(), "a preview is not left in the cache"
+    assert not (config_file.parent / "cache" / "data").exists(), "a preview leaves nothing in the cache"
 
 
-def test_preview_shows_how_a_long_document_begins_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_shows_the_beginning_and_the_end_of_a_long_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("short?", "no"), chat("begin" + "x" * 400, "y" * 400 + "the end")])
     config = write_config(tmp_path, f"data.sources.mine.path={source}", "data.max_seq_len=1024")
     assert main(["preview", str(config), "-n", "1"]) == 0
@@ -92,18 +92,20 @@ def test_preview_shows_how_a_long_document_begins_and_ends(tmp_path: Path, capsy
     assert found is not None
     tokens, trained, left_out, left_out_trained = map(int, found.groups())
     assert tokens - left_out == SHOWN_FIRST + SHOWN_LAST
-    assert trained - left_out_trained == SHOWN_LAST - 1, "the end of the answer, and the template's line break"
+    assert trained - left_out_trained == SHOWN_LAST - 1, (
+        "all tokens at the end are trained but the last line break of the template"
+    )
     assert cut.count("x") + cut.count("y") < 200
 
 
-def test_preview_shows_prepared_data_where_it_is(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_uses_prepared_data_if_it_exists(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", str(config_file)]) == 0
     capsys.readouterr()
     assert main(["preview", str(config_file), "-n", "1"]) == 0
     assert "of the first" not in capsys.readouterr().out
 
 
-def test_preview_warns_where_no_stop_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_warns_if_no_stop_token_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("q", "a")])
     template = tmp_path / "t.jinja"
     template.write_text(
@@ -117,20 +119,20 @@ def test_preview_warns_where_no_stop_is_trained(tmp_path: Path, capsys: pytest.C
     assert "warning: no stop token is trained" in " ".join(out.split())
 
 
-def test_only_first_documents_are_previewed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_reads_only_the_first_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("q", "a")] * 250 + [{"broken": 1}])
     assert main(["preview", str(write_config(tmp_path, f"data.sources.mine.path={source}"))]) == 0
     assert "of the first 200 documents" in capsys.readouterr().out
 
 
-def test_the_sample_is_shown_from_meta_alone(tmp_path: Path) -> None:
+def test_the_sample_is_printed_from_meta_json(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("q", "[b]é[/b]")])
     folder = prepare(data_config(tmp_path, f"data.sources.mine.path={source}"))
     plain, terminal = io.StringIO(), io.StringIO()
     print_sample(folder, Console(file=plain))
     assert "assistant\n[[[b]é[/b]<|im_end|>]]\n" in plain.getvalue()
     print_sample(folder, Console(file=terminal, force_terminal=True, width=100))
-    assert "[b]é[/b]" in terminal.getvalue(), "what looks like markup is text"
+    assert "[b]é[/b]" in terminal.getvalue(), "text that looks like markup is printed unchanged"
     assert "\x1b[" in terminal.getvalue()
     assert "[[" not in terminal.getvalue()
     write_json(folder / "meta.json", read_meta(folder) | {"warnings": ["look here"]})
@@ -138,18 +140,18 @@ def test_the_sample_is_shown_from_meta_alone(tmp_path: Path) -> None:
     assert plain.getvalue().endswith("warning: look here\n")
 
 
-def test_tokens_that_do_not_print_are_visible_on_a_terminal() -> None:
+def test_control_characters_are_escaped_on_a_terminal() -> None:
     out = io.StringIO()
     print_tokens([["a\x1b[31m", 1], ["b", 0]], Console(file=out, force_terminal=True))
     assert "\x1b[31m" not in out.getvalue()
     assert "a\\x1b[31m" in out.getvalue()
 
 
-def test_runs_of_trained_tokens_are_bracketed() -> None:
+def test_runs_of_trained_tokens_are_in_brackets() -> None:
     assert plain_tokens([["a", 0], ["b", 1], ["c", 1], ["d", 0], ["e", 1]]) == "a[[bc]]d[[e]]"
 
 
-def test_the_table_names_what_was_dropped_and_warns() -> None:
+def test_the_table_shows_dropped_documents_and_warnings() -> None:
     source = {"documents": 1000, "tokens": 1, "trained_tokens": 1, "truncated": 2, "split": 3, "share": 0.25}
     dropped = {"dropped": {"nothing to train": 7}}
     sets = {
@@ -168,12 +170,12 @@ def test_the_table_names_what_was_dropped_and_warns() -> None:
         assert part in out.getvalue()
 
 
-def test_preview_shows_the_base_models_loss_of_each_token(tmp_path: Path) -> None:
-    """A model whose head is all zero finds every token as likely as any other."""
+def test_preview_shows_the_loss_of_the_base_model_for_each_token(tmp_path: Path) -> None:
+    """A model whose head is zero gives every token the same probability."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.tiny import save_tiny_model
+    from tests.helpers.tiny import save_tiny_model
 
     folder = save_tiny_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -188,6 +190,6 @@ def test_preview_shows_the_base_models_loss_of_each_token(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     out = done.stdout
-    assert "3 trained, base model's loss 5.56 a trained token" in out  # the log of 259
+    assert "3 trained, base model loss 5.56 nats per trained token" in out  # ln 259
     assert "[[a⟨5.56⟩b⟨5.56⟩<|im_end|>⟨5.56⟩]]" in out
-    assert "<|im_start|>u⟨5.56⟩" in out  # nothing predicts the first
+    assert "<|im_start|>u⟨5.56⟩" in out  # nothing predicts the first token

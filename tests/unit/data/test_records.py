@@ -1,4 +1,4 @@
-"""Every record format, and every record that is refused: the message names the place and what is wrong."""
+"""Reading records of every format, and the messages about invalid records."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
 
 
-def test_formats_are_recognised() -> None:
+def test_formats_are_recognised_by_their_fields() -> None:
     alpaca = {"instruction": "add", "input": "1 2", "output": "3", "system": None}
     sharegpt = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"}
     assert read({"text": "t", "id": 3}).format is Format.text
@@ -24,7 +24,7 @@ def test_formats_are_recognised() -> None:
     assert (of_messages.messages, of_messages.num_prompt_messages) == ([QUESTION, ANSWER], 1)
 
 
-def test_tools_and_tool_calls_are_kept_and_absent_columns_are_not() -> None:
+def test_tools_and_tool_calls_are_kept_and_null_fields_are_removed() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
     messages = [
         QUESTION | {"tool_calls": None},
@@ -39,7 +39,7 @@ def test_tools_and_tool_calls_are_kept_and_absent_columns_are_not() -> None:
     assert document.messages[2]["name"] == "add"
 
 
-def test_content_in_text_parts_is_joined() -> None:
+def test_text_parts_of_a_content_are_joined() -> None:
     parts = [{"type": "text", "text": "q"}, {"type": "text", "text": "?"}]
     assert read({"messages": [{"role": "user", "content": parts}, ANSWER]}).messages[0]["content"] == "q?"
 
@@ -50,12 +50,12 @@ def test_content_in_text_parts_is_joined() -> None:
         (["a"], "file:1: the record is a list"),
         (
             {"question": "q", "reply": "a"},
-            "file:1: the record has the fields question, reply, which fit no known format",
+            "file:1: the record has the fields question, reply, which match no known format",
         ),
         ({"messages": []}, "file:1: the list of messages is empty"),
         ({"messages": "hello"}, "file:1: the messages are a string"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "file:1, message 1 has the role 'robot'"),
-        ({"messages": [{"from": "human", "value": "x"}]}, "file:1, message 1 has no role, but from, value"),
+        ({"messages": [{"from": "human", "value": "x"}]}, "file:1, message 1 has no role; its fields are: from, value"),
         ({"messages": [QUESTION, {"role": "assistant", "content": ""}]}, "file:1, message 2 (assistant) is empty"),
         ({"messages": ["hi"]}, "file:1, message 1 is a string"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "message 1 has content that is a list"),
@@ -63,21 +63,21 @@ def test_content_in_text_parts_is_joined() -> None:
         ({"messages": [QUESTION, ANSWER], "tools": "{"}, "file:1: tools is a string that is not JSON"),
         ({"text": 3}, "file:1: text is a number"),
         ({"text": " \n"}, "file:1: text is empty"),
-        ({"text": None}, "file:1: the record has the fields none"),
+        ({"text": None}, "file:1: the record has no fields"),
         ({"instruction": "", "output": "x"}, "file:1: instruction is empty"),
         ({"prompt": "p", "completion": ""}, "file:1: the completion is empty"),
         ({"prompt": "p", "completion": [ANSWER]}, "file:1: prompt is a string and completion is a list"),
         ({"prompt": [QUESTION], "completion": [QUESTION]}, "file:1: the completion has no assistant message"),
     ],
 )
-def test_wrong_records_are_refused(record: Any, said: str) -> None:
+def test_an_invalid_record_is_refused(record: Any, said: str) -> None:
     with pytest.raises(DataError) as caught:
         read(record)
     assert said in caught.value.found
     assert caught.value.expected
 
 
-def test_a_given_format_names_the_fields_it_needs() -> None:
+def test_a_record_of_another_format_is_refused_with_the_required_fields() -> None:
     with pytest.raises(DataError) as caught:
         read({"text": "t"}, Format.alpaca)
     assert "has the fields text" in caught.value.found

@@ -1,4 +1,4 @@
-"""What is trained of a document: by position, from one tokenisation of one rendered text."""
+"""Rendering of documents, and which of their tokens are trained."""
 
 import random
 from typing import Any
@@ -26,27 +26,27 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
     return bytes_tokenizer() if request.param == "marks" else tokenizer_with(APPENDS)
 
 
-def test_answers_and_their_stop_are_trained_and_the_line_break_after_it_is_not(tokenizer: Any) -> None:
+def test_answers_and_stop_tokens_are_trained_and_the_line_breaks_after_them_are_not(tokenizer: Any) -> None:
     assert trained_text(tokenizer, TWO_TURNS) == ["a1<|im_end|>", "a2<|im_end|>"]
     assert trained_text(tokenizer, TWO_TURNS, TrainOn.last) == ["a2<|im_end|>"]
     text = tokenizer.decode(ids_of(tokenizer, TWO_TURNS))
     assert text.startswith("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1")
 
 
-def test_completion_trains_the_answers_of_the_completion_only(tokenizer: Any) -> None:
+def test_only_the_answers_of_the_completion_are_trained(tokenizer: Any) -> None:
     messages = TWO_TURNS["messages"]
     record = {"prompt": messages[:4], "completion": messages[4:]}
     assert trained_text(tokenizer, record) == ["a2<|im_end|>"]
     assert trained_text(tokenizer, record, TrainOn.assistant) == ["a1<|im_end|>", "a2<|im_end|>"]
 
 
-def test_what_follows_the_last_answer_is_left_out(tokenizer: Any) -> None:
+def test_messages_after_the_last_answer_are_removed(tokenizer: Any) -> None:
     record = chat("q1", "a1", "bye")
     assert "bye" not in tokenizer.decode(ids_of(tokenizer, record))
     assert trained_text(tokenizer, chat("only a question")) == []
 
 
-def test_prefix_comparison_and_generation_marks_agree_on_random_chats() -> None:
+def test_templates_with_and_without_generation_blocks_give_the_same_mask() -> None:
     draw = random.Random(0)
     marks, prefixes = bytes_tokenizer(), tokenizer_with(APPENDS)
     for _ in range(50):
@@ -56,30 +56,30 @@ def test_prefix_comparison_and_generation_marks_agree_on_random_chats() -> None:
         assert trained_text(marks, record) == trained_text(prefixes, record)
 
 
-def test_all_trains_everything_but_the_first_token() -> None:
+def test_train_on_all_trains_every_token_but_the_first() -> None:
     [run] = trained_text(bytes_tokenizer(), TWO_TURNS, TrainOn.all)
     assert run.startswith("system\ns<|im_end|>")
     assert run.endswith("a2<|im_end|>\n")
 
 
-def test_plain_text_is_trained_whole_and_ends_with_eos() -> None:
+def test_plain_text_is_trained_completely_and_ends_with_eos() -> None:
     assert trained_text(bytes_tokenizer(), {"text": "hello"}) == ["ello<|im_end|>"]
 
 
-def test_string_completions_are_tokenised_with_their_prompt() -> None:
+def test_prompt_and_completion_are_tokenised_as_one_text() -> None:
     tokenizer = bytes_tokenizer()
     record = {"prompt": "1+1=", "completion": "2"}
     assert trained_text(tokenizer, record) == ["2<|im_end|>"]
     assert ids_of(tokenizer, record) == tokenizer("1+1=2<|im_end|>").input_ids
 
 
-def test_a_token_that_spans_prompt_and_completion_is_trained() -> None:
-    """Else a one-word completion after a prompt that ends in half a word would teach only the stop."""
+def test_a_token_that_overlaps_prompt_and_completion_is_trained() -> None:
+    """Otherwise only the stop token would be trained if the prompt ends within the last word."""
     assert trained_text(word_tokenizer(), {"prompt": "b use", "completion": "r"}) == ["user</s>"]
 
 
 @pytest.mark.parametrize("template", [APPENDS, "<s>" + APPENDS, "{{ bos_token }}" + APPENDS, "<s><s>" + APPENDS])
-def test_one_bos_where_the_model_wants_one(template: str) -> None:
+def test_a_document_has_exactly_one_bos_if_the_tokenizer_adds_one(template: str) -> None:
     tokenizer = with_bos(word_tokenizer())
     tokenizer.chat_template = template
     for record in (chat("a", "b"), {"text": "a"}, {"text": "<s>a"}, {"prompt": "a", "completion": " b"}):
@@ -90,20 +90,20 @@ def test_one_bos_where_the_model_wants_one(template: str) -> None:
     assert trained_text(tokenizer, {"prompt": "a", "completion": " b"}) == ["b</s>"]
 
 
-def test_no_bos_where_the_model_wants_none() -> None:
+def test_a_document_has_no_bos_if_the_tokenizer_adds_none() -> None:
     tokenizer = word_tokenizer(bos_token="<s>")
     tokenizer.chat_template = APPENDS
     assert tokenizer.bos_token_id not in ids_of(tokenizer, chat("a", "b")) + ids_of(tokenizer, {"text": "a"})
 
 
-def test_the_stop_is_trained_where_padding_is_the_same_token() -> None:
+def test_the_stop_token_is_trained_even_if_it_is_the_padding_token() -> None:
     tokenizer = word_tokenizer(eos_token="<|im_end|>", pad_token="<|im_end|>")
     tokenizer.chat_template = APPENDS
     assert trained_text(tokenizer, chat("a", "b")) == ["b<|im_end|>"]
     assert trained_text(tokenizer, {"text": "a b"}) == ["b<|im_end|>"]
 
 
-def test_a_template_that_rewrites_earlier_answers_is_refused_and_last_is_the_way_out() -> None:
+def test_a_template_that_changes_earlier_answers_is_refused_unless_only_the_last_is_trained() -> None:
     tokenizer = tokenizer_with(STRIPS_THINKING)
     record = chat("q1", "<think>hm</think>a1", "q2", "<think>so</think>a2")
     with pytest.raises(DataError) as caught:
@@ -115,7 +115,7 @@ def test_a_template_that_rewrites_earlier_answers_is_refused_and_last_is_the_way
     assert trained_text(tokenizer, record, TrainOn.last) == ["<think>so</think>a2<|im_end|>"]
 
 
-def test_a_generation_prompt_that_does_not_begin_the_answer_is_refused() -> None:
+def test_a_generation_prompt_that_differs_from_the_beginning_of_answers_is_refused() -> None:
     tokenizer = tokenizer_with(APPENDS.replace("assistant\n{% endif", "assistant\n<think>{% endif"))
     with pytest.raises(DataError) as caught:
         trained_text(tokenizer, chat("q", "a"))
@@ -123,7 +123,7 @@ def test_a_generation_prompt_that_does_not_begin_the_answer_is_refused() -> None
     assert "{% generation %}" in caught.value.fix
 
 
-def test_templates_that_are_missing_or_raise() -> None:
+def test_missing_templates_and_templates_that_raise_are_refused() -> None:
     with pytest.raises(DataError) as caught:
         trained_text(tokenizer_with(None), chat("q", "a"))
     assert "no chat template" in caught.value.found
@@ -133,9 +133,11 @@ def test_templates_that_are_missing_or_raise() -> None:
         trained_text(tokenizer_with(picky), TWO_TURNS)
     assert "file:1" in caught.value.found
     assert "no system role here" in caught.value.found
-    with pytest.raises(DataError, match="file:1: the chat template refuses .* TypeError: can only concatenate str"):
+    with pytest.raises(
+        DataError, match="file:1: the chat template cannot render .* TypeError: can only concatenate str"
+    ):
         trained_text(tokenizer_with("{{ messages[0].content + 1 }}"), chat("q", "a"))
-    with pytest.raises(DataError, match="file:1: the chat template refuses .* ZeroDivisionError: "):
+    with pytest.raises(DataError, match="file:1: the chat template cannot render .* ZeroDivisionError: "):
         trained_text(tokenizer_with("{{ 1 / 0 }}"), chat("q", "a"))
 
 
@@ -147,18 +149,18 @@ def test_templates_that_are_missing_or_raise() -> None:
         (chat("q", "a"), TrainOn.completion, "data.train_on=completion, but the record is a chat"),
     ],
 )
-def test_what_a_record_does_not_have_cannot_be_trained(record: Any, train_on: TrainOn, said: str) -> None:
+def test_training_on_a_part_that_the_record_does_not_have_is_refused(record: Any, train_on: TrainOn, said: str) -> None:
     with pytest.raises(DataError) as caught:
         trained_text(bytes_tokenizer(), record, train_on)
     assert said in caught.value.found
 
 
-def test_half_a_surrogate_pair_is_named() -> None:
-    with pytest.raises(DataError, match=r"file:1: the text holds half of a surrogate pair \('\\ud83d'\)"):
+def test_an_unpaired_surrogate_is_refused() -> None:
+    with pytest.raises(DataError, match=r"file:1: the text contains an unpaired surrogate \('\\ud83d'\)"):
         trained_text(bytes_tokenizer(), chat("q", "a\ud83d"))
 
 
-def test_chatml_shows_tools_and_trains_tool_calls() -> None:
+def test_chatml_renders_tools_and_trains_tool_calls() -> None:
     tokenizer = bytes_tokenizer()
     call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
     messages = [
@@ -177,7 +179,7 @@ def test_chatml_shows_tools_and_trains_tool_calls() -> None:
     assert "be brief\n\n# Tools" in tokenizer.decode(ids_of(tokenizer, record | {"messages": system}))
 
 
-def test_a_tokenizer_that_asks_for_truncation_or_padding_does_not_get_it() -> None:
+def test_truncation_and_padding_of_the_tokenizer_are_switched_off() -> None:
     tokenizer = bytes_tokenizer()
     plain = ids_of(tokenizer, TWO_TURNS)
     tokenizer.backend_tokenizer.enable_truncation(5)
@@ -185,15 +187,7 @@ def test_a_tokenizer_that_asks_for_truncation_or_padding_does_not_get_it() -> No
     assert ids_of(tokenizer, TWO_TURNS) == plain
 
 
-def test_the_bytes_tokenizer_is_reversible_and_its_ids_are_bytes() -> None:
-    tokenizer = bytes_tokenizer()
-    text = "\x00 é 日本\n\t~"
-    assert tokenizer(text).input_ids == list(text.encode())
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert len(tokenizer) == 259
-
-
-def test_tokens_of_a_batch_are_those_of_each_alone() -> None:
+def test_a_batch_is_tokenised_like_each_document_alone() -> None:
     renderer = make_renderer(bytes_tokenizer(), TrainOn.auto)
     rendered = [render(read(record), renderer) for record in (TWO_TURNS, {"text": "t"}, chat("é", "日"))]
     for one, alone in zip(tokenise(rendered, renderer), rendered, strict=True):

@@ -1,9 +1,7 @@
-"""Every kind of file is read lazily with its places; every broken one is refused by file and line."""
+"""Reading of every kind of source, and the messages about invalid files."""
 
-import hashlib
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ import pytest
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import SourceConfig
-from ftdist.data.builtin import fake_chats, stdlib_docs
-from ftdist.data.sources import chunks, read_source
+from ftdist.data.sources import chunk_records, read_source
 from tests.unit.data_tools import chat, write_jsonl
 
 RECORDS = [{"text": "one"}, {"text": "two, and more"}]
@@ -28,20 +25,20 @@ def refusal(path: Path | str, **fields: Any) -> DataError:
     return caught.value
 
 
-def test_jsonl_places_are_lines_and_blank_lines_are_not_records(tmp_path: Path) -> None:
+def test_a_jsonl_record_has_its_line_as_location_and_empty_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\ufeff{"text": "one"}\n\n{"text": "two"}', encoding="utf-8")
     assert located(path) == [(f"{path}:1", {"text": "one"}), (f"{path}:3", {"text": "two"})]
 
 
 @pytest.mark.parametrize("content", [json.dumps(RECORDS, indent=1), "\n".join(json.dumps(r) for r in RECORDS)])
-def test_json_is_a_list_or_lines(tmp_path: Path, content: str) -> None:
+def test_a_json_file_is_a_list_or_has_one_object_on_each_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
     assert [record for _, record in located(path)] == RECORDS
 
 
-def test_csv_txt_parquet_and_arrow(tmp_path: Path) -> None:
+def test_csv_txt_parquet_and_arrow_files_are_read(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import ipc, parquet
 
@@ -60,13 +57,13 @@ def test_csv_txt_parquet_and_arrow(tmp_path: Path) -> None:
     assert located(tmp_path / "a.parquet")[1][0] == f"{tmp_path}/a.parquet: row 2"
 
 
-def test_a_glob_is_read_in_the_order_of_names_and_max_documents_ends_it(tmp_path: Path) -> None:
+def test_the_files_of_a_glob_are_sorted_by_name_and_max_documents_limits_their_total(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name}] * 2)
     assert [record["text"] for _, record in located(tmp_path / "*.jsonl", max_documents=5)] == ["a", "a", "b", "b", "c"]
 
 
-def test_reading_is_lazy(tmp_path: Path) -> None:
+def test_records_are_read_lazily(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\nbroken\n')
     records = read_source("data.sources.mine", SourceConfig(path=str(path)))
@@ -75,7 +72,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         next(records)
 
 
-def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
+def test_saved_data_sets_and_their_splits_are_read(tmp_path: Path) -> None:
     import datasets
 
     dataset = datasets.Dataset.from_list([chat("q", "a"), chat("q", "a", "q", "a")])
@@ -107,7 +104,7 @@ def test_saved_data_sets_and_their_splits(tmp_path: Path) -> None:
         ("a.tsv", b"text\n", "has the suffix '.tsv'"),
     ],
 )
-def test_broken_files_are_refused_by_place(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_an_invalid_file_is_refused_with_its_location(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
     error = refusal(tmp_path / name)
     assert said in error.found
@@ -127,14 +124,14 @@ def test_broken_files_are_refused_by_place(tmp_path: Path, name: str, content: b
         ("a.json", '[\n{"text": "one"}\n{"text": "two"}\n]', 'a.json:3 is not JSON: .* column 1, near {"text": "two"}'),
     ],
 )
-def test_broken_json_is_shown_where_it_is_broken(tmp_path: Path, name: str, content: str, said: str) -> None:
+def test_the_text_around_an_error_in_json_is_shown(tmp_path: Path, name: str, content: str, said: str) -> None:
     (tmp_path / name).write_text(content)
     found = refusal(tmp_path / name).found
     assert re.search(said.replace("{", r"\{"), found), found
     assert len(found.partition("near ")[2]) <= 62 and found.endswith("…") == (len(content) > 150)
 
 
-def test_missing_files_and_folders(tmp_path: Path) -> None:
+def test_missing_files_and_folders_without_a_data_set_are_refused(tmp_path: Path) -> None:
     assert "no.jsonl does not exist" in refusal(tmp_path / "no.jsonl").found
     assert "matches no file" in refusal(tmp_path / "*.jsonl").found
     write_jsonl(tmp_path / "a.jsonl", RECORDS)
@@ -143,14 +140,14 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     assert "*.jsonl" in error.fix
 
 
-def test_a_hub_data_set_that_cannot_be_had_is_one_message() -> None:
+def test_a_hub_data_set_that_cannot_be_read_is_refused_in_one_line() -> None:
     with pytest.raises(DataError) as caught:
         list(read_source("data.sources.mine", SourceConfig(hub="nobody/nothing")))
     assert "data.sources.mine.hub=nobody/nothing, split train" in caught.value.found
     assert "\n" not in caught.value.found
 
 
-def test_a_hub_data_set_is_streamed_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_is_streamed_with_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def load_dataset(*names: str, **options: Any) -> list[Any]:
@@ -163,28 +160,6 @@ def test_a_hub_data_set_is_streamed_at_its_revision(monkeypatch: pytest.MonkeyPa
     assert list(read_source("data.sources.mine", source)) == [("org/name (small): row 1", {"text": "one"})]
 
 
-def test_stdlib_docs_are_thousands_of_different_answers_in_a_fixed_order() -> None:
-    pairs = list(stdlib_docs())
-    answers = [record["messages"][1]["content"] for _, record in pairs]
-    assert len(pairs) > 2000
-    assert len(set(answers)) == len(answers)
-    assert all(30 <= len(answer) <= 1200 for answer in answers)
-    names = [where.removeprefix("stdlib_docs: ") for where, _ in pairs]
-    assert names == sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()[:8])
-    assert len({name.split(".")[0] for name in names[:100]}) > 20, "a part of them is mixed"
-    questions = {where: record["messages"][0]["content"] for where, record in pairs}
-    assert "textwrap.dedent" in questions["stdlib_docs: textwrap.dedent"]
-
-
-def test_fake_chats_are_quick_seeded_and_of_many_lengths() -> None:
-    started = time.process_time()
-    chats = list(fake_chats("a", 5000))
-    assert time.process_time() - started < 2
-    assert chats[:10] == list(fake_chats("a", 10))
-    assert chats[:10] != list(fake_chats("b", 10))
-    assert len({sum(len(m["content"]) for m in record["messages"]) for _, record in chats}) > 500
-
-
-def test_a_chunk_ends_early_where_texts_are_long() -> None:
+def test_a_chunk_of_long_texts_has_fewer_records() -> None:
     records = [("", {"text": "x" * 400})] * 3 + [("", {"text": "x"})] * 7
-    assert [len(chunk) for chunk in chunks(iter(records), 4, 800)] == [2, 4, 4]
+    assert [len(chunk) for chunk in chunk_records(iter(records), 4, 800)] == [2, 4, 4]

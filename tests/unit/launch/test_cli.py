@@ -116,7 +116,7 @@ def test_chat_refuses_impossible_settings(words: List[str]) -> None:
 
 def test_flags_can_stand_anywhere(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "--cfg", "job", "seed=3", "-p", "optim", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith("# @package optim\nlr: 0.001")
+    assert done.returncode == 0 and done.stdout.startswith("# @package optim\noptimizer: adamw\nlr: 0.001")
     assert ftdist("train", "--cfg=job", "seed=3", "name=${seed}", "--resolve", cwd=tmp_path).stdout.startswith(
         "name: '3'"
     )
@@ -131,7 +131,7 @@ def test_the_demo_is_an_experiment_and_takes_overrides(tmp_path: Path) -> None:
 def test_the_demo_under_torchrun_starts_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.join", lambda args: 7)
+    monkeypatch.setattr("ftdist.launch.verbs.under_torchrun.train", lambda args: 7)
     assert cli.dispatch(["demo"]) == 7
 
 

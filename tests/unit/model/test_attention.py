@@ -1,4 +1,4 @@
-"""Attention backends on small random models of many families: documents in a row do not see each other."""
+"""Attention backends and the proof of isolation, on small random models of many families."""
 
 from itertools import pairwise
 from typing import Any
@@ -44,7 +44,7 @@ def _model(family: str, backend: Attention = Attention.auto, dtype: torch.dtype 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_are_isolated(family: str, dtype: torch.dtype) -> None:
+def test_documents_in_a_row_do_not_see_each_other(family: str, dtype: torch.dtype) -> None:
     model, backend = _model(family, dtype=dtype)
     proof = prove_isolation(model, BASE["vocab_size"], CPU, dtype, backend.name)
     assert proof.crossing == 0.0 or (family == "mixtral" and proof.crossing < 1e-6)
@@ -52,8 +52,8 @@ def test_documents_are_isolated(family: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
-def test_documents_equals_the_mask(family: str) -> None:
-    """The same weights, both backends, a row of three documents: the same logits up to rounding."""
+def test_the_documents_backend_gives_the_same_logits_as_the_mask_backend(family: str) -> None:
+    """Same weights, one row of three documents: the logits are equal up to rounding."""
     row = torch.randint(BASE["vocab_size"], (1, 21), generator=torch.Generator().manual_seed(3))
     positions = torch.cat([torch.arange(n) for n in (7, 9, 5)])[None]
     limits = torch.tensor([0, 7, 16, 21], dtype=torch.int32)
@@ -69,7 +69,7 @@ def _crossing_attention(module: Any, query: Any, key: Any, value: Any, mask: Any
     return sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
 
-def test_a_backend_that_lets_documents_see_each_other_is_refused() -> None:
+def test_a_backend_that_does_not_separate_documents_is_refused() -> None:
     AttentionInterface.register("crossing", _crossing_attention)
     model, _ = _model("llama")
     model.set_attn_implementation("crossing")
@@ -78,23 +78,23 @@ def test_a_backend_that_lets_documents_see_each_other_is_refused() -> None:
         prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "crossing")
     assert "data.packing=false batch.micro_batch_size=1" in caught.value.fix
     proof = prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "crossing", one_document=True)
-    assert proof.looking_ahead == 0.0, "alone in its row there is no other document"
+    assert proof.looking_ahead == 0.0, "a row with one document has no other document to see"
 
 
 @pytest.mark.parametrize("one_document", [False, True], ids=["packed", "one document"])
 @pytest.mark.parametrize(("family", "more"), [("bert", {"is_decoder": False}), ("llama", {})], ids=["bert", "llama"])
-def test_a_model_that_reads_ahead_is_refused(family: str, more: dict[str, Any], one_document: bool) -> None:
+def test_a_model_that_sees_later_tokens_is_refused(family: str, more: dict[str, Any], one_document: bool) -> None:
     model, _ = _model(family, Attention.mask, **more)
     if family == "llama":
-        AttentionInterface.register("ahead", _attention_that_reads_ahead)
+        AttentionInterface.register("ahead", _attention_without_causal_mask)
         model.set_attn_implementation("ahead")
     assert measure_isolation(model, BASE["vocab_size"], CPU, one_document).looking_ahead > 1e-5
     with pytest.raises(ConfigError, match=f"{family} reads ahead"):
         prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "mask", one_document)
 
 
-def _attention_that_reads_ahead(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
-    """Within each document, as a kernel without its causal flag."""
+def _attention_without_causal_mask(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+    """Attention within each document like that of a kernel without its causal flag."""
     parts = [slice(a, b) for a, b in pairwise(kwargs["cu_seq_lens_q"].tolist())]
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
@@ -102,36 +102,36 @@ def _attention_that_reads_ahead(module: Any, query: Any, key: Any, value: Any, m
     return torch.cat(rows, dim=2).transpose(1, 2), None
 
 
-def test_positions_that_do_not_restart_are_refused() -> None:
+def test_a_model_whose_positions_do_not_restart_is_refused() -> None:
     model, _ = _model("gpt2")
     forward = model.forward
     model.forward = lambda **kw: forward(**{**kw, "position_ids": torch.arange(kw["input_ids"].shape[1])[None]})
-    with pytest.raises(ConfigError, match="differs from itself alone"):
+    with pytest.raises(ConfigError, match="differ from its logits alone"):
         prove_isolation(model, BASE["vocab_size"], CPU, torch.float32, "documents")
 
 
-def test_a_sliding_window_is_kept_within_a_document() -> None:
+def test_the_sliding_window_is_applied_within_a_document() -> None:
     q, k, v = (torch.randn(1, 2, 10, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
     whole, _ = documents_attention(torch.nn.Module(), q, k, v, None, sliding_window=3)
     last, _ = documents_attention(torch.nn.Module(), q[:, :, -1:], k[:, :, -3:], v[:, :, -3:], None)
     assert torch.allclose(whole[:, -1:], last, atol=1e-6)
 
 
-def test_what_a_kernel_does_not_know_is_refused() -> None:
+def test_unsupported_changes_of_attention_scores_are_refused() -> None:
     q = torch.zeros(1, 2, 4, 8)
     with pytest.raises(ConfigError, match=r"softcap[\s\S]*model.attention=mask"):
         documents_attention(torch.nn.Module(), q, q, q, None, softcap=30.0)
 
 
 @pytest.mark.parametrize("wanted", [Attention.varlen, Attention.flex])
-def test_cuda_backends_are_refused_on_cpu(wanted: Attention) -> None:
+def test_backends_for_cuda_are_refused_on_cpu(wanted: Attention) -> None:
     with pytest.raises(ConfigError, match=r"on cpu[\s\S]*model.attention=documents"):
         choose_backend(wanted, AutoConfig.for_model("llama", **BASE), CPU, torch.bfloat16)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", [Attention.varlen, Attention.documents, Attention.flex, Attention.mask])
-def test_documents_are_isolated_on_a_gpu(backend: Attention) -> None:
+def test_documents_in_a_row_do_not_see_each_other_on_a_gpu(backend: Attention) -> None:
     cuda = torch.device("cuda")
     arch = AutoConfig.for_model("llama", **{**BASE, "hidden_size": 256, "head_dim": 64})
     chosen = choose_backend(backend, arch, cuda, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""A model that cannot be fine-tuned is found before anything starts, and what is found of a good one is remembered."""
+"""The check of a model before a run, and the facts that are stored about it."""
 
 import io
 import json
@@ -10,8 +10,8 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.model.check import check_model, main
-from ftdist.run.model_facts import ModelFacts, check_fit, longer_than_known, read_facts, write_facts
-from tests.tiny import LLAMA, save_tiny_model
+from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
+from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.data_tools import data_config
 
 
@@ -27,23 +27,24 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 @pytest.mark.parametrize(
     ("config", "found", "fix"),
     [
-        (model(model_type="nonsense"), "model.config.model_type=nonsense is not one that transformers knows", "llama"),
+        (model(model_type="nonsense"), "model.config.model_type=nonsense is not a model type that transformers knows",
+         "llama"),
         (model(model_type="lama"), "model_type=lama is not", "model.config.model_type=llama"),
         (model(model_type=None), "model.config.model_type is not set", "model_type=llama"),
         (model(hidden_size=63), "model.config.*63.*is not a multiple of the number of attention heads", "model.config"),
         (model(num_attention_heads=0), "model.config.*ero", "model.config"),
-        (model(num_key_value_heads=3), "model.config makes no model: RuntimeError", "mend model.config"),
-        (model(hidden_size=12), "model.config makes no model: RuntimeError", "mend model.config"),
+        (model(num_key_value_heads=3), "cannot build a model from model.config: RuntimeError", "correct model.config"),
+        (model(hidden_size=12), "cannot build a model from model.config: RuntimeError", "correct model.config"),
         (model(nonsense_key=1), "model.config.nonsense_key is not a field of a llama config", "remove model.config."),
         (model(hiden_size=32), "model.config.hiden_size is not a field", "model.config.hidden_size=32"),
         (model(hidden_size="wide"), "model.config.*hidden_size", "model.config"),
-        (model(model_type="bert"), "bert reads a text in both directions", "model.config.is_decoder=true"),
-        (model(model_type="roberta"), "roberta reads a text in both directions", "is_decoder=true"),
+        (model(model_type="bert"), "bert reads text in both directions", "model.config.is_decoder=true"),
+        (model(model_type="roberta"), "roberta reads text in both directions", "is_decoder=true"),
         (model(model_type="t5"), "no causal language model of the type t5", "another model"),
     ],
     ids=lambda value: str(value.model.config.items() - LLAMA.items()) if isinstance(value, RunConfig) else "",
 )  # fmt: skip
-def test_what_cannot_be_fine_tuned_is_refused(config: RunConfig, found: str, fix: str) -> None:
+def test_a_model_that_cannot_be_fine_tuned_is_refused(config: RunConfig, found: str, fix: str) -> None:
     with pytest.raises(ConfigError, match=found) as caught:
         check_model(config)
     assert caught.value.expected and fix in caught.value.fix
@@ -66,7 +67,7 @@ def test_what_cannot_be_fine_tuned_is_refused(config: RunConfig, found: str, fix
     ],
     ids=lambda value: value.get("model_type", "llama") if isinstance(value, dict) else "",
 )
-def test_what_can_is_measured(fields: dict[str, Any], limit: Any, table: bool) -> None:
+def test_the_facts_about_a_model_that_can_be_fine_tuned(fields: dict[str, Any], limit: Any, table: bool) -> None:
     config = RunConfig()
     config.model.config = {**(SMALL if "model_type" in fields else LLAMA), **fields}
     if fields.get("model_type") in ("gpt2", "gptj", "bloom", "mamba", "opt"):
@@ -78,7 +79,7 @@ def test_what_can_is_measured(fields: dict[str, Any], limit: Any, table: bool) -
     assert 0 < facts.parameters < 1_000_000
 
 
-def test_a_folder_is_known_again_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
@@ -93,7 +94,7 @@ def test_a_folder_is_known_again_by_its_content(tmp_path: Path, monkeypatch: pyt
     assert read_facts(config) is None
 
 
-def test_a_wrong_model_is_one_message(
+def test_the_program_refuses_an_invalid_model_with_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from ftdist.config.frozen import dump_config
@@ -106,21 +107,21 @@ def test_a_wrong_model_is_one_message(
     assert not (tmp_path / "cache").exists()
 
 
-def test_rows_longer_than_the_model_knows(tmp_path: Path) -> None:
+def test_rows_longer_than_a_position_table_are_refused_and_otherwise_reported(tmp_path: Path) -> None:
     config = data_config(tmp_path, "data.max_seq_len=2048")
     rotary = ModelFacts("llama", 1, max_positions=1024, has_position_table=False, recomputes=True)
     check_fit(config, rotary)
-    assert longer_than_known(config, rotary) == "data.max_seq_len=2,048, but the model was made for 1,024 positions"
+    assert length_problem(config, rotary) == "data.max_seq_len=2,048, but the model was made for 1,024 positions"
     table = ModelFacts("gpt2", 1, max_positions=1024, has_position_table=True, recomputes=True)
     with pytest.raises(ConfigError, match="made for 1,024 positions") as caught:
         check_fit(config, table)
     assert caught.value.fix == "data.max_seq_len=1024"
     config.data.max_seq_len = 1024
     check_fit(config, table)
-    assert longer_than_known(config, rotary) == longer_than_known(config, table) == ""
+    assert length_problem(config, rotary) == length_problem(config, table) == ""
 
 
-def test_a_model_that_cannot_recompute(tmp_path: Path) -> None:
+def test_gradient_checkpointing_is_refused_if_the_model_does_not_support_it(tmp_path: Path) -> None:
     config, facts = data_config(tmp_path), ModelFacts("old", 1, None, has_position_table=False, recomputes=False)
     with pytest.raises(ConfigError, match="train.gradient_checkpointing=true"):
         check_fit(config, facts)
@@ -128,7 +129,7 @@ def test_a_model_that_cannot_recompute(tmp_path: Path) -> None:
     check_fit(config, facts)
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
+def test_facts_are_not_stored_if_the_cache_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     config = data_config(tmp_path)
     write_facts(config, ModelFacts("llama", 1, None, has_position_table=False, recomputes=True))

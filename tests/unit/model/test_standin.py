@@ -1,4 +1,4 @@
-"""Stand-ins, and what is compared: a small model keeps what makes its class what it is."""
+"""Small stand-in models."""
 
 from typing import Any, Dict
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftdist.model.standin import class_by_name, count_parameters, dropouts, fits, standin
-from ftdist.verify.compare import ALLOWED, Deviation, Precision, worst_gradient
-from tests.families import FAMILIES
+from ftdist.config.schema import OptimizerKind
+from ftdist.model.standin import active_dropouts, count_parameters, fits_in_memory, model_type_from_name, standin_config
+from ftdist.plan.optimizers import OPTIMIZERS
+from tests.helpers.families import FAMILIES
 
 CLASSES = sorted({fields["model_type"] for fields in FAMILIES.values()} | {"gemma2", "qwen3_moe", "phi3"})
 
@@ -19,35 +20,35 @@ def _build(fields: Dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("model_type", CLASSES)
-def test_the_default_of_a_class_shrinks_to_a_model_that_runs(model_type: str) -> None:
-    arch = _build(standin(AutoConfig.for_model(model_type), 300))
+def test_the_stand_in_of_each_model_type_is_small_and_runs(model_type: str) -> None:
+    arch = _build(standin_config(AutoConfig.for_model(model_type), 300))
     assert arch.model_type == model_type
-    assert not dropouts(arch)
+    assert not active_dropouts(arch)
     assert count_parameters(arch) < 1_000_000
     model = AutoModelForCausalLM.from_config(arch).eval()
     with torch.no_grad():
         assert model(input_ids=torch.tensor([[1, 2, 299]])).logits.shape == (1, 3, 300)
 
 
-def test_what_a_class_has_is_kept() -> None:
-    gemma = standin(AutoConfig.for_model("gemma3_text"), 300)
+def test_a_stand_in_keeps_layer_kinds_head_groups_and_tied_embeddings() -> None:
+    gemma = standin_config(AutoConfig.for_model("gemma3_text"), 300)
     assert set(gemma["layer_types"]) == {"sliding_attention", "full_attention"}
     assert gemma["sliding_window"] < 32
-    llama = standin(AutoConfig.for_model("llama", num_attention_heads=32, num_key_value_heads=8), 300)
+    llama = standin_config(AutoConfig.for_model("llama", num_attention_heads=32, num_key_value_heads=8), 300)
     assert (llama["num_attention_heads"], llama["num_key_value_heads"]) == (4, 1)
-    gpt2 = standin(AutoConfig.for_model("gpt2"), 300)
+    gpt2 = standin_config(AutoConfig.for_model("gpt2"), 300)
     assert (gpt2["n_layer"], gpt2["attn_pdrop"]) == (2, 0.0)
-    assert standin(AutoConfig.for_model("mixtral", tie_word_embeddings=True), 300)["tie_word_embeddings"]
+    assert standin_config(AutoConfig.for_model("mixtral", tie_word_embeddings=True), 300)["tie_word_embeddings"]
 
 
-def test_dropout_is_seen() -> None:
-    assert set(dropouts(AutoConfig.for_model("gpt2"))) == {"attn_pdrop", "embd_pdrop", "resid_pdrop"}
+def test_active_dropouts_are_listed() -> None:
+    assert set(active_dropouts(AutoConfig.for_model("gpt2"))) == {"attn_pdrop", "embd_pdrop", "resid_pdrop"}
 
 
-def test_a_dropout_of_a_head_that_is_not_there_is_none() -> None:
+def test_dropouts_of_other_heads_are_not_listed() -> None:
     no_dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "summary_first_dropout": 0.1}
-    assert not dropouts(AutoConfig.for_model("gpt2", **no_dropout))
-    assert not dropouts(AutoConfig.for_model("gpt_neox", classifier_dropout=0.1))
+    assert not active_dropouts(AutoConfig.for_model("gpt2", **no_dropout))
+    assert not active_dropouts(AutoConfig.for_model("gpt_neox", classifier_dropout=0.1))
 
 
 @pytest.mark.parametrize(
@@ -57,24 +58,14 @@ def test_a_dropout_of_a_head_that_is_not_there_is_none() -> None:
         ("me/Gemma-3-4b", "gemma3_text"), ("HuggingFaceTB/SmolLM2-135M-Instruct", "llama"), ("me/unheard-of", ""),
     ],
 )  # fmt: skip
-def test_a_class_is_read_from_a_name_or_not_at_all(repository: str, model_type: str) -> None:
-    assert class_by_name(repository) == model_type
+def test_the_model_type_is_guessed_from_the_name_of_a_repository(repository: str, model_type: str) -> None:
+    assert model_type_from_name(repository) == model_type
 
 
-def test_what_does_not_fit() -> None:
-    assert fits(1_000_000, 2, 2**30)[0]
-    assert not fits(8_000_000_000, 8, 24 * 2**30)[0]
-
-
-def test_a_gradient_is_measured_against_its_own_norm_or_a_share_of_the_whole() -> None:
-    expected = {"large": torch.tensor([1.0, 0.0]), "zero": torch.tensor([0.0])}
-    found = {"large": torch.tensor([1.0, 1e-4]), "zero": torch.tensor([1e-6])}
-    assert worst_gradient(found, expected, small=1e-3) == (pytest.approx(1e-3), "zero")
-    assert worst_gradient(found, expected, small=1e-1) == (pytest.approx(1e-4), "large")
-
-
-def test_nan_is_beyond_what_is_allowed() -> None:
-    fine = {"loss": 0.0, "grad_norm": 0.0, "gradient": 0.0, "parameter": "w", "update": 0.0, "heldout": 0.0}
-    assert not Deviation(**fine).beyond(ALLOWED[Precision.fp32])
-    [text] = Deviation(**{**fine, "gradient": float("nan")}).beyond(ALLOWED[Precision.fp32])
-    assert "gradient is off by nan" in text and "(w)" in text
+def test_a_large_model_does_not_fit_in_memory() -> None:
+    adamw = OPTIMIZERS[OptimizerKind.adamw]
+    assert fits_in_memory(1_000_000, 2, 2**30, adamw)[0]
+    assert not fits_in_memory(8_000_000_000, 8, 24 * 2**30, adamw)[0]
+    # 20 bytes a parameter (weight, gradient, master, two moments) on 2 ranks and in the reference: half of the memory.
+    assert fits_in_memory(1_000_000, 2, 2 * 60_000_000, adamw) == (True, "0.1 GiB for 1M parameters on 2 ranks")
+    assert not fits_in_memory(1_000_000, 2, 2 * 60_000_000 - 1, adamw)[0]

@@ -1,4 +1,4 @@
-"""The token-weighted loss against a plain computation, document by document."""
+"""The loss of SFT, compared with a plain computation of one document at a time."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftdist.config.schema import Attention
-from ftdist.data.loader import MicroBatch
+from ftdist.data.loader import IGNORED, MicroBatch
 from ftdist.model.attention import implementation
-from ftdist.model.forward import IGNORED, token_loss
+from ftdist.objective.token_loss import token_loss
 from tests.unit.model.test_attention import BASE
 
 VOCAB = BASE["vocab_size"]
@@ -46,12 +46,12 @@ def _plain(model: Any, batch: MicroBatch) -> torch.Tensor:
     return total
 
 
-def test_the_sum_over_trained_tokens_of_all_documents(model: Any) -> None:
+def test_the_loss_is_the_sum_over_the_trained_tokens_of_all_documents(model: Any) -> None:
     batch = _batch([5, 12, 3], [2, 7, 1])
     assert token_loss(model, batch, VOCAB).item() == pytest.approx(_plain(model, batch).item(), rel=1e-6)
 
 
-def test_its_gradient(model: Any) -> None:
+def test_the_gradient_of_the_loss_is_that_of_the_plain_computation(model: Any) -> None:
     batch = _batch([5, 12, 3], [2, 7, 1])
     grads = []
     for loss in (token_loss(model, batch, VOCAB), _plain(model, batch)):
@@ -80,8 +80,7 @@ def test_a_micro_batch_without_trained_tokens_runs_the_model_and_counts_nothing(
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_rows_that_only_pad_the_embedding_are_left_out(model: Any) -> None:
-    """Ids beyond vocab_size take no share of the probability."""
+def test_padding_rows_of_the_embedding_get_no_probability(model: Any) -> None:
     batch = _batch([6], [1])
     batch.input_ids.clamp_(max=49)
     batch.labels.clamp_(max=49)

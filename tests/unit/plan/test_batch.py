@@ -1,4 +1,4 @@
-"""The batch algebra."""
+"""The batch arithmetic."""
 
 import itertools
 import re
@@ -22,14 +22,14 @@ def test_accumulation_is_derived(micro: int, ranks: int, total: int, accum: int)
 
 
 @pytest.mark.parametrize(("total", "near"), [(10, "8 or 12"), (3, "4"), (5, "4 or 8")])
-def test_not_divisible_names_the_nearest(total: int, near: str) -> None:
+def test_a_global_batch_that_is_not_divisible_names_the_nearest(total: int, near: str) -> None:
     with pytest.raises(ConfigError) as error:
         plan_batch(BatchConfig(global_batch_size=total, micro_batch_size=2), 2, 16)
     assert f"batch.global_batch_size={total} is not divisible" in str(error.value)
     assert f"batch.global_batch_size={near}" in error.value.fix
 
 
-def test_a_given_accumulation_must_agree() -> None:
+def test_an_accumulation_that_is_set_must_agree() -> None:
     assert plan_batch(BatchConfig(8, 1, 4), 2, 16).grad_accum_steps == 4
     with pytest.raises(ConfigError, match="grad_accum_steps=3"):
         plan_batch(BatchConfig(8, 1, 3), 2, 16)
@@ -45,8 +45,8 @@ def test_a_given_accumulation_must_agree() -> None:
         (4, 3, 3, "2 ranks (launch.nproc_per_node=2) with batch.micro_batch_size=2"),
     ],
 )
-def test_a_resume_that_cannot_be_dealt_names_the_nearest_that_can(rows: int, micro: int, ranks: int, fix: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot be dealt to {ranks} ranks × {micro} rows") as error:
+def test_a_resume_that_does_not_divide_names_the_nearest_that_does(rows: int, micro: int, ranks: int, fix: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot be divided over {ranks} ranks × {micro} rows") as error:
         plan_resumed(BatchConfig(global_batch_size=rows, micro_batch_size=micro), ranks, 16)
     assert error.value.fix == fix
 

@@ -1,14 +1,17 @@
+"""What DeepSpeed is given: computed from the run config, frozen, and read back."""
+
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
-from ftdist.plan.batch import plan_batch
-from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.batch import BatchPlan, plan_batch, plan_resumed
+from ftdist.plan.deepspeed import check_frozen, deepspeed_settings, read_settings
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 
 def _settings(tmp_path: Path, *overrides: str) -> dict:
@@ -28,7 +31,8 @@ def test_every_owned_value_comes_from_the_run_config(tmp_path: Path) -> None:
     assert settings["gradient_clipping"] == 0.7
     assert settings["train_micro_batch_size_per_gpu"] == 2
     assert settings["gradient_accumulation_steps"] == 2
-    assert "train_batch_size" not in settings  # what zero.Init would see
+    # DeepSpeed would check it against the world size while zero.Init has no process group yet.
+    assert "train_batch_size" not in settings
 
 
 def test_further_keys_are_merged(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_a_key_that_deepspeed_does_not_know_is_refused(tmp_path: Path, override:
 
 
 def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
-    """Its schemas tell those of ZeRO; those of the top level are seen when it looks for them."""
+    """The keys of ZeRO are the fields of its schemas. Those of the top level are recorded when DeepSpeed reads them."""
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero import config as zero
 
@@ -104,3 +108,93 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
     ):
         fields = model.model_fields
         assert {*fields, *(field.alias for field in fields.values() if field.alias)} == KNOWN_KEYS[place]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    made = tiny_config(
+        tmp_path, "batch.grad_accum_steps=4", "zero.stage=3", "zero.offload_optimizer=cpu", "optim.max_grad_norm=0.7",
+        "zero.deepspeed.zero_optimization.reduce_bucket_size=5e7", "zero.deepspeed.comms_logger.enabled=true",
+    )  # fmt: skip
+    return made
+
+
+@pytest.fixture
+def file(tmp_path: Path, config: RunConfig) -> Path:
+    """As it is frozen for two ranks."""
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps(deepspeed_settings(config, _plan(config, 2))))
+    return path
+
+
+def _plan(config: RunConfig, ranks: int) -> BatchPlan:
+    return plan_resumed(config.batch, ranks, config.data.max_seq_len)
+
+
+def _edit(file: Path, key: str, value: Any) -> None:
+    settings: Dict[str, Any] = json.loads(file.read_text())
+    *parents, last = key.split(".")
+    place = settings
+    for name in parents:
+        place = place[name]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    file.write_text(json.dumps(settings))
+
+
+def test_ranks_read_exactly_what_was_frozen(file: Path, config: RunConfig) -> None:
+    check_frozen(file, config)
+    assert read_settings(file, _plan(config, 2)) == deepspeed_settings(config, _plan(config, 2))
+
+
+def test_on_other_ranks_only_the_accumulation_follows(file: Path, config: RunConfig) -> None:
+    frozen = json.loads(file.read_text())
+    assert frozen["gradient_accumulation_steps"] == 4
+    for ranks, accumulation in ((1, 8), (4, 2), (8, 1)):
+        assert read_settings(file, _plan(config, ranks)) == {**frozen, "gradient_accumulation_steps": accumulation}
+
+
+def test_ranks_refuse_a_file_with_another_micro_batch(file: Path, config: RunConfig) -> None:
+    config.batch.micro_batch_size = 2
+    with pytest.raises(ConfigError) as error:
+        read_settings(file, _plan(config, 2))
+    assert "micro-batches of 1 rows, run.yaml has batch.micro_batch_size=2" in error.value.found
+    assert "delete deepspeed.json: ftdist resume RUN_DIR writes it again" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("zero_optimization.stage", 2, "has zero_optimization.stage=2, but run.yaml gives 3"),
+        ("zero_optimization.reduce_bucket_size", 1000, "=1000, but run.yaml gives 50000000.0"),
+        ("zero_optimization.offload_optimizer.device", "nvme", "device=nvme, but run.yaml gives cpu"),
+        ("gradient_clipping", 1.0, "gradient_clipping=1.0, but run.yaml gives 0.7"),
+        ("bf16.enabled", True, "bf16.enabled=true, but run.yaml gives false"),
+        ("gradient_accumulation_steps", 2, "gradient_accumulation_steps=2, but run.yaml gives 4"),
+        ("train_micro_batch_size_per_gpu", 4, "train_micro_batch_size_per_gpu=4, but run.yaml gives 1"),
+        ("wall_clock_breakdown", True, "has wall_clock_breakdown=true, but run.yaml does not give it"),
+    ],
+)
+def test_a_value_that_was_edited_is_refused(file: Path, config: RunConfig, key: str, value: Any, says: str) -> None:
+    _edit(file, key, value)
+    with pytest.raises(ConfigError) as error:
+        check_frozen(file, config)
+    assert says in error.value.found and "ftdist resume RUN_DIR" in error.value.fix
+
+
+def test_a_key_that_an_older_version_did_not_write_is_not_missed(file: Path, config: RunConfig) -> None:
+    _edit(file, "zero_force_ds_cpu_optimizer", None)
+    check_frozen(file, config)
+    assert "zero_force_ds_cpu_optimizer" not in read_settings(file, _plan(config, 2))
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"zero_optimization": 3}', '{"zero_optimization": {}}'])
+def test_a_file_that_is_not_whole_is_refused(file: Path, config: RunConfig, text: Any) -> None:
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+    for read in (lambda: check_frozen(file, config), lambda: read_settings(file, _plan(config, 2))):
+        with pytest.raises(ConfigError, match="deepspeed.json"):
+            read()

@@ -1,4 +1,4 @@
-"""The name of prepared data changes with everything that changes the result, and with nothing else."""
+"""The hash in the name of prepared data changes if, and only if, the result changes. Locations of cache and model."""
 
 import json
 import os
@@ -35,23 +35,21 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_settings_that_change_the_result_change_the_name(tmp_path: Path, source: Path, change: str) -> None:
+def test_settings_that_change_the_result_change_the_hash(tmp_path: Path, source: Path, change: str) -> None:
     assert key(tmp_path, change) != key(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["data.num_workers=2", "seed=5", "batch.global_batch_size=64", "optim.lr=1"])
-def test_settings_that_do_not_change_the_result_do_not_change_the_name(
-    tmp_path: Path, source: Path, change: str
-) -> None:
+def test_other_settings_do_not_change_the_hash(tmp_path: Path, source: Path, change: str) -> None:
     assert key(tmp_path, change) == key(tmp_path)
 
 
-def test_the_seed_counts_where_it_chooses_documents(tmp_path: Path, source: Path) -> None:
+def test_the_seed_changes_the_hash_if_it_chooses_documents(tmp_path: Path, source: Path) -> None:
     weight = "data.sources.a.weight=0.5"
     assert key(tmp_path, weight, "seed=1") != key(tmp_path, weight)
 
 
-def test_content_counts_and_not_the_time_or_the_place(tmp_path: Path, source: Path) -> None:
+def test_the_content_of_a_source_changes_the_hash_but_not_its_time_or_folder(tmp_path: Path, source: Path) -> None:
     first = key(tmp_path)
     os.utime(source, (1, 1))
     assert key(tmp_path) == first
@@ -62,7 +60,7 @@ def test_content_counts_and_not_the_time_or_the_place(tmp_path: Path, source: Pa
     assert key(tmp_path) != first
 
 
-def test_the_template_and_the_tokenizer_count_by_content(tmp_path: Path, source: Path) -> None:
+def test_the_content_of_template_and_tokenizer_changes_the_hash(tmp_path: Path, source: Path) -> None:
     (template := tmp_path / "t.jinja").write_text("one")
     first = key(tmp_path, f"data.chat_template={template}")
     template.write_text("two")
@@ -76,7 +74,7 @@ def test_the_template_and_the_tokenizer_count_by_content(tmp_path: Path, source:
         key(tmp_path, "data.chat_template=mine")
 
 
-def test_a_revision_counts_and_missing_data_is_told_before_anything_heavy(tmp_path: Path) -> None:
+def test_a_revision_changes_the_hash_and_missing_data_is_refused(tmp_path: Path) -> None:
     hub = "data.sources.h.hub=org/name"
     one = data_config(tmp_path, hub, "data.sources.h.revision=abc")
     assert data_folder(one) != data_folder(data_config(tmp_path, hub))
@@ -84,7 +82,7 @@ def test_a_revision_counts_and_missing_data_is_told_before_anything_heavy(tmp_pa
         key(tmp_path)
 
 
-def test_the_name_is_known_before_a_model_is_converted(tmp_path: Path, source: Path) -> None:
+def test_the_hash_is_the_same_before_and_after_a_model_is_converted(tmp_path: Path, source: Path) -> None:
     config = data_config(tmp_path, "data.sources.a.builtin=fake")
     config.model = type(config.model)(builtin="smollm2-135m-instruct")
     before = data_folder(config)
@@ -94,7 +92,7 @@ def test_the_name_is_known_before_a_model_is_converted(tmp_path: Path, source: P
     assert data_folder(config) == before
 
 
-def test_a_hit_is_instant_and_imports_nothing_heavy(tmp_path: Path, source: Path) -> None:
+def test_prepared_data_is_found_at_once_and_without_heavy_imports(tmp_path: Path, source: Path) -> None:
     config = data_config(tmp_path, f"data.sources.a.path={source}")
     prepare(config)
     started = time.monotonic()
@@ -117,7 +115,7 @@ def test_large_files_are_hashed_once(tmp_path: Path, source: Path, monkeypatch: 
     assert key(tmp_path) == first
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_set_by_the_config_or_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = RunConfig()
     monkeypatch.delenv("FTDIST_CACHE", raising=False)
     assert cache_root(config) == Path.home() / ".cache" / "ftdist"
@@ -127,7 +125,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_root(config) == Path.home() / "mine"
 
 
-def test_where_models_and_tokenizers_are(tmp_path: Path) -> None:
+def test_models_and_tokenizers_are_located_without_loading_them(tmp_path: Path) -> None:
     config = RunConfig(cache_dir=str(tmp_path))
     config.model.hub = "org/name"
     assert (model_location(config), tokenizer_location(config), needs_conversion(config)) == ("org/name",) * 2 + (
@@ -151,7 +149,7 @@ def test_where_models_and_tokenizers_are(tmp_path: Path) -> None:
     assert model_location(config) != first
 
 
-def test_model_folders_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_model_folders_that_cannot_be_loaded_are_refused(tmp_path: Path) -> None:
     config = RunConfig()
     config.model.path = str(tmp_path / "model")
 

@@ -1,3 +1,5 @@
+"""Checkpoints, status and record of a run directory."""
+
 import os
 import resource
 import shutil
@@ -6,28 +8,29 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.run.rundir import MANIFEST, RunDir, manifest_text, write_json
+from ftdist.base.json_files import write_json
+from ftdist.run.rundir import MANIFEST, RunDir, manifest_text
 
 
-def _publish(run: RunDir, step: int, eval_loss: float | None = None) -> Path:
+def publish(run: RunDir, step: int, eval_loss: float | None = None) -> Path:
     folder = run.checkpoint(step)
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_text(manifest_text({"step": step, "eval_loss": eval_loss, "files": {}}))
     return folder
 
 
-def test_last_best_and_step(tmp_path: Path) -> None:
+def test_a_checkpoint_is_found_as_last_or_best_or_by_its_step(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    _publish(run, 5, 2.0)
-    best = _publish(run, 10, 1.5)
-    _publish(run, 15, 1.5).joinpath("x").touch()
-    last = _publish(run, 20)  # not evaluated at its step: no candidate
+    publish(run, 5, 2.0)
+    best = publish(run, 10, 1.5)
+    publish(run, 15, 1.5).joinpath("x").touch()
+    last = publish(run, 20)  # was not evaluated at its step, so that it cannot be the best
     assert run.find_checkpoint("last") == last
-    assert run.find_checkpoint("best") == run.checkpoint(15) != best  # of equals the newest
+    assert run.find_checkpoint("best") == run.checkpoint(15) != best  # the newer of two with the same loss
     assert run.find_checkpoint("5") == run.find_checkpoint("step-00000005") == run.checkpoint(5)
 
 
-def test_what_is_not_published_is_not_there(tmp_path: Path) -> None:
+def test_unpublished_checkpoints_are_not_found(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.checkpoint(5).mkdir(parents=True)  # no manifest
     (run.checkpoints / ".tmp-step-00000006").mkdir()
@@ -35,39 +38,39 @@ def test_what_is_not_published_is_not_there(tmp_path: Path) -> None:
         run.find_checkpoint("last")
 
 
-def test_a_missing_step_names_those_there_are(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused_with_a_list_of_steps(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    _publish(run, 5)
-    _publish(run, 10)
+    publish(run, 5)
+    publish(run, 10)
     for name in ("7", "best", "newest"):
         with pytest.raises(ConfigError, match=r"last, best or a step of: 5, 10"):
             run.find_checkpoint(name)
 
 
-def test_the_best_is_a_number_and_no_copy_of_a_users(tmp_path: Path) -> None:
+def test_the_best_checkpoint_has_a_finite_loss_and_is_no_copy(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    _publish(run, 5, float("nan"))
-    _publish(run, 10, 2.0)
+    publish(run, 5, float("nan"))
+    publish(run, 10, 2.0)
     shutil.copytree(run.checkpoint(10), run.checkpoints / "step-00000010.bak")
     assert run.find_checkpoint("best") == run.checkpoint(10)
     assert run.published_checkpoints() == [run.checkpoint(5), run.checkpoint(10)]
 
 
-def test_the_best_is_one_whose_manifest_can_be_trusted(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_damaged_manifest_is_never_the_best(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    _publish(run, 5, 2.0)
-    damaged = _publish(run, 10, 1.0) / MANIFEST
+    publish(run, 5, 2.0)
+    damaged = publish(run, 10, 1.0) / MANIFEST
     damaged.write_text(damaged.read_text().replace("1.0", "1.1"))
     assert run.find_checkpoint("best") == run.checkpoint(5)
 
 
-def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
+def test_a_last_line_that_a_crash_cut_is_left_out(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [record["step"] for record in run.read_metrics()] == [1, 2]
 
 
-def test_a_full_disk_leaves_the_status_as_it_was_and_no_rest(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_status_and_no_temporary_file(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_status(state="running", step=1)
     before = run.status.read_text()
@@ -82,17 +85,17 @@ def test_a_full_disk_leaves_the_status_as_it_was_and_no_rest(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe\x00", b'{"pid": "x"}', b'{"state": '])
-def test_a_damaged_status_says_how_it_is_mended(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_status_is_refused_with_its_fix(content: bytes, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.status.write_bytes(content)
     with pytest.raises(ConfigError) as error:
         run.read_status()
-    assert error.value.fix == f"rm {run.status}: a run goes on without it"
+    assert error.value.fix == f"rm {run.status}: a run continues without it"
     run.status.unlink()
     assert run.read_status() == {}
 
 
-def test_small_files_are_on_the_disk_before_they_get_their_name(
+def test_small_files_are_flushed_to_the_disk_before_they_are_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, fsync, replace = [], os.fsync, Path.replace

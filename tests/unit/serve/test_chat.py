@@ -1,4 +1,4 @@
-"""What a chat prints of an answer."""
+"""``ftdist chat``: loading a model and printing its answers."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ import pytest
 
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.serve.chat import answer, load
-from tests.tiny import save_tiny_model
+from tests.helpers.tiny import save_tiny_model
 
 HISTORY = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(autouse=True)
-def as_the_verb_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment_of_ftdist_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch sets it where nobody has
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # torch would set it
 
 
-def test_an_answer_that_was_cut_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_was_cut_ends_with_an_ellipsis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = bytes_tokenizer()
     tokenizer.save_pretrained(save_tiny_model(tmp_path / "model"))
     model, tokenizer = load(tmp_path / "model")

@@ -1,6 +1,7 @@
-"""The live line on a terminal of 80 columns, and the plain lines in a pipe."""
+"""Progress of a run: the live line on a terminal, and the plain lines in a pipe."""
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -10,9 +11,10 @@ import sys
 import termios
 
 import pytest
+from rich.console import Console
 
-from ftdist.base.terminal import compact, format_seconds, format_time
-from ftdist.track.progress import Progress
+from ftdist.base.terminal import task
+from ftdist.track.progress import Progress, ProgressLine
 
 CHILD = """
 import time
@@ -20,7 +22,7 @@ import ftdist.track.progress
 from ftdist.base.terminal import task
 from ftdist.track.progress import Progress
 
-ftdist.base.terminal.LONG_S = 0.1
+ftdist.base.terminal.LONG_TASK_S = 0.1
 with task("loading the model [135M]"):
     time.sleep(0.3)
 progress = Progress(True, {total}, {start})
@@ -55,7 +57,7 @@ def on_a_terminal(command: list[str], columns: int, exit_code: int = 0) -> str:
     try:
         while part := os.read(ours, 65536):
             said += part
-    except OSError:  # Linux says EIO where the other side has closed
+    except OSError:  # Linux raises EIO when the other side has closed
         pass
     os.close(ours)
     _, errors = process.communicate(timeout=30)
@@ -64,7 +66,7 @@ def on_a_terminal(command: list[str], columns: int, exit_code: int = 0) -> str:
 
 
 @pytest.mark.parametrize("columns", [80, 60])
-def test_a_terminal_gets_one_live_line(columns: int) -> None:
+def test_a_terminal_shows_one_live_line(columns: int) -> None:
     raw = on_a_terminal(child(total=40, sleep=0.03), columns)
     said = ESCAPE.sub("", raw)
     lines = re.split(r"[\r\n]+", said)
@@ -77,7 +79,7 @@ def test_a_terminal_gets_one_live_line(columns: int) -> None:
     assert any(re.match(r"loading the model \[135M\]: 0\.[3-9] s", line) for line in lines)
     assert any(re.match(r"step 40/40 .*  evaluating \[docs\] 2/3  0:0\d", line) for line in live)
     assert any(line.startswith("somebody prints") for line in lines)
-    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l"), "the cursor stays hidden"
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l"), "the cursor is still hidden"
     assert said.rstrip().endswith("after")
 
 
@@ -89,7 +91,7 @@ def test_a_process_that_is_killed_leaves_the_cursor_visible() -> None:
     assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")
 
 
-def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
+def test_a_pipe_gets_about_fifty_plain_lines() -> None:
     done = subprocess.run(child(total=4000), capture_output=True, text=True, check=True)
     assert "\x1b" not in done.stdout and done.stderr == ""
     lines = done.stdout.splitlines()
@@ -97,13 +99,13 @@ def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
     assert 45 <= len(steps) <= 52
     assert steps[0].startswith("step    1/4000  loss 1.0000  5.2k tok/s  12.3 GiB  lr 1.0e-05  norm 0.50  ")
     assert steps[-1].startswith("step 4000/4000 ") and steps[-1].endswith("0:00 left")
-    assert lines[0] == "loading the model [135M] …", "what takes long is said while it is under way"
+    assert lines[0] == "loading the model [135M] …", "the label of a long task must be printed while it runs"
     assert re.fullmatch(r"loading the model \[135M\]: 0\.[3-9] s", lines[1])
     assert lines[2] == "held-out loss [before] 3.2"
     assert lines[-3:] == ["evaluating [docs] 1/3 …", "somebody prints", "after"]
 
 
-def test_a_reader_that_goes_away_does_not_end_the_run() -> None:
+def test_the_run_continues_when_the_reader_of_its_output_ends() -> None:
     ending = "\nimport os; os.write(2, b'alive')"
     command = child(total=3000)
     command[-1] += ending
@@ -123,8 +125,6 @@ def test_a_short_or_resumed_run_shows_every_step() -> None:
 
 
 def test_disabled_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    from ftdist.base.terminal import task
-
     progress = Progress(False, 10, 0)
     progress.update(1, 1.0, 1.0, 1.0, 1.0, 1.0)
     progress.note("x")
@@ -134,7 +134,7 @@ def test_disabled_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_every_sets_the_distance_of_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_sets_the_steps_between_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(True, 10, 0, every=4)
     for step in range(1, 11):
         progress.update(step, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -142,23 +142,7 @@ def test_every_sets_the_distance_of_plain_lines(capsys: pytest.CaptureFixture[st
     assert shown == ["1/10", "4/10", "8/10", "10/10"]
 
 
-def test_a_task_that_fails_leaves_the_word_to_its_error(capsys: pytest.CaptureFixture[str]) -> None:
-    from ftdist.base.terminal import task
-
-    with pytest.raises(ValueError, match="no"), task("loading"):
-        raise ValueError("no")
-    assert capsys.readouterr().out == ""
-
-
-def test_a_short_task_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from ftdist.base.terminal import task
-
-    with task("loading") as say:
-        say("loading more")
-    assert re.fullmatch(r"loading: 0\.\d s\n", capsys.readouterr().out)
-
-
-def test_time_left_is_not_fooled_by_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_does_not_change_the_estimated_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("ftdist.track.progress.time.monotonic", lambda: clock[0])
     progress = Progress(True, 100, 0)
@@ -169,7 +153,9 @@ def test_time_left_is_not_fooled_by_an_evaluation(monkeypatch: pytest.MonkeyPatc
     assert progress.seconds_left() == pytest.approx(160.0)
 
 
-def test_numbers_are_short() -> None:
-    assert [compact(n) for n in (0, 871.4, 5210, 9960, 48_300, 1.3e6)] == ["0", "871", "5.2k", "10k", "48k", "1.3M"]
-    assert [format_time(s) for s in (None, 7, 750, 11_100, 190_000)] == ["?", "0:07", "12:30", "3:05:00", "2 d 4 h"]
-    assert [format_seconds(s) for s in (3.21, 75)] == ["3.2 s", "1:15"]
+@pytest.mark.parametrize(("step", "filled"), [(0, 0), (10, 5), (40, 20)])
+def test_without_colors_the_bar_is_as_long_as_the_share_of_steps_done(step: int, filled: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, color_system="standard", no_color=True)
+    console.print(ProgressLine(step, 40, "loss 1.0"))
+    assert out.getvalue() == f"step {step}/40 {'━' * filled}  loss 1.0\n"

@@ -1,4 +1,4 @@
-"""The final report, read as text."""
+"""The report at the end of a run, as text."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     return RunDir(tmp_path / "run with space")
 
 
-def test_a_finished_run_shows_gain_answers_and_places(run: RunDir) -> None:
+def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
     (run.wandb / "offline-run-1-abc").mkdir(parents=True)
     (run.wandb / "offline-run-2-abc").mkdir()
     run.export.mkdir()
@@ -71,7 +71,7 @@ def test_a_finished_run_shows_gain_answers_and_places(run: RunDir) -> None:
     ]
 
 
-def test_long_and_empty_answers_are_shown_short(run: RunDir) -> None:
+def test_long_answers_are_cut_and_empty_answers_are_named(run: RunDir) -> None:
     run.path.mkdir()
     write(run.samples, sample(0, 0, "\n \n"), sample(9, 0, "word " * 1000))
     said = " ".join(report(run).split())
@@ -79,7 +79,7 @@ def test_long_and_empty_answers_are_shown_short(run: RunDir) -> None:
     assert said.count("word") == 80 and "word … reference" in said
 
 
-def test_a_run_without_evaluations_still_says_where_it_is(run: RunDir) -> None:
+def test_a_run_without_evaluations_reports_its_path(run: RunDir) -> None:
     run.path.mkdir()
     assert report(run, 300).split("\n") == ["", "run         run with space", ""]
 
@@ -93,7 +93,7 @@ def test_without_a_first_evaluation_nothing_is_compared(run: RunDir) -> None:
     assert "base model" not in said
 
 
-def test_a_huge_loss_has_no_number_for_perplexity(run: RunDir) -> None:
+def test_the_perplexity_of_a_huge_loss_is_shown_as_infinite(run: RunDir) -> None:
     run.path.mkdir()
     write(run.metrics, {"step": 0, "eval/docs/loss": 6.0}, {"step": 1, "eval/docs/loss": 900.0})
     assert "403 → ∞" in report(run)

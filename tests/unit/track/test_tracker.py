@@ -1,19 +1,21 @@
-"""metrics.jsonl and samples.jsonl: whole lines whatever happens, rewound at a resume."""
+"""metrics.jsonl and samples.jsonl hold complete lines only, and are cut back when a run resumes."""
 
 import json
 import resource
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from ftdist.base.redact import HIDDEN
+from ftdist.base.json_files import read_records
+from ftdist.base.redact import REDACTED
 from ftdist.config.login import logged_in, resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import JsonLines, read_records
-from ftdist.track.tracker import Tracker, rewind
+from ftdist.track.jsonl import JsonLines, rewind_record
+from ftdist.track.tracker import Tracker
 from ftdist.track.wandb_config import public_config
 
 
@@ -28,7 +30,7 @@ def tracker(run: RunDir, rank: int = 0, resumed: bool = False, notes: list[str] 
     return Tracker(config, run, rank, resumed, note=(notes if notes is not None else []).append)
 
 
-def test_a_record_is_a_line_at_once(run: RunDir) -> None:
+def test_a_record_is_written_at_once(run: RunDir) -> None:
     made = tracker(run)
     made.log(1, {"train/loss": 0.1 + 0.2, "train/trained_tokens": 12})
     (record,) = read_records(run.metrics)  # before finish
@@ -50,20 +52,20 @@ def test_other_ranks_write_nothing(run: RunDir) -> None:
     assert list(run.path.iterdir()) == []
 
 
-def test_values_that_json_lacks_are_written_as_words(run: RunDir) -> None:
+def test_values_that_are_not_finite_are_written_as_text(run: RunDir) -> None:
     made = tracker(run)
     made.log(1, {"a": float("nan"), "b": float("inf"), "c": -float("inf")})
     made.finish(0)
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     record = json.loads(run.metrics.read_text(), parse_constant=refuse)
     assert [record[name] for name in "abc"] == ["nan", "inf", "-inf"]
     assert float(record["c"]) == -float("inf")
 
 
-def test_numpy_numbers_are_numbers(run: RunDir) -> None:
+def test_numpy_numbers_are_written_as_numbers(run: RunDir) -> None:
     import numpy
 
     made = tracker(run)
@@ -72,7 +74,7 @@ def test_numpy_numbers_are_numbers(run: RunDir) -> None:
     assert [read_records(run.metrics)[0][name] for name in "abc"] == [0.5, 3, 2.0]
 
 
-def test_rewind_drops_later_records_and_a_cut_line(run: RunDir) -> None:
+def test_rewind_removes_later_records_and_an_incomplete_line(run: RunDir) -> None:
     made = tracker(run)
     for step in range(6):
         made.log(step, {"train/loss": 1.0})
@@ -81,18 +83,18 @@ def test_rewind_drops_later_records_and_a_cut_line(run: RunDir) -> None:
     before = run.metrics.read_bytes().splitlines(keepends=True)
     with run.metrics.open("ab") as file:
         file.write(b'{"step": 2, "train/lo')
-    rewind(run, 3)
+    rewind_record(run, 3)
     assert run.metrics.read_bytes() == b"".join(before[:4])
     assert [row["step"] for row in read_records(run.samples)] == [0, 1, 2, 3]
     assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
 
 
-def test_rewind_of_a_run_without_records_is_nothing(run: RunDir) -> None:
-    rewind(run, 3)
+def test_rewind_of_a_run_without_records_creates_no_file(run: RunDir) -> None:
+    rewind_record(run, 3)
     assert list(run.path.iterdir()) == []
 
 
-def test_a_resume_appends_after_whole_lines_only(run: RunDir) -> None:
+def test_a_resume_appends_after_the_last_complete_line(run: RunDir) -> None:
     run.metrics.write_bytes(b'{"step": 1}\n{"step": 2, "tr')
     made = tracker(run, resumed=True)
     made.log(2, {"train/loss": 1.0})
@@ -100,7 +102,7 @@ def test_a_resume_appends_after_whole_lines_only(run: RunDir) -> None:
     assert [record["step"] for record in run.read_metrics()] == [1, 2]
 
 
-def test_a_start_from_the_beginning_drops_what_an_earlier_attempt_left(run: RunDir) -> None:
+def test_a_start_from_the_beginning_empties_the_record(run: RunDir) -> None:
     run.metrics.write_bytes(b'{"step": 0}\n{"step": 1}\n')
     made = tracker(run, resumed=False)
     made.log(0, {"eval/a/loss": 1.0})
@@ -108,8 +110,8 @@ def test_a_start_from_the_beginning_drops_what_an_earlier_attempt_left(run: RunD
     assert [record["step"] for record in read_records(run.metrics)] == [0]
 
 
-def test_a_full_disk_costs_one_line_and_no_record(run: RunDir) -> None:
-    """What could not be written is, with the next record that can, in order; what never can is counted."""
+def test_a_full_disk_delays_records_but_loses_none(run: RunDir) -> None:
+    """Records that could not be written are written later, in order."""
     notes: list[str] = []
     made = tracker(run, notes=notes)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -117,7 +119,7 @@ def test_a_full_disk_costs_one_line_and_no_record(run: RunDir) -> None:
     try:
         for step in range(40):
             made.log(step, {"train/loss": 1.0})
-        meanwhile = run.read_metrics()  # raises where a line is mangled
+        meanwhile = run.read_metrics()  # raises an error if a line is damaged
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     made.log(40, {"train/loss": 1.0})
@@ -127,7 +129,7 @@ def test_a_full_disk_costs_one_line_and_no_record(run: RunDir) -> None:
     assert len(notes) == 1 and "a record could not be written" in notes[0]
 
 
-def test_a_run_goes_back_while_the_disk_is_full(run: RunDir) -> None:
+def test_a_run_rewinds_while_the_disk_is_full(run: RunDir) -> None:
     notes: list[str] = []
     made = tracker(run, notes=notes)
     for step in range(6):
@@ -147,7 +149,7 @@ def test_a_run_goes_back_while_the_disk_is_full(run: RunDir) -> None:
     assert len(notes) == 1 and [path.name for path in run.path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_lines_reports_what_it_lost(tmp_path: Path) -> None:
+def test_json_lines_count_lost_records(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "missing" / "folder" / "metrics.jsonl")
     assert not lines.append({"step": 1})
     assert lines.error is not None and lines.lost == 0
@@ -155,8 +157,8 @@ def test_lines_reports_what_it_lost(tmp_path: Path) -> None:
     assert lines.lost == 1
 
 
-def test_lines_keeps_the_newest_of_many_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftdist.track.jsonl.MOST_WAITING", 3)
+def test_json_lines_keep_the_newest_waiting_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftdist.track.jsonl.MAX_WAITING", 3)
     lines = JsonLines(tmp_path / "later" / "metrics.jsonl")
     for step in range(5):
         lines.append({"step": step})
@@ -166,7 +168,7 @@ def test_lines_keeps_the_newest_of_many_that_wait(tmp_path: Path, monkeypatch: p
     assert lines.lost == 3 and [r["step"] for r in read_records(tmp_path / "later" / "metrics.jsonl")] == [3, 4, 5]
 
 
-def test_track_loads_wandb_only_when_a_run_is_tracked() -> None:
+def test_importing_the_tracker_does_not_import_wandb() -> None:
     code = (
         "import sys, ftdist.track.tracker, ftdist.track.wandb, ftdist.track.progress, ftdist.track.report\n"
         "print([name for name in ('wandb', 'torch') if name in sys.modules])"
@@ -175,7 +177,7 @@ def test_track_loads_wandb_only_when_a_run_is_tracked() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_mode_is_found_without_asking(tmp_path: Path) -> None:
+def test_the_mode_of_wandb_is_resolved_without_asking(tmp_path: Path) -> None:
     key = {"WANDB_API_KEY": "k"}
     nothing = {"NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
     assert resolve_mode(Wandb.auto, key) is Wandb.online
@@ -196,16 +198,21 @@ def test_login_is_read_from_the_netrc_file_of_the_right_server(tmp_path: Path) -
     assert not logged_in({"NETRC": str(file)})
 
 
-def test_public_config_hides_addresses_with_credentials_and_keeps_the_rest() -> None:
+def test_the_public_config_hides_secrets_and_keeps_the_rest() -> None:
     config = RunConfig()
     config.model.tokenizer, config.model.revision = "bytes", "c" * 40
     config.model.path = "https://user:word@example.org/model"
     config.data.chat_template = "hf_abcdefghijklmnop"
     config.zero.deepspeed = {"comet": {"api_key": "x", "workspace": "w"}, "hub_token": "x", "tokens_per_batch": 3}
     public = public_config(config)
-    assert public["model"]["path"] == public["data"]["chat_template"] == HIDDEN
+    assert public["model"]["path"] == public["data"]["chat_template"] == REDACTED
     assert (public["model"]["tokenizer"], public["model"]["revision"]) == ("bytes", "c" * 40)
     assert public["zero"]["deepspeed"] == {"comet": {"workspace": "w"}, "tokens_per_batch": 3}
     assert public["train"]["sample_tokens"] == 64 and public["train"]["precision"] == "bf16"
     assert "track" not in public and "run_dir" not in public
     json.dumps(public)
+
+
+def test_every_section_of_the_config_is_either_published_or_private() -> None:
+    private = {"runs_dir", "run_dir", "cache_dir", "track"}
+    assert set(public_config(RunConfig())) == {field.name for field in fields(RunConfig)} - private

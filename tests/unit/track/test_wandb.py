@@ -1,4 +1,4 @@
-"""W&B as it really is: the real client in a process of its own, its run file read back, servers that never answer."""
+"""The real W&B client in a separate process: its run file is read back, and servers do not answer."""
 
 import json
 import os
@@ -15,17 +15,19 @@ from typing import Any
 import psutil
 import pytest
 
+from ftdist.base.json_files import read_records
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import read_records
 from tests.unit.wandb_reader import read_runs
 
+pytestmark = pytest.mark.process
 CANARY = "CANARY-5b7e0c"
 LIMIT_S = 40
 
 CHILD = """
 import json, os, sys, time
 from ftdist.config.schema import RunConfig, Wandb
-from ftdist.run.rundir import RunDir, write_json
+from ftdist.base.json_files import write_json
+from ftdist.run.rundir import RunDir
 from ftdist.track import wandb as wandb_run
 from ftdist.track.tracker import Tracker
 assert "wandb" not in sys.modules
@@ -92,7 +94,7 @@ def assert_record_is_complete(run: RunDir, steps: range = range(100)) -> None:
 
 
 def processes_of(tmp_path: Path) -> list[str]:
-    """What a tracked process left running: known by its home directory."""
+    """Return the names of the processes that a tracked process left running. They have its home directory."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -111,14 +113,14 @@ def wait_for_no_process(tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_wandb_is_left(tmp_path: Path) -> Iterator[None]:
+def no_wandb_process_is_left(tmp_path: Path) -> Iterator[None]:
     yield
     wait_for_no_process(tmp_path)
 
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """A server that takes connections and never says a word."""
+    """Yield the URL of a server that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(100)
@@ -155,7 +157,7 @@ def test_no_secret_reaches_wandb(tmp_path: Path) -> None:
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
 
 
-def test_a_resume_continues_the_same_wandb_run_after_os_exit(tmp_path: Path) -> None:
+def test_a_resume_after_os_exit_continues_the_same_wandb_run(tmp_path: Path) -> None:
     track(tmp_path, steps=(0, 50), os_exit=True)
     run, _, _ = track(tmp_path, steps=(50, 100), resumed=True, os_exit=True)
     first, second = read_runs(run.wandb)
@@ -165,9 +167,9 @@ def test_a_resume_continues_the_same_wandb_run_after_os_exit(tmp_path: Path) -> 
     assert_record_is_complete(run)
 
 
-def test_sigkill_loses_a_second_of_wandb_and_nothing_of_the_record(tmp_path: Path) -> None:
+def test_sigkill_loses_about_a_second_of_wandb_and_no_record(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    # Slowly: a full block of 32 KiB would be written at once.
+    # Log slowly: a full block of 32 KiB would be written at once.
     asked = command(run.path, steps=(0, 100_000), sleep=0.1, samples_every=1000)
     child = subprocess.Popen(asked, env=environment(tmp_path), stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
@@ -176,7 +178,7 @@ def test_sigkill_loses_a_second_of_wandb_and_nothing_of_the_record(tmp_path: Pat
         time.sleep(0.2)
     services = psutil.Process(child.pid).children(recursive=True)
     child.send_signal(signal.SIGKILL)
-    for service in services:  # as a batch system does it; alone, wandb's service would still write what it has
+    for service in services:  # as a batch system does; otherwise wandb's service would still write its records
         service.kill()
     child.wait()
     steps = len(read_records(run.metrics))
@@ -184,11 +186,11 @@ def test_sigkill_loses_a_second_of_wandb_and_nothing_of_the_record(tmp_path: Pat
     (found,) = read_runs(run.wandb)
     kept = found.rows("step")
     assert kept == list(range(len(kept)))
-    # 8 on a quiet machine, 55 with the interval that is wandb's own; a loaded machine takes longer than a second.
+    # Measured: 8 on an idle machine, and 55 with wandb's default interval. A loaded machine needs more than a second.
     assert steps - len(kept) < 45, f"{len(kept)} of {steps} rows"
 
 
-def test_a_file_in_the_way_costs_one_line(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_wandb_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("not a folder")
     run, said, notes = track(tmp_path)
@@ -197,7 +199,7 @@ def test_a_file_in_the_way_costs_one_line(tmp_path: Path) -> None:
     assert float(said["FINISHED"]) < 5
 
 
-def test_a_broken_wandb_costs_one_line(tmp_path: Path) -> None:
+def test_a_broken_wandb_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "wandb.py").write_text("raise SystemExit('a broken\\ninstallation')")
     run, _, notes = track(tmp_path, environment(tmp_path, PYTHONPATH=str(tmp_path)))
     assert_record_is_complete(run)
@@ -216,7 +218,7 @@ def test_a_server_that_never_answers_leaves_an_offline_run(tmp_path: Path, silen
     assert found.rows("step") == list(range(100)) and found.exit_code == 3
 
 
-@pytest.mark.slow  # waits on the clock: a loaded machine runs out of it
+@pytest.mark.slow  # has time limits that a loaded machine may exceed
 @pytest.mark.parametrize("os_exit", [False, True])
 def test_a_wandb_that_hangs_delays_neither_a_step_nor_the_end(
     tmp_path: Path, silent_server: str, os_exit: bool
@@ -235,8 +237,8 @@ def test_a_wandb_that_hangs_delays_neither_a_step_nor_the_end(
     assert "FINISHED" in done.stdout
 
 
-def test_nobody_is_ever_asked(tmp_path: Path) -> None:
-    """On a terminal, not logged in, wandb itself would ask for a key."""
+def test_wandb_never_asks_the_user(tmp_path: Path) -> None:
+    """On a terminal and without a login, wandb by itself would ask for a key."""
     ours, theirs = pty.openpty()
     try:
         for mode in ("auto", "online"):
@@ -258,7 +260,7 @@ def test_nobody_is_ever_asked(tmp_path: Path) -> None:
     assert all(line.split(" ")[0] in ("LOGGED", "FINISHED") for line in said.splitlines() if line), said
 
 
-def test_disabled_is_disabled(tmp_path: Path) -> None:
+def test_disabled_wandb_writes_nothing(tmp_path: Path) -> None:
     run, _, notes = track(tmp_path, wandb="disabled")
     assert not run.wandb.exists() and notes == []
     assert_record_is_complete(run)

@@ -1,4 +1,4 @@
-"""What fills memory, and the one change that frees the most."""
+"""The message when memory runs out: what fills the memory, and the change that frees the most."""
 
 from pathlib import Path
 
@@ -7,8 +7,10 @@ import torch
 
 from ftdist.config.schema import Offload, Precision, RunConfig
 from ftdist.parallel.ranks import Ranks
+from ftdist.plan.layout import Layout
+from ftdist.plan.memory import States
 from ftdist.run.model_facts import ModelFacts, write_facts
-from ftdist.train.out_of_memory import GIB, account_for, best_change, explained
+from ftdist.train.out_of_memory import GIB, account_for, best_change, explain_out_of_memory
 
 BILLION = 10**9
 
@@ -21,13 +23,17 @@ def config(stage: int, micro: int = 1, recompute: bool = True, offload: Offload 
     return made
 
 
-@pytest.mark.parametrize(("stage", "states"), [(0, 16.0), (1, 5.5), (2, 3.75), (3, 2.0)])
-def test_the_account_is_that_of_the_documentation(stage: int, states: float) -> None:
-    """docs/step.md: bytes a parameter on 8 ranks, in bf16."""
-    account = account_for(config(stage), BILLION, 8, 20 * GIB, cuda=True)
-    held = account.parameters + account.gradients + account.optimizer_states
-    assert held == pytest.approx(states * BILLION)
-    assert account.activations == pytest.approx(20 * GIB - held)
+def test_activations_are_the_rest_of_the_measured_peak() -> None:
+    """bf16, ZeRO-2, 8 ranks: 2 + 2/8 + 12/8 = 3.75 bytes for each parameter."""
+    account = account_for(config(2), BILLION, Layout.of_world(8), 20 * GIB, cuda=True)
+    assert account.states == States(parameters=2e9, gradients=0.25e9, optimizer_states=1.5e9)
+    assert account.activations == pytest.approx(20 * GIB - 3.75e9)
+
+
+def test_offloaded_states_count_on_cpu_and_not_on_a_gpu() -> None:
+    made, layout = config(2, offload=Offload.cpu), Layout.of_world(8)
+    assert account_for(made, BILLION, layout, 0.0, cuda=True).states == States(parameters=2e9)
+    assert account_for(made, BILLION, layout, 0.0, cuda=False).states.optimizer_states == 1.5e9
 
 
 @pytest.mark.parametrize(
@@ -43,18 +49,20 @@ def test_the_account_is_that_of_the_documentation(stage: int, states: float) -> 
         (config(3), 1, 1 * GIB, False, "more memory, more ranks, or a smaller model"),
     ],
 )
-def test_the_change_that_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:
-    account = account_for(made, BILLION, ranks, peak, cuda)
-    assert best_change(made, ranks, account, cuda)[0] == change
+def test_the_proposed_change_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:
+    assert best_change(made, BILLION, Layout.of_world(ranks), peak, cuda)[0] == change
 
 
-def test_a_model_that_does_not_fit_is_told_by_its_size(tmp_path: Path) -> None:
+def test_an_error_while_loading_names_the_memory_that_the_model_needs(tmp_path: Path) -> None:
     made = config(2)
     made.model.config, made.cache_dir = {"model_type": "llama"}, str(tmp_path)
     ranks = Ranks(rank=0, local_rank=0, world_size=4, restart=0, device=torch.device("cpu"))
-    unknown = str(explained(MemoryError("no room"), made, ranks, None))
-    assert "while the model was loaded: no room" in unknown and "zero.stage=3" in unknown
+    unknown = str(explain_out_of_memory(MemoryError("no room"), made, ranks, None))
+    assert "memory ran out while the model was loaded: no room\n" in unknown and "zero.stage=3" in unknown
     write_facts(made, ModelFacts("llama", BILLION, None, False, True))
-    known = str(explained(MemoryError("no room"), made, ranks, None))
-    assert "in GiB about 1.9 parameters, 0.5 gradients, 2.8 optimizer states a rank: no room" in known
+    known = str(explain_out_of_memory(MemoryError("no room"), made, ranks, None))
+    assert (
+        "no room. A rank needs about 1.9 GiB for parameters, 0.5 GiB for gradients, 2.8 GiB for optimizer states\n"
+        in known
+    )
     assert "zero.stage=3 (frees about 1.4 GiB)" in known

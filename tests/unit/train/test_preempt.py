@@ -1,4 +1,4 @@
-"""Ranks on a node that was given up: they stop when they see that the run has gone on."""
+"""Requests to stop a run, and ranks on a node that Slurm gave up."""
 
 import signal
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from ftdist.train.preempt import Preemption
 
 
 @pytest.fixture(autouse=True)
-def sigterm() -> Iterator[None]:
+def restore_sigterm_handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
-def test_an_older_attempt_stops_when_a_newer_one_has_begun(tmp_path: Path) -> None:
+def test_an_older_attempt_fails_when_a_newer_one_has_started(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_status(state="running", attempt=1)
     first, other = Preemption(run, rank=0, attempt=1), Preemption(run, rank=1, attempt=1)
-    assert not first.asked()
+    assert not first.requested()
     run.write_status(attempt=2)
     with pytest.raises(LaunchError, match="attempt 1 was given up"):
-        first.asked()
-    assert not other.asked()  # rank 0 alone looks; its failure ends the others
-    assert not Preemption(run, rank=0, attempt=2).asked()
+        first.requested()
+    assert not other.requested()  # only rank 0 reads the status; its failure ends the other ranks
+    assert not Preemption(run, rank=0, attempt=2).requested()

@@ -1,7 +1,8 @@
-"""Commands for other machines: nothing in a value is an option of ssh, or is run by a shell (real bash, no sshd)."""
+"""Commands for other machines: no value is taken for an option of ssh or run by a shell (real bash, no sshd)."""
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from typing import Any, List
 
 import pytest
 
-from ftdist.base.errors import ConfigError, LaunchError
+from ftdist.base.errors import EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.config.checks import check_config
 from ftdist.config.launch import Runner, check_launch
 from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.launch.backends import deepspeed, nodes
 from ftdist.run.rundir import RunDir
+from tests.helpers.ranks import free_port
 
 HOSTILE = ["a'b", 'a"b', "$(touch PWNED)", "`touch PWNED`", "; touch PWNED #", "a\\", "ünï 東京 🚀", "-x", "${HOME}",
            "a b", "& touch PWNED &", "| touch PWNED", "*", "~", "!x"]  # fmt: skip
@@ -39,32 +42,32 @@ NO_MACHINE = ["-oProxyCommand=touch PWNED", "-J evil", "--", "a b", "a;touch PWN
 @pytest.mark.parametrize(
     ("key", "host"), [("hosts", ""), *((key, host) for key in ("hosts", "address") for host in NO_MACHINE)]
 )
-def test_what_is_no_machine_is_refused(key: str, host: str) -> None:
+def test_a_host_that_is_no_name_or_address_is_refused(key: str, host: str) -> None:
     config = on_nodes("first", host) if key == "hosts" else on_nodes("first", "second", address=host)
     with pytest.raises(ConfigError, match="launch.nodes"):
         check_launch(config.launch)
 
 
 @pytest.mark.parametrize("host", ["n1", "node-1.cluster", "me@node_1", "10.0.0.1", "::1", "[fe80::1%eth0]", "me@[::1]"])
-def test_a_machine_is_taken(host: str) -> None:
+def test_names_and_addresses_of_hosts_are_accepted(host: str) -> None:
     check_launch(on_nodes(host, "second", address=host.rpartition("@")[2]).launch)
 
 
 @pytest.mark.parametrize("ssh", ["", " ", "ssh 'x"])
-def test_what_is_no_command_is_refused(ssh: str) -> None:
+def test_an_ssh_setting_that_is_no_command_is_refused(ssh: str) -> None:
     with pytest.raises(ConfigError, match="launch.nodes.ssh"):
         check_launch(on_nodes("first", "second", ssh=ssh).launch)
 
 
-def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_ssh_command_is_named(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.write_status(state="frozen", attempt=0)
     with pytest.raises(LaunchError, match="nosuchssh: (No such file|Permission denied)"):
-        nodes.launch_nodes(on_nodes("first", "second", ssh="nosuchssh"), run)
+        nodes.NodesBackend().start(on_nodes("first", "second", ssh="nosuchssh"), run)
     assert run.read_status()["state"] == "failed"
 
 
-def test_a_machine_too_many_is_refused(tmp_path: Path) -> None:
+def test_a_second_machine_with_the_same_rank_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.logs.mkdir()
     (run.logs / "node-1.attempt-0.joined").write_text("second")
@@ -75,11 +78,30 @@ def test_a_machine_too_many_is_refused(tmp_path: Path) -> None:
     assert not run.preempt.exists() and (run.logs / "node-1.attempt-0.joined").read_text() == "second"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_second_ctrl_c_leaves_a_run_that_can_be_resumed(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    run.logs.mkdir()
+    run.write_status(state="running", attempt=0)
+
+    def killed(plan: LaunchPlan, log: Path, preempt: Path) -> int:
+        preempt.touch()
+        return -signal.SIGKILL
+
+    monkeypatch.setattr(nodes.process, "run_ranks", killed)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        config = on_nodes(address="127.0.0.1", port=first.getsockname()[1] if rank else free_port())
+        assert nodes.run_node(config, run, rank=rank, attempt=0) == EXIT_PREEMPTED
+    assert run.read_status()["state"] == ("running" if rank else "preempted")
+
+
 @pytest.mark.parametrize("value", HOSTILE)
-def test_a_hostile_path_reaches_the_far_shell_as_it_is(
+def test_a_hostile_path_reaches_the_remote_shell_unchanged(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sshd gives the command to the user's shell; here ``ssh`` is a bash that does the same, in an empty folder."""
+    """sshd gives the command to the user's shell. Here ``ssh`` is a bash that does the same in an empty folder."""
     here, far = tmp_path / value, tmp_path / "far"
     here.mkdir()
     far.mkdir()
@@ -96,11 +118,11 @@ def test_a_hostile_path_reaches_the_far_shell_as_it_is(
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-def test_a_printed_command_can_be_typed(value: str, tmp_path: Path) -> None:
-    """``--dry-run`` prints a line for each machine; pasted into a shell it is the same words."""
+def test_the_printed_commands_are_quoted_for_a_shell(value: str, tmp_path: Path) -> None:
+    """``--dry-run`` prints a line for each machine. A shell splits it into the words of the command."""
     run = RunDir(f"/runs/{value}")
     for config in (on_nodes(), on_nodes("first", "second")):
-        lines = [line for line in nodes.dry_run(config, run).splitlines() if not line.startswith("#")]
+        lines = [line for line in nodes.NodesBackend().dry_run(config, run).splitlines() if not line.startswith("#")]
         for rank, line in enumerate(lines):
             words = subprocess.run(
                 ["bash", "-c", f"printf '%s\\n' {line}"], cwd=tmp_path, capture_output=True, text=True
@@ -113,7 +135,7 @@ def expected_words(config: RunConfig, run: RunDir, rank: int) -> List[str]:
     return nodes.ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else nodes.node_command(run, rank, 0)
 
 
-def test_options_that_only_srun_would_take() -> None:
+def test_options_of_srun_are_refused_for_other_runners() -> None:
     config = on_nodes("first", "second")
     config.launch.deepspeed.options = ["--partition=gpu"]
     with pytest.raises(ConfigError, match="runner=pdsh"):
@@ -124,7 +146,7 @@ def test_options_that_only_srun_would_take() -> None:
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_an_option_of_srun_stays_one_word(value: str) -> None:
-    """DeepSpeed's launcher splits what it is given as a shell would."""
+    """DeepSpeed's launcher splits its options as a shell would."""
     config = on_nodes("first", "second")
     config.launch.deepspeed.runner, config.launch.deepspeed.options = Runner.slurm, [f"--comment={value}"]
     argv = deepspeed.plan_deepspeed(config, RunDir("/runs/a"), 0).argv

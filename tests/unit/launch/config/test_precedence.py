@@ -11,7 +11,7 @@ from ftdist.config.frozen import dump_config, parse_config
 from ftdist.config.schema import RunConfig
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import compose, sweeper
-from ftdist.launch.runs.resolve import check_length
+from ftdist.plan.warmup import fit_schedule
 
 TINY = ("model=tiny_llama", "data=fake")
 """A complete run without an experiment."""
@@ -202,10 +202,10 @@ FITTED = {
 def test_the_frozen_run_has_explicit_warm_up_steps(words: str) -> None:
     config = composed("experiment=smoke", "batch.global_batch_size=10", *words.split())
     steps, note = FITTED[words]
-    assert check_length(config, rows=450) == note
+    assert fit_schedule(config, rows=450) == note
     assert (config.optim.warmup_steps, config.optim.warmup_ratio, config.optim.shorten_warmup) == (steps, None, False)
     frozen = parse_config(dump_config(config), "run.yaml")
-    assert check_length(frozen, rows=450) is None and frozen == config
+    assert fit_schedule(frozen, rows=450) is None and frozen == config
 
 
 @pytest.mark.parametrize(

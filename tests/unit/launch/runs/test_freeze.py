@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.redact import redact_words
+from ftdist.base.redact import redact_arguments
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.launch.runs import resolve
@@ -25,7 +25,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return config
 
 
-def test_what_a_frozen_run_holds(config: RunConfig) -> None:
+def test_a_frozen_run_holds_config_deepspeed_settings_and_provenance(config: RunConfig) -> None:
     plan = resolve.resolve(config)
     run = freeze(config, plan, ["ftdist", "train"])
     assert sorted(path.name for path in run.path.iterdir()) == [
@@ -38,7 +38,7 @@ def test_what_a_frozen_run_holds(config: RunConfig) -> None:
     assert list(run.path.parent.iterdir()) == [run.path]
 
 
-def test_never_overwritten(config: RunConfig) -> None:
+def test_a_run_is_never_overwritten(config: RunConfig) -> None:
     plan = resolve.resolve(config)
     run = freeze(config, plan)
     before = run.config.read_text()
@@ -47,7 +47,7 @@ def test_never_overwritten(config: RunConfig) -> None:
     assert run.config.read_text() == before and list(run.path.parent.iterdir()) == [run.path]
 
 
-def test_a_contradiction_for_deepspeed_leaves_nothing(config: RunConfig, tmp_path: Path) -> None:
+def test_contradicting_deepspeed_settings_leave_no_run_directory(config: RunConfig, tmp_path: Path) -> None:
     config.zero.deepspeed = {"zero_optimization": {"stage": 3}}
     plan = resolve.resolve(config)
     with pytest.raises(ConfigError, match="stage"):
@@ -55,7 +55,7 @@ def test_a_contradiction_for_deepspeed_leaves_nothing(config: RunConfig, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_provenance_knows_the_commit_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_holds_the_commit_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
     assert provenance(["ftdist"])["git"] is None
@@ -84,4 +84,4 @@ def test_provenance_knows_the_commit_and_no_environment(tmp_path: Path, monkeypa
     ],
 )
 def test_secrets_on_the_command_line_are_not_kept(word: str, kept: str) -> None:
-    assert redact_words([word]) == [kept]
+    assert redact_arguments([word]) == [kept]

@@ -1,4 +1,4 @@
-"""A config against this machine: defaults made explicit, and what cannot work refused with what to change."""
+"""Fitting a config to this machine: defaults become explicit, and errors name what to change."""
 
 import json
 import shutil
@@ -12,16 +12,18 @@ from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb
 from ftdist.launch.attempt import machine
+from ftdist.launch.backends import foreground
 from ftdist.launch.runs import resolve
-from ftdist.plan.disk import checkpoints_at_once, checkpoints_to_come
-from ftdist.run.rundir import MANIFEST, PINNED, RunDir
+from ftdist.plan.layout import layout_of
+from ftdist.plan.warmup import fit_schedule
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resolve, "visible_gpus", lambda: [])
-    monkeypatch.setattr(resolve, "cpu_cores", lambda: 6)
+    monkeypatch.setattr(foreground, "visible_gpus", lambda: [])
+    for module in (foreground, resolve):
+        monkeypatch.setattr(module, "cpu_cores", lambda: 6)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     config = RunConfig()
@@ -32,7 +34,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(resolve, "visible_gpus", lambda: ["NVIDIA H100"] * number)
+    monkeypatch.setattr(foreground, "visible_gpus", lambda: ["NVIDIA H100"] * number)
 
 
 def refused(config: RunConfig) -> str:
@@ -55,7 +57,7 @@ def test_every_default_becomes_explicit_on_cpu(config: RunConfig, tmp_path: Path
     )
 
 
-def test_runs_of_one_second_have_names_of_their_own(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_made_in_the_same_second_have_different_names(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve.time, "strftime", lambda form: "20260101-120000")
     names = []
     for _ in range(3):
@@ -72,40 +74,40 @@ def test_every_visible_gpu_is_used(config: RunConfig, monkeypatch: pytest.Monkey
     assert config.launch.device is Device.cuda and plan.dp_world_size == 4
 
 
-def test_logged_in_is_online(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_online_for_a_user_who_is_logged_in(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k")
     resolve.resolve(config)
     assert config.track.wandb is Wandb.online
 
 
-def test_a_gpu_config_on_a_machine_without_one(config: RunConfig) -> None:
+def test_a_config_for_gpus_is_refused_on_a_machine_without_gpus(config: RunConfig) -> None:
     config.launch.device = Device.cuda
     assert "launch.device=cuda, but this machine has no GPU" in (text := refused(config))
     assert "launch.device=cpu" in text
 
 
-def test_more_ranks_than_gpus(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_ranks_than_gpus_are_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
     config.launch.nproc_per_node = 8
     assert "launch.nproc_per_node=8 with 2 visible GPUs" in (text := refused(config))
     assert "fix:      launch.nproc_per_node=2" in text
 
 
-def test_several_nodes_need_torchrun(config: RunConfig) -> None:
+def test_several_nodes_need_another_way_to_start_ranks(config: RunConfig) -> None:
     config.launch.nnodes = 4
     assert "torchrun --nnodes 4" in refused(config)
     resolve.resolve(config, ranks=(2, 4))
-    assert resolve.world_size(config) == 8
+    assert layout_of(config).world == 8
 
 
-def test_a_batch_that_is_not_divisible(config: RunConfig) -> None:
+def test_a_batch_that_is_not_divisible_is_refused(config: RunConfig) -> None:
     config.launch.nproc_per_node, config.batch.global_batch_size = 3, 8
     assert "batch.global_batch_size=8 is not divisible" in (text := refused(config))
     assert "batch.global_batch_size=6 or 9" in text
 
 
 @pytest.mark.parametrize("content", [None, [], ["config.json"], ["readme.md"]])
-def test_a_model_folder_that_is_not_one(content: Any, config: RunConfig, tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(content: Any, config: RunConfig, tmp_path: Path) -> None:
     config.model.config, config.model.path = {}, "m"
     if content is not None:
         (tmp_path / "m").mkdir()
@@ -124,8 +126,9 @@ def test_a_model_folder_that_is_not_one(content: Any, config: RunConfig, tmp_pat
         ("model.path", "model/smoll.gguf", "model/smol.gguf"),
     ],
 )
-def test_a_path_that_does_not_exist_names_those_near(key: str, given: str, near: str, config: RunConfig, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_an_error_about_a_missing_path_names_similar_paths(
+    key: str, given: str, near: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("chats.jsonl", "data/chats.jsonl", "model/smol.gguf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -140,13 +143,13 @@ def test_a_path_that_does_not_exist_names_those_near(key: str, given: str, near:
     assert (f"fix:      {key}={place}" if near else "fix:      model.path=FOLDER") in text
 
 
-def test_a_cache_that_is_a_file(config: RunConfig, tmp_path: Path) -> None:
+def test_a_cache_dir_that_is_a_file_is_refused(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     config.cache_dir = str(tmp_path / "cache")
     assert "is not a folder" in (text := refused(config)) and "cache_dir=FOLDER" in text
 
 
-def test_a_run_directory_that_holds_a_run(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_directory_that_holds_a_run_is_refused(config: RunConfig, tmp_path: Path) -> None:
     config.run_dir = str(tmp_path / "runs" / "a")
     resolve.resolve(config)
     resolve.check_run_dir(config)
@@ -161,7 +164,7 @@ def test_a_run_directory_that_holds_a_run(config: RunConfig, tmp_path: Path) -> 
     assert "already holds a run" in str(error.value) and "ftdist resume" in error.value.fix
 
 
-def test_a_runs_folder_that_cannot_be_written(config: RunConfig, tmp_path: Path) -> None:
+def test_a_runs_dir_that_cannot_be_written_is_refused(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config.runs_dir = "file"
     resolve.resolve(config)
@@ -175,7 +178,7 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_not_enough_disk_for_the_checkpoints(
+def test_a_run_without_disk_space_for_its_checkpoints_is_refused(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "m"
@@ -203,25 +206,6 @@ def test_not_enough_disk_for_the_checkpoints(
     resolve.check_disk(config)
 
 
-def test_checkpoints_at_once_before_the_length_is_known(config: RunConfig) -> None:
-    config.train.checkpoint_every = 5
-    assert checkpoints_at_once(config, None) == 3
-    config.train.keep_checkpoints = 4
-    assert checkpoints_at_once(config, None) == 5
-    assert [checkpoints_at_once(config, steps) for steps in (1, 5, 6, 1000)] == [1, 1, 2, 5]
-
-
-def test_pinned_checkpoints_make_no_room(config: RunConfig, tmp_path: Path) -> None:
-    config.train.checkpoint_every, run = 5, RunDir(tmp_path)
-    for step in (5, 10, 15):
-        run.checkpoint(step).mkdir(parents=True)
-        (run.checkpoint(step) / MANIFEST).touch()
-    assert checkpoints_at_once(config, 1000) == 3 and checkpoints_to_come(config, run, 1000) == 1
-    for step in (5, 10):
-        (run.checkpoint(step) / PINNED).touch()
-    assert checkpoints_to_come(config, run, 1000) == 2
-
-
 LISTED = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1)
 GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-bbbb-2)
 GPU 2: NVIDIA L4 (UUID: GPU-cccc-3)
@@ -239,7 +223,7 @@ GPU 2: NVIDIA L4 (UUID: GPU-cccc-3)
         ("GPU-cccc,0", ["NVIDIA L4", "NVIDIA H100 80GB HBM3"]),
     ],
 )
-def test_gpus_are_counted_as_cuda_does(
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(
     visible: Any, names: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "nvidia-smi"
@@ -252,7 +236,7 @@ def test_gpus_are_counted_as_cuda_does(
     assert machine.visible_gpus() == names
 
 
-def test_the_machine_in_words() -> None:
+def test_the_summary_of_the_machine() -> None:
     summary = machine.machine_summary()
     assert int(summary["cores"]) >= 1 and "GiB free" in summary["memory"] and "torch 2." in summary["libraries"]
 
@@ -261,13 +245,13 @@ def test_warm_up_must_fit_into_the_epochs() -> None:
     config = RunConfig()
     config.train.epochs, config.optim.warmup_steps, config.batch.global_batch_size = 1.0, 30, 4
     with pytest.raises(ConfigError, match=r"the run has 7 steps[\s\S]*optim.warmup_steps=0"):
-        resolve.check_length(config, 25)
-    resolve.check_length(config, 400)
+        fit_schedule(config, 25)
+    fit_schedule(config, 400)
 
 
 @pytest.mark.parametrize("name", ["varlen", "flex"])
 def test_an_attention_that_needs_a_gpu_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
-    from tests.tiny import tiny_config
+    from tests.helpers.tiny import tiny_config
 
     config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", f"model.attention={name}")
     with pytest.raises(ConfigError, match=f"model.attention={name} on CPU"):

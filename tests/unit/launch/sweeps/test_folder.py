@@ -1,4 +1,4 @@
-"""A sweep's folder and its table; trials packed on GPUs (real processes, a stand-in for what a trial runs)."""
+"""A sweep's folder and table, and its trials on the GPUs of a machine (real processes that stand in for trials)."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import sweeper
-from ftdist.launch.sweeps import packed
+from ftdist.launch.sweeps import this_machine
 from ftdist.launch.sweeps.folder import SweepDir, Trial, objective
 
 NVIDIA_SMI = '#!/bin/sh\nfor n in 0 1 2 3 4; do echo "GPU $n: NVIDIA H100 (UUID: GPU-$n)"; done\n'
@@ -46,10 +46,10 @@ def trial(folder: SweepDir, number: int, losses: list, state: str) -> Trial:
     return found
 
 
-def test_trials_best_first(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
-    folder.add([trial(folder, 1, [5.0, 3.0, 4.0], "done"), trial(folder, 2, [5.0, 2.0], "done")])
-    folder.add([trial(folder, 3, [], "failed"), trial(folder, 4, ["nan", "nan"], "done")])
-    folder.add([folder.trial(5, ["optim.lr=0.5", "experiment=smoke"])])
+def test_the_table_shows_the_best_trial_first(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.add_trials([trial(folder, 1, [5.0, 3.0, 4.0], "done"), trial(folder, 2, [5.0, 2.0], "done")])
+    folder.add_trials([trial(folder, 3, [], "failed"), trial(folder, 4, ["nan", "nan"], "done")])
+    folder.add_trials([folder.trial(5, ["optim.lr=0.5", "experiment=smoke"])])
     with folder.index.open("a") as index:
         index.write('{"number": 6, "over')  # cut by a crash
     assert dispatch(["sweep", str(folder.path)]) == 0
@@ -60,9 +60,11 @@ def test_trials_best_first(folder: SweepDir, capsys: pytest.CaptureFixture[str])
     ]  # fmt: skip
 
 
-def test_what_its_user_has_stopped_is_called_so(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
-    """As in ``ftdist status``; what was preempted is not."""
-    folder.add([trial(folder, number, [], "preempted") for number in (1, 2)])
+def test_a_trial_that_its_user_stopped_is_shown_as_stopped(
+    folder: SweepDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in ``ftdist status``. A trial that was preempted is shown as preempted."""
+    folder.add_trials([trial(folder, number, [], "preempted") for number in (1, 2)])
     for one, reason in zip(folder.trials(), ("stopped", "near the time limit"), strict=True):
         one.run.write_status(exit_reason=reason)
     assert dispatch(["sweep", str(folder.path)]) == 0
@@ -73,12 +75,12 @@ def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_is_done(folder:
     assert objective(trial(folder, 1, [5.0, 3.0, 4.0], "done").run) == 3.0
     assert objective(trial(folder, 2, [5.0, 3.0], "failed").run) == math.inf
     assert objective(trial(folder, 3, ["nan"], "done").run) == math.inf
-    folder.tell({1: 3.0})
-    folder.tell({2: math.inf})
-    assert folder.told() == {1: 3.0, 2: math.inf}
+    folder.add_objectives({1: 3.0})
+    folder.add_objectives({2: math.inf})
+    assert folder.read_objectives() == {1: 3.0, 2: math.inf}
 
 
-def test_a_folder_without_a_sweep(tmp_path: Path) -> None:
+def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sweep.json"):
         dispatch(["sweep", str(tmp_path)])
 
@@ -96,16 +98,16 @@ def gpu_trial(folder: SweepDir, number: int, ranks: int, at_once: int | None = N
     return frozen(folder, number, config)
 
 
-def run_packed(
+def run_on_gpus(
     folder: SweepDir, trials: List[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> List[List[str]]:
-    """The GPUs in use, after every start and every end of a trial."""
+    """Run trials. Returns the GPUs in use after every start and every end of a trial."""
     for name, text in {"nvidia-smi": NVIDIA_SMI, "trial": TRIAL}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "trial"))
-    assert packed.run_packed(folder, trials) == dict.fromkeys((one.number for one in trials), 0)
+    assert this_machine.run_trials(folder, trials) == dict.fromkeys((one.number for one in trials), 0)
     used: List[List[str]] = [[]]
     for line in (folder.path / "seen").read_text().splitlines():
         what, gpus = line.split()
@@ -115,23 +117,23 @@ def run_packed(
     return used
 
 
-def test_trials_have_gpus_of_their_own(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_is_used_by_two_trials(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    used = run_packed(folder, [gpu_trial(folder, number, 2) for number in range(4)], tmp_path, monkeypatch)
+    used = run_on_gpus(folder, [gpu_trial(folder, number, 2) for number in range(4)], tmp_path, monkeypatch)
     assert max(map(len, used)) == 4 and {gpu for now in used for gpu in now} <= set("01234")
 
 
-def test_gpus_that_are_hidden_are_not_used(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_not_used(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1,4")
-    used = run_packed(folder, [gpu_trial(folder, number, 1, at_once=2) for number in range(4)], tmp_path, monkeypatch)
+    used = run_on_gpus(folder, [gpu_trial(folder, number, 1, at_once=2) for number in range(4)], tmp_path, monkeypatch)
     assert max(map(len, used)) == 2 and {gpu for now in used for gpu in now} <= {"3", "1", "4"}
 
 
 @pytest.mark.parametrize(("kind", "at_once", "found"), [("local", None, 1), ("local", 3, 3), ("nodes", 3, 1)])
-def test_without_gpus_as_many_as_asked(kind: str, at_once: int | None, found: int) -> None:
+def test_without_gpus_trials_at_once_decides(kind: str, at_once: int | None, found: int) -> None:
     config = RunConfig()
     config.launch.kind, config.launch.device, config.launch.trials_at_once = LaunchKind[kind], Device.cpu, at_once
-    assert packed.trials_at_once(config, gpus=0) == found
+    assert this_machine.trials_at_once(config, gpus=0) == found
 
 
 def slurm_trial(folder: SweepDir, number: int, **launch: object) -> Trial:
@@ -142,11 +144,11 @@ def slurm_trial(folder: SweepDir, number: int, **launch: object) -> Trial:
     return frozen(folder, number, config)
 
 
-def test_alike_trials_are_one_array(folder: SweepDir) -> None:
-    from ftdist.launch.sweeps import array
+def test_trials_with_the_same_script_form_one_array(folder: SweepDir) -> None:
+    from ftdist.launch.sweeps import slurm_array
 
     trials = [slurm_trial(folder, number, nnodes=1 + (number == 2), trials_at_once=2) for number in (0, 1, 2, 3, 5)]
-    found = array.scripts(folder, trials)
+    found = slurm_array.scripts(folder, trials)
     lines: Dict[str, str] = {path.name: next(x for x in text.splitlines() if "--array" in x) for path, text, _ in found}
     assert lines == {"array-000.sbatch": '#SBATCH --array="0-1,3,5%2"', "array-002.sbatch": '#SBATCH --array="2%2"'}
     assert f'RUN_DIR={folder.path}/$(printf %03d "$SLURM_ARRAY_TASK_ID")' in found[0][1]
@@ -154,7 +156,7 @@ def test_alike_trials_are_one_array(folder: SweepDir) -> None:
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2], "0-2"), ([5], "5"), ([7, 0, 2, 1, 4], "0-2,4,7")])
-def test_ranges(numbers: List[int], text: str) -> None:
+def test_numbers_of_an_array_are_written_as_ranges(numbers: List[int], text: str) -> None:
     assert script.ranges(numbers) == text
 
 
@@ -163,7 +165,7 @@ def request(*overrides: str) -> sweeper.SweepRequest:
 
 
 def proposed(asked: sweeper.SweepRequest, objectives: Dict[str, float]) -> List[List[str]]:
-    """What a sweeper proposes, batch by batch, that is told these objectives, or else the learning rates."""
+    """Return the batches that a sweeper proposes, given these objectives or, for other trials, the learning rates."""
     batches: List[List[str]] = []
 
     def run_trials(batch: list, first: int) -> List[float]:
@@ -187,7 +189,7 @@ def test_the_basic_sweeper_proposes_all_at_once() -> None:
     "hydra.sweeper.sampler._target_=optuna.samplers.PartialFixedSampler",
     "hydra.sweeper.custom_search_space=evil.space",
 ])  # fmt: skip
-def test_of_optunas_parts_only_its_own_samplers_are_made(override: str) -> None:
+def test_only_optunas_own_samplers_can_be_named(override: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "optim.lr=interval(1e-6,1e-1)")
     assert sweeper.peek_sweep(request(*optuna)).learns
@@ -195,7 +197,7 @@ def test_of_optunas_parts_only_its_own_samplers_are_made(override: str) -> None:
         sweeper.peek_sweep(request(*optuna, override))
 
 
-def test_optuna_learns_and_proposes_the_same_again() -> None:
+def test_optuna_proposes_the_same_trials_for_the_same_objectives() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     asked = request("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",
                     "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip

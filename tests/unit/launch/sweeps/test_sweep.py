@@ -1,4 +1,4 @@
-"""How a sweep is gone through: what is written first, what is run, what is run again (stand-ins for the trials)."""
+"""The order of a sweep: what is written first, which trials run, and which run again (stand-ins for trials)."""
 
 import argparse
 import json
@@ -31,12 +31,12 @@ def freeze(config: RunConfig, shown: bool = True) -> Callable[[], RunDir]:
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Start a sweep, or without words resume it; ``run`` stands for what runs the trials."""
+    """Start a sweep, or resume it if there are no words. ``run`` stands in for the function that runs trials."""
     monkeypatch.chdir(tmp_path)
 
     def start(run: Run, *words: str) -> int:
         monkeypatch.setattr(sweep, "_run", run)
-        monkeypatch.setattr(sweep, "make_ready", freeze)
+        monkeypatch.setattr(sweep, "prepare_run", freeze)
         if not words:
             return sweep.resume_sweep(next(tmp_path.glob("runs/*-sweep")))
         parser = argparse.ArgumentParser()
@@ -47,7 +47,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 def ending(states: Dict[int, str], stop: bool = False) -> Run:
-    """Trials that end in these states; ``seen`` holds the numbers of those that were run."""
+    """Stand in for trials that end in these states. ``seen`` holds the numbers of the trials that ran."""
 
     def run(folder: SweepDir, left: List[Trial]) -> Dict[int, int]:
         assert all(trial.run.config.is_file() for trial in folder.trials())  # all are written before the first starts
@@ -64,18 +64,21 @@ def ending(states: Dict[int, str], stop: bool = False) -> Run:
     return run
 
 
-def test_a_failed_trial_stops_no_other_and_is_tried_again(go: Callable[..., int], tmp_path: Path) -> None:
+def test_a_failed_trial_stops_no_other_and_runs_again_on_resume(
+    go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = ending({1: "failed"}), ending({})
     assert go(first, "seed=1,2,3") == EXIT_FAILED
     sweep = SweepDir(next(tmp_path.glob("runs/*-sweep")))
     assert [trial.overrides for trial in sweep.trials()] == [["experiment=smoke", f"seed={n}"] for n in (1, 2, 3)]
-    assert sweep.told() == {0: 9.0, 1: float("inf"), 2: 7.0}
+    assert sweep.read_objectives() == {0: 9.0, 1: float("inf"), 2: 7.0}
     assert go(second) == EXIT_DONE and second.seen == [1]  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="a-sweep is done|sweep is done"):
-        go(second)
+    before = sweep.read_status()
+    assert go(ending({0: "failed"})) == EXIT_DONE and sweep.read_status() == before
+    assert "sweep is done; its trials, best first: ftdist sweep runs/" in capsys.readouterr().out
 
 
-def test_a_sweep_that_was_stopped_goes_on(go: Callable[..., int], tmp_path: Path) -> None:
+def test_a_sweep_that_was_stopped_is_resumed(go: Callable[..., int], tmp_path: Path) -> None:
     again = ending({})
     assert go(ending({1: "preempted", 2: "frozen"}, stop=True), "seed=1,2,3") == EXIT_PREEMPTED
     assert SweepDir(next(tmp_path.glob("runs/*-sweep"))).read_status()["state"] == "preempted"
@@ -104,7 +107,7 @@ def test_a_dry_run_prints_what_would_be_started(
         (["launch=local,slurm"], "differs between trials"),
     ],
 )
-def test_what_is_refused_leaves_nothing(words: List[str], says: str, go: Callable[..., int], tmp_path: Path) -> None:
+def test_a_refused_sweep_leaves_nothing(words: List[str], says: str, go: Callable[..., int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         go(ending({}), *words)
     assert not any(tmp_path.iterdir())
@@ -114,7 +117,7 @@ OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sam
           "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
 
 
-def test_a_sweeper_that_learns_goes_on_from_what_it_was_told(go: Callable[..., int], tmp_path: Path) -> None:
+def test_a_sweeper_resumes_with_the_objectives_that_it_was_given(go: Callable[..., int], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     again = ending({})
 

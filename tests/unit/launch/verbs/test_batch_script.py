@@ -1,4 +1,4 @@
-"""The moments at which the batch script calls back: what is written, and whether the job goes on."""
+"""The verbs that the batch script calls: what they write, and whether the job is requeued."""
 
 import argparse
 import subprocess
@@ -16,7 +16,7 @@ from ftdist.run.rundir import RunDir
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """A run that job 7 is to begin."""
+    """A run that waits in the queue as job 7."""
     run, config = RunDir(tmp_path / "run"), RunConfig(run_dir=str(tmp_path / "run"), cache_dir=str(tmp_path))
     launch = config.launch
     launch.kind, launch.device, launch.nproc_per_node, launch.max_requeues = LaunchKind.slurm, Device.cpu, 1, 2
@@ -45,18 +45,18 @@ def test_a_run_that_was_asked_to_stop_does_not_begin(run: RunDir, capsys: pytest
 
 
 def prepared(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> int:
-    """begin() of a run whose model and data are there."""
-    for step in ("make_model_ready", "make_data_ready"):
-        monkeypatch.setattr(batch_script.ready, step, lambda config: None)
+    """Call begin() for a run whose model and data are prepared."""
+    for step in ("prepare_model", "prepare_data"):
+        monkeypatch.setattr(batch_script.inputs, step, lambda config: run.path / "no-data")
     run.attempt.unlink(missing_ok=True)  # as the script does
     return begin(run)
 
 
 @pytest.mark.parametrize("how", ["preempted", "killed", "near its limit"])
-def test_a_job_is_requeued_so_often_and_no_more(
+def test_a_job_is_requeued_at_most_max_requeues_times(
     how: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """max_requeues is 2, whoever requeues: Slurm, with and without a word to the job, or the job itself."""
+    """max_requeues is 2. Slurm requeues the job, with or without a signal before, or the job requeues itself."""
     for requeues in range(3):
         assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == requeues
         if how != "killed":
@@ -73,7 +73,7 @@ def test_a_job_is_requeued_so_often_and_no_more(
     assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
 
 
-def test_a_job_that_submits_itself_again_counts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_submits_itself_again_counts_as_a_requeue(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(run, monkeypatch)
     run.write_status(state="preempted")
     end(run, asked=True)
@@ -82,8 +82,8 @@ def test_a_job_that_submits_itself_again_counts(run: RunDir, monkeypatch: pytest
     assert run.read_status()["requeues"] == 1
 
 
-def test_a_stop_that_is_asked_for_while_modules_are_loaded_holds(run: RunDir) -> None:
-    run.preempt.touch()  # of before
+def test_a_request_to_stop_while_modules_are_loaded_is_kept(run: RunDir) -> None:
+    run.preempt.touch()  # of an earlier attempt
     script = run.submit.read_text()
     before_ranks = script[: script.index("on_first_node _begin")]
     module = f'module() {{ [ ! -e "{run.preempt}" ] && touch "{run.preempt}"; }}\n'

@@ -1,4 +1,4 @@
-"""The batch script: golden texts, what is refused, and that nothing in a value is ever run (real bash, no Slurm)."""
+"""The batch script: golden files, refused settings, and that no value is ever run (real bash, no Slurm)."""
 
 import os
 import re
@@ -64,12 +64,12 @@ EVERYTHING = {
         ("efa", resolved(profile=Profile.efa)),
     ],
 )
-def test_golden(name: str, config: RunConfig) -> None:
+def test_the_script_equals_the_golden_file(name: str, config: RunConfig) -> None:
     golden(name, config)
 
 
 def golden(name: str, config: RunConfig, array: Optional[script.Array] = None) -> None:
-    """After a change that is meant: FTDIST_GOLDEN=write, and read the difference."""
+    """Compare with the golden file. FTDIST_GOLDEN=write writes it after an intended change: then read the diff."""
     check_launch(config.launch)
     text, path = script.render(config, array=array), GOLDEN / f"{name}.sbatch"
     if os.environ.get("FTDIST_GOLDEN") == "write":
@@ -78,12 +78,12 @@ def golden(name: str, config: RunConfig, array: Optional[script.Array] = None) -
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-def test_golden_array() -> None:
+def test_the_script_of_an_array_equals_the_golden_file() -> None:
     golden("array", resolved(nproc_per_node=2, trials_at_once=2), script.Array(Path("/shared/runs/a-sweep"), [0, 1, 4]))
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-def test_a_hostile_value_reaches_bash_as_it_is(value: str, tmp_path: Path) -> None:
+def test_a_hostile_value_reaches_bash_unchanged(value: str, tmp_path: Path) -> None:
     config = resolved(env={"HOSTILE": value}, partition=value, account=value)
     config.name, config.run_dir = value, f"/runs/{value}"
     if "%" in value or "\\" in value:  # Slurm reads --output as a pattern
@@ -92,7 +92,7 @@ def test_a_hostile_value_reaches_bash_as_it_is(value: str, tmp_path: Path) -> No
         config.run_dir = "/runs/plain"
     text = script.render(config)
     begin = text.index("RUN_DIR=")
-    bash_text = text[:begin] + "exec 3>&1 >/dev/null\n" + text[begin : text.index("# ---- being asked to stop")]
+    bash_text = text[:begin] + "exec 3>&1 >/dev/null\n" + text[begin : text.index("# ---- requests to stop")]
     bash_text += 'printf "%s\\n" "$RUN_DIR" "$HOSTILE" >&3\n'
     done = subprocess.run(["bash", "-c", bash_text], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "SLURM_JOB_ID": "1"}, check=True)  # fmt: skip
@@ -104,10 +104,10 @@ def test_a_hostile_value_reaches_bash_as_it_is(value: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("array", "job"), [(None, "9"), (script.Array(Path("/runs/a-sweep"), [1]), "8_1")], ids=["single", "array"]
 )
-def test_the_jobs_name(array: Optional[script.Array], job: str) -> None:
-    """A single job that an element of an array has submitted inherits the array's variables."""
+def test_the_script_uses_the_id_of_its_own_job_or_element(array: Optional[script.Array], job: str) -> None:
+    """A single job that an element of an array submits inherits the variables of the array."""
     text = script.render(resolved(), array=array)
-    bash_text = text[: text.index("# ---- being asked to stop")] + 'printf "%s" "$JOB" >&3\n'
+    bash_text = text[: text.index("# ---- requests to stop")] + 'printf "%s" "$JOB" >&3\n'
     env = {**os.environ, "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
     done = subprocess.run(["bash", "-c", "exec 3>&1 >/dev/null 2>&1\n" + bash_text], capture_output=True, text=True,
                           env=env, check=True)  # fmt: skip
@@ -152,13 +152,13 @@ def test_control_characters_are_refused(key: str, value: str) -> None:
         ({"stop_before_limit_s": 70000}, "at most 65535"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: Any, says: str) -> None:
+def test_invalid_settings_are_refused(changes: Any, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_launch(resolved(**changes).launch)
     assert says in str(error.value)
 
 
-def test_no_variable_that_the_script_sets_can_be_set_by_a_config() -> None:
+def test_a_config_cannot_set_a_variable_of_the_script() -> None:
     template = (script.template_folder() / "submit.sbatch.template").read_text()
     names = set(re.findall(r"(?<!\S)([A-Za-z_]\w*)=", re.sub(r"^#.*", "", template, flags=re.MULTILINE)))
     assert {"RUN_DIR", "PYTHON", "JOB", "asked", "ended", "code", "head", "rendezvous"} <= names, names
@@ -169,7 +169,7 @@ def test_no_variable_that_the_script_sets_can_be_set_by_a_config() -> None:
 
 @pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
 @pytest.mark.parametrize("key", ["run_dir", "cache_dir"])
-def test_a_path_that_would_be_two_mounts_is_refused(container: Container, key: str) -> None:
+def test_a_path_with_a_separator_of_mounts_is_refused(container: Container, key: str) -> None:
     for mark in ":,":
         config = resolved(container=container, container_image="image")
         setattr(config, key, f"/a{mark}b")
@@ -177,12 +177,12 @@ def test_a_path_that_would_be_two_mounts_is_refused(container: Container, key: s
             script.render(config)
 
 
-def test_too_long_a_line_is_refused() -> None:
+def test_an_option_that_is_too_long_is_refused() -> None:
     with pytest.raises(ConfigError, match="characters long"):
         script.render(resolved(constraint="x" * 2000))
 
 
-def test_a_template_of_ones_own(tmp_path: Path) -> None:
+def test_a_template_of_the_user_is_filled_in(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("#!/bin/bash\n@@SBATCH@@\n# @@NNODES@@ nodes\n")
     assert script.render(resolved(template=str(mine))).endswith("# 4 nodes\n")
@@ -193,7 +193,14 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         script.render(resolved(template=str(tmp_path / "none")))
 
 
-def test_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
+def test_a_template_copied_before_the_torchrun_word_existed_still_works(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    words = ("NNODES", "NPROC_PER_NODE", "MAX_RESTARTS", "JOIN_TIMEOUT", "SRUN", "ON_FIRST_NODE")
+    mine.write_text(" ".join(f"@@{word}@@" for word in words))
+    assert script.render(resolved(template=str(mine), max_restarts=3)) == "4 8 3 120  command"
+
+
+def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
     """With the control plane's libraries alone, and an empty PATH, in under two seconds."""
     light = [
         "hydra",
@@ -238,6 +245,6 @@ def test_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     bash_text = (tmp_path / "0" / "submit.sbatch").read_text()
     assert bash_text in done.stdout.replace(f"{tmp_path}/2", f"{tmp_path}/0") and '#SBATCH --nodes="4"' in bash_text
-    assert "--nnodes 4 --nproc-per-node 1" in bash_text and "taken to be 1" in done.stderr
+    assert "--nnodes 4 --nproc-per-node 1" in bash_text and "assumed: 1" in done.stderr
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all children so far: the machine's load does not count
     assert (used.ru_utime + used.ru_stime - before) / 3 < 2

@@ -1,0 +1,125 @@
+"""Write the tour of the code into docs/design.md (`make docs`): one line for each file, from its docstring.
+
+The order in which to read the files is fixed here. A test fails if a file is missing or has no docstring.
+"""
+
+import ast
+from pathlib import Path
+from typing import Dict, List
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "design.md"
+BEGIN, END = "<!-- tour: generated from the docstrings by `make docs` -->", "<!-- end of the tour -->"
+
+TOUR: Dict[str, List[str]] = {
+    "From the command line to a config": [
+        "launch/__init__.py", "ftdist/__main__.py", "launch/cli.py", "launch/verbs/table.py", "launch/verbs/train.py",
+        "launch/config/compose.py", "launch/config/session.py", "launch/config/origins.py",
+        "launch/config/precedence.py", "launch/config/texts.py", "launch/config/yaml_text.py", "launch/config/site.py",
+        "launch/config/keys.py", "launch/config/messages.py", "launch/config/hydra_private.py",
+        "ftdist/config/schema.py", "ftdist/config/launch.py", "ftdist/config/zero.py", "ftdist/config/checks.py",
+        "ftdist/config/login.py",
+    ],
+    "From a config to a run directory": [
+        "launch/runs/pipeline.py", "launch/runs/resolve.py", "launch/attempt/machine.py", "launch/runs/inputs.py",
+        "launch/runs/programs.py", "ftdist/plan/batch.py", "ftdist/plan/layout.py", "ftdist/plan/run_length.py",
+        "ftdist/plan/warmup.py", "ftdist/plan/optimizers.py", "ftdist/plan/memory.py", "ftdist/plan/disk.py",
+        "ftdist/plan/deepspeed.py", "ftdist/plan/deepspeed_keys.py", "ftdist/plan/data_warnings.py",
+        "launch/runs/freeze.py", "ftdist/config/frozen.py", "ftdist/config/resumable.py", "launch/runs/banner.py",
+        "launch/runs/verify.py",
+    ],
+    "What both planes read": [
+        "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/locations.py", "ftdist/run/prepared.py",
+        "ftdist/run/source_files.py", "ftdist/run/model_facts.py", "ftdist/run/sample.py", "ftdist/run/checks.py",
+    ],
+    "From a run directory to ranks": [
+        "launch/backends/base.py", "launch/backends/registry.py", "launch/attempt/lifecycle.py",
+        "launch/attempt/command.py", "launch/attempt/process.py", "launch/attempt/signals.py",
+        "launch/attempt/failure.py", "launch/attempt/companion.py", "launch/backends/foreground.py",
+        "launch/backends/local.py", "launch/backends/rendezvous.py", "launch/backends/nodes.py",
+        "launch/backends/deepspeed.py", "launch/backends/hostfile.py", "launch/backends/slurm/backend.py",
+        "launch/backends/slurm/resolve.py", "launch/backends/slurm/script.py", "launch/backends/slurm/client.py",
+        "launch/backends/slurm/follow.py", "launch/backends/slurm/stop.py", "launch/runs/liveness.py",
+    ],
+    "Data": [
+        "ftdist/data/main.py", "ftdist/data/prepare.py", "ftdist/data/sources.py", "ftdist/data/builtin_sources.py",
+        "ftdist/data/records.py", "ftdist/data/render.py", "ftdist/data/tokenizer.py", "ftdist/data/encode.py",
+        "ftdist/data/worker_pool.py", "ftdist/data/prepare_progress.py", "ftdist/data/pack.py",
+        "ftdist/data/set_writer.py", "ftdist/data/meta.py", "ftdist/data/row_order.py", "ftdist/data/loader.py",
+        "ftdist/data/preview.py", "ftdist/data/preview_rows.py", "ftdist/data/preview_page.py",
+        "ftdist/data/token_text.py",
+    ],
+    "Model": [
+        "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py", "ftdist/model/vocabulary.py",
+        "ftdist/model/attention.py", "ftdist/model/forward.py", "ftdist/model/isolation.py", "ftdist/model/save.py",
+        "ftdist/model/standin.py",
+    ],
+    "One training step": [
+        "ftdist/train/main.py", "ftdist/parallel/ranks.py", "ftdist/parallel/rank_process.py",
+        "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/loop.py", "ftdist/objective/base.py",
+        "ftdist/objective/build.py", "ftdist/objective/sft.py", "ftdist/objective/token_loss.py",
+        "ftdist/method/base.py", "ftdist/method/build.py", "ftdist/method/full.py", "ftdist/engine/engine.py",
+        "ftdist/engine/optimizers.py", "ftdist/train/schedule.py", "ftdist/train/evaluate.py",
+        "ftdist/train/bad_steps.py", "ftdist/train/preempt.py", "ftdist/train/out_of_memory.py",
+        "ftdist/parallel/device_memory.py", "ftdist/train/watchdog.py", "ftdist/parallel/collectives.py",
+        "ftdist/train/from_deepspeed.py",
+    ],
+    "Checkpoints": [
+        "ftdist/checkpoint/saver.py", "ftdist/checkpoint/protocol.py", "ftdist/checkpoint/durable.py",
+        "ftdist/checkpoint/tensors.py", "ftdist/checkpoint/state.py", "ftdist/engine/shards.py",
+        "ftdist/engine/whole.py", "ftdist/checkpoint/export.py", "ftdist/checkpoint/model_card.py",
+    ],
+    "What a run reports": [
+        "ftdist/track/tracker.py", "ftdist/track/base.py", "ftdist/track/jsonl.py", "ftdist/track/wandb.py",
+        "ftdist/track/wandb_config.py", "ftdist/track/progress.py", "ftdist/track/report.py",
+    ],
+    "Verification": [
+        "ftdist/verify/main.py", "ftdist/verify/trial.py", "ftdist/verify/reference.py",
+        "ftdist/verify/token_checks.py", "ftdist/verify/text_checks.py", "ftdist/verify/number_checks.py",
+        "ftdist/verify/compare.py", "ftdist/verify/preview.py",
+    ],
+    "The other verbs": [
+        "launch/verbs/resume.py", "launch/verbs/status.py", "launch/verbs/logs.py", "launch/verbs/cancel.py",
+        "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "launch/verbs/export.py", "launch/verbs/chat.py",
+        "ftdist/serve/chat.py", "launch/verbs/prepare.py", "launch/verbs/preview.py", "launch/verbs/verify.py",
+        "launch/verbs/node.py", "launch/verbs/under_torchrun.py", "launch/verbs/batch_script.py",
+        "launch/verbs/guard.py", "launch/verbs/completion.py",
+    ],
+    "Sweeps": [
+        "launch/verbs/sweep.py", "launch/config/sweeper.py", "launch/sweeps/sweep.py", "launch/sweeps/folder.py",
+        "launch/sweeps/this_machine.py", "launch/sweeps/slurm_array.py", "launch/sweeps/table.py",
+        "launch/sweeps/stop.py",
+    ],
+    "Used everywhere": [
+        "ftdist/__init__.py", "ftdist/base/errors.py", "ftdist/base/redact.py", "ftdist/base/names.py",
+        "ftdist/base/output.py", "ftdist/base/terminal.py", "ftdist/base/tables.py", "ftdist/base/json_files.py",
+        "ftdist/base/temporary.py", "ftdist/base/process.py",
+    ],
+}  # fmt: skip
+
+
+def summary(file: str) -> str:
+    """Return the first paragraph of a file's docstring on one line."""
+    doc = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
+    return " ".join(doc.split("\n\n")[0].split()).removesuffix(" [light]")
+
+
+def tour() -> str:
+    """Return the tour as Markdown: a table for each subject."""
+    lines = []
+    for subject, files in TOUR.items():
+        lines += [f"### {subject}", "", "| file | |", "|---|---|"]
+        lines += [f"| [`{file}`](../{file}) | {summary(file)} |" for file in files]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """Return the page with a fresh tour. The rest of it is written by hand."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    return f"{before}{BEGIN}\n\n{tour()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")

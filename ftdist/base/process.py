@@ -1,0 +1,55 @@
+"""Processes of this machine: whether one is alive, and what happens to it when its parent ends. [light]"""
+
+import contextlib
+import ctypes
+import math
+import os
+import sys
+from typing import Optional
+
+import psutil
+
+PR_SET_PDEATHSIG = 1
+CLOCK_S = 1.0
+"""Seconds by which start times of processes may be off: the kernel knows the time of its boot to the second."""
+
+
+def is_alive(pid: int, started_by: float = math.inf) -> bool:
+    """Return whether a process is alive. A zombie is not: it has ended, and only its parent has not been told.
+
+    Args:
+        pid: the process id.
+        started_by: Unix time at which the process existed. A process that started later is another one that was given
+            the same id. In a container that is started again, ids are reused at once.
+    """
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # a process of another user
+        pass
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= started_by + CLOCK_S
+    except psutil.ZombieProcess:
+        return False
+    except psutil.Error:  # /proc may hide the processes of other users
+        return True
+
+
+def find_process(pid: int, started_by: float = math.inf) -> Optional[psutil.Process]:
+    """Return a process if it is alive. For the arguments see ``is_alive``."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid) if is_alive(pid, started_by) else None
+    return None
+
+
+def end_with_parent(signal_number: int) -> None:
+    """Ask the kernel to send this process a signal when its parent ends, however it ends. Linux only.
+
+    Can be called in a new child process before it executes its program (``preexec_fn`` of ``subprocess.Popen``).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal_number))

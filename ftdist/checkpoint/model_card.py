@@ -1,0 +1,97 @@
+"""The model card of an export: the metadata that the hub reads, and a table of how the model was trained.
+
+Metadata: https://huggingface.co/docs/hub/model-cards#model-card-metadata
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from yaml import YAMLError
+
+from ftdist.config.schema import RunConfig
+
+BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+"""Hub id and license of the models that ``model.builtin`` names."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """What the card says of the model that was fine-tuned."""
+
+    hub_id: Optional[str] = None
+    """Its id on the hub, None if it is not on the hub."""
+    license: Optional[str] = None
+    """Its license as the hub writes it, None if it is not known."""
+
+
+def model_card(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> str:
+    """Return the text of the export's README.md.
+
+    Args:
+        checkpoint: Name of the checkpoint that is exported.
+        state: The ``state.json`` of the checkpoint.
+    """
+    base = base_model(config)
+    sources = [*config.data.sources.values()]
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["ftdist"],
+        base_model=base.hub_id,
+        license=base.license,
+        datasets=[source.hub for source in sources if source.hub] or None,
+    )
+    table = "\n".join(f"| {name} | {value} |" for name, value in _rows(config, checkpoint, state).items())
+    return (
+        f"---\n{metadata.to_yaml()}\n---\n\n# {config.name}\n\nFine-tuned with ftdist.\n\n| | |\n|---|---|\n{table}\n"
+    )
+
+
+def base_model(config: RunConfig) -> BaseModel:
+    """Return what is known of the base model. If it has a model card in its folder or in the hub's cache, it is
+    read."""
+    model = config.model
+    if model.builtin:
+        return BaseModel(*BUILTIN_MODELS[model.builtin])
+    if model.hub:
+        cached = try_to_load_from_cache(model.hub, "README.md", revision=model.revision)
+        return BaseModel(model.hub, _card_data(Path(cached)).get("license") if isinstance(cached, str) else None)
+    if model.path:
+        found = _card_data(Path(model.path) / "README.md")
+        return BaseModel(_first(found.get("base_model")), found.get("license"))
+    return BaseModel()
+
+
+def _card_data(card: Path) -> Dict[str, Any]:
+    """Return the metadata of a model card. It is empty if there is no card, or if the hub could not read it."""
+    with suppress(OSError, ValueError, TypeError, YAMLError):  # an invalid card must not stop the export
+        if card.is_file():
+            return ModelCard.load(card).data.to_dict()
+    return {}
+
+
+def _first(value: str | List[str] | None) -> Optional[str]:
+    return value[0] if isinstance(value, list) and value else value if isinstance(value, str) else None
+
+
+def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str, str]:
+    evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
+    return {
+        "base model": config.model.hub or config.model.builtin or config.model.path or "random weights",
+        "data": ", ".join(config.data.sources),
+        "method": config.method.kind.name,
+        "objective": config.objective.kind.name,
+        "optimizer": config.optim.optimizer.name,
+        "optimizer steps": f"{state['step']:,}",
+        "trained tokens": f"{state['trained_tokens']:,}",
+        "held-out loss (nats per token)": f"{state['eval_loss']:.4f}" if evaluated else "not evaluated at this step",
+        "learning rate": f"{config.optim.lr:g} ({config.optim.schedule.name})",
+        "rows per step × tokens per row": f"{config.batch.global_batch_size} × {config.data.max_seq_len}",
+        "precision": config.train.precision.name,
+        "ZeRO stage": str(config.zero.stage),
+        "seed": str(config.seed),
+        "checkpoint": checkpoint,
+    }

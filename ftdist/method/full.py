@@ -1,0 +1,25 @@
+"""Full fine-tuning: all parameters are trained."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ftdist.config.schema import RunConfig
+from ftdist.model.save import save_model
+
+
+class FullFineTuning:
+    """Trains every parameter. An export is a complete model."""
+
+    def load_options(self, config: RunConfig) -> Dict[str, Any]:
+        return {}
+
+    def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
+        return model
+
+    def export(
+        self, weights: Dict[str, torch.Tensor], model_config: PretrainedConfig, out: Path, config: RunConfig
+    ) -> None:
+        save_model(weights, model_config, out, config.model.trust_remote_code)

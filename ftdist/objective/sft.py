@@ -1,0 +1,26 @@
+"""Supervised fine-tuning: the mean cross-entropy of the trained tokens of the global batch."""
+
+from typing import Any, Tuple
+
+from ftdist.objective.base import LossSum
+from ftdist.objective.token_loss import token_loss
+
+
+class SupervisedFineTuning:
+    """Minimises the cross-entropy. Each trained token of the global batch has the same weight.
+
+    An average of the means of the micro-batches would give the tokens of short answers more weight.
+    """
+
+    metrics: Tuple[str, ...] = ()
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def weight(self, batch: Any) -> int:
+        """Return the number of trained tokens of a micro-batch."""
+        return int(batch.num_trained)
+
+    def loss(self, model: Any, batch: Any) -> LossSum:
+        """Return the sum of the cross-entropies of the trained tokens."""
+        return LossSum(token_loss(model, batch, self._vocab_size))

@@ -1,0 +1,28 @@
+"""The cross-entropy of trained tokens: the only place where logits become a loss."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ftdist.data.loader import IGNORED
+from ftdist.model.forward import Batch, forward_logits
+
+
+def token_loss(model: Any, batch: Batch, vocab_size: int) -> torch.Tensor:
+    """Return the sum of the cross-entropies of the trained tokens of one micro-batch in nats, a scalar in fp32.
+
+    The token at position t is predicted by the logits at position t - 1.
+
+    Args:
+        model: The model, or an engine.
+        vocab_size: Number of rows of the embedding that are real tokens. The logits of the other rows are ignored.
+    """
+    targets = batch.labels[0, 1:]
+    positions = (targets != IGNORED).nonzero()[:, 0]
+    if not len(positions):
+        # A rank without a trained token still runs the model: the other ranks wait for it in ZeRO's collectives.
+        first = torch.zeros(1, dtype=torch.long, device=targets.device)
+        return forward_logits(model, batch, first).float().sum() * 0.0
+    logits = forward_logits(model, batch, positions)[:, :vocab_size]
+    return F.cross_entropy(logits.float(), targets[positions], reduction="sum")

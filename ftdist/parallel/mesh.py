@@ -1,0 +1,34 @@
+"""How the ranks of a run share the work: which rank reads which rows, and sums over all ranks."""
+
+from dataclasses import dataclass
+from typing import List, Sequence
+
+import torch
+import torch.distributed as dist
+
+from ftdist.parallel.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The position of this rank in the run. All ranks are data parallel: each one reads its own rows of a step."""
+
+    data_rank: int
+    """Index of this rank among the ranks that read different rows, from 0."""
+    data_size: int
+    """Number of ranks that read different rows."""
+    device: torch.device
+
+    def sum(self, values: Sequence[float]) -> List[float]:
+        """Return the sum of each value over all ranks, in float64.
+
+        Every rank must call it with the same number of values.
+        """
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+
+def data_parallel(ranks: Ranks) -> Mesh:
+    """Return the mesh in which every rank reads its own rows."""
+    return Mesh(ranks.rank, ranks.world_size, ranks.device)

@@ -1,0 +1,32 @@
+"""Warnings about a data set that is small for the settings of its run. [light]"""
+
+from typing import Any, Dict, List
+
+from ftdist.config.schema import RunConfig
+
+TINY_DOCUMENTS = 100
+"""With fewer documents, the part that is held out can be far from ``data.heldout_share``: a hash chooses them."""
+LARGE_SHARE = 0.25
+
+
+def data_warnings(config: RunConfig, meta: Dict[str, Any]) -> List[str]:
+    """Return a warning with its numbers for each problem found.
+
+    Args:
+        meta: what ``meta.json`` says about the prepared data.
+    """
+    found = []
+    rows, wanted = meta["sets"]["train"]["rows"], config.batch.global_batch_size
+    if rows < wanted:
+        found.append(
+            f"one epoch has {rows} rows, fewer than batch.global_batch_size={wanted}: "
+            "each step takes some rows more than once"
+        )
+    heldout = sum(source["heldout"] for source in meta["sources"].values())
+    documents = heldout + sum(source["kept"] for source in meta["sources"].values())
+    if documents < TINY_DOCUMENTS and heldout > LARGE_SHARE * documents:
+        found.append(
+            f"{heldout} of {documents} documents ({heldout / documents:.0%}) are held out by "
+            f"data.heldout_share={config.data.heldout_share:g}: data.max_heldout_documents limits them"
+        )
+    return found

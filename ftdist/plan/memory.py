@@ -1,0 +1,103 @@
+"""Memory that the model states of one rank take: parameters, gradients and optimizer states. [light]
+
+Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted.
+The formula for users is in docs/step.md, "What ZeRO shards".
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Dict, List, Tuple
+
+from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
+from ftdist.config.zero import ModelState
+from ftdist.plan.layout import Layout
+from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec, optimizer_of
+
+BYTES: Dict[Precision, int] = {Precision.bf16: 2, Precision.fp32: FP32_BYTES}
+"""Bytes of one number in each precision: of a weight, of a gradient, of an activation."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes, by kind of tensor."""
+
+    parameters: float = 0.0
+    gradients: float = 0.0
+    optimizer_states: float = 0.0
+    """fp32 master weights included, where they are tensors of their own."""
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.optimizer_states
+
+    def __add__(self, other: "States") -> "States":
+        return States(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes that one rank holds, by the memory they lie in."""
+
+    device: States
+    """On the GPU; on a machine without one, in host memory."""
+    host: States
+    """In host memory, because of ``zero.offload_optimizer`` or ``zero.offload_param``."""
+
+
+def rank_memory(
+    parameters: int, trained: int, precision: Precision, zero: ZeroConfig, layout: Layout, optimizer: OptimizerSpec
+) -> RankMemory:
+    """Return the bytes of the model states of one rank when gradients are complete: at the end of a backward pass.
+
+    Args:
+        parameters: parameters of the model.
+        trained: those of them that have a gradient and optimizer states.
+    """
+
+    def on_rank(numbers: int, bytes_each: int, kind: ModelState) -> float:
+        return numbers * bytes_each / (layout.data if kind.is_sharded(zero.stage) else 1)
+
+    width = BYTES[precision]
+    weights = States(parameters=on_rank(parameters, width, ModelState.parameters))
+    gradients = States(gradients=on_rank(trained, width, ModelState.gradients))
+    optimizer_bytes = _optimizer_bytes(precision, zero.stage, optimizer)
+    states = States(optimizer_states=on_rank(trained, optimizer_bytes, ModelState.optimizer_states))
+    device, host = weights + gradients + states, States()
+    if zero.offload_optimizer is not Offload.none:
+        # The host's optimizer is given fp32 gradients of its own part. Stage 1 gathers whole ones on the device first.
+        device = weights + (States() if ModelState.gradients.is_sharded(zero.stage) else gradients)
+        host = states + States(gradients=on_rank(trained, FP32_BYTES, ModelState.optimizer_states))
+    if zero.offload_param is not Offload.none:
+        device, host = replace(device, parameters=0.0), host + weights
+    return RankMemory(device, host)
+
+
+def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec) -> int:
+    """Return the bytes for one trained parameter: the states, and the fp32 master weight where it is a copy.
+
+    In fp32 without ZeRO the weight is its own master. The ZeRO stages 1 to 3 keep a copy in any precision.
+    """
+    own_master = precision is Precision.fp32 and stage == 0
+    return optimizer.bytes_per_parameter + (0 if own_master else FP32_BYTES)
+
+
+def memory_of(config: RunConfig, parameters: int, layout: Layout) -> RankMemory:
+    """Return the bytes of the model states of one rank of a run that trains all parameters."""
+    return rank_memory(parameters, parameters, config.train.precision, config.zero, layout, optimizer_of(config))
+
+
+def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
+    """Return rows (what, type, where) of the banner's table: the type of each kind of tensor, and whether it is sharded
+    or offloaded."""
+    precision, zero = config.train.precision.name, config.zero
+
+    def where(kind: ModelState, offload: Offload = Offload.none) -> str:
+        memory = "host memory, " if offload is Offload.cpu else ""
+        return memory + ("sharded over ranks" if kind.is_sharded(zero.stage) else "whole on every rank")
+
+    masters = "fp32, with master weights" if config.train.precision is Precision.bf16 else "fp32"
+    return [
+        ("weights, activations", precision, where(ModelState.parameters, zero.offload_param)),
+        ("gradients", precision, where(ModelState.gradients)),
+        ("optimizer states", masters, where(ModelState.optimizer_states, zero.offload_optimizer)),
+        ("loss", "fp32", "over the tokens of all ranks"),
+    ]

@@ -1,0 +1,289 @@
+"""Checks of numbers, on the ranks: isolation, loss, gradient, update, saving, resuming, export, determinism.
+
+The engine runs from the same start three or four times:
+
+1. in fp32, where rounding cannot hide a bug, compared with the reference;
+2. as configured, for two steps;
+3. resumed from the first checkpoint of run 2;
+4. as configured once more.
+"""
+
+import copy
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+
+from ftdist.base.errors import FtdistError
+from ftdist.base.json_files import write_json
+from ftdist.checkpoint.export import export_checkpoint
+from ftdist.config.schema import Precision, RunConfig
+from ftdist.data.loader import micro_batch
+from ftdist.engine.whole import Tensors, whole_weights
+from ftdist.model.forward import forward_logits
+from ftdist.model.isolation import ROUNDING, measure_isolation
+from ftdist.model.load import DTYPES, build_whole
+from ftdist.parallel.ranks import Ranks
+from ftdist.plan.batch import plan_batch
+from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.run.checks import Check, failed, judge, not_run, passed
+from ftdist.run.locations import model_location
+from ftdist.run.prepared import data_folder
+from ftdist.run.rundir import RunDir
+from ftdist.train.loop import train, train_step
+from ftdist.train.main import assemble, never_two_documents
+from ftdist.train.preempt import Preemption
+from ftdist.train.state import Training
+from ftdist.verify.compare import (
+    ALLOWED,
+    Deviation,
+    Expected,
+    largest,
+    largest_difference,
+    measure_deviation,
+    run_reference,
+)
+from ftdist.verify.reference import read_rows, row_order
+
+Report = Callable[[Check], None]
+ISOLATION, LOSS, UPDATE, PRECISION = (
+    "packing isolation", "loss and gradient", "optimizer step", "loss in the run's precision",
+)  # fmt: skip
+RELOAD, RESUME, EXPORT, ADAPTER, REPEAT = (
+    "save, reload: same logits", "save, resume: same step", "export: same logits", "adapter: same logits",
+    "repeat: same step",
+)  # fmt: skip
+NUMBERS = (ISOLATION, LOSS, UPDATE, PRECISION, RELOAD, RESUME, EXPORT, ADAPTER, REPEAT)
+"""Names of all checks of numbers."""
+AFTER_REFERENCE = NUMBERS[3:]
+"""Names of the checks that need more than the comparison with the reference."""
+# A real model is deeper than the models of the invariance suite, and rounding adds up over its layers. A bug causes
+# much larger differences.
+ALLOWED_FP32 = replace(ALLOWED[Precision.fp32], loss=1e-5, gradient=1e-4, heldout=1e-5)
+# Relative differences from fp32 weights and activations. In a gradient, rounding adds up over the layers. For
+# comparison: half a gradient differs by 50 %.
+BF16_LOSS, BF16_GRAD_NORM = 1e-2, 1e-1
+
+
+def check_numbers(config: RunConfig, folder: Path, ranks: Ranks, quick: bool, report: Report) -> None:
+    """Run all checks of this module. Every rank must call it.
+
+    Args:
+        folder: Folder for the run directories of the checks.
+        quick: Only run the comparison with the reference.
+        report: Receives each check when it has ended. On ranks other than 0 it must do nothing.
+    """
+    expected = _compare_with_reference(config, folder / "fp32", ranks, report)
+    if quick:
+        for name in AFTER_REFERENCE:
+            report(not_run(name, "--quick"))
+        return
+    _check_run(config, RunDir(folder / "run"), ranks, expected, report)
+
+
+def _start(config: RunConfig, run: RunDir, ranks: Ranks) -> Training:
+    """Assemble a run in its own run directory, which rank 0 creates. Every rank must call it."""
+    plan = plan_batch(config.batch, ranks.world_size, config.data.max_seq_len)
+    settings = deepspeed_settings(config, plan)  # on every rank, so that all ranks fail if a setting is refused
+    if ranks.first:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.logs.mkdir(exist_ok=True)
+        write_json(run.deepspeed, settings)
+    dist.barrier()
+    return assemble(config, run, ranks, Preemption(run, ranks.rank))
+
+
+def _compare_with_reference(config: RunConfig, folder: Path, ranks: Ranks, report: Report) -> Optional[Expected]:
+    """Compare the engine in fp32 with the reference. Returns the results of the reference on rank 0."""
+    config = replace(config, train=replace(config.train, precision=Precision.fp32))
+    training = _start(config, RunDir(folder), ranks)
+    _check_isolation(training, report)
+    weights, steps = whole_weights(training.engine), config.train.max_steps or 1
+    expected, other = _run_reference(training, weights, steps) if ranks.first else (None, [])
+    del weights
+    deviation = measure_deviation(training, expected, steps)
+    training.engine.destroy()
+    if deviation is not None:
+        _report_deviation(deviation, other, training, report)
+    return expected
+
+
+def _check_isolation(training: Training, report: Report) -> None:
+    if never_two_documents(training.config):
+        return report(not_run(ISOLATION, "data.packing=false and batch.micro_batch_size=1: one document at a time"))
+    device, dtype = training.ranks.device, torch.float32
+    proof = measure_isolation(training.engine, training.vocab_size, device)
+    worst = max(proof.crossing, proof.alone)
+    problems = ["documents of one row see each other: set model.attention=mask, or use another model"]
+    report(judge(ISOLATION, problems if not worst <= ROUNDING[dtype] else [],
+                 f"changing a document moves the logits of the others by {proof.crossing:g}; packed and alone differ "
+                 f"by {proof.alone:.1g} (allowed {ROUNDING[dtype]:.0e})"))  # fmt: skip
+
+
+def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Expected, List[str]]:
+    """Run the reference from the weights with which the engine starts.
+
+    Returns:
+        The results of the reference, and the names of the starting weights that are not those of the config's model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config, data = training.config, data_folder(training.config)
+    arch = copy.deepcopy(training.engine.module.config)
+    build_whole()
+    other = _weights_of_another_model(config, weights) if not config.model.config else []
+    model = AutoModelForCausalLM.from_config(arch, dtype=torch.float32, attn_implementation="eager")
+    model.load_state_dict(weights, strict=False)  # not strict, because ``weights`` has tied weights only once
+    model.tie_weights()
+    model.to(training.ranks.device)
+    rows = read_rows(data / "train")
+    heldout = [document for name in training.heldout for row in read_rows(data / name) for document in row]
+    order = row_order(config.seed, len(rows), steps * config.batch.global_batch_size)
+    return run_reference(model, config, rows, order, steps, heldout, training.vocab_size), other
+
+
+def _weights_of_another_model(config: RunConfig, weights: Tensors) -> List[str]:
+    """Return the names of the weights that differ from what transformers loads. Rows added to an embedding are
+    ignored."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        model_location(config), dtype=torch.float32, revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )  # fmt: skip
+    return [name for name, weight in model.named_parameters()
+            if name not in weights or not weights[name][: len(weight)].cpu().equal(weight)]  # fmt: skip
+
+
+def _report_deviation(deviation: Deviation, other: List[str], training: Training, report: Report) -> None:
+    allowed, beyond = ALLOWED_FP32, deviation.beyond(ALLOWED_FP32)
+    updates = [text for text in beyond if text.startswith("update")]
+    what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
+    problems = [f"{len(other)} weights are not those of the model, for example {other[0]}"] if other else []
+    report(judge(LOSS, [*problems, *(text for text in beyond if text not in updates)],
+                 f"loss differs by {deviation.loss:.1e} (allowed {allowed.loss:.0e}), a gradient by at most "
+                 f"{deviation.gradient:.1e} ({allowed.gradient:.0e}), held-out loss by {deviation.heldout:.1e}; "
+                 f"{what}"))  # fmt: skip
+    report(judge(UPDATE, updates, f"weights after two steps differ by {deviation.update:.1e} of the update (allowed "
+                                  f"{allowed.update:.0e})"))  # fmt: skip
+
+
+def _check_run(config: RunConfig, run: RunDir, ranks: Ranks, expected: Optional[Expected], report: Report) -> None:
+    """Train as configured, then check precision, reloading, export, resuming and repeating."""
+    training = _start(config, run, ranks)
+    train(training)
+    (logits, batch), weights, record = _probe(training), whole_weights(training.engine), _recorded_steps(run)
+    training.tracker.finish(0)
+    training.engine.destroy()
+    if expected is not None:
+        report(_check_precision(config, record, expected))
+
+    reloaded = _start(config, run, ranks)
+    (again, _), found = _probe(reloaded), whole_weights(reloaded.engine)
+    reloaded.engine.destroy()
+    moved = float((again - logits).abs().max())
+    problems = ["the model of the reloaded checkpoint gives other logits"] if moved else []
+    report(judge(RELOAD, [*problems, *_different_weights(found, weights)], f"logits differ by {moved:g}"))
+    if ranks.first:
+        report(_check_export(config, run, batch, logits, weights))
+        shutil.rmtree(run.checkpoint(config.train.max_steps or 0))
+    dist.barrier()
+    _check_resume(config, run, ranks, weights, record, report)
+    report(not_run(ADAPTER, "all parameters are trained: there is no adapter"))
+    _check_repeat(config, run, ranks, record, report)
+
+
+def _check_resume(
+    config: RunConfig, run: RunDir, ranks: Ranks, weights: Tensors, record: List[Any], report: Report
+) -> None:
+    """Resume from the first checkpoint, the newest one that is left, and compare with the uninterrupted run."""
+    resumed = _start(config, run, ranks)
+    train(resumed)
+    resumed.tracker.finish(0)
+    found = whole_weights(resumed.engine)
+    resumed.engine.destroy()
+    after = _recorded_steps(run)
+    problems = [] if after == record else [f"uninterrupted {record[-1]}, resumed {after[-1]}"]
+    problems += _different_weights(found, weights)  # the recorded numbers do not depend on the moments, the weights do
+    last = f"loss {float(after[-1]['train/loss']):.6f}, {after[-1]['train/trained_tokens']} trained tokens"
+    report(judge(RESUME, problems, last))
+
+
+def _different_weights(found: Tensors, expected: Tensors) -> List[str]:
+    """Describe the weights that are not bit for bit those of the uninterrupted run."""
+    other = [name for name, weight in expected.items() if not found[name].equal(weight)]
+    return [f"{len(other)} weights are not those of the uninterrupted run, for example {other[0]}"] if other else []
+
+
+def _recorded_steps(run: RunDir) -> List[Any]:
+    """Return what metrics.jsonl records of each step, without times."""
+    kept = ("step", "train/loss", "train/grad_norm", "train/trained_tokens", "train/tokens_seen")
+    return [{name: record[name] for name in kept} for record in run.read_metrics() if "train/loss" in record]
+
+
+def _check_precision(config: RunConfig, record: List[Any], expected: Expected) -> Check:
+    if config.train.precision is Precision.fp32:
+        return passed(PRECISION, "the run is in fp32, as is the comparison with the reference")
+    loss = largest_difference([float(entry["train/loss"]) for entry in record], expected.losses)
+    norm = largest_difference([float(entry["train/grad_norm"]) for entry in record], expected.grad_norms)
+    good = loss <= BF16_LOSS and norm <= BF16_GRAD_NORM
+    return judge(PRECISION, [] if good else ["bf16 gives other numbers than fp32"],
+                 f"bf16 differs from fp32: loss by {loss:.1e} (allowed {BF16_LOSS:.0e}), gradient norm by {norm:.1e} "
+                 f"({BF16_GRAD_NORM:.0e})")  # fmt: skip
+
+
+def _probe(training: Training) -> Tuple[torch.Tensor, Any]:
+    """Return the logits [n, vocab] of the first document of the first row, and the batch of this row."""
+    batch = micro_batch(training.train_set, [0], True, training.tokenizer.pad_token_id).to(training.ranks.device)
+    positions = torch.arange(int(batch.cu_seqlens[1]), device=training.ranks.device)
+    with torch.no_grad(), training.engine.evaluation():
+        logits = forward_logits(training.engine, batch, positions).float()
+    return logits, batch
+
+
+def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tensor, weights: Tensors) -> Check:
+    """Compare the logits and the weights of the exported model with those of the run.
+
+    Logits may differ by rounding. In bf16 such a difference could hide that a small update is missing, so the weights
+    must be equal.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        export_checkpoint(run.find_checkpoint("last"), run.export, config)
+    except FtdistError as error:
+        return failed(EXPORT, " ".join(str(error).split()))
+    model = AutoModelForCausalLM.from_pretrained(run.export, dtype="auto").to(logits.device).eval()
+    with torch.no_grad():
+        exported = model(input_ids=batch.input_ids[:, : len(logits)]).logits[0].float()
+    expected = logits[:, : exported.shape[1]]  # without the rows that only pad the embedding
+    difference = float((exported - expected).abs().max() / expected.abs().max())
+    limit = ROUNDING[DTYPES[config.train.precision]]
+    other = [name for name, weight in model.named_parameters()
+             if not weight.equal(weights[name][: len(weight)].to(weight.device, weight.dtype))]  # fmt: skip
+    problems = ["the exported model gives other logits"] if not difference <= limit else []
+    problems += [f"{len(other)} weights are not those of the run, for example {other[0]}"] if other else []
+    measured = f"logits of the exported model differ by {difference:.1g} (allowed {limit:.0e})"
+    return judge(EXPORT, problems, measured + ("" if other else ", its weights are equal"))
+
+
+def _check_repeat(config: RunConfig, run: RunDir, ranks: Ranks, record: List[Any], report: Report) -> None:
+    """Run the same steps once more. Torch names the operations that are not deterministic."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training = _start(config, RunDir(run.path.with_name("again")), ranks)
+        again = [train_step(training, index) for index in range(config.train.max_steps or 1)]
+        training.engine.destroy()
+    torch.use_deterministic_algorithms(False)
+    named = sorted({str(w.message).split(" does not have")[0] for w in caught if "deterministic" in str(w.message)})
+    pairs = [(a.loss, float(b["train/loss"])) for a, b in zip(again, record, strict=True)]
+    pairs += [(a.grad_norm, float(b["train/grad_norm"])) for a, b in zip(again, record, strict=True)]
+    difference = largest(abs(a - b) for a, b in pairs)
+    problems = ["the same step gave other numbers, and torch names no operation that is not deterministic"]
+    measured = f"differs by {difference:.1e}; not deterministic: {', '.join(named)}" if difference else "bit for bit"
+    report(judge(REPEAT, problems if difference and not named else [], measured))

@@ -1,0 +1,105 @@
+"""What those backends share whose launcher, a process on this machine, waits for the run until it ends."""
+
+import contextlib
+import platform
+import signal
+import time
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+import psutil
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.process import is_alive
+from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.launch.attempt import lifecycle
+from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
+from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status, newest_rank_log
+from ftdist.run.rundir import RunDir
+
+SILENT_S = 900.0
+"""Seconds without a new status, after which a run on another host counts as dead."""
+BETWEEN_INTERRUPTS_S = 0.3
+END_S = 30.0
+"""Seconds that a launcher has to end its run."""
+
+
+class ForegroundBackend:
+    """The part of a backend that is the same however its launcher starts the ranks."""
+
+    on_this_machine = False
+    uses_scheduler = False
+
+    def files(self, config: RunConfig) -> Dict[str, str]:
+        return {}
+
+    def states(self, statuses: Sequence[Status]) -> List[Seen]:
+        return [Seen(_state(status)) for status in statuses]
+
+    def stop(self, run: RunDir, now: bool = False) -> str:
+        if not now:
+            return lifecycle.ask_to_stop(run)
+        run.cancel.touch()
+        _end_launcher(run)
+        return "ended"
+
+    def log(self, run: RunDir) -> Optional[Path]:
+        return newest_rank_log(run, 0)
+
+
+def resolve_device(launch: LaunchConfig) -> int:
+    """Fill in the device by what this machine has. Returns the number of its GPUs.
+
+    Raises:
+        ConfigError: GPUs are asked for, and there are none.
+    """
+    gpus = len(visible_gpus())
+    if launch.device is Device.auto:
+        launch.device = Device.cuda if gpus else Device.cpu
+    if launch.device is Device.cuda and not gpus:
+        raise ConfigError(
+            "launch.device=cuda, but this machine has no GPU that CUDA may use",
+            "a GPU that `nvidia-smi -L` lists and CUDA_VISIBLE_DEVICES does not hide",
+            "launch.device=cpu launch.nproc_per_node=2 (and a model that fits: experiment=demo)",
+        )
+    return gpus
+
+
+def resolve_ranks_per_node(launch: LaunchConfig, gpus: int) -> None:
+    """Fill in the ranks of each machine and the threads of each rank, taking this machine for one of them.
+
+    Raises:
+        ConfigError: there are fewer GPUs than ranks.
+    """
+    if launch.nproc_per_node is None:
+        launch.nproc_per_node = gpus if launch.device is Device.cuda else 1
+    if launch.device is Device.cuda and launch.nproc_per_node > gpus:
+        raise ConfigError(
+            f"launch.nproc_per_node={launch.nproc_per_node} with {gpus} visible GPU{'s' if gpus > 1 else ''}",
+            "at most one rank per GPU", f"launch.nproc_per_node={gpus}",
+        )  # fmt: skip
+    if launch.threads_per_rank is None:
+        launch.threads_per_rank = max(1, cpu_cores() // launch.nproc_per_node)
+
+
+def _state(status: Status) -> str:
+    state = str(status.get("state", "?"))
+    if state not in ALIVE:
+        return state
+    if status.get("host") == platform.node() and status.get("pid"):
+        return state if is_alive(int(status["pid"]), started_by=float(status["time"])) else DEAD
+    return DEAD if time.time() - float(status.get("time", 0)) > SILENT_S else state
+
+
+def _end_launcher(run: RunDir) -> None:
+    """End the process that a status names, as two Ctrl-C would."""
+    status = run.read_status()
+    if status.get("host") != platform.node():
+        raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine on which it was started",
+                          f"ssh {status.get('host')} ftdist cancel --now {run.path}")  # fmt: skip
+    launcher = psutil.Process(int(status["pid"]))
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+        for _ in range(2):
+            launcher.send_signal(signal.SIGINT)
+            time.sleep(BETWEEN_INTERRUPTS_S)
+        launcher.wait(timeout=END_S)

@@ -1,0 +1,72 @@
+"""Start a run as a batch job of Slurm."""
+
+import contextlib
+import shlex
+from pathlib import Path
+from typing import Dict, List, Mapping, Optional, Sequence
+
+from ftdist.base.errors import EXIT_DONE, LaunchError
+from ftdist.base.output import quoted_path
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status
+from ftdist.launch.backends.slurm import client, follow, script, stop
+from ftdist.launch.backends.slurm.resolve import resolve_ranks
+from ftdist.run.rundir import SUBMIT, RunDir
+
+
+class SlurmBackend:
+    """A batch job, whose script prepares model and data, starts torchrun on each node, and requeues itself."""
+
+    kind = LaunchKind.slurm
+    on_this_machine = False
+    uses_scheduler = True
+
+    def resolve(self, config: RunConfig) -> None:
+        resolve_ranks(config.launch)
+
+    def files(self, config: RunConfig) -> Dict[str, str]:
+        return {SUBMIT: script.render(config)}
+
+    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shlex.quote(str(run.submit))}"
+
+    def start(self, config: RunConfig, run: RunDir) -> int:
+        job = client.submit(run)
+        print(f"submitted job {job}", flush=True)
+        if config.launch.wait:
+            return follow.follow(run, job)
+        place = quoted_path(run.path)
+        print(f"ftdist status {place}\nftdist logs -f {place}\nftdist cancel {place}")
+        return EXIT_DONE
+
+    def states(self, statuses: Sequence[Status]) -> List[Seen]:
+        jobs = _find_jobs(statuses)
+        return [_seen(status, jobs) for status in statuses]
+
+    def stop(self, run: RunDir, now: bool = False) -> str:
+        return stop.end_now(run) if now else stop.ask_to_stop(run)
+
+    def log(self, run: RunDir) -> Optional[Path]:
+        path = run.job_log(str(run.read_status().get("job_id")))
+        return path if path.is_file() else None
+
+
+def _find_jobs(statuses: Sequence[Status]) -> Optional[Dict[str, client.Job]]:
+    """The jobs of runs that should be under way, by id; None if Slurm cannot be asked."""
+    ids = [str(status["job_id"]) for status in statuses if status.get("job_id") and status.get("state") != "done"]
+    with contextlib.suppress(LaunchError):
+        if ids and client.available():
+            return client.find_jobs(ids)
+    return None
+
+
+def _seen(status: Status, jobs: Optional[Mapping[str, client.Job]]) -> Seen:
+    state = str(status.get("state", "?"))
+    if state not in (*ALIVE, "preempted") or jobs is None:
+        return Seen(state)
+    job = jobs.get(str(status.get("job_id")))
+    if job is None or job.over:
+        return Seen(DEAD if state in ALIVE else state)
+    if job.state in ("PENDING", "REQUEUED"):
+        return Seen("queued", job.describe())
+    return Seen(state if state in ALIVE else "starting", job.describe())

@@ -1,0 +1,82 @@
+"""Fit a config to the nodes of a Slurm partition: the device, and the number of ranks on each node."""
+
+import re
+import sys
+from typing import Dict, List, Optional, Set
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.launch import Device, LaunchConfig, Profile
+from ftdist.launch.backends.slurm.client import available, run_command
+
+GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
+
+
+def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
+    """Return the names of the nodes that the job may get, by number of GPUs. None if Slurm cannot be asked."""
+    if not available():
+        return None
+    where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
+    listed = run_command("sinfo", "--noheader", "--Node", "--format=%N|%P|%f|%G", *where, check=False)
+    return count_gpus(listed or "", launch) or None
+
+
+def count_gpus(listed: str, launch: LaunchConfig) -> Dict[int, List[str]]:
+    """Return the names of the nodes that the job may get, by number of GPUs.
+
+    Args:
+        listed: sinfo's lines ``NODE|PARTITION|FEATURES|GRES``. The default partition has a star after its name.
+        launch: names the partition and the features that a node must have.
+    """
+    rows = [line.split("|", 3) for line in listed.splitlines()]
+    if launch.slurm.partition is None and any(row[1].endswith("*") for row in rows):
+        rows = [row for row in rows if row[1].endswith("*")]
+    counts: Dict[int, Set[str]] = {}
+    for name, _, features, gres in rows:
+        if _fits(set(features.split(",")), launch.slurm.constraint or ""):
+            counts.setdefault(sum(int(number) for number in GPUS.findall(gres)), set()).add(name)
+    return {number: sorted(nodes) for number, nodes in sorted(counts.items())}
+
+
+def _fits(features: Set[str], constraint: str) -> bool:
+    """Return whether a node has features ``a&b``, ``a|b`` or ``[a|b]``. Other constraints count as fulfilled: Slurm
+    checks them."""
+    choices = constraint.removeprefix("[").removesuffix("]")
+    if not choices or re.search(r"[][()*!]", choices):
+        return True
+    return any(features.issuperset(choice.split("&")) for choice in choices.split("|"))
+
+
+def resolve_ranks(launch: LaunchConfig) -> None:
+    """Fill in, in place, device and nproc_per_node from what the nodes have.
+
+    If Slurm cannot be asked, one GPU a node is assumed, and a note is printed.
+
+    Raises:
+        ConfigError: the nodes have different numbers of GPUs, or fewer than the config asks for.
+    """
+    counts = gpu_counts(launch) if launch.device is not Device.cpu else None
+    if launch.device is Device.auto:
+        without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})
+        launch.device = Device.cpu if without else Device.cuda
+    if launch.device is Device.cpu or counts is None:
+        if launch.nproc_per_node is None and launch.device is Device.cuda:
+            print("note: Slurm cannot be asked how many GPUs a node has; assumed: 1. Or set launch.nproc_per_node=N",
+                  file=sys.stderr)  # fmt: skip
+        launch.nproc_per_node = launch.nproc_per_node or 1
+    elif launch.nproc_per_node is None:
+        found = [number for number in counts if number]
+        if len(found) != 1:
+            kinds = ", ".join(f"{number} ({_few(counts[number])})" for number in found) or "none"
+            raise ConfigError(f"the nodes have different numbers of GPUs: {kinds}", "the same number on every node",
+                              "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE, or the number to use: "
+                              f"launch.nproc_per_node={min(found, default=1)}")  # fmt: skip
+        launch.nproc_per_node = found[0]
+    elif max(counts) < launch.nproc_per_node:
+        raise ConfigError(f"launch.nproc_per_node={launch.nproc_per_node} with at most {max(counts)} GPUs on a node",
+                          "at most one rank per GPU", f"launch.nproc_per_node={max(counts)}")  # fmt: skip
+    if launch.threads_per_rank is None and launch.slurm.cpus_per_node is not None:
+        launch.threads_per_rank = max(1, launch.slurm.cpus_per_node // launch.nproc_per_node)
+
+
+def _few(nodes: List[str]) -> str:
+    return ", ".join(nodes[:3]) + (", …" if len(nodes) > 3 else "")

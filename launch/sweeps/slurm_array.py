@@ -1,0 +1,118 @@
+"""Run the trials of a sweep as an array of Slurm jobs. The index of an element is the number of its trial."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from ftdist.base.errors import EXIT_DONE, LaunchError
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.attempt.companion import stop_run_if_killed
+from ftdist.launch.attempt.signals import touch_on_signals
+from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.slurm import client, follow, script
+from ftdist.launch.backends.slurm.stop import ask_to_stop
+from ftdist.launch.runs.liveness import observe
+from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
+
+
+def runs_as_array(config: RunConfig) -> bool:
+    """Return whether the trials of a sweep run as an array. Only Slurm has arrays of jobs."""
+    return config.launch.kind is LaunchKind.slurm
+
+
+def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List[Trial]]]:
+    """Return the batch scripts of a sweep: path, text, and the trials that are elements of its array.
+
+    Trials whose scripts differ in more than the trial, such as the number of nodes, are in different arrays.
+    """
+    together: Dict[str, List[Trial]] = {}
+    for trial in trials:
+        alike = script.render(load_config(trial.run.config), array=script.Array(folder.path, []))
+        together.setdefault(alike, []).append(trial)
+    found = []
+    for members in together.values():
+        array = script.Array(folder.path, [trial.number for trial in members])
+        text = script.render(load_config(members[0].run.config), array=array)
+        found.append((folder.path / f"array-{members[0].number:03d}.sbatch", text, members))
+    return found
+
+
+def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
+    """Write the batch scripts into the sweep's folder. Returns them and the commands that would submit them."""
+    shown = []
+    for path, text, _ in scripts(folder, trials):
+        path.write_text(text, encoding="utf-8")
+        shown.append(f"{text}\nsubmit it with: sbatch {shlex.quote(str(path))}")
+    return "\n".join(shown)
+
+
+def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+    """Submit the trials that have no job yet, and wait for all of them if ``launch.wait`` is set.
+
+    Returns:
+        Exit codes by number. 0 for jobs that nobody waits for.
+
+    Raises:
+        LaunchError: Slurm refuses them.
+    """
+    seen = observe([trial.run.read_status() for trial in trials])
+    new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]
+    for path, text, members in scripts(folder, new):
+        path.write_text(text, encoding="utf-8")
+        job = client.sbatch(path, *(trial.run for trial in members))
+        print(f"submitted job {job}: trials {script.ranges([trial.number for trial in members])}", flush=True)
+        for trial in members:
+            client.mark_queued(trial.run, f"{job}_{trial.number}")
+    if not load_config(trials[0].run.config).launch.wait:
+        return dict.fromkeys((trial.number for trial in trials), EXIT_DONE)
+    with stop_run_if_killed(folder.path):
+        return _wait(folder, trials)
+
+
+def _wait(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+    codes: Dict[int, int] = {}
+    said: Dict[int, str] = {}
+    asked = False
+    watch = follow.JobWatch()
+
+    def end_now() -> None:
+        for trial in left():
+            trial.run.cancel.touch()
+        client.cancel(*(str(trial.run.read_status()["job_id"]) for trial in left()))
+
+    def left() -> List[Trial]:
+        return [trial for trial in trials if trial.number not in codes]
+
+    with touch_on_signals(folder.cancel, end_now):
+        while left():
+            if folder.cancel.exists() and not asked:
+                asked = True
+                for trial in left():
+                    ask_to_stop(trial.run)
+            ids = {trial.number: str(trial.run.read_status()["job_id"]) for trial in left()}
+            found = client.find_jobs(list(ids.values()))
+            for trial in left():
+                job = found.get(ids[trial.number])
+                if watch.is_over(ids[trial.number], job) and not follow.successor(trial.run, ids[trial.number]):
+                    codes[trial.number] = _outcome(trial, job)
+                elif job is not None and said.get(trial.number) != job.state:
+                    said[trial.number] = job.state
+                    print(f"{trial.number:03d} {job.describe()}", flush=True)
+            time.sleep(follow.POLL_S)
+    return codes
+
+
+def _outcome(trial: Trial, job: Optional[client.Job]) -> int:
+    try:
+        code = follow.outcome(trial.run, job)
+    except LaunchError as error:
+        print(f"{trial.number:03d}: {error}", file=sys.stderr)
+        code = error.exit_code
+    status, loss = trial.run.read_status(), best_loss(trial.run)
+    reason = f": {status['exit_reason']}" if status.get("exit_reason") else ""
+    found = "" if loss is None else f": held-out loss {loss:.4f}"
+    print(f"{trial.number:03d} is {status['state']}{reason}{found}", flush=True)
+    return code

@@ -1,0 +1,64 @@
+"""The metrics of an objective: they are logged as means over all micro-steps and ranks of a step."""
+
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+
+from ftdist.config.schema import RunConfig
+from ftdist.objective.base import LossSum
+from ftdist.objective.sft import SupervisedFineTuning
+from ftdist.run.prepared import data_folder
+from ftdist.verify.reference import read_rows, row_order
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import assemble, start
+
+RANKS, STEPS = 2, 2
+METRIC = "labels/mean_id"
+
+
+class LabelIds(SupervisedFineTuning):
+    """Supervised fine-tuning with one metric: the mean id of the trained tokens."""
+
+    metrics = (METRIC,)
+
+    def loss(self, model: Any, batch: Any) -> LossSum:
+        labels = batch.labels[batch.labels >= 0]
+        return LossSum(super().loss(model, batch).loss, {METRIC: float(labels.sum())})
+
+
+def _train(config: RunConfig, path: Path) -> None:
+    from ftdist.train.loop import train
+
+    training = assemble(config, path, start(config))
+    training.objective = LabelIds(training.vocab_size)
+    assert training.plan.grad_accum_steps == 2
+    train(training)
+    training.tracker.finish(0)
+
+
+def _expected_means(config: RunConfig) -> List[float]:
+    """Return the mean id of the trained tokens of each step, from the files of the prepared data."""
+    rows, size = read_rows(data_folder(config) / "train"), config.batch.global_batch_size
+    order = row_order(config.seed, len(rows), STEPS * size)
+    means = []
+    for step in range(STEPS):
+        documents = [document for row in order[step * size : (step + 1) * size] for document in rows[row]]
+        ids = [int(token) for tokens, trained in documents for token in tokens[1:][trained[1:] == 1]]
+        means.append(sum(ids) / len(ids))
+    return means
+
+
+def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    config = tiny_config(
+        tmp_path, f"train.max_steps={STEPS}", "batch.global_batch_size=8", "batch.micro_batch_size=2",
+        "train.num_samples=0", "train.export=false", "train.log_every=1",
+    )  # fmt: skip
+    run = freeze_tiny(config, tmp_path / "run", RANKS)
+    run_ranks(_train, RANKS, config, run.path)
+    records: List[Dict[str, Any]] = [record for record in run.read_metrics() if "train/loss" in record]
+    expected = _expected_means(config)
+    assert [record[METRIC] for record in records] == pytest.approx(expected, rel=1e-12)
+    assert expected[0] != pytest.approx(expected[1], rel=1e-3), "the steps cannot be told apart"

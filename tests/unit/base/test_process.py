@@ -1,0 +1,70 @@
+"""Whether a process is alive, and how it ends with its parent (real processes)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from ftdist.base.process import find_process, is_alive
+
+
+@pytest.fixture
+def zombie() -> Iterator[int]:
+    """A child that has ended and that nobody has waited for."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    yield child.pid
+    child.wait()
+
+
+def test_a_zombie_is_dead(zombie: int) -> None:
+    assert not is_alive(zombie) and find_process(zombie) is None
+
+
+def test_a_process_that_has_ended_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert not is_alive(child.pid)
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**22 + 1, 2**70])
+def test_an_impossible_id_is_no_process(pid: int) -> None:
+    assert not is_alive(pid)
+
+
+def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert is_alive(os.getppid())
+
+
+def test_a_process_that_started_later_is_another_one() -> None:
+    me = psutil.Process()
+    assert is_alive(me.pid, started_by=me.create_time()) and not is_alive(me.pid, started_by=me.create_time() - 60)
+    found = find_process(me.pid, started_by=me.create_time())
+    assert found == me
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_process_ends_with_its_parent() -> None:
+    code = "import subprocess, sys, time; from ftdist.base.process import end_with_parent as end; "
+    code += "child = subprocess.Popen(['sleep', '60'], preexec_fn=lambda: end(9)); print(child.pid, flush=True); "
+    code += "time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while is_alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,59 @@
+"""The metadata of an exported model's card, read back with the hub's own library."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+from huggingface_hub import ModelCard
+
+from ftdist.checkpoint.model_card import model_card
+from ftdist.config.schema import RunConfig, SourceConfig
+
+STATE = {"step": 40, "trained_tokens": 1234, "eval_loss": 2.5, "evaluated_step": 40}
+
+
+def metadata(config: RunConfig) -> Dict[str, Any]:
+    return ModelCard(model_card(config, "step-00000040", STATE)).data.to_dict()
+
+
+def test_a_hub_model_and_hub_data_are_named() -> None:
+    config = RunConfig()
+    config.model.hub = "org/base"
+    config.data.sources = {"chats": SourceConfig(hub="org/chats"), "mine": SourceConfig(path="mine.jsonl")}
+    found = metadata(config)
+    assert found["base_model"] == "org/base" and found["datasets"] == ["org/chats"]
+    assert found["pipeline_tag"] == "text-generation" and found["library_name"] == "transformers"
+    assert "license" not in found, "it is not known"
+
+
+def test_the_builtin_model_has_its_hub_id_and_license() -> None:
+    config = RunConfig()
+    config.model.builtin = "smollm2-135m-instruct"
+    found = metadata(config)
+    assert (found["base_model"], found["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert "datasets" not in found
+
+
+def test_a_folder_passes_its_base_model_and_license_on(tmp_path: Path) -> None:
+    """A model that is trained again from an export keeps the license of the first base model."""
+    config = RunConfig()
+    config.model.builtin = "smollm2-135m-instruct"
+    (tmp_path / "README.md").write_text(model_card(config, "step-00000040", STATE), encoding="utf-8")
+    again = RunConfig()
+    again.model.path = str(tmp_path)
+    found = metadata(again)
+    assert (found["base_model"], found["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+
+
+@pytest.mark.parametrize("text", ["no metadata", "---\n[\n---\n", "---\nlicense: [1, 2\n---\n"])
+def test_a_card_that_cannot_be_read_does_not_stop_an_export(text: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    config = RunConfig()
+    config.model.path = str(tmp_path)
+    assert "license" not in metadata(config)
+
+
+def test_a_name_with_yaml_in_it_stays_a_name() -> None:
+    config = RunConfig(name="a: b\n---")
+    config.model.hub = "org/base"
+    assert metadata(config)["base_model"] == "org/base"

@@ -1,0 +1,68 @@
+"""What the launcher prints before and after the ranks."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ftdist.base.errors import EXIT_PREEMPTED
+from ftdist.launch.attempt import failure
+from ftdist.launch.runs import banner, resolve
+from ftdist.run.model_facts import ModelFacts, write_facts
+from ftdist.run.rundir import RunDir
+from tests.unit.launch.run_tools import make_run, smoke
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_the_banner_names_the_model_and_the_data_and_warns_about_long_rows(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = smoke(f"cache_dir={here}/cache", "data.max_seq_len=4096", f"run_dir={here}/run")
+    plan = resolve.resolve(config)
+    banner.show_run(config, plan, here / "nothing")
+    said = capsys.readouterr().out
+    assert "model      random weights\n" in said and "data       fake\n" in said and "warning" not in said
+    write_facts(config, ModelFacts("llama", 1234, max_positions=2048, has_position_table=False, recomputes=True))
+    banner.show_run(config, plan, here / "nothing")
+    said = capsys.readouterr().out
+    assert "model      random weights: llama, 1,234 parameters\n" in said
+    assert "warning: data.max_seq_len=4,096, but the model was made for 2,048 positions\n" in said
+
+
+def test_the_printed_next_commands_work_from_the_current_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, status in (("runs/a", "ftdist status"), ("elsewhere/a", "ftdist status elsewhere")):
+        run = RunDir(here / place)
+        run.path.mkdir(parents=True)
+        run.write_status(state="done")
+        banner.show_next(run, 0, 3.0)
+        commands = capsys.readouterr().out.splitlines()
+        assert commands[-1].strip() == status and f"ftdist eval {place} --checkpoint best" in commands[-2]
+
+
+def test_the_printed_resume_command_quotes_the_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(here / "it's a run", state="preempted")
+    banner.show_next(run, EXIT_PREEMPTED, 1.0)
+    words = shlex.split(capsys.readouterr().out.split("resume with: ")[1])
+    assert words == ["ftdist", "resume", "it's a run"]
+    fix = failure.explain_failure(run, 0, [run.logs / "none"], 1).fix
+    assert shlex.split(fix) == ["ftdist", "resume", str(run.path)]
+
+
+def test_a_resume_names_the_checkpoint_that_it_starts_from(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never that it begins again where the ranks will refuse to."""
+    run = make_run(here / "run", state="failed", max_steps=10)
+
+    def said() -> str:
+        banner.show_resume(run)
+        return capsys.readouterr().out.strip()
+
+    run.checkpoints.mkdir()
+    assert said() == "starting run from its beginning: it has no checkpoint"
+    run.checkpoint(4).mkdir()  # it has lost its manifest
+    assert said() == "looking for a checkpoint of run that can be trusted"
+    run.checkpoint(4).rename(run.checkpoints / "bad-step-00000004")
+    assert said() == "looking for a checkpoint of run that can be trusted"
+    run.checkpoint(8).mkdir()
+    (run.checkpoint(8) / "manifest.json").touch()
+    assert said() == "resuming run after step 8 of 10"

@@ -1,0 +1,85 @@
+"""Model and data of a run: prepared once, by programs of the data plane."""
+
+from pathlib import Path
+from typing import List, Optional
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+from ftdist.launch.runs import inputs, programs
+from ftdist.run.model_facts import ModelFacts, write_facts
+from tests.unit.launch.run_tools import smoke
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_prepared_data_in_the_cache_starts_no_process(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    config = smoke(f"cache_dir={here}/cache")
+    steps: List[str] = []
+    monkeypatch.setattr(inputs, "run_program", lambda arguments, given=None: steps.append(arguments[0]))
+    folder = inputs.prepare_data(config)
+    assert steps == ["ftdist.data.main"]
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text("{}")
+    inputs.prepare_data(config)
+    assert steps == ["ftdist.data.main"]
+
+
+def test_a_gguf_is_converted_once(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    (here / "m.gguf").write_bytes(b"GGUF")
+    config = smoke(f"cache_dir={here}/cache", "model=folder", "model.path=m.gguf", "model.tokenizer=bytes")
+    steps: List[List[str]] = []
+
+    def convert(arguments: List[str], given: Optional[RunConfig] = None) -> None:
+        steps.append(arguments)
+        Path(arguments[-1]).mkdir(parents=True)
+        (Path(arguments[-1]) / "config.json").write_text("{}")
+
+    monkeypatch.setattr(inputs, "run_program", convert)
+    inputs.convert_model(config)
+    inputs.convert_model(config)
+    assert len(steps) == 1 and steps[0][:2] == ["ftdist.model.convert", "m.gguf"]
+
+
+def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    steps: List[str] = []
+    facts = ModelFacts("gpt2", 1234, max_positions=2048, has_position_table=True, recomputes=True)
+
+    def check(arguments: List[str], given: Optional[RunConfig] = None) -> None:
+        assert given is not None
+        steps.append(arguments[0])
+        write_facts(given, facts)
+
+    monkeypatch.setattr(inputs, "run_program", check)
+    config = smoke(f"cache_dir={here}/cache")
+    inputs.prepare_model(config)
+    inputs.prepare_model(config)
+    assert steps == ["ftdist.model.check"]
+    inputs.prepare_model(smoke(f"cache_dir={here}/cache", "optim.lr=3e-3"))
+    assert len(steps) == 1, "the same model with other settings"
+    config.model.config["hidden_size"] = 128
+    inputs.prepare_model(config)
+    assert len(steps) == 2, "another model"
+    with pytest.raises(ConfigError, match="data.max_seq_len=4,096, but the model was made for 2,048 positions"):
+        inputs.prepare_model(smoke(f"cache_dir={here}/cache", "data.max_seq_len=4096"))
+    assert len(steps) == 2
+
+
+def test_threads_of_a_program_do_not_wait_by_spinning(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "shows.py").write_text("import os; print(os.environ['OMP_WAIT_POLICY'])")
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    programs.run_program(["shows"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    programs.run_program(["shows"])
+    assert capfd.readouterr().out.split() == ["PASSIVE", "ACTIVE"]
+
+
+def test_a_program_that_fails_has_printed_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(programs.ProgramFailed) as error:
+        programs.run_program(["ftdist.data.main", "nonsense", "-"])
+    assert error.value.exit_code == 2 and str(error.value) == ""
+    assert "nonsense" in capfd.readouterr().err

@@ -1,0 +1,47 @@
+"""The steps of a run."""
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+from ftdist.plan.run_length import num_steps
+from ftdist.plan.warmup import fit_schedule
+
+
+def config(epochs: float | None = None, max_steps: int | None = None, global_batch_size: int = 4) -> RunConfig:
+    made = RunConfig()
+    made.train.epochs, made.train.max_steps = epochs, max_steps
+    made.batch.global_batch_size = global_batch_size
+    return made
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "global_batch_size", "steps"),
+    [
+        (1.0, 8, 4, 2),
+        (1.0, 9, 4, 3),  # the last step takes rows of the next epoch
+        (2.0, 9, 4, 5),  # 18 rows: counted over both epochs, not 3 steps in each
+        (0.5, 100, 8, 7),
+        (1.0, 3, 8, 1),
+    ],
+)
+def test_steps_of_a_run_that_counts_epochs(epochs: float, rows: int, global_batch_size: int, steps: int) -> None:
+    assert num_steps(config(epochs=epochs, global_batch_size=global_batch_size), rows) == steps
+
+
+def test_max_steps_is_the_length_whatever_the_rows() -> None:
+    assert num_steps(config(max_steps=10), rows=1) == num_steps(config(max_steps=10), rows=10**9) == 10
+
+
+def test_a_schedule_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    short = config(epochs=1.0)
+    short.optim.warmup_steps = 5
+    fit_schedule(short, rows=20)
+    short.optim.decay_steps = 1
+    with pytest.raises(ConfigError) as error:
+        fit_schedule(short, rows=20)
+    assert error.value.found == (
+        "optim.warmup_steps + optim.decay_steps = 6, but the run has 5 steps (20 rows × 1 epochs / 4 rows per step)"
+    )
+    assert error.value.fix == "optim.warmup_steps=0"
+    fit_schedule(short, rows=21)
