@@ -54,6 +54,8 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
         "zero_optimization": zero,
         # With offload too the optimizer is PyTorch's: the same numbers, and nothing to compile.
         "zero_force_ds_cpu_optimizer": False,
+        # Otherwise ZeRO refuses every optimizer that is not on a short list of DeepSpeed's own.
+        "zero_allow_untested_optimizer": True,
         "steps_per_print": NEVER,
     }
     for key, owner in OWNED_ELSEWHERE.items():

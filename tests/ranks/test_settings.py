@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 import pytest
+import torch
 
 from ftdist.config.frozen import load_config
+from ftdist.config.schema import OptimizerKind
+from ftdist.engine.optimizers import BUILDERS
+from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
 from ftdist.run.rundir import RunDir
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
@@ -126,7 +130,6 @@ def test_the_seed_changes_the_order(outcome: Callable[..., Any]) -> None:
 
 def test_new_tokens_and_padding(outcome: Callable[..., Any], tmp_path: Path) -> None:
     """New rows start as the mean of the old ones, with and without ZeRO-3. Padding is not exported."""
-    import torch
 
     def look(training: Any) -> Any:
         from ftdist.checkpoint.export import export_checkpoint
@@ -157,8 +160,6 @@ def _exported(folder: Path) -> Dict[str, Any]:
 
 def test_deterministic_and_anomaly_modes(outcome: Callable[..., Any]) -> None:
     def look(_: Any) -> Any:
-        import torch
-
         return torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled()
 
     assert outcome("debug.deterministic=true", "debug.detect_anomaly=true", look=look) == (True, True)
@@ -170,8 +171,6 @@ def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
     """bf16 has 8 bits of mantissa: each loss is within 0.1 % of the fp32 run. Moments are fp32."""
 
     def look(training: Any) -> Any:
-        import torch
-
         states = training.engine.optimizer.state.values()
         moments = {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")}
         weights = {p.dtype for p in training.engine.module.parameters()}
@@ -221,7 +220,6 @@ def test_new_tokens_in_spare_rows_start_as_the_mean(outcome: Callable[..., Any],
 
     def look(training: Any) -> Any:
         import deepspeed
-        import torch
 
         weight = training.engine.module.get_input_embeddings().weight
         with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
@@ -271,3 +269,14 @@ def test_isolation_is_proven_without_packing(outcome: Callable[..., Any]) -> Non
     with pytest.raises(AssertionError, match="does not isolate documents"):
         outcome(*mamba, "batch.micro_batch_size=2", world=1)
     assert len(outcome(*mamba, "batch.micro_batch_size=1", "batch.global_batch_size=1", world=1)) == 1
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_zero_stage_accepts_an_optimizer_that_deepspeed_does_not_list(
+    outcome: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    monkeypatch.setitem(OPTIMIZERS, OptimizerKind.adamw, OptimizerSpec(("momentum_buffer",)))
+    monkeypatch.setitem(
+        BUILDERS, OptimizerKind.adamw, lambda groups, optim: torch.optim.SGD(groups, lr=0.0, momentum=optim.beta1)
+    )
+    assert outcome(f"zero.stage={stage}") == pytest.approx(outcome("zero.stage=0"), rel=1e-6)
