@@ -248,7 +248,7 @@ def check_launch(launch: LaunchConfig) -> None:
         raise ConfigError(f"launch.slurm.stop_before_limit_s={slurm.stop_before_limit_s}", "at most 65535 (Slurm's)")
     if slurm.time is not None and not TIME.fullmatch(slurm.time):
         raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS or D-HH:MM:SS",
-                          "quote what holds a colon: 'launch.slurm.time=\"12:00:00\"'")  # fmt: skip
+                          "launch.slurm.time=12:00:00")  # fmt: skip
     for name in slurm.env:
         if not ENV_NAME.fullmatch(name):
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")

@@ -85,7 +85,10 @@ def _read(source: DictConfig, name: str) -> Optional[str]:
     if source.schema == "file":
         path: Any = Path(source.path) / name
     elif source.schema == "pkg" and not source.path.startswith("hydra."):
-        path = resources.files(source.path).joinpath(name)
+        try:
+            path = resources.files(source.path).joinpath(name)
+        except (ImportError, TypeError):  # hydra.searchpath names a package that does not exist; Hydra warns
+            return None
     else:  # Hydra's own files, and configs that are Python objects
         return None
     return path.read_text(encoding="utf-8") if path.is_file() else None

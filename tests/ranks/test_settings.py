@@ -280,3 +280,19 @@ def test_every_zero_stage_accepts_an_optimizer_that_deepspeed_does_not_list(
         BUILDERS, OptimizerKind.adamw, lambda groups, optim: torch.optim.SGD(groups, lr=0.0, momentum=optim.beta1)
     )
     assert outcome(f"zero.stage={stage}") == pytest.approx(outcome("zero.stage=0"), rel=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["warmup_ratio", "shorten_warmup"])
+def test_ranks_fit_the_warm_up_when_only_they_know_the_steps(outcome: Callable[..., Any], setting: str) -> None:
+    """A Slurm job with train.epochs is frozen before its data is packed."""
+
+    def look(training: Any) -> Any:
+        rates = [record["train/lr"] for record in training.run.read_metrics() if "train/lr" in record]
+        return rates, training.max_steps
+
+    warmup = {"warmup_ratio": ("optim.warmup_ratio=0.5",),
+              "shorten_warmup": ("optim.warmup_steps=1000", "optim.shorten_warmup=true")}[setting]  # fmt: skip
+    length = ("train.max_steps=null", "train.epochs=0.5", "optim.schedule=constant", "batch.global_batch_size=2")
+    rates, steps = outcome(*length, *warmup, look=look)
+    expected = -(-steps // 2) if setting == "warmup_ratio" else steps // 10
+    assert steps >= 10 and rates == pytest.approx([1e-3 * min(1, (step + 1) / expected) for step in range(steps)])

@@ -99,6 +99,27 @@ def test_a_misspelt_word_gets_the_nearest_right_one(word: str, found: str, fix: 
     assert "hydra.cc" not in str(error.value) and "full_key" not in str(error.value)
 
 
+def test_a_wrong_key_of_a_section_gets_keys_of_the_section() -> None:
+    with pytest.raises(ConfigError, match="there is no key 'optim.foo'") as error:
+        composed("experiment=smoke", "optim.foo=1")
+    assert error.value.expected.startswith("a key of optim: ") and "warmup_ratio" in error.value.expected
+    assert error.value.fix == "ftdist train --cfg job -p optim shows them"
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", "optim.beta_1=0.9")
+    assert error.value.fix == "optim.beta1=0.9"
+
+
+@pytest.mark.parametrize("group", ["experiment", "mine"])
+def test_a_file_without_a_package_is_told_to_have_one(group: str, tmp_path: Path) -> None:
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "one.yaml").write_text("optim:\n  lr: 0.5\n")
+    word = f"{group}=one" if group == "experiment" else f"+{group}=one"
+    with pytest.raises(ConfigError) as error:
+        composed(f"--config-dir={tmp_path}", word)
+    assert error.value.found.startswith(f"in {group}/one.yaml: its keys are read as keys of '{group}'")
+    assert error.value.fix == f"put the line `# @package _global_` at the top of {group}/one.yaml"
+
+
 TYPES = [
     ("train.max_steps=abc", "an integer or null"),
     ("batch.global_batch_size=1.5", "an integer"),
@@ -153,6 +174,20 @@ def test_one_wrong_trial_refuses_the_sweep(
     assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
 
 
+def test_an_error_in_a_trial_names_the_trial(tmp_path: Path) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("lrr: 1\n")
+    for words, named in (
+        (["optim=glob(*)"], "trial optim=mine: in optim/mine.yaml: there is no key 'optim.lrr'"),
+        (["seed=1,2", "optim.lr=1,fast"], "trial seed=1 optim.lr=fast: optim.lr=fast"),
+        (["train.max_steps=3,0", "seed=1"], "trial train.max_steps=0: train.max_steps=0"),
+    ):
+        request = sweeper.SweepRequest(["experiment=smoke", *words], str(tmp_path), "run")
+        with pytest.raises(ConfigError) as error:
+            sweeper.sweep(request, lambda batch, first: [float(compose_trial().seed) for _, compose_trial in batch])
+        assert error.value.found == named
+
+
 def test_a_frozen_config_can_be_changed() -> None:
     config = composed("experiment=smoke")
     changed = compose.change(config, ["data.heldout.mine.path=x.jsonl", "data.heldout_share=0"])
@@ -204,6 +239,12 @@ def test_settings_of_hydra_with_an_effect_are_allowed(tmp_path: Path) -> None:
     words = ["experiment=smoke", "seed=1,2", "hydra.sweeper.max_batch_size=1"]
     sweeper.sweep(sweeper.SweepRequest(words, None, "run"), run_trials)
     assert batches == [1, 1]
+
+
+@pytest.mark.parametrize("place", ["pkg://nowhere", "pkg://ftdist.launch", "file:///nowhere", "/nowhere"])
+@pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")
+def test_a_search_path_without_configs_is_skipped(place: str) -> None:
+    assert composed("experiment=smoke", f"hydra.searchpath=['{place}']").train.max_steps == 6
 
 
 @pytest.mark.parametrize(
