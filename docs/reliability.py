@@ -13,7 +13,7 @@ def table() -> str:
     """One row for each fault, areas together."""
     from tests.faults.table import rows
 
-    lines = ["| | fault | how it is injected | what must come of it | test |", "|---|---|---|---|---|"]
+    lines = ["| | fault | how it is injected | expected result | test |", "|---|---|---|---|---|"]
     area = ""
     for row in rows():
         shown = "" if row.area == area else f"**{row.area}**"
