@@ -87,7 +87,11 @@ def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path:
     assert "has no log" in verb("logs", str(run.path)).stderr
     assert verb("resume", str(run.path)).returncode == 2
     first = run.read_status()["job_id"]
-    assert verb("cancel", str(run.path)).returncode == 0
+    cancelled = verb("cancel", str(run.path))
+    assert (cancelled.returncode, cancelled.stdout) == (
+        0,
+        f"job {first} was removed from the queue; it had not started\n",
+    )
     assert slurm.run("squeue", "-h", "--states=all", "-o", "%T", "-j", first).strip() == "CANCELLED"
     assert run.read_status()["exit_reason"] == "cancelled in the queue"
     assert verb("cancel", str(run.path)).returncode == 2
