@@ -1,4 +1,9 @@
-"""The command that starts ranks, and the environment that they need. Pure functions: nothing is started here."""
+"""Build the command that starts ranks, and the environment that they need. Nothing is started here.
+
+Ranks are started in four places: ``attempt/process.py`` (torchrun on this machine),
+``backends/deepspeed.py`` (DeepSpeed's launcher), ``slurm/submit.sbatch.template`` (srun and torchrun) and
+``verbs/under_torchrun.py`` (a torchrun that the user started).
+"""
 
 import shlex
 import sys

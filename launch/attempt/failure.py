@@ -94,10 +94,12 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
         host = by[1]
         spoken = re.search(f"^{re.escape(host)}: (.+)", by.string, re.MULTILINE)
         return LaunchError(f"{host} cannot be reached: {spoken[1] if spoken else 'ssh failed'}\n  {where}",
-                           f"`ssh {host} true` works without a password", resume)  # fmt: skip
+                           f"a host that `ssh {host} true` reaches without a password", resume)  # fmt: skip
     if code < 0:
         return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
-    found = f"the ranks ended with exit code {code} and left no error" if code else "the ranks ended before the run did"
+    found = "all ranks exited with code 0, but the run did not reach its last step"
+    if code:
+        found = f"the ranks ended with exit code {code} without recording an error"
     return LaunchError(f"{found}{_quoted(''.join(texts))}\n  {where}", fix=resume)
 
 
@@ -131,7 +133,7 @@ def _lost(run: RunDir, attempt: int, ended: List[RankEnd]) -> str:
         return {int(path.name[5:10]) for path in run.logs.glob(f"rank-*.attempt-{attempt}.{kind}")}
 
     lost = sorted(ranks("log") - ranks("error.json") - {found.rank for found in ended})
-    return f"\n  ended and left no error: rank {', '.join(map(str, lost))}" if lost else ""
+    return f"\n  these ranks ended without recording an error: {', '.join(map(str, lost))}" if lost else ""
 
 
 def _text(path: Path) -> str:
@@ -160,4 +162,4 @@ def _signal_name(number: int) -> str:
 def _why(number: int) -> str:
     if number != signal.SIGKILL:
         return ""
-    return ": most often the machine ran out of memory (`dmesg | tail` shows whether it did)"
+    return ". The usual cause is that the machine ran out of memory (`dmesg | tail` shows whether it did)"

@@ -27,7 +27,9 @@ class Seen:
 
 
 class Backend(Protocol):
-    """One way to start the ranks of a run.
+    """One way to start the ranks of a run: what ``launch.kind`` selects.
+
+    A launcher is something else: the process ``ftdist train`` or ``ftdist resume`` that uses a backend.
 
     To add one: a member of ``LaunchKind``, its settings beside it, a class with these methods, and a line in
     ``registry.py``.

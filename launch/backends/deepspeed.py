@@ -54,7 +54,7 @@ class DeepspeedBackend(ForegroundBackend):
         tool, package = TOOLS[config.launch.deepspeed.runner]
         if shutil.which(tool) is None:
             raise LaunchError(f"there is no {tool} on this machine",
-                              f"the tool of launch.deepspeed.runner={config.launch.deepspeed.runner.name}",
+                              f"the command that launch.deepspeed.runner={config.launch.deepspeed.runner.name} uses",
                               f"apt install {package}")  # fmt: skip
         if address(config) in ("localhost", "127.0.0.1", os.uname().nodename):
             check_port(config)
@@ -91,17 +91,17 @@ def _ssh(config: RunConfig) -> List[str]:
 
 
 def hostfile(run: RunDir) -> Path:
-    """Return the path of the hostfile that the launcher reads."""
+    """Return the path of the hostfile that DeepSpeed's launcher reads."""
     return run.path / "hostfile"
 
 
 def env_file(run: RunDir) -> Path:
-    """Return the path of the file from which the launcher takes the environment of the ranks."""
+    """Return the path of the file from which DeepSpeed's launcher takes the environment of the ranks."""
     return run.path / "deepspeed.env"
 
 
 def write_files(config: RunConfig, run: RunDir) -> None:
-    """Write the files that the launcher reads into the run directory."""
+    """Write the files that DeepSpeed's launcher reads into the run directory."""
     launch = config.launch
     hosts = [f"{host} slots={launch.nproc_per_node}\n" for host in launch.nodes.hosts]
     hostfile(run).write_text("".join(hosts), encoding="utf-8")
@@ -133,10 +133,10 @@ def _run(plan: LaunchPlan, run: RunDir, log: Path, prefixes: Tuple[str, ...]) ->
 
 
 def _relay(printed: Path, log: Path, prefixes: Tuple[str, ...], ended: threading.Event) -> None:
-    """Copy what rank 0 prints to the terminal, and what the launcher itself prints to its log, until ``ended``.
+    """Copy what rank 0 prints to the terminal, and what DeepSpeed's launcher prints to its log, until ``ended``.
 
     Args:
-        printed: the output of the launcher.
+        printed: the output of DeepSpeed's launcher.
         prefixes: what pdsh puts before each line, for each host.
     """
     with printed.open("rb") as out, log.open("ab", buffering=0) as file:

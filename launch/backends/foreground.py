@@ -1,4 +1,4 @@
-"""What those backends share whose launcher, a process on this machine, waits for the run until it ends."""
+"""Common code of the backends whose launcher runs on this machine and waits until the run ends."""
 
 import contextlib
 import platform
@@ -41,7 +41,7 @@ class ForegroundBackend:
             return lifecycle.ask_to_stop(run)
         run.cancel.touch()
         _end_launcher(run)
-        return "ended"
+        return "the run was stopped without saving a checkpoint"
 
     def log(self, run: RunDir) -> Optional[Path]:
         return newest_rank_log(run, 0)
@@ -75,7 +75,8 @@ def resolve_ranks_per_node(launch: LaunchConfig, gpus: int) -> None:
         launch.nproc_per_node = gpus if launch.device is Device.cuda else 1
     if launch.device is Device.cuda and launch.nproc_per_node > gpus:
         raise ConfigError(
-            f"launch.nproc_per_node={launch.nproc_per_node} with {gpus} visible GPU{'s' if gpus > 1 else ''}",
+            f"launch.nproc_per_node={launch.nproc_per_node}, but this machine has {gpus} visible "
+            f"GPU{'s' if gpus > 1 else ''}",
             "at most one rank per GPU", f"launch.nproc_per_node={gpus}",
         )  # fmt: skip
     if launch.threads_per_rank is None:

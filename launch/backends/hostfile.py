@@ -25,16 +25,19 @@ def read_hostfile(path: Path) -> Dict[str, int]:
     try:
         lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", "a hostfile: a line `NAME slots=RANKS` a machine",
+        raise ConfigError(f"cannot read {path}: {error.strerror}",
+                          "a hostfile with one line `NAME slots=RANKS` for each machine",
                           "launch.deepspeed.hostfile=FILE") from error  # fmt: skip
     hosts: Dict[str, int] = {}
     for line in filter(None, lines):
         match = HOST_LINE.fullmatch(line)
         if match is None or match.group(1) in hosts or not HOST.fullmatch(match.group(1)):
-            raise ConfigError(f"{path} has the line {line!r}", "NAME slots=RANKS, each machine once, at least 1 rank")
+            raise ConfigError(
+                f"{path} has the line {line!r}", "lines `NAME slots=RANKS`, with each machine once and at least 1 rank"
+            )
         hosts[match.group(1)] = int(match.group(2))
     if not hosts:
-        raise ConfigError(f"{path} names no machine", "a line `NAME slots=RANKS` for each machine")
+        raise ConfigError(f"{path} names no machine", "one line `NAME slots=RANKS` for each machine")
     return hosts
 
 
@@ -48,24 +51,29 @@ def resolve_hosts(config: RunConfig) -> None:
     if launch.deepspeed.hostfile is not None:
         found = read_hostfile(Path(launch.deepspeed.hostfile).expanduser())
         if len(set(found.values())) != 1:
-            raise ConfigError(f"{launch.deepspeed.hostfile} gives the machines {sorted(set(found.values()))} slots",
+            raise ConfigError(f"the machines in {launch.deepspeed.hostfile} have different numbers of slots: "
+                              + ", ".join(map(str, sorted(set(found.values())))),
                               "the same number of slots on every machine")  # fmt: skip
         launch.nodes.hosts, ranks = list(found), next(iter(found.values()))
         for name, said, is_ in (("nnodes", launch.nnodes if launch.nnodes > 1 else None, len(found)),
                                 ("nproc_per_node", launch.nproc_per_node, ranks)):  # fmt: skip
             if said not in (None, is_):
-                raise ConfigError(f"launch.{name}={said} with {launch.deepspeed.hostfile}", f"launch.{name}={is_}",
-                                  f"leave launch.{name} out")  # fmt: skip
+                what = "machines" if name == "nnodes" else "slots per machine"
+                found_in = f"{launch.deepspeed.hostfile}, which has {is_} {what}"
+                raise ConfigError(f"launch.{name}={said} contradicts {found_in}",
+                                  f"launch.{name}={is_}", f"leave out launch.{name}")  # fmt: skip
         launch.nnodes, launch.nproc_per_node, launch.deepspeed.hostfile = len(found), ranks, None
     if len(launch.nodes.hosts) != launch.nnodes:
-        raise ConfigError(f"launch=deepspeed with {len(launch.nodes.hosts)} hosts and launch.nnodes={launch.nnodes}",
+        raise ConfigError(f"launch=deepspeed needs a host for each of launch.nnodes={launch.nnodes} machines, but "
+                          f"{len(launch.nodes.hosts)} are given",
                           "one host for each machine", "launch.deepspeed.hostfile=FILE")  # fmt: skip
     carried = {"run_dir": config.run_dir, "python": sys.executable, "host": ",".join(launch.nodes.hosts)}
     for name, value in carried.items():
         if value and not PLAIN.fullmatch(value):
-            raise ConfigError(f"{name} {value!r} with launch=deepspeed",
+            raise ConfigError(f"{name} {value!r} cannot be used with launch=deepspeed",
                               "letters, digits and _@+=:,./- (DeepSpeed's launcher does not quote it for the shell)",
-                              f"another {name}")  # fmt: skip
+                              f"use another {name}")  # fmt: skip
     if launch.max_restarts:
-        raise ConfigError(f"launch.max_restarts={launch.max_restarts} with launch=deepspeed",
-                          "0 (only torchrun restarts ranks)", "launch=nodes, or resume after a failure")  # fmt: skip
+        raise ConfigError(f"launch.max_restarts={launch.max_restarts} cannot be used with launch=deepspeed",
+                          "0 (only torchrun restarts ranks)",
+                          "use launch=nodes, or resume after a failure")  # fmt: skip

@@ -20,9 +20,9 @@ class LocalBackend(ForegroundBackend):
         gpus = resolve_device(launch)
         if launch.nnodes > 1:
             raise ConfigError(
-                f"launch.nnodes={launch.nnodes} with launch.kind=local, which starts ranks on this machine only",
-                "a way to start them on several machines",
-                "launch=slurm, launch=nodes or launch=deepspeed, or yourself on each: "
+                f"launch.nnodes={launch.nnodes}, but launch.kind=local starts ranks on this machine only",
+                "a launch.kind that starts ranks on several machines",
+                "use launch=slurm, launch=nodes or launch=deepspeed. Or start it yourself: run this on every machine: "
                 f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
                 "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
             )

@@ -28,7 +28,7 @@ GRACE_S = 20.0
 
 
 class NodesBackend(ForegroundBackend):
-    """torchrun on each machine. The user starts it there, or this launcher does over ssh."""
+    """torchrun on each machine. The user starts it there, or ``ftdist train`` does over ssh."""
 
     kind = LaunchKind.nodes
 
@@ -36,8 +36,9 @@ class NodesBackend(ForegroundBackend):
         launch = config.launch
         gpus = resolve_device(launch)
         if launch.nodes.hosts and len(launch.nodes.hosts) != launch.nnodes:
-            raise ConfigError(f"launch.nnodes={launch.nnodes} with {len(launch.nodes.hosts)} launch.nodes.hosts",
-                              "one host for each machine", f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
+            raise ConfigError(f"launch.nnodes={launch.nnodes} contradicts launch.nodes.hosts, which has "
+                              f"{len(launch.nodes.hosts)} hosts", "one host for each machine",
+                              f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
         resolve_ranks_per_node(launch, gpus)
 
     def dry_run(self, config: RunConfig, run: RunDir) -> str:
@@ -99,7 +100,7 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int, begun: boo
     """Run the ranks of one machine and wait for them. Returns the exit code.
 
     Args:
-        rank: number of this machine, from 0.
+        rank: index of this machine; the first machine is 0.
         begun: whether a launcher has begun the attempt. If not, the first machine begins it.
 
     Raises:
@@ -166,9 +167,10 @@ def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
             file.write(platform.node())
     except FileExistsError:
         raise LaunchError(
-            f"{mark.read_text()} has joined already as {machine_name(config, rank)}",
-            f"--rank 0 to {config.launch.nnodes - 1}, each on one machine",
-            "for more machines: launch.nnodes=N. To start again, begin on the first machine (--rank 0)",
+            f"machine {rank} has already been started, on host {mark.read_text()}",
+            f"a different --rank (0 to {config.launch.nnodes - 1}) on each machine",
+            "to use more machines, set launch.nnodes=N. To restart the run, run the command on the first machine "
+            "(--rank 0) first",
         ) from None
 
 
@@ -182,8 +184,9 @@ def _check_joined(config: RunConfig, run: RunDir, attempt: int) -> None:
         names = ", ".join(machine_name(config, rank) for rank in missing)
         raise LaunchError(
             f"{names} did not join within {config.launch.nodes.join_timeout_s} s",
-            f"launch.nnodes={config.launch.nnodes} machines, each with its ftdist node command and this run directory",
-            "the commands: ftdist train … --dry-run",
+            f"`ftdist node` running on all {config.launch.nnodes} machines, with a run directory that all of them can "
+            "read",
+            "run the commands that `ftdist train … --dry-run` prints, one on each machine",
         )
 
 
@@ -210,8 +213,8 @@ def _run_over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
                 children.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=errors,
                                                  start_new_session=True))  # fmt: skip
             except OSError as missing:
-                raise LaunchError(f"{command[0]}: {missing.strerror}", "the command that reaches a host",
-                                  "launch.nodes.ssh=COMMAND") from missing  # fmt: skip
+                raise LaunchError(f"cannot run {command[0]}: {missing.strerror}", "a command that connects to a host",
+                                  "set launch.nodes.ssh=COMMAND") from missing  # fmt: skip
         with signals.touch_on_signals(run.preempt, end_now):
             failed = _first_failure(children)
     if ended_at_once:
@@ -226,8 +229,10 @@ def _machine_error(config: RunConfig, rank: int, code: int, log: Path) -> Launch
     printed = log.read_text(errors="replace").strip().splitlines()
     host = machine_name(config, rank)
     if code == SSH_FAILED:
-        return LaunchError(f"{host} cannot be reached: {printed[-1] if printed else 'ssh failed'}",
-                           f"`{config.launch.nodes.ssh} {host} true` works without a password")  # fmt: skip
+        return LaunchError(
+            f"{host} cannot be reached: {printed[-1] if printed else 'ssh failed'}",
+            f"a host that `{config.launch.nodes.ssh} {host} true` reaches without a password",
+        )
     text = "\n".join(printed[-failure.LAST_LINES :]).removeprefix("error: ")
     error = LaunchError(f"{host}: {text or f'ended with exit code {code}'}")
     error.exit_code = code if code > 0 else EXIT_FAILED

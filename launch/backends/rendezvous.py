@@ -9,7 +9,7 @@ from ftdist.config.schema import RunConfig
 
 
 def address(config: RunConfig) -> str:
-    """Return the name of the first machine as the others reach it."""
+    """Return the host name under which the other machines can reach the first machine."""
     nodes = config.launch.nodes
     return nodes.address or (nodes.hosts[0].rsplit("@", 1)[-1] if nodes.hosts else platform.node())
 
@@ -49,5 +49,6 @@ def wait_for_port(config: RunConfig, machine: str) -> None:
             reason = str(error.strerror or error)
         time.sleep(0.5)
     raise LaunchError(f"{platform.node()} ({machine}) cannot reach {place[0]}:{place[1]}: {reason}",
-                      "the first machine, with its ranks started and the port open",
-                      "launch.nodes.address=NAME, launch.nodes.port=PORT")  # fmt: skip
+                      "a first machine whose ranks are started and whose port is open",
+                      "start the first machine first, or set launch.nodes.address=NAME or "
+                      "launch.nodes.port=PORT")  # fmt: skip

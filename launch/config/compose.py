@@ -1,4 +1,7 @@
-"""From the command line to a RunConfig. The config of a run is composed once; ranks read the frozen one."""
+"""Compose a RunConfig from the words of a command line, with Hydra. Ranks do not compose: they read run.yaml.
+
+Only the modules of this package, ``ftdist.launch.config``, use Hydra.
+"""
 
 import argparse
 from dataclasses import dataclass, field
@@ -65,14 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser, sweep: bool = False) -> None:
         sweep: Whether the verb takes ``--multirun``.
     """
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="group=option, key=value, +key=value, ~key")
-    parser.add_argument("--config-dir", "-cd", metavar="DIR", help="a folder of your own options, found first")
+    parser.add_argument("--config-dir", "-cd", metavar="DIR", 
+                        help="folder with your own config files; it is searched before the built-in files")  # fmt: skip
     parser.add_argument("--config-name", "-cn", metavar="NAME", default=PRIMARY, help="another primary config")
-    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the config, do nothing")
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"], help="print the config and exit")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
     parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: only this part")
     parser.add_argument("--info", "-i", nargs="?", const="all", metavar="WHAT",
                         choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
-                        help="print what Hydra knows, do nothing")  # fmt: skip
+                        help="print Hydra's information about the config (defaults, plugins, …) and exit")  # fmt: skip
     if sweep:
         parser.add_argument("--multirun", "-m", action="store_true", help="one run for each combination: key=1,2")
 
@@ -91,15 +95,18 @@ def compose(args: argparse.Namespace) -> RunConfig:
 
 
 def complete_composed(composed: DictConfig, loader: ConfigLoader) -> None:
-    """Finish, in place, what Hydra has composed: choose between settings of which there can be only one, and restore
-    text that was read as a number."""
+    """Post-process the composed config, in place.
+
+    If two mutually exclusive settings are set, keep the more specific one. Restore text values that YAML read as
+    numbers.
+    """
     origins = find_origins(composed, loader)
     settle(composed, origins)
     restore_texts(composed, origins)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """Return the typed config of what Hydra composed, checked.
+    """Convert the composed config to a RunConfig and check it.
 
     Raises:
         ConfigError: A value is missing, of the wrong type, or out of range.
@@ -180,7 +187,7 @@ def _print_part(config: DictConfig, package: Optional[str], resolve: bool) -> No
     found: Any = config if package in (None, "_global_") else OmegaConf.select(config, package, default=NOTHING)
     if found is NOTHING:
         near = keys.nearest_key(str(package))
-        raise ConfigError(f"--package {package}: the config has no such part", "a key, or a group of keys",
+        raise ConfigError(f"--package {package}: the config has no such key", "a key or a section of the config",
                           " or ".join(f"-p {key}" for key in near))  # fmt: skip
     if not OmegaConf.is_config(found):
         print("null" if found is None else found.name if isinstance(found, Enum) else found)
@@ -188,7 +195,7 @@ def _print_part(config: DictConfig, package: Optional[str], resolve: bool) -> No
     if found is not config:
         print(f"# @package {package}")
     if resolve:
-        OmegaConf.resolve(found)  # to_yaml would also do it, but refuses values that are still to be given (???)
+        OmegaConf.resolve(found)  # to_yaml(resolve=True) would raise an error for missing values (???)
     print(OmegaConf.to_yaml(found), end="")
 
 

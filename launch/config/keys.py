@@ -76,9 +76,10 @@ def describe_type(kind: Any) -> str:
     if origin is typing.Union:
         return describe_type(arguments[0]) + " or null"
     if origin is list:
-        return f"a list: [a,b] of {describe_type(arguments[0])}"
+        plural = {str: "text values", int: "integers", float: "numbers"}
+        return f"a list of {plural.get(arguments[0], 'values')}, for example [a,b]"
     if origin is dict:
-        return "a mapping: {key:value}"
+        return "a mapping, for example {key:value}"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "one of " + ", ".join(kind.__members__)
     if dataclasses.is_dataclass(kind):

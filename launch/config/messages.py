@@ -22,7 +22,7 @@ INSTEAD = {
 
 
 def refuse_hydras_own(overrides: List[str], sweep: bool) -> None:
-    """Refuse overrides of Hydra's own settings. Hydra has no run directory, log or launcher here.
+    """Refuse overrides of Hydra's own settings. Hydra has no run directory and no log here, and starts nothing.
 
     Args:
         overrides: Words of the command line.
@@ -39,8 +39,9 @@ def refuse_hydras_own(overrides: List[str], sweep: bool) -> None:
             continue
         key = re.split("=", word, maxsplit=1)[0][len("hydra") :].lstrip("./")
         raise ConfigError(
-            f"{override} is a setting of Hydra itself, which only composes the config here",
-            "settings of the run; of Hydra's own only hydra.searchpath, and hydra.sweeper with -m",
+            f"{override} configures Hydra itself; ftdist uses Hydra only to compose the config",
+            "settings of the run. The only Hydra settings that are allowed are hydra.searchpath and, with -m, "
+            "hydra.sweeper",
             next((right for start, right in INSTEAD.items() if key.startswith(start)), f"leave out {override}"),
         )
 
@@ -59,7 +60,9 @@ def check_source_keys(data: Mapping[str, Any]) -> None:
         for name, source in (data.get(kind) or {}).items():
             where = f"data.{kind}.{name}"
             if not isinstance(source, Mapping):
-                raise ConfigError(f"{where}={source}", f"a source has keys: {', '.join(fields)}", f"{where}.path=FILE")
+                raise ConfigError(
+                    f"{where}={source}", f"a source with the keys {', '.join(fields)}", f"{where}.path=FILE"
+                )
             for key, value in source.items():
                 if key not in fields:
                     near = " or ".join(f"{where}.{right}={as_typed(value)}" for right in nearest(str(key), fields))
@@ -77,7 +80,7 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
                            "key=value; quote values that hold , [ { or spaces: key=\\'a,b\\'")  # fmt: skip
     text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)
     if text.startswith("Config group override must be"):
-        return ConfigError(f"a group is given a number: {text}", "the name of an option", "group=option")
+        return ConfigError(f"a config group was set to a number: {text}", "the name of an option", "group=option")
     if text.startswith("Multiple values for"):
         return ConfigError(text.splitlines()[0], "one option of a group", "leave out the +")
     if "Ambiguous value" in text or "requires --multirun" in text:
@@ -96,8 +99,8 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
     key = path.group(1) if path else override.group(1).rstrip(".") if override else ""
     if re.search(r"Key '.*' (?:is )?not in|Could not delete", text):
         if file and key == file.split("/")[0]:
-            return ConfigError(f"{where}its keys are read as keys of '{key}', and the config has no such section",
-                               "a file of keys of the whole run",
+            return ConfigError(f"{file}.yaml has no line `# @package _global_`, so Hydra puts its keys under '{key}', "
+                               "which is not a section of the config", "a file whose keys are sections of the config",
                                f"put the line `# @package _global_` at the top of {file}.yaml")  # fmt: skip
         return _wrong_key(override.group(1) if override else key, given and given.group(1), where, loader)
     if key and (kind := type_at(key)) is not None:

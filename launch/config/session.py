@@ -53,7 +53,7 @@ def session(config_dir: Optional[str], schema: DictConfig) -> Iterator[ConfigLoa
             ftdist's words.
     """
     if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir} is not a folder", "a folder that holds groups of options")
+        raise ConfigError(f"--config-dir {config_dir} is not a folder", "a folder with config files")
     ConfigStore.instance().store(name=SCHEMA, node=schema)
     Plugins.instance().register(UserFolder)
     UserFolder.folder = None if config_dir is None else Path(config_dir).resolve()
@@ -65,7 +65,8 @@ def session(config_dir: Optional[str], schema: DictConfig) -> Iterator[ConfigLoa
         except HYDRA_ERRORS as error:
             raise messages.config_error(error, loader) from error
         except yaml.YAMLError as error:
-            raise ConfigError(str(error), "YAML") from error
+            file = getattr(getattr(error, "problem_mark", None), "name", "a config file")
+            raise ConfigError(f"cannot parse {file} as YAML: {error}", "a valid YAML file") from error
         finally:
             UserFolder.folder = None
             GlobalHydra.instance().clear()

@@ -46,7 +46,9 @@ def site_texts() -> Dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"cannot read {path}: {error}", EXPECTED) from error
     if found is not None and not isinstance(found, dict):
-        raise ConfigError(f"{path} holds {type(found).__name__}", "keys of the run config: launch: {slurm: {…}}")
+        raise ConfigError(
+            f"{path} holds {type(found).__name__}", "keys of the run config, for example launch: {slurm: {…}}"
+        )
     return found or {}
 
 

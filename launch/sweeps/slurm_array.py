@@ -100,7 +100,7 @@ def _wait(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
                     codes[trial.number] = _outcome(trial, job)
                 elif job is not None and said.get(trial.number) != job.state:
                     said[trial.number] = job.state
-                    print(f"{trial.number:03d} {job.describe()}", flush=True)
+                    print(f"trial {trial.number:03d}: {job.describe()}", flush=True)
             time.sleep(follow.POLL_S)
     return codes
 
@@ -109,10 +109,10 @@ def _outcome(trial: Trial, job: Optional[client.Job]) -> int:
     try:
         code = follow.outcome(trial.run, job)
     except LaunchError as error:
-        print(f"{trial.number:03d}: {error}", file=sys.stderr)
+        print(f"trial {trial.number:03d}: {error}", file=sys.stderr)
         code = error.exit_code
     status, loss = trial.run.read_status(), best_loss(trial.run)
     reason = f": {status['exit_reason']}" if status.get("exit_reason") else ""
     found = "" if loss is None else f": held-out loss {loss:.4f}"
-    print(f"{trial.number:03d} is {status['state']}{reason}{found}", flush=True)
+    print(f"trial {trial.number:03d} is {status['state']}{reason}{found}", flush=True)
     return code

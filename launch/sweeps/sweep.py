@@ -78,7 +78,8 @@ def resume_sweep(place: Path, quiet: bool = False) -> int:
         request = sweeper.SweepRequest(**asked)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{folder.request}: {error}", "what ftdist train -m wrote, and its folder still there"
+            f"cannot resume from {folder.request}: {error}",
+            "a sweep.json written by `ftdist train -m`, and the working directory that it names",
         ) from error
     return _Sweep(folder, request, sweeper.peek_sweep(request).learns).run()
 
@@ -132,8 +133,10 @@ class _Sweep:
         objectives = {trial.number: told.get(trial.number, objective(trial.run)) for trial in trials}
         self.folder.add_objectives(objectives)
         if self.learns and (blind := [t for t in trials if t.state == "done" and best_loss(t.run) is None]):
-            raise LaunchError(f"{blind[0].run.path} is done and has no held-out loss", "a loss to minimise",
-                              "held-out data: data.heldout… and train.eval_every=N")  # fmt: skip
+            raise LaunchError(f"trial {blind[0].run.path} finished without a held-out loss, which the sweeper needs",
+                              "a held-out loss of each trial",
+                              "configure held-out data (data.heldout or data.heldout_share) and "
+                              "train.eval_every=N")  # fmt: skip
         return [objectives[trial.number] for trial in trials]
 
     def _freeze(self, batch: Batch, first: int) -> List[Trial]:
@@ -147,9 +150,11 @@ class _Sweep:
         for trial, (_, compose_trial) in zip(trials, batch, strict=True):
             before = known.get(trial.number)
             if before is not None and before.overrides != trial.overrides:
-                raise ConfigError(f"the sweeper proposes {' '.join(trial.overrides)} for trial {trial.number}",
-                                  f"what it proposed before: {' '.join(before.overrides)}",
-                                  "a sweeper that draws the same trials again: give it a seed")  # fmt: skip
+                raise ConfigError(
+                    f"when the sweep was resumed, the sweeper proposed {' '.join(trial.overrides)} for trial "
+                    f"{trial.number}, but the first time it proposed {' '.join(before.overrides)}",
+                    "the same trials as the first time", "give the sweeper a seed",
+                )  # fmt: skip
             if not trial.run.config.is_file():
                 fresh.append((trial, compose_trial()))
         self._check([config for _, config in fresh], first)
@@ -166,13 +171,13 @@ class _Sweep:
         for config in configs:
             launch = config.launch
             if config.run_dir is not None:
-                raise ConfigError("run_dir with --multirun", "one directory for each run of the sweep",
+                raise ConfigError("run_dir cannot be used with --multirun", "one directory for each run of the sweep",
                                   "runs_dir=FOLDER")  # fmt: skip
             if launch.kind is not configs[0].launch.kind:
                 raise ConfigError("launch.kind differs between trials", "one launch.kind for all trials")
             backend = backend_of(config)
             if backend.uses_scheduler and self.learns and not launch.wait:
-                raise ConfigError("launch.wait=false with a sweeper that needs the objectives of its trials",
+                raise ConfigError("launch.wait=false, but the sweeper needs the objectives of its trials",
                                   "a sweep that waits for its trials", "launch.wait=true")  # fmt: skip
             if backend.on_this_machine and launch.device is not Device.cuda and not launch.threads_per_rank:
                 ranks = (launch.nproc_per_node or 1) * (launch.trials_at_once or 1)

@@ -83,7 +83,7 @@ def _take(free: List[str], config: RunConfig) -> Optional[List[str]]:
 
 def _start(trial: Trial, gpus: List[str], quiet: bool) -> _Running:
     log = trial.run.logs / "launcher.log" if quiet else None
-    print(f"{trial.number:03d} starts" + (f" on GPU {','.join(gpus)}" if gpus else ""), flush=True)
+    print(f"trial {trial.number:03d} started" + (f" on GPU {','.join(gpus)}" if gpus else ""), flush=True)
     env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
     out = log.open("ab") if log else None
     try:
@@ -99,9 +99,9 @@ def _start(trial: Trial, gpus: List[str], quiet: bool) -> _Running:
 
 def _ended(one: _Running) -> int:
     code = one.process.returncode
-    words = {EXIT_DONE: "is done", EXIT_PREEMPTED: "has stopped"}.get(code, f"failed, exit code {code}")
+    words = {EXIT_DONE: "finished", EXIT_PREEMPTED: "was stopped"}.get(code, f"failed with exit code {code}")
     loss = best_loss(one.trial.run)
-    print(f"{one.trial.number:03d} {words}" + ("" if loss is None else f": held-out loss {loss:.4f}"), flush=True)
+    print(f"trial {one.trial.number:03d} {words}" + ("" if loss is None else f": held-out loss {loss:.4f}"), flush=True)
     if one.log is not None and code not in (EXIT_DONE, EXIT_PREEMPTED):
         print(_error(one.log), flush=True)
     return code if code >= 0 else EXIT_FAILED

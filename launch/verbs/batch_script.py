@@ -44,7 +44,8 @@ def begin(args: argparse.Namespace) -> int:
     again = status.get("job_id") == args.job and status.get("state") != "queued"
     requeues = int(status.get("requeues", 0)) + again
     if run.cancel.exists() or requeues > config.launch.max_requeues:
-        reason = "cancelled before it began" if run.cancel.exists() else _too_often(config)
+        often = f"not started, because it was requeued more than launch.max_requeues={config.launch.max_requeues} times"
+        reason = "cancelled before it began" if run.cancel.exists() else often
         lifecycle.mark_stopped(run, reason, job_id=args.job, exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     nodes = os.environ.get("SLURM_JOB_NODELIST")
@@ -108,10 +109,6 @@ def _attempt(run: RunDir) -> int:
     return int(run.attempt.read_text()) if run.attempt.is_file() else -1
 
 
-def _too_often(config: RunConfig) -> str:
-    return f"was requeued launch.max_requeues={config.launch.max_requeues} times already"
-
-
 def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool) -> Tuple[str, bool]:
     """Return why an attempt stopped, if it did, and whether the job must be requeued."""
     requeues = int(run.read_status().get("requeues", 0))
@@ -122,5 +119,5 @@ def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved
     if not saved:
         reason += ", before it could save"
     if wanted and not requeue:
-        reason += f", and {_too_often(config)}"
+        reason += f"; not requeued, because the limit of launch.max_requeues={config.launch.max_requeues} is reached"
     return reason, requeue

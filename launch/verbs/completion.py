@@ -61,8 +61,9 @@ OF_A_RUN: Dict[str, Sequence[str]] = {"eval": EVALUATED, "resume": CHANGEABLE}
 
 def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "shell", choices=list(SCRIPTS), help='bash, zsh: eval "$(ftdist completion bash)"; fish: | source'
-    )
+        "shell", choices=list(SCRIPTS),
+        help='bash and zsh: eval "$(ftdist completion bash)" (or zsh); fish: ftdist completion fish | source',
+    )  # fmt: skip
 
 
 def completion(args: argparse.Namespace) -> int:

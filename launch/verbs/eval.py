@@ -32,7 +32,7 @@ def eval(args: argparse.Namespace) -> int:
     """Print the held-out losses of a checkpoint, on this machine: on the run's own held-out data or on other data.
 
     Raises:
-        ConfigError: there is no such run or checkpoint, or an override would not change the result.
+        ConfigError: there is no such run or checkpoint, or an override that ``ftdist eval`` does not take.
         LaunchError: a rank failed.
     """
     run = RunDir.open(args.run_dir)

@@ -19,8 +19,8 @@ POLL_S = 0.5
 
 def add_logs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--rank", type=int, help="the log of one rank; default what the run as a whole printed")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on until the run ends")
+    parser.add_argument("--rank", type=int, help="print the log of this rank (default: the output of the whole run)")
+    parser.add_argument("--follow", "-f", action="store_true", help="keep printing new output until the run ends")
 
 
 def logs(args: argparse.Namespace) -> int:

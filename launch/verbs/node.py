@@ -17,8 +17,8 @@ BETWEEN_INTERRUPTS_S = 0.2
 
 def add_node_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parser.add_argument("--rank", type=int, required=True, help="number of this machine, from 0; 0 leads")
-    parser.add_argument("--attempt", type=int, default=0, help="as in the printed command: the same on all machines")
+    parser.add_argument("--rank", type=int, required=True, help="index of this machine; the first machine is 0")
+    parser.add_argument("--attempt", type=int, default=0, help="number of the attempt; the same on all machines")
     parser.add_argument("--watch", action="store_true", help="stop when standard input closes")
 
 
@@ -34,7 +34,9 @@ def node(args: argparse.Namespace) -> int:
     run = RunDir.open(args.run_dir)
     config = load_config(run.config)
     if not 0 <= args.rank < config.launch.nnodes:
-        raise ConfigError(f"--rank {args.rank} of {config.launch.nnodes} machines", f"0 to {config.launch.nnodes - 1}")
+        raise ConfigError(f"--rank {args.rank}, but the run has launch.nnodes={config.launch.nnodes}",
+                          f"the index of a machine, 0 to {config.launch.nnodes - 1}",
+                          "run the command that the first machine printed for this machine")  # fmt: skip
     return run_node(config, run, args.rank, args.attempt, begun=args.watch)  # a launcher reaches it over ssh
 
 

@@ -9,7 +9,7 @@ from ftdist.launch.verbs.prepare import run_data_program
 def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
     compose.add_arguments(parser)
     parser.add_argument("-n", type=int, default=2, help="packed rows to show (default 2)")
-    parser.add_argument("--loss", action="store_true", help="with the base model's loss of each token")
+    parser.add_argument("--loss", action="store_true", help="also show the loss of the untrained model for each token")
     parser.add_argument("--html", metavar="FILE", help="write a page to share")
 
 

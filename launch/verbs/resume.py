@@ -26,7 +26,7 @@ from ftdist.run.rundir import RunDir
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR|SWEEP_DIR", help="a run or a sweep")
     parser.add_argument("overrides", nargs="*", default=[], metavar="OVERRIDE",
-                        help="how it goes on: launch.nproc_per_node=2, zero.stage=1 …")  # fmt: skip
+                        help="settings to change for the rest of the run, for example zero.stage=1")  # fmt: skip
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -46,8 +46,9 @@ def resume(args: argparse.Namespace) -> int:
     check_changes(args.overrides)
     if SweepDir(args.run_dir).exists:
         if args.overrides:
-            raise ConfigError(f"'{args.overrides[0]}' with a sweep", "a sweep is resumed as it was started",
-                              "leave it out, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
+            raise ConfigError(f"overrides ('{args.overrides[0]}') cannot be used when resuming a sweep",
+                              "ftdist resume SWEEP_DIR without overrides",
+                              "leave them out, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
         return sweep.resume_sweep(Path(args.run_dir), quiet=not under_torchrun.is_first_rank())
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
@@ -60,8 +61,9 @@ def resume(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if under_torchrun.is_rank():
         if args.overrides:
-            raise ConfigError(f"'{args.overrides[0]}' under torchrun, where each rank would write it",
-                              "one process", "ftdist resume RUN_DIR …, without torchrun")  # fmt: skip
+            raise ConfigError(f"overrides ('{args.overrides[0]}') cannot be used under torchrun, because every rank "
+                              "would rewrite run.yaml", "ftdist resume RUN_DIR without overrides",
+                              "run `ftdist resume RUN_DIR …` without torchrun")  # fmt: skip
         return under_torchrun.resume(config, run)
     if state in ALIVE:
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")

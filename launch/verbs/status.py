@@ -35,7 +35,7 @@ def status(args: argparse.Namespace) -> int:
     if empty := [place for place in places if not found[place]]:
         near = [f"ftdist status {other}" for place in empty for other in near_paths(str(place)) if not place.exists()]
         raise ConfigError(f"no run in {', '.join(map(str, empty))}", "a run directory, or a folder of them",
-                          " or ".join(near) or "ftdist demo makes a first one")  # fmt: skip
+                          " or ".join(near) or "run `ftdist demo` to create a first run")  # fmt: skip
     return EXIT_DONE
 
 

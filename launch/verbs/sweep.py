@@ -20,6 +20,6 @@ def sweep(args: argparse.Namespace) -> int:
     folder = SweepDir(args.folder)
     if not folder.exists:
         raise ConfigError(f"{args.folder} holds no {folder.request.name}", "the folder of a sweep",
-                          "ftdist train … -m key=1,2 makes one")  # fmt: skip
+                          "run `ftdist train … -m key=1,2` to create a sweep")  # fmt: skip
     show_table(folder)
     return EXIT_DONE

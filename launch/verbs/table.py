@@ -34,7 +34,7 @@ VERBS: Dict[str, Verb] = {
     "preview": Verb("preview", "[OVERRIDE…]", "show a few samples with the trained tokens marked"),
     "verify": Verb("verify", "[OVERRIDE…]", "check a config on this machine: data, isolation, loss, gradient, saving"),
     "resume": Verb(
-        "resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint, also on other ranks"
+        "resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint; the number of ranks may change"
     ),
     "status": Verb("status", "[RUN_DIR…]", "print a table of runs"),
     "sweep": Verb("sweep", "SWEEP_DIR", "print a table of a sweep's trials, best first"),

@@ -46,7 +46,7 @@ def train(args: argparse.Namespace) -> int:
     """
     if args.cfg or args.info:
         if args.multirun:
-            raise ConfigError("--multirun with --cfg or --info", "the config of one run",
+            raise ConfigError("--multirun cannot be used with --cfg or --info", "the config of one run",
                               "leave out -m, and give each key one value")  # fmt: skip
         if under_torchrun.is_first_rank():
             compose.show(args)
@@ -54,7 +54,8 @@ def train(args: argparse.Namespace) -> int:
     if under_torchrun.is_rank():
         if args.dry_run or args.multirun:
             flag = "--dry-run" if args.dry_run else "--multirun"
-            raise ConfigError(f"{flag} under torchrun", "one process", f"ftdist train {flag} …, without torchrun")
+            raise ConfigError(f"{flag} cannot be used under torchrun", "a command that torchrun did not start",
+                              f"run `ftdist train {flag} …` without torchrun")  # fmt: skip
         return under_torchrun.train(args)
     if args.multirun:
         return sweep.start_sweep(args)

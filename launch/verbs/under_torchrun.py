@@ -92,7 +92,10 @@ def _frozen_before(config: RunConfig) -> RunDir:
             origin = read_json(run.provenance)
             if (origin.get("host"), origin.get("agent_pid")) == (platform.node(), os.getppid()):
                 return run
-    raise LaunchError(f"no run of this torchrun was found in {config.runs_dir}", "the run that it has started")
+    raise LaunchError(
+        f"torchrun restarted the ranks, but the run directory of its first start was not found in {config.runs_dir}",
+        "the run directory that rank 0 wrote at the first start",
+    )
 
 
 def _run_first_rank(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:

@@ -9,7 +9,9 @@ from ftdist.launch.runs.verify import run_checks, show
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     compose.add_arguments(parser)
-    parser.add_argument("--quick", action="store_true", help="seconds: a small stand-in, and nothing saved")
+    parser.add_argument("--quick", action="store_true",
+                        help="run only the checks that take seconds: use a small stand-in for the model, and skip the "
+                        "checks of saving")  # fmt: skip
 
 
 def verify(args: argparse.Namespace) -> int:

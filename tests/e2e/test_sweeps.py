@@ -23,7 +23,8 @@ def most_at_once(done: Done) -> int:
     """Return how many trials ran at the same time, counted from the lines that report their starts and ends."""
     running, most = 0, 0
     for line in done.out.splitlines():
-        running += bool(re.match(r"\d{3} starts", line)) - bool(re.match(r"\d{3} (is done|failed|has stopped)", line))
+        running += bool(re.match(r"trial \d{3} started", line))
+        running -= bool(re.match(r"trial \d{3} (finished|failed|was stopped)", line))
         most = max(most, running)
     return most
 
@@ -79,7 +80,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     first = sweep.trials()[0].run.read_status()
     again = ftdist("resume", sweep.path)
     assert again.code == 1 and sweep.trials()[0].run.read_status() == first
-    assert "000 starts" not in again.out and "002 starts" in again.out  # a failed trial is tried again
+    assert "trial 000 started" not in again.out and "trial 002 started" in again.out  # a failed trial is tried again
     table = succeed("sweep", sweep.path).out.splitlines()
     assert [line.split()[1] for line in table[1:]] == ["done", "done", "failed"]
 

@@ -320,7 +320,7 @@ def test_a_malicious_experiment_file_runs_nothing(section: str, flags: list[str]
     words = ["train", "--config-dir", str(tmp_path / "conf"), "experiment=theirs", "--dry-run", *flags,
              f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}", "launch=slurm"]  # fmt: skip
     if "-m" in flags:
-        with pytest.raises(ConfigError, match="names code to run"):
+        with pytest.raises(ConfigError, match="names code that Hydra would import and run"):
             cli.dispatch(words)
     else:
         cli.dispatch(words)

@@ -126,6 +126,6 @@ def test_an_absent_first_machine_is_named(tmp_path: Path) -> None:
 def test_a_wrong_number_of_machines_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     output = finish(start("train", *nodes(run, "launch.nodes.hosts=[a,b,c]")), 2)
-    assert "launch.nnodes=2 with 3" in output and not run.path.exists()
+    assert "launch.nnodes=2 contradicts launch.nodes.hosts, which has 3 hosts" in output and not run.path.exists()
     finish(start("train", "--dry-run", *nodes(run, "launch.nodes.hosts=[a,b]")))
-    assert "--rank 2 of 2" in finish(start("node", str(run.path), "--rank", "2"), 2)
+    assert "--rank 2, but the run has launch.nnodes=2" in finish(start("node", str(run.path), "--rank", "2"), 2)

@@ -61,10 +61,10 @@ def run_command(*command: str, check: bool = True) -> Optional[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
                               env=env)  # fmt: skip
     except FileNotFoundError:
-        raise LaunchError(f"there is no {command[0]} on this machine", "a machine that submits to Slurm",
-                          "log in to the cluster, or look at the script with --dry-run") from None  # fmt: skip
+        raise LaunchError(f"there is no {command[0]} on this machine", "a machine with the commands of Slurm",
+                          "log in to the cluster, or print the script with --dry-run") from None  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a Slurm controller that runs") from None
+        raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a running Slurm controller") from None
     if done.returncode == 0:
         return done.stdout
     if not check:
@@ -89,14 +89,15 @@ def sbatch(script: Path, *runs: RunDir) -> str:
         LaunchError: Slurm refuses it, or has submitted nothing; quotes its message.
     """
     if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
-        print(f"note: ignored: {', '.join(mine)}; only launch.slurm sets the options of the job", file=sys.stderr)
+        print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
+              file=sys.stderr)  # fmt: skip
     for run in runs:
         run.cancel.unlink(missing_ok=True)
     answer = run_command("sbatch", "--parsable", str(script))
     job = (answer or "").strip().split(";")[0]
     if not job.isdecimal():
         raise LaunchError(f"sbatch printed no job id: {answer!r}", "the id of a submitted job",
-                          "look at launch.slurm.options")  # fmt: skip
+                          "check launch.slurm.options")  # fmt: skip
     return job
 
 

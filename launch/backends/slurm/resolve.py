@@ -9,6 +9,7 @@ from ftdist.config.launch import Device, LaunchConfig, Profile
 from ftdist.launch.backends.slurm.client import available, run_command
 
 GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
+CHOOSE_NODES = "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE"
 
 
 def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
@@ -49,10 +50,10 @@ def _fits(features: Set[str], constraint: str) -> bool:
 def resolve_ranks(launch: LaunchConfig) -> None:
     """Fill in, in place, device and nproc_per_node from what the nodes have.
 
-    If Slurm cannot be asked, one GPU a node is assumed, and a note is printed.
+    If Slurm cannot be asked, one GPU per node is assumed, and a note is printed.
 
     Raises:
-        ConfigError: the nodes have different numbers of GPUs, or fewer than the config asks for.
+        ConfigError: the nodes have no GPU, different numbers of GPUs, or fewer than the config asks for.
     """
     counts = gpu_counts(launch) if launch.device is not Device.cpu else None
     if launch.device is Device.auto:
@@ -60,20 +61,25 @@ def resolve_ranks(launch: LaunchConfig) -> None:
         launch.device = Device.cpu if without else Device.cuda
     if launch.device is Device.cpu or counts is None:
         if launch.nproc_per_node is None and launch.device is Device.cuda:
-            print("note: Slurm cannot be asked how many GPUs a node has; assumed: 1. Or set launch.nproc_per_node=N",
-                  file=sys.stderr)  # fmt: skip
+            print("note: could not get the number of GPUs per node from Slurm; using 1. "
+                  "Set launch.nproc_per_node=N to change this", file=sys.stderr)  # fmt: skip
         launch.nproc_per_node = launch.nproc_per_node or 1
+    elif not any(counts):
+        raise ConfigError("launch.device=cuda, but no node that the job may get has a GPU", "nodes with GPUs",
+                          f"{CHOOSE_NODES}, or launch.device=cpu")  # fmt: skip
     elif launch.nproc_per_node is None:
         found = [number for number in counts if number]
-        if len(found) != 1:
-            kinds = ", ".join(f"{number} ({_few(counts[number])})" for number in found) or "none"
-            raise ConfigError(f"the nodes have different numbers of GPUs: {kinds}", "the same number on every node",
-                              "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE, or the number to use: "
-                              f"launch.nproc_per_node={min(found, default=1)}")  # fmt: skip
+        if len(found) > 1:
+            kinds = ", ".join(f"{number} ({_few(counts[number])})" for number in found)
+            raise ConfigError(f"the nodes that the job may get have different numbers of GPUs: {kinds}",
+                              "the same number of GPUs on every node",
+                              f"{CHOOSE_NODES}, or launch.nproc_per_node={min(found)}")  # fmt: skip
         launch.nproc_per_node = found[0]
     elif max(counts) < launch.nproc_per_node:
-        raise ConfigError(f"launch.nproc_per_node={launch.nproc_per_node} with at most {max(counts)} GPUs on a node",
-                          "at most one rank per GPU", f"launch.nproc_per_node={max(counts)}")  # fmt: skip
+        raise ConfigError(
+            f"launch.nproc_per_node={launch.nproc_per_node}, but no node that the job may get has more than "
+            f"{max(counts)} GPUs", "at most one rank per GPU", f"launch.nproc_per_node={max(counts)}",
+        )  # fmt: skip
     if launch.threads_per_rank is None and launch.slurm.cpus_per_node is not None:
         launch.threads_per_rank = max(1, launch.slurm.cpus_per_node // launch.nproc_per_node)
 

@@ -103,8 +103,9 @@ def _container(config: RunConfig, place: str) -> List[str]:
     assert config.cache_dir
     for name, path in (("run_dir", place), ("cache_dir", config.cache_dir)):
         if re.search("[:,]", path):
-            raise ConfigError(f"{name}={path} with a container", "a path without : and , (they separate the mounts)",
-                              f"another {name}")  # fmt: skip
+            raise ConfigError(f"{name}={path} cannot be used with a container",
+                              "a path without : and , (they separate the mounts)",
+                              f"use another {name}")  # fmt: skip
     mounts = [f"{path}:{path}" for path in (place, config.cache_dir)] + slurm.container_mounts
     image = str(slurm.container_image)
     if slurm.container is Container.pyxis:
@@ -135,8 +136,8 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     place = str(array.folder if array else config.run_dir)
     refuse_control_characters("", {"name": config.name, "run_dir": place, "cache_dir": config.cache_dir})
     if re.search(r"[%\\]", place):
-        raise ConfigError(f"run_dir={place}", "a path without % and \\ (Slurm reads them as patterns)",
-                          "another run_dir or name")  # fmt: skip
+        raise ConfigError(f"run_dir={place} holds % or \\", "a path without % and \\ (Slurm reads them as patterns)",
+                          "use another run_dir or name")  # fmt: skip
     if template is None:
         template = _read(Path(slurm.template) if slurm.template else template_folder() / "submit.sbatch.template")
     pyxis, apptainer = slurm.container is Container.pyxis, slurm.container is Container.apptainer
@@ -163,7 +164,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     }
     unknown = sorted(set(WORD.findall(template)) - set(words))
     if unknown:
-        raise ConfigError(f"the template {slurm.template} has the word @@{unknown[0]}@@", ", ".join(words))
+        raise ConfigError(f"the template {slurm.template} has the word @@{unknown[0]}@@", "one of: " + ", ".join(words))
     return WORD.sub(lambda match: words[match.group(1)], template)
 
 

@@ -7,14 +7,14 @@ from ftdist.run.rundir import RunDir
 
 
 def ask_to_stop(run: RunDir) -> str:
-    """Ask a job to save and end; one that waits in the queue is taken out of it. Returns what was done."""
+    """Ask a job to save and end; one that waits in the queue is removed from it. Returns what was done."""
     job = str(run.read_status().get("job_id"))
     run.cancel.touch()
     found = client.find_job(job)
     if found is not None and found.state == "PENDING":
         client.cancel(job)
         lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
-        return f"taken out of the queue: {found.describe()}"
+        return f"job {job} was removed from the queue; it had not started"
     return lifecycle.ask_to_stop(run)
 
 
@@ -23,4 +23,4 @@ def end_now(run: RunDir) -> str:
     job = str(run.read_status().get("job_id"))
     run.cancel.touch()
     client.cancel(job)
-    return f"job {job} is cancelled"
+    return f"job {job} was cancelled without saving a checkpoint"

@@ -112,7 +112,10 @@ def test_ranks_of_a_machine_that_is_gone_are_named(run: RunDir) -> None:
         run.log_file(rank, 0).touch()
     write_error(run, 0, 10.0, message=GLOO, known=False)
     text = str(failure.explain_failure(run, 0, [report(run)], 1))
-    assert text.startswith("rank 0: RuntimeError: [gloo") and "ended and left no error: rank 2, 3\n" in text
+    assert (
+        text.startswith("rank 0: RuntimeError: [gloo")
+        and "these ranks ended without recording an error: 2, 3\n" in text
+    )
 
 
 def test_without_an_error_file_the_last_lines_are_shown(run: RunDir) -> None:

@@ -104,7 +104,7 @@ def gone(pids: List[int], within_s: float = 0.0) -> bool:
         ("done", EXIT_DONE, []),
         ("error", 2, ["rank 1: boom 1", "logs: "]),
         ("killed", 1, [f"rank 1 on {platform.node()} was killed by SIGKILL", "memory", "ftdist resume"]),
-        ("silent", 1, ["ended before the run did"]),
+        ("silent", 1, ["all ranks exited with code 0, but the run did not reach its last step"]),
     ],
 )
 def test_a_run_ends_with_one_message_and_its_exit_code(

@@ -73,7 +73,7 @@ def test_a_second_machine_with_the_same_rank_is_refused(tmp_path: Path) -> None:
     (run.logs / "node-1.attempt-0.joined").write_text("second")
     with socket.create_server(("127.0.0.1", 0)) as first:  # it answers at its port
         config = on_nodes(address="127.0.0.1", port=first.getsockname()[1])
-        with pytest.raises(LaunchError, match="second has joined already as machine 1"):
+        with pytest.raises(LaunchError, match="machine 1 has already been started, on host second"):
             nodes.run_node(config, run, rank=1, attempt=0)
     assert not run.preempt.exists() and (run.logs / "node-1.attempt-0.joined").read_text() == "second"
 

@@ -86,7 +86,7 @@ WRONG = [
     ("train.max_steps=[", "cannot read the override 'train.max_steps=['", ""),
     ("optim.lr=1,2", "Ambiguous value", "add -m"),
     ("name=${nme}", "nme", ""),
-    ("train=3", "a group is given a number", ""),
+    ("train=3", "a config group was set to a number", ""),
     ("+optim=wsd", "Multiple values for optim", ""),
 ]
 
@@ -220,7 +220,7 @@ def test_hydra_completes_groups_and_keys(word: str, offers: List[str]) -> None:
     ],
 )
 def test_settings_of_hydra_itself_are_refused(word: str, instead: str) -> None:
-    with pytest.raises(ConfigError, match="is a setting of Hydra itself") as error:
+    with pytest.raises(ConfigError, match="configures Hydra itself") as error:
         composed("experiment=smoke", word)
     assert error.value.fix == instead
 

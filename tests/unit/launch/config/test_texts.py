@@ -83,7 +83,7 @@ def test_text_in_lists_mappings_and_sweeps(word: str) -> None:
 def test_text_that_cannot_be_known_is_refused(word: str, number: str) -> None:
     with pytest.raises(ConfigError) as error:
         quote_texts([word])
-    assert error.value.found == f"{word}: text in it would become {number}"
+    assert error.value.found == f"{word}: Hydra would read a text in this value as {number}"
     assert error.value.fix.startswith(f"write it in double quotes: '{word.partition('=')[0]}=")
 
 

@@ -89,7 +89,7 @@ def test_a_config_for_gpus_is_refused_on_a_machine_without_gpus(config: RunConfi
 def test_more_ranks_than_gpus_are_refused(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
     config.launch.nproc_per_node = 8
-    assert "launch.nproc_per_node=8 with 2 visible GPUs" in (text := refused(config))
+    assert "launch.nproc_per_node=8, but this machine has 2 visible GPUs" in (text := refused(config))
     assert "fix:      launch.nproc_per_node=2" in text
 
 
@@ -254,5 +254,5 @@ def test_an_attention_that_needs_a_gpu_is_refused_before_anything_starts(name: s
     from tests.helpers.tiny import tiny_config
 
     config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", f"model.attention={name}")
-    with pytest.raises(ConfigError, match=f"model.attention={name} on CPU"):
+    with pytest.raises(ConfigError, match=f"model.attention={name} cannot be used on CPU"):
         resolve.resolve(config)

@@ -193,7 +193,7 @@ def test_only_optunas_own_samplers_can_be_named(override: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "optim.lr=interval(1e-6,1e-1)")
     assert sweeper.peek_sweep(request(*optuna)).learns
-    with pytest.raises(ConfigError, match="names code to run"):
+    with pytest.raises(ConfigError, match="names code that Hydra would import and run"):
         sweeper.peek_sweep(request(*optuna, override))
 
 

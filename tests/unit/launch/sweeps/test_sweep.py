@@ -103,7 +103,7 @@ def test_a_dry_run_prints_what_would_be_started(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["seed=1,2", "run_dir=x"], "run_dir with --multirun"),
+        (["seed=1,2", "run_dir=x"], "run_dir cannot be used with --multirun"),
         (["launch=local,slurm"], "differs between trials"),
     ],
 )

@@ -68,7 +68,10 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
         assert prepared(run, monkeypatch) == end(run, code=EXIT_PREEMPTED) == EXIT_PREEMPTED
     status = run.read_status()
     assert (status["state"], status["attempt"]) == ("preempted", 2)
-    assert "requeued launch.max_requeues=2 times already" in status["exit_reason"]
+    limit = "the limit of launch.max_requeues=2 is reached"
+    too_often = "not started, because it was requeued more than launch.max_requeues=2 times"
+    assert status["exit_reason"] == (f"near the time limit; not requeued, because {limit}" if how == "near its limit"
+                                     else too_often)  # fmt: skip
     run.write_status(state="queued", requeues=0)  # submitted anew
     assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
 

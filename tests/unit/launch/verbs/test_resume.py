@@ -134,5 +134,5 @@ def test_a_resume_refuses_a_deepspeed_config_that_was_edited(
 def test_a_resume_under_torchrun_refuses_overrides(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped_run(here / "run")
     monkeypatch.setattr(under_torchrun, "is_rank", lambda: True)
-    with pytest.raises(ConfigError, match="under torchrun"):
+    with pytest.raises(ConfigError, match="cannot be used under torchrun"):
         cli.dispatch(["resume", str(run.path), "zero.stage=1"])

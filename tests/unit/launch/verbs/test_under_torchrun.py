@@ -20,5 +20,5 @@ def test_a_restart_by_torchrun_finds_the_run_that_it_started(here: Path) -> None
     mine.provenance.write_text(json.dumps({"host": platform.node(), "agent_pid": os.getppid()}))
     make_run(here / "runs" / "3", state="running").provenance.write_text(json.dumps({"host": "other", "agent_pid": 1}))
     assert under_torchrun._frozen_before(smoke()).path.name == "2"
-    with pytest.raises(LaunchError, match="no run of this torchrun"):
+    with pytest.raises(LaunchError, match="the run directory of its first start was not found in"):
         under_torchrun._frozen_before(smoke("run_dir=runs/1"))

@@ -4,7 +4,8 @@ from typing import Dict, List, Optional
 
 import pytest
 
-from ftdist.config.schema import LaunchConfig
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import Device, LaunchConfig
 from ftdist.launch.backends.slurm import resolve
 
 LISTED = """\
@@ -34,3 +35,27 @@ def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
     launch = LaunchConfig()
     launch.slurm.partition, launch.slurm.constraint = partition, constraint
     assert resolve.count_gpus(LISTED, launch) == found
+
+
+@pytest.mark.parametrize(
+    ("counts", "ranks", "found", "fix"),
+    [
+        ({0: ["n3"]}, None, "launch.device=cuda, but no node that the job may get has a GPU", "launch.device=cpu"),
+        ({0: ["n3"]}, 2, "launch.device=cuda, but no node that the job may get has a GPU", "launch.device=cpu"),
+        (
+            {4: ["n2"], 8: ["n1"]}, None,
+            "the nodes that the job may get have different numbers of GPUs: 4 (n2), 8 (n1)", "launch.nproc_per_node=4",
+        ),
+        (
+            {0: ["n3"], 4: ["n2"]}, 8,
+            "launch.nproc_per_node=8, but no node that the job may get has more than 4 GPUs", "launch.nproc_per_node=4",
+        ),
+    ],
+)  # fmt: skip
+def test_nodes_that_do_not_fit_are_refused(
+    counts: Dict[int, List[str]], ranks: Optional[int], found: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "gpu_counts", lambda launch: counts)
+    with pytest.raises(ConfigError) as error:
+        resolve.resolve_ranks(LaunchConfig(device=Device.cuda, nproc_per_node=ranks))
+    assert error.value.found == found and error.value.fix.endswith(fix)

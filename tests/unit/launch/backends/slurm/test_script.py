@@ -173,7 +173,7 @@ def test_a_path_with_a_separator_of_mounts_is_refused(container: Container, key:
     for mark in ":,":
         config = resolved(container=container, container_image="image")
         setattr(config, key, f"/a{mark}b")
-        with pytest.raises(ConfigError, match=f"{key}=/a{mark}b with a container"):
+        with pytest.raises(ConfigError, match=f"{key}=/a{mark}b cannot be used with a container"):
             script.render(config)
 
 
@@ -245,6 +245,6 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     bash_text = (tmp_path / "0" / "submit.sbatch").read_text()
     assert bash_text in done.stdout.replace(f"{tmp_path}/2", f"{tmp_path}/0") and '#SBATCH --nodes="4"' in bash_text
-    assert "--nnodes 4 --nproc-per-node 1" in bash_text and "assumed: 1" in done.stderr
+    assert "--nnodes 4 --nproc-per-node 1" in bash_text and "number of GPUs per node from Slurm; using 1" in done.stderr
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all children so far: the machine's load does not count
     assert (used.ru_utime + used.ru_stime - before) / 3 < 2
