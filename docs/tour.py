@@ -101,7 +101,7 @@ TOUR: Dict[str, List[str]] = {
 def summary(file: str) -> str:
     """Return the first paragraph of a file's docstring on one line."""
     doc = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
-    return " ".join(doc.split("\n\n")[0].split()).removesuffix(" [light]")
+    return " ".join(doc.split("\n\n")[0].split())
 
 
 def tour() -> str:

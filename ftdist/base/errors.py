@@ -1,7 +1,8 @@
-"""Errors that are reported to the user. Each says what was found, what was expected, and the one change that fixes it.
+"""Errors that are reported to the user. Each says what was found and, if they are known, what was expected and the fix.
 
-Exit codes of every command: 0 done, 1 failed, 2 wrong config, data or command line (nothing was started),
-75 stopped for preemption and resumable (75 is ``EX_TEMPFAIL`` in ``sysexits.h``).
+Exit codes of every command: 0 done, 1 failed, 2 wrong config, data or command line, 75 stopped for preemption and
+resumable (75 is ``EX_TEMPFAIL`` in ``sysexits.h``). After 2 usually nothing was started. But some errors of the config
+or the data are found only by the ranks, and they also end the command with 2.
 """
 
 from ftdist.base.redact import redact
@@ -39,19 +40,26 @@ class FtdistError(Exception):
 
 
 class ConfigError(FtdistError):
-    """The config or the command line is wrong. Raised before anything is started."""
+    """The config or the command line is wrong.
+
+    Most of these errors are raised before anything is started. Ranks raise those that only they can find, for example
+    that an attention backend does not run on their device.
+    """
 
     exit_code = EXIT_USAGE
 
 
 class DataError(FtdistError):
-    """A data source cannot be read, or none of its tokens would be trained. Raised before ranks are started."""
+    """A data source cannot be read, or none of its tokens would be trained.
+
+    Most of these errors are raised before ranks are started. Ranks raise them if prepared data is missing or damaged.
+    """
 
     exit_code = EXIT_USAGE
 
 
 class LaunchError(FtdistError):
-    """Ranks could not be started, or a rank failed."""
+    """Ranks could not be started, a rank failed, or a rank made no progress."""
 
 
 class CheckpointError(FtdistError):
@@ -59,4 +67,4 @@ class CheckpointError(FtdistError):
 
 
 class TrainError(FtdistError):
-    """Training cannot continue: a loss or gradient is not finite, a rank makes no progress, or memory is full."""
+    """Training cannot continue: losses or gradients are not finite, or memory is full."""

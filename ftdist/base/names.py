@@ -1,4 +1,4 @@
-"""Nearest names: what a misspelt name, key or path may mean. [light]"""
+"""Nearest names: what a misspelt name, key or path may mean."""
 
 import difflib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Processes of this machine: whether one is alive, and what happens to it when its parent ends. [light]"""
+"""Processes of this machine: whether one is alive, and what happens to it when its parent ends."""
 
 import contextlib
 import ctypes

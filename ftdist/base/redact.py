@@ -103,7 +103,8 @@ def secret_problem(key: str, value: str) -> Optional[str]:
 
     Args:
         key: The dotted name of the value in the config, such as ``launch.slurm.env.HF_TOKEN``.
-        value: The value. Keys of a mapping are checked in the same way, with themselves as the value.
+        value: The value. Keys of a mapping are checked too. For such a check, pass the key itself as
+            ``value``.
     """
     name = key.rsplit(".", 1)[-1]
     has_secret_name = (SECRET_VARIABLE if ".env." in key else SECRET_KEY).search(name)

@@ -162,7 +162,10 @@ def _make_folders(run: RunDir, temporary: Path, contents: Contents) -> None:
     clean_up(run)
     free = shutil.disk_usage(run.checkpoints).free
     if free < contents.size:
-        raise OSError(errno.ENOSPC, f"no space: it takes {size_text(contents.size)}, {size_text(free)} are free")
+        raise OSError(
+            errno.ENOSPC,
+            f"not enough disk space: the checkpoint needs {size_text(contents.size)}, and {size_text(free)} are free",
+        )
     for folder in _folders(temporary, contents):
         durable.make_folder(folder)
 
@@ -189,7 +192,8 @@ def _publish(run: RunDir, temporary: Path, contents: Contents, files: Dict[str, 
     for folder in reversed(_folders(temporary, contents)):
         durable.sync(folder)
     replaced = target.with_name(REPLACED + target.name)
-    # The target exists if the run stopped after saving this step and before evaluating it, or if it is something else.
+    # The target can exist already: the run was stopped after this save and before the evaluation, or a user created
+    # this path.
     if os.path.lexists(target):
         durable.rename(target, replaced)
     durable.rename(temporary, target)
@@ -198,7 +202,9 @@ def _publish(run: RunDir, temporary: Path, contents: Contents, files: Dict[str, 
 
 
 def clean_up(run: RunDir) -> None:
-    """Finish or undo the save that a crash has interrupted, so that only published checkpoints remain. For rank 0.
+    """Finish or undo the save that a crash has interrupted, so that only published checkpoints remain.
+
+    Only rank 0 calls this function.
 
     A symbolic link or a file with a temporary name was not written by ftdist. It is removed; the target of a link
     stays.
@@ -214,11 +220,11 @@ def clean_up(run: RunDir) -> None:
 
 
 def prune(run: RunDir, step: int, keep: int) -> None:
-    """Delete older checkpoints, after the checkpoint of ``step`` was published. For rank 0.
+    """Delete older checkpoints, after the checkpoint of ``step`` was published. Only rank 0 calls this function.
 
-    Kept are the newest ``keep`` checkpoints that were due, the one of ``step``, the one with the lowest held-out loss,
-    and those that are pinned. Checkpoints after ``step`` are ignored: either they are damaged and could not be set
-    aside, or the run has rolled back past them.
+    The following checkpoints are kept: the newest ``keep`` checkpoints that were due, the checkpoint of ``step``, the
+    one with the lowest held-out loss, and those that are pinned. Checkpoints after ``step`` are ignored: either they
+    are damaged and could not be set aside, or the run has rolled back past them.
     """
     published = [path for path in run.published_checkpoints() if checkpoint_step(path) <= step]
     kept = [*[path for path in published if was_due(path)][-keep:], published[-1], run.best_checkpoint()]
@@ -265,9 +271,9 @@ def _verify_file(folder: Path, name: str, expected: Dict[str, Any]) -> Optional[
         if not path.is_file():
             return "is missing"
         if path.stat().st_size != expected["size"]:
-            return f"has {path.stat().st_size} bytes, not {expected['size']}"
+            return f"has {path.stat().st_size} bytes instead of {expected['size']}"
         if durable.sha256_of(path) != expected["sha256"]:
-            return "does not have the hash that was written"
+            return f"does not match its SHA-256 in {MANIFEST}"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None
@@ -304,12 +310,13 @@ def find_newest(run: RunDir, together: Together, note: Callable[[str], None], du
             return folder
         newest_problem = newest_problem or f"{name}: {damage}"
         if first:
-            note(f"checkpoint {name}: {damage}: {_set_aside(folder)}, falling back to an older one")
+            note(f"checkpoint {name} is damaged ({damage}). {_set_aside(folder)}; looking for an older checkpoint")
     if newest_problem or set_aside:
         newest_problem = newest_problem or f"{set_aside[-1]} was set aside, and there is no other checkpoint"
         raise CheckpointError(f"no checkpoint of {run.path} can be trusted: {newest_problem}",
                               "a checkpoint whose files are unchanged since they were written",
-                              f"start a new run, or start this one again: rm -r {run.checkpoints}")  # fmt: skip
+                              "start a new run. Or delete all checkpoints and restart this run from step 0: "
+                              f"rm -r {run.checkpoints}")  # fmt: skip
     return None
 
 
@@ -330,8 +337,8 @@ def _set_aside(folder: Path) -> str:
         durable.remove(renamed)
         durable.rename(folder, renamed)
     except OSError as error:
-        return f"it cannot be set aside ({error.strerror})"
-    return f"set aside as {renamed.name}"
+        return f"It cannot be renamed ({error.strerror})"
+    return f"It was renamed to {renamed.name}"
 
 
 def to_json(value: Any) -> bytes:

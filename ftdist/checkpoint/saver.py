@@ -74,8 +74,10 @@ class Saver:
         machines = dict(self.together.gather((here, (ours, free_memory()))))
         for host, (size, free) in machines.items():
             if size > free:
-                self.note(f"training will wait for checkpoints to be written: a copy of the state in host memory "
-                          f"takes {size_text(size)} on {host}, {size_text(free)} are free")  # fmt: skip
+                self.note(
+                    f"{host} has not enough free memory to save checkpoints in the background ({size_text(size)} "
+                    f"needed, {size_text(free)} free): training pauses during each save"
+                )
                 return False
         return True
 
@@ -115,7 +117,7 @@ class Saver:
         self.join()
         if self._error:
             raise CheckpointError(self._error, "space and write permission in the run directory",
-                                  "make room, then: ftdist resume RUN_DIR")  # fmt: skip
+                                  "free some space, then run ftdist resume RUN_DIR")  # fmt: skip
 
     def _size(self) -> int:
         """Return the size of a checkpoint in bytes, over all ranks."""
@@ -200,8 +202,8 @@ class Saver:
     def _check_fits(self, name: str, manifest: Dict[str, Any]) -> None:
         if manifest["parameters"] != (mine := self._engine.trained_shapes()):
             different = _differences(manifest, mine)
-            raise CheckpointError(f"{name} was saved of another model: {different[0]}", "the same parameters",
-                                  "resume with the run's own model")  # fmt: skip
+            raise CheckpointError(f"{name} belongs to another model: {different[0]}", "a checkpoint of this model",
+                                  "resume with the model that the run was started with")  # fmt: skip
         # The config hash of another version may differ because it has other settings.
         same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]
         if manifest["config"] != self._config_hash and same_version:
@@ -212,8 +214,12 @@ class Saver:
 def _differences(manifest: Dict[str, Any], mine: Dict[str, List[int]]) -> List[str]:
     """Describe the parameters whose shape in the checkpoint is not that in the model."""
     saved = manifest["parameters"]
-    return [f"{name} has shape {saved.get(name)}, here {mine.get(name)}"
+    return [f"{name} {_shape(saved.get(name))} in the checkpoint and {_shape(mine.get(name))} in this model"
             for name in sorted(saved.keys() | mine.keys()) if saved.get(name) != mine.get(name)]  # fmt: skip
+
+
+def _shape(shape: Optional[List[int]]) -> str:
+    return "does not exist" if shape is None else f"has shape {shape}"
 
 
 def _ranks(world_size: int, stage: int) -> str:

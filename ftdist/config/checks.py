@@ -1,4 +1,4 @@
-"""Checks of the run config that its types cannot express: ranges, and fields that depend on each other. [light]"""
+"""Checks of the run config that its types cannot express: ranges, and fields that depend on each other."""
 
 from typing import Any, Dict
 
@@ -52,7 +52,7 @@ def refuse_secrets(config: RunConfig) -> None:
         if problem := secret_problem(key.removeprefix("."), text):
             raise ConfigError(
                 f"{problem}, and a config is written to run.yaml, the batch script and W&B",
-                "secrets in the environment, which ranks and Slurm jobs inherit",
+                "secrets in environment variables, which ranks and Slurm jobs inherit",
                 "leave it out: export the variable before you start ftdist, or log in (hf auth login, wandb login)",
             )
 
@@ -64,7 +64,8 @@ def _check_model(model: ModelConfig) -> None:
         "choose an experiment (experiment=demo), or set model.path=FOLDER or model.hub=ORG/NAME",
     )
     if model.config and not model.tokenizer:
-        raise ConfigError("model.config without model.tokenizer", "a tokenizer", "model.tokenizer=bytes")
+        raise ConfigError("model.config is set, but model.tokenizer is not", "both of them",
+                          "model.tokenizer=bytes, or another tokenizer")  # fmt: skip
     if model.builtin not in (None, "smollm2-135m-instruct"):
         raise ConfigError(f"model.builtin={model.builtin}", "smollm2-135m-instruct")
     _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
@@ -99,22 +100,28 @@ def _check_optim(optim: OptimConfig) -> None:
     ):  # fmt: skip
         _check_range(f"optim.{name}", getattr(optim, name), low, high)
     if optim.warmup_ratio is not None and optim.warmup_steps:
-        raise ConfigError(f"optim.warmup_ratio={optim.warmup_ratio:g} with optim.warmup_steps={optim.warmup_steps}",
-                          "at most one of them", "optim.warmup_steps=0, or optim.warmup_ratio=null")  # fmt: skip
+        raise ConfigError(f"optim.warmup_ratio={optim.warmup_ratio:g} and optim.warmup_steps={optim.warmup_steps} "
+                          "are both set", "at most one of them",
+                          "optim.warmup_steps=0, or optim.warmup_ratio=null")  # fmt: skip
     if optim.schedule is Schedule.wsd and not optim.decay_steps:
-        raise ConfigError("optim.schedule=wsd with optim.decay_steps=0", "steps of decay at the end",
-                          "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
+        raise ConfigError("optim.schedule=wsd needs optim.decay_steps > 0, but optim.decay_steps=0",
+                          "at least 1 decay step", "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
     if optim.schedule is not Schedule.wsd and optim.decay_steps:
-        raise ConfigError(f"optim.decay_steps={optim.decay_steps} with optim.schedule={optim.schedule.name}",
-                          "decay_steps only with wsd", "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
+        raise ConfigError(f"optim.decay_steps={optim.decay_steps} has no effect with "
+                          f"optim.schedule={optim.schedule.name}", "decay steps only with optim.schedule=wsd",
+                          "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
 
 
 def _check_zero(zero: ZeroConfig) -> None:
     _check_range("zero.stage", zero.stage, 0, 3)
     if zero.offload_optimizer is not Offload.none and not ModelState.optimizer_states.is_sharded(zero.stage):
-        raise ConfigError("zero.offload_optimizer with zero.stage=0", "stage 1, 2 or 3", "zero.stage=1")
+        raise ConfigError(
+            "zero.offload_optimizer does not work with zero.stage=0", "zero.stage=1, 2 or 3", "zero.stage=1"
+        )
     if zero.offload_param is not Offload.none and not ModelState.parameters.is_sharded(zero.stage):
-        raise ConfigError(f"zero.offload_param with zero.stage={zero.stage}", "stage 3", "zero.stage=3")
+        raise ConfigError(
+            f"zero.offload_param does not work with zero.stage={zero.stage}", "zero.stage=3", "zero.stage=3"
+        )
 
 
 def _check_train(train: TrainConfig, optim: OptimConfig) -> None:

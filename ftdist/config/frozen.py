@@ -1,4 +1,4 @@
-"""The frozen config of a run: reading and writing ``run.yaml``. [light]"""
+"""The frozen config of a run: reading and writing ``run.yaml``."""
 
 import re
 from dataclasses import fields
@@ -50,7 +50,7 @@ def parse_config(text: str, origin: str) -> RunConfig:
     Raises:
         ConfigError: See load_config.
     """
-    expected = "a run.yaml that this version wrote"
+    expected = "a run.yaml that ftdist wrote"
     try:
         defaults = OmegaConf.structured(RunConfig)
         for key, before in ADDED_LATER.items():
@@ -58,7 +58,10 @@ def parse_config(text: str, origin: str) -> RunConfig:
         merged = OmegaConf.merge(defaults, OmegaConf.create(text))
         # Interpolations are looked for in the values, not in the text: YAML can write a $ as \x24.
         if any("${" in value for _, value in texts("", OmegaConf.to_container(merged, resolve=False))):
-            raise ConfigError(f"{origin} holds an interpolation (${{…}})", "plain values: it is resolved when frozen")
+            raise ConfigError(
+                f"{origin} holds an interpolation (${{…}})",
+                "plain values (ftdist resolves interpolations when it writes run.yaml)",
+            )
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, AssertionError, RecursionError) as error:
         raise ConfigError(f"{origin}: {(str(error).splitlines() or [''])[0]}", expected) from error

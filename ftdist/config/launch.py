@@ -72,7 +72,8 @@ class SlurmConfig:
     """Environment modules that are loaded first."""
     env: Dict[str, str] = field(default_factory=dict)
     """Environment variables of the job. Variables that the batch script uses itself (``RUN_DIR``, ``PYTHON`` …) are
-    refused. From your shell, the job gets what Slurm passes on by default."""
+    refused. The job also gets the environment variables that sbatch exports by default: normally your whole
+    environment."""
     container: Container = Container.none
     """Run everything in a container: ``pyxis`` (``srun --container-image``) or ``apptainer``."""
     container_image: Optional[str] = None
@@ -168,9 +169,10 @@ HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASC
 option."""
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|UNLIMITED")
 OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "chdir", "signal", "requeue",
-                 "no-requeue", "array", "wrap", "parsable", "export",
-                 "test-only", "wait", "help", "usage", "version")  # fmt: skip
-"""Options of sbatch that the batch script sets itself, and options with which sbatch submits nothing or waits."""
+                 "no-requeue", "array", "wrap", "parsable", "export")  # fmt: skip
+"""Options of sbatch that ftdist sets itself, in slurm/submit.sbatch.template or when it calls sbatch."""
+WITHOUT_A_JOB = ("test-only", "wait", "help", "usage", "version")
+"""Options with which sbatch submits nothing or waits."""
 
 
 def texts(where: str, value: Any) -> Iterator[Tuple[str, str]]:
@@ -205,14 +207,16 @@ def refuse_control_characters(where: str, value: Any) -> None:
             raise ConfigError(f"{key} holds a control character: {text!r}", "text on one line")
 
 
-def _check_options(where: str, options: List[str], owned: Tuple[str, ...]) -> None:
+def _check_options(where: str, options: List[str], owned: Tuple[str, ...], owner: str = "ftdist") -> None:
     for option in options:
         if not OPTION.fullmatch(option):
             raise ConfigError(f"{where} holds {option!r}", "--name or --name=value")
         name = option[2:].split("=", 1)[0]
         if any(known.startswith(name) for known in owned):  # Slurm accepts the beginning of an option's name
+            ends = any(known.startswith(name) for known in WITHOUT_A_JOB)
+            why = "with it, sbatch submits nothing or waits" if ends else f"{owner} sets it"
             raise ConfigError(f"{where} holds --{name}", f"an option other than {', '.join(owned)}",
-                              "leave it out: ftdist sets it, see slurm/submit.sbatch.template")  # fmt: skip
+                              f"leave out --{name}: {why}")  # fmt: skip
 
 
 def check_launch(launch: LaunchConfig) -> None:
@@ -233,7 +237,7 @@ def check_launch(launch: LaunchConfig) -> None:
             raise ConfigError(f"launch.{name}={value}", f"at least {low}")
     for host in (*launch.nodes.hosts, *([launch.nodes.address] if launch.nodes.address else [])):
         if not HOST.fullmatch(host):
-            raise ConfigError(f"launch.nodes has the machine {host!r}", "a host name or an address, or user@ before it",
+            raise ConfigError(f"launch.nodes has the machine {host!r}", "HOST or USER@HOST",
                               "options of ssh belong in launch.nodes.ssh")  # fmt: skip
     try:
         ssh = shlex.split(launch.nodes.ssh)
@@ -245,7 +249,9 @@ def check_launch(launch: LaunchConfig) -> None:
     if launch.nodes.port > 65535:
         raise ConfigError(f"launch.nodes.port={launch.nodes.port}", "between 1 and 65535")
     if slurm.stop_before_limit_s > 65535:
-        raise ConfigError(f"launch.slurm.stop_before_limit_s={slurm.stop_before_limit_s}", "at most 65535 (Slurm's)")
+        raise ConfigError(
+            f"launch.slurm.stop_before_limit_s={slurm.stop_before_limit_s}", "at most 65535, which is Slurm's limit"
+        )
     if slurm.time is not None and not TIME.fullmatch(slurm.time):
         raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS or D-HH:MM:SS",
                           "launch.slurm.time=12:00:00")  # fmt: skip
@@ -255,16 +261,20 @@ def check_launch(launch: LaunchConfig) -> None:
         if OWNED_NAMES.fullmatch(name):
             raise ConfigError(f"launch.slurm.env sets {name}", "a variable that the batch script does not use itself",
                               "see slurm/submit.sbatch.template")  # fmt: skip
-    _check_options("launch.slurm.options", slurm.options, OWNED_OPTIONS)
-    _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"))
+    _check_options("launch.slurm.options", slurm.options, (*OWNED_OPTIONS, *WITHOUT_A_JOB))
+    _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"),
+                   "ftdist or DeepSpeed's launcher")  # fmt: skip
     if launch.deepspeed.options and launch.deepspeed.runner is not Runner.slurm:
-        raise ConfigError(f"launch.deepspeed.options with runner={launch.deepspeed.runner.name}", "options of srun",
-                          "launch.deepspeed.runner=slurm, or leave them out")  # fmt: skip
+        raise ConfigError(f"launch.deepspeed.options has no effect with runner={launch.deepspeed.runner.name}",
+                          "options of srun only with launch.deepspeed.runner=slurm",
+                          "leave them out, or set launch.deepspeed.runner=slurm")  # fmt: skip
     _check_options("launch.slurm.srun_options", slurm.srun_options, ("nodes", "ntasks", "output", "error"))
     if (slurm.container is Container.none) != (slurm.container_image is None):
         raise ConfigError(
-            f"launch.slurm.container={slurm.container.name} with container_image={slurm.container_image}",
-            "both, or neither", "launch.slurm.container=pyxis launch.slurm.container_image=IMAGE",
+            f"launch.slurm.container={slurm.container.name}, but container_image={slurm.container_image or 'null'}",
+            "both settings, or neither of them", "launch.slurm.container=pyxis launch.slurm.container_image=IMAGE",
         )  # fmt: skip
     if slurm.profile is Profile.cpu and launch.device is Device.cuda:
-        raise ConfigError("launch.slurm.profile=cpu with launch.device=cuda", "launch.device=cpu")
+        raise ConfigError(
+            "launch.slurm.profile=cpu is for nodes without GPUs, but launch.device=cuda", "launch.device=cpu"
+        )

@@ -1,4 +1,4 @@
-"""The W&B mode of a run, determined without importing wandb and without asking the user. [light]"""
+"""The W&B mode of a run, determined without importing wandb and without asking the user."""
 
 import netrc
 import os

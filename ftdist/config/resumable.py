@@ -1,4 +1,6 @@
-"""Which settings of a run a later command may change: how the run is computed, but not what is computed. [light]"""
+"""The settings that ``ftdist resume`` may change, and those that ``ftdist eval`` may change.
+
+A resume may change where and how a run is computed, but not what is computed."""
 
 import hashlib
 import json
@@ -21,7 +23,10 @@ EVALUATED = (
     "data", "cache_dir", "batch.micro_batch_size", "model.attention", "zero.stage", "zero.offload_param",
     "launch.device", "launch.nproc_per_node", "launch.threads_per_rank", "launch.timeout_s",
 )  # fmt: skip
-"""Keys that ``ftdist eval RUN_DIR key=value`` may change. Other keys have no effect on an evaluation."""
+"""Keys that ``ftdist eval RUN_DIR key=value`` may change.
+
+The other keys have no effect on an evaluation, or they belong to the model, which is evaluated as it was trained
+(``train.precision``, ``model.trust_remote_code``)."""
 DERIVED = ("batch.grad_accum_steps",)
 """Keys that follow from the number of ranks."""
 PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")
@@ -43,8 +48,8 @@ def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequen
         key = override.lstrip("+~").split("=")[0]
         assigns = "=" in override or override.startswith("~")
         if not assigns or not any(key == known or key.startswith(f"{known}.") for known in changeable):
-            raise ConfigError(f"ftdist {verb} cannot change '{override}'", "one of " + ", ".join(changeable),
-                              "start a new run to train on other settings")  # fmt: skip
+            fix = f"leave out {override}" + (", or start a new run with it" if verb == "resume" else "")
+            raise ConfigError(f"ftdist {verb} cannot change '{override}'", "one of " + ", ".join(changeable), fix)
 
 
 def config_hash(config: RunConfig) -> str:

@@ -112,8 +112,8 @@ class DataConfig:
     """Held-out sources by name. Each is evaluated separately, as ``eval/<name>/loss``."""
     heldout_share: float = 0.0
     """Share (0 to 0.5) of the documents of ``sources`` that is held out and evaluated as ``eval/heldout/loss``.
-    Documents are chosen by a hash of their content: equal documents are always on the same side, and the choice does
-    not depend on their order."""
+    Documents are chosen by a hash of their content: equal documents are always in the same set (training or held-out),
+    and the choice does not depend on their order."""
     max_heldout_documents: Optional[int] = None
     """Maximum number of documents in each held-out set. null: all."""
     train_on: TrainOn = TrainOn.auto
@@ -125,7 +125,8 @@ class DataConfig:
     max_seq_len: int = 2048
     """Length of a row in tokens."""
     packing: bool = True
-    """Pack whole documents into rows, isolated from each other. false: one document in each row, padded."""
+    """Put several whole documents into each row. Attention does not cross document boundaries. false: one document per
+    row, with padding."""
     long_documents: LongDocuments = LongDocuments.truncate
     """What happens to a document that is longer than max_seq_len: its end is cut off, it is split into several
     documents, or it is dropped."""
@@ -155,7 +156,8 @@ class ModelConfig:
     attention: Attention = Attention.auto
     """How packed documents are isolated from each other. ``documents``: SDPA on each document (any device). ``varlen``:
     PyTorch's variable-length kernel (CUDA). ``flex``: flex attention (CUDA). ``mask``: a block-diagonal mask, whose
-    size is quadratic in the row length. ``auto``: varlen on CUDA, documents on CPU. The isolation is tested at the
+    size is quadratic in the row length. ``auto``: mask for models whose attention scores the other backends do not
+    support (Gemma 2, gpt-oss); for other models varlen on CUDA in bf16, else documents. The isolation is tested at the
     start of every run."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you trust the author."""
@@ -200,8 +202,8 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Maximum global norm of the gradient; a larger gradient is scaled down to it. 0: no clipping."""
     schedule: Schedule = Schedule.cosine
-    """Learning rate after the warm-up. ``constant``; ``linear`` or ``cosine``: falls to min_lr_ratio at the end;
-    ``wsd`` (warmup-stable-decay): constant, then linear over the last decay_steps."""
+    """Learning rate after the warm-up. ``constant``: stays at lr. ``linear``, ``cosine``: decreases to
+    ``min_lr_ratio × lr`` at the end. ``wsd`` (warmup-stable-decay): constant, then linear over the last decay_steps."""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up from 0."""
     warmup_ratio: Optional[float] = None
@@ -225,8 +227,8 @@ class ZeroConfig:
     offload_param: Offload = Offload.none
     """``cpu``: keep the sharded parameters in host memory. Stage 3."""
     deepspeed: Dict[str, Any] = field(default_factory=dict)
-    """Further DeepSpeed settings, merged into the generated DeepSpeed config. Settings that ftdist makes itself are
-    refused."""
+    """Additional DeepSpeed settings, merged into the generated DeepSpeed config. Keys that ftdist generates from other
+    sections cannot be set here."""
 
 
 @dataclass
@@ -240,7 +242,7 @@ class TrainConfig:
     """``bf16``: weights and activations in bfloat16, master weights and optimizer states in fp32. ``fp32``: everything
     in fp32."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass. It takes less memory and about a third more compute."""
+    """Recompute activations in the backward pass. This needs less memory, but about one third more computation."""
     log_every: int = 1
     """Optimizer steps between two metric records."""
     eval_every: Optional[int] = None
@@ -264,7 +266,8 @@ class TrainConfig:
     median absolute deviation) above the median of the last grad_spike_window norms. 10 is a cautious choice. null:
     never."""
     grad_spike_window: int = 64
-    """Number of gradient norms that a new one is compared with. No step is a spike before there are so many."""
+    """Number of gradient norms that a new one is compared with. Until this many norms are recorded, no step is
+    treated as a spike."""
     num_samples: int = 2
     """Number of held-out prompts that are answered at every evaluation (greedy decoding). 0: none."""
     sample_tokens: int = 64
@@ -276,7 +279,8 @@ class TrainConfig:
 @dataclass
 class TrackConfig:
     wandb: Wandb = Wandb.auto
-    """Weights & Biases mode. ``auto``: online if you are logged in, else offline. You are never asked to log in."""
+    """Weights & Biases mode. ``auto``: the mode in the variable ``WANDB_MODE`` if it is set. Otherwise online if you
+    are logged in, else offline. ``online`` without a login becomes offline: you are never asked to log in."""
     project: str = "ftdist"
     """W&B project."""
     entity: Optional[str] = None
@@ -294,7 +298,8 @@ class TrackConfig:
 @dataclass
 class DebugConfig:
     deterministic: bool = False
-    """Use deterministic kernels only, which are slower on GPUs. An operation without one is an error."""
+    """Use deterministic kernels only, which are slower on GPUs. An operation that has no deterministic
+    implementation raises an error."""
     detect_anomaly: bool = False
     """Name the forward operation whose backward pass produced a NaN. Several times slower."""
 

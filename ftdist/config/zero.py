@@ -1,4 +1,4 @@
-"""What each ZeRO stage shards: the one table of it. [light]
+"""Defines which tensors each ZeRO stage shards.
 
 Source: Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter Models,
 https://arxiv.org/abs/1910.02054

@@ -1,6 +1,7 @@
 """Encode records as token ids. One call encodes a chunk of records, in one worker process.
 
-A record is read into a document, rendered as text, tokenised, and cut to ``max_seq_len`` tokens.
+A record is read into a document, rendered as text, tokenised, and cut to ``max_seq_len`` tokens. The tokenizer is
+called in ``ftdist.data.render.tokenise``.
 """
 
 import hashlib

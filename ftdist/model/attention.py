@@ -39,11 +39,13 @@ def choose_backend(
     """
     flash = device.type == "cuda" and dtype is torch.bfloat16
     if wanted is Attention.varlen and not flash:
-        found = f"model.attention=varlen on {device.type} in {dtype}".replace("torch.", "")
+        found = f"model.attention=varlen does not run on {device.type} in {dtype}".replace("torch.", "")
         raise ConfigError(found, "a CUDA device and train.precision=bf16", "model.attention=documents")
     if wanted is Attention.flex and device.type != "cuda":
-        found = f"model.attention=flex on {device.type}"
-        raise ConfigError(found, "a CUDA device (on CPU it has no backward)", "model.attention=documents")
+        found = f"model.attention=flex does not run on {device.type}"
+        raise ConfigError(
+            found, "a CUDA device (flex attention has no backward pass on CPU)", "model.attention=documents"
+        )
     if wanted is not Attention.auto:
         return wanted
     if _changes_scores(model_config):
@@ -169,7 +171,8 @@ def varlen_attention(
 
     _refuse_score_changes(kwargs)
     if dropout:
-        raise ConfigError(f"attention dropout {dropout} with model.attention=varlen", "a backend with dropout",
+        raise ConfigError(f"model.attention=varlen does not support the attention dropout {dropout} of this model",
+                          "a backend that supports dropout",
                           "model.attention=documents")  # fmt: skip
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, dim]
     out = varlen_attn(

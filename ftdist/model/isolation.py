@@ -113,18 +113,18 @@ def prove_isolation(
     allowed = ROUNDING[dtype] if _has_experts(architecture) else 0.0
     if not measured.looking_ahead <= allowed:
         raise ConfigError(
-            f"{architecture.model_type} reads ahead with model.attention={backend}: changing a token changed earlier "
-            f"logits by {measured.looking_ahead:.3g}",
+            f"with model.attention={backend}, tokens of {architecture.model_type} can see later tokens: changing a "
+            f"token changed the logits of earlier tokens by {measured.looking_ahead:.3g}",
             "a model in which a token sees only earlier tokens",
-            "a decoder-only model whose attention can be replaced in transformers (llama, qwen3, gpt2 …)",
+            "use a decoder-only model whose attention can be replaced in transformers (llama, qwen3, gpt2 …)",
         )
     if not measured.crossing <= allowed or not measured.alone <= ROUNDING[dtype]:
         raise ConfigError(
             f"model.attention={backend} does not isolate documents: changing one document changed the logits of "
             f"another by {measured.crossing:.3g}, and the logits of a document in a row differ from its logits alone "
             f"by {measured.alone:.3g}",
-            "no change, and a difference within rounding",
-            "model.attention=mask, or one document at a time: data.packing=false batch.micro_batch_size=1",
+            "unchanged logits of the other documents, and logits in a row and alone that differ by rounding only",
+            "set model.attention=mask. Or train on one document at a time: data.packing=false batch.micro_batch_size=1",
         )
     return measured
 

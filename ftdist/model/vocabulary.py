@@ -14,7 +14,7 @@ def fit_vocabulary(model: PreTrainedModel, num_known: int, num_tokens: int, pad_
     https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
 
     Args:
-        num_known: Number of tokens without the new special tokens. The ids of these are ``num_known`` to
+        num_known: Number of tokens without the new special tokens. The new special tokens have the ids ``num_known`` to
             ``num_tokens - 1``. Many models already have unused rows for some of these ids. They are initialised in the
             same way.
         num_tokens: Number of tokens of the tokenizer.

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: the mean cross-entropy of the trained tokens of the global batch."""
+"""Supervised fine-tuning: the cross-entropy of the trained tokens, as a sum over each micro-batch.
+
+``ftdist.train.loop.train_step`` divides the sum over the global batch by the number of its trained tokens.
+"""
 
 from typing import Any, Tuple
 

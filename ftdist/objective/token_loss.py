@@ -1,4 +1,4 @@
-"""The cross-entropy of trained tokens: the only place where logits become a loss."""
+"""The cross-entropy of trained tokens, as a sum. No other module computes a loss from logits."""
 
 from typing import Any
 

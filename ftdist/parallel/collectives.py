@@ -1,4 +1,4 @@
-"""The collectives that this rank has begun, as PyTorch's flight recorder lists them."""
+"""Reads from PyTorch's flight recorder which collectives this rank has begun, and which one it waits in."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The peak memory of a rank."""
+"""Measures the peak memory of a rank. ``ftdist.plan.memory`` computes how much it will need."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""How the ranks of a run share the work: which rank reads which rows, and sums over all ranks."""
+"""The place of this rank among the ranks that read different rows, and sums over all ranks."""
 
 from dataclasses import dataclass
 from typing import List, Sequence

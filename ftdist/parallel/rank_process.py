@@ -1,4 +1,4 @@
-"""The process of one rank: its output, how its errors are recorded, and how it ends."""
+"""What a rank does with its own process: it redirects its output, records its error, and ends."""
 
 import json
 import logging

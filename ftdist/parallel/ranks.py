@@ -1,4 +1,4 @@
-"""The ranks of a run: their numbers and devices, and the process group in which they communicate."""
+"""The numbers and the device of this rank, and the process group in which all ranks communicate."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The batch arithmetic: micro_batch_size × grad_accum_steps × dp_world_size = global_batch_size, in rows. [light]"""
+"""The batch arithmetic: micro_batch_size × grad_accum_steps × dp_world_size = global_batch_size, in rows."""
 
 from dataclasses import dataclass
 from typing import List
@@ -33,9 +33,14 @@ class BatchPlan:
     def describe(self) -> str:
         """Return the arithmetic as one line for the banner."""
         return (
-            f"{self.micro_batch_size} rows a rank × {self.grad_accum_steps} accumulation × {self.dp_world_size} ranks"
-            f" = {self.global_batch_size} rows × {self.max_seq_len} tokens = {self.tokens_per_step:,} tokens a step"
+            f"{_count(self.global_batch_size, 'row')} a step ({self.micro_batch_size} per rank × "
+            f"{_count(self.grad_accum_steps, 'accumulation step')} × {_count(self.dp_world_size, 'rank')}) × "
+            f"{self.max_seq_len} tokens = {self.tokens_per_step:,} tokens a step"
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> BatchPlan:
@@ -77,8 +82,9 @@ def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Ba
     if rows % (micro * dp_world_size) == 0:
         return BatchPlan(micro, rows // (micro * dp_world_size), dp_world_size, max_seq_len)
     raise ConfigError(
-        f"the {rows} rows of a step, which a resume keeps, cannot be divided over {dp_world_size} ranks × {micro} rows",
-        f"micro_batch_size × ranks that divides {rows}",
+        f"a resumed run keeps batch.global_batch_size={rows}, which is not divisible by micro_batch_size × ranks = "
+        f"{micro} × {dp_world_size} = {micro * dp_world_size}",
+        f"a micro_batch_size and a number of ranks whose product divides {rows}",
         ", or ".join(_nearest_choices(rows, micro, dp_world_size)),
     )
 
@@ -93,5 +99,5 @@ def _nearest_choices(rows: int, micro: int, dp_world_size: int) -> List[str]:
         counts = [count for count in range(1, rows // divisor + 1) if rows % (divisor * count) == 0]
         nearest = min(counts, key=lambda count: (abs(count - dp_world_size), -count))
         with_size = "" if divisor == micro else f" with batch.micro_batch_size={divisor}"
-        choices.append(f"{nearest} rank{'s' if nearest > 1 else ''} (launch.nproc_per_node={nearest}){with_size}")
+        choices.append(f"{_count(nearest, 'rank')} (launch.nproc_per_node={nearest}){with_size}")
     return choices

@@ -1,4 +1,4 @@
-"""Warnings about a data set that is small for the settings of its run. [light]"""
+"""Warnings about a data set that is small for the settings of its run."""
 
 from typing import Any, Dict, List
 
@@ -26,7 +26,7 @@ def data_warnings(config: RunConfig, meta: Dict[str, Any]) -> List[str]:
     documents = heldout + sum(source["kept"] for source in meta["sources"].values())
     if documents < TINY_DOCUMENTS and heldout > LARGE_SHARE * documents:
         found.append(
-            f"{heldout} of {documents} documents ({heldout / documents:.0%}) are held out by "
-            f"data.heldout_share={config.data.heldout_share:g}: data.max_heldout_documents limits them"
+            f"{heldout} of {documents} documents ({heldout / documents:.0%}) are held out because of "
+            f"data.heldout_share={config.data.heldout_share:g}. Set data.max_heldout_documents to hold out fewer"
         )
     return found

@@ -1,4 +1,4 @@
-"""What DeepSpeed is given: generated from the run config, which owns every value of it. [light]
+"""What DeepSpeed is given: generated from the run config, which owns every value of it.
 
 ``launch`` computes the settings once and freezes them as ``RUN_DIR/deepspeed.json``; the ranks read that file.
 Keys: https://www.deepspeed.ai/docs/config-json/
@@ -17,7 +17,7 @@ from ftdist.plan.deepspeed_keys import KNOWN_KEYS
 
 NEVER = 2**31 - 1
 """Value of steps_per_print that keeps DeepSpeed from printing progress lines of its own."""
-WRITE_AGAIN = "delete deepspeed.json: ftdist resume RUN_DIR writes it again from run.yaml"
+WRITE_AGAIN = "delete deepspeed.json and run ftdist resume RUN_DIR, which writes it again from run.yaml"
 MICRO_BATCH, ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 # Keys that ftdist does not write, but whose meaning another part of the config owns.
@@ -61,8 +61,8 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
     for key, owner in OWNED_ELSEWHERE.items():
         if key in config.zero.deepspeed:
             raise ConfigError(
-                f"zero.deepspeed.{key}={config.zero.deepspeed[key]}",
-                f"no '{key}' here: {owner} decides it",
+                f"zero.deepspeed.{key}={config.zero.deepspeed[key]} is set, but ftdist takes this value from {owner}",
+                f"a config without zero.deepspeed.{key}",
                 f"remove zero.deepspeed.{key} and set {owner}",
             )
     _check_known(config.zero.deepspeed)
@@ -111,13 +111,14 @@ def check_frozen(file: Path, config: RunConfig) -> None:
             gives = f"gives {as_typed(computed[key])}" if key in computed else "does not give it"
             raise ConfigError(
                 f"{file} has {key}={as_typed(value)}, but run.yaml {gives}",
-                "the file as ftdist wrote it: it is not the place to change a run",
-                f"{WRITE_AGAIN}; what a resume may change is set with it: zero.stage=1, zero.deepspeed.KEY=VALUE …",
+                "deepspeed.json without manual edits (it is generated from run.yaml)",
+                f"{WRITE_AGAIN}. To change a setting, pass it to resume: ftdist resume RUN_DIR zero.stage=1 (or "
+                "zero.deepspeed.KEY=VALUE …)",
             )
 
 
 def _read(file: Path) -> Dict[str, Any]:
-    expected, fix = "what ftdist train froze", WRITE_AGAIN
+    expected, fix = "a deepspeed.json that ftdist wrote", WRITE_AGAIN
     try:
         settings = read_json(file)
     except (OSError, ValueError) as error:
@@ -125,7 +126,7 @@ def _read(file: Path) -> Dict[str, Any]:
         raise ConfigError(f"cannot read {file}: {reason}", expected, fix) from error
     zero = settings.get("zero_optimization")
     if not isinstance(zero, dict) or not {MICRO_BATCH, ACCUMULATION} <= settings.keys() or "stage" not in zero:
-        raise ConfigError(f"{file} is not whole", expected, fix)
+        raise ConfigError(f"{file} is incomplete", expected, fix)
     return settings
 
 
@@ -162,7 +163,7 @@ def _merge(generated: Dict[str, Any], extra: Dict[str, Any], where: str) -> Dict
         elif merged.setdefault(key, value) != value:
             raise ConfigError(
                 f"{where}.{key}={value} contradicts the run config, which gives {merged[key]}",
-                "one owner of each value",
+                "each DeepSpeed value set in one place only",
                 f"remove {where}.{key}",
             )
     return merged

@@ -1,4 +1,4 @@
-"""The space that checkpoints take, on disk and in host memory. [light]"""
+"""The space that checkpoints take, on disk and in host memory."""
 
 import shutil
 from pathlib import Path

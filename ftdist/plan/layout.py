@@ -1,4 +1,4 @@
-"""How the ranks of a run are laid out. [light]"""
+"""How the ranks of a run are laid out."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Memory that the model states of one rank take: parameters, gradients and optimizer states. [light]
+"""Memory that the model states of one rank take: parameters, gradients and optimizer states.
 
 Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted.
 The formula for users is in docs/step.md, "What ZeRO shards".

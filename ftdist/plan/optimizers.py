@@ -1,4 +1,4 @@
-"""What each optimizer keeps for a parameter. How it is built is in ``ftdist.engine.optimizers``. [light]"""
+"""What each optimizer keeps for a parameter. How it is built is in ``ftdist.engine.optimizers``."""
 
 from dataclasses import dataclass
 from typing import Dict, Tuple

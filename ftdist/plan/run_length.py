@@ -1,4 +1,4 @@
-"""The number of optimizer steps of a run. [light]"""
+"""The number of optimizer steps of a run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The warm-up of a run whose number of steps is known. [light]"""
+"""The warm-up of a run whose number of steps is known."""
 
 import math
 from fractions import Fraction
@@ -55,7 +55,8 @@ def fit_warmup(optim: OptimConfig, steps: int) -> Optional[str]:
         warmup = math.ceil(Fraction(str(ratio)) * steps)  # of the decimal as it was written: 0.07 of 100 steps are 7
         if warmup > room and not optim.shorten_warmup:
             raise ConfigError(
-                f"optim.warmup_ratio={ratio:g} is {warmup} of {steps} steps with optim.decay_steps={optim.decay_steps}",
+                f"optim.warmup_ratio={ratio:g} gives {warmup} warm-up steps, but with optim.decay_steps="
+                f"{optim.decay_steps} only {room} of {steps} steps remain",
                 "warm-up and decay that fit into the run",
                 f"optim.warmup_ratio={min(1 / SHORTENED, room / steps):g}",
             )

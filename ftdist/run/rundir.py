@@ -92,7 +92,7 @@ class RunDir:
         """Return the path of the JSON file that a rank writes when it fails.
 
         Its fields are rank, host, time, message, traceback, known and exit_code. ``known`` tells whether the message
-        alone explains the error to the user.
+        alone explains the error to the user. If another rank's watchdog writes it, it also has reported_by and stalled.
         """
         return self.logs / f"rank-{rank:05d}.attempt-{attempt}.error.json"
 
@@ -200,10 +200,10 @@ class RunDir:
         """Change some fields of status.json. Only one process may write it at a time.
 
         Args:
-            changes: ``state`` (frozen, queued, starting, running, done, failed or preempted), ``step``, ``max_steps``,
-                ``loss``, ``tokens_per_s``, ``last_checkpoint_step``, ``last_checkpoint_time``, ``exit_reason``,
-                ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has ``job_id``, ``nodes``
-                and ``requeues``.
+            changes: ``state`` (frozen, submitted, queued, starting, running, done, failed or preempted), ``step``,
+                ``max_steps``, ``loss``, ``tokens_per_s``, ``last_checkpoint_step``, ``last_checkpoint_time``,
+                ``exit_reason``, ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has
+                ``job_id``, ``nodes`` and ``requeues``.
         """
         # An fsync here could wait until a checkpoint that is written in the background has reached the disk.
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)

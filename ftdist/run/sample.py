@@ -34,9 +34,9 @@ def shown_parts(length: int) -> Tuple[slice, slice]:
 
 
 def print_left_out(tokens: int, trained: int, console: Console) -> None:
-    """Print how many tokens a preview leaves out, and how many of them are trained."""
+    """Print how many tokens a preview does not show, and how many of them are trained."""
     if tokens:
-        console.print(Text(f"… {_n(tokens)} tokens left out, {_n(trained)} of them trained …", style="cyan"))
+        console.print(Text(f"… {_n(tokens)} tokens not shown ({_n(trained)} of them are trained) …", style="cyan"))
 
 
 def print_legend(console: Console) -> None:

@@ -59,7 +59,8 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many types of errors
         found = f"{folder}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
-        raise ConfigError(found, "a model that transformers can load without running code from its folder") from error
+        without_code = "" if trust_remote_code else " without running code from its folder"
+        raise ConfigError(found, f"a model that transformers can load{without_code}") from error
     return model.to(device).eval(), tokenizer
 
 

@@ -58,7 +58,10 @@ class RunRecord:
     def _append(self, file: "JsonLines", record: Record) -> None:
         if not file.append(record) and not self._failure_noted:
             self._failure_noted = True
-            self._note(f"a record could not be written ({file.error}); it is tried again with the next one")
+            self._note(
+                f"a record could not be written ({file.error}); ftdist will write it again together with the next "
+                "record"
+            )
 
 
 def rewind_record(run: RunDir, step: int, evaluated: bool = True) -> None:
@@ -83,7 +86,9 @@ def record_gap(run: RunDir, step: int, log_every: int) -> str:
     newest = max(steps, default=0)
     if newest >= step - step % log_every:
         return ""
-    return f"{run.metrics.name} ends at step {newest}, the checkpoint is of step {step}: the records between are lost"
+    lost = f"steps {newest + 1} to {step}" if step > newest + 1 else f"step {step}"
+    name = run.metrics.name
+    return f"{name} ends at step {newest}, but the checkpoint is from step {step}. The records of {lost} are lost"
 
 
 def _is_kept(step: int, evaluated: bool) -> Callable[[Record], bool]:

@@ -17,7 +17,7 @@ SHOWN_ANSWERS = 2
 """Number of questions whose answers are printed. samples.jsonl has all."""
 SHOWN_CHARACTERS = 400
 """Maximum number of characters of an answer that are printed. samples.jsonl has the whole answer."""
-LABEL_WIDTH = 11
+LABEL_WIDTH = 13
 ANSWER_TYPES = {"step": int, "set": str, "index": int, "answer": str}
 """Fields that a record of samples.jsonl must have to be shown, and their types."""
 TRUNCATION_MARK = "…"
@@ -28,7 +28,7 @@ Losses = Dict[str, List[Tuple[int, float]]]
 
 
 def final_report(run: RunDir, console: Console) -> None:
-    """Print the held-out loss before and after, answers of the base model and the expert, and where the results are."""
+    """Print held-out losses and answers of the base model and the trained model, and where the results are."""
     losses = heldout_losses(run)
     if losses:
         _print_losses(losses, console)
@@ -37,7 +37,7 @@ def final_report(run: RunDir, console: Console) -> None:
         console.print()
         _print_text(console, f"question {number}", str(sample.get("question", "")), "bold")
         _print_text(console, "base model", sample["before"], "yellow")
-        _print_text(console, "expert", sample["after"], "green")
+        _print_text(console, "trained model", sample["after"], "green")
         _print_text(console, "reference", str(sample.get("reference", "")), "bright_black")
     console.print()
     for label, value in places(run):

@@ -104,7 +104,8 @@ class WandbRun:
         if not self._failed:
             self._failed = True
             words = " ".join(str(reason).split()) or type(reason).__name__
-            self._note(f"W&B: {redact(words)[:200]}; training goes on, metrics.jsonl is complete")
+            goes_on = "" if self._given_up else "training goes on, "  # it is given up when training has ended
+            self._note(f"W&B: {redact(words)[:200]}; {goes_on}metrics.jsonl is complete")
 
     def _work(self) -> None:
         """Run the client in its thread until ``finish`` is called."""

@@ -1,4 +1,4 @@
-"""Bad steps: when the update of a step is left out, and when the run rolls back to a checkpoint.
+"""Bad steps: when the update of a step is skipped, and when the run rolls back to a checkpoint.
 
 A step is bad if its loss or its gradient norm is not finite. With ``train.grad_spike_z`` it is also bad if its gradient
 norm is a sudden spike. The loss and the norm are sums over all ranks, so all ranks decide the same.
@@ -22,7 +22,7 @@ SHOWN_ROWS = 8
 
 
 def why_bad(train: TrainConfig, norms: Sequence[float], loss: float, grad_norm: float) -> Optional[str]:
-    """Return why the update of a step must be left out, or None if it may be made.
+    """Return why the update of a step must be skipped, or None if it may be made.
 
     Args:
         norms: Gradient norms of the last good steps.
@@ -64,7 +64,9 @@ def batch_rows(training: Training, batch: int, batches: int = 1) -> List[int]:
 
 def report_bad_step(training: Training, index: int, bad: str) -> Dict[str, Any]:
     """Print one line about bad step ``index`` (0 is the first), and return what metrics.jsonl records of it."""
-    training.progress.note(f"step {index + 1}: {bad}; the update is left out, metrics.jsonl names the training rows")
+    training.progress.note(
+        f"step {index + 1}: {bad}. The weights are not updated in this step; metrics.jsonl lists its training rows"
+    )
     return {"train/bad": bad, "train/bad_rows": batch_rows(training, training.state.batch_index(index))}
 
 
@@ -84,19 +86,21 @@ def roll_back(training: Training, bad: str) -> None:
     """
     train, state, last = training.config.train, training.state, training.state.step
     first = last - state.bad_in_a_row
-    found = f"{state.bad_in_a_row} bad steps in a row, {first + 1} to {last}: {bad}"
+    found = f"{state.bad_in_a_row} consecutive bad steps ({first + 1} to {last}: {bad})"
     rows = batch_rows(training, state.batch_index(first), state.bad_in_a_row)
     if state.rollbacks >= train.max_rollbacks:
         several = "rollbacks" if state.rollbacks > 1 else "rollback"
         tries = f"after {state.rollbacks} {several}" if state.rollbacks else "with train.max_rollbacks=0"
-        raise TrainError(f"{found}, {tries}; training rows {_shorten(rows)}", "finite losses and gradient norms",
+        raise TrainError(f"{found} {tries}; training rows of these steps: {_shorten(rows)}",
+                         "finite losses and gradient norms",
                          "lower optim.lr, and look at those rows (debug.detect_anomaly=true)")  # fmt: skip
     training.saver.join()
     saved = training.saver.load_newest(due=True)
     if saved is None:
-        raise TrainError(f"{found}, and there is no checkpoint to roll back to; training rows {_shorten(rows)}",
+        raise TrainError(f"{found}, and there is no checkpoint to roll back to; training rows of these "
+                         f"steps: {_shorten(rows)}",
                          "a checkpoint from before these steps",
-                         "train.checkpoint_every=100, or a lower optim.lr")  # fmt: skip
+                         "set train.checkpoint_every=100, or lower optim.lr")  # fmt: skip
     training.state = restored = TrainState.from_dict(saved)
     start = restored.step
     skipped = [restored.batch_index(start), state.batch_index(last - 1)]

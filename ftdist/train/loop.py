@@ -227,7 +227,8 @@ def _stop_early(training: Training) -> bool:
     """
     if training.state.bad_in_a_row:
         training.progress.note(
-            "asked to stop after bad steps: nothing is saved, a resume continues from the checkpoint before them"
+            "stopping after a bad step: no checkpoint is saved. A resume continues from the last checkpoint before the "
+            "bad steps"
         )
     else:
         _save(training, due=_saving_due(training))

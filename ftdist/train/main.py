@@ -130,7 +130,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     folder = data_folder(config)
     if not is_ready(folder):
         found = f"no prepared data at {folder}"
-        raise DataError(found, "data that ftdist prepare wrote", "ftdist resume prepares it again")
+        raise DataError(found, "data that ftdist prepare wrote", "run ftdist resume, which prepares it again")
     meta = read_meta(folder)
     plan = plan_resumed(config.batch, ranks.world_size, config.data.max_seq_len)
     train_set = open_set(folder, "train")
@@ -149,8 +149,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
     one_document = never_two_documents(config)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
-    across = "" if one_document else f"changing a document moves the logits of the others by {proof.crossing:g}, "
-    ahead = f"changing a token moves the logits before it by {proof.looking_ahead:g}"
+    across = "" if one_document else f"changing one document changes the logits of the others by {proof.crossing:g}, "
+    ahead = f"changing a token changes earlier logits by {proof.looking_ahead:g}"
     _print_on_rank_0(ranks, f"attention: {backend.name}; {across}{ahead}")
     max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now

@@ -64,7 +64,8 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
     change, freed = best_change(config, parameters or 1, layout, peak, cuda)
     frees = f" (frees about {freed / GIB:.1f} GiB)" if parameters else ""
     explained = TrainError(f"memory ran out {when}: {first_line.rstrip('.')}{held}",
-                           "a model, its states and activations that fit", f"{change}{frees}")  # fmt: skip
+                           "enough memory for the model, the optimizer states and the activations",
+                           f"{change}{frees}")  # fmt: skip
     explained.__cause__ = error
     return explained
 
@@ -91,7 +92,11 @@ def account_for(config: RunConfig, parameters: int, layout: Layout, peak: float,
 def best_change(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> Tuple[str, float]:
     """Return the change that frees the most memory as a config override, and the bytes that it frees."""
     found = sorted(_changes(config, parameters, layout, peak, cuda), key=lambda change: -change[1])
-    return found[0] if found and found[0][1] > 0 else ("more memory, more ranks, or a smaller model", 0.0)
+    return (
+        found[0]
+        if found and found[0][1] > 0
+        else ("use more ranks, more memory for each rank, or a smaller model", 0.0)
+    )
 
 
 def _held(config: RunConfig, zero: ZeroConfig, parameters: int, layout: Layout, cuda: bool) -> States:

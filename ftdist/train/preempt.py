@@ -36,5 +36,6 @@ class Preemption:
                 the job on other nodes. The ranks on the lost node may still be running, and must not write any more.
         """
         if self._rank == 0 and int(self._run.read_status().get("attempt", 0)) > self._attempt:
-            raise LaunchError(f"attempt {self._attempt} was given up: {self._run.path} continues in a newer attempt")
+            raise LaunchError(f"this process belongs to attempt {self._attempt}, but a newer attempt of "
+                              f"{self._run.path} is running; this process stops")  # fmt: skip
         return self._signalled.is_set() or (self._rank == 0 and self._run.preempt.exists())

@@ -82,7 +82,7 @@ class Deviation:
     def beyond(self, allowed: Allowed) -> List[str]:
         """Describe each value that is larger than allowed, or nan."""
         return [
-            f"{name} differs by {getattr(self, name):.2g}, allowed is {limit:.0e}"
+            f"{name} differs by {getattr(self, name):.2g}; the limit is {limit:.0e}"
             + (f" ({self.parameter})" if name == "gradient" else "")
             for name, limit in vars(allowed).items()
             if not getattr(self, name) <= limit

@@ -183,7 +183,7 @@ def check_data_order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.
     """Compare the rows that the ranks use in two epochs with the reference, for this and another number of ranks."""
     size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
     if size == 1:
-        return checks.not_run(ORDER, "batch.global_batch_size=1: one row cannot be shared by another number of ranks")
+        return checks.not_run(ORDER, "with batch.global_batch_size=1 there is only one possible number of ranks")
     # Another number of ranks with the same micro-batch, or else with a smaller one.
     other = next((n, m) for m in range(micro, 0, -1) for n in range(1, size + 1)
                  if n != wanted_ranks and size % (n * m) == 0)  # fmt: skip

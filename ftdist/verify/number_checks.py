@@ -1,11 +1,12 @@
 """Checks of numbers, on the ranks: isolation, loss, gradient, update, saving, resuming, export, determinism.
 
-The engine runs from the same start three or four times:
+The engine is built from the same config several times (with ``--quick`` only once, for 1):
 
 1. in fp32, where rounding cannot hide a bug, compared with the reference;
 2. as configured, for two steps;
-3. resumed from the first checkpoint of run 2;
-4. as configured once more.
+3. loaded from the last checkpoint of run 2, without training;
+4. resumed from the first checkpoint of run 2;
+5. as configured once more.
 """
 
 import copy
@@ -53,11 +54,10 @@ Report = Callable[[Check], None]
 ISOLATION, LOSS, UPDATE, PRECISION = (
     "packing isolation", "loss and gradient", "optimizer step", "loss in the run's precision",
 )  # fmt: skip
-RELOAD, RESUME, EXPORT, ADAPTER, REPEAT = (
-    "save, reload: same logits", "save, resume: same step", "export: same logits", "adapter: same logits",
-    "repeat: same step",
+RELOAD, RESUME, EXPORT, REPEAT = (
+    "save, reload: same logits", "save, resume: same step", "export: same logits", "repeated step: same numbers",
 )  # fmt: skip
-NUMBERS = (ISOLATION, LOSS, UPDATE, PRECISION, RELOAD, RESUME, EXPORT, ADAPTER, REPEAT)
+NUMBERS = (ISOLATION, LOSS, UPDATE, PRECISION, RELOAD, RESUME, EXPORT, REPEAT)
 """Names of all checks of numbers."""
 AFTER_REFERENCE = NUMBERS[3:]
 """Names of the checks that need more than the comparison with the reference."""
@@ -120,15 +120,16 @@ def _check_isolation(training: Training, report: Report) -> None:
     worst = max(proof.crossing, proof.alone)
     problems = ["documents of one row see each other: set model.attention=mask, or use another model"]
     report(judge(ISOLATION, problems if not worst <= ROUNDING[dtype] else [],
-                 f"changing a document moves the logits of the others by {proof.crossing:g}; packed and alone differ "
-                 f"by {proof.alone:.1g} (allowed {ROUNDING[dtype]:.0e})"))  # fmt: skip
+                 f"changing one document changes the logits of the others by {proof.crossing:g}; packed and alone "
+                 f"differ by {proof.alone:.1g} (limit {ROUNDING[dtype]:.0e})"))  # fmt: skip
 
 
 def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Expected, List[str]]:
     """Run the reference from the weights with which the engine starts.
 
     Returns:
-        The results of the reference, and the names of the starting weights that are not those of the config's model.
+        The results of the reference, and the names of the starting weights that differ from those of the config's
+        model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -163,13 +164,15 @@ def _report_deviation(deviation: Deviation, other: List[str], training: Training
     allowed, beyond = ALLOWED_FP32, deviation.beyond(ALLOWED_FP32)
     updates = [text for text in beyond if text.startswith("update")]
     what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
-    problems = [f"{len(other)} weights are not those of the model, for example {other[0]}"] if other else []
+    problems = (
+        [f"{len(other)} weights differ from the weights of the loaded model, for example {other[0]}"] if other else []
+    )
     report(judge(LOSS, [*problems, *(text for text in beyond if text not in updates)],
-                 f"loss differs by {deviation.loss:.1e} (allowed {allowed.loss:.0e}), a gradient by at most "
+                 f"loss differs by {deviation.loss:.1e} (limit {allowed.loss:.0e}), a gradient by at most "
                  f"{deviation.gradient:.1e} ({allowed.gradient:.0e}), held-out loss by {deviation.heldout:.1e}; "
                  f"{what}"))  # fmt: skip
-    report(judge(UPDATE, updates, f"weights after two steps differ by {deviation.update:.1e} of the update (allowed "
-                                  f"{allowed.update:.0e})"))  # fmt: skip
+    report(judge(UPDATE, updates, f"after two steps, the difference between the weights is {deviation.update:.1e} "
+                                  f"times the size of the update (limit {allowed.update:.0e})"))  # fmt: skip
 
 
 def _check_run(config: RunConfig, run: RunDir, ranks: Ranks, expected: Optional[Expected], report: Report) -> None:
@@ -193,7 +196,6 @@ def _check_run(config: RunConfig, run: RunDir, ranks: Ranks, expected: Optional[
         shutil.rmtree(run.checkpoint(config.train.max_steps or 0))
     dist.barrier()
     _check_resume(config, run, ranks, weights, record, report)
-    report(not_run(ADAPTER, "all parameters are trained: there is no adapter"))
     _check_repeat(config, run, ranks, record, report)
 
 
@@ -216,7 +218,7 @@ def _check_resume(
 def _different_weights(found: Tensors, expected: Tensors) -> List[str]:
     """Describe the weights that are not bit for bit those of the uninterrupted run."""
     other = [name for name, weight in expected.items() if not found[name].equal(weight)]
-    return [f"{len(other)} weights are not those of the uninterrupted run, for example {other[0]}"] if other else []
+    return [f"{len(other)} weights differ from those of the uninterrupted run, for example {other[0]}"] if other else []
 
 
 def _recorded_steps(run: RunDir) -> List[Any]:
@@ -227,12 +229,12 @@ def _recorded_steps(run: RunDir) -> List[Any]:
 
 def _check_precision(config: RunConfig, record: List[Any], expected: Expected) -> Check:
     if config.train.precision is Precision.fp32:
-        return passed(PRECISION, "the run is in fp32, as is the comparison with the reference")
+        return passed(PRECISION, "nothing to compare: the run uses fp32, and so does the check against the reference")
     loss = largest_difference([float(entry["train/loss"]) for entry in record], expected.losses)
     norm = largest_difference([float(entry["train/grad_norm"]) for entry in record], expected.grad_norms)
     good = loss <= BF16_LOSS and norm <= BF16_GRAD_NORM
-    return judge(PRECISION, [] if good else ["bf16 gives other numbers than fp32"],
-                 f"bf16 differs from fp32: loss by {loss:.1e} (allowed {BF16_LOSS:.0e}), gradient norm by {norm:.1e} "
+    return judge(PRECISION, [] if good else ["bf16 and fp32 give different numbers"],
+                 f"bf16 differs from fp32: loss by {loss:.1e} (limit {BF16_LOSS:.0e}), gradient norm by {norm:.1e} "
                  f"({BF16_GRAD_NORM:.0e})")  # fmt: skip
 
 
@@ -266,8 +268,8 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     other = [name for name, weight in model.named_parameters()
              if not weight.equal(weights[name][: len(weight)].to(weight.device, weight.dtype))]  # fmt: skip
     problems = ["the exported model gives other logits"] if not difference <= limit else []
-    problems += [f"{len(other)} weights are not those of the run, for example {other[0]}"] if other else []
-    measured = f"logits of the exported model differ by {difference:.1g} (allowed {limit:.0e})"
+    problems += [f"{len(other)} weights differ from those of the run, for example {other[0]}"] if other else []
+    measured = f"logits of the exported model differ by {difference:.1g} (limit {limit:.0e})"
     return judge(EXPORT, problems, measured + ("" if other else ", its weights are equal"))
 
 
@@ -284,6 +286,6 @@ def _check_repeat(config: RunConfig, run: RunDir, ranks: Ranks, record: List[Any
     pairs = [(a.loss, float(b["train/loss"])) for a, b in zip(again, record, strict=True)]
     pairs += [(a.grad_norm, float(b["train/grad_norm"])) for a, b in zip(again, record, strict=True)]
     difference = largest(abs(a - b) for a, b in pairs)
-    problems = ["the same step gave other numbers, and torch names no operation that is not deterministic"]
+    problems = ["repeating the step gave different numbers, although PyTorch reported no non-deterministic operation"]
     measured = f"differs by {difference:.1e}; not deterministic: {', '.join(named)}" if difference else "bit for bit"
     report(judge(REPEAT, problems if difference and not named else [], measured))

@@ -21,7 +21,8 @@ TEXT, MESSAGES, PROMPT, BOS, ANSWERS = (
     "only the answers are trained",
 )  # fmt: skip
 NAMES = (TEXT, MESSAGES, PROMPT, BOS, ANSWERS)
-NO_CHAT, NO_SAMPLES = "there is no chat among the documents", "--quick, and there is no chat template"
+NO_CHAT = "there is no chat among the documents"
+NO_SAMPLES = "with --quick this check needs a chat template, and the tokenizer has none"
 CHARACTERS_AROUND = 48
 """Number of trained characters that a template may add to an answer (an empty <think> block, a channel)."""
 SHOWN_CHARACTERS = 40
@@ -98,7 +99,11 @@ def _without_spaces(text: str) -> str:
 
 def _describe_difference(documents: int, location: str, expected: List[str], found: List[str]) -> str:
     space = [_without_spaces(piece) for piece in expected] == [_without_spaces(piece) for piece in found]
-    why = "the tokenizer removes or adds white space" if space else "the tokenizer lacks some of its characters"
+    why = (
+        "the tokenizer removes or adds white space"
+        if space
+        else "the tokenizer cannot represent some characters of the text"
+    )
     before, after = "|".join(expected), "|".join(found)
     at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
     half = SHOWN_CHARACTERS // 2
@@ -174,8 +179,9 @@ def check_bos(renderer: Renderer, samples: List[Sample]) -> Check:
     if not samples:
         return not_run(BOS, NO_SAMPLES)
     if (alone := list(tokenizer("a").input_ids)).count(bos) > 1:
-        problems.append(f"the tokenizer adds {alone.count(bos)} before a text ({alone[:3]}), also in programs that use "
-                        "it: fix its post_processor in tokenizer.json")  # fmt: skip
+        problems.append(f"the tokenizer adds {alone.count(bos)} BOS tokens before each text (ids {alone[:3]}). Other "
+                        "programs that use this tokenizer do the same. Fix post_processor in "
+                        "tokenizer.json")  # fmt: skip
     # If the BOS is also the EOS, the end of a turn and the start of the next one may be two of them in a row.
     checked = slice(2) if bos == tokenizer.eos_token_id else slice(None)
     twice = [s.document.location for s in samples if _two_in_a_row(s.ids[checked] == bos)]
@@ -185,7 +191,8 @@ def check_bos(renderer: Renderer, samples: List[Sample]) -> Check:
     without = [s.document.location for s in samples if s.ids[:1].tolist() != [bos]]
     if without and renderer.bos:
         problems.append(
-            f"{len(without)} documents ({without[0]} …) do not start with one, although the tokenizer adds it"
+            f"{len(without)} documents ({without[0]} …) do not start with a BOS token, although the tokenizer is "
+            "configured to add one"
         )
     measured = f"{tokenizer.bos_token} before {len(samples) - len(without)} of {len(samples)} documents"
     return judge(BOS, problems, measured + ("" if renderer.bos else "; the tokenizer adds none"))
@@ -236,7 +243,7 @@ def _problem_in_chat(sample: Sample, train_on: TrainOn, tokenizer: Any, special:
     if any(answer.get("tool_calls") for answer in answers):
         return None
     if rest > sum(CHARACTERS_AROUND + _length_of_thinking(answer) for answer in answers):
-        return "more than the answers is trained"
+        return "tokens outside the answers are trained"
     everything, untrained = _decoded(tokenizer, sample.ids), _decoded(tokenizer, sample.ids[sample.trained == 0])
     for message in _rendered_messages(sample.document, train_on):
         text = _without_spaces(special.sub("", _content(message)))
@@ -269,4 +276,4 @@ def _problem_in_completion(sample: Sample, train_on: TrainOn, tokenizer: Any, sp
         return "the completion, or a part of it, is not trained"
     after_first = _decoded(tokenizer, ids[1:]).lstrip("\ufffd")  # may start with the rest of a multi-byte character
     exact = trained == completion or (len(after_first) < len(completion) and completion.endswith(after_first))
-    return None if exact else "more than the completion is trained"
+    return None if exact else "tokens outside the completion are trained"

@@ -108,8 +108,9 @@ def check_stop_tokens(config: RunConfig, folder: Path, stop_ids: FrozenSet[int])
                 answers, without = answers + 1, without + (not stops)
     if not answers:
         return judge(STOP, ["every answer is cut at data.max_seq_len, before its stop token"], "no complete answer")
-    problems = [f"{without} of {answers} complete answers end without one: the model will not learn to stop. The "
-                "template must write a special token after each answer, inside its generation block"]  # fmt: skip
+    problems = [f"{without} of {answers} complete answers do not end with a stop token, so the model will not learn "
+                "to stop. The template must write a special token after each answer, inside its generation "
+                "block"]  # fmt: skip
     stop_token = read_meta(folder)["sets"]["train"]["stop_token"]
     measured = f"{stop_token}, in {answers - without} of {answers} complete answers"
     return judge(STOP, problems if without else [], measured)
@@ -146,11 +147,12 @@ def check_documents(config: RunConfig, folder: Path) -> Check:
         packed = [document for row in read_rows(folder / name) for document in row]
         found = len(packed), sum(len(ids) for ids, _ in packed)
         if found != (stats["documents"], stats["tokens"]):
-            problems.append(f"the rows of '{name}' hold {found[0]} documents with {found[1]} tokens, expected are "
-                            f"{stats['documents']} with {stats['tokens']}")  # fmt: skip
+            problems.append(f"the rows of '{name}' contain {found[0]} documents with {found[1]} tokens; expected "
+                            f"{stats['documents']} documents with {stats['tokens']} tokens")  # fmt: skip
     cut, split = (sum(source[what] for source in sources.values()) for what in ("truncated", "split"))
     total, rows = sum(source["documents"] for source in sources.values()), meta["sets"]["train"]
-    measured = f"of {total} documents {cut} are cut, {split} are split; {rows['rows']} rows hold {rows['documents']}"
+    measured = (f"{cut} of {total} documents are cut and {split} are split; the {rows['rows']} rows contain "
+                f"{rows['documents']} documents")  # fmt: skip
     return judge(COMPLETE, problems, measured)
 
 
@@ -163,11 +165,15 @@ def _check_padding(tokenizer: Any, folder: Path, vocab_rows: Optional[int]) -> C
     inside = sum(pad in ids for ids, _ in _documents(folder))
     if inside and pad not in ends:
         problems.append(
-            f"{tokenizer.pad_token!r} is ordinary text in {inside} documents: programs that mask padding by its id "
-            "ignore it there. Set pad_token to a special token in tokenizer_config.json"
+            f"the padding token {tokenizer.pad_token!r} also occurs as normal text in {inside} documents. Programs "
+            "that mask padding by token id will ignore these tokens. Set pad_token to a special token in "
+            "tokenizer_config.json"
         )
     if pad == tokenizer.bos_token_id and pad != tokenizer.eos_token_id:
-        problems.append(f"{tokenizer.pad_token!r} is also the BOS: programs that mask padding by its id ignore the BOS")
+        problems.append(
+            f"{tokenizer.pad_token!r} is also the BOS token. Programs that mask padding by token id will "
+            "ignore the BOS tokens"
+        )
     return judge(PADDING, problems, f"{tokenizer.pad_token} ({pad}); ftdist masks padding by position")
 
 

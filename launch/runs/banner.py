@@ -102,5 +102,5 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
     runs = quoted_path(run.path.parent)
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
     commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", status]
-    console.print(f"[bold]{'time':11}[/bold] {took}")
-    console.print(f"[bold]{'next':11}[/bold] " + f"\n{'':11} ".join(commands))
+    console.print(f"[bold]{'time':13}[/bold] {took}")
+    console.print(f"[bold]{'next':13}[/bold] " + f"\n{'':13} ".join(commands))

@@ -24,7 +24,7 @@ def test_resume_with_fewer_ranks_and_another_zero_stage(tmp_path: Path) -> None:
 
     done = succeed("resume", run.path, "launch.nproc_per_node=1", "zero.stage=1")
     assert "was saved by 2 ranks with ZeRO-3; the run continues with 1 rank with ZeRO-1" in done.out
-    assert f"resumed after step {before}\n" in done.out and "× 4 accumulation × 1 ranks" in done.out
+    assert f"resumed after step {before}\n" in done.out and "× 4 accumulation steps × 1 rank)" in done.out
     steps = [record for record in run.read_metrics() if "train/loss" in record]
     expected = [record for record in finished_run(*PADDED_ZERO3).read_metrics() if "train/loss" in record]
     assert [record["step"] for record in steps] == list(range(1, 7))

@@ -24,7 +24,7 @@ LINES = [
     rf"(train|heldout) +({NUMBER} +){{4}}{NUMBER}% +<\|im_end\|>",
     rf"model +random weights: llama, {NUMBER} parameters",
     rf"data +fake: {NUMBER} rows, {NUMBER} tokens, {NUMBER} of them trained; {NUMBER} documents held out",
-    r"batch +1 rows a rank × 2 accumulation × 2 ranks = 4 rows × 512 tokens = 2,048 tokens a step",
+    r"batch +4 rows a step \(1 per rank × 2 accumulation steps × 2 ranks\) × 512 tokens = 2,048 tokens a step",
     r"ZeRO-2 +held in +where",
     r"(weights, activations|gradients|optimizer states|loss) +(bf16|fp32).*",
     r"\[\[ trained \]\]  not trained",
@@ -32,8 +32,8 @@ LINES = [
     r"[a-z ]+[?.]<\|im_end\|>|\[\[[a-z ]+\.<\|im_end\|>\]\]",  # the sample: made-up words
     r"run +\S+",
     r"(loading|exporting) the model: [\d.]+ s",
-    r"attention: documents; changing a document moves the logits of the others by 0, changing a token moves the logits "
-    r"before it by 0",
+    r"attention: documents; changing one document changes the logits of the others by 0, changing a token changes "
+    r"earlier logits by 0",
     r"step \d: training waited [\d.]+ s for the checkpoint",
     r"step \d: held-out loss [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
@@ -41,7 +41,7 @@ LINES = [
     rf"heldout +{NUMBER} +{NUMBER} +-{NUMBER} % +\d+ → \d+",
     r"question 1 +[a-z ]+\??",
     r"reference +\S.*",
-    r" {12}[a-z ]+[?.…]*",  # the rest of a text
+    r" {14}[a-z ]+[?.…]*",  # the rest of a text
     r"model +\S+/export",
     r"W&B +offline; upload it with: wandb sync \S+/offline-run-\*",
     r"time +([\d.]+ s|\d+:\d\d)",

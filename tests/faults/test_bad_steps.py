@@ -251,11 +251,11 @@ def test_one_bad_step_is_logged_with_its_rows(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ((), "2 bad steps in a row, 5 to 6: the loss is nan, after 2 rollbacks; training rows"),
-        (("train.max_rollbacks=0",), "2 bad steps in a row, 5 to 6: the loss is nan, with train.max_rollbacks=0"),
+        ((), "2 consecutive bad steps (5 to 6: the loss is nan) after 2 rollbacks; training rows"),
+        (("train.max_rollbacks=0",), "2 consecutive bad steps (5 to 6: the loss is nan) with train.max_rollbacks=0"),
         (
             ("train.checkpoint_every=null",),
-            "5 to 6: the loss is nan, and there is no checkpoint to roll back to; training rows",
+            "(5 to 6: the loss is nan), and there is no checkpoint to roll back to; training rows",
         ),
     ],
 )

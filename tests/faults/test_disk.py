@@ -246,7 +246,7 @@ def test_a_bad_checkpoint_that_cannot_be_moved_replaces_no_good_one(
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(durable, "os", Disk(run.path, tmp_path / "scratch", failing=range(100), error=errno.EROFS))
     notes: List[str] = []
-    assert find_newest(run, Alone(), notes.append) == run.checkpoint(5) and "cannot be set aside" in notes[0]
+    assert find_newest(run, Alone(), notes.append) == run.checkpoint(5) and "It cannot be renamed (" in notes[0]
     monkeypatch.undo()
     assert save_checkpoint(run, contents(6), Alone(), keep=1) == ("", "")
     assert verify_checkpoint(run.checkpoint(6)) is None and not run.checkpoint(5).exists()

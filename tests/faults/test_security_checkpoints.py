@@ -190,4 +190,4 @@ def test_a_link_inside_a_checkpoint_is_not_followed(name: str, tmp_path: Path) -
     expected = "not a regular file" if name in ("manifest.json", "pipe") else "link"
     assert expected in str(verify_checkpoint(run.checkpoint(10)))
     assert find_newest(run, Alone(), notes.append) == run.checkpoint(5)
-    assert "set aside as bad-step-00000010" in notes[0] and (tmp_path / "elsewhere").exists()
+    assert "It was renamed to bad-step-00000010;" in notes[0] and (tmp_path / "elsewhere").exists()

@@ -87,8 +87,10 @@ def test_preview_shows_the_beginning_and_the_end_of_a_long_document(
     out = capsys.readouterr().out
     assert "begin" in out and "the end<|im_end|>]]" in out and "[[no<|im_end|>]]" in out
     assert out.count("— document ") == 2
-    [cut] = [part for part in out.split("— document ") if "left out" in part]
-    found = re.match(r"\d: (\d+) tokens, (\d+) trained\n[^…]*… (\d+) tokens left out, (\d+) of them trained …", cut)
+    [cut] = [part for part in out.split("— document ") if "not shown" in part]
+    found = re.match(
+        r"\d: (\d+) tokens, (\d+) trained\n[^…]*… (\d+) tokens not shown \((\d+) of them are trained\) …", cut
+    )
     assert found is not None
     tokens, trained, left_out, left_out_trained = map(int, found.groups())
     assert tokens - left_out == SHOWN_FIRST + SHOWN_LAST

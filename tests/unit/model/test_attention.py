@@ -86,7 +86,7 @@ def test_a_model_that_sees_later_tokens_is_refused(family: str, more: dict[str, 
         AttentionInterface.register("ahead", _attention_without_causal_mask)
         model.set_attn_implementation("ahead")
     assert measure_isolation(model, TINY["vocab_size"], CPU, one_document).looking_ahead > 1e-5
-    with pytest.raises(ConfigError, match=f"{family} reads ahead"):
+    with pytest.raises(ConfigError, match=f"tokens of {family} can see later tokens"):
         prove_isolation(model, TINY["vocab_size"], CPU, torch.float32, "mask", one_document)
 
 

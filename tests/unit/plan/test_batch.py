@@ -18,7 +18,17 @@ def test_accumulation_is_derived(micro: int, ranks: int, total: int, accum: int)
     assert plan.grad_accum_steps == accum
     assert plan.global_batch_size == total
     assert plan.tokens_per_step == total * 16
-    assert f"{total} rows" in plan.describe() and f"{total * 16:,} tokens" in plan.describe()
+    assert f"{total * 16:,} tokens" in plan.describe()
+    assert plan.describe().startswith("1 row a step (" if total == 1 else f"{total} rows a step (")
+
+
+def test_the_arithmetic_is_one_line() -> None:
+    two, one = plan_batch(BatchConfig(4, 2), 2, 512), plan_batch(BatchConfig(3, 1), 1, 8)
+    assert (
+        two.describe()
+        == "4 rows a step (2 per rank × 1 accumulation step × 2 ranks) × 512 tokens = 2,048 tokens a step"
+    )
+    assert one.describe() == "3 rows a step (1 per rank × 3 accumulation steps × 1 rank) × 8 tokens = 24 tokens a step"
 
 
 @pytest.mark.parametrize(("total", "near"), [(10, "8 or 12"), (3, "4"), (5, "4 or 8")])
@@ -46,7 +56,10 @@ def test_an_accumulation_that_is_set_must_agree() -> None:
     ],
 )
 def test_a_resume_that_does_not_divide_names_the_nearest_that_does(rows: int, micro: int, ranks: int, fix: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot be divided over {ranks} ranks × {micro} rows") as error:
+    found = (
+        f"keeps batch.global_batch_size={rows}, which is not divisible by micro_batch_size × ranks = {micro} × {ranks} "
+    )
+    with pytest.raises(ConfigError, match=found) as error:
         plan_resumed(BatchConfig(global_batch_size=rows, micro_batch_size=micro), ranks, 16)
     assert error.value.fix == fix
 

@@ -33,8 +33,8 @@ def test_an_epoch_shorter_than_a_step_is_warned_about() -> None:
     ("kept", "heldout", "says"),
     [
         (9, 3, ""),  # a quarter
-        (8, 3, "3 of 11 documents (27%) are held out by data.heldout_share=0.1"),
-        (60, 39, "39 of 99 documents (39%) are held out by data.heldout_share=0.1"),
+        (8, 3, "3 of 11 documents (27%) are held out because of data.heldout_share=0.1"),
+        (60, 39, "39 of 99 documents (39%) are held out because of data.heldout_share=0.1"),
         (60, 40, ""),  # enough documents: this is what was asked for
         (50, 0, ""),
     ],

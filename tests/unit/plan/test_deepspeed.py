@@ -161,7 +161,7 @@ def test_ranks_refuse_a_file_with_another_micro_batch(file: Path, config: RunCon
     with pytest.raises(ConfigError) as error:
         read_settings(file, _plan(config, 2))
     assert "micro-batches of 1 rows, run.yaml has batch.micro_batch_size=2" in error.value.found
-    assert "delete deepspeed.json: ftdist resume RUN_DIR writes it again" in error.value.fix
+    assert "delete deepspeed.json and run ftdist resume RUN_DIR, which writes it again" in error.value.fix
 
 
 @pytest.mark.parametrize(

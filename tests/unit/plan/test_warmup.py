@@ -40,7 +40,8 @@ def test_a_warm_up_that_must_not_be_shortened_stays() -> None:
 
 
 def test_a_ratio_and_a_decay_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optim.warmup_ratio=0.5 is 5 of 10 steps with optim.decay_steps=8") as error:
+    found = "optim.warmup_ratio=0.5 gives 5 warm-up steps, but with optim.decay_steps=8 only 2 of 10 steps remain"
+    with pytest.raises(ConfigError, match=found) as error:
         fit_warmup(OptimConfig(warmup_ratio=0.5, decay_steps=8), 10)
     assert error.value.fix == "optim.warmup_ratio=0.1"
     optim = OptimConfig(warmup_ratio=0.5, decay_steps=8, shorten_warmup=True)

@@ -57,17 +57,19 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
     assert lines[0].split() == ["held-out", "loss", "before", "after", "change", "perplexity"]
     assert lines[1].split() == ["docs", "3.0000", "2.0000", "-33.3", "%", "20.09", "→", "7.39"]
     assert lines[2].split() == ["other", "2.0000", "1.5000", "-25.0", "%", "7.39", "→", "4.48"]
-    answers = [line for line in lines if line.startswith(("question", "base", "expert", "reference"))]
+    answers = [line for line in lines if line.startswith(("question", "base", "trained", "reference"))]
     assert [" ".join(line.split()) for line in answers] == [
-        "question 1 What is [bold]0[/bold]?", "base model As a model 0", "expert Return it 0", "reference It is 0.",
-        "question 2 What is [bold]1[/bold]?", "base model As a model 1", "expert Return it 1", "reference It is 1.",
+        "question 1 What is [bold]0[/bold]?", "base model As a model 0", "trained model Return it 0",
+        "reference It is 0.",
+        "question 2 What is [bold]1[/bold]?", "base model As a model 1", "trained model Return it 1",
+        "reference It is 1.",
     ]  # fmt: skip
     assert "middle" not in said
     assert lines[lines.index(answers[2]) + 1].strip() == "second line"
     assert lines[-3:] == [
-        "run         run with space",
-        "model       run with space/export",
-        "W&B         offline; upload it with: wandb sync 'run with space/wandb'/offline-run-*",
+        "run           run with space",
+        "model         run with space/export",
+        "W&B           offline; upload it with: wandb sync 'run with space/wandb'/offline-run-*",
     ]
 
 
@@ -75,13 +77,13 @@ def test_long_answers_are_cut_and_empty_answers_are_named(run: RunDir) -> None:
     run.path.mkdir()
     write(run.samples, sample(0, 0, "\n \n"), sample(9, 0, "word " * 1000))
     said = " ".join(report(run).split())
-    assert "base model (nothing) expert word word" in said
+    assert "base model (nothing) trained model word word" in said
     assert said.count("word") == 80 and "word … reference" in said
 
 
 def test_a_run_without_evaluations_reports_its_path(run: RunDir) -> None:
     run.path.mkdir()
-    assert report(run, 300).split("\n") == ["", "run         run with space", ""]
+    assert report(run, 300).split("\n") == ["", "run           run with space", ""]
 
 
 def test_without_a_first_evaluation_nothing_is_compared(run: RunDir) -> None:

@@ -46,7 +46,7 @@ def test_offloaded_states_count_on_cpu_and_not_on_a_gpu() -> None:
         (config(3, recompute=False), 8, 60 * GIB, True, "train.gradient_checkpointing=true"),
         (config(3, micro=8), 8, 60 * GIB, True, "batch.micro_batch_size=4"),
         (config(3, micro=1), 8, 60 * GIB, True, "data.max_seq_len=1024"),
-        (config(3), 1, 1 * GIB, False, "more memory, more ranks, or a smaller model"),
+        (config(3), 1, 1 * GIB, False, "use more ranks, more memory for each rank, or a smaller model"),
     ],
 )
 def test_the_proposed_change_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:

@@ -24,7 +24,7 @@ def test_an_older_attempt_fails_when_a_newer_one_has_started(tmp_path: Path) -> 
     first, other = Preemption(run, rank=0, attempt=1), Preemption(run, rank=1, attempt=1)
     assert not first.requested()
     run.write_status(attempt=2)
-    with pytest.raises(LaunchError, match="attempt 1 was given up"):
+    with pytest.raises(LaunchError, match="this process belongs to attempt 1, but a newer attempt"):
         first.requested()
     assert not other.requested()  # only rank 0 reads the status; its failure ends the other ranks
     assert not Preemption(run, rank=0, attempt=2).requested()

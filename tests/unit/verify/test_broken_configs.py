@@ -199,7 +199,7 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     no_stop_token: ("stop token is trained", "the model will not learn to stop"),
     stop_token_outside_the_marks: ("stop token is trained", "inside its generation block"),
     all_masked_after_truncation: ("data can be trained on", "nothing to train after truncation"),
-    double_bos: ("exactly one BOS", "adds 2 before a text"),
+    double_bos: ("exactly one BOS", "adds 2 BOS tokens before each text"),
     template_with_two_bos: ("training prompt = chat prompt", "a chat program gives '<s>"),
     template_with_two_bos_where_the_tokenizer_puts_none: ("exactly one BOS", "two <s> in a row"),
     tokenizer_that_deletes_white_space: ("tokens decode to the text", "removes or adds white space"),
@@ -210,10 +210,16 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
         "an answer, or a part of it, is not trained",
     ),
     everything_is_trained: ("only the answers are trained", "another message (user) is trained in 30 documents"),
-    more_is_trained_than_templates_write: ("only the answers are trained", "more than the answers is trained in 30"),
+    more_is_trained_than_templates_write: (
+        "only the answers are trained",
+        "tokens outside the answers are trained in 30",
+    ),
     only_the_last_answer_is_trained: ("only the answers are trained", "an answer, or a part of it, is not trained"),
-    no_stop_token_but_the_last: ("stop token is trained", "5 of 10 complete answers end without one"),
-    no_stop_token_but_the_last_and_cut: ("stop token is trained", "2 of 32 complete answers end without one"),
+    no_stop_token_but_the_last: ("stop token is trained", "5 of 10 complete answers do not end with a stop token"),
+    no_stop_token_but_the_last_and_cut: (
+        "stop token is trained",
+        "2 of 32 complete answers do not end with a stop token",
+    ),
     some_answers_masked_by_truncation: (
         "trained tokens",
         "6 of 36 documents of 'mine' have nothing to train after",
@@ -222,9 +228,9 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     tokenizer_that_is_not_there: ("tokenizer can be used", "cannot load the tokenizer"),
     template_that_is_not_there_for_a_tokenizer_on_the_hub: ("tokenizer can be used", "nowhere.jinja is not there"),
     records_that_cannot_be_read_for_a_tokenizer_on_the_hub: ("data can be trained on", "train.jsonl:31"),
-    padding_that_is_text: ("padding token", "'a' is ordinary text in"),
+    padding_that_is_text: ("padding token", "the padding token 'a' also occurs as normal text in"),
     padding_that_is_the_bos: ("padding token", "is also the BOS"),
-    tokenizer_that_lacks_characters: ("tokens decode to the text", "lacks some of its characters"),
+    tokenizer_that_lacks_characters: ("tokens decode to the text", "cannot represent some characters of the text"),
     another_models_tokenizer: ("token ids fit the embedding", "another model's tokenizer"),
     another_generation_prompt: ("training prompt = chat prompt", "a chat program gives"),
     most_answers_empty: ("trained tokens", "most documents of 'mine' are dropped"),
@@ -298,8 +304,8 @@ def test_a_model_whose_attention_does_not_isolate_documents_fails(tmp_path: Path
     [checks] = run_ranks(_numbers, 1, bloom, tmp_path)
     assert checks[0].name == "packing isolation"
     assert checks[0].outcome == FAILED
-    assert "bloom reads ahead with model.attention=documents" in checks[0].cause
-    assert [check.outcome for check in checks[1:]] == ["not run"] * 8
+    assert "with model.attention=documents, tokens of bloom can see later tokens" in checks[0].cause
+    assert [check.outcome for check in checks[1:]] == ["not run"] * 7
 
 
 def _export_of_the_step_before(config: Any, folder: Path) -> List[Check]:
@@ -321,5 +327,5 @@ def test_an_export_without_the_last_step_in_bf16_fails(tmp_path: Path) -> None:
     [checks] = run_ranks(_export_of_the_step_before, 1, config, tmp_path)
     [check] = [check for check in checks if check.name == "export: same logits"]
     assert check.outcome == FAILED
-    assert "weights are not those of the run" in check.cause and "other logits" not in check.cause
+    assert "weights differ from those of the run" in check.cause and "other logits" not in check.cause
     assert [check.outcome for check in checks].count(FAILED) == 1

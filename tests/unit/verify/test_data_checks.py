@@ -167,7 +167,7 @@ def test_an_answer_that_is_cut_or_split_needs_no_stop_token(
                        f"data.long_documents={long_documents.name}", f"data.train_on={train_on.name}")  # fmt: skip
     settings = encode_settings(config, list_sources(config)[0], load_tokenizer(config))
     check = check_stop_tokens(config, prepare(config), settings.stop_ids)
-    assert "end without one" not in check.cause
+    assert "do not end with a stop token" not in check.cause
     assert check.outcome == PASSED or long_documents is LongDocuments.truncate or length in (33, 34)
 
 
@@ -178,12 +178,12 @@ def test_a_document_that_packing_loses_fails_the_check(tmp_path: Path) -> None:
     docs, rows = (np.fromfile(folder / "train" / f"{name}.i64", np.int64) for name in ("row_docs", "row_offsets"))
     np.where(docs == 3, 4, docs).tofile(folder / "train" / "row_docs.i64")
     cause = check_documents(config, folder).cause
-    assert "hold 20 documents" in cause, "one document is there twice, another one is missing"
+    assert "contain 20 documents" in cause, "one document is there twice, another one is missing"
     docs[:-1].tofile(folder / "train" / "row_docs.i64")
     rows[-1] -= 1
     rows.tofile(folder / "train" / "row_offsets.i64")
     cause = check_documents(config, folder).cause
-    assert "hold 19 documents" in cause and "expected are 20" in cause
+    assert "contain 19 documents" in cause and "expected 20 documents" in cause
 
 
 def batch_of(size: int, micro: int, tmp_path: Path) -> RunConfig:
