@@ -57,7 +57,7 @@ def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-class Together:
+class RankAgreement:
     """Collective decisions of all ranks about checkpoints.
 
     They use their own process group, so that a save can run in the background of training. The timeout of the group is
@@ -112,7 +112,7 @@ class Contents:
     """The manifest without its list of files."""
 
 
-def save_checkpoint(run: RunDir, contents: Contents, together: Together, keep: int) -> Tuple[str, str]:
+def save_checkpoint(run: RunDir, contents: Contents, together: RankAgreement, keep: int) -> Tuple[str, str]:
     """Write and publish a checkpoint; if that succeeds, delete older ones. Every rank must call it.
 
     Args:
@@ -130,7 +130,7 @@ def save_checkpoint(run: RunDir, contents: Contents, together: Together, keep: i
     return problem, ""
 
 
-def write_checkpoint(run: RunDir, contents: Contents, together: Together) -> str:
+def write_checkpoint(run: RunDir, contents: Contents, together: RankAgreement) -> str:
     """Write and publish a checkpoint. Every rank must call it.
 
     Returns:
@@ -279,7 +279,7 @@ def _verify_file(folder: Path, name: str, expected: Dict[str, Any]) -> Optional[
     return None
 
 
-def find_newest(run: RunDir, together: Together, note: Callable[[str], None], due: bool = False) -> Optional[Path]:
+def find_newest(run: RunDir, together: RankAgreement, note: Callable[[str], None], due: bool = False) -> Optional[Path]:
     """Find the newest checkpoint whose files are all unchanged since they were written. Every rank must call it.
 
     Damaged checkpoints are reported and set aside, so that the run can save their steps again.

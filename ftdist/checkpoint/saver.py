@@ -19,7 +19,7 @@ from ftdist.checkpoint.protocol import (
     HF,
     STATE,
     Contents,
-    Together,
+    RankAgreement,
     find_newest,
     rank_file,
     save_checkpoint,
@@ -55,7 +55,7 @@ class Saver:
         """
         self._engine, self._run, self._config, self._files, self.note = engine, run, config, files, note
         self._config_hash, self._versions = config_hash(config), {name: version(name) for name in PACKAGES}
-        self.together = Together()
+        self.together = RankAgreement()
         self._thread: Optional[threading.Thread] = None
         self._host: Dict[str, torch.Tensor] = {}
         self._saved: Optional[Dict[str, Any]] = None  # state.json of the newest checkpoint that was saved or loaded

@@ -238,7 +238,7 @@ def check_launch(launch: LaunchConfig) -> None:
     for host in (*launch.nodes.hosts, *([launch.nodes.address] if launch.nodes.address else [])):
         if not HOST.fullmatch(host):
             raise ConfigError(f"launch.nodes has the machine {host!r}", "HOST or USER@HOST",
-                              "options of ssh belong in launch.nodes.ssh")  # fmt: skip
+                              "set options of ssh in launch.nodes.ssh")  # fmt: skip
     try:
         ssh = shlex.split(launch.nodes.ssh)
     except ValueError:  # a quote that is not closed
@@ -260,7 +260,7 @@ def check_launch(launch: LaunchConfig) -> None:
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")
         if OWNED_NAMES.fullmatch(name):
             raise ConfigError(f"launch.slurm.env sets {name}", "a variable that the batch script does not use itself",
-                              "see slurm/submit.sbatch.template")  # fmt: skip
+                              "use another name, which slurm/submit.sbatch.template does not set")  # fmt: skip
     _check_options("launch.slurm.options", slurm.options, (*OWNED_OPTIONS, *WITHOUT_A_JOB))
     _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"),
                    "ftdist or DeepSpeed's launcher")  # fmt: skip

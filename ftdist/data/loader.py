@@ -112,7 +112,8 @@ def open_set(folder: Path, name: str) -> PreparedSet:
 
 def _damaged(folder: Path, name: str, problem: str) -> DataError:
     return DataError(f"the files of {folder / name} are not what ftdist writes: {problem}",
-                     "the files that ftdist prepare wrote", f"rm -r {folder} (the data is prepared again)")  # fmt: skip
+                     "the files that ftdist prepare wrote",
+                     f"delete it, then the data is prepared again: rm -r {folder}")  # fmt: skip
 
 
 def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad_id: int) -> MicroBatch:

@@ -48,7 +48,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     own_code = getattr(arch, "auto_map", None) or {}
     if type(arch) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
         raise ConfigError(f"{_where(config)}: transformers has no causal language model of the type {arch.model_type}",
-                          EXPECTED_MODEL, "another model")  # fmt: skip
+                          EXPECTED_MODEL, "use another model")  # fmt: skip
     model = _build(config, arch, "meta")
     _check_direction(config, model)
     facts = _facts(arch, model)
@@ -79,7 +79,7 @@ def _check_direction(config: RunConfig, model: PreTrainedModel) -> None:
     if layers_read_it and getattr(model.config, "is_decoder", None) is False:
         raise ConfigError(
             f"{_where(config)}: {model.config.model_type} reads text in both directions", EXPECTED_MODEL,
-            "model.config.is_decoder=true, or another model" if config.model.config else "another model",
+            "model.config.is_decoder=true, or use another model" if config.model.config else "use another model",
         )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def _cannot_build(config: RunConfig, error: Exception) -> ConfigError:
     reason = (str(error).strip().splitlines() or [""])[0][:200]
     return ConfigError(f"cannot build a model from {_where(config)}: {type(error).__name__}: {reason}",
                        "consistent sizes (the heads divide hidden_size, no size is 0)",
-                       "correct model.config" if config.model.config else "another model")  # fmt: skip
+                       "correct model.config" if config.model.config else "use another model")  # fmt: skip
 
 
 def _where(config: RunConfig) -> str:

@@ -84,7 +84,8 @@ def load_model(
             found = (
                 f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
             )
-            raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only", "another model") from error
+            raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",
+                              "use another model") from error  # fmt: skip
         if report["missing_keys"]:
             some = ", ".join(sorted(report["missing_keys"])[:3])
             raise ConfigError(f"{model_location(config)} lacks {len(report['missing_keys'])} weights ({some} …)",

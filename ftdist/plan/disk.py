@@ -61,7 +61,8 @@ def require_space(folder: Path, trained: int, optimizer: OptimizerSpec, count: i
         raise ConfigError(
             f"{folder} has {size_text(free)} free; checkpoints of {trained / 1e6:,.0f}M parameters take "
             f"{size_text(one)} each, {several}: {size_text(one * count)}",
-            "room for every checkpoint that is kept", f"make room, or runs_dir=FOLDER on a larger disk{fewer}",
+            "room for every checkpoint that is kept",
+            f"free some space, or set runs_dir=FOLDER on a larger disk{fewer}",
         )  # fmt: skip
 
 

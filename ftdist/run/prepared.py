@@ -62,7 +62,7 @@ def read_meta(folder: Path) -> Dict[str, Any]:
             raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
-                        f"rm -r {folder}: it is prepared again") from error  # fmt: skip
+                        f"delete it, then it is prepared again: rm -r {folder}") from error  # fmt: skip
     return meta
 
 

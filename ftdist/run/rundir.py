@@ -46,7 +46,9 @@ def refuse_sweep(place: Path) -> None:
         ConfigError: The path is the folder of a sweep.
     """
     if (place / SWEEP_REQUEST).is_file():
-        raise ConfigError(f"{place} is a sweep", "one of its runs", f"ftdist sweep {place} lists them, best first")
+        raise ConfigError(
+            f"{place} is a sweep", "one of its runs", f"run ftdist sweep {place}, which lists them, best first"
+        )
 
 
 class RunDir:
@@ -84,7 +86,7 @@ class RunDir:
         if not run.config.is_file():
             found = "does not exist" if not run.path.exists() else "holds no run.yaml"
             near = [place for place in near_paths(str(path)) if cls(place).config.is_file()]
-            fix = " or ".join(near) or "ftdist status lists the runs in ./runs"
+            fix = " or ".join(near) or "run ftdist status, which lists the runs in ./runs"
             raise ConfigError(f"{path} {found}", "a run directory", fix)
         return run
 

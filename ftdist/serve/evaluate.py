@@ -97,7 +97,7 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
     heldout = open_heldout(data)
     if not heldout:
         raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",
-                          "for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
+                          "set one of them, for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
     tokenizer = load_tokenizer(config)
     config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
                                            trust_remote_code=config.model.trust_remote_code))  # fmt: skip

@@ -16,7 +16,7 @@ LENGTH = 40
 
 
 class Alone:
-    """A stand-in for ``Together`` with one rank."""
+    """A stand-in for ``RankAgreement`` with one rank."""
 
     rank, world_size = 0, 1
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from ftdist.checkpoint import durable
-from ftdist.checkpoint.protocol import Together, find_newest, write_checkpoint
+from ftdist.checkpoint.protocol import RankAgreement, find_newest, write_checkpoint
 from ftdist.run.rundir import RunDir
 from tests.faults.checkpoints import Alone, contained, contents
 from tests.faults.disk import Disk
@@ -22,14 +22,14 @@ from tests.helpers.training import FIVE_STEPS, assemble, start, steps
 WORLD = 2
 
 
-def _join() -> Together:
+def _join() -> RankAgreement:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    return Together()
+    return RankAgreement()
 
 
-def _save(run: RunDir, together: Together, step: int, disk: Any = None) -> str:
+def _save(run: RunDir, together: RankAgreement, step: int, disk: Any = None) -> str:
     durable.os = disk or os  # type: ignore[attr-defined]
     return write_checkpoint(run, contents(step, 0.0, together.rank, WORLD), together)
 

@@ -37,10 +37,10 @@ def two_steps(folder: Path) -> List[str]:
     """Write two checkpoints of two ranks."""
     import torch.distributed as dist
 
-    from ftdist.checkpoint.protocol import Together
+    from ftdist.checkpoint.protocol import RankAgreement
 
     dist.init_process_group("gloo")
-    together, run = Together(), RunDir(folder)
+    together, run = RankAgreement(), RunDir(folder)
     return [write_checkpoint(run, contents(step, 0.0, together.rank, WORLD), together) for step in (5, 10)]
 
 

@@ -104,7 +104,7 @@ def test_a_sweep_is_refused_where_one_run_is_expected(verb: str, tmp_path: Path)
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a sweep") as error:
         cli.dispatch([verb, str(tmp_path)])
-    assert error.value.fix == f"ftdist sweep {tmp_path} lists them, best first"
+    assert error.value.fix == f"run ftdist sweep {tmp_path}, which lists them, best first"
 
 
 @pytest.mark.parametrize("words", [["--max-tokens", "0"], ["--temperature=-1"], ["--temperature=nan"]])

@@ -40,7 +40,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
         (model(hidden_size="wide"), "model.config.*hidden_size", "model.config"),
         (model(model_type="bert"), "bert reads text in both directions", "model.config.is_decoder=true"),
         (model(model_type="roberta"), "roberta reads text in both directions", "is_decoder=true"),
-        (model(model_type="t5"), "no causal language model of the type t5", "another model"),
+        (model(model_type="t5"), "no causal language model of the type t5", "use another model"),
     ],
     ids=lambda value: str(value.model.config.items() - LLAMA.items()) if isinstance(value, RunConfig) else "",
 )  # fmt: skip
