@@ -188,7 +188,7 @@ class RunDir:
         Raises:
             ConfigError: The file is not JSON, or a field has the wrong type.
         """
-        fix = f"rm {self.status}: a run continues without it"
+        fix = f"rm {self.status} (the run continues without it)"
         try:
             found = read_json(self.status) if self.status.is_file() else {}
         except ValueError as error:

@@ -29,7 +29,9 @@ def cancel(args: argparse.Namespace) -> int:
     status = run.read_status()
     state = liveness(status)
     if state not in ALIVE:
-        raise ConfigError(f"{args.run_dir} is {state}", "a run that is under way", "ftdist status lists the runs")
+        raise ConfigError(
+            f"{args.run_dir} is {state}", "a run that is under way", "run ftdist status, which lists the runs"
+        )
     print(backend_of_status(status).stop(run, args.now))
     return EXIT_DONE
 

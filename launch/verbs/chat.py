@@ -47,7 +47,7 @@ def _model_folder(given: str) -> Path:
         refuse_sweep(path)
         near = " or ".join(f"ftdist chat {place}" for place in near_paths(given) if not path.exists())
         found = "holds no config.json" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{given} {found}", expected, near or "ftdist status lists the runs in ./runs")
+        raise ConfigError(f"{given} {found}", expected, near or "run ftdist status, which lists the runs in ./runs")
     steps = [str(checkpoint_step(checkpoint)) for checkpoint in run.published_checkpoints()]
     holds = [*["an export"] * run.export.is_dir(), *[f"checkpoints of step {', '.join(steps)}"] * bool(steps)]
     found = "has no export" if path == run.path else "is not a model" if path.exists() else "does not exist"

@@ -74,7 +74,8 @@ def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(stopped: RunDir
     file.write_bytes(content)
     print(f"seed {seed}: {file}")
     done = succeed("resume", run.path)
-    assert f"checkpoint {newest.name}: {file.relative_to(newest)}" in done.out and "not have the hash" in done.out
+    assert f"checkpoint {newest.name} is damaged ({file.relative_to(newest)}" in done.out
+    assert "does not match its SHA-256 in manifest.json" in done.out
     assert f"resumed after step {int(older.name[5:])}\n" in done.out
     assert (newest.parent / f"bad-{newest.name}").is_dir()
     assert_same(run, reference_run(*SETTINGS))

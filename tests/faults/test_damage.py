@@ -143,7 +143,7 @@ def test_state_is_unchanged_until_all_files_are_verified(tmp_path: Path, stage: 
     config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", "train.precision=bf16")
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     for _, error in run_ranks(_damaged_resume, WORLD, config, run.path, tmp_path):
-        assert "step-00000001: rank-00000.safetensors of rank 0 does not have the hash" in error
+        assert "step-00000001: rank-00000.safetensors of rank 0 does not match its SHA-256" in error
 
 
 @fault(
@@ -192,8 +192,8 @@ def test_resume_says_that_metrics_end_before_the_checkpoint(tmp_path: Path) -> N
     config = tiny_config(tmp_path, *FIVE_STEPS, "train.log_every=2")
     run = freeze_tiny(config, tmp_path / "run", 1)
     ((gone, cut, whole),) = run_ranks(_resume_after_each, 1, config, run.path)
-    assert "metrics.jsonl ends at step 0, the checkpoint is of step 5" in gone
-    assert "metrics.jsonl ends at step 2, the checkpoint is of step 5" in cut
+    assert "metrics.jsonl ends at step 0, but the checkpoint is from step 5" in gone
+    assert "metrics.jsonl ends at step 2, but the checkpoint is from step 5" in cut
     assert "metrics.jsonl ends" not in whole
     assert all("resumed after step 5" in text for text in (gone, cut, whole))
 

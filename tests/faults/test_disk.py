@@ -112,7 +112,7 @@ def test_a_save_after_the_folder_has_vanished(run: RunDir, tmp_path: Path, monke
 )
 def test_a_save_without_room_writes_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "make_folder", pytest.fail)
-    assert "it takes 931,322.6 GiB" in write_checkpoint(run, contents(10, size=10**15), Alone())
+    assert "the checkpoint needs 931,322.6 GiB" in write_checkpoint(run, contents(10, size=10**15), Alone())
     assert contained(run) == [(5, 0)]
 
 

@@ -275,7 +275,7 @@ def test_a_malicious_run_yaml_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text.replace("CANARY", str(tmp_path / "canary")))
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "run.yaml"))) as error:
         load_config(tmp_path / "run.yaml")
-    assert "is not whole" not in str(error.value), "it must be refused for its contents, not for missing keys"
+    assert "is incomplete" not in str(error.value), "it must be refused for its contents, not for missing keys"
     assert not (tmp_path / "canary").exists()
 
 

@@ -90,7 +90,7 @@ def test_a_damaged_status_is_refused_with_its_fix(content: bytes, tmp_path: Path
     run.status.write_bytes(content)
     with pytest.raises(ConfigError) as error:
         run.read_status()
-    assert error.value.fix == f"rm {run.status}: a run continues without it"
+    assert error.value.fix == f"rm {run.status} (the run continues without it)"
     run.status.unlink()
     assert run.read_status() == {}
 

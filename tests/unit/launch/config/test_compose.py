@@ -116,7 +116,8 @@ def test_a_file_without_a_package_is_told_to_have_one(group: str, tmp_path: Path
     word = f"{group}=one" if group == "experiment" else f"+{group}=one"
     with pytest.raises(ConfigError) as error:
         composed(f"--config-dir={tmp_path}", word)
-    assert error.value.found.startswith(f"in {group}/one.yaml: its keys are read as keys of '{group}'")
+    assert error.value.found.startswith(f"{group}/one.yaml has no line")
+    assert f"Hydra puts its keys under '{group}'" in error.value.found
     assert error.value.fix == f"put the line `# @package _global_` at the top of {group}/one.yaml"
 
 
