@@ -166,7 +166,7 @@ def test_a_real_disk_is_full(small_disk: Path) -> None:
     assert write_checkpoint(run, contents(5), Alone()) == ""
     before = hashes(run.path)
     (small_disk / "ballast").write_bytes(bytes(200 * 1024))
-    assert "takes 0.1 MiB" in write_checkpoint(run, contents(10, size=100_000), Alone())
+    assert "the checkpoint needs 0.1 MiB" in write_checkpoint(run, contents(10, size=100_000), Alone())
     assert "No space left on device" in write_checkpoint(run, contents(10, length=100_000, size=0), Alone())
     assert hashes(run.path) == before and not rests(run)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)

@@ -182,7 +182,7 @@ def test_a_ratio_is_a_share() -> None:
         composed("experiment=smoke", "optim.warmup_ratio=2")
     config = composed("experiment=smoke")
     config.optim.warmup_ratio, config.optim.warmup_steps = 0.1, 3
-    with pytest.raises(ConfigError, match=r"optim.warmup_ratio=0.1 with optim.warmup_steps=3"):
+    with pytest.raises(ConfigError, match=r"optim.warmup_ratio=0.1 and optim.warmup_steps=3 are both set"):
         compose.change(config, [])
 
 
