@@ -5,6 +5,7 @@ process or a changed environment behind, and the summary names every reason for 
 """
 
 import collections
+import logging
 import os
 import re
 import shutil
@@ -96,6 +97,16 @@ def _children() -> set[psutil.Process]:
             return True  # gone, or a zombie
 
     return {child for child in psutil.Process().children(recursive=True) if not is_helper(child)}
+
+
+@pytest.fixture(autouse=True)
+def restores_the_root_logger() -> Iterator[None]:
+    """Undo what a library has set at the root logger. A handler would write to a captured stream that is closed."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("here")
         ("a/nothere", ["export", "checkpoints"],
          "a/nothere does not exist; the run holds an export and checkpoints of step 5, 10", "ftdist chat a"),
         ("a/checkpoints", ["checkpoints"], "a/checkpoints is not a model", "ftdist export a"),
-        ("b", ["export"], "b does not exist", "ftdist status"),
+        ("b", ["export"], "b does not exist", "run ftdist status"),
         ("ab", ["export"], "ab does not exist", "ftdist chat a"),
     ],
 )  # fmt: skip

@@ -77,7 +77,7 @@ def test_a_resume_on_other_ranks_writes_the_new_config_and_keeps_the_old_one(her
     [
         (
             ["launch.nproc_per_node=5"],
-            r"cannot be divided over 5 ranks × 1 rows[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
+            r"micro_batch_size × ranks = 1 × 5 = 5[\s\S]* 6 ranks \(launch.nproc_per_node=6\)",
         ),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2"], None),
         (["batch.micro_batch_size=3", "launch.nproc_per_node=2", "launch.stall_timeout_s=900"], None),
