@@ -13,23 +13,28 @@ import pytest
 from ftdist.launch.runs.liveness import liveness
 
 pytestmark = pytest.mark.usefixtures("here")
-STARTED = psutil.Process().create_time()
+HERE = {"host": platform.node(), "pid": os.getpid()}
 
 
+# Ages are given, not times: these values are made when the tests are collected, and the test may run much later.
 @pytest.mark.parametrize(
-    ("status", "state"),
+    ("status", "age_s", "state"),
     [
-        ({"state": "done"}, "done"),
-        ({"state": "running", "time": time.time(), "host": "elsewhere", "pid": 1}, "running"),
-        ({"state": "running", "time": time.time() - 3600, "host": "elsewhere", "pid": 1}, "dead?"),
-        ({"state": "running", "time": time.time() + 60, "host": platform.node(), "pid": os.getpid()}, "running"),
-        ({"state": "running", "time": STARTED - 3600, "host": platform.node(), "pid": os.getpid()}, "dead?"),
-        ({"state": "running", "time": time.time(), "host": platform.node(), "pid": 2**22 + 1}, "dead?"),
-        ({}, "?"),
+        ({"state": "done"}, 0.0, "done"),
+        ({"state": "running", "host": "elsewhere", "pid": 1}, 0.0, "running"),
+        ({"state": "running", "host": "elsewhere", "pid": 1}, 3600.0, "dead?"),
+        ({"state": "running", **HERE}, -60.0, "running"),
+        ({"state": "running", "host": platform.node(), "pid": 2**22 + 1}, 0.0, "dead?"),
+        ({}, 0.0, "?"),
     ],
 )
-def test_a_run_without_a_living_launcher_is_dead(status: Dict[str, Any], state: str) -> None:
-    assert liveness(status) == state
+def test_a_run_without_a_living_launcher_is_dead(status: Dict[str, Any], age_s: float, state: str) -> None:
+    assert liveness({**status, "time": time.time() - age_s} if status else {}) == state
+
+
+def test_a_run_whose_process_id_belongs_to_a_newer_process_is_dead() -> None:
+    written = psutil.Process().create_time() - 3600
+    assert liveness({"state": "running", "time": written, **HERE}) == "dead?"
 
 
 def test_a_run_whose_launcher_is_a_zombie_is_dead() -> None:
