@@ -17,7 +17,8 @@ TOUR: Dict[str, List[str]] = {
         "launch/config/compose.py", "launch/config/session.py", "launch/config/origins.py",
         "launch/config/precedence.py", "launch/config/texts.py", "launch/config/yaml_text.py", "launch/config/site.py",
         "launch/config/keys.py", "launch/config/messages.py", "launch/config/hydra_private.py",
-        "ftdist/config/schema.py", "ftdist/config/launch.py", "ftdist/config/zero.py", "ftdist/config/checks.py",
+        "ftdist/config/schema.py", "ftdist/config/data.py",
+        "ftdist/config/launch.py", "ftdist/config/zero.py", "ftdist/config/checks.py",
         "ftdist/config/login.py",
     ],
     "From a config to a run directory": [

@@ -1,0 +1,82 @@
+"""The section ``data`` of the run config: what is trained on. ``schema.py`` has the other sections."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Dict, Optional
+
+
+class Format(Enum):
+    auto = "auto"
+    text = "text"
+    messages = "messages"
+    prompt_completion = "prompt_completion"
+    alpaca = "alpaca"
+    sharegpt = "sharegpt"
+
+
+class TrainOn(Enum):
+    auto = "auto"
+    assistant = "assistant"
+    completion = "completion"
+    last = "last"
+    all = "all"
+
+
+class LongDocuments(Enum):
+    truncate = "truncate"
+    split = "split"
+    drop = "drop"
+
+
+@dataclass
+class SourceConfig:
+    path: Optional[str] = None
+    """A local file (.jsonl .json .csv .parquet .txt .arrow), a glob of such files, or a folder made by
+    ``datasets.save_to_disk``. Exactly one of path, hub and builtin is set."""
+    hub: Optional[str] = None
+    """A data set on the Hugging Face hub: ``org/name``."""
+    builtin: Optional[str] = None
+    """``stdlib_docs``: questions and answers from the docstrings of the Python standard library. ``fake``: generated
+    chats of random words, of different lengths."""
+    subset: Optional[str] = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set or of a saved DatasetDict."""
+    revision: Optional[str] = None
+    """Commit, branch or tag on the hub. Use a commit for a run that can be repeated."""
+    format: Format = Format.auto
+    """Format of the records. ``auto`` recognises it from the field names."""
+    weight: float = 1.0
+    """Passes over this source in one epoch: 2 uses every document twice, 0.5 uses a seeded half of them."""
+    max_documents: Optional[int] = None
+    """Maximum number of documents to read. For ``fake``: number of documents to generate."""
+
+
+@dataclass
+class DataConfig:
+    sources: Dict[str, SourceConfig] = field(default_factory=dict)
+    """Training sources, each under a name that you choose."""
+    heldout: Dict[str, SourceConfig] = field(default_factory=dict)
+    """Held-out sources by name. Each is evaluated separately, as ``eval/<name>/loss``."""
+    heldout_share: float = 0.0
+    """Share (0 to 0.5) of the documents of ``sources`` that is held out and evaluated as ``eval/heldout/loss``.
+    Documents are chosen by a hash of their content: equal documents are always in the same set (training or held-out),
+    and the choice does not depend on their order."""
+    max_heldout_documents: Optional[int] = None
+    """Maximum number of documents in each held-out set. null: all."""
+    train_on: TrainOn = TrainOn.auto
+    """Tokens that are trained. ``auto``: the assistant turns of chats, the completions of prompt/completion records,
+    and all of plain text. ``last``: the last assistant turn only."""
+    chat_template: Optional[str] = None
+    """Chat template: the name of one that ftdist ships (``chatml``), or the path of a Jinja file. null: the tokenizer's
+    own."""
+    max_seq_len: int = 2048
+    """Length of a row in tokens."""
+    packing: bool = True
+    """Put several whole documents into each row. Attention does not cross document boundaries. false: one document per
+    row, with padding."""
+    long_documents: LongDocuments = LongDocuments.truncate
+    """What happens to a document that is longer than max_seq_len: its end is cut off, it is split into several
+    documents, or it is dropped."""
+    num_workers: Optional[int] = None
+    """Number of processes that tokenise. null: one for each CPU core."""
