@@ -299,7 +299,11 @@ def find_newest(run: RunDir, together: RankAgreement, note: Callable[[str], None
     first = together.rank == 0
     found, problem = together.attempt(lambda: _list_checkpoints(run, due) if first else None)
     if problem:
-        raise CheckpointError(f"cannot look for checkpoints in {run.checkpoints}: {problem}")
+        raise CheckpointError(
+            f"cannot look for checkpoints in {run.checkpoints}: {problem}",
+            "a folder that can be read",
+            "check its owner, its mode and the disk, then ftdist resume",
+        )
     names, set_aside = found[0]
     newest_problem = ""
     for name in reversed(names):

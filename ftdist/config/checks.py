@@ -67,7 +67,8 @@ def _check_model(model: ModelConfig) -> None:
         raise ConfigError("model.config is set, but model.tokenizer is not", "both of them",
                           "model.tokenizer=bytes, or another tokenizer")  # fmt: skip
     if model.builtin not in (None, "smollm2-135m-instruct"):
-        raise ConfigError(f"model.builtin={model.builtin}", "smollm2-135m-instruct")
+        raise ConfigError(f"model.builtin={model.builtin}", "smollm2-135m-instruct",
+                          "model.builtin=smollm2-135m-instruct, or model=hub model.hub=ORG/NAME")  # fmt: skip
     _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
 
 
@@ -132,7 +133,7 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
         )  # fmt: skip
         raise ConfigError(f"train sets {found} of epochs and max_steps", "exactly one of them", fix)
     if train.epochs is not None and not train.epochs > 0:
-        raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0")
+        raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0", "train.epochs=1")
     for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
                       ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1), ("max_bad_steps", 1),
                       ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8)):  # fmt: skip
@@ -185,6 +186,6 @@ def _check_source(name: str, source: SourceConfig) -> None:
         f"{name}.path=FILE, {name}.hub=ORG/NAME or {name}.builtin=stdlib_docs",
     )
     if source.builtin not in (None, "stdlib_docs", "fake"):
-        raise ConfigError(f"{name}.builtin={source.builtin}", "stdlib_docs or fake")
+        raise ConfigError(f"{name}.builtin={source.builtin}", "stdlib_docs or fake", f"{name}.builtin=stdlib_docs")
     _check_range(f"{name}.weight", source.weight, 0.0)
     _check_range(f"{name}.max_documents", source.max_documents, 1)

@@ -12,7 +12,8 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.launch import texts
 from ftdist.config.schema import ADDED_LATER, RunConfig
 
-EXPECTED = "the run.yaml of a run directory"
+EXPECTED = "the run.yaml of a run directory, as ftdist wrote it"
+FIX = "restore the file, or start a new run"
 
 
 def load_config(path: str | Path) -> RunConfig:
@@ -25,9 +26,9 @@ def load_config(path: str | Path) -> RunConfig:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", EXPECTED) from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}", EXPECTED, FIX) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: {error}", EXPECTED) from error
+        raise ConfigError(f"{path}: {error}", EXPECTED, FIX) from error
     config = parse_config(text, str(path))
     # Every value is in the file. If part of it were cut off, defaults would take the place of the missing values, and
     # the run would continue with other settings.
@@ -50,7 +51,6 @@ def parse_config(text: str, origin: str) -> RunConfig:
     Raises:
         ConfigError: See load_config.
     """
-    expected = "a run.yaml that ftdist wrote"
     try:
         defaults = OmegaConf.structured(RunConfig)
         for key, before in ADDED_LATER.items():
@@ -61,12 +61,13 @@ def parse_config(text: str, origin: str) -> RunConfig:
             raise ConfigError(
                 f"{origin} holds an interpolation (${{…}})",
                 "plain values (ftdist resolves interpolations when it writes run.yaml)",
+                "write the value itself, or restore the run.yaml that ftdist wrote",
             )
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, ValueError, AssertionError, RecursionError) as error:
-        raise ConfigError(f"{origin}: {(str(error).splitlines() or [''])[0]}", expected) from error
+        raise ConfigError(f"{origin}: {(str(error).splitlines() or [''])[0]}", EXPECTED, FIX) from error
     except YAMLError as error:  # also a tag that asks for a Python object
-        raise ConfigError(f"{origin}: {' '.join(str(error).split())}", expected) from error
+        raise ConfigError(f"{origin}: {' '.join(str(error).split())}", EXPECTED, FIX) from error
     assert isinstance(config, RunConfig)
     return config
 

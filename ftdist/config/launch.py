@@ -204,13 +204,15 @@ def refuse_control_characters(where: str, value: Any) -> None:
     """
     for key, text in texts(where, value):
         if any(ord(character) < 32 or 127 <= ord(character) < 160 or character in "\u2028\u2029" for character in text):
-            raise ConfigError(f"{key} holds a control character: {text!r}", "text on one line")
+            raise ConfigError(f"{key} holds a control character: {text!r}", "text on one line",
+                              f"remove line breaks and other control characters from {key}")  # fmt: skip
 
 
 def _check_options(where: str, options: List[str], owned: Tuple[str, ...], owner: str = "ftdist") -> None:
     for option in options:
         if not OPTION.fullmatch(option):
-            raise ConfigError(f"{where} holds {option!r}", "--name or --name=value")
+            raise ConfigError(f"{where} holds {option!r}", "--name or --name=value",
+                              f"{where}=[--name=value]")  # fmt: skip
         name = option[2:].split("=", 1)[0]
         if any(known.startswith(name) for known in owned):  # Slurm accepts the beginning of an option's name
             ends = any(known.startswith(name) for known in WITHOUT_A_JOB)
@@ -234,7 +236,7 @@ def check_launch(launch: LaunchConfig) -> None:
         ("nodes.port", launch.nodes.port, 1), ("nodes.join_timeout_s", launch.nodes.join_timeout_s, 1),
     ):  # fmt: skip
         if value is not None and value < low:
-            raise ConfigError(f"launch.{name}={value}", f"at least {low}")
+            raise ConfigError(f"launch.{name}={value}", f"at least {low}", f"launch.{name}={low}")
     for host in (*launch.nodes.hosts, *([launch.nodes.address] if launch.nodes.address else [])):
         if not HOST.fullmatch(host):
             raise ConfigError(f"launch.nodes has the machine {host!r}", "HOST or USER@HOST",
@@ -247,17 +249,20 @@ def check_launch(launch: LaunchConfig) -> None:
         raise ConfigError(f"launch.nodes.ssh={launch.nodes.ssh!r}", "a command and its options, as for a shell",
                           "launch.nodes.ssh='ssh -p 2222'")  # fmt: skip
     if launch.nodes.port > 65535:
-        raise ConfigError(f"launch.nodes.port={launch.nodes.port}", "between 1 and 65535")
+        raise ConfigError(f"launch.nodes.port={launch.nodes.port}", "between 1 and 65535",
+                          "launch.nodes.port=29500")  # fmt: skip
     if slurm.stop_before_limit_s > 65535:
         raise ConfigError(
-            f"launch.slurm.stop_before_limit_s={slurm.stop_before_limit_s}", "at most 65535, which is Slurm's limit"
-        )
+            f"launch.slurm.stop_before_limit_s={slurm.stop_before_limit_s}", "at most 65535, which is Slurm's limit",
+            "launch.slurm.stop_before_limit_s=600",
+        )  # fmt: skip
     if slurm.time is not None and not TIME.fullmatch(slurm.time):
         raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS or D-HH:MM:SS",
                           "launch.slurm.time=12:00:00")  # fmt: skip
     for name in slurm.env:
         if not ENV_NAME.fullmatch(name):
-            raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _")
+            raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _",
+                              "rename the variable")  # fmt: skip
         if OWNED_NAMES.fullmatch(name):
             raise ConfigError(f"launch.slurm.env sets {name}", "a variable that the batch script does not use itself",
                               "use another name, which slurm/submit.sbatch.template does not set")  # fmt: skip
@@ -276,5 +281,6 @@ def check_launch(launch: LaunchConfig) -> None:
         )  # fmt: skip
     if slurm.profile is Profile.cpu and launch.device is Device.cuda:
         raise ConfigError(
-            "launch.slurm.profile=cpu is for nodes without GPUs, but launch.device=cuda", "launch.device=cpu"
-        )
+            "launch.slurm.profile=cpu is for nodes without GPUs, but launch.device=cuda", "launch.device=cpu",
+            "launch.device=cpu, or leave out launch.slurm.profile",
+        )  # fmt: skip

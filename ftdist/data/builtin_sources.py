@@ -71,7 +71,9 @@ def stdlib_docs() -> Iterator[Tuple[str, Dict[str, Any]]]:
     found = [item for path in _library_files(folder) for item in _docstrings(path, _module_name(folder, path))]
     if not found:
         raise DataError(
-            f"{folder} holds no Python source files", "a Python installation with the source of its standard library"
+            f"{folder} holds no Python source files",
+            "a Python installation with the source of its standard library",
+            "install that source, or use another data set",
         )
     seen = set()
     for kind, name, module, arguments, answer in sorted(found, key=lambda item: _digest(item[1])):

@@ -89,7 +89,7 @@ def open_set(folder: Path, name: str) -> PreparedSet:
         raise DataError(f"{folder} holds no prepared data", "a folder of prepared data", "run ftdist prepare")
     sets = read_meta(folder)["sets"]
     if name not in sets:
-        raise DataError(f"{folder} has no set '{name}'", f"one of {', '.join(sets)}")
+        raise DataError(f"{folder} has no set '{name}'", f"one of {', '.join(sets)}", f"add data.heldout.{name}")
     files = (
         ("tokens.i32", "<i4"),
         ("trained.u8", "u1"),

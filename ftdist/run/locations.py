@@ -81,14 +81,17 @@ def check_model_folder(config: RunConfig) -> None:
     inside = sorted(entry.name for entry in path.iterdir())
     held = f"it holds {', '.join(inside[:8])}{', …' if len(inside) > 8 else ''}" if inside else "it is empty"
     if not (path / "config.json").is_file():
-        raise ConfigError(f"model.path={path} holds no config.json; {held}", expected)
+        raise ConfigError(f"model.path={path} holds no config.json; {held}", expected,
+                          "model.path=FOLDER of the model itself, for example the export/ of a run")  # fmt: skip
     if "model_type" not in _read_object(path / "config.json"):
-        raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model")
+        raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model",
+                          "copy config.json from the model's repository")  # fmt: skip
     if (path / ADAPTER).is_file():  # transformers would load the other model that it names, from any location
         raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER})", "a complete model",
                           f"merge the adapter into its model, or remove {ADAPTER}")  # fmt: skip
     if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
-        raise ConfigError(f"model.path={path} holds no weights; {held}", "*.safetensors or *.bin")
+        raise ConfigError(f"model.path={path} holds no weights; {held}", "*.safetensors or *.bin",
+                          "copy the weights there, or download the model again")  # fmt: skip
     if not config.model.tokenizer and not any((path / name).is_file() for name in TOKENIZER):
         raise ConfigError(
             f"model.path={path} holds no tokenizer; {held}",
@@ -101,7 +104,11 @@ def _read_object(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}", "the config.json of a transformers model") from error
+        raise ConfigError(
+            f"{path} is not JSON: {error}",
+            "the config.json of a transformers model",
+            "copy the file from the model's repository",
+        ) from error
     return value if isinstance(value, dict) else {}
 
 

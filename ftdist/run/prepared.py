@@ -78,11 +78,16 @@ def template_text(config: RunConfig) -> Optional[str]:
     shipped = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
     path = shipped.get(name, Path(name).expanduser())
     if not path.is_file():
-        raise ConfigError(f"data.chat_template={name} is not there", f"{', '.join(sorted(shipped))}, or a Jinja file")
+        raise ConfigError(f"data.chat_template={name} is not there", f"{', '.join(sorted(shipped))}, or a Jinja file",
+                          "data.chat_template=chatml, or the path of a Jinja file")  # fmt: skip
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data.chat_template={name} cannot be read: {error}", "a Jinja file in UTF-8") from error
+        raise ConfigError(
+            f"data.chat_template={name} cannot be read: {error}",
+            "a Jinja file in UTF-8",
+            "check the file's mode and encoding",
+        ) from error
 
 
 def _key_parts(config: RunConfig) -> Dict[str, Any]:

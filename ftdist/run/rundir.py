@@ -164,7 +164,8 @@ class RunDir:
             chosen = steps.get(name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") or "0")
         if chosen is None:
             have = ", ".join(str(checkpoint_step(p)) for p in published) or "none"
-            raise ConfigError(f"no checkpoint '{name}' in {self.path}", f"last, best or a step of: {have}")
+            raise ConfigError(f"no checkpoint '{name}' in {self.path}", f"last, best or a step of: {have}",
+                              "--checkpoint last" if published else "train until a checkpoint is saved")  # fmt: skip
         return chosen
 
     def best_checkpoint(self) -> Optional[Path]:

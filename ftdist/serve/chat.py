@@ -60,7 +60,8 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
     except Exception as error:  # transformers raises many types of errors
         found = f"{folder}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
         without_code = "" if trust_remote_code else " without running code from its folder"
-        raise ConfigError(found, f"a model that transformers can load{without_code}") from error
+        raise ConfigError(found, f"a model that transformers can load{without_code}",
+                          "name a run directory, its export, or another model folder") from error  # fmt: skip
     return model.to(device).eval(), tokenizer
 
 

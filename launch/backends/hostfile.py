@@ -33,11 +33,14 @@ def read_hostfile(path: Path) -> Dict[str, int]:
         match = HOST_LINE.fullmatch(line)
         if match is None or match.group(1) in hosts or not HOST.fullmatch(match.group(1)):
             raise ConfigError(
-                f"{path} has the line {line!r}", "lines `NAME slots=RANKS`, with each machine once and at least 1 rank"
+                f"{path} has the line {line!r}",
+                "lines `NAME slots=RANKS`, with each machine once and at least 1 rank",
+                "correct the line",
             )
         hosts[match.group(1)] = int(match.group(2))
     if not hosts:
-        raise ConfigError(f"{path} names no machine", "one line `NAME slots=RANKS` for each machine")
+        raise ConfigError(f"{path} names no machine", "one line `NAME slots=RANKS` for each machine",
+                          "add the machines")  # fmt: skip
     return hosts
 
 
@@ -53,7 +56,8 @@ def resolve_hosts(config: RunConfig) -> None:
         if len(set(found.values())) != 1:
             raise ConfigError(f"the machines in {launch.deepspeed.hostfile} have different numbers of slots: "
                               + ", ".join(map(str, sorted(set(found.values())))),
-                              "the same number of slots on every machine")  # fmt: skip
+                              "the same number of slots on every machine",
+                              "give every machine the smallest of these numbers")  # fmt: skip
         launch.nodes.hosts, ranks = list(found), next(iter(found.values()))
         for name, said, is_ in (("nnodes", launch.nnodes if launch.nnodes > 1 else None, len(found)),
                                 ("nproc_per_node", launch.nproc_per_node, ranks)):  # fmt: skip

@@ -52,7 +52,7 @@ def schema(config: Optional[RunConfig] = None) -> DictConfig:
             node = OmegaConf.merge(node, site.site_defaults())
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             found = f"{site.site_file()}: {(str(error).splitlines() or [''])[0]}"
-            raise ConfigError(found, "keys and values of the run config") from error
+            raise ConfigError(found, "keys and values of the run config", f"correct {site.site_file()}") from error
     else:
         node = OmegaConf.merge(node, OmegaConf.to_container(OmegaConf.structured(config)))
     for free in keys.FREE_MAPPINGS:  # users add keys to them, so that `data.sources.mine.path=…` needs no `+`

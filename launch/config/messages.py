@@ -77,7 +77,7 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
         if "missing EQUAL" in str(error):
             return _not_an_override(str(error.override), loader)
         return ConfigError(f"cannot read the override '{error.override}': {str(error).splitlines()[0]}",
-                           "key=value; quote values that hold , [ { or spaces: key=\\'a,b\\'")  # fmt: skip
+                           "key=value", "quote values that hold , [ { or spaces: key=\\'a,b\\'")  # fmt: skip
     text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)
     if text.startswith("Config group override must be"):
         return ConfigError(f"a config group was set to a number: {text}", "the name of an option", "group=option")
@@ -108,7 +108,7 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         value = given.group(1) if given else quoted.group(1) if quoted else "?"
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
         return ConfigError(f"{where}{key}={value}", describe_type(kind), " or ".join(f"{key}={word}" for word in near))
-    return ConfigError(text)
+    return ConfigError(text, "a config that Hydra can compose", "ftdist train --cfg job shows the config")
 
 
 def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader) -> ConfigError:
@@ -142,7 +142,9 @@ def _wrong_option(error: MissingConfigException, loader: ConfigLoader) -> Config
     missing = name.group(1) if name else str(error.missing_cfg_file)
     if "/" not in missing:
         have = [config for config in loader.get_group_options("", ObjectType.CONFIG) if config != "run_schema"]
-        return ConfigError(f"there is no primary config '{missing}'", "one of: " + ", ".join(sorted(have)))
+        return ConfigError(
+            f"there is no primary config '{missing}'", "one of: " + ", ".join(sorted(have)), "leave out --config-name"
+        )
     group, option = missing.rsplit("/", 1)
     options = loader.get_group_options(group, ObjectType.CONFIG)
     near = nearest(option, options)

@@ -53,7 +53,8 @@ def session(config_dir: Optional[str], schema: DictConfig) -> Iterator[ConfigLoa
             ftdist's words.
     """
     if config_dir is not None and not Path(config_dir).is_dir():
-        raise ConfigError(f"--config-dir {config_dir} is not a folder", "a folder with config files")
+        raise ConfigError(f"--config-dir {config_dir} is not a folder", "a folder with config files",
+                          "create the folder, or correct its path")  # fmt: skip
     ConfigStore.instance().store(name=SCHEMA, node=schema)
     Plugins.instance().register(UserFolder)
     UserFolder.folder = None if config_dir is None else Path(config_dir).resolve()
@@ -66,7 +67,9 @@ def session(config_dir: Optional[str], schema: DictConfig) -> Iterator[ConfigLoa
             raise messages.config_error(error, loader) from error
         except yaml.YAMLError as error:
             file = getattr(getattr(error, "problem_mark", None), "name", "a config file")
-            raise ConfigError(f"cannot parse {file} as YAML: {error}", "a valid YAML file") from error
+            raise ConfigError(
+                f"cannot parse {file} as YAML: {error}", "a valid YAML file", f"correct {file}"
+            ) from error
         finally:
             UserFolder.folder = None
             GlobalHydra.instance().clear()

@@ -44,10 +44,12 @@ def site_texts() -> Dict[str, Any]:
     try:
         found = yaml.load(_text(), TextLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read {path}: {error}", EXPECTED) from error
+        raise ConfigError(f"cannot read {path}: {error}", EXPECTED, f"correct {path}") from error
     if found is not None and not isinstance(found, dict):
         raise ConfigError(
-            f"{path} holds {type(found).__name__}", "keys of the run config, for example launch: {slurm: {…}}"
+            f"{path} holds {type(found).__name__}",
+            "keys of the run config, for example launch: {slurm: {…}}",
+            f"correct {path}",
         )
     return found or {}
 
@@ -59,4 +61,4 @@ def _text() -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", EXPECTED) from error
+        raise ConfigError(f"cannot read {path}: {error}", EXPECTED, f"correct {path}") from error

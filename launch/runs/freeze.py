@@ -93,7 +93,11 @@ def freeze_again(
         _write_files(run, files)
     except OSError as error:
         fresh.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {run.path}: {error.strerror}", "a folder you may write to") from error
+        raise ConfigError(
+            f"cannot write {run.path}: {error.strerror}",
+            "a folder you may write to",
+            "run_dir=FOLDER or runs_dir=FOLDER",
+        ) from error
 
 
 def confirm_settings(run: RunDir, config: RunConfig) -> None:

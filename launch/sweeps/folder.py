@@ -63,7 +63,8 @@ class SweepDir(RunDir):
             number, words = record.get("number"), record.get("overrides")
             if not isinstance(number, int) or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
                 found = f"{self.index} holds {json.dumps(record)[:100]}"
-                raise ConfigError(found, "number and overrides of each trial")
+                raise ConfigError(found, "number and overrides of each trial",
+                                  "restore the file, or start a new sweep")  # fmt: skip
             known.append(self.trial(number, words))
         return known
 

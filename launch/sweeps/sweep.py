@@ -80,6 +80,7 @@ def resume_sweep(place: Path, quiet: bool = False) -> int:
         raise ConfigError(
             f"cannot resume from {folder.request}: {error}",
             "a sweep.json written by `ftdist train -m`, and the working directory that it names",
+            "restore them, or start a new sweep",
         ) from error
     return _Sweep(folder, request, sweeper.peek_sweep(request).learns).run()
 
@@ -174,7 +175,8 @@ class _Sweep:
                 raise ConfigError("run_dir cannot be used with --multirun", "one directory for each run of the sweep",
                                   "runs_dir=FOLDER")  # fmt: skip
             if launch.kind is not configs[0].launch.kind:
-                raise ConfigError("launch.kind differs between trials", "one launch.kind for all trials")
+                raise ConfigError("launch.kind differs between trials", "one launch.kind for all trials",
+                                  f"launch={launch.kind.name}, without a comma")  # fmt: skip
             backend = backend_of(config)
             if backend.uses_scheduler and self.learns and not launch.wait:
                 raise ConfigError("launch.wait=false, but the sweeper needs the objectives of its trials",

@@ -95,6 +95,7 @@ def _frozen_before(config: RunConfig) -> RunDir:
     raise LaunchError(
         f"torchrun restarted the ranks, but the run directory of its first start was not found in {config.runs_dir}",
         "the run directory that rank 0 wrote at the first start",
+        "ftdist resume RUN_DIR, or start torchrun with --max-restarts=0 and run_dir=FOLDER",
     )
 
 
