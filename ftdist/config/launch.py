@@ -221,6 +221,24 @@ def _check_options(where: str, options: List[str], owned: Tuple[str, ...], owner
                               f"leave out --{name}: {why}")  # fmt: skip
 
 
+def _check_slurm(slurm: SlurmConfig) -> None:
+    if slurm.stop_before_limit_s > 65535:
+        raise ConfigError(
+            f"launch.slurm.stop_before_limit_s={slurm.stop_before_limit_s}", "at most 65535, which is Slurm's limit",
+            "launch.slurm.stop_before_limit_s=600",
+        )  # fmt: skip
+    if slurm.time is not None and not TIME.fullmatch(slurm.time):
+        raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS or D-HH:MM:SS",
+                          "launch.slurm.time=12:00:00")  # fmt: skip
+    for name in slurm.env:
+        if not ENV_NAME.fullmatch(name):
+            raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _",
+                              "rename the variable")  # fmt: skip
+        if OWNED_NAMES.fullmatch(name):
+            raise ConfigError(f"launch.slurm.env sets {name}", "a variable that the batch script does not use itself",
+                              "use another name, which slurm/submit.sbatch.template does not set")  # fmt: skip
+
+
 def check_launch(launch: LaunchConfig) -> None:
     """Check the section ``launch`` independently of the machine.
 
@@ -251,21 +269,7 @@ def check_launch(launch: LaunchConfig) -> None:
     if launch.nodes.port > 65535:
         raise ConfigError(f"launch.nodes.port={launch.nodes.port}", "between 1 and 65535",
                           "launch.nodes.port=29500")  # fmt: skip
-    if slurm.stop_before_limit_s > 65535:
-        raise ConfigError(
-            f"launch.slurm.stop_before_limit_s={slurm.stop_before_limit_s}", "at most 65535, which is Slurm's limit",
-            "launch.slurm.stop_before_limit_s=600",
-        )  # fmt: skip
-    if slurm.time is not None and not TIME.fullmatch(slurm.time):
-        raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS or D-HH:MM:SS",
-                          "launch.slurm.time=12:00:00")  # fmt: skip
-    for name in slurm.env:
-        if not ENV_NAME.fullmatch(name):
-            raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _",
-                              "rename the variable")  # fmt: skip
-        if OWNED_NAMES.fullmatch(name):
-            raise ConfigError(f"launch.slurm.env sets {name}", "a variable that the batch script does not use itself",
-                              "use another name, which slurm/submit.sbatch.template does not set")  # fmt: skip
+    _check_slurm(slurm)
     _check_options("launch.slurm.options", slurm.options, (*OWNED_OPTIONS, *WITHOUT_A_JOB))
     _check_options("launch.deepspeed.options", launch.deepspeed.options, ("nodes", "ntasks", "nodelist"),
                    "ftdist or DeepSpeed's launcher")  # fmt: skip
