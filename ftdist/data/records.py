@@ -56,6 +56,10 @@ class Document:
     """Tools for the chat template."""
     num_prompt_messages: int = 0
     """Number of messages that belong to the prompt of a prompt/completion record."""
+    marks: Optional[List[Optional[bool]]] = None
+    """For each message, whether its author marked it to be trained. None: without a mark."""
+    template_kwargs: Dict[str, Any] = field(default_factory=dict)
+    """The record's own arguments for the chat template. They override ``data.chat_template_kwargs``."""
 
 
 def read_record(location: str, record: Any, format: Format) -> Document:
