@@ -44,7 +44,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "Data": [
         "ftdist/data/main.py", "ftdist/data/prepare.py", "ftdist/data/sources.py", "ftdist/data/builtin_sources.py",
-        "ftdist/data/records.py", "ftdist/data/render.py", "ftdist/data/tokenizer.py", "ftdist/data/encode.py",
+        "ftdist/data/records.py", "ftdist/data/fields.py", "ftdist/data/messages.py", "ftdist/data/tool_calls.py",
+        "ftdist/data/render.py", "ftdist/data/tokenizer.py", "ftdist/data/encode.py",
         "ftdist/data/worker_pool.py", "ftdist/data/prepare_progress.py", "ftdist/data/pack.py",
         "ftdist/data/set_writer.py", "ftdist/data/meta.py", "ftdist/data/row_order.py", "ftdist/data/loader.py",
         "ftdist/data/preview.py", "ftdist/data/preview_rows.py", "ftdist/data/preview_page.py",

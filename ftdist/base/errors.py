@@ -53,9 +53,20 @@ class DataError(FtdistError):
     """A data source cannot be read, or none of its tokens would be trained.
 
     Most of these errors are raised before ranks are started. Ranks raise them if prepared data is missing or damaged.
+
+    Args:
+        found: What is wrong.
+        expected: What would be right.
+        fix: The change or command that fixes it.
+        reason: For an error in one record: what is wrong, without the location and the values of the record, for
+            example ``an empty answer``. Records that are dropped are counted by it.
     """
 
     exit_code = EXIT_USAGE
+
+    def __init__(self, found: str, expected: str = "", fix: str = "", reason: str = "") -> None:
+        super().__init__(found, expected, fix)
+        self.reason = reason
 
 
 class LaunchError(FtdistError):

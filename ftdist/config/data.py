@@ -28,6 +28,12 @@ class LongDocuments(Enum):
     drop = "drop"
 
 
+class Reasoning(Enum):
+    keep = "keep"
+    drop = "drop"
+    require = "require"
+
+
 @dataclass
 class SourceConfig:
     path: Optional[str] = None
@@ -46,6 +52,9 @@ class SourceConfig:
     """Commit, branch or tag on the hub. Use a commit for a run that can be repeated."""
     format: Format = Format.auto
     """Format of the records. ``auto`` recognises it from the field names."""
+    fields: Dict[str, str] = field(default_factory=dict)
+    """Names of the fields in the records, where they are not the usual ones: ``{prompt: question, completion: answer}``
+    reads the field ``question`` as the prompt."""
     weight: float = 1.0
     """Passes over this source in one epoch: 2 uses every document twice, 0.5 uses a seeded half of them."""
     max_documents: Optional[int] = None
@@ -67,6 +76,9 @@ class DataConfig:
     train_on: TrainOn = TrainOn.auto
     """Tokens that are trained. ``auto``: the assistant turns of chats, the completions of prompt/completion records,
     and all of plain text. ``last``: the last assistant turn only."""
+    reasoning: Reasoning = Reasoning.keep
+    """What happens to the reasoning in answers (``reasoning_content``, ``thinking``, ``<think>`` at the beginning).
+    ``drop``: it is removed. ``require``: a record with an answer without reasoning is a bad record."""
     chat_template: Optional[str] = None
     """Chat template: the name of one that ftdist ships (``chatml``), or the path of a Jinja file. null: the tokenizer's
     own."""

@@ -54,6 +54,8 @@ def parse_config(text: str, origin: str) -> RunConfig:
     try:
         defaults = OmegaConf.structured(RunConfig)
         for key, before in ADDED_LATER.items():
+            if "*" in key:
+                continue
             OmegaConf.update(defaults, key, before)
         merged = OmegaConf.merge(defaults, OmegaConf.create(text))
         # Interpolations are looked for in the values, not in the text: YAML can write a $ as \x24.

@@ -66,9 +66,11 @@ def config_hash(config: RunConfig) -> str:
 
 
 def _remove(tree: Dict[str, Any], key: str, only_if: Any = ...) -> None:
-    """Remove a dotted key from a nested dict, or only where it holds the value ``only_if``."""
-    *owners, name = key.split(".")
-    for owner in owners:
-        tree = tree.get(owner, {})
-    if only_if is ... or tree.get(name, ...) == only_if:
-        tree.pop(name, None)
+    """Remove a dotted key from a nested dict, or only where it holds the value ``only_if``. ``*`` is every key."""
+    owner, _, rest = key.partition(".")
+    if not rest:
+        if only_if is ... or tree.get(owner, ...) == only_if:
+            tree.pop(owner, None)
+        return
+    for inner in tree.values() if owner == "*" else [tree.get(owner, {})]:
+        _remove(inner, rest, only_if)

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional
 from ftdist.config.data import DataConfig as DataConfig  # part of the tree; in own files because of their length
 from ftdist.config.data import Format as Format
 from ftdist.config.data import LongDocuments as LongDocuments
+from ftdist.config.data import Reasoning as Reasoning
 from ftdist.config.data import SourceConfig as SourceConfig
 from ftdist.config.data import TrainOn as TrainOn
 from ftdist.config.launch import Device as Device
@@ -259,11 +260,13 @@ class RunConfig:
 
 ADDED_LATER: Dict[str, Any] = {
     "objective": {"kind": ObjectiveKind.sft}, "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None,
-    "optim.shorten_warmup": False,
+    "optim.shorten_warmup": False, "data.reasoning": Reasoning.keep, "data.sources.*.fields": {},
+    "data.heldout.*.fields": {},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.
 
 A ``run.yaml`` that lacks such a setting gets this value. While a setting holds this value, it is left out of the config
-hash, so that older checkpoints still fit. A whole section is given as a dict of all its fields. Such a section must not
-be the last field of RunConfig, because a file that was cut off there would look like an old one.
+hash, so that older checkpoints still fit. ``*`` stands for every name; there the value must be the default of the
+field. A whole section is given as a dict of all its fields. Such a section must not be the last field of RunConfig,
+because a file that was cut off there would look like an old one.
 """

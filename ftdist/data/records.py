@@ -1,43 +1,26 @@
 """Read records of all supported formats into documents. A document is a plain text, a prompt with its completion, or
-a chat."""
+a chat.
 
+``ftdist.data.fields`` recognises the format, and ``ftdist.data.messages`` reads the messages of chats.
+"""
+
+import hashlib
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format
-
-Record = Dict[str, Any]
-Message = Dict[str, Any]
-
-ROLES = ("system", "user", "assistant", "tool")
-ROLE_ALIASES = {
-    "human": "user",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "developer": "system",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
-}
-FIELD_DESCRIPTIONS = {
-    Format.text: "text",
-    Format.messages: "messages (a list of role and content)",
-    Format.prompt_completion: "prompt, completion",
-    Format.alpaca: "instruction, output (and input)",
-    Format.sharegpt: "conversations (a list of from and value)",
-}
-REQUIRED_FIELDS = {
-    Format.messages: ("messages",),
-    Format.sharegpt: ("conversations",),
-    Format.prompt_completion: ("prompt", "completion"),
-    Format.alpaca: ("instruction", "output"),
-    Format.text: ("text",),
-}
+from ftdist.config.schema import Format, Reasoning
+from ftdist.data.fields import Record, recognise, rename_fields
+from ftdist.data.messages import (
+    REASONING_FIELDS,
+    Chat,
+    Message,
+    read_messages,
+    split_reasoning,
+    type_name,
+)
+from ftdist.data.tool_calls import read_tools, remove_added_nulls
 
 
 @dataclass(frozen=True)
@@ -51,165 +34,194 @@ class Document:
     """The part of ``text`` before the completion. Empty for plain text."""
     text: str = ""
     messages: List[Message] = field(default_factory=list)
-    """Objects with ``role``, ``content`` and further fields for the chat template."""
+    """The messages in the normal form of ``ftdist.data.messages``."""
     tools: Optional[List[Any]] = None
-    """Tools for the chat template."""
+    """Tools for the chat template, in the normal form of ``ftdist.data.tool_calls``."""
     num_prompt_messages: int = 0
     """Number of messages that belong to the prompt of a prompt/completion record."""
     marks: Optional[List[Optional[bool]]] = None
-    """For each message, whether its author marked it to be trained. None: without a mark."""
+    """For each message, whether its author marked it to be trained (None: no mark). None if no message has a mark."""
     template_kwargs: Dict[str, Any] = field(default_factory=dict)
     """The record's own arguments for the chat template. They override ``data.chat_template_kwargs``."""
 
+    def content_hash(self) -> int:
+        """Return a 64-bit hash of the record's content. The held-out share is drawn by it.
 
-def read_record(location: str, record: Any, format: Format) -> Document:
+        It does not depend on the chat template. Reasoning is left out, so that ``data.reasoning`` does not change the
+        draw, and several solutions of a problem with equal answers stay together.
+        """
+        messages = [
+            {name: value for name, value in message.items() if name != "reasoning_content"} for message in self.messages
+        ]
+        content = json.dumps([messages, self.prompt, self.text], sort_keys=True)
+        return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big")
+
+
+def read_record(
+    location: str,
+    record: Any,
+    format: Format,
+    fields: Optional[Mapping[str, str]] = None,
+    reasoning: Reasoning = Reasoning.keep,
+) -> Document:
     """Read a record into a document.
 
     Args:
         location: Where the record was found. Error messages name it.
-        record: An object with the fields of one of the formats. Fields with the value None are treated as absent.
+        record: An object with the fields of one of the formats, or a list of messages. Fields with the value None are
+            treated as absent. A DataError stands for a record that could not be read from its file; it is raised.
         format: ``Format.auto`` recognises the format by the fields.
+        fields: The setting ``fields`` of the source.
+        reasoning: What happens to the reasoning in answers.
 
     Raises:
         DataError: The record is invalid. The message names its location.
     """
+    if isinstance(record, DataError):
+        raise record
+    if isinstance(record, list) and record and not fields:
+        record = {"messages": record}
     if not isinstance(record, dict):
-        raise DataError(f"{location}: the record is {_type_name(record)}", "an object with fields", "")
+        raise DataError(f"{location}: the record is {type_name(record)}", "an object with fields",
+                        reason=f"a record that is {type_name(record)}")  # fmt: skip
     record = {name: value for name, value in record.items() if value is not None}
-    format = _recognise(location, record, format)
+    if fields:
+        record = rename_fields(location, record, fields)
+    format, record = recognise(location, record, format, fields or {})
     if format is Format.text:
-        return Document(location, format, text=_string(location, record, "text"))
+        return _with_reasoning(Document(location, format, text=_string(location, record, "text")), reasoning)
     if format is Format.prompt_completion:
-        return _read_prompt_completion(location, record)
+        return _with_reasoning(_read_prompt_completion(location, record), reasoning)
     if format is Format.alpaca:
-        messages = _alpaca_messages(location, record)
-    elif format is Format.sharegpt:
-        messages = _messages(location, record["conversations"], "from", "value")
-        if isinstance(record.get("system"), str) and record["system"]:
-            messages.insert(0, {"role": "system", "content": record["system"]})
+        chat = _alpaca_chat(location, record)
     else:
-        messages = _messages(location, record["messages"])
-    return Document(location, format, messages=messages, tools=_tools(location, record))
+        chat = read_messages(location, record["conversations" if format is Format.sharegpt else "messages"])
+        _add_system(location, record, chat)
+    return _with_reasoning(_chat_document(location, format, record, chat), reasoning)
 
 
-def _recognise(location: str, record: Record, format: Format) -> Format:
-    candidates = list(REQUIRED_FIELDS) if format is Format.auto else [format]
-    for candidate in candidates:
-        if all(name in record for name in REQUIRED_FIELDS[candidate]):
-            return candidate
-    fields = f"the fields {', '.join(sorted(record))}" if record else "no fields"
-    if format is not Format.auto:
-        raise DataError(
-            f"{location}: the record has {fields}",
-            f"{FIELD_DESCRIPTIONS[format]}, for format={format.name}",
-            "set the format of the source to that of its records, or to auto",
-        )
-    known = "; ".join(f"{name.name}: {needs}" for name, needs in FIELD_DESCRIPTIONS.items())
-    raise DataError(
-        f"{location}: the record has {fields}{', which match no known format' if record else ''}",
-        known,
-        "rename the fields to one of these",
+def _chat_document(location: str, format: Format, record: Record, chat: Chat, num_prompt_messages: int = 0) -> Document:
+    tools = read_tools(location, record)
+    remove_added_nulls(chat.messages, tools)
+    arguments = record.get("chat_template_kwargs") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise DataError(f"{location}: chat_template_kwargs is not an object", "an object, or its JSON text",
+                        reason="chat_template_kwargs that are not an object")  # fmt: skip
+    return Document(
+        location,
+        format,
+        messages=chat.messages,
+        tools=tools,
+        num_prompt_messages=num_prompt_messages,
+        marks=chat.marks if any(mark is not None for mark in chat.marks) else None,
+        template_kwargs={name: value for name, value in arguments.items() if value is not None},
     )
 
 
 def _read_prompt_completion(location: str, record: Record) -> Document:
     prompt, completion = record["prompt"], record["completion"]
+    if isinstance(completion, str) and not completion.strip():
+        raise DataError(f"{location}: the completion is empty", "a completion with text", "remove the record",
+                        reason="an empty answer")  # fmt: skip
     if isinstance(prompt, str) and isinstance(completion, str):
-        if not completion:
-            raise DataError(f"{location}: the completion is empty", "a completion with text", "remove the record")
         return Document(location, Format.prompt_completion, prompt=prompt, text=prompt + completion)
+    if isinstance(prompt, list) and isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
     if not (isinstance(prompt, list) and isinstance(completion, list)):
         raise DataError(
-            f"{location}: prompt is {_type_name(prompt)} and completion is {_type_name(completion)}",
+            f"{location}: prompt is {type_name(prompt)} and completion is {type_name(completion)}",
             "two strings, or two lists of messages",
+            reason="a prompt and a completion of different types",
         )
-    before, after = _messages(location, prompt), _messages(location, completion)
-    if not any(message["role"] == "assistant" for message in after):
+    before, after = read_messages(location, prompt), read_messages(location, completion)
+    if not any(message["role"] == "assistant" for message in after.messages):
         raise DataError(
-            f"{location}: the completion has no assistant message", "an assistant message in the completion"
-        )
-    tools = _tools(location, record)
-    return Document(
-        location, Format.prompt_completion, messages=before + after, tools=tools, num_prompt_messages=len(before)
-    )
+            f"{location}: the completion has no assistant message", "an assistant message in the completion",
+            reason="a completion without an assistant message",
+        )  # fmt: skip
+    added = len(before.messages)
+    _add_system(location, record, before)
+    chat = Chat(before.messages + after.messages, before.marks + after.marks)
+    return _chat_document(location, Format.prompt_completion, record, chat, max(added, len(before.messages)))
 
 
-def _alpaca_messages(location: str, record: Record) -> List[Message]:
-    question = _string(location, record, "instruction")
+def _alpaca_chat(location: str, record: Record) -> Chat:
+    question, answer = _string(location, record, "instruction"), _string(location, record, "output")
     if record.get("input"):
         question += "\n\n" + _string(location, record, "input")
-    messages = [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": _string(location, record, "output")},
-    ]
-    if record.get("system"):
-        messages.insert(0, {"role": "system", "content": _string(location, record, "system")})
-    return messages
+    history = _history(location, record["history"]) if record.get("history") else Chat([], [])
+    thought = next(({name: record[name]} for name in REASONING_FIELDS if record.get(name)), {})
+    turn = read_messages(
+        location, [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **thought}]
+    )
+    chat = Chat(history.messages + turn.messages, history.marks + turn.marks)
+    _add_system(location, record, chat)
+    return chat
 
 
-def _messages(location: str, found: Any, role_field: str = "role", content_field: str = "content") -> List[Message]:
-    if isinstance(found, str):  # a list as JSON text, for example in a column of a .csv file
-        with suppress(ValueError):
-            found = json.loads(found)
-    if not isinstance(found, list):
-        raise DataError(f"{location}: the messages are {_type_name(found)}", "a list of messages")
-    if not found:
-        raise DataError(f"{location}: the list of messages is empty", "at least one message", "remove the record")
-    return [
-        _message(f"{location}, message {number}", message, role_field, content_field)
-        for number, message in enumerate(found, 1)
-    ]
+def _history(location: str, found: Any) -> Chat:
+    """Return the earlier turns of an Alpaca record: a list of ``[question, answer]``, or its JSON text."""
+    history = read_messages(f"{location}, history", found)
+    if history.messages and history.messages[-1]["role"] != "assistant":
+        raise DataError(f"{location}: the history does not end with an answer", "a list of [question, answer]",
+                        reason="a history that does not end with an answer")  # fmt: skip
+    return history
 
 
-def _message(where: str, found: Any, role_field: str, content_field: str) -> Message:
-    if not isinstance(found, dict):
-        raise DataError(f"{where} is {_type_name(found)}", f"an object with {role_field} and {content_field}")
-    message = {name: value for name, value in found.items() if value is not None}
-    role = message.pop(role_field, None)
-    role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        fields = ", ".join(found) or "none"
-        problem = f"has no {role_field}; its fields are: {fields}" if role is None else f"has the role {role!r}"
-        raise DataError(f"{where} {problem}", f"one of the roles {', '.join(ROLES)}")
-    content = message.pop(content_field, "")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(part.get("text") or "" for part in content)
-    if not isinstance(content, str):
-        raise DataError(f"{where} has content that is {_type_name(content)}", "a string, or parts of type text")
-    if not content and not message.get("tool_calls") and role != "tool":
-        raise DataError(f"{where} ({role}) is empty", "content or tool_calls", "remove the message or the record")
-    return {"role": role, "content": content, **message}
+def _add_system(location: str, record: Record, chat: Chat) -> None:
+    """Insert the system message of a record before its messages."""
+    system = record.get("system", record.get("system_prompt")) or ""
+    if isinstance(system, str) and not system.strip():
+        return
+    text = system if isinstance(system, str) else _string(location, {"system": system}, "system")
+    if chat.messages and chat.messages[0]["role"] == "system":
+        if chat.messages[0]["content"].strip() == text.strip():
+            return
+        raise DataError(f"{location}: the record has the field system and another system message", "one of them",
+                        "remove one of them", reason="two system messages")  # fmt: skip
+    chat.messages.insert(0, {"role": "system", "content": text})
+    chat.marks.insert(0, None)
 
 
-def _tools(location: str, record: Record) -> Optional[List[Any]]:
-    tools = record.get("tools")
-    if isinstance(tools, str):  # JSON text, because all values of a column must have the same type
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise DataError(f"{location}: tools is a string that is not JSON: {error}", "a list of tools") from error
-    if tools is not None and not isinstance(tools, list):
-        raise DataError(f"{location}: tools is {_type_name(tools)}", "a list of tools")
-    return tools or None
+def _with_reasoning(document: Document, reasoning: Reasoning) -> Document:
+    """Remove the reasoning in answers, or check that it is there."""
+    if reasoning is Reasoning.drop:
+        for message in document.messages:
+            message.pop("reasoning_content", None)
+        if document.prompt and not document.messages:
+            thought, answer = split_reasoning(document.text[len(document.prompt) :])
+            if thought is not None:
+                return Document(document.location, document.format, document.prompt, document.prompt + answer)
+    if reasoning is Reasoning.require:
+        if not document.messages and split_reasoning(document.text[len(document.prompt) :])[0]:
+            return document
+        marks = document.marks or [None] * len(document.messages)
+        lacking = [
+            number
+            for number, (message, mark) in enumerate(zip(document.messages, marks, strict=True), 1)
+            if number > document.num_prompt_messages
+            and (message["role"], mark is False, "reasoning_content" in message) == ("assistant", False, False)
+        ]
+        if lacking or not document.messages:
+            where = f", message {lacking[0]} (assistant)" if lacking else ": the record"
+            raise DataError(f"{document.location}{where} has no reasoning, and data.reasoning=require",
+                            "reasoning in every answer: reasoning_content, or <think> … </think> before the answer",
+                            "remove the record, or data.reasoning=keep",
+                            reason="an answer without reasoning")  # fmt: skip
+    return document
 
 
 def _string(location: str, record: Record, name: str) -> str:
     value = record[name]
+    what = "an empty answer" if name == "output" else f"an empty {name}"
     if not isinstance(value, str):
-        raise DataError(f"{location}: {name} is {_type_name(value)}", "a string")
+        raise DataError(f"{location}: {name} is {type_name(value)}", "a string",
+                        reason=f"{name} that is {type_name(value)}")  # fmt: skip
     if not value.strip():
-        raise DataError(f"{location}: {name} is empty", "text", "remove the record")
+        raise DataError(f"{location}: {name} is empty", "text", "remove the record", reason=what)
     return value
-
-
-def _type_name(value: Any) -> str:
-    names = {
-        list: "a list",
-        dict: "an object",
-        str: "a string",
-        int: "a number",
-        float: "a number",
-        bool: "true or false",
-        type(None): "missing",
-    }
-    return names.get(type(value), type(value).__name__)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, TrainOn
+from ftdist.data.messages import Message
 from ftdist.data.records import Document
 
 Span = Tuple[int, int]
@@ -239,6 +240,8 @@ def _apply(
             "data.chat_template=chatml, or a Jinja file",
         )
     marked = has_generation_marks(renderer.template)
+    if "reasoning_content" not in renderer.template:
+        messages = [_with_inline_reasoning(message) for message in messages]
     try:
         texts, marks = render_jinja_template(
             [messages],
@@ -257,6 +260,14 @@ def _apply(
             "correct the record, or set data.chat_template",
         ) from error
     return texts[0], [tuple(mark) for mark in marks[0]] if marked else None
+
+
+def _with_inline_reasoning(message: Message) -> Message:
+    """Return a message with its reasoning in the content, for a template that knows no field for it."""
+    if "reasoning_content" not in message:
+        return message
+    others = {name: value for name, value in message.items() if name != "reasoning_content"}
+    return {**others, "content": f"<think>\n{message['reasoning_content']}\n</think>\n\n{message['content']}"}
 
 
 def has_generation_marks(template: str) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, Dict, List, NamedTuple, Optional, Pattern
 import numpy as np
 
 from ftdist.config.schema import TrainOn
-from ftdist.data.records import Document, Message
+from ftdist.data.messages import Message
+from ftdist.data.records import Document
 from ftdist.data.render import Renderer
 from ftdist.run.checks import Check, judge, not_run
 

@@ -11,17 +11,21 @@ from ftdist.base.errors import ConfigError
 from ftdist.config import frozen, resumable
 from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import config_hash
-from ftdist.config.schema import ADDED_LATER, RunConfig
+from ftdist.config.schema import ADDED_LATER, RunConfig, SourceConfig
 
 FIRST_HASH = "8c0a5a749929b32f8a9185e9b8bdb96c05451cea7a65968e2381ec03c4e70291"
 """Hash of the default config at the first release. Manifests of old checkpoints hold such hashes."""
+
+FIRST_HASH_WITH_SOURCES = "d62d86f3623a167b20a3faa463433a84f7958bcd31df546cb1126e36f9d3e0c5"
+"""The same for a config with one training source and one held-out source."""
+OF_EVERY_CONFIG = [key for key in ADDED_LATER if "*" not in key]
 
 
 def test_settings_added_later_leave_the_hash_as_it_was() -> None:
     assert config_hash(RunConfig()) == FIRST_HASH
 
 
-@pytest.mark.parametrize("key", ADDED_LATER)
+@pytest.mark.parametrize("key", OF_EVERY_CONFIG)
 def test_a_setting_added_later_is_hashed_when_it_has_another_value(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(resumable.ADDED_LATER, key, "a value that this setting never has")
     assert config_hash(RunConfig()) != FIRST_HASH
@@ -43,7 +47,7 @@ def test_a_whole_section_can_be_added_later(monkeypatch: pytest.MonkeyPatch, tmp
     assert load_config(tmp_path / "run.yaml").debug.deterministic, "the value that means the old behaviour"
 
 
-@pytest.mark.parametrize("key", ADDED_LATER)
+@pytest.mark.parametrize("key", OF_EVERY_CONFIG)
 def test_an_old_run_yaml_gets_the_value_of_the_old_behaviour(key: str, tmp_path: Path) -> None:
     whole = OmegaConf.create(dump_config(RunConfig()))
     *owners, name = key.split(".")
@@ -55,6 +59,19 @@ def test_an_old_run_yaml_gets_the_value_of_the_old_behaviour(key: str, tmp_path:
     assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == ADDED_LATER[key]
     assert config_hash(config) == FIRST_HASH
     assert parse_config(dump_config(config), "dump") == config
+
+
+def test_a_setting_of_each_source_that_was_added_later_leaves_the_hash_as_it_was(tmp_path: Path) -> None:
+    config = RunConfig()
+    config.data.sources = {"mine": SourceConfig(path="a.jsonl")}
+    config.data.heldout = {"held": SourceConfig(path="b.jsonl")}
+    assert config_hash(config) == FIRST_HASH_WITH_SOURCES
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(config).replace("      fields: {}\n", ""))
+    assert "fields" not in path.read_text()
+    assert load_config(path) == config
+    config.data.heldout["held"].fields = {"prompt": "question"}
+    assert config_hash(config) != FIRST_HASH_WITH_SOURCES
 
 
 def test_a_section_that_was_not_added_later_is_required(tmp_path: Path) -> None:

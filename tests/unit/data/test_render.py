@@ -50,7 +50,10 @@ def test_templates_with_and_without_generation_blocks_give_the_same_mask() -> No
     draw = random.Random(0)
     marks, prefixes = bytes_tokenizer(), tokenizer_with(APPENDS)
     for _ in range(50):
-        texts = ["".join(draw.choices("ab \n<é|>", k=draw.randint(1, 9))) for _ in range(2 * draw.randint(1, 3))]
+        texts = [
+            "a".join("".join(draw.choices("ab \n<é|>", k=draw.randint(0, 5))) for _ in range(2))
+            for _ in range(2 * draw.randint(1, 3))
+        ]
         record = chat(*texts)
         assert ids_of(marks, record) == ids_of(prefixes, record)
         assert trained_text(marks, record) == trained_text(prefixes, record)
@@ -112,7 +115,7 @@ def test_a_template_that_changes_earlier_answers_is_refused_unless_only_the_last
     assert "message 2" in caught.value.found
     assert "data.train_on=last" in caught.value.fix
     assert "chatml" in caught.value.fix
-    assert trained_text(tokenizer, record, TrainOn.last) == ["<think>so</think>a2<|im_end|>"]
+    assert trained_text(tokenizer, record, TrainOn.last) == ["<think>\nso\n</think>\n\na2<|im_end|>"]
 
 
 def test_a_generation_prompt_that_differs_from_the_beginning_of_answers_is_refused() -> None:
@@ -174,7 +177,8 @@ def test_chatml_renders_tools_and_trains_tool_calls() -> None:
     assert calls == '<tool_call>{"name": "add", "arguments": {"x": 1}}</tool_call><|im_end|>'
     assert answer == "two<|im_end|>"
     text = tokenizer.decode(ids_of(tokenizer, record))
-    assert text.startswith('<|im_start|>system\n# Tools\n{"name": "add"}\n<|im_end|>\n<|im_start|>user\nq')
+    tool = '{"type": "function", "function": {"name": "add"}}'
+    assert text.startswith(f"<|im_start|>system\n# Tools\n{tool}\n<|im_end|>\n<|im_start|>user\nq")
     system = [{"role": "system", "content": "be brief"}, *messages]
     assert "be brief\n\n# Tools" in tokenizer.decode(ids_of(tokenizer, record | {"messages": system}))
 

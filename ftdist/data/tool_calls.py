@@ -1,0 +1,147 @@
+"""Bring tools and the calls of tools into one normal form, whatever names and shapes their file uses.
+
+A call in normal form is ``{"type": "function", "id": …, "function": {"name": …, "arguments": {…}}}``; ``id`` is
+optional. A tool is ``{"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}``.
+"""
+
+import json
+import re
+from contextlib import suppress
+from typing import Any, Dict, List, Optional
+
+from ftdist.base.errors import DataError
+
+Call = Dict[str, Any]
+TAGS = re.compile(r"</?(?:tool_call|functioncall|function_call)>")
+ARGUMENT_FIELDS = ("arguments", "parameters", "input", "args")
+
+
+def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
+    """Return the calls of an assistant message: its ``tool_calls``, or the older ``function_call``.
+
+    Args:
+        where: Names the message in errors.
+        message: The message as it was found, without fields that are None.
+
+    Raises:
+        DataError: A call has no name, or its arguments are not an object.
+    """
+    found = message.get("tool_calls")
+    if not found and message.get("function_call"):
+        found = [message["function_call"]]
+    return _calls(where, found) if found else []
+
+
+def calls_in_text(where: str, content: Any) -> List[Call]:
+    """Return the calls in the content of a message with the role ``function_call`` or ``tool_call``.
+
+    Raises:
+        DataError: The content is neither a call nor a list of calls.
+    """
+    if isinstance(content, str):
+        content = TAGS.sub("", content).strip()
+    if not content:
+        raise DataError(f"{where} (function_call) is empty", "a call", "remove the record", reason="an empty call")
+    return _calls(where, content)
+
+
+def _calls(where: str, found: Any) -> List[Call]:
+    found = _parsed(found)
+    if isinstance(found, dict):
+        found = [found]
+    if not isinstance(found, list):
+        raise DataError(f"{where} has a call that is not JSON: {str(found)[:60]!r}",
+                        "an object with name and arguments, or a list of them", "correct or remove the record",
+                        reason="a call that is not JSON")  # fmt: skip
+    return [_call(where, _parsed(call)) for call in found if call is not None]
+
+
+def _call(where: str, found: Any) -> Call:
+    function = _parsed(found.get("function")) if isinstance(found, dict) else None
+    if isinstance(found, dict) and not isinstance(function, dict):
+        function = {"name": function, **found} if isinstance(function, str) else found
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name or not isinstance(function, dict):
+        raise DataError(f"{where} has a call without the name of a function", "an object with name and arguments",
+                        "correct or remove the record", reason="a call without a name")  # fmt: skip
+    given: Any = next((function[field] for field in ARGUMENT_FIELDS if function.get(field) is not None), {})
+    arguments = _parsed(given) if given != "" else {}
+    if not isinstance(arguments, dict):
+        raise DataError(f"{where} calls {name} with arguments that are not an object: {str(given)[:60]!r}",
+                        "an object, or its JSON text", "correct or remove the record",
+                        reason="a call whose arguments are not an object")  # fmt: skip
+    identity = {"id": found["id"]} if isinstance(found.get("id"), str) and found["id"] else {}
+    return {"type": "function", **identity, "function": {"name": name, "arguments": arguments}}
+
+
+def read_tools(location: str, record: Dict[str, Any]) -> Optional[List[Any]]:
+    """Return the tools of a record in normal form, or None if it has none.
+
+    Args:
+        location: Where the record was found. Error messages name it.
+        record: Its field ``tools`` (or the older ``functions``) is a list of tools, a single tool, or the JSON text of
+            one of these. The elements of the list can be JSON text too.
+
+    Raises:
+        DataError: The field is something else.
+    """
+    tools = record.get("tools") or record.get("functions")
+    if isinstance(tools, str):  # because all values of a column must have the same type
+        if not tools.strip():
+            return None
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{location}: tools is a string that is not JSON: {error}", "a list of tools",
+                            reason="tools that are not JSON") from error  # fmt: skip
+    tools = [tools] if isinstance(tools, dict) and tools else tools
+    if tools and not isinstance(tools, list):
+        raise DataError(f"{location}: tools is not a list: {str(tools)[:60]!r}", "a list of tools",
+                        reason="tools that are not a list")  # fmt: skip
+    return [_tool(_parsed(tool)) for tool in tools if tool is not None] or None if tools else None
+
+
+def _tool(found: Any) -> Any:
+    if not isinstance(found, dict):
+        return found
+    found = _without_nulls(found)
+    if "function" not in found and isinstance(found.get("name"), str) and found.get("type", "function") == "function":
+        return {"type": "function", "function": {name: value for name, value in found.items() if name != "type"}}
+    return {"type": "function", **found} if isinstance(found.get("function"), dict) else found
+
+
+def remove_added_nulls(messages: List[Dict[str, Any]], tools: Optional[List[Any]]) -> None:
+    """Remove from calls, in place, the arguments that are null and that their tool does not declare.
+
+    In a column of structs, Arrow adds all fields of all structs to each of them, as nulls. A file in another format
+    that was made from such a column still has them.
+    """
+    declared: Dict[str, Any] = {}
+    for tool in tools or []:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        parameters = function.get("parameters") if isinstance(function, dict) else None
+        properties = parameters.get("properties") if isinstance(parameters, dict) else None
+        if isinstance(function, dict) and isinstance(properties, dict):
+            declared[str(function.get("name"))] = properties
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            if name in declared and None in arguments.values():
+                call["function"]["arguments"] = {
+                    key: value for key, value in arguments.items() if value is not None or key in declared[name]
+                }
+
+
+def _without_nulls(schema: Any) -> Any:
+    """Return a JSON schema without nulls. Only a default can be null there."""
+    if isinstance(schema, dict):
+        return {key: _without_nulls(value) for key, value in schema.items() if value is not None or key == "default"}
+    return [_without_nulls(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def _parsed(value: Any) -> Any:
+    """Return the value of a JSON text, or anything else unchanged."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
