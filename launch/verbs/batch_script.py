@@ -10,6 +10,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistErr
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle
+from ftdist.launch.backends.slurm import answers
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.rundir import RunDir
 
@@ -98,9 +99,17 @@ def end(args: argparse.Namespace) -> int:
 
 
 def moved(args: argparse.Namespace) -> int:
-    """Write into status.json that the run waits in the queue as another job."""
+    """Write into status.json that the run waits in the queue as another job: ``--job`` is what sbatch printed.
+
+    Raises:
+        LaunchError: it holds no job's id.
+    """
     run = RunDir.open(args.run_dir)
-    run.write_status(state="queued", job_id=args.job, requeues=int(run.read_status().get("requeues", 0)) + 1)
+    job = answers.job_id(args.job)
+    if job is None:
+        raise LaunchError(f"sbatch printed no job id: {args.job!r}", "the id of a submitted job",
+                          "squeue --me shows whether the run goes on; if not: ftdist resume RUN_DIR")  # fmt: skip
+    run.write_status(state="queued", job_id=job, requeues=int(run.read_status().get("requeues", 0)) + 1)
     return EXIT_DONE
 
 

@@ -9,12 +9,13 @@ import contextlib
 import ctypes
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import psutil
 
@@ -22,6 +23,7 @@ from tests.helpers.cli import start
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 IN_NODE = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
+BANNER = "echo '*** Welcome to HAL | 2026 ***'; echo 'used 1234 of 5000 hours | project x'"
 SETTINGS = """\
 ClusterName=test
 SlurmctldHost=controller(127.0.0.1)
@@ -188,6 +190,25 @@ class Cluster:
     def ftdist(self, *words: str, cwd: Optional[Path] = None) -> "subprocess.Popen[str]":
         """Start ``ftdist WORDS…`` in an environment whose Slurm is this cluster."""
         return start(*words, cwd=cwd, env=self.env)
+
+    @contextlib.contextmanager
+    def wrapped(self, folder: Path, sbatch: str = '"$real" "$@"') -> Iterator[None]:
+        """Put wrappers before Slurm's commands, as sites do: each prints a banner before the command's own output.
+
+        Args:
+            folder: an empty folder.
+            sbatch: what the wrapper of sbatch runs, for bash.
+        """
+        for name in ("sbatch", "squeue", "sinfo", "scontrol", "srun", "scancel"):
+            run = sbatch if name == "sbatch" else 'exec "$real" "$@"'
+            (folder / name).write_text(f"#!/bin/bash\nreal={shutil.which(name)}\n{BANNER}\n{run}\n")
+            (folder / name).chmod(0o755)
+        path = self.env["PATH"]
+        self.env["PATH"] = f"{folder}:{path}"
+        try:
+            yield
+        finally:
+            self.env["PATH"] = path
 
     def job(self, job: str) -> Dict[str, str]:
         """Return the fields that ``scontrol show job`` prints."""

@@ -131,3 +131,37 @@ def test_the_message_of_a_refused_submission_is_shown(slurm: Cluster, tmp_path: 
     done = submit(slurm, "launch.device=cpu", "launch.slurm.partition=none", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 1 and "invalid partition specified: none" in done.stderr
     assert done.stderr.count("\n") <= 3
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "code"),
+    [
+        pytest.param('"$real" "$@"; echo 17', 0, id="another number is printed"),
+        pytest.param('"$real" "$@" >/dev/null', 0, id="the id is not printed"),
+        pytest.param('"$real" "$@" >/dev/null; echo "sbatch: error: Socket timed out" >&2; exit 1', 0, id="timeout"),
+        pytest.param("true", 1, id="nothing is submitted"),
+    ],
+)
+def test_a_submission_whose_answer_is_lost_is_found(sbatch: str, code: int, slurm: Cluster, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "a run")
+    (tmp_path / "bin").mkdir()
+    held = ("launch.device=cpu", "launch.slurm.options=[--hold]", f"run_dir='{run.path}'")
+    with slurm.wrapped(tmp_path / "bin", sbatch):
+        done = submit(slurm, *held)
+        again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,
+                               capture_output=True, timeout=60)  # fmt: skip
+    assert (done.returncode, run.read_status()["state"]) == (code, "frozen" if code else "queued"), done.stderr
+    jobs = slurm.run("squeue", "-h", "-o", "%A").split()
+    assert jobs == ([] if code else [run.read_status()["job_id"]]) and again.returncode == (1 if code else 2)
+    if code:
+        assert "squeue shows no job" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_has_one_job(slurm: Cluster, tmp_path: Path) -> None:
+    """``resume`` does not submit a second one beside a job that was submitted by hand."""
+    run = RunDir(tmp_path / "run")
+    submit(slurm, "launch.device=cpu", "--dry-run", f"run_dir={run.path}")
+    job = slurm.run("sbatch", "--parsable", "--hold", str(run.submit)).strip()
+    again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,
+                           capture_output=True, timeout=60)  # fmt: skip
+    assert again.returncode == 1 and f"job {job} of this run is already in the queue" in again.stderr

@@ -5,15 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Set
 
 from ftdist.base.errors import LaunchError
 from ftdist.config.launch import LaunchKind
+from ftdist.launch.backends.slurm import answers
 from ftdist.run.rundir import RunDir
 
 TIMEOUT_S = 60
+LOOKS, BETWEEN_LOOKS_S = 3, 0.5
+"""How often, and how far apart, the queue is searched for a job whose submission was not answered."""
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
         "DEADLINE", "REVOKED"}  # fmt: skip
 
@@ -86,23 +90,62 @@ def sbatch(script: Path, *runs: RunDir) -> str:
         runs: the runs that the job will run. Earlier requests to stop them are removed.
 
     Raises:
-        LaunchError: Slurm refuses it, or has submitted nothing; quotes its message.
+        LaunchError: Slurm refuses it, or it is not known whether Slurm has submitted it; quotes the message.
     """
     if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
         print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
               file=sys.stderr)  # fmt: skip
+    before = jobs_of(script)
     for run in runs:
         run.cancel.unlink(missing_ok=True)
-    answer = run_command("sbatch", "--parsable", str(script))
-    job = (answer or "").strip().split(";")[0]
-    if not job.isdecimal():
-        raise LaunchError(f"sbatch printed no job id: {answer!r}", "the id of a submitted job",
-                          "check launch.slurm.options")  # fmt: skip
-    return job
+    try:
+        answer = run_command("sbatch", "--parsable", str(script)) or ""
+    except LaunchError as error:
+        # The controller may have taken the job, and only its answer was lost.
+        if not answers.LATE.search(str(error)) or (found := _find_late(script, before)) is None:
+            raise
+        return found
+    found = answers.job_id(answer) or _find_late(script, before)
+    if found is None:
+        raise LaunchError(f"sbatch printed no job id, and squeue shows no job of {script}: {answer.strip()!r}",
+                          "the id of a submitted job",
+                          "squeue --me shows whether it was submitted; if not, check launch.slurm.options")  # fmt: skip
+    return found
+
+
+def jobs_of(script: Path) -> Set[str]:
+    """Return the ids of this user's jobs of a batch script that wait or run. Empty if Slurm cannot be asked.
+
+    The path of the script holds the run directory, so no other run has such a job.
+    """
+    wanted = (f"--user={os.getuid()}", "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED")
+    form = f"--format={answers.line_format('%i', '%o')}"
+    listed = run_command("squeue", "--noheader", *wanted, form, check=False) or ""
+    return {job.split("_")[0] for job, command in answers.rows(listed, 2) if command == str(script)}
+
+
+def _find_late(script: Path, before: Set[str]) -> Optional[str]:
+    """Return the id of a job that was submitted although sbatch did not say so. It may need seconds to appear.
+
+    Args:
+        before: ids of earlier jobs of the script.
+    """
+    for _ in range(LOOKS):
+        if found := jobs_of(script) - before:
+            return found.pop()
+        time.sleep(BETWEEN_LOOKS_S)
+    return None
 
 
 def submit(run: RunDir) -> str:
-    """Submit the batch script of a run. Returns the id of the job."""
+    """Submit the batch script of a run. Returns the id of the job.
+
+    Raises:
+        LaunchError: the run has a job already, or see ``sbatch``.
+    """
+    if there := jobs_of(run.submit):
+        raise LaunchError(f"job {min(there)} of this run is already in the queue or runs", "a run that has no job",
+                          f"wait for it, or end it first: scancel {min(there)}")  # fmt: skip
     job = sbatch(run.submit, run)
     mark_queued(run, job)
     return job
@@ -123,10 +166,9 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
     found: Dict[str, Job] = {}
     whole = {job.split("_")[0] for job in ids}  # instead of each element of an array
     wanted = "--jobs=" + ",".join(sorted(whole))
-    options = ("--noheader", "--array", "--states=all", "--format=%i|%T|%r|%S")
+    options = ("--noheader", "--array", "--states=all", f"--format={answers.line_format('%i', '%T', '%r', '%S')}")
     listed = run_command("squeue", *options, wanted, check=False) or ""
-    for line in listed.splitlines():
-        job, state, reason, start = line.split("|")
+    for job, state, reason, start in answers.rows(listed, 4):
         if job in ids:
             found[job] = Job(job, state, reason, "" if start == "N/A" else start)
     return found

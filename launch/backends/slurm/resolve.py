@@ -6,6 +6,7 @@ from typing import Dict, List, Optional, Set
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import Device, LaunchConfig, Profile
+from ftdist.launch.backends.slurm import answers
 from ftdist.launch.backends.slurm.client import available, run_command
 
 GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
@@ -17,7 +18,8 @@ def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
     if not available():
         return None
     where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
-    listed = run_command("sinfo", "--noheader", "--Node", "--format=%N|%P|%f|%G", *where, check=False)
+    listed = run_command("sinfo", "--noheader", "--Node", f"--format={answers.line_format('%N', '%P', '%f', '%G')}",
+                         *where, check=False)  # fmt: skip
     return count_gpus(listed or "", launch) or None
 
 
@@ -25,10 +27,10 @@ def count_gpus(listed: str, launch: LaunchConfig) -> Dict[int, List[str]]:
     """Return the names of the nodes that the job may get, by number of GPUs.
 
     Args:
-        listed: sinfo's lines ``NODE|PARTITION|FEATURES|GRES``. The default partition has a star after its name.
+        listed: what sinfo prints: node, partition, features, GRES. The default partition has a star after its name.
         launch: names the partition and the features that a node must have.
     """
-    rows = [line.split("|", 3) for line in listed.splitlines()]
+    rows = answers.rows(listed, 4)
     if launch.slurm.partition is None and any(row[1].endswith("*") for row in rows):
         rows = [row for row in rows if row[1].endswith("*")]
     counts: Dict[int, Set[str]] = {}

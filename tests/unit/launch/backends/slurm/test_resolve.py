@@ -9,10 +9,11 @@ from ftdist.config.schema import Device, LaunchConfig
 from ftdist.launch.backends.slurm import resolve
 
 LISTED = """\
-n1|gpu*|a100,ib|gpu:a100:8(S:0-1)
-n2|gpu*|h100,ib|gpu:h100:4
-n2|all|h100,ib|gpu:h100:4
-n3|all|(null)|(null)
+Welcome to the cluster | quota: 3 | of 5 | TB
+ftdist|n1|gpu*|a100,ib|gpu:a100:8(S:0-1)
+ftdist|n2|gpu*|h100,ib|gpu:h100:4
+ftdist|n2|all|h100,ib|gpu:h100:4
+ftdist|n3|all|(null)|(null)
 """
 
 
