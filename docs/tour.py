@@ -40,7 +40,8 @@ TOUR: Dict[str, List[str]] = {
         "launch/backends/local.py", "launch/backends/rendezvous.py", "launch/backends/nodes.py",
         "launch/backends/deepspeed.py", "launch/backends/hostfile.py", "launch/backends/slurm/backend.py",
         "launch/backends/slurm/resolve.py", "launch/backends/slurm/script.py", "launch/backends/slurm/answers.py",
-        "launch/backends/slurm/client.py", "launch/backends/slurm/follow.py", "launch/backends/slurm/stop.py", "launch/runs/liveness.py",
+        "launch/backends/slurm/client.py", "launch/backends/slurm/follow.py", "launch/backends/slurm/stop.py",
+        "launch/runs/liveness.py",
     ],
     "Data": [
         "ftdist/data/main.py", "ftdist/data/prepare.py", "ftdist/data/sources.py", "ftdist/data/builtin_sources.py",

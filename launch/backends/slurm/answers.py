@@ -1,7 +1,7 @@
 """What Slurm's commands print, read from output that may hold other lines too.
 
 Sites wrap Slurm's commands: a banner before the answer, a line about the cost of a job after it, a quota in between.
-squeue and sinfo print what their ``--format`` says, so every line of an answer begins with a mark. sbatch has no format.
+squeue and sinfo print what their ``--format`` says, so every line of an answer begins with a mark. sbatch has none.
 """
 
 import re
@@ -35,7 +35,7 @@ def rows(printed: str, fields: int) -> List[List[str]]:
     """
     found = []
     for line in printed.splitlines():
-        before, mark, rest = line.partition(MARK)  # a banner may end without a line break
+        _, mark, rest = line.partition(MARK)  # a banner may end without a line break
         values = [value.strip() for value in rest.split("|", fields - 1)]
         if mark and len(values) == fields:
             found.append(values)
