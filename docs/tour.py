@@ -54,7 +54,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "Model": [
         "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py", "ftdist/model/vocabulary.py",
-        "ftdist/model/attention.py", "ftdist/model/forward.py", "ftdist/model/isolation.py", "ftdist/model/save.py",
+        "ftdist/model/attention.py", "ftdist/model/attention_plan.py", "ftdist/model/exactness.py",
+        "ftdist/model/forward.py", "ftdist/model/isolation.py", "ftdist/model/save.py",
         "ftdist/model/standin.py",
     ],
     "One training step": [

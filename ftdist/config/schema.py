@@ -30,6 +30,7 @@ class Attention(Enum):
     varlen = "varlen"
     flex = "flex"
     mask = "mask"
+    rows = "rows"
 
 
 class Schedule(Enum):
@@ -83,11 +84,12 @@ class ModelConfig:
     """Pad the number of embedding rows to a multiple of this; 64 suits tensor cores. The model never produces the added
     ids."""
     attention: Attention = Attention.auto
-    """How packed documents are isolated from each other. ``documents``: SDPA on each document (any device). ``varlen``:
-    PyTorch's variable-length kernel (CUDA). ``flex``: flex attention (CUDA). ``mask``: a block-diagonal mask, whose
-    size is quadratic in the row length. ``auto``: mask for models whose attention scores the other backends do not
-    support (Gemma 2, gpt-oss); for other models varlen on CUDA in bf16, else documents. The isolation is tested at the
-    start of every run."""
+    """How the documents of a packed row are isolated from each other. ``documents``: SDPA on each document.
+    ``varlen``: PyTorch's variable-length kernel (CUDA). ``flex``: flex attention (CUDA). ``mask``: a block-diagonal
+    mask, whose size is quadratic in the row length. ``rows``: each document is a row of its own; this is slow and works
+    with every causal model. ``auto``: the first of varlen, documents, mask, flex and rows that runs on this device and
+    gives the loss and the gradients of plain transformers on a small stand-in of the model. The isolation is tested
+    again on the model itself at the start of every run."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you trust the author."""
 

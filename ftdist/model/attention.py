@@ -10,63 +10,13 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import AttentionInterface
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Attention
 
 Output = Tuple[torch.Tensor, None]
 DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"
 """Names of this module's backends in transformers."""
-
-
-def choose_backend(
-    wanted: Attention, model_config: PretrainedConfig, device: torch.device, dtype: torch.dtype
-) -> Attention:
-    """Return the backend to use. It is never ``auto``.
-
-    ``auto`` selects the fastest backend that keeps documents apart, runs on this device, and supports the attention of
-    this model.
-
-    Args:
-        wanted: ``model.attention`` of the config.
-        model_config: Config of the model.
-        device: Device that the model is trained on.
-        dtype: Type of the weights.
-
-    Raises:
-        ConfigError: ``wanted`` does not run on this device or with this type.
-    """
-    flash = device.type == "cuda" and dtype is torch.bfloat16
-    if wanted is Attention.varlen and not flash:
-        found = f"model.attention=varlen does not run on {device.type} in {dtype}".replace("torch.", "")
-        raise ConfigError(found, "a CUDA device and train.precision=bf16", "model.attention=documents")
-    if wanted is Attention.flex and device.type != "cuda":
-        found = f"model.attention=flex does not run on {device.type}"
-        raise ConfigError(
-            found, "a CUDA device (flex attention has no backward pass on CPU)", "model.attention=documents"
-        )
-    if wanted is not Attention.auto:
-        return wanted
-    if _changes_scores(model_config):
-        return Attention.mask
-    return Attention.varlen if flash else Attention.documents
-
-
-def implementation(backend: Attention, model_config: PretrainedConfig) -> str:
-    """Return the value of ``attn_implementation`` in transformers for a backend."""
-    if backend is Attention.mask:
-        return "eager" if _changes_scores(model_config) else "sdpa"
-    return {Attention.documents: DOCUMENTS, Attention.varlen: VARLEN, Attention.flex: "flex_attention"}[backend]
-
-
-def _changes_scores(model_config: PretrainedConfig) -> bool:
-    """Whether the model changes attention scores, which the fused kernels do not support.
-
-    Gemma 2 caps the scores (soft-capping), and gpt-oss adds attention sinks.
-    """
-    text_config = model_config.get_text_config()
-    return bool(getattr(text_config, "attn_logit_softcapping", None)) or text_config.model_type == "gpt_oss"
 
 
 def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int) -> Dict[str, Any]:
@@ -188,7 +138,7 @@ def _refuse_score_changes(kwargs: Dict[str, Any]) -> None:
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             found = f"this model's attention uses '{name}'"
-            raise ConfigError(found, "a backend that supports it", "model.attention=mask")
+            raise ConfigError(found, "a backend that supports it", "model.attention=auto")
 
 
 AttentionInterface.register(DOCUMENTS, documents_attention)

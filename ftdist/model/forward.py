@@ -3,11 +3,14 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Dict, List, Protocol
 
 import torch
+import torch.distributed as dist
+from transformers.masking_utils import create_masks_for_generate
 
 from ftdist.model.attention import document_kwargs
+from ftdist.model.attention_plan import AttentionPlan, Layout
 
 
 class Batch(Protocol):
@@ -25,29 +28,103 @@ class Batch(Protocol):
     def max_seqlen(self) -> int: ...
 
 
+def set_plan(causal_lm: torch.nn.Module, plan: AttentionPlan) -> None:
+    """Note on a model how documents run through it. Its attention implementation must be that of the plan."""
+    causal_lm.ftdist_plan = plan  # type: ignore[assignment]
+
+
+def plan_of(model: Any) -> AttentionPlan:
+    """Return how documents run through a model or an engine."""
+    plan: AttentionPlan = without_engine(model).ftdist_plan
+    return plan
+
+
 def forward_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
     """Run the model, and return the logits at some positions.
 
-    If the model supports ``logits_to_keep``, other logits are not computed.
+    The plan of the model (``plan_of``) says how the documents are arranged. If the model supports ``logits_to_keep``,
+    other logits are not computed where the documents are in one row.
 
     Args:
         model: The model, or an engine.
         batch: The micro-batch of T tokens.
-        positions: [n] positions between 0 and T - 1.
+        positions: [n] positions between 0 and T - 1, in ascending order.
 
     Returns:
         [n, rows of the embedding].
     """
+    layout = plan_of(model).layout
+    if layout is Layout.padded:
+        return _padded_logits(model, batch, positions)
+    if layout is Layout.alone:
+        return _alone_logits(model, batch, positions)
     causal_lm = without_engine(model)
-    keep = {"logits_to_keep": positions} if _keeps_logits(causal_lm) else {}
+    keep = {"logits_to_keep": positions} if keeps_logits(causal_lm) else {}
     logits = model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         use_cache=False,  # with a cache, transformers silently drops its own block mask
         **keep,
+        **(_masks(causal_lm, batch) if layout is Layout.masks else {}),
         **document_kwargs(batch.cu_seqlens, batch.max_seqlen),
     ).logits[0]
     return logits if keep else logits[positions]
+
+
+def _masks(causal_lm: Any, batch: Batch) -> Dict[str, Any]:
+    """Return the mask of each kind of layer as a keyword argument, as transformers builds it for generation."""
+    weight = next(causal_lm.parameters())
+    embeds = torch.empty(*batch.input_ids.shape, 0, dtype=weight.dtype, device=batch.input_ids.device)
+    masks = create_masks_for_generate(causal_lm.config, embeds, None, None, batch.position_ids)
+    return {"attention_mask": masks}
+
+
+def _documents_of(batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+    """Return the number of the document that each position is in, [n]."""
+    return torch.searchsorted(batch.cu_seqlens[1:].to(positions.dtype), positions, right=True)
+
+
+def _padded_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+    """Run the documents that ``positions`` are in, each in a row of its own.
+
+    The padding repeats the last token of the document. In a causal model no token of the document sees it.
+    """
+    documents, row = _documents_of(batch, positions).unique(return_inverse=True)
+    starts = batch.cu_seqlens[documents].to(positions.dtype)
+    ends = batch.cu_seqlens[documents + 1].to(positions.dtype)
+    length = int((ends - starts).max())
+    columns = torch.arange(length, device=positions.device)
+    tokens = torch.minimum(starts[:, None] + columns, ends[:, None] - 1)  # [documents, length]: positions in the row
+    logits = model(input_ids=batch.input_ids[0][tokens], use_cache=False).logits
+    return logits[row, positions - starts[row]]
+
+
+def _alone_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+    """Run one forward pass for each document that ``positions`` are in.
+
+    With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number. A rank with fewer documents
+    repeats its last one, and the result is multiplied by 0.
+    """
+    documents, limits = _documents_of(batch, positions), batch.cu_seqlens.tolist()
+    parts: List[torch.Tensor] = []
+    for number in documents.unique().tolist():
+        start, end = limits[number], limits[number + 1]
+        logits = model(input_ids=batch.input_ids[:, start:end], use_cache=False).logits[0]
+        parts.append(logits[positions[documents == number] - start])
+    for _ in range(_most_forwards(model, len(parts)) - len(parts)):
+        repeated = model(input_ids=batch.input_ids[:, start:end], use_cache=False).logits
+        parts[-1] = parts[-1] + repeated.sum() * 0.0
+    return torch.cat(parts)
+
+
+def _most_forwards(model: Any, mine: int) -> int:
+    """Return the largest ``mine`` of all ranks if the model is sharded, else ``mine``."""
+    weight = next(without_engine(model).parameters())
+    if not hasattr(weight, "ds_id") or not dist.is_initialized():
+        return mine
+    most = torch.tensor(mine, device=weight.device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 def without_engine(model: Any) -> Any:
@@ -66,5 +143,6 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _keeps_logits(causal_lm: torch.nn.Module) -> bool:
+def keeps_logits(causal_lm: torch.nn.Module) -> bool:
+    """Return whether a model can leave out the logits of some positions."""
     return "logits_to_keep" in inspect.signature(causal_lm.forward).parameters

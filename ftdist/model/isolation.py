@@ -15,12 +15,12 @@ one row without packing contains a single document. Then only 2 is checked.
 """
 
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, List
+from typing import Any
 
 import torch
 
 from ftdist.base.errors import ConfigError
+from ftdist.model.exactness import micro_batch
 from ftdist.model.forward import evaluation_mode, forward_logits, without_engine
 
 LENGTHS = (7, 9, 5)
@@ -43,18 +43,6 @@ class Isolation:
     """Largest difference between the logits of a document in the row and alone."""
 
 
-def _row(documents: List[torch.Tensor]) -> SimpleNamespace:
-    """Return a micro-batch (``ftdist.model.forward.Batch``) of one row, without labels."""
-    lengths = torch.tensor([len(d) for d in documents])
-    device = documents[0].device
-    return SimpleNamespace(
-        input_ids=torch.cat(documents)[None],
-        position_ids=torch.cat([torch.arange(len(d), device=device) for d in documents])[None],
-        cu_seqlens=torch.cat([torch.zeros(1), lengths.cumsum(0)]).to(device, torch.int32),
-        max_seqlen=int(lengths.max()),
-    )
-
-
 @torch.no_grad()
 def measure_isolation(model: Any, vocab_size: int, device: torch.device, one_document: bool = False) -> Isolation:
     """Measure how much logits change if tokens change that they must not depend on.
@@ -73,7 +61,7 @@ def measure_isolation(model: Any, vocab_size: int, device: torch.device, one_doc
     third_changed = torch.cat([third[:-CHANGED], (third[-CHANGED:] + 1) % vocab_size])
 
     def logits(*documents: torch.Tensor) -> torch.Tensor:
-        row = _row(list(documents))
+        row = micro_batch(list(documents))
         return forward_logits(model, row, torch.arange(row.input_ids.shape[1], device=device)).float()
 
     before = [] if one_document else [first, second]
@@ -113,18 +101,18 @@ def prove_isolation(
     allowed = ROUNDING[dtype] if _has_experts(architecture) else 0.0
     if not measured.looking_ahead <= allowed:
         raise ConfigError(
-            f"with model.attention={backend}, tokens of {architecture.model_type} can see later tokens: changing a "
+            f"with the attention {backend}, tokens of {architecture.model_type} can see later tokens: changing a "
             f"token changed the logits of earlier tokens by {measured.looking_ahead:.3g}",
             "a model in which a token sees only earlier tokens",
-            "use a decoder-only model whose attention can be replaced in transformers (llama, qwen3, gpt2 …)",
+            "use a decoder-only model, or set model.attention=auto",
         )
     if not measured.crossing <= allowed or not measured.alone <= ROUNDING[dtype]:
         raise ConfigError(
-            f"model.attention={backend} does not isolate documents: changing one document changed the logits of "
+            f"the attention {backend} does not isolate documents: changing one document changed the logits of "
             f"another by {measured.crossing:.3g}, and the logits of a document in a row differ from its logits alone "
             f"by {measured.alone:.3g}",
             "unchanged logits of the other documents, and logits in a row and alone that differ by rounding only",
-            "set model.attention=mask. Or train on one document at a time: data.packing=false batch.micro_batch_size=1",
+            "model.attention=rows, or train on one document at a time: data.packing=false batch.micro_batch_size=1",
         )
     return measured
 

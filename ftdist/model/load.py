@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Attention, Precision, RunConfig
-from ftdist.model.attention import implementation
+from ftdist.config.schema import Precision, RunConfig
+from ftdist.model.attention_plan import AttentionPlan
+from ftdist.model.forward import set_plan
 from ftdist.model.vocabulary import gathered
 from ftdist.run.locations import model_location
 
@@ -49,7 +50,7 @@ def model_config(config: RunConfig) -> PretrainedConfig:
 
 
 def load_model(
-    config: RunConfig, arch: PretrainedConfig, backend: Attention, zero_settings: Dict[str, Any],
+    config: RunConfig, arch: PretrainedConfig, plan: AttentionPlan, zero_settings: Dict[str, Any],
     load_options: Optional[Dict[str, Any]] = None,
 ) -> PreTrainedModel:  # fmt: skip
     """Return the run's model in its precision, in training mode, with gradient checkpointing as configured.
@@ -59,7 +60,7 @@ def load_model(
 
     Args:
         arch: Config of the model, from ``model_config``.
-        backend: Attention backend, from ``ftdist.model.attention.choose_backend``.
+        plan: How documents run through the model, from ``ftdist.model.exactness.choose_plan``.
         zero_settings: The dict that DeepSpeed is initialised with.
         load_options: Further arguments of ``from_pretrained``, from the method.
 
@@ -68,32 +69,44 @@ def load_model(
     """
     _register_zero3(zero_settings)
     torch.manual_seed(config.seed)
-    dtype = DTYPES[config.train.precision]
-    attention = implementation(backend, arch)
-    if config.model.config:
-        model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=attention)
-        _draw_weights(model, config.seed)
-    else:
-        try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                model_location(config), config=arch, dtype=dtype, attn_implementation=attention,
-                revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
-                output_loading_info=True, **(load_options or {}),
-            )  # fmt: skip
-        except (pickle.UnpicklingError, SafetensorError) as error:
-            found = (
-                f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
-            )
-            raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",
-                              "use another model") from error  # fmt: skip
-        if report["missing_keys"]:
-            some = ", ".join(sorted(report["missing_keys"])[:3])
-            raise ConfigError(f"{model_location(config)} lacks {len(report['missing_keys'])} weights ({some} …)",
-                              "every weight of the model", "use a complete model folder")  # fmt: skip
+    try:
+        model = _build_or_read(config, arch, plan, load_options or {})
+    except ValueError as error:
+        if "does not support an attention implementation" not in str(error):
+            raise
+        raise ConfigError(f"{arch.model_type} does not support the attention {plan.describe()}",
+                          "an attention that the model has", "model.attention=auto") from error  # fmt: skip
     model.config.use_cache = False
+    set_plan(model, plan)
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def _build_or_read(
+    config: RunConfig, arch: PretrainedConfig, plan: AttentionPlan, load_options: Dict[str, Any]
+) -> PreTrainedModel:
+    """Return the model with random weights, or with the weights of its folder or hub repository."""
+    dtype = DTYPES[config.train.precision]
+    if config.model.config:
+        model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
+        _draw_weights(model, config.seed)
+        return model
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            model_location(config), config=arch, dtype=dtype, attn_implementation=plan.implementation,
+            revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
+            output_loading_info=True, **load_options,
+        )  # fmt: skip
+    except (pickle.UnpicklingError, SafetensorError) as error:
+        found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
+        raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",
+                          "use another model") from error  # fmt: skip
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConfigError(f"{model_location(config)} lacks {len(report['missing_keys'])} weights ({some} …)",
+                          "every weight of the model", "use a complete model folder")  # fmt: skip
+    return model
 
 
 def _reason(error: Exception) -> str:

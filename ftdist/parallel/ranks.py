@@ -4,14 +4,16 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, List, Optional, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ftdist.base.errors import LaunchError
+from ftdist.base.errors import FtdistError, LaunchError
 from ftdist.config.schema import Device, RunConfig
 from ftdist.parallel.collectives import record_collectives
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -117,3 +119,22 @@ def exchange_path(key: str, path: Optional[Path], timeout_s: float = 24 * 3600) 
         raise LaunchError(f"{os.uname().nodename} cannot see {path}, which rank 0 wrote",
                           "a file system that all nodes share", "set runs_dir to a shared folder")  # fmt: skip
     return path
+
+
+def on_rank_0(ranks: Ranks, function: Callable[[], Result]) -> Result:
+    """Call a function on rank 0, and return its result on every rank. An error that it reports is raised on all ranks.
+
+    Every rank must call it, after the process group has started.
+    """
+    outcome: List[Any] = [None, None]
+    if ranks.first:
+        try:
+            outcome = [function(), None]
+        except FtdistError as error:
+            outcome = [None, error]
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(outcome, src=0, device=ranks.device if ranks.device.type == "cuda" else None)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: Result = outcome[0]
+    return result

@@ -25,20 +25,20 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_forward_engine
-from ftdist.model.attention import choose_backend
+from ftdist.model.exactness import choose_plan
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective
 from ftdist.parallel import rank_process
 from ftdist.parallel.mesh import data_parallel
-from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
+from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import read_settings
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, report_rows
-from ftdist.train.main import open_heldout
+from ftdist.train.main import never_two_documents, open_heldout
 
 Losses = Dict[str, Tuple[float, int]]
 """For each held-out set the sum of the token losses in nats, and the number of trained tokens."""
@@ -104,9 +104,10 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
     plan = BatchPlan(config.batch.micro_batch_size, 1, ranks.world_size, config.data.max_seq_len)
     settings = read_settings(settings_file, plan)
     arch = model_config(config)
-    backend = choose_backend(config.model.attention, arch, ranks.device, DTYPES[config.train.precision])
+    dtype = DTYPES[config.train.precision]
+    choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, never_two_documents(config)))
     with task("loading the model", ranks.first):
-        model = load_model(config, arch, backend, settings)
+        model = load_model(config, arch, choice.plan, settings)
         vocab_size = fit_vocabulary(model, len(tokenizer), len(tokenizer), 1)
         engine = build_forward_engine(model.eval(), settings, ranks.device)
     losses: Losses = {}

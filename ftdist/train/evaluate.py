@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from ftdist.data.loader import PreparedSet, micro_batch
 from ftdist.engine.engine import ForwardEngine
+from ftdist.model.forward import keeps_logits, plan_of
 from ftdist.objective.base import Objective
 from ftdist.parallel.mesh import Mesh
 from ftdist.track.report import TRUNCATION_MARK
@@ -72,16 +73,21 @@ def generate_answer(
     """
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=engine.module.config)
+    cached = plan_of(engine).cached
+    options: Dict[str, Any] = {"use_cache": False}
+    if cached:
+        options = {"past_key_values": DynamicCache(config=engine.module.config), "use_cache": True}
+    if keeps_logits(engine.module):
+        options["logits_to_keep"] = 1
     ids = torch.tensor([list(prompt_ids)], device=device)
     generated: List[int] = []
     with engine.evaluation():
         while len(generated) < max_tokens:
-            out = engine(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            ids = out.logits[:, -1, :vocab_size].argmax(-1, keepdim=True)
+            new = engine(input_ids=ids, **options).logits[:, -1, :vocab_size].argmax(-1, keepdim=True)
             if dist.is_initialized():
-                dist.broadcast(ids, src=0)
-            token = int(ids)
+                dist.broadcast(new, src=0)
+            ids = new if cached else torch.cat([ids, new], dim=1)
+            token = int(new)
             if token in stop_ids:
                 break
             generated.append(token)

@@ -24,14 +24,14 @@ from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import Engine, build_engine
 from ftdist.method.build import METHODS
-from ftdist.model.attention import choose_backend
-from ftdist.model.isolation import prove_isolation
+from ftdist.model.exactness import Choice, choose_plan
+from ftdist.model.isolation import Isolation, prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective
 from ftdist.parallel import rank_process
 from ftdist.parallel.mesh import data_parallel
-from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
+from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
 from ftdist.plan.batch import plan_resumed
 from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
@@ -137,21 +137,20 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     tokenizer = load_tokenizer(config)
     arch = model_config(config)
     dtype = DTYPES[config.train.precision]
-    backend = choose_backend(config.model.attention, arch, ranks.device, dtype)
+    one_document = never_two_documents(config)
+    choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, one_document))
     settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):
         method = METHODS[config.method.kind]
-        model = load_model(config, arch, backend, settings, method.load_options(config))
+        model = load_model(config, arch, choice.plan, settings, method.load_options(config))
         vocab_size = fit_vocabulary(
             model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
         )
         add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
-    one_document = never_two_documents(config)
-    proof = prove_isolation(engine, vocab_size, ranks.device, dtype, backend.name, one_document)
-    across = "" if one_document else f"changing one document changes the logits of the others by {proof.crossing:g}, "
-    ahead = f"changing a token changes earlier logits by {proof.looking_ahead:g}"
-    _print_on_rank_0(ranks, f"attention: {backend.name}; {across}{ahead}")
+    proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
+    for line in describe_attention(choice, proof, one_document):
+        _print_on_rank_0(ranks, line)
     max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
         _print_on_rank_0(ranks, note)
@@ -168,6 +167,15 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip
+
+
+def describe_attention(choice: Choice, proof: Isolation, one_document: bool) -> List[str]:
+    """Return the lines of the log that say how documents run through the model, why, and what was measured."""
+    across = "" if one_document else f"changing one document changes the logits of the others by {proof.crossing:g}, "
+    ahead = f"changing a token changes earlier logits by {proof.looking_ahead:g}"
+    lines = [f"attention: {choice.plan.describe()}; {across}{ahead}"]
+    lines += [f"           not {reason}" for reason in choice.rejected]
+    return lines + ([f"           {choice.unproven}"] if choice.unproven else [])
 
 
 def never_two_documents(config: RunConfig) -> bool:

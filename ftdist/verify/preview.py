@@ -2,17 +2,19 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional
 
 import numpy as np
 import torch
 
-from ftdist.config.schema import Attention, RunConfig
+from ftdist.config.schema import RunConfig
 from ftdist.data.main import quiet_libraries, run_step
 from ftdist.data.preview import preview
 from ftdist.data.preview_rows import TokenLosses
 from ftdist.data.tokenizer import load_tokenizer
+from ftdist.model.attention_plan import PLAIN
 from ftdist.model.load import load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.verify.reference import token_losses
@@ -36,7 +38,9 @@ def base_losses(config: RunConfig) -> TokenLosses:
     """
     tokenizer = load_tokenizer(config)
     config.train.gradient_checkpointing = False
-    model = load_model(config, model_config(config), Attention.mask, {"zero_optimization": {"stage": 0}})
+    model = load_model(
+        config, model_config(config), replace(PLAIN, implementation=None), {"zero_optimization": {"stage": 0}}
+    )
     rows = fit_vocabulary(model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

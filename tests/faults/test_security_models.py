@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import FtdistError
-from ftdist.config.schema import Attention, RunConfig
+from ftdist.config.schema import RunConfig
 from ftdist.run.locations import check_model_folder
 from tests.faults.canary import pickled, save_torch, source
 from tests.faults.table import fault
@@ -40,12 +40,13 @@ def change(file: Path, **fields: Any) -> None:
 def load_all(model: Path) -> None:
     """Do everything that a run does with a model folder."""
     from ftdist.data.tokenizer import load_tokenizer
+    from ftdist.model.attention_plan import BY_DOCUMENT
     from ftdist.model.load import load_model, model_config
 
     config = tiny_config(model.parent, "model.tokenizer=null")
     check_model_folder(config)
     tokenizer = load_tokenizer(config)
-    load_model(config, model_config(config), Attention.documents, {"zero_optimization": {"stage": 0}})
+    load_model(config, model_config(config), BY_DOCUMENT, {"zero_optimization": {"stage": 0}})
     render(tokenizer)
 
 

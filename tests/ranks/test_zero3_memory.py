@@ -28,7 +28,7 @@ def _anonymous_bytes() -> int:
 def _peak_while_loading(config: Any) -> Tuple[int, int]:
     """Return the peak of anonymous bytes above those before loading, and the bytes of this rank's shards."""
 
-    from ftdist.config.schema import Attention
+    from ftdist.model.attention_plan import BY_DOCUMENT
     from ftdist.model.load import load_model, model_config
     from ftdist.plan.batch import plan_batch
     from ftdist.plan.deepspeed import deepspeed_settings
@@ -49,7 +49,7 @@ def _peak_while_loading(config: Any) -> Tuple[int, int]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    model = load_model(config, arch, Attention.documents, settings)
+    model = load_model(config, arch, BY_DOCUMENT, settings)
     done.set()
     watcher.join()
     assert all(p.numel() == 0 for p in model.parameters()), "a parameter is whole"

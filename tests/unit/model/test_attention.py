@@ -1,6 +1,7 @@
 """Attention backends and the proof of isolation, on small random models of many families."""
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Attention
-from ftdist.model.attention import choose_backend, documents_attention, implementation
+from ftdist.config.schema import Attention, ModelConfig, RunConfig
+from ftdist.model.attention import documents_attention
+from ftdist.model.attention_plan import candidates
+from ftdist.model.exactness import choose_plan
+from ftdist.model.forward import set_plan
 from ftdist.model.isolation import measure_isolation, prove_isolation
 from tests.helpers.families import TINY
 
@@ -32,18 +36,20 @@ FAMILIES = {
 
 def _model(family: str, backend: Attention = Attention.auto, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
     arch = AutoConfig.for_model(family, **{**TINY, **FAMILIES.get(family, {}), **more})
-    chosen = choose_backend(backend, arch, CPU, dtype)
+    plans = candidates(backend, arch, CPU, dtype)
+    plan = next(p for p in plans if family != "gemma2" or p.implementation == "eager")  # it has no other attention
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=implementation(chosen, arch))
+    model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
     model.config.use_cache = False
-    return model, chosen
+    set_plan(model, plan)
+    return model, plan
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_in_a_row_do_not_see_each_other(family: str, dtype: torch.dtype) -> None:
-    model, backend = _model(family, dtype=dtype)
-    proof = prove_isolation(model, TINY["vocab_size"], CPU, dtype, backend.name)
+    model, plan = _model(family, dtype=dtype)
+    proof = prove_isolation(model, TINY["vocab_size"], CPU, dtype, plan.describe())
     assert proof.crossing == 0.0 or (family == "mixtral" and proof.crossing < 1e-6)
     assert proof.looking_ahead == 0.0 or (family == "mixtral" and proof.looking_ahead < 1e-6)
 
@@ -116,23 +122,25 @@ def test_the_sliding_window_is_applied_within_a_document() -> None:
 
 def test_unsupported_changes_of_attention_scores_are_refused() -> None:
     q = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(ConfigError, match=r"softcap[\s\S]*model.attention=mask"):
+    with pytest.raises(ConfigError, match=r"softcap[\s\S]*model.attention=auto"):
         documents_attention(torch.nn.Module(), q, q, q, None, softcap=30.0)
 
 
 @pytest.mark.parametrize("wanted", [Attention.varlen, Attention.flex])
 def test_backends_for_cuda_are_refused_on_cpu(wanted: Attention) -> None:
     with pytest.raises(ConfigError, match=r"on cpu[\s\S]*model.attention=documents"):
-        choose_backend(wanted, AutoConfig.for_model("llama", **TINY), CPU, torch.bfloat16)
+        candidates(wanted, AutoConfig.for_model("llama", **TINY), CPU, torch.bfloat16)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", [Attention.varlen, Attention.documents, Attention.flex, Attention.mask])
-def test_documents_in_a_row_do_not_see_each_other_on_a_gpu(backend: Attention) -> None:
+def test_documents_in_a_row_do_not_see_each_other_on_a_gpu(backend: Attention, tmp_path: Path) -> None:
     cuda = torch.device("cuda")
     arch = AutoConfig.for_model("llama", **{**TINY, "hidden_size": 256, "head_dim": 64})
-    chosen = choose_backend(backend, arch, cuda, torch.bfloat16)
-    name = implementation(chosen, arch)
+    config = RunConfig(model=ModelConfig(attention=backend), cache_dir=str(tmp_path))
+    plan = choose_plan(config, arch, cuda, torch.bfloat16).plan
+    name = plan.implementation
     model = AutoModelForCausalLM.from_config(arch, dtype=torch.bfloat16, attn_implementation=name).to(cuda)
     model.config.use_cache = False
-    assert prove_isolation(model, TINY["vocab_size"], cuda, torch.bfloat16, name).crossing == 0.0
+    set_plan(model, plan)
+    assert prove_isolation(model, TINY["vocab_size"], cuda, torch.bfloat16, backend.name).crossing == 0.0

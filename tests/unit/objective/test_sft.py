@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftdist.config.schema import Attention
 from ftdist.data.loader import IGNORED, MicroBatch
-from ftdist.model.attention import implementation
+from ftdist.model.attention_plan import BY_DOCUMENT
+from ftdist.model.forward import set_plan
 from ftdist.objective.token_loss import token_loss
 from tests.helpers.families import TINY
 
@@ -19,7 +19,9 @@ VOCAB = TINY["vocab_size"]
 def model() -> Any:
     arch = AutoConfig.for_model("llama", **TINY)
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(arch, attn_implementation=implementation(Attention.documents, arch))
+    model = AutoModelForCausalLM.from_config(arch, attn_implementation=BY_DOCUMENT.implementation)
+    set_plan(model, BY_DOCUMENT)
+    return model
 
 
 def _batch(lengths: list, trained_from: list) -> MicroBatch:

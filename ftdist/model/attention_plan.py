@@ -1,0 +1,128 @@
+"""Ways to run the documents of a micro-batch through a model, from the fastest to the most general one.
+
+No way is exact for all models. ``ftdist.model.exactness`` compares them with plain transformers on a stand-in of the
+model, and chooses the first one that gives the same numbers.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import List, Optional
+
+import torch
+from transformers import PretrainedConfig
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import Attention
+from ftdist.model.attention import DOCUMENTS, VARLEN
+
+FUSED_LAYERS = {"full_attention", "sliding_attention", "linear_attention"}
+"""Kinds of attention layers for which ``documents`` and ``varlen`` can be exact: they know causal attention and sliding
+windows. Linear attention is computed by other kernels, which get the limits of the documents."""
+
+
+class Layout(Enum):
+    """How the documents of a micro-batch are arranged for the model."""
+
+    row = "row"
+    """One row [1, T]. Positions restart in each document, and the limits of documents are keyword arguments."""
+    masks = "masks"
+    """One row [1, T] as in ``row``, with the masks of all kinds of layers. This is for models that do not pass the
+    positions to transformers' masks."""
+    padded = "padded"
+    """Each document is a row of its own, [documents, longest document]. Shorter documents are padded on the right. The
+    model gets nothing but the tokens."""
+    alone = "alone"
+    """One forward pass for each document. The model gets nothing but the tokens."""
+
+
+_DETAILS = {
+    Layout.row: "", Layout.masks: "masks given", Layout.padded: "one document a row",
+    Layout.alone: "one forward pass for each document",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """One way to run documents."""
+
+    backend: Attention
+    """The value of ``model.attention`` that stands for it. It is never ``auto``."""
+    implementation: Optional[str]
+    """Value of ``attn_implementation`` in transformers. None: the default of transformers."""
+    layout: Layout = Layout.row
+    cached: bool = True
+    """Whether text can be generated with a cache of keys and values. Otherwise each token runs the whole text again."""
+
+    def describe(self) -> str:
+        """Return a name for messages, such as ``mask (eager)``."""
+        own = self.backend in (Attention.documents, Attention.varlen, Attention.flex)
+        details = ["" if own else f"{self.implementation}", _DETAILS[self.layout]]
+        shown = ", ".join(detail for detail in details if detail)
+        return f"{self.backend.name} ({shown})" if shown else self.backend.name
+
+
+PLAIN = AttentionPlan(Attention.rows, "eager", Layout.alone)
+"""What every other way is compared with: each document alone, through the eager attention of transformers."""
+BY_DOCUMENT = AttentionPlan(Attention.documents, DOCUMENTS)
+"""SDPA on one document after another: the fastest plan on any device."""
+_VARLEN = AttentionPlan(Attention.varlen, VARLEN)
+_FLEX = AttentionPlan(Attention.flex, "flex_attention")
+_SDPA, _EAGER = AttentionPlan(Attention.mask, "sdpa"), AttentionPlan(Attention.mask, "eager")
+
+
+def _with_masks(plan: AttentionPlan) -> List[AttentionPlan]:
+    return [plan, replace(plan, layout=Layout.masks)]
+
+
+_MASK = [*_with_masks(_SDPA), *_with_masks(_EAGER)]
+_ROWS = [
+    AttentionPlan(Attention.rows, "sdpa", Layout.padded),
+    AttentionPlan(Attention.rows, "eager", Layout.padded),
+    PLAIN,
+]
+
+
+def candidates(
+    wanted: Attention, arch: PretrainedConfig, device: torch.device, dtype: torch.dtype
+) -> List[AttentionPlan]:
+    """Return the plans to try, the fastest first.
+
+    Args:
+        wanted: ``model.attention`` of the config.
+        arch: Config of the model.
+        device: Device that the model is trained on.
+        dtype: Type of the weights.
+
+    Raises:
+        ConfigError: ``wanted`` does not run on this device or with this type.
+    """
+    cuda = device.type == "cuda"
+    flash = cuda and dtype is torch.bfloat16
+    if wanted is Attention.varlen and not flash:
+        found = f"model.attention=varlen does not run on {device.type} in {dtype}".replace("torch.", "")
+        raise ConfigError(found, "a CUDA device and train.precision=bf16", "model.attention=documents")
+    if wanted is Attention.flex and not cuda:
+        found = f"model.attention=flex does not run on {device.type}"
+        raise ConfigError(
+            found, "a CUDA device (flex attention has no backward pass on CPU)", "model.attention=documents"
+        )
+    fused = [_VARLEN, BY_DOCUMENT] if flash else [BY_DOCUMENT]
+    flex = _with_masks(_FLEX)
+    return {
+        Attention.auto: [
+            *(fused if fused_layers_only(arch) else []), *_with_masks(_SDPA), *(flex if cuda else []),
+            *_with_masks(_EAGER), *_ROWS,
+        ],
+        Attention.documents: [BY_DOCUMENT], Attention.varlen: [_VARLEN], Attention.flex: flex,
+        Attention.mask: _MASK, Attention.rows: _ROWS,
+    }[wanted]  # fmt: skip
+
+
+def fused_layers_only(arch: PretrainedConfig) -> bool:
+    """Return whether ``documents`` and ``varlen`` know every kind of attention layer of a model.
+
+    Chunked or sparse attention, for example, they would compute as full attention.
+    """
+    text = arch.get_text_config()
+    kinds = {kind for kind in getattr(text, "layer_types", None) or [] if "attention" in str(kind)}
+    return kinds <= FUSED_LAYERS

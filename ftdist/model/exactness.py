@@ -1,0 +1,331 @@
+"""Choose how documents run through a model: the fastest way that gives the numbers of plain transformers.
+
+The numbers are compared on a small stand-in of the model, whose documents are longer than every limit in its config:
+sliding windows, chunks, sparse attention, the original length of rotary embeddings. The loss of a micro-batch and the
+gradient of each parameter must be those of the same documents alone, through the eager attention of transformers. The
+choice is kept in the cache.
+"""
+
+import copy
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json, write_json
+from ftdist.config.schema import Attention, RunConfig
+from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
+from ftdist.model.forward import forward_logits, set_plan
+from ftdist.model.standin import standin_config
+from ftdist.run.locations import cache_root
+
+FORMAT_VERSION = 1
+"""Increased when the comparison or the plans change."""
+LENGTHS = (40, 23, 57, 9)
+"""Lengths of the documents in tokens."""
+SHORT = 16
+"""Limits of a stand-in are at most this long: shorter than most of the documents."""
+LIMITS = ("window", "chunk_size", "topk", "block_size", "original_max_position", "local_attention")
+"""Parts of the names of config fields that limit how far a token sees or that change with the length of a document."""
+VOCABULARY, FIRST_TOKEN = 300, 10
+"""Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
+SMALL_GRADIENT = 1e-3
+"""Smallest share of the norm of the whole gradient that a parameter's difference is divided by."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest relative differences that rounding may cause."""
+
+    loss: float
+    gradient: float
+
+
+EXACT = Tolerance(loss=1e-5, gradient=1e-3)
+"""In fp32, for the gradient of each parameter."""
+ROUGH = Tolerance(loss=5e-2, gradient=5e-1)
+"""In bf16, for the whole gradient. Rounding can send a token to another expert. What sees another document was found in
+fp32 already."""
+Gradients = Dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How documents run through a model, and why."""
+
+    plan: AttentionPlan
+    rejected: List[str] = field(default_factory=list)
+    """One line for each faster plan: its name, and why it is not used."""
+    loss: float = 0.0
+    """Relative difference of the loss in fp32."""
+    gradient: float = 0.0
+    """Largest relative difference of a parameter's gradient in fp32."""
+    unproven: str = ""
+    """Why the numbers could not be compared; "" if they were."""
+
+
+def choose_plan(
+    config: RunConfig, arch: PretrainedConfig, device: torch.device, dtype: torch.dtype, one_document: bool = False
+) -> Choice:
+    """Return how documents run through the model of a run.
+
+    Args:
+        arch: Config of the model.
+        device: Device that the model is trained on.
+        dtype: Type of the weights.
+        one_document: A micro-batch never contains more than one document.
+
+    Raises:
+        ConfigError: ``model.attention`` does not run here, or no plan gives the numbers of plain transformers.
+    """
+    plans = candidates(config.model.attention, arch, device, dtype)
+    try:
+        fields = short_limits(standin_config(arch, VOCABULARY), config.data.max_seq_len)
+    except Exception as error:  # the stand-in of an unknown architecture can fail in many ways
+        return _unproven(config.model.attention, plans, error)
+    key = {
+        "version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"),
+        "fields": fields, "plans": [str(plan) for plan in plans], "device": device.type, "dtype": str(dtype),
+        "one_document": one_document,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    file = cache_root(config) / "checked" / f"attention-{digest}.json"
+    choice = _read(file)
+    if choice is None:
+        try:
+            trial = Trial(fields, device, one_document)
+        except Exception as error:
+            return _unproven(config.model.attention, plans, error)
+        choice = trial.choose(plans, dtype)
+        _write(file, choice)
+    return choice
+
+
+def _unproven(wanted: Attention, plans: List[AttentionPlan], error: Exception) -> Choice:
+    """Return the choice for a model without a stand-in: one document a row if the config leaves the choice."""
+    reason = f"no stand-in of the model can be built ({_first_line(error)})"
+    plan = replace(PLAIN, layout=Layout.padded) if wanted is Attention.auto else plans[0]
+    return Choice(replace(plan, cached=False), unproven=reason)
+
+
+def _read(file: Path) -> Optional[Choice]:
+    # There is no file, or another version wrote it.
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        saved = read_json(file)
+        plan = saved.pop("plan")
+        backend, layout = Attention[plan.pop("backend")], Layout[plan.pop("layout")]
+        return Choice(AttentionPlan(backend=backend, layout=layout, **plan), **saved)
+    return None
+
+
+def _write(file: Path, choice: Choice) -> None:
+    saved = asdict(choice)
+    saved["plan"] |= {"backend": choice.plan.backend.name, "layout": choice.plan.layout.name}
+    with suppress(OSError):  # without the cache, the plans are compared again at the next start
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, saved)
+
+
+def short_limits(fields: Dict[str, Any], longest: int) -> Dict[str, Any]:
+    """Return fields of a config whose limits are shorter than the documents of the comparison.
+
+    Limits that no document of the run reaches are not changed.
+
+    Args:
+        longest: Length of the longest document of the run, in tokens.
+    """
+
+    def short(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(key, inner) for key, inner in value.items()}
+        is_limit = isinstance(value, int) and not isinstance(value, bool) and any(part in name for part in LIMITS)
+        return min(value, SHORT) if is_limit and value < longest else value
+
+    return {name: short(name, value) for name, value in fields.items()}
+
+
+class Trial:
+    """A stand-in with fixed weights and documents, and the numbers that plain transformers computes for them."""
+
+    def __init__(self, fields: Dict[str, Any], device: torch.device, one_document: bool = False) -> None:
+        """
+        Args:
+            fields: Config of the stand-in, with ``model_type``.
+            one_document: Each document is a micro-batch of its own.
+        """
+        values = dict(fields)
+        self._arch = AutoConfig.for_model(values.pop("model_type"), **values)
+        self._device, self._one_document, self._training = device, one_document, True
+        draw = torch.Generator().manual_seed(0)
+        last = min(VOCABULARY, self._arch.get_text_config().vocab_size)
+        self._documents = [torch.randint(FIRST_TOKEN, last, (n,), generator=draw).to(device) for n in LENGTHS]
+        self._expected: Dict[torch.dtype, Tuple[float, Gradients]] = {}
+        self._weights: Dict[str, torch.Tensor] = {}
+        self._weights = _draw_weights(self._build(PLAIN, torch.float32))
+
+    def choose(self, plans: Sequence[AttentionPlan], dtype: torch.dtype) -> Choice:
+        """Return the first plan that is exact.
+
+        Raises:
+            ConfigError: No plan is.
+        """
+        if not self._repeats():
+            self._training, self._expected = False, {}
+        rejected: List[str] = []
+        unsupported: set[Optional[str]] = set()
+        for plan in plans:
+            if plan.implementation in unsupported:
+                continue
+            try:
+                loss, gradient, problem = self.measure(plan, dtype)
+            except Exception as error:  # the plan does not work with this model
+                loss, gradient, problem = 0.0, 0.0, _first_line(error)
+                if "does not support an attention implementation" in problem:
+                    problem = "the model does not support it"
+                    unsupported.add(plan.implementation)
+            if not problem:
+                return Choice(replace(plan, cached=self._cache_works(plan)), rejected, loss, gradient)
+            rejected.append(f"{plan.describe()}: {problem}")
+        raise ConfigError(
+            f"{self._arch.model_type} does not give the same numbers in a row of several documents and for each "
+            f"document alone: {'; '.join(rejected[-2:])}",
+            "a causal language model whose loss and gradients are those of plain transformers",
+            "model.attention=auto" if len(plans) == 1 else "use another model",
+        )
+
+    def measure(self, plan: AttentionPlan, dtype: torch.dtype) -> Tuple[float, float, str]:
+        """Compare a plan with plain transformers.
+
+        Returns:
+            The relative difference of the loss and the largest one of a gradient, in fp32, and what is wrong ("" if
+            nothing is).
+        """
+        in_fp32 = BY_DOCUMENT if plan.backend is Attention.varlen else plan  # varlen has no fp32, and the same layout
+        loss, gradient, problem = self._compare(in_fp32, torch.float32, EXACT)
+        if not problem and dtype is not torch.float32:
+            problem = self._compare(plan, dtype, ROUGH)[2]
+        return loss, gradient, problem
+
+    def _compare(self, plan: AttentionPlan, dtype: torch.dtype, allowed: Tolerance) -> Tuple[float, float, str]:
+        expected_loss, expected = self._plain(dtype)
+        loss, found = self._run(plan, dtype)
+        off = abs(loss - expected_loss) / abs(expected_loss)
+        whole = float(torch.stack([g.float().norm() for g in expected.values()]).norm())
+        if found.keys() != expected.keys():
+            name = min(found.keys() ^ expected.keys())
+            return off, 1.0, f"{name} gets a gradient in only one of the two"
+        differences = {name: float((found[name] - g).float().norm()) for name, g in expected.items()}
+        if allowed is EXACT:
+            shares = {n: d / max(float(expected[n].norm()), SMALL_GRADIENT * whole) for n, d in differences.items()}
+        else:
+            shares = {"the whole model": float(torch.tensor(list(differences.values())).norm()) / whole}
+        worst = max(shares, key=lambda name: (shares[name] != shares[name], shares[name]))
+        if off <= allowed.loss and shares[worst] <= allowed.gradient:
+            return off, shares[worst], ""
+        return off, shares[worst], f"the loss is off by {off:.1g}, the gradient of {worst} by {shares[worst]:.1g}"
+
+    def _plain(self, dtype: torch.dtype) -> Tuple[float, Gradients]:
+        if dtype not in self._expected:
+            self._expected[dtype] = self._run(PLAIN, dtype)
+        return self._expected[dtype]
+
+    def _repeats(self) -> bool:
+        """Return whether plain transformers gives the same numbers twice. Some routers draw random numbers."""
+        loss, gradients = self._plain(torch.float32)
+        with torch.no_grad():
+            model = self._build(PLAIN, torch.float32)
+            again = float(sum(self._losses(model, self._micro_batches())))
+        return bool(abs(loss - again) <= EXACT.loss * abs(loss)) and bool(gradients)
+
+    def _micro_batches(self) -> List[List[torch.Tensor]]:
+        return [[document] for document in self._documents] if self._one_document else [self._documents]
+
+    def _run(self, plan: AttentionPlan, dtype: torch.dtype) -> Tuple[float, Gradients]:
+        """Return the sum of the losses of all tokens, and the gradients of the parameters that get one."""
+        model = self._build(plan, dtype)
+        loss = 0.0
+        for part in self._losses(model, self._micro_batches()):
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    def _losses(self, model: Any, micro_batches: List[List[torch.Tensor]]) -> Iterator[torch.Tensor]:
+        for documents in micro_batches:
+            batch = micro_batch(documents)
+            trained = torch.cat([torch.arange(a + 1, b) for a, b in pairwise(batch.cu_seqlens.tolist())]).to(
+                self._device
+            )
+            logits = forward_logits(model, batch, trained - 1)
+            yield F.cross_entropy(logits.float(), batch.input_ids[0][trained], reduction="sum")
+
+    def _build(self, plan: AttentionPlan, dtype: torch.dtype) -> Any:
+        arch = copy.deepcopy(self._arch)
+        with torch.random.fork_rng([]):
+            model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
+        if self._weights:
+            model.load_state_dict(self._weights)
+        model.config.use_cache = False
+        set_plan(model, plan)
+        return model.to(self._device).train(self._training)
+
+    @torch.no_grad()
+    def _cache_works(self, plan: AttentionPlan) -> bool:
+        """Return whether a token that is run with a cache of the tokens before it gets the logits of the whole text."""
+        try:
+            model = self._build(plan, torch.float32).eval()
+            text = self._documents[0][None]
+            cache = DynamicCache(config=model.config)
+            options: Dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+            model(input_ids=text[:, :-1], **options)
+            last = model(input_ids=text[:, -1:], **options).logits[0, -1]
+            whole = model(input_ids=text, use_cache=False).logits[0, -1]
+        except Exception:  # the model has a cache of another kind
+            return False
+        return bool((last - whole).abs().max() <= EXACT.gradient * whole.abs().max())
+
+
+def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:
+    """Return a micro-batch (``ftdist.model.forward.Batch``) of one row, without labels.
+
+    Args:
+        documents: Token ids of each document, [n].
+    """
+    lengths = torch.tensor([len(d) for d in documents])
+    device = documents[0].device
+    return SimpleNamespace(
+        input_ids=torch.cat(documents)[None],
+        position_ids=torch.cat([torch.arange(len(d), device=device) for d in documents])[None],
+        cu_seqlens=torch.cat([torch.zeros(1), lengths.cumsum(0)]).to(device, torch.int32),
+        max_seqlen=int(lengths.max()),
+    )
+
+
+@torch.no_grad()
+def _draw_weights(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
+    """Draw each matrix so that its outputs are about as large as its inputs.
+
+    With the initial weights of transformers, all scores of attention are close to 0, and errors in positions or masks
+    hardly change the numbers.
+    """
+    draw = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.copy_(torch.randn(weight.shape, generator=draw) * weight.shape[-1] ** -0.5)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return error.found
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:160]

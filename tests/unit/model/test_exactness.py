@@ -1,0 +1,115 @@
+"""The choice of how documents run: exact against plain transformers, on models that need each kind of plan."""
+
+import copy
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import Attention, DataConfig, ModelConfig, RunConfig
+from ftdist.model import exactness
+from ftdist.model.attention_plan import BY_DOCUMENT, AttentionPlan, Layout, candidates
+from ftdist.model.exactness import EXACT, Trial, choose_plan, short_limits
+from ftdist.model.standin import standin_config
+
+CPU = torch.device("cpu")
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+}  # fmt: skip
+
+
+def trial(model_type: str, one_document: bool = False, **fields: Any) -> Trial:
+    """Return the trial of a stand-in of a model type."""
+    standin = standin_config(AutoConfig.for_model(model_type), exactness.VOCABULARY)
+    return Trial({**short_limits(standin, 10**6), **fields}, CPU, one_document)
+
+
+def choose(model_type: str, wanted: Attention = Attention.auto, **fields: Any) -> exactness.Choice:
+    arch = AutoConfig.for_model(model_type)
+    return trial(model_type, **fields).choose(candidates(wanted, arch, CPU, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "plan"),
+    [
+        ("llama", BY_DOCUMENT),
+        ("mistral", BY_DOCUMENT),  # the documents are longer than its window
+        ("stablelm", AttentionPlan(Attention.mask, "sdpa")),  # it has an attention layer of its own
+        ("llama4_text", AttentionPlan(Attention.mask, "sdpa")),  # chunked attention
+        ("gemma2", AttentionPlan(Attention.mask, "eager")),  # soft caps
+        ("gpt_oss", AttentionPlan(Attention.mask, "eager", Layout.masks)),  # sinks; no positions for the masks
+        ("bloom", AttentionPlan(Attention.rows, "eager", Layout.padded)),  # ALiBi over the whole row
+        ("minimax", AttentionPlan(Attention.rows, "sdpa", Layout.padded, cached=False)),  # lightning attention
+    ],
+)
+def test_the_fastest_exact_plan_is_chosen(model_type: str, plan: AttentionPlan) -> None:
+    choice = choose(model_type)
+    assert choice.plan == plan
+    assert choice.loss <= EXACT.loss and choice.gradient <= EXACT.gradient
+    assert bool(choice.rejected) == (model_type not in ("llama", "mistral", "llama4_text"))
+
+
+def test_a_rotary_embedding_that_depends_on_the_longest_document_needs_one_forward_for_each() -> None:
+    """With longrope, the frequencies of a whole row change if one of its documents is long."""
+    choice = choose("phi3", rope_parameters=copy.deepcopy(LONGROPE) | {"original_max_position_embeddings": 16},
+                    original_max_position_embeddings=16)  # fmt: skip
+    assert choice.plan.layout is Layout.alone
+    assert any("documents: the loss is off" in reason for reason in choice.rejected)
+
+
+def test_limits_that_no_document_reaches_are_not_shortened() -> None:
+    rope = {"original_max_position_embeddings": 900}
+    fields: Dict[str, Any] = {"sliding_window": 4096, "attention_chunk_size": 128, "rope": rope, "hidden_size": 64,
+                              "window": None, "use_sliding_window": True}  # fmt: skip
+    shortened = {"attention_chunk_size": 16, "rope": {"original_max_position_embeddings": 16}}
+    assert short_limits(fields, 1000) == {**fields, **shortened}
+    assert short_limits(fields, 100) == fields
+
+
+def test_one_document_in_a_micro_batch_needs_no_isolation() -> None:
+    plans = candidates(Attention.auto, AutoConfig.for_model("minimax"), CPU, torch.float32)
+    assert trial("minimax", one_document=True).choose(plans, torch.float32).plan.layout is Layout.row
+
+
+def test_a_plan_that_the_config_asks_for_is_refused_if_it_is_not_exact() -> None:
+    with pytest.raises(ConfigError, match="bloom does not give the same numbers") as caught:
+        choose("bloom", Attention.documents)
+    assert caught.value.fix == "model.attention=auto"
+
+
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bert does not give the same numbers"):
+        choose("bert", Attention.mask)
+
+
+def test_bf16_is_checked_as_well() -> None:
+    plans = candidates(Attention.auto, AutoConfig.for_model("llama"), CPU, torch.bfloat16)
+    assert trial("llama").choose(plans, torch.bfloat16).plan == BY_DOCUMENT
+
+
+def test_generation_without_a_usable_cache_is_found() -> None:
+    assert choose("llama").plan.cached
+    assert not choose("minimax").plan.cached
+
+
+def _config(folder: Path) -> RunConfig:
+    return RunConfig(model=ModelConfig(), data=DataConfig(max_seq_len=512), cache_dir=str(folder))
+
+
+def test_the_choice_is_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arch = AutoConfig.for_model("stablelm")
+    first = choose_plan(_config(tmp_path), arch, CPU, torch.float32)
+    monkeypatch.setattr(exactness, "Trial", None)  # a second comparison would fail
+    assert choose_plan(_config(tmp_path), arch, CPU, torch.float32) == first
+    assert first.plan.implementation == "sdpa"
+
+
+def test_a_model_without_a_stand_in_runs_one_document_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exactness, "standin_config", lambda *_: {"model_type": "unheard-of"})
+    choice = choose_plan(_config(tmp_path), AutoConfig.for_model("llama"), CPU, torch.float32)
+    assert choice.plan.layout is Layout.padded
+    assert "no stand-in of the model can be built" in choice.unproven
