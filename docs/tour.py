@@ -31,7 +31,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "What both planes read": [
         "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/locations.py", "ftdist/run/prepared.py",
-        "ftdist/run/source_files.py", "ftdist/run/model_facts.py", "ftdist/run/sample.py", "ftdist/run/checks.py",
+        "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
+        "ftdist/run/sample.py", "ftdist/run/checks.py",
     ],
     "From a run directory to ranks": [
         "launch/backends/base.py", "launch/backends/registry.py", "launch/attempt/lifecycle.py",
@@ -45,6 +46,7 @@ TOUR: Dict[str, List[str]] = {
     ],
     "Data": [
         "ftdist/data/main.py", "ftdist/data/prepare.py", "ftdist/data/sources.py", "ftdist/data/builtin_sources.py",
+        "ftdist/data/text_files.py", "ftdist/data/arrow_files.py",
         "ftdist/data/records.py", "ftdist/data/fields.py", "ftdist/data/messages.py", "ftdist/data/tool_calls.py",
         "ftdist/data/render.py", "ftdist/data/tokenizer.py", "ftdist/data/encode.py",
         "ftdist/data/worker_pool.py", "ftdist/data/prepare_progress.py", "ftdist/data/pack.py",

@@ -37,8 +37,9 @@ class Reasoning(Enum):
 @dataclass
 class SourceConfig:
     path: Optional[str] = None
-    """A local file (.jsonl .json .csv .parquet .txt .arrow), a glob of such files, or a folder made by
-    ``datasets.save_to_disk``. Exactly one of path, hub and builtin is set."""
+    """A local file (.jsonl .ndjson .json .csv .tsv .txt .parquet .arrow, text also compressed: .gz .zst .bz2 .xz), a
+    glob of such files, a folder of them, or a folder made by ``datasets.save_to_disk``. Exactly one of path, hub and
+    builtin is set."""
     hub: Optional[str] = None
     """A data set on the Hugging Face hub: ``org/name``."""
     builtin: Optional[str] = None
@@ -47,7 +48,7 @@ class SourceConfig:
     subset: Optional[str] = None
     """Configuration name of a hub data set."""
     split: str = "train"
-    """Split of a hub data set or of a saved DatasetDict."""
+    """Split of a hub data set, of a saved DatasetDict, or of a folder whose files are named after splits."""
     revision: Optional[str] = None
     """Commit, branch or tag on the hub. Use a commit for a run that can be repeated."""
     format: Format = Format.auto

@@ -14,7 +14,7 @@ import numpy as np
 from ftdist.config.schema import Format, LongDocuments
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Rendered, Renderer, Tokenised, render, tokenise
-from ftdist.data.sources import LocatedRecord
+from ftdist.data.text_files import LocatedRecord
 
 NUM_PROMPTS = 8
 """Maximum number of held-out prompts stored with a set. The model answers them at each evaluation."""

@@ -30,7 +30,8 @@ from ftdist.data.prepare_progress import ReportProgress, show_progress
 from ftdist.data.render import make_renderer
 from ftdist.data.row_order import permutation
 from ftdist.data.set_writer import SetWriter, select_documents
-from ftdist.data.sources import LocatedRecord, chunk_records, read_source
+from ftdist.data.sources import chunk_records, read_source
+from ftdist.data.text_files import LocatedRecord
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.worker_pool import available_cores, ordered_map
 from ftdist.run.prepared import FORMAT_VERSION, META, data_folder, is_ready

@@ -114,7 +114,7 @@ def _key_parts(config: RunConfig) -> Dict[str, Any]:
 def _source_key(where: str, source: SourceConfig, hashes: "_FileHashes") -> Dict[str, Any]:
     key = asdict(source)
     if source.path:
-        key["path"] = [(file.name, hashes.of(file)) for file in source_files(where, source.path)]
+        key["path"] = [(file.name, hashes.of(file)) for file in source_files(where, source.path, source.split)]
     if source.builtin == "stdlib_docs":
         key["python"] = platform.python_version()
     return key

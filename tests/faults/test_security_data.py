@@ -103,7 +103,7 @@ def saved_with_a_type_of_its_own(folder: Path, canary: Path) -> SourceConfig:
 
 
 REFUSED: dict[Callable[[Path, Path], SourceConfig], str] = {
-    script_folder: "is a folder without dataset_info.json",
+    script_folder: "is a folder without data files",
     script: "has the suffix '.py'",
     script_as_hub_name: "data.sources.evil.hub",
     pickle_file: "has the suffix '.pkl'",

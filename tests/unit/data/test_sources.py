@@ -1,6 +1,8 @@
 """Reading of every kind of source, and the messages about invalid files."""
 
+import gzip
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,15 @@ RECORDS = [{"text": "one"}, {"text": "two, and more"}]
 
 
 def located(path: Path | str, **fields: Any) -> list[tuple[str, Any]]:
-    return list(read_source("data.sources.mine", SourceConfig(path=str(path), **fields)))
+    found = list(read_source("data.sources.mine", SourceConfig(path=str(path), **fields)))
+    for _, record in found:
+        if isinstance(record, DataError):
+            raise record
+    return found
+
+
+def records(path: Path | str, **fields: Any) -> list[Any]:
+    return [record for _, record in located(path, **fields)]
 
 
 def refusal(path: Path | str, **fields: Any) -> DataError:
@@ -66,10 +76,9 @@ def test_the_files_of_a_glob_are_sorted_by_name_and_max_documents_limits_their_t
 def test_records_are_read_lazily(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\nbroken\n')
-    records = read_source("data.sources.mine", SourceConfig(path=str(path)))
-    assert next(records)[1] == {"text": "one"}
-    with pytest.raises(DataError):
-        next(records)
+    found = read_source("data.sources.mine", SourceConfig(path=str(path)))
+    assert next(found)[1] == {"text": "one"}
+    assert "a.jsonl:2 is not JSON" in next(found)[1].found
 
 
 def test_saved_data_sets_and_their_splits_are_read(tmp_path: Path) -> None:
@@ -83,7 +92,12 @@ def test_saved_data_sets_and_their_splits_are_read(tmp_path: Path) -> None:
     error = refusal(tmp_path / "many")
     assert "has no split 'train'" in error.found
     assert error.expected == "one of test"
-    assert error.fix == "data.sources.mine.split=test"
+    assert error.fix == f"use data with a split for training; evaluate this one: data.heldout.NAME.path={tmp_path}/many"
+    datasets.DatasetDict(test_sft=dataset, train_sft=dataset, extra=dataset).save_to_disk(tmp_path / "sft")
+    assert refusal(tmp_path / "sft").fix == "data.sources.mine.split=train_sft"
+    with pytest.raises(DataError) as caught:
+        list(read_source("data.heldout.mine", SourceConfig(path=str(tmp_path / "sft"), split="test")))
+    assert caught.value.fix == "data.heldout.mine.split=test_sft"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +115,16 @@ def test_saved_data_sets_and_their_splits_are_read(tmp_path: Path) -> None:
         ("a.txt", b"one\n\xe9\n", "a.txt:2 is not UTF-8: byte 0xe9"),
         ("a.parquet", b"nothing of the kind", "a.parquet is not Parquet"),
         ("a.arrow", b"nothing of the kind", "a.arrow is not Arrow"),
-        ("a.tsv", b"text\n", "has the suffix '.tsv'"),
+        ("a.tsv", b"text\tn\none\n", "a.tsv:2 has fewer columns than the header"),
+        ("a.xls", b"text\n", "has the suffix '.xls'"),
+        ("a.parquet.gz", b"text\n", "has the suffix '.gz'"),
+        ("a.jsonl.gz", b'{"text": "one"}\n', "a.jsonl.gz cannot be decompressed"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n', mtime=0)[:-9], "a.jsonl.gz cannot be decompressed"),
+        ("a.jsonl.zst", b'{"text": "one"}\n', "a.jsonl.zst cannot be decompressed"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "a.jsonl.gz holds no records"),
+        ("a.jsonl", '{"text": "é"}'.encode("utf-16"), "a.jsonl is in UTF-16, not in UTF-8"),
+        ("a.csv", "text\né".encode("utf-16le"), "a.csv is in UTF-16LE, not in UTF-8"),
+        ("a.json", b'{"train_x": 1,\n"test": [{"text": "one"}]}', "a.json has no split 'train'"),
     ],
 )
 def test_an_invalid_file_is_refused_with_its_location(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -131,13 +154,145 @@ def test_the_text_around_an_error_in_json_is_shown(tmp_path: Path, name: str, co
     assert len(found.partition("near ")[2]) <= 62 and found.endswith("…") == (len(content) > 150)
 
 
-def test_missing_files_and_folders_without_a_data_set_are_refused(tmp_path: Path) -> None:
-    assert "no.jsonl does not exist" in refusal(tmp_path / "no.jsonl").found
-    assert "matches no file" in refusal(tmp_path / "*.jsonl").found
-    write_jsonl(tmp_path / "a.jsonl", RECORDS)
-    error = refusal(tmp_path)
-    assert "it holds a.jsonl" in error.found
+def test_missing_files_and_patterns_that_match_nothing_are_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "chats.jsonl", RECORDS)
+    error = refusal(tmp_path / "chats.json")
+    assert "chats.json does not exist" in error.found
+    assert error.fix == f"data.sources.mine.path={tmp_path}/chats.jsonl"
+    error = refusal(tmp_path / "*.json")
+    assert f"*.json matches no file; {tmp_path} holds chats.jsonl" in error.found
     assert "*.jsonl" in error.fix
+    assert f"there is no folder {tmp_path}/no" in refusal(tmp_path / "no" / "*.jsonl").found
+    (tmp_path / "empty").mkdir()
+    assert "empty is a folder without data files; it holds nothing" in refusal(tmp_path / "empty").found
+
+
+FOLDERS: dict[str, tuple[list[str], list[str]]] = {
+    "one file": (["a.jsonl", "README.md", "dataset_infos.json", ".hidden/x.jsonl"], ["a.jsonl"]),
+    "several files without splits": (["b.jsonl", "in/a.jsonl.gz"], ["b.jsonl", "in/a.jsonl.gz"]),
+    "splits by file": (["train.jsonl", "test.jsonl", "dev.jsonl"], ["train.jsonl"]),
+    "splits in names": (["my-train-1.jsonl", "my_train_2.jsonl", "my_val.jsonl"],
+                        ["my-train-1.jsonl", "my_train_2.jsonl"]),
+    "shards": (["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/test-00000-of-00001.jsonl"],
+               ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]),
+    "splits by folder": (["train/0.jsonl", "test/0.jsonl"], ["train/0.jsonl"]),
+    "names without the word": (["latest.jsonl", "trainer.jsonl"], ["latest.jsonl", "trainer.jsonl"]),
+}  # fmt: skip
+
+
+def make_folder(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = f'{{"text": "{name}"}}\n'.encode()
+        (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return folder
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_the_files_of_the_split_are_read_from_a_folder(kind: str, tmp_path: Path) -> None:
+    names, expected = FOLDERS[kind]
+    assert [record["text"] for record in records(make_folder(tmp_path, names))] == expected
+
+
+def test_a_split_that_a_folder_does_not_have_is_refused_and_test_data_is_never_offered(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["train_sft-0-of-1.jsonl", "test_sft-0-of-1.jsonl", "validation.jsonl"])
+    assert [record["text"] for record in records(folder, split="dev")] == ["validation.jsonl"]
+    error = refusal(folder)
+    assert error.expected == "one of test_sft, train_sft, validation"
+    assert error.fix == "data.sources.mine.split=train_sft"
+    only_test = make_folder(tmp_path / "only", ["test.jsonl"])
+    assert ".split=test" not in refusal(only_test).fix
+    several = make_folder(tmp_path / "several", ["a.jsonl", "b.csv"])
+    assert refusal(several).fix == f"data.sources.mine.path='{several}/*.csv'"
+
+
+def compressed(suffix: str, content: bytes) -> bytes:
+    import bz2
+    import lzma
+
+    import pyarrow
+
+    if suffix == ".zst":  # two frames, as `zstd -c a b` writes them
+        half = len(content) // 2
+        return b"".join(pyarrow.compress(part, "zstd", asbytes=True) for part in (content[:half], content[half:]))
+    return {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix](content)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_files_are_read(suffix: str, tmp_path: Path) -> None:
+    content = b"".join(b'{"text": "%d"}\n' % number for number in range(5000))
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(compressed(suffix, content))
+    assert [record["text"] for record in records(path)] == [str(number) for number in range(5000)]
+    assert located(path)[1][0] == f"{path}:2"
+
+
+PRETTY = "\n".join(json.dumps(record, indent=2) for record in RECORDS)
+LAYOUTS = {
+    "lines.ndjson": "\n".join(map(json.dumps, RECORDS)),
+    "list.json": json.dumps(RECORDS),
+    "list.jsonl": json.dumps(RECORDS, indent=1),
+    "pretty.json": PRETTY,
+    "pretty.jsonl": PRETTY.replace("\n", "\r\n"),
+    "commas.json": PRETTY.replace("}\n{", "},\n{"),
+    "wrapped.json": json.dumps({"version": "1", "data": RECORDS}),
+    "wrapped.jsonl": json.dumps({"data": RECORDS}, indent=4),
+    "splits.json": json.dumps({"test": [{"text": "no"}], "train": RECORDS}),
+    "comma.csv": 'text\none\n"two, and more"\n',
+    "semicolon.csv": "text;n\none;1\ntwo, and more;2\n",
+    "tabs.tsv": "text\tn\none\t1\ntwo, and more\t2\n",
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_of_a_text_file_gives_the_same_records(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(LAYOUTS[name].encode())
+    found = [{"text": record["text"]} for record in records(tmp_path / name)]
+    assert found == RECORDS
+
+
+def test_lists_of_messages_are_records(tmp_path: Path) -> None:
+    messages = chat("q", "a")["messages"]
+    for name, content, expected in (
+        ("chats.json", json.dumps([messages, messages], indent=1), [messages] * 2),
+        ("chats.jsonl", f"{json.dumps(messages)}\n{json.dumps(messages)}\n", [messages] * 2),
+        ("one.json", json.dumps(messages, indent=1), [messages]),
+        ("one-record.json", json.dumps({"messages": messages}, indent=1), [{"messages": messages}]),
+        ("pairs.jsonl", '[["q", "a"]]\n', [[["q", "a"]]]),
+    ):
+        (tmp_path / name).write_text(content)
+        assert records(tmp_path / name) == expected, name
+    (tmp_path / "pretty.json").write_text(PRETTY)
+    assert located(tmp_path / "pretty.json")[1][0] == f"{tmp_path}/pretty.json:4"
+
+
+def test_a_line_that_is_not_a_record_is_found_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\nbroken\n{"text": "\xff"}\n{"text": "two"}\n')
+    found = [record for _, record in read_source("data.sources.mine", SourceConfig(path=str(path)))]
+    assert [record.reason if isinstance(record, DataError) else record["text"] for record in found] == [
+        "one", "not JSON", "not UTF-8", "two"
+    ]  # fmt: skip
+    assert pickle.loads(pickle.dumps(found[1])).fix, "workers get these records"
+    path.write_bytes(b'{"text": \n{"text": "two"}\n')
+    found = [record for _, record in read_source("data.sources.mine", SourceConfig(path=str(path)))]
+    assert [isinstance(record, DataError) for record in found] == [True, False], "the first line is damaged"
+    csv = tmp_path / "a.csv"
+    csv.write_text("text,n\none,1\ntwo\nthree,3\n")
+    found = [record for _, record in read_source("data.sources.mine", SourceConfig(path=str(csv)))]
+    assert [isinstance(record, DataError) for record in found] == [False, True, False]
+
+
+def test_nulls_that_arrow_adds_to_structs_are_removed(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": "z"}}]
+    chats = [
+        {"messages": [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": "q"}]} for call in calls
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist([*chats, {"messages": None}]), tmp_path / "a.parquet")
+    assert records(tmp_path / "a.parquet") == [*chats, {}]
 
 
 def test_a_hub_data_set_that_cannot_be_read_is_refused_in_one_line() -> None:

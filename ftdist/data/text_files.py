@@ -1,0 +1,268 @@
+"""Read the records of text files: JSON in all its common layouts, CSV, TSV and plain text, compressed or not.
+
+A line that is not a record is yielded as a DataError in place of the record, so that ``data.bad_records`` can drop it.
+"""
+
+import csv
+import json
+import sys
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, cast
+
+from ftdist.base.errors import DataError
+from ftdist.data.fields import is_record
+from ftdist.data.messages import ROLE_FIELDS
+from ftdist.run.split_names import missing_split, same_split, split_kind
+
+LocatedRecord = Tuple[str, Any]
+"""``(location, record)``. The record is a DataError if it could not be read."""
+SHOWN_AROUND = 30
+"""Number of characters that a message about invalid JSON shows on each side of the error."""
+BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
+                    (b"\xfe\xff", "utf-16"))  # fmt: skip
+
+
+def read_json(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
+    """Read a file with one JSON value on each line, one list of records, or values that span several lines.
+
+    Args:
+        file: The file.
+        where: Name of the source in the config, for messages.
+        split: The split that is read, if the file is an object with a list for each split.
+
+    Raises:
+        DataError: The file is not text in UTF-8, cannot be decompressed, or is not JSON as a whole.
+    """
+    first = True
+    for number, line in enumerate(_binary_lines(file), 1):
+        location = f"{file}:{number}"
+        try:
+            text = _decoded(file, number, line)
+            if not text.strip():
+                continue
+            record = json.loads(text.rstrip())
+        except DataError as error:
+            yield location, error
+        except (ValueError, RecursionError) as error:
+            if first and _continues(text, error) and not (text[0] == "{" and _has_object_in_second_line(file)):
+                yield from _read_values(file, where, split)
+                return
+            yield location, _not_json(location, error, "one JSON object on each line", "correct or remove the line")
+        else:
+            yield from _expanded(file, location, record, where, split)
+        first = False
+
+
+def _continues(text: str, error: Exception) -> bool:
+    """Return whether a line is only the beginning of a JSON value."""
+    return isinstance(error, json.JSONDecodeError) and text[:1] in "[{" and error.pos >= len(text.rstrip())
+
+
+def _has_object_in_second_line(file: Path) -> bool:
+    with suppress(ValueError, RecursionError):  # also invalid UTF-8
+        return any(isinstance(json.loads(line), dict) for line in islice(_binary_lines(file), 1, 2))
+    return False
+
+
+def _read_values(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
+    """Read JSON values one after another, each of which can span several lines."""
+    text, decoder = "".join(_lines(file)), json.JSONDecoder()
+    at, line, counted = 0, 1, 0
+    while rest := text[at : at + 1]:
+        if rest.isspace() or (rest == "," and at):
+            at += 1
+            continue
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            record, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            number = error.lineno if isinstance(error, json.JSONDecodeError) else line
+            raise _not_json(f"{file}:{number}", error, "a list of objects, or objects", "correct the file") from error
+        yield from _expanded(file, f"{file}:{line}", record, where, split)
+
+
+def _expanded(file: Path, location: str, value: Any, where: str, split: str) -> Iterator[LocatedRecord]:
+    """Yield the records in a JSON value: itself, or the records in the list that it is or holds."""
+    records: Optional[List[Any]] = None
+    if isinstance(value, list) and not _is_chat(value):
+        records = value
+    elif isinstance(value, dict) and not is_record(value):
+        lists = {name: held for name, held in value.items() if _holds_records(held)}
+        named = [name for name in lists if split_kind(name)]
+        chosen = [name for name in named if same_split(name, split)] or ([] if named else list(lists))
+        if named and not chosen:
+            raise missing_split(where, str(file), split, named)
+        records = lists[chosen[0]] if len(chosen) == 1 else None
+    if records is None:
+        yield location, value
+        return
+    for number, record in enumerate(records, 1):
+        yield f"{file}: record {number}", record
+
+
+def _is_chat(value: List[Any]) -> bool:
+    """Return whether a list is the messages of one chat, not a list of records."""
+    return bool(value) and all(
+        (isinstance(held, dict) and any(name in held for name in ROLE_FIELDS)) or _is_pair(held) for held in value
+    )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def _holds_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(record, (dict, list)) for record in value)
+
+
+def _not_json(location: str, error: Exception, expected: str, fix: str) -> DataError:
+    return DataError(f"{location} is not JSON: {_reason(error)}", expected, fix, reason="not JSON")
+
+
+def _reason(error: Exception) -> str:
+    """Describe an error in JSON: what is wrong, in which column, and the text around it."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    column = error.colno - 1
+    line = error.doc[error.pos - column :].partition("\n")[0]
+    start, end = max(0, column - SHOWN_AROUND), column + SHOWN_AROUND
+    around = ("…" if start else "") + line[start:end] + ("…" if end < len(line) else "")
+    return f"{error.msg} at column {error.colno}, near {around}"
+
+
+def read_csv(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
+    """Read rows under a header. The separator is a comma, or a semicolon or tab if only that is in the header.
+
+    Raises:
+        DataError: The file is not text in UTF-8, cannot be decompressed, or has no rows and columns.
+    """
+    csv.field_size_limit(sys.maxsize)
+    lines = _lines(file)
+    header = next(lines, "")
+    tabs = file.name.lower().split(".")[-1] == "tsv" or ".tsv." in file.name.lower()
+    separator = "\t" if tabs else next((mark for mark in ",;\t" if mark in header), ",")
+    reader = csv.DictReader(chain([header], lines), strict=True, delimiter=separator)
+    try:
+        for record in reader:
+            location = f"{file}:{reader.line_num}"
+            if None in record or None in record.values():
+                yield (
+                    location,
+                    DataError(
+                        f"{location} has {'more' if None in record else 'fewer'} columns than the header",
+                        f"the columns {', '.join(reader.fieldnames or [])}",
+                        "quote the fields that contain the separator",
+                        reason="another number of columns than the header",
+                    ),
+                )
+                continue
+            yield location, record
+    except csv.Error as error:
+        raise DataError(
+            f"{file}:{reader.line_num} is not {'TSV' if tabs else 'CSV'}: {error}", "separated columns under a header",
+            "write a quotation mark in a field twice, and put the field in quotation marks",
+        ) from error  # fmt: skip
+
+
+def read_txt(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
+    """Read a whole file as one document."""
+    text = "".join(_lines(file))
+    if text.strip():
+        yield str(file), {"text": text}
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, including their line ends, without a byte order mark."""
+    for number, line in enumerate(_binary_lines(file), 1):
+        yield _decoded(file, number, line)
+
+
+def _decoded(file: Path, number: int, line: bytes) -> str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+        raise DataError(
+            f"{file}:{number} is not UTF-8: {found}",
+            "text in UTF-8",
+            f"iconv -f latin1 -t utf-8 {file.name} (if the file is in Latin-1)",
+            reason="not UTF-8",
+        ) from error
+    return text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _binary_lines(file: Path) -> Iterator[bytes]:
+    import lzma
+    import zlib
+
+    import pyarrow
+
+    first = True
+    try:
+        with OPENERS.get(file.suffix.lower(), _open)(file) as opened:
+            for line in opened:
+                if first:
+                    _check_encoding(file, line)
+                    first = False
+                yield line
+    except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException) as error:
+        raise _damaged(file, error) from error
+    except OSError as error:
+        if error.errno is None:  # a decompressor, not the file system
+            raise _damaged(file, error) from error
+        raise
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} cannot be decompressed: {str(error).splitlines()[0]}", f"a complete {file.suffix} file",
+                     "copy or download the file again")  # fmt: skip
+
+
+def _check_encoding(file: Path, line: bytes) -> None:
+    """Refuse a file in UTF-16 or UTF-32. It is recognised by its byte order mark, or by the zero bytes of its text."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if line.startswith(mark)), None)
+    if encoding is None and len(line) > 3 and b"\0" in line[:2] and line[:2] != b"\0\0":
+        encoding = "utf-16be" if line[0] == 0 else "utf-16le"
+    if encoding:
+        raise DataError(
+            f"{file} is in {encoding.upper()}, not in UTF-8",
+            "text in UTF-8",
+            f"iconv -f {encoding} -t utf-8 {file.name} > utf8-{file.name}, and use that file",
+        )
+
+
+def _open(file: Path) -> BinaryIO:
+    return file.open("rb")
+
+
+def _open_gz(file: Path) -> BinaryIO:
+    import gzip
+
+    return cast(BinaryIO, gzip.open(file))
+
+
+def _open_bz2(file: Path) -> BinaryIO:
+    import bz2
+
+    return cast(BinaryIO, bz2.open(file))
+
+
+def _open_xz(file: Path) -> BinaryIO:
+    import lzma
+
+    return cast(BinaryIO, lzma.open(file))
+
+
+def _open_zst(file: Path) -> BinaryIO:
+    import io
+
+    import pyarrow
+
+    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(file), "zstd"), 1 << 20))
+
+
+OPENERS: Dict[str, Callable[[Path], BinaryIO]] = {
+    ".gz": _open_gz, ".bz2": _open_bz2, ".xz": _open_xz, ".zst": _open_zst,
+}  # fmt: skip

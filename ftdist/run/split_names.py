@@ -1,0 +1,67 @@
+"""The names of splits: in the names of files, and in messages about a split that does not exist."""
+
+import re
+from pathlib import Path
+from typing import Iterable, Optional
+
+from ftdist.base.errors import DataError
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+}
+SHARD = re.compile(r"^(?P<split>.+)-\d+-of-\d+$")
+"""The name of a shard, as on the Hugging Face hub: ``train_sft-00000-of-00003``."""
+
+
+def split_of(file: Path) -> Optional[str]:
+    """Return the split that the name of a file says, or else the names of the folders around it.
+
+    Args:
+        file: Path of the file inside the data set.
+
+    Returns:
+        ``train``, ``test`` or ``validation`` for a name with a word such as ``dev``; for a shard the whole name before
+        the number (``train_sft``); None if no name has such a word.
+    """
+    stem = file.name.split(".")[0]
+    shard = SHARD.match(stem)
+    if shard and split_kind(shard["split"]):
+        return SPLITS.get(shard["split"].lower(), shard["split"])
+    return next((kind for name in (stem, *reversed(file.parent.parts)) if (kind := split_kind(name))), None)
+
+
+def split_kind(name: str) -> Optional[str]:
+    """Return ``train``, ``test`` or ``validation`` if one of the words in a name means this, or None."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), None)
+
+
+def same_split(name: str, wanted: str) -> bool:
+    """Return whether two names mean the same split: ``dev`` is ``validation``, but ``train_sft`` is not ``train``."""
+    return SPLITS.get(name.lower(), name) == SPLITS.get(wanted.lower(), wanted)
+
+
+def missing_split(where: str, place: str, split: str, names: Iterable[str]) -> DataError:
+    """Return the error about a split that a data set does not have.
+
+    Its fix never offers a test or validation split for training.
+
+    Args:
+        where: Name of the source in the config, such as ``data.sources.mine``.
+        place: Path of the data set.
+        split: The split that was asked for.
+        names: The splits that it has.
+    """
+    found = sorted(names)
+    for_training = not where.startswith("data.heldout.")
+    fitting = [name for name in found if (split_kind(name) in (None, "train")) == for_training]
+    fitting.sort(key=lambda name: split_kind(name) != split_kind(split))
+    if fitting:
+        fix = f"{where}.split={fitting[0]}"
+    elif for_training:
+        fix = f"use data with a split for training; evaluate this one: data.heldout.NAME.path={place}"
+    else:
+        fix = "use data with a split for evaluation, or data.heldout_share=0.05"
+    return DataError(f"{where}.path={place} has no split '{split}'", f"one of {', '.join(found)}", fix)
