@@ -19,7 +19,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/config/keys.py", "launch/config/messages.py", "launch/config/hydra_private.py",
         "ftdist/config/schema.py", "ftdist/config/data.py",
         "ftdist/config/launch.py", "ftdist/config/zero.py", "ftdist/config/checks.py",
-        "ftdist/config/login.py",
+        "ftdist/config/login.py", "ftdist/config/track.py",
     ],
     "From a config to a run directory": [
         "launch/runs/pipeline.py", "launch/runs/resolve.py", "launch/attempt/machine.py", "launch/runs/inputs.py",
@@ -98,8 +98,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "Used everywhere": [
         "ftdist/__init__.py", "ftdist/base/errors.py", "ftdist/base/redact.py", "ftdist/base/names.py",
-        "ftdist/base/output.py", "ftdist/base/terminal.py", "ftdist/base/tables.py", "ftdist/base/json_files.py",
-        "ftdist/base/temporary.py", "ftdist/base/process.py",
+        "ftdist/base/output.py", "ftdist/base/permissions.py", "ftdist/base/terminal.py", "ftdist/base/tables.py",
+        "ftdist/base/json_files.py", "ftdist/base/temporary.py", "ftdist/base/process.py",
     ],
 }  # fmt: skip
 

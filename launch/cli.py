@@ -1,12 +1,14 @@
 """The command ``ftdist VERB``."""
 
+import os
 import sys
 from typing import List, NoReturn, Optional
 
 from ftdist import __version__
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
 from ftdist.base.names import nearest
-from ftdist.base.output import PipeSafeOutput
+from ftdist.base.output import PipeSafeOutput, accept_any_text
+from ftdist.base.permissions import explain_os_error
 from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
 
 EXAMPLES = """\
@@ -66,15 +68,35 @@ def dispatch(argv: List[str]) -> int:
     return int(getattr(verbs[name].load(), name.lstrip("_"))(args))
 
 
+def _refuse_optimization() -> None:
+    """Refuse to run without docstrings: libraries build some of theirs from others when they are imported.
+
+    Raises:
+        ConfigError: Python was started with ``-OO`` or ``PYTHONOPTIMIZE=2``.
+    """
+    if sys.flags.optimize >= 2:
+        variable = bool(os.environ.get("PYTHONOPTIMIZE"))
+        raise ConfigError(
+            f"Python runs with {'PYTHONOPTIMIZE=2' if variable else '-OO'}, which removes docstrings",
+            "Python with docstrings, without which transformers cannot be imported",
+            "unset PYTHONOPTIMIZE" if variable else "leave out -OO",
+        )
+
+
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the console script ``ftdist``: print errors, and end the process with the exit code."""
+    accept_any_text()
     sys.stdout, sys.stderr = PipeSafeOutput(sys.stdout), PipeSafeOutput(sys.stderr)  # type: ignore[assignment]
     try:
+        _refuse_optimization()
         sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
     except FtdistError as error:
         if str(error):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(EXIT_FAILED)

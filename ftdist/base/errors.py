@@ -5,6 +5,8 @@ resumable (75 is ``EX_TEMPFAIL`` in ``sysexits.h``). After 2 usually nothing was
 or the data are found only by the ranks, and they also end the command with 2.
 """
 
+from pathlib import Path
+
 from ftdist.base.redact import redact
 
 EXIT_DONE = 0
@@ -37,6 +39,13 @@ class FtdistError(Exception):
         if self.fix:
             lines.append(f"  fix:      {self.fix}")
         return "\n".join(lines)
+
+
+def error_text(error: BaseException) -> str:
+    """Return what went wrong as one line, for a message that names the place itself."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f" ({Path(error.filename).name})" if error.filename else "")
+    return error.found if isinstance(error, FtdistError) else f"{type(error).__name__}: {error}"
 
 
 class ConfigError(FtdistError):

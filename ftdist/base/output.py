@@ -1,11 +1,48 @@
-"""Output whose reader may end first (``| head``, a closed terminal), and paths as they are printed."""
+"""Output on any terminal: characters that a stream cannot show, a reader that ends first, paths as they are printed."""
 
+import codecs
 import os
 import shlex
+import sys
 from pathlib import Path
-from typing import Any, Callable, TextIO
+from typing import Any, Callable, TextIO, Tuple
+
+STAND_INS = {
+    "→": "->", "…": "...", "×": "x", "÷": "/", "·": "*", "−": "-", "–": "-", "—": "-", "✓": "+", "✗": "x", "∞": "inf",
+    "│": "|", "━": "=", "─": "-", "╸": "=", "╺": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "\xa0": " ", "≤": "<=",
+    "≥": ">=", "≈": "~", "•": "*", "°": " deg",
+}  # fmt: skip
+"""What is printed for a character that the encoding of a stream lacks. Other characters become a question mark."""
+ENCODE_ERRORS = "ftdist.stand_in"
+"""Name of the handler of encoding errors that prints ``STAND_INS``."""
 
 _absolute = False
+
+
+def _stand_in(error: UnicodeError) -> Tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(STAND_INS.get(character, "?") for character in text), error.end
+
+
+codecs.register_error(ENCODE_ERRORS, _stand_in)
+
+
+def accept_any_text() -> None:
+    """Let the standard streams of this process accept every character, whatever their encoding is.
+
+    A stream in ASCII or Latin-1 (``LC_ALL=C``, ``PYTHONIOENCODING``, an old terminal) cannot show some characters, and
+    by default Python raises an error in the middle of a program. What a program prints must not decide how it ends. The
+    same holds for names that are not valid UTF-8, and for input that the encoding cannot read.
+    """
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, ENCODE_ERRORS), (sys.stderr, ENCODE_ERRORS)):
+        if hasattr(stream, "reconfigure"):  # None without a console, or replaced by a test
+            stream.reconfigure(errors=errors)
+
+
+def read_config_text() -> str:
+    """Return the config that the launcher wrote to the standard input of this program, in UTF-8 on every terminal."""
+    return sys.stdin.buffer.read().decode("utf-8")
 
 
 def show_absolute_paths() -> None:

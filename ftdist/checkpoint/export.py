@@ -13,8 +13,10 @@ from typing import Any, Dict, List, Optional
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
+from ftdist.base.errors import EXIT_FAILED, CheckpointError, ConfigError, FtdistError
 from ftdist.base.json_files import read_json
+from ftdist.base.output import accept_any_text, short_path
+from ftdist.base.permissions import explain_os_error, follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.model_card import model_card
@@ -63,6 +65,7 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     METHODS[config.method.kind].export(weights, model_config, unfinished, config)
     (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state), encoding="utf-8")
     (unfinished / EXPORT_MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
+    follow_umask(unfinished)
     if out.exists():
         shutil.rmtree(out)
     unfinished.rename(out)
@@ -114,9 +117,13 @@ def main(argv: Optional[List[str]] = None) -> int:
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"exported to {out}")
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"exported to {short_path(out)}")
     return 0
 
 
 if __name__ == "__main__":
+    accept_any_text()
     sys.exit(main())

@@ -25,13 +25,16 @@ import os
 import shutil
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 
-from ftdist.base.errors import CheckpointError
+from ftdist.base.errors import CheckpointError, error_text
+from ftdist.base.output import quoted_path
+from ftdist.base.permissions import require_readable_folder
 from ftdist.checkpoint import durable
 from ftdist.checkpoint.tensors import encode
 from ftdist.parallel.collectives import BACKGROUND_GROUP
@@ -86,15 +89,9 @@ class RankAgreement:
         try:
             result = action()
         except Exception as error:
-            problem = f"rank {self.rank}: {_error_text(error)}"
+            problem = f"rank {self.rank}: {error_text(error)}"
         everyone = self.gather((result, problem))
         return [value for value, _ in everyone], next((text for _, text in everyone if text), "")
-
-
-def _error_text(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f" ({Path(error.filename).name})" if error.filename else "")
-    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def save_checkpoint(run: RunDir, contents: Contents, together: RankAgreement, ke
         try:
             prune(run, contents.step, keep)
         except OSError as error:
-            return "", f"older checkpoints could not be deleted: {_error_text(error)}"
+            return "", f"older checkpoints could not be deleted: {error_text(error)}"
     return problem, ""
 
 
@@ -308,6 +305,9 @@ def find_newest(run: RunDir, together: RankAgreement, note: Callable[[str], None
     newest_problem = ""
     for name in reversed(names):
         folder = run.checkpoints / name
+        _, problem = together.attempt(partial(require_readable_folder, folder))
+        if problem:  # it may be good, so it must not be set aside
+            raise CheckpointError(problem, "a checkpoint that you may read", "resume as its owner")
         verdicts = together.gather(verify_checkpoint(folder, together.rank, together.world_size))
         damage = next((text for text in verdicts if text), None)
         if damage is None:
@@ -320,7 +320,7 @@ def find_newest(run: RunDir, together: RankAgreement, note: Callable[[str], None
         raise CheckpointError(f"no checkpoint of {run.path} can be trusted: {newest_problem}",
                               "a checkpoint whose files are unchanged since they were written",
                               "start a new run. Or delete all checkpoints and restart this run from step 0: "
-                              f"rm -r {run.checkpoints}")  # fmt: skip
+                              f"rm -r {quoted_path(run.checkpoints)}")  # fmt: skip
     return None
 
 

@@ -233,7 +233,10 @@ def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
     """
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
+        # save_pretrained refuses values that have no effect, such as a temperature without do_sample. The model came
+        # with them, and other programs read them: vLLM samples with them.
+        generation = Path(folder) / "generation_config.json"
+        generation.write_text(model.generation_config.to_json_string(), encoding="utf-8")
         tokenizer.save_pretrained(folder)
         files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
         return {f"{HF}/{path.relative_to(folder)}": path.read_bytes() for path in files}

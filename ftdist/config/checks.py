@@ -17,6 +17,7 @@ from ftdist.config.schema import (
     TrainConfig,
     ZeroConfig,
 )
+from ftdist.config.track import check_track
 from ftdist.config.zero import ModelState
 
 
@@ -39,6 +40,7 @@ def check_config(config: RunConfig) -> None:
     for name in ("nproc_per_node", "nnodes", "threads_per_rank", "timeout_s"):
         _check_range(f"launch.{name}", getattr(config.launch, name), 1)
     check_launch(config.launch)
+    check_track(config.track)
     _check_range("seed", config.seed, 0, 2**32 - 1)
 
 

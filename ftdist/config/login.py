@@ -14,8 +14,9 @@ DEFAULT_URL = "https://api.wandb.ai"
 def resolve_mode(asked: Wandb, environment: Mapping[str, str] = os.environ) -> Wandb:
     """Return the W&B mode to use: online, offline or disabled.
 
-    ``auto`` follows wandb's own variable WANDB_MODE if it is set; otherwise it is online if the user is logged in, else
-    offline. ``online`` without a login becomes offline, because wandb would ask for a key and wait for an answer.
+    ``auto`` follows wandb's own variable WANDB_MODE, and WANDB_DISABLED of transformers, if they are set; otherwise it
+    is online if the user is logged in, else offline. ``online`` without a login becomes offline, because
+    wandb would ask for a key and wait for an answer.
 
     Args:
         asked: The setting ``track.wandb``.
@@ -23,6 +24,8 @@ def resolve_mode(asked: Wandb, environment: Mapping[str, str] = os.environ) -> W
     """
     if asked is Wandb.auto:
         said = environment.get("WANDB_MODE", "").lower()
+        if environment.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+            said = "disabled"
         named = {"offline": Wandb.offline, "dryrun": Wandb.offline, "disabled": Wandb.disabled}
         asked = named.get(said, Wandb.online)
     if asked is Wandb.online and not logged_in(environment):

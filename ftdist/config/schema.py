@@ -210,18 +210,19 @@ class TrainConfig:
 @dataclass
 class TrackConfig:
     wandb: Wandb = Wandb.auto
-    """Weights & Biases mode. ``auto``: the mode in the variable ``WANDB_MODE`` if it is set. Otherwise online if you
-    are logged in, else offline. ``online`` without a login becomes offline: you are never asked to log in."""
+    """Weights & Biases mode. ``auto``: disabled if ``WANDB_DISABLED`` is true, else the mode in ``WANDB_MODE`` if it is
+    set. Otherwise online if you are logged in, else offline. ``online`` without a login becomes offline: you are never
+    asked to log in."""
     project: str = "ftdist"
-    """W&B project."""
+    """W&B project. While it has its default, ``WANDB_PROJECT`` is used if it is set."""
     entity: Optional[str] = None
-    """W&B team or user. null: your own."""
+    """W&B team or user. null: ``WANDB_ENTITY`` if it is set, else your own."""
     group: Optional[str] = None
-    """W&B group, for example of a sweep."""
+    """W&B group, for example of a sweep. null: ``WANDB_RUN_GROUP`` if it is set."""
     job_type: str = "train"
-    """W&B job type."""
+    """W&B job type. While it has its default, ``WANDB_JOB_TYPE`` is used if it is set."""
     tags: List[str] = field(default_factory=list)
-    """W&B tags."""
+    """W&B tags. Empty: ``WANDB_TAGS`` (separated by commas) if it is set."""
     run_id: Optional[str] = None
     """W&B run id. null: generated when the run is frozen, so that a resume continues the same W&B run."""
 

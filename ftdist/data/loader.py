@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ftdist.base.errors import DataError
+from ftdist.base.output import quoted_path
 from ftdist.run.prepared import is_ready, read_meta
 
 IGNORED = -100
@@ -113,7 +114,7 @@ def open_set(folder: Path, name: str) -> PreparedSet:
 def _damaged(folder: Path, name: str, problem: str) -> DataError:
     return DataError(f"the files of {folder / name} are not what ftdist writes: {problem}",
                      "the files that ftdist prepare wrote",
-                     f"delete it, then the data is prepared again: rm -r {folder}")  # fmt: skip
+                     f"delete it, then the data is prepared again: rm -r {quoted_path(folder)}")  # fmt: skip
 
 
 def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad_id: int) -> MicroBatch:

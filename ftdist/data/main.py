@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Callable, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, FtdistError
+from ftdist.base.output import accept_any_text, read_config_text
+from ftdist.base.permissions import explain_os_error
 from ftdist.config.checks import check_data
 from ftdist.config.frozen import load_config, parse_config
 from ftdist.config.schema import RunConfig
@@ -47,7 +49,7 @@ def run_step(command: Callable[[RunConfig], None], file: str) -> int:
         The exit code.
     """
     try:
-        config = parse_config(sys.stdin.read(), "standard input") if file == "-" else load_config(file)
+        config = parse_config(read_config_text(), "standard input") if file == "-" else load_config(file)
         check_data(config.data)
         command(config)
     except FtdistError as error:
@@ -57,7 +59,7 @@ def run_step(command: Callable[[RunConfig], None], file: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except OSError as error:  # for example no space on the disk, or no permission
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -86,5 +88,6 @@ def quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     quiet_libraries()
     sys.exit(main())

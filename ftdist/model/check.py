@@ -18,8 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.base.errors import EXIT_FAILED, ConfigError, FtdistError
 from ftdist.base.names import nearest
+from ftdist.base.output import accept_any_text, read_config_text
+from ftdist.base.permissions import explain_os_error
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import RunConfig
 from ftdist.model.load import model_config
@@ -157,13 +159,17 @@ def main(argv: List[str]) -> int:
     assert argv == ["-"], "the config is read from standard input"
     transformers.logging.set_verbosity_error()
     try:
-        config = parse_config(sys.stdin.read(), "standard input")
+        config = parse_config(read_config_text(), "standard input")
         write_facts(config, check_model(config))
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
 
 
 if __name__ == "__main__":
+    accept_any_text()
     sys.exit(main(sys.argv[1:]))

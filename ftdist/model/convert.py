@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.base.errors import EXIT_FAILED, ConfigError, FtdistError
+from ftdist.base.output import accept_any_text
+from ftdist.base.permissions import explain_os_error, follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
 
 
@@ -50,6 +52,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     try:
         model.to(torch.bfloat16).save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        follow_umask(unfinished)
         if not folder.exists():  # otherwise another process has converted the same file
             unfinished.rename(folder)
     finally:
@@ -64,8 +67,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
 
 
 if __name__ == "__main__":
+    accept_any_text()
     sys.exit(main())

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Dict
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError
 
+GENERATION = "generation_config.json"
 SHARD_SIZE = "5GB"
 """Maximum size of one weights file."""
 
@@ -37,10 +38,11 @@ def save_model(
         raise CheckpointError(
             f"the checkpoint does not fit the model: missing weights {absent[:3]}, unexpected weights {unexpected[:3]}"
         )
-    generation_config = model.generation_config.from_pretrained(out)
-    model.generation_config = generation_config
+    generation = (out / GENERATION).read_bytes()
+    model.generation_config = GenerationConfig()  # transformers would refuse to write some that it has read
     model.config.use_cache = True
     model.save_pretrained(out, max_shard_size=SHARD_SIZE)
+    (out / GENERATION).write_bytes(generation)
     written = _digests(model)
     weights.clear()
     del model

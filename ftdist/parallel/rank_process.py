@@ -62,7 +62,8 @@ def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
     if rank:
         os.dup2(log, 1)
     else:
-        sys.stdout = cast(TextIO, Tee(sys.stdout, os.fdopen(os.dup(log), "a", buffering=1, encoding="utf-8")))
+        copy = os.fdopen(os.dup(log), "a", buffering=1, encoding="utf-8", errors="replace")
+        sys.stdout = cast(TextIO, Tee(sys.stdout, copy))
     os.close(log)
 
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import shlex
 from pathlib import Path
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import near_paths
+from ftdist.base.permissions import require_readable_folder
 from ftdist.config.schema import RunConfig
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -71,10 +73,11 @@ def check_model_folder(config: RunConfig) -> None:
     if is_gguf(config.model.path):
         _gguf_digest(config.model.path)
         return
+    require_readable_folder(path)
     expected = "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json) or a .gguf file"
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
-        near = [f"model.path={place}" for place in near_paths(config.model.path)]
+        near = [shlex.quote(f"model.path={place}") for place in near_paths(config.model.path)]
         raise ConfigError(
             f"model.path={path} {found}", expected, " or ".join(near) or "model.path=FOLDER, or model.hub=ORG/NAME"
         )
@@ -123,7 +126,7 @@ def _gguf_digest(path: str) -> str:
     try:
         stat = Path(path).stat()
     except OSError as error:
-        near = " or ".join(f"model.path={place}" for place in near_paths(path))
+        near = " or ".join(shlex.quote(f"model.path={place}") for place in near_paths(path))
         raise ConfigError(
             f"model.path={path}: {error.strerror}", "a .gguf file", near or "model.path=FILE.gguf"
         ) from error

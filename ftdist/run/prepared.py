@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json, write_json
+from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location
 from ftdist.run.source_files import source_files
@@ -62,7 +63,7 @@ def read_meta(folder: Path) -> Dict[str, Any]:
             raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
-                        f"delete it, then it is prepared again: rm -r {folder}") from error  # fmt: skip
+                        f"delete it, then it is prepared again: rm -r {quoted_path(folder)}") from error  # fmt: skip
     return meta
 
 

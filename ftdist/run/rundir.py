@@ -15,6 +15,8 @@ from typing import Any, Dict, List, Optional
 from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, read_records, write_json
 from ftdist.base.names import near_paths
+from ftdist.base.output import quoted_path
+from ftdist.base.permissions import require_access
 
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
@@ -47,7 +49,9 @@ def refuse_sweep(place: Path) -> None:
     """
     if (place / SWEEP_REQUEST).is_file():
         raise ConfigError(
-            f"{place} is a sweep", "one of its runs", f"run ftdist sweep {place}, which lists them, best first"
+            f"{place} is a sweep",
+            "one of its runs",
+            f"run ftdist sweep {quoted_path(place)}, which lists them, best first",
         )
 
 
@@ -82,10 +86,11 @@ class RunDir:
             ConfigError: There is no run at ``path``, or it is the folder of a sweep.
         """
         run = cls(path)
+        require_access(run.config)
         refuse_sweep(run.path)
         if not run.config.is_file():
             found = "does not exist" if not run.path.exists() else "holds no run.yaml"
-            near = [place for place in near_paths(str(path)) if cls(place).config.is_file()]
+            near = [quoted_path(place) for place in near_paths(str(path)) if cls(place).config.is_file()]
             fix = " or ".join(near) or "run ftdist status, which lists the runs in ./runs"
             raise ConfigError(f"{path} {found}", "a run directory", fix)
         return run
@@ -189,7 +194,7 @@ class RunDir:
         Raises:
             ConfigError: The file is not JSON, or a field has the wrong type.
         """
-        fix = f"rm {self.status} (the run continues without it)"
+        fix = f"rm {quoted_path(self.status)} (the run continues without it)"
         try:
             found = read_json(self.status) if self.status.is_file() else {}
         except ValueError as error:

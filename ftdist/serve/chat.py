@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.base.output import accept_any_text
+from ftdist.base.permissions import require_readable_folder
 from ftdist.base.terminal import task
 from ftdist.track.report import TRUNCATION_MARK
 
@@ -45,6 +47,7 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
         ConfigError: The folder does not hold a model that transformers can load, or the model needs its own Python code
             and ``trust_remote_code`` is not set.
     """
+    require_readable_folder(folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
     import torch
@@ -109,4 +112,5 @@ def answer(model: Any, tokenizer: Any, history: Messages, max_tokens: int, tempe
 
 
 if __name__ == "__main__":
+    accept_any_text()
     sys.exit(main())

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.json_files import read_json
+from ftdist.base.output import accept_any_text
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
@@ -140,4 +141,5 @@ def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     main(sys.argv[1:])

@@ -1,7 +1,9 @@
 """The report at the end of a run: held-out losses and sample answers before and after, and where the results are."""
 
+import struct
 from contextlib import suppress
 from math import exp
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from rich.console import Console
@@ -22,6 +24,10 @@ ANSWER_TYPES = {"step": int, "set": str, "index": int, "answer": str}
 """Fields that a record of samples.jsonl must have to be shown, and their types."""
 TRUNCATION_MARK = "…"
 """Ends an answer that was cut off because it reached its maximum number of tokens."""
+
+WANDB_MAGIC = b":W&B"
+RECORD_HEADER = struct.Struct("<3xIHB")
+"""What follows the four characters: three bytes of the file, then checksum, length and kind of the first record."""
 
 Losses = Dict[str, List[Tuple[int, float]]]
 """(optimizer step, loss in nats per token) of every evaluation, by held-out set."""
@@ -81,10 +87,29 @@ def places(run: RunDir) -> List[Tuple[str, str]]:
     found = [("run", short_path(run.path))]
     if run.export.is_dir():
         found.append(("model", short_path(run.export)))
-    if any(run.wandb.glob("offline-run-*")):
-        # Every attempt has a folder. All belong to the same W&B run.
-        found.append(("W&B", f"offline; upload it with: wandb sync {quoted_path(run.wandb)}/offline-run-*"))
+    # Every attempt has a folder. All belong to the same W&B run.
+    folders = sorted(run.wandb.glob("offline-run-*"))
+    good = [folder for folder in folders if has_record(folder)]
+    if good:
+        names = f"{quoted_path(run.wandb)}/offline-run-*" if good == folders else " ".join(map(quoted_path, good))
+        found.append(("W&B", f"offline; upload it with: wandb sync {names}"))
+    elif folders:
+        found.append(("W&B", "the offline record is empty or damaged; metrics.jsonl is complete"))
     return found
+
+
+def has_record(folder: Path) -> bool:
+    """Return whether W&B's offline folder holds a file that begins with a whole record, so that it can be uploaded.
+
+    The file is a log of LevelDB with its own first bytes: https://github.com/google/leveldb/blob/main/doc/log_format.md
+    """
+    for path in folder.glob("run-*.wandb"):
+        with suppress(OSError), path.open("rb") as file:
+            start = file.read(len(WANDB_MAGIC) + RECORD_HEADER.size)
+            if len(start) == len(WANDB_MAGIC) + RECORD_HEADER.size and start.startswith(WANDB_MAGIC):
+                _, length, kind = RECORD_HEADER.unpack(start[len(WANDB_MAGIC) :])
+                return kind in (1, 2) and length > 0 and len(file.read(length)) == length  # whole, or a first part
+    return False
 
 
 def _print_losses(losses: Losses, console: Console) -> None:

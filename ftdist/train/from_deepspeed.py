@@ -7,7 +7,7 @@ import threading
 sys.path.pop(0)  # the script's own folder, from which nothing must be imported
 
 from ftdist.base.errors import EXIT_FAILED
-from ftdist.base.output import show_absolute_paths
+from ftdist.base.output import accept_any_text, show_absolute_paths
 from ftdist.train.main import main
 
 RANK_VARIABLES = {
@@ -35,5 +35,6 @@ for name, others in RANK_VARIABLES.items():
 if "--watch" in sys.argv:
     sys.argv.remove("--watch")
     threading.Thread(target=exit_when_input_closes, daemon=True).start()
+accept_any_text()
 show_absolute_paths()  # the current folder is the run directory
 main(sys.argv[1:])

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
+from ftdist.base.output import accept_any_text
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.saver import Saver, hf_files
@@ -221,4 +222,5 @@ def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) 
 
 
 if __name__ == "__main__":
+    accept_any_text()
     main(sys.argv[1:])

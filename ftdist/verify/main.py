@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
+from ftdist.base.output import accept_any_text
 from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
@@ -241,4 +242,5 @@ def check_learning_rate(config: RunConfig, max_steps: int) -> checks.Check:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     main(sys.argv[1:])

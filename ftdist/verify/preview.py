@@ -9,6 +9,7 @@ from typing import List, Optional
 import numpy as np
 import torch
 
+from ftdist.base.output import accept_any_text
 from ftdist.config.schema import RunConfig
 from ftdist.data.main import quiet_libraries, run_step
 from ftdist.data.preview import preview
@@ -52,5 +53,6 @@ def base_losses(config: RunConfig) -> TokenLosses:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     quiet_libraries()
     sys.exit(main())

@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Sequence
 import psutil
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.output import quoted_path
 from ftdist.base.process import is_alive
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import lifecycle
@@ -97,7 +98,7 @@ def _end_launcher(run: RunDir) -> None:
     status = run.read_status()
     if status.get("host") != platform.node():
         raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine on which it was started",
-                          f"ssh {status.get('host')} ftdist cancel --now {run.path}")  # fmt: skip
+                          f"ssh {status.get('host')} ftdist cancel --now {quoted_path(run.path)}")  # fmt: skip
     launcher = psutil.Process(int(status["pid"]))
     with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
         for _ in range(2):

@@ -77,7 +77,7 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
         if "missing EQUAL" in str(error):
             return _not_an_override(str(error.override), loader)
         return ConfigError(f"cannot read the override '{error.override}': {str(error).splitlines()[0]}",
-                           "key=value", "quote values that hold , [ { or spaces: key=\\'a,b\\'")  # fmt: skip
+                           "key=value", "quote values that hold , [ { quotes or accents: key=\\'a,b\\'")  # fmt: skip
     text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)
     if text.startswith("Config group override must be"):
         return ConfigError(f"a config group was set to a number: {text}", "the name of an option", "group=option")

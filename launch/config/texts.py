@@ -23,9 +23,12 @@ from ftdist.launch.config.origins import Origin
 FLAT = re.compile(r"(choice\(|\[|\{)?([^][(){}'\"\\$]*)([)\]}])?")
 """A value, a list, a mapping, or the choices of a sweep, without nesting, quotes, escapes and interpolations."""
 
+CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|int|float|bool|json_str|extend_list)\(")
+"""How a function of Hydra's grammar begins."""
+
 
 def quote_texts(overrides: List[str]) -> List[str]:
-    """Quote those values of text settings that Hydra would read as a number or a boolean, and change.
+    """Quote those values of text settings that Hydra would read as a number or a boolean, and change, or not read.
 
     Args:
         overrides: Words of the command line.
@@ -38,8 +41,8 @@ def quote_texts(overrides: List[str]) -> List[str]:
     for word in overrides:
         try:
             parsed = parser.parse_override(word)
-        except HydraException:  # reported when Hydra composes the config
-            quoted.append(word)
+        except HydraException:  # if it remains, Hydra reports it when it composes the config
+            quoted.append(_quote_whole(word))
         else:
             quoted.append(_quote(word, parsed, parser))
     return quoted
@@ -61,6 +64,22 @@ def _quote(word: str, parsed: Override, parser: OverridesParser) -> str:
                               "double quotes around text that looks like a number or boolean",
                               f"write it in double quotes: '{parsed.get_key_element()}=…\"TEXT\"…'")  # fmt: skip
     return word
+
+
+def _quote_whole(word: str) -> str:
+    """Quote the value of a text setting that Hydra's grammar does not know: ``name=größe``, ``path=it's.jsonl``.
+
+    A value that begins like a quoted text, a list, a mapping or a function stays as it is, and so does one that may be
+    a sweep or an interpolation: there the user has made a mistake that Hydra names.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or value[:1] in tuple("'\"[{(") or "," in value or "${" in value or CALL.match(value):
+        return word
+    if not is_text(type_at(key.lstrip("+"))):
+        return word
+    escaped = re.sub(r"(\\*)(')", r"\1\1\\'", value)
+    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+    return f"{key}='{escaped}'"
 
 
 def _quote_item(item: str, parser: OverridesParser, has_key: bool) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
+from ftdist.base.permissions import AccessError, explain_os_error
 from ftdist.base.redact import redact_arguments, redact_source
 from ftdist.base.temporary import temporary_path
 from ftdist.config.frozen import dump_config
@@ -56,9 +57,7 @@ def freeze(
         temporary.rename(path)  # fails if another run has taken the name in the meantime
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise ConfigError(
-            f"cannot write {path}: {error.strerror}", "a folder you may write to", "runs_dir=FOLDER"
-        ) from error
+        raise _cannot_write(path, error) from error
     return RunDir(path)
 
 
@@ -93,11 +92,7 @@ def freeze_again(
         _write_files(run, files)
     except OSError as error:
         fresh.unlink(missing_ok=True)
-        raise ConfigError(
-            f"cannot write {run.path}: {error.strerror}",
-            "a folder you may write to",
-            "run_dir=FOLDER or runs_dir=FOLDER",
-        ) from error
+        raise _cannot_write(run.path, error) from error
 
 
 def confirm_settings(run: RunDir, config: RunConfig) -> None:
@@ -111,6 +106,14 @@ def confirm_settings(run: RunDir, config: RunConfig) -> None:
     else:
         plan = plan_resumed(config.batch, layout_of(config).data, config.data.max_seq_len)
         write_json(run.deepspeed, deepspeed_settings(config, plan))
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    """Return the reason for the user: rights, a full disk, a name that is too long."""
+    why = explain_os_error(error)
+    reason = why.found if isinstance(why, AccessError) else error.strerror
+    return ConfigError(f"cannot write {path}: {reason}", why.expected or "a path that can be written",
+                       "runs_dir=FOLDER, or another name or run_dir")  # fmt: skip
 
 
 def _write_files(run: RunDir, files: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from typing import Callable, Mapping, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.config.schema import RunConfig
+from ftdist.config.track import ignored_variables
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.runs import banner, inputs, resolve, verify
 from ftdist.launch.runs.freeze import freeze
@@ -32,6 +33,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     Raises:
         FtdistError: the config, the model, the data or the machine is not fit for the run.
     """
+    asked = config.track.wandb
     plan = resolve.resolve(config, ranks)
     resolve.check_run_dir(config)
     deepspeed_settings(config, plan)
@@ -45,6 +47,8 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         return partial(_write, config, plan, files, shown)
     if shown:
         banner.show_machine()
+        for line in ignored_variables(config, asked):
+            print(f"note: {line}", flush=True)
     inputs.prepare_model(config)
     resolve.check_disk(config)
     if verify_first:

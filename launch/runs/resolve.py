@@ -5,6 +5,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import struct
 import time
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Optional, Tuple
 
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.names import near_paths
+from ftdist.base.output import quoted_path
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import Attention, Device, RunConfig
+from ftdist.config.track import check_track, use_variables
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.foreground import resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.registry import backend_of
@@ -47,11 +50,13 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.data.num_workers is None and not backend_of(config).uses_scheduler:
         config.data.num_workers = cpu_cores()
     config.track.wandb = resolve_mode(config.track.wandb)
+    use_variables(config.track)
     if sweep := os.environ.get("WANDB_SWEEP_ID"):  # started by `wandb agent`, which has named the W&B run
         config.track.run_id = config.track.run_id or os.environ.get("WANDB_RUN_ID")
         config.track.group = config.track.group or sweep
     if config.track.run_id is None:
         config.track.run_id = secrets.token_hex(4)
+    check_track(config.track)
     return plan
 
 
@@ -92,7 +97,7 @@ def _check_spelling(key: str, path: Optional[str]) -> None:
         return
     if near := near_paths(path):
         raise DataError(f"{key}={path} does not exist", "the path of an existing file, or a glob pattern",
-                        " or ".join(f"{key}={place}" for place in near))  # fmt: skip
+                        " or ".join(shlex.quote(f"{key}={place}") for place in near))  # fmt: skip
 
 
 def _new_run_dir(runs_dir: str, name: str) -> str:
@@ -133,7 +138,7 @@ def check_run_dir(config: RunConfig) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         if (path / "run.yaml").exists():
             raise ConfigError(f"{path} already holds a run", "a run directory that does not exist yet",
-                              f"ftdist resume {path}, or another run_dir")  # fmt: skip
+                              f"ftdist resume {quoted_path(path)}, or another run_dir")  # fmt: skip
         raise ConfigError(
             f"{path} exists and is not empty", "a run directory that does not exist yet", "use another run_dir"
         )

@@ -67,7 +67,7 @@ def resume_sweep(place: Path, quiet: bool = False) -> int:
     folder = SweepDir(place.resolve())
     state = liveness(folder.read_status())
     if state in ALIVE:
-        raise ConfigError(f"{place} is {state}", "a sweep that has stopped", f"ftdist sweep {place}")
+        raise ConfigError(f"{place} is {state}", "a sweep that has stopped", f"ftdist sweep {quoted_path(place)}")
     if state == "done" and all(trial.state == "done" for trial in folder.trials()):
         if not quiet:
             print(f"{short_path(folder.path)} is done; its trials, best first: ftdist sweep {quoted_path(folder.path)}")

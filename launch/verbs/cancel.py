@@ -3,6 +3,7 @@
 import argparse
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.output import quoted_path
 from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.registry import backend_of_status
 from ftdist.launch.runs.liveness import liveness, observe
@@ -43,7 +44,8 @@ def _cancel_sweep(sweep: SweepDir, now: bool) -> int:
     status = sweep.read_status()
     launcher_alive = liveness(status) in ALIVE
     if not alive and not launcher_alive:
-        raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that runs", f"ftdist sweep {sweep.path}")
+        raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that runs",
+                          f"ftdist sweep {quoted_path(sweep.path)}")  # fmt: skip
     print(stop_sweep(sweep))
     if now:
         jobs = [run for run in alive if backend_of_status(run.read_status()).uses_scheduler]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
+from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
 from ftdist.launch.runs.programs import run_program
 from ftdist.run.rundir import RunDir, checkpoint_step, refuse_sweep
@@ -45,7 +46,7 @@ def _model_folder(given: str) -> Path:
         return model
     if run is None:
         refuse_sweep(path)
-        near = " or ".join(f"ftdist chat {place}" for place in near_paths(given) if not path.exists())
+        near = " or ".join(f"ftdist chat {quoted_path(place)}" for place in near_paths(given) if not path.exists())
         found = "holds no config.json" if path.is_dir() else "does not exist"
         raise ConfigError(f"{given} {found}", expected, near or "run ftdist status, which lists the runs in ./runs")
     steps = [str(checkpoint_step(checkpoint)) for checkpoint in run.published_checkpoints()]
@@ -53,4 +54,4 @@ def _model_folder(given: str) -> Path:
     found = "has no export" if path == run.path else "is not a model" if path.exists() else "does not exist"
     fix = "chat" if run.export.is_dir() else "export" if steps else "resume"
     raise ConfigError(f"{given} {found}; the run holds {' and '.join(holds) or 'no checkpoint yet'}", expected,
-                      f"ftdist {fix} {run.path}")  # fmt: skip
+                      f"ftdist {fix} {quoted_path(run.path)}")  # fmt: skip

@@ -1,6 +1,7 @@
 """The verb ``logs``: print what a run or one of its ranks has printed."""
 
 import argparse
+import codecs
 import contextlib
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
 from ftdist.launch.backends.base import ALIVE, newest_rank_log
 from ftdist.launch.backends.registry import backend_of_status
@@ -37,7 +39,7 @@ def logs(args: argparse.Namespace) -> int:
         what = "log" if args.rank is None else f"log of rank {args.rank}"
         ranks = sorted({int(log.name[5:10]) for log in run.logs.glob("rank-*.log")})
         expected = f"--rank with one of {', '.join(map(str, ranks))}" if ranks else "a run that has started"
-        raise ConfigError(f"{args.run_dir} has no {what}", expected, f"ftdist status {args.run_dir}")
+        raise ConfigError(f"{args.run_dir} has no {what}", expected, f"ftdist status {quoted_path(args.run_dir)}")
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         _print(run, args.rank, args.follow)
     return EXIT_DONE
@@ -51,6 +53,7 @@ def newest_log(run: RunDir, rank: Optional[int]) -> Optional[Path]:
 def _print(run: RunDir, rank: Optional[int], follow: bool) -> None:
     shown: Optional[Path] = None
     offset = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a file that grows may end within a character
     while True:
         alive = liveness(run.read_status()) in ALIVE  # before reading, so that nothing printed at the end is missed
         path = newest_log(run, rank)
@@ -61,7 +64,7 @@ def _print(run: RunDir, rank: Optional[int], follow: bool) -> None:
                 file.seek(offset)
                 text = file.read()
             offset += len(text)
-            sys.stdout.buffer.write(text)
+            sys.stdout.write(decoder.decode(text))
             sys.stdout.flush()
         if not follow or not alive:
             return

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
-from ftdist.base.output import short_path
+from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.launch.backends.base import ALIVE, Seen, Status
 from ftdist.launch.runs.banner import cell
@@ -33,7 +33,12 @@ def status(args: argparse.Namespace) -> int:
     if runs:
         _show_table(runs)
     if empty := [place for place in places if not found[place]]:
-        near = [f"ftdist status {other}" for place in empty for other in near_paths(str(place)) if not place.exists()]
+        near = [
+            f"ftdist status {quoted_path(other)}"
+            for place in empty
+            for other in near_paths(str(place))
+            if not place.exists()
+        ]
         raise ConfigError(f"no run in {', '.join(map(str, empty))}", "a run directory, or a folder of them",
                           " or ".join(near) or "run `ftdist demo` to create a first run")  # fmt: skip
     return EXIT_DONE

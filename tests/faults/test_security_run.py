@@ -142,6 +142,15 @@ def test_files_respect_the_umask(finished: Finished) -> None:
     assert len(made) > 40 and any("checkpoints" in path.parts for path in made) and finished.run.export.is_dir()
     wide = [str(path) for path in made if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & finished.umask]
     assert wide == []
+    narrow = {
+        str(path.relative_to(finished.home)): oct(mode)
+        for place in (finished.run.path, finished.home / "cache")
+        for path in place.rglob("*")
+        if (mode := stat.S_IMODE(path.stat().st_mode)) | 0o222
+        != (0o777 if path.is_dir() else 0o666) & ~finished.umask | 0o222
+        if finished.run.wandb not in path.parents  # W&B's own files
+    }
+    assert narrow == {}, "files that a member of the group, or a web server, could not read"
 
 
 @fault(

@@ -1,5 +1,6 @@
 """Exports of every model family hold the trained weights. transformers saves some weights under other names."""
 
+import json
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -46,3 +47,27 @@ def test_every_family_exports_the_trained_weights(tmp_path: Path) -> None:
     freeze_tiny(configs[0], tmp_path / "prepared", 2)
     found = run_ranks(_trained_and_exported, 2, configs, tmp_path, timeout_s=300)[0]
     assert found == {fields["model_type"]: [] for fields in EXPORTED.values()}
+
+
+def test_a_generation_config_that_transformers_refuses_to_write_is_exported_as_it_came(tmp_path: Path) -> None:
+    """Such models exist: a temperature beside ``do_sample=false``. The refusal ended a run in its ranks."""
+    found = run_ranks(_exported_generation, 1, tmp_path, timeout_s=120)[0]
+    assert found == {"temperature": 0.7, "top_p": 0.9, "do_sample": None}
+
+
+def _exported_generation(folder: Path) -> Dict[str, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ftdist.checkpoint.saver import hf_files
+    from ftdist.data.tokenizer import bytes_tokenizer
+    from ftdist.model.save import save_model
+
+    model = AutoModelForCausalLM.from_pretrained(save_tiny_model(folder / "model"))
+    model.generation_config.temperature, model.generation_config.top_p = 0.7, 0.9
+    (out := folder / "export").mkdir()
+    for name, content in hf_files(model, bytes_tokenizer()).items():
+        (out / Path(name).name).write_bytes(content)
+    save_model({name: torch.clone(p) for name, p in model.named_parameters()}, model.config, out, False)
+    written = json.loads((out / "generation_config.json").read_text())
+    return {name: written.get(name) for name in ("temperature", "top_p", "do_sample")}

@@ -1,5 +1,7 @@
 """Paths as they are printed."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,24 @@ def test_a_process_in_another_folder_than_its_user_prints_absolute_paths(here: P
     output.show_absolute_paths()
     assert output.short_path(here) == output.short_path(".") == str(here)
     assert output.short_path("a") == str(here / "a")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"28.70 -> 14.35 ? k?tten ?..."), ("latin-1", b"28.70 -> 14.35 ? k\xe4tten ?...")]
+)
+def test_what_a_stream_cannot_show_is_replaced(encoding: str, shown: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("grüß".encode()), encoding="ascii"))
+    output.accept_any_text()
+    assert len(sys.stdin.read()) == 6, "each byte that is no ASCII is one replacement"
+    for stream in (sys.stdout, sys.stderr):
+        print("28.70 → 14.35 🐈 kätten \udcff…", end="", file=stream, flush=True)
+        assert stream.buffer.getvalue() == shown  # type: ignore[attr-defined]
+
+
+def test_a_name_that_is_no_utf_8_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    output.accept_any_text()
+    print("ä → \udcff", end="", flush=True)
+    assert sys.stdout.buffer.getvalue() == "ä → ?".encode()  # type: ignore[attr-defined]

@@ -283,3 +283,14 @@ def test_cfg_prints_one_part_of_the_config(tmp_path: Path) -> None:
 def test_cfg_refuses_a_sweep(tmp_path: Path) -> None:
     done = ftdist("train", "experiment=smoke", "-m", "optim.lr=1,2", "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 2 and "leave out -m" in done.stderr
+
+
+def test_python_without_docstrings_is_refused_at_once(tmp_path: Path) -> None:
+    """transformers builds some docstrings from others, and fails in the middle of an import."""
+    words, env = ["-m", "ftdist", "status"], {k: v for k, v in os.environ.items() if k != "PYTHONOPTIMIZE"}
+    for command, variables, fix in (([sys.executable, "-OO"], {}, "leave out -OO"),
+                                    ([sys.executable], {"PYTHONOPTIMIZE": "2"}, "unset PYTHONOPTIMIZE")):  # fmt: skip
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, cwd=tmp_path, env={**env, **variables}
+        )
+        assert done.returncode == 2 and done.stderr.startswith("error: Python runs with ") and fix in done.stderr

@@ -2,14 +2,18 @@
 
 import io
 import json
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from rich.console import Console
 
 from ftdist.run.rundir import RunDir
 from ftdist.track.report import final_report
+
+WHOLE = b":W&B\xe1\xbe\x00" + struct.pack("<IHB", 0, 20, 1) + bytes(20)
+"""What a file of W&B begins with: its first bytes, and a record."""
 
 
 def write(path: Path, *records: dict[str, Any]) -> None:
@@ -29,6 +33,13 @@ def sample(step: int, index: int, answer: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def wandb_file(run: RunDir, folder: str, content: Optional[bytes]) -> None:
+    """Make a folder of an offline W&B run. Without content there is no file in it."""
+    (run.wandb / folder).mkdir(parents=True)
+    if content is not None:
+        (run.wandb / folder / "run-abc.wandb").write_bytes(content)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     monkeypatch.chdir(tmp_path)
@@ -36,8 +47,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
-    (run.wandb / "offline-run-1-abc").mkdir(parents=True)
-    (run.wandb / "offline-run-2-abc").mkdir()
+    for name in ("offline-run-1-abc", "offline-run-2-abc"):
+        wandb_file(run, name, WHOLE)
     run.export.mkdir()
     write(
         run.metrics,
@@ -71,6 +82,22 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
         "model         run with space/export",
         "W&B           offline; upload it with: wandb sync 'run with space/wandb'/offline-run-*",
     ]
+
+
+BROKEN = {
+    "no file": None, "empty": b"", "only the first bytes": WHOLE[:7], "cut in a record": WHOLE[:-1],
+    "another file": b"x" * 40, "zeros": WHOLE[:7] + bytes(40),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_record_of_wandb_that_cannot_be_uploaded_is_not_offered(content: Optional[bytes], run: RunDir) -> None:
+    wandb_file(run, "offline-run-1-abc", content)
+    said = report(run)
+    assert "wandb sync" not in said
+    assert "W&B           the offline record is empty or damaged; metrics.jsonl is complete" in said
+    wandb_file(run, "offline-run-2-abc", WHOLE)
+    assert "upload it with: wandb sync 'run with space/wandb/offline-run-2-abc'\n" in report(run, 200)
 
 
 def test_long_answers_are_cut_and_empty_answers_are_named(run: RunDir) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
@@ -22,7 +23,7 @@ def composed(*words: str) -> RunConfig:
 
 @pytest.mark.parametrize("text", NUMBERS)
 @pytest.mark.parametrize(
-    "key", ["name", "track.run_id", "++model.revision", "launch.slurm.env.A", "+data.sources.mine.path"]
+    "key", ["name", "track.group", "++model.revision", "launch.slurm.env.A", "+data.sources.mine.path"]
 )
 def test_the_command_line_is_taken_as_text(key: str, text: str) -> None:
     node: Any = composed(f"{key}={text}")
@@ -189,3 +190,14 @@ def test_numbers_and_booleans_are_read_as_before(word: str) -> None:
     for name in word.partition("=")[0].split("."):
         node = getattr(node, name)
     assert node == NOT_TEXT[word] and type(node) is type(NOT_TEXT[word])
+
+
+@pytest.mark.parametrize("value", ["größe 5→ü", "it's", 'a"b', "a\\'b ö", "ö\\", "a(b", "日本/$x", "x y'\\", "choice"])
+def test_text_that_hydra_cannot_read_is_taken_as_it_is(value: str) -> None:
+    (word,) = quote_texts([f"name={value}"])
+    assert OverridesParser.create().parse_override(word).value() == value
+
+
+@pytest.mark.parametrize("word", ["name='größe", "name=choice(ö,b)", "name=[ö", "name=ö,b", "name=ö${x}", "optim.lr=ö"])
+def test_a_mistake_in_hydras_syntax_is_left_for_hydra_to_name(word: str) -> None:
+    assert quote_texts([word]) == [word]

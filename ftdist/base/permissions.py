@@ -1,0 +1,105 @@
+"""Rights of files: what libraries write follows the umask, and an error about rights says that it is about rights.
+
+Some libraries write files that only their owner can read: safetensors and ``tempfile`` use mode 0600. Beside files that
+follow the umask, another user, a web server or a container then finds half of a model.
+"""
+
+import errno
+import os
+import pwd
+import stat
+import tempfile
+from pathlib import Path
+from typing import Optional
+
+from ftdist.base.errors import FtdistError
+
+MESSAGES = {
+    errno.EROFS: ("a file system that can be written", "choose a folder on another disk"),
+    errno.ENOSPC: ("free disk space", "free some space, then run the command again"),
+    errno.EDQUOT: ("free space in your disk quota", "free some space, then run the command again"),
+}
+"""What is expected, and the fix, for errors of the operating system that need no further explanation."""
+
+
+class AccessError(FtdistError):
+    """The operating system does not let this user read or write a file."""
+
+
+def follow_umask(folder: Path) -> None:
+    """Give all files and folders below ``folder`` the rights that a newly created file or folder has."""
+    with tempfile.TemporaryDirectory(dir=folder) as probe:
+        (new_folder := Path(probe) / "folder").mkdir()
+        (new_file := Path(probe) / "file").touch()
+        modes = stat.S_IMODE(new_file.stat().st_mode), stat.S_IMODE(new_folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(modes[path.is_dir()])
+
+
+def require_access(path: Path, write: bool = False) -> None:
+    """Check that this user may read a file or folder. A path that does not exist is not refused.
+
+    Args:
+        write: Check that it may be written, too.
+
+    Raises:
+        AccessError: The rights of the path, or of a folder that leads to it, do not allow it.
+    """
+    if (blocker := _blocker(path, write)) is not None:
+        raise _no_permission(path, blocker, write)
+
+
+def require_readable_folder(folder: Path) -> None:
+    """Check that this user may read a folder and every file in it.
+
+    Raises:
+        AccessError: See ``require_access``.
+    """
+    require_access(folder)
+    if folder.is_dir():
+        for path in sorted(folder.rglob("*")):
+            require_access(path)
+
+
+def explain_os_error(error: OSError) -> FtdistError:
+    """Return an error for the user: what the operating system refused, where, and what helps."""
+    if error.filename is None:
+        return FtdistError(error.strerror or str(error))
+    path = Path(os.fsdecode(error.filename))
+    if error.errno in (errno.EACCES, errno.EPERM):
+        if (blocker := _blocker(path, write=False)) is not None:
+            return _no_permission(path, blocker, write=False)
+        blocker = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        return _no_permission(path, blocker, write=True)
+    return FtdistError(f"{path}: {error.strerror}", *MESSAGES.get(error.errno or 0, ()))
+
+
+def _blocker(path: Path, write: bool) -> Optional[Path]:
+    """Return the file or folder whose rights forbid access to ``path``. Returns None if nothing does."""
+    path = path.absolute()
+    for folder in reversed(path.parents):
+        if not os.path.lexists(folder):
+            return None
+        if not os.access(folder, os.X_OK):
+            return folder
+    needed = os.R_OK | (os.W_OK if write else 0) | (os.X_OK if path.is_dir() else 0)
+    return path if path.exists() and not os.access(path, needed) else None
+
+
+def _no_permission(path: Path, blocker: Path, write: bool) -> AccessError:
+    found = blocker.stat()
+    owner, me = _user(found.st_uid), _user(os.geteuid())
+    what, letters = ("write", "rwX") if write else ("read", "rX")
+    return AccessError(
+        f"no permission to {what} {path}: {blocker} belongs to {owner} and has mode {stat.S_IMODE(found.st_mode):04o}",
+        f"rights to {what} it for the user {me}",
+        f"ask {owner} for the rights (chmod -R o+{letters} …, or a common group), or use a copy or folder of your own",
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # a container may have users without a name
+        return f"user {number}"

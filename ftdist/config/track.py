@@ -1,0 +1,77 @@
+"""The W&B settings of a run: what wandb's own variables say, and the limits of W&B, checked before the start."""
+
+import os
+from typing import List, Mapping
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig, TrackConfig, Wandb
+
+MAX_PROJECT, MAX_TAG, MAX_ID = 128, 64, 128
+"""Maximum number of characters of a project's name, a tag and a run id. Source: wandb's ``Settings``."""
+NOT_IN_PROJECT, NOT_IN_ID = "/\\#?%:", "/\\#?%:;,'"
+"""Characters that W&B refuses. Source: wandb's ``Settings``, and the reference of ``wandb.init``."""
+VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP",
+             "job_type": "WANDB_JOB_TYPE", "tags": "WANDB_TAGS"}  # fmt: skip
+"""The variable of wandb that is used where a setting of the section ``track`` has its default."""
+NOT_USED = {"WANDB_RUN_ID": "track.run_id", "WANDB_NAME": "name", "WANDB_DIR": "runs_dir"}
+"""Variables of wandb that are not used, because a frozen run names these itself, and the settings for them."""
+
+
+def use_variables(track: TrackConfig, environment: Mapping[str, str] = os.environ) -> None:
+    """Fill in, in place, the settings that still have their default from wandb's own variables.
+
+    They are frozen with the run, so that a resume from another shell records the same.
+    """
+    default = TrackConfig()
+    for name, variable in VARIABLES.items():
+        value = environment.get(variable)
+        if value and getattr(track, name) == getattr(default, name):
+            setattr(track, name, [tag.strip() for tag in value.split(",")] if name == "tags" else value)
+
+
+def ignored_variables(config: RunConfig, asked: Wandb, environment: Mapping[str, str] = os.environ) -> List[str]:
+    """Return one line for each variable of wandb that is set and has no effect on this run.
+
+    Args:
+        config: The resolved config.
+        asked: The setting ``track.wandb`` before it was resolved.
+    """
+    found = []
+    if asked is not Wandb.auto:
+        found += [
+            f"{name}={environment[name]} has no effect, because track.wandb={asked.name} is set"
+            for name in ("WANDB_MODE", "WANDB_DISABLED")
+            if environment.get(name)
+        ]
+    if config.track.wandb is Wandb.disabled or "WANDB_SWEEP_ID" in environment:
+        return found
+    return found + [f"{variable} has no effect; set {setting}" for variable, setting in NOT_USED.items()
+                    if environment.get(variable)]  # fmt: skip
+
+
+def check_track(track: TrackConfig) -> None:
+    """Check what W&B would refuse after the start of the run, when its record would be lost.
+
+    Raises:
+        ConfigError: A tag, the project or the run id is not one that W&B accepts.
+    """
+    if track.wandb is Wandb.disabled:
+        return
+    _check_text("track.project", track.project, MAX_PROJECT, NOT_IN_PROJECT)
+    if track.run_id is not None:
+        _check_text("track.run_id", track.run_id, MAX_ID, NOT_IN_ID)
+        if track.run_id != track.run_id.strip():
+            raise ConfigError(f"track.run_id={track.run_id!r} begins or ends with a space", "an id without it",
+                              f"track.run_id={track.run_id.strip()}")  # fmt: skip
+    for tag in track.tags:
+        _check_text("a tag in track.tags", tag, MAX_TAG, "")
+
+
+def _check_text(what: str, text: str, most: int, refused: str) -> None:
+    if not 1 <= len(text) <= most:
+        short = text if len(text) < 40 else f"{text[:20]}…{text[-10:]}"
+        raise ConfigError(f"{what} has {len(text)} characters ('{short}')", f"1 to {most} characters, as W&B requires",
+                          "use another text, or track=disabled")  # fmt: skip
+    if bad := [character for character in text if character in refused]:
+        raise ConfigError(f"{what}={text} holds '{bad[0]}'", f"none of {' '.join(refused)}, which W&B refuses",
+                          "leave the character out, or track=disabled")  # fmt: skip
