@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 
 class Format(Enum):
@@ -19,7 +19,14 @@ class TrainOn(Enum):
     assistant = "assistant"
     completion = "completion"
     last = "last"
+    marked = "marked"
     all = "all"
+
+
+class Turns(Enum):
+    auto = "auto"
+    whole = "whole"
+    each = "each"
 
 
 class LongDocuments(Enum):
@@ -75,14 +82,25 @@ class DataConfig:
     max_heldout_documents: Optional[int] = None
     """Maximum number of documents in each held-out set. null: all."""
     train_on: TrainOn = TrainOn.auto
-    """Tokens that are trained. ``auto``: the assistant turns of chats, the completions of prompt/completion records,
-    and all of plain text. ``last``: the last assistant turn only."""
+    """Tokens that are trained. ``auto``: the assistant turns of chats (those that the author marked, if a record has
+    marks), the completions of prompt/completion records, and all of plain text. ``last``: the last assistant turn only.
+    ``marked``: only answers that are marked with ``train``, ``training`` or ``loss`` (true) or ``weight`` (1)."""
     reasoning: Reasoning = Reasoning.keep
     """What happens to the reasoning in answers (``reasoning_content``, ``thinking``, ``<think>`` at the beginning).
     ``drop``: it is removed. ``require``: a record with an answer without reasoning is a bad record."""
+    turns: Turns = Turns.auto
+    """Documents that a chat becomes. ``auto``: one, unless the chat template shows an answer differently when more
+    messages follow; such an answer becomes a document of its own, with the prompt that the model will be given.
+    ``whole``: always one; a chat for which this would not be true is refused. ``each``: one for each answer."""
     chat_template: Optional[str] = None
     """Chat template: the name of one that ftdist ships (``chatml``), or the path of a Jinja file. null: the tokenizer's
     own."""
+    chat_template_kwargs: Dict[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template, such as ``{enable_thinking: false}``. A record's own ``chat_template_kwargs``
+    override these."""
+    chat_template_date: str = "2024-07-26"
+    """The date that a chat template sees if it writes today's date (``YYYY-MM-DD``). It is fixed, so that the same
+    config gives the same data on every day."""
     max_seq_len: int = 2048
     """Length of a row in tokens."""
     packing: bool = True

@@ -1,7 +1,7 @@
 """Encode records as token ids. One call encodes a chunk of records, in one worker process.
 
 A record is read into a document, rendered as text, tokenised, and cut to ``max_seq_len`` tokens. The tokenizer is
-called in ``ftdist.data.render.tokenise``.
+called in ``ftdist.data.tokenise``.
 """
 
 import hashlib
@@ -13,8 +13,9 @@ import numpy as np
 
 from ftdist.config.schema import Format, LongDocuments
 from ftdist.data.records import Document, read_record
-from ftdist.data.render import Rendered, Renderer, Tokenised, render, tokenise
+from ftdist.data.render import Rendered, Renderer, render
 from ftdist.data.text_files import LocatedRecord
+from ftdist.data.tokenise import Tokenised, tokenise
 
 NUM_PROMPTS = 8
 """Maximum number of held-out prompts stored with a set. The model answers them at each evaluation."""
@@ -22,6 +23,9 @@ STOP_WITHIN = 3
 """The stop token is searched for in this many trained tokens at the end of a document."""
 TEXT_PROMPT = 32
 """Maximum length of the prompt that is made from a plain text, in tokens."""
+
+NOTE = "note: "
+"""Prefix of counts of records about which the user should know something."""
 
 HashedPrompt = Tuple[int, Dict[str, Any]]
 """``(hash of the document, prompt)``. The prompt has the fields that ``_make_prompt`` writes."""
@@ -59,7 +63,9 @@ class Encoded:
     stops: np.ndarray
     """[documents] int32: id of the stop token at the end of the trained tokens, or -1 if there is none."""
     counts: Dict[str, int] = field(default_factory=dict)
-    """Number of documents by outcome: ``read``, ``truncated``, ``split`` and ``dropped: <reason>``."""
+    """Numbers by outcome: ``read`` records; ``truncated``, ``split`` and ``dropped: <reason>`` documents; chats that
+    became several documents (``split chats``), their documents (``documents of split chats``) and tokens of these other
+    than the last (``tokens of split chats``); records by ``note: <text>``."""
     prompts: List[HashedPrompt] = field(default_factory=list)
     """Prompts made from the held-out documents with the smallest hashes."""
 
@@ -72,19 +78,24 @@ def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
     """
     documents = [read_record(location, record, settings.format) for location, record in chunk]
     rendered = [render(document, settings.renderer) for document in documents]
+    tokenised = iter(tokenise([text for texts in rendered for text in texts], settings.renderer))
     counts = Counter({"read": len(chunk)})
     pieces: List[Tokenised] = []
     hashes: List[int] = []
     prompts: List[HashedPrompt] = []
-    for document, text, tokens in zip(documents, rendered, tokenise(rendered, settings.renderer), strict=True):
-        digest = content_hash(text.text)
-        kept = list(_cut_to_length(tokens, settings, counts))
-        if not kept:
-            continue
-        pieces += kept
-        hashes += [digest] * len(kept)
-        if digest < settings.heldout_below:
-            prompts += [(digest, prompt) for prompt in _make_prompt(document, text, kept[0], settings)]
+    for document, texts in zip(documents, rendered, strict=True):
+        digest = content_hash("".join(text.text for text in texts))  # the documents of a record stay together
+        _count_documents(texts, counts)
+        last: List[HashedPrompt] = []
+        for text in texts:
+            tokens = next(tokenised)
+            kept = list(_cut_to_length(tokens, settings, counts))
+            pieces += kept
+            hashes += [digest] * len(kept)
+            counts["tokens of split chats"] += len(tokens.ids) if text is not texts[-1] else 0
+            if kept and digest < settings.heldout_below:
+                last = [(digest, prompt) for prompt in _make_prompt(document, text, kept[0], settings)]
+        prompts += last
     lengths = np.array([len(piece.ids) for piece in pieces], dtype=np.int64)
     return Encoded(
         ids=np.concatenate([piece.ids for piece in pieces] or [np.empty(0, np.int32)]),
@@ -96,6 +107,14 @@ def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
         counts=dict(+counts),
         prompts=smallest_prompts(prompts),
     )
+
+
+def _count_documents(texts: List[Rendered], counts: "Counter[str]") -> None:
+    """Count the documents that a record became, and what the user should know about them."""
+    counts["split chats"] += len(texts) > 1
+    counts["documents of split chats"] += len(texts) if len(texts) > 1 else 0
+    for note in {note for text in texts for note in text.notes}:
+        counts[f"{NOTE}{note}"] += 1
 
 
 def content_hash(text: str) -> int:

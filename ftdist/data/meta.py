@@ -7,6 +7,7 @@ import numpy as np
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import RunConfig
+from ftdist.data.encode import NOTE
 from ftdist.data.set_writer import SetWriter
 from ftdist.data.token_text import split_tokens
 
@@ -38,6 +39,10 @@ def source_stats(
         "trained_tokens": int(writer.column("num_trained")[own].sum()),
         "truncated": counts.get("truncated", 0),
         "split": counts.get("split", 0),
+        "split_chats": counts.get("split chats", 0),
+        "documents_of_split_chats": counts.get("documents of split chats", 0),
+        "tokens_of_split_chats": counts.get("tokens of split chats", 0),
+        "notes": {note[len(NOTE) :]: n for note, n in sorted(counts.items()) if note.startswith(NOTE)},
         "dropped": {why[len(DROPPED) :]: n for why, n in sorted(counts.items()) if why.startswith(DROPPED)},
         "weight": weight,
         "share": float(tokens_in_rows / max(lengths[items].sum(), 1)),
@@ -113,6 +118,8 @@ def preparation_warnings(config: RunConfig, meta: Dict[str, Any], num_leaked: in
     for name, stats in meta["sources"].items():
         if stats["kept"] + stats["heldout"] == 0:
             found.append(f"every document of the source '{name}' was dropped: {stats['dropped']}")
+    for name, stats in {**meta["sources"], **meta["heldout_sources"]}.items():
+        found += [f"'{name}': in {n:,} of {stats['documents']:,} records, {note}" for note, n in stats["notes"].items()]
     for name, source in {**config.data.sources, **config.data.heldout}.items():
         if source.hub and not source.revision:
             found.append(

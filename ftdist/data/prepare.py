@@ -130,7 +130,9 @@ def encode_settings(config: RunConfig, source: SetSource, tokenizer: Any) -> Enc
     heldout_below = int(data.heldout_share * NUM_HASHES) if source.set_name == TRAIN else NUM_HASHES
     return EncodeSettings(
         format=source.source.format,
-        renderer=make_renderer(tokenizer, data.train_on),
+        renderer=make_renderer(
+            tokenizer, data.train_on, data.turns, data.chat_template_kwargs, data.chat_template_date
+        ),
         max_seq_len=data.max_seq_len,
         long_documents=data.long_documents,
         stop_ids=frozenset(stop_ids | set(tokenizer.all_special_ids)),

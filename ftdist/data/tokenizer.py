@@ -36,6 +36,7 @@ def load_tokenizer(config: RunConfig) -> Any:
     if template is not None:
         tokenizer.chat_template = template
     elif isinstance(tokenizer.chat_template, dict):  # several named templates
+        tokenizer.tool_use_template = tokenizer.chat_template.get("tool_use")  # used where a record has tools
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if tokenizer.chat_template is not None:
         named = config.data.chat_template

@@ -21,7 +21,7 @@ from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location
 from ftdist.run.source_files import source_files
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increased when the same settings give other tokens, or when the layout of the folder changes."""
 
 TEMPLATES = Path(__file__).parents[1] / "data"

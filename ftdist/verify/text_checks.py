@@ -7,7 +7,7 @@ mask was made are not used.
 
 import re
 import unicodedata
-from typing import Any, Dict, List, NamedTuple, Optional, Pattern
+from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 
 import numpy as np
 
@@ -41,13 +41,15 @@ class Sample(NamedTuple):
     """Token ids of the text, [n] int32."""
     trained: np.ndarray
     """1 for each token that is trained, else 0, [n] uint8."""
+    answers: Tuple[int, ...] = ()
+    """Numbers of the messages of a chat that are trained in this document. A chat can become several documents."""
 
 
 def check_texts(renderer: Renderer, train_on: TrainOn, samples: List[Sample]) -> List[Check]:
     """Run all checks of this module."""
     tokenizer = renderer.tokenizer
     return [
-        check_decoded_text(tokenizer, samples), check_messages(train_on, samples), check_prompts(tokenizer, samples),
+        check_decoded_text(tokenizer, samples), check_messages(train_on, samples), check_prompts(renderer, samples),
         check_bos(renderer, samples), check_answers(tokenizer, train_on, samples),
     ]  # fmt: skip
 
@@ -62,7 +64,7 @@ def check_decoded_text(tokenizer: Any, samples: List[Sample]) -> Check:
         return not_run(TEXT, NO_SAMPLES)
     added = _added_tokens(tokenizer)
     normalised, different = 0, []
-    for document, text, ids, _ in samples:
+    for document, text, ids, _, _ in samples:
         decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         expected, found = (_pieces(part, added) for part in (text, decoded))
         if expected == found:
@@ -122,9 +124,9 @@ def check_messages(train_on: TrainOn, samples: List[Sample]) -> Check:
     if not chats:
         return not_run(MESSAGES, NO_CHAT)
     checked, missing = 0, []
-    for document, text, _, _ in chats:
-        rendered = SWITCH.sub("", text)
-        for number, message in enumerate(_rendered_messages(document, train_on), 1):
+    for sample in chats:
+        document, rendered = sample.document, SWITCH.sub("", sample.text)
+        for number, message in enumerate(_rendered_messages(sample, train_on), 1):
             if message["role"] == "tool" or message.get("tool_calls"):
                 continue
             checked += 1
@@ -135,10 +137,10 @@ def check_messages(train_on: TrainOn, samples: List[Sample]) -> Check:
     return judge(MESSAGES, problems, f"{checked - len(missing)} of {checked} messages of {len(chats)} chats")
 
 
-def _rendered_messages(document: Document, train_on: TrainOn) -> List[Message]:
+def _rendered_messages(sample: Sample, train_on: TrainOn) -> List[Message]:
     """Return the messages that are rendered. Unless everything is trained, those after the last answer are left out."""
-    answers = [number for number, message in enumerate(document.messages) if message["role"] == "assistant"]
-    return document.messages[: answers[-1] + 1] if answers and train_on is not TrainOn.all else document.messages
+    messages = sample.document.messages
+    return messages[: sample.answers[-1] + 1] if sample.answers and train_on is not TrainOn.all else messages
 
 
 def _content(message: Message) -> str:
@@ -148,16 +150,19 @@ def _content(message: Message) -> str:
     return (content.rpartition("</think>")[2] if message["role"] == "assistant" else content).strip()
 
 
-def check_prompts(tokenizer: Any, samples: List[Sample]) -> Check:
+def check_prompts(renderer: Renderer, samples: List[Sample]) -> Check:
     """Check that a chat program gives the model the same tokens before an answer as training."""
-    chats = [s for s in samples if s.document.messages and s.document.messages[-1]["role"] == "assistant"]
+    tokenizer = renderer.tokenizer
+    chats = [sample for sample in samples if sample.answers and sample.answers[-1]]
     if not chats:
         return not_run(PROMPT, NO_CHAT)
     different: List[str] = []
-    for document, _, ids, _ in chats:
+    for document, _, ids, _, answers in chats:
+        template, messages, arguments = renderer.chats.prompt(document, answers[-1])
         prompt = tokenizer.apply_chat_template(
-            document.messages[:-1], tools=document.tools, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+            messages, tools=document.tools, chat_template=template, add_generation_prompt=True, tokenize=True,
+            return_dict=False, **arguments,
+        )  # fmt: skip
         if ids[: len(prompt)].tolist() != list(prompt):
             at = int(next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), len(ids)))
             trained, given = (tokenizer.decode(list(tokens[at : at + 6])) for tokens in (ids, prompt))
@@ -217,10 +222,12 @@ def check_answers(tokenizer: Any, train_on: TrainOn, samples: List[Sample]) -> C
         find_problem = _problem_in_chat if sample.document.messages else _problem_in_completion
         if problem := find_problem(sample, train_on, tokenizer, special):
             wrong.setdefault(problem, []).append(sample.document.location)
+    for location in _with_other_answers(chosen, train_on):
+        wrong.setdefault("other answers than data.train_on selects are trained", []).append(location)
     problems = [f"{what} in {len(where)} documents ({where[0]} …)" for what, where in wrong.items()]
     if problems:
         problems[-1] += ": fix the {% generation %} marks of the chat template; ftdist preview shows what is trained"
-    correct = len(chosen) - sum(map(len, wrong.values()))
+    correct = sum(all(sample.document.location not in where for where in wrong.values()) for sample in chosen)
     return judge(ANSWERS, problems, f"{correct} of {len(chosen)} documents")
 
 
@@ -230,7 +237,7 @@ def _decoded(tokenizer: Any, ids: np.ndarray) -> str:
 
 def _problem_in_chat(sample: Sample, train_on: TrainOn, tokenizer: Any, special: Pattern[str]) -> Optional[str]:
     trained = _decoded(tokenizer, sample.ids[sample.trained == 1])
-    answers = _selected_answers(sample.document, train_on)
+    answers = [sample.document.messages[number] for number in sample.answers]
     rest, at = 0, 0  # number of trained characters outside the answers; position in ``trained``
     for answer in answers:
         if answer.get("tool_calls"):  # some templates leave out the content of an answer with a call
@@ -246,7 +253,7 @@ def _problem_in_chat(sample: Sample, train_on: TrainOn, tokenizer: Any, special:
     if rest > sum(CHARACTERS_AROUND + _length_of_thinking(answer) for answer in answers):
         return "tokens outside the answers are trained"
     everything, untrained = _decoded(tokenizer, sample.ids), _decoded(tokenizer, sample.ids[sample.trained == 0])
-    for message in _rendered_messages(sample.document, train_on):
+    for message in _rendered_messages(sample, train_on):
         text = _without_spaces(special.sub("", _content(message)))
         other = message["role"] != "tool" and not any(message is answer for answer in answers)
         if other and text in everything and text not in untrained:
@@ -261,10 +268,26 @@ def _length_of_thinking(answer: Message) -> int:
     return sum(map(len, texts)) - len(_content(answer))
 
 
-def _selected_answers(document: Document, train_on: TrainOn) -> List[Message]:
+def _with_other_answers(samples: List[Sample], train_on: TrainOn) -> List[str]:
+    """Return the locations of the chats whose documents together do not train the selected answers."""
+    found: Dict[str, Set[int]] = {}
+    for sample in samples:
+        found.setdefault(sample.document.location, set()).update(sample.answers)
+    documents = {sample.document.location: sample.document for sample in samples if sample.document.messages}
+    return [location for location, document in documents.items()
+            if found[location] != set(_selected_answers(document, train_on))]  # fmt: skip
+
+
+def _selected_answers(document: Document, train_on: TrainOn) -> List[int]:
     completion = train_on in (TrainOn.auto, TrainOn.completion)  # auto selects the completion if there is one
     first = document.num_prompt_messages if completion else 0
-    answers = [message for message in document.messages[first:] if message["role"] == "assistant"]
+    answers = [number for number, message in enumerate(document.messages)
+               if message["role"] == "assistant" and number >= first]  # fmt: skip
+    if train_on in (TrainOn.auto, TrainOn.marked) and any(mark is not None for mark in document.marks or []):
+        marks = {number: (document.marks or [])[number] for number in answers}
+        chosen = [number for number in answers if marks[number]]
+        unmarked = [number for number in answers if marks[number] is None]
+        return chosen if chosen or train_on is TrainOn.marked else unmarked
     return answers[-1:] if train_on is TrainOn.last else answers
 
 

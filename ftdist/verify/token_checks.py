@@ -12,8 +12,9 @@ from ftdist.data.encode import STOP_WITHIN
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import encode_settings, list_sources
 from ftdist.data.records import Document, read_record
-from ftdist.data.render import Renderer, render, tokenise
+from ftdist.data.render import Renderer, render
 from ftdist.data.sources import read_source
+from ftdist.data.tokenise import tokenise
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.run.checks import Check, judge, not_run
 from ftdist.run.prepared import read_meta
@@ -63,11 +64,11 @@ def read_samples(config: RunConfig, renderer: Renderer, quick: bool) -> List[Sam
     With ``quick`` it is one example chat, or nothing if there is no chat template.
     """
     documents = [] if quick else read_documents(config)
-    if quick and renderer.template is not None:
+    if quick and renderer.chats.default is not None:
         documents = [read_record("a chat", EXAMPLE_CHAT, Format.auto)]
-    rendered = [render(document, renderer) for document in documents]
-    tokens = tokenise(rendered, renderer)
-    return [Sample(d, r.text, t.ids, t.trained) for d, r, t in zip(documents, rendered, tokens, strict=True)]
+    rendered = [(document, one) for document in documents for one in render(document, renderer)]
+    tokens = tokenise([one for _, one in rendered], renderer)
+    return [Sample(d, r.text, t.ids, t.trained, r.answers) for (d, r), t in zip(rendered, tokens, strict=True)]
 
 
 def read_documents(config: RunConfig, from_hub: bool = True) -> List[Document]:

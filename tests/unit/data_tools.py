@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import Format, RunConfig, TrainOn
 from ftdist.data.records import Document, read_record
-from ftdist.data.render import Renderer, make_renderer, render, tokenise
+from ftdist.data.render import Renderer, make_renderer, render
+from ftdist.data.tokenise import tokenise
 from ftdist.data.tokenizer import bytes_tokenizer
 
 # Chat templates without generation blocks. The first one never changes earlier messages. The second one removes the
@@ -80,9 +81,9 @@ def read(record: Any, format: Format = Format.auto) -> Document:
 
 
 def trained_text(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto) -> list[str]:
-    """Tokenise a record, and decode each run of consecutive trained tokens."""
+    """Tokenise a record that becomes one document, and decode each run of consecutive trained tokens."""
     renderer: Renderer = make_renderer(tokenizer, train_on)
-    [tokens] = tokenise([render(read(record), renderer)], renderer)
+    [tokens] = tokenise(render(read(record), renderer), renderer)
     runs: list[list[int]] = []
     for i, (token, flag) in enumerate(zip(tokens.ids.tolist(), tokens.trained.tolist(), strict=True)):
         if flag:
@@ -94,7 +95,7 @@ def trained_text(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto) 
 
 def ids_of(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto) -> list[int]:
     renderer = make_renderer(tokenizer, train_on)
-    [tokens] = tokenise([render(read(record), renderer)], renderer)
+    [tokens] = tokenise(render(read(record), renderer), renderer)
     return tokens.ids.tolist()
 
 
@@ -119,3 +120,14 @@ def text_config(folder: Path, lines: list[str], *overrides: str) -> Any:
 def chat_config(folder: Path, records: list[Any], *overrides: str) -> Any:
     path = write_jsonl(folder / "chats.jsonl", records)
     return data_config(folder, f"data.sources.chats.path={path}", *overrides)
+
+
+def documents_of(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto, **options: Any) -> list[str]:
+    """Render a record. Returns the text of each of its documents, with trained text in ``[[ ]]``."""
+    made = []
+    for rendered in render(read(record), make_renderer(tokenizer, train_on, **options)):
+        text = rendered.text
+        for start, end in reversed(rendered.spans):
+            text = f"{text[:start]}[[{text[start:end]}]]{text[end:]}"
+        made.append(text)
+    return made

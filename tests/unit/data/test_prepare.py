@@ -177,10 +177,23 @@ def test_an_invalid_record_is_named_if_a_worker_reads_it(tmp_path: Path) -> None
     assert "remove the record" in str(caught.value)
 
 
-def test_a_template_that_changes_earlier_answers_is_refused(tmp_path: Path) -> None:
+def test_answers_that_a_template_shows_differently_later_become_documents_of_their_own(tmp_path: Path) -> None:
     template = tmp_path / "strips.jinja"
     template.write_text(STRIPS_THINKING)
-    records = [chat("q", "<think>x</think>a", "q", "a")]
+    record = chat("q", "a", "q", "b")
+    record["messages"][1]["reasoning_content"] = "x"
+    config = chat_config(tmp_path, [record], f"data.chat_template={template}")
+    folder = prepare(config)
+    whole, own = sorted(document_texts(folder), key=len, reverse=True)
+    first = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    assert own == first + "<think>\nx\n</think>\n\na<|im_end|>\n"
+    assert whole == first + "\n\na<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+    stats = read_meta(folder)["sources"]["chats"]
+    assert [stats[name] for name in ("documents", "kept", "split_chats", "documents_of_split_chats")] == [1, 2, 1, 2]
+    assert (
+        stats["tokens_of_split_chats"] == len(own) - 2 * len("<|im_start|>" + "<|im_end|>") + 4
+    )  # a special token is one token
     with pytest.raises(DataError, match=r"chats\.jsonl:1: the chat template renders message 2 differently"):
-        prepare(chat_config(tmp_path, records, f"data.chat_template={template}"))
-    prepare(chat_config(tmp_path, records, f"data.chat_template={template}", "data.train_on=last"))
+        prepare(chat_config(tmp_path, [record], f"data.chat_template={template}", "data.turns=whole"))
+    last = chat_config(tmp_path, [record], f"data.chat_template={template}", "data.turns=whole", "data.train_on=last")
+    assert document_texts(prepare(last)) == [whole.replace("\n\na<", "a<")]

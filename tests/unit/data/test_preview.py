@@ -107,18 +107,19 @@ def test_preview_uses_prepared_data_if_it_exists(config_file: Path, capsys: pyte
     assert "of the first" not in capsys.readouterr().out
 
 
-def test_preview_warns_if_no_stop_token_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_warns_if_the_template_writes_no_stop_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("q", "a")])
     template = tmp_path / "t.jinja"
     template.write_text(
         "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
     )
     config = write_config(tmp_path, f"data.sources.mine.path={source}", f"data.chat_template={template}")
     assert main(["preview", str(config)]) == 0
     out = capsys.readouterr().out
-    assert "[[a]]<|im_end|>" in out
-    assert "warning: no stop token is trained" in " ".join(out.split())
+    assert "[[a<|im_end|>]]" in out
+    said = "warning: 'mine': in 1 of 1 records, the chat template writes no special token after an answer"
+    assert said in " ".join(out.split())
 
 
 def test_preview_reads_only_the_first_documents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,12 +165,15 @@ def test_the_table_shows_dropped_documents_and_warnings() -> None:
         "packing_efficiency": 0.987,
         "stop_token": None,
     }
+    source |= {"split_chats": 0}
+    split = {"split_chats": 3, "documents_of_split_chats": 8, "tokens_of_split_chats": 4321}
     out = io.StringIO()
     heldout = {"h": source | {"dropped": {}}}
-    meta = {"sources": {"s": source | dropped}, "heldout_sources": heldout, "sets": {"train": sets}}
+    meta = {"sources": {"s": source | dropped | split}, "heldout_sources": heldout, "sets": {"train": sets}}
     print_table(meta | {"warnings": ["look here"]}, Console(file=out, width=120))
-    for part in ("1,000", "7 nothing to train", "25.0%", "h (held out)", "98.7%", "none", "warning: look here"):
-        assert part in out.getvalue()
+    for part in ("1,000", "7 nothing to train", "25.0%", "h (held out)", "98.7%", "none", "warning: look here",
+                 "s: 3 chats became 8 documents, with 4,321 tokens more"):  # fmt: skip
+        assert part in " ".join(out.getvalue().split())
 
 
 def test_preview_shows_the_loss_of_the_base_model_for_each_token(tmp_path: Path) -> None:

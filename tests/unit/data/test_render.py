@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import TrainOn
-from ftdist.data.render import make_renderer, render, tokenise
+from ftdist.config.schema import TrainOn, Turns
+from ftdist.data.render import make_renderer, render
+from ftdist.data.tokenise import tokenise
 from ftdist.data.tokenizer import bytes_tokenizer
-from tests.unit.data_tools import APPENDS, STRIPS_THINKING, chat, ids_of, read, trained_text, with_bos, word_tokenizer
+from tests.unit.data_tools import (
+    APPENDS,
+    STRIPS_THINKING,
+    chat,
+    documents_of,
+    ids_of,
+    read,
+    trained_text,
+    with_bos,
+    word_tokenizer,
+)
 
 TWO_TURNS = chat("q1", "a1", "q2", "a2", system="s")
 
@@ -106,24 +117,33 @@ def test_the_stop_token_is_trained_even_if_it_is_the_padding_token() -> None:
     assert trained_text(tokenizer, {"text": "a b"}) == ["b<|im_end|>"]
 
 
-def test_a_template_that_changes_earlier_answers_is_refused_unless_only_the_last_is_trained() -> None:
+def test_an_answer_that_changes_later_is_trained_in_a_document_of_its_own() -> None:
     tokenizer = tokenizer_with(STRIPS_THINKING)
-    record = chat("q1", "<think>hm</think>a1", "q2", "<think>so</think>a2")
-    with pytest.raises(DataError) as caught:
-        trained_text(tokenizer, record)
-    assert "file:1" in caught.value.found
-    assert "message 2" in caught.value.found
-    assert "data.train_on=last" in caught.value.fix
-    assert "chatml" in caught.value.fix
-    assert trained_text(tokenizer, record, TrainOn.last) == ["<think>\nso\n</think>\n\na2<|im_end|>"]
+    record = chat("q1", "a1", "q2", "a2")
+    for number, reasoning in ((1, "hm"), (3, "so")):
+        record["messages"][number]["reasoning_content"] = reasoning
+    first = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
+    second = "<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n"
+    one = first + "[[<think>\nhm\n</think>\n\na1<|im_end|>]]\n"
+    two = first + "\n\na1" + second + "[[<think>\nso\n</think>\n\na2<|im_end|>]]\n"
+    assert documents_of(tokenizer, record) == [one, two]
+    assert documents_of(tokenizer, record, turns=Turns.each) == [one, two]
+    assert documents_of(tokenizer, record, TrainOn.last, turns=Turns.whole) == [two]
+    with pytest.raises(DataError, match=r"file:1: the chat template renders message 2 differently .*data\.turns=whole"):
+        documents_of(tokenizer, record, turns=Turns.whole)
+    plain = chat("q1", "a1", "q2", "a2")
+    assert len(documents_of(tokenizer, plain)) == 1
+    assert len(documents_of(tokenizer, plain, turns=Turns.each)) == 2
 
 
-def test_a_generation_prompt_that_differs_from_the_beginning_of_answers_is_refused() -> None:
-    tokenizer = tokenizer_with(APPENDS.replace("assistant\n{% endif", "assistant\n<think>{% endif"))
-    with pytest.raises(DataError) as caught:
-        trained_text(tokenizer, chat("q", "a"))
-    assert "<think>" in caught.value.found
-    assert "{% generation %}" in caught.value.fix
+def test_training_continues_the_generation_prompt_where_it_differs_from_answers() -> None:
+    tokenizer = tokenizer_with(APPENDS.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
+    prompt = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert documents_of(tokenizer, chat("q", "a")) == [prompt + "[[\n</think>\n\na<|im_end|>]]"]
+    record = chat("q", "a")
+    record["messages"][1]["reasoning_content"] = "hm"
+    [document] = documents_of(tokenizer, record)
+    assert document.startswith(prompt + "[[hm\n</think>\n\na<|im_end|>]]")
 
 
 def test_missing_templates_and_templates_that_raise_are_refused() -> None:
@@ -193,7 +213,7 @@ def test_truncation_and_padding_of_the_tokenizer_are_switched_off() -> None:
 
 def test_a_batch_is_tokenised_like_each_document_alone() -> None:
     renderer = make_renderer(bytes_tokenizer(), TrainOn.auto)
-    rendered = [render(read(record), renderer) for record in (TWO_TURNS, {"text": "t"}, chat("é", "日"))]
+    rendered = [one for record in (TWO_TURNS, {"text": "t"}, chat("é", "日")) for one in render(read(record), renderer)]
     for one, alone in zip(tokenise(rendered, renderer), rendered, strict=True):
         [same] = tokenise([alone], renderer)
         assert np.array_equal(one.ids, same.ids)

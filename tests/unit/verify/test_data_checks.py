@@ -13,7 +13,7 @@ from ftdist.data.prepare import encode_settings, list_sources, prepare
 from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer
 from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check
 from ftdist.verify import main
-from ftdist.verify.text_checks import ANSWERS, BOS, MESSAGES, PROMPT, TEXT, check_answers
+from ftdist.verify.text_checks import ANSWERS, BOS, MESSAGES, PROMPT, TEXT, check_answers, check_messages, check_prompts
 from ftdist.verify.token_checks import STOP, check_documents, check_stop_tokens, check_tokens, read_samples
 from ftdist.verify.trial import make_trial
 from tests.unit.data_tools import APPENDS, STRIPS_THINKING, chat, data_config, with_bos, write_jsonl
@@ -31,7 +31,9 @@ CONVERSATION = chat("one?", "1\n\n  indented", "two?  ", "2 ½", "three?", "3", 
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
 WITH_A_CALL = {"messages": [{"role": "user", "content": "1 + 1?"}, CALL, {"role": "tool", "content": '{"sum": 2}'},
                             {"role": "assistant", "content": "It is 2."}]}  # fmt: skip
-THINKS = chat("one?", "<think>\nhm, what\n</think>\n\n1", "two?", "<think>\n" + "hm " * 50 + "\n</think>\n\n2")
+THINKS = chat("one?", "1", "two?", "2")
+THINKS["messages"][1]["reasoning_content"] = "hm, what"
+THINKS["messages"][3]["reasoning_content"] = "hm " * 50 + "so"
 
 
 def config_of(folder: Path, records: List[Any], *overrides: str) -> RunConfig:
@@ -82,16 +84,9 @@ def test_templates_of_known_models_pass(tokenizer: Any, bos: str, tmp_path: Path
     assert found[ANSWERS].measured == "3 of 3 documents"
 
 
-def test_a_template_may_leave_out_the_content_of_an_answer_with_a_call(tmp_path: Path) -> None:
-    call = {**CALL, "content": "Let me see."}
-    only_calls = APPENDS.replace("m.content", "m.tool_calls | tojson if m.tool_calls else m.content")
-    record = {"messages": [call if message is CALL else message for message in WITH_A_CALL["messages"]]}
-    found = run_checks(tmp_path, [record], tokenizer=tokenizer_with(only_calls))
-    assert {found[name].outcome for name in (MESSAGES, ANSWERS)} == {PASSED}, found
-
-
-def test_a_template_may_leave_out_earlier_thinking_and_train_the_last(tmp_path: Path) -> None:
-    found = run_checks(tmp_path, [THINKS], "data.train_on=last", tokenizer=tokenizer_with(STRIPS_THINKING))
+@pytest.mark.parametrize("train_on", ["last", "auto"])
+def test_a_template_may_leave_out_earlier_thinking(train_on: str, tmp_path: Path) -> None:
+    found = run_checks(tmp_path, [THINKS], f"data.train_on={train_on}", tokenizer=tokenizer_with(STRIPS_THINKING))
     assert {found[name].outcome for name in (MESSAGES, ANSWERS, STOP)} == {PASSED}, found
 
 
@@ -184,6 +179,35 @@ def test_a_document_that_packing_loses_fails_the_check(tmp_path: Path) -> None:
     rows.tofile(folder / "train" / "row_offsets.i64")
     cause = check_documents(config, folder).cause
     assert "contain 19 documents" in cause and "expected 20 documents" in cause
+
+
+def test_an_answer_without_a_trained_stop_fails_the_check(tmp_path: Path) -> None:
+    config = config_of(tmp_path, [chat("one?", "1", "two?", "2")] * 5)
+    settings = encode_settings(config, list_sources(config)[0], load_tokenizer(config))
+    folder = prepare(config)
+    assert check_stop_tokens(config, folder, settings.stop_ids).outcome == PASSED
+    trained, ids = (
+        np.fromfile(folder / "train" / "trained.u8", np.uint8),
+        np.fromfile(folder / "train" / "tokens.i32", "<i4"),
+    )
+    stops = np.flatnonzero((trained == 1) & (ids == 257))
+    trained[stops[::2]] = 0
+    trained.tofile(folder / "train" / "trained.u8")
+    check = check_stop_tokens(config, folder, settings.stop_ids)
+    assert check.outcome == FAILED
+    assert "5 of 10 complete answers do not end with a stop token" in check.cause
+
+
+def test_text_that_lacks_a_message_and_another_prompt_fail_their_checks(tmp_path: Path) -> None:
+    config = config_of(tmp_path, [chat("why?", "so.", system="Speak like a pirate.")])
+    renderer = encode_settings(config, list_sources(config)[0], load_tokenizer(config)).renderer
+    [sample] = read_samples(config, renderer, quick=False)
+    assert check_messages(TrainOn.auto, [sample]).outcome == PASSED
+    check = check_messages(TrainOn.auto, [sample._replace(text=sample.text.replace("pirate", ""))])
+    assert check.outcome == FAILED and "train.jsonl:1, message 1 (system)" in check.cause
+    assert check_prompts(renderer, [sample]).outcome == PASSED
+    check = check_prompts(renderer, [sample._replace(ids=np.roll(sample.ids, 1))])
+    assert check.outcome == FAILED and "a chat program gives '<|im_start|>" in check.cause
 
 
 def batch_of(size: int, micro: int, tmp_path: Path) -> RunConfig:

@@ -1,0 +1,112 @@
+"""How a conversation is handed to a chat template.
+
+Templates expect the same things in different forms: reasoning in a field of its own or inside the content, the
+arguments of a tool call as an object or as JSON text, and so on. The forms are tried in order, and the first one in
+which the template shows everything is used (see ``chat_plan.py``).
+"""
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional
+
+Message = Dict[str, Any]
+
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning", "content")
+THINK = "<think>\n{}\n</think>\n\n"
+"""Reasoning inside the content, as models write it whose template has no field for it."""
+
+
+@dataclass(frozen=True)
+class Form:
+    reasoning: str = "reasoning_content"
+    """Field of the reasoning, or ``content``: inside the content, in a ``<think>`` block."""
+    arguments_as_text: bool = False
+    """The arguments of tool calls are JSON text. False: an object."""
+    no_empty_content: bool = False
+    """A message with tool calls and without content has ``content=None``. False: an empty string."""
+    short_ids: bool = False
+    """Tool calls have ids of nine letters and digits, as Mistral's templates require. False: the ids of the record."""
+    content_in_parts: bool = False
+    """Contents are lists with one part of type ``text``. False: strings."""
+
+
+def forms(messages: List[Message]) -> Iterator[Form]:
+    """Yield the forms that make a difference for this conversation, the usual one first."""
+    calls = [call for message in messages for call in message.get("tool_calls") or []]
+    reasons = any(message.get("reasoning_content") for message in messages)
+    empty = any(message.get("tool_calls") and not message["content"] for message in messages)
+    no, both = [False], [False, True]
+    choices = itertools.product(
+        REASONING_FIELDS if reasons else REASONING_FIELDS[:1], both if calls else no, both if empty else no,
+        both if calls else no, both,
+    )  # fmt: skip
+    for choice in sorted(choices, key=lambda one: REASONING_FIELDS.index(one[0]) + sum(one[1:]) + one[4] * 9):
+        yield Form(*choice)
+
+
+def has_other_ids(messages: List[Message]) -> bool:
+    """Whether an id of the conversation is not nine letters and digits."""
+    calls = [call.get("id") for message in messages for call in message.get("tool_calls") or []]
+    ids = calls + [message.get("tool_call_id") for message in messages]
+    return any(isinstance(one, str) and not re.fullmatch(r"[A-Za-z0-9]{9}", one) for one in ids)
+
+
+def apply(form: Form, messages: List[Message]) -> List[Message]:
+    """Return the messages in a form. The given messages are in the form of ``ftdist.data.records``."""
+    ids = _ShortIds() if form.short_ids else None
+    given = []
+    for message in messages:
+        message = dict(message)
+        reasoning = message.get("reasoning_content")
+        if reasoning and form.reasoning != "reasoning_content":
+            del message["reasoning_content"]
+            if form.reasoning == "content":
+                message["content"] = THINK.replace("{}", reasoning) + message["content"]
+            else:
+                message[form.reasoning] = reasoning
+        if message.get("tool_calls"):
+            message["tool_calls"] = [_call(call, form, ids) for call in message["tool_calls"]]
+            if form.no_empty_content and not message["content"]:
+                message["content"] = None
+        if message["role"] == "tool" and ids:
+            message["tool_call_id"] = ids.of(message.get("tool_call_id"))
+        if form.content_in_parts and message["content"]:
+            message["content"] = [{"type": "text", "text": message["content"]}]
+        given.append(message)
+    return given
+
+
+def _call(call: Dict[str, Any], form: Form, ids: Optional["_ShortIds"]) -> Dict[str, Any]:
+    function = dict(call["function"])
+    if form.arguments_as_text and not isinstance(function["arguments"], str):
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    call = {**call, "function": function}
+    if ids:
+        call["id"] = ids.new(call.get("id"))
+    return call
+
+
+class _ShortIds:
+    """Ids of nine letters and digits in place of the record's ids. Results without an id get those of the calls in
+    order."""
+
+    def __init__(self) -> None:
+        self.known: Dict[str, str] = {}
+        self.open: List[str] = []
+        self.count = 0
+
+    def new(self, own: Optional[str]) -> str:
+        short = f"call{self.count:05d}"
+        self.count += 1
+        self.open.append(short)
+        if own:
+            self.known[own] = short
+        return short
+
+    def of(self, own: Optional[str]) -> str:
+        short = self.known.get(own or "") or (self.open[0] if self.open else "call00000")
+        if short in self.open:
+            self.open.remove(short)
+        return short

@@ -1,0 +1,268 @@
+"""Decide how the conversations of one shape are trained: which documents they become, and where the answers are.
+
+What is trained is what the model will have to produce after the prompt that it will be given. Both are rendered with
+sentinels (see ``skeleton.py``), once for all conversations of a shape:
+
+- the *prompt* of an answer: the messages before it, with the generation prompt;
+- the *turn*: the messages up to and including the answer, as it looks when it was just generated.
+
+Where the turn begins with the prompt, training begins after the prompt. Where it does not (for example, because the
+generation prompt opens a think block that the template removes from answers), the document is the prompt, continued by
+what the model has to produce.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
+
+from ftdist.data import thinking
+from ftdist.data.chat_forms import Form, Message, apply, forms, has_other_ids
+from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
+from ftdist.data.chat_turn import CannotExpress, check_shown, common_length, own_span, turn_end
+from ftdist.data.skeleton import SENTINEL, FieldKey, Part, split_parts, with_sentinels
+
+EMPTY_THINKING = (
+    "an answer without reasoning is trained after an empty think block, so the model learns to skip its reasoning. If "
+    "this is not what you want, use records with reasoning, or put the empty block into the prompt "
+    "(data.chat_template_kwargs={enable_thinking: false}, if the template has it)"
+)
+NO_STOP = (
+    "the chat template writes no special token after an answer, so the EOS token is added. If the template writes "
+    "another end, make it a token with model.new_special_tokens"
+)
+
+
+class Piece(NamedTuple):
+    """A piece of a document: a part of the rendered prompt or turn, a field, or text."""
+
+    source: str
+    """``prompt``, ``turn``, ``field`` or ``text``."""
+    start: int = 0
+    end: int = 0
+    text: str = ""
+    key: Optional[FieldKey] = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer as it looks when it was just generated, in a document of its own. Texts have sentinels."""
+
+    number: int
+    """Number of the message."""
+    text: str
+    """Text of the document."""
+    start: int
+    """Where the trained text begins. The text before it is the prompt, unless the prompt cannot be rendered."""
+    end: int
+    """Where it ends: after the stop."""
+    pieces: Tuple[Piece, ...]
+    """How the text is made."""
+    turn: List[Part]
+    """The rendering of the conversation up to the answer."""
+    prompt: Optional[List[Part]]
+    """The rendering of the prompt. None if the template cannot render it."""
+    notes: Tuple[str, ...]
+
+    def looks_same_in(self, later: "Turn") -> bool:
+        """Whether a later document contains this answer after its own prompt, with its stop."""
+        return later.text.startswith(self.text[: self.end])
+
+
+@dataclass(frozen=True)
+class DocumentPlan:
+    """One document: the text of a turn. Earlier answers are trained in it too if they look the same in it."""
+
+    turn: Turn
+    covered: List[Turn]
+    """The answers that are trained, in order. The last one is ``turn``."""
+    spans: List[Span]
+    """Trained characters of ``turn.text``."""
+    stripped: List[FieldKey]
+    """Reasoning of earlier answers that the template does not show here."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    form: Form
+    documents: List[DocumentPlan]
+    notes: Set[str]
+
+
+def make_plan(
+    messages: List[Message], tools: Optional[List[Any]], wanted: List[int], template: ChatTemplate,
+    special: Pattern[str], eos: str,
+) -> Plan:  # fmt: skip
+    """Decide how conversations of a shape are trained.
+
+    Args:
+        messages: A conversation of this shape.
+        tools: Its tools.
+        wanted: Numbers of the answers that are trained.
+        template: The chat template.
+        special: Matches a special token.
+        eos: The stop after the answers of a template that writes none.
+
+    Raises:
+        TemplateProblem: The template cannot render the conversation in any form.
+        CannotExpress: It can, but does not show all of it.
+    """
+    problems: List[Exception] = []
+    for form in forms(messages):
+        try:
+            return _Planner(messages, tools, template, special, eos, form).plan(wanted)
+        except (TemplateProblem, CannotExpress) as problem:
+            problems.append(problem)
+    raise next((problem for problem in problems if isinstance(problem, CannotExpress)), problems[0])
+
+
+class _Planner:
+    """Makes the plan for one form."""
+
+    def __init__(
+        self, messages: List[Message], tools: Optional[List[Any]], template: ChatTemplate, special: Pattern[str],
+        eos: str, form: Form,
+    ) -> None:  # fmt: skip
+        self.tools, self.template, self.special, self.eos, self.form = tools, template, special, eos, form
+        named = apply(Form(short_ids=form.short_ids), messages)
+        sentinels = with_sentinels(named, long_ids=not form.short_ids and has_other_ids(messages))
+        self.keys = sentinels.keys
+        self.given = sentinels.messages
+        """The messages in the form of ``ftdist.data.records``, with sentinels."""
+        self.messages = apply(replace(form, short_ids=False), self.given)
+        self.texts: Dict[Tuple[int, bool], str] = {}
+
+    def plan(self, wanted: List[int]) -> Plan:
+        turns = [self.turn(number) for number in wanted]
+        documents: List[DocumentPlan] = []
+        left = list(turns)
+        while left:
+            covered = [turn for turn in left if turn.looks_same_in(left[-1])]
+            documents.insert(0, self._document(left[-1], covered))
+            left = [turn for turn in left if turn not in covered]
+        return Plan(self.form, documents, {note for turn in turns for note in turn.notes})
+
+    def turn(self, number: int) -> Turn:
+        """Return an answer as it looks when it was just generated."""
+        text, prompt = self._render(number + 1), self._prompt(number)
+        opened = thinking.opened(prompt or "")
+        hidden = check_shown(text, number, self.messages, self.keys, self.tools, bool(opened))
+        first, last = own_span(text, number, self.keys)
+        end, stop = turn_end(text, last, self._after(number), bool(self.messages[number].get("tool_calls")),
+                             self.special, self._openers(), self.eos)  # fmt: skip
+        if prompt is not None and (hidden or not text.startswith(prompt)):
+            pieces = self._continued(prompt, text, first, number, opened, hidden)
+            pieces = [*pieces[:-1], pieces[-1]._replace(end=end), *([Piece("text", text=stop)] if stop else [])]
+            whole = "".join(_text_of(piece, prompt, text, self.keys) for piece in pieces)
+            start, finish = len(prompt), len(whole)
+        else:  # what the template writes after the stop (a line break) stays in the document; it is not trained
+            start = len(prompt) if prompt is not None else self._start_without_prompt(text, first, number)
+            pieces = [Piece("turn", 0, end), Piece("text", text=stop)] if stop else [Piece("turn", 0, len(text))]
+            whole, finish = text[:end] + stop if stop else text, end + len(stop)
+        notes = [NO_STOP] * (stop == self.eos)
+        if thinking.is_empty(whole[start:]) and not self.given[number].get("reasoning_content"):
+            notes.append(EMPTY_THINKING)
+        return Turn(number, whole, start, finish, tuple(pieces), split_parts(text, self.keys),
+                    None if prompt is None else split_parts(prompt, self.keys), tuple(notes))  # fmt: skip
+
+    def _render(self, count: int, add_generation_prompt: bool = False) -> str:
+        key = (count, add_generation_prompt)
+        if key not in self.texts:
+            self.texts[key] = self.template.render(self.messages[:count], self.tools, add_generation_prompt)
+        return self.texts[key]
+
+    def _prompt(self, number: int) -> Optional[str]:
+        """Return the prompt of an answer, or None if the template cannot render it: for a first message, there is no
+        prompt, and some templates require a question."""
+        if number == 0:
+            return None
+        try:
+            return self._render(number, add_generation_prompt=True)
+        except TemplateProblem:
+            return None
+
+    def _after(self, number: int) -> Optional[str]:
+        """Return what the template writes after an answer if another message follows, or None if it cannot."""
+        calls = self.given[number].get("tool_calls")
+        following: Message = {"role": "user", "content": "next"}
+        if calls:
+            following = {"role": "tool", "content": "next", "name": calls[0]["function"]["name"]}
+            if calls[0].get("id"):
+                following["tool_call_id"] = calls[0]["id"]
+        try:
+            messages = [*self.messages[: number + 1], *apply(replace(self.form, short_ids=False), [following])]
+            text = self.template.render(messages, self.tools)
+            return text[own_span(text, number, self.keys)[1] :]
+        except (TemplateProblem, CannotExpress):
+            return None
+
+    def _openers(self) -> Set[str]:
+        """Return the special tokens with which the template begins a conversation."""
+        try:
+            text = self.template.render(apply(self.form, [{"role": "user", "content": "first"}]), None)
+        except TemplateProblem:
+            return set()
+        found: Set[str] = set()
+        while match := self.special.match(text.lstrip()):
+            found.add(match[0])
+            text = text.lstrip()[match.end() :]
+        return found
+
+    def _start_without_prompt(self, text: str, first: int, number: int) -> int:
+        """Return where an answer begins whose prompt cannot be rendered: where it begins after a question."""
+        try:
+            own = [*apply(self.form, [{"role": "user", "content": "question"}]), self.messages[number]]
+            prompt = self.template.render(own[:1], self.tools, add_generation_prompt=True)
+            turn = self.template.render(own, self.tools)
+            lead = turn[len(prompt) : own_span(turn, number, self.keys)[0]] if turn.startswith(prompt) else ""
+        except (TemplateProblem, CannotExpress):
+            lead = ""
+        return first - len(lead) if text[:first].endswith(lead) else first
+
+    def _continued(
+        self, prompt: str, text: str, first: int, number: int, opened: Optional[str], hidden: bool
+    ) -> List[Piece]:
+        """Return a document that is the prompt, continued by the answer as the template writes it.
+
+        The template's text between the last field of the prompt and the first field of the answer is compared: what the
+        prompt has already is left out. The last piece has no end yet.
+        """
+        in_prompt = max((match.end() for match in SENTINEL.finditer(prompt)), default=0)
+        in_turn = max((match.end() for match in SENTINEL.finditer(text[:first])), default=0)
+        common = common_length(prompt[in_prompt:], text[in_turn:first])
+        lead = text[in_turn + common : first]
+        begin = in_turn + common if lead.strip() else first
+        pieces = [Piece("prompt", 0, len(prompt))]
+        has_reasoning = bool(self.given[number].get("reasoning_content"))
+        if hidden:
+            pieces.append(Piece("field", key=(number, "reasoning")))
+        elif has_reasoning and thinking.is_closed(prompt[in_prompt + common :]):
+            raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
+        if opened and (hidden or not (has_reasoning or thinking.is_closed(lead))):
+            pieces.append(Piece("text", text=thinking.closing(opened)))
+        return [*pieces, Piece("turn", begin, begin)]
+
+    def _document(self, turn: Turn, covered: List[Turn]) -> DocumentPlan:
+        spans = [(one.start, one.end) for one in covered]
+        if self.template.is_marked and turn.pieces[0].source == "turn":
+            _, marks = self.template.render_with_marks(self.messages[: turn.number + 1], self.tools)
+            spans = [part for span in spans for part in self._marked(turn.text, span, marks)]
+        shown = {part.key for part in split_parts(turn.text, self.keys)}
+        stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
+        return DocumentPlan(turn, covered, spans, stripped)
+
+    def _marked(self, text: str, span: Span, marks: List[Span]) -> List[Span]:
+        """Return the parts of an answer that the template's author marked with ``{% generation %}``, and the stop."""
+        start, end = span
+        inside = [(max(start, a), min(end, b)) for a, b in marks if max(start, a) < min(end, b)]
+        if not inside or inside[-1][1] == end:
+            return inside
+        stop = [match.start() for match in self.special.finditer(text, start, end) if match.end() == end]
+        return [*inside, (max(stop[0], inside[-1][1]), end)] if stop else inside
+
+
+def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:
+    if piece.source == "field":
+        assert piece.key is not None
+        return f"QZ{keys.index(piece.key):05d}ZQ"
+    if piece.source == "text":
+        return piece.text
+    return (prompt if piece.source == "prompt" else turn)[piece.start : piece.end]

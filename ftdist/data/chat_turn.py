@@ -1,0 +1,125 @@
+"""Where an answer stands in a rendering with sentinels: its fields, its end, and what the template does not show."""
+
+from typing import Any, Dict, List, Optional, Pattern, Set, Tuple
+
+from ftdist.data.skeleton import SENTINEL, FieldKey
+
+Message = Dict[str, Any]
+
+
+class CannotExpress(Exception):
+    """The template does not show a part of the record. The text names the part."""
+
+
+def own_span(text: str, number: int, keys: List[FieldKey]) -> Tuple[int, int]:
+    """Return where the first field of a message begins and where its last field ends.
+
+    Raises:
+        CannotExpress: The text has no field of the message.
+    """
+    own = [match for match in SENTINEL.finditer(text) if _is_own(keys[int(match[1])], number)]
+    if not own:
+        raise CannotExpress(f"message {number + 1}")
+    return own[0].start(), own[-1].end()
+
+
+def _is_own(key: FieldKey, number: int) -> bool:
+    return key[0] == number and not key[1].endswith(" id")
+
+
+def check_shown(
+    text: str, number: int, messages: List[Message], keys: List[FieldKey], tools: Optional[List[Any]], opened: bool
+) -> bool:
+    """Check that a conversation up to an answer shows everything that it has to.
+
+    The template may leave out the reasoning of earlier answers and the ids of calls, nothing else.
+
+    Args:
+        opened: The generation prompt opens a think block. Then the reasoning of the answer can follow the prompt, even
+            if the template removes it from answers.
+
+    Returns:
+        Whether the reasoning of the answer is such a reasoning, which is not in the text.
+
+    Raises:
+        CannotExpress: Something is missing, or stands there twice.
+    """
+    counts: Dict[int, int] = {}
+    for match in SENTINEL.finditer(text):
+        counts[int(match[1])] = counts.get(int(match[1]), 0) + 1
+    hidden = False
+    for index, (message, name) in enumerate(keys):
+        if message > number or name in ("name", "tool_call_id") or name.endswith(" id"):
+            continue
+        count, role = counts.get(index, 0), messages[message]["role"]
+        if name == "reasoning":
+            hidden = hidden or (message == number and not count)
+            if message == number and not count and not opened:
+                raise CannotExpress(f"the reasoning of message {message + 1}")
+        elif not count:
+            what = "the tool calls" if name.startswith("call") else f"the content ({role})"
+            raise CannotExpress(f"{what} of message {message + 1}")
+        if message == number and count > 1 and not name.endswith("name"):
+            raise CannotExpress(f"the {name.removeprefix('call 0 ')} of message {message + 1} only once")
+        if name.endswith(" arguments") and not name.endswith(" end of arguments"):
+            _check_notation(text, index, message)
+        if f"'text': 'QZ{index:05d}ZQ" in text:
+            raise CannotExpress(f"the content of message {message + 1} as text")
+    _check_tools(text, tools)
+    return hidden
+
+
+def common_length(one: str, other: str) -> int:
+    """Return the length of the longest common beginning of two texts."""
+    length = min(len(one), len(other))
+    return next((at for at in range(length) if one[at] != other[at]), length)
+
+
+def _check_notation(text: str, index: int, message: int) -> None:
+    sentinel = f"QZ{index:05d}ZQ"
+    if f"'{sentinel}':" in text or f'\\"{sentinel}' in text:
+        raise CannotExpress(f"the arguments of the tool calls of message {message + 1} as JSON")
+
+
+def _check_tools(text: str, tools: Optional[List[Any]]) -> None:
+    for tool in tools or []:
+        function = tool.get("function", tool) if isinstance(tool, dict) else {}
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str) and name not in text:
+            raise CannotExpress(f"the tools (such as {name})")
+
+
+def turn_end(
+    text: str, last: int, following: Optional[str], is_call: bool, special: Pattern[str], openers: Set[str], eos: str
+) -> Tuple[int, str]:
+    """Return where an answer ends, which is after its stop, and the stop if it has to be added.
+
+    The stop is the first special token after the answer, and those that follow it directly. A call ends at the last
+    special token before the next message, because the first one can be the end of the arguments.
+
+    Args:
+        text: The conversation up to the answer.
+        last: Where the last field of the answer ends.
+        following: What the template writes after that field if another message follows. What it writes only at the end
+            of a conversation (an EOS token after the stop) is not part of the answer, unless it is the only stop.
+        is_call: The answer ends with a tool call.
+        special: Matches a special token.
+        openers: Special tokens that begin a message.
+        eos: The stop if the template writes none.
+    """
+    tail = text[last:]
+    common = tail if following is None else tail[: common_length(tail, following)]
+    for part in (common, tail):
+        stops = list(special.finditer(part))
+        end = 0
+        for number, stop in enumerate(stops):
+            if number and (stop[0] in openers or not (is_call or stop.start() == end)):
+                break
+            end = stop.end()
+        if end:
+            return last + end, ""
+    body = tail.rstrip()
+    next_token = special.search(following or "")
+    if following and next_token and following[: next_token.start()].strip() == body.strip():
+        return last + len(body), following[len(body) : next_token.end()]
+    return last + len(body), eos

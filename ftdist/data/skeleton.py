@@ -1,0 +1,212 @@
+"""Conversations with a sentinel in place of each field, and the real text that corresponds to a position in them.
+
+Where an answer stands in the text of a conversation is found by substitution: the conversation is rendered with a
+*sentinel* in place of each content, reasoning, call name and call argument. What lies between the sentinels is written
+by the template. The rendered text of the real conversation is then aligned with this *skeleton*, so that every position
+in the skeleton has a position in the real text, and every field is known to be there.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+Message = Dict[str, Any]
+FieldKey = Tuple[int, str]
+"""``(number of the message, name of the field)``: ``content``, ``reasoning``, ``name``, and for tool calls
+``call 0 name``, ``call 0 arguments``, ``call 0 id``."""
+
+SENTINEL = re.compile(r"QZ(\d{5})ZQ(?:long)?")  # nine letters and digits: Mistral's templates require such ids
+AROUND_ARGUMENTS = "{}\"'\\,: \t\n"
+"""Characters around the arguments of a call that belong to their notation."""
+
+
+@dataclass
+class Sentinels:
+    """The sentinels of a conversation."""
+
+    messages: List[Message]
+    """The messages with sentinels in place of their fields."""
+    keys: List[FieldKey] = field(default_factory=list)
+    """The field of each sentinel."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a skeleton: text of the template, or the sentinel of a field."""
+
+    text: str
+    key: Optional[FieldKey] = None
+
+
+def _sentinel(number: int) -> str:
+    return f"QZ{number:05d}ZQ"
+
+
+def with_sentinels(messages: List[Message], long_ids: bool = False) -> Sentinels:
+    """Replace each field of a conversation by a sentinel. Empty fields stay empty.
+
+    Args:
+        long_ids: The sentinels of ids have more than nine characters, so that a template that requires nine raises.
+    """
+    found = Sentinels([])
+    suffix = "long" if long_ids else ""
+
+    def sentinel(number: int, name: str) -> str:
+        found.keys.append((number, name))
+        return _sentinel(len(found.keys) - 1)
+
+    for number, message in enumerate(messages):
+        changed = dict(message)
+        if message.get("reasoning_content"):
+            changed["reasoning_content"] = sentinel(number, "reasoning")
+        if message["content"]:
+            changed["content"] = sentinel(number, "content")
+        if isinstance(message.get("name"), str):
+            changed["name"] = sentinel(number, "name")
+        if isinstance(message.get("tool_call_id"), str):
+            changed["tool_call_id"] = sentinel(number, "tool_call_id") + suffix
+        if message.get("tool_calls"):
+            changed["tool_calls"] = []
+            for index, call in enumerate(message["tool_calls"]):
+                function = {**call["function"], "name": sentinel(number, f"call {index} name")}
+                if call["function"]["arguments"]:
+                    name = sentinel(number, f"call {index} arguments")
+                    function["arguments"] = {name: sentinel(number, f"call {index} end of arguments")}
+                copy = {**call, "function": function}
+                if isinstance(call.get("id"), str):
+                    copy["id"] = sentinel(number, f"call {index} id") + suffix
+                changed["tool_calls"].append(copy)
+        found.messages.append(changed)
+    return found
+
+
+def field_values(messages: List[Message]) -> Dict[FieldKey, str]:
+    """Return the text of each field whose text is known. The text of arguments depends on the template."""
+    values: Dict[FieldKey, str] = {}
+    for number, message in enumerate(messages):
+        for key, name in (("reasoning_content", "reasoning"), ("content", "content"), ("name", "name"),
+                          ("tool_call_id", "tool_call_id")):  # fmt: skip
+            if isinstance(message.get(key), str):
+                values[number, name] = message[key]
+        for index, call in enumerate(message.get("tool_calls") or []):
+            values[number, f"call {index} name"] = call["function"]["name"]
+            if isinstance(call.get("id"), str):
+                values[number, f"call {index} id"] = call["id"]
+    return values
+
+
+def split_parts(text: str, keys: List[FieldKey]) -> List[Part]:
+    """Split a skeleton into the text of the template and the sentinels.
+
+    The parts together are the text. The notation around the arguments of a call (braces, quotes) belongs to the
+    arguments, because it depends on them.
+    """
+    parts, position, start = [], 0, -1
+    for match in SENTINEL.finditer(text):
+        key = keys[int(match[1])]
+        if key[1].endswith(" end of arguments"):
+            if start < 0:
+                continue
+            end = match.end() + _leading(text[match.end() :])
+            parts.append(Part(text[start:end], (key[0], key[1].replace(" end of", ""))))
+            position, start = end, -1
+        elif key[1].endswith(" arguments"):
+            start = max(position, len(text[: match.start()].rstrip(AROUND_ARGUMENTS)))
+            parts.append(Part(text[position:start]))
+        elif start < 0:
+            parts += [Part(text[position : match.start()]), Part(match[0], key)]
+            position = match.end()
+    parts.append(Part(text[position:]))
+    return [part for part in parts if part.text]
+
+
+def _leading(text: str) -> int:
+    return len(text) - len(text.lstrip(AROUND_ARGUMENTS))
+
+
+class Alignment:
+    """Positions of the parts of a skeleton in the real text."""
+
+    def __init__(self, parts: List[Part], ends: List[int]) -> None:
+        self.parts, self.ends = parts, ends
+
+    def position(self, offset: int) -> int:
+        """Return the position in the real text of an offset in the skeleton, which must not lie inside a field."""
+        skeleton = real = 0
+        for part, end in zip(self.parts, self.ends, strict=True):
+            if offset == skeleton:
+                return real
+            if offset < skeleton + len(part.text):
+                if part.key is not None:  # inside the notation of arguments, which is part of them
+                    return end
+                return real + offset - skeleton
+            skeleton, real = skeleton + len(part.text), end
+        return real
+
+
+def align(parts: List[Part], text: str, values: Dict[FieldKey, str]) -> Optional[Alignment]:
+    """Find the parts of a skeleton in the real text.
+
+    Args:
+        parts: Parts of the skeleton.
+        text: The real text.
+        values: Fields that must be found. A template may trim them, or write them as JSON. The others can be anything.
+
+    Returns:
+        None if the text has other parts.
+    """
+    ends = _ends(parts, 0, text, 0, values)
+    return None if ends is None else Alignment(parts, ends)
+
+
+def _ends(parts: List[Part], first: int, text: str, position: int, values: Dict[FieldKey, str]) -> Optional[List[int]]:
+    """Return where each part from ``first`` on ends in the text, or None if they do not fit."""
+    ends: List[int] = []
+    for number in range(first, len(parts)):
+        part = parts[number]
+        if part.key is None:
+            if not text.startswith(part.text, position):
+                return None
+            position += len(part.text)
+        else:
+            following = parts[number + 1].text if number + 1 < len(parts) and parts[number + 1].key is None else ""
+            value = values.get(part.key)
+            if value is None:
+                rest = _search(parts, number, text, position, values, following)
+                return None if rest is None else ends + rest
+            end = _fitting_end(value, text, position, following)
+            if end is None:
+                return None
+            position = end
+        ends.append(position)
+    return ends if position == len(text) else None
+
+
+def _fitting_end(value: str, text: str, position: int, following: str) -> Optional[int]:
+    if text.startswith(value, position) and text.startswith(following, position + len(value)):
+        return position + len(value)
+    for written in written_forms(value):
+        if text.startswith(written, position) and text.startswith(following, position + len(written)):
+            return position + len(written)
+    return None
+
+
+def _search(
+    parts: List[Part], number: int, text: str, position: int, values: Dict[FieldKey, str], following: str
+) -> Optional[List[int]]:
+    """Try every end of a field whose text is not known: wherever the template's next text begins."""
+    end = text.find(following, position) if following else len(text)
+    while end >= 0:
+        rest = _ends(parts, number + 1, text, end, values)
+        if rest is not None:
+            return [end, *rest]
+        end = text.find(following, end + 1) if following else -1
+    return None
+
+
+def written_forms(value: str) -> List[str]:
+    """Return how templates write a text: as it is, trimmed at either end, or escaped as in JSON."""
+    trimmed = [value, value.strip(), value.lstrip(), value.rstrip(), value.strip("\n"), value.lstrip("\n")]
+    escaped = [json.dumps(one, ensure_ascii=ascii)[1:-1] for one in trimmed[:2] for ascii in (False, True)]
+    return list(dict.fromkeys(trimmed + escaped))

@@ -1,0 +1,32 @@
+"""The think blocks of reasoning models, in the text of chat templates."""
+
+import re
+from typing import Optional
+
+OPENING = re.compile(r"(<\w*think\w*>|\[THINK\]|<\|inner_prefix\|>|<\|channel>thought|<\|START_THINKING\|>)\s*\Z")
+CLOSINGS = {"[THINK]": "[/THINK]", "<|inner_prefix|>": "<|inner_suffix|>", "<|channel>thought": "<channel|>",
+            "<|START_THINKING|>": "<|END_THINKING|>"}  # fmt: skip
+CLOSED = re.compile(r"</\w*think\w*>|\[/THINK\]|<\|inner_suffix\|>|<channel\|>|<\|END_THINKING\|>")
+LIKE_CONTROL = re.compile(r"think\w*>|/(no_?)?think|\[/?THINK|<\||\|>")
+"""Text that a template can take for a switch, or for its own notation."""
+EMPTY = re.compile(rf"\s*(?:<\w*think\w*>|\[THINK\]|<\|inner_prefix\|>|<\|channel>thought)?\s*(?:{CLOSED.pattern})")
+
+
+def opened(prompt: str) -> Optional[str]:
+    """Return the tag of the think block that a generation prompt opens at its end, or None."""
+    match = OPENING.search(prompt)
+    return match[1] if match else None
+
+
+def closing(tag: str) -> str:
+    """Return what a model writes at the end of its reasoning, before the answer."""
+    return CLOSINGS.get(tag) or f"\n{tag.replace('<', '</')}\n\n"
+
+
+def is_closed(text: str) -> bool:
+    return CLOSED.search(text) is not None
+
+
+def is_empty(answer: str) -> bool:
+    """Whether an answer begins with a think block that holds nothing, or ends one that the prompt has opened."""
+    return EMPTY.match(answer) is not None
