@@ -54,7 +54,7 @@ class ChatRenderer:
         Raises:
             DataError: The template cannot render it, or does not show all of it.
         """
-        template = self._template(document)
+        document, template = self._without_stops(document), self._template(document)
         answers = [number for number, message in enumerate(document.messages) if message["role"] == "assistant"]
         last, form = answers[-1:], Form()
         if last:
@@ -66,7 +66,7 @@ class ChatRenderer:
 
     def prompt(self, document: Document, number: int) -> Tuple[str, List[Message], Dict[str, Any]]:
         """Return how a program for chats would ask for an answer: template, messages and arguments of the template."""
-        template = self._template(document)
+        document, template = self._without_stops(document), self._template(document)
         form = self._plan(document, document.messages[: number + 1], [number], template).form
         return template.text, apply(form, document.messages[:number]), template.kwargs
 
@@ -81,7 +81,7 @@ class ChatRenderer:
             DataError: The template cannot render the conversation, or does not show all of it. Or ``data.turns=whole``,
                 and the answers look different when more messages follow.
         """
-        template = self._template(document)
+        document, template = self._without_stops(document), self._template(document)
         messages = document.messages[: wanted[-1] + 1]
         groups = [[number] for number in wanted] if self.turns is Turns.each else [wanted]
         made: List[ChatText] = []
@@ -91,6 +91,18 @@ class ChatRenderer:
                 raise _differs(document, plan)
             made += [self._make(document, one, plan, template) for one in plan.documents]
         return made
+
+    def _without_stops(self, document: Document) -> Document:
+        """Remove the EOS token from the ends of answers. The template, or the plan, writes it."""
+        if not any(message["content"].endswith(self.eos) for message in document.messages):
+            return document
+        messages = [
+            {**message, "content": message["content"].removesuffix(self.eos)}
+            if message["role"] == "assistant"
+            else message
+            for message in document.messages
+        ]
+        return replace(document, messages=messages)
 
     def _template(self, document: Document) -> ChatTemplate:
         template = self.with_tools if document.tools and self.with_tools else self.default

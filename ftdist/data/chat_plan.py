@@ -17,8 +17,17 @@ from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 from ftdist.data import thinking
 from ftdist.data.chat_forms import Form, Message, apply, forms, has_other_ids
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
-from ftdist.data.chat_turn import CannotExpress, check_shown, common_length, own_span, turn_end
-from ftdist.data.skeleton import SENTINEL, FieldKey, Part, split_parts, with_sentinels
+from ftdist.data.chat_turn import (
+    CannotExpress,
+    check_end,
+    check_shown,
+    common_header,
+    context_end,
+    has_words,
+    own_span,
+    turn_end,
+)
+from ftdist.data.skeleton import FieldKey, Part, split_parts, with_sentinels
 
 EMPTY_THINKING = (
     "an answer without reasoning is trained after an empty think block, so the model learns to skip its reasoning. If "
@@ -144,10 +153,16 @@ class _Planner:
         """Return an answer as it looks when it was just generated."""
         text, prompt = self._render(number + 1), self._prompt(number)
         opened = thinking.opened(prompt or "")
-        hidden = check_shown(text, number, self.messages, self.keys, self.tools, bool(opened))
+        after_context = context_end(text, number, self.keys)
+        shown = text if prompt is None or text.startswith(prompt) else prompt + text[after_context:]
+        hidden = check_shown(shown, number, self.messages, self.keys, self.tools, bool(opened))
         first, last = own_span(text, number, self.keys)
         end, stop = turn_end(text, last, self._after(number), bool(self.messages[number].get("tool_calls")),
                              self.special, self._openers(), self.eos)  # fmt: skip
+        if prompt is not None and self.given[number].get("reasoning_content") and thinking.ends_closed(prompt):
+            raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
+        if prompt is not None:
+            check_end(prompt[context_end(prompt, number, self.keys) :], self.special.sub("", text[last:end]))
         if prompt is not None and (hidden or not text.startswith(prompt)):
             pieces = self._continued(prompt, text, first, number, opened, hidden)
             pieces = [*pieces[:-1], pieces[-1]._replace(end=end), *([Piece("text", text=stop)] if stop else [])]
@@ -197,14 +212,14 @@ class _Planner:
     def _openers(self) -> Set[str]:
         """Return the special tokens with which the template begins a conversation."""
         try:
-            text = self.template.render(apply(self.form, [{"role": "user", "content": "first"}]), None)
+            text = self.template.render(apply(self.form, [{"role": "user", "content": "first"}]), self.tools)
         except TemplateProblem:
             return set()
         found: Set[str] = set()
         while match := self.special.match(text.lstrip()):
             found.add(match[0])
             text = text.lstrip()[match.end() :]
-        return found
+        return found - {self.eos}
 
     def _start_without_prompt(self, text: str, first: int, number: int) -> int:
         """Return where an answer begins whose prompt cannot be rendered: where it begins after a question."""
@@ -225,25 +240,28 @@ class _Planner:
         The template's text between the last field of the prompt and the first field of the answer is compared: what the
         prompt has already is left out. The last piece has no end yet.
         """
-        in_prompt = max((match.end() for match in SENTINEL.finditer(prompt)), default=0)
-        in_turn = max((match.end() for match in SENTINEL.finditer(text[:first])), default=0)
-        common = common_length(prompt[in_prompt:], text[in_turn:first])
-        lead = text[in_turn + common : first]
-        begin = in_turn + common if lead.strip() else first
+        tail, before = prompt[context_end(prompt, number, self.keys) :], context_end(text, number, self.keys)
+        used, common = common_header(tail, text[before:first])
+        rest, begin = tail[used:], before + common
         pieces = [Piece("prompt", 0, len(prompt))]
         has_reasoning = bool(self.given[number].get("reasoning_content"))
         if hidden:
             pieces.append(Piece("field", key=(number, "reasoning")))
-        elif has_reasoning and thinking.is_closed(prompt[in_prompt + common :]):
-            raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
-        if opened and (hidden or not (has_reasoning or thinking.is_closed(lead))):
+        elif thinking.is_closed(rest):  # the prompt has the end of the thinking, with which the template begins answers
+            begin += thinking.empty_length(text[begin:first])
+        if opened and (hidden or not (has_reasoning or thinking.is_closed(text[begin:first]))):
             pieces.append(Piece("text", text=thinking.closing(opened)))
+        is_text = not self.messages[number].get("tool_calls")
+        other = is_text and has_words(text[begin:first]) and (opened is not None or has_words(rest))
+        if other or not text[begin:first].strip():  # the header of answers is another than that of the prompt
+            begin = first
         return [*pieces, Piece("turn", begin, begin)]
 
     def _document(self, turn: Turn, covered: List[Turn]) -> DocumentPlan:
         spans = [(one.start, one.end) for one in covered]
         if self.template.is_marked and turn.pieces[0].source == "turn":
             _, marks = self.template.render_with_marks(self.messages[: turn.number + 1], self.tools)
+            marks = [(start, min(end, turn.pieces[0].end)) for start, end in marks]
             spans = [part for span in spans for part in self._marked(turn.text, span, marks)]
         shown = {part.key for part in split_parts(turn.text, self.keys)}
         stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
@@ -253,10 +271,14 @@ class _Planner:
         """Return the parts of an answer that the template's author marked with ``{% generation %}``, and the stop."""
         start, end = span
         inside = [(max(start, a), min(end, b)) for a, b in marks if max(start, a) < min(end, b)]
+        if inside and text[start : inside[0][0]].isspace():
+            inside[0] = (start, inside[0][1])
         if not inside or inside[-1][1] == end:
             return inside
         stop = [match.start() for match in self.special.finditer(text, start, end) if match.end() == end]
-        return [*inside, (max(stop[0], inside[-1][1]), end)] if stop else inside
+        if stop and stop[0] <= inside[-1][1]:
+            return [*inside[:-1], (inside[-1][0], end)]
+        return [*inside, (stop[0], end)] if stop else inside
 
 
 def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:

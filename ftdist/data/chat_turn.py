@@ -1,5 +1,6 @@
 """Where an answer stands in a rendering with sentinels: its fields, its end, and what the template does not show."""
 
+import re
 from typing import Any, Dict, List, Optional, Pattern, Set, Tuple
 
 from ftdist.data.skeleton import SENTINEL, FieldKey
@@ -20,6 +21,8 @@ def own_span(text: str, number: int, keys: List[FieldKey]) -> Tuple[int, int]:
     own = [match for match in SENTINEL.finditer(text) if _is_own(keys[int(match[1])], number)]
     if not own:
         raise CannotExpress(f"message {number + 1}")
+    if any(keys[int(match[1])][1] == "reasoning" for match in own[1:]):
+        raise CannotExpress(f"the reasoning of message {number + 1} before its answer")
     return own[0].start(), own[-1].end()
 
 
@@ -44,6 +47,8 @@ def check_shown(
     Raises:
         CannotExpress: Something is missing, or stands there twice.
     """
+    if "ZQ" in SENTINEL.sub("", text):
+        raise CannotExpress(f"the fields of the messages up to message {number + 1} whole")
     counts: Dict[int, int] = {}
     for match in SENTINEL.finditer(text):
         counts[int(match[1])] = counts.get(int(match[1]), 0) + 1
@@ -59,7 +64,8 @@ def check_shown(
         elif not count:
             what = "the tool calls" if name.startswith("call") else f"the content ({role})"
             raise CannotExpress(f"{what} of message {message + 1}")
-        if message == number and count > 1 and not name.endswith("name"):
+        is_key = name.endswith(" arguments") and not name.endswith(" end of arguments")
+        if message == number and count > 1 and not (name.endswith("name") or is_key):
             raise CannotExpress(f"the {name.removeprefix('call 0 ')} of message {message + 1} only once")
         if name.endswith(" arguments") and not name.endswith(" end of arguments"):
             _check_notation(text, index, message)
@@ -89,6 +95,66 @@ def _check_tools(text: str, tools: Optional[List[Any]]) -> None:
             raise CannotExpress(f"the tools (such as {name})")
 
 
+UNIT = re.compile(r"</?[^<>\s]+>|\[/?[^\[\]\s]+\]|\w+|\S")
+"""A tag, a word, or another character. White space is not a unit."""
+
+
+def common_header(prompt: str, lead: str) -> Tuple[int, int]:
+    """Return the lengths of what a generation prompt and the text before an answer have in common at their beginning.
+
+    White space and capital letters may differ. A tag or a word is never cut, so ``<think>`` and ``</think>`` have
+    nothing in common.
+
+    Args:
+        prompt: The prompt after its last field.
+        lead: The text between that field and the first field of the answer, as the template writes answers.
+    """
+    used, end = 0, 0
+    for unit, own in zip(UNIT.finditer(prompt), UNIT.finditer(lead), strict=False):
+        if unit[0].casefold() != own[0].casefold():
+            break
+        used, end = unit.end(), own.end()
+    rest = prompt[used:]
+    end += _repeated(rest, lead[end:])
+    space = len(lead[end:]) - len(lead[end:].lstrip())
+    if rest.isspace():
+        return len(prompt), end + (len(rest) if lead.startswith(rest, end) else space)
+    return used, end + (space if rest else 0)
+
+
+def _repeated(rest: str, lead: str) -> int:
+    """Return how much of the beginning of ``lead`` stands at the end of ``rest``."""
+    units, own = UNIT.findall(rest), list(UNIT.finditer(lead))
+    lengths = [n for n in range(1, min(len(units), len(own)) + 1) if units[-n:] == [unit[0] for unit in own[:n]]]
+    return own[lengths[-1] - 1].end() if lengths else 0
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has words outside tags."""
+    return any(re.fullmatch(r"\w+", unit) for unit in UNIT.findall(text))
+
+
+def check_end(prompt: str, end: str) -> None:
+    """Check that what stands after an answer belongs to it.
+
+    Templates that ask for a judgement of a conversation (Llama Guard) write the same after any last message.
+
+    Args:
+        prompt: The prompt after its last field.
+        end: The text after the last field of the answer, without the stop.
+
+    Raises:
+        CannotExpress: The two begin with the same words.
+    """
+    if has_words(end[: common_header(prompt, end)[1]]):
+        raise CannotExpress(f"where an answer ends: it writes {end.strip()[:40]!r} after any last message")
+
+
+def context_end(text: str, number: int, keys: List[FieldKey]) -> int:
+    """Return where the last field before a message ends, or 0."""
+    return max((match.end() for match in SENTINEL.finditer(text) if keys[int(match[1])][0] < number), default=0)
+
+
 def turn_end(
     text: str, last: int, following: Optional[str], is_call: bool, special: Pattern[str], openers: Set[str], eos: str
 ) -> Tuple[int, str]:
@@ -116,6 +182,8 @@ def turn_end(
             if number and (stop[0] in openers or not (is_call or stop.start() == end)):
                 break
             end = stop.end()
+            if stop[0] == eos:
+                break
         if end:
             return last + end, ""
     body = tail.rstrip()

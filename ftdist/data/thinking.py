@@ -27,6 +27,17 @@ def is_closed(text: str) -> bool:
     return CLOSED.search(text) is not None
 
 
+def ends_closed(prompt: str) -> bool:
+    """Whether a generation prompt ends the thinking, so that the model answers at once."""
+    return re.search(rf"(?:{CLOSED.pattern})\s*\Z", prompt) is not None
+
+
+def empty_length(text: str) -> int:
+    """Return the length of an empty think block, or of the end of one, at the beginning of a text."""
+    match = EMPTY.match(text)
+    return match.end() if match else 0
+
+
 def is_empty(answer: str) -> bool:
     """Whether an answer begins with a think block that holds nothing, or ends one that the prompt has opened."""
     return EMPTY.match(answer) is not None
