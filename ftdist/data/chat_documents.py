@@ -4,6 +4,7 @@ How conversations of its shape are trained is planned once (``chat_plan.py``). E
 real, and aligned with the plan. This finds the answers, and proves that the rendering holds each field of the record.
 """
 
+import itertools
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Optional, Pattern, Tuple
@@ -54,7 +55,7 @@ class ChatRenderer:
         Raises:
             DataError: The template cannot render it, or does not show all of it.
         """
-        document, template = self._without_stops(document), self._template(document)
+        template = self._template(document)
         answers = [number for number, message in enumerate(document.messages) if message["role"] == "assistant"]
         last, form = answers[-1:], Form()
         if last:
@@ -66,7 +67,7 @@ class ChatRenderer:
 
     def prompt(self, document: Document, number: int) -> Tuple[str, List[Message], Dict[str, Any]]:
         """Return how a program for chats would ask for an answer: template, messages and arguments of the template."""
-        document, template = self._without_stops(document), self._template(document)
+        template = self._template(document)
         form = self._plan(document, document.messages[: number + 1], [number], template).form
         return template.text, apply(form, document.messages[:number]), template.kwargs
 
@@ -81,7 +82,7 @@ class ChatRenderer:
             DataError: The template cannot render the conversation, or does not show all of it. Or ``data.turns=whole``,
                 and the answers look different when more messages follow.
         """
-        document, template = self._without_stops(document), self._template(document)
+        template = self._template(document)
         messages = document.messages[: wanted[-1] + 1]
         groups = [[number] for number in wanted] if self.turns is Turns.each else [wanted]
         made: List[ChatText] = []
@@ -91,18 +92,6 @@ class ChatRenderer:
                 raise _differs(document, plan)
             made += [self._make(document, one, plan, template) for one in plan.documents]
         return made
-
-    def _without_stops(self, document: Document) -> Document:
-        """Remove the EOS token from the ends of answers. The template, or the plan, writes it."""
-        if not any(message["content"].endswith(self.eos) for message in document.messages):
-            return document
-        messages = [
-            {**message, "content": message["content"].removesuffix(self.eos)}
-            if message["role"] == "assistant"
-            else message
-            for message in document.messages
-        ]
-        return replace(document, messages=messages)
 
     def _template(self, document: Document) -> ChatTemplate:
         template = self.with_tools if document.tools and self.with_tools else self.default
@@ -225,17 +214,23 @@ def _has_markers(values: Dict[FieldKey, str], special: Pattern[str]) -> bool:
 def _shape(messages: List[Message]) -> List[Any]:
     """Return what a plan depends on besides the text of the fields."""
     known = ("role", "content", "reasoning_content", "name", "tool_call_id", "tool_calls")
-    return [
-        [
+    shape: List[Any] = []
+    ids: Dict[Any, int] = {}  # the number of the last call that has an id
+    numbers = itertools.count()
+    for message in messages:
+        calls = message.get("tool_calls") or []
+        for call in calls:
+            ids[call.get("id")] = next(numbers)
+        shape.append([
             message["role"],
             bool(message["content"]),
             bool(message.get("reasoning_content")),
-            [isinstance(message.get(key), str) for key in ("name", "tool_call_id")],
-            [[bool(call["function"]["arguments"]), "id" in call] for call in message.get("tool_calls") or []],
+            isinstance(message.get("name"), str),
+            isinstance(message.get("tool_call_id"), str) and ids.get(message["tool_call_id"], -1),
+            [[bool(call["function"]["arguments"]), "id" in call] for call in calls],
             {key: value for key, value in message.items() if key not in known},
-        ]
-        for message in messages
-    ]
+        ])  # fmt: skip
+    return shape
 
 
 def _cannot_render(document: Document, problem: Exception) -> DataError:

@@ -62,8 +62,9 @@ def apply(form: Form, messages: List[Message]) -> List[Message]:
         reasoning = message.get("reasoning_content")
         if reasoning and form.reasoning != "reasoning_content":
             del message["reasoning_content"]
-            if form.reasoning == "content":
-                message["content"] = THINK.replace("{}", reasoning) + message["content"]
+            if form.reasoning == "content":  # a call without content has none: its reasoning can only follow the prompt
+                if message["content"] or not (message.get("tool_calls") and form.no_empty_content):
+                    message["content"] = THINK.replace("{}", reasoning) + message["content"]
             else:
                 message[form.reasoning] = reasoning
         if message.get("tool_calls"):
@@ -72,7 +73,7 @@ def apply(form: Form, messages: List[Message]) -> List[Message]:
                 message["content"] = None
         if message["role"] == "tool" and ids:
             message["tool_call_id"] = ids.of(message.get("tool_call_id"))
-        if form.content_in_parts and isinstance(message["content"], str):
+        if form.content_in_parts and message["content"]:
             message["content"] = [{"type": "text", "text": message["content"]}]
         given.append(message)
     return given

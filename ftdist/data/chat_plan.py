@@ -25,6 +25,7 @@ from ftdist.data.chat_turn import (
     context_end,
     has_words,
     own_span,
+    shows_tools,
     turn_end,
 )
 from ftdist.data.skeleton import FieldKey, Part, split_parts, with_sentinels
@@ -37,6 +38,10 @@ EMPTY_THINKING = (
 NO_STOP = (
     "the chat template writes no special token after an answer, so the EOS token is added. If the template writes "
     "another end, make it a token with model.new_special_tokens"
+)
+NO_TOOLS = (
+    "the chat template does not show the tools of the records, neither here nor at inference. If the model has to see "
+    "them, describe them in the system message, or use a template that shows them (data.chat_template=chatml)"
 )
 
 
@@ -120,7 +125,9 @@ def make_plan(
             return _Planner(messages, tools, template, special, eos, form).plan(wanted)
         except (TemplateProblem, CannotExpress) as problem:
             problems.append(problem)
-    raise next((problem for problem in problems if isinstance(problem, CannotExpress)), problems[0])
+    lost = [problem for problem in problems if isinstance(problem, CannotExpress)]
+    # In another form, reasoning may be shown, but the calls are not.
+    raise next((problem for problem in lost if str(problem).startswith("the tool calls of")), [*lost, *problems][0])
 
 
 class _Planner:
@@ -151,16 +158,14 @@ class _Planner:
 
     def turn(self, number: int) -> Turn:
         """Return an answer as it looks when it was just generated."""
-        text, prompt = self._render(number + 1), self._prompt(number)
+        text, prompt = self._text(number), self._prompt(number)
         opened = thinking.opened(prompt or "")
         after_context = context_end(text, number, self.keys)
         shown = text if prompt is None or text.startswith(prompt) else prompt + text[after_context:]
-        hidden = check_shown(shown, number, self.messages, self.keys, self.tools, bool(opened))
+        hidden = check_shown(shown, number, self.messages, self.keys, bool(opened))
         first, last = own_span(text, number, self.keys)
         end, stop = turn_end(text, last, self._after(number), bool(self.messages[number].get("tool_calls")),
                              self.special, self._openers(), self.eos)  # fmt: skip
-        if prompt is not None and self.given[number].get("reasoning_content") and thinking.ends_closed(prompt):
-            raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
         if prompt is not None:
             check_end(prompt[context_end(prompt, number, self.keys) :], self.special.sub("", text[last:end]))
         if prompt is not None and (hidden or not text.startswith(prompt)):
@@ -172,7 +177,7 @@ class _Planner:
             start = len(prompt) if prompt is not None else self._start_without_prompt(text, first, number)
             pieces = [Piece("turn", 0, end), Piece("text", text=stop)] if stop else [Piece("turn", 0, len(text))]
             whole, finish = text[:end] + stop if stop else text, end + len(stop)
-        notes = [NO_STOP] * (stop == self.eos)
+        notes = [NO_STOP] * (stop == self.eos) + [NO_TOOLS] * (not shows_tools(text, self.tools))
         if thinking.is_empty(whole[start:]) and not self.given[number].get("reasoning_content"):
             notes.append(EMPTY_THINKING)
         return Turn(number, whole, start, finish, tuple(pieces), split_parts(text, self.keys),
@@ -183,6 +188,20 @@ class _Planner:
         if key not in self.texts:
             self.texts[key] = self.template.render(self.messages[:count], self.tools, add_generation_prompt)
         return self.texts[key]
+
+    def _text(self, number: int) -> str:
+        """Return the conversation up to an answer.
+
+        Some templates cannot render a first message alone, because they require a question. It is then taken from the
+        whole conversation, in which it can be trained.
+        """
+        try:
+            return self._render(number + 1)
+        except TemplateProblem:
+            if number:
+                raise
+            whole = self._render(len(self.messages))
+            return whole[: own_span(whole, number, self.keys)[1]]
 
     def _prompt(self, number: int) -> Optional[str]:
         """Return the prompt of an answer, or None if the template cannot render it: for a first message, there is no
@@ -212,14 +231,14 @@ class _Planner:
     def _openers(self) -> Set[str]:
         """Return the special tokens with which the template begins a conversation."""
         try:
-            text = self.template.render(apply(self.form, [{"role": "user", "content": "first"}]), self.tools)
+            text = self.template.render(apply(self.form, [{"role": "user", "content": "first"}]), None)
         except TemplateProblem:
             return set()
         found: Set[str] = set()
         while match := self.special.match(text.lstrip()):
             found.add(match[0])
             text = text.lstrip()[match.end() :]
-        return found - {self.eos}
+        return found
 
     def _start_without_prompt(self, text: str, first: int, number: int) -> int:
         """Return where an answer begins whose prompt cannot be rendered: where it begins after a question."""
@@ -247,13 +266,15 @@ class _Planner:
         has_reasoning = bool(self.given[number].get("reasoning_content"))
         if hidden:
             pieces.append(Piece("field", key=(number, "reasoning")))
+        elif has_reasoning and thinking.is_closed(rest):
+            raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
         elif thinking.is_closed(rest):  # the prompt has the end of the thinking, with which the template begins answers
             begin += thinking.empty_length(text[begin:first])
-        if opened and (hidden or not (has_reasoning or thinking.is_closed(text[begin:first]))):
-            pieces.append(Piece("text", text=thinking.closing(opened)))
-        is_text = not self.messages[number].get("tool_calls")
-        other = is_text and has_words(text[begin:first]) and (opened is not None or has_words(rest))
-        if other or not text[begin:first].strip():  # the header of answers is another than that of the prompt
+        if opened and (hidden or not has_reasoning) and not thinking.is_closed(text[begin:first]):
+            pieces.append(Piece("text", text=thinking.closing(opened, prompt)))
+        if has_words(rest) and has_words(text[begin:first]) and not self.messages[number].get("tool_calls"):
+            begin = first  # the header of answers is another than that of the prompt
+        if rest.strip() and not text[begin:first].strip():
             begin = first
         return [*pieces, Piece("turn", begin, begin)]
 
@@ -261,7 +282,6 @@ class _Planner:
         spans = [(one.start, one.end) for one in covered]
         if self.template.is_marked and turn.pieces[0].source == "turn":
             _, marks = self.template.render_with_marks(self.messages[: turn.number + 1], self.tools)
-            marks = [(start, min(end, turn.pieces[0].end)) for start, end in marks]
             spans = [part for span in spans for part in self._marked(turn.text, span, marks)]
         shown = {part.key for part in split_parts(turn.text, self.keys)}
         stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
@@ -271,14 +291,10 @@ class _Planner:
         """Return the parts of an answer that the template's author marked with ``{% generation %}``, and the stop."""
         start, end = span
         inside = [(max(start, a), min(end, b)) for a, b in marks if max(start, a) < min(end, b)]
-        if inside and text[start : inside[0][0]].isspace():
-            inside[0] = (start, inside[0][1])
         if not inside or inside[-1][1] == end:
             return inside
         stop = [match.start() for match in self.special.finditer(text, start, end) if match.end() == end]
-        if stop and stop[0] <= inside[-1][1]:
-            return [*inside[:-1], (inside[-1][0], end)]
-        return [*inside, (stop[0], end)] if stop else inside
+        return [*inside, (max(stop[0], inside[-1][1]), end)] if stop else inside
 
 
 def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:

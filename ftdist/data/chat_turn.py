@@ -18,21 +18,14 @@ def own_span(text: str, number: int, keys: List[FieldKey]) -> Tuple[int, int]:
     Raises:
         CannotExpress: The text has no field of the message.
     """
-    own = [match for match in SENTINEL.finditer(text) if _is_own(keys[int(match[1])], number)]
-    if not own:
+    own = [(match, keys[int(match[1])][1]) for match in SENTINEL.finditer(text) if keys[int(match[1])][0] == number]
+    last = [match for match, name in own if not name.endswith(" id")]  # results repeat the ids of calls
+    if not last:
         raise CannotExpress(f"message {number + 1}")
-    if any(keys[int(match[1])][1] == "reasoning" for match in own[1:]):
-        raise CannotExpress(f"the reasoning of message {number + 1} before its answer")
-    return own[0].start(), own[-1].end()
+    return own[0][0].start(), last[-1].end()
 
 
-def _is_own(key: FieldKey, number: int) -> bool:
-    return key[0] == number and not key[1].endswith(" id")
-
-
-def check_shown(
-    text: str, number: int, messages: List[Message], keys: List[FieldKey], tools: Optional[List[Any]], opened: bool
-) -> bool:
+def check_shown(text: str, number: int, messages: List[Message], keys: List[FieldKey], opened: bool) -> bool:
     """Check that a conversation up to an answer shows everything that it has to.
 
     The template may leave out the reasoning of earlier answers and the ids of calls, nothing else.
@@ -47,8 +40,6 @@ def check_shown(
     Raises:
         CannotExpress: Something is missing, or stands there twice.
     """
-    if "ZQ" in SENTINEL.sub("", text):
-        raise CannotExpress(f"the fields of the messages up to message {number + 1} whole")
     counts: Dict[int, int] = {}
     for match in SENTINEL.finditer(text):
         counts[int(match[1])] = counts.get(int(match[1]), 0) + 1
@@ -61,18 +52,24 @@ def check_shown(
             hidden = hidden or (message == number and not count)
             if message == number and not count and not opened:
                 raise CannotExpress(f"the reasoning of message {message + 1}")
+        elif not count and _stands_in_id(message, name, keys, counts):
+            continue
         elif not count:
             what = "the tool calls" if name.startswith("call") else f"the content ({role})"
             raise CannotExpress(f"{what} of message {message + 1}")
-        is_key = name.endswith(" arguments") and not name.endswith(" end of arguments")
-        if message == number and count > 1 and not (name.endswith("name") or is_key):
+        if message == number and count > 1 and not name.endswith("name"):
             raise CannotExpress(f"the {name.removeprefix('call 0 ')} of message {message + 1} only once")
         if name.endswith(" arguments") and not name.endswith(" end of arguments"):
             _check_notation(text, index, message)
         if f"'text': 'QZ{index:05d}ZQ" in text:
             raise CannotExpress(f"the content of message {message + 1} as text")
-    _check_tools(text, tools)
     return hidden
+
+
+def _stands_in_id(message: int, name: str, keys: List[FieldKey], counts: Dict[int, int]) -> bool:
+    """Whether a field is the name of a call whose id is shown. Kimi-K2.5 writes the id only, which holds the name."""
+    key = (message, name.removesuffix(" name") + " id")
+    return name.endswith(" name") and key in keys and counts.get(keys.index(key), 0) > 0
 
 
 def common_length(one: str, other: str) -> int:
@@ -87,12 +84,14 @@ def _check_notation(text: str, index: int, message: int) -> None:
         raise CannotExpress(f"the arguments of the tool calls of message {message + 1} as JSON")
 
 
-def _check_tools(text: str, tools: Optional[List[Any]]) -> None:
+def shows_tools(text: str, tools: Optional[List[Any]]) -> bool:
+    """Whether a text has the names of all tools."""
     for tool in tools or []:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
         name = function.get("name") if isinstance(function, dict) else None
         if isinstance(name, str) and name not in text:
-            raise CannotExpress(f"the tools (such as {name})")
+            return False
+    return True
 
 
 UNIT = re.compile(r"</?[^<>\s]+>|\[/?[^\[\]\s]+\]|\w+|\S")
@@ -114,19 +113,11 @@ def common_header(prompt: str, lead: str) -> Tuple[int, int]:
         if unit[0].casefold() != own[0].casefold():
             break
         used, end = unit.end(), own.end()
-    rest = prompt[used:]
-    end += _repeated(rest, lead[end:])
-    space = len(lead[end:]) - len(lead[end:].lstrip())
+    rest, own_rest = prompt[used:], lead[end:]
+    space, own_space = (len(text) - len(text.lstrip()) for text in (rest, own_rest))
     if rest.isspace():
-        return len(prompt), end + (len(rest) if lead.startswith(rest, end) else space)
-    return used, end + (space if rest else 0)
-
-
-def _repeated(rest: str, lead: str) -> int:
-    """Return how much of the beginning of ``lead`` stands at the end of ``rest``."""
-    units, own = UNIT.findall(rest), list(UNIT.finditer(lead))
-    lengths = [n for n in range(1, min(len(units), len(own)) + 1) if units[-n:] == [unit[0] for unit in own[:n]]]
-    return own[lengths[-1] - 1].end() if lengths else 0
+        return len(prompt), end + (space if own_rest.startswith(rest) else own_space)
+    return used, end + min(space, own_space)
 
 
 def has_words(text: str) -> bool:
@@ -182,8 +173,6 @@ def turn_end(
             if number and (stop[0] in openers or not (is_call or stop.start() == end)):
                 break
             end = stop.end()
-            if stop[0] == eos:
-                break
         if end:
             return last + end, ""
     body = tail.rstrip()

@@ -109,6 +109,7 @@ def wanted_answers(document: Document, train_on: TrainOn) -> List[int]:
 
 
 def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> List[Rendered]:
+    document = _without_eos(document, renderer.tokenizer.eos_token)
     if train_on is TrainOn.all:
         text = renderer.chats.whole(document)
         return [Rendered(text, [(0, len(text))])]
@@ -119,6 +120,17 @@ def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> L
     return [
         Rendered(made.text, made.spans, made.notes, made.answers) for made in renderer.chats.documents(document, wanted)
     ]
+
+
+def _without_eos(document: Document, eos: str) -> Document:
+    """Remove the EOS token at the end of answers: the template writes the stop."""
+    if not any(message["content"].endswith(eos) for message in document.messages):
+        return document
+    messages = [
+        {**message, "content": message["content"].removesuffix(eos)} if message["role"] == "assistant" else message
+        for message in document.messages
+    ]
+    return replace(document, messages=messages)
 
 
 def _train_on(document: Document, wanted: TrainOn) -> TrainOn:

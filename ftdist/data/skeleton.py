@@ -17,8 +17,9 @@ FieldKey = Tuple[int, str]
 ``call 0 name``, ``call 0 arguments``, ``call 0 id``."""
 
 SENTINEL = re.compile(r"QZ(\d{5})ZQ(?:long)?")  # nine letters and digits: Mistral's templates require such ids
-AROUND_ARGUMENTS = r"""(?:[{}"'\\,:\s]|<\|"\|>)*"""
-"""Matches what belongs to the notation of the arguments of a call around them. ``<|"|>`` is Gemma's quotation mark."""
+BEFORE_ARGUMENTS = re.compile(r"""(?:<\|"\|>|[{}"'\\,:\s])*\Z""")
+AFTER_ARGUMENTS = re.compile(r"""(?:<\|"\|>|[}"'\\\s])*""")
+"""The notation around the arguments of a call that depends on them: braces, and quotation marks (Gemma has its own)."""
 
 
 @dataclass
@@ -46,12 +47,14 @@ def _sentinel(number: int) -> str:
 def with_sentinels(messages: List[Message], long_ids: bool = False) -> Sentinels:
     """Replace each field of a conversation by a sentinel. Empty fields stay empty.
 
+    The id in the result of a call gets the sentinel of the call's id, because templates look for the call.
+
     Args:
         long_ids: The sentinels of ids have more than nine characters, so that a template that requires nine raises.
     """
     found = Sentinels([])
+    given: Dict[str, str] = {}  # the sentinels of the ids of calls
     suffix = "long" if long_ids else ""
-    ids: Dict[str, str] = {}  # some templates look for the call of a result by its id
 
     def sentinel(number: int, name: str) -> str:
         found.keys.append((number, name))
@@ -66,8 +69,8 @@ def with_sentinels(messages: List[Message], long_ids: bool = False) -> Sentinels
         if isinstance(message.get("name"), str):
             changed["name"] = sentinel(number, "name")
         if isinstance(message.get("tool_call_id"), str):
-            own = message["tool_call_id"]
-            changed["tool_call_id"] = ids.get(own) or sentinel(number, "tool_call_id") + suffix
+            known = given.get(message["tool_call_id"])
+            changed["tool_call_id"] = known or sentinel(number, "tool_call_id") + suffix
         if message.get("tool_calls"):
             changed["tool_calls"] = []
             for index, call in enumerate(message["tool_calls"]):
@@ -77,7 +80,7 @@ def with_sentinels(messages: List[Message], long_ids: bool = False) -> Sentinels
                     function["arguments"] = {name: sentinel(number, f"call {index} end of arguments")}
                 copy = {**call, "function": function}
                 if isinstance(call.get("id"), str):
-                    copy["id"] = ids[call["id"]] = sentinel(number, f"call {index} id") + suffix
+                    copy["id"] = given[call["id"]] = sentinel(number, f"call {index} id") + suffix
                 changed["tool_calls"].append(copy)
         found.messages.append(changed)
     return found
@@ -104,36 +107,23 @@ def split_parts(text: str, keys: List[FieldKey]) -> List[Part]:
     The parts together are the text. The notation around the arguments of a call (braces, quotes) belongs to the
     arguments, because it depends on them.
     """
-    parts, position, start, opening = [], 0, -1, ""
+    parts, position, start = [], 0, -1
     for match in SENTINEL.finditer(text):
         key = keys[int(match[1])]
         if key[1].endswith(" end of arguments"):
             if start < 0:
                 continue
-            key_end = text.rfind(opening, match.end()) + len(opening)  # some templates close a tag with the key
-            end = _after_notation(text, max(match.end(), key_end))
+            end = match.end() + len(AFTER_ARGUMENTS.match(text[match.end() :])[0])  # type: ignore[index]
             parts.append(Part(text[start:end], (key[0], key[1].replace(" end of", ""))))
             position, start = end, -1
         elif key[1].endswith(" arguments"):
-            if match.start() < position:
-                continue
-            start, opening = max(position, _before_notation(text, match.start())), match[0]
+            start = max(position, BEFORE_ARGUMENTS.search(text[: match.start()]).start())  # type: ignore[union-attr]
             parts.append(Part(text[position:start]))
         elif start < 0:
             parts += [Part(text[position : match.start()]), Part(match[0], key)]
             position = match.end()
     parts.append(Part(text[position:]))
     return [part for part in parts if part.text]
-
-
-def _after_notation(text: str, position: int) -> int:
-    match = re.compile(AROUND_ARGUMENTS).match(text, position)
-    return match.end() if match else position
-
-
-def _before_notation(text: str, position: int) -> int:
-    match = re.search(rf"{AROUND_ARGUMENTS}\Z", text[max(position - 50, 0) : position])
-    return position - (len(match[0]) if match else 0)
 
 
 class Alignment:

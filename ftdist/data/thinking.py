@@ -18,18 +18,19 @@ def opened(prompt: str) -> Optional[str]:
     return match[1] if match else None
 
 
-def closing(tag: str) -> str:
-    """Return what a model writes at the end of its reasoning, before the answer."""
-    return CLOSINGS.get(tag) or f"\n{tag.replace('<', '</')}\n\n"
+def closing(tag: str, prompt: str) -> str:
+    """Return what a model writes at the end of its reasoning, before the answer.
+
+    Args:
+        tag: What opens the think block.
+        prompt: The prompt that ends with it, and perhaps with a line break. Then the end has line breaks too.
+    """
+    end = tag.replace("<", "</")
+    return CLOSINGS.get(tag) or (end if prompt.endswith(tag) else f"\n{end}\n\n")
 
 
 def is_closed(text: str) -> bool:
     return CLOSED.search(text) is not None
-
-
-def ends_closed(prompt: str) -> bool:
-    """Whether a generation prompt ends the thinking, so that the model answers at once."""
-    return re.search(rf"(?:{CLOSED.pattern})\s*\Z", prompt) is not None
 
 
 def empty_length(text: str) -> int:
