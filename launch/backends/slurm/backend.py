@@ -10,7 +10,6 @@ from ftdist.base.output import quoted_path
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status
 from ftdist.launch.backends.slurm import client, follow, script, stop
-from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.backends.slurm.resolve import resolve_ranks
 from ftdist.run.rundir import SUBMIT, RunDir
 
@@ -32,8 +31,7 @@ class SlurmBackend:
         return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shlex.quote(str(run.submit))}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        with owned(run, submits=True):
-            job = client.submit(run)
+        job = client.submit(run)
         print(f"submitted job {job}", flush=True)
         if config.launch.wait:
             return follow.follow(run, job)
