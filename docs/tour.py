@@ -31,6 +31,7 @@ TOUR: Dict[str, List[str]] = {
     ],
     "What both planes read": [
         "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/locations.py", "ftdist/run/prepared.py",
+        "ftdist/run/identity.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
         "ftdist/run/sample.py", "ftdist/run/checks.py",
     ],

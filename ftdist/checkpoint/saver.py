@@ -32,6 +32,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.engine.engine import Engine
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import optimizer_of
+from ftdist.run.identity import read_inputs
 from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
@@ -55,6 +56,7 @@ class Saver:
         """
         self._engine, self._run, self._config, self._files, self.note = engine, run, config, files, note
         self._config_hash, self._versions = config_hash(config), {name: version(name) for name in PACKAGES}
+        self._data = (read_inputs(run) or {}).get("data")
         self.together = RankAgreement()
         self._thread: Optional[threading.Thread] = None
         self._host: Dict[str, torch.Tensor] = {}
@@ -151,6 +153,7 @@ class Saver:
             "zero_stage": self._engine.stage,
             "precision": self._config.train.precision.name,
             "config": self._config_hash,
+            "data": self._data,
             "optimizer_step": self._engine.updates,
             "parameters": self._engine.trained_shapes(),
             "buffers": {name: list(tensor.shape) for name, tensor in self._engine.buffers().items()},
@@ -204,6 +207,10 @@ class Saver:
             different = _differences(manifest, mine)
             raise CheckpointError(f"{name} belongs to another model: {different[0]}", "a checkpoint of this model",
                                   "resume with the model that the run was started with")  # fmt: skip
+        saved = manifest.get("data")  # older versions did not write it
+        if saved and self._data and saved["sha256"] != self._data["sha256"]:
+            raise CheckpointError(f"{name} was saved by a run on other data ({saved['rows']['train']:,} rows)",
+                                  "the inputs.json of that run", "restore this file, or start a new run")  # fmt: skip
         # The config hash of another version may differ because it has other settings.
         same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]
         if manifest["config"] != self._config_hash and same_version:

@@ -24,6 +24,13 @@ from ftdist.run.source_files import source_files
 FORMAT_VERSION = 3
 """Increased when the same settings give other tokens, or when the layout of the folder changes."""
 
+FIRST_FORMAT = 2
+"""The format of the data of runs that do not record what they were prepared from. It can still be read."""
+FIRST_SETTINGS = {"heldout_share", "max_heldout_documents", "train_on", "max_seq_len", "packing", "long_documents"}
+FIRST_SOURCE_SETTINGS = {"path", "hub", "builtin", "subset", "split", "revision", "format", "weight", "max_documents",
+                         "python"}  # fmt: skip
+"""The settings that were part of the key in that format."""
+
 TEMPLATES = Path(__file__).parents[1] / "data"
 """Folder of the chat templates that ftdist ships."""
 META = "meta.json"
@@ -41,8 +48,38 @@ def data_folder(config: RunConfig) -> Path:
         DataError: A local source is missing, empty or of an unknown kind.
         ConfigError: The chat template does not exist.
     """
-    key = json.dumps(_key_parts(config), sort_keys=True, default=lambda value: value.name)
+    return folder_of(config, key_parts(config))
+
+
+def folder_of(config: RunConfig, parts: Dict[str, Any]) -> Path:
+    """Return the folder of the prepared data with these parts of the key."""
+    key = json.dumps(parts, sort_keys=True, default=lambda value: value.name)
     return cache_root(config) / "data" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+
+def first_format_folder(config: RunConfig) -> Path:
+    """Return the folder that the data of a config had in format 2, the first one that was released.
+
+    Raises:
+        DataError: See ``data_folder``.
+    """
+    parts = key_parts(config)
+    later = set(parts["settings"]) - FIRST_SETTINGS
+    for name in later:
+        del parts["settings"][name]
+    for source in (*parts["sources"].values(), *parts["heldout"].values()):
+        for name in set(source) - FIRST_SOURCE_SETTINGS:
+            del source[name]
+    return folder_of(config, {**parts, "version": FIRST_FORMAT})
+
+
+def content_hash(config: RunConfig, folder: Path) -> str:
+    """Return a hash of all tokens, masks and rows of prepared data. Files that did not change are not read again."""
+    hashes = FileHashes(cache_root(config) / "hashes.json")
+    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    text = json.dumps([(str(path.relative_to(folder)), hashes.of(path)) for path in files])
+    hashes.save()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_ready(folder: Path) -> bool:
@@ -59,7 +96,9 @@ def read_meta(folder: Path) -> Dict[str, Any]:
     try:
         meta = read_json(folder / META)
         rows = [found["rows"] for found in meta["sets"].values()]
-        if meta["format_version"] != FORMAT_VERSION or not all(isinstance(number, int) for number in rows):
+        if meta["format_version"] not in (FORMAT_VERSION, FIRST_FORMAT) or not all(
+            isinstance(number, int) for number in rows
+        ):
             raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
@@ -91,28 +130,28 @@ def template_text(config: RunConfig) -> Optional[str]:
         ) from error
 
 
-def _key_parts(config: RunConfig) -> Dict[str, Any]:
+def key_parts(config: RunConfig) -> Dict[str, Any]:
     """Return everything that changes the result of the preparation."""
     data = config.data
     settings = asdict(data)
     for not_a_setting in ("sources", "heldout", "num_workers", "chat_template"):
         del settings[not_a_setting]
-    hashes = _FileHashes(cache_root(config) / "hashes.json")
+    hashes = FileHashes(cache_root(config) / "hashes.json")
     parts = {
         "version": FORMAT_VERSION,
         "settings": settings,
         "template": template_text(config),
-        "tokenizer": _tokenizer_key(config, hashes),
+        "tokenizer": tokenizer_key(config, hashes),
         "new_special_tokens": config.model.new_special_tokens,
-        "sources": {name: _source_key(f"data.sources.{name}", source, hashes) for name, source in data.sources.items()},
-        "heldout": {name: _source_key(f"data.heldout.{name}", source, hashes) for name, source in data.heldout.items()},
+        "sources": {name: source_key(f"data.sources.{name}", source, hashes) for name, source in data.sources.items()},
+        "heldout": {name: source_key(f"data.heldout.{name}", source, hashes) for name, source in data.heldout.items()},
         "seed": config.seed if any(source.weight % 1 for source in data.sources.values()) else None,
     }
     hashes.save()
     return parts
 
 
-def _source_key(where: str, source: SourceConfig, hashes: "_FileHashes") -> Dict[str, Any]:
+def source_key(where: str, source: SourceConfig, hashes: "FileHashes") -> Dict[str, Any]:
     key = asdict(source)
     if source.path:
         key["path"] = [(file.name, hashes.of(file)) for file in source_files(where, source.path, source.split)]
@@ -121,7 +160,7 @@ def _source_key(where: str, source: SourceConfig, hashes: "_FileHashes") -> Dict
     return key
 
 
-def _tokenizer_key(config: RunConfig, hashes: "_FileHashes") -> List[Any]:
+def tokenizer_key(config: RunConfig, hashes: "FileHashes") -> List[Any]:
     location = tokenizer_location(config)
     if not config.model.tokenizer and is_converted(config):
         # The name identifies the content, so that the hash is known before the model is converted.
@@ -132,7 +171,7 @@ def _tokenizer_key(config: RunConfig, hashes: "_FileHashes") -> List[Any]:
     return [location, None if config.model.tokenizer else config.model.revision]
 
 
-class _FileHashes:
+class FileHashes:
     """SHA-256 hashes of files. They are kept in the cache, so that each file is read only once.
 
     A file is recognized by its path, size and modification time.

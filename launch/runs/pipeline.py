@@ -13,6 +13,8 @@ from ftdist.launch.runs.freeze import freeze
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.plan.warmup import fit_schedule
+from ftdist.run.identity import pin_revision, record_inputs
+from ftdist.run.model_facts import read_facts, write_facts
 from ftdist.run.prepared import data_folder, read_meta
 from ftdist.run.rundir import RunDir
 
@@ -50,6 +52,10 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         for line in ignored_variables(config, asked):
             print(f"note: {line}", flush=True)
     inputs.prepare_model(config)
+    facts = read_facts(config)
+    pin_revision(config)
+    if facts is not None:
+        write_facts(config, facts)  # the same model under its new name
     resolve.check_disk(config)
     if verify_first:
         verify.verify_quickly(config)
@@ -65,9 +71,10 @@ def _fit_schedule(config: RunConfig, rows: int, shown: bool) -> None:
 
 
 def _write(config: RunConfig, plan: BatchPlan, files: Mapping[str, str], shown: bool) -> RunDir:
-    run = freeze(config, plan, files=files)
+    run, folder = freeze(config, plan, files=files), data_folder(config)
+    record_inputs(run, config, None if backend_of(config).uses_scheduler else folder)
     if shown:
-        banner.show_run(config, plan, data_folder(config))
+        banner.show_run(config, plan, folder)
     return run
 
 

@@ -12,6 +12,7 @@ from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.backends.slurm import answers
 from ftdist.launch.runs import banner, freeze, inputs
+from ftdist.run.identity import check_files
 from ftdist.run.rundir import RunDir
 
 REQUEUE = "requeue"
@@ -56,8 +57,9 @@ def begin(args: argparse.Namespace) -> int:
     print(f"attempt {attempt} of job {args.job} on {nodes}", flush=True)
     try:
         freeze.confirm_settings(run, config)
+        check_files(run, config)
         inputs.prepare_model(config)
-        banner.show_data_warnings(config, inputs.prepare_data(config))
+        banner.show_data_warnings(config, inputs.prepare_run_data(config, run))
     except FtdistError as error:
         reason = str(error).partition("\n")[0] or "model or data could not be prepared: see the job's log"
         lifecycle.mark_failed(run, error, exit_reason=reason, exit_code=error.exit_code)

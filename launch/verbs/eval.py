@@ -1,6 +1,7 @@
 """The verb ``eval``: held-out losses of a checkpoint."""
 
 import argparse
+import shutil
 import tempfile
 from typing import List
 
@@ -17,6 +18,8 @@ from ftdist.launch.runs import inputs, resolve
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.plan.layout import layout_of
+from ftdist.run.identity import recorded_folder
+from ftdist.run.prepared import is_ready
 from ftdist.run.rundir import RunDir
 
 
@@ -47,11 +50,17 @@ def eval(args: argparse.Namespace) -> int:
         config.launch = LaunchConfig(timeout_s=config.launch.timeout_s)
     resolve.resolve_ranks(config)
     inputs.prepare_model(config)
-    inputs.prepare_data(config)
+    own_data = not any(override.lstrip("+~").startswith("data") for override in args.overrides)
+    if not own_data:
+        inputs.prepare_data(config)
+    elif not is_ready(recorded_folder(run, config)):
+        inputs.prepare_run_data(config, run)
     with tempfile.TemporaryDirectory() as scratch:
         frozen = RunDir(scratch)
         frozen.config.write_text(dump_config(config), encoding="utf-8")
         plan = BatchPlan(config.batch.micro_batch_size, 1, layout_of(config).data, config.data.max_seq_len)
+        if own_data and run.inputs.is_file():
+            shutil.copyfile(run.inputs, frozen.inputs)
         write_json(frozen.deepspeed, deepspeed_settings(config, plan))
         return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(frozen.config)])
 

@@ -20,6 +20,7 @@ from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
 from ftdist.plan.batch import plan_resumed
 from ftdist.plan.layout import layout_of
+from ftdist.run.identity import check_files
 from ftdist.run.rundir import RunDir
 
 
@@ -75,8 +76,9 @@ def resume(args: argparse.Namespace) -> int:
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         resolve.resolve_ranks(config)
+        check_files(run, config)  # before the model is loaded: that of a file which is gone would only be missing
         inputs.prepare_model(config)
-        inputs.prepare_data(config)
+        inputs.prepare_run_data(config, run)
     code = backend.start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code

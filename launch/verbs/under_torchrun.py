@@ -22,7 +22,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.launch.config import compose
-from ftdist.launch.runs import banner, freeze, resolve
+from ftdist.launch.runs import banner, freeze, inputs, resolve
 from ftdist.launch.runs.pipeline import prepare_run
 from ftdist.run.rundir import RunDir
 
@@ -76,6 +76,7 @@ def resume(config: RunConfig, run: RunDir) -> int:
     if not is_first_rank():
         return _run_other_rank(config, [str(run.path), *attempt])
     freeze.confirm_settings(run, config)
+    inputs.prepare_run_data(config, run)
     lifecycle.clear(run, number)
     banner.show_resume(run)
     return _run_first_rank(config, run, attempt, time.monotonic())

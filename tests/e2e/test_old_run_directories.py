@@ -43,7 +43,7 @@ def test_an_old_run_directory_resumes_bit_for_bit(case: str, tmp_path: Path) -> 
 
 
 def unpack(case: str, folder: Path) -> RunDir:
-    """Unpack a run in a new place, with an empty cache."""
+    """Unpack a run in a new place, with a cache that holds its data."""
     with tarfile.open(OLD_RUNS / f"{case}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     run = RunDir(folder / "run")

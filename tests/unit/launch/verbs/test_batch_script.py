@@ -46,8 +46,8 @@ def test_a_run_that_was_asked_to_stop_does_not_begin(run: RunDir, capsys: pytest
 
 def prepared(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> int:
     """Call begin() for a run whose model and data are prepared."""
-    for step in ("prepare_model", "prepare_data"):
-        monkeypatch.setattr(batch_script.inputs, step, lambda config: run.path / "no-data")
+    for step in ("prepare_model", "prepare_run_data"):
+        monkeypatch.setattr(batch_script.inputs, step, lambda config, *_: run.path / "no-data")
     run.attempt.unlink(missing_ok=True)  # as the script does
     return begin(run)
 

@@ -1,0 +1,219 @@
+"""What the inputs of a run are: ``RUN_DIR/inputs.json`` records its prepared data, its model and its tokenizer.
+
+A resume trains the data that the run began with, whatever has happened to the files since. It is found in the cache by
+the recorded key, or it is prepared again and compared. If that is not possible, the run is refused with what changed.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from ftdist.base.errors import ConfigError, DataError
+from ftdist.base.json_files import read_json, write_json
+from ftdist.base.output import quoted_path
+from ftdist.config.schema import RunConfig
+from ftdist.run.locations import cache_root, is_converted, model_location
+from ftdist.run.prepared import (
+    FIRST_FORMAT,
+    FORMAT_VERSION,
+    FileHashes,
+    content_hash,
+    data_folder,
+    first_format_folder,
+    is_ready,
+    read_meta,
+    source_key,
+    template_text,
+    tokenizer_key,
+)
+from ftdist.run.rundir import RunDir
+
+Record = Dict[str, Any]
+BLOCK, BLOCKS = 1 << 16, 64
+"""Of a file of weights only this many blocks of this many bytes are hashed, evenly spread: whole files take minutes."""
+WEIGHTS = (".safetensors", ".bin")
+MODEL_FILES = ("config.json", "generation_config.json", "*.py", "*.safetensors", "*.bin")
+NEW_RUN = "restore it, or start a new run"
+
+
+def read_inputs(run: RunDir) -> Optional[Record]:
+    """Return the content of inputs.json. Returns None for a run that an older ftdist has written.
+
+    Raises:
+        ConfigError: The file is not one that ftdist writes.
+    """
+    if not run.inputs.is_file():
+        return None
+    try:
+        found = read_json(run.inputs)
+        if not {"format_version", "data", "files"} <= found.keys():
+            raise ValueError("a field is missing")
+    except ValueError as error:
+        raise ConfigError(f"{run.inputs}: {error}", "the file that ftdist wrote", NEW_RUN) from error
+    return found
+
+
+def record_inputs(run: RunDir, config: RunConfig, folder: Optional[Path]) -> None:
+    """Write inputs.json.
+
+    Args:
+        folder: The prepared data, or None if a job prepares it later.
+    """
+    data = None
+    if folder is not None:
+        sets = read_meta(folder)["sets"]
+        data = {"key": folder.name, "rows": {name: found["rows"] for name, found in sets.items()},
+                "sha256": content_hash(config, folder)}  # fmt: skip
+    version = read_meta(folder)["format_version"] if folder is not None else FORMAT_VERSION
+    write_json(run.inputs, {"format_version": version, "data": data, "files": describe_files(config)})
+
+
+def recorded_folder(run: RunDir, config: RunConfig) -> Path:
+    """Return the folder of a run's prepared data: that with the recorded key, or that of its config.
+
+    Raises:
+        DataError: See ``data_folder``.
+    """
+    record = read_inputs(run)
+    if record is not None and record["data"] is not None:
+        return cache_root(config) / "data" / str(record["data"]["key"])
+    if record is None and is_ready(folder := first_format_folder(config)):
+        return folder
+    return data_folder(config)
+
+
+def may_prepare(run: RunDir, config: RunConfig) -> None:
+    """Check that data which is not in the cache can be prepared again for a run that has begun with it.
+
+    Raises:
+        DataError: It was prepared in an older format, or from other files. The message names them.
+    """
+    record = read_inputs(run)
+    version = FIRST_FORMAT if record is None else record["format_version"]
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"the data of {run.path} was prepared by an older format ({version}; this ftdist writes {FORMAT_VERSION}), "
+            f"and is no longer in the cache {cache_root(config)}", "the prepared data of the run",
+            "restore the cache, resume with the ftdist that began the run, or start a new run",
+        )  # fmt: skip
+    if record is not None and (changed := changed_files(record, config, "data.")):
+        raise DataError(f"the data of {run.path} is no longer in the cache and cannot be prepared again: {changed[0]}",
+                        "the files that the run was started with", NEW_RUN)  # fmt: skip
+
+
+def check_data(run: RunDir, config: RunConfig, folder: Path) -> None:
+    """Check that prepared data is that of the run.
+
+    Raises:
+        DataError: It has other content or another number of rows.
+    """
+    record = read_inputs(run)
+    if record is None or record["data"] is None or record["data"]["sha256"] == content_hash(config, folder):
+        return
+    rows = read_meta(folder)["sets"]["train"]["rows"]
+    unpinned = [name for name, source in config.data.sources.items() if source.hub and not source.revision]
+    cause = f"; the hub data set of '{unpinned[0]}' has no revision and may have changed" if unpinned else ""
+    raise DataError(
+        f"{folder} is not the data that {run.path} was started with ({rows:,} rows; at the start "
+        f"{record['data']['rows']['train']:,}){cause}", "data with the recorded hash",
+        f"rm -r {quoted_path(folder)}, then resume: it is prepared again. Or start a new run",
+    )  # fmt: skip
+
+
+def check_files(run: RunDir, config: RunConfig) -> None:
+    """Check that the files of the model and the tokenizer, and the chat template, are those of the start.
+
+    Raises:
+        ConfigError: Names the first one that changed.
+    """
+    record = read_inputs(run)
+    if record is not None and (changed := changed_files(record, config, "model", "chat template", "tokenizer")):
+        raise ConfigError(f"{run.path} was started with other files: {changed[0]}", "the files of its start", NEW_RUN)
+
+
+def changed_files(record: Record, config: RunConfig, *kinds: str) -> List[str]:
+    """Return one line for each input that is not what the run recorded. Kinds are beginnings of names."""
+    now, found = describe_files(config), []
+    for name, before in record["files"].items():
+        if name.startswith(kinds) and now.get(name) != before:
+            found.append(f"{name} {_difference(before, now.get(name))}")
+    return found
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(now, str) and now.startswith("gone: "):
+        return f"is {now}"
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        how = "is gone" if names[0] not in now else "is new" if names[0] not in before else "has changed"
+        return f"{names[0]} {how}"
+    return f"has changed from {before} to {now}" if isinstance(before, str) and len(before) < 80 else "has changed"
+
+
+def describe_files(config: RunConfig) -> Record:
+    """Return the identity of everything that a run reads, by name: hashes of files, commits on the hub."""
+    hashes = FileHashes(cache_root(config) / "hashes.json")
+    found: Record = {"model": _model_files(config, hashes), "tokenizer": _plain(tokenizer_key(config, hashes))}
+    if config.model.tokenizer and not Path(config.model.tokenizer).is_dir():
+        found["tokenizer"] = _hub_commit(config.model.tokenizer, None) or config.model.tokenizer
+    found["chat template"] = hashlib.sha256((template_text(config) or "").encode()).hexdigest()
+    for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
+        for name, source in sources.items():
+            where = f"data.{kind}.{name}"
+            try:
+                key = source_key(where, source, hashes)
+                found[where] = _plain(key["path"] if source.path else key)
+            except DataError as error:
+                found[where] = f"gone: {error.found}"
+    hashes.save()
+    return dict(json.loads(json.dumps(found)))
+
+
+def _plain(key: Any) -> Any:
+    """Return a part of a key as JSON, with lists of (name, hash) as a dict."""
+    if isinstance(key, list) and all(isinstance(pair, tuple) for pair in key) and len(dict(key)) == len(key):
+        return dict(key)
+    return json.loads(json.dumps(key, default=lambda value: value.name))
+
+
+def _model_files(config: RunConfig, hashes: FileHashes) -> Any:
+    if config.model.config:
+        return {}  # run.yaml holds it
+    location = model_location(config)
+    if is_converted(config):
+        return Path(location).name  # the name identifies the content
+    if not config.model.path:
+        return _hub_commit(location, config.model.revision) or config.model.revision or "main"
+    files = {path for pattern in MODEL_FILES for path in Path(location).glob(pattern) if path.is_file()}
+    return {path.name: _sampled(path) if path.suffix in WEIGHTS else hashes.of(path) for path in sorted(files)}
+
+
+def _sampled(path: Path) -> str:
+    """Return a hash of the size of a file and of blocks that are evenly spread over it."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    step = max(BLOCK, size // BLOCKS)
+    with path.open("rb") as file:
+        for start in range(0, size, step):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def _hub_commit(name: str, revision: Optional[str]) -> Optional[str]:
+    """Return the commit of a model in the cache of the hub, or None if it is not known."""
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    root = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    reference = root / f"models--{name.replace('/', '--')}" / "refs" / (revision or "main")
+    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
+def pin_revision(config: RunConfig) -> None:
+    """Replace a branch of a model on the hub by the commit that it names now, in place, so that it cannot move."""
+    if config.model.hub:
+        config.model.revision = _hub_commit(config.model.hub, config.model.revision) or config.model.revision

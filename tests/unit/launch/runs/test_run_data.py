@@ -1,0 +1,189 @@
+"""A run goes on with the data, the model and the tokenizer of its start, or is refused with what changed."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from ftdist.base.errors import FtdistError
+from ftdist.base.json_files import read_json, write_json
+from ftdist.config.schema import RunConfig
+from ftdist.data.prepare import prepare
+from ftdist.data.tokenizer import bytes_tokenizer
+from ftdist.launch.runs import inputs
+from ftdist.run import identity, prepared
+from ftdist.run.identity import pin_revision, recorded_folder
+from ftdist.run.prepared import data_folder, first_format_folder, read_meta
+from ftdist.run.rundir import RunDir
+from tests.helpers.tiny import tiny_config
+
+
+def write_chats(path: Path, word: str, number: int = 30) -> None:
+    chats = [{"prompt": f"say {word} {n}", "completion": f"{word} {n}"} for n in range(number)]
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setattr(inputs, "run_program", lambda words, config: prepare(config))  # in this process: it is faster
+    write_chats(tmp_path / "chats.jsonl", "cat")
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "config.json", {"model_type": "llama"})
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(10_000_000))
+    bytes_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    return tiny_config(
+        tmp_path, "model.tokenizer=null", f"data.chat_template={tmp_path / 'mine.jinja'}", "data.heldout_share=0",
+        "data.max_heldout_documents=null", f"data.sources.chats.path={tmp_path / 'chats.jsonl'}",
+        "data.sources.chats.builtin=null", "data.sources.chats.max_documents=null",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(config: RunConfig, tmp_path: Path) -> RunDir:
+    """A run that has begun, with a checkpoint."""
+    run = RunDir(tmp_path / "run")
+    run.checkpoint(2).mkdir(parents=True)
+    identity.record_inputs(run, config, prepare(config))
+    return run
+
+
+def rows(folder: Path) -> int:
+    return int(read_meta(folder)["sets"]["train"]["rows"])
+
+
+@pytest.mark.parametrize("what", ["edited", "gone"])
+def test_a_run_goes_on_with_its_own_data_whatever_happens_to_the_file(
+    what: str, config: RunConfig, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = data_folder(config)
+    (tmp_path / "chats.jsonl").unlink()
+    if what == "edited":
+        write_chats(tmp_path / "chats.jsonl", "dog", 300)
+    assert inputs.prepare_run_data(config, run) == recorded_folder(run, config) == before
+    assert (
+        f"data.sources.chats {'chats.jsonl has changed' if what == 'edited' else 'is gone'}" in capsys.readouterr().out
+    )
+
+
+def test_a_cleared_cache_is_filled_again_with_the_same_data(config: RunConfig, run: RunDir) -> None:
+    record = read_json(run.inputs)
+    assert record["data"]["rows"] == {"train": rows(data_folder(config))} and len(record["data"]["sha256"]) == 64
+    shutil.rmtree(config.cache_dir or "")
+    assert inputs.prepare_run_data(config, run) == data_folder(config)
+    assert read_json(run.inputs) == record
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "edited source": (
+        lambda home: write_chats(home / "chats.jsonl", "dog"),
+        "data.sources.chats chats.jsonl has changed",
+    ),
+    "source is gone": (lambda home: (home / "chats.jsonl").unlink(), "data.sources.chats is gone"),
+    "template": (lambda home: (home / "mine.jinja").write_text("{{ messages }}"), "chat template has changed"),
+    "tokenizer": (lambda home: (home / "model" / "tokenizer.json").write_text("{}"), "tokenizer tokenizer.json has"),
+    "config": (lambda home: write_json(home / "model" / "config.json", {"a": 1}), "model config.json has changed"),
+    "weights": (
+        lambda home: (home / "model" / "model.safetensors").write_bytes(b"1" * 10_000_000),
+        "model.safetensors has",
+    ),
+    "code": (lambda home: (home / "model" / "modeling.py").touch(), "model modeling.py is new"),
+    "model": (lambda home: shutil.rmtree(home / "model"), "is gone"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_what_changed_is_named_if_the_data_is_no_longer_in_the_cache(
+    change: Callable[[Path], Any], message: str, config: RunConfig, run: RunDir, tmp_path: Path
+) -> None:
+    shutil.rmtree(config.cache_dir or "")
+    change(tmp_path)
+    with pytest.raises(FtdistError) as error:
+        inputs.prepare_run_data(config, run)
+    assert message in error.value.found and "start a new run" in error.value.fix
+
+
+@pytest.mark.parametrize("name", ["template", "tokenizer", "config", "weights", "code"])
+def test_files_that_the_model_needs_are_checked_with_the_data_in_the_cache(
+    name: str, config: RunConfig, run: RunDir, tmp_path: Path
+) -> None:
+    CHANGES[name][0](tmp_path)
+    with pytest.raises(FtdistError, match="was started with other files"):
+        inputs.prepare_run_data(config, run)
+
+
+def test_data_in_the_cache_that_is_not_that_of_the_run_is_refused(config: RunConfig, run: RunDir) -> None:
+    file = data_folder(config) / "train" / "tokens.i32"
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(FtdistError, match="is not the data that .* was started with"):
+        inputs.prepare_run_data(config, run)
+
+
+def test_a_run_that_waits_in_a_queue_records_its_data_when_it_begins(config: RunConfig, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "queued")
+    run.path.mkdir()
+    identity.record_inputs(run, config, None)
+    assert read_json(run.inputs)["data"] is None
+    assert inputs.prepare_run_data(config, run) == data_folder(config)
+    assert read_json(run.inputs)["data"]["key"] == data_folder(config).name
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_old_run_needs_its_cache_when_the_format_of_the_data_is_newer(
+    cached: bool, config: RunConfig, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.inputs.unlink()  # older versions wrote none
+    old = first_format_folder(config)
+    if data_folder(config) != old:
+        data_folder(config).rename(old)
+    meta = read_json(old / "meta.json")
+    write_json(old / "meta.json", {**meta, "format_version": 2})
+    for module in (prepared, identity):
+        monkeypatch.setattr(module, "FORMAT_VERSION", 99)
+    if cached:
+        assert inputs.prepare_run_data(config, run) == recorded_folder(run, config) == old
+        assert read_json(run.inputs)["format_version"] == 2
+        return
+    shutil.rmtree(old)
+    with pytest.raises(FtdistError, match="was prepared by an older format"):
+        inputs.prepare_run_data(config, run)
+
+
+def test_an_old_run_whose_data_has_changed_is_told_by_its_number_of_steps(
+    config: RunConfig, run: RunDir, tmp_path: Path
+) -> None:
+    run.inputs.unlink()
+    config.train.max_steps, config.train.epochs = None, 2.0
+    run.write_status(max_steps=inputs.num_steps(config, rows(data_folder(config))))
+    assert inputs.prepare_run_data(config, run) == recorded_folder(run, config)
+    run.inputs.unlink()
+    write_chats(tmp_path / "chats.jsonl", "dog", 3000)
+    with pytest.raises(FtdistError, match="it would have .* steps instead of"):
+        inputs.prepare_run_data(config, run)
+
+
+def test_a_branch_of_the_hub_is_pinned_and_a_tokenizer_that_moved_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    reference = tmp_path / "hub" / "models--org--name" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("a" * 40)
+    config = tiny_config(tmp_path, "model.path=null", "model.hub=org/name", "model.tokenizer=org/name")
+    pin_revision(config)
+    assert config.model.revision == "a" * 40
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    identity.record_inputs(run, config, None)
+    identity.check_files(run, config)
+    reference.write_text("b" * 40)
+    pin_revision(config)
+    assert config.model.revision == "a" * 40, "a commit stays"
+    with pytest.raises(FtdistError, match=f"tokenizer has changed from {'a' * 40} to {'b' * 40}"):
+        identity.check_files(run, config)
+    assert os.environ["HF_HUB_CACHE"]
