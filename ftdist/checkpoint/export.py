@@ -19,6 +19,7 @@ from ftdist.base.output import accept_any_text, short_path
 from ftdist.base.permissions import explain_os_error, follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
+from ftdist.checkpoint.compatibility import write_old_fields
 from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.state import BUFFER, MASTER
@@ -63,6 +64,7 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     unfinished.mkdir(parents=True)
     _copy_hf_files(checkpoint, manifest, unfinished)
     METHODS[config.method.kind].export(weights, model_config, unfinished, config)
+    write_old_fields(unfinished)
     (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state), encoding="utf-8")
     (unfinished / EXPORT_MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
     follow_umask(unfinished)

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from yaml import YAMLError
 
+from ftdist.checkpoint.compatibility import TESTED
 from ftdist.config.schema import RunConfig
 
 BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
@@ -94,4 +95,5 @@ def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str
         "ZeRO stage": str(config.zero.stage),
         "seed": str(config.seed),
         "checkpoint": checkpoint,
+        "tested with transformers": TESTED,
     }

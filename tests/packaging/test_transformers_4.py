@@ -1,0 +1,111 @@
+"""An export gives the same ids and logits in transformers 4.57, with the torch of this environment."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftdist.checkpoint.compatibility import write_old_fields
+
+VERSIONS = ["transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2"]
+SIZES: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+PLAIN = {"rope_type": "default", "rope_theta": 100000.0}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR = {"rope_type": "linear", "rope_theta": 20000.0, "factor": 2.0}
+LONG = {"rope_type": "longrope", "rope_theta": 20000.0, "short_factor": [1.0, 1.1, 1.2, 1.3], "partial_rotary_factor": 1.0,
+        "long_factor": [2.0, 2.1, 2.2, 2.3], "original_max_position_embeddings": 32}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "rope_parameters": PLAIN},
+    "llama 3.1": {"model_type": "llama", "rope_parameters": LLAMA3},
+    "llama linear": {"model_type": "llama", "rope_parameters": LINEAR},
+    "qwen2 yarn": {"model_type": "qwen2", "rope_parameters": YARN},
+    "qwen3": {"model_type": "qwen3", "head_dim": 8, "rope_parameters": PLAIN},
+    "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4,
+                  "num_experts_per_tok": 2, "rope_parameters": PLAIN},
+    "mistral": {"model_type": "mistral", "sliding_window": None, "rope_parameters": PLAIN},
+    "olmo2": {"model_type": "olmo2", "rope_parameters": PLAIN},
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8,
+               "layer_types": ["sliding_attention", "full_attention"],
+               "rope_parameters": {"full_attention": {"rope_type": "linear", "rope_theta": 300000.0, "factor": 8.0},
+                                   "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0}}},
+    "phi3": {"model_type": "phi3", "rope_parameters": {**PLAIN, "partial_rotary_factor": 1.0}},
+    "phi3 longrope": {"model_type": "phi3", "rope_parameters": LONG, "original_max_position_embeddings": 32},
+    "gpt_neox": {"model_type": "gpt_neox", "rope_parameters": {"rope_type": "default", "rope_theta": 30000.0,
+                                                               "partial_rotary_factor": 0.5}},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+}  # fmt: skip
+"""Models whose numbers all differ from the defaults of version 4, so that a lost field changes the logits."""
+
+READ = """
+import json, sys, torch, transformers
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+transformers.logging.set_verbosity_error()
+found = {"version": transformers.__version__}
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": "two words é"}], tokenize=True)
+        ids = list(ids["input_ids"] if hasattr(ids, "keys") else ids)
+        logits = model(input_ids=torch.arange(48)[None] % 300).logits
+        found[folder.name] = {"ids": ids, "logits": logits[0, 1::5, :64].flatten().tolist(), "type": str(model.dtype),
+                              "special": tokenizer.convert_tokens_to_ids("<|im_start|>")}
+    except Exception as error:
+        found[folder.name] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+def read(folder: Path, *path: str) -> dict[str, Any]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(folder)], capture_output=True, text=True, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_an_export_is_the_same_model_in_transformers_4(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ftdist.data.tokenizer import bytes_tokenizer
+
+    four = os.environ.get("FTDIST_TRANSFORMERS_4")  # a folder where it is installed already
+    if not four:
+        four = str(tmp_path / "four")
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", four, *VERSIONS], check=True
+        )
+    for name, fields in FAMILIES.items():
+        torch.manual_seed(1)
+        fields = {**SIZES, **fields}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+        model.save_pretrained(tmp_path / "models" / name)
+        bytes_tokenizer().save_pretrained(tmp_path / "models" / name)
+    before = read(tmp_path / "models")
+    for name in FAMILIES:
+        write_old_fields(tmp_path / "models" / name)
+    now, old = read(tmp_path / "models"), read(tmp_path / "models", four)
+    assert before["version"] == now["version"] and old["version"] == "4.57.6"
+    different = {}
+    for name in FAMILIES:
+        for what, found in (("5", now[name]), ("4", old[name])):
+            if isinstance(found, str) or any(found[key] != before[name][key] for key in ("ids", "type", "special")):
+                different[name, what] = found if isinstance(found, str) else "other ids"
+            elif not found["logits"] == pytest.approx(before[name]["logits"], abs=2e-4):
+                different[name, what] = "other logits"
+    assert different == {}
