@@ -155,7 +155,7 @@ def test_an_old_run_needs_its_cache_when_the_format_of_the_data_is_newer(
 
 
 def test_an_old_run_whose_data_has_changed_is_told_by_its_number_of_steps(
-    config: RunConfig, run: RunDir, tmp_path: Path
+    config: RunConfig, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.inputs.unlink()
     config.train.max_steps, config.train.epochs = None, 2.0
@@ -163,6 +163,7 @@ def test_an_old_run_whose_data_has_changed_is_told_by_its_number_of_steps(
     assert inputs.prepare_run_data(config, run) == recorded_folder(run, config)
     run.inputs.unlink()
     write_chats(tmp_path / "chats.jsonl", "dog", 3000)
+    monkeypatch.setattr(identity, "FORMAT_VERSION", 2)  # as if the format were still the old one
     with pytest.raises(FtdistError, match="it would have .* steps instead of"):
         inputs.prepare_run_data(config, run)
 
