@@ -1,26 +1,31 @@
 """Small stand-in models. A stand-in has the architecture of a model with every kind of its layers, but few weights."""
 
-import math
+import copy
+import re
 from typing import Any, Dict, List, Tuple
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
 from ftdist.config.schema import Precision, ZeroConfig
+from ftdist.model.standin_layers import PER_LAYER, select_layers
+from ftdist.model.standin_sizes import in_proportion, reduce_sizes
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import rank_memory
 from ftdist.plan.optimizers import OptimizerSpec
 
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32, "head_dim": 16, "sliding_window": 16,
-         "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "q_lora_rank": 32,
-         "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "n_inner": 128,
-         "query_pre_attn_scalar": 16}  # fmt: skip
-"""Maximum sizes of a stand-in."""
-HEADS = 4
 # Fields that are not copied: they do not describe the architecture.
 OMITTED_FIELDS = ("id2label", "label2id", "dtype", "torch_dtype", "architectures", "transformers_version",
                   "_name_or_path", "quantization_config", "auto_map")  # fmt: skip
 OTHER_HEADS = ("summary_", "classifier_", "cls_")
 """Prefixes of fields that belong to heads which a causal language model does not have."""
+DROPOUT = re.compile("dropout|pdrop|layerdrop")
+OTHER_DEPTHS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers", "num_blocks", "depth",
+                "num_layers", "n_layer", "n_layers")  # fmt: skip
+"""Numbers of layers besides ``num_hidden_layers``, for instance those of an encoder that is not built."""
+VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "unpadded_vocab_size",
+                "encoder_hash_byte_group_vocab", "ngram_vocab_size_base")  # fmt: skip
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "cls_token_id", "sep_token_id",
+          "mask_token_id", "unk_index", "mask_index", "pad_index", "bos_index", "eos_index")  # fmt: skip
 
 # A part of a repository name and the model type that it means. The first match counts.
 FAMILIES = (("smollm3", "smollm3"), ("smollm", "llama"), ("tinyllama", "llama"), ("llama", "llama"), ("qwen3", "qwen3"),
@@ -46,32 +51,54 @@ def default_model_config(model_type: str) -> PretrainedConfig:
 def standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
     """Return the value of ``model.config`` for the stand-in of a model, without dropout.
 
-    The number of key-value heads is reduced in proportion to the number of heads.
+    A stand-in has one layer of each kind (see ``ftdist.model.standin_layers``) and small sizes (see
+    ``ftdist.model.standin_sizes``). That of a model with images or sound is a model of its language part, if
+    transformers has such a model. Otherwise it keeps the other parts, reduced as well.
 
     Args:
         arch: Config of the real model.
         vocab_size: Number of rows of the stand-in's embedding.
     """
-    text = arch.get_text_config()
-    fields = {name: value for name, value in text.to_dict().items() if name not in OMITTED_FIELDS}
-    names = {getattr(text, "attribute_map", {}).get(name, name): value for name, value in SIZES.items()}
-    for name, size in names.items():
-        if isinstance(fields.get(name), int) and not isinstance(fields[name], bool):
-            fields[name] = min(fields[name], size)
-    heads, kv_heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
-    _set(text, fields, "num_attention_heads", HEADS)
-    if kv_heads:
-        _set(text, fields, "num_key_value_heads", max(1, math.ceil(HEADS * kv_heads / heads)))
-    kinds = _layer_kinds(fields)
-    _set(text, fields, "num_hidden_layers", len(kinds) or 2)
-    if kinds:
-        fields["layer_types"] = kinds
-    for name in active_dropouts(text):
-        fields[name] = 0.0
-    _set(text, fields, "vocab_size", vocab_size)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        fields[name] = None  # those of the model can be outside of this vocabulary; only the tokenizer's are used
-    return {**fields, "model_type": text.model_type}
+    text = None if _several_parts(arch) else arch.get_text_config()
+    return _reduced(text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else arch, vocab_size)
+
+
+def _several_parts(arch: PretrainedConfig) -> bool:
+    """Whether a model has more than one part that reads text (MusicGen)."""
+    return hasattr(arch, "text_encoder") and hasattr(arch, "decoder")
+
+
+def _reduced(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
+    real = {name: value for name, value in arch.to_dict().items() if name not in OMITTED_FIELDS}
+    names = getattr(arch, "attribute_map", {})
+    fields = copy.deepcopy(real)
+    depth_name = names.get("num_hidden_layers", "num_hidden_layers")
+    if isinstance(real.get(depth_name), int):
+        layers, described = select_layers(real, real[depth_name])
+        fields.update({**described, depth_name: len(layers)})
+    for name in OTHER_DEPTHS:
+        if isinstance(real.get(name), int) and name != depth_name:
+            fields[name] = min(real[name], 2)
+    reduce_sizes(fields, real, names)
+    if fields.get(PER_LAYER):
+        fields[PER_LAYER] = {layer: in_proportion(own, real, fields) for layer, own in fields[PER_LAYER].items()}
+    for name, value in real.items():
+        if isinstance(value, dict) and isinstance(getattr(arch, name, None), PretrainedConfig):
+            fields[name] = _reduced(getattr(arch, name), vocab_size)
+        elif DROPOUT.search(name) and isinstance(value, float) and not name.startswith(OTHER_HEADS):
+            fields[name] = 0.0
+        elif name in VOCABULARIES and isinstance(value, int):
+            fields[name] = vocab_size
+        elif name in TOKENS:
+            fields[name] = _inside(value, vocab_size)
+    return {**fields, "model_type": arch.model_type}
+
+
+def _inside(token: Any, vocab_size: int) -> Any:
+    """Return a token, or list of tokens, that is in a vocabulary of this size."""
+    if isinstance(token, (list, tuple)):
+        return [_inside(one, vocab_size) for one in token]
+    return min(token, vocab_size - 1) if isinstance(token, int) else token
 
 
 def active_dropouts(arch: PretrainedConfig) -> List[str]:
@@ -88,16 +115,6 @@ def count_parameters(arch: PretrainedConfig) -> int:
 
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(arch).parameters())
-
-
-def _layer_kinds(fields: Dict[str, Any]) -> List[str]:
-    """Return each value of ``layer_types`` once (for example sliding and full attention), but at least two layers."""
-    kinds = list(dict.fromkeys(fields.get("layer_types") or []))
-    return kinds * 2 if len(kinds) == 1 else kinds
-
-
-def _set(arch: PretrainedConfig, fields: Dict[str, Any], name: str, value: int) -> None:
-    fields[getattr(arch, "attribute_map", {}).get(name, name)] = value
 
 
 def fits_in_memory(parameters: int, ranks: int, memory: int, optimizer: OptimizerSpec) -> Tuple[bool, str]:

@@ -11,7 +11,11 @@ from ftdist.model.standin import active_dropouts, count_parameters, fits_in_memo
 from ftdist.plan.optimizers import OPTIMIZERS
 from tests.helpers.families import FAMILIES
 
-CLASSES = sorted({fields["model_type"] for fields in FAMILIES.values()} | {"gemma2", "qwen3_moe", "phi3"})
+CLASSES = sorted(
+    {fields["model_type"] for fields in FAMILIES.values()}
+    | {"gemma2", "qwen3_moe", "phi3", "deepseek_v3", "gemma4_text", "mamba2", "bamba", "roberta", "laguna"}
+)  # fmt: skip
+"""One of each way in which a config describes its layers, experts and heads."""
 
 
 def _build(fields: Dict[str, Any]) -> Any:
@@ -27,7 +31,7 @@ def test_the_stand_in_of_each_model_type_is_small_and_runs(model_type: str) -> N
     assert count_parameters(arch) < 1_000_000
     model = AutoModelForCausalLM.from_config(arch).eval()
     with torch.no_grad():
-        assert model(input_ids=torch.tensor([[1, 2, 299]])).logits.shape == (1, 3, 300)
+        assert model(input_ids=torch.tensor([[1, 2, 299]]), use_cache=False).logits.shape == (1, 3, 300)
 
 
 def test_a_stand_in_keeps_layer_kinds_head_groups_and_tied_embeddings() -> None:
@@ -39,6 +43,35 @@ def test_a_stand_in_keeps_layer_kinds_head_groups_and_tied_embeddings() -> None:
     gpt2 = standin_config(AutoConfig.for_model("gpt2"), 300)
     assert (gpt2["n_layer"], gpt2["attn_pdrop"]) == (2, 0.0)
     assert standin_config(AutoConfig.for_model("mixtral", tie_word_embeddings=True), 300)["tie_word_embeddings"]
+
+
+def test_a_stand_in_has_each_kind_of_layer_once() -> None:
+    deepseek = standin_config(AutoConfig.for_model("deepseek_v3"), 300)  # 3 dense layers of 61
+    assert (deepseek["num_hidden_layers"], deepseek["first_k_dense_replace"]) == (2, 1)
+    assert (deepseek["n_group"], deepseek["topk_group"], deepseek["qk_head_dim"]) == (2, 1, 16)
+    gemma = standin_config(AutoConfig.for_model("gemma4_text"), 300)
+    assert gemma["layer_types"] == ["sliding_attention", "full_attention"]
+    assert gemma["per_layer_config"] == {1: {"head_dim": 32}}  # twice the size of the others, as in the model
+    jamba = standin_config(AutoConfig.for_model("jamba"), 300)  # attention in every eighth layer, from 4 on
+    assert (jamba["num_hidden_layers"], jamba["attn_layer_period"]) == (5, 8)
+    zamba = standin_config(AutoConfig.for_model("zamba"), 300)
+    assert zamba["layers_block_type"].count("hybrid") == 2  # these two share a block
+    shared = standin_config(AutoConfig.for_model("gemma3n_text"), 300)
+    assert shared["num_kv_shared_layers"] == 2 and len(shared["intermediate_size"]) == shared["num_hidden_layers"]
+    ernie = standin_config(AutoConfig.for_model("ernie4_5_moe"), 300)
+    assert (ernie["moe_layer_start_index"], ernie["moe_layer_end_index"]) == (1, 1)
+
+
+def test_factors_of_rope_have_the_size_of_the_stand_ins_heads() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    phi = AutoConfig.for_model("phi3", original_max_position_embeddings=4096, rope_parameters=rope)
+    assert len(standin_config(phi, 300)["rope_parameters"]["long_factor"]) == 8
+
+
+def test_the_tokens_of_a_stand_in_are_in_its_vocabulary() -> None:
+    fields = standin_config(AutoConfig.for_model("cwm"), 300)
+    assert fields["bos_token_id"] == 299 and fields["eos_token_id"] == [299] * 3
+    assert standin_config(AutoConfig.for_model("roberta"), 300)["pad_token_id"] == 1
 
 
 def test_active_dropouts_are_listed() -> None:

@@ -1,0 +1,162 @@
+"""The sizes of a stand-in: every size of the real model, reduced so that sizes that depend on each other still fit.
+
+Lengths (of positions, chunks or RoPE) are not changed, except for windows: they cost no memory, and
+``ftdist.model.exactness`` shortens those that the documents of a run exceed.
+"""
+
+import math
+from typing import Any, Dict, Mapping
+
+HIDDEN, INNER, EXPERT, HEADS, HEAD, ROTARY, EXPERTS, ACTIVE, WINDOW, CHUNK, STATE, RANK = (
+    64, 128, 32, 4, 16, 8, 4, 2, 16, 16, 8, 16,
+)  # fmt: skip
+_BY_SIZE = (
+    (HIDDEN, "hidden_size d_model n_embd embedding_size input_embedding_size output_embedding_size word_embed_proj_dim "
+             "emb_dim embedding_dim lru_width attention_hidden_size out_hidden_size output_dim backbone_hidden_size"),
+    (INNER, "intermediate_size n_inner d_inner dff dim_ff ffn_dim decoder_ffn_dim encoder_ffn_dim feed_forward_size "
+            "ffn_hidden_size intermediate_size_mlp dense_intermediate_size mlp_dim"),
+    (EXPERT, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size "
+             "moe_shared_expert_intermediate_size shared_experts_intermediate_size router_hidden_size ple_embed_dim"),
+    (HEADS, "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+            "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads "
+            "linear_num_heads linear_num_value_heads"),
+    (HEAD, "head_dim attention_head_size d_head dim_head global_head_dim linear_head_dim linear_key_head_dim "
+           "kv_channels linear_value_head_dim swa_head_dim index_head_dim indexer_head_dim v_head_dim "
+           "query_pre_attn_scalar"),
+    (ROTARY, "rotary_dim qk_rope_head_dim qk_nope_head_dim"),
+    (EXPERTS, "num_experts num_local_experts n_routed_experts moe_num_experts zero_expert_num"),
+    (ACTIVE, "num_experts_per_tok num_experts_per_token moe_k moe_topk n_group topk_group num_expert_group moe_top_k "
+             "n_shared_experts moe_num_shared_experts num_shared_experts index_n_heads indexer_n_heads "
+             "indexer_kv_heads o_groups n_groups mamba_n_groups mamba_ngroups n_layers_per_attn_res_block "
+             "num_layers_per_stack n_mamba_heads hc_count hc_mult heads_per_ngram"),
+    (WINDOW, "sliding_window sliding_window_size window_size attention_window_size local_attention keep_window_size "
+             "indexer_budget rel_extent local_attention_window_len"),
+    (CHUNK, "chunk_size mamba_chunk_size chunk_length"),
+    (STATE, "state_size mamba_d_state ssm_state_size time_step_rank mamba_dt_rank"),
+    (RANK, "q_lora_rank kv_lora_rank o_lora_rank adapter_rank laurel_rank hc_lowrank gated_norm_rank "
+           "hidden_size_per_layer_input d_rel"),
+)  # fmt: skip
+SIZES: Mapping[str, int] = {name: size for size, names in _BY_SIZE for name in names.split()}
+"""Maximum value of each field that is a size."""
+GROUPS = (("num_key_value_heads", "num_attention_heads"), ("swa_num_key_value_heads", "swa_num_attention_heads"),
+          ("num_global_key_value_heads", "num_attention_heads"), ("linear_num_key_heads", "linear_num_value_heads"),
+          ("num_query_groups", "num_attention_heads"), ("num_kv_heads", "num_attention_heads"))  # fmt: skip
+"""Numbers of heads that keep their ratio to another number of heads."""
+
+
+def reduce_sizes(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Reduce the sizes of a config in place.
+
+    Args:
+        fields: Fields of the stand-in's config.
+        real: Fields of the model's config.
+        names: ``attribute_map`` of the config class: its own names of common fields.
+    """
+    sizes = {names.get(name, name): size for name, size in SIZES.items()}
+    for name, size in sizes.items():
+        fields.update({name: _at_most(fields[name], size)} if name in fields else {})
+    for part, whole in GROUPS:
+        part, whole = names.get(part, part), names.get(whole, whole)
+        if isinstance(real.get(part), int) and isinstance(real.get(whole), int):
+            fields[part] = max(1, math.ceil(fields[whole] * real[part] / real[whole]))
+    _fit_attention(fields, names)
+    _fit_experts(fields, real, names)
+    _fit_state_space(fields, names)
+    _fit_rope(fields, names)
+    for name, value in _ABSENT.items():
+        if name in fields and fields[name] is None and real.get("model_type") in value:
+            fields[name] = value[real["model_type"]]
+    fields.update(_RULES.get(real.get("model_type", ""), {}))
+
+
+def in_proportion(own: Mapping[str, Any], real: Mapping[str, Any], fields: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return the fields of a single layer, reduced in proportion to the same fields of the whole model."""
+    return {name: max(1, fields[name] * value // real[name])
+            if isinstance(real.get(name), int) and real[name] > 1 else _at_most(value, SIZES.get(name, value))
+            for name, value in own.items()}  # fmt: skip
+
+
+def _at_most(value: Any, size: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_at_most(item, size) for item in value]
+    return min(value, size) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _fit_attention(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
+    """Make the sizes of heads consistent."""
+    if "qk_nope_head_dim" in fields:  # latent attention (DeepSeek): a head has a part with and a part without RoPE
+        heads = fields["qk_nope_head_dim"] + fields["qk_rope_head_dim"]
+        fields.update({"qk_head_dim": heads} if "qk_head_dim" in fields else {})
+        if isinstance(fields.get("head_dim"), int):
+            fields["head_dim"] = fields["qk_rope_head_dim"]
+    if fields.get("attention_hidden_size") and names.get("head_dim") == "attention_head_dim":  # Zamba
+        fields["attention_hidden_size"] = 2 * fields["hidden_size"]
+        fields["attention_head_dim"] = fields["attention_hidden_size"] // fields["num_attention_heads"]
+    heads_per_layer = fields.get("num_attention_heads_per_layer")
+    if heads_per_layer:  # Laguna
+        fields["num_attention_heads_per_layer"] = [
+            HEADS if heads == max(heads_per_layer) else HEADS // 2 for heads in heads_per_layer
+        ]
+
+
+def _fit_experts(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Keep the choice of groups of experts a choice, with at least two experts in a group."""
+    if (real.get("topk_group") or 0) < (real.get("n_group") or 0):
+        fields.update(n_group=2, topk_group=1)
+    elif isinstance(real.get("n_group"), int):
+        fields["topk_group"] = fields["n_group"]
+    if (real.get("topk_group") or 0) < (real.get("num_expert_group") or 0):
+        fields.update(num_expert_group=2, topk_group=1)
+
+
+def _fit_state_space(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
+    """Make the sizes of state-space layers consistent: their heads together are as wide as their inner size."""
+    hidden = fields.get(names.get("hidden_size", "hidden_size"))
+    inner = hidden * fields.get("mamba_expand", fields.get("expand", 1)) if isinstance(hidden, int) else 0
+    if fields.get("mamba_d_ssm"):
+        inner = fields["mamba_d_ssm"] = HIDDEN
+    if "mamba_n_heads" in fields:
+        fields.update(mamba_n_heads=HEADS, mamba_d_head=inner // HEADS)
+    if "mamba_headdim" in fields:  # Zamba 2
+        fields["mamba_headdim"] = inner // fields["n_mamba_heads"]
+    if "expand" in fields and "num_heads" in fields:  # Mamba 2
+        fields["head_dim"] = inner // fields["num_heads"]
+    if "mamba_num_heads" in fields:  # Nemotron-H
+        fields.update(mamba_num_heads=HEADS, mamba_head_dim=HEAD)
+
+
+def _fit_rope(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
+    """Shorten the lists in the parameters of RoPE that have an entry for each pair of rotated sizes."""
+    rope = fields.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return
+    fields["rope_parameters"] = rope = dict(rope)
+    nested = [name for name, value in rope.items() if isinstance(value, dict)]
+    for name in nested:
+        rope[name] = dict(rope[name])
+    heads = fields.get(names.get("num_attention_heads", "num_attention_heads"))
+    hidden = fields.get(names.get("hidden_size", "hidden_size"))
+    if not (isinstance(heads, int) and isinstance(hidden, int)):
+        return
+    width = fields.get("qk_rope_head_dim") or fields.get("head_dim") or hidden // heads
+    for part in [rope, *(rope[name] for name in nested)]:
+        rotated = int(width * part.get("partial_rotary_factor", 1.0)) // 2
+        part.update({name: part[name][:rotated] for name in ("long_factor", "short_factor") if part.get(name)})
+
+
+_ABSENT: Dict[str, Dict[str, Any]] = {
+    "head_dim": {"ministral": HEAD, "hunyuan_v1_dense": HEAD, "hunyuan_v1_moe": HEAD},
+    "num_key_value_heads": {"nemotron": HEADS},
+    "num_experts_per_tok": {"deepseek_v2": ACTIVE, "dots1": ACTIVE},
+    "n_routed_experts": {"dots1": EXPERTS}, "n_shared_experts": {"dots1": 1},
+    "layer_types": {"lfm2_moe": ["conv", "full_attention"]},
+    "indexer_n_heads": {"qwen4_exp_text": ACTIVE}, "indexer_kv_heads": {"qwen4_exp_text": 1},
+    "indexer_head_dim": {"qwen4_exp_text": HEAD}, "indexer_budget": {"qwen4_exp_text": WINDOW},
+    "indexer_compress_ratio": {"qwen4_exp_text": ACTIVE},
+}  # fmt: skip
+"""Values of fields that a published model always has, but the default config of its class has not."""
+_RULES: Dict[str, Dict[str, Any]] = {
+    "xmod": {"default_language": "en_XX"},
+    "dots3_note_text": {"head_dim": 20},  # qk_nope_head_dim of its layers with a window, and qk_rope_head_dim
+}
+"""Fields that only a single class has."""
