@@ -39,6 +39,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/backends/base.py", "launch/backends/registry.py", "launch/attempt/lifecycle.py",
         "launch/attempt/command.py", "launch/attempt/process.py", "launch/attempt/signals.py",
         "launch/attempt/failure.py", "launch/attempt/companion.py", "launch/backends/foreground.py",
+        "launch/backends/slurm/ownership.py",
         "launch/backends/local.py", "launch/backends/rendezvous.py", "launch/backends/nodes.py",
         "launch/backends/deepspeed.py", "launch/backends/hostfile.py", "launch/backends/slurm/backend.py",
         "launch/backends/slurm/resolve.py", "launch/backends/slurm/script.py", "launch/backends/slurm/answers.py",

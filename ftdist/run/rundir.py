@@ -31,7 +31,8 @@ NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
     "state": str, "backend": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
     "step": int, "max_steps": int, "last_checkpoint_step": int, "attempt": int, "pid": int, "requeues": int,
-    "exit_code": int, "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
+    "idle": int, "begun_after": int, "exit_code": int,
+    "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
 }  # fmt: skip
 """Types of the fields of status.json. Every field may also be null."""
 
@@ -212,7 +213,8 @@ class RunDir:
             changes: ``state`` (frozen, submitted, queued, starting, running, done, failed or preempted), ``step``,
                 ``max_steps``, ``loss``, ``tokens_per_s``, ``last_checkpoint_step``, ``last_checkpoint_time``,
                 ``exit_reason``, ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has
-                ``job_id``, ``nodes`` and ``requeues``.
+                ``job_id``, ``nodes``, ``requeues``, ``begun_after`` (the step of the newest checkpoint when its attempt
+                began) and ``idle`` (attempts in a row that got no further than that).
         """
         # An fsync here could wait until a checkpoint that is written in the background has reached the disk.
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)

@@ -27,6 +27,15 @@ KILLED_UNDER_DEEPSPEED = re.compile(
     re.MULTILINE,
 )
 """The first process that was killed, as DeepSpeed's launcher and mpirun print it. They write no report."""
+TERMINATED = re.compile(r"got signal: 15\b|Received \S*SIGTERM death signal|: task \d+: Terminated\b")
+"""A torchrun that was ended by SIGTERM, as it and srun report it."""
+SLURM_FAILED = re.compile(
+    r"^srun: error: (.*(?:Node failure|launch \S* ?failed|launch .* failed|Unable to create step|Unable to confirm"
+    r" allocation|Communication connection failure|Socket timed out|Zero Bytes were transmitted).*)", re.MULTILINE
+)  # fmt: skip
+"""srun's messages about a node that is lost or does not answer."""
+OWN_ERROR = re.compile(r"^error: ", re.MULTILINE)
+"""An error that ftdist itself printed before there were ranks."""
 UNREACHABLE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code 255", re.MULTILINE)
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
 """Errors of a rank that has lost the connection to another one. Such a rank did not fail first."""
@@ -101,6 +110,31 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
     if code:
         found = f"the ranks ended with exit code {code} without recording an error"
     return LaunchError(f"{found}{_quoted(''.join(texts))}\n  {where}", fix=resume)
+
+
+def ended_from_outside(run: RunDir, attempt: int, logs: List[Path], code: int) -> str:
+    """Return why the ranks of a job ended without a failure of their own, or an empty text if one of them failed.
+
+    Something sent SIGTERM to the ranks of a node, or Slurm could not start them or lost their node. Then the same job
+    can go on elsewhere. On a signal torchrun ends with 1 once ranks exist, and before that by the signal itself.
+
+    Args:
+        attempt: number of the attempt.
+        logs: the logs of the nodes, then that of the job.
+        code: exit code of srun.
+    """
+    texts = [_text(path) for path in logs]
+    if texts:  # requeued jobs append to their log
+        texts[-1] = texts[-1].rpartition(f"attempt {attempt} of job")[2]
+    ended = [found for text in texts for found in _reported(text)]
+    failed = _first_error(run, attempt) is not None or any(found.killed or found.code > 0 for found in ended)
+    if failed or any(OWN_ERROR.search(text) for text in texts):
+        return ""
+    if lost := next(filter(None, map(SLURM_FAILED.search, texts)), None):
+        return f"Slurm could not run the ranks ({lost[1].strip()[:100]})"
+    if code == 128 + signal.SIGTERM or any(TERMINATED.search(text) for text in texts):
+        return "ended by SIGTERM"
+    return ""
 
 
 def _reported(text: str) -> List[RankEnd]:

@@ -25,6 +25,7 @@ from ftdist.launch.attempt.companion import end_group, stop_run_if_killed
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.hostfile import resolve_hosts
 from ftdist.launch.backends.rendezvous import address, check_port
+from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.run.rundir import RunDir
 
 POLL_S = 0.2
@@ -58,12 +59,13 @@ class DeepspeedBackend(ForegroundBackend):
                               f"apt install {package}")  # fmt: skip
         if address(config) in ("localhost", "127.0.0.1", os.uname().nodename):
             check_port(config)
-        attempt = lifecycle.begin(run, self.kind)
-        write_files(config, run)
-        log = run.logs / f"launcher.attempt-{attempt}.log"
-        prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # pdsh's
-        code = _run(plan_deepspeed(config, run, attempt), run, log, prefixes)
-        return lifecycle.conclude(run, attempt, code, [log])
+        with owned(run):
+            attempt = lifecycle.begin(run, self.kind)
+            write_files(config, run)
+            log = run.logs / f"launcher.attempt-{attempt}.log"
+            prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # pdsh's
+            code = _run(plan_deepspeed(config, run, attempt), run, log, prefixes)
+            return lifecycle.conclude(run, attempt, code, [log])
 
 
 def plan_deepspeed(config: RunConfig, run: RunDir, attempt: int) -> LaunchPlan:

@@ -6,6 +6,7 @@ from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.command import plan_local, rank_program
 from ftdist.launch.attempt.process import run_ranks
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
+from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.run.rundir import RunDir
 
 
@@ -32,7 +33,8 @@ class LocalBackend(ForegroundBackend):
         return plan_local(config, *rank_program(str(run.path), 0)).shell()
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        attempt = lifecycle.begin(run, self.kind)
-        plan = plan_local(config, *rank_program(str(run.path), attempt))
-        log = run.logs / f"launcher.attempt-{attempt}.log"
-        return lifecycle.conclude(run, attempt, run_ranks(plan, log, run.preempt), [log])
+        with owned(run):
+            attempt = lifecycle.begin(run, self.kind)
+            plan = plan_local(config, *rank_program(str(run.path), attempt))
+            log = run.logs / f"launcher.attempt-{attempt}.log"
+            return lifecycle.conclude(run, attempt, run_ranks(plan, log, run.preempt), [log])

@@ -19,6 +19,7 @@ from ftdist.launch.attempt import failure, lifecycle, process, signals
 from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.rendezvous import address, check_port, wait_for_port
+from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.run.rundir import RunDir
 
 SSH_FAILED = 255
@@ -49,14 +50,15 @@ class NodesBackend(ForegroundBackend):
         return "\n".join(lines)
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        attempt = lifecycle.begin(run, self.kind)
-        if config.launch.nodes.hosts:
-            with lifecycle.failures_recorded(run):
-                return _run_over_ssh(config, run, attempt)
-        for rank in range(1, config.launch.nnodes):
-            command = shlex.join(node_command(run, rank, attempt))
-            print(f"start on {machine_name(config, rank)}:\n  {command}", flush=True)
-        return run_node(config, run, 0, attempt, begun=True)
+        with owned(run):
+            attempt = lifecycle.begin(run, self.kind)
+            if config.launch.nodes.hosts:
+                with lifecycle.failures_recorded(run):
+                    return _run_over_ssh(config, run, attempt)
+            for rank in range(1, config.launch.nnodes):
+                command = shlex.join(node_command(run, rank, attempt))
+                print(f"start on {machine_name(config, rank)}:\n  {command}", flush=True)
+            return run_node(config, run, 0, attempt, begun=True)
 
 
 def machine_name(config: RunConfig, rank: int) -> str:
@@ -108,10 +110,11 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int, begun: boo
     """
     if rank:
         return _run_other_machine(config, run, rank, attempt)
-    if not begun:
-        lifecycle.begin(run, LaunchKind.nodes, attempt)
-    with lifecycle.failures_recorded(run):
-        return _run_first_machine(config, run, attempt)
+    with owned(run) if not begun else contextlib.nullcontext():
+        if not begun:
+            lifecycle.begin(run, LaunchKind.nodes, attempt)
+        with lifecycle.failures_recorded(run):
+            return _run_first_machine(config, run, attempt)
 
 
 def _run_first_machine(config: RunConfig, run: RunDir, attempt: int) -> int:

@@ -88,11 +88,16 @@ class SweepDir(RunDir):
 
 
 def best_loss(run: RunDir) -> Optional[float]:
-    """Return the lowest held-out loss, a mean over the held-out sets. None before the first evaluation."""
+    """Return the lowest held-out loss after at least one step, a mean over the held-out sets. None before the first.
+
+    The evaluation before the first step says nothing about the trial's settings. A loss that is not finite is no loss.
+    """
     losses = []
     for record in run.read_metrics():
+        if int(record.get("step", 0)) < 1:
+            continue
         found = [value for name, value in record.items() if name.startswith("eval/") and name.endswith("/loss")]
-        if found and all(isinstance(value, (int, float)) for value in found):
+        if found and all(isinstance(value, (int, float)) and math.isfinite(value) for value in found):
             losses.append(sum(found) / len(found))
     return min(losses, default=None)
 

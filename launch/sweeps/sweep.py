@@ -21,6 +21,7 @@ from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.registry import backend_of
+from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import sweeper
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.liveness import liveness
@@ -82,7 +83,8 @@ def resume_sweep(place: Path, quiet: bool = False) -> int:
             "a sweep.json written by `ftdist train -m`, and the working directory that it names",
             "restore them, or start a new sweep",
         ) from error
-    return _Sweep(folder, request, sweeper.peek_sweep(request).learns).run()
+    with owned(folder):
+        return _Sweep(folder, request, sweeper.peek_sweep(request).learns).run()
 
 
 class _Sweep:

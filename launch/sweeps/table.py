@@ -21,7 +21,11 @@ def varied_overrides(trials: List[Trial]) -> Dict[int, str]:
 
 
 def show_table(folder: SweepDir) -> None:
-    """Print the trials of a sweep with their best held-out losses, the lowest first."""
+    """Print the trials of a sweep with their best held-out losses: those that are done first, the lowest loss first.
+
+    Trials with the same loss stand in the order of their numbers. After those that are done come the others, whose loss
+    may still fall or is of no use.
+    """
     trials = folder.trials()
     statuses = [trial.run.read_status() for trial in trials]
     words = varied_overrides(trials)
@@ -30,8 +34,8 @@ def show_table(folder: SweepDir) -> None:
         loss = best_loss(trial.run)
         score = "-" if loss is None else f"{loss:.4f}"
         state = shown_state(status, seen) if trial.run.config.is_file() else trial.state
-        rows.append((math.inf if loss is None else loss,
-                     [score, state, words[trial.number], short_path(trial.run.path)]))  # fmt: skip
+        place = (state != "done", math.inf if loss is None else loss, trial.number)
+        rows.append((place, [score, state, words[trial.number], short_path(trial.run.path)]))  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("held-out loss", "state", "overrides", "run"):
         table.add_column(column, justify="right" if column == "held-out loss" else "left", overflow="fold")

@@ -9,12 +9,14 @@ from typing import Tuple
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError, LaunchError
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.attempt import lifecycle
-from ftdist.launch.backends.slurm import answers
+from ftdist.launch.attempt import failure, lifecycle
+from ftdist.launch.backends.slurm import answers, ownership
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import RunDir
 
+MAX_IDLE = 2
+"""A job that has ended so many times in a row without a newer checkpoint does not requeue itself."""
 REQUEUE = "requeue"
 """What ``_end`` prints if the script must requeue the job."""
 
@@ -24,7 +26,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--job", required=True, help="id of the job")
 
 
-add_begin_arguments = add_moved_arguments = _add_arguments
+add_moved_arguments = _add_arguments
+
+
+def add_begin_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_arguments(parser)
+    parser.add_argument("--old-request", action="store_true",
+                        help="RUN_DIR/preempt was there when the script began")  # fmt: skip
 
 
 def add_end_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +46,16 @@ def begin(args: argparse.Namespace) -> int:
     """Begin an attempt before the ranks: prepare model and data, and write the attempt's number into RUN_DIR/attempt.
 
     A run does not begin if it was asked to stop after it was submitted, or if it has been requeued too often.
+
+    Raises:
+        LaunchError: another job or launcher has the run. Nothing has been changed.
     """
     run = RunDir.open(args.run_dir)
     config = load_config(run.config)
+    ownership.take(run, ownership.this_job(args.job))
+    run.attempt.unlink(missing_ok=True)
+    if args.old_request:
+        run.preempt.unlink(missing_ok=True)
     status = run.read_status()
     # A job that was not just submitted has been requeued, by itself or by Slurm, which does not ask before.
     again = status.get("job_id") == args.job and status.get("state") != "queued"
@@ -51,9 +66,10 @@ def begin(args: argparse.Namespace) -> int:
         lifecycle.mark_stopped(run, reason, job_id=args.job, exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     nodes = os.environ.get("SLURM_JOB_NODELIST")
-    # The script removed requests to stop when it began. One that is there now is meant for this attempt.
+    # A request to stop that is there now came after the script began, so it is meant for this attempt.
     attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
-                              requeues=requeues, exit_code=None, exit_reason="")  # fmt: skip
+                              requeues=requeues, begun_after=status.get("last_checkpoint_step"),
+                              exit_code=None, exit_reason="")  # fmt: skip
     print(f"attempt {attempt} of job {args.job} on {nodes}", flush=True)
     try:
         freeze.confirm_settings(run, config)
@@ -76,6 +92,17 @@ def end(args: argparse.Namespace) -> int:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all processes of a job that ends get it; this one ends soon
     run = RunDir.open(args.run_dir)
+    owner, now = ownership.this_job(args.job), ownership.current(run)
+    if not ownership.holds(now, owner) and now is not None and not now.ended:
+        print(f"{run.path} belongs to {now.describe()}", file=sys.stderr)
+        return EXIT_FAILED
+    try:
+        return _conclude(run, args)
+    finally:
+        ownership.release(run, owner)
+
+
+def _conclude(run: RunDir, args: argparse.Namespace) -> int:
     status = run.read_status()
     if status.get("job_id") != args.job or _attempt(run) > int(status["attempt"]):
         print(f"{run.path} continues in another job", file=sys.stderr)
@@ -86,10 +113,14 @@ def end(args: argparse.Namespace) -> int:
         return EXIT_DONE
     if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before there were ranks
         return int(status.get("exit_code") or EXIT_FAILED)
-    reason, requeue = _stop_reason(run, load_config(run.config), args, saved=state == "preempted")
-    logs = [*sorted(run.logs.glob(f"node-*.attempt-{_attempt(run)}.log")), run.job_log(args.job)]
+    number = _attempt(run)
+    logs = [*sorted(run.logs.glob(f"node-*.attempt-{number}.log")), run.job_log(args.job)]
+    cause = "" if state == "preempted" else failure.ended_from_outside(run, number, logs, args.code)
+    before_ranks = args.asked and not any(run.logs.glob(f"rank-*.attempt-{number}.log"))
+    reason, requeue = _stop_reason(run, load_config(run.config), args, state == "preempted", cause)
     try:
-        lifecycle.conclude(run, _attempt(run), args.code, logs, reason if state == "preempted" or args.ended else "")
+        lifecycle.conclude(run, number, args.code, logs,
+                           reason if state == "preempted" or args.ended or cause or before_ranks else "")  # fmt: skip
     except LaunchError as error:
         run.write_status(exit_code=error.exit_code)
         print(f"error: {error}", file=sys.stderr)
@@ -120,15 +151,32 @@ def _attempt(run: RunDir) -> int:
     return int(run.attempt.read_text()) if run.attempt.is_file() else -1
 
 
-def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool) -> Tuple[str, bool]:
-    """Return why an attempt stopped, if it did, and whether the job must be requeued."""
-    requeues = int(run.read_status().get("requeues", 0))
+def _count_idle(run: RunDir) -> int:
+    """Return how many attempts in a row have ended without a newer checkpoint than they began with. This one counts."""
+    status = run.read_status()
+    idle = int(status.get("idle", 0)) + 1 if status.get("last_checkpoint_step") == status.get("begun_after") else 0
+    run.write_status(idle=idle)
+    return idle
+
+
+def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved: bool, cause: str) -> Tuple[str, bool]:
+    """Return why an attempt stopped, if it did, and whether the job must be requeued.
+
+    Args:
+        saved: whether the ranks saved a checkpoint when they stopped.
+        cause: what ended the ranks from outside, if they did not stop by themselves.
+    """
+    status = run.read_status()
+    requeues, idle = int(status.get("requeues", 0)), _count_idle(run)
     # If only TERM came, Slurm has decided: it requeues a preempted job itself, and a cancelled one must not go on.
     wanted = (args.asked or not args.ended) and not run.cancel.exists()
-    requeue = wanted and requeues < config.launch.max_requeues
-    reason = "cancelled" if run.cancel.exists() else "near the time limit" if args.asked else "stopped by Slurm"
+    requeue = wanted and requeues < config.launch.max_requeues and idle < MAX_IDLE
+    reason = "near the time limit" if args.asked else cause or "stopped by Slurm"
+    reason = "cancelled" if run.cancel.exists() else reason
     if not saved:
         reason += ", before it could save"
-    if wanted and not requeue:
+    if wanted and idle >= MAX_IDLE:
+        reason += f"; not requeued, because {idle} attempts in a row got no further: raise launch.slurm.time"
+    elif wanted and not requeue:
         reason += f"; not requeued, because the limit of launch.max_requeues={config.launch.max_requeues} is reached"
     return reason, requeue

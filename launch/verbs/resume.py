@@ -12,6 +12,7 @@ from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.registry import backend_of
+from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, freeze, inputs, resolve
 from ftdist.launch.runs.liveness import liveness
@@ -69,10 +70,11 @@ def resume(args: argparse.Namespace) -> int:
     if state in ALIVE:
         raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
     banner.show_resume(run)
-    if args.overrides:
-        config = change_config(run, config, args.overrides)
-    else:
-        freeze.confirm_settings(run, config)
+    with owned(run, submits=backend_of(config).uses_scheduler):
+        if args.overrides:
+            config = change_config(run, config, args.overrides)
+        else:
+            freeze.confirm_settings(run, config)
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         resolve.resolve_ranks(config)

@@ -21,6 +21,7 @@ from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
 from ftdist.launch.attempt.command import ranks_env
+from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, freeze, inputs, resolve
 from ftdist.launch.runs.pipeline import prepare_run
@@ -73,13 +74,14 @@ def resume(config: RunConfig, run: RunDir) -> int:
     """
     number = lifecycle.next_attempt(run)  # the same on all ranks: status.json changes only when all have started
     attempt = ["--attempt", str(number)]
-    if not is_first_rank():
-        return _run_other_rank(config, [str(run.path), *attempt])
-    freeze.confirm_settings(run, config)
-    inputs.prepare_run_data(config, run)
-    lifecycle.clear(run, number)
-    banner.show_resume(run)
-    return _run_first_rank(config, run, attempt, time.monotonic())
+    if not is_first_rank():  # it waits for rank 0, which may find that another launcher or job has the run
+        return _run_other_rank(config, ["--from-store", *attempt])
+    with owned(run):
+        freeze.confirm_settings(run, config)
+        inputs.prepare_run_data(config, run)
+        lifecycle.clear(run, number)
+        banner.show_resume(run)
+        return _run_first_rank(config, run, ["--to-store", *attempt], time.monotonic())
 
 
 def _frozen_before(config: RunConfig) -> RunDir:
@@ -102,8 +104,9 @@ def _frozen_before(config: RunConfig) -> RunDir:
 
 def _run_first_rank(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
     """Run rank 0 and print how the run ended. A run that was stopped returns 0: torchrun takes 75 for a crash."""
-    code = _run_rank(config, [str(run.path), *arguments], run.preempt)
-    code = lifecycle.conclude(run, 0, code, [run.logs / "torchrun.log"])
+    with owned(run):
+        code = _run_rank(config, [str(run.path), *arguments], run.preempt)
+        code = lifecycle.conclude(run, 0, code, [run.logs / "torchrun.log"])
     banner.show_next(run, code, time.monotonic() - started)
     return EXIT_DONE
 

@@ -1,5 +1,6 @@
 """Runs under a real Slurm, undisturbed or interrupted, end as a local run does."""
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -54,6 +55,37 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> Non
         f"rank-0000{r}.attempt-0.log" for r in range(4)
     }
     assert "Traceback" not in there.job_log(status["job_id"]).read_text()
+
+
+def test_two_jobs_of_a_run_leave_one_record(slurm: Cluster, tmp_path: Path) -> None:
+    """The script of a dry run is submitted by hand, twice."""
+    run = RunDir(tmp_path / "run")
+    one = ("launch=slurm", "launch.nproc_per_node=1", "launch.slurm.cpus_per_node=1", "--dry-run")
+    finish(slurm.ftdist("train", *RUN, *SHORT, *one, f"run_dir={run.path}"))
+    jobs = [slurm.run("sbatch", "--parsable", "--begin=now+1", str(run.submit)).strip() for _ in range(2)]
+    slurm.wait(lambda: all(slurm.job(job)["JobState"] in ("COMPLETED", "FAILED") for job in jobs), 240, "both jobs")
+    status = run.read_status()
+    (loser,) = [job for job in jobs if job != status["job_id"]]
+    assert (status["state"], status["attempt"]) == ("done", 0), status
+    assert [slurm.job(job)["ExitCode"] for job in (status["job_id"], loser)] == ["0:0", "1:0"]
+    assert f"job {status['job_id']} has the run" in run.job_log(loser).read_text()
+    assert [r["step"] for r in run.read_metrics() if "train/loss" in r] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_a_node_whose_ranks_are_ended_while_they_start_leads_to_a_requeue(slurm: Cluster, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    job = slurm.ftdist("train", *RUN, *SHORT, *SLURM, f"run_dir={run.path}")
+
+    def torchruns() -> List[int]:
+        return [p.pid for p in processes_of(run) if "torch.distributed.run" in p.cmdline() and p.name() != "srun"]
+
+    slurm.wait(lambda: len(torchruns()) >= 2, 120, "torchrun on both nodes")
+    os.kill(torchruns()[-1], signal.SIGTERM)
+    output = finish(job)
+    status = run.read_status()
+    assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 1), output
+    assert metrics(run) == undisturbed(SHORT)
 
 
 def through_deepspeed(tmp_path: Path) -> List[str]:

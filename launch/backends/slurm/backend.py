@@ -10,6 +10,7 @@ from ftdist.base.output import quoted_path
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status
 from ftdist.launch.backends.slurm import client, follow, script, stop
+from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.backends.slurm.resolve import resolve_ranks
 from ftdist.run.rundir import SUBMIT, RunDir
 
@@ -31,7 +32,8 @@ class SlurmBackend:
         return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shlex.quote(str(run.submit))}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        job = client.submit(run)
+        with owned(run, submits=True):
+            job = client.submit(run)
         print(f"submitted job {job}", flush=True)
         if config.launch.wait:
             return follow.follow(run, job)

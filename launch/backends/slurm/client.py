@@ -1,5 +1,6 @@
 """Talk to Slurm through its own commands: submit a job, ask about it, cancel it."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -137,6 +138,17 @@ def _find_late(script: Path, before: Set[str]) -> Optional[str]:
     return None
 
 
+def jobs_of_this_user() -> Optional[Set[str]]:
+    """Return the ids of this user's jobs that wait, run or are about to end, elements of arrays one by one. None if
+    Slurm cannot be asked."""
+    if not available():
+        return None
+    with contextlib.suppress(LaunchError):
+        wanted = (f"--user={os.getuid()}", "--array", f"--format={answers.line_format('%i')}")
+        return {row[0] for row in answers.rows(run_command("squeue", "--noheader", *wanted) or "", 1)}
+    return None
+
+
 def submit(run: RunDir) -> str:
     """Submit the batch script of a run. Returns the id of the job.
 
@@ -155,7 +167,8 @@ def mark_queued(run: RunDir, job: str) -> None:
     """Write into status.json that a job of the run waits in the queue."""
     if run.read_status().get("state") == "frozen":
         run.write_status(attempt=-1)  # no attempt has begun
-    run.write_status(state="queued", backend=LaunchKind.slurm.name, job_id=job, pid=None, exit_reason="", requeues=0)
+    run.write_status(state="queued", backend=LaunchKind.slurm.name, job_id=job, pid=None, exit_reason="", requeues=0,
+                     idle=0)  # fmt: skip
 
 
 def find_jobs(ids: List[str]) -> Dict[str, Job]:

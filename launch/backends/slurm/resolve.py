@@ -1,15 +1,18 @@
 """Fit a config to the nodes of a Slurm partition: the device, and the number of ranks on each node."""
 
+import math
 import re
 import sys
 from typing import Dict, List, Optional, Set
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import Device, LaunchConfig, Profile
+from ftdist.config.launch import Device, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.backends.slurm import answers
 from ftdist.launch.backends.slurm.client import available, run_command
 
 GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
+ASKS_EARLIER_S = 60
+"""Seconds by which Slurm's signal before the time limit may come early."""
 CHOOSE_NODES = "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE"
 
 
@@ -49,14 +52,46 @@ def _fits(features: Set[str], constraint: str) -> bool:
     return any(features.issuperset(choice.split("&")) for choice in choices.split("|"))
 
 
+def seconds(limit: str) -> float:
+    """Return the seconds of a time limit in Slurm's notation: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED."""
+    if limit == "UNLIMITED":
+        return math.inf
+    days, dash, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, secs = (*parts, 0, 0)[:3]
+    else:
+        hours, minutes, secs = ((0, parts[0], 0), (0, *parts), tuple(parts))[len(parts) - 1]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + secs
+
+
+def check_time(slurm: SlurmConfig) -> None:
+    """Check that a job has time left before it is asked to stop.
+
+    Raises:
+        ConfigError: it would be asked to stop when it begins.
+    """
+    stop = slurm.stop_before_limit_s + ASKS_EARLIER_S
+    if slurm.time is not None and seconds(slurm.time) <= stop:
+        needed = -(-stop // 60) + 5
+        raise ConfigError(
+            f"launch.slurm.time={slurm.time} is {seconds(slurm.time):.0f} s, but the run is asked to stop "
+            f"{slurm.stop_before_limit_s} s before that, or up to {ASKS_EARLIER_S} s earlier",
+            f"a time limit of more than {stop} s", f"launch.slurm.time={needed} (minutes), or a smaller "
+            "launch.slurm.stop_before_limit_s",
+        )  # fmt: skip
+
+
 def resolve_ranks(launch: LaunchConfig) -> None:
     """Fill in, in place, device and nproc_per_node from what the nodes have.
 
     If Slurm cannot be asked, one GPU per node is assumed, and a note is printed.
 
     Raises:
-        ConfigError: the nodes have no GPU, different numbers of GPUs, or fewer than the config asks for.
+        ConfigError: the nodes have no GPU, different numbers of GPUs, or fewer than the config asks for; or the job
+            would have no time.
     """
+    check_time(launch.slurm)
     counts = gpu_counts(launch) if launch.device is not Device.cpu else None
     if launch.device is Device.auto:
         without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})

@@ -132,3 +132,34 @@ def test_a_machine_that_pdsh_cannot_reach_is_named(run: RunDir) -> None:
                    "pdsh@n1: n2: ssh exited with exit code 255\n[2026-11-24 13:28:39,217] [INFO] cmd\n")  # fmt: skip
     found = failure.explain_failure(run, 0, [log], 255).found.splitlines()[0]
     assert found == "n2 cannot be reached: ssh: Could not resolve hostname n2: Name or service not known"
+
+
+TERMINATED = "W0101 agent: Received Signals.SIGTERM death signal, shutting down workers\nProcess 3 got signal: 15\n"
+
+
+@pytest.mark.parametrize(
+    ("node", "job", "code", "found"),
+    [
+        (TERMINATED, "", 1, "ended by SIGTERM"),
+        ("", "srun: error: node2: task 1: Terminated\n", 143, "ended by SIGTERM"),
+        ("", "", 143, "ended by SIGTERM"),  # before there were ranks
+        ("", "srun: error: Node failure on node2\n", 1, "Slurm could not run the ranks (Node failure on node2)"),
+        ("", "srun: error: Task launch for StepId=7.0 failed on node node2: Communication connection failure\n", 1,
+         "Slurm could not run the ranks (Task launch for StepId=7.0 failed on node node2: Communication"),
+        ("", "srun: error: Unable to create step for job 7: Required node not available (down)\n", 1,
+         "Slurm could not run the ranks (Unable to create step"),
+        ("", "", 1, ""),
+        ("", "", 137, ""),
+        ("error: node1 cannot reach node2\n", "srun: error: node2: task 1: Terminated\n", 143, ""),
+    ],
+)  # fmt: skip
+def test_ranks_that_were_ended_from_outside_have_not_failed(
+    run: RunDir, node: str, job: str, code: int, found: str
+) -> None:
+    logs = [run.logs / "node-0.attempt-0.log", run.logs / "slurm-7.out"]
+    logs[0].write_text(node)
+    logs[1].write_text(f"srun: error: Node failure on node9\nattempt 0 of job 7 on node[1-2]\n{job}")
+    said = failure.ended_from_outside(run, 0, logs, code)
+    assert said.startswith(found) and bool(said) == bool(found)
+    write_error(run, 1, 10.0)  # a rank that failed makes srun end the others
+    assert failure.ended_from_outside(run, 0, logs, code) == ""

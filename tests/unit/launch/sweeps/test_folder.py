@@ -47,16 +47,16 @@ def trial(folder: SweepDir, number: int, losses: list, state: str) -> Trial:
 
 
 def test_the_table_shows_the_best_trial_first(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
-    folder.add_trials([trial(folder, 1, [5.0, 3.0, 4.0], "done"), trial(folder, 2, [5.0, 2.0], "done")])
-    folder.add_trials([trial(folder, 3, [], "failed"), trial(folder, 4, ["nan", "nan"], "done")])
+    folder.add_trials([trial(folder, 1, [1.0, 3.0, 4.0], "done"), trial(folder, 2, [5.0, 2.0], "done")])
+    folder.add_trials([trial(folder, 3, [5.0, 0.5], "failed"), trial(folder, 4, ["nan", "nan"], "done")])
     folder.add_trials([folder.trial(5, ["optim.lr=0.5", "experiment=smoke"])])
     with folder.index.open("a") as index:
         index.write('{"number": 6, "over')  # cut by a crash
     assert dispatch(["sweep", str(folder.path)]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split()[:3] for row in rows] == [
-        ["2.0000", "done", "optim.lr=0.2"], ["3.0000", "done", "optim.lr=0.1"], ["-", "failed", "optim.lr=0.3"],
-        ["-", "done", "optim.lr=0.4"], ["-", "not", "started"],
+        ["2.0000", "done", "optim.lr=0.2"], ["3.0000", "done", "optim.lr=0.1"], ["-", "done", "optim.lr=0.4"],
+        ["0.5000", "failed", "optim.lr=0.3"], ["-", "not", "started"],
     ]  # fmt: skip
 
 
@@ -73,6 +73,9 @@ def test_a_trial_that_its_user_stopped_is_shown_as_stopped(
 
 def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_is_done(folder: SweepDir) -> None:
     assert objective(trial(folder, 1, [5.0, 3.0, 4.0], "done").run) == 3.0
+    assert objective(trial(folder, 4, [5.81, 248378.0], "done").run) == 248378.0  # it diverged after its first step
+    assert objective(trial(folder, 5, [5.81], "done").run) == math.inf
+    assert objective(trial(folder, 6, [5.81, math.inf, 7.0], "done").run) == 7.0
     assert objective(trial(folder, 2, [5.0, 3.0], "failed").run) == math.inf
     assert objective(trial(folder, 3, ["nan"], "done").run) == math.inf
     folder.add_objectives({1: 3.0})

@@ -3,13 +3,14 @@
 import argparse
 import subprocess
 from pathlib import Path
+from typing import Dict
 
 import pytest
 
-from ftdist.base.errors import EXIT_PREEMPTED, ConfigError
+from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
-from ftdist.launch.backends.slurm import script
+from ftdist.launch.backends.slurm import client, script
 from ftdist.launch.verbs import batch_script
 from ftdist.run.rundir import RunDir
 
@@ -29,7 +30,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def begin(run: RunDir) -> int:
-    return batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="7"))
+    return batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="7", old_request=False))
 
 
 def end(run: RunDir, code: int = 0, asked: bool = False, ended: bool = False) -> int:
@@ -60,7 +61,7 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
     for requeues in range(3):
         assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == requeues
         if how != "killed":
-            run.write_status(state="preempted")  # by the ranks
+            run.write_status(state="preempted", last_checkpoint_step=requeues)  # by the ranks
             assert end(run, asked=how == "near its limit", ended=how == "preempted") == EXIT_PREEMPTED
         said = capsys.readouterr().out.splitlines()
         assert (batch_script.REQUEUE in said) == (how == "near its limit" and requeues < 2)
@@ -92,7 +93,7 @@ def test_a_job_that_submits_itself_again_counts_as_a_requeue(run: RunDir, monkey
     run.write_status(state="preempted")
     end(run, asked=True)
     batch_script.moved(argparse.Namespace(run_dir=str(run.path), job="8"))
-    assert batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="8")) == 0
+    assert batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="8", old_request=False)) == 0
     assert run.read_status()["requeues"] == 1
 
 
@@ -105,3 +106,36 @@ def test_a_request_to_stop_while_modules_are_loaded_is_kept(run: RunDir) -> None
         ["bash", "-c", module + before_ranks], env={"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin"}, check=True
     )
     assert run.preempt.exists()
+
+
+def test_a_second_job_of_a_run_changes_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def files() -> Dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+    monkeypatch.setattr(client, "available", lambda: False)
+    assert prepared(run, monkeypatch) == 0
+    run.preempt.touch()
+    before, mine = files(), {"run_dir": str(run.path), "job": "8"}
+    with pytest.raises(LaunchError, match="job 7 has the run"):
+        batch_script.begin(argparse.Namespace(**mine, old_request=True))
+    assert batch_script.end(argparse.Namespace(**mine, code=1, asked=True, ended=True)) == EXIT_FAILED
+    assert files() == before
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # Slurm has requeued job 7, whose first start may be alive
+    assert begin(run) == 0 and run.read_status()["attempt"] == 1
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert end(run, code=1, ended=True) == EXIT_FAILED and run.read_status()["state"] == "starting"
+
+
+@pytest.mark.parametrize("when", ["before the ranks", "at the first step"])
+def test_a_job_that_gets_no_further_is_not_requeued_again(
+    when: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for attempt, requeued in enumerate((True, True, False)):
+        assert prepared(run, monkeypatch) == 0
+        if when != "before the ranks":
+            run.log_file(0, attempt).touch()
+        state = "starting" if when == "before the ranks" else "preempted"
+        run.write_status(state=state, last_checkpoint_step=5)  # the first attempt gets there
+        assert end(run, asked=True) == EXIT_PREEMPTED
+        assert (batch_script.REQUEUE in capsys.readouterr().out.splitlines()) == requeued
+    assert "2 attempts in a row got no further" in run.read_status()["exit_reason"]

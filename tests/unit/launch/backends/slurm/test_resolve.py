@@ -60,3 +60,28 @@ def test_nodes_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError) as error:
         resolve.resolve_ranks(LaunchConfig(device=Device.cuda, nproc_per_node=ranks))
     assert error.value.found == found and error.value.fix.endswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"),
+    [
+        ("90", 5400), ("2:30", 150), ("12:00:00", 43200), ("1-0", 86400), ("2-12:30", 217800), ("1-01:01:01", 90061),
+        ("UNLIMITED", float("inf")),
+    ],
+)  # fmt: skip
+def test_a_time_limit_is_read_as_slurm_reads_it(limit: str, found: float) -> None:
+    assert resolve.seconds(limit) == found
+
+
+@pytest.mark.parametrize(("limit", "stop", "good"), [("2", 120, False), ("3", 120, False), ("4", 120, True),
+                                                     ("2", 30, True), (None, 120, True)])  # fmt: skip
+def test_a_time_limit_that_leaves_no_time_is_refused(limit: Optional[str], stop: int, good: bool) -> None:
+    launch = LaunchConfig(device=Device.cpu)
+    launch.slurm.time, launch.slurm.stop_before_limit_s = limit, stop
+    if good:
+        resolve.resolve_ranks(launch)
+        return
+    with pytest.raises(ConfigError, match="asked to stop 120 s before") as error:
+        resolve.resolve_ranks(launch)
+    launch.slurm.time = str(error.value).split("launch.slurm.time=")[2].split()[0]
+    resolve.resolve_ranks(launch)  # the fix helps

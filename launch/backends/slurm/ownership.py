@@ -1,0 +1,229 @@
+"""Who has a run: one launcher or one job at a time, whatever starts the ranks and on whichever machine.
+
+Whoever is about to change a run directory or to start ranks takes the run first. ``RUN_DIR/owner.N.json`` names who
+took it the N-th time. To take a run is to create the file with the next number. Exactly one process can do that, and
+the numbers only grow, so a process that looked long ago cannot take what another one has taken since. Every backend
+takes runs so. The module lies here because an owner may be a job, and only Slurm can tell whether a job is over.
+
+The file is made with link(2): a complete file is written under another name and linked to the name. link() fails if the
+name exists, and the file server decides that in one step, also on NFS, where O_EXCL and flock depend on the version and
+the mount options. If the server's answer to link() is lost and the request is sent again, link() reports that the name
+exists although it made it itself. The link count of the written file tells: 2 means that it was made. File systems
+without hard links (some FUSE and object stores) get O_EXCL instead.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, Optional
+
+from ftdist.base.errors import LaunchError
+from ftdist.base.json_files import read_json, write_json
+from ftdist.base.output import quoted_path
+from ftdist.base.process import is_alive
+from ftdist.base.temporary import temporary_path
+from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.foreground import SILENT_S
+from ftdist.launch.backends.slurm import client
+from ftdist.run.rundir import RunDir
+
+NAME = re.compile(r"owner\.(\d+)\.json")
+SUBMITTING_S = 30.0
+"""Seconds that a job waits for the command that submitted it to write down its id."""
+FRESH_S = 60.0
+"""Seconds within which an owner on another machine has written a status that says that the run is under way."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process or a job that has a run."""
+
+    host: str
+    pid: int
+    time: float
+    job: str = ""
+    """Id of the Slurm job, or empty."""
+    restart: int = 0
+    """How often Slurm had requeued the job."""
+    torchrun: str = ""
+    """Id of the user's own torchrun, or empty."""
+    submits: bool = False
+    """Whether it only submits a job."""
+    ended: bool = False
+    """Whether it has given the run back."""
+
+    def describe(self) -> str:
+        """Return its name for a message."""
+        return f"job {self.job}" if self.job else f"process {self.pid} on {self.host}"
+
+    def is_same(self, other: "Owner") -> bool:
+        """Return whether this is the same owner: this process, or a later start of the same job or torchrun."""
+        if self.job or other.job:
+            return self.job == other.job and self.restart >= other.restart
+        restarted = bool(self.torchrun) and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        mine = (self.host, self.pid) == (other.host, other.pid) and is_alive(self.pid, started_by=other.time)
+        return mine or (restarted and self.torchrun == other.torchrun)
+
+
+def this_process(submits: bool = False) -> Owner:
+    """Return this process as an owner."""
+    torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return Owner(platform.node(), os.getpid(), time.time(), torchrun=torchrun, submits=submits)
+
+
+def this_job(job: str) -> Owner:
+    """Return the Slurm job in which this process runs as an owner.
+
+    Args:
+        job: its id. That of an element of an array is ``ARRAY_INDEX``.
+    """
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return Owner(platform.node(), os.getpid(), time.time(), job=job, restart=restart)
+
+
+def take(run: RunDir, owner: Owner) -> None:
+    """Take a run. Does nothing if the owner has it already.
+
+    Raises:
+        LaunchError: another owner has it; names it. Nothing has been changed.
+    """
+    deadline = time.monotonic() + SUBMITTING_S
+    while True:
+        number, path = newest(run)
+        other = _read(path) if path else None
+        if other is not None and not other.ended and owner.is_same(other):
+            if (other.host, other.pid, other.restart) == (owner.host, owner.pid, owner.restart):
+                return
+        elif path is not None and (other is None or not other.ended) and _is_alive(run, path, other):
+            if owner.job and other is not None and other.submits and time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            raise _refused(run, other)
+        break
+    mine = _path(run, number + 1)
+    if not _create(mine, json.dumps(asdict(owner)) + "\n"):
+        raise _refused(run, _read(mine))
+    last, other_path = newest(run)
+    if last > number + 1 and other_path is not None:  # this process looked long ago
+        mine.unlink(missing_ok=True)
+        raise _refused(run, _read(other_path))
+    for old in range(number - 1, -1, -1):  # the one before stays: it still refuses a process that looked before it
+        if not _path(run, old).exists():
+            break
+        _path(run, old).unlink(missing_ok=True)
+
+
+def release(run: RunDir, owner: Owner) -> None:
+    """Give a run back, if the owner has it."""
+    _, path = newest(run)
+    found = _read(path) if path else None
+    if path is not None and found is not None and holds(found, owner):
+        write_json(path, {**asdict(found), "ended": True}, durable=False)
+
+
+def holds(found: Optional[Owner], owner: Owner) -> bool:
+    """Return whether an owner that was found in a run directory is this one, and has not given the run back."""
+    if found is None or found.ended:
+        return False
+    if owner.job:
+        return (found.job, found.restart) == (owner.job, owner.restart)
+    return not found.job and (found.host, found.pid) == (owner.host, owner.pid)
+
+
+def current(run: RunDir) -> Optional[Owner]:
+    """Return who took a run last. None if nobody did."""
+    _, path = newest(run)
+    return _read(path) if path else None
+
+
+@contextlib.contextmanager
+def owned(run: RunDir, submits: bool = False) -> Iterator[None]:
+    """Have a run inside the ``with`` block. Blocks in blocks are one: the outermost gives the run back.
+
+    Args:
+        submits: the block only submits a job. The job waits for its end.
+
+    Raises:
+        LaunchError: another owner has it; names it.
+    """
+    owner = this_process(submits)
+    nested = holds(current(run), owner)
+    take(run, owner)
+    try:
+        yield
+    finally:
+        if not nested:
+            release(run, owner)
+
+
+def newest(run: RunDir) -> tuple[int, Optional[Path]]:
+    """Return the highest number of an owner's file, and its path. -1 and None if there is none."""
+    found: Dict[int, Path] = {}
+    for path in run.path.glob("owner.*.json"):
+        if match := NAME.fullmatch(path.name):
+            found[int(match[1])] = path
+    last = max(found, default=-1)
+    return last, found.get(last)
+
+
+def _path(run: RunDir, number: int) -> Path:
+    return run.path / f"owner.{number}.json"
+
+
+def _read(path: Path) -> Optional[Owner]:
+    """Return an owner. None if its file is gone, or is not complete yet on a file system without hard links."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Owner(**read_json(path))
+    return None
+
+
+def _is_alive(run: RunDir, path: Path, owner: Optional[Owner]) -> bool:
+    if owner is not None and owner.job:
+        jobs = client.jobs_of_this_user()
+        if jobs is not None:
+            return owner.job in jobs
+    elif owner is not None and owner.host == platform.node():
+        return is_alive(owner.pid, started_by=owner.time)
+    # On another machine only the file system tells. Its own clock is asked: the machines' clocks may differ.
+    with contextlib.suppress(FileNotFoundError):
+        probe = temporary_path(path)
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        since = now - path.stat().st_mtime
+        silent = now - max(path.stat().st_mtime, run.status.stat().st_mtime if run.status.exists() else 0.0)
+        return silent < SILENT_S if run.read_status().get("state") in ALIVE else since < FRESH_S
+    return False
+
+
+def _refused(run: RunDir, other: Optional[Owner]) -> LaunchError:
+    who = other.describe() if other is not None else "another launcher or job"
+    place = quoted_path(run.path)
+    return LaunchError(f"{who} has the run {place}; this one has changed nothing", "one launcher or job for a run",
+                       f"ftdist status {place} shows where it stands; ftdist cancel {place} stops it")  # fmt: skip
+
+
+def _create(path: Path, text: str) -> bool:
+    """Create a file with its whole text. Returns False if the file exists."""
+    temporary = temporary_path(path)
+    temporary.write_text(text, encoding="utf-8")
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return temporary.stat().st_nlink == 2  # see above: the answer to the first request was lost
+    except OSError:  # no hard links here
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+            return True
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
