@@ -97,6 +97,8 @@ def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path:
     assert verb("cancel", str(run.path)).returncode == 2
     assert verb("resume", str(run.path)).returncode == 0
     assert run.read_status()["job_id"] != first and "queued" in verb("status", str(run.path)).stdout
+    assert "was removed from the queue" in verb("cancel", "--now", str(run.path)).stdout
+    assert "preempted: cancelled in the queue" in verb("status", str(run.path)).stdout
 
 
 def test_a_sweep_is_an_array_with_one_element_per_trial(slurm: Cluster, tmp_path: Path) -> None:

@@ -122,6 +122,11 @@ def _torchrun(launch: LaunchConfig) -> str:
     return re.sub(r" (--rdzv-backend|-m ftdist)", r" \\\n      \1", text)  # three lines
 
 
+def _module(name: str) -> str:
+    said = shlex.quote(f"error: module load {name} failed (launch.slurm.modules)")
+    return f"module load {shlex.quote(name)} || {{ echo {said} >&2; exit 1; }}\n"
+
+
 def render(config: RunConfig, template: Optional[str] = None, array: Optional[Array] = None) -> str:
     """Render the batch script of a resolved config.
 
@@ -151,7 +156,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
         # Decided here and not in the script: a job that an element of an array submits inherits the array's variables.
         "JOB": '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"',
         "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
-        "MODULES": "".join(f"module load {shlex.quote(name)}\n" for name in slurm.modules),
+        "MODULES": "".join(_module(name) for name in slurm.modules),
         "PROFILE": _read(template_folder() / "profiles" / f"{slurm.profile.name}.sh").rstrip(),
         "ENV": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
         "ON_FIRST_NODE": shlex.join(once) if once else "command",

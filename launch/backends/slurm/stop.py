@@ -22,5 +22,9 @@ def end_now(run: RunDir) -> str:
     """End a job without a checkpoint. Returns what was done."""
     job = str(run.read_status().get("job_id"))
     run.cancel.touch()
+    found = client.find_job(job)
     client.cancel(job)
+    if found is not None and found.state == "PENDING":  # nothing of the run is left that could write this
+        lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
+        return f"job {job} was removed from the queue; it had not started"
     return f"job {job} was cancelled without saving a checkpoint"

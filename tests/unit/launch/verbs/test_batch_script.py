@@ -97,15 +97,17 @@ def test_a_job_that_submits_itself_again_counts_as_a_requeue(run: RunDir, monkey
     assert run.read_status()["requeues"] == 1
 
 
-def test_a_request_to_stop_while_modules_are_loaded_is_kept(run: RunDir) -> None:
-    run.preempt.touch()  # of an earlier attempt
+@pytest.mark.parametrize("left", [False, True], ids=["new", "left by an earlier attempt"])
+def test_a_request_to_stop_while_modules_are_loaded_is_kept(left: bool, run: RunDir) -> None:
+    """``_begin`` removes only a request that was there when the script began."""
+    if left:
+        run.preempt.touch()
     script = run.submit.read_text()
-    before_ranks = script[: script.index("on_first_node _begin")]
-    module = f'module() {{ [ ! -e "{run.preempt}" ] && touch "{run.preempt}"; }}\n'
-    subprocess.run(
-        ["bash", "-c", module + before_ranks], env={"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin"}, check=True
-    )
-    assert run.preempt.exists()
+    before_ranks = script[: script.index("on_first_node _begin")] + 'echo "old=$old"'
+    module = f'module() {{ touch "{run.preempt}"; }}\n'
+    environment = {"SLURM_JOB_ID": "7", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", module + before_ranks], env=environment, check=True, capture_output=True)
+    assert done.stdout.decode() == f"old={1 if left else ''}\n" and run.preempt.exists()
 
 
 def test_a_second_job_of_a_run_changes_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +141,19 @@ def test_a_job_that_gets_no_further_is_not_requeued_again(
         assert end(run, asked=True) == EXIT_PREEMPTED
         assert (batch_script.REQUEUE in capsys.readouterr().out.splitlines()) == requeued
     assert "2 attempts in a row got no further" in run.read_status()["exit_reason"]
+
+
+def test_a_module_that_cannot_be_loaded_ends_the_job(run: RunDir) -> None:
+    script = "module() { return 1; }\n" + run.submit.read_text().replace("on_first_node _begin", "echo began")
+    done = subprocess.run(["bash", "-c", script], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: module load slow failed (launch.slurm.modules)\n"
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_job_begins_without_an_old_request_to_stop(old: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in ("prepare_model", "prepare_data"):
+        monkeypatch.setattr(batch_script.inputs, step, lambda config: run.path / "no-data")
+    run.preempt.touch()
+    assert batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="7", old_request=old)) == 0
+    assert run.preempt.exists() != old
