@@ -41,6 +41,14 @@ class Container(Enum):
     apptainer = "apptainer"
 
 
+class GpuOption(Enum):
+    gpus_per_node = "gpus_per_node"
+    gres = "gres"
+    gpus = "gpus"
+    gpus_per_task = "gpus_per_task"
+    none = "none"
+
+
 @dataclass
 class SlurmConfig:
     partition: Optional[str] = None
@@ -57,6 +65,12 @@ class SlurmConfig:
     """Time limit in Slurm's notation: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``. null: that of the partition."""
     cpus_per_node: Optional[int] = None
     """CPU cores on each node. null: what the partition gives."""
+    gpus: GpuOption = GpuOption.gpus_per_node
+    """How the job asks for GPUs: ``--gpus-per-node=N``, ``--gres=gpu:N``, ``--gpus=N`` for all nodes together, or
+    ``--gpus-per-task=N``. ``none``: not at all, on sites whose Slurm does not know of the GPUs or gives whole nodes;
+    then set ``launch.nproc_per_node``."""
+    gpu_type: Optional[str] = None
+    """Type of the GPUs, where a site requires it: ``h100`` asks for ``h100:N``."""
     mem: Optional[str] = None
     """Host memory on each node, such as ``200G``. ``0``: all of it."""
     exclusive: bool = False
@@ -84,7 +98,8 @@ class SlurmConfig:
     python: Optional[str] = None
     """Python interpreter on the nodes. null: the one that submits the job, or ``python3`` in a container."""
     options: List[str] = field(default_factory=list)
-    """Further options of ``sbatch``, each as ``--name=value``."""
+    """Further options of ``sbatch``, each as ``--name=value``. An option here replaces the one that ftdist would write
+    from another setting."""
     srun_options: List[str] = field(default_factory=list)
     """Further options of ``srun``, each as ``--name=value``."""
     stop_before_limit_s: int = 120

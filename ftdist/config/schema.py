@@ -16,6 +16,7 @@ from ftdist.config.data import SourceConfig as SourceConfig
 from ftdist.config.data import TrainOn as TrainOn
 from ftdist.config.data import Turns as Turns
 from ftdist.config.launch import Device as Device
+from ftdist.config.launch import GpuOption as GpuOption
 from ftdist.config.launch import LaunchConfig as LaunchConfig
 from ftdist.config.launch import LaunchKind as LaunchKind
 
@@ -266,7 +267,8 @@ ADDED_LATER: Dict[str, Any] = {
     "objective": {"kind": ObjectiveKind.sft}, "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None,
     "optim.shorten_warmup": False, "data.reasoning": Reasoning.keep, "data.sources.*.fields": {},
     "data.heldout.*.fields": {}, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
-    "data.chat_template_date": "2024-07-26",
+    "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,
+    "launch.slurm.gpu_type": None,
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.
 

