@@ -152,8 +152,8 @@ def test_a_module_that_cannot_be_loaded_ends_the_job(run: RunDir) -> None:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_a_job_begins_without_an_old_request_to_stop(old: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in ("prepare_model", "prepare_data"):
-        monkeypatch.setattr(batch_script.inputs, step, lambda config: run.path / "no-data")
+    for step in ("prepare_model", "prepare_run_data"):
+        monkeypatch.setattr(batch_script.inputs, step, lambda config, *_: run.path / "no-data")
     run.preempt.touch()
     assert batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="7", old_request=old)) == 0
     assert run.preempt.exists() != old
