@@ -50,6 +50,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/data/main.py", "ftdist/data/prepare.py", "ftdist/data/sources.py", "ftdist/data/builtin_sources.py",
         "ftdist/data/text_files.py", "ftdist/data/arrow_files.py",
         "ftdist/data/records.py", "ftdist/data/fields.py", "ftdist/data/messages.py", "ftdist/data/tool_calls.py",
+        "ftdist/data/bad_records.py",
         "ftdist/data/render.py", "ftdist/data/chat_documents.py", "ftdist/data/chat_plan.py",
         "ftdist/data/chat_turn.py", "ftdist/data/chat_forms.py", "ftdist/data/skeleton.py", "ftdist/data/thinking.py",
         "ftdist/data/chat_template.py", "ftdist/data/tokenise.py", "ftdist/data/tokenizer.py", "ftdist/data/encode.py",

@@ -90,6 +90,7 @@ def check_data(data: DataConfig) -> None:
         raise ConfigError("data.heldout_share and data.heldout.heldout are both set", "one of them",
                           "rename data.heldout.heldout")  # fmt: skip
     _check_range("data.heldout_share", data.heldout_share, 0.0, 0.5)
+    _check_range("data.max_bad_share", data.max_bad_share, 0.0, 1.0)
     _check_range("data.max_heldout_documents", data.max_heldout_documents, 1)
     _check_range("data.max_seq_len", data.max_seq_len, 8)
     _check_range("data.num_workers", data.num_workers, 1)

@@ -41,6 +41,16 @@ class Reasoning(Enum):
     require = "require"
 
 
+class BadRecords(Enum):
+    stop = "stop"
+    drop = "drop"
+
+
+class HeldoutBy(Enum):
+    content = "content"
+    rendering = "rendering"
+
+
 @dataclass
 class SourceConfig:
     path: Optional[str] = None
@@ -79,12 +89,22 @@ class DataConfig:
     """Share (0 to 0.5) of the documents of ``sources`` that is held out and evaluated as ``eval/heldout/loss``.
     Documents are chosen by a hash of their content: equal documents are always in the same set (training or held-out),
     and the choice does not depend on their order."""
+    heldout_by: HeldoutBy = HeldoutBy.content
+    """What the hash for ``heldout_share`` is made of. ``content``: the record, so that the chat template does not
+    change the choice. ``rendering``: the text that the template makes; runs of earlier versions keep it."""
     max_heldout_documents: Optional[int] = None
     """Maximum number of documents in each held-out set. null: all."""
     train_on: TrainOn = TrainOn.auto
     """Tokens that are trained. ``auto``: the assistant turns of chats (those that the author marked, if a record has
     marks), the completions of prompt/completion records, and all of plain text. ``last``: the last assistant turn only.
     ``marked``: only answers that are marked with ``train``, ``training`` or ``loss`` (true) or ``weight`` (1)."""
+    bad_records: BadRecords = BadRecords.stop
+    """What happens at a record that cannot be used: invalid, with an empty answer, or refused by the chat template.
+    ``stop``: nothing is prepared, and the error names it. ``drop``: it is left out, counted by reason, and listed in
+    ``bad_records.jsonl`` in the run directory."""
+    max_bad_share: float = 0.1
+    """Largest share (0 to 1) of the records of a source that ``bad_records=drop`` leaves out. If more are bad, nothing
+    is prepared. One bad record is always allowed."""
     reasoning: Reasoning = Reasoning.keep
     """What happens to the reasoning in answers (``reasoning_content``, ``thinking``, ``<think>`` at the beginning).
     ``drop``: it is removed. ``require``: a record with an answer without reasoning is a bad record."""

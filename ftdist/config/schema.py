@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, List, Optional
 
-from ftdist.config.data import DataConfig as DataConfig  # part of the tree; in own files because of their length
+from ftdist.config.data import BadRecords as BadRecords  # part of the tree; in own files because of their length
+from ftdist.config.data import DataConfig as DataConfig
 from ftdist.config.data import Format as Format
+from ftdist.config.data import HeldoutBy as HeldoutBy
 from ftdist.config.data import LongDocuments as LongDocuments
 from ftdist.config.data import Reasoning as Reasoning
 from ftdist.config.data import SourceConfig as SourceConfig
@@ -269,6 +271,7 @@ ADDED_LATER: Dict[str, Any] = {
     "data.heldout.*.fields": {}, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
     "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,
     "launch.slurm.gpu_type": None,
+    "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.
 

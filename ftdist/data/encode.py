@@ -7,11 +7,13 @@ called in ``ftdist.data.tokenise``.
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Dict, FrozenSet, Iterator, List, Tuple
+from functools import partial
+from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Tuple
 
 import numpy as np
 
-from ftdist.config.schema import Format, LongDocuments
+from ftdist.config.schema import BadRecords, Format, HeldoutBy, LongDocuments, Reasoning
+from ftdist.data.bad_records import BadRecord, read_good
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Rendered, Renderer, render
 from ftdist.data.text_files import LocatedRecord
@@ -36,6 +38,11 @@ class EncodeSettings:
     """How the records of one source are encoded."""
 
     format: Format
+    fields: Mapping[str, str]
+    """The setting ``fields`` of the source."""
+    reasoning: Reasoning
+    bad_records: BadRecords
+    heldout_by: HeldoutBy
     renderer: Renderer
     max_seq_len: int
     long_documents: LongDocuments
@@ -59,7 +66,7 @@ class Encoded:
     num_trained: np.ndarray
     """[documents] int64: number of trained tokens."""
     hashes: np.ndarray
-    """[documents] uint64: hash of the rendered text."""
+    """[documents] uint64: hash of the record's content, or of the rendered text (``data.heldout_by``)."""
     stops: np.ndarray
     """[documents] int32: id of the stop token at the end of the trained tokens, or -1 if there is none."""
     counts: Dict[str, int] = field(default_factory=dict)
@@ -68,23 +75,27 @@ class Encoded:
     than the last (``tokens of split chats``); records by ``note: <text>``."""
     prompts: List[HashedPrompt] = field(default_factory=list)
     """Prompts made from the held-out documents with the smallest hashes."""
+    bad: List[BadRecord] = field(default_factory=list)
+    """Records that were dropped because they are bad."""
 
 
 def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
     """Encode a chunk of records.
 
     Raises:
-        DataError: A record is invalid. The message names its location.
+        DataError: A record is bad, and bad records are not dropped. The message names its location.
     """
-    documents = [read_record(location, record, settings.format) for location, record in chunk]
-    rendered = [render(document, settings.renderer) for document in documents]
+    good, bad = read_good(chunk, partial(_read, settings), settings.bad_records)
+    documents, rendered = [document for document, _ in good], [text for _, text in good]
     tokenised = iter(tokenise([text for texts in rendered for text in texts], settings.renderer))
     counts = Counter({"read": len(chunk)})
     pieces: List[Tokenised] = []
     hashes: List[int] = []
     prompts: List[HashedPrompt] = []
     for document, texts in zip(documents, rendered, strict=True):
-        digest = content_hash("".join(text.text for text in texts))  # the documents of a record stay together
+        # All documents of a record have the same hash, so they stay together.
+        by_content = settings.heldout_by is HeldoutBy.content
+        digest = document.content_hash() if by_content else content_hash("".join(text.text for text in texts))
         _count_documents(texts, counts)
         last: List[HashedPrompt] = []
         for text in texts:
@@ -106,6 +117,7 @@ def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
         stops=np.array([_stop_token(piece, settings.stop_ids) for piece in pieces], dtype=np.int32),
         counts=dict(+counts),
         prompts=smallest_prompts(prompts),
+        bad=bad,
     )
 
 
@@ -117,11 +129,16 @@ def _count_documents(texts: List[Rendered], counts: "Counter[str]") -> None:
         counts[f"{NOTE}{note}"] += 1
 
 
-def content_hash(text: str) -> int:
-    """Return a 64-bit hash of a rendered text.
+def _read(settings: EncodeSettings, location: str, record: Any) -> Tuple[Document, List[Rendered]]:
+    document = read_record(location, record, settings.format, settings.fields, settings.reasoning)
+    return document, render(document, settings.renderer)
 
-    Equal documents have equal hashes, so they are always in the same set. Hashes are uniformly distributed, so a share
-    of the range selects about the same share of the documents.
+
+def content_hash(text: str) -> int:
+    """Return a 64-bit hash of a text.
+
+    Equal texts have equal hashes, so equal documents are always in the same set. Hashes are uniformly distributed, so a
+    share of the range selects about the same share of the documents.
     """
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 

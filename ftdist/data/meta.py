@@ -7,9 +7,11 @@ import numpy as np
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import RunConfig
+from ftdist.data.bad_records import DROPPED_BAD
 from ftdist.data.encode import NOTE
 from ftdist.data.set_writer import SetWriter
 from ftdist.data.token_text import split_tokens
+from ftdist.run.prepared import BAD_RECORDS
 
 SAMPLE_TOKENS = 256
 """Maximum length of the sample document in tokens."""
@@ -120,6 +122,12 @@ def preparation_warnings(config: RunConfig, meta: Dict[str, Any], num_leaked: in
             found.append(f"every document of the source '{name}' was dropped: {stats['dropped']}")
     for name, stats in {**meta["sources"], **meta["heldout_sources"]}.items():
         found += [f"'{name}': in {n:,} of {stats['documents']:,} records, {note}" for note, n in stats["notes"].items()]
+        bad = sum(number for why, number in stats["dropped"].items() if f"{DROPPED}{why}".startswith(DROPPED_BAD))
+        if bad:
+            found.append(
+                f"{bad:,} of {stats['documents']:,} records of '{name}' are bad and were dropped: {BAD_RECORDS} in the "
+                "run directory and beside the prepared data lists them"
+            )
     for name, source in {**config.data.sources, **config.data.heldout}.items():
         if source.hub and not source.revision:
             found.append(

@@ -15,6 +15,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import write_json
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.data.bad_records import BadRecordList
 from ftdist.data.encode import Encoded, EncodeSettings, HashedPrompt, content_hash, encode, smallest_prompts
 from ftdist.data.meta import (
     check_not_empty,
@@ -34,7 +35,7 @@ from ftdist.data.sources import chunk_records, read_source
 from ftdist.data.text_files import LocatedRecord
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.worker_pool import available_cores, ordered_map
-from ftdist.run.prepared import FORMAT_VERSION, META, data_folder, is_ready
+from ftdist.run.prepared import BAD_RECORDS, FORMAT_VERSION, META, data_folder, is_ready
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000
@@ -93,7 +94,8 @@ def build(config: RunConfig, folder: Path) -> None:
     writers = {name: SetWriter(folder / name) for name in set_names}
     try:
         with show_progress() as report:
-            encoded = _encode_sources(config, sources, settings, writers, report)
+            bad = BadRecordList(folder / BAD_RECORDS, config.data.max_bad_share)
+            encoded = _encode_sources(config, sources, settings, writers, report, bad)
         if config.data.heldout_share and not len(writers[HELDOUT].column("hashes")):
             _hold_one_out(writers[TRAIN], writers[HELDOUT], encoded)
         if config.data.heldout_share and config.data.max_heldout_documents:
@@ -130,6 +132,10 @@ def encode_settings(config: RunConfig, source: SetSource, tokenizer: Any) -> Enc
     heldout_below = int(data.heldout_share * NUM_HASHES) if source.set_name == TRAIN else NUM_HASHES
     return EncodeSettings(
         format=source.source.format,
+        fields=source.source.fields,
+        reasoning=data.reasoning,
+        bad_records=data.bad_records,
+        heldout_by=data.heldout_by,
         renderer=make_renderer(
             tokenizer, data.train_on, data.turns, data.chat_template_kwargs, data.chat_template_date
         ),
@@ -153,7 +159,7 @@ class _EncodingResult(NamedTuple):
 
 def _encode_sources(
     config: RunConfig, sources: List[SetSource], settings: List[EncodeSettings], writers: Dict[str, SetWriter],
-    report: ReportProgress,
+    report: ReportProgress, bad: BadRecordList,
 ) -> _EncodingResult:  # fmt: skip
     result = _EncodingResult([Counter() for _ in sources], {name: [] for name in writers if name != TRAIN}, 0)
     heldout: Set[int] = set()
@@ -162,6 +168,8 @@ def _encode_sources(
     for number, encoded in ordered_map(partial(_encode, settings), _numbered_chunks(config, sources), workers):
         source, counts = sources[number], result.counts[number]
         counts.update(encoded.counts)
+        counts.update(bad.add(source.config_key, encoded.bad))
+        bad.check(source.config_key, counts["read"], finished=False)
         kept = encoded
         if source.set_name != TRAIN:
             heldout.update(encoded.hashes.tolist())
@@ -178,6 +186,8 @@ def _encode_sources(
             result.prompts[prompt_set] = smallest_prompts(result.prompts[prompt_set] + encoded.prompts)
         documents, tokens = documents + encoded.counts["read"], tokens + len(encoded.ids)
         report(source.name, documents, tokens)
+    for source, counts in zip(sources, result.counts, strict=True):
+        bad.check(source.config_key, counts["read"], finished=True)
     return result._replace(num_leaked=num_leaked)
 
 

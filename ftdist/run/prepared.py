@@ -9,6 +9,7 @@ before (``hashes.json``). This module imports nothing heavy, so that prepared da
 import hashlib
 import json
 import platform
+import shutil
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,8 @@ FIRST_SOURCE_SETTINGS = {"path", "hub", "builtin", "subset", "split", "revision"
 TEMPLATES = Path(__file__).parents[1] / "data"
 """Folder of the chat templates that ftdist ships."""
 META = "meta.json"
+BAD_RECORDS = "bad_records.jsonl"
+"""List of the records that were dropped because they are bad. It is there only if there are any."""
 TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
 
 
@@ -104,6 +107,12 @@ def read_meta(folder: Path) -> Dict[str, Any]:
         raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
                         f"delete it, then it is prepared again: rm -r {quoted_path(folder)}") from error  # fmt: skip
     return meta
+
+
+def copy_bad_records(folder: Path, run: Path) -> None:
+    """Copy the list of dropped records from prepared data to a run directory, if there are any."""
+    if (folder / BAD_RECORDS).is_file():
+        shutil.copyfile(folder / BAD_RECORDS, run / BAD_RECORDS)
 
 
 def template_text(config: RunConfig) -> Optional[str]:

@@ -40,7 +40,7 @@ from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.run.identity import recorded_folder
-from ftdist.run.prepared import is_ready, read_meta
+from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
 from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
@@ -134,6 +134,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         found = f"no prepared data at {folder}"
         raise DataError(found, "data that ftdist prepare wrote", "run ftdist resume, which prepares it again")
     meta = read_meta(folder)
+    if ranks.first:
+        copy_bad_records(folder, run.path)
     plan = plan_resumed(config.batch, ranks.world_size, config.data.max_seq_len)
     train_set = open_set(folder, "train")
     tokenizer = load_tokenizer(config)

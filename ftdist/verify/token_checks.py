@@ -1,6 +1,7 @@
 """Checks of the prepared data: which tokens the model receives, and which of them are trained."""
 
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, FrozenSet, Iterator, List, Optional, Tuple
@@ -8,6 +9,7 @@ from typing import Any, FrozenSet, Iterator, List, Optional, Tuple
 import numpy as np
 
 from ftdist.config.schema import Format, LongDocuments, RunConfig
+from ftdist.data.bad_records import read_good
 from ftdist.data.encode import STOP_WITHIN
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import encode_settings, list_sources
@@ -66,7 +68,9 @@ def read_samples(config: RunConfig, renderer: Renderer, quick: bool) -> List[Sam
     documents = [] if quick else read_documents(config)
     if quick and renderer.chats.default is not None:
         documents = [read_record("a chat", EXAMPLE_CHAT, Format.auto)]
-    rendered = [(document, one) for document in documents for one in render(document, renderer)]
+    located = [(document.location, document) for document in documents]
+    good, _ = read_good(located, lambda _, document: (document, render(document, renderer)), config.data.bad_records)
+    rendered = [(document, one) for document, texts in good for one in texts]
     tokens = tokenise([one for _, one in rendered], renderer)
     return [Sample(d, r.text, t.ids, t.trained, r.answers) for (d, r), t in zip(rendered, tokens, strict=True)]
 
@@ -78,11 +82,15 @@ def read_documents(config: RunConfig, from_hub: bool = True) -> List[Document]:
         from_hub: Also read the sources that are on the hub.
 
     Raises:
-        DataError: A source does not exist, or one of its records is invalid.
+        DataError: A source does not exist, or one of its records is invalid and bad records are not dropped.
     """
     sources = [listed for listed in list_sources(config) if from_hub or not listed.source.hub]
-    return [read_record(location, record, listed.source.format) for listed in sources
-            for location, record in islice(read_source(listed.config_key, listed.source), MAX_DOCUMENTS)]  # fmt: skip
+    documents: List[Document] = []
+    for _, _, config_key, source in sources:
+        read = partial(read_record, format=source.format, fields=source.fields, reasoning=config.data.reasoning)
+        located = islice(read_source(config_key, source), MAX_DOCUMENTS)
+        documents += read_good(located, read, config.data.bad_records)[0]
+    return documents
 
 
 def _documents(folder: Path) -> Iterator[Tuple[np.ndarray, np.ndarray]]:

@@ -11,7 +11,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config import frozen, resumable
 from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import config_hash
-from ftdist.config.schema import ADDED_LATER, RunConfig, SourceConfig
+from ftdist.config.schema import ADDED_LATER, HeldoutBy, RunConfig, SourceConfig
 
 FIRST_HASH = "8c0a5a749929b32f8a9185e9b8bdb96c05451cea7a65968e2381ec03c4e70291"
 """Hash of the default config at the first release. Manifests of old checkpoints hold such hashes."""
@@ -21,14 +21,22 @@ FIRST_HASH_WITH_SOURCES = "d62d86f3623a167b20a3faa463433a84f7958bcd31df546cb1126
 OF_EVERY_CONFIG = [key for key in ADDED_LATER if "*" not in key]
 
 
+def old_config() -> RunConfig:
+    """Return the default config of the first release. Settings whose default has changed since have their old value."""
+    config = RunConfig()
+    config.data.heldout_by = HeldoutBy.rendering
+    return config
+
+
 def test_settings_added_later_leave_the_hash_as_it_was() -> None:
-    assert config_hash(RunConfig()) == FIRST_HASH
+    assert config_hash(old_config()) == FIRST_HASH
+    assert config_hash(RunConfig()) != FIRST_HASH, "the default of data.heldout_by has changed"
 
 
 @pytest.mark.parametrize("key", [key for key in OF_EVERY_CONFIG if not key.startswith("launch.")])  # may change
 def test_a_setting_added_later_is_hashed_when_it_has_another_value(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(resumable.ADDED_LATER, key, "a value that this setting never has")
-    assert config_hash(RunConfig()) != FIRST_HASH
+    assert config_hash(old_config()) != FIRST_HASH
 
 
 def test_a_whole_section_can_be_added_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -49,7 +57,7 @@ def test_a_whole_section_can_be_added_later(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.mark.parametrize("key", OF_EVERY_CONFIG)
 def test_an_old_run_yaml_gets_the_value_of_the_old_behaviour(key: str, tmp_path: Path) -> None:
-    whole = OmegaConf.create(dump_config(RunConfig()))
+    whole = OmegaConf.create(dump_config(old_config()))
     *owners, name = key.split(".")
     del (OmegaConf.select(whole, ".".join(owners)) if owners else whole)[name]
     path = tmp_path / "run.yaml"
@@ -62,7 +70,7 @@ def test_an_old_run_yaml_gets_the_value_of_the_old_behaviour(key: str, tmp_path:
 
 
 def test_a_setting_of_each_source_that_was_added_later_leaves_the_hash_as_it_was(tmp_path: Path) -> None:
-    config = RunConfig()
+    config = old_config()
     config.data.sources = {"mine": SourceConfig(path="a.jsonl")}
     config.data.heldout = {"held": SourceConfig(path="b.jsonl")}
     assert config_hash(config) == FIRST_HASH_WITH_SOURCES

@@ -1,6 +1,7 @@
 """Which documents are held out, and the prompts that are made from them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,17 @@ from ftdist.data.encode import content_hash
 from ftdist.data.prepare import prepare
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.run.prepared import read_meta
-from tests.unit.data_tools import chat, chat_config, document_bytes, document_texts, text_config, write_jsonl
+from tests.unit.data_tools import (
+    APPENDS,
+    chat,
+    chat_config,
+    document_bytes,
+    document_texts,
+    ids_of,
+    read,
+    text_config,
+    write_jsonl,
+)
 
 
 def test_held_out_documents_are_chosen_by_content_and_are_never_trained(tmp_path: Path) -> None:
@@ -26,6 +37,28 @@ def test_held_out_documents_are_chosen_by_content_and_are_never_trained(tmp_path
     assert set(document_bytes(again, "heldout")) == heldout, "the choice does not depend on the order"
     stats = read_meta(folder)["sources"]["lines"]
     assert stats["heldout"] + stats["kept"] == stats["documents"] == 800
+
+
+def test_the_choice_depends_on_the_records_and_not_on_their_rendering(tmp_path: Path) -> None:
+    records = [chat("q", f"answer {number}") for number in range(200)]
+    (tmp_path / "other.jinja").write_text(APPENDS.replace("<|im_start|>", "<|im_start|>at noon, "))
+
+    def held_out(*overrides: str) -> set[str]:
+        config = chat_config(tmp_path, records, "data.heldout_share=0.2", *overrides)
+        return {text.partition("answer ")[2].partition("<")[0] for text in document_texts(prepare(config), "heldout")}
+
+    template = f"data.chat_template={tmp_path}/other.jinja"
+    assert held_out() == held_out(template)
+    assert len(held_out()) > 20
+    old = "data.heldout_by=rendering"
+    assert held_out(old) != held_out(template, old)
+    expected = {str(n) for n in range(200) if content_hash(ids_text(records[n])) < int(0.2 * 2**64)}
+    assert held_out(old) == expected, "what earlier versions held out"
+
+
+def ids_text(record: dict[str, Any]) -> str:
+    tokenizer = bytes_tokenizer()
+    return str(tokenizer.decode(ids_of(tokenizer, record)))
 
 
 def test_held_out_documents_over_the_limit_are_trained(tmp_path: Path) -> None:
@@ -59,7 +92,7 @@ def test_all_pieces_of_a_held_out_document_stay_held_out_over_the_limit(tmp_path
 
 
 def test_if_all_documents_are_equal_and_held_out_the_run_is_refused(tmp_path: Path) -> None:
-    line = next(f"same {n}" for n in range(99) if content_hash(f"same {n}<|im_end|>") < 2**63)
+    line = next(f"same {n}" for n in range(99) if read({"text": f"same {n}"}).content_hash() < 2**63)
     with pytest.raises(DataError, match="50 heldout, 50 read"):
         prepare(text_config(tmp_path, [line] * 50, "data.heldout_share=0.5", "data.max_heldout_documents=3"))
 
