@@ -14,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast checks lint types contracts format docs invariance mutations bench clean staged
+.PHONY: help demo test test-fast checks lint types contracts format docs invariance models mutations bench clean staged
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -55,6 +55,9 @@ docs: $(VENV)/.ftdist-test ## write the generated pages
 
 invariance: $(VENV)/.ftdist-test ## run the invariance suite and write what it measures into docs/correctness.md
 	@"$(BIN)/python" -m tests.invariance
+
+models: $(VENV)/.ftdist-test ## run every causal model type of transformers, tiny, and write docs/models.md (minutes)
+	@"$(BIN)/python" -m tests.models.suite
 
 mutations: $(VENV)/.ftdist-test ## put ten bugs into a copy of the code, one at a time: the tests must fail on each (minutes)
 	@"$(BIN)/python" -m tests.mutations

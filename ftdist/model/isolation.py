@@ -119,5 +119,5 @@ def prove_isolation(
 
 def _has_experts(config: Any) -> bool:
     text_config = config.get_text_config()
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return any(getattr(text_config, name, 0) for name in names)

@@ -1,6 +1,7 @@
 """Memory that the model states of one rank take: parameters, gradients and optimizer states.
 
-Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted.
+Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted. The one
+exception are the scores of eager attention (``eager_attention_bytes``), which grow with the square of the row length.
 The formula for users is in docs/step.md, "What ZeRO shards".
 """
 
@@ -83,6 +84,24 @@ def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec)
 def memory_of(config: RunConfig, parameters: int, layout: Layout) -> RankMemory:
     """Return the bytes of the model states of one rank of a run that trains all parameters."""
     return rank_memory(parameters, parameters, config.train.precision, config.zero, layout, optimizer_of(config))
+
+
+def eager_attention_bytes(
+    tokens: int, heads: int, layers: int, precision: Precision, recompute: bool, rows: int = 1
+) -> int:
+    """Return the bytes of attention scores that eager attention keeps for the backward pass of a micro-batch.
+
+    transformers keeps the result of the softmax of each head in fp32, and a copy in bf16 if the weights are bf16.
+
+    Args:
+        tokens: Length of a row in tokens.
+        heads: Number of query heads.
+        layers: Number of layers with attention.
+        recompute: Gradient checkpointing: only the layer that is being computed keeps its scores.
+        rows: Number of rows.
+    """
+    each = FP32_BYTES + (BYTES[precision] if precision is not Precision.fp32 else 0)
+    return rows * heads * tokens**2 * each * (1 if recompute else layers)
 
 
 def placement(config: RunConfig) -> List[Tuple[str, str, str]]:

@@ -25,8 +25,8 @@ from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import Engine, build_engine
 from ftdist.method.build import METHODS
-from ftdist.model.exactness import Choice, choose_plan
-from ftdist.model.isolation import Isolation, prove_isolation
+from ftdist.model.exactness import choose_plan
+from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective
@@ -46,6 +46,7 @@ from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker
+from ftdist.train.describe import describe_attention
 from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.out_of_memory import explain_out_of_memory
@@ -153,7 +154,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
-    for line in describe_attention(choice, proof, one_document):
+    for line in describe_attention(config, arch, choice, proof, one_document):
         _print_on_rank_0(ranks, line)
     max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
@@ -171,15 +172,6 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip
-
-
-def describe_attention(choice: Choice, proof: Isolation, one_document: bool) -> List[str]:
-    """Return the lines of the log that say how documents run through the model, why, and what was measured."""
-    across = "" if one_document else f"changing one document changes the logits of the others by {proof.crossing:g}, "
-    ahead = f"changing a token changes earlier logits by {proof.looking_ahead:g}"
-    lines = [f"attention: {choice.plan.describe()}; {across}{ahead}"]
-    lines += [f"           not {reason}" for reason in choice.rejected]
-    return lines + ([f"           {choice.unproven}"] if choice.unproven else [])
 
 
 def never_two_documents(config: RunConfig) -> bool:

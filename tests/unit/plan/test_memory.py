@@ -8,7 +8,7 @@ import pytest
 from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
-from ftdist.plan.memory import RankMemory, States, memory_of, placement, rank_memory
+from ftdist.plan.memory import RankMemory, States, eager_attention_bytes, memory_of, placement, rank_memory
 from ftdist.plan.optimizers import OptimizerSpec
 
 STEP_PAGE = Path(__file__).parents[3] / "docs" / "step.md"
@@ -127,3 +127,10 @@ def test_the_placement_names_types_and_offload() -> None:
     assert [row[:2] for row in placement(config)[:3]] == [
         ("weights, activations", "fp32"), ("gradients", "fp32"), ("optimizer states", "fp32"),
     ]  # fmt: skip
+
+
+def test_the_scores_of_eager_attention_grow_with_the_square_of_the_row() -> None:
+    """32 heads × 4096² scores: 4 bytes in fp32, and 2 more for the copy in bf16. All 28 layers, or one of them."""
+    assert eager_attention_bytes(4096, 32, 28, Precision.fp32, recompute=False) == 28 * 2 * 2**30
+    assert eager_attention_bytes(4096, 32, 28, Precision.bf16, recompute=True) == 3 * 2**30
+    assert eager_attention_bytes(2048, 32, 28, Precision.bf16, recompute=True, rows=4) == 3 * 2**30

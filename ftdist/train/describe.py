@@ -1,0 +1,46 @@
+"""Lines of the log that describe a run before its first step."""
+
+from typing import Any, List
+
+from ftdist.config.schema import RunConfig
+from ftdist.model.attention_plan import Layout
+from ftdist.model.exactness import Choice
+from ftdist.model.isolation import Isolation
+from ftdist.plan.memory import eager_attention_bytes
+
+INDENT = " " * len("attention: ")
+
+
+def describe_attention(
+    config: RunConfig, arch: Any, choice: Choice, proof: Isolation, one_document: bool
+) -> List[str]:  # fmt: skip
+    """Return the lines that say how documents run through the model, what was measured, and why no faster way is used.
+
+    Args:
+        arch: Config of the model.
+        proof: What was measured on the model.
+        one_document: A micro-batch never contains more than one document.
+    """
+    across = "" if one_document else f"changing one document changes the logits of the others by {proof.crossing:g}, "
+    ahead = f"changing a token changes earlier logits by {proof.looking_ahead:g}"
+    lines = [f"attention: {choice.plan.describe()}; {across}{ahead}"]
+    lines += [f"{INDENT}not {reason}" for reason in choice.rejected]
+    lines += [INDENT + choice.unproven] if choice.unproven else []
+    return lines + ([INDENT + _memory(config, arch, choice)] if choice.plan.implementation == "eager" else [])
+
+
+def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:
+    """Return what eager attention costs in memory."""
+    text, rows, length = arch.get_text_config(), config.batch.micro_batch_size, config.data.max_seq_len
+    heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
+    if not isinstance(heads, int) or not isinstance(layers, int):
+        return "eager attention takes memory in the square of the row length"
+    one_row = choice.plan.layout in (Layout.row, Layout.masks)
+    tokens, count = (rows * length, 1) if one_row else (length, rows)
+    recompute = config.train.gradient_checkpointing
+    size = eager_attention_bytes(tokens, heads, layers, config.train.precision, recompute, count) / 2**30
+    change = "data.max_seq_len and batch.micro_batch_size" + (
+        "" if recompute else ", or train.gradient_checkpointing=true"
+    )
+    what = f"for {tokens:,} tokens in a row" if one_row else f"if {count} documents have {length:,} tokens"
+    return f"eager attention keeps {size:,.1f} GiB of scores {what}; smaller {change} reduce it"

@@ -1,0 +1,46 @@
+"""What the log says about the attention of a run."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ftdist.config.schema import RunConfig
+from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout
+from ftdist.model.exactness import Choice
+from ftdist.model.isolation import Isolation
+from ftdist.train.describe import describe_attention
+
+
+def _lines(plan: AttentionPlan, recompute: bool = True, **choice: Any) -> list[str]:
+    config = RunConfig()
+    config.data.max_seq_len, config.batch.micro_batch_size = 4096, 2
+    config.train.gradient_checkpointing = recompute
+    text = SimpleNamespace(num_attention_heads=32, num_hidden_layers=28)
+    arch = SimpleNamespace(get_text_config=lambda: text)
+    return describe_attention(config, arch, Choice(plan, **choice), Isolation(0.0), one_document=False)
+
+
+def test_a_fast_plan_is_one_line() -> None:
+    [line] = _lines(BY_DOCUMENT)
+    assert line.startswith(
+        "attention: documents; changing one document changes the logits of the others by 0, changing"
+    )
+
+
+def test_a_slower_plan_says_why_and_what_eager_attention_costs() -> None:
+    plan = AttentionPlan(PLAIN.backend, "eager", Layout.row)
+    _, why, memory = _lines(plan, rejected=["documents: this model's attention uses 'softcap'"])
+    assert why == "           not documents: this model's attention uses 'softcap'"
+    assert "keeps 12.0 GiB of scores for 8,192 tokens in a row" in memory  # 32 heads × 8192² × 6 bytes
+
+
+@pytest.mark.parametrize(("recompute", "size"), [(True, "6.0 GiB"), (False, "168.0 GiB")])
+def test_rows_of_their_own_cost_the_square_of_each_document(recompute: bool, size: str) -> None:
+    [_, memory] = _lines(PLAIN, recompute)
+    assert f"keeps {size} of scores if 2 documents have 4,096 tokens" in memory
+    assert ("train.gradient_checkpointing=true" in memory) is not recompute
+
+
+def test_a_model_without_a_stand_in_says_so() -> None:
+    assert _lines(BY_DOCUMENT, unproven="no stand-in of the model can be built")[1].strip().startswith("no stand-in")
