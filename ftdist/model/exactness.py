@@ -26,6 +26,7 @@ from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
 from ftdist.model.forward import forward_logits, set_plan
+from ftdist.model.load import build_whole
 from ftdist.model.standin import standin_config
 from ftdist.run.locations import cache_root
 
@@ -102,6 +103,7 @@ def choose_plan(
     file = cache_root(config) / "checked" / f"attention-{digest}.json"
     choice = _read(file)
     if choice is None:
+        build_whole()  # only one rank builds the stand-in, so it must not be sharded
         try:
             trial = Trial(fields, device, one_document)
         except Exception as error:

@@ -44,7 +44,8 @@ OTHER_FAMILIES: Dict[str, Dict[str, Any]] = {
     },
     "deepseek_v3": {  # latent attention, a dense layer and a mixture of experts
         "model_type": "deepseek_v3", **COMMON, **_EXPERTS, "num_key_value_heads": 4, "n_routed_experts": 4,
-        "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
+        "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": 16,
+        "kv_lora_rank": 16,
         "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
     },
     "qwen3_next": {  # a gated delta net and full attention
