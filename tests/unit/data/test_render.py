@@ -218,3 +218,12 @@ def test_a_batch_is_tokenised_like_each_document_alone() -> None:
         [same] = tokenise([alone], renderer)
         assert np.array_equal(one.ids, same.ids)
         assert np.array_equal(one.trained, same.trained)
+
+
+def test_chatml_shows_the_field_of_the_reasoning_as_a_think_block() -> None:
+    """The exported template must show a conversation at inference as it was trained."""
+    tokenizer = bytes_tokenizer()
+    answer = {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}
+    record = {"messages": [{"role": "user", "content": "q"}, answer]}
+    assert trained_text(tokenizer, record) == ["<think>\n2 + 2\n</think>\n\n4<|im_end|>"]
+    assert "<think>\n2 + 2\n</think>\n\n4" in tokenizer.apply_chat_template(record["messages"], tokenize=False)
