@@ -73,7 +73,7 @@ def apply(form: Form, messages: List[Message]) -> List[Message]:
                 message["content"] = None
         if message["role"] == "tool" and ids:
             message["tool_call_id"] = ids.of(message.get("tool_call_id"))
-        if form.content_in_parts and message["content"]:
+        if form.content_in_parts and isinstance(message["content"], str):
             message["content"] = [{"type": "text", "text": message["content"]}]
         given.append(message)
     return given

@@ -162,10 +162,13 @@ class _Planner:
         opened = thinking.opened(prompt or "")
         after_context = context_end(text, number, self.keys)
         shown = text if prompt is None or text.startswith(prompt) else prompt + text[after_context:]
-        hidden = check_shown(shown, number, self.messages, self.keys, bool(opened))
+        opened_by_model = bool(opened) or self._removes_thinking()
+        hidden = check_shown(shown, number, self.messages, self.keys, opened_by_model)
         first, last = own_span(text, number, self.keys)
         end, stop = turn_end(text, last, self._after(number), bool(self.messages[number].get("tool_calls")),
                              self.special, self._openers(), self.eos)  # fmt: skip
+        if prompt is not None and self.given[number].get("reasoning_content") and thinking.ends_closed(prompt):
+            raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
         if prompt is not None:
             check_end(prompt[context_end(prompt, number, self.keys) :], self.special.sub("", text[last:end]))
         if prompt is not None and (hidden or not text.startswith(prompt)):
@@ -182,6 +185,10 @@ class _Planner:
             notes.append(EMPTY_THINKING)
         return Turn(number, whole, start, finish, tuple(pieces), split_parts(text, self.keys),
                     None if prompt is None else split_parts(prompt, self.keys), tuple(notes))  # fmt: skip
+
+    def _removes_thinking(self) -> bool:
+        """Whether the template looks for think blocks in answers, to remove them. The model begins them by itself."""
+        return self.form.reasoning == "content" and thinking.TAG.replace("<", "</") in self.template.text
 
     def _render(self, count: int, add_generation_prompt: bool = False) -> str:
         key = (count, add_generation_prompt)
@@ -231,14 +238,14 @@ class _Planner:
     def _openers(self) -> Set[str]:
         """Return the special tokens with which the template begins a conversation."""
         try:
-            text = self.template.render(apply(self.form, [{"role": "user", "content": "first"}]), None)
+            text = self.template.render(apply(self.form, [{"role": "user", "content": "first"}]), self.tools)
         except TemplateProblem:
             return set()
         found: Set[str] = set()
         while match := self.special.match(text.lstrip()):
             found.add(match[0])
             text = text.lstrip()[match.end() :]
-        return found
+        return found - {self.eos}
 
     def _start_without_prompt(self, text: str, first: int, number: int) -> int:
         """Return where an answer begins whose prompt cannot be rendered: where it begins after a question."""
@@ -265,16 +272,17 @@ class _Planner:
         pieces = [Piece("prompt", 0, len(prompt))]
         has_reasoning = bool(self.given[number].get("reasoning_content"))
         if hidden:
-            pieces.append(Piece("field", key=(number, "reasoning")))
-        elif has_reasoning and thinking.is_closed(rest):
-            raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
+            start = [] if opened else [Piece("text", text=f"{thinking.TAG}\n")]
+            pieces += [*start, Piece("field", key=(number, "reasoning"))]
         elif thinking.is_closed(rest):  # the prompt has the end of the thinking, with which the template begins answers
             begin += thinking.empty_length(text[begin:first])
-        if opened and (hidden or not has_reasoning) and not thinking.is_closed(text[begin:first]):
-            pieces.append(Piece("text", text=thinking.closing(opened, prompt)))
-        if has_words(rest) and has_words(text[begin:first]) and not self.messages[number].get("tool_calls"):
-            begin = first  # the header of answers is another than that of the prompt
-        if rest.strip() and not text[begin:first].strip():
+        if (hidden or (opened and not has_reasoning)) and not thinking.is_closed(text[begin:first]):
+            pieces.append(Piece("text", text=thinking.closing(opened or thinking.TAG, prompt)))
+        is_text = not self.messages[number].get("tool_calls")
+        other = is_text and has_words(text[begin:first]) and (opened is not None or has_words(rest))
+        if other:  # the header of answers is another than that of the prompt
+            begin = first
+        if (hidden or rest.strip()) and not text[begin:first].strip():
             begin = first
         return [*pieces, Piece("turn", begin, begin)]
 
@@ -282,6 +290,7 @@ class _Planner:
         spans = [(one.start, one.end) for one in covered]
         if self.template.is_marked and turn.pieces[0].source == "turn":
             _, marks = self.template.render_with_marks(self.messages[: turn.number + 1], self.tools)
+            marks = [(start, min(end, turn.pieces[0].end)) for start, end in marks]
             spans = [part for span in spans for part in self._marked(turn.text, span, marks)]
         shown = {part.key for part in split_parts(turn.text, self.keys)}
         stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
@@ -291,10 +300,14 @@ class _Planner:
         """Return the parts of an answer that the template's author marked with ``{% generation %}``, and the stop."""
         start, end = span
         inside = [(max(start, a), min(end, b)) for a, b in marks if max(start, a) < min(end, b)]
+        if inside and text[start : inside[0][0]].isspace():
+            inside[0] = (start, inside[0][1])
         if not inside or inside[-1][1] == end:
             return inside
         stop = [match.start() for match in self.special.finditer(text, start, end) if match.end() == end]
-        return [*inside, (max(stop[0], inside[-1][1]), end)] if stop else inside
+        if stop and stop[0] <= inside[-1][1]:
+            return [*inside[:-1], (inside[-1][0], end)]
+        return [*inside, (stop[0], end)] if stop else inside
 
 
 def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:

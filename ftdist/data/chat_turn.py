@@ -22,6 +22,8 @@ def own_span(text: str, number: int, keys: List[FieldKey]) -> Tuple[int, int]:
     last = [match for match, name in own if not name.endswith(" id")]  # results repeat the ids of calls
     if not last:
         raise CannotExpress(f"message {number + 1}")
+    if any(name == "reasoning" for _, name in own[1:]):
+        raise CannotExpress(f"the reasoning of message {number + 1} before its answer")
     return own[0][0].start(), last[-1].end()
 
 
@@ -31,8 +33,8 @@ def check_shown(text: str, number: int, messages: List[Message], keys: List[Fiel
     The template may leave out the reasoning of earlier answers and the ids of calls, nothing else.
 
     Args:
-        opened: The generation prompt opens a think block. Then the reasoning of the answer can follow the prompt, even
-            if the template removes it from answers.
+        opened: The generation prompt opens a think block, or the model does. Then the reasoning of the answer can
+            follow the prompt, even if the template removes it from answers.
 
     Returns:
         Whether the reasoning of the answer is such a reasoning, which is not in the text.
@@ -40,6 +42,8 @@ def check_shown(text: str, number: int, messages: List[Message], keys: List[Fiel
     Raises:
         CannotExpress: Something is missing, or stands there twice.
     """
+    if "ZQ" in SENTINEL.sub("", text):
+        raise CannotExpress(f"the fields of the messages up to message {number + 1} whole")
     counts: Dict[int, int] = {}
     for match in SENTINEL.finditer(text):
         counts[int(match[1])] = counts.get(int(match[1]), 0) + 1
@@ -57,7 +61,8 @@ def check_shown(text: str, number: int, messages: List[Message], keys: List[Fiel
         elif not count:
             what = "the tool calls" if name.startswith("call") else f"the content ({role})"
             raise CannotExpress(f"{what} of message {message + 1}")
-        if message == number and count > 1 and not name.endswith("name"):
+        is_key = name.endswith(" arguments") and not name.endswith(" end of arguments")
+        if message == number and count > 1 and not (name.endswith("name") or is_key):
             raise CannotExpress(f"the {name.removeprefix('call 0 ')} of message {message + 1} only once")
         if name.endswith(" arguments") and not name.endswith(" end of arguments"):
             _check_notation(text, index, message)
@@ -113,11 +118,19 @@ def common_header(prompt: str, lead: str) -> Tuple[int, int]:
         if unit[0].casefold() != own[0].casefold():
             break
         used, end = unit.end(), own.end()
+    end += _repeated(prompt[used:], lead[end:])
     rest, own_rest = prompt[used:], lead[end:]
     space, own_space = (len(text) - len(text.lstrip()) for text in (rest, own_rest))
     if rest.isspace():
         return len(prompt), end + (space if own_rest.startswith(rest) else own_space)
     return used, end + min(space, own_space)
+
+
+def _repeated(rest: str, lead: str) -> int:
+    """Return how much of the beginning of ``lead`` stands at the end of ``rest``."""
+    units, own = UNIT.findall(rest), list(UNIT.finditer(lead))
+    lengths = [n for n in range(1, min(len(units), len(own)) + 1) if units[-n:] == [unit[0] for unit in own[:n]]]
+    return own[lengths[-1] - 1].end() if lengths else 0
 
 
 def has_words(text: str) -> bool:
@@ -173,6 +186,8 @@ def turn_end(
             if number and (stop[0] in openers or not (is_call or stop.start() == end)):
                 break
             end = stop.end()
+            if stop[0] == eos:
+                break
         if end:
             return last + end, ""
     body = tail.rstrip()

@@ -107,16 +107,21 @@ def split_parts(text: str, keys: List[FieldKey]) -> List[Part]:
     The parts together are the text. The notation around the arguments of a call (braces, quotes) belongs to the
     arguments, because it depends on them.
     """
-    parts, position, start = [], 0, -1
+    parts, position, start, opening = [], 0, -1, ""
     for match in SENTINEL.finditer(text):
         key = keys[int(match[1])]
         if key[1].endswith(" end of arguments"):
             if start < 0:
                 continue
-            end = match.end() + len(AFTER_ARGUMENTS.match(text[match.end() :])[0])  # type: ignore[index]
+            closing = text.rfind(opening, match.end())  # some templates close a tag with the name of the argument
+            end = closing + len(opening) if closing >= 0 else match.end()
+            end += len(AFTER_ARGUMENTS.match(text[end:])[0])  # type: ignore[index]
             parts.append(Part(text[start:end], (key[0], key[1].replace(" end of", ""))))
             position, start = end, -1
         elif key[1].endswith(" arguments"):
+            if match.start() < position:
+                continue
+            opening = match[0]
             start = max(position, BEFORE_ARGUMENTS.search(text[: match.start()]).start())  # type: ignore[union-attr]
             parts.append(Part(text[position:start]))
         elif start < 0:

@@ -3,6 +3,8 @@
 import re
 from typing import Optional
 
+TAG = "<think>"
+"""The tag with which most models begin their reasoning."""
 OPENING = re.compile(r"(<\w*think\w*>|\[THINK\]|<\|inner_prefix\|>|<\|channel>thought|<\|START_THINKING\|>)\s*\Z")
 CLOSINGS = {"[THINK]": "[/THINK]", "<|inner_prefix|>": "<|inner_suffix|>", "<|channel>thought": "<channel|>",
             "<|START_THINKING|>": "<|END_THINKING|>"}  # fmt: skip
@@ -31,6 +33,11 @@ def closing(tag: str, prompt: str) -> str:
 
 def is_closed(text: str) -> bool:
     return CLOSED.search(text) is not None
+
+
+def ends_closed(prompt: str) -> bool:
+    """Whether a generation prompt ends the thinking, so that the model answers at once."""
+    return re.search(rf"(?:{CLOSED.pattern})\s*\Z", prompt) is not None
 
 
 def empty_length(text: str) -> int:

@@ -1,0 +1,205 @@
+"""Where answers begin and end, for templates whose answers do not simply follow their generation prompt.
+
+The templates were written for these tests. Each shows one habit of real templates, named in its line.
+"""
+
+from typing import Any
+
+import pytest
+
+from ftdist.base.errors import DataError
+from ftdist.config.schema import TrainOn
+from ftdist.data.render import make_renderer, render
+from ftdist.data.tokenizer import bytes_tokenizer
+from tests.unit.data_tools import APPENDS, chat, read
+
+LOOP = "{% for m in messages %}"
+END = "{% endfor %}"
+CALLS = "{% for c in m.tool_calls or [] %}"
+ASK = chat("q", "a")
+
+
+def rendered(template: str, record: Any, eos: str = "</s>", special: tuple[str, ...] = ()) -> list[str]:
+    """Return the documents of a record, with the trained text in ``[[ ]]``."""
+    tokenizer = bytes_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": eos, "additional_special_tokens": list(special)})
+    tokenizer.chat_template = template
+    documents = []
+    for made in render(read(record), make_renderer(tokenizer, TrainOn.auto)):
+        text = made.text
+        for start, end in reversed(made.spans):
+            text = f"{text[:start]}[[{text[start:end]}]]{text[end:]}"
+        documents.append(text)
+    return documents
+
+
+def call(*calls: tuple[str, dict[str, Any]], answer: str = "") -> dict[str, Any]:
+    """Return a record with tool calls, and their results and an answer if ``answer`` is not empty."""
+    found = [
+        {"type": "function", "id": f"call_{number}_long_id", "function": {"name": name, "arguments": arguments}}
+        for number, (name, arguments) in enumerate(calls)
+    ]
+    messages: list[Any] = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": found},
+    ]
+    if answer:
+        messages += [{"role": "tool", "tool_call_id": one["id"], "content": f"r{n}"} for n, one in enumerate(found)]
+        messages.append({"role": "assistant", "content": answer})
+    return {"messages": messages}
+
+
+HEADERS = {
+    "prompt opens thinking, answers begin with its end": (
+        LOOP + "<u>{% if m.role == 'assistant' %}</think>{% endif %}{{ m.content }}</s>" + END
+        + "{% if add_generation_prompt %}<u><think>{% endif %}",
+        "<u>q</s><u><think>[[</think>a</s>]]",
+    ),
+    "prompt ends thinking, with which answers begin": (
+        LOOP + "<u>{% if m.role == 'assistant' %}</think>{% endif %}{{ m.content }}</s>" + END
+        + "{% if add_generation_prompt %}<u><think></think>{% endif %}",
+        "<u>q</s><u><think></think>[[a</s>]]",
+    ),
+    "white space before the header differs": (
+        LOOP + "{{ '### Q: ' if m.role == 'user' else '\\n\\n### A:\\n' }}{{ m.content }}"
+        "{% if m.role == 'assistant' %}</s>{% endif %}" + END + "{% if add_generation_prompt %}### A:\n{% endif %}",
+        "### Q: q### A:\n[[a</s>]]",
+    ),
+    "prompt has another header than answers": (
+        LOOP + "{{ 'Q: ' if m.role == 'user' else '\\nBot: ' }}{{ m.content }}"
+        "{% if m.role == 'assistant' %}</s>{% endif %}" + END
+        + "{{ '\nAssistant: ' if add_generation_prompt else '' }}",
+        "Q: q\nAssistant: [[a</s>]]",
+    ),
+    "answers repeat only the last tag of the prompt's header": (
+        LOOP + "{{ '<u>' if m.role == 'user' else '<bot>' }}{{ m.content }}</s>" + END
+        + "{% if add_generation_prompt %}<turn><bot>{% endif %}",
+        "<u>q</s><turn><bot>[[a</s>]]",
+    ),
+    "two special tokens end an answer, and the second one also stands at the beginning": (
+        "<turn></s>" + LOOP + "<turn>{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}</s>" + END
+        + "{% if add_generation_prompt %}<turn>{% endif %}",
+        "<turn></s><turn>q</s><turn>[[a<end></s>]]",
+    ),
+    "marks without the stop and the space before the answer": (
+        LOOP + "{% if m.role == 'user' %}Q: {{ m.content }} {% else %}A: {% generation %}{{ m.content + ' ' }}"
+        "{% endgeneration %}{% endif %}" + END + "{% if add_generation_prompt %}A:{% endif %}",
+        "Q: q A:[[ a</s>]]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("habit", HEADERS)
+def test_training_continues_the_generation_prompt(habit: str) -> None:
+    template, expected = HEADERS[habit]
+    assert rendered(template, ASK, special=("<end>", "<turn>")) == [expected]
+
+
+def test_a_system_message_that_only_the_prompt_shows_is_not_lost() -> None:
+    template = (
+        LOOP + "{% if m.role == 'user' %}[I]{% if loop.last %}{{ messages[0].content }}\n{% endif %}{{ m.content }}[/I]"
+        "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% endif %}" + END
+    )  # as Mistral Nemo: before the last message, if that is of the user
+    assert rendered(template, chat("q1", "a1", "q2", "a2", system="sys")) == [
+        "[I]sys\nq1[/I][[a1</s>]]", "[I]q1[/I]a1</s>[I]sys\nq2[/I][[a2</s>]]",
+    ]  # fmt: skip
+
+
+THINKING = {
+    "the template removes the thinking from every answer": (
+        LOOP + "<{{ m.role }}>{{ m.content.split('</think>')[-1] }}</s>" + END
+        + "{% if add_generation_prompt %}<assistant>{% endif %}",
+        "<user>q</s><assistant>[[<think>\nr\n</think>\n\na</s>]]",
+    ),
+    "earlier answers have an empty think block, which the prompt opens": (
+        LOOP + "<{{ m.role }}>{% if m.role == 'assistant' %}<think></think>{% endif %}"
+        "{{ m.content.split('</think>')[-1] }}</s>" + END
+        + "{% if add_generation_prompt %}<assistant><think>{% endif %}",
+        "<user>q</s><assistant><think>[[r</think>a</s>]]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("habit", THINKING)
+def test_reasoning_that_the_template_removes_follows_the_prompt(habit: str) -> None:
+    template, expected = THINKING[habit]
+    assert rendered(template, chat("q", "<think>\nr\n</think>\n\na")) == [expected]
+
+
+def test_an_answer_that_ends_with_the_stop_has_it_once() -> None:
+    expected = ["<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[a<|im_end|>]]\n"]
+    assert rendered(APPENDS, chat("q", "a<|im_end|>"), eos="<|im_end|>") == expected
+
+
+REFUSED = {
+    "a judgement is asked of any last message": (
+        LOOP + "{{ m.role }}: {{ m.content }}\n" + END + "Is this safe?{{ '</s>' if add_generation_prompt else '' }}",
+        "where an answer ends",
+    ),
+    "the prompt ends the thinking": (
+        LOOP + "<{{ m.role }}>{% if m.role == 'assistant' %}</think>{% endif %}{{ m.content }}</s>" + END
+        + "{% if add_generation_prompt %}<assistant></think>{% endif %}",
+        "the reasoning",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("habit", REFUSED)
+def test_a_template_that_cannot_express_a_record_is_refused_by_what_is_lost(habit: str) -> None:
+    template, message = REFUSED[habit]
+    record = chat("q", "<think>\nr\n</think>\n\na" if "thinking" in habit else "a")
+    with pytest.raises(DataError, match=message):
+        rendered(template, record)
+
+
+CALL_NOTATIONS = {
+    "numbers without the quotation marks of strings, which are a special token": (
+        LOOP + "<u>{{ m.content or '' }}" + CALLS + "{{ c.function.name + '{' }}"
+        "{% for k, v in c.function.arguments | dictsort %}"
+        "{{ ',' if not loop.first else '' }}{{ k }}:{{ v if v is number else '<|\"|>' + v + '<|\"|>' }}"
+        + END + "}" + END + "</s>" + END + "{% if add_generation_prompt %}<u>{% endif %}",
+        '<u>q</s><u>[[f{city:<|"|>Bari<|"|>,days:3}</s>]]',
+    ),
+    "each argument in tags with its name": (
+        LOOP + "<u>{{ m.content or '' }}" + CALLS + "{{ c.function.name }}:"
+        "{% for k, v in c.function.arguments.items() %}"
+        "<{{ k }}>{{ v }}</{{ k }}>" + END + "." + END + "</s>" + END + "{% if add_generation_prompt %}<u>{% endif %}",
+        "<u>q</s><u>[[f:<city>Bari</city><days>3</days>.</s>]]",
+    ),
+    "only the end of an id": (
+        LOOP + "<u>{{ m.content or '' }}" + CALLS + "{{ c.function | tojson }}#{{ c.id[-9:] }}" + END + "</s>" + END
+        + "{% if add_generation_prompt %}<u>{% endif %}",
+        '<u>q</s><u>[[{"name": "f", "arguments": {"city": "Bari", "days": 3}}#call00000</s>]]',
+    ),
+    "contents must be lists, also the empty one of a call": (
+        LOOP + "<u>{{ m.content[0]['text'] }}" + CALLS + "{{ c.function | tojson }}" + END + "</s>" + END
+        + "{% if add_generation_prompt %}<u>{% endif %}",
+        '<u>q</s><u>[[{"name": "f", "arguments": {"city": "Bari", "days": 3}}</s>]]',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("habit", CALL_NOTATIONS)
+def test_calls_are_trained_in_the_notation_of_the_template(habit: str) -> None:
+    template, expected = CALL_NOTATIONS[habit]
+    assert rendered(template, call(("f", {"city": "Bari", "days": 3})), special=('<|"|>',)) == [expected]
+
+
+def test_a_template_can_look_for_the_call_of_a_result_by_its_id() -> None:
+    template = (
+        LOOP + "<u>{{ m.content or '' }}" + CALLS + "{{ c.function.name }}" + END
+        + "{% if m.role == 'tool' %}{% for o in messages %}{% for c in o.tool_calls or [] %}"
+        "{% if c.id == m.tool_call_id %} of {{ loop.index }}{% endif %}" + END + END + "{% endif %}</s>" + END
+        + "{% if add_generation_prompt %}<u>{% endif %}"
+    )  # fmt: skip
+    record = call(("f", {}), ("g", {}), answer="a")
+    assert rendered(template, record) == ["<u>q</s><u>[[fg</s>]]<u>r0 of 1</s><u>r1 of 2</s><u>[[a</s>]]"]
+
+
+def test_calls_end_at_the_first_stop_even_if_an_empty_text_follows() -> None:
+    template = (
+        LOOP + "{% if m.tool_calls %}<u>" + CALLS + "{{ c.function.name }}<end>" + END + "</s>{% endif %}"
+        "{% if m.content is not none %}<u>{{ m.content }}</s>{% endif %}" + END
+        + "{% if add_generation_prompt %}<u>{% endif %}"
+    )  # fmt: skip
+    assert rendered(template, call(("f", {})), special=("<end>",)) == ["<u>q</s><u>[[f<end></s>]]<u></s>"]
