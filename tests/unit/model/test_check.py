@@ -84,7 +84,7 @@ def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, m
 
     config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
     config.model.config = {}
-    monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(dump_config(config).encode())))
     assert read_facts(config) is None
     assert main(["-"]) == 0
     facts = read_facts(config)
@@ -100,7 +100,7 @@ def test_the_program_refuses_an_invalid_model_with_one_message(
     from ftdist.config.frozen import dump_config
 
     config = data_config(tmp_path, "model.config.model_type=nonsense")
-    monkeypatch.setattr("sys.stdin", io.StringIO(dump_config(config)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(dump_config(config).encode())))
     assert main(["-"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: model.config.model_type=nonsense is") and "\n  fix:      " in error
