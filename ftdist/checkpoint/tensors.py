@@ -1,8 +1,8 @@
 """The tensor files of a checkpoint: one safetensors file for each rank. Each entry is a slice of a whole tensor.
 
-The key of an entry is ``state:start:name``, for instance ``exp_avg:4096:model.norm.weight``. It holds the elements from
-``start`` on of the flattened tensor ``name``. Any slice can be read from the files, whatever number of ranks wrote
-them.
+The key of an entry is ``state:start:name``, for instance ``exp_avg:4096:model.norm.weight``. The entry holds
+elements of the flattened tensor ``name``, beginning at index ``start``. Any slice can be read, no matter how many ranks
+wrote the files.
 """
 
 import json
@@ -46,7 +46,7 @@ def encode(tensors: Dict[str, torch.Tensor]) -> Iterator[Any]:
 class Stored:
     """The tensors of a checkpoint. Slices are read from memory-mapped files when they are asked for.
 
-    The files must have been verified before.
+    Verify the files before you use this class.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:

@@ -53,9 +53,9 @@ def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequen
 
 
 def config_hash(config: RunConfig) -> str:
-    """Return the hash of all settings that a resume cannot change.
+    """Return the hash of all settings that change the result of the training.
 
-    A run can continue from the checkpoints of another run if both have the same hash.
+    A checkpoint fits only runs with the same hash.
     """
     tree = asdict(config)
     for key in (*CHANGEABLE, *DERIVED, *PLACES):

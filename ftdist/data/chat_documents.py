@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional, Pattern, Tuple
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Turns
 from ftdist.data import thinking
-from ftdist.data.chat_forms import Form, Message, apply, has_other_ids
+from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names
 from ftdist.data.chat_plan import DocumentPlan, Plan, make_plan
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem, stable_json
 from ftdist.data.chat_turn import CannotExpress
@@ -106,7 +106,8 @@ class ChatRenderer:
         return replace(template, kwargs={**template.kwargs, **document.template_kwargs})
 
     def _plan(self, document: Document, messages: List[Message], wanted: List[int], template: ChatTemplate) -> Plan:
-        key = stable_json([_shape(messages), document.tools, wanted, template.kwargs, has_other_ids(messages)])
+        ids = [has_other_ids(messages), ids_hold_names(messages)]
+        key = stable_json([_shape(messages), document.tools, wanted, template.kwargs, ids])
         if key not in self.plans:
             if len(self.plans) >= MAX_PLANS:
                 self.plans.clear()
@@ -130,7 +131,7 @@ class ChatRenderer:
     def _make(self, document: Document, planned: DocumentPlan, plan: Plan, template: ChatTemplate) -> ChatText:
         turn = planned.turn
         messages = document.messages[: turn.number + 1]
-        values = field_values(apply(Form(short_ids=True), messages) if plan.form.short_ids else messages)
+        values = field_values(apply(Form(ids=plan.form.ids), messages))
         given = apply(plan.form, messages)
         aligned: Dict[str, Tuple[str, Alignment]] = {}
         for source, count, parts in (("turn", turn.number + 1, turn.turn), ("prompt", turn.number, turn.prompt)):

@@ -14,6 +14,7 @@ from typing import Any, Dict, Iterator, List, Optional
 Message = Dict[str, Any]
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning", "content")
+IDS = ("own", "short", "named")
 THINK = "<think>\n{}\n</think>\n\n"
 """Reasoning inside the content, as models write it whose template has no field for it."""
 
@@ -26,8 +27,9 @@ class Form:
     """The arguments of tool calls are JSON text. False: an object."""
     no_empty_content: bool = False
     """A message with tool calls and without content has ``content=None``. False: an empty string."""
-    short_ids: bool = False
-    """Tool calls have ids of nine letters and digits, as Mistral's templates require. False: the ids of the record."""
+    ids: str = "own"
+    """Ids of tool calls. ``own``: those of the record. ``short``: nine letters and digits, as Mistral's templates
+    require. ``named``: ``functions.NAME:0``, as Kimi's templates expect, which write the id in place of the name."""
     content_in_parts: bool = False
     """Contents are lists with one part of type ``text``. False: strings."""
 
@@ -40,10 +42,18 @@ def forms(messages: List[Message]) -> Iterator[Form]:
     no, both = [False], [False, True]
     choices = itertools.product(
         REASONING_FIELDS if reasons else REASONING_FIELDS[:1], both if calls else no, both if empty else no,
-        both if calls else no, both,
+        IDS if calls else IDS[:1], both,
     )  # fmt: skip
-    for choice in sorted(choices, key=lambda one: REASONING_FIELDS.index(one[0]) + sum(one[1:]) + one[4] * 9):
+    for choice in sorted(choices, key=lambda one: _distance(Form(*one))):
         yield Form(*choice)
+
+
+def _distance(form: Form) -> int:
+    """Return how far a form is from the usual one. Parts come last, because templates for images often drop text."""
+    return (
+        REASONING_FIELDS.index(form.reasoning) + form.arguments_as_text + form.no_empty_content + IDS.index(form.ids)
+        + 10 * form.content_in_parts
+    )  # fmt: skip
 
 
 def has_other_ids(messages: List[Message]) -> bool:
@@ -53,9 +63,15 @@ def has_other_ids(messages: List[Message]) -> bool:
     return any(isinstance(one, str) and not re.fullmatch(r"[A-Za-z0-9]{9}", one) for one in ids)
 
 
+def ids_hold_names(messages: List[Message]) -> bool:
+    """Whether the id of each call holds the name of its function, as Kimi's ids do (``functions.NAME:0``)."""
+    calls = [call for message in messages for call in message.get("tool_calls") or []]
+    return bool(calls) and all(call["function"]["name"] in str(call.get("id") or "") for call in calls)
+
+
 def apply(form: Form, messages: List[Message]) -> List[Message]:
     """Return the messages in a form. The given messages are in the form of ``ftdist.data.records``."""
-    ids = _ShortIds() if form.short_ids else None
+    ids = None if form.ids == "own" else _NewIds(form.ids)
     given = []
     for message in messages:
         message = dict(message)
@@ -79,35 +95,35 @@ def apply(form: Form, messages: List[Message]) -> List[Message]:
     return given
 
 
-def _call(call: Dict[str, Any], form: Form, ids: Optional["_ShortIds"]) -> Dict[str, Any]:
+def _call(call: Dict[str, Any], form: Form, ids: Optional["_NewIds"]) -> Dict[str, Any]:
     function = dict(call["function"])
     if form.arguments_as_text and not isinstance(function["arguments"], str):
         function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
     call = {**call, "function": function}
     if ids:
-        call["id"] = ids.new(call.get("id"))
+        call["id"] = ids.new(call.get("id"), function["name"])
     return call
 
 
-class _ShortIds:
-    """Ids of nine letters and digits in place of the record's ids. Results without an id get those of the calls in
-    order."""
+class _NewIds:
+    """Ids in place of the record's ids (see ``Form.ids``). Results without an id get those of the calls in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self.known: Dict[str, str] = {}
         self.open: List[str] = []
         self.count = 0
 
-    def new(self, own: Optional[str]) -> str:
-        short = f"call{self.count:05d}"
+    def new(self, own: Optional[str], name: str) -> str:
+        made = f"call{self.count:05d}" if self.kind == "short" else f"functions.{name}:{self.count}"
         self.count += 1
-        self.open.append(short)
+        self.open.append(made)
         if own:
-            self.known[own] = short
-        return short
+            self.known[own] = made
+        return made
 
     def of(self, own: Optional[str]) -> str:
-        short = self.known.get(own or "") or (self.open[0] if self.open else "call00000")
-        if short in self.open:
-            self.open.remove(short)
-        return short
+        made = self.known.get(own or "") or (self.open[0] if self.open else "call00000")
+        if made in self.open:
+            self.open.remove(made)
+        return made

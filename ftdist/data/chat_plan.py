@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 
 from ftdist.data import thinking
-from ftdist.data.chat_forms import Form, Message, apply, forms, has_other_ids
+from ftdist.data.chat_forms import Form, Message, apply, forms, has_other_ids, ids_hold_names
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import (
     CannotExpress,
@@ -138,12 +138,13 @@ class _Planner:
         eos: str, form: Form,
     ) -> None:  # fmt: skip
         self.tools, self.template, self.special, self.eos, self.form = tools, template, special, eos, form
-        named = apply(Form(short_ids=form.short_ids), messages)
-        sentinels = with_sentinels(named, long_ids=not form.short_ids and has_other_ids(messages))
+        named = apply(Form(ids=form.ids), messages)
+        self.named_ids = ids_hold_names(named)
+        sentinels = with_sentinels(named, long_ids=has_other_ids(named))
         self.keys = sentinels.keys
         self.given = sentinels.messages
         """The messages in the form of ``ftdist.data.records``, with sentinels."""
-        self.messages = apply(replace(form, short_ids=False), self.given)
+        self.messages = apply(replace(form, ids="own"), self.given)
         self.texts: Dict[Tuple[int, bool], str] = {}
 
     def plan(self, wanted: List[int]) -> Plan:
@@ -163,7 +164,7 @@ class _Planner:
         after_context = context_end(text, number, self.keys)
         shown = text if prompt is None or text.startswith(prompt) else prompt + text[after_context:]
         opened_by_model = bool(opened) or self._removes_thinking()
-        hidden = check_shown(shown, number, self.messages, self.keys, opened_by_model)
+        hidden = check_shown(shown, number, self.messages, self.keys, opened_by_model, self.named_ids)
         first, last = own_span(text, number, self.keys)
         end, stop = turn_end(text, last, self._after(number), bool(self.messages[number].get("tool_calls")),
                              self.special, self._openers(), self.eos)  # fmt: skip
@@ -229,7 +230,7 @@ class _Planner:
             if calls[0].get("id"):
                 following["tool_call_id"] = calls[0]["id"]
         try:
-            messages = [*self.messages[: number + 1], *apply(replace(self.form, short_ids=False), [following])]
+            messages = [*self.messages[: number + 1], *apply(replace(self.form, ids="own"), [following])]
             text = self.template.render(messages, self.tools)
             return text[own_span(text, number, self.keys)[1] :]
         except (TemplateProblem, CannotExpress):

@@ -27,7 +27,9 @@ def own_span(text: str, number: int, keys: List[FieldKey]) -> Tuple[int, int]:
     return own[0][0].start(), last[-1].end()
 
 
-def check_shown(text: str, number: int, messages: List[Message], keys: List[FieldKey], opened: bool) -> bool:
+def check_shown(
+    text: str, number: int, messages: List[Message], keys: List[FieldKey], opened: bool, named_ids: bool = False
+) -> bool:
     """Check that a conversation up to an answer shows everything that it has to.
 
     The template may leave out the reasoning of earlier answers and the ids of calls, nothing else.
@@ -35,6 +37,7 @@ def check_shown(text: str, number: int, messages: List[Message], keys: List[Fiel
     Args:
         opened: The generation prompt opens a think block, or the model does. Then the reasoning of the answer can
             follow the prompt, even if the template removes it from answers.
+        named_ids: The id of a call holds its name. Then a template may write the id only, as Kimi's templates do.
 
     Returns:
         Whether the reasoning of the answer is such a reasoning, which is not in the text.
@@ -56,7 +59,7 @@ def check_shown(text: str, number: int, messages: List[Message], keys: List[Fiel
             hidden = hidden or (message == number and not count)
             if message == number and not count and not opened:
                 raise CannotExpress(f"the reasoning of message {message + 1}")
-        elif not count and _stands_in_id(message, name, keys, counts):
+        elif not count and named_ids and _stands_in_id(message, name, keys, counts):
             continue
         elif not count:
             what = "the tool calls" if name.startswith("call") else f"the content ({role})"
@@ -72,7 +75,7 @@ def check_shown(text: str, number: int, messages: List[Message], keys: List[Fiel
 
 
 def _stands_in_id(message: int, name: str, keys: List[FieldKey], counts: Dict[int, int]) -> bool:
-    """Whether a field is the name of a call whose id is shown. Kimi-K2.5 writes the id only, which holds the name."""
+    """Whether a field is the name of a call whose id is shown."""
     key = (message, name.removesuffix(" name") + " id")
     return name.endswith(" name") and key in keys and counts.get(keys.index(key), 0) > 0
 

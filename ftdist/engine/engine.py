@@ -91,14 +91,14 @@ class Engine(ForwardEngine):
     def step(self, accept: Callable[[float], bool] = lambda norm: True) -> StepEnd:
         """End a micro-step. At the last one of an optimizer step, clip the gradient and update the weights.
 
-        Gradients are dropped after the last micro-step in any case.
+        After the last micro-step the gradients are always cleared, also if the update is refused.
 
         Args:
             accept: Decides from the gradient norm whether the weights are updated. All ranks must decide the same.
         """
         wrapped = self._wrapped
         boundary = wrapped.is_gradient_accumulation_boundary()
-        # Without ZeRO, in fp32, DeepSpeed does not compute the norm. The gradients are whole and averaged at this
+        # Without ZeRO, in fp32, DeepSpeed does not report the norm. The gradients are whole and averaged at this
         # point.
         plain = boundary and not self.stage and not wrapped.bfloat16_enabled()
         norm = math.nan
@@ -106,7 +106,7 @@ class Engine(ForwardEngine):
             norm = float(
                 torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
             )
-        # DeepSpeed sets the norm of its own engine only after the update, which is too late for the decision.
+        # DeepSpeed's engine stores the norm only after the update, which is too late for the decision.
         self._gate.ask(lambda: accept(norm if plain else float(self.zero_optimizer._global_grad_norm)))
         wrapped.step()
         if boundary and not plain:
@@ -136,9 +136,9 @@ class Engine(ForwardEngine):
 
 
 class UpdateGate:
-    """Skips the optimizer's update if it is not accepted. Weights, moments and step counts then stay unchanged.
+    """Skips an update that is refused: weights, moments and step counts stay as they are.
 
-    At every ZeRO stage DeepSpeed calls the optimizer at the end of its own step, once for each group of parameters,
+    At every ZeRO stage DeepSpeed calls the optimizer at the end of its own step, at least once,
     when the norm of the reduced gradients is known. This call is the only place where an update can be refused. The
     gate replaces the optimizer's ``step`` method. A subclass would not work, because DeepSpeed checks the optimizer's
     type.

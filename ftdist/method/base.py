@@ -10,7 +10,11 @@ from ftdist.config.schema import RunConfig
 
 
 class Method(Protocol):
-    """A way to fine-tune a model. A checkpoint holds the parameters that require a gradient after ``apply``."""
+    """A way to fine-tune a model. A checkpoint holds the parameters that require a gradient after ``apply``.
+
+    To add one: a member of ``MethodKind`` and its settings (``ftdist/config/schema.py``), a class with these methods, a
+    line in ``build.py``, and its file in ``conf/method/``. ``docs/design.md`` lists all steps.
+    """
 
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
         """Return more arguments for ``from_pretrained``, for instance a quantization config."""

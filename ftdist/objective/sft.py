@@ -12,7 +12,7 @@ from ftdist.objective.token_loss import token_loss
 class SupervisedFineTuning:
     """Minimises the cross-entropy. Each trained token of the global batch has the same weight.
 
-    An average of the means of the micro-batches would give the tokens of short answers more weight.
+    If each micro-batch were averaged first, tokens in micro-batches with few trained tokens would have more weight.
     """
 
     metrics: Tuple[str, ...] = ()

@@ -5,12 +5,14 @@ from typing import Any, Dict, List
 from ftdist.config.schema import RunConfig
 
 TINY_DOCUMENTS = 100
-"""With fewer documents, the part that is held out can be far from ``data.heldout_share``: a hash chooses them."""
+"""With fewer documents, the held-out share can differ much from ``data.heldout_share``, because a hash chooses which
+documents are held out."""
 LARGE_SHARE = 0.25
+"""Held-out share above which a small data set gets a warning."""
 
 
 def data_warnings(config: RunConfig, meta: Dict[str, Any]) -> List[str]:
-    """Return a warning with its numbers for each problem found.
+    """Return one warning for each problem. It contains the numbers.
 
     Args:
         meta: what ``meta.json`` says about the prepared data.

@@ -30,13 +30,14 @@ class TrainState:
     trained_tokens: int = 0
     """Number of tokens with a label so far, over all ranks."""
     eval_loss: Optional[float] = None
-    """Newest held-out loss over all held-out sets together, in nats per token."""
+    """Mean loss of all held-out tokens in the newest evaluation, in nats."""
     evaluated_step: Optional[int] = None
     """Step of the newest evaluation."""
     bad_in_a_row: int = 0
     """Number of bad steps since the last good one. The update of a bad step is left out."""
     skipped: List[List[int]] = field(default_factory=list)
-    """``[step, batches]`` for each rollback: after ``step`` steps the run skipped this number of global batches."""
+    """One ``[step, batches]`` for each rollback that still applies: after step ``step``, the run skipped ``batches``
+    global batches."""
     rollbacks: int = 0
     """Number of times that the run has rolled back to a checkpoint."""
     grad_norms: List[float] = field(default_factory=list)

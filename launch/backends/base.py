@@ -29,10 +29,11 @@ class Seen:
 class Backend(Protocol):
     """One way to start the ranks of a run: what ``launch.kind`` selects.
 
-    A launcher is something else: the process ``ftdist train`` or ``ftdist resume`` that uses a backend.
+    A backend is what other tools call a launcher. In ftdist, the launcher is the process ``ftdist train`` or ``ftdist
+    resume`` that uses a backend.
 
-    To add one: a member of ``LaunchKind``, its settings beside it, a class with these methods, and a line in
-    ``registry.py``.
+    To add one: a member of ``LaunchKind`` and its settings (``ftdist/config/launch.py``), a class with these methods, a
+    line in ``registry.py``, and its file in ``conf/launch/``. ``docs/design.md`` lists all steps.
     """
 
     kind: LaunchKind

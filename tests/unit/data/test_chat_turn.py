@@ -203,3 +203,19 @@ def test_calls_end_at_the_first_stop_even_if_an_empty_text_follows() -> None:
         + "{% if add_generation_prompt %}<u>{% endif %}"
     )  # fmt: skip
     assert rendered(template, call(("f", {})), special=("<end>",)) == ["<u>q</s><u>[[f<end></s>]]<u></s>"]
+
+
+def test_a_template_that_writes_only_the_id_of_a_call_gets_ids_that_hold_the_name() -> None:
+    """Kimi's templates write ``functions.NAME:0``. An id such as ``call_0`` would lose the name of the function."""
+    only_ids = (
+        LOOP
+        + "<{{ m.role }}>{{ m.content or '' }}"
+        + CALLS
+        + "<call>{{ c.id }}<args>{{ c.function.arguments | tojson }}"
+        "</call>{% endfor %}</s>" + END + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    record = call(("add", {"x": 1}))
+    document = '<user>q</s><assistant>[[<call>functions.add:0<args>{"x": 1}</call></s>]]'
+    assert rendered(only_ids, record) == [document]
+    record["messages"][1]["tool_calls"][0]["id"] = "functions.add:7"
+    assert rendered(only_ids, record) == [document.replace(":0", ":7")]
