@@ -14,7 +14,7 @@ from ftdist.config.schema import Turns
 from ftdist.data import thinking
 from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names
 from ftdist.data.chat_plan import DocumentPlan, Plan, make_plan
-from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem, stable_json
+from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import CannotExpress
 from ftdist.data.records import Document
 from ftdist.data.skeleton import Alignment, FieldKey, Part, align, field_values
@@ -107,7 +107,7 @@ class ChatRenderer:
 
     def _plan(self, document: Document, messages: List[Message], wanted: List[int], template: ChatTemplate) -> Plan:
         ids = [has_other_ids(messages), ids_hold_names(messages)]
-        key = stable_json([_shape(messages), document.tools, wanted, template.kwargs, ids])
+        key = repr((_shape(messages), document.tools, wanted, template.kwargs, ids))
         if key not in self.plans:
             if len(self.plans) >= MAX_PLANS:
                 self.plans.clear()

@@ -34,6 +34,9 @@ class Form:
     """Contents are lists with one part of type ``text``. False: strings."""
 
 
+USUAL = Form()
+
+
 def forms(messages: List[Message]) -> Iterator[Form]:
     """Yield the forms that make a difference for this conversation, the usual one first."""
     calls = [call for message in messages for call in message.get("tool_calls") or []]
@@ -71,6 +74,8 @@ def ids_hold_names(messages: List[Message]) -> bool:
 
 def apply(form: Form, messages: List[Message]) -> List[Message]:
     """Return the messages in a form. The given messages are in the form of ``ftdist.data.records``."""
+    if form == USUAL:
+        return messages
     ids = None if form.ids == "own" else _NewIds(form.ids)
     given = []
     for message in messages:

@@ -1,6 +1,5 @@
 """Render conversations with a chat template."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from datetime import date
@@ -80,8 +79,3 @@ class ChatTemplate:
 
 def has_generation_marks(template: str) -> bool:
     return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
-
-
-def stable_json(value: Any) -> str:
-    """Return a text that is equal for equal values."""
-    return json.dumps(value, sort_keys=True, default=str)
