@@ -49,19 +49,6 @@ def test_the_demo_passes(tmp_path: Path) -> None:
     assert "<|im_end|>, in" in done.out
 
 
-def test_a_failed_check_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
-    template = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \
-               "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}" \
-               "{% if add_generation_prompt %}assistant: {% endif %}"  # fmt: skip
-    (tmp_path / "t.jinja").write_text(template)
-    done = ftdist("verify", "--quick", "experiment=smoke", "data.chat_template=t.jinja", cwd=tmp_path)
-    assert done.code == 1
-    text = " ".join(done.out.split())
-    assert "✗ stop token is trained" in text
-    assert "complete answers do not end with a stop token, so the model will not learn to stop" in text
-    assert "1 failed" in text
-
-
 def test_a_refused_tokenizer_is_a_failed_check(tmp_path: Path) -> None:
     done = ftdist("verify", "experiment=smoke", f"model.tokenizer={tmp_path / 'nowhere'}", cwd=tmp_path)
     assert done.code == 1

@@ -57,7 +57,7 @@ def render(tokenizer: Any) -> str:
     from ftdist.data.render import render as render_document
 
     document = Document("here", Format.messages, messages=CONVERSATION)
-    return render_document(document, make_renderer(tokenizer, TrainOn.all)).text
+    return render_document(document, make_renderer(tokenizer, TrainOn.all))[0].text
 
 
 def own_code(model: Path, canary: Path) -> None:

@@ -4,8 +4,11 @@ from typing import List
 
 from ftdist.run.rundir import RunDir
 
-SHORT = ("experiment=smoke", "launch.device=cpu", "track=disabled", "train.precision=fp32", "data.max_seq_len=128",
-         "train.num_samples=0", "train.export=false", "launch.timeout_s=60")  # fmt: skip
+# The same number of threads everywhere: it decides in which order a rank adds numbers.
+SHORT = (
+    "experiment=smoke", "launch.threads_per_rank=1", "launch.device=cpu", "launch.timeout_s=60", "track=disabled",
+    "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0", "train.export=false",
+)  # fmt: skip
 LONG = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "train.checkpoint_every=null")
 """Added to ``SHORT``: a run that does not end by itself while a test waits for something."""
 
