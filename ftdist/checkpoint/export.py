@@ -14,12 +14,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ftdist.base.errors import EXIT_FAILED, CheckpointError, ConfigError, FtdistError
-from ftdist.base.json_files import read_json
+from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import accept_any_text, short_path
 from ftdist.base.permissions import explain_os_error, follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.compatibility import write_old_fields
+from ftdist.checkpoint.exported_template import template_facts, write_defaults
 from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.state import BUFFER, MASTER
@@ -28,11 +29,12 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.run.rundir import MANIFEST, RunDir, read_manifest
+from ftdist.run.rundir import RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
 EXPORT_MARK = "ftdist_export.json"
-"""A file with this name marks a folder as an export of ftdist. It is a copy of the checkpoint's manifest."""
+"""A file with this name marks a folder as an export of ftdist. It holds the checkpoint's manifest, and what the chat
+template saw in training besides the conversations."""
 
 
 def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
@@ -65,8 +67,10 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     _copy_hf_files(checkpoint, manifest, unfinished)
     METHODS[config.method.kind].export(weights, model_config, unfinished, config)
     write_old_fields(unfinished)
-    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state), encoding="utf-8")
-    (unfinished / EXPORT_MARK).write_text((checkpoint / MANIFEST).read_text(encoding="utf-8"), encoding="utf-8")
+    facts = template_facts(unfinished, config)
+    write_defaults(unfinished, config)
+    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state, facts), encoding="utf-8")
+    write_json(unfinished / EXPORT_MARK, {**manifest, **facts})
     follow_umask(unfinished)
     if out.exists():
         shutil.rmtree(out)

@@ -3,6 +3,7 @@
 Metadata: https://huggingface.co/docs/hub/model-cards#model-card-metadata
 """
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,15 @@ class BaseModel:
     """Its license as the hub writes it, None if it is not known."""
 
 
-def model_card(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> str:
+def model_card(
+    config: RunConfig, checkpoint: str, state: Dict[str, Any], template: Optional[Dict[str, Any]] = None
+) -> str:
     """Return the text of the export's README.md.
 
     Args:
         checkpoint: Name of the checkpoint that is exported.
         state: The ``state.json`` of the checkpoint.
+        template: What the chat template saw besides the conversations, from ``template_facts``.
     """
     base = base_model(config)
     sources = [*config.data.sources.values()]
@@ -45,7 +49,8 @@ def model_card(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> str
         license=base.license,
         datasets=[source.hub for source in sources if source.hub] or None,
     )
-    table = "\n".join(f"| {name} | {value} |" for name, value in _rows(config, checkpoint, state).items())
+    rows = {**_rows(config, checkpoint, state), **_template_rows(template or {})}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         f"---\n{metadata.to_yaml()}\n---\n\n# {config.name}\n\nFine-tuned with ftdist.\n\n| | |\n|---|---|\n{table}\n"
     )
@@ -97,3 +102,13 @@ def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str
         "checkpoint": checkpoint,
         "tested with transformers": TESTED,
     }
+
+
+def _template_rows(template: Dict[str, Any]) -> Dict[str, str]:
+    rows = {}
+    if kwargs := template.get("chat_template_kwargs"):
+        text = json.dumps(kwargs, ensure_ascii=False).replace("|", "\\|")
+        rows["arguments of the chat template"] = f"`{text}`, which are its defaults in this folder"
+    if date := template.get("chat_template_date"):
+        rows["date in the chat template"] = f"{date} in training, today's date when the model is used"
+    return rows

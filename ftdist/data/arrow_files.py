@@ -21,7 +21,8 @@ def read_parquet(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
         with parquet.ParquetFile(file) as opened:
             yield from _batches(file, opened.iter_batches(batch_size=256))
     except pyarrow.ArrowException as error:
-        raise DataError(f"{file} is not Parquet: {str(error).splitlines()[0]}", "a Parquet file") from error
+        raise DataError(f"{file} is not Parquet: {str(error).splitlines()[0]}", "a Parquet file",
+                        "copy or download the file again, or remove it") from error  # fmt: skip
 
 
 def read_arrow(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
@@ -42,7 +43,8 @@ def read_arrow(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
                 batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
             yield from _batches(file, batches)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{file} is not Arrow: {str(error).splitlines()[0]}", "an Arrow stream or file") from error
+        raise DataError(f"{file} is not Arrow: {str(error).splitlines()[0]}", "an Arrow stream or file",
+                        "copy or download the file again, or remove it") from error  # fmt: skip
 
 
 def _batches(file: Path, batches: Any) -> Iterator[LocatedRecord]:
@@ -72,13 +74,15 @@ def read_saved(where: str, folder: Path, split: str) -> Iterator[LocatedRecord]:
     except Exception as error:  # damaged files raise many kinds of exceptions
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{where}.path={folder} cannot be read: {said[0][:200]}",
-                        "a folder made by datasets.save_to_disk") from error  # fmt: skip
+                        "a folder made by datasets.save_to_disk",
+                        "copy or save the data set again") from error  # fmt: skip
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise missing_split(where, str(folder), split, loaded)
         loaded = loaded[split]
     if len(loaded) == 0:
-        raise DataError(f"{where}.path={folder} holds no records", "at least one record")
+        raise DataError(f"{where}.path={folder} holds no records", "at least one record",
+                        "save the data set again, or choose another split")  # fmt: skip
     for number, record in enumerate(loaded, 1):
         yield f"{folder}: row {number}", without_added_nulls(record)
 

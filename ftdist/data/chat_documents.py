@@ -21,6 +21,8 @@ from ftdist.data.skeleton import Alignment, FieldKey, Part, align, field_values
 
 MAX_PLANS = 2048
 """Number of shapes whose plans are kept."""
+MAX_REASON = 100
+"""Largest length of a reason that quotes what a chat template says."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class ChatRenderer:
                 f"{document.location}: the record is a chat, but the tokenizer has no chat template",
                 "a chat template",
                 "data.chat_template=chatml, or a Jinja file",
+                reason="a chat, but no chat template",
             )
         if not document.template_kwargs:
             return template
@@ -163,6 +166,7 @@ class ChatRenderer:
                 "differently because of what it says",
                 "a template that shows each answer as it is",
                 "data.chat_template=chatml, or data.bad_records=drop",
+                reason="the chat template changes the text of an answer",
             )
         return text, found
 
@@ -192,6 +196,7 @@ class ChatRenderer:
                     "differently because of special tokens or think tags in their text",
                     "texts without such tokens",
                     "correct the record, or data.bad_records=drop",
+                    reason="special tokens or think tags in a text",
                 )
 
 
@@ -240,6 +245,7 @@ def _cannot_render(document: Document, problem: Exception) -> DataError:
         f"{document.location}: the chat template cannot render this conversation ({roles}): {problem}",
         "a conversation that the template supports",
         "correct the record, or set data.chat_template",
+        reason=f"the chat template cannot render it: {problem}"[:MAX_REASON],
     )
 
 
@@ -250,6 +256,7 @@ def _differs(document: Document, plan: Plan) -> DataError:
         "data.turns=whole",
         "a template that never changes earlier messages",
         "data.turns=auto (such answers become documents of their own)",
+        reason="answers that look different when more messages follow",
     )
 
 

@@ -54,7 +54,7 @@ def read_messages(location: str, found: Any) -> Chat:
             found = json.loads(found)
     if not isinstance(found, list):
         raise DataError(f"{location}: the messages are {type_name(found)}", "a list of messages",
-                        reason="messages that are not a list")  # fmt: skip
+                        "correct or remove the record", reason="messages that are not a list")  # fmt: skip
     if not found:
         raise DataError(f"{location}: the list of messages is empty", "at least one message", "remove the record",
                         reason="an empty list of messages")  # fmt: skip
@@ -96,7 +96,7 @@ def _append(chat: Chat, message: Message, mark: Optional[bool]) -> None:
 def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
     if not isinstance(found, dict):
         raise DataError(f"{where} is {type_name(found)}", "an object with role and content",
-                        reason="a message that is not an object")  # fmt: skip
+                        "correct or remove the record", reason="a message that is not an object")  # fmt: skip
     fields = {name: value for name, value in found.items() if value is not None}
     named = next((fields[name] for name in ROLE_FIELDS if name in fields), None)
     role = _role(named) if isinstance(named, str) else None
@@ -104,7 +104,8 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
         problem = f"has no role; its fields are: {', '.join(found) or 'none'}" if named is None else (
             f"has the role {named!r}")  # fmt: skip
         reason = "a message without a role" if named is None else "a message with an unknown role"
-        raise DataError(f"{where} {problem}", f"one of the roles {', '.join(ROLES)}", reason=reason)
+        raise DataError(f"{where} {problem}", f"one of the roles {', '.join(ROLES)}",
+                        "correct or remove the record", reason=reason)  # fmt: skip
     content = next((fields[name] for name in CONTENT_FIELDS if name in fields), "")
     mark = _mark(where, fields)
     if role == CALL:
@@ -152,7 +153,7 @@ def _content(where: str, role: str, content: Any) -> Tuple[str, str]:
     if role == "tool":  # what a function returned
         return json.dumps(content, ensure_ascii=False), ""
     raise DataError(f"{where} has content that is {type_name(content)}", "a string, or parts of type text",
-                    reason=f"content that is {type_name(content)}")  # fmt: skip
+                    "correct or remove the record", reason=f"content that is {type_name(content)}")  # fmt: skip
 
 
 def _joined(parts: List[Dict[str, Any]], wanted: str) -> str:
@@ -171,7 +172,7 @@ def _reasoning(where: str, fields: Dict[str, Any], content: str, thought: str) -
         given = fields.get(name, "")
         if not isinstance(given, str):
             raise DataError(f"{where} has {name} that is {type_name(given)}", "a string",
-                            reason=f"{name} that is not a string")  # fmt: skip
+                            "correct or remove the record", reason=f"{name} that is not a string")  # fmt: skip
         thought = thought or given
     inline, answer = split_reasoning(content)
     if inline is not None:

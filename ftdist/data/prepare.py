@@ -119,7 +119,9 @@ def list_sources(config: RunConfig) -> List[SetSource]:
     for name in data.heldout:
         if name == TRAIN or "/" in name:
             raise ConfigError(
-                f"data.heldout.{name} cannot be the name of a set", f"a name other than {TRAIN} and without /"
+                f"data.heldout.{name} cannot be the name of a set",
+                f"a name other than {TRAIN} and without /",
+                f"rename data.heldout.{name}",
             )
     heldout = [SetSource(name, name, f"data.heldout.{name}", source) for name, source in sorted(data.heldout.items())]
     train = [SetSource(name, TRAIN, f"data.sources.{name}", source) for name, source in sorted(data.sources.items())]

@@ -83,7 +83,7 @@ def read_record(
         record = {"messages": record}
     if not isinstance(record, dict):
         raise DataError(f"{location}: the record is {type_name(record)}", "an object with fields",
-                        reason=f"a record that is {type_name(record)}")  # fmt: skip
+                        "correct or remove the record", reason=f"a record that is {type_name(record)}")  # fmt: skip
     record = {name: value for name, value in record.items() if value is not None}
     if fields:
         record = rename_fields(location, record, fields)
@@ -111,6 +111,7 @@ def _chat_document(location: str, format: Format, record: Record, chat: Chat, nu
             arguments = None
     if not isinstance(arguments, dict):
         raise DataError(f"{location}: chat_template_kwargs is not an object", "an object, or its JSON text",
+                        "correct or remove the record",
                         reason="chat_template_kwargs that are not an object")  # fmt: skip
     return Document(
         location,
@@ -136,13 +137,14 @@ def _read_prompt_completion(location: str, record: Record) -> Document:
         raise DataError(
             f"{location}: prompt is {type_name(prompt)} and completion is {type_name(completion)}",
             "two strings, or two lists of messages",
+            "correct or remove the record",
             reason="a prompt and a completion of different types",
         )
     before, after = read_messages(location, prompt), read_messages(location, completion)
     if not any(message["role"] == "assistant" for message in after.messages):
         raise DataError(
             f"{location}: the completion has no assistant message", "an assistant message in the completion",
-            reason="a completion without an assistant message",
+            "correct or remove the record", reason="a completion without an assistant message",
         )  # fmt: skip
     added = len(before.messages)
     _add_system(location, record, before)
@@ -169,6 +171,7 @@ def _history(location: str, found: Any) -> Chat:
     history = read_messages(f"{location}, history", found)
     if history.messages and history.messages[-1]["role"] != "assistant":
         raise DataError(f"{location}: the history does not end with an answer", "a list of [question, answer]",
+                        "correct or remove the record",
                         reason="a history that does not end with an answer")  # fmt: skip
     return history
 
@@ -221,7 +224,7 @@ def _string(location: str, record: Record, name: str) -> str:
     what = "an empty answer" if name == "output" else f"an empty {name}"
     if not isinstance(value, str):
         raise DataError(f"{location}: {name} is {type_name(value)}", "a string",
-                        reason=f"{name} that is {type_name(value)}")  # fmt: skip
+                        "correct or remove the record", reason=f"{name} that is {type_name(value)}")  # fmt: skip
     if not value.strip():
         raise DataError(f"{location}: {name} is empty", "text", "remove the record", reason=what)
     return value

@@ -96,6 +96,7 @@ def wanted_answers(document: Document, train_on: TrainOn) -> List[int]:
             f"{document.location}: data.train_on=marked, but no answer has a mark",
             "answers with train, weight, loss or training",
             "mark the answers, or data.train_on=assistant",
+            reason="no answer has a mark",
         )
     if is_marked and train_on in (TrainOn.auto, TrainOn.marked):
         chosen = [number for number in answers if marks[number]]
@@ -148,12 +149,14 @@ def _train_on(document: Document, wanted: TrainOn) -> TrainOn:
             f"{document.location}: data.train_on={wanted.name}, but the record is plain text",
             "a chat, or a prompt and a completion",
             "data.train_on=auto (trains all tokens of plain text)",
+            reason="plain text, which data.train_on does not train",
         )
     if wanted is TrainOn.completion and document.format is not Format.prompt_completion:
         raise DataError(
             f"{document.location}: data.train_on=completion, but the record is a chat",
             "records with the fields prompt and completion",
             "data.train_on=assistant or last",
+            reason="a chat, but data.train_on=completion",
         )
     return wanted
 
@@ -166,6 +169,7 @@ def _check_unicode(document: Document, text: str) -> None:
             f"{document.location}: the text contains an unpaired surrogate ({error.object[error.start]!a})",
             "valid Unicode text",
             "remove the \\ud… escape from the record",
+            reason="an unpaired surrogate",
         ) from error
 
 

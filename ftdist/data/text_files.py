@@ -5,11 +5,12 @@ A line that is not a record is yielded as a DataError in place of the record, so
 
 import csv
 import json
+import re
 import sys
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple, cast
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 from ftdist.base.errors import DataError
 from ftdist.data.fields import is_record
@@ -22,6 +23,10 @@ SHOWN_AROUND = 30
 """Number of characters that a message about invalid JSON shows on each side of the error."""
 BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
                     (b"\xfe\xff", "utf-16"))  # fmt: skip
+
+UNDECODED = re.compile("[\udc80-\udcff]")
+"""What ``surrogateescape`` makes of bytes that are not UTF-8."""
+DOUBLE_QUOTES = "write a quotation mark in a field twice, and put the field in quotation marks"
 
 
 def read_json(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
@@ -68,7 +73,8 @@ def _has_object_in_second_line(file: Path) -> bool:
 
 def _read_values(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     """Read JSON values one after another, each of which can span several lines."""
-    text, decoder = "".join(_lines(file)), json.JSONDecoder()
+    lines = _Lines(file)
+    text, decoder = "".join(lines), json.JSONDecoder()
     at, line, counted = 0, 1, 0
     while rest := text[at : at + 1]:
         if rest.isspace() or (rest == "," and at):
@@ -80,7 +86,13 @@ def _read_values(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
         except (ValueError, RecursionError) as error:
             number = error.lineno if isinstance(error, json.JSONDecodeError) else line
             raise _not_json(f"{file}:{number}", error, "a list of objects, or objects", "correct the file") from error
-        yield from _expanded(file, f"{file}:{line}", record, where, split)
+        for location, one in _expanded(file, f"{file}:{line}", record, where, split):
+            if lines.errors and UNDECODED.search(json.dumps(one, ensure_ascii=False)):
+                error = lines.errors[0]
+                yield location, DataError(f"{location} has text that is not UTF-8; the first: {error.found}",
+                                          error.expected, error.fix, error.reason)  # fmt: skip
+            else:
+                yield location, one
 
 
 def _expanded(file: Path, location: str, value: Any, where: str, split: str) -> Iterator[LocatedRecord]:
@@ -136,47 +148,82 @@ def read_csv(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     """Read rows under a header. The separator is a comma, or a semicolon or tab if only that is in the header.
 
     Raises:
-        DataError: The file is not text in UTF-8, cannot be decompressed, or has no rows and columns.
+        DataError: The header is not text in UTF-8, the file cannot be decompressed, or a quotation mark is not closed.
     """
     csv.field_size_limit(sys.maxsize)
-    lines = _lines(file)
+    undecoded = _Lines(file)
+    lines = iter(undecoded)
     header = next(lines, "")
+    if undecoded.errors:
+        raise undecoded.errors[0]
     tabs = file.name.lower().split(".")[-1] == "tsv" or ".tsv." in file.name.lower()
     separator = "\t" if tabs else next((mark for mark in ",;\t" if mark in header), ",")
     reader = csv.DictReader(chain([header], lines), strict=True, delimiter=separator)
-    try:
-        for record in reader:
-            location = f"{file}:{reader.line_num}"
-            if None in record or None in record.values():
-                yield (
-                    location,
-                    DataError(
-                        f"{location} has {'more' if None in record else 'fewer'} columns than the header",
-                        f"the columns {', '.join(reader.fieldnames or [])}",
-                        "quote the fields that contain the separator",
-                        reason="another number of columns than the header",
-                    ),
-                )
-                continue
+    while True:
+        first = reader.line_num + 1
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):  # everything after the quotation mark is one field
+                raise _not_csv(f"{file}:{first}", tabs, error, f"close the quotation mark in line {first}") from error
+            location = f"{file}:{first}" + (f"-{reader.line_num}" if reader.line_num > first else "")
+            yield location, _not_csv(location, tabs, error, DOUBLE_QUOTES)
+            continue
+        if record is None:
+            return
+        location = f"{file}:{reader.line_num}"
+        if undecoded.errors:
+            yield location, undecoded.errors[0]
+            undecoded.errors.clear()
+        elif None in record or None in record.values():
+            yield location, _other_columns(location, None in record, reader.fieldnames or [])
+        else:
             yield location, record
-    except csv.Error as error:
-        raise DataError(
-            f"{file}:{reader.line_num} is not {'TSV' if tabs else 'CSV'}: {error}", "separated columns under a header",
-            "write a quotation mark in a field twice, and put the field in quotation marks",
-        ) from error  # fmt: skip
+
+
+def _other_columns(location: str, has_more: bool, columns: Sequence[str]) -> DataError:
+    fix = "put fields that contain the separator in quotation marks" if has_more else (
+        "add the missing fields (they may be empty), or remove the line")  # fmt: skip
+    return DataError(
+        f"{location} has {'more' if has_more else 'fewer'} columns than the header",
+        f"the columns {', '.join(columns)}", fix, reason="another number of columns than the header",
+    )  # fmt: skip
+
+
+def _not_csv(location: str, tabs: bool, error: Exception, fix: str) -> DataError:
+    name = "TSV" if tabs else "CSV"
+    return DataError(f"{location} is not {name}: {error}", "separated columns under a header", fix,
+                     reason=f"not {name}")  # fmt: skip
 
 
 def read_txt(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     """Read a whole file as one document."""
-    text = "".join(_lines(file))
-    if text.strip():
+    lines = _Lines(file)
+    text = "".join(lines)
+    if lines.errors:
+        yield str(file), lines.errors[0]
+    elif text.strip():
         yield str(file), {"text": text}
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, including their line ends, without a byte order mark."""
-    for number, line in enumerate(_binary_lines(file), 1):
-        yield _decoded(file, number, line)
+class _Lines:
+    """The lines of a UTF-8 file, including their line ends, without a byte order mark.
+
+    A line that is not in UTF-8 is an error in ``errors``. Its invalid bytes become characters that no other text has
+    (``UNDECODED``), so that the lines after it can be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.errors: List[DataError] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(_binary_lines(self.file), 1):
+            try:
+                yield _decoded(self.file, number, line)
+            except DataError as error:
+                self.errors.append(error)
+                yield line.decode("utf-8", "surrogateescape")
 
 
 def _decoded(file: Path, number: int, line: bytes) -> str:
@@ -187,7 +234,7 @@ def _decoded(file: Path, number: int, line: bytes) -> str:
         raise DataError(
             f"{file}:{number} is not UTF-8: {found}",
             "text in UTF-8",
-            f"iconv -f latin1 -t utf-8 {file.name} (if the file is in Latin-1)",
+            f"{_converted(file, 'latin1')} (if the file is in Latin-1)",
             reason="not UTF-8",
         ) from error
     return text.removeprefix("\ufeff") if number == 1 else text
@@ -229,8 +276,16 @@ def _check_encoding(file: Path, line: bytes) -> None:
         raise DataError(
             f"{file} is in {encoding.upper()}, not in UTF-8",
             "text in UTF-8",
-            f"iconv -f {encoding} -t utf-8 {file.name} > utf8-{file.name}, and use that file",
+            f"{_converted(file, encoding)}, and use that file",
         )
+
+
+def _converted(file: Path, encoding: str) -> str:
+    """Return the command that writes a file again in UTF-8. A compressed file is decompressed first."""
+    program = DECOMPRESSORS.get(file.suffix.lower())
+    if program is None:
+        return f"iconv -f {encoding} -t utf-8 {file.name} > utf8-{file.name}"
+    return f"{program} -dc {file.name} | iconv -f {encoding} -t utf-8 > utf8-{file.stem}"
 
 
 def _open(file: Path) -> BinaryIO:
@@ -266,3 +321,4 @@ def _open_zst(file: Path) -> BinaryIO:
 OPENERS: Dict[str, Callable[[Path], BinaryIO]] = {
     ".gz": _open_gz, ".bz2": _open_bz2, ".xz": _open_xz, ".zst": _open_zst,
 }  # fmt: skip
+DECOMPRESSORS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}

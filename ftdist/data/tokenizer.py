@@ -26,7 +26,8 @@ def load_tokenizer(config: RunConfig) -> Any:
     location = tokenizer_location(config)
     tokenizer = bytes_tokenizer() if location == "bytes" else _load(config, location)
     if not tokenizer.is_fast:
-        raise ConfigError(f"the tokenizer {location} has no fast version", "a tokenizer with tokenizer.json")
+        raise ConfigError(f"the tokenizer {location} has no fast version", "a tokenizer with tokenizer.json",
+                          "model.tokenizer=FOLDER, with the files of a fast tokenizer of this model")  # fmt: skip
     tokenizer.num_known_tokens = len(tokenizer)  # larger ids are new to the model
     if config.model.new_special_tokens:
         tokenizer.add_special_tokens(

@@ -93,11 +93,11 @@ def read_tools(location: str, record: Dict[str, Any]) -> Optional[List[Any]]:
             tools = json.loads(tools)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{location}: tools is a string that is not JSON: {error}", "a list of tools",
-                            reason="tools that are not JSON") from error  # fmt: skip
+                            "correct or remove the record", reason="tools that are not JSON") from error  # fmt: skip
     tools = [tools] if isinstance(tools, dict) and tools else tools
     if tools and not isinstance(tools, list):
         raise DataError(f"{location}: tools is not a list: {str(tools)[:60]!r}", "a list of tools",
-                        reason="tools that are not a list")  # fmt: skip
+                        "correct or remove the record", reason="tools that are not a list")  # fmt: skip
     return [_tool(_parsed(tool)) for tool in tools if tool is not None] or None if tools else None
 
 

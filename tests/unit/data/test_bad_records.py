@@ -1,5 +1,6 @@
 """Bad records stop the preparation, or are dropped, counted and listed."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import RunConfig
+from ftdist.data import encode
 from ftdist.data.bad_records import MAX_REASONS, BadRecord, BadRecordList
 from ftdist.data.prepare import prepare
 from ftdist.run.prepared import BAD_RECORDS, copy_bad_records, read_meta
@@ -40,7 +42,7 @@ def test_bad_records_are_dropped_counted_and_listed(
     folder = prepare(config)
     meta = read_meta(folder)
     refused = listed(folder)[3]["reason"]
-    assert refused.startswith("the chat template cannot render this conversation")
+    assert refused == "the chat template cannot render it: no system"
     assert meta["sources"]["mine"]["documents"] == 44
     assert meta["sources"]["mine"]["dropped"] == {
         "bad (an empty answer)": 2, "bad (not JSON)": 1, f"bad ({refused})": 1,
@@ -117,3 +119,15 @@ def test_many_different_reasons_are_counted_together(tmp_path: Path) -> None:
     assert len(counts) == MAX_REASONS + 1
     assert (counts["dropped: bad (3)"], counts["dropped: bad (other)"]) == (2, 12)
     assert len((tmp_path / BAD_RECORDS).read_text().splitlines()) == 21
+
+
+def test_every_refusal_of_a_record_has_a_fix_and_a_reason_by_which_it_is_counted() -> None:
+    found = 0
+    for name in ("messages", "records", "fields", "tool_calls", "render", "chat_documents"):
+        file = Path(encode.__file__).with_name(f"{name}.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "DataError":
+                named = [keyword.arg for keyword in call.keywords]
+                assert "reason" in named and (len(call.args) == 3 or "fix" in named), f"{name}.py:{call.lineno}"
+                found += 1
+    assert found > 30

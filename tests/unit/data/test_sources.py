@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import lzma
 import pickle
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +283,48 @@ def test_a_line_that_is_not_a_record_is_found_and_the_others_are_read(tmp_path: 
     csv.write_text("text,n\none,1\ntwo\nthree,3\n")
     found = [record for _, record in read_source("data.sources.mine", SourceConfig(path=str(csv)))]
     assert [isinstance(record, DataError) for record in found] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", b'text\none\n\xe9\n"two\n\xe8"\nthree\n', ["one", "not UTF-8", "not UTF-8", "three"]),
+        ("a.tsv", b"text\tn\none\t1\ntw\xe9\t2\n\xc3\xa9\t3\n", ["one", "not UTF-8", "é"]),
+        ("a.csv", b'text,n\n"one"x,1\ntwo,2\n', ["not CSV", "two"]),
+        ("a.json", b'[{"text": "one"},\n{"text": "\xe9"},\n{"text": "two"}]', ["one", "not UTF-8", "two"]),
+        ("a.json", b'{"text":\n"one"}\n{"text":\n"\xe9"}\n{"text": "\xc3\xa9"}', ["one", "not UTF-8", "é"]),
+        ("a.txt", b"one\n\xe9\n", ["not UTF-8"]),
+    ],
+)
+def test_a_text_that_is_not_utf8_is_a_bad_record_in_every_format(
+    name: str, content: bytes, expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = [record for _, record in read_source("data.sources.mine", SourceConfig(path=str(tmp_path / name)))]
+    assert [one.reason if isinstance(one, DataError) else one["text"] for one in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fix"),
+    [
+        ("a.jsonl", b'{"text": "\xe9"}\n', "iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl"),
+        ("a.jsonl.gz", b'{"text": "\xe9"}\n', "gzip -dc a.jsonl.gz | iconv -f latin1 -t utf-8 > utf8-a.jsonl"),
+        ("a.csv.xz", b"text\n\xe9\n", "xz -dc a.csv.xz | iconv -f latin1 -t utf-8 > utf8-a.csv"),
+        ("a.csv.gz", "text\né".encode("utf-16"), "gzip -dc a.csv.gz | iconv -f utf-16 -t utf-8 > utf8-a.csv"),
+        ("a.csv", b"text\n\xe9\n", "iconv -f latin1 -t utf-8 a.csv > utf8-a.csv"),
+        ("a.csv", b"\xe9\none\n", "iconv -f latin1 -t utf-8 a.csv > utf8-a.csv"),
+        ("a.csv", b"text,n\none\n", "add the missing fields (they may be empty), or remove the line"),
+        ("a.csv", b"text\none,1\n", "put fields that contain the separator in quotation marks"),
+        ("a.csv", b'text\none\n"two\nthree\n', "close the quotation mark in line 3"),
+    ],
+)
+def test_the_fix_of_an_invalid_file_works_on_this_file(name: str, content: bytes, fix: str, tmp_path: Path) -> None:
+    write = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(write(content))
+    assert fix in refusal(tmp_path / name).fix
+    if "iconv" in fix:
+        subprocess.run(fix, shell=True, check=True, cwd=tmp_path)
+        assert len(records(tmp_path / f"utf8-{name.removesuffix('.gz').removesuffix('.xz')}")) == 1
 
 
 def test_nulls_that_arrow_adds_to_structs_are_removed(tmp_path: Path) -> None:
