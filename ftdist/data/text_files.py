@@ -88,9 +88,9 @@ def _read_values(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
             raise _not_json(f"{file}:{number}", error, "a list of objects, or objects", "correct the file") from error
         for location, one in _expanded(file, f"{file}:{line}", record, where, split):
             if lines.errors and UNDECODED.search(json.dumps(one, ensure_ascii=False)):
-                error = lines.errors[0]
-                yield location, DataError(f"{location} has text that is not UTF-8; the first: {error.found}",
-                                          error.expected, error.fix, error.reason)  # fmt: skip
+                line_error = lines.errors[0]
+                found = f"{location} has text that is not UTF-8; the first: {line_error.found}"
+                yield location, DataError(found, line_error.expected, line_error.fix, line_error.reason)
             else:
                 yield location, one
 
