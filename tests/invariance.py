@@ -91,8 +91,10 @@ def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Cas
 
 def other_families() -> List[Case]:
     """Return one case for each model that needs a slower way to run documents. ZeRO-3 on two ranks, because a rank with
-    fewer documents must still run as many forward passes as the other."""
-    return [Case(family, 3, 2, 2, True, False, Precision.fp32, False, False) for family in OTHER_FAMILIES]
+    fewer documents must still run as many forward passes as the other. Parameters without a gradient: at each stage."""
+    stages = {family: [0, 1, 2, 3] if family == "gemma3_images" else [3] for family in OTHER_FAMILIES}
+    return [Case(family, stage, 2, 2, True, False, Precision.fp32, False, False)
+            for family, all_stages in stages.items() for stage in all_stages]  # fmt: skip
 
 
 def pairs(case: Case) -> set:

@@ -155,6 +155,7 @@ class Saver:
             "config": self._config_hash,
             "data": self._data,
             "optimizer_step": self._engine.updates,
+            "no_gradient": self._engine.no_gradient.names,
             "parameters": self._engine.trained_shapes(),
             "buffers": {name: list(tensor.shape) for name, tensor in self._engine.buffers().items()},
             "versions": self._versions,
@@ -194,6 +195,8 @@ class Saver:
         self._check_fits(folder.name, manifest)
         stored = Stored([folder / rank_file(rank) for rank in range(manifest["world_size"])])
         restore(self._engine, stored, manifest["optimizer_step"])
+        # Older versions did not write it. Parameters that get a gradient are then found in the next step.
+        self._engine.no_gradient.reset(manifest.get("no_gradient", self._engine.trained_shapes()))
         _restore_rng(stored, self.together.rank, manifest["world_size"], f"{self._config.seed} {manifest['step']}")
         here = (self.together.world_size, self._engine.stage)
         if (manifest["world_size"], manifest["zero_stage"]) != here:

@@ -12,6 +12,7 @@ import deepspeed
 import torch
 
 from ftdist.config.schema import RunConfig
+from ftdist.engine.no_gradient import NoGradient
 from ftdist.engine.optimizers import build_optimizer, parameter_shape
 from ftdist.model.forward import evaluation_mode
 from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
@@ -61,7 +62,9 @@ class Engine(ForwardEngine):
         self.state_names = spec.states
         """Names of the tensors that the optimizer keeps for each parameter, once it has made an update."""
         self._wrapped, self._world_size = wrapped, world_size
-        self._gate = UpdateGate(optimizer)
+        self.no_gradient = NoGradient(self.module, wrapped.device)
+        """The parameters that have not got a gradient so far. They stay as they are."""
+        self._gate = UpdateGate(optimizer, lambda: self.no_gradient.unchanged(self))
         self.optimizer = optimizer
         """PyTorch's optimizer, which updates the master weights."""
         self.updates = 0
@@ -102,6 +105,8 @@ class Engine(ForwardEngine):
         # point.
         plain = boundary and not self.stage and not wrapped.bfloat16_enabled()
         norm = math.nan
+        if boundary:
+            self.no_gradient.agree()
         if plain:
             norm = float(
                 torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
@@ -144,8 +149,12 @@ class UpdateGate:
     type.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._update = optimizer.step
+    def __init__(self, optimizer: torch.optim.Optimizer, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """
+        Args:
+            around: Makes the context in which an update is made.
+        """
+        self._update, self._around = optimizer.step, around
         self._accepted: Callable[[], bool] = lambda: True
         self.updated = False
         """Whether the last step updated the weights. False if DeepSpeed did not reach the update."""
@@ -158,7 +167,8 @@ class UpdateGate:
     def _step(self, closure: Any = None) -> None:
         self.updated = self._accepted()
         if self.updated:
-            self._update()
+            with self._around():
+                self._update()
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, Any], world_size: int) -> Engine:

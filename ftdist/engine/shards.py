@@ -9,7 +9,7 @@ every number.
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,17 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from ftdist.base.errors import ConfigError
-from ftdist.engine.engine import Engine
+
+
+class Engine(Protocol):
+    """The parts of ``ftdist.engine.engine.Engine`` that this module reads."""
+
+    module: Any
+
+    @property
+    def stage(self) -> int: ...
+    @property
+    def zero_optimizer(self) -> Any: ...
 
 
 @dataclass(frozen=True)

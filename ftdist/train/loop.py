@@ -48,7 +48,7 @@ def train(training: Training) -> bool:
     Returns:
         Whether the last step was reached. False if the run was asked to stop; a resume then continues it.
     """
-    last, rolled_back = training.max_steps, False
+    last, rolled_back, named = training.max_steps, False, False
     while True:
         state = training.state
         if _evaluation_due(training) and not _evaluate_all(training):
@@ -62,6 +62,9 @@ def train(training: Training) -> bool:
         started = time.perf_counter()
         result = train_step(training, state.step)
         training.busy("")  # ends "starting": the first step may compile kernels for a long time
+        if training.engine.no_gradient.names and not named:
+            training.progress.note(training.engine.no_gradient.describe())
+        named = True
         state.step += 1
         state.tokens_seen += result.tokens
         state.trained_tokens += result.trained_tokens

@@ -6,8 +6,8 @@ weights after a step.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Iterable, List, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, FrozenSet, Iterable, List, Optional, Tuple
 
 import torch
 
@@ -40,6 +40,8 @@ class Expected:
     """Gradients of the first step, after clipping."""
     heldout: float
     """Held-out loss after the last step. 0 if there is no held-out data."""
+    untouched: List[FrozenSet[str]] = field(default_factory=list)
+    """For each step, the names of the parameters that had not got a gradient so far."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,16 @@ def run_reference(
         vocab_size: Number of rows of the embedding that are real tokens; None for all.
     """
     reference = Reference(model, config.optim, config.train.max_steps, vocab_size)
-    size, results = config.batch.global_batch_size, []
+    size, results, untouched = config.batch.global_batch_size, [], []
     gradients: Tensors = {}
     for step in range(steps):
         documents = [document for row in order[step * size : (step + 1) * size] for document in rows[row]]
         results.append(reference.step(step, documents))
         gradients = gradients or reference.gradients
+        untouched.append(frozenset(reference.untouched))
     return Expected(
         [result["loss"] for result in results], [result["grad_norm"] for result in results], gradients,
-        mean_loss(model, heldout, vocab_size) if heldout else 0.0,
+        mean_loss(model, heldout, vocab_size) if heldout else 0.0, untouched,
     )  # fmt: skip
 
 
@@ -136,12 +139,14 @@ def measure_deviation(training: Training, expected: Optional[Expected], steps: i
     if expected is None:
         return None
     gradients = gradients_from_moments(moments, config.optim.beta1)
+    updates = [{name: g for name, g in found.items() if name not in untouched}
+               for found, untouched in zip(gradients, expected.untouched, strict=False)]  # fmt: skip
     gradient, parameter = worst_gradient(gradients[0], expected.gradients, SMALL_GRADIENT[config.train.precision])
     return Deviation(
         loss=largest_difference([r.loss for r in results], expected.losses),
         grad_norm=largest_difference([r.grad_norm for r in results], expected.grad_norms),
         gradient=gradient, parameter=parameter,
-        update=_update_deviation(weights, gradients, config.optim, [result.lr for result in results]),
+        update=_update_deviation(weights, updates, config.optim, [result.lr for result in results]),
         heldout=largest_difference([heldout], [expected.heldout]),
     )  # fmt: skip
 
@@ -198,7 +203,8 @@ def gradients_from_moments(moments: List[Tensors], beta1: float) -> List[Tensors
 
 
 def _update_deviation(weights: List[Tensors], gradients: List[Tensors], optim: Any, lrs: List[float]) -> float:
-    """Compare the updates with those of the reference's AdamW, given the engine's own gradients.
+    """Compare the updates with those of the reference's AdamW, given the engine's own gradients. Weights that are not
+    among them must not change.
 
     More than one update is compared, because the first one does not depend on beta2. The weights are fp32. A difference
     of one rounding for each step is allowed: it can be a large share of an update that is small compared with the

@@ -103,6 +103,8 @@ class Reference:
         self.optimizer = adamw(self.masters, optim)
         self.gradients: Dict[str, torch.Tensor] = {}
         """Gradients of the last step after clipping, in fp32."""
+        self.untouched = set(self.named)
+        """Names of the parameters that never got a gradient. They stay as they are, without weight decay."""
 
     def step(self, index: int, documents: List[Document]) -> Dict[str, float]:
         """Run optimizer step ``index`` (0 is the first) on the documents of a whole global batch.
@@ -121,12 +123,14 @@ class Reference:
             for name, p in self.named.items():
                 if p.grad is not None:
                     sums[name] += p.grad.float()
+                    self.untouched.discard(name)
                 p.grad = None
         norm = math.sqrt(sum(float(g.double().pow(2).sum()) for g in sums.values()))
         if self.optim.max_grad_norm and norm > self.optim.max_grad_norm:
             sums = {name: g * (self.optim.max_grad_norm / norm) for name, g in sums.items()}
         lr = expected_lr(self.optim, index, self.max_steps)
-        adamw_step(self.optimizer, self.masters, sums, lr)
+        updated = {name: g for name, g in sums.items() if name not in self.untouched}
+        adamw_step(self.optimizer, self.masters, updated, lr)
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(self.masters[name])
@@ -146,9 +150,9 @@ def adamw(weights: Dict[str, torch.Tensor], optim: Any) -> torch.optim.AdamW:
 def adamw_step(
     optimizer: torch.optim.AdamW, weights: Dict[str, torch.Tensor], gradients: Dict[str, torch.Tensor], lr: float
 ) -> None:
-    """Update ``weights`` in place once."""
-    for name, weight in weights.items():
-        weight.grad = gradients[name]
+    """Update the weights that have a gradient in place once."""
+    for name, gradient in gradients.items():
+        weights[name].grad = gradient
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()

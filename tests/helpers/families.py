@@ -38,6 +38,14 @@ OTHER_FAMILIES: Dict[str, Dict[str, Any]] = {
         "model_type": "gpt_oss", **GROUPED, "head_dim": 16, "sliding_window": 8, "num_local_experts": 4,
         "num_experts_per_tok": 2, "layer_types": ["sliding_attention", "full_attention"],
     },
+    "gemma3_images": {  # with an image encoder, whose parameters get no gradient from text
+        "model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **GROUPED, "head_dim": 16},
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+        },
+        "mm_tokens_per_image": 1, "image_token_index": 258, "boi_token_index": 255, "eoi_token_index": 256,
+    },
     "llama4": {  # chunked attention; the chunks are shorter than documents
         "model_type": "llama4_text", **GROUPED, "head_dim": 16, "attention_chunk_size": 8, "num_local_experts": 2,
         "intermediate_size_mlp": 64, "layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0],

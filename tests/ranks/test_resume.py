@@ -43,6 +43,7 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
         what = f"stage {config.zero.stage}, {config.train.precision.name}, {config.zero.deepspeed}"
         assert resumed.state.step == SAVED_AT, what
         assert fingerprint(resumed.engine) == before, what
+        assert resumed.engine.no_gradient.names == [], what
         assert steps(resumed, STEPS - SAVED_AT) == rest, what
         assert fingerprint(resumed.engine) == after, what
         assert len(set(first + rest)) == STEPS
