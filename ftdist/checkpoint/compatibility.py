@@ -1,9 +1,11 @@
 """Exports for programs that read the files of transformers 4: fields of version 5 are also in their old place.
 
-transformers 5 keeps all settings of rotary embeddings in ``rope_parameters``, and calls a tokenizer without a class
-of its own ``TokenizersBackend``. transformers 4, and programs that read ``config.json`` themselves (vLLM, the
-converter of llama.cpp), look for ``rope_theta`` and ``rope_scaling``. Without them they use the default of the
-architecture and say nothing.
+transformers 5 keeps all settings of rotary embeddings in ``rope_parameters``. transformers 4, and programs that read
+``config.json`` themselves or with version 4 (vLLM before 0.24, the converter of llama.cpp), look for ``rope_theta`` and
+``rope_scaling``. Without them they use the default of the architecture and say nothing.
+
+Sources for what these programs read: ``transformers_utils/config.py`` and ``model_arch_config_convertor.py`` of vLLM,
+``conversion/`` and ``gguf-py/gguf/vocab.py`` of llama.cpp.
 """
 
 from pathlib import Path
@@ -14,53 +16,104 @@ from ftdist.base.json_files import read_json, write_json
 TESTED = "4.57 and 5.23"
 """Versions of transformers with which the tests open an export."""
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+OLD_LAYERS = {"linear_attention": "mamba", GLOBAL: "attention"}
+"""Names of the kinds of layers in the old Granite hybrids. Version 5 reads these too."""
+GENERIC = "PreTrainedTokenizerFast"
+"""The tokenizer class that uses ``tokenizer.json`` as it is, in both versions. The classes of models do not: version 5
+builds parts of the tokenizer anew from other settings, and version 4 has other defaults for them or lacks the class."""
+NEEDED_NAMES = ("GPT2Tokenizer",)
+"""Classes that are the same in both versions, and by which llama.cpp knows a Phi with a byte-level vocabulary."""
 
 
 def write_old_fields(folder: Path) -> None:
     """Add the fields of transformers 4 to the config and the tokenizer of an export."""
-    config = read_json(folder / "config.json")
+    config = _plain_numbers(read_json(folder / "config.json"))
     for part in (config, config.get("text_config")):
         if isinstance(part, dict):
             _add_old_fields(part)
     write_json(folder / "config.json", config)
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return
-    tokenizer = read_json(file)
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # both versions have it
-    if isinstance(tokenizer.get("extra_special_tokens"), list):  # version 4 reads a dict here, and fails
-        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    write_json(file, tokenizer)
+    if (folder / "tokenizer_config.json").is_file() and (folder / "tokenizer.json").is_file():
+        tokenizer = _old_tokenizer(read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json"))
+        write_json(folder / "tokenizer_config.json", tokenizer)
+
+
+def _old_tokenizer(config: Dict[str, Any], backend: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a ``tokenizer_config.json`` that both versions and llama.cpp read, and that names no machine.
+
+    Args:
+        config: The file of version 5.
+        backend: The ``tokenizer.json`` of the same tokenizer.
+    """
+    config = {name: value for name, value in config.items() if name not in ("is_local", "local_files_only")}
+    if "auto_map" not in config and config.get("tokenizer_class") not in NEEDED_NAMES:  # not a class of its own code
+        config["tokenizer_class"] = GENERIC
+    # GENERIC of version 4 also returns token types, which most models refuse as an argument of generate()
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    if isinstance(config.get("extra_special_tokens"), list):  # version 4 reads a dict here, and fails
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    # where there is a tokenizer.model, llama.cpp takes the tokens that were added to it from here
+    config["added_tokens_decoder"] = {
+        str(token["id"]): {name: value for name, value in token.items() if name != "id"}
+        for token in backend.get("added_tokens", [])
+    }
+    return config
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Return a config in which infinities are numbers. Version 5 writes ``{"__float__": "Infinity"}``."""
+    if isinstance(value, dict):
+        if set(value) == {"__float__"}:
+            return float(value["__float__"])
+        return {name: _plain_numbers(item) for name, item in value.items()}
+    return [_plain_numbers(item) for item in value] if isinstance(value, list) else value
 
 
 def _add_old_fields(config: Dict[str, Any]) -> None:
+    kind = str(config.get("model_type"))
     if "dtype" in config:
         config["torch_dtype"] = config["dtype"]
-    if "num_local_experts" in config and "moe" in str(config.get("model_type")):
+    if "num_local_experts" in config and "moe" in kind:
         config["num_experts"] = config["num_local_experts"]  # its name in Qwen's and OLMo's mixtures of experts
+    if kind == "granitemoehybrid" and "layer_types" in config:
+        config["layer_types"] = [OLD_LAYERS.get(layer, layer) for layer in config["layer_types"]]
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
         return
     if GLOBAL in rope:  # one set of parameters for each kind of layer, as in Gemma 3
         if LOCAL in rope:
             config["rope_local_base_freq"] = rope[LOCAL]["rope_theta"]
+            if kind.startswith("modernbert"):
+                config["local_rope_theta"] = rope[LOCAL]["rope_theta"]
         rope = rope[GLOBAL]
-    if not isinstance(rope, dict) or "rope_theta" not in rope:
-        return
+        if kind.startswith("modernbert") and isinstance(rope, dict):
+            config["global_rope_theta"] = rope["rope_theta"]
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        _add_old_rope(config, kind, rope)
+
+
+def _add_old_rope(config: Dict[str, Any], kind: str, rope: Dict[str, Any]) -> None:
+    """Add the old fields of rotary embeddings to a config.
+
+    Args:
+        kind: Its ``model_type``.
+        rope: Its parameters, those of layers with full attention if there are several.
+    """
     config["rope_theta"] = rope["rope_theta"]
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    original = scaling.get("original_max_position_embeddings")
     if scaling.get("rope_type", "default") == "default":
         config["rope_scaling"] = None
     elif scaling["rope_type"] == "longrope":  # Phi 3 of version 4 accepts exactly these three
         config["rope_scaling"] = {
             "type": "longrope", "short_factor": scaling["short_factor"], "long_factor": scaling["long_factor"],
         }  # fmt: skip
-        config.setdefault("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
+        config.setdefault("original_max_position_embeddings", original)
     else:
         config["rope_scaling"] = scaling
+        if scaling["rope_type"] == "llama3":  # llama.cpp looks for it here, and takes 8192 without it
+            config.setdefault("original_max_position_embeddings", original)
     if "partial_rotary_factor" in rope:
         config["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if config.get("model_type") == "gpt_neox":
+    if kind.startswith("gpt_neox"):
         config["rotary_emb_base"] = rope["rope_theta"]
         config["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)

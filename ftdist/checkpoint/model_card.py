@@ -101,6 +101,7 @@ def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str
         "seed": str(config.seed),
         "checkpoint": checkpoint,
         "tested with transformers": TESTED,
+        "made to be read by": "vLLM and llama.cpp's converter (from their sources, not tested)",
     }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ from ftdist.checkpoint.state import restore, tensors_to_save
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.config.resumable import config_hash
 from ftdist.config.schema import RunConfig
+from ftdist.data.tokenizer import SENTENCEPIECE
 from ftdist.engine.engine import Engine
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import optimizer_of
@@ -248,6 +250,9 @@ def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
         generation = Path(folder) / "generation_config.json"
         generation.write_text(model.generation_config.to_json_string(), encoding="utf-8")
         tokenizer.save_pretrained(folder)
+        sentencepiece = getattr(tokenizer, "sentencepiece_file", None)
+        if sentencepiece:
+            shutil.copyfile(sentencepiece, Path(folder) / SENTENCEPIECE)
         files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
         return {f"{HF}/{path.relative_to(folder)}": path.read_bytes() for path in files}
 

@@ -1,6 +1,8 @@
 """Load the tokenizer of a run. Preparation, training, evaluation and verification all use ``load_tokenizer``."""
 
-from typing import Any, Dict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
@@ -9,6 +11,8 @@ from ftdist.run.prepared import template_text
 
 SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
 """Special tokens of the bytes tokenizer."""
+SENTENCEPIECE = "tokenizer.model"
+"""The file of a tokenizer that was made with SentencePiece."""
 
 
 def load_tokenizer(config: RunConfig) -> Any:
@@ -16,8 +20,9 @@ def load_tokenizer(config: RunConfig) -> Any:
 
     Returns:
         A fast tokenizer of transformers. Its attribute ``num_known_tokens`` is the number of tokens without the new
-        special tokens. It always has a padding token. If it had none, the EOS token is used. This is safe because
-        padding is masked by position, never by token id.
+        special tokens, and ``sentencepiece_file`` the path of its ``tokenizer.model`` or None. It always has a padding
+        token. If it had none, the EOS token is used. This is safe because padding is masked by position, never by
+        token id.
 
     Raises:
         ConfigError: The tokenizer cannot be loaded, is not a fast tokenizer (only these report the characters of each
@@ -29,6 +34,7 @@ def load_tokenizer(config: RunConfig) -> Any:
         raise ConfigError(f"the tokenizer {location} has no fast version", "a tokenizer with tokenizer.json",
                           "model.tokenizer=FOLDER, with the files of a fast tokenizer of this model")  # fmt: skip
     tokenizer.num_known_tokens = len(tokenizer)  # larger ids are new to the model
+    tokenizer.sentencepiece_file = _sentencepiece_file(config, location)
     if config.model.new_special_tokens:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": list(config.model.new_special_tokens)}, replace_extra_special_tokens=False
@@ -94,18 +100,45 @@ def bytes_tokenizer() -> Any:
 def _load(config: RunConfig, location: str) -> Any:
     from transformers import AutoTokenizer
 
-    revision = None if config.model.tokenizer else config.model.revision
     try:
         return AutoTokenizer.from_pretrained(
-            location, revision=revision or "main", trust_remote_code=config.model.trust_remote_code
+            location, revision=_revision(config), trust_remote_code=config.model.trust_remote_code
         )
     except Exception as error:  # transformers raises many kinds of exceptions: files, network, custom code
+        if (
+            "`tiktoken` is required" in str(error) and find_spec("sentencepiece") is None
+        ):  # it reads the file as one of either kind
+            raise ConfigError(
+                f"the tokenizer {location} has no tokenizer.json, and SentencePiece, which reads its tokenizer.model, "
+                "is not installed", "a tokenizer with tokenizer.json, or SentencePiece", "pip install sentencepiece",
+            ) from error  # fmt: skip
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"cannot load the tokenizer {location}: {reason}",
             "tokenizer files or a hub id",
             "model.tokenizer=FOLDER (or model.trust_remote_code=true if the tokenizer needs its own code)",
         ) from error
+
+
+def _sentencepiece_file(config: RunConfig, location: str) -> Optional[str]:
+    """Return the path of the tokenizer's ``tokenizer.model``, None if it has none.
+
+    Nothing here reads it: llama.cpp's converter needs it of some families, so that it is part of an export.
+    """
+    from transformers.utils.hub import cached_file
+
+    if location == "bytes" or Path(location).is_dir():
+        file = Path(location) / SENTENCEPIECE
+        return str(file) if file.is_file() else None
+    found = cached_file(
+        location, SENTENCEPIECE, revision=_revision(config), _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return str(found) if found else None
+
+
+def _revision(config: RunConfig) -> str:
+    return (None if config.model.tokenizer else config.model.revision) or "main"
 
 
 def _chatml() -> RunConfig:

@@ -52,7 +52,7 @@ def test_every_family_exports_the_trained_weights(tmp_path: Path) -> None:
 def test_a_generation_config_that_transformers_refuses_to_write_is_exported_as_it_came(tmp_path: Path) -> None:
     """Such models exist: a temperature beside ``do_sample=false``. The refusal ended a run in its ranks."""
     found = run_ranks(_exported_generation, 1, tmp_path, timeout_s=120)[0]
-    assert found == {"temperature": 0.7, "top_p": 0.9, "do_sample": None}
+    assert found == {"temperature": 0.7, "top_p": 0.9, "do_sample": None, "sentencepiece": "pieces"}
 
 
 def _exported_generation(folder: Path) -> Dict[str, Any]:
@@ -66,8 +66,12 @@ def _exported_generation(folder: Path) -> Dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(save_tiny_model(folder / "model"))
     model.generation_config.temperature, model.generation_config.top_p = 0.7, 0.9
     (out := folder / "export").mkdir()
-    for name, content in hf_files(model, bytes_tokenizer()).items():
+    (folder / "spiece.model").write_text("pieces")
+    tokenizer = bytes_tokenizer()
+    tokenizer.sentencepiece_file = str(folder / "spiece.model")  # as load_tokenizer sets it
+    for name, content in hf_files(model, tokenizer).items():
         (out / Path(name).name).write_bytes(content)
     save_model({name: torch.clone(p) for name, p in model.named_parameters()}, model.config, out, False)
     written = json.loads((out / "generation_config.json").read_text())
-    return {name: written.get(name) for name in ("temperature", "top_p", "do_sample")}
+    found = {name: written.get(name) for name in ("temperature", "top_p", "do_sample")}
+    return {**found, "sentencepiece": (out / "tokenizer.model").read_text()}

@@ -40,6 +40,20 @@ def test_a_tokenizer_that_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path
     assert "\n" not in caught.value.found
 
 
+def test_a_sentencepiece_file_is_kept_for_the_export_or_its_reader_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    config = text_config(tmp_path, ["one"], f"model.tokenizer={tmp_path}")
+    assert load_tokenizer(config).sentencepiece_file == str(tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer.json").unlink()
+    monkeypatch.setattr("ftdist.data.tokenizer.find_spec", lambda name: None)  # SentencePiece is not installed
+    with pytest.raises(ConfigError, match="no tokenizer.json, and SentencePiece, which reads") as caught:
+        load_tokenizer(config)
+    assert caught.value.fix == "pip install sentencepiece"
+
+
 def test_each_new_special_token_is_one_token(tmp_path: Path) -> None:
     config = text_config(tmp_path, ["a<|new|>b"], "model.new_special_tokens=['<|new|>']")
     folder = prepare(config)
