@@ -24,6 +24,7 @@ from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import RunConfig
+from ftdist.model.forward import position_padding
 from ftdist.model.load import model_config
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts, write_facts
@@ -132,6 +133,9 @@ def _where(config: RunConfig) -> str:
 def _facts(arch: PretrainedConfig, model: PreTrainedModel) -> ModelFacts:
     limit = getattr(arch.get_text_config(), "max_position_embeddings", None)
     limit = limit if isinstance(limit, int) and limit > 0 else None
+    padding = position_padding(model)
+    if limit is not None and padding is not None:
+        limit -= padding + 1  # the first rows of its position table belong to no token
     return ModelFacts(
         model_type=arch.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, List, Protocol
+from typing import Any, Dict, List, Optional, Protocol
 
 import torch
 import torch.distributed as dist
@@ -31,12 +31,24 @@ class Batch(Protocol):
 def set_plan(causal_lm: torch.nn.Module, plan: AttentionPlan) -> None:
     """Note on a model how documents run through it. Its attention implementation must be that of the plan."""
     causal_lm.ftdist_plan = plan  # type: ignore[assignment]
+    causal_lm.ftdist_position_padding = position_padding(causal_lm)  # type: ignore[assignment]
 
 
 def plan_of(model: Any) -> AttentionPlan:
     """Return how documents run through a model or an engine."""
     plan: AttentionPlan = without_engine(model).ftdist_plan
     return plan
+
+
+def position_padding(causal_lm: torch.nn.Module) -> Optional[int]:
+    """Return the padding id of a model that counts positions as RoBERTa does, else None.
+
+    The first token of a text has the position ``padding id + 1``. Padding tokens have the position ``padding id``, and
+    are not counted.
+    """
+    counting = (m for m in causal_lm.modules() if hasattr(m, "create_position_ids_from_input_ids"))
+    padding = getattr(next(counting, None), "padding_idx", None)
+    return padding if isinstance(padding, int) else None
 
 
 def forward_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
@@ -62,13 +74,25 @@ def forward_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.T
     keep = {"logits_to_keep": positions} if keeps_logits(causal_lm) else {}
     logits = model(
         input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
+        position_ids=_positions(causal_lm, batch),
         use_cache=False,  # with a cache, transformers silently drops its own block mask
         **keep,
         **(_masks(causal_lm, batch) if layout is Layout.masks else {}),
         **document_kwargs(batch.cu_seqlens, batch.max_seqlen),
     ).logits[0]
     return logits if keep else logits[positions]
+
+
+def _positions(causal_lm: Any, batch: Batch) -> torch.Tensor:
+    """Return the position ids of a row [1, T] as the model would count them in each document alone."""
+    padding = causal_lm.ftdist_position_padding
+    if padding is None:
+        return batch.position_ids
+    real = (batch.input_ids != padding).long()
+    counted = real.cumsum(1)
+    first = torch.arange(real.shape[1], device=real.device) - batch.position_ids  # where the document begins
+    before = torch.gather(counted - real, 1, first)
+    return (counted - before) * real + padding
 
 
 def _masks(causal_lm: Any, batch: Batch) -> Dict[str, Any]:

@@ -26,6 +26,9 @@ def describe_attention(
     lines = [f"attention: {choice.plan.describe()}; {across}{ahead}"]
     lines += [f"{INDENT}not {reason}" for reason in choice.rejected]
     lines += [INDENT + choice.unproven] if choice.unproven else []
+    if config.train.num_samples and not choice.plan.cached:
+        why = "it is not known whether its cache works" if choice.unproven else "with its cache it gives other tokens"
+        lines.append(f"{INDENT}answers are sampled without a cache, which is slower: {why}")
     return lines + ([INDENT + _memory(config, arch, choice)] if choice.plan.implementation == "eager" else [])
 
 

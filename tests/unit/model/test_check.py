@@ -62,6 +62,7 @@ def test_a_model_that_cannot_be_fine_tuned_is_refused(config: RunConfig, found: 
         ({"model_type": "gpt_neox"}, 2048, False),
         ({"model_type": "bloom"}, None, False),
         ({"model_type": "bert", "is_decoder": True}, 512, True),
+        ({"model_type": "roberta", "is_decoder": True, "max_position_embeddings": 66}, 64, True),  # padding id 1
         ({"model_type": "mixtral", "num_key_value_heads": 1, "num_local_experts": 2}, 4096 * 32, False),
         ({"model_type": "mamba", "state_size": 4}, None, False),
     ],

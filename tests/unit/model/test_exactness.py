@@ -94,6 +94,15 @@ def test_bf16_is_checked_as_well() -> None:
 def test_generation_without_a_usable_cache_is_found() -> None:
     assert choose("llama").plan.cached
     assert not choose("minimax").plan.cached
+    assert not choose("mamba").plan.cached  # it ignores the cache: each token would be the first one
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "camembert", "xlm-roberta", "xmod"])
+def test_positions_that_begin_after_the_padding_id_are_those_of_each_document_alone(model_type: str) -> None:
+    tried = trial(model_type, is_decoder=True)
+    tried._documents[1][5] = tried._arch.pad_token_id  # it is not counted
+    loss, gradient, problem = tried.measure(BY_DOCUMENT, torch.float32)
+    assert not problem, (loss, gradient)
 
 
 def _config(folder: Path) -> RunConfig:

@@ -1,5 +1,6 @@
 """What the log says about the attention of a run."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,4 +44,12 @@ def test_rows_of_their_own_cost_the_square_of_each_document(recompute: bool, siz
 
 
 def test_a_model_without_a_stand_in_says_so() -> None:
-    assert _lines(BY_DOCUMENT, unproven="no stand-in of the model can be built")[1].strip().startswith("no stand-in")
+    plan = replace(BY_DOCUMENT, cached=False)
+    _, unproven, cache = _lines(plan, unproven="no stand-in of the model can be built")
+    assert unproven.strip().startswith("no stand-in")
+    assert cache.endswith("slower: it is not known whether its cache works")
+
+
+def test_sampling_without_a_cache_is_said_once() -> None:
+    [_, line] = _lines(replace(BY_DOCUMENT, cached=False))
+    assert line.strip().startswith("answers are sampled without a cache") and "gives other tokens" in line
