@@ -85,4 +85,4 @@ class Stored:
         Raises:
             CheckpointError: The files do not hold all of its elements.
         """
-        return self.read(state, name, 0, math.prod(shape)).view(*shape)
+        return self.read(state, name, 0, math.prod(shape)).view(tuple(shape))

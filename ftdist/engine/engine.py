@@ -14,6 +14,7 @@ import torch
 from ftdist.config.schema import RunConfig
 from ftdist.engine.no_gradient import NoGradient
 from ftdist.engine.optimizers import build_optimizer, parameter_shape
+from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
 from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
 
@@ -67,6 +68,7 @@ class Engine(ForwardEngine):
         self._gate = UpdateGate(optimizer, lambda: self.no_gradient.unchanged(self))
         self.optimizer = optimizer
         """PyTorch's optimizer, which updates the master weights."""
+        self._fixed = fixed_parameters(self.module)
         self.updates = 0
         """Number of optimizer updates so far, over all attempts of the run."""
 
@@ -131,9 +133,10 @@ class Engine(ForwardEngine):
         return {name: list(parameter_shape(p)) for name, p in self.module.named_parameters() if p.requires_grad}
 
     def buffers(self) -> Dict[str, torch.Tensor]:
-        """Return the buffers that the model saves with its weights, by name. They are not trained."""
+        """Return what checkpoints hold besides the trained parameters, by name: the buffers that the model saves with
+        its weights, and copies of the parameters that the model never trains (``ftdist.model.fixed``)."""
         saved = self.module.state_dict().keys()
-        return {name: tensor for name, tensor in self.module.named_buffers() if name in saved}
+        return {name: tensor for name, tensor in self.module.named_buffers() if name in saved} | self._fixed
 
     def destroy(self) -> None:
         """Free what DeepSpeed holds outside the engine, so that another engine can be built in this process."""

@@ -7,28 +7,39 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 
 from ftdist.engine.engine import Engine
 from ftdist.engine.shards import unsharded_masters
+from ftdist.model.vocabulary import gathered
 
 Tensors = Dict[str, torch.Tensor]
 
 
 def whole_weights(engine: Engine) -> Tensors:
-    """Return copies of the fp32 master weights, by name, on every rank. Every rank must call it."""
-    masters = _unsharded_masters(engine)
-    return {
-        name: (masters[p] if masters else safe_get_full_fp32_param(p)).detach().float().clone()
-        for name, p in engine.module.named_parameters()
-    }
+    """Return copies of the fp32 master weights, by name, on every rank. Every rank must call it.
+
+    Frozen parameters have no master weights. Their weights are returned in fp32.
+    """
+    masters, weights = _unsharded_masters(engine), {}
+    for name, p in engine.module.named_parameters():
+        if p.requires_grad:
+            weights[name] = (masters[p] if masters else safe_get_full_fp32_param(p)).detach().float().clone()
+        else:
+            with gathered([p]):
+                weights[name] = p.detach().float().clone()
+    return weights
 
 
 def first_moments(engine: Engine) -> Tensors:
-    """Return copies of Adam's first moments in fp32, by name, on every rank. Every rank must call it."""
+    """Return copies of Adam's first moments of the trained parameters in fp32, by name, on every rank.
+
+    Every rank must call it.
+    """
+    trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
     masters = _unsharded_masters(engine)
     if masters:
         state = engine.optimizer.state
-        moments = {name: state[masters[p]]["exp_avg"] for name, p in engine.module.named_parameters()}
+        moments = {name: state[masters[p]]["exp_avg"] for name, p in trained}
     else:
         _link_states(engine)
-        moments = {n: safe_get_full_optimizer_state(p, "exp_avg") for n, p in engine.module.named_parameters()}
+        moments = {name: safe_get_full_optimizer_state(p, "exp_avg") for name, p in trained}
     return {name: moment.detach().float().clone() for name, moment in moments.items()}
 
 

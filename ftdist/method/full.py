@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ftdist.config.schema import RunConfig
+from ftdist.model.fixed import keep_fixed
 from ftdist.model.save import save_model
 
 
@@ -17,6 +18,7 @@ class FullFineTuning:
         return {}
 
     def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
+        keep_fixed(model)
         return model
 
     def export(

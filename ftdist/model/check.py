@@ -1,8 +1,8 @@
 """Check before a run whether its model can be fine-tuned: ``python -m ftdist.model.check -`` (config on stdin).
 
 The model is built on the meta device, where it has shapes but no weights, so this takes seconds for any size. A model
-is refused if it cannot be built, is not a causal language model, or reads text in both directions. The facts about an
-accepted model are stored in the cache (``ftdist.run.model_facts``).
+is refused if it cannot be built, is not a causal language model, reads text in both directions, or cannot be exported
+(``ftdist.model.export_trial``). The facts about an accepted model are stored in the cache (``ftdist.run.model_facts``).
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import RunConfig
+from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
 from ftdist.model.load import model_config
 from ftdist.run.locations import model_location
@@ -42,8 +43,8 @@ def check_model(config: RunConfig) -> ModelFacts:
     """Check that the model of a config can be fine-tuned, and return the facts about it.
 
     Raises:
-        ConfigError: The model cannot be loaded or built, ``model.config`` has an unknown key, or the model is not a
-            causal language model.
+        ConfigError: The model cannot be loaded or built, ``model.config`` has an unknown key, the model is not a causal
+            language model, or it cannot be exported.
     """
     if config.model.config:
         _check_model_type(config)
@@ -55,6 +56,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     model = _build(config, arch, "meta")
     _check_direction(config, model)
     facts = _facts(arch, model)
+    prove_export(config, arch)
     if config.model.config:  # the config of a trained model is known to be valid
         _check_keys(config, arch)
         if facts.parameters <= MAX_TRIAL_PARAMETERS:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict, List, Tuple
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
@@ -31,6 +31,7 @@ def save_model(
     dtype = next(iter(weights.values())).dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=trust_remote_code)
+    _add_tied_names(model, weights)
     _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     absent = [name for name, p in model.named_parameters() if p.is_meta]
@@ -43,28 +44,42 @@ def save_model(
     model.config.use_cache = True
     model.save_pretrained(out, max_shard_size=SHARD_SIZE)
     (out / GENERATION).write_bytes(generation)
-    written = _digests(model)
+    written = {name: (_digest(tensor), tensor.dtype) for name, tensor in model.state_dict().items()}
     weights.clear()
     del model
     _compare(written, out, trust_remote_code)
 
 
-def _digests(model: torch.nn.Module) -> Dict[str, str]:
-    """Return the SHA-256 hash of each tensor that a model saves, by its name in the model."""
-    tensors = model.state_dict().items()
-    return {name: hashlib.sha256(t.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
-            for name, t in tensors}  # fmt: skip
+def _add_tied_names(model: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> None:
+    """Add the other names of tied parameters. ``weights`` has the first one, but transformers ties the others to one of
+    its own choice."""
+    names: Dict[int, List[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for tied in names.values():
+        known = [name for name in tied if name in weights]
+        weights.update({name: weights[known[0]] for name in tied if known})
 
 
-def _compare(written: Dict[str, str], out: Path, trust_remote_code: bool) -> None:
-    """Load the folder and compare the hashes of its tensors with those that were written.
+def _digest(tensor: torch.Tensor) -> str:
+    """Return the SHA-256 hash of a tensor's values."""
+    values: Any = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(values).hexdigest()
+
+
+def _compare(written: Dict[str, Tuple[str, torch.dtype]], out: Path, trust_remote_code: bool) -> None:
+    """Load the folder and compare its tensors with those that were written.
 
     Hashes are compared so that only one model is in memory at a time. The model is loaded with ``from_pretrained``,
-    because transformers renames and splits the tensors of some models when it writes them.
+    because transformers renames and splits the tensors of some models when it writes them. It reads some tensors in
+    fp32 in any case, so values are compared in the type that was written.
+
+    Args:
+        written: Hash and type of each tensor that was written, by its name in the model.
     """
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=trust_remote_code)
-    read = _digests(model)
-    for name, digest in written.items():
-        if read.get(name) != digest:
+    read = model.state_dict()
+    for name, (digest, dtype) in written.items():
+        if name not in read or _digest(read[name].to(dtype)) != digest:
             raise CheckpointError(f"{out}: '{name}' differs from the tensor that was written", "equal tensors",
                                   "check the disk, then export again")  # fmt: skip

@@ -63,6 +63,11 @@ def standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
     return _reduced(text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else arch, vocab_size)
 
 
+def whole_standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
+    """Return the value of ``model.config`` for a stand-in that has every part of a model, also those for images."""
+    return _reduced(arch, vocab_size)
+
+
 def _several_parts(arch: PretrainedConfig) -> bool:
     """Whether a model has more than one part that reads text (MusicGen)."""
     return hasattr(arch, "text_encoder") and hasattr(arch, "decoder")

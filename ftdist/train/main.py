@@ -26,6 +26,7 @@ from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import Engine, build_engine
 from ftdist.method.build import METHODS
 from ftdist.model.exactness import choose_plan
+from ftdist.model.export_trial import prove_export
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
@@ -143,6 +144,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     arch = model_config(config)
     dtype = DTYPES[config.train.precision]
     one_document = never_two_documents(config)
+    on_rank_0(ranks, lambda: prove_export(config, arch))
     choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, one_document))
     settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):

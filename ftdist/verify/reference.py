@@ -98,7 +98,7 @@ class Reference:
             vocab_size: Number of rows of the embedding that are real tokens; None for all.
         """
         self.model, self.optim, self.max_steps, self.vocab_size = model.train(), optim, max_steps, vocab_size
-        self.named = dict(model.named_parameters())
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
         self.optimizer = adamw(self.masters, optim)
         self.gradients: Dict[str, torch.Tensor] = {}

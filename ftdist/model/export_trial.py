@@ -1,0 +1,142 @@
+"""Proof before a run that its model can be exported: a small stand-in is saved, read again and compared.
+
+The stand-in is written by the code that writes exports, in the type that will be written. It has every part of the
+model, also those for images and sound. What was found is kept in the cache.
+"""
+
+import copy
+import hashlib
+import json
+import tempfile
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from ftdist.base.errors import CheckpointError, ConfigError
+from ftdist.base.json_files import read_json, write_json
+from ftdist.config.schema import RunConfig
+from ftdist.model.load import DTYPES, build_whole
+from ftdist.model.save import GENERATION, save_model
+from ftdist.model.standin import whole_standin_config
+from ftdist.run.locations import cache_root
+
+FORMAT_VERSION = 1
+"""Increased when the trial or the way of saving changes."""
+VOCABULARY, TOKENS, FIRST_TOKEN = 300, 24, 10
+MAX_PARAMETERS = 50_000_000
+"""Larger stand-ins are not tried: they have a part whose sizes are not known."""
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+"""Largest difference of logits, relative to the largest logit, by the type of the weights. Both are computed in fp32
+from equal weights, but tables of positions are made in the type of the weights."""
+
+
+def prove_export(config: RunConfig, arch: PretrainedConfig) -> None:
+    """Check that a model of this architecture is the same after it has been exported and read again.
+
+    Args:
+        arch: Config of the model.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        fields = whole_standin_config(arch, VOCABULARY)
+    except Exception:  # the stand-in of an unknown architecture can fail in many ways
+        return
+    dtype = DTYPES[config.train.precision]
+    key = {"version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"),
+           "fields": fields, "dtype": str(dtype)}  # fmt: skip
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    file = cache_root(config) / "checked" / f"export-{digest}.json"
+    problem = _read(file)
+    if problem is None:
+        problem = try_export(fields, dtype)
+        with suppress(OSError):  # without the cache, the export is tried again at the next start
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {"problem": problem})
+    if problem:
+        name = config.train.precision.name
+        raise ConfigError(f"transformers cannot save a {arch.model_type} model in {name} and read it again: {problem}",
+                          "a model that is the same after it has been exported", "use another model")  # fmt: skip
+
+
+def _read(file: Path) -> Optional[str]:
+    # There is no file, or another version wrote it.
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return str(read_json(file)["problem"])
+    return None
+
+
+def try_export(fields: Dict[str, Any], dtype: torch.dtype) -> str:
+    """Save and read a random model with this config. Returns what is wrong, or "" if nothing is.
+
+    Args:
+        fields: Config of the model, with ``model_type``.
+        dtype: Type of the weights in the files.
+    """
+    build_whole()
+    values = dict(fields)
+    try:
+        arch = AutoConfig.for_model(values.pop("model_type"), **values)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(arch).parameters())
+        if parameters > MAX_PARAMETERS:
+            return ""
+        with torch.random.fork_rng([]):
+            model = AutoModelForCausalLM.from_config(arch, dtype=dtype).eval()
+    except Exception:  # the sizes of the stand-in do not fit together, which says nothing about the model
+        return ""
+    _draw(model)
+    with tempfile.TemporaryDirectory(prefix="ftdist-export-") as folder:
+        try:
+            expected = _logits(model)
+        except Exception:
+            expected = None  # only the weights are compared
+        try:
+            return _save_and_compare(model, dtype, expected, Path(folder))
+        except CheckpointError as error:
+            return error.found.replace(f"{folder}: ", "")
+        except Exception as error:  # transformers cannot read what it has written
+            lines = str(error).strip().splitlines() or [""]
+            return f"{type(error).__name__}: {lines[0]}"[:200]
+
+
+def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.Tensor], out: Path) -> str:
+    saved = model.state_dict().keys()
+    weights = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
+    weights |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    model.config.save_pretrained(out)
+    (out / GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
+    save_model(weights, AutoConfig.from_pretrained(out), out, trust_remote_code=False)
+    if expected is None:
+        return ""
+    found = _logits(AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval())
+    off = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+    return "" if off <= ROUNDING[dtype] else f"the logits differ by {off:.1g} although the weights are equal"
+
+
+@torch.no_grad()
+def _draw(model: torch.nn.Module) -> None:
+    """Draw every weight and saved buffer, so that one which is lost does not look like a new one.
+
+    Values of buffers that are not 0 are constants, which some models set again when they are read.
+    """
+    draw, buffers = torch.Generator().manual_seed(1), {name for name, _ in model.named_buffers()}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=draw) * (tensor.shape[-1] ** -0.5 if tensor.dim() > 1 else 0.1)
+            if name in buffers:
+                tensor += noise * (tensor == 0)
+            else:
+                tensor.copy_(noise if tensor.dim() > 1 else tensor + noise)
+
+
+@torch.no_grad()
+def _logits(model: Any) -> torch.Tensor:
+    ids = torch.randint(FIRST_TOKEN, VOCABULARY, (1, TOKENS), generator=torch.Generator().manual_seed(2))
+    logits: torch.Tensor = copy.deepcopy(model).float()(input_ids=ids, use_cache=False).logits
+    return logits

@@ -1,0 +1,82 @@
+"""The export of a model is tried on a stand-in before the run."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import write_json
+from ftdist.model import export_trial
+from ftdist.model.export_trial import prove_export, try_export
+from ftdist.model.fixed import fixed_parameters, keep_fixed
+from ftdist.model.load import model_config
+from ftdist.model.standin import default_model_config, whole_standin_config
+from tests.helpers.tiny import LLAMA
+from tests.unit.data_tools import data_config
+
+
+def fields(model_type: str) -> Dict[str, Any]:
+    return whole_standin_config(default_model_config(model_type), export_trial.VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "why"),
+    [
+        ("apertus", "buffers without a dimension"),
+        ("deepseek_v3", "a buffer that transformers reads in fp32"),
+        ("olmo_hybrid", "parameters that transformers reads in fp32"),
+        ("ernie4_5_moe", "a parameter that is never trained"),
+        ("zaya", "a value that transformers sets when it reads the model"),
+        ("gemma3", "parts for images"),
+    ],
+)
+def test_exports_that_once_failed(model_type: str, why: str) -> None:
+    assert try_export(fields(model_type), torch.bfloat16) == "", why
+
+
+def test_tied_weights_whose_first_name_is_not_the_one_that_transformers_keeps() -> None:
+    from transformers import AutoConfig
+
+    decoder = AutoConfig.for_model("camembert", is_decoder=True)
+    assert try_export(whole_standin_config(decoder, export_trial.VOCABULARY), torch.float32) == ""
+
+
+def test_a_type_whose_saved_form_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    config = data_config(tmp_path, "model.config.model_type=mllama")
+    with pytest.raises(ConfigError, match="cannot save a mllama model in bf16 and read it again: .*MllamaTextConfig"):
+        prove_export(config, default_model_config("mllama"))
+    assert len(list((tmp_path / "cache" / "checked").glob("export-*.json"))) == 1
+
+
+def test_a_tensor_that_is_read_differently_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = export_trial.save_model
+
+    def lose(weights: Dict[str, torch.Tensor], *args: Any, **options: Any) -> None:
+        weights["model.norm.weight"] = weights["model.norm.weight"].double() + 1e-12  # more digits than are read
+        saved(weights, *args, **options)
+
+    monkeypatch.setattr(export_trial, "save_model", lose)
+    assert try_export(dict(LLAMA), torch.float32) == "'model.norm.weight' differs from the tensor that was written"
+
+
+def test_the_result_is_kept_in_the_cache(tmp_path: Path) -> None:
+    config = data_config(tmp_path)
+    config.model.config = dict(LLAMA)
+    arch = model_config(config)
+    prove_export(config, arch)
+    [file] = (tmp_path / "cache" / "checked").glob("export-*.json")
+    write_json(file, {"problem": "the logits differ"})
+    with pytest.raises(ConfigError, match="llama model in bf16 and read it again: the logits differ"):
+        prove_export(config, arch)
+
+
+def test_parameters_that_the_model_never_trains_are_kept_and_those_that_are_frozen_later_are_not() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[0].bias.requires_grad_(False)
+    keep_fixed(model)
+    model[1].requires_grad_(False)
+    fixed = fixed_parameters(model)
+    assert list(fixed) == ["0.bias"] and fixed["0.bias"].equal(model[0].bias)
+    assert not any(parameter is fixed["0.bias"] for parameter in model.parameters())
