@@ -5,7 +5,7 @@ same as the stop token), and no part of a text is tokenised separately.
 """
 
 from dataclasses import dataclass
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import numpy as np
 
@@ -27,17 +27,44 @@ class Tokenised:
 def tokenise(rendered: List[Rendered], renderer: Renderer) -> List[Tokenised]:
     """Tokenise texts and mark the tokens that overlap the trained spans."""
     encodings = renderer.tokenizer.backend_tokenizer.encode_batch([r.text for r in rendered], add_special_tokens=False)
-    return [_mark(encoding, r.spans) for encoding, r in zip(encodings, rendered, strict=True)]
+    return [_mark(encoding, len(r.text), r.spans) for encoding, r in zip(encodings, rendered, strict=True)]
 
 
-def _mark(encoding: Any, spans: List[Span]) -> Tokenised:
+def _mark(encoding: Any, length: int, spans: List[Span]) -> Tokenised:
     ids = np.array(encoding.ids, dtype=np.int32)
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    starts, ends = offsets[:, 0], np.maximum(offsets[:, 1], offsets[:, 0] + 1)
     trained = np.zeros(len(ids), dtype=np.uint8)
-    overlap = trained.view(bool)
-    for start, end in spans:
-        overlap = (starts < end) & (ends > start)
-        trained[overlap] = 1
+    first = len(ids)
+    for span in spans:
+        found = overlapping_tokens(encoding, length, span)
+        trained[found] = 1
+        first = int(found.start)
     trained[:1] = 0
-    return Tokenised(ids, trained, int(overlap.argmax()) if overlap.any() else len(ids))
+    return Tokenised(ids, trained, first)
+
+
+def overlapping_tokens(encoding: Any, length: int, span: Span) -> slice:
+    """Return the tokens of a text that overlap a span of characters.
+
+    Several tokens can have the same characters (the bytes of one character), and a token can have none. A token without
+    characters counts as one at its position.
+
+    Args:
+        encoding: The encoding of the text (``tokenizers.Encoding``).
+        length: Length of the text.
+        span: ``(start, end)`` in characters.
+    """
+    start, end = span
+    first = encoding.char_to_token(start)
+    after = encoding.char_to_token(end) if end < length else len(encoding)
+    if first is None or after is None:  # the tokenizer has left out a character there, such as a space
+        return _search(encoding.offsets, start, end)
+    while first and max(encoding.token_to_chars(first - 1)[1], encoding.token_to_chars(first - 1)[0] + 1) > start:
+        first -= 1
+    while after < len(encoding) and encoding.token_to_chars(after)[0] < end:
+        after += 1
+    return slice(first, after)
+
+
+def _search(offsets: List[Tuple[int, int]], start: int, end: int) -> slice:
+    found = [number for number, (a, b) in enumerate(offsets) if a < end and max(b, a + 1) > start]
+    return slice(found[0], found[-1] + 1) if found else slice(len(offsets), len(offsets))

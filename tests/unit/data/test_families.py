@@ -9,6 +9,7 @@ by what the model has to produce, up to and including its stop.
 
 import json
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import pytest
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, TrainOn
+from ftdist.data.chat_template import ChatTemplate, TemplateProblem
 from ftdist.data.records import read_record
 from ftdist.data.render import Rendered, Renderer, make_renderer, render
 from ftdist.data.tokenise import tokenise
@@ -204,6 +206,33 @@ def test_other_ways_to_write_a_conversation_give_the_same_documents(family: str)
     assert not differences(
         family, {name: same for name, same in SAME.items() if name != "older_function_call" or not shows_ids}
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_conversation_is_rendered_as_transformers_renders_it(family: str) -> None:
+    """Conversations of strings take a shorter way through the template."""
+    template = renderer_of(family).chats.default
+    assert template is not None
+    for kind in ("single", "system", "multi", "assistant_first"):
+        messages = plain(CONVERSATIONS[kind]["messages"])
+        for prompt in (False, True):
+            found = text_or_problem(template.render, messages, None, prompt)
+            assert found == text_or_problem(rendered_by_transformers, template, messages, prompt)
+
+
+def rendered_by_transformers(template: ChatTemplate, messages: list[dict[str, Any]], prompt: bool) -> str:
+    return template._render(messages, None, prompt, False)[0]
+
+
+def plain(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: message[name] for name in ("role", "content")} for message in messages]
+
+
+def text_or_problem(make: Callable[..., str], *arguments: Any) -> str:
+    try:
+        return make(*arguments)
+    except TemplateProblem as problem:
+        return f"refused: {problem}"
 
 
 def test_each_family_has_expected_documents_for_each_conversation() -> None:
