@@ -43,6 +43,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/backends/local.py", "launch/backends/rendezvous.py", "launch/backends/nodes.py",
         "launch/backends/deepspeed.py", "launch/backends/hostfile.py", "launch/backends/slurm/backend.py",
         "launch/backends/slurm/resolve.py", "launch/backends/slurm/script.py", "launch/backends/slurm/answers.py",
+        "launch/verbs/start_node.py", "launch/backends/slurm/meeting.py", "launch/backends/slurm/hostlist.py",
         "launch/backends/slurm/client.py", "launch/backends/slurm/follow.py", "launch/backends/slurm/stop.py",
         "launch/runs/liveness.py",
     ],

@@ -1,7 +1,7 @@
 """Build the command that starts ranks, and the environment that they need. Nothing is started here.
 
 Ranks are started in four places: ``attempt/process.py`` (torchrun on this machine),
-``backends/deepspeed.py`` (DeepSpeed's launcher), ``slurm/submit.sbatch.template`` (srun and torchrun) and
+``backends/deepspeed.py`` (DeepSpeed's launcher), ``verbs/start_node.py`` (torchrun on each node of a Slurm job) and
 ``verbs/under_torchrun.py`` (a torchrun that the user started).
 """
 
@@ -30,10 +30,7 @@ class LaunchPlan:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """How the torchrun agents of several machines find each other.
-
-    The values are words of a command. In a batch script they may be references to shell variables.
-    """
+    """How the torchrun agents of several machines find each other. The values are words of a command."""
 
     endpoint: str
     """``HOST:PORT`` of the first machine."""
@@ -42,11 +39,15 @@ class Rendezvous:
     is_host: str
     """``1`` on the first machine, ``0`` on the others."""
     join_timeout_s: int
+    own: Optional[str] = None
+    """Address of this machine for the others. None: what its name resolves to."""
 
     def options(self) -> List[str]:
         """Return the options for torchrun."""
         conf = f"is_host={self.is_host},join_timeout={self.join_timeout_s}"
-        return ["--rdzv-backend", "c10d", "--rdzv-endpoint", self.endpoint, "--rdzv-id", self.id, "--rdzv-conf", conf]
+        own = ["--local-addr", self.own] if self.own else []
+        return ["--rdzv-backend", "c10d", "--rdzv-endpoint", self.endpoint, "--rdzv-id", self.id, "--rdzv-conf", conf,
+                *own]  # fmt: skip
 
 
 def ranks_env(config: RunConfig) -> Dict[str, str]:

@@ -34,7 +34,7 @@ SLURM_FAILED = re.compile(
     r" allocation|Communication connection failure|Socket timed out|Zero Bytes were transmitted).*)", re.MULTILINE
 )  # fmt: skip
 """srun's messages about a node that is lost or does not answer."""
-OWN_ERROR = re.compile(r"^error: ", re.MULTILINE)
+OWN_ERROR = re.compile(r"^error: (.+(?:\n  .+)*)", re.MULTILINE)
 """An error that ftdist itself printed before there were ranks."""
 UNREACHABLE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code 255", re.MULTILINE)
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
@@ -99,6 +99,8 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
         error = LaunchError(f"{who}: {first['message']}{lost}{last}\n  {where}")
         error.exit_code = first["exit_code"] if isinstance(first.get("exit_code"), int) else EXIT_FAILED
         return error
+    if by := next(filter(None, map(OWN_ERROR.search, texts)), None):
+        return LaunchError(f"{by[1]}\n  {where}")
     if by := next(filter(None, map(UNREACHABLE.search, texts)), None):
         host = by[1]
         spoken = re.search(f"^{re.escape(host)}: (.+)", by.string, re.MULTILINE)

@@ -40,10 +40,11 @@ def undisturbed(settings: Tuple[str, ...]) -> List[Dict[str, Any]]:
 
 
 def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> None:
-    """Also on a site whose wrappers print a banner before what Slurm's commands print."""
+    """Also on a site whose wrappers print a banner before what Slurm's commands print, and whose names of nodes do not
+    resolve on the nodes."""
     there = RunDir(tmp_path / "there")
     (tmp_path / "bin").mkdir()
-    with slurm.wrapped(tmp_path / "bin"):
+    with slurm.wrapped(tmp_path / "bin"), slurm.without_names():
         output = finish(slurm.ftdist("train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
     assert "submitted job" in output and "step 12/12" in output
     assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]

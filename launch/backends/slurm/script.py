@@ -14,10 +14,15 @@ from typing import Dict, List, Optional
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import Container, GpuOption, LaunchConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
-from ftdist.launch.attempt.command import Rendezvous, rank_program, ranks_env, torchrun_command
+from ftdist.launch.attempt.command import ranks_env
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
 GPU_OPTIONS = {"gpus-per-node", "gres", "gpus", "gpus-per-task"}
+START_NODE = """\
+"$1" -m ftdist _start_node "$RUN_DIR" --attempt "$attempt" --id "$rendezvous_id" \\
+      --endpoint "$rendezvous" --names "${names:-}"\
+"""
+"""What the task of each node runs, for bash. Its values are variables of the template."""
 LONGEST_LINE = 1000
 """Maximum number of characters of an option. sbatch cuts lines at 8 KiB."""
 
@@ -128,14 +133,6 @@ def _container(config: RunConfig, place: str) -> List[str]:
     return ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
 
 
-def _torchrun(launch: LaunchConfig) -> str:
-    """Return torchrun's command on one node, for bash. Its words are numbers and variables of the template."""
-    rendezvous = Rendezvous("$rendezvous", "$rendezvous_id", "$first", launch.nodes.join_timeout_s)
-    words = torchrun_command(launch, rank_program("$RUN_DIR", "$attempt"), rendezvous, python="$1")
-    text = " ".join(f'"{word}"' if "$" in word else word for word in words)
-    return re.sub(r" (--rdzv-backend|-m ftdist)", r" \\\n      \1", text)  # three lines
-
-
 def _module(name: str) -> str:
     said = shlex.quote(f"error: module load {name} failed (launch.slurm.modules)")
     return f"module load {shlex.quote(name)} || {{ echo {said} >&2; exit 1; }}\n"
@@ -175,7 +172,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
         "ENV": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
         "ON_FIRST_NODE": shlex.join(once) if once else "command",
         "SRUN": srun,
-        "TORCHRUN": _torchrun(launch),
+        "TORCHRUN": START_NODE,
         "NNODES": str(launch.nnodes),
         "NPROC_PER_NODE": str(launch.nproc_per_node),
         "MAX_RESTARTS": str(launch.max_restarts),

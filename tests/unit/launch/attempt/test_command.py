@@ -33,9 +33,10 @@ def test_ranks_on_gpus_see_the_gpus() -> None:
 
 def test_ranks_of_several_machines_meet_at_an_endpoint() -> None:
     config = resolved(nnodes=3, max_restarts=2)
-    rendezvous = Rendezvous("n1:29500", "abc.4", is_host="1", join_timeout_s=60)
+    rendezvous = Rendezvous("n1:29500", "abc.4", is_host="1", join_timeout_s=60, own="10.0.0.1")
     assert torchrun_command(config.launch, rank_program("/runs/a", 4), rendezvous, python="python3") == [
         "python3", "-m", "torch.distributed.run", "--nnodes", "3", "--nproc-per-node", "2", "--max-restarts", "2",
         "--rdzv-backend", "c10d", "--rdzv-endpoint", "n1:29500", "--rdzv-id", "abc.4",
-        "--rdzv-conf", "is_host=1,join_timeout=60", "-m", "ftdist.train.main", "/runs/a", "--attempt", "4",
+        "--rdzv-conf", "is_host=1,join_timeout=60", "--local-addr", "10.0.0.1",
+        "-m", "ftdist.train.main", "/runs/a", "--attempt", "4",
     ]  # fmt: skip

@@ -245,7 +245,7 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     bash_text = (tmp_path / "0" / "submit.sbatch").read_text()
     assert bash_text in done.stdout.replace(f"{tmp_path}/2", f"{tmp_path}/0") and '#SBATCH --nodes="4"' in bash_text
-    assert "--nnodes 4 --nproc-per-node 1" in bash_text and "number of GPUs per node from Slurm; using 1" in done.stderr
+    assert "srun --nodes=4 --ntasks=4" in bash_text and "number of GPUs per node from Slurm; using 1" in done.stderr
     used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all children so far: the machine's load does not count
     assert (used.ru_utime + used.ru_stime - before) / 3 < 2
 

@@ -1,0 +1,170 @@
+"""The nodes of a job find each other, before torchrun starts: at an address that every node can reach.
+
+On some sites the names of the nodes do not resolve on the nodes, or not to an address that the others reach. torchrun
+would wait for its whole time limit and then name neither the node nor the name. So the first node listens at the port
+of the job, every other node tries the names and addresses that the batch script found, and torchrun is given the one
+that worked.
+"""
+
+import contextlib
+import ipaddress
+import socket
+import time
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Set
+
+import psutil
+
+from ftdist.base.errors import LaunchError
+
+TRY_S = 5.0
+"""Seconds for one attempt to connect."""
+BETWEEN_TRIES_S = 0.2
+LOOPBACK = "127.0.0.1"
+READY = b"ready\n"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How one node takes part."""
+
+    first: str
+    """Address at which this node reaches the first node."""
+    own: str
+    """Address of this node, which the others reach."""
+
+
+def receive(port: int, others: Set[str], node: str, timeout_s: float) -> Meeting:
+    """Wait on the first node until all other nodes have connected.
+
+    Args:
+        port: TCP port to listen at. It is free again afterwards.
+        others: names of the other nodes.
+        node: name of this node.
+        timeout_s: seconds within which they must come.
+
+    Raises:
+        LaunchError: a node has not come; names it. Or the port is taken.
+    """
+    if not others:
+        return Meeting(LOOPBACK, LOOPBACK)
+    deadline, own = time.monotonic() + timeout_s, ""
+    came: Dict[str, socket.socket] = {}
+    with _listen(port, node) as server, contextlib.ExitStack() as open_until_ready:
+        while missing := others - set(came):
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection, _ = server.accept()
+                open_until_ready.enter_context(connection)
+                connection.settimeout(TRY_S)
+                name, _, address = connection.makefile().readline().strip().partition(" ")
+            except TimeoutError:
+                if time.monotonic() < deadline:  # something else has connected, and says nothing
+                    continue
+                raise LaunchError(
+                    f"{node}: {', '.join(sorted(missing))} did not come to {node}:{port} within {timeout_s:g} s",
+                    "nodes that reach each other, and start within launch.nodes.join_timeout_s",
+                    f"look at {', '.join(sorted(missing))}, or leave it out: "
+                    f"\"launch.slurm.options=['--exclude={','.join(sorted(missing))}']\"",
+                ) from None
+            except OSError:
+                continue
+            if name in others:
+                came[name], own = connection, own or address
+        for connection in came.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(READY)
+                connection.recv(1)  # until the other side has closed: it keeps the port busy, not this node
+    return Meeting(own, own)
+
+
+def _listen(port: int, node: str) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise LaunchError(f"{node}: port {port} cannot be used: {error.strerror}", "a free port",
+                          "ftdist resume RUN_DIR, which uses another port") from error  # fmt: skip
+
+
+def join(names: Sequence[str], port: int, node: str, timeout_s: float) -> Meeting:
+    """Connect to the first node, and wait until all nodes have.
+
+    Args:
+        names: names and addresses of the first node; the first one that can be reached is used.
+        port: the port at which it listens.
+        node: name of this node.
+        timeout_s: seconds within which the first node must answer.
+
+    Raises:
+        LaunchError: it cannot be reached; names this node, and why each name failed.
+    """
+    deadline = time.monotonic() + timeout_s
+    why: Dict[str, str] = {}
+    while True:
+        resolved = 0
+        for name in names:
+            try:
+                addresses = _resolve(name, port)
+                resolved += 1
+            except OSError as error:
+                why[name] = f"does not resolve ({error.strerror})"
+                continue
+            for address in addresses:
+                if found := _meet_at(address, port, node, timeout_s, why, name):
+                    return found
+        if not resolved or time.monotonic() > deadline:
+            raise _unreachable(node, names, port, why)
+        time.sleep(BETWEEN_TRIES_S)
+
+
+def _unreachable(node: str, names: Sequence[str], port: int, why: Dict[str, str]) -> LaunchError:
+    reasons = "; ".join(f"{name} {reason}" for name, reason in why.items())
+    return LaunchError(
+        f"{node} cannot reach the first node of the job, {names[0]}, at port {port}: {reasons}",
+        "a name or address of the first node that all nodes reach",
+        f"`getent hosts {names[0]}` on {node} must print its address (see NodeAddr in `scontrol show node {names[0]}`);"
+        f" or leave the node out: \"launch.slurm.options=['--exclude={node}']\"",
+    )
+
+
+def _resolve(name: str, port: int) -> List[str]:
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _meet_at(address: str, port: int, node: str, timeout_s: float, why: Dict[str, str], name: str) -> Optional[Meeting]:
+    try:
+        with socket.create_connection((address, port), timeout=TRY_S) as connection:
+            connection.sendall(f"{node} {address}\n".encode())
+            connection.settimeout(timeout_s)
+            if connection.makefile("rb").readline() == READY:
+                return Meeting(address, str(connection.getsockname()[0]))
+        why[name] = f"({address}): the connection was closed"
+    except OSError as error:
+        why[name] = f"({address}): {error.strerror or error}"
+    return None
+
+
+def gloo_interface(own: str) -> Optional[str]:
+    """Return the network interface that gloo must be told, or None if it finds the right one.
+
+    gloo uses the address that the name of the machine resolves to. If there is none, or if it is the loopback address
+    as in Debian's /etc/hosts, other machines cannot reach it.
+
+    Args:
+        own: address of this node, which the others reach.
+    """
+    try:
+        named = _resolve(socket.gethostname(), 0)
+    except OSError:
+        named = []
+    loopback = ipaddress.ip_address(own).is_loopback
+    if named and (loopback or not all(ipaddress.ip_address(place.split("%")[0]).is_loopback for place in named)):
+        return None
+    wanted = LOOPBACK if loopback else own
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(address.address == wanted for address in addresses):
+            return interface
+    return None

@@ -1,0 +1,45 @@
+"""The verb ``_start_node``, which each task of a job runs: find the other nodes, then become torchrun."""
+
+import argparse
+import os
+import platform
+import sys
+
+from ftdist.config.frozen import load_config
+from ftdist.launch.attempt.command import Rendezvous, rank_program, torchrun_command
+from ftdist.launch.backends.slurm import meeting
+from ftdist.launch.backends.slurm.hostlist import expand
+from ftdist.run.rundir import RunDir
+
+
+def add_start_node_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("--attempt", type=int, required=True, help="number of the attempt")
+    parser.add_argument("--endpoint", required=True, help="name of the first node, and the port: NAME:PORT")
+    parser.add_argument("--id", required=True, help="a name that only the nodes of this attempt share")
+    parser.add_argument("--names", default="", help="more names and addresses of the first node")
+
+
+def start_node(args: argparse.Namespace) -> int:
+    """Replace this process by the torchrun of one node of a job.
+
+    Raises:
+        LaunchError: the nodes do not reach each other; names the node and the name.
+    """
+    run = RunDir.open(args.run_dir)
+    launch = load_config(run.config).launch
+    nodes = expand(os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"])
+    node, first = os.environ.get("SLURMD_NODENAME", platform.node()), os.environ["SLURM_NODEID"] == "0"
+    head, _, port = args.endpoint.rpartition(":")
+    timeout_s = launch.nodes.join_timeout_s
+    if first:
+        met = meeting.receive(int(port), set(nodes) - {node}, node, timeout_s)
+    else:
+        met = meeting.join(list(dict.fromkeys([head, *args.names.split()])), int(port), node, timeout_s)
+    if interface := meeting.gloo_interface(met.own):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    host = f"[{met.first}]" if ":" in met.first else met.first
+    rendezvous = Rendezvous(f"{host}:{port}", args.id, str(int(first)), timeout_s, met.own)
+    command = torchrun_command(launch, rank_program(args.run_dir, args.attempt), rendezvous)
+    sys.stdout.flush()
+    os.execv(command[0], command)
