@@ -20,10 +20,12 @@ from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import (
     CannotExpress,
     check_end,
+    check_one_turn,
     check_shown,
     common_header,
     context_end,
     has_words,
+    marked_parts,
     own_span,
     shows_tools,
     turn_end,
@@ -120,11 +122,12 @@ def make_plan(
         CannotExpress: It can, but does not show all of it.
     """
     problems: List[Exception] = []
-    for form in forms(messages):
-        try:
-            return _Planner(messages, tools, template, special, eos, form).plan(wanted)
-        except (TemplateProblem, CannotExpress) as problem:
-            problems.append(problem)
+    for fill in (False, True):
+        for form in forms(messages):
+            try:
+                return _Planner(messages, tools, template, special, eos, form, fill).plan(wanted)
+            except (TemplateProblem, CannotExpress) as problem:
+                problems.append(problem)
     lost = [problem for problem in problems if isinstance(problem, CannotExpress)]
     # In another form, reasoning may be shown, but the calls are not.
     raise next((problem for problem in lost if str(problem).startswith("the tool calls of")), [*lost, *problems][0])
@@ -135,9 +138,11 @@ class _Planner:
 
     def __init__(
         self, messages: List[Message], tools: Optional[List[Any]], template: ChatTemplate, special: Pattern[str],
-        eos: str, form: Form,
+        eos: str, form: Form, fill: bool,
     ) -> None:  # fmt: skip
         self.tools, self.template, self.special, self.eos, self.form = tools, template, special, eos, form
+        self.fill = fill
+        """Reasoning that the template does not show is put into the empty think block that it writes."""
         named = apply(Form(ids=form.ids), messages)
         self.named_ids = ids_hold_names(named)
         sentinels = with_sentinels(named, long_ids=has_other_ids(named))
@@ -163,12 +168,15 @@ class _Planner:
         opened = thinking.opened(prompt or "")
         after_context = context_end(text, number, self.keys)
         shown = text if prompt is None or text.startswith(prompt) else prompt + text[after_context:]
-        opened_by_model = bool(opened) or self._removes_thinking()
+        opened_by_model = bool(opened) or self._removes_thinking() or self.fill
         hidden = check_shown(shown, number, self.messages, self.keys, opened_by_model, self.named_ids)
         first, last = own_span(text, number, self.keys)
-        end, stop = turn_end(text, last, self._after(number), bool(self.messages[number].get("tool_calls")),
-                             self.special, self._openers(), self.eos)  # fmt: skip
-        if prompt is not None and self.given[number].get("reasoning_content") and thinking.ends_closed(prompt):
+        has_reasoning = bool(self.given[number].get("reasoning_content"))
+        check_one_turn(text, first, last, self.eos, number)
+        if has_reasoning and not hidden and thinking.is_closed(text[after_context:first]):
+            raise CannotExpress(f"the reasoning of message {number + 1} in one think block")
+        end, stop = self._end(text, last, number)
+        if prompt is not None and has_reasoning and thinking.ends_closed(prompt):
             raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
         if prompt is not None:
             check_end(prompt[context_end(prompt, number, self.keys) :], self.special.sub("", text[last:end]))
@@ -182,10 +190,35 @@ class _Planner:
             pieces = [Piece("turn", 0, end), Piece("text", text=stop)] if stop else [Piece("turn", 0, len(text))]
             whole, finish = text[:end] + stop if stop else text, end + len(stop)
         notes = [NO_STOP] * (stop == self.eos) + [NO_TOOLS] * (not shows_tools(text, self.tools))
-        if thinking.is_empty(whole[start:]) and not self.given[number].get("reasoning_content"):
+        if thinking.is_empty(whole[start:]) and not has_reasoning:
             notes.append(EMPTY_THINKING)
         return Turn(number, whole, start, finish, tuple(pieces), split_parts(text, self.keys),
                     None if prompt is None else split_parts(prompt, self.keys), tuple(notes))  # fmt: skip
+
+    def _end(self, text: str, last: int, number: int) -> Tuple[int, str]:
+        """Return where an answer ends, and the stop if it has to be added (see ``turn_end``).
+
+        If only the next message begins after a call, the stop is that of other answers, if these have one.
+        """
+        is_call, openers = bool(self.messages[number].get("tool_calls")), self._openers()
+        end, stop = turn_end(text, last, self._after(number), is_call, self.special, openers, self.eos)
+        written = self.special.search(text[last:end] + stop)
+        if is_call and written and written[0] in openers and (usual := self._usual_stop()) not in ("", *openers):
+            return last + len(text[last : last + written.start()].rstrip()), usual
+        return end, stop
+
+    def _usual_stop(self) -> str:
+        """Return the special token that the template writes after an answer without calls, or an empty string."""
+        said = "QZ the text ZQ"
+        messages = [{"role": role, "content": said} for role in ("user", "assistant", "user")]
+        try:
+            text, longer = (self.template.render(apply(self.form, messages[:n]), self.tools) for n in (2, 3))
+        except TemplateProblem:
+            return ""
+        last, (_, _, *after) = text.rfind(said) + len(said), longer.split(said)
+        end, stop = turn_end(text, last, said.join(after), False, self.special, self._openers(), self.eos)
+        tokens = self.special.findall(text, last, end)
+        return str(tokens[-1]) if tokens and not stop else ""
 
     def _removes_thinking(self) -> bool:
         """Whether the template looks for think blocks in answers, to remove them. The model begins them by itself."""
@@ -272,6 +305,12 @@ class _Planner:
         rest, begin = tail[used:], before + common
         pieces = [Piece("prompt", 0, len(prompt))]
         has_reasoning = bool(self.given[number].get("reasoning_content"))
+        if hidden and self.fill:
+            middle = begin + thinking.middle_of_empty(text[begin:first])
+            if middle <= begin:
+                raise CannotExpress(f"the reasoning of message {number + 1}")
+            return [*pieces, Piece("turn", begin, middle), Piece("field", key=(number, "reasoning")),
+                    Piece("turn", middle, middle)]  # fmt: skip
         if hidden:
             start = [] if opened else [Piece("text", text=f"{thinking.TAG}\n")]
             pieces += [*start, Piece("field", key=(number, "reasoning"))]
@@ -292,23 +331,10 @@ class _Planner:
         if self.template.is_marked and turn.pieces[0].source == "turn":
             _, marks = self.template.render_with_marks(self.messages[: turn.number + 1], self.tools)
             marks = [(start, min(end, turn.pieces[0].end)) for start, end in marks]
-            spans = [part for span in spans for part in self._marked(turn.text, span, marks)]
+            spans = [part for span in spans for part in marked_parts(turn.text, span, marks, self.special)]
         shown = {part.key for part in split_parts(turn.text, self.keys)}
         stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
         return DocumentPlan(turn, covered, spans, stripped)
-
-    def _marked(self, text: str, span: Span, marks: List[Span]) -> List[Span]:
-        """Return the parts of an answer that the template's author marked with ``{% generation %}``, and the stop."""
-        start, end = span
-        inside = [(max(start, a), min(end, b)) for a, b in marks if max(start, a) < min(end, b)]
-        if inside and text[start : inside[0][0]].isspace():
-            inside[0] = (start, inside[0][1])
-        if not inside or inside[-1][1] == end:
-            return inside
-        stop = [match.start() for match in self.special.finditer(text, start, end) if match.end() == end]
-        if stop and stop[0] <= inside[-1][1]:
-            return [*inside[:-1], (inside[-1][0], end)]
-        return [*inside, (stop[0], end)] if stop else inside
 
 
 def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:

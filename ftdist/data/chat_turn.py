@@ -3,6 +3,7 @@
 import re
 from typing import Any, Dict, List, Optional, Pattern, Set, Tuple
 
+from ftdist.data.chat_template import Span
 from ftdist.data.skeleton import SENTINEL, FieldKey
 
 Message = Dict[str, Any]
@@ -102,6 +103,16 @@ def shows_tools(text: str, tools: Optional[List[Any]]) -> bool:
     return True
 
 
+def check_one_turn(text: str, first: int, last: int, eos: str, number: int) -> None:
+    """Check that a template writes all fields of an answer in one turn. A model stops at the EOS token.
+
+    Args:
+        text: A conversation in which the answer stands from ``first`` to ``last``.
+    """
+    if eos in text[first:last]:
+        raise CannotExpress(f"all of message {number + 1} in one turn: it writes {eos} between its parts")
+
+
 UNIT = re.compile(r"</?[^<>\s]+>|\[/?[^\[\]\s]+\]|\w+|\S")
 """A tag, a word, or another character. White space is not a unit."""
 
@@ -198,3 +209,24 @@ def turn_end(
     if following and next_token and following[: next_token.start()].strip() == body.strip():
         return last + len(body), following[len(body) : next_token.end()]
     return last + len(body), eos
+
+
+def marked_parts(text: str, span: Span, marks: List[Span], special: Pattern[str]) -> List[Span]:
+    """Return the parts of an answer that the template's author marked with ``{% generation %}``, and the stop.
+
+    Args:
+        text: The conversation.
+        span: The answer with its stop.
+        marks: The marked characters of the conversation.
+        special: Matches a special token.
+    """
+    start, end = span
+    inside = [(max(start, a), min(end, b)) for a, b in marks if max(start, a) < min(end, b)]
+    if inside and text[start : inside[0][0]].isspace():
+        inside[0] = (start, inside[0][1])
+    if not inside or inside[-1][1] == end:
+        return inside
+    stop = [match.start() for match in special.finditer(text, start, end) if match.end() == end]
+    if stop and stop[0] <= inside[-1][1]:
+        return [*inside[:-1], (inside[-1][0], end)]
+    return [*inside, (stop[0], end)] if stop else inside

@@ -18,7 +18,7 @@ FieldKey = Tuple[int, str]
 
 SENTINEL = re.compile(r"QZ(\d{5})ZQ(?:long)?")  # nine letters and digits: Mistral's templates require such ids
 BEFORE_ARGUMENTS = re.compile(r"""(?:<\|"\|>|[{}"'\\,:\s])*\Z""")
-AFTER_ARGUMENTS = re.compile(r"""(?:<\|"\|>|[}"'\\\s])*""")
+AFTER_ARGUMENTS = re.compile(r"""(?:\s*(?:<\|"\|>|[}"'\\]))*""")
 """The notation around the arguments of a call that depends on them: braces, and quotation marks (Gemma has its own)."""
 
 

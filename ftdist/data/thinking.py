@@ -13,6 +13,8 @@ LIKE_CONTROL = re.compile(r"think\w*>|/(no_?)?think|\[/?THINK|<\||\|>")
 """Text that a template can take for a switch, or for its own notation."""
 EMPTY = re.compile(rf"\s*(?:<\w*think\w*>|\[THINK\]|<\|inner_prefix\|>|<\|channel>thought)?\s*(?:{CLOSED.pattern})")
 
+BLOCK = re.compile(rf"\s*(<\w*think\w*>|\[THINK\]|<\|inner_prefix\|>|<\|channel>thought)(\s*)(?:{CLOSED.pattern})")
+
 
 def opened(prompt: str) -> Optional[str]:
     """Return the tag of the think block that a generation prompt opens at its end, or None."""
@@ -44,6 +46,12 @@ def empty_length(text: str) -> int:
     """Return the length of an empty think block, or of the end of one, at the beginning of a text."""
     match = EMPTY.match(text)
     return match.end() if match else 0
+
+
+def middle_of_empty(text: str) -> int:
+    """Return where reasoning belongs in the empty think block at the beginning of a text, or 0 if there is none."""
+    match = BLOCK.match(text)
+    return match.end(1) + len(match[2]) // 2 if match else 0
 
 
 def is_empty(answer: str) -> bool:

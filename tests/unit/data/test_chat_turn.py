@@ -219,3 +219,56 @@ def test_a_template_that_writes_only_the_id_of_a_call_gets_ids_that_hold_the_nam
     assert rendered(only_ids, record) == [document]
     record["messages"][1]["tool_calls"][0]["id"] = "functions.add:7"
     assert rendered(only_ids, record) == [document.replace(":0", ":7")]
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("<think></think>", "<u>q</s><u>[[<think>r</think>a</s>]]"),
+        ("<think>\n\n</think>\n\n", "<u>q</s><u>[[<think>\nr\n</think>\n\na</s>]]"),
+        ("[THINK][/THINK]", "<u>q</s><u>[[[THINK]r[/THINK]a</s>]]"),
+    ],
+)
+def test_reasoning_fills_the_empty_think_block_that_a_template_writes_before_answers(block: str, expected: str) -> None:
+    """Kimi's thinking models: the template shows no reasoning of the last answer, but an empty block."""
+    template = (
+        LOOP + "<u>{% if m.role == 'assistant' %}" + block + "{% endif %}{{ m.content }}</s>" + END
+        + "{% if add_generation_prompt %}<u>{% endif %}"
+    )  # fmt: skip
+    record = {"messages": [ASK["messages"][0], {**ASK["messages"][1], "reasoning_content": "r"}]}
+    assert rendered(template, record) == [expected]
+    inline = {"messages": [ASK["messages"][0], {"role": "assistant", "content": "<think>\nr\n</think>\n\na"}]}
+    assert rendered(template, inline) == [expected]
+
+
+def test_a_call_after_which_only_the_next_message_begins_ends_in_the_stop_of_other_answers() -> None:
+    """Command-R+ with tools: an instruction follows the last message, and calls have no stop of their own."""
+    template = (
+        LOOP + "<start>{{ m.role }}: {% if m.tool_calls %}" + CALLS
+        + "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}{{ '\n' }}"
+        + "{% else %}{{ m.content }}<end>{% endif %}" + END
+        + "<start>system: call!<end>{% if add_generation_prompt %}<start>assistant: {% endif %}"
+    )  # fmt: skip
+    special = ("<start>",)
+    first, second = rendered(template, call(("f", {"x": 1}), answer="a"), "<end>", special)
+    asked = "<start>user: q<end>"
+    assert first == f'{asked}<start>system: call!<end><start>assistant: [[f{{"x": 1}}<end>]]'
+    assert second == (
+        f'{asked}<start>assistant: f{{"x": 1}}\n<start>tool: r0<end><start>system: call!<end>'
+        "<start>assistant: [[a<end>]]"
+    )
+
+
+def test_an_answer_that_the_template_writes_as_two_turns_is_refused() -> None:
+    """The distills of DeepSeek-R1: a text beside a call becomes a second turn, after the stop."""
+    template = (
+        LOOP + "{% if m.tool_calls %}<a>" + CALLS
+        + "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}</s>{% endif %}"
+        + "{% if m.content %}<a>{{ m.content }}</s>{% endif %}" + END
+        + "{% if add_generation_prompt %}<a>{% endif %}"
+    )  # fmt: skip
+    record = call(("f", {"x": 1}))
+    assert rendered(template, record) == ['<a>q</s><a>[[f{"x": 1}</s>]]']
+    record["messages"][1]["content"] = "text"
+    with pytest.raises(DataError, match="does not show all of message 2 in one turn: it writes </s> between its parts"):
+        rendered(template, record)
