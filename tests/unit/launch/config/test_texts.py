@@ -1,6 +1,8 @@
 """Text keeps what was typed, also where it looks like a number."""
 
 import argparse
+import dataclasses
+import typing
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -8,6 +10,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.frozen import dump_config, parse_config
 from ftdist.config.schema import RunConfig
 from ftdist.launch.config import compose, keys, sweeper
 from ftdist.launch.config.texts import quote_texts
@@ -179,6 +182,60 @@ def test_the_site_file_keeps_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     check_launch(composed())
     assert composed("launch.slurm.partition=2e3").launch.slurm.partition == "2e3"
     assert sweeper.peek_sweep(sweeper.SweepRequest(["experiment=smoke"], None, "run")).name == "smoke"
+
+
+def all_texts(node: Any = RunConfig, prefix: str = "") -> Dict[str, Any]:
+    """Every setting that holds text, with a value of texts that YAML reads as something else. Items are named mine."""
+    found: Dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(node).items():
+        first, second = (NUMBERS[(len(prefix + name) + shift) % len(NUMBERS)] for shift in (0, 5))
+        item = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+        if dataclasses.is_dataclass(kind):
+            found[name] = all_texts(kind, f"{prefix}{name}.")
+        elif dataclasses.is_dataclass(item):
+            found[name] = {"mine": all_texts(item, f"{prefix}{name}.mine.")}
+        elif keys.is_text(kind):
+            found[name] = first
+        elif kind == List[str] or kind == Dict[str, str]:
+            found[name] = [first, second, "a"] if kind == List[str] else {"A": first, "B": second}
+    return found
+
+
+def as_yaml(value: Any) -> str:
+    """Write texts without quotes, as a user does who does not think of it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {as_yaml(item)}" for key, item in value.items()) + "}"
+    return "[" + ", ".join(value) + "]" if isinstance(value, list) else str(value)
+
+
+def differing(found: Any, expected: Any, key: str = "") -> List[str]:
+    if not isinstance(expected, dict):
+        return [] if found == expected and type(found) is type(expected) else [f"{key}: {expected!r} → {found!r}"]
+    get = found.get if isinstance(found, dict) else lambda name: getattr(found, name)
+    return [line for name, item in expected.items() for line in differing(get(name), item, f"{key}.{name}")]
+
+
+@pytest.mark.parametrize("place", ["experiment", "primary", "site", "frozen"])
+def test_every_text_setting_of_every_file_keeps_its_text(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings, lists and mappings of text, of sources too. One that is added later is covered."""
+    monkeypatch.setattr(compose, "check_config", lambda config: None)  # such texts are no machines, times and images
+    texts = all_texts()
+    content = "".join(f"{key}: {as_yaml(value)}\n" for key, value in texts.items() if value)
+    expected = dict(texts)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [smoke, _self_]\n" + content)
+    (tmp_path / "mine.yaml").write_text("defaults: [run, _self_]\n" + content)
+    words = {"primary": ["--config-name=mine"], "site": []}.get(place, ["experiment=mine"])
+    if place == "site":
+        monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "mine.yaml"))
+        (tmp_path / "mine.yaml").write_text(content)
+        expected |= {"name": "smoke", "model": {**texts["model"], "tokenizer": "bytes"}}  # the experiment wins
+    config = composed(f"--config-dir={tmp_path}", *words)
+    if place == "frozen":
+        config = parse_config(dump_config(config), "run.yaml")
+    assert differing(config, expected) == []
 
 
 NOT_TEXT: Dict[str, Any] = {"train.max_steps=1_0": 10, "optim.lr=1e-3": 1e-3, "train.export=false": False, "seed=+5": 5}
