@@ -93,15 +93,15 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
     in_file = re.search(r"In '([^']+)'", text)
     file = in_file.group(1) if in_file else ""
     where = f"in {file}.yaml: " if file else ""
+    if moved := re.search(r"Could not override '(\S+)@(\S+)\.\1'", text):  # `override /optim:` in its defaults
+        return _wrong_package(file or "the file", moved[2]) or ConfigError(text)
     override = re.search(r"(?:Could not override|Error merging override|delete from config\.) '?\+*([^'=\s]+)", text)
     given = re.search(r"(?:Error merging override|use) \+*[^=\s]+=(.*)", text)
     path = re.search(r"full_key: (\S+)", text)
     key = path.group(1) if path else override.group(1).rstrip(".") if override else ""
     if re.search(r"Key '.*' (?:is )?not in|Could not delete", text):
-        if file and key == file.split("/")[0]:
-            return ConfigError(f"{file}.yaml has no line `# @package _global_`, so Hydra puts its keys under '{key}', "
-                               "which is not a section of the config", "a file whose keys are sections of the config",
-                               f"put the line `# @package _global_` at the top of {file}.yaml")  # fmt: skip
+        if file and (misplaced := _wrong_package(file, key)):
+            return misplaced
         return _wrong_key(override.group(1) if override else key, given and given.group(1), where, loader)
     if key and (kind := type_at(key)) is not None:
         quoted = re.search(r"[Vv]alue '([^']*)'", text)
@@ -109,6 +109,32 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
         return ConfigError(f"{where}{key}={value}", describe_type(kind), " or ".join(f"{key}={word}" for word in near))
     return ConfigError(text, "a config that Hydra can compose", "ftdist train --cfg job shows the config")
+
+
+def _wrong_package(file: str, key: str) -> Optional[ConfigError]:
+    """Return the error for a file whose keys Hydra has put in the wrong place, None if that is not what is wrong.
+
+    Args:
+        file: A file of a group, without ``.yaml``.
+        key: The key that the config does not have.
+    """
+    package, sections = file.rpartition("/")[0].replace("/", "."), [name for name in schema_keys() if "." not in name]
+    name = key.rpartition(".")[2]
+    if key == package and key.partition(".")[0] in sections:  # launch/site
+        parent = package.rpartition(".")[0]
+        return ConfigError(f"{file}.yaml has no line `# @package {parent}`, so Hydra puts its keys under '{key}', "
+                           "which is not a section of the config", f"a file whose keys are those of {parent}",
+                           f"put the line `# @package {parent}` at the top of {file}.yaml")  # fmt: skip
+    if key == package or key == file.split("/")[0]:
+        return ConfigError(f"{file}.yaml has no line `# @package _global_`, so Hydra puts its keys under '{key}', "
+                           "which is not a section of the config", "a file whose keys are sections of the config",
+                           f"put the line `# @package _global_` at the top of {file}.yaml")  # fmt: skip
+    if package and key == f"{package}.{name}" and name in sections:
+        leave_out = f"leave out the level '{name}:', or " if name == package else ""
+        return ConfigError(f"in {file}.yaml: Hydra puts the keys of this file under '{package}', so that '{name}' "
+                           f"became '{key}'", f"a file whose keys are those of {package}, or sections of the config",
+                           f"{leave_out}put the line `# @package _global_` at the top of {file}.yaml")  # fmt: skip
+    return None
 
 
 def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader) -> ConfigError:

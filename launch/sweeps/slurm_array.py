@@ -49,8 +49,11 @@ def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
     return "\n".join(shown)
 
 
-def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = None) -> Dict[int, int]:
     """Submit the trials that have no job yet, and wait for all of them if ``launch.wait`` is set.
+
+    Args:
+        wait: what to use in place of ``launch.wait``.
 
     Returns:
         Exit codes by number. 0 for jobs that nobody waits for.
@@ -66,7 +69,7 @@ def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
         print(f"submitted job {job}: trials {script.ranges([trial.number for trial in members])}", flush=True)
         for trial in members:
             client.mark_queued(trial.run, f"{job}_{trial.number}")
-    if not load_config(trials[0].run.config).launch.wait:
+    if not (load_config(trials[0].run.config).launch.wait if wait is None else wait):
         return dict.fromkeys((trial.number for trial in trials), EXIT_DONE)
     with stop_run_if_killed(folder.path):
         return _wait(folder, trials)

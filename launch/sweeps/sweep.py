@@ -5,13 +5,14 @@ the sweeper proposes the same trials again, and trials that are finished do not 
 """
 
 import argparse
+import contextlib
 import math
 import os
 import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
 from ftdist.base.json_files import read_json, write_json
@@ -53,11 +54,12 @@ def start_sweep(args: argparse.Namespace) -> int:
     return _Sweep(folder, request, plan.learns, args.dry_run).run()
 
 
-def resume_sweep(place: Path, quiet: bool = False) -> int:
+def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) -> int:
     """Resume a sweep: trials that are done are not run again, the others resume from their checkpoints.
 
     Args:
         quiet: do not print that the sweep is done, because another process does.
+        wait: what to use in place of ``launch.wait`` of the trials.
 
     Returns:
         The exit code: 0 if the sweep was done before, else that of the first trial that did not end well.
@@ -83,16 +85,27 @@ def resume_sweep(place: Path, quiet: bool = False) -> int:
             "a sweep.json written by `ftdist train -m`, and the working directory that it names",
             "restore them, or start a new sweep",
         ) from error
+    learns = sweeper.peek_sweep(request).learns
+    if learns and wait is False:
+        raise _must_wait()
     with owned(folder):
-        return _Sweep(folder, request, sweeper.peek_sweep(request).learns).run()
+        return _Sweep(folder, request, learns, wait=wait).run()
+
+
+def _must_wait() -> ConfigError:
+    return ConfigError("launch.wait=false, but the sweeper needs the objectives of its trials",
+                       "a sweep that waits for its trials", "launch.wait=true")  # fmt: skip
 
 
 class _Sweep:
     """A sweep that is under way."""
 
-    def __init__(self, folder: SweepDir, request: sweeper.SweepRequest, learns: bool, dry_run: bool = False) -> None:
+    def __init__(
+        self, folder: SweepDir, request: sweeper.SweepRequest, learns: bool, dry_run: bool = False,
+        wait: Optional[bool] = None,
+    ) -> None:  # fmt: skip
         self.folder, self.request, self.learns = folder, request, learns
-        self._dry_run = dry_run
+        self._dry_run, self._wait = dry_run, wait
         self.codes: Dict[int, int] = {}
 
     def run(self) -> int:
@@ -130,7 +143,7 @@ class _Sweep:
             print(_dry_run(self.folder, left))
             return [math.inf] * len(trials)
         if left:
-            self.codes |= _run(self.folder, left)
+            self.codes |= _run(self.folder, left, self._wait)
         if self.folder.cancel.exists():
             raise _Stopped
         objectives = {trial.number: told.get(trial.number, objective(trial.run)) for trial in trials}
@@ -163,7 +176,8 @@ class _Sweep:
         self._check([config for _, config in fresh], first)
         for trial, config in fresh:
             config.run_dir, config.track.group = str(trial.run.path), config.track.group or self.folder.path.name
-            resolve.resolve(config)
+            with _named(trials, trial):
+                resolve.resolve(config)
         writes = [prepare_run(config, shown=trial.number == 0) for trial, config in fresh]
         self._announce(trials, [trial for trial in trials if trial.number not in known])
         for write in writes:
@@ -181,8 +195,7 @@ class _Sweep:
                                   f"launch={launch.kind.name}, without a comma")  # fmt: skip
             backend = backend_of(config)
             if backend.uses_scheduler and self.learns and not launch.wait:
-                raise ConfigError("launch.wait=false, but the sweeper needs the objectives of its trials",
-                                  "a sweep that waits for its trials", "launch.wait=true")  # fmt: skip
+                raise _must_wait()
             if backend.on_this_machine and launch.device is not Device.cuda and not launch.threads_per_rank:
                 ranks = (launch.nproc_per_node or 1) * (launch.trials_at_once or 1)
                 launch.threads_per_rank = max(1, cpu_cores() // ranks)
@@ -204,10 +217,21 @@ class _Sweep:
             print(f"  {trial.number:03d}  {words[trial.number]}", flush=True)
 
 
-def _run(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
+@contextlib.contextmanager
+def _named(trials: List[Trial], trial: Trial) -> Iterator[None]:
+    """Put what makes a trial different from the others of its batch into the errors of the ``with`` block."""
+    try:
+        yield
+    except ConfigError as error:
+        words = varied_overrides(trials)[trial.number]
+        raise ConfigError(f"trial {words}: {error.found}", error.expected, error.fix) from error
+
+
+def _run(folder: SweepDir, trials: List[Trial], wait: Optional[bool]) -> Dict[int, int]:
     """Run trials. Returns their exit codes by number."""
-    run_trials = slurm_array.run_trials if _as_array(trials) else this_machine.run_trials
-    return run_trials(folder, trials)
+    if _as_array(trials):
+        return slurm_array.run_trials(folder, trials, wait)
+    return this_machine.run_trials(folder, trials)
 
 
 def _dry_run(folder: SweepDir, trials: List[Trial]) -> str:

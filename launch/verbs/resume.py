@@ -3,7 +3,7 @@
 import argparse
 import time
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.output import quoted_path, short_path
@@ -47,11 +47,8 @@ def resume(args: argparse.Namespace) -> int:
     started = time.monotonic()
     check_changes(args.overrides)
     if SweepDir(args.run_dir).exists:
-        if args.overrides:
-            raise ConfigError(f"overrides ('{args.overrides[0]}') cannot be used when resuming a sweep",
-                              "ftdist resume SWEEP_DIR without overrides",
-                              "leave them out, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
-        return sweep.resume_sweep(Path(args.run_dir), quiet=not under_torchrun.is_first_rank())
+        quiet = not under_torchrun.is_first_rank()
+        return sweep.resume_sweep(Path(args.run_dir), quiet, _sweep_waits(args.overrides))
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
@@ -84,6 +81,23 @@ def resume(args: argparse.Namespace) -> int:
     code = backend.start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code
+
+
+def _sweep_waits(overrides: List[str]) -> Optional[bool]:
+    """Return what ``launch.wait`` is changed to for the rest of a sweep, None if it stays.
+
+    Raises:
+        ConfigError: another setting is changed, which would make the trials incomparable.
+    """
+    wait: Optional[bool] = None
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        if key != "launch.wait" or value.lower() not in ("true", "false"):
+            raise ConfigError(f"'{word}' cannot be changed when resuming a sweep",
+                              "ftdist resume SWEEP_DIR, with launch.wait=true or launch.wait=false if you like",
+                              f"leave out {word}, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
+        wait = value.lower() == "true"
+    return wait
 
 
 def change_config(run: RunDir, config: RunConfig, overrides: List[str]) -> RunConfig:

@@ -121,6 +121,30 @@ def test_a_file_without_a_package_is_told_to_have_one(group: str, tmp_path: Path
     assert error.value.fix == f"put the line `# @package _global_` at the top of {group}/one.yaml"
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "fix"),
+    [
+        ("experiment/mine", "defaults: [smoke, {override /optim: cosine}]\nname: x\n",
+         "put the line `# @package _global_` at the top of experiment/mine.yaml"),
+        ("experiment/sub/mine", "optim: {lr: 1}\n",
+         "put the line `# @package _global_` at the top of experiment/sub/mine.yaml"),
+        ("launch/site/mine", "slurm: {partition: gpu}\n",
+         "put the line `# @package launch` at the top of launch/site/mine.yaml"),
+        ("optim/mine", "optim: {lr: 1}\n",
+         "leave out the level 'optim:', or put the line `# @package _global_` at the top of optim/mine.yaml"),
+        ("optim/mine", "train: {max_steps: 1}\n", "put the line `# @package _global_` at the top of optim/mine.yaml"),
+        ("optim/mine", "lrr: 1\n", "optim.lr"),
+    ],
+)  # fmt: skip
+def test_keys_that_hydra_puts_in_another_place_are_explained(file: str, text: str, fix: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / f"{file}.yaml").write_text(text)
+    group, _, option = file.partition("/") if file.startswith("experiment") else file.rpartition("/")
+    with pytest.raises(ConfigError) as error:
+        composed(f"--config-dir={tmp_path}", "experiment=smoke", f"{group}={option}")
+    assert error.value.fix == fix and f"{file}.yaml" in error.value.found
+
+
 TYPES = [
     ("train.max_steps=abc", "an integer or null"),
     ("batch.global_batch_size=1.5", "an integer"),

@@ -3,19 +3,20 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import pytest
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import RunConfig
+from ftdist.launch import cli
 from ftdist.launch.sweeps import sweep
 from ftdist.launch.sweeps.folder import SweepDir, Trial
 from ftdist.launch.verbs import train
 from ftdist.run.rundir import RunDir
 
-Run = Callable[[SweepDir, List[Trial]], Dict[int, int]]
+Run = Callable[..., Dict[int, int]]
 
 
 def freeze(config: RunConfig, shown: bool = True) -> Callable[[], RunDir]:
@@ -49,7 +50,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 def ending(states: Dict[int, str], stop: bool = False) -> Run:
     """Stand in for trials that end in these states. ``seen`` holds the numbers of the trials that ran."""
 
-    def run(folder: SweepDir, left: List[Trial]) -> Dict[int, int]:
+    def run(folder: SweepDir, left: List[Trial], wait: Optional[bool]) -> Dict[int, int]:
         assert all(trial.run.config.is_file() for trial in folder.trials())  # all are written before the first starts
         run.seen = [trial.number for trial in left]  # type: ignore[attr-defined]
         codes = {}
@@ -62,6 +63,33 @@ def ending(states: Dict[int, str], stop: bool = False) -> Run:
         return codes
 
     return run
+
+
+def test_a_trial_that_does_not_fit_the_machine_is_named(go: Callable[..., int]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^trial batch.global_batch_size=7: batch.global_batch_size=7 is not"
+    ) as error:
+        go(ending({}), "batch.global_batch_size=8,7", "batch.micro_batch_size=4")
+    assert error.value.fix == "batch.global_batch_size=8"
+
+
+def test_a_resume_of_a_sweep_changes_only_whether_it_waits(
+    go: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert go(ending({1: "failed"}), "seed=1,2,3") == EXIT_FAILED
+    place, told = str(next(tmp_path.glob("runs/*-sweep"))), []
+
+    def run(folder: SweepDir, left: List[Trial], wait: Optional[bool]) -> Dict[int, int]:
+        told.append(wait)
+        return {}
+
+    monkeypatch.setattr(sweep, "_run", run)
+    for words in ([], ["launch.wait=true"], ["launch.wait=false"]):
+        cli.dispatch(["resume", place, *words])
+    assert told == [None, True, False]
+    for word in ("launch.wait=maybe", "zero.stage=1"):
+        with pytest.raises(ConfigError, match=f"'{word}' cannot be changed when resuming a sweep"):
+            cli.dispatch(["resume", place, word])
 
 
 def test_a_failed_trial_stops_no_other_and_runs_again_on_resume(
@@ -121,8 +149,8 @@ def test_a_sweeper_resumes_with_the_objectives_that_it_was_given(go: Callable[..
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     again = ending({})
 
-    def cut(folder: SweepDir, left: List[Trial]) -> Dict[int, int]:
-        return ending({0: "failed"}, stop=left[0].number == 2)(folder, left)
+    def cut(folder: SweepDir, left: List[Trial], wait: Optional[bool]) -> Dict[int, int]:
+        return ending({0: "failed"}, stop=left[0].number == 2)(folder, left, wait)
 
     assert go(cut, *OPTUNA) == EXIT_PREEMPTED
     sweep = SweepDir(next(tmp_path.glob("runs/*-sweep")))
