@@ -1,11 +1,13 @@
 """The command ``ftdist VERB``."""
 
 import os
+import shlex
 import sys
+import time
 from typing import List, NoReturn, Optional
 
 from ftdist import __version__
-from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, ConfigError, FtdistError
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, FtdistError
 from ftdist.base.names import nearest
 from ftdist.base.output import PipeSafeOutput, accept_any_text
 from ftdist.base.permissions import explain_os_error
@@ -18,6 +20,9 @@ examples:
   ftdist train experiment=llama31_8b optim.lr=2e-5              full fine-tuning on one node of 8 GPUs
   ftdist train experiment=smoke -m optim.lr=1e-3,1e-4           a sweep
   ftdist status                                                 the runs in ./runs"""
+
+OTHER_RANKS_S = 3.0
+"""Seconds that other ranks leave to rank 0 for its message, if DeepSpeed's launcher started them."""
 
 
 def usage() -> str:
@@ -83,12 +88,33 @@ def _refuse_optimization() -> None:
         )
 
 
+def _refuse_deepspeeds_launcher(argv: List[str]) -> None:
+    """Refuse to run under DeepSpeed's launcher, which starts a command once for each rank.
+
+    Raises:
+        ConfigError: It started this process. The message of a rank other than 0 is empty.
+    """
+    if not argv[:1] or not (argv[0].startswith("--local_rank=") or {"CROSS_RANK", "LOCAL_RANK"} <= os.environ.keys()):
+        return
+    if os.environ.get("RANK", "0") != "0":  # one message is enough, and DeepSpeed ends all ranks with the first
+        time.sleep(OTHER_RANKS_S)
+        sys.exit(EXIT_USAGE)
+    words = shlex.join(argv[1:] if argv[0].startswith("--local_rank=") else argv)
+    through_it = "ftdist " + words + (" launch=deepspeed" if words.startswith("train") else "")
+    raise ConfigError(
+        f"DeepSpeed's launcher started `ftdist {words}` once for each rank",
+        "one `ftdist train`, which starts DeepSpeed's launcher by itself, or torchrun, which can start ftdist",
+        f"{through_it}, or torchrun --nproc-per-node {os.environ.get('LOCAL_SIZE', 'N')} -m ftdist {words}",
+    )
+
+
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the console script ``ftdist``: print errors, and end the process with the exit code."""
     accept_any_text()
     sys.stdout, sys.stderr = PipeSafeOutput(sys.stdout), PipeSafeOutput(sys.stderr)  # type: ignore[assignment]
     try:
         _refuse_optimization()
+        _refuse_deepspeeds_launcher(sys.argv[1:] if argv is None else argv)
         sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
     except FtdistError as error:
         if str(error):

@@ -6,6 +6,7 @@ A line that is not a record is yielded as a DataError in place of the record, so
 import csv
 import json
 import re
+import shlex
 import sys
 from contextlib import suppress
 from itertools import chain, islice
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 from ftdist.base.errors import DataError
+from ftdist.base.output import quoted_path
 from ftdist.data.fields import is_record
 from ftdist.data.messages import ROLE_FIELDS
 from ftdist.run.split_names import missing_split, same_split, split_kind
@@ -284,8 +286,8 @@ def _converted(file: Path, encoding: str) -> str:
     """Return the command that writes a file again in UTF-8. A compressed file is decompressed first."""
     program = DECOMPRESSORS.get(file.suffix.lower())
     if program is None:
-        return f"iconv -f {encoding} -t utf-8 {file.name} > utf8-{file.name}"
-    return f"{program} -dc {file.name} | iconv -f {encoding} -t utf-8 > utf8-{file.stem}"
+        return f"iconv -f {encoding} -t utf-8 {quoted_path(file)} > {shlex.quote(f'utf8-{file.name}')}"
+    return f"{program} -dc {quoted_path(file)} | iconv -f {encoding} -t utf-8 > {shlex.quote(f'utf8-{file.stem}')}"
 
 
 def _open(file: Path) -> BinaryIO:

@@ -1,6 +1,7 @@
 """Find the local files of a data source. The name of prepared data depends on them, see ``run/prepared.py``."""
 
 import glob
+import shlex
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -72,7 +73,7 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
         return DataError(
             f"{where}.path={path} does not exist",
             f"a {' '.join(SUFFIXES)} file, a glob of them or a folder (looked in {Path.cwd()})",
-            f"{where}.path={near[0]}" if near else "",
+            shlex.quote(f"{where}.path={near[0]}") if near else "",
         )
     parts = found.parts
     fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
@@ -117,6 +118,6 @@ def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Pa
         raise DataError(
             f"{where}.path={path} is a folder with files of several kinds: {' '.join(kinds)}",
             "files of one kind",
-            f"{where}.path='{path}/*{kinds[0]}'",
+            shlex.quote(f"{where}.path={path}/*{kinds[0]}"),
         )
     return files

@@ -1,6 +1,7 @@
 """The names of splits: in the names of files, and in messages about a split that does not exist."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Iterable, Optional
 
@@ -61,7 +62,7 @@ def missing_split(where: str, place: str, split: str, names: Iterable[str]) -> D
     if fitting:
         fix = f"{where}.split={fitting[0]}"
     elif for_training:
-        fix = f"use data with a split for training; evaluate this one: data.heldout.NAME.path={place}"
+        fix = f"use data with a split for training; evaluate this one: {shlex.quote(f'data.heldout.NAME.path={place}')}"
     else:
         fix = "use data with a split for evaluation, or data.heldout_share=0.05"
     return DataError(f"{where}.path={place} has no split '{split}'", f"one of {', '.join(found)}", fix)

@@ -77,14 +77,14 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
     where = f"logs: {run.logs}"
     resume = shlex.join(["ftdist", "resume", str(run.path)])
     texts = [_text(path) for path in logs]
-    ended = [found for text in texts for found in _reported(text)]
+    ended = [found for path, text in zip(logs, texts, strict=True) for found in _reported(text, _machine(path))]
     first = _first_error(run, attempt)
     follows = first is not None and _follows_from_another(first)
     suspects = [e for e in ended if e.killed and (not e.aborted or first is None or follows)]
     if first is not None and first.get("stalled"):
         suspects = []  # the ranks found the one that held them up, and killed it
     if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
-        who = f"rank {killed.rank} on {platform.node() if killed.host == 'localhost' else killed.host}"
+        who = f"rank {killed.rank} on {killed.host}"
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
         return LaunchError(f"{who} {why}{_last_lines(run, killed.rank, attempt)}\n  {where}", fix=resume)
     if by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None):
@@ -139,10 +139,21 @@ def ended_from_outside(run: RunDir, attempt: int, logs: List[Path], code: int) -
     return ""
 
 
-def _reported(text: str) -> List[RankEnd]:
+def _machine(log: Path) -> str:
+    """Return the name of the machine whose torchrun wrote a log. With ``launch=nodes`` it is in a file beside it."""
+    joined = log.with_suffix(".joined")
+    return joined.read_text(encoding="utf-8", errors="replace") if joined.is_file() else platform.node()
+
+
+def _reported(text: str, machine: str = "localhost") -> List[RankEnd]:
+    """Return the failures in torchrun's report.
+
+    Args:
+        machine: The name of its machine, for a torchrun that only knows itself as localhost.
+    """
     forced = set(FORCED.findall(text))
     return [
-        RankEnd(time, host, int(rank), int(code), int(pid))
+        RankEnd(time, machine if host == "localhost" else host, int(rank), int(code), int(pid))
         for time, host, rank, code, pid in REPORTED.findall(text)
         if pid not in forced
     ]

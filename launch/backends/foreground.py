@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Dict, List, Optional, Sequence
 import psutil
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.output import quoted_path
 from ftdist.base.process import is_alive
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import lifecycle
@@ -97,8 +97,9 @@ def _end_launcher(run: RunDir) -> None:
     """End the process that a status names, as two Ctrl-C would."""
     status = run.read_status()
     if status.get("host") != platform.node():
+        command = shlex.join(["ftdist", "cancel", "--now", str(run.path.absolute())])  # ssh starts a shell elsewhere
         raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine on which it was started",
-                          f"ssh {status.get('host')} ftdist cancel --now {quoted_path(run.path)}")  # fmt: skip
+                          shlex.join(["ssh", str(status.get("host")), command]))  # fmt: skip
     launcher = psutil.Process(int(status["pid"]))
     with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
         for _ in range(2):

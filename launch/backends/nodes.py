@@ -5,6 +5,7 @@ All machines see the run directory on a shared file system. The ranks meet at a 
 
 import contextlib
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -237,7 +238,9 @@ def _machine_error(config: RunConfig, rank: int, code: int, log: Path) -> Launch
             f"a host that `{config.launch.nodes.ssh} {host} true` reaches without a password",
         )
     text = "\n".join(printed[-failure.LAST_LINES :]).removeprefix("error: ")
-    error = LaunchError(f"{host}: {text or f'ended with exit code {code}'}")
+    # The first machine explains a failure of any rank, and names the machine of that rank.
+    where = "" if re.match(r"(a )?rank\b", text) else f"{host}: "
+    error = LaunchError(f"{where}{text or f'ended with exit code {code}'}")
     error.exit_code = code if code > 0 else EXIT_FAILED
     return error
 

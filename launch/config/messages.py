@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import re
+import shlex
 from typing import Any, List, Mapping, Optional
 
 from hydra.core.config_loader import ConfigLoader
@@ -65,7 +66,8 @@ def check_source_keys(data: Mapping[str, Any]) -> None:
                 )
             for key, value in source.items():
                 if key not in fields:
-                    near = " or ".join(f"{where}.{right}={as_typed(value)}" for right in nearest(str(key), fields))
+                    typed = shlex.quote(as_typed(value))
+                    near = " or ".join(f"{where}.{right}={typed}" for right in nearest(str(key), fields))
                     raise ConfigError(f"there is no key '{where}.{key}'", "one of: " + ", ".join(fields), near)
 
 
@@ -146,7 +148,7 @@ def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader)
         where: The file that holds it, for the message.
         loader: Knows the groups.
     """
-    value = "" if given is None else f"={given}"
+    value = "" if given is None else f"={shlex.quote(given)}"
     if "." not in key and key not in OTHER_NAMES:
         groups = _groups(loader)
         near = nearest(key, groups + [known for known in schema_keys() if "." not in known])

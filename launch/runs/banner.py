@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
@@ -62,7 +63,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     show_table(console, table)
     if is_ready(data):
         print_sample(data, console)
-    console.print(f"[bold]{'run':10}[/bold] {short_path(str(config.run_dir))}")
+    console.print(f"[bold]{'run':10}[/bold] {escape(short_path(str(config.run_dir)))}")
 
 
 def show_data_warnings(config: RunConfig, data: Path) -> None:
@@ -92,14 +93,14 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
         seconds: time since the command began.
     """
     console = _console()
-    place, took = quoted_path(run.path), format_seconds(seconds)
+    place, took = escape(quoted_path(run.path)), format_seconds(seconds)  # brackets in names are not markup
     if code == EXIT_PREEMPTED:
         console.print(f"stopped after {took}; resume with: [bold]ftdist resume {place}[/bold]")
     if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that has only been submitted
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
-    here = [] if shutil.which("ftdist") else [f"source {quoted_path(sys.prefix)}/bin/activate"]
-    runs = quoted_path(run.path.parent)
+    here = [] if shutil.which("ftdist") else [f"source {escape(quoted_path(sys.prefix))}/bin/activate"]
+    runs = escape(quoted_path(run.path.parent))
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
     commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", status]
     console.print(f"[bold]{'time':13}[/bold] {took}")

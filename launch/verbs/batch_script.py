@@ -11,6 +11,7 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle
 from ftdist.launch.backends.slurm import answers, ownership
+from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import RunDir
@@ -70,7 +71,8 @@ def begin(args: argparse.Namespace) -> int:
     attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
                               requeues=requeues, begun_after=status.get("last_checkpoint_step"),
                               exit_code=None, exit_reason="")  # fmt: skip
-    print(f"attempt {attempt} of job {args.job} on {nodes}", flush=True)
+    why = before_this(status) or ("Slurm requeued the job, as after a lost node" if again else "")
+    print(f"attempt {attempt} of job {args.job} on {nodes}" + (f", after: {why}" if why else ""), flush=True)
     try:
         freeze.confirm_settings(run, config)
         check_files(run, config)

@@ -145,6 +145,7 @@ def test_a_run_is_requeued_at_its_time_limit(slurm: Cluster, tmp_path: Path) -> 
     assert metrics(run) == undisturbed(LONG)
     status = run.read_status()
     assert status["state"] == "done" and status["attempt"] == status["requeues"] >= 1, output
+    assert f"attempt 1 of job {number} on {status['nodes']}, after: near the time limit" in output
     assert slurm.job(number)["Restarts"] == str(status["requeues"])
 
 

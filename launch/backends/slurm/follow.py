@@ -9,6 +9,7 @@ from typing import Dict, Optional
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
 from ftdist.launch.attempt import lifecycle, signals
 from ftdist.launch.attempt.companion import stop_run_if_killed
+from ftdist.launch.backends.base import Status
 from ftdist.launch.backends.slurm import client
 from ftdist.launch.backends.slurm.stop import ask_to_stop, end_now
 from ftdist.run.rundir import RunDir
@@ -68,7 +69,8 @@ def follow(run: RunDir, job: str) -> int:
             tail.show(run, job)
             if found is not None and not found.over and found.state != "RUNNING" and found.describe() != said:
                 said = found.describe()
-                print(said, flush=True)
+                why = before_this(run.read_status())
+                print(said + (f" (it goes on; the attempt before: {why})" if why else ""), flush=True)
             if watch.is_over(job, found):
                 tail.show(run, job)
                 following = successor(run, job)
@@ -76,6 +78,16 @@ def follow(run: RunDir, job: str) -> int:
                     return outcome(run, found)
                 job = following
             time.sleep(POLL_S)
+
+
+def before_this(status: Status) -> str:
+    """Return why the attempt before the one that waits or begins has stopped. Empty if there is no such attempt.
+
+    Args:
+        status: status.json, before the next attempt has begun.
+    """
+    went_on = status.get("state") == "preempted" or int(status.get("requeues") or 0) > 0
+    return str(status.get("exit_reason") or "") if went_on and int(status.get("attempt", -1)) >= 0 else ""
 
 
 def successor(run: RunDir, job: str) -> Optional[str]:

@@ -56,6 +56,25 @@ def test_help_and_usage_errors_are_fast_and_load_nothing_heavy(words: List[str],
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [["--local_rank=0", "train", "name=a b"], ["train", "name=a b"]])
+def test_deepspeeds_launcher_is_told_how_ftdist_is_started(words: List[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "CROSS_RANK": "0", "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="DeepSpeed's launcher started `ftdist train 'name=a b'`") as error:
+        cli._refuse_deepspeeds_launcher(words)
+    first, second = error.value.fix.split(", or ")
+    assert first == "ftdist train 'name=a b' launch=deepspeed"
+    assert second == "torchrun --nproc-per-node 2 -m ftdist train 'name=a b'"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli, "OTHER_RANKS_S", 0)
+    with pytest.raises(SystemExit) as ended:
+        cli._refuse_deepspeeds_launcher(words)
+    assert ended.value.code == 2
+    monkeypatch.delenv("CROSS_RANK")
+    cli._refuse_deepspeeds_launcher(["train"])  # another launcher, which sets the same variables
+    cli._refuse_deepspeeds_launcher([])
+
+
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.dispatch(["--help"]) == 0
     text = capsys.readouterr().out

@@ -74,6 +74,14 @@ def test_a_killed_rank_is_named_from_the_report_of_its_own_machine(run: RunDir) 
     assert str(failure.explain_failure(run, 0, logs, 1)).startswith("rank 2 on node2 was killed by SIGKILL")
 
 
+def test_a_machine_that_knows_itself_as_localhost_is_named_by_its_own_name(run: RunDir) -> None:
+    """With ``launch=nodes`` the first machine explains, and is not the one whose rank was killed."""
+    logs = [report(run, "node-0.attempt-0"), report(run, "node-1.attempt-0", first=2, root=-9, second=3)]
+    for number in (0, 1):
+        (run.logs / f"node-{number}.attempt-0.joined").write_text(f"node{number + 1}")
+    assert str(failure.explain_failure(run, 0, logs, 1)).startswith("rank 2 on node2 was killed by SIGKILL")
+
+
 def test_a_killed_rank_is_blamed_before_one_that_lost_its_connection(run: RunDir) -> None:
     """On a busy machine torchrun may see the other rank end first."""
     write_error(run, 0, 10.0, message=GLOO, known=False)

@@ -53,6 +53,25 @@ def test_names_and_addresses_of_hosts_are_accepted(host: str) -> None:
     check_launch(on_nodes(host, "second", address=host.rpartition("@")[2]).launch)
 
 
+@pytest.mark.parametrize(
+    ("printed", "says"),
+    [
+        (
+            "error: rank 3 on second was killed by SIGKILL\n  logs: x",
+            "rank 3 on second was killed by SIGKILL\n  logs: x",
+        ),
+        ("error: a rank on second was killed by SIGSEGV", "a rank on second was killed by SIGSEGV"),
+        ("error: port 29500 is in use", "first: port 29500 is in use"),
+        ("", "first: ended with exit code 1"),
+    ],
+)
+def test_a_failed_rank_is_not_said_to_be_on_the_machine_that_tells_of_it(
+    printed: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "ssh.log").write_text(printed)
+    assert str(nodes._machine_error(on_nodes("first", "second"), 0, 1, tmp_path / "ssh.log")) == says
+
+
 @pytest.mark.parametrize("ssh", ["", " ", "ssh 'x"])
 def test_an_ssh_setting_that_is_no_command_is_refused(ssh: str) -> None:
     with pytest.raises(ConfigError, match="launch.nodes.ssh"):

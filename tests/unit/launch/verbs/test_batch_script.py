@@ -11,6 +11,7 @@ from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchE
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import client, script
+from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.verbs import batch_script
 from ftdist.run.rundir import RunDir
 
@@ -58,8 +59,14 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
     how: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """max_requeues is 2. Slurm requeues the job, with or without a signal before, or the job requeues itself."""
+    why = {"preempted": "stopped by Slurm", "near its limit": "near the time limit",
+           "killed": "Slurm requeued the job, as after a lost node"}[how]  # fmt: skip
     for requeues in range(3):
+        before = before_this(run.read_status())
+        assert before == (why if requeues and how != "killed" else ""), "what the follower says while the job waits"
         assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == requeues
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first == f"attempt {requeues} of job 7 on None" + (f", after: {why}" if requeues else "")
         if how != "killed":
             run.write_status(state="preempted", last_checkpoint_step=requeues)  # by the ranks
             assert end(run, asked=how == "near its limit", ended=how == "preempted") == EXIT_PREEMPTED
@@ -73,7 +80,8 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
     too_often = "not started, because it was requeued more than launch.max_requeues=2 times"
     assert status["exit_reason"] == (f"near the time limit; not requeued, because {limit}" if how == "near its limit"
                                      else too_often)  # fmt: skip
-    run.write_status(state="queued", requeues=0)  # submitted anew
+    client.mark_queued(run, "7")  # submitted anew
+    assert before_this(run.read_status()) == ""
     assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
 
 
