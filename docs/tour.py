@@ -63,7 +63,7 @@ TOUR: Dict[str, List[str]] = {
     "Model": [
         "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py", "ftdist/model/vocabulary.py",
         "ftdist/model/attention.py", "ftdist/model/attention_plan.py", "ftdist/model/exactness.py",
-        "ftdist/model/forward.py", "ftdist/model/isolation.py", "ftdist/model/save.py",
+        "ftdist/model/forward.py", "ftdist/model/routers.py", "ftdist/model/isolation.py", "ftdist/model/save.py",
         "ftdist/model/export_trial.py", "ftdist/model/fixed.py",
         "ftdist/model/standin.py", "ftdist/model/standin_layers.py", "ftdist/model/standin_sizes.py",
     ],
@@ -71,6 +71,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/train/main.py", "ftdist/parallel/ranks.py", "ftdist/parallel/rank_process.py",
         "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/loop.py", "ftdist/objective/base.py",
         "ftdist/objective/build.py", "ftdist/objective/sft.py", "ftdist/objective/token_loss.py",
+        "ftdist/objective/balance.py", "ftdist/objective/coefficient.py",
         "ftdist/method/base.py", "ftdist/method/build.py", "ftdist/method/full.py", "ftdist/engine/engine.py",
         "ftdist/engine/optimizers.py", "ftdist/engine/no_gradient.py", "ftdist/train/describe.py",
         "ftdist/train/schedule.py",

@@ -94,7 +94,11 @@ def other_families() -> List[Case]:
     fewer documents must still run as many forward passes as the other. Parameters without a gradient: at each stage."""
     stages = {family: [0, 1, 2, 3] if family == "gemma3_images" else [3] for family in OTHER_FAMILIES}
     return [Case(family, stage, 2, 2, True, False, Precision.fp32, False, False)
-            for family, all_stages in stages.items() for stage in all_stages]  # fmt: skip
+            for family, all_stages in stages.items() for stage in all_stages] + [
+            # The balance loss is over the global batch: the same for each way to split it, without padding.
+            Case("mixtral_balanced", 0, 1, 1, True, False, Precision.fp32, False, False),
+            Case("mixtral_balanced", 1, 4, 1, True, True, Precision.fp32, False, False),
+            Case("mixtral_balanced", 2, 2, 4, False, True, Precision.fp32, False, False)]  # fmt: skip
 
 
 def pairs(case: Case) -> set:
@@ -187,7 +191,10 @@ def _references(cases: List[Case], folder: Path) -> None:
         data = data_folder(config)
         rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
         order = row_order(config.seed, len(rows), STEPS * ROWS)
-        torch.save(run_reference(model, config, rows, order, STEPS, heldout), _reference_file(case, folder))
+        asked = getattr(model.config, "output_router_logits", False)
+        balance = model.config.router_aux_loss_coef if asked else 0.0
+        expected = run_reference(model, config, rows, order, STEPS, heldout, None, balance)
+        torch.save(expected, _reference_file(case, folder))
 
 
 def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:

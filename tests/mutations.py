@@ -40,8 +40,8 @@ LOOP, LOADER, LOSS, ENGINE = (
 )
 MUTATIONS = [
     Mutation("no token weighting: the mean of the micro-batches' means", LOOP,
-             "engine.backward(found.loss / weight)",
-             "engine.backward(found.loss / max(batch.num_trained, 1) / plan.grad_accum_steps / mesh.data_size)"),
+             "share = found.loss / weight",
+             "share = found.loss / max(batch.num_trained, 1) / plan.grad_accum_steps / mesh.data_size"),
     Mutation("divided by the accumulation steps twice", ENGINE, "scale_wrt_gas=False",
              "scale_wrt_gas=True"),
     Mutation("labels not shifted", LOSS, "targets = batch.labels[0, 1:]", "targets = batch.labels[0]"),

@@ -34,6 +34,7 @@ def check_config(config: RunConfig) -> None:
     check_data(config.data)
     for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
         _check_range(f"batch.{name}", getattr(config.batch, name), 1)
+    _check_range("objective.router_aux_loss", config.objective.router_aux_loss, 0.0)
     _check_optim(config.optim)
     _check_zero(config.zero)
     _check_train(config.train, config.optim)

@@ -60,7 +60,11 @@ def config_hash(config: RunConfig) -> str:
     tree = asdict(config)
     for key in (*CHANGEABLE, *DERIVED, *PLACES):
         _remove(tree, key)
-    for key, before in sorted(ADDED_LATER.items(), key=lambda item: item[0].count(".")):  # sections before their fields
+    for key, before in sorted(
+        ADDED_LATER.items(), key=lambda item: -item[0].count(".")
+    ):  # fields before their sections
+        if isinstance(before, dict):  # the fields of a section that are newer than the section are gone already
+            before = {name: value for name, value in before.items() if f"{key}.{name}" not in ADDED_LATER}
         _remove(tree, key, only_if=before)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()
 

@@ -108,6 +108,9 @@ class MethodConfig:
 class ObjectiveConfig:
     kind: ObjectiveKind = ObjectiveKind.sft
     """What is minimised. ``sft`` (supervised fine-tuning): the cross-entropy of the trained tokens."""
+    router_aux_loss: Optional[float] = None
+    """Coefficient of the balance loss of a mixture of experts, which is added to the loss. null: the model's own
+    (``router_aux_loss_coef``) if ``output_router_logits`` is true in its config, else none. 0: none."""
 
 
 @dataclass
@@ -266,7 +269,8 @@ class RunConfig:
 
 
 ADDED_LATER: Dict[str, Any] = {
-    "objective": {"kind": ObjectiveKind.sft}, "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None,
+    "objective": {"kind": ObjectiveKind.sft, "router_aux_loss": 0.0}, "objective.router_aux_loss": 0.0,
+    "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None,
     "optim.shorten_warmup": False, "data.reasoning": Reasoning.keep, "data.sources.*.fields": {},
     "data.heldout.*.fields": {}, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
     "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,

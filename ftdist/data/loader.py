@@ -5,7 +5,7 @@ The files of a set are memory-mapped: opening a set reads no tokens, and a row i
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -67,6 +67,8 @@ class MicroBatch:
     """Number of trained tokens."""
     num_tokens: int
     """Number of tokens without padding."""
+    real: Optional[torch.Tensor] = None
+    """[1, T] bool: False for padding. None: there is no padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return a copy with all tensors on ``device``."""
@@ -129,6 +131,7 @@ def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad
     rows = [dataset.row(int(row)) for row in row_ids]
     widths = [sum(len(ids) for ids, _ in row) for row in rows]
     ids: List[np.ndarray] = []
+    real: List[np.ndarray] = []
     labels: List[np.ndarray] = []
     for row, width in zip(rows, widths, strict=True):
         for tokens, trained in row:
@@ -137,6 +140,7 @@ def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad
             label[0] = IGNORED
             labels.append(label)
         padding = 0 if packing else max(widths) - width
+        real += [np.ones(width, dtype=bool), np.zeros(padding, dtype=bool)]
         if padding:
             ids.append(np.full(padding, pad_id, dtype=np.int64))
             labels.append(np.full(padding, IGNORED, dtype=np.int64))
@@ -150,4 +154,5 @@ def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad
         max_seqlen=max(lengths),
         num_trained=int((all_labels != IGNORED).sum()),
         num_tokens=sum(widths),
+        real=None if packing else torch.from_numpy(np.concatenate(real))[None],
     )

@@ -317,6 +317,7 @@ def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:
         position_ids=torch.cat([torch.arange(len(d), device=device) for d in documents])[None],
         cu_seqlens=torch.cat([torch.zeros(1), lengths.cumsum(0)]).to(device, torch.int32),
         max_seqlen=int(lengths.max()),
+        real=None,
     )
 
 

@@ -11,6 +11,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ftdist.model.attention import document_kwargs
 from ftdist.model.attention_plan import AttentionPlan, Layout
+from ftdist.model.routers import RouterLogits
 
 
 class Batch(Protocol):
@@ -26,6 +27,8 @@ class Batch(Protocol):
     def cu_seqlens(self) -> torch.Tensor: ...
     @property
     def max_seqlen(self) -> int: ...
+    @property
+    def real(self) -> Optional[torch.Tensor]: ...
 
 
 def set_plan(causal_lm: torch.nn.Module, plan: AttentionPlan) -> None:
@@ -51,7 +54,9 @@ def position_padding(causal_lm: torch.nn.Module) -> Optional[int]:
     return padding if isinstance(padding, int) else None
 
 
-def forward_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+def forward_logits(
+    model: Any, batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits] = None
+) -> torch.Tensor:
     """Run the model, and return the logits at some positions.
 
     The plan of the model (``plan_of``) says how the documents are arranged. If the model supports ``logits_to_keep``,
@@ -61,25 +66,30 @@ def forward_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.T
         model: The model, or an engine.
         batch: The micro-batch of T tokens.
         positions: [n] positions between 0 and T - 1, in ascending order.
+        routers: Collects the logits of the routers of a mixture of experts for every token of the micro-batch.
 
     Returns:
         [n, rows of the embedding].
     """
     layout = plan_of(model).layout
     if layout is Layout.padded:
-        return _padded_logits(model, batch, positions)
+        return _padded_logits(model, batch, positions, routers)
     if layout is Layout.alone:
-        return _alone_logits(model, batch, positions)
+        return _alone_logits(model, batch, positions, routers)
     causal_lm = without_engine(model)
     keep = {"logits_to_keep": positions} if keeps_logits(causal_lm) else {}
-    logits = model(
+    outputs = model(
         input_ids=batch.input_ids,
         position_ids=_positions(causal_lm, batch),
         use_cache=False,  # with a cache, transformers silently drops its own block mask
         **keep,
         **(_masks(causal_lm, batch) if layout is Layout.masks else {}),
         **document_kwargs(batch.cu_seqlens, batch.max_seqlen),
-    ).logits[0]
+        **(routers.arguments if routers else {}),
+    )
+    if routers:
+        routers.add(outputs, _real(batch))
+    logits = outputs.logits[0]
     return logits if keep else logits[positions]
 
 
@@ -103,27 +113,42 @@ def _masks(causal_lm: Any, batch: Batch) -> Dict[str, Any]:
     return {"attention_mask": masks}
 
 
+def _real(batch: Batch) -> torch.Tensor:
+    """Return which tokens are not padding, [1, T] bool."""
+    return torch.ones_like(batch.input_ids, dtype=torch.bool) if batch.real is None else batch.real
+
+
 def _documents_of(batch: Batch, positions: torch.Tensor) -> torch.Tensor:
     """Return the number of the document that each position is in, [n]."""
     return torch.searchsorted(batch.cu_seqlens[1:].to(positions.dtype), positions, right=True)
 
 
-def _padded_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+def _documents_to_run(batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits]) -> torch.Tensor:
+    """Return the numbers of the documents that must run, in ascending order: for routers, all of them."""
+    if routers:
+        positions = _real(batch)[0].nonzero()[:, 0]
+    return _documents_of(batch, positions).unique()
+
+
+def _padded_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits]) -> torch.Tensor:
     """Run the documents that ``positions`` are in, each in a row of its own.
 
     The padding repeats the last token of the document. In a causal model no token of the document sees it.
     """
-    documents, row = _documents_of(batch, positions).unique(return_inverse=True)
+    documents = _documents_to_run(batch, positions, routers)
+    row = torch.searchsorted(documents, _documents_of(batch, positions))
     starts = batch.cu_seqlens[documents].to(positions.dtype)
     ends = batch.cu_seqlens[documents + 1].to(positions.dtype)
     length = int((ends - starts).max())
     columns = torch.arange(length, device=positions.device)
     tokens = torch.minimum(starts[:, None] + columns, ends[:, None] - 1)  # [documents, length]: positions in the row
-    logits = model(input_ids=batch.input_ids[0][tokens], use_cache=False).logits
-    return logits[row, positions - starts[row]]
+    outputs = model(input_ids=batch.input_ids[0][tokens], use_cache=False, **(routers.arguments if routers else {}))
+    if routers:
+        routers.add(outputs, columns < (ends - starts)[:, None])
+    return outputs.logits[row, positions - starts[row]]
 
 
-def _alone_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+def _alone_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits]) -> torch.Tensor:
     """Run one forward pass for each document that ``positions`` are in.
 
     With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number. A rank with fewer documents
@@ -131,12 +156,15 @@ def _alone_logits(model: Any, batch: Batch, positions: torch.Tensor) -> torch.Te
     """
     documents, limits = _documents_of(batch, positions), batch.cu_seqlens.tolist()
     parts: List[torch.Tensor] = []
-    for number in documents.unique().tolist():
+    more = routers.arguments if routers else {}
+    for number in _documents_to_run(batch, positions, routers).tolist():
         start, end = limits[number], limits[number + 1]
-        logits = model(input_ids=batch.input_ids[:, start:end], use_cache=False).logits[0]
-        parts.append(logits[positions[documents == number] - start])
+        outputs = model(input_ids=batch.input_ids[:, start:end], use_cache=False, **more)
+        if routers:
+            routers.add(outputs, torch.ones(1, end - start, dtype=torch.bool, device=positions.device))
+        parts.append(outputs.logits[0][positions[documents == number] - start])
     for _ in range(_most_forwards(model, len(parts)) - len(parts)):
-        repeated = model(input_ids=batch.input_ids[:, start:end], use_cache=False).logits
+        repeated = model(input_ids=batch.input_ids[:, start:end], use_cache=False, **more).logits
         parts[-1] = parts[-1] + repeated.sum() * 0.0
     return torch.cat(parts)
 

@@ -22,6 +22,7 @@ import torch
 from ftdist.base.errors import ConfigError
 from ftdist.model.exactness import micro_batch
 from ftdist.model.forward import evaluation_mode, forward_logits, without_engine
+from ftdist.model.routers import has_experts
 
 LENGTHS = (7, 9, 5)
 """Lengths of the three documents in tokens."""
@@ -98,7 +99,7 @@ def prove_isolation(
     """
     measured = measure_isolation(model, vocab_size, device, one_document)
     architecture = without_engine(model).config
-    allowed = ROUNDING[dtype] if _has_experts(architecture) else 0.0
+    allowed = ROUNDING[dtype] if has_experts(architecture) else 0.0
     if not measured.looking_ahead <= allowed:
         raise ConfigError(
             f"with the attention {backend}, tokens of {architecture.model_type} can see later tokens: changing a "
@@ -115,9 +116,3 @@ def prove_isolation(
             "model.attention=rows, or train on one document at a time: data.packing=false batch.micro_batch_size=1",
         )
     return measured
-
-
-def _has_experts(config: Any) -> bool:
-    text_config = config.get_text_config()
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any(getattr(text_config, name, 0) for name in names)

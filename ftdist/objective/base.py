@@ -1,7 +1,7 @@
 """The interface of a training objective: a loss that is a sum over units, and the number of these units."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Protocol, Tuple
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
 
 import torch
 
@@ -14,15 +14,28 @@ class LossSum:
     """Scalar in fp32: the sum of the losses of the micro-batch's units."""
     metrics: Dict[str, float] = field(default_factory=dict)
     """Sums of the metrics that ``Objective.metrics`` names, over the same units."""
+    penalty: Optional[torch.Tensor] = None
+    """Scalar: the share of this micro-batch in a term that is added to the loss of the step. It is not divided by the
+    weight, and not part of the loss that is logged."""
 
 
 class Objective(Protocol):
     """What training minimises: the sum of ``loss`` over all micro-batches of a step and all ranks, divided by the sum
-    of ``weight`` over the same micro-batches."""
+    of ``weight`` over the same micro-batches, and the sum of ``penalty``."""
 
     metrics: Tuple[str, ...]
     """Names of the metrics in ``LossSum.metrics``, for instance ``rewards/margin``. Their means are logged under
     them."""
+
+    def begin_step(self, model: Any, batches: Sequence[Any], total: Callable[[Sequence[float]], List[float]]) -> None:
+        """Prepare for the micro-batches of this rank in one optimizer step. Every rank must call it.
+
+        Args:
+            total: Returns the sums of some values over all ranks.
+        """
+
+    def end_step(self) -> Dict[str, float]:
+        """Return metrics of the step that are not means over units. Every rank must call it, before the update."""
 
     def weight(self, batch: Any) -> int:
         """Return the number of units in a micro-batch, for instance of trained tokens or of pairs."""

@@ -3,8 +3,12 @@
 ``ftdist.train.loop.train_step`` divides the sum over the global batch by the number of its trained tokens.
 """
 
-from typing import Any, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+import torch
+
+from ftdist.model.routers import RouterLogits
+from ftdist.objective.balance import BalanceLoss
 from ftdist.objective.base import LossSum
 from ftdist.objective.token_loss import token_loss
 
@@ -17,13 +21,29 @@ class SupervisedFineTuning:
 
     metrics: Tuple[str, ...] = ()
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, vocab_size: int, balance: Optional[BalanceLoss] = None) -> None:
+        """
+        Args:
+            vocab_size: Number of rows of the embedding that are real tokens.
+            balance: Balances the load of the experts in training.
+        """
+        self._vocab_size, self._balance = vocab_size, balance
+
+    def begin_step(self, model: Any, batches: Sequence[Any], total: Callable[[Sequence[float]], List[float]]) -> None:
+        if self._balance:
+            self._balance.begin_step(model, batches, total)
+
+    def end_step(self) -> Dict[str, float]:
+        return self._balance.end_step() if self._balance else {}
 
     def weight(self, batch: Any) -> int:
         """Return the number of trained tokens of a micro-batch."""
         return int(batch.num_trained)
 
     def loss(self, model: Any, batch: Any) -> LossSum:
-        """Return the sum of the cross-entropies of the trained tokens."""
-        return LossSum(token_loss(model, batch, self._vocab_size))
+        """Return the sum of the cross-entropies of the trained tokens, and in training the share of the balance."""
+        if self._balance is None or not torch.is_grad_enabled():
+            return LossSum(token_loss(model, batch, self._vocab_size))
+        routers = RouterLogits()
+        loss = token_loss(model, batch, self._vocab_size, routers)
+        return LossSum(loss, penalty=self._balance.share(model, routers))

@@ -1,15 +1,16 @@
 """The cross-entropy of trained tokens, as a sum. No other module computes a loss from logits."""
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 
 from ftdist.data.loader import IGNORED
 from ftdist.model.forward import Batch, forward_logits
+from ftdist.model.routers import RouterLogits
 
 
-def token_loss(model: Any, batch: Batch, vocab_size: int) -> torch.Tensor:
+def token_loss(model: Any, batch: Batch, vocab_size: int, routers: Optional[RouterLogits] = None) -> torch.Tensor:
     """Return the sum of the cross-entropies of the trained tokens of one micro-batch in nats, a scalar in fp32.
 
     The token at position t is predicted by the logits at position t - 1.
@@ -17,12 +18,13 @@ def token_loss(model: Any, batch: Batch, vocab_size: int) -> torch.Tensor:
     Args:
         model: The model, or an engine.
         vocab_size: Number of rows of the embedding that are real tokens. The logits of the other rows are ignored.
+        routers: Collects the logits of the routers of a mixture of experts.
     """
     targets = batch.labels[0, 1:]
     positions = (targets != IGNORED).nonzero()[:, 0]
     if not len(positions):
         # A rank without a trained token still runs the model: the other ranks wait for it in ZeRO's collectives.
         first = torch.zeros(1, dtype=torch.long, device=targets.device)
-        return forward_logits(model, batch, first).float().sum() * 0.0
-    logits = forward_logits(model, batch, positions)[:, :vocab_size]
+        return forward_logits(model, batch, first, routers).float().sum() * 0.0
+    logits = forward_logits(model, batch, positions, routers)[:, :vocab_size]
     return F.cross_entropy(logits.float(), targets[positions], reduction="sum")

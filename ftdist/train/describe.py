@@ -6,6 +6,8 @@ from ftdist.config.schema import RunConfig
 from ftdist.model.attention_plan import Layout
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
+from ftdist.model.routers import has_experts
+from ftdist.objective.coefficient import model_coefficient
 from ftdist.plan.memory import eager_attention_bytes
 
 INDENT = " " * len("attention: ")
@@ -30,6 +32,27 @@ def describe_attention(
         why = "it is not known whether its cache works" if choice.unproven else "with its cache it gives other tokens"
         lines.append(f"{INDENT}answers are sampled without a cache, which is slower: {why}")
     return lines + ([INDENT + _memory(config, arch, choice)] if choice.plan.implementation == "eager" else [])
+
+
+def describe_experts(config: RunConfig, arch: Any, balance: float) -> List[str]:
+    """Return the line that says how the load of a mixture of experts is balanced; none for other models.
+
+    Args:
+        arch: Config of the model.
+        balance: Coefficient of the balance loss. 0: there is none.
+    """
+    if not has_experts(arch):
+        return []
+    if not balance:
+        own = model_coefficient(arch)
+        add = f"objective.router_aux_loss={own:g} adds one" if own else f"transformers has none for {arch.model_type}"
+        return [f"experts: no loss balances their load; {add}"]
+    cost, steps = "", config.batch.grad_accum_steps or 1
+    if steps > 1:  # a backward pass takes twice as long as a forward pass, and recomputation is another forward pass
+        share = "a quarter" if config.train.gradient_checkpointing else "a third"
+        cost = f"; to count the tokens of each expert, a step runs its {steps} micro-batches once more without " \
+               f"gradients: about {share} more time"  # fmt: skip
+    return [f"experts: {balance:g} times their balance loss over the global batch is added to the loss{cost}"]
 
 
 def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:

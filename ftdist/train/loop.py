@@ -114,21 +114,24 @@ def train_step(training: Training, index: int) -> StepResult:
     weight, trained_tokens, tokens = mesh.sum([sum(column) for column in zip(*counts, strict=True)])
     lr = learning_rate(config.optim, index, training.max_steps)
     engine.set_lr(lr)
+    objective.begin_step(engine, batches, mesh.sum)
     loss_sum = torch.zeros((), dtype=torch.float64, device=mesh.device)
     metric_sums = dict.fromkeys(objective.metrics, 0.0)
     for number, batch in enumerate(batches, 1):
         found = objective.loss(engine, batch)
-        engine.backward(found.loss / weight)
+        share = found.loss / weight
+        engine.backward(share if found.penalty is None else share + found.penalty)
         loss_sum += found.loss.detach().double()
         metric_sums = {name: total + found.metrics[name] for name, total in metric_sums.items()}
         if number < len(batches):
             engine.step()
     # The loss is summed before the update, so that a loss that is not finite on one rank stops the update on all ranks.
+    of_step = objective.end_step()
     total, stop, *sums = mesh.sum([float(loss_sum), float(training.preemption.requested()), *metric_sums.values()])
     mean, norms = total / weight, training.state.grad_norms
     end = engine.step(lambda norm: why_bad(config.train, norms, mean, norm) is None)
     bad = why_bad(config.train, norms, mean, end.grad_norm)
-    metrics = {name: value / weight for name, value in zip(metric_sums, sums, strict=True)}
+    metrics = {name: value / weight for name, value in zip(metric_sums, sums, strict=True)} | of_step
     return StepResult(mean, end.grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad, metrics)
 
 

@@ -31,6 +31,7 @@ from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective
+from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel import rank_process
 from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
@@ -47,7 +48,7 @@ from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker
-from ftdist.train.describe import describe_attention
+from ftdist.train.describe import describe_attention, describe_experts
 from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.out_of_memory import explain_out_of_memory
@@ -146,6 +147,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     one_document = never_two_documents(config)
     on_rank_0(ranks, lambda: prove_export(config, arch))
     choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, one_document))
+    balance = on_rank_0(ranks, lambda: balance_coefficient(config.objective.router_aux_loss, arch))
     settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):
         method = METHODS[config.method.kind]
@@ -156,7 +158,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
-    for line in describe_attention(config, arch, choice, proof, one_document):
+    about_experts = describe_experts(config, arch, balance)
+    for line in describe_attention(config, arch, choice, proof, one_document) + about_experts:
         _print_on_rank_0(ranks, line)
     max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
@@ -170,7 +173,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     tracker = Tracker(config, run, ranks.rank, resumed=state is not None, note=progress.note)
     return Training(
         config=config, run=run, ranks=ranks, plan=plan, mesh=data_parallel(ranks), engine=engine,
-        objective=build_objective(config, vocab_size), tokenizer=tokenizer, vocab_size=vocab_size,
+        objective=build_objective(config, vocab_size, balance), tokenizer=tokenizer, vocab_size=vocab_size,
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip

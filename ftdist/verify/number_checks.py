@@ -28,6 +28,7 @@ from ftdist.engine.whole import Tensors, whole_weights
 from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
 from ftdist.model.load import DTYPES, build_whole
+from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
@@ -144,7 +145,8 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     rows = read_rows(data / "train")
     heldout = [document for name in training.heldout for row in read_rows(data / name) for document in row]
     order = row_order(config.seed, len(rows), steps * config.batch.global_batch_size)
-    return run_reference(model, config, rows, order, steps, heldout, training.vocab_size), other
+    balance = balance_coefficient(config.objective.router_aux_loss, arch)
+    return run_reference(model, config, rows, order, steps, heldout, training.vocab_size, balance), other
 
 
 def _weights_of_another_model(config: RunConfig, weights: Tensors) -> List[str]:

@@ -7,6 +7,7 @@ AdamW, the learning rate. It is slow and short. Everything that makes ftdist fas
 """
 
 import math
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -90,13 +91,17 @@ def mean_loss(model: torch.nn.Module, documents: List[Document], vocab_size: Opt
 class Reference:
     """Trains a model of any precision with AdamW on fp32 master weights."""
 
-    def __init__(self, model: torch.nn.Module, optim: Any, max_steps: int, vocab_size: Optional[int] = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, optim: Any, max_steps: int, vocab_size: Optional[int] = None, balance: float = 0.0
+    ) -> None:
         """
         Args:
             optim: The config of the optimizer.
             max_steps: Number of steps of the run, for the learning rate.
             vocab_size: Number of rows of the embedding that are real tokens; None for all.
+            balance: Coefficient of the balance loss of a mixture of experts. 0: none.
         """
+        self.balance = balance
         self.model, self.optim, self.max_steps, self.vocab_size = model.train(), optim, max_steps, vocab_size
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
@@ -114,17 +119,17 @@ class Reference:
         """
         total, loss = num_trained(documents), 0.0
         sums = {name: torch.zeros_like(master) for name, master in self.masters.items()}
+        if self.balance:
+            balance_loss = transformers_balance_loss(self.model, documents)
+            (self.balance * balance_loss).backward()
+            self._add_gradients(sums)
         for document in documents:
             if not document[1][1:].any():
                 continue
             part = document_loss(self.model, document, self.vocab_size)
             (part / total).backward()
             loss += float(part.detach())
-            for name, p in self.named.items():
-                if p.grad is not None:
-                    sums[name] += p.grad.float()
-                    self.untouched.discard(name)
-                p.grad = None
+            self._add_gradients(sums)
         norm = math.sqrt(sum(float(g.double().pow(2).sum()) for g in sums.values()))
         if self.optim.max_grad_norm and norm > self.optim.max_grad_norm:
             sums = {name: g * (self.optim.max_grad_norm / norm) for name, g in sums.items()}
@@ -136,6 +141,25 @@ class Reference:
                 p.copy_(self.masters[name])
         self.gradients = sums
         return {"loss": loss / total, "grad_norm": norm, "lr": lr}
+
+    def _add_gradients(self, sums: Dict[str, torch.Tensor]) -> None:
+        """Add the gradients of a backward pass to ``sums``, and clear them."""
+        for name, p in self.named.items():
+            if p.grad is not None:
+                sums[name] += p.grad.float()
+                self.untouched.discard(name)
+            p.grad = None
+
+
+def transformers_balance_loss(model: torch.nn.Module, documents: List[Document]) -> torch.Tensor:
+    """Return the balance loss of transformers, for the router logits of all documents together."""
+    device = next(model.parameters()).device
+    rows = [torch.from_numpy(ids.astype(np.int64))[None].to(device) for ids, _ in documents]
+    found = [model(input_ids=row, use_cache=False, output_router_logits=True).router_logits for row in rows]
+    layers = tuple(torch.cat([logits.flatten(0, -2) for logits in layer]) for layer in zip(*found, strict=True))
+    compute = sys.modules[type(model).__module__].load_balancing_loss_func
+    loss: torch.Tensor = compute(layers, model.num_experts, model.num_experts_per_tok)
+    return loss
 
 
 def adamw(weights: Dict[str, torch.Tensor], optim: Any) -> torch.optim.AdamW:

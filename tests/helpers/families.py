@@ -46,6 +46,10 @@ OTHER_FAMILIES: Dict[str, Dict[str, Any]] = {
         },
         "mm_tokens_per_image": 1, "image_token_index": 258, "boi_token_index": 255, "eoi_token_index": 256,
     },
+    "mixtral_balanced": {  # with the balance loss of its experts
+        "model_type": "mixtral", **GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "output_router_logits": True, "router_aux_loss_coef": 0.5,
+    },
     "llama4": {  # chunked attention; the chunks are shorter than documents
         "model_type": "llama4_text", **GROUPED, "head_dim": 16, "attention_chunk_size": 8, "num_local_experts": 2,
         "intermediate_size_mlp": 64, "layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0],

@@ -60,6 +60,7 @@ BAD = [
     ([("data.max_seq_len", 4)], "data.max_seq_len=4"),
     ([("batch.global_batch_size", 0)], "batch.global_batch_size=0"),
     ([("batch.micro_batch_size", 0)], "batch.micro_batch_size=0"),
+    ([("objective.router_aux_loss", -0.1)], "objective.router_aux_loss=-0.1"),
     ([("optim.lr", -1.0)], "optim.lr=-1"),
     ([("optim.lr", float("nan"))], "optim.lr=nan"),
     ([("optim.beta2", 1.0)], "optim.beta2=1"),

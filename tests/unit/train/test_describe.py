@@ -1,5 +1,6 @@
 """What the log says about the attention of a run."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
-from ftdist.train.describe import describe_attention
+from ftdist.train.describe import describe_attention, describe_experts
 
 
 def _lines(plan: AttentionPlan, recompute: bool = True, **choice: Any) -> list[str]:
@@ -48,6 +49,25 @@ def test_a_model_without_a_stand_in_says_so() -> None:
     _, unproven, cache = _lines(plan, unproven="no stand-in of the model can be built")
     assert unproven.strip().startswith("no stand-in")
     assert cache.endswith("slower: it is not known whether its cache works")
+
+
+@pytest.mark.parametrize(
+    ("arch", "accum", "balance", "line"),
+    [
+        ({"num_local_experts": 4, "router_aux_loss_coef": 0.02}, 1, 0.0, "no loss .*=0.02 adds one"),
+        ({"n_routed_experts": 4}, 1, 0.0, "transformers has none for moe"),
+        ({"num_experts": 4}, 1, 0.5, "experts: 0.5 times .* is added to the loss$"),
+        ({"num_experts": 4}, 3, 0.5, "runs its 3 micro-batches once more .* a quarter more time"),
+    ],
+)
+def test_how_the_load_of_experts_is_balanced(arch: dict[str, Any], accum: int, balance: float, line: str) -> None:
+    config = RunConfig()
+    config.batch.grad_accum_steps = accum
+    text = SimpleNamespace(**arch)
+    [found] = describe_experts(config, SimpleNamespace(model_type="moe", get_text_config=lambda: text), balance)
+    assert re.search(line, found), found
+    text = SimpleNamespace()
+    assert describe_experts(config, SimpleNamespace(get_text_config=lambda: text), 0.0) == []
 
 
 def test_sampling_without_a_cache_is_said_once() -> None:

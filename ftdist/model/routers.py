@@ -1,0 +1,57 @@
+"""The routers of a mixture of experts: what they compute in a forward pass."""
+
+from typing import Any, List
+
+import torch
+from transformers import PretrainedConfig
+
+
+class RouterLogits:
+    """Collects the logits of all routers in the forward passes over one micro-batch."""
+
+    def __init__(self) -> None:
+        self.arguments = {"output_router_logits": True}
+        """Arguments of the model's forward."""
+        self.logits: List[torch.Tensor] = []
+        """One tensor [tokens, experts] for each router and forward pass, without the tokens of padding."""
+
+    def add(self, outputs: Any, real: torch.Tensor) -> None:
+        """Add what one forward pass computed.
+
+        Args:
+            outputs: The result of the model.
+            real: [rows, length] bool: False for padding.
+        """
+        for logits in outputs.router_logits:
+            self.logits.append(logits.reshape(-1, logits.shape[-1])[real.reshape(-1)])
+
+
+def expert_counts(logits: List[torch.Tensor], active: int) -> torch.Tensor:
+    """Return how many tokens the routers send to each expert, [experts] in float64, over all layers together.
+
+    Args:
+        logits: [tokens, experts] of each router.
+        active: Number of experts for each token.
+    """
+    counts = torch.zeros(logits[0].shape[-1], dtype=torch.float64, device=logits[0].device)
+    for layer in logits:
+        chosen = layer.detach().softmax(-1).topk(active, dim=-1).indices
+        counts += torch.bincount(chosen.reshape(-1), minlength=len(counts))
+    return counts
+
+
+def probability_sums(logits: List[torch.Tensor]) -> torch.Tensor:
+    """Return the sums of the routers' probabilities of each expert over all tokens and layers, [experts] in fp32."""
+    return torch.stack([layer.float().softmax(-1).sum(0) for layer in logits]).sum(0)
+
+
+def has_experts(arch: PretrainedConfig) -> bool:
+    """Return whether a model is a mixture of experts."""
+    text = arch.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any(getattr(text, name, 0) for name in names)
+
+
+def active_experts(causal_lm: Any) -> int:
+    """Return the number of experts for each token. Every model of transformers with a balance loss has this field."""
+    return int(causal_lm.num_experts_per_tok)
