@@ -44,6 +44,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/backends/deepspeed.py", "launch/backends/hostfile.py", "launch/backends/slurm/backend.py",
         "launch/backends/slurm/resolve.py", "launch/backends/slurm/script.py", "launch/backends/slurm/answers.py",
         "launch/verbs/start_node.py", "launch/backends/slurm/meeting.py", "launch/backends/slurm/hostlist.py",
+        "launch/attempt/cpus.py",
         "launch/backends/slurm/client.py", "launch/backends/slurm/follow.py", "launch/backends/slurm/stop.py",
         "launch/runs/liveness.py",
     ],
@@ -111,6 +112,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/__init__.py", "ftdist/base/errors.py", "ftdist/base/redact.py", "ftdist/base/names.py",
         "ftdist/base/output.py", "ftdist/base/permissions.py", "ftdist/base/terminal.py", "ftdist/base/tables.py",
         "ftdist/base/json_files.py", "ftdist/base/temporary.py", "ftdist/base/process.py",
+        "ftdist/base/ranges.py",
     ],
 }  # fmt: skip
 

@@ -5,10 +5,14 @@ import ctypes
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Optional
 
 import psutil
 
+RANK_CPUS = "FTDIST_RANK_CPUS"
+"""Variable with the CPUs of each rank of this machine: numbers with commas, ranks with semicolons. The launcher divides
+them, and each rank binds itself."""
 PR_SET_PDEATHSIG = 1
 CLOCK_S = 1.0
 """Seconds by which start times of processes may be off: the kernel knows the time of its boot to the second."""
@@ -53,3 +57,13 @@ def end_with_parent(signal_number: int) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal_number))
+
+
+def bind_rank(local_rank: int) -> None:
+    """Bind this process and its threads to the CPUs of a rank, if ``RANK_CPUS`` is set (Linux only)."""
+    shares = os.environ.get(RANK_CPUS, "").split(";")
+    if local_rank < len(shares) and shares[local_rank]:
+        cpus = {int(cpu) for cpu in shares[local_rank].split(",")}
+        for thread in Path("/proc/self/task").iterdir():  # libraries start threads when they are imported
+            with contextlib.suppress(OSError):  # it has ended, or the CPUs are no longer granted
+                os.sched_setaffinity(int(thread.name), cpus)

@@ -64,7 +64,11 @@ class SlurmConfig:
     time: Optional[str] = None
     """Time limit in Slurm's notation: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``. null: that of the partition."""
     cpus_per_node: Optional[int] = None
-    """CPU cores on each node. null: what the partition gives."""
+    """CPUs on each node, as Slurm counts them: cores, or hardware threads. null: cpus_per_gpu for each rank."""
+    cpus_per_gpu: Optional[int] = None
+    """CPUs for each GPU, that is for each rank. Ranks are bound to cores near their GPU, with one thread for each core.
+    null: the node's CPUs divided by its GPUs; if Slurm cannot be asked, 4; on CPU, up to 2. 0: do not ask, on sites
+    that give whole nodes."""
     gpus: GpuOption = GpuOption.gpus_per_node
     """How the job asks for GPUs: ``--gpus-per-node=N``, ``--gres=gpu:N``, ``--gpus=N`` for all nodes together, or
     ``--gpus-per-task=N``. ``none``: not at all, on sites whose Slurm does not know of the GPUs or gives whole nodes;
@@ -142,7 +146,7 @@ class LaunchConfig:
     """``local``: this machine. ``nodes``: several machines without a scheduler. ``deepspeed``: several machines,
     through DeepSpeed's launcher. ``slurm``: a batch job."""
     device: Device = Device.auto
-    """``cuda`` or ``cpu``. ``auto``: what the machine has, or under Slurm what the partition has."""
+    """``cuda`` or ``cpu``. ``auto``: what the machine has. Under Slurm: ``cuda``, or ``cpu`` with slurm.profile=cpu."""
     nproc_per_node: Optional[int] = None
     """Ranks on each machine. null: one for each visible GPU (under Slurm: each GPU of a node), or 1 on CPU."""
     nnodes: int = 1
@@ -174,7 +178,7 @@ class LaunchConfig:
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OWNED_NAMES = re.compile(
-    "RUN_DIR|PYTHON|JOB|old|asked|ended|begun|code|verdict|next|threads|attempt|head|names|port|node|rendezvous|rendezvous_id"
+    "RUN_DIR|PYTHON|JOB|old|asked|ended|begun|code|verdict|next|attempt|head|names|port|node|rendezvous|rendezvous_id"
     "|SRUN_CPUS_PER_TASK|SLURM_(?:JOB|ARRAY).*"
 )
 """Variables that the batch script uses itself."""
@@ -265,7 +269,8 @@ def check_launch(launch: LaunchConfig) -> None:
     for name, value, low in (
         ("max_restarts", launch.max_restarts, 0), ("max_requeues", launch.max_requeues, 0),
         ("trials_at_once", launch.trials_at_once, 1),
-        ("slurm.cpus_per_node", slurm.cpus_per_node, 1), ("slurm.stop_before_limit_s", slurm.stop_before_limit_s, 1),
+        ("slurm.cpus_per_node", slurm.cpus_per_node, 1), ("slurm.cpus_per_gpu", slurm.cpus_per_gpu, 0),
+        ("slurm.stop_before_limit_s", slurm.stop_before_limit_s, 1),
         ("nodes.port", launch.nodes.port, 1), ("nodes.join_timeout_s", launch.nodes.join_timeout_s, 1),
     ):  # fmt: skip
         if value is not None and value < low:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
 from ftdist.base.output import accept_any_text
+from ftdist.base.process import bind_rank
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.saver import Saver, hf_files
@@ -70,6 +71,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     run = RunDir.open(path)
     config = load_config(run.config)
     ranks = read_ranks(config)
+    bind_rank(ranks.local_rank)
     attempt = args.attempt + ranks.restart
     rank_process.run_rank(run, ranks.rank, attempt, lambda: run_training(config, run, ranks, attempt))
 

@@ -30,6 +30,18 @@ def gpu_ids() -> List[str]:
     return [str(number) for number in range(count)] if wanted is None else wanted.replace(" ", "").split(",")[:count]
 
 
+def gpu_addresses() -> List[str]:
+    """Return the PCI addresses of the same GPUs, as sysfs names them: ``0000:3b:00.0``. Empty if one is not known."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,uuid,pci.bus_id", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    rows = [[word.strip() for word in line.split(",")] for line in listed.splitlines() if line.count(",") == 2]
+    found = [next((bus for index, uuid, bus in rows if wanted == index or uuid.startswith(wanted)), "")
+             for wanted in gpu_ids()]  # fmt: skip
+    return [bus.lower()[-12:] for bus in found] if all(found) else []  # nvidia-smi writes the domain with 8 digits
+
+
 def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
     # CUDA's rule: an entry is an index or the start of a UUID. The first entry that fits no GPU ends the list.
     found: List[str] = []

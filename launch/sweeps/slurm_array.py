@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
+from ftdist.base.ranges import ranges
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.companion import stop_run_if_killed
@@ -66,7 +67,7 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
     for path, text, members in scripts(folder, new):
         path.write_text(text, encoding="utf-8")
         job = client.sbatch(path, *(trial.run for trial in members))
-        print(f"submitted job {job}: trials {script.ranges([trial.number for trial in members])}", flush=True)
+        print(f"submitted job {job}: trials {ranges(trial.number for trial in members)}", flush=True)
         for trial in members:
             client.mark_queued(trial.run, f"{job}_{trial.number}")
     if not (load_config(trials[0].run.config).launch.wait if wait is None else wait):

@@ -1,11 +1,14 @@
-"""The verb ``_start_node``, which each task of a job runs: find the other nodes, then become torchrun."""
+"""The verb ``_start_node``, which each task of a job runs: find the other nodes, divide the CPUs, become torchrun."""
 
 import argparse
 import os
 import platform
 import sys
 
+from ftdist.base.process import RANK_CPUS
 from ftdist.config.frozen import load_config
+from ftdist.config.schema import Device, LaunchConfig
+from ftdist.launch.attempt import cpus, machine
 from ftdist.launch.attempt.command import Rendezvous, rank_program, torchrun_command
 from ftdist.launch.backends.slurm import meeting
 from ftdist.launch.backends.slurm.hostlist import expand
@@ -38,8 +41,31 @@ def start_node(args: argparse.Namespace) -> int:
         met = meeting.join(list(dict.fromkeys([head, *args.names.split()])), int(port), node, timeout_s)
     if interface := meeting.gloo_interface(met.own):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    divide_cpus(launch, node)
     host = f"[{met.first}]" if ":" in met.first else met.first
     rendezvous = Rendezvous(f"{host}:{port}", args.id, str(int(first)), timeout_s, met.own)
     command = torchrun_command(launch, rank_program(args.run_dir, args.attempt), rendezvous)
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+def divide_cpus(launch: LaunchConfig, node: str) -> None:
+    """Divide the CPUs that Slurm has granted among the ranks: set the variables that bind them and limit their threads.
+
+    Args:
+        launch: resolved settings. ``threads_per_rank``, or OMP_NUM_THREADS in ``slurm.env``, is kept.
+        node: name of this node, for messages.
+    """
+    assert launch.nproc_per_node is not None
+    given = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
+    gpus = machine.gpu_addresses() if launch.device is Device.cuda else []
+    topology = cpus.read_topology(os.sched_getaffinity(0), gpus, launch.nproc_per_node)
+    division = cpus.divide(topology, launch.nproc_per_node, int(given) if given else None)
+    print(f"{node}: {division.describe()}", file=sys.stderr)
+    if division.each < cpus.FEW_CPUS:
+        print(f"note: {node} has {division.each or 'less than one'} CPU for each rank; it may be slow. "
+              f"launch.slurm.cpus_per_gpu={cpus.FEW_CPUS} asks for more", flush=True)  # fmt: skip
+    if division.cpus:
+        os.environ[RANK_CPUS] = ";".join(",".join(map(str, share)) for share in division.cpus)
+    if launch.threads_per_rank is None and "OMP_NUM_THREADS" not in launch.slurm.env:
+        os.environ["OMP_NUM_THREADS"] = str(division.threads)

@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2", "train.precision=fp32",
        "batch.global_batch_size=4", "data.max_seq_len=128", "data.sources.fake.max_documents=400",
-       "train.eval_every=null", "train.num_samples=0", "train.export=false", "launch.timeout_s=120")  # fmt: skip
+       "train.eval_every=null", "train.num_samples=0", "train.export=false", "launch.timeout_s=120",
+       "launch.threads_per_rank=1")  # fmt: skip
 SLURM = ("launch=slurm", "launch.nnodes=2", "launch.nproc_per_node=2", "launch.wait=true")
 SHORT = ("train.max_steps=12", "train.checkpoint_every=null")
 LONG = ("train.max_steps=500", "train.checkpoint_every=50")
@@ -51,7 +52,9 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> Non
     assert metrics(there) == undisturbed(SHORT)
     status = there.read_status()
     assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
-    assert slurm.job(status["job_id"])["JobState"] == "COMPLETED"
+    job = slurm.job(status["job_id"])
+    assert (job["JobState"], job["CPUs/Task"]) == ("COMPLETED", "4")
+    assert "CPUs and 1 threads for each rank" in (there.logs / "node-1.attempt-0.log").read_text()
     assert {path.name for path in there.logs.glob("rank-*.attempt-0.log")} == {
         f"rank-0000{r}.attempt-0.log" for r in range(4)
     }

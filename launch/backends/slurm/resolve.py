@@ -1,46 +1,62 @@
-"""Fit a config to the nodes of a Slurm partition: the device, and the number of ranks on each node."""
+"""Fit a config to the nodes of a Slurm partition: the device, the number of ranks on each node, and their CPUs."""
 
 import math
 import re
 import sys
-from typing import Dict, List, Optional, Set
+from dataclasses import dataclass
+from typing import List, Optional, Set
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import Device, GpuOption, LaunchConfig, Profile, SlurmConfig
+from ftdist.launch.attempt.cpus import FEW_CPUS
 from ftdist.launch.backends.slurm import answers
 from ftdist.launch.backends.slurm.client import available, run_command
+from ftdist.launch.backends.slurm.script import CPU_OPTIONS, cpus_asked
 
 GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
 ASKS_EARLIER_S = 60
 """Seconds by which Slurm's signal before the time limit may come early."""
+CPUS_PER_GPU, CPUS_ON_CPU = 4, 2
+"""CPUs for each rank where Slurm cannot be asked what the nodes have, and for each rank of a job on CPU."""
 CHOOSE_NODES = "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE"
 
 
-def gpu_counts(launch: LaunchConfig) -> Optional[Dict[int, List[str]]]:
-    """Return the names of the nodes that the job may get, by number of GPUs. None if Slurm cannot be asked."""
+@dataclass(frozen=True)
+class Node:
+    """What Slurm knows of a node."""
+
+    name: str
+    gpus: int
+    cpus: int
+
+
+def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
+    """Return the nodes that the job may get. None if Slurm cannot be asked."""
     if not available():
         return None
     where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
-    listed = run_command("sinfo", "--noheader", "--Node", f"--format={answers.line_format('%N', '%P', '%f', '%G')}",
-                         *where, check=False)  # fmt: skip
-    return count_gpus(listed or "", launch) or None
+    form = answers.line_format("%N", "%P", "%f", "%c", "%G")
+    listed = run_command("sinfo", "--noheader", "--Node", f"--format={form}", *where, check=False)
+    return read_nodes(listed or "", launch) or None
 
 
-def count_gpus(listed: str, launch: LaunchConfig) -> Dict[int, List[str]]:
-    """Return the names of the nodes that the job may get, by number of GPUs.
+def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:
+    """Return the nodes that the job may get.
 
     Args:
-        listed: what sinfo prints: node, partition, features, GRES. The default partition has a star after its name.
+        listed: what sinfo prints: node, partition, features, CPUs, GRES. The default partition has a star after its
+            name.
         launch: names the partition and the features that a node must have.
     """
-    rows = answers.rows(listed, 4)
+    rows = answers.rows(listed, 5)
     if launch.slurm.partition is None and any(row[1].endswith("*") for row in rows):
         rows = [row for row in rows if row[1].endswith("*")]
-    counts: Dict[int, Set[str]] = {}
-    for name, _, features, gres in rows:
+    found = {}
+    for name, _, features, cpus, gres in rows:
         if _fits(set(features.split(",")), launch.slurm.constraint or ""):
-            counts.setdefault(sum(int(number) for number in GPUS.findall(gres)), set()).add(name)
-    return {number: sorted(nodes) for number, nodes in sorted(counts.items())}
+            gpus = sum(int(number) for number in GPUS.findall(gres))
+            found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0)
+    return [found[name] for name in sorted(found)]
 
 
 def _fits(features: Set[str], constraint: str) -> bool:
@@ -83,53 +99,79 @@ def check_time(slurm: SlurmConfig) -> None:
 
 
 def resolve_ranks(launch: LaunchConfig) -> None:
-    """Fill in, in place, device and nproc_per_node from what the nodes have.
+    """Fill in, in place, the device, nproc_per_node and cpus_per_gpu from what the nodes have.
 
-    If Slurm cannot be asked, one GPU per node is assumed, and a note is printed.
+    If Slurm cannot be asked, one GPU per node is assumed, and a note is printed. A job on CPU must be asked for: nodes
+    without GPUs that Slurm knows of may have some all the same.
 
     Raises:
-        ConfigError: the nodes have no GPU, different numbers of GPUs, or fewer than the config asks for; or the job
-            would have no time.
+        ConfigError: the nodes have no GPU that Slurm knows of, different numbers of GPUs, or fewer than the config asks
+            for; or the job would have no time.
     """
     check_time(launch.slurm)
-    unknown = launch.slurm.gpus is GpuOption.none  # to Slurm
-    if unknown and launch.device is not Device.cpu and launch.nproc_per_node is None:
-        raise ConfigError(
-            "launch.slurm.gpus=none, so Slurm does not know how many GPUs a node has",
-            "the number of GPUs on each node",
-            "launch.nproc_per_node=8, or launch.device=cpu",
-        )
-    counts = gpu_counts(launch) if launch.device is not Device.cpu and not unknown else None
     if launch.device is Device.auto:
-        without = launch.slurm.profile is Profile.cpu or (counts is not None and set(counts) == {0})
-        launch.device = Device.cpu if without else Device.cuda
-    if launch.device is Device.cpu or counts is None:
-        if launch.nproc_per_node is None and launch.device is Device.cuda:
+        launch.device = Device.cpu if launch.slurm.profile is Profile.cpu else Device.cuda
+    nodes = find_nodes(launch)
+    if launch.device is Device.cpu:
+        launch.nproc_per_node = launch.nproc_per_node or 1
+    else:
+        nodes = _resolve_gpus(launch, nodes)
+    _resolve_cpus(launch, nodes)
+
+
+def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional[List[Node]]:
+    """Fill in nproc_per_node. Returns the nodes that fit."""
+    if launch.slurm.gpus is GpuOption.none:
+        if launch.nproc_per_node is None:
+            raise ConfigError("launch.slurm.gpus=none, so Slurm does not know how many GPUs a node has",
+                              "the number of GPUs on each node",
+                              "launch.nproc_per_node=8, or launch.device=cpu")  # fmt: skip
+        return nodes
+    if nodes is None:
+        if launch.nproc_per_node is None:
             print("note: could not get the number of GPUs per node from Slurm; using 1. "
                   "Set launch.nproc_per_node=N to change this", file=sys.stderr)  # fmt: skip
         launch.nproc_per_node = launch.nproc_per_node or 1
-    elif not any(counts):
-        raise ConfigError(
-            "launch.device=cuda, but no node that the job may get has a GPU that Slurm knows of",
-            "nodes with GPUs",
-            f"{CHOOSE_NODES}, or launch.device=cpu. On a site without GRES, whose nodes have GPUs that Slurm does not "
-            "know of: launch.slurm.gpus=none launch.nproc_per_node=N",
-        )
-    elif launch.nproc_per_node is None:
-        found = [number for number in counts if number]
+        return None
+    most = max(node.gpus for node in nodes)
+    if not most:
+        number = launch.nproc_per_node or "N"
+        fix = f"if its nodes have GPUs: launch.slurm.gpus=none launch.nproc_per_node={number}; for a job on CPU: "
+        fix += f"launch.device=cpu; else: {CHOOSE_NODES}"
+        raise ConfigError("no node that the job may get has a GPU that Slurm knows of", "nodes with GPUs", fix)
+    if launch.nproc_per_node is None:
+        found = sorted({node.gpus for node in nodes if node.gpus})
         if len(found) > 1:
-            kinds = ", ".join(f"{number} ({_few(counts[number])})" for number in found)
+            kinds = ", ".join(f"{number} ({_few([n.name for n in nodes if n.gpus == number])})" for number in found)
             raise ConfigError(f"the nodes that the job may get have different numbers of GPUs: {kinds}",
                               "the same number of GPUs on every node",
                               f"{CHOOSE_NODES}, or launch.nproc_per_node={min(found)}")  # fmt: skip
         launch.nproc_per_node = found[0]
-    elif max(counts) < launch.nproc_per_node:
+    if most < launch.nproc_per_node:
         raise ConfigError(
             f"launch.nproc_per_node={launch.nproc_per_node}, but no node that the job may get has more than "
-            f"{max(counts)} GPUs", "at most one rank per GPU", f"launch.nproc_per_node={max(counts)}",
+            f"{most} GPUs", "at most one rank per GPU", f"launch.nproc_per_node={most}",
         )  # fmt: skip
-    if launch.threads_per_rank is None and launch.slurm.cpus_per_node is not None:
-        launch.threads_per_rank = max(1, launch.slurm.cpus_per_node // launch.nproc_per_node)
+    return [node for node in nodes if node.gpus >= (launch.nproc_per_node or 0)]
+
+
+def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
+    """Fill in cpus_per_gpu, unless the config says otherwise how many CPUs the job asks for.
+
+    Args:
+        nodes: the nodes that fit otherwise. None if Slurm cannot be asked.
+    """
+    slurm, ranks = launch.slurm, launch.nproc_per_node or 1
+    asks = any(option[2:].split("=", 1)[0] in CPU_OPTIONS for option in slurm.options)
+    if slurm.cpus_per_gpu is None and slurm.cpus_per_node is None and not asks:
+        shares = [node.cpus // (node.gpus or ranks) for node in nodes or [] if node.cpus]
+        if launch.device is Device.cpu:
+            slurm.cpus_per_gpu = min(CPUS_ON_CPU, max(1, max(shares, default=CPUS_ON_CPU)))
+        else:
+            slurm.cpus_per_gpu = max(1, min(shares)) if shares else 0 if slurm.exclusive else CPUS_PER_GPU
+    if (asked := cpus_asked(launch)) and asked < ranks * FEW_CPUS and not asks:
+        print(f"note: the job asks for {asked} CPUs on each node for {ranks} ranks, fewer than {FEW_CPUS} for each, "
+              "which may be slow", file=sys.stderr)  # fmt: skip
 
 
 def _few(nodes: List[str]) -> str:

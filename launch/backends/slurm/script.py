@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.ranges import ranges
 from ftdist.config.launch import Container, GpuOption, LaunchConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
 GPU_OPTIONS = {"gpus-per-node", "gres", "gpus", "gpus-per-task"}
+CPU_OPTIONS = {"cpus-per-task", "cpus-per-gpu"}
 START_NODE = """\
 "$1" -m ftdist _start_node "$RUN_DIR" --attempt "$attempt" --id "$rendezvous_id" \\
       --endpoint "$rendezvous" --names "${names:-}"\
@@ -33,17 +35,6 @@ class Array:
 
     folder: Path
     numbers: List[int]
-
-
-def ranges(numbers: List[int]) -> str:
-    """Return numbers as Slurm writes them: ``0-3,5``."""
-    parts: List[List[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def template_folder() -> Path:
@@ -68,6 +59,11 @@ def _gpus(launch: LaunchConfig) -> Dict[str, Optional[object]]:
     return {how.name.replace("_", "-"): f"gpu:{value}" if how is GpuOption.gres else value}
 
 
+def cpus_asked(launch: LaunchConfig) -> Optional[int]:
+    """Return the CPUs that the job asks for on each node. None: it takes what the site gives."""
+    return launch.slurm.cpus_per_node or (launch.slurm.cpus_per_gpu or 0) * (launch.nproc_per_node or 1) or None
+
+
 def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
     """Return the options of the job, ``--name=value``, unquoted."""
     launch, slurm = config.launch, config.launch.slurm
@@ -82,7 +78,7 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
         "nodes": launch.nnodes,
         "ntasks-per-node": 1,
         **_gpus(launch),
-        "cpus-per-task": slurm.cpus_per_node,
+        "cpus-per-task": cpus_asked(launch),
         "mem": slurm.mem,
         "time": slurm.time,
         "mail-user": slurm.mail_user,
@@ -93,8 +89,9 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
         "signal": f"B:USR2@{slurm.stop_before_limit_s}",
     }
     theirs = {option[2:].split("=", 1)[0] for option in slurm.options}
-    if theirs & GPU_OPTIONS:  # they ask for GPUs in their own way
-        theirs |= GPU_OPTIONS
+    for kind in (GPU_OPTIONS, CPU_OPTIONS):
+        if theirs & kind:  # they ask in their own way
+            theirs |= kind
     options = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in theirs]
     if slurm.exclusive and "exclusive" not in theirs:
         options.append("--exclusive")
@@ -159,7 +156,9 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     pyxis, apptainer = slurm.container is Container.pyxis, slurm.container is Container.apptainer
     container = _container(config, place) if pyxis or apptainer else []
     once = ["srun", "--nodes=1", "--ntasks=1", *container] if pyxis else container
-    srun = shlex.join([*slurm.srun_options, *container])
+    # With whole nodes and no number of CPUs, srun would bind its task to one CPU.
+    whole = ["--cpu-bind=none"] if slurm.cpus_per_gpu == 0 and slurm.cpus_per_node is None else []
+    srun = shlex.join([*whole, *slurm.srun_options, *(container if pyxis or apptainer else [])])
     env = {**ranks_env(config), **slurm.env}
     words = {
         "SBATCH": _sbatch_lines(config, array),

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
-from ftdist.base.process import find_process, is_alive
+from ftdist.base.process import RANK_CPUS, bind_rank, find_process, is_alive
 
 
 @pytest.fixture
@@ -68,3 +70,23 @@ def test_a_process_ends_with_its_parent() -> None:
     while is_alive(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds processes to CPUs")
+def test_a_rank_binds_itself_and_its_threads_to_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, other = os.sched_getaffinity(0), threading.Event()
+    thread = threading.Thread(target=other.wait)
+    thread.start()
+    try:
+        for shares, rank in (("", 0), (f"{min(before)}", 1)):
+            monkeypatch.setenv(RANK_CPUS, shares)
+            bind_rank(rank)
+            assert os.sched_getaffinity(0) == before
+        monkeypatch.setenv(RANK_CPUS, f"999999;{min(before)}")
+        bind_rank(1)
+        assert os.sched_getaffinity(0) == os.sched_getaffinity(thread.native_id or 0) == {min(before)}
+    finally:
+        for task in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(task.name), before)
+        other.set()
+        thread.join()

@@ -10,9 +10,9 @@ from typing import Dict, List
 import pytest
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.ranges import parse_ranges, ranges
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
-from ftdist.launch.backends.slurm import script
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import sweeper
 from ftdist.launch.sweeps import this_machine
@@ -160,7 +160,7 @@ def test_trials_with_the_same_script_form_one_array(folder: SweepDir) -> None:
 
 @pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2], "0-2"), ([5], "5"), ([7, 0, 2, 1, 4], "0-2,4,7")])
 def test_numbers_of_an_array_are_written_as_ranges(numbers: List[int], text: str) -> None:
-    assert script.ranges(numbers) == text
+    assert ranges(numbers) == text and parse_ranges(text) == set(numbers)
 
 
 def request(*overrides: str) -> sweeper.SweepRequest:

@@ -1,20 +1,20 @@
 """How many GPUs the nodes of a partition have, by what sinfo prints."""
 
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import GpuOption
-from ftdist.config.schema import Device, LaunchConfig
-from ftdist.launch.backends.slurm import resolve
+from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.launch.backends.slurm import resolve, script
 
 LISTED = """\
 Welcome to the cluster | quota: 3 | of 5 | TB
-ftdist|n1|gpu*|a100,ib|gpu:a100:8(S:0-1)
-ftdist|n2|gpu*|h100,ib|gpu:h100:4
-ftdist|n2|all|h100,ib|gpu:h100:4
-ftdist|n3|all|(null)|(null)
+ftdist|n1|gpu*|a100,ib|128|gpu:a100:8(S:0-1)
+ftdist|n2|gpu*|h100,ib|96|gpu:h100:4
+ftdist|n2|all|h100,ib|96|gpu:h100:4
+ftdist|n3|all|(null)|4|(null)
 """
 
 
@@ -36,16 +36,19 @@ def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
 ) -> None:
     launch = LaunchConfig()
     launch.slurm.partition, launch.slurm.constraint = partition, constraint
-    assert resolve.count_gpus(LISTED, launch) == found
+    nodes = resolve.read_nodes(LISTED, launch)
+    assert {number: [node.name for node in nodes if node.gpus == number] for number in found} == found
+    assert sum(map(len, found.values())) == len(nodes)
+    assert all(node.cpus == {"n1": 128, "n2": 96, "n3": 4}[node.name] for node in nodes)
 
 
 @pytest.mark.parametrize(
     ("counts", "ranks", "found", "fix"),
     [
-        ({0: ["n3"]}, None, "launch.device=cuda, but no node that the job may get has a GPU that Slurm knows of",
+        ({0: ["n3"]}, None, "no node that the job may get has a GPU that Slurm knows of",
          "launch.slurm.gpus=none launch.nproc_per_node=N"),
-        ({0: ["n3"]}, 2, "launch.device=cuda, but no node that the job may get has a GPU that Slurm knows of",
-         "launch.slurm.gpus=none launch.nproc_per_node=N"),
+        ({0: ["n3"]}, 2, "no node that the job may get has a GPU that Slurm knows of",
+         "launch.slurm.gpus=none launch.nproc_per_node=2"),
         (
             {4: ["n2"], 8: ["n1"]}, None,
             "the nodes that the job may get have different numbers of GPUs: 4 (n2), 8 (n1)", "launch.nproc_per_node=4",
@@ -59,10 +62,47 @@ def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
 def test_nodes_that_do_not_fit_are_refused(
     counts: Dict[int, List[str]], ranks: Optional[int], found: str, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve, "gpu_counts", lambda launch: counts)
-    with pytest.raises(ConfigError) as error:
-        resolve.resolve_ranks(LaunchConfig(device=Device.cuda, nproc_per_node=ranks))
-    assert error.value.found == found and error.value.fix.endswith(fix)
+    """Also without a device in the config: a job on CPU must be asked for."""
+    nodes = [resolve.Node(name, gpus, 64) for gpus, names in counts.items() for name in names]
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: nodes)
+    for device in (Device.cuda, Device.auto):
+        with pytest.raises(ConfigError) as error:
+            resolve.resolve_ranks(LaunchConfig(device=device, nproc_per_node=ranks))
+        assert error.value.found == found and fix in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "asked"),
+    [
+        ([(8, 96)], {}, 96),  # the node's share
+        ([(8, 96)], {"nproc_per_node": 2}, 24),
+        ([(8, 96), (8, 64)], {}, 64),  # what every node has
+        ([(8, 96)], {"cpus_per_gpu": 3}, 24),
+        ([(8, 96)], {"cpus_per_gpu": 0}, None),
+        ([(8, 96)], {"cpus_per_node": 50}, 50),
+        ([(8, 96)], {"options": ["--cpus-per-gpu=5"]}, None),
+        ([(8, 96)], {"options": ["--cpus-per-task=5"]}, None),
+        (None, {"nproc_per_node": 8}, 32),  # a sound default
+        (None, {"nproc_per_node": 8, "exclusive": True}, None),  # all of the node
+        ([(0, 96)], {"nproc_per_node": 8, "gpus": GpuOption.none}, 96),
+        (None, {"nproc_per_node": 3, "device": Device.cpu}, 6),
+        ([(0, 4)], {"nproc_per_node": 3, "device": Device.cpu}, 3),
+    ],
+)
+def test_a_job_asks_for_cpus(
+    nodes: Any, settings: Dict[str, Any], asked: Optional[int], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    found = [resolve.Node(f"n{number}", *node) for number, node in enumerate(nodes)] if nodes else None
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: found)
+    config = RunConfig(run_dir="/runs/a")
+    for key, value in settings.items():
+        setattr(config.launch.slurm if hasattr(config.launch.slurm, key) else config.launch, key, value)
+    resolve.resolve_ranks(config.launch)
+    options = [option for option in script.sbatch_options(config) if option.startswith("--cpus-per-task")]
+    theirs = settings.get("options", [])
+    assert options == ([f"--cpus-per-task={asked}"] if asked else [o for o in theirs if "cpus-per-task" in o])
+    assert ("fewer than 2 for each" in capsys.readouterr().err) == (asked == 3)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +134,7 @@ def test_a_time_limit_that_leaves_no_time_is_refused(limit: Optional[str], stop:
 def test_a_site_whose_slurm_knows_no_gpus_never_gets_a_job_on_cpu(
     ranks: Optional[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolve, "gpu_counts", lambda launch: {0: ["n1"]})
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: [resolve.Node("n1", 0, 64)])
     launch = LaunchConfig(nproc_per_node=ranks)
     launch.slurm.gpus = GpuOption.none
     if ranks is None:
