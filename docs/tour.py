@@ -54,11 +54,13 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/data/records.py", "ftdist/data/fields.py", "ftdist/data/messages.py", "ftdist/data/tool_calls.py",
         "ftdist/data/bad_records.py",
         "ftdist/data/render.py", "ftdist/data/chat_documents.py", "ftdist/data/chat_plan.py",
+        "ftdist/data/chat_notes.py", "ftdist/data/answers.py",
         "ftdist/data/chat_turn.py", "ftdist/data/chat_forms.py", "ftdist/data/skeleton.py", "ftdist/data/thinking.py",
         "ftdist/data/chat_template.py", "ftdist/data/tokenise.py", "ftdist/data/tokenizer.py", "ftdist/data/encode.py",
         "ftdist/data/worker_pool.py", "ftdist/data/prepare_progress.py", "ftdist/data/pack.py",
         "ftdist/data/set_writer.py", "ftdist/data/meta.py", "ftdist/data/row_order.py", "ftdist/data/loader.py",
         "ftdist/data/preview.py", "ftdist/data/preview_rows.py", "ftdist/data/preview_page.py",
+        "ftdist/data/preview_answers.py",
         "ftdist/data/token_text.py",
     ],
     "Model": [

@@ -32,10 +32,8 @@ class ChatText:
     text: str
     spans: List[Span]
     """Characters that are trained."""
-    notes: Tuple[str, ...] = ()
-    """What the user should know about how it is trained."""
-    answers: Tuple[int, ...] = ()
-    """Numbers of the messages that are trained."""
+    planned: DocumentPlan
+    """How it is trained. The spans are those of the plan, in the same order."""
 
 
 @dataclass
@@ -67,11 +65,18 @@ class ChatRenderer:
         except TemplateProblem as problem:
             raise _cannot_render(document, problem) from problem
 
-    def prompt(self, document: Document, number: int) -> Tuple[str, List[Message], Dict[str, Any]]:
+    def prompt(self, document: Document, number: int, form: Form) -> Tuple[str, List[Message], Dict[str, Any]]:
         """Return how a program for chats would ask for an answer: template, messages and arguments of the template."""
         template = self._template(document)
-        form = self._plan(document, document.messages[: number + 1], [number], template).form
         return template.text, apply(form, document.messages[:number]), template.kwargs
+
+    def prompt_text(self, document: Document, number: int, form: Form) -> Optional[str]:
+        """Return the prompt of an answer as text, or None if the template cannot render it: before a first message."""
+        template = self._template(document)
+        try:
+            return template.render(apply(form, document.messages[:number]), document.tools, True)
+        except TemplateProblem:
+            return None
 
     def documents(self, document: Document, wanted: List[int]) -> List[ChatText]:
         """Return the documents in which the wanted answers are trained.
@@ -146,7 +151,7 @@ class ChatRenderer:
         spans = [self._real(span, planned, first, alignment[1], text) for span in planned.spans]
         if _has_markers(values, self.special):
             self._prove_prompts(document, planned, given, text, template)
-        return ChatText(text, spans, turn.notes, tuple(one.number for one in planned.covered))
+        return ChatText(text, spans, planned)
 
     def _aligned(
         self, document: Document, messages: List[Message], is_prompt: bool, parts: List[Part],

@@ -16,6 +16,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 
 from ftdist.data import thinking
 from ftdist.data.chat_forms import Form, Message, apply, forms, has_other_ids, ids_hold_names
+from ftdist.data.chat_notes import EMPTY_THINKING, NO_STOP, NO_TOOLS
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import (
     CannotExpress,
@@ -31,20 +32,6 @@ from ftdist.data.chat_turn import (
     turn_end,
 )
 from ftdist.data.skeleton import FieldKey, Part, split_parts, with_sentinels
-
-EMPTY_THINKING = (
-    "an answer without reasoning is trained after an empty think block, so the model learns to skip its reasoning. If "
-    "this is not what you want, use records with reasoning, or put the empty block into the prompt "
-    "(data.chat_template_kwargs={enable_thinking: false}, if the template has it)"
-)
-NO_STOP = (
-    "the chat template writes no special token after an answer, so the EOS token is added. If the template writes "
-    "another end, make it a token with model.new_special_tokens"
-)
-NO_TOOLS = (
-    "the chat template does not show the tools of the records, neither here nor at inference. If the model has to see "
-    "them, describe them in the system message, or use a template that shows them (data.chat_template=chatml)"
-)
 
 
 class Piece(NamedTuple):
@@ -87,6 +74,7 @@ class Turn:
 class DocumentPlan:
     """One document: the text of a turn. Earlier answers are trained in it too if they look the same in it."""
 
+    form: Form
     turn: Turn
     covered: List[Turn]
     """The answers that are trained, in order. The last one is ``turn``."""
@@ -94,13 +82,16 @@ class DocumentPlan:
     """Trained characters of ``turn.text``."""
     stripped: List[FieldKey]
     """Reasoning of earlier answers that the template does not show here."""
+    notes: Tuple[str, ...]
+    """What the user should know about how the answers are trained."""
+    answers: Tuple[int, ...]
+    """Numbers of the messages that are trained."""
 
 
 @dataclass(frozen=True)
 class Plan:
     form: Form
     documents: List[DocumentPlan]
-    notes: Set[str]
 
 
 def make_plan(
@@ -160,7 +151,7 @@ class _Planner:
             covered = [turn for turn in left if turn.looks_same_in(left[-1])]
             documents.insert(0, self._document(left[-1], covered))
             left = [turn for turn in left if turn not in covered]
-        return Plan(self.form, documents, {note for turn in turns for note in turn.notes})
+        return Plan(self.form, documents)
 
     def turn(self, number: int) -> Turn:
         """Return an answer as it looks when it was just generated."""
@@ -175,7 +166,7 @@ class _Planner:
         check_one_turn(text, first, last, self.eos, number)
         if has_reasoning and not hidden and thinking.is_closed(text[after_context:first]):
             raise CannotExpress(f"the reasoning of message {number + 1} in one think block")
-        end, stop = self._end(text, last, number)
+        end, stop, is_written = self._end(text, last, number)
         if prompt is not None and has_reasoning and thinking.ends_closed(prompt):
             raise CannotExpress("the reasoning: the generation prompt ends the thinking before the answer")
         if prompt is not None:
@@ -189,23 +180,24 @@ class _Planner:
             start = len(prompt) if prompt is not None else self._start_without_prompt(text, first, number)
             pieces = [Piece("turn", 0, end), Piece("text", text=stop)] if stop else [Piece("turn", 0, len(text))]
             whole, finish = text[:end] + stop if stop else text, end + len(stop)
-        notes = [NO_STOP] * (stop == self.eos) + [NO_TOOLS] * (not shows_tools(text, self.tools))
+        notes = [NO_STOP] * (not is_written) + [NO_TOOLS] * (not shows_tools(text, self.tools))
         if thinking.is_empty(whole[start:]) and not has_reasoning:
             notes.append(EMPTY_THINKING)
         return Turn(number, whole, start, finish, tuple(pieces), split_parts(text, self.keys),
                     None if prompt is None else split_parts(prompt, self.keys), tuple(notes))  # fmt: skip
 
-    def _end(self, text: str, last: int, number: int) -> Tuple[int, str]:
-        """Return where an answer ends, and the stop if it has to be added (see ``turn_end``).
+    def _end(self, text: str, last: int, number: int) -> Tuple[int, str, bool]:
+        """Return where an answer ends, the stop if it has to be added, and whether the template writes it somewhere.
 
         If only the next message begins after a call, the stop is that of other answers, if these have one.
         """
         is_call, openers = bool(self.messages[number].get("tool_calls")), self._openers()
-        end, stop = turn_end(text, last, self._after(number), is_call, self.special, openers, self.eos)
+        after = self._after(number) or ""
+        end, stop = turn_end(text, last, after or None, is_call, self.special, openers, self.eos)
         written = self.special.search(text[last:end] + stop)
         if is_call and written and written[0] in openers and (usual := self._usual_stop()) not in ("", *openers):
-            return last + len(text[last : last + written.start()].rstrip()), usual
-        return end, stop
+            return last + len(text[last : last + written.start()].rstrip()), usual, True
+        return end, stop, not stop or stop in after
 
     def _usual_stop(self) -> str:
         """Return the special token that the template writes after an answer without calls, or an empty string."""
@@ -242,7 +234,8 @@ class _Planner:
             if number:
                 raise
             whole = self._render(len(self.messages))
-            return whole[: own_span(whole, number, self.keys)[1]]
+            end = own_span(whole, number, self.keys)[1]
+            return whole[: end + len(self.eos) if whole.startswith(self.eos, end) else end]
 
     def _prompt(self, number: int) -> Optional[str]:
         """Return the prompt of an answer, or None if the template cannot render it: for a first message, there is no
@@ -334,7 +327,8 @@ class _Planner:
             spans = [part for span in spans for part in marked_parts(turn.text, span, marks, self.special)]
         shown = {part.key for part in split_parts(turn.text, self.keys)}
         stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
-        return DocumentPlan(turn, covered, spans, stripped)
+        notes = tuple(dict.fromkeys(note for one in covered for note in one.notes))
+        return DocumentPlan(self.form, turn, covered, spans, stripped, notes, tuple(one.number for one in covered))
 
 
 def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:

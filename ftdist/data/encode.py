@@ -85,7 +85,7 @@ def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
     Raises:
         DataError: A record is bad, and bad records are not dropped. The message names its location.
     """
-    good, bad = read_good(chunk, partial(_read, settings), settings.bad_records)
+    good, bad = read_good(chunk, partial(read_and_render, settings), settings.bad_records)
     documents, rendered = [document for document, _ in good], [text for _, text in good]
     tokenised = iter(tokenise([text for texts in rendered for text in texts], settings.renderer))
     counts = Counter({"read": len(chunk)})
@@ -129,7 +129,12 @@ def _count_documents(texts: List[Rendered], counts: "Counter[str]") -> None:
         counts[f"{NOTE}{note}"] += 1
 
 
-def _read(settings: EncodeSettings, location: str, record: Any) -> Tuple[Document, List[Rendered]]:
+def read_and_render(settings: EncodeSettings, location: str, record: Any) -> Tuple[Document, List[Rendered]]:
+    """Return a record, and the documents that are made of it.
+
+    Raises:
+        DataError: The record is bad.
+    """
     document = read_record(location, record, settings.format, settings.fields, settings.reasoning)
     return document, render(document, settings.renderer)
 

@@ -11,8 +11,10 @@ from rich.text import Text
 
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import build
+from ftdist.data.preview_answers import SourceAnswers, collect_answers
 from ftdist.data.preview_page import html_page
 from ftdist.data.preview_rows import ShownRow, TextPiece, TokenLosses, collect_rows
+from ftdist.data.tokenizer import load_tokenizer
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.sample import TRAINED, print_left_out, print_legend, print_table, print_tokens, printable, shown_parts
 
@@ -47,13 +49,16 @@ def preview(
 
 def _show(config: RunConfig, folder: Path, num_rows: int, html: Optional[Path], losses: Optional[TokenLosses]) -> None:
     rows, console = collect_rows(config, folder, num_rows, losses), Console()
+    answers = list(collect_answers(config, load_tokenizer(config), PREVIEW_DOCUMENTS))
     if html is not None:
-        html.write_text(html_page(config.name, rows, config.data.max_seq_len), encoding="utf-8")
+        html.write_text(html_page(config.name, rows, config.data.max_seq_len, answers), encoding="utf-8")
         print(f"preview of {len(rows)} rows written to {html}")
         return
     print_legend(console)
     for row in rows:
         _print_row(row, config.data.max_seq_len, losses is not None, console)
+    for one in answers:
+        _print_answers(one, console)
     console.rule()
     print_table(read_meta(folder), console)
 
@@ -69,6 +74,22 @@ def _print_row(row: ShownRow, max_seq_len: int, with_losses: bool, console: Cons
         print_left_out(sum(piece.num_tokens for piece in between),
                        sum(piece.num_tokens for piece in between if piece.trained), console)  # fmt: skip
         _print_pieces(document.pieces[last], with_losses, console)
+
+
+def _print_answers(answers: SourceAnswers, console: Console) -> None:
+    """Print the rules that hold, and an example of each way in which answers are trained."""
+    console.rule(Text(answers.title()))
+    for holds, text in answers.rules():
+        console.print(Text(f"{'✓' if holds else '✗'} {text}", style="green" if holds else "bold red"))
+    for group in answers.groups():
+        if group.is_plain:
+            continue
+        console.print(Text(f"— {group.title()}", style="cyan"))
+        for remark in group.remarks():
+            console.print(Text(remark, style="yellow"))
+        for label, text, trained in group.texts():
+            console.print(Text(f"{label}:", style="cyan"))
+            print_tokens([[text, 0], *([[trained, 1]] if trained else [])], console)
 
 
 def _print_pieces(pieces: List[TextPiece], with_losses: bool, console: Console) -> None:

@@ -1,8 +1,9 @@
 """Write a preview as one HTML file that needs no scripts and no network."""
 
 from html import escape
-from typing import List
+from typing import List, Sequence
 
+from ftdist.data.preview_answers import AnswerGroup, SourceAnswers
 from ftdist.data.preview_rows import ShownDocument, ShownRow, TextPiece
 from ftdist.run.sample import printable
 
@@ -20,7 +21,7 @@ h2 { font-size: 1rem; margin: 2rem 0 .5rem; }
 """.strip()
 
 
-def html_page(name: str, rows: List[ShownRow], max_seq_len: int) -> str:
+def html_page(name: str, rows: List[ShownRow], max_seq_len: int, answers: Sequence[SourceAnswers] = ()) -> str:
     """Return the page as HTML.
 
     Trained text is green and underlined. A redder background means a higher loss of the base model.
@@ -29,10 +30,11 @@ def html_page(name: str, rows: List[ShownRow], max_seq_len: int) -> str:
         name: Name of the run.
         rows: The rows to show.
         max_seq_len: Length of a row in tokens.
+        answers: How the answers of each source are trained.
     """
     has_losses = any(piece.loss is not None for row in rows for document in row.documents for piece in document.pieces)
     hard = f", <span {_shade(MAX_SHADED_LOSS)}>high loss of the base model</span> (point at a token to see its loss)"
-    body = "\n".join(_row(row, max_seq_len) for row in rows)
+    body = "\n".join([*(_row(row, max_seq_len) for row in rows), *map(_answers, answers)])
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(name)}: preview</title>\n'
         f"<style>\n{STYLE}\n</style>\n</head>\n<body>\n<h1>{escape(name)}</h1>\n"
@@ -44,6 +46,22 @@ def html_page(name: str, rows: List[ShownRow], max_seq_len: int) -> str:
 def _row(row: ShownRow, max_seq_len: int) -> str:
     documents = "\n".join(_document(document) for document in row.documents)
     return f"<section>\n<h2>row {row.number}: {row.num_tokens} of {max_seq_len} tokens</h2>\n{documents}\n</section>"
+
+
+def _answers(answers: SourceAnswers) -> str:
+    rules = "<br>\n".join(f"{'✓' if holds else '✗'} {escape(text)}" for holds, text in answers.rules())
+    examples = "\n".join(_example(group) for group in answers.groups() if not group.is_plain)
+    return f"<section>\n<h2>{escape(answers.title())}</h2>\n<p>{rules}</p>\n{examples}\n</section>"
+
+
+def _example(group: AnswerGroup) -> str:
+    remarks = "".join(f"<br>{escape(printable(remark))}" for remark in group.remarks())
+    texts = "".join(
+        f'<p>{label}:</p><div class="tokens"><span class="c">{escape(text)}</span>'
+        f'<span class="t">{escape(trained)}</span></div>'
+        for label, text, trained in group.texts()
+    )
+    return f'<div class="document"><p>{escape(printable(group.title()))}{remarks}</p>{texts}</div>'
 
 
 def _document(document: ShownDocument) -> str:

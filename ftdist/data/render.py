@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, TrainOn, Turns
 from ftdist.data.chat_documents import ChatRenderer, special_tokens_pattern
+from ftdist.data.chat_plan import DocumentPlan
 from ftdist.data.chat_template import ChatTemplate, Span
 from ftdist.data.records import Document
 
@@ -31,6 +32,8 @@ class Rendered:
     """What the user should know about how the document is trained."""
     answers: Tuple[int, ...] = ()
     """Numbers of the messages that are trained, in a chat whose answers are trained."""
+    planned: Optional[DocumentPlan] = None
+    """How it is trained, in such a chat."""
 
 
 def make_renderer(
@@ -77,7 +80,7 @@ def render(document: Document, renderer: Renderer) -> List[Rendered]:
         made = [Rendered(text, [(0 if train_on is TrainOn.all else len(document.prompt), len(text))])]
     for one in made:
         _check_unicode(document, one.text)
-    return [_with_one_bos(one, renderer.bos) for one in made]
+    return [with_one_bos(one, renderer.bos) for one in made]
 
 
 def wanted_answers(document: Document, train_on: TrainOn) -> List[int]:
@@ -119,7 +122,8 @@ def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> L
         return [Rendered(renderer.chats.whole(document), [])]
     # Messages after the last answer are removed: nothing in them is trained.
     return [
-        Rendered(made.text, made.spans, made.notes, made.answers) for made in renderer.chats.documents(document, wanted)
+        Rendered(made.text, made.spans, made.planned.notes, made.planned.answers, made.planned)
+        for made in renderer.chats.documents(document, wanted)
     ]
 
 
@@ -173,7 +177,7 @@ def _check_unicode(document: Document, text: str) -> None:
         ) from error
 
 
-def _with_one_bos(rendered: Rendered, bos: str) -> Rendered:
+def with_one_bos(rendered: Rendered, bos: str) -> Rendered:
     """Make the text begin with exactly one BOS token, and move the spans accordingly.
 
     Some chat templates write the BOS token, others leave it to the tokenizer.

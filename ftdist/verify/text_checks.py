@@ -12,6 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 import numpy as np
 
 from ftdist.config.schema import TrainOn
+from ftdist.data.chat_forms import USUAL, Form
 from ftdist.data.messages import Message
 from ftdist.data.records import Document
 from ftdist.data.render import Renderer
@@ -43,6 +44,8 @@ class Sample(NamedTuple):
     """1 for each token that is trained, else 0, [n] uint8."""
     answers: Tuple[int, ...] = ()
     """Numbers of the messages of a chat that are trained in this document. A chat can become several documents."""
+    form: Form = USUAL
+    """How the messages of a chat are handed to the template."""
 
 
 def check_texts(renderer: Renderer, train_on: TrainOn, samples: List[Sample]) -> List[Check]:
@@ -64,7 +67,7 @@ def check_decoded_text(tokenizer: Any, samples: List[Sample]) -> Check:
         return not_run(TEXT, NO_SAMPLES)
     added = _added_tokens(tokenizer)
     normalised, different = 0, []
-    for document, text, ids, _, _ in samples:
+    for document, text, ids, *_ in samples:
         decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         expected, found = (_pieces(part, added) for part in (text, decoded))
         if expected == found:
@@ -157,8 +160,8 @@ def check_prompts(renderer: Renderer, samples: List[Sample]) -> Check:
     if not chats:
         return not_run(PROMPT, NO_CHAT)
     different: List[str] = []
-    for document, _, ids, _, answers in chats:
-        template, messages, arguments = renderer.chats.prompt(document, answers[-1])
+    for document, _, ids, _, answers, form in chats:
+        template, messages, arguments = renderer.chats.prompt(document, answers[-1], form)
         prompt = tokenizer.apply_chat_template(
             messages, tools=document.tools, chat_template=template, add_generation_prompt=True, tokenize=True,
             return_dict=False, **arguments,

@@ -9,7 +9,9 @@ from typing import Any, FrozenSet, Iterator, List, Optional, Tuple
 import numpy as np
 
 from ftdist.config.schema import Format, LongDocuments, RunConfig
+from ftdist.data.answers import Answer, answers_of
 from ftdist.data.bad_records import read_good
+from ftdist.data.chat_forms import USUAL
 from ftdist.data.encode import STOP_WITHIN
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import encode_settings, list_sources
@@ -22,7 +24,7 @@ from ftdist.run.checks import Check, judge, not_run
 from ftdist.run.prepared import read_meta
 from ftdist.verify import text_checks
 from ftdist.verify.reference import read_rows
-from ftdist.verify.text_checks import Sample, check_texts
+from ftdist.verify.text_checks import NO_CHAT, Sample, check_texts
 
 # Maximum shares of a source's documents. A larger share fails the check. A document that has nothing to train after
 # truncation wastes steps. Most data has a few of them, and their number is always shown.
@@ -38,7 +40,8 @@ STOP, TRAINED, COMPLETE, PADDING, IDS = (
     "stop token is trained", "trained tokens", "documents are complete", "padding token",
     "token ids fit the embedding",
 )  # fmt: skip
-NAMES = (*text_checks.NAMES, STOP, TRAINED, COMPLETE, PADDING, IDS)
+FIELDS, ENDS = "each field is shown once", "nothing is trained after the stop"
+NAMES = (*text_checks.NAMES, FIELDS, ENDS, STOP, TRAINED, COMPLETE, PADDING, IDS)
 
 
 def check_tokens(config: RunConfig, folder: Path, vocab_rows: Optional[int], quick: bool) -> List[Check]:
@@ -52,16 +55,17 @@ def check_tokens(config: RunConfig, folder: Path, vocab_rows: Optional[int], qui
     tokenizer = load_tokenizer(config)
     train = next(source for source in list_sources(config) if source.set_name == "train")
     settings = encode_settings(config, train, tokenizer)
+    samples, answers = read_samples(config, settings.renderer, quick)
     return [
-        *check_texts(settings.renderer, config.data.train_on, read_samples(config, settings.renderer, quick)),
+        *check_texts(settings.renderer, config.data.train_on, samples), *check_rules(answers),
         check_stop_tokens(config, folder, settings.stop_ids), _check_trained_tokens(folder),
         check_documents(config, folder), _check_padding(tokenizer, folder, vocab_rows),
         _check_ids(tokenizer, folder, vocab_rows),
     ]  # fmt: skip
 
 
-def read_samples(config: RunConfig, renderer: Renderer, quick: bool) -> List[Sample]:
-    """Return the first documents of each source as text and tokens.
+def read_samples(config: RunConfig, renderer: Renderer, quick: bool) -> Tuple[List[Sample], List[Answer]]:
+    """Return the first documents of each source as text and tokens, and the answers in them.
 
     With ``quick`` it is one example chat, or nothing if there is no chat template.
     """
@@ -72,7 +76,31 @@ def read_samples(config: RunConfig, renderer: Renderer, quick: bool) -> List[Sam
     good, _ = read_good(located, lambda _, document: (document, render(document, renderer)), config.data.bad_records)
     rendered = [(document, one) for document, texts in good for one in texts]
     tokens = tokenise([one for _, one in rendered], renderer)
-    return [Sample(d, r.text, t.ids, t.trained, r.answers) for (d, r), t in zip(rendered, tokens, strict=True)]
+    samples = [
+        Sample(d, r.text, t.ids, t.trained, r.answers, r.planned.form if r.planned else USUAL)
+        for (d, r), t in zip(rendered, tokens, strict=True)
+    ]
+    limit = config.data.max_seq_len
+    return samples, [answer for document, texts in good for answer in answers_of(document, texts, renderer, limit)]
+
+
+def check_rules(answers: List[Answer]) -> List[Check]:
+    """Check that each answer shows all fields of its record, and that nothing is trained after its stop.
+
+    Whether a stop is trained is checked on the prepared rows.
+    """
+    if not answers:
+        return [not_run(name, NO_CHAT) for name in (FIELDS, ENDS)]
+    lost = [f"{one.location}: the documents do not show {', '.join(one.lost)} once" for one in answers if one.lost]
+    after = [f"{one.location}, message {one.message}" for one in answers if not one.ends]
+    stripped = sum(bool(one.stripped) for one in answers)
+    shown = f"{len(answers) - len(lost)} of {len(answers)} answers"
+    without = f", {stripped} of them without the reasoning of earlier answers" if stripped else ""
+    return [
+        judge(FIELDS, lost[:1], shown + without),
+        judge(ENDS, [f"text is trained after the stop of {after[0]}"] if after else [],
+              f"{len(answers) - len(after)} of {len(answers)} answers"),
+    ]  # fmt: skip
 
 
 def read_documents(config: RunConfig, from_hub: bool = True) -> List[Document]:

@@ -123,7 +123,7 @@ def sample_of(folder: Path, record: Any, train_on: TrainOn) -> Any:
     config = config_of(folder, [record], f"data.train_on={train_on.name}")
     tokenizer = load_tokenizer(config)
     settings = encode_settings(config, list_sources(config)[0], tokenizer)
-    [sample] = read_samples(config, settings.renderer, quick=False)
+    [sample], _ = read_samples(config, settings.renderer, quick=False)
     assert check_answers(tokenizer, train_on, [sample]).outcome == PASSED
     return tokenizer, sample
 
@@ -201,7 +201,7 @@ def test_an_answer_without_a_trained_stop_fails_the_check(tmp_path: Path) -> Non
 def test_text_that_lacks_a_message_and_another_prompt_fail_their_checks(tmp_path: Path) -> None:
     config = config_of(tmp_path, [chat("why?", "so.", system="Speak like a pirate.")])
     renderer = encode_settings(config, list_sources(config)[0], load_tokenizer(config)).renderer
-    [sample] = read_samples(config, renderer, quick=False)
+    [sample], _ = read_samples(config, renderer, quick=False)
     assert check_messages(TrainOn.auto, [sample]).outcome == PASSED
     check = check_messages(TrainOn.auto, [sample._replace(text=sample.text.replace("pirate", ""))])
     assert check.outcome == FAILED and "train.jsonl:1, message 1 (system)" in check.cause

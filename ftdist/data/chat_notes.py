@@ -1,0 +1,20 @@
+"""What the user should know about how the answers of a chat are trained. The texts appear in warnings and previews."""
+
+EMPTY_THINKING = (
+    "an answer without reasoning is trained after an empty think block, so the model learns to skip its reasoning. If "
+    "this is not what you want, use records with reasoning, or put the empty block into the prompt "
+    "(data.chat_template_kwargs={enable_thinking: false}, if the template has it)"
+)
+NO_STOP = (
+    "the chat template writes no special token after an answer, so the EOS token is added. If the template writes "
+    "another end, make it a token with model.new_special_tokens"
+)
+NO_TOOLS = (
+    "the chat template does not show the tools of the records, neither here nor at inference. If the model has to see "
+    "them, describe them in the system message, or use a template that shows them (data.chat_template=chatml)"
+)
+CONTEXT_DIFFERS = "the document does not begin with the prompt that the model will be given"
+NO_PROMPT = "there is no prompt before a first message: the text before it is what the chat template writes there"
+STOP_NOT_TRAINED = "no stop token is trained at its end"
+AFTER_STOP = "text is trained after its stop token"
+CUT = "its end is beyond data.max_seq_len"
