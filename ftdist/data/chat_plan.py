@@ -197,7 +197,8 @@ class _Planner:
         written = self.special.search(text[last:end] + stop)
         if is_call and written and written[0] in openers and (usual := self._usual_stop()) not in ("", *openers):
             return last + len(text[last : last + written.start()].rstrip()), usual, True
-        return end, stop, not stop or stop in after
+        is_written = stop != self.eos or (not text[last:end].strip() and after.lstrip().startswith(stop))
+        return end, stop, is_written
 
     def _usual_stop(self) -> str:
         """Return the special token that the template writes after an answer without calls, or an empty string."""

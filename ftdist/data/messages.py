@@ -141,7 +141,7 @@ def _content(where: str, role: str, content: Any) -> Tuple[str, str]:
     if isinstance(content, str):
         return (content if content.strip() or role != "system" else ""), ""
     if isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content):
-        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else _usual_part(part) for part in content]
         kinds = {part.get("type") or ("text" if "text" in part else None) for part in parts}
         if kinds <= {"text", "thinking", "reasoning"}:
             return _joined(parts, "text"), _joined(parts, "thinking")
@@ -154,6 +154,11 @@ def _content(where: str, role: str, content: Any) -> Tuple[str, str]:
         return json.dumps(content, ensure_ascii=False), ""
     raise DataError(f"{where} has content that is {type_name(content)}", "a string, or parts of type text",
                     "correct or remove the record", reason=f"content that is {type_name(content)}")  # fmt: skip
+
+
+def _usual_part(part: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a part of a content with the usual name of its type."""
+    return {**part, "type": "text"} if part.get("type") in ("input_text", "output_text") else part
 
 
 def _joined(parts: List[Dict[str, Any]], wanted: str) -> str:

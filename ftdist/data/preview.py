@@ -80,13 +80,14 @@ def _print_answers(answers: SourceAnswers, console: Console) -> None:
     """Print the rules that hold, and an example of each way in which answers are trained."""
     console.rule(Text(answers.title()))
     for holds, text in answers.rules():
-        console.print(Text(f"{'✓' if holds else '✗'} {text}", style="green" if holds else "bold red"))
+        style = "green" if holds else "bold red"
+        console.print(Text(f"{'✓' if holds else '✗'} {text}", style=style), soft_wrap=True)
     for group in answers.groups():
         if group.is_plain:
             continue
-        console.print(Text(f"— {group.title()}", style="cyan"))
+        console.print(Text(f"— {group.title()}", style="cyan"), soft_wrap=True)
         for remark in group.remarks():
-            console.print(Text(remark, style="yellow"))
+            console.print(Text(remark, style="yellow"), soft_wrap=True)
         for label, text, trained in group.texts():
             console.print(Text(f"{label}:", style="cyan"))
             print_tokens([[text, 0], *([[trained, 1]] if trained else [])], console)

@@ -26,8 +26,8 @@ def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
     Raises:
         DataError: A call has no name, or its arguments are not an object.
     """
-    found = message.get("tool_calls")
-    if not found and message.get("function_call"):
+    found = _parsed(message.get("tool_calls"))
+    if not found and _parsed(message.get("function_call")):
         found = [message["function_call"]]
     return _calls(where, found) if found else []
 
@@ -65,7 +65,7 @@ def _call(where: str, found: Any) -> Call:
         raise DataError(f"{where} has a call without the name of a function", "an object with name and arguments",
                         "correct or remove the record", reason="a call without a name")  # fmt: skip
     given: Any = next((function[field] for field in ARGUMENT_FIELDS if function.get(field) is not None), {})
-    arguments = _parsed(given) if given != "" else {}
+    arguments = {} if given in ("", "null") else _parsed(given)
     if not isinstance(arguments, dict):
         raise DataError(f"{where} calls {name} with arguments that are not an object: {str(given)[:60]!r}",
                         "an object, or its JSON text", "correct or remove the record",

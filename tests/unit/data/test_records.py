@@ -49,8 +49,9 @@ def test_tools_and_tool_calls_are_kept_and_null_fields_are_removed() -> None:
 
 
 def test_text_parts_of_a_content_are_joined() -> None:
-    parts = [{"type": "text", "text": "q"}, {"type": "text", "text": "?"}]
-    assert read({"messages": [{"role": "user", "content": parts}, ANSWER]}).messages[0]["content"] == "q?"
+    for kind in ("text", "input_text", "output_text"):
+        parts = [{"type": kind, "text": "q"}, {"type": kind, "text": "?"}]
+        assert read({"messages": [{"role": "user", "content": parts}, ANSWER]}).messages[0]["content"] == "q?"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,15 @@ def test_the_setting_fields_names_the_fields_of_the_records() -> None:
 def test_every_shape_of_a_call_gives_the_same_call(calling: dict[str, Any]) -> None:
     called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert message([QUESTION, {"role": "assistant", "content": None, **calling}]) == called
+
+
+def test_nulls_as_text_are_no_calls_and_no_arguments() -> None:
+    for nothing in ({"tool_calls": "null"}, {"tool_calls": "[]"}, {"tool_calls": [None]}, {"function_call": "null"}):
+        assert message([QUESTION, {**ANSWER, **nothing}]) == ANSWER
+    for given in (None, "", "null", "{}", {}):
+        call = {"function": {"name": "add", "arguments": given}}
+        [found] = message([QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}])["tool_calls"]
+        assert found["function"]["arguments"] == {}, given
 
 
 def test_a_call_after_a_text_belongs_to_the_same_answer() -> None:
