@@ -102,7 +102,8 @@ TOUR: Dict[str, List[str]] = {
         "launch/verbs/resume.py", "launch/verbs/status.py", "launch/verbs/logs.py", "launch/verbs/cancel.py",
         "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "launch/verbs/export.py", "launch/verbs/chat.py",
         "ftdist/serve/chat.py", "launch/verbs/prepare.py", "launch/verbs/preview.py", "launch/verbs/verify.py",
-        "launch/verbs/node.py", "launch/verbs/under_torchrun.py", "launch/verbs/batch_script.py",
+        "launch/verbs/node.py", "launch/verbs/under_torchrun.py", "launch/backends/slurm/srun_task.py",
+        "launch/verbs/batch_script.py",
         "launch/verbs/guard.py", "launch/verbs/completion.py",
     ],
     "Sweeps": [

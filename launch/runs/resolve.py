@@ -20,6 +20,7 @@ from ftdist.config.track import check_track, use_variables
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.foreground import resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.registry import backend_of
+from ftdist.launch.backends.slurm import srun_task
 from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
 from ftdist.plan.layout import layout_of
@@ -114,7 +115,7 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
     """Fill in, in place, the device, the machines, their ranks and the threads of a rank.
 
     Args:
-        ranks: (nproc_per_node, nnodes) if torchrun has already started the ranks, whatever ``launch.kind`` is.
+        ranks: (nproc_per_node, nnodes) if torchrun or srun has already started the ranks, whatever ``launch.kind`` is.
 
     Raises:
         ConfigError: the ranks cannot be started so; says what to change.
@@ -124,7 +125,8 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
         return
     gpus = resolve_device(config.launch)
     config.launch.nproc_per_node, config.launch.nnodes = ranks
-    resolve_ranks_per_node(config.launch, gpus)
+    srun_task.set_threads(config.launch)
+    resolve_ranks_per_node(config.launch, ranks[0] if srun_task.has_own_gpu() else gpus)
 
 
 def check_run_dir(config: RunConfig) -> None:

@@ -1,4 +1,5 @@
-"""``torchrun … -m ftdist train …``: the user starts torchrun, and torchrun starts this verb once for each rank.
+"""``torchrun … -m ftdist train …``: the user starts torchrun, and torchrun starts this verb once for each rank. So does
+``srun --ntasks-per-node=N ftdist train …``.
 
 Each of these processes composes the same config and runs its rank as a child process. Rank 0 freezes the run, and tells
 the other ranks where it is.
@@ -21,6 +22,7 @@ from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, process, signals
 from ftdist.launch.attempt.command import ranks_env
+from ftdist.launch.backends.slurm import srun_task
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, freeze, inputs, resolve
@@ -32,13 +34,22 @@ ERROR_SHOWN_S = 5.0
 
 
 def is_rank() -> bool:
-    """Return whether torchrun started this process as one of its ranks."""
+    """Return whether torchrun, or srun with several tasks, started this process as one of its ranks."""
+    return _has_torchruns_names() or srun_task.is_task()
+
+
+def _has_torchruns_names() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
 
 
 def is_first_rank() -> bool:
-    """Return whether this process prints: it is rank 0, or torchrun did not start it."""
-    return not is_rank() or os.environ["RANK"] == "0"
+    """Return whether this process prints: it is rank 0, or no rank."""
+    return not is_rank() or os.environ["RANK" if _has_torchruns_names() else "SLURM_PROCID"] == "0"
+
+
+def _among_others() -> "contextlib.AbstractContextManager[None]":
+    """Connect the tasks of the user's srun. torchrun has done so already."""
+    return contextlib.nullcontext() if _has_torchruns_names() else srun_task.together()
 
 
 def train(args: argparse.Namespace) -> int:
@@ -50,14 +61,15 @@ def train(args: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         config = compose.compose(args)
-        per_node = int(os.environ["LOCAL_WORLD_SIZE"])
-        ranks = (per_node, int(os.environ["WORLD_SIZE"]) // per_node)
-        resolve.resolve_ranks(config, ranks)
-        if not is_first_rank():
-            return _run_other_rank(config, ["--from-store"])
-        restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
-        run = _frozen_before(config) if restarted else prepare_run(config, ranks)()
-        return _run_first_rank(config, run, ["--to-store"], started)
+        with _among_others():
+            per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+            ranks = (per_node, int(os.environ["WORLD_SIZE"]) // per_node)
+            resolve.resolve_ranks(config, ranks)
+            if not is_first_rank():
+                return _run_other_rank(config, ["--from-store"])
+            restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
+            run = _frozen_before(config) if restarted else prepare_run(config, ranks)()
+            return _run_first_rank(config, run, ["--to-store"], started)
     except FtdistError as error:
         if is_first_rank():
             raise
@@ -74,8 +86,14 @@ def resume(config: RunConfig, run: RunDir) -> int:
     """
     number = lifecycle.next_attempt(run)  # the same on all ranks: status.json changes only when all have started
     attempt = ["--attempt", str(number)]
-    if not is_first_rank():  # it waits for rank 0, which may find that another launcher or job has the run
+    with _among_others():
+        if is_first_rank():
+            return _resume_first_rank(config, run, number, attempt)
+        # It waits for rank 0, which may find that another launcher or job has the run.
         return _run_other_rank(config, ["--from-store", *attempt])
+
+
+def _resume_first_rank(config: RunConfig, run: RunDir, number: int, attempt: List[str]) -> int:
     with owned(run):
         freeze.confirm_settings(run, config)
         inputs.prepare_run_data(config, run)
@@ -103,12 +121,13 @@ def _frozen_before(config: RunConfig) -> RunDir:
 
 
 def _run_first_rank(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
-    """Run rank 0 and print how the run ended. A run that was stopped returns 0: torchrun takes 75 for a crash."""
+    """Run rank 0 and print how the run ended. A run that was stopped returns 0 under torchrun, which takes 75 for a
+    crash."""
     with owned(run):
         code = _run_rank(config, [str(run.path), *arguments], run.preempt)
         code = lifecycle.conclude(run, 0, code, [run.logs / "torchrun.log"])
     banner.show_next(run, code, time.monotonic() - started)
-    return EXIT_DONE
+    return code if srun_task.is_task() else EXIT_DONE
 
 
 def _run_other_rank(config: RunConfig, arguments: List[str]) -> int:
@@ -120,8 +139,9 @@ def _run_other_rank(config: RunConfig, arguments: List[str]) -> int:
 def _run_rank(config: RunConfig, arguments: List[str], request: Optional[Path] = None) -> int:
     """Run a rank as a child of this process, which then removes its temporary files.
 
-    torchrun sends its signals to this process and to the child. Only the child handles SIGTERM. SIGINT touches
-    ``request``, and all ranks save and stop. A second SIGINT, or one after ``ftdist cancel``, ends the child at once.
+    torchrun and srun send signals to this process and to the child. Only the child handles SIGTERM. SIGINT touches
+    ``request``, and all ranks save and stop. So does SIGUSR2, which ``--signal=USR2@300`` sends before a time limit. A
+    second SIGINT, or one after ``ftdist cancel``, ends the child at once.
 
     Args:
         request: the file that asks the ranks to stop. None on ranks other than 0, which need not ask again.
@@ -139,6 +159,7 @@ def _run_rank(config: RunConfig, arguments: List[str], request: Optional[Path] =
 
     end_with_parent(signal.SIGKILL)
     sys.stdout.flush()
+    signal.signal(signal.SIGUSR2, lambda *_: request.touch() if request is not None else None)
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, interrupt)
     with process.temporary_folder() as temporary:
@@ -152,7 +173,8 @@ def _run_rank(config: RunConfig, arguments: List[str], request: Optional[Path] =
 
 
 def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _remove_folder_of_torchrun() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -74,6 +75,18 @@ def test_two_jobs_of_a_run_leave_one_record(slurm: Cluster, tmp_path: Path) -> N
     assert [slurm.job(job)["ExitCode"] for job in (status["job_id"], loser)] == ["0:0", "1:0"]
     assert f"job {status['job_id']} has the run" in run.job_log(loser).read_text()
     assert [r["step"] for r in run.read_metrics() if "train/loss" in r] == list(range(1, 13))
+
+
+def test_one_task_of_srun_for_each_rank_gives_the_same_losses(slurm: Cluster, tmp_path: Path) -> None:
+    """The second time the folder is taken: the task of rank 0 says so, and the others end, too."""
+    run = RunDir(tmp_path / "run")
+    tasks = ["srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, "-m", "ftdist", "train", *RUN, *SHORT,
+             f"run_dir={run.path}"]  # fmt: skip
+    done, again = (subprocess.run(tasks, env=slurm.env, capture_output=True, text=True, timeout=300) for _ in range(2))
+    assert done.returncode == 0 and done.stdout.count("step 12/12") == 1, done.stderr
+    assert metrics(run) == undisturbed(SHORT) and run.read_status()["state"] == "done"
+    assert len(list(run.logs.glob("rank-*.attempt-0.log"))) == 4
+    assert again.returncode != 0 and again.stderr.count("already holds a run") == again.stderr.count("error: /") == 1
 
 
 @pytest.mark.slow

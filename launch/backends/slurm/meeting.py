@@ -34,7 +34,9 @@ class Meeting:
     """Address of this node, which the others reach."""
 
 
-def receive(port: int, others: Set[str], node: str, timeout_s: float) -> Meeting:
+def receive(
+    port: int, others: Set[str], node: str, timeout_s: float, keep: Optional[List[socket.socket]] = None
+) -> Meeting:
     """Wait on the first node until all other nodes have connected.
 
     Args:
@@ -42,6 +44,7 @@ def receive(port: int, others: Set[str], node: str, timeout_s: float) -> Meeting
         others: names of the other nodes.
         node: name of this node.
         timeout_s: seconds within which they must come.
+        keep: a list to which the connections are added. None: they are closed.
 
     Raises:
         LaunchError: a node has not come; names it. Or the port is taken.
@@ -64,8 +67,7 @@ def receive(port: int, others: Set[str], node: str, timeout_s: float) -> Meeting
                 raise LaunchError(
                     f"{node}: {', '.join(sorted(missing))} did not come to {node}:{port} within {timeout_s:g} s",
                     "nodes that reach each other, and start within launch.nodes.join_timeout_s",
-                    f"look at {', '.join(sorted(missing))}, or leave it out: "
-                    f"\"launch.slurm.options=['--exclude={','.join(sorted(missing))}']\"",
+                    f"look at {', '.join(sorted(missing))}; srun and sbatch leave out a node with --exclude=NODE",
                 ) from None
             except OSError:
                 continue
@@ -74,7 +76,13 @@ def receive(port: int, others: Set[str], node: str, timeout_s: float) -> Meeting
         for connection in came.values():
             with contextlib.suppress(OSError):
                 connection.sendall(READY)
-                connection.recv(1)  # until the other side has closed: it keeps the port busy, not this node
+                if keep is None:
+                    connection.recv(1)  # until the other side has closed: it keeps the port busy, not this node
+        if keep is not None:
+            keep += came.values()
+            for connection in keep:
+                connection.settimeout(None)
+            open_until_ready.pop_all()
     return Meeting(own, own)
 
 
@@ -88,7 +96,9 @@ def _listen(port: int, node: str) -> socket.socket:
                           "ftdist resume RUN_DIR, which uses another port") from error  # fmt: skip
 
 
-def join(names: Sequence[str], port: int, node: str, timeout_s: float) -> Meeting:
+def join(
+    names: Sequence[str], port: int, node: str, timeout_s: float, keep: Optional[List[socket.socket]] = None
+) -> Meeting:
     """Connect to the first node, and wait until all nodes have.
 
     Args:
@@ -96,6 +106,7 @@ def join(names: Sequence[str], port: int, node: str, timeout_s: float) -> Meetin
         port: the port at which it listens.
         node: name of this node.
         timeout_s: seconds within which the first node must answer.
+        keep: a list to which the connection is added. None: it is closed.
 
     Raises:
         LaunchError: it cannot be reached; names this node, and why each name failed.
@@ -112,8 +123,10 @@ def join(names: Sequence[str], port: int, node: str, timeout_s: float) -> Meetin
                 why[name] = f"does not resolve ({error.strerror})"
                 continue
             for address in addresses:
-                if found := _meet_at(address, port, node, timeout_s, why, name):
-                    return found
+                try:
+                    return _meet_at(address, port, node, timeout_s, keep)
+                except OSError as error:
+                    why[name] = f"({address}): {error.strerror or error}"
         if not resolved or time.monotonic() > deadline:
             raise _unreachable(node, names, port, why)
         time.sleep(BETWEEN_TRIES_S)
@@ -125,7 +138,7 @@ def _unreachable(node: str, names: Sequence[str], port: int, why: Dict[str, str]
         f"{node} cannot reach the first node of the job, {names[0]}, at port {port}: {reasons}",
         "a name or address of the first node that all nodes reach",
         f"`getent hosts {names[0]}` on {node} must print its address (see NodeAddr in `scontrol show node {names[0]}`);"
-        f" or leave the node out: \"launch.slurm.options=['--exclude={node}']\"",
+        " or leave the node out: --exclude=NODE",
     )
 
 
@@ -134,17 +147,19 @@ def _resolve(name: str, port: int) -> List[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def _meet_at(address: str, port: int, node: str, timeout_s: float, why: Dict[str, str], name: str) -> Optional[Meeting]:
-    try:
-        with socket.create_connection((address, port), timeout=TRY_S) as connection:
-            connection.sendall(f"{node} {address}\n".encode())
-            connection.settimeout(timeout_s)
-            if connection.makefile("rb").readline() == READY:
-                return Meeting(address, str(connection.getsockname()[0]))
-        why[name] = f"({address}): the connection was closed"
-    except OSError as error:
-        why[name] = f"({address}): {error.strerror or error}"
-    return None
+def _meet_at(address: str, port: int, node: str, timeout_s: float, keep: Optional[List[socket.socket]]) -> Meeting:
+    with contextlib.ExitStack() as on_error:
+        connection = on_error.enter_context(socket.create_connection((address, port), timeout=TRY_S))
+        connection.sendall(f"{node} {address}\n".encode())
+        connection.settimeout(timeout_s)
+        if connection.makefile("rb").readline() != READY:
+            raise OSError("the connection was closed")
+        met = Meeting(address, str(connection.getsockname()[0]))
+        if keep is not None:
+            connection.settimeout(None)
+            keep.append(connection)
+            on_error.pop_all()
+        return met
 
 
 def gloo_interface(own: str) -> Optional[str]:

@@ -73,3 +73,15 @@ def test_gloo_is_told_an_interface_only_if_the_name_of_the_machine_is_no_help(mo
     assert meeting.gloo_interface("127.0.1.1") == meeting.gloo_interface("127.0.0.1") is not None
     monkeypatch.setattr(socket, "gethostname", lambda: "127.0.1.1")  # as in Debian's /etc/hosts
     assert meeting.gloo_interface("127.0.1.1") is None and meeting.gloo_interface("192.0.2.1") is None
+
+
+def test_tasks_that_stay_connected_see_the_end_of_another() -> None:
+    port, kept, mine = free_port(), [], []  # type: ignore[var-annotated]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(meeting.join, ["127.0.0.1"], port, "task-1", 20, mine)
+        meeting.receive(port, {"task-1"}, "n1", 20, kept)
+        other.result()
+    socket.create_server(("", port)).close()  # the store of rank 0 can use the port meanwhile
+    mine[0].close()
+    assert len(kept) == 1 and kept[0].recv(1) == b""
+    kept[0].close()

@@ -1,0 +1,129 @@
+"""``srun --ntasks-per-node=2 ftdist train …``: the user's srun starts one task for each rank.
+
+Some sites allow nothing else, and submitit starts programs so. The tasks find each other, take torchrun's names for
+their numbers, and then do what they do under torchrun. Nothing but these tasks watches over the ranks, so that each
+task ends its rank when the task of another rank that it is connected to has ended.
+"""
+
+import contextlib
+import os
+import platform
+import re
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import List
+
+import psutil
+
+from ftdist.base.errors import ConfigError, LaunchError
+from ftdist.config.schema import LaunchConfig
+from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
+from ftdist.launch.backends.slurm import meeting
+from ftdist.launch.backends.slurm.client import run_command
+from ftdist.launch.backends.slurm.hostlist import expand
+
+JOIN_TIMEOUT_S = 300.0
+"""Seconds within which all tasks must have started."""
+GRACE_S = 5.0
+"""Seconds in which a rank may end by itself after another task has ended."""
+OWN_ID = "srun-"
+"""What the value of TORCHELASTIC_RUN_ID begins with in these tasks."""
+NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
+
+
+def is_task() -> bool:
+    """Return whether srun started this process as one of several tasks.
+
+    A batch script and a shell of ``srun --pty`` are not: they may start a run of their own. Neither are agents of a W&B
+    sweep: each task then runs trials of its own.
+    """
+    environ = os.environ
+    several = int(environ.get("SLURM_STEP_NUM_TASKS") or "1") > 1
+    by_torchrun = not environ.get("TORCHELASTIC_RUN_ID", OWN_ID).startswith(OWN_ID)
+    return (several and {"SLURM_STEP_ID", "SLURM_PROCID"} <= environ.keys() and not by_torchrun
+            and "WANDB_SWEEP_ID" not in environ)  # fmt: skip
+
+
+def tasks_per_node(text: str) -> int:
+    """Return the number of tasks on each node, from SLURM_STEP_TASKS_PER_NODE: ``2(x4)``.
+
+    Raises:
+        ConfigError: the nodes have different numbers.
+    """
+    numbers = {int(number) for number in re.findall(r"(?:^|,)(\d+)", text)}
+    if len(numbers) != 1:
+        raise ConfigError(f"srun started different numbers of tasks on the nodes: {text}", "the same number on each",
+                          "srun --ntasks-per-node=N")  # fmt: skip
+    return numbers.pop()
+
+
+def has_own_gpu() -> bool:
+    """Return whether this task sees only the GPU of its rank, as with ``srun --gpus-per-task=1``."""
+    environ = os.environ
+    return is_task() and "CUDA_VISIBLE_DEVICES" in environ and len(visible_gpus()) == 1
+
+
+def set_threads(launch: LaunchConfig) -> None:
+    """Fill in threads_per_rank, if srun has given this task CPUs of its own."""
+    if is_task() and launch.threads_per_rank is None and (given := os.environ.get("SLURM_CPUS_PER_TASK")):
+        launch.threads_per_rank = min(cpu_cores(), int(given))
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Connect the tasks inside the ``with`` block, and set torchrun's variables for this one.
+
+    Raises:
+        LaunchError: a task does not come, or does not reach the first one; names it.
+    """
+    environ = os.environ
+    rank, per_node = environ["SLURM_PROCID"], tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])
+    job, step, world = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"]), environ["SLURM_STEP_NUM_TASKS"]
+    port = 15000 + (job * 16 + step) % 15000
+    node, nodes = environ.get("SLURMD_NODENAME", platform.node()), expand(environ["SLURM_STEP_NODELIST"])
+    kept: List[socket.socket] = []
+    if rank == "0":
+        others = {f"task-{number}" for number in range(1, int(world))}
+        met = meeting.receive(port, others, node, JOIN_TIMEOUT_S, kept)
+    else:
+        met = meeting.join(_names(nodes[0]), port, f"task-{rank}", JOIN_TIMEOUT_S, kept)
+    if interface := meeting.gloo_interface(met.own):
+        environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # --signal=USR2@N: see under_torchrun for rank 0
+    environ |= {
+        "RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": str(per_node),
+        "LOCAL_RANK": "0" if has_own_gpu() else environ["SLURM_LOCALID"],
+        "MASTER_ADDR": met.first, "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": f"{OWN_ID}{job}.{step}", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    threading.Thread(target=_end_with_others, args=(kept,), daemon=True).start()
+    try:
+        yield
+    finally:
+        for connection in kept:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _names(first: str) -> List[str]:
+    """Return the names and addresses of the first node."""
+    said = ""
+    with contextlib.suppress(LaunchError):  # there may be no Slurm in a container
+        said = run_command("scontrol", "show", "node", first, check=False) or ""
+    return list(dict.fromkeys([first, *NODE_ADDRESS.findall(said)]))
+
+
+def _end_with_others(connections: List[socket.socket]) -> None:
+    """Wait until a task at the other end of a connection ends, then end the rank of this one."""
+    with contextlib.suppress(OSError, ValueError):  # this task has ended, and closed them
+        select.select(connections, [], [])
+    time.sleep(GRACE_S)
+    while True:
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        time.sleep(1)
