@@ -88,6 +88,9 @@ class SlurmConfig:
     without GPUs."""
     modules: List[str] = field(default_factory=list)
     """Environment modules that are loaded first."""
+    setup: List[str] = field(default_factory=list)
+    """Shell commands that the job runs after that, in order, such as ``source /opt/env/bin/activate``. A command that
+    fails ends the job."""
     env: Dict[str, str] = field(default_factory=dict)
     """Environment variables of the job. Variables that the batch script uses itself (``RUN_DIR``, ``PYTHON`` …) are
     refused. The job also gets the environment variables that sbatch exports by default: normally your whole
@@ -97,8 +100,8 @@ class SlurmConfig:
     container_image: Optional[str] = None
     """Image, in the notation of the container runtime."""
     container_mounts: List[str] = field(default_factory=list)
-    """Folders to mount in the container, as ``HOST_PATH:PATH``, besides the run directory, the cache, and what the
-    container runtime mounts by itself."""
+    """Folders to mount in the container, as ``HOST_PATH:PATH``, besides the run directory, the cache, the files of the
+    model and the data, and what the container runtime mounts by itself."""
     python: Optional[str] = None
     """Python interpreter on the nodes. null: the one that submits the job, or ``python3`` in a container."""
     options: List[str] = field(default_factory=list)

@@ -275,6 +275,7 @@ ADDED_LATER: Dict[str, Any] = {
     "data.heldout.*.fields": {}, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
     "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,
     "launch.slurm.gpu_type": None, "launch.slurm.cpus_per_gpu": None,
+    "launch.slurm.setup": [],
     "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.

@@ -4,6 +4,7 @@ Two programs parse the script. bash reads all of it, so values go through ``shle
 lines with rules of its own (a backslash escapes also inside quotes), so their values go through ``quote_option``.
 """
 
+import glob
 import re
 import shlex
 import sys
@@ -13,7 +14,7 @@ from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.ranges import ranges
-from ftdist.config.launch import Container, GpuOption, LaunchConfig, refuse_control_characters
+from ftdist.config.launch import Container, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
 
@@ -64,9 +65,19 @@ def cpus_asked(launch: LaunchConfig) -> Optional[int]:
     return launch.slurm.cpus_per_node or (launch.slurm.cpus_per_gpu or 0) * (launch.nproc_per_node or 1) or None
 
 
+def _name(option: str) -> str:
+    return option[2:].split("=", 1)[0]
+
+
+def _other_gres(option: str) -> bool:
+    """Return whether an option asks for something else than GPUs, in addition to them: ``--gres=nvme:1``."""
+    return option.startswith("--gres=") and "gpu" not in option
+
+
 def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
     """Return the options of the job, ``--name=value``, unquoted."""
-    launch, slurm = config.launch, config.launch.slurm
+    launch, slurm, gpus = config.launch, config.launch.slurm, _gpus(config.launch)
+    options = [f"{o},{gpus['gres']}" if "gres" in gpus and _other_gres(o) else o for o in slurm.options]
     throttle = f"%{launch.trials_at_once}" if launch.trials_at_once else ""
     given: Dict[str, Optional[object]] = {
         "job-name": config.name,
@@ -77,7 +88,7 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
         "reservation": slurm.reservation,
         "nodes": launch.nnodes,
         "ntasks-per-node": 1,
-        **_gpus(launch),
+        **gpus,
         "cpus-per-task": cpus_asked(launch),
         "mem": slurm.mem,
         "time": slurm.time,
@@ -88,15 +99,15 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
         "open-mode": "append",
         "signal": f"B:USR2@{slurm.stop_before_limit_s}",
     }
-    theirs = {option[2:].split("=", 1)[0] for option in slurm.options}
+    theirs = {_name(option) for option in options if not _other_gres(option)}
     for kind in (GPU_OPTIONS, CPU_OPTIONS):
         if theirs & kind:  # they ask in their own way
             theirs |= kind
-    options = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in theirs]
+    ours = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in theirs]
     if slurm.exclusive and "exclusive" not in theirs:
-        options.append("--exclusive")
-    options.append("--requeue" if launch.max_requeues else "--no-requeue")
-    return [*options, *slurm.options]
+        ours.append("--exclusive")
+    ours.append("--requeue" if launch.max_requeues else "--no-requeue")
+    return [*ours, *options]
 
 
 def _sbatch_lines(config: RunConfig, array: Optional[Array]) -> str:
@@ -109,20 +120,35 @@ def _sbatch_lines(config: RunConfig, array: Optional[Array]) -> str:
     return "\n".join(lines)
 
 
+def _needed(config: RunConfig, place: str) -> Dict[str, str]:
+    """Return the files and folders that the run reads and writes, by config key. Those inside others are left out."""
+    assert config.cache_dir
+    found = {"run_dir": place, "cache_dir": config.cache_dir, "model.path": config.model.path,
+             "model.tokenizer": config.model.tokenizer, "data.chat_template": config.data.chat_template}  # fmt: skip
+    for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
+        found |= {f"data.{kind}.{name}.path": source.path for name, source in sources.items()}
+    paths: Dict[str, str] = {}
+    for key, path in found.items():
+        if path and path.startswith("/"):  # paths are absolute by now; other values are names
+            fixed = path if not glob.has_magic(path) else str(Path(re.split(r"[*?[]", path)[0] + "x").parent)
+            if not any(Path(fixed).is_relative_to(other) for other in paths.values()):
+                paths[key] = fixed
+    return paths
+
+
 def _container(config: RunConfig, place: str) -> List[str]:
     """Return srun's options for pyxis, or the command that runs another one in an apptainer container.
 
     Args:
         place: the run directory, or the folder of a sweep.
     """
-    slurm = config.launch.slurm
-    assert config.cache_dir
-    for name, path in (("run_dir", place), ("cache_dir", config.cache_dir)):
+    slurm, needed = config.launch.slurm, _needed(config, place)
+    for name, path in needed.items():
         if re.search("[:,]", path):
             raise ConfigError(f"{name}={path} cannot be used with a container",
                               "a path without : and , (they separate the mounts)",
                               f"use another {name}")  # fmt: skip
-    mounts = [f"{path}:{path}" for path in (place, config.cache_dir)] + slurm.container_mounts
+    mounts = [f"{path}:{path}" for path in needed.values()] + slurm.container_mounts
     image = str(slurm.container_image)
     if slurm.container is Container.pyxis:
         return [f"--container-image={image}", f"--container-mounts={','.join(mounts)}"]
@@ -133,6 +159,17 @@ def _container(config: RunConfig, place: str) -> List[str]:
 def _module(name: str) -> str:
     said = shlex.quote(f"error: module load {name} failed (launch.slurm.modules)")
     return f"module load {shlex.quote(name)} || {{ echo {said} >&2; exit 1; }}\n"
+
+
+def _setup(line: str) -> str:
+    said = shlex.quote(f"error: this line failed: {line} (launch.slurm.setup)")
+    return f"{line}\n[ $? = 0 ] || {{ echo {said} >&2; exit 1; }}\n"
+
+
+def _preparations(slurm: SlurmConfig) -> str:
+    """Return the lines that load modules and run what the site needs. They may use variables that are not set."""
+    lines = [*map(_module, slurm.modules), *map(_setup, slurm.setup)]
+    return "".join(["set +u\n", *lines, "set -u\n"]) if lines else ""
 
 
 def render(config: RunConfig, template: Optional[str] = None, array: Optional[Array] = None) -> str:
@@ -166,7 +203,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
         # Decided here and not in the script: a job that an element of an array submits inherits the array's variables.
         "JOB": '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"',
         "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
-        "MODULES": "".join(_module(name) for name in slurm.modules),
+        "MODULES": _preparations(slurm),
         "PROFILE": _read(template_folder() / "profiles" / f"{slurm.profile.name}.sh").rstrip(),
         "ENV": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
         "ON_FIRST_NODE": shlex.join(once) if once else "command",

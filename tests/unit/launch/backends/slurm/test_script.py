@@ -11,6 +11,7 @@ from typing import Any, List, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.data import SourceConfig
 from ftdist.config.launch import Container, GpuOption, Profile, check_launch
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
@@ -46,6 +47,7 @@ EVERYTHING = {
     "partition": "gpu", "account": "my-project", "qos": "high", "constraint": "[a100|h100]", "reservation": "mine",
     "time": "1-00:00:00", "cpus_per_node": 96, "mem": "0", "exclusive": True, "mail_user": "me@example.org",
     "profile": Profile.infiniband, "modules": ["cuda/12.8", "gcc"],
+    "setup": ["source '/opt/my env/activate'  # ours", "ulimit -l unlimited"],
     "env": {"NCCL_DEBUG": "INFO", "GREETING": "it's me"},
     "container": Container.pyxis, "container_image": "nvcr.io#nvidia/pytorch:25.10-py3",
     "container_mounts": ["/data:/data"],
@@ -263,6 +265,8 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
         ("none", "h100", [], []),
         ("gpus_per_node", None, ["--gres=gpu:h100:8"], ["--gres=gpu:h100:8"]),  # the user's option replaces ours
         ("gres", None, ["--gpus=4"], ["--gpus=4"]),
+        ("gpus_per_node", None, ["--gres=nvme:1"], ["--gpus-per-node=8"]),  # something else than GPUs
+        ("gres", "h100", ["--gres=nvme:1"], ["--gres=nvme:1,gpu:h100:8"]),
     ],
 )
 def test_how_a_site_asks_for_gpus(how: str, kind: Optional[str], options: List[str], asked: List[str]) -> None:
@@ -270,6 +274,45 @@ def test_how_a_site_asks_for_gpus(how: str, kind: Optional[str], options: List[s
     slurm = config.launch.slurm
     slurm.gpus, slurm.gpu_type, slurm.options = GpuOption[how], kind, options
     assert [option for option in script.sbatch_options(config) if "gpu" in option] == asked
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--exclude=n[1-3]", "--dependency=afterok:7", "--licenses=x", "--gres=gpu:2,nvme:1", "--qos=high",
+     "--mail-user=me", "--constraint=a&b", "--reservation=mine", "--comment=it's", "--switches=1@10:00",
+     "--contiguous"],
+)  # fmt: skip
+def test_any_other_option_of_sbatch_is_passed_through(option: str) -> None:
+    config = resolved(options=[option], qos="low", constraint="c", reservation="theirs", mail_user="you")
+    check_launch(config.launch)
+    name = option.split("=")[0]
+    assert [line for line in script.sbatch_options(config) if line.split("=")[0] == name] == [option]
+
+
+@pytest.mark.parametrize(("line", "code"), [("export FOUND=$((6 * 7))", 0), ("false", 1), ("false  # comment", 1),
+                                            ('[ -z "$NOT_SET" ]', 0)])  # fmt: skip
+def test_setup_lines_run_first_and_one_that_fails_ends_the_job(line: str, code: int) -> None:
+    text = script.render(resolved(setup=[line]))
+    bash_text = text[: text.index("# ---- the site's profile")] + 'echo "${FOUND:-}" >&3'
+    done = subprocess.run(["bash", "-c", "exec 3>&1 >/dev/null\n" + bash_text], capture_output=True, text=True)
+    assert done.returncode == code and (f"this line failed: {line}" in done.stderr) == bool(code)
+    assert done.stdout.strip() == ("42" if "FOUND" in line else "")
+
+
+@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
+def test_a_container_gets_what_the_run_needs(container: Container) -> None:
+    config = resolved(container=container, container_image="image", container_mounts=["/a:/b"])
+    config.model.path, config.data.chat_template, config.model.tokenizer = "/models/m", "chatml", "/models/m/tok"
+    config.data.sources = {"a": SourceConfig(path="/data/*/x.jsonl"), "b": SourceConfig(hub="org/name")}
+    config.data.heldout = {"h": SourceConfig(path="/held/h.jsonl")}
+    text = script.render(config)
+    places = ("/shared/runs/first", "/shared/cache", "/models/m", "/data", "/held/h.jsonl")
+    pattern = r"--container-mounts=(\S+)" if container is Container.pyxis else r"--bind=(\S+)"
+    mounts = [mount for some in re.findall(pattern, text) for mount in some.split(",")]
+    assert mounts == [*(f"{place}:{place}" for place in places), "/a:/b"] * 2  # of both commands
+    config.data.heldout["h"].path = "/held,out/h.jsonl"
+    with pytest.raises(ConfigError, match=r"data.heldout.h.path=/held,out/h.jsonl cannot be used with a container"):
+        script.render(config)
 
 
 def test_an_option_of_the_user_replaces_ours() -> None:
