@@ -1,12 +1,19 @@
 """What this machine has, found without importing torch."""
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
-from typing import Dict, List
+from pathlib import Path
+from typing import Dict, List, Optional
 
 import psutil
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import Device, LaunchConfig
 
 
 def visible_gpus() -> List[str]:
@@ -53,6 +60,31 @@ def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
         else:
             break
     return found
+
+
+def torch_without_gpus() -> Optional[str]:
+    """Return the version of the installed torch if it was built for CPU only. None if not, or if there is none."""
+    spec = importlib.util.find_spec("torch")
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8") if spec and spec.origin else ""
+    except OSError:
+        return None
+    built = re.findall(r"^(?:cuda|hip|xpu)\b[^=\n]*=\s*(\S+)", text, re.MULTILINE)
+    version = re.search(r"^__version__\s*=\s*['\"](.+?)['\"]", text, re.MULTILINE)
+    return version[1] if version and built and set(built) == {"None"} else None
+
+
+def check_torch(launch: LaunchConfig) -> None:
+    """Check that the torch of this environment can use the GPUs that a run wants.
+
+    Raises:
+        ConfigError: it was built without CUDA and ROCm.
+    """
+    if launch.device is Device.cuda and (version := torch_without_gpus()):
+        raise ConfigError(f"launch.device=cuda, but torch {version} of {sys.executable} was built without CUDA",
+                          "a build of torch for GPUs",
+                          f"{sys.executable} -m pip install --force-reinstall torch --index-url "
+                          "https://download.pytorch.org/whl/cu128, or launch.device=cpu")  # fmt: skip
 
 
 def cpu_cores() -> int:

@@ -4,6 +4,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.command import plan_local, rank_program
+from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.attempt.process import run_ranks
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.slurm.ownership import owned
@@ -33,6 +34,7 @@ class LocalBackend(ForegroundBackend):
         return plan_local(config, *rank_program(str(run.path), 0)).shell()
 
     def start(self, config: RunConfig, run: RunDir) -> int:
+        check_torch(config.launch)
         with owned(run):
             attempt = lifecycle.begin(run, self.kind)
             plan = plan_local(config, *rank_program(str(run.path), attempt))

@@ -1,13 +1,15 @@
 """The inputs of a run, model and data: prepared before the ranks start, by programs that run only if they must."""
 
 import importlib.util
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from ftdist.base.errors import DataError, LaunchError
+from ftdist.base.errors import ConfigError, DataError, LaunchError
 from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
 from ftdist.launch.runs.programs import run_program
@@ -51,9 +53,24 @@ def convert_model(config: RunConfig) -> None:
     GGUF file in a Python package."""
     if not needs_conversion(config):
         return
+    _check_cache(config)
     gguf = _builtin_gguf(cache_root(config) / "packages") if config.model.builtin else Path(str(config.model.path))
     with task(f"converting {gguf.name} (once)"):
         run_program(["ftdist.model.convert", str(gguf), model_location(config)])
+
+
+def _check_cache(config: RunConfig) -> None:
+    """Check that the cache can be written. A cache that holds all that a run needs may be read-only.
+
+    Raises:
+        ConfigError: it cannot, for example because the home folder is read-only on compute nodes.
+    """
+    cache = cache_root(config)
+    place = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"the cache {cache} cannot be written on {platform.node()}: {place} is read-only there",
+                          "a cache on a disk that can be written", "cache_dir=FOLDER, or FTDIST_CACHE=FOLDER for all "
+                          "runs; or run ftdist prepare where the cache can be written")  # fmt: skip
 
 
 def prepare_data(config: RunConfig) -> Path:
@@ -64,6 +81,7 @@ def prepare_data(config: RunConfig) -> Path:
     """
     folder = data_folder(config)
     if not is_ready(folder):
+        _check_cache(config)
         run_program(["ftdist.data.main", "prepare", "-"], config)
     return folder
 

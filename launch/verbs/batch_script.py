@@ -9,7 +9,7 @@ from typing import Tuple
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError, LaunchError
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.attempt import failure, lifecycle
+from ftdist.launch.attempt import failure, lifecycle, machine
 from ftdist.launch.backends.slurm import answers, ownership
 from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.runs import banner, freeze, inputs
@@ -74,6 +74,7 @@ def begin(args: argparse.Namespace) -> int:
     why = before_this(status) or ("Slurm requeued the job, as after a lost node" if again else "")
     print(f"attempt {attempt} of job {args.job} on {nodes}" + (f", after: {why}" if why else ""), flush=True)
     try:
+        machine.check_torch(config.launch)
         freeze.confirm_settings(run, config)
         check_files(run, config)
         inputs.prepare_model(config)

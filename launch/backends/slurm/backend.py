@@ -7,7 +7,9 @@ from typing import Dict, List, Mapping, Optional, Sequence
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
 from ftdist.base.output import quoted_path
+from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status
 from ftdist.launch.backends.slurm import client, follow, script, stop
 from ftdist.launch.backends.slurm.ownership import owned
@@ -32,6 +34,8 @@ class SlurmBackend:
         return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shlex.quote(str(run.submit))}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
+        if config.launch.slurm.python is None and config.launch.slurm.container is Container.none:
+            check_torch(config.launch)  # the nodes use this environment
         with owned(run, submits=True):
             job = client.submit(run)
         print(f"submitted job {job}", flush=True)

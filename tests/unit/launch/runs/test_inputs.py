@@ -83,3 +83,18 @@ def test_a_program_that_fails_has_printed_the_reason(capfd: pytest.CaptureFixtur
         programs.run_program(["ftdist.data.main", "nonsense", "-"])
     assert error.value.exit_code == 2 and str(error.value) == ""
     assert "nonsense" in capfd.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_named_only_if_something_is_missing(
+    monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    """As on compute nodes with a read-only home."""
+    config = smoke(f"cache_dir={here}/home/cache")
+    monkeypatch.setattr(inputs, "run_program", lambda arguments, given=None: None)
+    monkeypatch.setattr(inputs.os, "access", lambda place, mode: Path(place) != here)
+    with pytest.raises(ConfigError, match=f"the cache {here}/home/cache cannot be written on .*: {here} is read-only"):
+        inputs.prepare_data(config)
+    folder = inputs.data_folder(config)
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text("{}")
+    inputs.prepare_data(config)

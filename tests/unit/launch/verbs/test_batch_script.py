@@ -8,9 +8,11 @@ from typing import Dict
 import pytest
 
 from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
-from ftdist.config.frozen import dump_config
+from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.launch.attempt import machine
 from ftdist.launch.backends.slurm import client, script
+from ftdist.launch.backends.slurm.backend import SlurmBackend
 from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.verbs import batch_script
 from ftdist.run.rundir import RunDir
@@ -94,6 +96,21 @@ def test_a_job_does_not_begin_with_a_deepspeed_config_that_was_edited(
     with pytest.raises(ConfigError, match="zero_optimization.stage=1, but run.yaml gives 2"):
         prepared(run, monkeypatch)
     assert run.read_status()["state"] == "failed" and not run.attempt.exists()
+
+
+def test_a_job_on_gpus_with_a_torch_for_cpu_fails_before_its_ranks(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the node; the same is said before a job is submitted from the same environment."""
+    monkeypatch.setattr(machine, "torch_without_gpus", lambda: "2.13.0+cpu")
+    config = load_config(run.config)
+    config.launch.device = Device.cuda
+    run.config.write_text(dump_config(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"launch.device=cuda, but torch 2.13.0\+cpu"):
+        prepared(run, monkeypatch)
+    assert run.read_status()["state"] == "failed" and "built without CUDA" in run.read_status()["exit_reason"]
+    with pytest.raises(ConfigError, match=r"launch.device=cuda, but torch 2.13.0\+cpu"):
+        SlurmBackend().start(config, run)
 
 
 def test_a_job_that_submits_itself_again_counts_as_a_requeue(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
