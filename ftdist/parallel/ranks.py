@@ -14,6 +14,7 @@ from ftdist.config.schema import Device, RunConfig
 from ftdist.parallel.collectives import record_collectives
 
 Result = TypeVar("Result")
+_KEPT: List[dist.Store] = []
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def exchange_path(key: str, path: Optional[Path], timeout_s: float = 24 * 3600) 
         assert path is not None  # a single process
         return path
     store = rendezvous_store(timeout_s)
+    _KEPT.append(store)  # where rank 0 hosts it, it must outlive the reading of the others
     if path is not None:
         store.set(key, str(path.resolve()))
         return path
