@@ -1,0 +1,62 @@
+"""The examples of sites in conf/launch/site work as they stand: what a job of 2 nodes asks for there."""
+
+from pathlib import Path
+from typing import List, Optional
+
+import pytest
+
+import ftdist.conf
+from ftdist.config.launch import check_launch
+from ftdist.launch.backends.slurm import resolve, script
+from ftdist.launch.runs.resolve import resolve_paths
+from tests.unit.launch.run_tools import smoke
+
+OURS = ("--job-name", "--output", "--open-mode", "--signal", "--requeue", "--nodes", "--ntasks-per-node")
+"""Options that are the same at every site."""
+SITES = {
+    "gres": ((8, 96), ["--partition=gpu", "--gres=gpu:8", "--cpus-per-task=96"], ""),
+    "typed_gpus": ((8, 96), ["--partition=gpu", "--gres=gpu:h100:8", "--cpus-per-task=96"], ""),
+    "no_gres": ((0, 96), ["--partition=gpu", "--exclusive"], "--cpu-bind=none"),
+    "per_core": (
+        (8, 96), ["--partition=gpu", "--account=my-project", "--gres=gpu:8", "--cpus-per-task=32", "--mem=64G"], "",
+    ),
+    "parallelcluster_efa": (
+        (8, 192), ["--partition=gpu", "--gpus-per-node=8", "--cpus-per-task=192", "--exclusive"], "FI_PROVIDER=efa",
+    ),
+    "perlmutter": (
+        None, ["--account=m0000_g", "--qos=regular", "--constraint=gpu", "--gpus-per-node=4", "--cpus-per-task=128",
+               "--time=12:00:00"], "export NCCL_SOCKET_IFNAME=hsn",
+    ),
+    "frontera": (
+        (0, 16), ["--partition=rtx", "--account=my-project", "--time=2-00:00:00"], "export NCCL_IB_DISABLE=0",
+    ),
+    "juwels": (
+        None, ["--partition=booster", "--account=my-project", "--gres=gpu:4", "--cpus-per-task=48",
+               "--time=1-00:00:00"], "export HF_HUB_OFFLINE=1",
+    ),
+    "lumi": (
+        None, ["--partition=standard-g", "--account=project_465000000", "--gpus-per-node=8", "--cpus-per-task=56",
+               "--mem=480G", "--time=2-00:00:00"], "export NCCL_SOCKET_IFNAME=hsn0,hsn1,hsn2,hsn3",
+    ),
+}  # fmt: skip
+"""For each site: GPUs and CPUs of a node (None: Slurm is not asked), the options of the job, a part of its script."""
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_job_at_a_site(site: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    node, asked, part = SITES[site]
+    found: Optional[List[resolve.Node]] = [resolve.Node("n1", *node)] if node else None
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: found)
+    config = smoke("launch=slurm", f"launch/site={site}", "launch.nnodes=2", f"run_dir={tmp_path}/run")
+    resolve_paths(config)
+    resolve.resolve_ranks(config.launch)
+    check_launch(config.launch)
+    options = [option for option in script.sbatch_options(config) if not option.startswith(OURS)]
+    assert options == asked and part in script.render(config)
+    own = smoke("launch=slurm", f"launch/site={site}", "launch.slurm.account=mine", f"run_dir={tmp_path}/run")
+    assert own.launch.slurm.account == "mine"
+
+
+def test_every_site_is_tested() -> None:
+    folder = Path(ftdist.conf.__path__[0]) / "launch" / "site"
+    assert sorted(path.stem for path in folder.glob("*.yaml")) == sorted(SITES)
