@@ -109,7 +109,7 @@ def _inside(token: Any, vocab_size: int) -> Any:
 def active_dropouts(arch: PretrainedConfig) -> List[str]:
     """Return the names of the dropout fields that are not 0. With dropout, two forwards never give the same result."""
     fields = arch.get_text_config().to_dict().items()
-    found = [name for name, value in fields if ("dropout" in name or "pdrop" in name) and value]
+    found = [name for name, value in fields if DROPOUT.search(name) and value and not isinstance(value, str)]
     return [name for name in found if not name.startswith(OTHER_HEADS)]
 
 

@@ -93,7 +93,7 @@ class Deviation:
 
 def run_reference(
     model: torch.nn.Module, config: Any, rows: Rows, order: List[int], steps: int, heldout: List[Document],
-    vocab_size: Optional[int] = None, balance: float = 0.0,
+    vocab_size: Optional[int] = None, balance: float = 0.0, training: bool = True,
 ) -> Expected:  # fmt: skip
     """Run the reference for some steps, from the current weights of the model.
 
@@ -103,8 +103,9 @@ def run_reference(
         steps: Number of steps to run.
         vocab_size: Number of rows of the embedding that are real tokens; None for all.
         balance: Coefficient of the balance loss of a mixture of experts. 0: none.
+        training: Whether the model is in training mode, or in evaluation mode.
     """
-    reference = Reference(model, config.optim, config.train.max_steps, vocab_size, balance)
+    reference = Reference(model, config.optim, config.train.max_steps, vocab_size, balance, training)
     size, results, untouched = config.batch.global_batch_size, [], []
     gradients: Tensors = {}
     for step in range(steps):

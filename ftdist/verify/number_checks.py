@@ -7,6 +7,9 @@ The engine is built from the same config several times (with ``--quick`` only on
 3. loaded from the last checkpoint of run 2, without training;
 4. resumed from the first checkpoint of run 2;
 5. as configured once more.
+
+A model that draws random numbers in training (dropout, noise of routers) is checked in evaluation mode. Otherwise no two
+forward passes would give the same numbers.
 """
 
 import copy
@@ -87,7 +90,10 @@ def check_numbers(config: RunConfig, folder: Path, ranks: Ranks, quick: bool, re
 
 
 def _start(config: RunConfig, run: RunDir, ranks: Ranks) -> Training:
-    """Assemble a run in its own run directory, which rank 0 creates. Every rank must call it."""
+    """Assemble a run in its own run directory, which rank 0 creates. Every rank must call it.
+
+    The model is in evaluation mode if it draws random numbers in training.
+    """
     plan = plan_batch(config.batch, ranks.world_size, config.data.max_seq_len)
     settings = deepspeed_settings(config, plan)  # on every rank, so that all ranks fail if a setting is refused
     if ranks.first:
@@ -95,7 +101,23 @@ def _start(config: RunConfig, run: RunDir, ranks: Ranks) -> Training:
         run.logs.mkdir(exist_ok=True)
         write_json(run.deepspeed, settings)
     dist.barrier()
-    return assemble(config, run, ranks, Preemption(run, ranks.rank))
+    training = assemble(config, run, ranks, Preemption(run, ranks.rank))
+    if draws_random_numbers(training):
+        training.engine.module.eval()
+    return training
+
+
+@torch.no_grad()
+def draws_random_numbers(training: Training) -> bool:
+    """Return whether a forward pass in training draws random numbers. Every rank must call it."""
+    device = training.ranks.device
+    batch = micro_batch(training.train_set, [0], True, training.tokenizer.pad_token_id).to(device)
+    states = []
+    for _ in range(2):
+        states.append(torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state())
+        if len(states) == 1:
+            forward_logits(training.engine, batch, torch.zeros(1, dtype=torch.long, device=device))
+    return training.mesh.sum([float(not states[0].equal(states[1]))])[0] > 0
 
 
 def _compare_with_reference(config: RunConfig, folder: Path, ranks: Ranks, report: Report) -> Optional[Expected]:
@@ -146,7 +168,8 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     heldout = [document for name in training.heldout for row in read_rows(data / name) for document in row]
     order = row_order(config.seed, len(rows), steps * config.batch.global_batch_size)
     balance = balance_coefficient(config.objective.router_aux_loss, arch)
-    return run_reference(model, config, rows, order, steps, heldout, training.vocab_size, balance), other
+    more = (training.vocab_size, balance, training.engine.module.training)
+    return run_reference(model, config, rows, order, steps, heldout, *more), other
 
 
 def _weights_of_another_model(config: RunConfig, weights: Tensors) -> List[str]:
@@ -166,6 +189,8 @@ def _report_deviation(deviation: Deviation, other: List[str], training: Training
     allowed, beyond = ALLOWED_FP32, deviation.beyond(ALLOWED_FP32)
     updates = [text for text in beyond if text.startswith("update")]
     what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
+    if not training.engine.module.training:
+        what += ", in evaluation mode because the model draws random numbers in training"
     problems = (
         [f"{len(other)} weights differ from the weights of the loaded model, for example {other[0]}"] if other else []
     )

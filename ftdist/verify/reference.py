@@ -82,9 +82,10 @@ def num_trained(documents: List[Document]) -> int:
 @torch.no_grad()
 def mean_loss(model: torch.nn.Module, documents: List[Document], vocab_size: Optional[int] = None) -> float:
     """Return the held-out loss in nats per token."""
+    was_training = model.training
     model.eval()
     total = sum(float(document_loss(model, document, vocab_size)) for document in documents)
-    model.train()
+    model.train(was_training)
     return total / num_trained(documents)
 
 
@@ -92,17 +93,19 @@ class Reference:
     """Trains a model of any precision with AdamW on fp32 master weights."""
 
     def __init__(
-        self, model: torch.nn.Module, optim: Any, max_steps: int, vocab_size: Optional[int] = None, balance: float = 0.0
-    ) -> None:
+        self, model: torch.nn.Module, optim: Any, max_steps: int, vocab_size: Optional[int] = None,
+        balance: float = 0.0, training: bool = True,
+    ) -> None:  # fmt: skip
         """
         Args:
             optim: The config of the optimizer.
             max_steps: Number of steps of the run, for the learning rate.
             vocab_size: Number of rows of the embedding that are real tokens; None for all.
             balance: Coefficient of the balance loss of a mixture of experts. 0: none.
+            training: Whether the model is in training mode, or in evaluation mode.
         """
         self.balance = balance
-        self.model, self.optim, self.max_steps, self.vocab_size = model.train(), optim, max_steps, vocab_size
+        self.model, self.optim, self.max_steps, self.vocab_size = model.train(training), optim, max_steps, vocab_size
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
         self.optimizer = adamw(self.masters, optim)

@@ -120,6 +120,9 @@ def make_trial(
     trial = Trial(config, config)
     trial.tokenizer_missing = missing.tokenizer.found if missing.tokenizer else ""
     arch, is_real = _architecture(config, trial, missing.model)
+    if dropouts := active_dropouts(arch):
+        trial.notes.append(f"numbers are checked without the dropout of the model ({', '.join(dropouts)}), because with "
+                           "dropout each forward pass gives other numbers")  # fmt: skip
     config.model = _resolve_path(config)  # before the cache is changed, in which the model may be
     config.cache_dir, config.data.num_workers = str(scratch / "cache"), 1
     for source in (*config.data.sources.values(), *config.data.heldout.values()):
@@ -175,10 +178,6 @@ def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
     enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps_config))
-    dropouts = active_dropouts(arch)
-    if dropouts:
-        trial.notes.append(f"the real model has dropout ({', '.join(dropouts)}): each forward pass gives other numbers")
-        return False
     if not enough:
         trial.notes.append(f"the real model does not fit on this machine: {needed}, {memory / 2**30:.1f} GiB are free")
     elif not cuda and parameters > MAX_CPU_PARAMETERS:

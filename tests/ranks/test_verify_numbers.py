@@ -72,8 +72,12 @@ BUGS: Dict[str, Patch] = {
 }  # fmt: skip
 
 
-def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
-    """Run all checks without a bug, then with each bug. Returns the checks, by bug."""
+def _checks(config: Any, dropout: Any, folder: Path) -> Dict[str, List[Any]]:
+    """Run all checks without a bug, then with each bug. Returns the checks, by bug.
+
+    Args:
+        dropout: A config whose model has dropout, which is checked without a bug as well.
+    """
     from ftdist.verify.number_checks import check_numbers
 
     ranks = start(config)
@@ -83,18 +87,23 @@ def _checks(config: Any, folder: Path) -> Dict[str, List[Any]]:
             put_in(patch)
             found[bug] = []
             check_numbers(config, folder / str(number), ranks, False, found[bug].append)
+    found["dropout"] = []
+    check_numbers(dropout, folder / "dropout", ranks, False, found["dropout"].append)
     return found
 
 
 def test_each_bug_fails_the_check_that_looks_for_it(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(
-        tmp_path, "train.precision=bf16", "train.max_steps=2", "train.checkpoint_every=1", "train.export=false",
-        "train.num_samples=0", "zero.stage=1", "optim.lr=1e-5", "optim.warmup_steps=2",
-    )  # fmt: skip
+    save_tiny_model(tmp_path / "dropout", attention_dropout=0.3)
+    settings = ("train.precision=bf16", "train.max_steps=2", "train.checkpoint_every=1", "train.export=false",
+                "train.num_samples=0", "zero.stage=1", "optim.lr=1e-5", "optim.warmup_steps=2")  # fmt: skip
+    config = tiny_config(tmp_path, *settings)
     freeze_tiny(config, tmp_path / "prepared", 1)
-    found = run_ranks(_checks, 1, config, tmp_path, timeout_s=300)[0]
+    dropout = tiny_config(tmp_path, *settings, f"model.path={tmp_path / 'dropout'}")
+    found = run_ranks(_checks, 1, config, dropout, tmp_path, timeout_s=300)[0]
     failed = {bug: [check.name for check in checks if check.outcome == "failed"] for bug, checks in found.items()}
     assert not failed.pop("")
+    assert not failed.pop("dropout"), "no two forward passes are equal in training mode"
+    assert "in evaluation mode" in next(check.measured for check in found["dropout"] if "gradient" in check.name)
     assert all(bug in names for bug, names in failed.items()), failed
     assert len({len(checks) for checks in found.values()}) == 1  # a failure does not end the checks

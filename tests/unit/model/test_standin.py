@@ -76,6 +76,7 @@ def test_the_tokens_of_a_stand_in_are_in_its_vocabulary() -> None:
 
 def test_active_dropouts_are_listed() -> None:
     assert set(active_dropouts(AutoConfig.for_model("gpt2"))) == {"attn_pdrop", "embd_pdrop", "resid_pdrop"}
+    assert "layerdrop" in active_dropouts(AutoConfig.for_model("opt", layerdrop=0.1))
 
 
 def test_dropouts_of_other_heads_are_not_listed() -> None:
