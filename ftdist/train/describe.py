@@ -3,7 +3,7 @@
 from typing import Any, List
 
 from ftdist.config.schema import RunConfig
-from ftdist.model.attention_plan import Layout
+from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
 from ftdist.model.routers import has_experts
@@ -57,16 +57,31 @@ def describe_experts(config: RunConfig, arch: Any, balance: float) -> List[str]:
 
 def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:
     """Return what eager attention costs in memory."""
+    size = eager_bytes(config, arch, choice.plan) / 2**30
+    if not size:
+        return "eager attention takes memory in the square of the row length"
+    rows, length = config.batch.micro_batch_size, config.data.max_seq_len
+    change = "data.max_seq_len and batch.micro_batch_size" + (
+        "" if config.train.gradient_checkpointing else ", or train.gradient_checkpointing=true"
+    )
+    what = f"if {rows} documents have {length:,} tokens"
+    if choice.plan.layout in (Layout.row, Layout.masks):
+        what = f"for {rows * length:,} tokens in a row"
+    return f"eager attention keeps {size:,.1f} GiB of scores {what}; smaller {change} reduce it"
+
+
+def eager_bytes(config: RunConfig, arch: Any, plan: AttentionPlan) -> int:
+    """Return the bytes of scores that eager attention keeps. 0: there are none, or the sizes are not known.
+
+    Args:
+        arch: Config of the model.
+    """
     text, rows, length = arch.get_text_config(), config.batch.micro_batch_size, config.data.max_seq_len
     heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
-    if not isinstance(heads, int) or not isinstance(layers, int):
-        return "eager attention takes memory in the square of the row length"
-    one_row = choice.plan.layout in (Layout.row, Layout.masks)
+    if plan.implementation != "eager" or not isinstance(heads, int) or not isinstance(layers, int):
+        return 0
+    one_row = plan.layout in (Layout.row, Layout.masks)
     tokens, count = (rows * length, 1) if one_row else (length, rows)
-    recompute = config.train.gradient_checkpointing
-    size = eager_attention_bytes(tokens, heads, layers, config.train.precision, recompute, count) / 2**30
-    change = "data.max_seq_len and batch.micro_batch_size" + (
-        "" if recompute else ", or train.gradient_checkpointing=true"
+    return eager_attention_bytes(
+        tokens, heads, layers, config.train.precision, config.train.gradient_checkpointing, count
     )
-    what = f"for {tokens:,} tokens in a row" if one_row else f"if {count} documents have {length:,} tokens"
-    return f"eager attention keeps {size:,.1f} GiB of scores {what}; smaller {change} reduce it"

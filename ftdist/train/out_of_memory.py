@@ -1,7 +1,8 @@
 """The error message when memory runs out: what fills it, and the one change of the config that would free the most."""
 
 from dataclasses import dataclass, replace
-from typing import Any, List, Tuple
+from functools import partial
+from typing import Any, Callable, List, Tuple
 
 import torch
 
@@ -9,17 +10,25 @@ from ftdist.base.errors import TrainError
 from ftdist.config.schema import Offload, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.engine.optimizers import parameter_shape
+from ftdist.model.forward import plan_of
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import States, memory_of
 from ftdist.run.model_facts import read_facts
+from ftdist.train.describe import eager_bytes
 
 GIB = 2**30
 SHORTEST_ROW = 256
 """Rows shorter than this many tokens are not proposed."""
 RECOMPUTED_SHARE = 0.7
 """Share of the activations that gradient checkpointing is assumed to free."""
+Scores = Callable[[RunConfig], float]
+"""Returns the bytes of the scores of eager attention that a rank keeps with a config."""
+
+
+def _no_scores(config: RunConfig) -> float:
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,14 @@ class Account:
 
     states: States
     activations: float
+    scores: float = 0.0
+    """The part of the activations that are scores of eager attention."""
 
     def __str__(self) -> str:
         parts = {"parameters": self.states.parameters, "gradients": self.states.gradients,
                  "optimizer states": self.states.optimizer_states,
-                 "activations and the rest": self.activations}  # fmt: skip
+                 "the scores of eager attention": self.scores,
+                 "activations and the rest": self.activations - self.scores}  # fmt: skip
         return ", ".join(f"{size / GIB:.1f} GiB for {name}" for name, size in parts.items() if size)
 
 
@@ -50,6 +62,7 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
         return error
     cuda, first_line = ranks.device.type == "cuda", str(error).splitlines()[0] if str(error) else "MemoryError"
     layout, peak = Layout.of_world(ranks.world_size), 0.0
+    scores: Scores = _no_scores
     if training is None:
         facts = read_facts(config)
         parameters, when, held = facts.parameters if facts else 0, "while the model was loaded", ""
@@ -58,10 +71,12 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
     else:
         parameters = sum(parameter_shape(p).numel() for p in training.engine.module.parameters())
         peak = peak_memory_gib(ranks.device) * GIB
+        engine = training.engine
+        scores = partial(eager_bytes, arch=engine.module.config, plan=plan_of(engine))
         when = f"at step {training.state.step + 1}"
-        account = account_for(config, parameters, layout, peak, cuda)
+        account = account_for(config, parameters, layout, peak, cuda, scores)
         held = f". At its peak of {peak / GIB:.1f} GiB the rank used about {account}"
-    change, freed = best_change(config, parameters or 1, layout, peak, cuda)
+    change, freed = best_change(config, parameters or 1, layout, peak, cuda, scores)
     frees = f" (frees about {freed / GIB:.1f} GiB)" if parameters else ""
     explained = TrainError(f"memory ran out {when}: {first_line.rstrip('.')}{held}",
                            "enough memory for the model, the optimizer states and the activations",
@@ -78,20 +93,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def account_for(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> Account:
+def account_for(
+    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores = _no_scores
+) -> Account:
     """Return what fills the memory of a rank: the memory of its GPU, or on CPU the host memory with offloaded states.
 
     Args:
         parameters: Number of parameters of the whole model.
         peak: Measured peak memory of the rank in bytes.
+        scores: Returns the bytes of the scores of eager attention with a config.
     """
     states = _held(config, config.zero, parameters, layout, cuda)
-    return Account(states, max(0.0, peak - states.total))
+    activations = max(0.0, peak - states.total)
+    return Account(states, activations, min(activations, scores(config)))
 
 
-def best_change(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> Tuple[str, float]:
+def best_change(
+    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores = _no_scores
+) -> Tuple[str, float]:
     """Return the change that frees the most memory as a config override, and the bytes that it frees."""
-    found = sorted(_changes(config, parameters, layout, peak, cuda), key=lambda change: -change[1])
+    found = sorted(_changes(config, parameters, layout, peak, cuda, scores), key=lambda change: -change[1])
     return (
         found[0]
         if found and found[0][1] > 0
@@ -105,10 +126,12 @@ def _held(config: RunConfig, zero: ZeroConfig, parameters: int, layout: Layout, 
     return memory.device if cuda else memory.device + memory.host
 
 
-def _changes(config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool) -> List[Tuple[str, float]]:
+def _changes(
+    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores
+) -> List[Tuple[str, float]]:
     """Return the possible changes of the config as overrides, each with the bytes that it frees."""
     zero = config.zero
-    now = account_for(config, parameters, layout, peak, cuda)
+    now = account_for(config, parameters, layout, peak, cuda, scores)
     settings: List[Tuple[str, ZeroConfig]] = []
     for stage in range(zero.stage + 1, 4):
         settings.append((f"zero.stage={stage}", replace(zero, stage=stage)))
@@ -123,11 +146,18 @@ def _changes(config: RunConfig, parameters: int, layout: Layout, peak: float, cu
         (override, now.states.total - _held(config, changed, parameters, layout, cuda).total)
         for override, changed in settings
     ]
-    rows, tokens = config.batch.micro_batch_size, config.data.max_seq_len
+    rows, tokens, rest = config.batch.micro_batch_size, config.data.max_seq_len, now.activations - now.scores
+
+    def less(changed: RunConfig, share: float) -> float:
+        return rest * share + max(0.0, now.scores - scores(changed))
+
     if not config.train.gradient_checkpointing:
-        changes.append(("train.gradient_checkpointing=true", now.activations * RECOMPUTED_SHARE))
+        recomputed = replace(config, train=replace(config.train, gradient_checkpointing=True))
+        changes.append(("train.gradient_checkpointing=true", less(recomputed, RECOMPUTED_SHARE)))
     elif rows > 1:
-        changes.append((f"batch.micro_batch_size={rows // 2}", now.activations / 2))
+        fewer = replace(config, batch=replace(config.batch, micro_batch_size=rows // 2))
+        changes.append((f"batch.micro_batch_size={rows // 2}", less(fewer, 1 / 2)))
     elif tokens > SHORTEST_ROW:
-        changes.append((f"data.max_seq_len={tokens // 2}", now.activations / 2))
+        shorter = replace(config, data=replace(config.data, max_seq_len=tokens // 2))
+        changes.append((f"data.max_seq_len={tokens // 2}", less(shorter, 1 / 2)))
     return changes

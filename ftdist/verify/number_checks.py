@@ -8,8 +8,8 @@ The engine is built from the same config several times (with ``--quick`` only on
 4. resumed from the first checkpoint of run 2;
 5. as configured once more.
 
-A model that draws random numbers in training (dropout, noise of routers) is checked in evaluation mode. Otherwise no two
-forward passes would give the same numbers.
+A model that draws random numbers in training (dropout, noise of routers) is checked in evaluation mode. Otherwise no
+two forward passes would give the same numbers.
 """
 
 import copy

@@ -121,8 +121,8 @@ def make_trial(
     trial.tokenizer_missing = missing.tokenizer.found if missing.tokenizer else ""
     arch, is_real = _architecture(config, trial, missing.model)
     if dropouts := active_dropouts(arch):
-        trial.notes.append(f"numbers are checked without the dropout of the model ({', '.join(dropouts)}), because with "
-                           "dropout each forward pass gives other numbers")  # fmt: skip
+        trial.notes.append(f"numbers are checked without the dropout of the model ({', '.join(dropouts)}): with it, "
+                           "each forward pass gives other numbers")  # fmt: skip
     config.model = _resolve_path(config)  # before the cache is changed, in which the model may be
     config.cache_dir, config.data.num_workers = str(scratch / "cache"), 1
     for source in (*config.data.sources.values(), *config.data.heldout.values()):

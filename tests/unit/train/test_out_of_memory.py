@@ -1,15 +1,19 @@
 """The message when memory runs out: what fills the memory, and the change that frees the most."""
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ftdist.config.schema import Offload, Precision, RunConfig
+from ftdist.model.attention_plan import PLAIN
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import States
 from ftdist.run.model_facts import ModelFacts, write_facts
+from ftdist.train.describe import eager_bytes
 from ftdist.train.out_of_memory import GIB, account_for, best_change, explain_out_of_memory
 
 BILLION = 10**9
@@ -51,6 +55,21 @@ def test_offloaded_states_count_on_cpu_and_not_on_a_gpu() -> None:
 )
 def test_the_proposed_change_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:
     assert best_change(made, BILLION, Layout.of_world(ranks), peak, cuda)[0] == change
+
+
+def test_the_scores_of_eager_attention_are_named_and_shrink_with_the_square_of_the_row() -> None:
+    """2,048 tokens, 32 heads of one recomputed layer, 6 bytes: 0.75 GiB. Half of the row keeps a quarter of them."""
+    text = SimpleNamespace(num_attention_heads=32, num_hidden_layers=28)
+    arch = SimpleNamespace(get_text_config=lambda: text)
+    scores = partial(eager_bytes, arch=arch, plan=PLAIN)
+    made, layout = config(3, offload=Offload.cpu), Layout.of_world(8)
+    held = account_for(made, BILLION, layout, 0.0, cuda=True).states.total
+    account = account_for(made, BILLION, layout, held + 2 * GIB, True, scores)
+    assert "0.8 GiB for the scores of eager attention, 1.2 GiB for activations and the rest" in str(account)
+    change, freed = best_change(made, BILLION, layout, held + 2 * GIB, True, scores)
+    assert change == "data.max_seq_len=1024"
+    assert freed == pytest.approx((1.25 / 2 + 0.75 * 3 / 4) * GIB)
+    assert scores(config(3, recompute=False)) == 28 * scores(made)
 
 
 def test_an_error_while_loading_names_the_memory_that_the_model_needs(tmp_path: Path) -> None:
