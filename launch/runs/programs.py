@@ -9,6 +9,7 @@ from ftdist.base.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.signals import end_with_launcher
+from ftdist.run.hub import offline_env
 
 
 class ProgramFailed(FtdistError):
@@ -37,6 +38,8 @@ def run_program(arguments: List[str], config: Optional[RunConfig] = None) -> Non
     # wait by spinning, which slows down the others if cores are busy (in a chat: 2 s a token instead of 0.06 s).
     # PYTHONSAFEPATH: modules are not imported from the current folder, which may be a model's or a data set's.
     ours = {"TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
+    if config is not None and arguments[0] != "ftdist.model.fetch":
+        ours |= offline_env(config)
     env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **ours}
     try:
         done = subprocess.run(command, input=text, check=False, env=env, preexec_fn=end_with_launcher)

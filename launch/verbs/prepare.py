@@ -7,6 +7,7 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.launch.config import compose
 from ftdist.launch.runs import inputs, resolve
 from ftdist.launch.runs.programs import run_program
+from ftdist.run.identity import pin_revision
 
 
 def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,18 +15,25 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Write the prepared data into the cache, and print statistics."""
-    return run_data_program(args, ["ftdist.data.main", "prepare", "-"])
+    """Fetch the model and the tokenizer, write the prepared data into the cache, and print statistics."""
+    return run_data_program(args, ["ftdist.data.main", "prepare", "-"], fetch=True)
 
 
-def run_data_program(args: argparse.Namespace, command: List[str]) -> int:
+def run_data_program(args: argparse.Namespace, command: List[str], fetch: bool = False) -> int:
     """Run a program of the data plane that reads a config from standard input. It needs tokenizers, so that it is a
-    process of its own."""
+    process of its own.
+
+    Args:
+        fetch: fetch the model and the tokenizer from the hub before.
+    """
     if args.cfg or args.info:
         compose.show(args)
         return EXIT_DONE
     config = compose.compose(args)
     resolve.resolve_paths(config)  # the data does not depend on the ranks and their device
+    if fetch:
+        inputs.fetch_model(config)
+    pin_revision(config)  # as a run does, whose data is found by the commit
     inputs.convert_model(config)
     run_program(command, config)
     return EXIT_DONE

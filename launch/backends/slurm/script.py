@@ -17,6 +17,7 @@ from ftdist.base.ranges import ranges
 from ftdist.config.launch import Container, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
+from ftdist.run.hub import OFFLINE, hub_cache, offline_env
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
 GPU_OPTIONS = {"gpus-per-node", "gres", "gpus", "gpus-per-task"}
@@ -127,6 +128,8 @@ def _needed(config: RunConfig, place: str) -> Dict[str, str]:
              "model.tokenizer": config.model.tokenizer, "data.chat_template": config.data.chat_template}  # fmt: skip
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         found |= {f"data.{kind}.{name}.path": source.path for name, source in sources.items()}
+    if OFFLINE in offline_env(config):
+        found["HF_HUB_CACHE"] = str(hub_cache())
     paths: Dict[str, str] = {}
     for key, path in found.items():
         if path and path.startswith("/"):  # paths are absolute by now; other values are names
@@ -197,6 +200,8 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     whole = ["--cpu-bind=none"] if slurm.cpus_per_gpu == 0 and slurm.cpus_per_node is None else []
     srun = shlex.join([*whole, *slurm.srun_options, *(container if pyxis or apptainer else [])])
     env = {**ranks_env(config), **slurm.env}
+    if container and OFFLINE in env:
+        env = {"HF_HUB_CACHE": str(hub_cache()), **env}  # it is mounted, and the home in the container may be another
     words = {
         "SBATCH": _sbatch_lines(config, array),
         "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),

@@ -5,13 +5,16 @@ from typing import List, Optional
 
 import pytest
 
-from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig
+from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError
+from ftdist.config.launch import Container
+from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.launch.backends.slurm import script
 from ftdist.launch.runs import inputs, programs
 from ftdist.run.model_facts import ModelFacts, write_facts
 from tests.unit.launch.run_tools import smoke
 
 pytestmark = pytest.mark.usefixtures("here")
+FETCHED = ("config.json", "model.safetensors")
 
 
 def test_prepared_data_in_the_cache_starts_no_process(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -98,3 +101,40 @@ def test_a_cache_that_cannot_be_written_is_named_only_if_something_is_missing(
     folder.mkdir(parents=True)
     (folder / "meta.json").write_text("{}")
     inputs.prepare_data(config)
+
+
+def test_a_submission_fetches_first_and_its_job_asks_nothing(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setenv("HF_HUB_CACHE", str(here / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    config = smoke(f"cache_dir={here}/cache", f"run_dir={here}/run", "model=hub", "model.hub=org/name")
+    config.launch.kind, config.launch.nproc_per_node, config.launch.nnodes = LaunchKind.slurm, 1, 1
+    started: List[List[str]] = []
+
+    def fetch(arguments: List[str], given: Optional[RunConfig] = None) -> None:
+        started.append(arguments)
+        folder = here / "hub" / "models--org--name"
+        for name, text in (("refs/main", commit), *((f"snapshots/{commit}/{name}", "{}") for name in FETCHED)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+    def unreachable(arguments: List[str], given: Optional[RunConfig] = None) -> None:
+        raise programs.ProgramFailed(EXIT_UNREACHABLE)
+
+    monkeypatch.setattr(inputs, "run_program", unreachable)
+    inputs.fetch_for_job(config)
+    assert "the job itself will ask the hub" in capsys.readouterr().out
+    assert "HF_HUB_OFFLINE" not in script.render(config)
+    with pytest.raises(ConfigError, match="model.hub=org/name is not in the cache of the hub") as error:
+        inputs.fetch_model(config)  # in the job, on a node without a network
+    assert "ftdist prepare, with the settings of this run" in error.value.fix
+    monkeypatch.setattr(inputs, "run_program", fetch)
+    inputs.fetch_for_job(config)
+    assert config.model.revision == commit and "export HF_HUB_OFFLINE=1\n" in script.render(config)
+    inputs.fetch_model(config)
+    assert started == [["ftdist.model.fetch", "-"]], "a commit that is there is not asked for again"
+    config.launch.slurm.container, config.launch.slurm.container_image = Container.pyxis, "image"
+    text = script.render(config)
+    assert f"{here}/hub:{here}/hub" in text and f"export HF_HUB_CACHE={here}/hub\n" in text

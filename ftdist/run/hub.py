@@ -1,0 +1,99 @@
+"""What a run reads from the Hugging Face hub, and whether all of it is in the cache. Found without a network.
+
+The layout of the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from ftdist.config.schema import RunConfig
+from ftdist.run.locations import TOKENIZER
+from ftdist.run.prepared import data_folder, is_ready
+
+OFFLINE = "HF_HUB_OFFLINE"
+"""The variable with which huggingface_hub, transformers and datasets make no request."""
+COMMIT = re.compile("[0-9a-f]{40}")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository on the hub that a run reads a model or a tokenizer from."""
+
+    key: str
+    """The setting that names it."""
+    name: str
+    revision: Optional[str]
+    holds_model: bool
+    """Whether the model is read from it, not only the tokenizer."""
+
+
+def repositories(config: RunConfig) -> List[Repository]:
+    """Return the repositories that the model and the tokenizer of a run are read from."""
+    model, found = config.model, []
+    if model.hub:
+        found.append(Repository("model.hub", model.hub, model.revision, True))
+    if model.tokenizer and model.tokenizer != "bytes" and not Path(model.tokenizer).exists():
+        found.append(Repository("model.tokenizer", model.tokenizer, None, False))
+    return found
+
+
+def has_hub_data(config: RunConfig) -> bool:
+    """Return whether a source of the data is on the hub."""
+    return any(source.hub for source in (*config.data.sources.values(), *config.data.heldout.values()))
+
+
+def hub_commit(name: str, revision: Optional[str]) -> Optional[str]:
+    """Return the commit of a model in the cache of the hub, or None if it is not known."""
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    reference = _folder(name) / "refs" / (revision or "main")
+    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
+def fetched_folder(repository: Repository) -> Optional[Path]:
+    """Return the folder of a repository in the cache of the hub, None if a file that a run needs is not in it."""
+    commit = hub_commit(repository.name, repository.revision)
+    folder = _folder(repository.name) / "snapshots" / str(commit)
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER)
+    if repository.holds_model:
+        return folder if (folder / "config.json").is_file() and _has_weights(folder) else None
+    return folder if has_tokenizer else None
+
+
+def is_fetched(config: RunConfig) -> bool:
+    """Return whether the model and the tokenizer of a run can be loaded without a network."""
+    return all(fetched_folder(repository) for repository in repositories(config))
+
+
+def offline_env(config: RunConfig) -> Dict[str, str]:
+    """Return the variable with which the programs of a run make no request to the hub, if they need none.
+
+    It is empty if nothing comes from the hub, if something is missing, or if the user has set the variable.
+    """
+    if OFFLINE in os.environ or not (repositories(config) or has_hub_data(config)) or not is_fetched(config):
+        return {}
+    return {OFFLINE: "1"} if not has_hub_data(config) or is_ready(data_folder(config)) else {}
+
+
+def hub_cache() -> Path:
+    """Return the folder of the cache of the hub."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()
+
+
+def _folder(name: str) -> Path:
+    return hub_cache() / f"models--{name.replace('/', '--')}"
+
+
+def _has_weights(folder: Path) -> bool:
+    for index in INDEXES:
+        if (folder / index).is_file():
+            files = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+            return all((folder / name).is_file() for name in files)
+    return any((folder / name).is_file() for name in WHOLE)

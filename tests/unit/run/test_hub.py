@@ -1,0 +1,81 @@
+"""What of the hub is in its cache, and when a run asks it nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.model.fetch import wanted_files
+from ftdist.run.hub import fetched_folder, hub_commit, is_fetched, offline_env, repositories
+from ftdist.run.prepared import data_folder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of org/name in an empty cache of the hub, at the commit that main names."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    folder = tmp_path / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    return folder / "snapshots" / COMMIT
+
+
+def on_hub(cache: Path) -> RunConfig:
+    config = RunConfig(cache_dir=str(cache))
+    config.model.hub = "org/name"
+    return config
+
+
+def test_a_model_is_there_when_all_its_files_are(snapshot: Path, tmp_path: Path) -> None:
+    config = on_hub(tmp_path)
+    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    index = {"model.safetensors.index.json": json.dumps({"weight_map": shards})}
+    for files, there in (
+        ({}, False),
+        ({"config.json": "{}"}, False),
+        ({"config.json": "{}", **index, "model-1.safetensors": ""}, False),  # a download that was cut
+        ({"config.json": "{}", **index, "model-1.safetensors": "", "model-2.safetensors": ""}, True),
+    ):
+        for name, text in files.items():
+            (snapshot / name).write_text(text)
+        assert is_fetched(config) is there, files
+    assert fetched_folder(repositories(config)[0]) == snapshot and hub_commit("org/name", None) == COMMIT
+    config.model.revision = "v2"
+    assert not is_fetched(config)
+    config.model.revision, config.model.tokenizer = COMMIT, "org/other"
+    assert [one.key for one in repositories(config)] == ["model.hub", "model.tokenizer"] and not is_fetched(config)
+    config.model.tokenizer = "bytes"
+    assert is_fetched(config)
+
+
+def test_nothing_is_asked_when_everything_is_there(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = on_hub(tmp_path)
+    assert offline_env(config) == {} == offline_env(RunConfig())
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
+    assert offline_env(config) == {"HF_HUB_OFFLINE": "1"}
+    config.data.sources = {"mine": SourceConfig(hub="org/chats")}
+    assert offline_env(config) == {}, "the data set is still to be read"
+    data_folder(config).mkdir(parents=True)
+    (data_folder(config) / "meta.json").write_text("{}")
+    assert offline_env(config) == {"HF_HUB_OFFLINE": "1"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert offline_env(config) == {}, "what the user has set stays"
+
+
+def test_only_files_that_transformers_loads_are_fetched() -> None:
+    names = ["README.md", "config.json", "tokenizer.model", "chat_template.jinja", "modeling_x.py", "sub/code.py",
+             "original/params.json", "original/consolidated.00.pth", "consolidated.safetensors", "pytorch_model.bin",
+             "model-1.safetensors", "model.safetensors.index.json", "model.gguf", "onnx/model.onnx"]  # fmt: skip
+    small = {"config.json", "tokenizer.model", "chat_template.jinja", "modeling_x.py", "sub/code.py",
+             "model.safetensors.index.json"}  # fmt: skip
+    assert set(wanted_files(names, True)) == small | {"model-1.safetensors"}
+    assert set(wanted_files(names, False)) == small
+    assert "pytorch_model.bin" in wanted_files(["pytorch_model.bin", "config.json"], True)
