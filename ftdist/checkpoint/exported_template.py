@@ -1,4 +1,4 @@
-"""The chat template of an export: the arguments with which the model was trained become its defaults.
+"""The chat templates of an export: all of them, and the arguments of training become their defaults.
 
 Programs that chat with the model (``ftdist chat``, vLLM, ``apply_chat_template``) do not know
 ``data.chat_template_kwargs``. Without these defaults they would give the model another prompt than training did.
@@ -12,6 +12,21 @@ from ftdist.config.schema import RunConfig
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 DATE_FUNCTION = "strftime_now"
 """The function with which chat templates ask for today's date."""
+
+
+def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
+    """Save a tokenizer with all its chat templates.
+
+    ``load_tokenizer`` keeps the template for conversations with tools aside. It is saved under its name, so that
+    ``apply_chat_template`` uses it where there are tools, as training did.
+    """
+    default, with_tools = tokenizer.chat_template, getattr(tokenizer, "tool_use_template", None)
+    if with_tools:
+        tokenizer.chat_template = {"default": default, "tool_use": with_tools}
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = default
 
 
 def write_defaults(folder: Path, config: RunConfig) -> None:

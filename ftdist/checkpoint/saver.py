@@ -15,6 +15,7 @@ import torch
 
 from ftdist.base.errors import CheckpointError
 from ftdist.base.json_files import read_json
+from ftdist.checkpoint.exported_template import save_tokenizer
 from ftdist.checkpoint.protocol import (
     FORMAT,
     HF,
@@ -249,7 +250,7 @@ def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
         # with them, and other programs read them: vLLM samples with them.
         generation = Path(folder) / "generation_config.json"
         generation.write_text(model.generation_config.to_json_string(), encoding="utf-8")
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         sentencepiece = getattr(tokenizer, "sentencepiece_file", None)
         if sentencepiece:
             shutil.copyfile(sentencepiece, Path(folder) / SENTENCEPIECE)

@@ -54,11 +54,8 @@ class ChatTemplate:
         try:
             self._pin_date()
             template = _compile_jinja_template(self.text)
-            seen = {**self.special_tokens, **self.kwargs}
-            text = template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **seen
-            )
-            return str(text)
+            own = {"messages": messages, "tools": None, "add_generation_prompt": add_generation_prompt}
+            return str(template.render({"documents": None, **self.special_tokens, **self.kwargs, **own}))
         except Exception as error:  # a template can raise any exception
             raise _problem(error) from error
 

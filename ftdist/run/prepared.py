@@ -37,7 +37,8 @@ TEMPLATES = Path(__file__).parents[1] / "data"
 META = "meta.json"
 BAD_RECORDS = "bad_records.jsonl"
 """List of the records that were dropped because they are bad. It is there only if there are any."""
-TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*")
+TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*",
+                   "additional_chat_templates/*")  # fmt: skip
 
 
 def data_folder(config: RunConfig) -> Path:

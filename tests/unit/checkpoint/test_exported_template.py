@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ftdist.checkpoint.exported_template import template_facts, write_defaults
+from ftdist.checkpoint.exported_template import save_tokenizer, template_facts, write_defaults
 from ftdist.config.schema import RunConfig
+from ftdist.data.tokenizer import bytes_tokenizer
 
 TEMPLATE = (
     "\n{% macro end() %}{{ style }}{% endmacro %}{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -50,3 +52,19 @@ def test_the_date_is_named_if_the_template_asks_for_one(tmp_path: Path) -> None:
     assert template_facts(tmp_path, config) == {
         "chat_template_kwargs": {"enable_thinking": False}, "chat_template_date": "2024-07-26",
     }  # fmt: skip
+
+
+def test_the_template_for_tools_is_saved_and_used_where_there_are_tools(tmp_path: Path) -> None:
+    tokenizer = bytes_tokenizer()
+    default = tokenizer.chat_template = "{{ messages[0].content }}<|im_end|>"
+    tokenizer.tool_use_template = "{{ tools[0].function.name }}: {{ messages[0].content }}{{ style }}<|im_end|>"
+    save_tokenizer(tokenizer, tmp_path)
+    assert tokenizer.chat_template == default
+    config = RunConfig()
+    config.data.chat_template_kwargs = {"style": "!"}
+    write_defaults(tmp_path, config)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    question = [{"role": "user", "content": "q"}]
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert read.apply_chat_template(question, tokenize=False) == "q<|im_end|>"
+    assert read.apply_chat_template(question, tools=[tool], tokenize=False) == "f: q!<|im_end|>"

@@ -30,6 +30,8 @@ CHANGES = [
     "data.max_seq_len=128", "data.packing=false", "data.train_on=last", "data.long_documents=split",
     "data.heldout_share=0.5", "data.max_heldout_documents=3", "data.chat_template=chatml",
     "data.sources.a.weight=2", "data.sources.a.max_documents=2", "data.sources.a.format=messages",
+    "data.chat_template_kwargs={enable_thinking: false}", "data.chat_template_date=2025-01-01", "data.turns=each",
+    "data.reasoning=drop", "data.bad_records=drop", "data.sources.a.fields={text: body}",
     "data.sources.b.builtin=fake", "data.heldout.b.builtin=fake", "model.new_special_tokens=['<x>']",
 ]  # fmt: skip
 
@@ -69,7 +71,10 @@ def test_the_content_of_template_and_tokenizer_changes_the_hash(tmp_path: Path, 
     (file := tmp_path / "tok" / "tokenizer.json").write_text("{}")
     first = key(tmp_path, f"model.tokenizer={file.parent}")
     file.write_text("{ }")
-    assert key(tmp_path, f"model.tokenizer={file.parent}") != first
+    assert (second := key(tmp_path, f"model.tokenizer={file.parent}")) != first
+    (named := file.parent / "additional_chat_templates").mkdir()
+    (named / "tool_use.jinja").write_text("three")
+    assert key(tmp_path, f"model.tokenizer={file.parent}") != second
     with pytest.raises(ConfigError, match="data.chat_template=mine is not there"):
         key(tmp_path, "data.chat_template=mine")
 
