@@ -8,9 +8,10 @@ from typing import Iterable, Optional
 from ftdist.base.errors import DataError
 
 SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"), "validation"),
+    **dict.fromkeys(("validationset", "validset", "valset", "devset", "evalset"), "validation"),
 }
 SHARD = re.compile(r"^(?P<split>.+)-\d+-of-\d+$")
 """The name of a shard, as on the Hugging Face hub: ``train_sft-00000-of-00003``."""

@@ -178,6 +178,7 @@ FOLDERS: dict[str, tuple[list[str], list[str]]] = {
     "shards": (["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl", "data/test-00000-of-00001.jsonl"],
                ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]),
     "splits by folder": (["train/0.jsonl", "test/0.jsonl"], ["train/0.jsonl"]),
+    "words with set": (["trainset.jsonl", "testset.jsonl", "devset.jsonl", "heldout.jsonl"], ["trainset.jsonl"]),
     "names without the word": (["latest.jsonl", "trainer.jsonl"], ["latest.jsonl", "trainer.jsonl"]),
 }  # fmt: skip
 
