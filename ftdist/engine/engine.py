@@ -12,6 +12,7 @@ import deepspeed
 import torch
 
 from ftdist.config.schema import RunConfig
+from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
 from ftdist.engine.optimizers import build_optimizer, parameter_shape
 from ftdist.model.fixed import fixed_parameters
@@ -184,6 +185,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     Args:
         settings: What DeepSpeed is given (``deepspeed.json``).
     """
+    import_muon()
     optimizer = build_optimizer(config.optim, model)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     engine = Engine(wrapped, optimizer, OPTIMIZERS[config.optim.optimizer], world_size)
@@ -201,6 +203,7 @@ def build_forward_engine(model: torch.nn.Module, settings: Dict[str, Any], devic
         return ForwardEngine(model, model)
     kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
     slim = {key: settings[key] for key in kept}
+    import_muon()
     wrapped, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)
     return ForwardEngine(wrapped, wrapped.module)
 

@@ -61,6 +61,7 @@ def test_a_run_with_any_name_ends_well_on_any_terminal(finished: tuple[str, RunD
     assert ("größe" in done.out) == (encoding == "latin-1")
 
 
+@pytest.mark.parametrize("finished", ["ascii"], indirect=True)
 def test_all_verbs_end_well_on_any_terminal(finished: tuple[str, RunDir, Done]) -> None:
     encoding, run, _ = finished
     verbs = [("status", run.path), ("logs", run.path), ("eval", run.path), ("resume", run.path), ("export", run.path),
@@ -84,6 +85,7 @@ def test_all_verbs_end_well_on_any_terminal(finished: tuple[str, RunDir, Done]) 
     assert missing.code == EXIT_USAGE and "gr" in missing.err and "does not exist" in missing.err
 
 
+@pytest.mark.parametrize("finished", ["ascii"], indirect=True)
 def test_every_command_that_is_offered_can_be_pasted(finished: tuple[str, RunDir, Done], tmp_path: Path) -> None:
     _, run, _ = finished
     again = succeed("resume", run.path, cwd=run.path.parents[2])

@@ -10,7 +10,7 @@ from typing import Any, Dict, List
 import pytest
 
 from ftdist.run.rundir import RunDir, checkpoint_step
-from tests.helpers.cli import succeed
+from tests.helpers.group import ftdist_with_forked_ranks
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 CASES = ("zero0-bf16-padded", "zero1-fp32-epochs-spike-wsd", "zero2-fp32-packed", "zero3-bf16-recompute")
@@ -22,15 +22,15 @@ OTHER_CPU = 2e-3
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_old_run_directory_resumes_bit_for_bit(case: str, tmp_path: Path) -> None:
+def test_an_old_run_directory_resumes_bit_for_bit(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = unpack(case, tmp_path)
     before, expected = compared(run.read_metrics()), records(tmp_path / "expected.jsonl")
     step = checkpoint_step(run.find_checkpoint("last"))
     assert before[-1]["step"] == step < expected[-1]["step"]
 
-    done = succeed("resume", run.path)
+    assert ftdist_with_forked_ranks("resume", run.path) == 0
 
-    assert f"resumed after step {step}\n" in done.out
+    assert f"resumed after step {step}\n" in capfd.readouterr().out
     assert run.read_status()["state"] == "done"
     found = compared(run.read_metrics())
     assert found[: len(before)] == before, "what was recorded before has changed"

@@ -12,6 +12,7 @@ import pytest
 from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import ftdist, interrupt, kill_tree, start, succeed, wait_until
+from tests.helpers.group import ftdist_with_forked_ranks
 from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, copy_of, finished_run, newest_step, reference_run
 
 # Every step has an evaluation, so that a stop always falls on one. Only some have a checkpoint.
@@ -42,11 +43,11 @@ def test_ctrl_c_saves_a_checkpoint_and_says_so(stopped: RunDir) -> None:
     assert " stopped " in succeed("status", stopped.path).out
 
 
-def test_a_stopped_run_resumes_bit_for_bit(stopped: RunDir, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_bit_for_bit(stopped: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = copy_of(stopped, tmp_path / "run")
     step = run.read_status()["last_checkpoint_step"]
-    done = succeed("resume", run.path)
-    assert done.out.splitlines()[0] == f"resuming {run.path} after step {step} of 8"
+    assert ftdist_with_forked_ranks("resume", run.path) == 0
+    assert capfd.readouterr().out.splitlines()[0] == f"resuming {run.path} after step {step} of 8"
     assert run.read_status()["state"] == "done"
     assert_same(run, reference_run(*SETTINGS))
 
@@ -63,7 +64,9 @@ def test_a_kill_after_a_resume_records_the_missing_evaluation_once(stopped: RunD
     assert_same(run, reference_run(*SETTINGS))
 
 
-def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(stopped: RunDir, tmp_path: Path) -> None:
+def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(
+    stopped: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = copy_of(stopped, tmp_path / "run")
     newest, older = run.published_checkpoints()[-1], run.published_checkpoints()[-2]
     seed = random.randrange(10**6)
@@ -73,10 +76,12 @@ def test_resume_names_a_damaged_checkpoint_and_uses_an_older_one(stopped: RunDir
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     file.write_bytes(content)
     print(f"seed {seed}: {file}")
-    done = succeed("resume", run.path)
-    assert f"checkpoint {newest.name} is damaged ({file.relative_to(newest)}" in done.out
-    assert "does not match its SHA-256 in manifest.json" in done.out
-    assert f"resumed after step {int(older.name[5:])}\n" in done.out
+    capfd.readouterr()
+    assert ftdist_with_forked_ranks("resume", run.path) == 0
+    printed = capfd.readouterr().out
+    assert f"checkpoint {newest.name} is damaged ({file.relative_to(newest)}" in printed
+    assert "does not match its SHA-256 in manifest.json" in printed
+    assert f"resumed after step {int(older.name[5:])}\n" in printed
     assert (newest.parent / f"bad-{newest.name}").is_dir()
     assert_same(run, reference_run(*SETTINGS))
 
@@ -118,8 +123,8 @@ def test_sigterm_before_the_first_step_saves_step_0(tmp_path: Path) -> None:
     done = interrupt(process, signal.SIGTERM)
     assert done.code == EXIT_PREEMPTED, done.out
     assert run.read_status()["last_checkpoint_step"] == 0
-    resumed = succeed("resume", run.path)
-    assert "resumed after step 0" in resumed.out
+    assert ftdist_with_forked_ranks("resume", run.path) == 0
+    assert "resumed after step 0" in run.log_file(0, 1).read_text()
     assert_same(run, finished_run(*PADDED_ZERO3))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import environment, interrupt, kill_tree, start, succeed, wait_until
+from tests.helpers.group import ftdist_with_forked_ranks
 from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, finished_run, newest_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ftdist"]
@@ -111,7 +112,7 @@ def test_a_run_killed_under_torchrun_resumes_without_it(tmp_path: Path) -> None:
     wait_until(process, lambda: newest_step(run) >= 3)
     kill_tree(process)
     assert "dead?" in succeed("status", run.path).out
-    succeed("resume", run.path)
+    assert ftdist_with_forked_ranks("resume", run.path) == 0
     assert_same(run, finished_run(*SMOKE))
 
 

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.launch import cli
-from ftdist.launch.attempt import process
 from tests.helpers.cli import ftdist, succeed
-from tests.helpers.group import run_plan
+from tests.helpers.group import ftdist_with_forked_ranks
 from tests.helpers.runs import SMOKE
 
 EXPERIMENTS = ("llama31_8b", "llama31_70b", "qwen3_8b", "smollm2_135m", "continued_pretraining")
@@ -29,9 +27,8 @@ def test_the_stand_in_of_an_experiment_passes(
 
     The ranks are forked. The other tests here start them with torchrun.
     """
-    monkeypatch.setattr(process, "run_ranks", run_plan)
     monkeypatch.chdir(tmp_path)
-    code = cli.dispatch(["verify", "--quick", f"experiment={experiment}"])
+    code = ftdist_with_forked_ranks("verify", "--quick", f"experiment={experiment}")
     text = " ".join(capsys.readouterr().out.split())
     assert code == 0, text
     assert "✓ loss and gradient" in text

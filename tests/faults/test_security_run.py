@@ -112,6 +112,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     "a whole run with W&B and an export",
     "in no file, output or command line",
 )
+@pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_a_run_writes_no_secret(finished: Finished) -> None:
     assert list(finished.run.wandb.glob("offline-run-*/*.wandb")), "W&B must have been on"
     assert leaks(finished.home) == []
@@ -126,6 +127,7 @@ def test_a_run_writes_no_secret(finished: Finished) -> None:
     "a token, a password",
     "provenance.json contains the diff without them",
 )
+@pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_the_git_diff_is_kept_without_secrets(finished: Finished) -> None:
     diff = json.loads(finished.run.provenance.read_text())["git"]["diff"]
     assert "+lr = 2" in diff and "+use('***')" in diff and "+DB_PASSWORD = '***'" in diff

@@ -15,6 +15,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
 from tests.faults.table import fault
 from tests.helpers.cli import TIMEOUT_S, kill_tree, start, succeed, wait_until
+from tests.helpers.group import ftdist_with_forked_ranks
 from tests.helpers.runs import SMOKE, assert_same, reference_run
 
 Process = subprocess.Popen  # of str
@@ -88,7 +89,7 @@ def test_a_signal_at_a_bad_time(tmp_path: Path, moment: str, way: str) -> None:
     if moment != "preparing" and way != "and SIGKILL after 2 s":
         assert code == EXIT_PREEMPTED
     if run.config.is_file():
-        succeed("resume", run.path)
+        assert ftdist_with_forked_ranks("resume", run.path) == EXIT_DONE
     else:
         assert moment == "preparing"
         succeed("train", *SETTINGS, *fresh, f"run_dir={run.path}", cwd=tmp_path)

@@ -30,17 +30,14 @@ def free_port() -> int:
 
 
 def preload() -> None:
-    """Import what ranks need, once in this process, so that no forked rank has to.
-
-    DeepSpeed imports its Muon optimizer only when an engine is built. That module calls ``torch.compile`` and so loads
-    TorchInductor, which takes longer than everything else that a small run does.
-    """
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    """Import what ranks need, once in this process, so that no forked rank has to."""
     import torch
     import transformers.integrations.deepspeed  # noqa: F401
 
     import ftdist.train.main  # noqa: F401
+    from ftdist.engine.muon import import_muon
 
+    import_muon()
     torch.set_num_threads(1)
 
 

@@ -1,8 +1,8 @@
 """However a batch is split and a model is sharded, a run equals the plain reference.
 
-There are two suites. The long one follows one model family for 20 steps with every ZeRO stage, number of ranks,
-accumulation, packing and recomputation. The wide one covers nine families and every pair of choices on nine axes (see
-tests/invariance.py).
+There are two suites. The long one follows one model family for 20 steps: every ZeRO stage with every number of ranks,
+packed and padded, and every combination of stage, accumulation and recomputation at least once (``--slow``: the whole
+product). The wide one covers nine families and every pair of choices on nine axes (see tests/invariance.py).
 """
 
 import itertools
@@ -65,10 +65,34 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return folder, packing
 
 
+CHOICES = list(itertools.product([0, 1, 2, 3], [1, 4], [True, False]))
+"""ZeRO stage, accumulation steps, gradient checkpointing."""
+
+
+def _choices_here(world_size: int, packing: str) -> List[Any]:
+    """Return one choice for each ZeRO stage. Over all numbers of ranks and both packings, every choice appears."""
+    shift = {1: 0, 2: 1, 4: 2}[world_size] + 2 * packing.endswith("true")
+    return [CHOICES[4 * stage + (stage + shift) % 4] for stage in range(4)]
+
+
+def test_the_short_suite_contains_every_choice() -> None:
+    here = [_choices_here(ranks, packing) for ranks in (1, 2, 4) for packing in ("=true", "=false")]
+    assert {choice for some in here for choice in some} == set(CHOICES)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_twenty_steps_equal_the_reference(reference: Any, world_size: int, record_property: Record) -> None:
+    _compare(reference, world_size, _choices_here(world_size, reference[1]), record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_twenty_steps_of_every_choice(reference: Any, world_size: int, record_property: Record) -> None:
+    _compare(reference, world_size, CHOICES, record_property)
+
+
+def _compare(reference: Any, world_size: int, cases: List[Any], record_property: Record) -> None:
     folder, packing = reference
-    cases = list(itertools.product([0, 1, 2, 3], [1, 4], [True, False]))
     configs = [
         tiny_config(
             folder, *SETTINGS, packing, f"zero.stage={stage}", f"batch.micro_batch_size={ROWS // world_size // accum}",

@@ -24,14 +24,14 @@ def most_at_once(cluster: Cluster, sweep: SweepDir) -> int:
 
 
 def test_a_throttled_array_goes_on_after_a_failed_trial(slurm: Cluster, tmp_path: Path) -> None:
-    """Of 4 trials, one fails and stops no other."""
-    words = (f"runs_dir={tmp_path}", "train.max_steps=6", "optim.lr=1e-3,1e3,1e-4,1e-5")
+    """Of 3 trials, one fails and stops no other."""
+    words = (f"runs_dir={tmp_path}", "train.max_steps=6", "optim.lr=1e-3,1e3,1e-4")
     output = finish(slurm.ftdist("train", *TINY, *DIVERGES, "-m", *words), 1)
     sweep = only_sweep(tmp_path)
-    assert states(sweep) == ["done", "failed", "done", "done"], output
-    assert "trials 0-3" in output and output.count("held-out loss") >= 3
+    assert states(sweep) == ["done", "failed", "done"], output
+    assert "trials 0-2" in output and output.count("held-out loss") >= 2
     jobs = [trial.run.read_status()["job_id"] for trial in sweep.trials()]
-    assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(4)]
+    assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(3)]
     assert most_at_once(slurm, sweep) == 2
     assert sweep.read_objectives() == {trial.number: objective(trial.run) for trial in sweep.trials()}
 

@@ -1,6 +1,7 @@
 """The config tree: every option composes, passes the checks, and repeats no default."""
 
 import argparse
+import functools
 from enum import Enum
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple, Type
@@ -68,9 +69,13 @@ def leaves(node: Any, path: Tuple[str, ...] = ()) -> Iterator[Tuple[Tuple[str, .
 def before(group: str, overridden: List[Dict[str, str]]) -> Any:
     """Return the config without an option: the defaults, and for an experiment the groups that it selects."""
     chosen = [f"{key.removeprefix('override /')}={value}" for pair in overridden for key, value in pair.items()]
-    words = [*chosen, *([] if group == "experiment" else ["~train"])]
+    return _loaded(*chosen, *([] if group == "experiment" else ["~train"]))
+
+
+@functools.cache
+def _loaded(*words: str) -> Any:
     with session(None, compose.schema()) as loader:
-        tree = loader.load_configuration("run", words, RunMode.RUN)
+        tree = loader.load_configuration("run", list(words), RunMode.RUN)
         return yaml.safe_load(OmegaConf.to_yaml(OmegaConf.masked_copy(tree, [key for key in tree if key != "hydra"])))
 
 
