@@ -120,6 +120,7 @@ def join(
                 addresses = _resolve(name, port)
                 resolved += 1
             except OSError as error:
+                resolved += error.errno == socket.EAI_AGAIN  # the name server may answer later
                 why[name] = f"does not resolve ({error.strerror})"
                 continue
             for address in addresses:
