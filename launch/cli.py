@@ -22,7 +22,7 @@ examples:
   ftdist status                                                 the runs in ./runs"""
 
 OTHER_RANKS_S = 3.0
-"""Seconds that other ranks leave to rank 0 for its message, if DeepSpeed's launcher started them."""
+"""Seconds that the other ranks wait, so that rank 0 can print its message, if DeepSpeed's launcher started them."""
 
 
 def usage() -> str:
@@ -74,7 +74,7 @@ def dispatch(argv: List[str]) -> int:
 
 
 def _refuse_optimization() -> None:
-    """Refuse to run without docstrings: libraries build some of theirs from others when they are imported.
+    """Refuse to run without docstrings. When transformers is imported, it builds some docstrings from others.
 
     Raises:
         ConfigError: Python was started with ``-OO`` or ``PYTHONOPTIMIZE=2``.
@@ -103,7 +103,7 @@ def _refuse_deepspeeds_launcher(argv: List[str]) -> None:
     through_it = "ftdist " + words + (" launch=deepspeed" if words.startswith("train") else "")
     raise ConfigError(
         f"DeepSpeed's launcher started `ftdist {words}` once for each rank",
-        "one `ftdist train`, which starts DeepSpeed's launcher by itself, or torchrun, which can start ftdist",
+        "one `ftdist train`, which starts DeepSpeed's launcher itself, or a torchrun that starts ftdist",
         f"{through_it}, or torchrun --nproc-per-node {os.environ.get('LOCAL_SIZE', 'N')} -m ftdist {words}",
     )
 

@@ -70,7 +70,7 @@ class DataError(FtdistError):
         expected: What would be right.
         fix: The change or command that fixes it.
         reason: For an error in one record: what is wrong, without the location and the values of the record, for
-            example ``an empty answer``. Records that are dropped are counted by it.
+            example ``an empty answer``. Dropped records are counted by reason.
     """
 
     exit_code = EXIT_USAGE

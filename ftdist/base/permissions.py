@@ -1,7 +1,7 @@
-"""Rights of files: what libraries write follows the umask, and an error about rights says that it is about rights.
+"""File permissions: make all files follow the umask, and explain errors about permissions to the user.
 
-Some libraries write files that only their owner can read: safetensors and ``tempfile`` use mode 0600. Beside files that
-follow the umask, another user, a web server or a container then finds half of a model.
+Some libraries write files that only their owner can read: safetensors and ``tempfile`` use mode 0600. Another user, a
+web server or a container could then read only some of the files of a model.
 """
 
 import errno

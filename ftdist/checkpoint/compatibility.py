@@ -38,7 +38,7 @@ def write_old_fields(folder: Path) -> None:
 
 
 def _old_tokenizer(config: Dict[str, Any], backend: Dict[str, Any]) -> Dict[str, Any]:
-    """Return a ``tokenizer_config.json`` that both versions and llama.cpp read, and that names no machine.
+    """Return a ``tokenizer_config.json`` that both versions and llama.cpp read, without fields about this machine.
 
     Args:
         config: The file of version 5.
@@ -51,7 +51,7 @@ def _old_tokenizer(config: Dict[str, Any], backend: Dict[str, Any]) -> Dict[str,
     config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if isinstance(config.get("extra_special_tokens"), list):  # version 4 reads a dict here, and fails
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    # where there is a tokenizer.model, llama.cpp takes the tokens that were added to it from here
+    # if there is a tokenizer.model, llama.cpp reads the tokens that were added to it from this field
     config["added_tokens_decoder"] = {
         str(token["id"]): {name: value for name, value in token.items() if name != "id"}
         for token in backend.get("added_tokens", [])
@@ -95,8 +95,8 @@ def _add_old_rope(config: Dict[str, Any], kind: str, rope: Dict[str, Any]) -> No
     """Add the old fields of rotary embeddings to a config.
 
     Args:
-        kind: Its ``model_type``.
-        rope: Its parameters, those of layers with full attention if there are several.
+        kind: The ``model_type`` of the config.
+        rope: The parameters of its rotary embeddings. If layers have different ones, those of full attention.
     """
     config["rope_theta"] = rope["rope_theta"]
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}

@@ -74,7 +74,7 @@ def rename(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file, or a folder with its content. Does nothing if ``path`` does not exist.
 
-    Of a symbolic link only the link itself is deleted. The files that it points to may belong to somebody else.
+    If ``path`` is a symbolic link, only the link is deleted. Its target may belong to somebody else.
     """
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):

@@ -44,8 +44,10 @@ def write_defaults(folder: Path, config: RunConfig) -> None:
 
 
 def template_facts(folder: Path, config: RunConfig) -> Dict[str, Any]:
-    """Return what a chat template saw in training besides the conversations: its arguments, and the date if it asks
-    for one."""
+    """Return what a chat template saw in training besides the conversations.
+
+    These are the arguments of the template, and the date if the template asks for it.
+    """
     facts: Dict[str, Any] = {}
     if config.data.chat_template_kwargs:
         facts["chat_template_kwargs"] = config.data.chat_template_kwargs

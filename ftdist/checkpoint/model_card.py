@@ -57,8 +57,10 @@ def model_card(
 
 
 def base_model(config: RunConfig) -> BaseModel:
-    """Return what is known of the base model. If it has a model card in its folder or in the hub's cache, it is
-    read."""
+    """Return what is known of the base model.
+
+    A model card in the folder of the model or in the hub's cache is read.
+    """
     model = config.model
     if model.builtin:
         return BaseModel(*BUILTIN_MODELS[model.builtin])

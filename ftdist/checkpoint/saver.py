@@ -73,7 +73,7 @@ class Saver:
         """Return whether every machine has enough host memory for a copy of the state of its ranks."""
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
         if not self._engine.updates:
-            needed *= 1 + len(optimizer_of(self._config).states)  # the states are still to come
+            needed *= 1 + len(optimizer_of(self._config).states)  # the optimizer states do not exist yet
         here = os.uname().nodename
         ours = sum(size for host, size in self.together.gather((here, needed)) if host == here)
         machines = dict(self.together.gather((here, (ours, free_memory()))))

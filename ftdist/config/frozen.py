@@ -35,7 +35,7 @@ def load_config(path: str | Path) -> RunConfig:
     required = [key.name for key in fields(RunConfig) if key.name not in ADDED_LATER]
     missing = [name for name in required if not re.search(rf"^{name}:", text, re.M)]
     if missing or not text.endswith("\n"):
-        lacks = f"{', '.join(missing)} is missing" if missing else "the last line has no end"
+        lacks = f"{', '.join(missing)} is missing" if missing else "the last line has no line break"
         raise ConfigError(f"{path} is incomplete: {lacks}", "every setting of the run, as it was frozen",
                           "restore the file, or start a new run")  # fmt: skip
     return config

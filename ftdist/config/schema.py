@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, List, Optional
 
-from ftdist.config.data import BadRecords as BadRecords  # part of the tree; in own files because of their length
+from ftdist.config.data import BadRecords as BadRecords  # part of the tree, but the files would be too long
 from ftdist.config.data import DataConfig as DataConfig
 from ftdist.config.data import Format as Format
 from ftdist.config.data import HeldoutBy as HeldoutBy
@@ -128,7 +128,7 @@ class OptimConfig:
     optimizer: OptimizerKind = OptimizerKind.adamw
     """The optimizer. ``adamw``: Adam with decoupled weight decay, with fp32 states."""
     lr: float = 1.0e-5
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     beta1: float = 0.9
     """Decay rate of the first moment."""
     beta2: float = 0.95
@@ -143,7 +143,8 @@ class OptimConfig:
     """Learning rate after the warm-up. ``constant``: stays at lr. ``linear``, ``cosine``: decreases to
     ``min_lr_ratio × lr`` at the end. ``wsd`` (warmup-stable-decay): constant, then linear over the last decay_steps."""
     warmup_steps: int = 0
-    """Optimizer steps of linear warm-up from 0."""
+    """Optimizer steps of linear warm-up. The learning rate is lr / warmup_steps in the first of them, and lr in the
+    last."""
     warmup_ratio: Optional[float] = None
     """Warm-up as a share (0 to 1) of the run's optimizer steps, rounded up. Set it instead of warmup_steps. It is
     replaced by warmup_steps when the number of steps is known."""

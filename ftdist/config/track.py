@@ -14,13 +14,13 @@ VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WAN
              "job_type": "WANDB_JOB_TYPE", "tags": "WANDB_TAGS"}  # fmt: skip
 """The variable of wandb that is used where a setting of the section ``track`` has its default."""
 NOT_USED = {"WANDB_RUN_ID": "track.run_id", "WANDB_NAME": "name", "WANDB_DIR": "runs_dir"}
-"""Variables of wandb that are not used, because a frozen run names these itself, and the settings for them."""
+"""Variables of wandb that are not used, and the settings that take their place. A frozen run stores these values."""
 
 
 def use_variables(track: TrackConfig, environment: Mapping[str, str] = os.environ) -> None:
-    """Fill in, in place, the settings that still have their default from wandb's own variables.
+    """Set the settings that still have their default from wandb's own variables, in place.
 
-    They are frozen with the run, so that a resume from another shell records the same.
+    The settings are frozen with the run, so that a resume from another shell uses the same ones.
     """
     default = TrackConfig()
     for name, variable in VARIABLES.items():
@@ -50,7 +50,7 @@ def ignored_variables(config: RunConfig, asked: Wandb, environment: Mapping[str,
 
 
 def check_track(track: TrackConfig) -> None:
-    """Check what W&B would refuse after the start of the run, when its record would be lost.
+    """Check the settings that W&B would otherwise refuse after the start of the run, when its record would be lost.
 
     Raises:
         ConfigError: A tag, the project or the run id is not one that W&B accepts.
@@ -61,7 +61,7 @@ def check_track(track: TrackConfig) -> None:
     if track.run_id is not None:
         _check_text("track.run_id", track.run_id, MAX_ID, NOT_IN_ID)
         if track.run_id != track.run_id.strip():
-            raise ConfigError(f"track.run_id={track.run_id!r} begins or ends with a space", "an id without it",
+            raise ConfigError(f"track.run_id={track.run_id!r} begins or ends with a space", "no spaces around it",
                               f"track.run_id={track.run_id.strip()}")  # fmt: skip
     for tag in track.tags:
         _check_text("a tag in track.tags", tag, MAX_TAG, "")

@@ -134,8 +134,11 @@ class Engine(ForwardEngine):
         return {name: list(parameter_shape(p)) for name, p in self.module.named_parameters() if p.requires_grad}
 
     def buffers(self) -> Dict[str, torch.Tensor]:
-        """Return what checkpoints hold besides the trained parameters, by name: the buffers that the model saves with
-        its weights, and copies of the parameters that the model never trains (``ftdist.model.fixed``)."""
+        """Return what checkpoints hold besides the trained parameters, by name.
+
+        These are the buffers that the model saves with its weights, and copies of the parameters that the model never
+        trains (``ftdist.model.fixed``).
+        """
         saved = self.module.state_dict().keys()
         return {name: tensor for name, tensor in self.module.named_buffers() if name in saved} | self._fixed
 

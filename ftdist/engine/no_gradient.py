@@ -48,7 +48,7 @@ class NoGradient:
         return forget
 
     def agree(self) -> None:
-        """Leave out the parameters that have got a gradient on any rank. Every rank must call it after a backward."""
+        """Leave out the parameters that have got a gradient on any rank. Every rank must call it."""
         if self.names:
             here = [name not in self._hooks for name in self.names]
             seen = torch.tensor(here, dtype=torch.int32, device=self._device)

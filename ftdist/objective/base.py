@@ -20,12 +20,15 @@ class LossSum:
 
 
 class Objective(Protocol):
-    """What training minimises: the sum of ``loss`` over all micro-batches of a step and all ranks, divided by the sum
-    of ``weight`` over the same micro-batches, and the sum of ``penalty``."""
+    """What training minimises.
+
+    It is the sum of ``loss`` over all micro-batches of a step and all ranks, divided by the sum of ``weight`` over the
+    same micro-batches, plus the sum of ``penalty``.
+    """
 
     metrics: Tuple[str, ...]
     """Names of the metrics in ``LossSum.metrics``, for instance ``rewards/margin``. Their means are logged under
-    them."""
+    these names."""
 
     def begin_step(self, model: Any, batches: Sequence[Any], total: Callable[[Sequence[float]], List[float]]) -> None:
         """Prepare for the micro-batches of this rank in one optimizer step. Every rank must call it.

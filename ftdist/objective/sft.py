@@ -41,7 +41,7 @@ class SupervisedFineTuning:
         return int(batch.num_trained)
 
     def loss(self, model: Any, batch: Any) -> LossSum:
-        """Return the sum of the cross-entropies of the trained tokens, and in training the share of the balance."""
+        """Return the sum of the cross-entropies of the trained tokens. In training the balance loss is the penalty."""
         if self._balance is None or not torch.is_grad_enabled():
             return LossSum(token_loss(model, batch, self._vocab_size))
         routers = RouterLogits()

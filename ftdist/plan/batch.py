@@ -76,7 +76,8 @@ def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Ba
     The global batch size stays the same, whatever ``grad_accum_steps`` was.
 
     Raises:
-        ConfigError: the rows of a step cannot be divided over these ranks; names the nearest settings that work.
+        ConfigError: the rows of a step cannot be divided over these ranks. The message has the nearest settings that
+            work.
     """
     rows, micro = batch.global_batch_size, batch.micro_batch_size
     if rows % (micro * dp_world_size) == 0:

@@ -1,4 +1,4 @@
-"""What DeepSpeed is given: generated from the run config, which owns every value of it.
+"""Generate the settings for DeepSpeed from the run config, which owns every value in them.
 
 ``launch`` computes the settings once and freezes them as ``RUN_DIR/deepspeed.json``; the ranks read that file.
 Keys: https://www.deepspeed.ai/docs/config-json/
@@ -35,7 +35,7 @@ OWNED_ELSEWHERE = {
 
 
 def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
-    """Compute exactly what DeepSpeed is given.
+    """Return the settings that DeepSpeed is given.
 
     Raises:
         ConfigError: ``zero.deepspeed`` holds a key that DeepSpeed does not know, or one that another part of the run
@@ -52,7 +52,7 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
         "gradient_clipping": config.optim.max_grad_norm,
         "bf16": {"enabled": config.train.precision is Precision.bf16},
         "zero_optimization": zero,
-        # With offload too the optimizer is PyTorch's: the same numbers, and nothing to compile.
+        # PyTorch's optimizer is used with offload too: it gives the same numbers, and nothing must be compiled.
         "zero_force_ds_cpu_optimizer": False,
         # Otherwise ZeRO refuses every optimizer that is not on a short list of DeepSpeed's own.
         "zero_allow_untested_optimizer": True,
@@ -96,8 +96,8 @@ def read_settings(file: Path, plan: BatchPlan) -> Dict[str, Any]:
 def check_frozen(file: Path, config: RunConfig) -> None:
     """Check that ``deepspeed.json`` was not edited: ``run.yaml`` owns every value in it.
 
-    A key that the file lacks is not compared, so that a run directory of an older version, which wrote fewer keys, goes
-    on as it was frozen.
+    A key that the file lacks is not compared. So a run directory of an older version, which wrote fewer keys, continues
+    as it was frozen.
 
     Raises:
         ConfigError: the file cannot be read, or a value in it is not the one that ``run.yaml`` gives.

@@ -24,8 +24,9 @@ def checkpoint_bytes(trained: int, optimizer: OptimizerSpec) -> int:
 
 
 def checkpoints_at_once(config: RunConfig, max_steps: Optional[int]) -> int:
-    """Return the most checkpoints that are on the disk at a time: those that are kept, the best one, and the one that
-    is being written.
+    """Return the maximum number of checkpoints that are on the disk at the same time.
+
+    These are the checkpoints that are kept, the best one, and the one that is being written.
 
     Args:
         max_steps: steps of the run; None if they are not known yet.
@@ -39,7 +40,7 @@ def checkpoints_at_once(config: RunConfig, max_steps: Optional[int]) -> int:
 
 
 def checkpoints_to_come(config: RunConfig, run: RunDir, max_steps: int) -> int:
-    """Return how many of them need space that is free now: existing ones make room, unless they are pinned."""
+    """Return how many checkpoints need space that is free now. Existing ones are replaced, unless they are pinned."""
     replaced = [path for path in run.published_checkpoints() if not (path / PINNED).exists()]
     return max(1, checkpoints_at_once(config, max_steps) - len(replaced))
 
@@ -52,7 +53,7 @@ def require_space(folder: Path, trained: int, optimizer: OptimizerSpec, count: i
         count: checkpoints that are still to be written and are there at the same time.
 
     Raises:
-        ConfigError: they do not; names the bytes needed and free, and the number of checkpoints.
+        ConfigError: they do not fit. The message has the sizes that are needed and free, and the number of checkpoints.
     """
     one, free = checkpoint_bytes(trained, optimizer), shutil.disk_usage(folder).free
     if one * count > free:

@@ -7,7 +7,7 @@ from ftdist.config.schema import RunConfig
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks by machine, and what they share. Today all ranks are data parallel."""
+    """The number of machines, and of ranks on each. Today all ranks are data parallel."""
 
     nnodes: int
     """Machines."""

@@ -1,4 +1,4 @@
-"""Memory that the model states of one rank take: parameters, gradients and optimizer states.
+"""The memory that the model states of one rank take: parameters, gradients and optimizer states.
 
 Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted. The one
 exception are the scores of eager attention (``eager_attention_bytes``), which grow with the square of the row length.
@@ -36,7 +36,7 @@ class States:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes that one rank holds, by the memory they lie in."""
+    """Bytes that one rank holds in each kind of memory."""
 
     device: States
     """On the GPU; on a machine without one, in host memory."""
@@ -64,7 +64,8 @@ def rank_memory(
     states = States(optimizer_states=on_rank(trained, optimizer_bytes, ModelState.optimizer_states))
     device, host = weights + gradients + states, States()
     if zero.offload_optimizer is not Offload.none:
-        # The host's optimizer is given fp32 gradients of its own part. Stage 1 gathers whole ones on the device first.
+        # The optimizer on the host gets the fp32 gradients of this rank's part. At stage 1 the whole gradients are
+        # gathered on the device first.
         device = weights + (States() if ModelState.gradients.is_sharded(zero.stage) else gradients)
         host = states + States(gradients=on_rank(trained, FP32_BYTES, ModelState.optimizer_states))
     if zero.offload_param is not Offload.none:

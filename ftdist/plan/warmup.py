@@ -10,7 +10,7 @@ from ftdist.config.schema import OptimConfig, RunConfig
 from ftdist.plan.run_length import num_steps
 
 SHORTENED = 10
-"""A warm-up that is shortened takes at most one step in this many."""
+"""A warm-up that is shortened takes at most the number of steps divided by this."""
 
 
 def fit_schedule(config: RunConfig, rows: int) -> Optional[str]:
@@ -36,8 +36,9 @@ def fit_schedule(config: RunConfig, rows: int) -> Optional[str]:
 def fit_warmup(optim: OptimConfig, steps: int) -> Optional[str]:
     """Replace ``warmup_ratio`` by ``warmup_steps``, and shorten the warm-up if that is allowed and necessary.
 
-    The config is changed in place. Calling the function again changes nothing. A warm-up that is too long and must not
-    be shortened stays as it is, unless it comes from ``warmup_ratio``: refusing it is left to the caller.
+    The config is changed in place. Calling the function again changes nothing. If ``warmup_steps`` is too long and must
+    not be shortened, it is not changed, and the caller must refuse it. A ``warmup_ratio`` that is too long is refused
+    here.
 
     Args:
         optim: The optimizer settings.
@@ -52,7 +53,7 @@ def fit_warmup(optim: OptimConfig, steps: int) -> Optional[str]:
     room = max(0, steps - optim.decay_steps)
     if optim.warmup_ratio is not None:
         ratio = optim.warmup_ratio
-        warmup = math.ceil(Fraction(str(ratio)) * steps)  # of the decimal as it was written: 0.07 of 100 steps are 7
+        warmup = math.ceil(Fraction(str(ratio)) * steps)  # exact, unlike floats: 0.07 of 100 steps are 7
         if warmup > room and not optim.shorten_warmup:
             raise ConfigError(
                 f"optim.warmup_ratio={ratio:g} gives {warmup} warm-up steps, but with optim.decay_steps="

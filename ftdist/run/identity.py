@@ -1,7 +1,8 @@
 """What the inputs of a run are: ``RUN_DIR/inputs.json`` records its prepared data, its model and its tokenizer.
 
-A resume trains the data that the run began with, whatever has happened to the files since. It is found in the cache by
-the recorded key, or it is prepared again and compared. If that is not possible, the run is refused with what changed.
+A resume trains on the data that the run began with, even if the source files have changed since. The data is found in
+the cache by the recorded key, or it is prepared again and compared. If that is not possible, the resume is refused, and
+the message says what has changed.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from ftdist.run.rundir import RunDir
 
 Record = Dict[str, Any]
 BLOCK, BLOCKS = 1 << 16, 64
-"""Of a file of weights only this many blocks of this many bytes are hashed, evenly spread: whole files take minutes."""
+"""Size in bytes and number of the blocks of a weights file that are hashed. To hash whole files would take minutes."""
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = ("config.json", "generation_config.json", "*.py", "*.safetensors", "*.bin")
 NEW_RUN = "restore it, or start a new run"
@@ -88,7 +89,7 @@ def may_prepare(run: RunDir, config: RunConfig) -> None:
     """Check that data which is not in the cache can be prepared again for a run that has begun with it.
 
     Raises:
-        DataError: It was prepared in an older format, or from other files. The message names them.
+        DataError: The data was prepared in an older format, or from other files. The message names them.
     """
     record = read_inputs(run)
     version = FIRST_FORMAT if record is None else record["format_version"]
@@ -126,15 +127,16 @@ def check_files(run: RunDir, config: RunConfig) -> None:
     """Check that the files of the model and the tokenizer, and the chat template, are those of the start.
 
     Raises:
-        ConfigError: Names the first one that changed.
+        ConfigError: One of them has changed. The message names the first one.
     """
     record = read_inputs(run)
     if record is not None and (changed := changed_files(record, config, "model", "chat template", "tokenizer")):
-        raise ConfigError(f"{run.path} was started with other files: {changed[0]}", "the files of its start", NEW_RUN)
+        raise ConfigError(f"{run.path} was started with other files: {changed[0]}",
+                          "the files that the run was started with", NEW_RUN)  # fmt: skip
 
 
 def changed_files(record: Record, config: RunConfig, *kinds: str) -> List[str]:
-    """Return one line for each input that is not what the run recorded. Kinds are beginnings of names."""
+    """Return one line for each input that is not what the run recorded. ``kinds`` are the beginnings of their names."""
     now, found = describe_files(config), []
     for name, before in record["files"].items():
         if name.startswith(kinds) and now.get(name) != before:

@@ -106,7 +106,7 @@ def read_meta(folder: Path) -> Dict[str, Any]:
             raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
-                        f"delete it, then it is prepared again: rm -r {quoted_path(folder)}") from error  # fmt: skip
+                        f"delete the folder; it is prepared again: rm -r {quoted_path(folder)}") from error  # fmt: skip
     return meta
 
 
@@ -128,7 +128,7 @@ def template_text(config: RunConfig) -> Optional[str]:
     shipped = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
     path = shipped.get(name, Path(name).expanduser())
     if not path.is_file():
-        raise ConfigError(f"data.chat_template={name} is not there", f"{', '.join(sorted(shipped))}, or a Jinja file",
+        raise ConfigError(f"data.chat_template={name} does not exist", f"{', '.join(sorted(shipped))}, or a Jinja file",
                           "data.chat_template=chatml, or the path of a Jinja file")  # fmt: skip
     try:
         return path.read_text(encoding="utf-8")

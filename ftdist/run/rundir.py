@@ -220,7 +220,7 @@ class RunDir:
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)
 
     def read_metrics(self) -> List[Dict[str, Any]]:
-        """Return the records of metrics.jsonl, without a last line that a crash cut."""
+        """Return the records of metrics.jsonl. A last line that a crash has cut off is left out."""
         return read_records(self.metrics)
 
 

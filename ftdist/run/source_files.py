@@ -24,7 +24,7 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def data_suffix(file: Path) -> str:
-    """Return the suffix that names the format of a file, in lower case. That of ``a.jsonl.gz`` is ``.jsonl``."""
+    """Return the suffix that names the format of a file, in lower case. For ``a.jsonl.gz`` it is ``.jsonl``."""
     suffix = file.suffix.lower()
     inner = Path(file.stem).suffix.lower() if suffix in COMPRESSED else ""
     return inner if inner in SUFFIXES and inner not in NOT_COMPRESSED else suffix
@@ -73,7 +73,7 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
         return DataError(
             f"{where}.path={path} does not exist",
             f"a {' '.join(SUFFIXES)} file, a glob of them or a folder (looked in {Path.cwd()})",
-            shlex.quote(f"{where}.path={near[0]}") if near else "",
+            shlex.quote(f"{where}.path={near[0]}") if near else f"correct {where}.path",
         )
     parts = found.parts
     fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))

@@ -18,7 +18,7 @@ SHARD = re.compile(r"^(?P<split>.+)-\d+-of-\d+$")
 
 
 def split_of(file: Path) -> Optional[str]:
-    """Return the split that the name of a file says, or else the names of the folders around it.
+    """Return the split that the name of a file says, or if it says none, the names of the folders around it.
 
     Args:
         file: Path of the file inside the data set.

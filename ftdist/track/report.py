@@ -27,7 +27,7 @@ TRUNCATION_MARK = "…"
 
 WANDB_MAGIC = b":W&B"
 RECORD_HEADER = struct.Struct("<3xIHB")
-"""What follows the four characters: three bytes of the file, then checksum, length and kind of the first record."""
+"""The bytes after the magic: three of the file, then checksum, length and kind of the first record."""
 
 Losses = Dict[str, List[Tuple[int, float]]]
 """(optimizer step, loss in nats per token) of every evaluation, by held-out set."""

@@ -15,8 +15,8 @@ RANK_VARIABLES = {
     "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"),
     "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"),
 }
-"""The names that mpirun and Slurm use for the numbers of a rank. In a Slurm job that uses mpirun, mpirun's are
-right."""
+"""The variables in which mpirun and Slurm give the numbers of a rank. If a Slurm job uses mpirun, those of mpirun are
+right, so they come first."""
 
 
 def exit_when_input_closes() -> None:

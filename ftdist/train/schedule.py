@@ -8,12 +8,15 @@ from ftdist.config.schema import OptimConfig, Schedule
 def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:
     """Return the learning rate of optimizer step ``step`` (0 is the first) of ``max_steps``.
 
-    The warm-up is linear: step s of it has (s + 1) / warmup_steps of the peak. What follows depends on the schedule:
+    During the warm-up the learning rate increases linearly: in step ``s`` it is ``lr * (s + 1) / warmup_steps``. After
+    the warm-up it depends on the schedule:
 
-    - constant: the peak.
-    - linear: falls linearly to min_lr_ratio of the peak at the end.
-    - cosine: falls to the same value along a cosine (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983).
-    - wsd: the peak, then a linear fall over the last decay_steps (Hu et al. 2024, https://arxiv.org/abs/2404.06395).
+    - constant: It stays at ``lr``.
+    - linear: It decreases linearly towards ``lr * min_lr_ratio``, which step ``max_steps`` would have.
+    - cosine: It decreases to the same value along half a cosine (Loshchilov & Hutter 2017,
+      https://arxiv.org/abs/1608.03983).
+    - wsd (warmup-stable-decay): It stays at ``lr`` until the last ``decay_steps`` steps. Over these steps it decreases
+      linearly to the same value (Hu et al. 2024, https://arxiv.org/abs/2404.06395).
     """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps

@@ -4,7 +4,7 @@ A rank raises an alarm in the store through which the ranks met, for one of thre
 
 - it has waited in a collective for ``launch.stall_timeout_s``,
 - the process of another rank on its machine has ended,
-- it fails itself.
+- this rank itself fails.
 
 Every rank that sees an alarm writes its Python stacks and its newest collective to ``logs/``, tells the other ranks its
 position, and exits.
@@ -40,7 +40,7 @@ POLL_S = 1.0
 POSITIONS_S = 3.0
 """Time that the other ranks have after an alarm to report their positions."""
 STORE_TIMEOUT_S = 10.0
-"""If the store does not answer for this long, its machine is considered lost."""
+"""If the store does not answer for so many seconds, its machine is considered lost."""
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
@@ -54,7 +54,7 @@ class RankPosition:
     collectives: Optional[Collectives]
     """None if the rank has not started a collective."""
     failed: str = ""
-    """The error with which this rank has failed itself."""
+    """The error of this rank, if it has failed."""
 
     def __str__(self) -> str:
         last = self.collectives
@@ -168,8 +168,7 @@ class Watchdog:
         os._exit(EXIT_FAILED)
 
     def _verdict(self, alarm: str, positions: Dict[int, RankPosition]) -> Dict[str, Any]:
-        """Return the error record of the rank that is responsible: one that does not answer, else one that is
-        behind."""
+        """Return the error record of the responsible rank: one that does not answer, or else one that is behind."""
         everyone = "".join(f"\n  {positions[rank]}" for rank in sorted(positions))
         for rank in self._others:
             if rank not in positions:
@@ -321,8 +320,10 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 def where_in_training(thread: int) -> str:
-    """Return the position of a thread as ``file:line in function``: its innermost line in ftdist, and the innermost of
-    all if that is in another package."""
+    """Return the position of a thread as ``file:line in function``.
+
+    It is the innermost line in ftdist, followed by the innermost line of all if that is in another package.
+    """
     frame = sys._current_frames().get(thread)
     if frame is None:
         return "?"

@@ -91,7 +91,7 @@ def run_number_checks(config: RunConfig, folder: Path, ranks: Ranks, quick: bool
         done = {check.name for check in checks.read_checks(folder)}
         left = [name for name in NUMBERS if name not in done]
         for name in left:
-            not_run = checks.not_run(name, "the run stops before that")
+            not_run = checks.not_run(name, "the run stops before this check")
             report(checks.failed(name, _one_line(error)) if name == left[0] else not_run)
 
 

@@ -177,7 +177,7 @@ def adamw(weights: Dict[str, torch.Tensor], optim: Any) -> torch.optim.AdamW:
 def adamw_step(
     optimizer: torch.optim.AdamW, weights: Dict[str, torch.Tensor], gradients: Dict[str, torch.Tensor], lr: float
 ) -> None:
-    """Update the weights that have a gradient in place once."""
+    """Make one update of the weights that have a gradient, in place."""
     for name, gradient in gradients.items():
         weights[name].grad = gradient
     for group in optimizer.param_groups:

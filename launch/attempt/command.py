@@ -41,7 +41,7 @@ class Rendezvous:
     """``1`` on the first machine, ``0`` on the others."""
     join_timeout_s: int
     own: Optional[str] = None
-    """Address of this machine for the others. None: what its name resolves to."""
+    """The address at which the other machines reach this one. None: the address that its host name resolves to."""
 
     def options(self) -> List[str]:
         """Return the options for torchrun."""

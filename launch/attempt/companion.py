@@ -18,7 +18,7 @@ import psutil
 from ftdist.base.process import is_alive
 
 END_OF_LAUNCHER = b"."
-"""What a launcher that ends by itself sends, so that the companion does nothing."""
+"""What a launcher sends when it ends normally. The companion then does nothing."""
 GRACE_S = 8.0
 """Seconds that the processes of a group have to end by themselves."""
 BETWEEN_INTERRUPTS_S = 0.3

@@ -28,7 +28,7 @@ KILLED_UNDER_DEEPSPEED = re.compile(
 )
 """The first process that was killed, as DeepSpeed's launcher and mpirun print it. They write no report."""
 TERMINATED = re.compile(r"got signal: 15\b|Received \S*SIGTERM death signal|: task \d+: Terminated\b")
-"""A torchrun that was ended by SIGTERM, as it and srun report it."""
+"""How torchrun and srun report that SIGTERM ended torchrun."""
 SLURM_FAILED = re.compile(
     r"^srun: error: (.*(?:Node failure|launch \S* ?failed|launch .* failed|Unable to create step|Unable to confirm"
     r" allocation|Communication connection failure|Socket timed out|Zero Bytes were transmitted).*)", re.MULTILINE
@@ -65,14 +65,14 @@ class RankEnd:
 def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> LaunchError:
     """Return the error that explains why an attempt failed.
 
-    The first of these that is found: a rank that held up the others, as they reported it; a rank that was killed, which
-    left no error of its own; the earliest error that does not follow from the loss of another rank; a rank that
-    aborted; the earliest error of all.
+    Causes are looked for in this order, and the first one that is found is reported: a rank that held up the others; a
+    rank that was killed and so recorded no error; the earliest error that does not follow from the loss of another
+    rank; a rank that aborted; the earliest error of all.
 
     Args:
         attempt: number of the attempt.
         logs: files with the output of what started the ranks, one for each machine.
-        code: its exit code, or minus the number of the signal that ended it.
+        code: exit code of what started the ranks, or minus the number of the signal that ended it.
     """
     where = f"logs: {run.logs}"
     resume = shlex.join(["ftdist", "resume", str(run.path)])
@@ -117,8 +117,9 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
 def ended_from_outside(run: RunDir, attempt: int, logs: List[Path], code: int) -> str:
     """Return why the ranks of a job ended without a failure of their own, or an empty text if one of them failed.
 
-    Something sent SIGTERM to the ranks of a node, or Slurm could not start them or lost their node. Then the same job
-    can go on elsewhere. On a signal torchrun ends with 1 once ranks exist, and before that by the signal itself.
+    The reason is that something sent SIGTERM to the ranks of a node, that Slurm could not start the ranks, or that it
+    lost their node. The same job can then continue on other nodes. If SIGTERM comes before torchrun has started its
+    ranks, the signal ends torchrun. Later, torchrun exits with code 1.
 
     Args:
         attempt: number of the attempt.
@@ -149,7 +150,7 @@ def _reported(text: str, machine: str = "localhost") -> List[RankEnd]:
     """Return the failures in torchrun's report.
 
     Args:
-        machine: The name of its machine, for a torchrun that only knows itself as localhost.
+        machine: the name of torchrun's machine. It replaces localhost in the report.
     """
     forced = set(FORCED.findall(text))
     return [
@@ -174,7 +175,7 @@ def _follows_from_another(record: Dict[str, Any]) -> bool:
 
 
 def _lost(run: RunDir, attempt: int, ended: List[RankEnd]) -> str:
-    """Return a line with the ranks that left neither an error nor a report: their machine is gone."""
+    """Return a line with the ranks that left neither an error nor a report. Usually their machine was lost."""
 
     def ranks(kind: str) -> set[int]:
         return {int(path.name[5:10]) for path in run.logs.glob(f"rank-*.attempt-{attempt}.{kind}")}

@@ -83,14 +83,14 @@ def conclude(run: RunDir, attempt: int, code: int, logs: List[Path], stopped: st
     """Return the exit code of an attempt whose processes have ended. The state in status.json decides.
 
     Args:
-        attempt: the number that ``begin`` returned. Restarts by torchrun count on from it in status.json.
+        attempt: the number that ``begin`` returned. Restarts by torchrun get the numbers after it.
         code: exit code of what started the ranks, or minus the number of the signal that ended it.
         logs: files with the output of what started the ranks, one for each machine.
         stopped: why the ranks were ended on purpose, if they were. Then the attempt has not failed, even if it could
             not save. A second Ctrl-C counts as such a reason.
 
     Raises:
-        LaunchError: it failed; names the first rank that failed, and why.
+        LaunchError: the attempt failed. The message says which rank failed first, and why.
     """
     if ended_at_once(run, code):
         stopped = stopped or ENDED_AT_ONCE

@@ -32,7 +32,7 @@ def visible_gpus() -> List[str]:
 
 
 def gpu_ids() -> List[str]:
-    """Return the same GPUs as CUDA_VISIBLE_DEVICES names them."""
+    """Return the ids of these GPUs, in the form that CUDA_VISIBLE_DEVICES takes."""
     count, wanted = len(visible_gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(number) for number in range(count)] if wanted is None else wanted.replace(" ", "").split(",")[:count]
 

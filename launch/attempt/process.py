@@ -22,7 +22,7 @@ KILLED_S = 10.0
 
 
 def run_ranks(plan: LaunchPlan, log: Path, request: Optional[Path] = None) -> int:
-    """Run a plan and wait until it ends. None of its processes is left, however it ends.
+    """Run a plan and wait until it ends. When this function returns, none of its processes is left.
 
     Ctrl-C and SIGTERM touch ``request``, and the ranks save and stop. A second Ctrl-C ends them at once. TMPDIR of the
     ranks is a folder of their own, which is removed with what torchrun and W&B leave in it.

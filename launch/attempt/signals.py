@@ -14,7 +14,7 @@ SAVES = "saving a checkpoint at the next step"
 
 
 def end_with_launcher() -> None:
-    """End a new child process when its launcher ends. torchrun, for example, then stops its ranks."""
+    """Make a new child process get SIGTERM when its launcher ends. On SIGTERM, torchrun stops its ranks."""
     end_with_parent(signal.SIGTERM)
 
 

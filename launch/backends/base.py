@@ -10,15 +10,15 @@ from ftdist.run.rundir import RunDir
 ALIVE = ("queued", "starting", "running")
 """States of a run that is under way."""
 DEAD = "dead?"
-"""State of a run that should be under way, but nothing runs it any more."""
+"""State of a run that has not ended according to its status.json, although nothing runs it any more."""
 
 Status = Dict[str, Any]
-"""What a status.json holds."""
+"""The content of a status.json."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Where a run stands, as far as can be seen from this machine."""
+    """The state of a run, as far as it can be seen from this machine."""
 
     state: str
     """A state of status.json, or DEAD."""
@@ -44,10 +44,10 @@ class Backend(Protocol):
     decides whether the launcher waits for it."""
 
     def resolve(self, config: RunConfig) -> None:
-        """Fill in, in place, the device, the number of machines, of ranks on each and of threads of each.
+        """Fill in the device, the number of machines, the ranks of each machine and the threads of each rank, in place.
 
         Raises:
-            ConfigError: the ranks cannot be started so; says what to change.
+            ConfigError: the ranks cannot be started with these settings. The message says what to change.
         """
 
     def files(self, config: RunConfig) -> Dict[str, str]:
@@ -64,11 +64,11 @@ class Backend(Protocol):
         """Start or resume a run. Returns its exit code, or 0 for a job that nobody waits for.
 
         Raises:
-            LaunchError: it could not be started, or it failed; the message is that of the first rank that failed.
+            LaunchError: the run could not be started, or it failed. The message is that of the rank that failed first.
         """
 
     def states(self, statuses: Sequence[Status]) -> List[Seen]:
-        """Return where runs stand that this backend started, in the same order."""
+        """Return the states of runs that this backend started, in the order of ``statuses``."""
 
     def stop(self, run: RunDir, now: bool = False) -> str:
         """Ask a run to save and end, or end it at once. Returns what was done, for the user.

@@ -63,7 +63,7 @@ class DeepspeedBackend(ForegroundBackend):
             attempt = lifecycle.begin(run, self.kind)
             write_files(config, run)
             log = run.logs / f"launcher.attempt-{attempt}.log"
-            prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # pdsh's
+            prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # what pdsh puts before lines
             code = _run(plan_deepspeed(config, run, attempt), run, log, prefixes)
             return lifecycle.conclude(run, attempt, code, [log])
 

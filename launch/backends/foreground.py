@@ -67,7 +67,7 @@ def resolve_device(launch: LaunchConfig) -> int:
 
 
 def resolve_ranks_per_node(launch: LaunchConfig, gpus: int) -> None:
-    """Fill in the ranks of each machine and the threads of each rank, taking this machine for one of them.
+    """Fill in the ranks of each machine and the threads of each rank. All machines are assumed to be like this one.
 
     Raises:
         ConfigError: there are fewer GPUs than ranks.
@@ -94,7 +94,7 @@ def _state(status: Status) -> str:
 
 
 def _end_launcher(run: RunDir) -> None:
-    """End the process that a status names, as two Ctrl-C would."""
+    """End the launcher of a run, as pressing Ctrl-C twice would."""
     status = run.read_status()
     if status.get("host") != platform.node():
         command = shlex.join(["ftdist", "cancel", "--now", str(run.path.absolute())])  # ssh starts a shell elsewhere

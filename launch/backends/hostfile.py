@@ -20,7 +20,7 @@ def read_hostfile(path: Path) -> Dict[str, int]:
     A line of the file is ``NAME slots=N``. A ``#`` begins a comment.
 
     Raises:
-        ConfigError: a line is wrong, or there is none; names the line.
+        ConfigError: the file cannot be read, a line is wrong, or there is no line. The message quotes the wrong line.
     """
     try:
         lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]

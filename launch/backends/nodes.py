@@ -77,8 +77,10 @@ def node_command(run: RunDir, rank: int, attempt: int) -> List[str]:
 
 
 def ssh_command(config: RunConfig, run: RunDir, rank: int, attempt: int) -> List[str]:
-    """Return the same command over ssh. The remote side stops when its standard input closes, even if this side was
-    killed."""
+    """Return the command that runs ``node_command`` on another machine over ssh.
+
+    The remote side stops when its standard input closes, even if this side was killed.
+    """
     command = shlex.join(["env", "PYTHONSAFEPATH=1", *node_command(run, rank, attempt), "--watch"])
     remote = f"cd {shlex.quote(str(Path.cwd()))} && exec {command}"
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={min(20, config.launch.nodes.join_timeout_s)}"]
@@ -107,7 +109,8 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int, begun: boo
         begun: whether a launcher has begun the attempt. If not, the first machine begins it.
 
     Raises:
-        LaunchError: the machines did not find each other, or are too many, or a rank failed; names the machine.
+        LaunchError: the machines did not find each other, there are too many of them, or a rank failed. The message
+            names the machine.
     """
     if rank:
         return _run_other_machine(config, run, rank, attempt)
@@ -160,10 +163,10 @@ def _joined(run: RunDir, rank: int, attempt: int) -> Path:
 
 
 def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
-    """Claim a machine's number.
+    """Claim the index of a machine.
 
     Raises:
-        LaunchError: another machine has claimed it. This one would wait for ranks that never come.
+        LaunchError: another machine has claimed it. This machine would wait for ranks that never come.
     """
     mark = _joined(run, rank, attempt)
     try:
@@ -179,9 +182,10 @@ def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
 
 
 def _check_joined(config: RunConfig, run: RunDir, attempt: int) -> None:
-    """
+    """Check that all machines have joined.
+
     Raises:
-        LaunchError: a machine has not joined; names it.
+        LaunchError: a machine has not joined. The message names it.
     """
     missing = [rank for rank in range(config.launch.nnodes) if not _joined(run, rank, attempt).is_file()]
     if missing:
@@ -229,13 +233,14 @@ def _run_over_ssh(config: RunConfig, run: RunDir, attempt: int) -> int:
 
 
 def _machine_error(config: RunConfig, rank: int, code: int, log: Path) -> LaunchError:
-    """Return the error of a machine whose ssh ended with ``code``, by what it printed."""
+    """Return the error of a machine whose ssh ended with ``code``. The log of ssh tells the reason."""
     printed = log.read_text(errors="replace").strip().splitlines()
     host = machine_name(config, rank)
     if code == SSH_FAILED:
         return LaunchError(
             f"{host} cannot be reached: {printed[-1] if printed else 'ssh failed'}",
             f"a host that `{config.launch.nodes.ssh} {host} true` reaches without a password",
+            "make this command work, then resume the run",
         )
     text = "\n".join(printed[-failure.LAST_LINES :]).removeprefix("error: ")
     # The first machine explains a failure of any rank, and names the machine of that rank.
@@ -254,7 +259,7 @@ def _first_failure(children: "List[subprocess.Popen[bytes]]") -> Optional[int]:
             if failed is None and child.returncode not in (None, *ended_well):
                 failed, deadline = rank, time.monotonic() + (0 if child.returncode == SSH_FAILED else GRACE_S)
         time.sleep(0.1)
-    # The first machine explains a failure of the ranks best, if it has something to say.
+    # The first machine explains a failure of the ranks best, so its error is preferred.
     if failed is not None and children[0].returncode not in (None, 0) and children[failed].returncode != SSH_FAILED:
         return 0
     if failed is not None:

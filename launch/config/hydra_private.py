@@ -23,7 +23,7 @@ def show_info(what: str, config_name: Optional[str], overrides: List[str]) -> No
 def offers(loader: ConfigLoader, config_name: str, line: str) -> List[str]:
     """Return the completions of the last word of a line of overrides: groups, their options, keys, current values.
 
-    ``_query`` is what Hydra's plugins for shells call. The public method ``query`` is theirs to write, and prints.
+    Hydra's plugins for shells call ``_query``. The public method ``query`` is written by each plugin, and prints.
     """
     found: List[str] = DefaultCompletionPlugin(loader)._query(config_name=config_name, line=line)
     return found

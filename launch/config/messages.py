@@ -110,11 +110,11 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         value = given.group(1) if given else quoted.group(1) if quoted else "?"
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
         return ConfigError(f"{where}{key}={value}", describe_type(kind), " or ".join(f"{key}={word}" for word in near))
-    return ConfigError(text, "a config that Hydra can compose", "ftdist train --cfg job shows the config")
+    return ConfigError(text, "a config that Hydra can compose", "run `ftdist train --cfg job` to see the config")
 
 
 def _wrong_package(file: str, key: str) -> Optional[ConfigError]:
-    """Return the error for a file whose keys Hydra has put in the wrong place, None if that is not what is wrong.
+    """Return the error for a file whose keys Hydra has put in the wrong place. None if the keys are in the right place.
 
     Args:
         file: A file of a group, without ``.yaml``.
@@ -159,7 +159,7 @@ def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader)
     section = key.rpartition(".")[0]
     siblings = [known.rpartition(".")[2] for known in schema_keys() if section and known.rpartition(".")[0] == section]
     expected = f"a key of {section}: {', '.join(siblings)}" if siblings else "a key of the config"
-    show = f"ftdist train --cfg job -p {section} shows them" if siblings else "ftdist train --cfg job shows them"
+    show = f"run `ftdist train --cfg job{f' -p {section}' if siblings else ''}` to see the keys"
     return ConfigError(
         f"{where}there is no key '{key}'", expected, " or ".join(f"{word}{value}" for word in near) or show
     )

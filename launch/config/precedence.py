@@ -1,4 +1,4 @@
-"""Settings of which a run has only one: of two that are set, the one at the more specific level wins."""
+"""Choose between two settings that exclude each other: the one that was set at the more specific level wins."""
 
 from typing import Dict, Tuple
 
@@ -12,7 +12,7 @@ NOT_SET = Origin(-1, "", True, None)
 
 
 def settle(composed: DictConfig, origins: Dict[str, Origin]) -> None:
-    """Decide, in place, between the two ways to give the length of a run, and between the two ways to give its warm-up.
+    """Decide between the two settings for the length of a run, and between the two for its warm-up, in place.
 
     The level of a value is its place in the order in which Hydra merges: the command line is more specific than an
     experiment, an experiment than a primary config, and a primary config than the file of a group. The value that loses
@@ -30,7 +30,7 @@ def settle(composed: DictConfig, origins: Dict[str, Origin]) -> None:
 def _choose(
     composed: DictConfig, origins: Dict[str, Origin], first: Tuple[str, object], second: Tuple[str, object]
 ) -> Origin:
-    """Reset one of two keys if both are set. Each comes with the value that means that it is not set.
+    """Reset one of two keys if both are set. Each key is given with the value that means that it is not set.
 
     Returns:
         The origin of the value that is left. NOT_SET if both keys hold their defaults.

@@ -49,8 +49,8 @@ def session(config_dir: Optional[str], schema: DictConfig) -> Iterator[ConfigLoa
         schema: The schema with its defaults.
 
     Raises:
-        ConfigError: There is no such folder; or, in place of what Hydra raises inside the ``with`` block, the same in
-            ftdist's words.
+        ConfigError: There is no such folder. An error that Hydra raises inside the ``with`` block is also raised as a
+            ConfigError, in ftdist's words.
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir} is not a folder", "a folder with config files",

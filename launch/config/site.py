@@ -35,7 +35,7 @@ def site_defaults() -> DictConfig:
 
 
 def site_texts() -> Dict[str, Any]:
-    """Return the same, with each value as the text that is written there.
+    """Return what the site file holds, with each value as the text that is written in the file.
 
     Raises:
         ConfigError: See site_defaults.

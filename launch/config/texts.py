@@ -1,4 +1,4 @@
-"""Settings that are text keep what was typed, also where it looks like a number: ``name=12e3`` is not ``12000.0``.
+"""Text settings keep what was typed, even if it looks like a number: ``name=12e3`` is not ``12000.0``.
 
 Hydra and YAML read ``12e3`` as a number, and OmegaConf turns the number into text again for a setting of type ``str``.
 So a value on the command line is quoted before Hydra reads it, and a value from a file is taken from the file again.
@@ -28,7 +28,7 @@ CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|int|float|b
 
 
 def quote_texts(overrides: List[str]) -> List[str]:
-    """Quote those values of text settings that Hydra would read as a number or a boolean, and change, or not read.
+    """Quote the values of text settings that Hydra would change, because they look like a number, or could not read.
 
     Args:
         overrides: Words of the command line.
@@ -41,7 +41,7 @@ def quote_texts(overrides: List[str]) -> List[str]:
     for word in overrides:
         try:
             parsed = parser.parse_override(word)
-        except HydraException:  # if it remains, Hydra reports it when it composes the config
+        except HydraException:  # if quoting does not help, Hydra reports the error later
             quoted.append(_quote_whole(word))
         else:
             quoted.append(_quote(word, parsed, parser))
@@ -69,8 +69,8 @@ def _quote(word: str, parsed: Override, parser: OverridesParser) -> str:
 def _quote_whole(word: str) -> str:
     """Quote the value of a text setting that Hydra's grammar does not know: ``name=größe``, ``path=it's.jsonl``.
 
-    A value that begins like a quoted text, a list, a mapping or a function stays as it is, and so does one that may be
-    a sweep or an interpolation: there the user has made a mistake that Hydra names.
+    A value that begins like a quoted text, a list, a mapping or a function is not changed, nor is a value that may be a
+    sweep or an interpolation. Such a value contains a mistake, which Hydra reports.
     """
     key, equals, value = word.partition("=")
     if not equals or value[:1] in tuple("'\"[{(") or "," in value or "${" in value or CALL.match(value):
@@ -83,7 +83,7 @@ def _quote_whole(word: str) -> str:
 
 
 def _quote_item(item: str, parser: OverridesParser, has_key: bool) -> str:
-    """Return one value in quotes if Hydra would read it as another text, else as it is."""
+    """Return one value, in quotes if Hydra would change its text."""
     key, colon, item = item.partition(":") if has_key else ("", "", item)
     value, text = parser.parse_rule(item, "primitive"), item.strip()
     is_changed = isinstance(value, (bool, int, float)) and str(value) != text
@@ -131,7 +131,7 @@ def restore_texts(composed: DictConfig, origins: Dict[str, Origin]) -> None:
 
 
 def _is_changed(written: Any, read: Any) -> bool:
-    """Return whether a value was read from this text in YAML, and is another text now."""
+    """Return whether YAML has changed a text: the value was read from it, and is another text."""
     if not isinstance(written, str) or read is None or str(read) == written or "${" in written:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What the launcher prints before and after the ranks: machine, batch, one sample, and what to do next."""
+"""What the launcher prints before and after the ranks run: machine, batch, one sample, and what to do next."""
 
 import shutil
 import sys
@@ -67,7 +67,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
 
 
 def show_data_warnings(config: RunConfig, data: Path) -> None:
-    """Print what is worth a second look in prepared data that is small for the settings of the run."""
+    """Print warnings about prepared data that is small for the settings of the run."""
     for warning in data_warnings(config, read_meta(data)) if is_ready(data) else ():
         _console().print(Text(f"warning: {warning}", style="yellow"))
 

@@ -66,7 +66,7 @@ def freeze_again(
 ) -> None:
     """Replace run.yaml for the next attempt, and add the overrides to provenance.json.
 
-    The file before is kept as ``run.attempt-N.yaml``, where N is the last attempt that used it.
+    The old file is kept as ``run.attempt-N.yaml``, where N is the last attempt that used it.
 
     Args:
         files: the texts of additional files, by name.
@@ -96,10 +96,10 @@ def freeze_again(
 
 
 def confirm_settings(run: RunDir, config: RunConfig) -> None:
-    """Check before a start that deepspeed.json holds what run.yaml gives, and write it if it is missing.
+    """Check before a start that deepspeed.json agrees with run.yaml. Write it if it is missing.
 
     Raises:
-        ConfigError: it was edited, or cannot be read.
+        ConfigError: deepspeed.json was edited, or cannot be read.
     """
     if run.deepspeed.exists():
         check_frozen(run.deepspeed, config)
@@ -113,7 +113,7 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
     why = explain_os_error(error)
     reason = why.found if isinstance(why, AccessError) else error.strerror
     return ConfigError(f"cannot write {path}: {reason}", why.expected or "a path that can be written",
-                       "runs_dir=FOLDER, or another name or run_dir")  # fmt: skip
+                       "set runs_dir=FOLDER, or choose another name or run_dir")  # fmt: skip
 
 
 def _write_files(run: RunDir, files: Mapping[str, str]) -> None:

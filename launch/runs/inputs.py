@@ -156,7 +156,7 @@ def prepare_run_data(config: RunConfig, run: RunDir) -> Path:
 
     Raises:
         ProgramFailed: the data cannot be prepared; the program has said why.
-        DataError: the data of the run is gone, and cannot be prepared again or comes out different.
+        DataError: the data of the run is gone and cannot be prepared again, or is different when it is prepared again.
         ConfigError: the files of its model or tokenizer, or its chat template, have changed.
     """
     record = read_inputs(run)
@@ -165,7 +165,7 @@ def prepare_run_data(config: RunConfig, run: RunDir) -> Path:
     folder = recorded_folder(run, config) if begun else data_folder(config)
     if is_ready(folder):
         if record and (changed := changed_files(record, config, "data.")):
-            print(f"note: {changed[0]} since the run was started; it goes on with the data of its start", flush=True)
+            print(f"note: {changed[0]} since the run was started; the run continues with its original data", flush=True)
     else:
         if begun:
             may_prepare(run, config)
@@ -178,10 +178,12 @@ def prepare_run_data(config: RunConfig, run: RunDir) -> Path:
 
 
 def check_length(run: RunDir, config: RunConfig, rows: int) -> None:
-    """Check that a run that has begun still has its number of steps. This is all that an old run tells of its data.
+    """Check that the data still gives a run that has begun the same number of steps.
+
+    A run of an old version has no inputs.json, so this is the only check of its data.
 
     Raises:
-        DataError: it has not, so that its data must have changed.
+        DataError: the number of steps is another one, so the data must have changed.
     """
     before, now = run.read_status().get("max_steps"), num_steps(config, rows)
     if before and run.checkpoint_folders() and before != now:

@@ -8,7 +8,7 @@ from ftdist.run.rundir import STOPPED
 
 
 def observe(statuses: Sequence[Status]) -> List[Seen]:
-    """Return where runs stand, in the same order. Each backend is asked once for all of its runs."""
+    """Return the states of runs, in the order of ``statuses``. Each backend is asked once for all of its runs."""
     places: Dict[Backend, List[int]] = {}
     for place, status in enumerate(statuses):
         places.setdefault(backend_of_status(status), []).append(place)

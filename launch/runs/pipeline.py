@@ -39,7 +39,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     plan = resolve.resolve(config, ranks)
     resolve.check_run_dir(config)
     deepspeed_settings(config, plan)
-    data_folder(config)  # reads the sources' files: one that is missing is named before anything is printed
+    data_folder(config)  # reads the files of the sources, so that a missing one is reported first
     backend = backend_of(config)
     files = backend.files(config)
     if backend.uses_scheduler:  # the job prepares model and data, without a network if it can

@@ -38,7 +38,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
         How the global batch is divided among the ranks.
 
     Raises:
-        ConfigError: the machine cannot run this config; says what to change.
+        ConfigError: the machine cannot run this config. The message says what to change.
     """
     resolve_paths(config)
     check_model_folder(config)
@@ -112,13 +112,13 @@ def _new_run_dir(runs_dir: str, name: str) -> str:
 
 
 def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> None:
-    """Fill in, in place, the device, the machines, their ranks and the threads of a rank.
+    """Fill in the device, the number of machines, the ranks of each machine and the threads of each rank, in place.
 
     Args:
         ranks: (nproc_per_node, nnodes) if torchrun or srun has already started the ranks, whatever ``launch.kind`` is.
 
     Raises:
-        ConfigError: the ranks cannot be started so; says what to change.
+        ConfigError: the ranks cannot be started with these settings. The message says what to change.
     """
     if ranks is None:
         backend_of(config).resolve(config)
@@ -169,7 +169,7 @@ def check_disk(config: RunConfig) -> None:
     """Check that the checkpoints of a run fit on the disk, if the model is on this machine.
 
     Raises:
-        ConfigError: they do not fit; names the bytes that are needed and free.
+        ConfigError: the checkpoints do not fit. The message has the sizes that are needed and free.
     """
     parameters = count_parameters(Path(model_location(config)))
     if parameters:

@@ -103,8 +103,9 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
 
 
 def _fit_ranks(config: RunConfig, wanted: int) -> List[str]:
-    """Replace the launch settings by those for this machine: its GPUs, or on CPU one rank a core and at least
-    two.
+    """Replace the launch settings by settings for this machine: one rank for each GPU, or on CPU for each core.
+
+    There are at most as many ranks as the run has. On CPU, two are always allowed.
 
     Returns:
         Notes on how they differ from those of the run.

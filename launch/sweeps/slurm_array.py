@@ -60,7 +60,7 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
         Exit codes by number. 0 for jobs that nobody waits for.
 
     Raises:
-        LaunchError: Slurm refuses them.
+        LaunchError: Slurm refuses a batch script.
     """
     seen = observe([trial.run.read_status() for trial in trials])
     new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]

@@ -23,8 +23,8 @@ def varied_overrides(trials: List[Trial]) -> Dict[int, str]:
 def show_table(folder: SweepDir) -> None:
     """Print the trials of a sweep with their best held-out losses: those that are done first, the lowest loss first.
 
-    Trials with the same loss stand in the order of their numbers. After those that are done come the others, whose loss
-    may still fall or is of no use.
+    Trials with the same loss are in the order of their numbers. The trials that are not done come last, because their
+    losses may still change or are of no use.
     """
     trials = folder.trials()
     statuses = [trial.run.read_status() for trial in trials]

@@ -47,7 +47,7 @@ def trials_at_once(config: RunConfig, gpus: int) -> int:
 
 
 def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
-    """Run trials and wait for them. Returns exit codes by number, without trials that a stop kept from starting."""
+    """Run trials and wait for them. Returns exit codes by number. A trial that a stop kept from starting has none."""
     waiting = [(trial, load_config(trial.run.config)) for trial in trials]
     free, codes, asked = gpu_ids(), {}, False
     at_once = max(trials_at_once(config, len(free)) for _, config in waiting)
@@ -115,7 +115,7 @@ def _error(log: Path) -> str:
 
 
 def _interrupt(running: List[_Running]) -> None:
-    """Send the trials SIGINT. After the first they save and stop, after the second they end at once."""
+    """Send SIGINT to the trials. After the first SIGINT they save and stop, after the second they end at once."""
     for one in running:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGINT)

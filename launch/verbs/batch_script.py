@@ -17,7 +17,7 @@ from ftdist.run.identity import check_files
 from ftdist.run.rundir import RunDir
 
 MAX_IDLE = 2
-"""A job that has ended so many times in a row without a newer checkpoint does not requeue itself."""
+"""A job does not requeue itself after so many attempts in a row that ended without a newer checkpoint."""
 REQUEUE = "requeue"
 """What ``_end`` prints if the script must requeue the job."""
 
@@ -58,7 +58,7 @@ def begin(args: argparse.Namespace) -> int:
     if args.old_request:
         run.preempt.unlink(missing_ok=True)
     status = run.read_status()
-    # A job that was not just submitted has been requeued, by itself or by Slurm, which does not ask before.
+    # A job that was not just submitted has been requeued, by itself or by Slurm.
     again = status.get("job_id") == args.job and status.get("state") != "queued"
     requeues = int(status.get("requeues", 0)) + again
     if run.cancel.exists() or requeues > config.launch.max_requeues:
@@ -71,7 +71,7 @@ def begin(args: argparse.Namespace) -> int:
     attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
                               requeues=requeues, begun_after=status.get("last_checkpoint_step"),
                               exit_code=None, exit_reason="")  # fmt: skip
-    why = before_this(status) or ("Slurm requeued the job, as after a lost node" if again else "")
+    why = before_this(status) or ("Slurm requeued the job, for example because a node was lost" if again else "")
     print(f"attempt {attempt} of job {args.job} on {nodes}" + (f", after: {why}" if why else ""), flush=True)
     try:
         machine.check_torch(config.launch)
@@ -138,24 +138,24 @@ def moved(args: argparse.Namespace) -> int:
     """Write into status.json that the run waits in the queue as another job: ``--job`` is what sbatch printed.
 
     Raises:
-        LaunchError: it holds no job's id.
+        LaunchError: sbatch printed no job id.
     """
     run = RunDir.open(args.run_dir)
     job = answers.job_id(args.job)
     if job is None:
         raise LaunchError(f"sbatch printed no job id: {args.job!r}", "the id of a submitted job",
-                          "squeue --me shows whether the run goes on; if not: ftdist resume RUN_DIR")  # fmt: skip
+                          "if `squeue --me` does not show a job of the run: ftdist resume RUN_DIR")  # fmt: skip
     run.write_status(state="queued", job_id=job, requeues=int(run.read_status().get("requeues", 0)) + 1)
     return EXIT_DONE
 
 
 def _attempt(run: RunDir) -> int:
-    """Return the number that this job's attempt began with. Restarts by torchrun count on from it in status.json."""
+    """Return the number of the attempt that ``_begin`` began. Restarts by torchrun get the numbers after it."""
     return int(run.attempt.read_text()) if run.attempt.is_file() else -1
 
 
 def _count_idle(run: RunDir) -> int:
-    """Return how many attempts in a row have ended without a newer checkpoint than they began with. This one counts."""
+    """Return how many attempts in a row have ended without a newer checkpoint, including this one."""
     status = run.read_status()
     idle = int(status.get("idle", 0)) + 1 if status.get("last_checkpoint_step") == status.get("begun_after") else 0
     run.write_status(idle=idle)

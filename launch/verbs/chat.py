@@ -37,7 +37,7 @@ def _model_folder(given: str) -> Path:
     """Return the folder of a run's export, or a folder that holds a model.
 
     Raises:
-        ConfigError: there is none; says what there is instead.
+        ConfigError: there is no model. The message says what there is instead.
     """
     path, expected = Path(given), "a run directory with an export, or a Hugging Face model folder"
     run = next((RunDir(place) for place in (path, *path.parents) if (place / "run.yaml").is_file()), None)

@@ -20,11 +20,12 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def run_data_program(args: argparse.Namespace, command: List[str], fetch: bool = False) -> int:
-    """Run a program of the data plane that reads a config from standard input. It needs tokenizers, so that it is a
-    process of its own.
+    """Run a program of the data plane that reads a config from standard input.
+
+    It runs in a process of its own, because it imports the tokenizers library.
 
     Args:
-        fetch: fetch the model and the tokenizer from the hub before.
+        fetch: first fetch the model and the tokenizer from the hub.
     """
     if args.cfg or args.info:
         compose.show(args)
@@ -33,7 +34,7 @@ def run_data_program(args: argparse.Namespace, command: List[str], fetch: bool =
     resolve.resolve_paths(config)  # the data does not depend on the ranks and their device
     if fetch:
         inputs.fetch_model(config)
-    pin_revision(config)  # as a run does, whose data is found by the commit
+    pin_revision(config)  # as in a run, whose prepared data is found by the commit
     inputs.convert_model(config)
     run_program(command, config)
     return EXIT_DONE

@@ -65,7 +65,8 @@ def resume(args: argparse.Namespace) -> int:
                               "run `ftdist resume RUN_DIR …` without torchrun")  # fmt: skip
         return under_torchrun.resume(config, run)
     if state in ALIVE:
-        raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped", "ftdist status shows where it stands")
+        raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped",
+                          f"wait until it ends, or stop it: ftdist cancel {quoted_path(run.path)}")  # fmt: skip
     banner.show_resume(run)
     with owned(run, submits=backend_of(config).uses_scheduler):
         if args.overrides:
@@ -75,7 +76,7 @@ def resume(args: argparse.Namespace) -> int:
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         resolve.resolve_ranks(config)
-        check_files(run, config)  # before the model is loaded: that of a file which is gone would only be missing
+        check_files(run, config)  # before the model is loaded, which would only say that a file is missing
         inputs.prepare_model(config)
         inputs.prepare_run_data(config, run)
     code = backend.start(config, run)
@@ -84,7 +85,7 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def _sweep_waits(overrides: List[str]) -> Optional[bool]:
-    """Return what ``launch.wait`` is changed to for the rest of a sweep, None if it stays.
+    """Return the new value of ``launch.wait`` for the rest of a sweep. None if it does not change.
 
     Raises:
         ConfigError: another setting is changed, which would make the trials incomparable.
@@ -101,7 +102,7 @@ def _sweep_waits(overrides: List[str]) -> Optional[bool]:
 
 
 def change_config(run: RunDir, config: RunConfig, overrides: List[str]) -> RunConfig:
-    """Change the config of a run and write it into the run directory. The config before is kept beside it.
+    """Change the config of a run and write it into the run directory. The old config is kept beside it.
 
     Raises:
         ConfigError: the global batch cannot be divided among the ranks, or the ranks cannot be started.

@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         near = nearest(unknown.group(1), self.flags) if unknown else []
         if unknown and unknown.group(1) in ("-m", "--multirun"):
-            near = [f"one value for each key; only ftdist train takes {unknown.group(1)}"]
+            near = [f"give each key one value; only ftdist train takes {unknown.group(1)}"]
         raise ConfigError(f"{self.prog}: {message}", self.usage or "", " or ".join(near) or f"{self.prog} --help")
 
 

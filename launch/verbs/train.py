@@ -11,7 +11,7 @@ from ftdist.launch.sweeps import sweep
 from ftdist.launch.verbs import under_torchrun
 
 DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2
-"""Rows of a global batch, at least, and of a micro-batch, as in ``conf/experiment/demo.yaml``."""
+"""The smallest global batch and the micro-batch of the demo, in rows, as in ``conf/experiment/demo.yaml``."""
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:

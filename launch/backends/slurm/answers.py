@@ -1,4 +1,4 @@
-"""What Slurm's commands print, read from output that may hold other lines too.
+"""Read the answers of Slurm's commands from output that may contain other lines too.
 
 Sites wrap Slurm's commands: a banner before the answer, a line about the cost of a job after it, a quota in between.
 squeue and sinfo print what their ``--format`` says, so every line of an answer begins with a mark. sbatch has none.
@@ -8,7 +8,7 @@ import re
 from typing import List, Optional
 
 MARK = "ftdist|"
-"""What an answer's line begins with, in ``--format``."""
+"""The text with which each line of an answer begins. It is part of ``--format``."""
 PARSABLE = re.compile(r"^\s*(\d+)(?:;[\w.-]+)?\s*$", re.MULTILINE)
 """What ``sbatch --parsable`` prints: the job's id, on some sites with the name of the cluster."""
 SENTENCE = re.compile(r"^\s*Submitted batch job (\d+)\b", re.MULTILINE)
@@ -27,7 +27,7 @@ def line_format(*fields: str) -> str:
 
 
 def rows(printed: str, fields: int) -> List[List[str]]:
-    """Return the fields of every line of an answer. Lines that are not of the answer are left out.
+    """Return the fields of every line of an answer. Other lines are left out.
 
     Args:
         printed: the standard output of squeue or sinfo with ``line_format``.

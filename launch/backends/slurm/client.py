@@ -17,15 +17,17 @@ from ftdist.launch.backends.slurm import answers
 from ftdist.run.rundir import RunDir
 
 TIMEOUT_S = 60
-LOOKS, BETWEEN_LOOKS_S = 3, 0.5
-"""How often, and how far apart, the queue is searched for a job whose submission was not answered."""
+"""Seconds within which a command of Slurm must answer."""
+LOOKS = 3
+"""How many times the queue is searched for a new job after sbatch has printed no job id."""
+BETWEEN_LOOKS_S = 0.5
+"""Seconds between two of these searches."""
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
         "DEADLINE", "REVOKED"}  # fmt: skip
-
-
+"""Slurm's names for the states of a job that has ended."""
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_|SLURM_(?!CONF|JWT)")
-"""Variables that change what Slurm's commands do: the user's defaults, and the variables of a job in which this process
-runs. sbatch prefers them to the options in the script, and passes them on to the job."""
+"""Environment variables that change what Slurm's commands do: the user's defaults, and the variables of the job in
+which this process runs. sbatch uses them instead of the options in the script, and passes them on to the new job."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def run_command(*command: str, check: bool = True) -> Optional[str]:
         check: treat a failure as an error. If not, None is returned.
 
     Raises:
-        LaunchError: Slurm is not installed, does not answer, or refuses; quotes its message.
+        LaunchError: Slurm is not installed, does not answer, or refuses the command. The message quotes Slurm's.
     """
     env = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
     try:
@@ -69,7 +71,8 @@ def run_command(*command: str, check: bool = True) -> Optional[str]:
         raise LaunchError(f"there is no {command[0]} on this machine", "a machine with the commands of Slurm",
                           "log in to the cluster, or print the script with --dry-run") from None  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a running Slurm controller") from None
+        raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a running Slurm controller",
+                          "run the command again when `scontrol ping` shows that Slurm is up") from None  # fmt: skip
     if done.returncode == 0:
         return done.stdout
     if not check:
@@ -91,7 +94,8 @@ def sbatch(script: Path, *runs: RunDir) -> str:
         runs: the runs that the job will run. Earlier requests to stop them are removed.
 
     Raises:
-        LaunchError: Slurm refuses it, or it is not known whether Slurm has submitted it; quotes the message.
+        LaunchError: Slurm refuses the script, or it is not known whether Slurm has taken it. The message
+            quotes Slurm's.
     """
     if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
         print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
@@ -110,14 +114,15 @@ def sbatch(script: Path, *runs: RunDir) -> str:
     if found is None:
         raise LaunchError(f"sbatch printed no job id, and squeue shows no job of {script}: {answer.strip()!r}",
                           "the id of a submitted job",
-                          "squeue --me shows whether it was submitted; if not, check launch.slurm.options")  # fmt: skip
+                          "if `squeue --me` does not show the job, correct launch.slurm.options")  # fmt: skip
     return found
 
 
 def jobs_of(script: Path) -> Set[str]:
-    """Return the ids of this user's jobs of a batch script that wait or run. Empty if Slurm cannot be asked.
+    """Return the ids of this user's jobs that run a batch script or wait in the queue with it.
 
-    The path of the script holds the run directory, so no other run has such a job.
+    The script is in the directory of its run or sweep, so jobs of other runs have other scripts. The result is empty if
+    Slurm cannot be asked.
     """
     wanted = (f"--user={os.getuid()}", "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED")
     form = f"--format={answers.line_format('%i', '%o')}"
@@ -126,7 +131,7 @@ def jobs_of(script: Path) -> Set[str]:
 
 
 def _find_late(script: Path, before: Set[str]) -> Optional[str]:
-    """Return the id of a job that was submitted although sbatch did not say so. It may need seconds to appear.
+    """Return the id of a job that was submitted although sbatch did not say so. It may appear after a second only.
 
     Args:
         before: ids of earlier jobs of the script.
@@ -139,8 +144,10 @@ def _find_late(script: Path, before: Set[str]) -> Optional[str]:
 
 
 def jobs_of_this_user() -> Optional[Set[str]]:
-    """Return the ids of this user's jobs that wait, run or are about to end, elements of arrays one by one. None if
-    Slurm cannot be asked."""
+    """Return the ids of this user's jobs that wait, run or are about to end. Each element of an array has its own id.
+
+    The result is None if Slurm cannot be asked.
+    """
     if not available():
         return None
     with contextlib.suppress(LaunchError):
@@ -153,7 +160,7 @@ def submit(run: RunDir) -> str:
     """Submit the batch script of a run. Returns the id of the job.
 
     Raises:
-        LaunchError: the run has a job already, or see ``sbatch``.
+        LaunchError: the run has a job already, or ``sbatch`` raised the error.
     """
     if there := jobs_of(run.submit):
         raise LaunchError(f"job {min(there)} of this run is already in the queue or runs", "a run that has no job",
@@ -174,7 +181,7 @@ def mark_queued(run: RunDir, job: str) -> None:
 def find_jobs(ids: List[str]) -> Dict[str, Job]:
     """Return what Slurm knows about jobs, by id. Slurm forgets jobs some minutes after their end.
 
-    Names and comments of jobs are not asked for: the user chooses them, and they could look like any answer.
+    squeue is not asked for the names and comments of jobs. The user chooses them, so they could look like an answer.
     """
     found: Dict[str, Job] = {}
     whole = {job.split("_")[0] for job in ids}  # instead of each element of an array

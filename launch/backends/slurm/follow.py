@@ -16,7 +16,7 @@ from ftdist.run.rundir import RunDir
 
 POLL_S = 1.0
 LOST_AFTER_S = 30.0
-"""Seconds after which a job that Slurm does not know is over. Slurm forgets jobs some minutes after their end."""
+"""A job counts as over if Slurm has not known it for so many seconds. Slurm forgets jobs minutes after their end."""
 
 
 class Tail:
@@ -26,7 +26,7 @@ class Tail:
         self._name, self._offset = "", 0
 
     def show(self, run: RunDir, job: str) -> None:
-        """Print what the log holds more than the last time. For another job, begin with its log."""
+        """Print what was added to the log since the last call. The log of another job is printed from its beginning."""
         path = run.job_log(job)
         if str(path) != self._name:
             self._name, self._offset = str(path), 0
@@ -70,7 +70,7 @@ def follow(run: RunDir, job: str) -> int:
             if found is not None and not found.over and found.state != "RUNNING" and found.describe() != said:
                 said = found.describe()
                 why = before_this(run.read_status())
-                print(said + (f" (it goes on; the attempt before: {why})" if why else ""), flush=True)
+                print(said + (f" (the run continues; previous attempt: {why})" if why else ""), flush=True)
             if watch.is_over(job, found):
                 tail.show(run, job)
                 following = successor(run, job)
@@ -81,10 +81,10 @@ def follow(run: RunDir, job: str) -> int:
 
 
 def before_this(status: Status) -> str:
-    """Return why the attempt before the one that waits or begins has stopped. Empty if there is no such attempt.
+    """Return why the previous attempt stopped. Empty if there is no previous attempt.
 
     Args:
-        status: status.json, before the next attempt has begun.
+        status: the content of status.json before the next attempt has begun.
     """
     went_on = status.get("state") == "preempted" or int(status.get("requeues") or 0) > 0
     return str(status.get("exit_reason") or "") if went_on and int(status.get("attempt", -1)) >= 0 else ""
@@ -108,7 +108,8 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
         return EXIT_DONE
     if state == "preempted" or (state == "failed" and status.get("exit_code") is not None):
         return int(status.get("exit_code") or EXIT_PREEMPTED)
-    how = f"Slurm ended job {status.get('job_id')}: {job.state if job else 'it is gone'}"
+    number = status.get("job_id")
+    how = f"Slurm ended job {number}: {job.state}" if job else f"Slurm no longer knows job {number}"
     if state == "queued" and run.cancel.exists():
         lifecycle.mark_stopped(run, "cancelled before it began", exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED

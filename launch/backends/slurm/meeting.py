@@ -1,9 +1,9 @@
-"""The nodes of a job find each other, before torchrun starts: at an address that every node can reach.
+"""Find, before torchrun starts, an address at which each node of a job reaches the first node.
 
-On some sites the names of the nodes do not resolve on the nodes, or not to an address that the others reach. torchrun
-would wait for its whole time limit and then name neither the node nor the name. So the first node listens at the port
-of the job, every other node tries the names and addresses that the batch script found, and torchrun is given the one
-that worked.
+On some sites the host names of the nodes do not resolve on the nodes, or resolve to an address that other nodes cannot
+reach. torchrun would then wait until its timeout, and its error would tell neither the node nor the host name. So the
+first node listens at the port of the job, and every other node tries the names and addresses that the batch script
+found. torchrun is given the one that worked.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class Meeting:
     first: str
     """Address at which this node reaches the first node."""
     own: str
-    """Address of this node, which the others reach."""
+    """Address at which the other nodes reach this node."""
 
 
 def receive(
@@ -43,11 +43,11 @@ def receive(
         port: TCP port to listen at. It is free again afterwards.
         others: names of the other nodes.
         node: name of this node.
-        timeout_s: seconds within which they must come.
+        timeout_s: seconds within which they must connect.
         keep: a list to which the connections are added. None: they are closed.
 
     Raises:
-        LaunchError: a node has not come; names it. Or the port is taken.
+        LaunchError: a node has not connected, or the port is taken. The message names the node.
     """
     if not others:
         return Meeting(LOOPBACK, LOOPBACK)
@@ -65,9 +65,9 @@ def receive(
                 if time.monotonic() < deadline:  # something else has connected, and says nothing
                     continue
                 raise LaunchError(
-                    f"{node}: {', '.join(sorted(missing))} did not come to {node}:{port} within {timeout_s:g} s",
+                    f"{node}: {', '.join(sorted(missing))} did not connect to {node}:{port} within {timeout_s:g} s",
                     "nodes that reach each other, and start within launch.nodes.join_timeout_s",
-                    f"look at {', '.join(sorted(missing))}; srun and sbatch leave out a node with --exclude=NODE",
+                    f"check {', '.join(sorted(missing))}, or exclude them from the job (--exclude=NODE)",
                 ) from None
             except OSError:
                 continue
@@ -77,7 +77,7 @@ def receive(
             with contextlib.suppress(OSError):
                 connection.sendall(READY)
                 if keep is None:
-                    connection.recv(1)  # until the other side has closed: it keeps the port busy, not this node
+                    connection.recv(1)  # the other side closes first, so that the port is free here at once
         if keep is not None:
             keep += came.values()
             for connection in keep:
@@ -99,7 +99,7 @@ def _listen(port: int, node: str) -> socket.socket:
 def join(
     names: Sequence[str], port: int, node: str, timeout_s: float, keep: Optional[List[socket.socket]] = None
 ) -> Meeting:
-    """Connect to the first node, and wait until all nodes have.
+    """Connect to the first node, and wait until all nodes have connected.
 
     Args:
         names: names and addresses of the first node; the first one that can be reached is used.
@@ -109,7 +109,7 @@ def join(
         keep: a list to which the connection is added. None: it is closed.
 
     Raises:
-        LaunchError: it cannot be reached; names this node, and why each name failed.
+        LaunchError: the first node cannot be reached. The message has this node, and why each name failed.
     """
     deadline = time.monotonic() + timeout_s
     why: Dict[str, str] = {}
@@ -138,8 +138,8 @@ def _unreachable(node: str, names: Sequence[str], port: int, why: Dict[str, str]
     return LaunchError(
         f"{node} cannot reach the first node of the job, {names[0]}, at port {port}: {reasons}",
         "a name or address of the first node that all nodes reach",
-        f"`getent hosts {names[0]}` on {node} must print its address (see NodeAddr in `scontrol show node {names[0]}`);"
-        " or leave the node out: --exclude=NODE",
+        f"make `getent hosts {names[0]}` on {node} print the NodeAddr that `scontrol show node {names[0]}` shows, or "
+        f"exclude the node from the job: --exclude={node}",
     )
 
 
@@ -164,13 +164,13 @@ def _meet_at(address: str, port: int, node: str, timeout_s: float, keep: Optiona
 
 
 def gloo_interface(own: str) -> Optional[str]:
-    """Return the network interface that gloo must be told, or None if it finds the right one.
+    """Return the network interface that gloo must be given, or None if it finds the right one itself.
 
     gloo uses the address that the name of the machine resolves to. If there is none, or if it is the loopback address
     as in Debian's /etc/hosts, other machines cannot reach it.
 
     Args:
-        own: address of this node, which the others reach.
+        own: address at which the other nodes reach this node.
     """
     try:
         named = _resolve(socket.gethostname(), 0)

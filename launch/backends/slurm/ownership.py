@@ -1,9 +1,10 @@
-"""Who has a run: one launcher or one job at a time, whatever starts the ranks and on whichever machine.
+"""Ensure that only one launcher or job at a time owns a run, on any machine and with any backend.
 
-Whoever is about to change a run directory or to start ranks takes the run first. ``RUN_DIR/owner.N.json`` names who
-took it the N-th time. To take a run is to create the file with the next number. Exactly one process can do that, and
-the numbers only grow, so a process that looked long ago cannot take what another one has taken since. Every backend
-takes runs so. The module lies here because an owner may be a job, and only Slurm can tell whether a job is over.
+A process that is about to change a run directory or to start ranks takes the run first. ``RUN_DIR/owner.N.json`` names
+the process or job that took it the N-th time. To take a run is to create the file with the next number. Exactly one
+process can do that. The numbers only grow, so a process that read the directory long ago cannot take a run that another
+one has taken since. Every backend uses this module. It is in the package of Slurm because an owner may be a job, and
+only Slurm can tell whether a job is over.
 
 The file is made with link(2): a complete file is written under another name and linked to the name. link() fails if the
 name exists, and the file server decides that in one step, also on NFS, where O_EXCL and flock depend on the version and
@@ -37,7 +38,7 @@ NAME = re.compile(r"owner\.(\d+)\.json")
 SUBMITTING_S = 30.0
 """Seconds that a job waits for the command that submitted it to write down its id."""
 FRESH_S = 60.0
-"""Seconds within which an owner on another machine has written a status that says that the run is under way."""
+"""For so many seconds an owner on another machine counts as alive, even if status.json shows no run under way."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def this_process(submits: bool = False) -> Owner:
 
 
 def this_job(job: str) -> Owner:
-    """Return the Slurm job in which this process runs as an owner.
+    """Return an owner that stands for the Slurm job in which this process runs.
 
     Args:
         job: its id. That of an element of an array is ``ARRAY_INDEX``.
@@ -91,7 +92,7 @@ def take(run: RunDir, owner: Owner) -> None:
     """Take a run. Does nothing if the owner has it already.
 
     Raises:
-        LaunchError: another owner has it; names it. Nothing has been changed.
+        LaunchError: another owner has the run. The message names that owner. Nothing has been changed.
     """
     deadline = time.monotonic() + SUBMITTING_S
     while True:
@@ -110,10 +111,10 @@ def take(run: RunDir, owner: Owner) -> None:
     if not _create(mine, json.dumps(asdict(owner)) + "\n"):
         raise _refused(run, _read(mine))
     last, other_path = newest(run)
-    if last > number + 1 and other_path is not None:  # this process looked long ago
+    if last > number + 1 and other_path is not None:  # this process read the directory long ago
         mine.unlink(missing_ok=True)
         raise _refused(run, _read(other_path))
-    for old in range(number - 1, -1, -1):  # the one before stays: it still refuses a process that looked before it
+    for old in range(number - 1, -1, -1):  # the last one is kept: a process that has not seen it fails to make it
         if not _path(run, old).exists():
             break
         _path(run, old).unlink(missing_ok=True)
@@ -137,20 +138,20 @@ def holds(found: Optional[Owner], owner: Owner) -> bool:
 
 
 def current(run: RunDir) -> Optional[Owner]:
-    """Return who took a run last. None if nobody did."""
+    """Return the owner that took a run last. None if no owner has."""
     _, path = newest(run)
     return _read(path) if path else None
 
 
 @contextlib.contextmanager
 def owned(run: RunDir, submits: bool = False) -> Iterator[None]:
-    """Have a run inside the ``with`` block. Blocks in blocks are one: the outermost gives the run back.
+    """Own a run inside the ``with`` block. Blocks may be nested: only the outermost one gives the run back.
 
     Args:
-        submits: the block only submits a job. The job waits for its end.
+        submits: the block only submits a job. The job waits until the block has ended.
 
     Raises:
-        LaunchError: another owner has it; names it.
+        LaunchError: another owner has the run. The message names that owner.
     """
     owner = this_process(submits)
     nested = holds(current(run), owner)
@@ -190,7 +191,8 @@ def _is_alive(run: RunDir, path: Path, owner: Optional[Owner]) -> bool:
             return owner.job in jobs
     elif owner is not None and owner.host == platform.node():
         return is_alive(owner.pid, started_by=owner.time)
-    # On another machine only the file system tells. Its own clock is asked: the machines' clocks may differ.
+    # For an owner on another machine, only the times of files tell. They are compared with the clock of the file
+    # system, because the clocks of machines may differ.
     with contextlib.suppress(FileNotFoundError):
         probe = temporary_path(path)
         probe.touch()
@@ -205,8 +207,8 @@ def _is_alive(run: RunDir, path: Path, owner: Optional[Owner]) -> bool:
 def _refused(run: RunDir, other: Optional[Owner]) -> LaunchError:
     who = other.describe() if other is not None else "another launcher or job"
     place = quoted_path(run.path)
-    return LaunchError(f"{who} has the run {place}; this one has changed nothing", "one launcher or job for a run",
-                       f"ftdist status {place} shows where it stands; ftdist cancel {place} stops it")  # fmt: skip
+    return LaunchError(f"{who} has the run {place}; this command has changed nothing", "one launcher or job for a run",
+                       f"wait until it ends (ftdist status {place}), or stop it: ftdist cancel {place}")  # fmt: skip
 
 
 def _create(path: Path, text: str) -> bool:

@@ -102,7 +102,7 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
     }
     theirs = {_name(option) for option in options if not _other_gres(option)}
     for kind in (GPU_OPTIONS, CPU_OPTIONS):
-        if theirs & kind:  # they ask in their own way
+        if theirs & kind:  # the user's options ask for it
             theirs |= kind
     ours = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in theirs]
     if slurm.exclusive and "exclusive" not in theirs:
@@ -116,7 +116,8 @@ def _sbatch_lines(config: RunConfig, array: Optional[Array]) -> str:
     for option in sbatch_options(config, array):
         name, equals, value = option.partition("=")
         if len(value) > LONGEST_LINE:
-            raise ConfigError(f"{name} is {len(value)} characters long", f"at most {LONGEST_LINE}")
+            raise ConfigError(f"{name} is {len(value)} characters long", f"at most {LONGEST_LINE} characters",
+                              f"shorten the value of {name}")  # fmt: skip
         lines.append(f"#SBATCH {name}={quote_option(value)}" if equals else f"#SBATCH {name}")
     return "\n".join(lines)
 
@@ -140,7 +141,7 @@ def _needed(config: RunConfig, place: str) -> Dict[str, str]:
 
 
 def _container(config: RunConfig, place: str) -> List[str]:
-    """Return srun's options for pyxis, or the command that runs another one in an apptainer container.
+    """Return srun's options for pyxis, or the command that runs another command in an apptainer container.
 
     Args:
         place: the run directory, or the folder of a sweep.
@@ -180,7 +181,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
 
     Args:
         template: the text of a template. Defaults to ``launch.slurm.template``, or ftdist's own template.
-        array: render the script of an array instead, whose runs differ in nothing that the script holds.
+        array: render the script of an array of jobs instead. The script has no value in which the runs differ.
 
     Raises:
         ConfigError: a value cannot be written into the script, or the template has an unknown word.
@@ -221,7 +222,8 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     }
     unknown = sorted(set(WORD.findall(template)) - set(words))
     if unknown:
-        raise ConfigError(f"the template {slurm.template} has the word @@{unknown[0]}@@", "one of: " + ", ".join(words))
+        raise ConfigError(f"the template {slurm.template} has the word @@{unknown[0]}@@", "one of: " + ", ".join(words),
+                          f"correct or remove @@{unknown[0]}@@ in the template")  # fmt: skip
     return WORD.sub(lambda match: words[match.group(1)], template)
 
 

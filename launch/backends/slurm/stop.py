@@ -7,7 +7,7 @@ from ftdist.run.rundir import RunDir
 
 
 def ask_to_stop(run: RunDir) -> str:
-    """Ask a job to save and end; one that waits in the queue is removed from it. Returns what was done."""
+    """Ask a job to save and end. A job that waits in the queue is removed from it. Returns what was done."""
     job = str(run.read_status().get("job_id"))
     run.cancel.touch()
     found = client.find_job(job)

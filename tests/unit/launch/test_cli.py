@@ -108,7 +108,7 @@ def test_a_misspelt_flag_gets_the_nearest_right_one() -> None:
 def test_a_verb_without_sweeps_names_the_one_with_sweeps(verb: str) -> None:
     with pytest.raises(ConfigError, match="unrecognized arguments: -m") as error:
         cli.dispatch([verb, "experiment=smoke", "-m", "optim.lr=1e-3,1e-4"])
-    assert error.value.fix == "one value for each key; only ftdist train takes -m"
+    assert error.value.fix == "give each key one value; only ftdist train takes -m"
 
 
 @pytest.mark.parametrize("verb", ["resume", "eval"])

@@ -75,7 +75,7 @@ def test_the_content_of_template_and_tokenizer_changes_the_hash(tmp_path: Path, 
     (named := file.parent / "additional_chat_templates").mkdir()
     (named / "tool_use.jinja").write_text("three")
     assert key(tmp_path, f"model.tokenizer={file.parent}") != second
-    with pytest.raises(ConfigError, match="data.chat_template=mine is not there"):
+    with pytest.raises(ConfigError, match="data.chat_template=mine does not exist"):
         key(tmp_path, "data.chat_template=mine")
 
 

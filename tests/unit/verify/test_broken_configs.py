@@ -212,7 +212,7 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
     ),
     tokenizer_without_eos: ("tokenizer can be used", "has no eos_token"),
     tokenizer_that_is_not_there: ("tokenizer can be used", "cannot load the tokenizer"),
-    template_that_is_not_there_for_a_tokenizer_on_the_hub: ("tokenizer can be used", "nowhere.jinja is not there"),
+    template_that_is_not_there_for_a_tokenizer_on_the_hub: ("tokenizer can be used", "nowhere.jinja does not exist"),
     records_that_cannot_be_read_for_a_tokenizer_on_the_hub: ("data can be trained on", "train.jsonl:31"),
     padding_that_is_text: ("padding token", "the padding token 'a' also occurs as normal text in"),
     padding_that_is_the_bos: ("padding token", "is also the BOS"),

@@ -103,7 +103,7 @@ def test_a_wrong_key_of_a_section_gets_keys_of_the_section() -> None:
     with pytest.raises(ConfigError, match="there is no key 'optim.foo'") as error:
         composed("experiment=smoke", "optim.foo=1")
     assert error.value.expected.startswith("a key of optim: ") and "warmup_ratio" in error.value.expected
-    assert error.value.fix == "ftdist train --cfg job -p optim shows them"
+    assert error.value.fix == "run `ftdist train --cfg job -p optim` to see the keys"
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", "optim.beta_1=0.9")
     assert error.value.fix == "optim.beta1=0.9"

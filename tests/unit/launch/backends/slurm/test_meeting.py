@@ -59,7 +59,7 @@ def test_a_node_that_cannot_reach_the_first_is_named_with_every_name(
 
 
 def test_a_node_that_does_not_come_is_named() -> None:
-    with pytest.raises(LaunchError, match="n1: n2, n3 did not come to n1:"):
+    with pytest.raises(LaunchError, match="n1: n2, n3 did not connect to n1:"):
         meeting.receive(free_port(), {"n2", "n3"}, "n1", 0.1)
 
 
