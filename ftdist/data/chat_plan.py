@@ -163,7 +163,7 @@ class _Planner:
         hidden = check_shown(shown, number, self.messages, self.keys, opened_by_model, self.named_ids)
         first, last = own_span(text, number, self.keys)
         has_reasoning = bool(self.given[number].get("reasoning_content"))
-        check_one_turn(text, first, last, self.eos, number)
+        check_one_turn(text[first:last], number, self.special, self.eos)
         if has_reasoning and not hidden and thinking.is_closed(text[after_context:first]):
             raise CannotExpress(f"the reasoning of message {number + 1} in one think block")
         end, stop, is_written = self._end(text, last, number)

@@ -103,13 +103,16 @@ def shows_tools(text: str, tools: Optional[List[Any]]) -> bool:
     return True
 
 
-def check_one_turn(text: str, first: int, last: int, eos: str, number: int) -> None:
+def check_one_turn(text: str, number: int, special: Pattern[str], eos: str) -> None:
     """Check that a template writes all fields of an answer in one turn. A model stops at the EOS token.
 
     Args:
-        text: A conversation in which the answer stands from ``first`` to ``last``.
+        text: The answer, from its first to its last field.
+        number: Number of the message.
+        special: Matches a special token. One that follows the EOS token begins another turn.
+        eos: The EOS token.
     """
-    if eos in text[first:last]:
+    if any(special.match(rest.lstrip()) for rest in text.split(eos)[1:]):
         raise CannotExpress(f"all of message {number + 1} in one turn: it writes {eos} between its parts")
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Dict, Iterator, List, Tuple
 
+from ftdist.base.errors import DataError
 from ftdist.config.schema import LongDocuments, RunConfig
 from ftdist.data.answers import Answer, answers_of
 from ftdist.data.bad_records import read_good
@@ -62,12 +63,18 @@ class SourceAnswers:
     config_key: str
     num_records: int
     answers: List[Answer]
+    problem: str = ""
+    """Why the records of a hub data set cannot be read again, although the data is prepared."""
 
     def title(self) -> str:
+        if self.problem:
+            return f"the answers of {self.config_key} cannot be shown: {self.problem}"
         return f"{len(self.answers):,} answers in the first {self.num_records:,} records of {self.config_key}"
 
     def rules(self) -> List[Tuple[bool, str]]:
         """Return for each rule whether it holds for all answers, and how many there are."""
+        if self.problem:
+            return []
         number, stripped = len(self.answers), sum(bool(answer.stripped) for answer in self.answers)
         without = f" ({stripped:,} without the reasoning of earlier answers)" if stripped else ""
         held = (
@@ -89,13 +96,21 @@ class SourceAnswers:
 def collect_answers(config: RunConfig, tokenizer: Any, max_records: int) -> Iterator[SourceAnswers]:
     """Yield the answers of the first records of each source that has any.
 
+    A hub data set can be out of reach when its prepared data is shown. This is said instead of its answers.
+
     Raises:
         DataError: A record is bad, and bad records are not dropped.
     """
     cuts = config.data.long_documents is not LongDocuments.split
     for source in list_sources(config):
         settings = encode_settings(config, source, tokenizer)
-        located = list(islice(read_source(source.config_key, source.source), max_records))
+        try:
+            located = list(islice(read_source(source.config_key, source.source), max_records))
+        except DataError as error:
+            if not source.source.hub:
+                raise
+            yield SourceAnswers(source.config_key, 0, [], error.found)
+            continue
         read = partial(_answers, settings, settings.max_seq_len if cuts else NO_LIMIT)
         made, _ = read_good(located, read, config.data.bad_records)
         if answers := [answer for found in made for answer in found]:

@@ -12,12 +12,13 @@ from ftdist.config.schema import Format
 from ftdist.data.answers import Answer, answers_of
 from ftdist.data.chat_notes import AFTER_STOP, CONTEXT_DIFFERS, CUT, EMPTY_THINKING, NO_PROMPT, STOP_NOT_TRAINED
 from ftdist.data.main import main
+from ftdist.data.preview_answers import collect_answers
 from ftdist.data.records import read_record
 from ftdist.data.render import Rendered, render
 from ftdist.verify.token_checks import ENDS, FIELDS, check_rules
 from tests.unit.data.test_families import CONVERSATIONS, FAMILIES, renderer_of
 from tests.unit.data.test_preview import write_config
-from tests.unit.data_tools import write_jsonl
+from tests.unit.data_tools import data_config, write_jsonl
 
 NO_LIMIT = 10**6
 
@@ -132,3 +133,13 @@ def test_the_page_shows_the_same(config_file: Path, tmp_path: Path) -> None:
     assert "the chat template leaves out the reasoning of message 2" in text
     assert '<span class="t">&lt;think&gt;\nr1\n&lt;/think&gt;' in text
     assert json.dumps(text).count("<section>") == 3, "two rows and the answers"
+
+
+def test_a_hub_data_set_that_is_out_of_reach_does_not_end_a_preview_of_prepared_data(tmp_path: Path) -> None:
+    config = data_config(tmp_path, f"data.sources.h.hub={tmp_path}/nothing")
+    [found] = collect_answers(config, renderer_of("qwen3").tokenizer, 5)
+    assert found.title().startswith("the answers of data.sources.h cannot be shown: data.sources.h.hub=")
+    assert found.rules() == found.groups() == []
+    config = data_config(tmp_path, f"data.sources.h.path={tmp_path}/nothing.jsonl")
+    with pytest.raises(DataError, match="does not exist"):
+        list(collect_answers(config, renderer_of("qwen3").tokenizer, 5))

@@ -268,7 +268,8 @@ def test_an_answer_that_the_template_writes_as_two_turns_is_refused() -> None:
         + "{% if add_generation_prompt %}<a>{% endif %}"
     )  # fmt: skip
     record = call(("f", {"x": 1}))
-    assert rendered(template, record) == ['<a>q</s><a>[[f{"x": 1}</s>]]']
+    special = ("<a>",)
+    assert rendered(template, record, special=special) == ['<a>q</s><a>[[f{"x": 1}</s>]]']
     record["messages"][1]["content"] = "text"
     with pytest.raises(DataError, match="does not show all of message 2 in one turn: it writes </s> between its parts"):
-        rendered(template, record)
+        rendered(template, record, special=special)
