@@ -6,11 +6,12 @@ real, and aligned with the plan. This finds the answers, and proves that the ren
 
 import itertools
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Optional, Pattern, Tuple
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Turns
+from ftdist.config.schema import Format, Turns
 from ftdist.data import thinking
 from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names
 from ftdist.data.chat_plan import DocumentPlan, Plan, make_plan
@@ -48,6 +49,20 @@ class ChatRenderer:
     eos: str
     turns: Turns = Turns.auto
     plans: Dict[str, Any] = field(default_factory=dict)
+    stop: Optional[str] = None
+    """What ``usual_stop`` has found."""
+
+    def usual_stop(self) -> str:
+        """Return the last token of an answer, or an empty string if the template cannot render a short chat."""
+        if self.stop is None:
+            self.stop = ""
+            chat = Document("a chat", Format.messages)
+            messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+            with suppress(DataError):
+                turn = self._plan(chat, messages, [1], self._template(chat)).documents[0].turn
+                found = self.special.findall(turn.text, turn.start, turn.end)
+                self.stop = str(found[-1]) if found else ""
+        return self.stop
 
     def whole(self, document: Document) -> str:
         """Return the text of the whole conversation.

@@ -76,7 +76,8 @@ def render(document: Document, renderer: Renderer) -> List[Rendered]:
     if document.messages:
         made = _render_chat(document, renderer, train_on)
     else:
-        text = document.text.removesuffix(renderer.tokenizer.eos_token) + renderer.tokenizer.eos_token
+        eos = renderer.tokenizer.eos_token
+        text = _without_stop(document.text, (eos,)) + eos
         made = [Rendered(text, [(0 if train_on is TrainOn.all else len(document.prompt), len(text))])]
     for one in made:
         _check_unicode(document, one.text)
@@ -113,7 +114,7 @@ def wanted_answers(document: Document, train_on: TrainOn) -> List[int]:
 
 
 def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> List[Rendered]:
-    document = _without_eos(document, renderer.tokenizer.eos_token)
+    document = _without_stops(document, tuple({renderer.tokenizer.eos_token, renderer.chats.usual_stop()} - {""}))
     if train_on is TrainOn.all:
         text = renderer.chats.whole(document)
         return [Rendered(text, [(0, len(text))])]
@@ -127,15 +128,22 @@ def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> L
     ]
 
 
-def _without_eos(document: Document, eos: str) -> Document:
-    """Remove the EOS token at the end of answers: the template writes the stop."""
-    if not any(message["content"].endswith(eos) for message in document.messages):
+def _without_stops(document: Document, stops: Tuple[str, ...]) -> Document:
+    """Remove the stop token at the end of answers: the template writes it."""
+    if not any(message["content"].rstrip().endswith(stops) for message in document.messages):
         return document
     messages = [
-        {**message, "content": message["content"].removesuffix(eos)} if message["role"] == "assistant" else message
+        {**message, "content": _without_stop(message["content"], stops)} if message["role"] == "assistant" else message
         for message in document.messages
     ]
     return replace(document, messages=messages)
+
+
+def _without_stop(text: str, stops: Tuple[str, ...]) -> str:
+    """Return a text without a stop token at its end, and without the white space after that."""
+    bare = text.rstrip()
+    found = next((stop for stop in stops if bare.endswith(stop)), None)
+    return text if found is None else bare.removesuffix(found)
 
 
 def _train_on(document: Document, wanted: TrainOn) -> TrainOn:

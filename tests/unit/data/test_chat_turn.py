@@ -273,3 +273,15 @@ def test_an_answer_that_the_template_writes_as_two_turns_is_refused() -> None:
     record["messages"][1]["content"] = "text"
     with pytest.raises(DataError, match="does not show all of message 2 in one turn: it writes </s> between its parts"):
         rendered(template, record, special=special)
+
+
+@pytest.mark.parametrize("written", ["", "</s>", "</s>\n", "<end>", " <end> \n"])
+def test_a_stop_that_the_record_has_already_is_not_doubled(written: str) -> None:
+    """Records that were made for a template can hold its stop, which is not always the EOS token."""
+    template = LOOP + "<u>{{ m.content }}<end>" + END + "{% if add_generation_prompt %}<u>{% endif %}"
+    [text] = rendered(template, chat("q", f"a{written}"), special=("<end>",))
+    assert text in ("<u>q<end><u>[[a<end>]]", "<u>q<end><u>[[a <end>]]")
+    tokenizer = bytes_tokenizer()
+    for record in ({"prompt": "q ", "completion": "a<|im_end|>\n"}, {"text": "q a<|im_end|>"}, {"text": "q a"}):
+        [made] = render(read(record), make_renderer(tokenizer, TrainOn.auto))
+        assert made.text == "q a<|im_end|>"
