@@ -68,7 +68,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py", "ftdist/model/vocabulary.py",
         "ftdist/model/attention.py", "ftdist/model/attention_plan.py", "ftdist/model/exactness.py",
         "ftdist/model/forward.py", "ftdist/model/routers.py", "ftdist/model/isolation.py", "ftdist/model/save.py",
-        "ftdist/model/export_trial.py", "ftdist/model/fixed.py",
+        "ftdist/model/export_trial.py", "ftdist/model/fixed.py", "ftdist/model/parts.py", "ftdist/model/text_only.py",
         "ftdist/model/standin.py", "ftdist/model/standin_layers.py", "ftdist/model/standin_sizes.py",
     ],
     "One training step": [

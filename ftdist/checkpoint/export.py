@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from ftdist.base.errors import EXIT_FAILED, CheckpointError, ConfigError, FtdistError
 from ftdist.base.json_files import read_json, write_json
@@ -29,6 +29,7 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.model.load import DTYPES, build_whole
+from ftdist.model.parts import auto_class
 from ftdist.run.rundir import RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
@@ -101,7 +102,7 @@ def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: 
     if padded == vocab_size:
         return weights
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
+        model = auto_class(model_config).from_config(model_config)
     names = {name for name, p in model.named_parameters(remove_duplicate=False) if p.shape[0] == vocab_size}
     cut = {n for n, t in weights.items() if n in names and t.shape[0] == padded}
     return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}

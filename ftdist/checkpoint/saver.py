@@ -9,7 +9,7 @@ import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -239,10 +239,13 @@ def _ranks(world_size: int, stage: int) -> str:
     return f"{world_size} rank{'s' if world_size > 1 else ''} with ZeRO-{stage}"
 
 
-def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
+def hf_files(model: Any, tokenizer: Any, others: Sequence[Path] = ()) -> Dict[str, bytes]:
     """Return the configs and the tokenizer of a model as files, by their path in a checkpoint.
 
     They do not change during a run.
+
+    Args:
+        others: Other files of the model's folder that belong to it.
     """
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
@@ -254,6 +257,8 @@ def hf_files(model: Any, tokenizer: Any) -> Dict[str, bytes]:
         sentencepiece = getattr(tokenizer, "sentencepiece_file", None)
         if sentencepiece:
             shutil.copyfile(sentencepiece, Path(folder) / SENTENCEPIECE)
+        for file in others:
+            shutil.copyfile(file, Path(folder) / file.name)
         files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
         return {f"{HF}/{path.relative_to(folder)}": path.read_bytes() for path in files}
 

@@ -1,8 +1,8 @@
 """Parameters that get no gradient stay exactly as they are: weight decay does not apply to them.
 
-Some models have parameters that their loss does not depend on, for instance an image encoder when the data is text.
-PyTorch's optimizers skip a parameter without a gradient. DeepSpeed gives every parameter a gradient, zeros if there is
-no other, and weight decay would then shrink the parameter at each step.
+Some models have parameters that their loss does not depend on, for instance the cross-attention of a decoder without
+its encoder. PyTorch's optimizers skip a parameter without a gradient. DeepSpeed gives every parameter a gradient, zeros
+if there is no other, and weight decay would then shrink the parameter at each step.
 """
 
 from contextlib import contextmanager

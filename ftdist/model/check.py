@@ -13,7 +13,6 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -27,6 +26,8 @@ from ftdist.config.schema import RunConfig
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
 from ftdist.model.load import model_config
+from ftdist.model.parts import auto_class, is_multimodal, other_parts
+from ftdist.model.text_only import why_not_text_only
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts, write_facts
 
@@ -50,11 +51,14 @@ def check_model(config: RunConfig) -> ModelFacts:
         _check_model_type(config)
     arch = model_config(config)
     own_code = getattr(arch, "auto_map", None) or {}
-    if type(arch) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
+    known = type(arch) in MODEL_FOR_CAUSAL_LM_MAPPING or is_multimodal(arch)
+    if not known and "AutoModelForCausalLM" not in own_code:
         raise ConfigError(f"{_where(config)}: transformers has no causal language model of the type {arch.model_type}",
                           EXPECTED_MODEL, "use another model")  # fmt: skip
     model = _build(config, arch, "meta")
     _check_direction(config, model)
+    if is_multimodal(arch):
+        _check_text_only(config, arch)
     facts = _facts(arch, model)
     prove_export(config, arch)
     if config.model.config:  # the config of a trained model is known to be valid
@@ -88,6 +92,19 @@ def _check_direction(config: RunConfig, model: PreTrainedModel) -> None:
         )  # fmt: skip
 
 
+def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:
+    """Refuse a model with images or sound that cannot be trained on text alone.
+
+    That is a model whose text goes into an encoder, or which computes nothing from text alone. The second is tried on
+    a stand-in.
+    """
+    problem = "its text goes into an encoder" if arch.is_encoder_decoder else why_not_text_only(arch)
+    if problem:
+        raise ConfigError(f"{_where(config)}: {arch.model_type} cannot be fine-tuned on text alone: {problem}",
+                          "a model with a language part that reads text alone",
+                          "use another model, or its language part as a model of its own")  # fmt: skip
+
+
 def _check_keys(config: RunConfig, arch: PretrainedConfig) -> None:
     """Refuse unknown keys. transformers accepts any key, and stores unknown ones as attributes that nothing reads."""
     given = config.model.config
@@ -104,7 +121,7 @@ def _check_keys(config: RunConfig, arch: PretrainedConfig) -> None:
 def _build(config: RunConfig, arch: PretrainedConfig, device: str) -> PreTrainedModel:
     try:
         with torch.device(device):
-            return AutoModelForCausalLM.from_config(
+            return auto_class(arch).from_config(
                 arch, dtype=torch.bfloat16, trust_remote_code=config.model.trust_remote_code
             )
     except Exception as error:  # invalid values raise many kinds of exceptions
@@ -149,7 +166,8 @@ def _facts(arch: PretrainedConfig, model: PreTrainedModel) -> ModelFacts:
 
 def _has_position_table(model: PreTrainedModel, limit: int) -> bool:
     """Whether positions are rows of a table: a weight or buffer with a matching name and length."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    others = {id(parameter) for part in other_parts(model).values() for parameter in part}
+    tensors = [*((n, p) for n, p in model.named_parameters() if id(p) not in others), *model.named_buffers()]
     return any(
         ("pos" in name or "wpe" in name)
         and tensor.dim() == 2

@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig
+from transformers import AutoConfig, DynamicCache, PretrainedConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
@@ -27,7 +27,8 @@ from ftdist.config.schema import Attention, RunConfig
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
 from ftdist.model.forward import forward_logits, set_plan
 from ftdist.model.load import build_whole
-from ftdist.model.standin import standin_config
+from ftdist.model.parts import auto_class, is_multimodal
+from ftdist.model.standin import standin_config, whole_standin_config
 from ftdist.run.locations import cache_root
 
 FORMAT_VERSION = 2
@@ -94,7 +95,8 @@ def choose_plan(
     """
     plans = candidates(config.model.attention, arch, device, dtype)
     try:
-        fields = short_limits(standin_config(arch, VOCABULARY), config.data.max_seq_len)
+        small = whole_standin_config if is_multimodal(arch) else standin_config
+        fields = short_limits(small(arch, VOCABULARY), config.data.max_seq_len)
     except Exception as error:  # the stand-in of an unknown architecture can fail in many ways
         return _unproven(config.model.attention, plans, error)
     key = {
@@ -276,7 +278,7 @@ class Trial:
     def _build(self, plan: AttentionPlan, dtype: torch.dtype) -> Any:
         arch = copy.deepcopy(self._arch)
         with torch.random.fork_rng([]):
-            model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
+            model = auto_class(arch).from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
         if self._weights:
             model.load_state_dict(self._weights)
         model.config.use_cache = False

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig
 from ftdist.model.load import DTYPES, build_whole
+from ftdist.model.parts import auto_class
 from ftdist.model.save import GENERATION, save_model
 from ftdist.model.standin import whole_standin_config
 from ftdist.run.locations import cache_root
@@ -83,11 +84,11 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype) -> str:
     try:
         arch = AutoConfig.for_model(values.pop("model_type"), **values)
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(arch).parameters())
+            parameters = sum(p.numel() for p in auto_class(arch).from_config(arch).parameters())
         if parameters > MAX_PARAMETERS:
             return ""
         with torch.random.fork_rng([]):
-            model = AutoModelForCausalLM.from_config(arch, dtype=dtype).eval()
+            model = auto_class(arch).from_config(arch, dtype=dtype).eval()
     except Exception:  # the sizes of the stand-in do not fit together, which says nothing about the model
         return ""
     _draw(model)
@@ -114,7 +115,7 @@ def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.T
     save_model(weights, AutoConfig.from_pretrained(out), out, trust_remote_code=False)
     if expected is None:
         return ""
-    found = _logits(AutoModelForCausalLM.from_pretrained(out, dtype="auto").eval())
+    found = _logits(auto_class(model.config).from_pretrained(out, dtype="auto").eval())
     off = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
     return "" if off <= ROUNDING[dtype] else f"the logits differ by {off:.1g} although the weights are equal"
 

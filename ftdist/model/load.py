@@ -9,12 +9,13 @@ from typing import Any, Dict, Optional
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.model.attention_plan import AttentionPlan
 from ftdist.model.forward import set_plan
+from ftdist.model.parts import auto_class
 from ftdist.model.vocabulary import gathered
 from ftdist.run.locations import model_location
 
@@ -89,11 +90,11 @@ def _build_or_read(
     """Return the model with random weights, or with the weights of its folder or hub repository."""
     dtype = DTYPES[config.train.precision]
     if config.model.config:
-        model = AutoModelForCausalLM.from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
+        model = auto_class(arch).from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
         _draw_weights(model, config.seed)
         return model
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(arch).from_pretrained(
             model_location(config), config=arch, dtype=dtype, attn_implementation=plan.implementation,
             revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
             output_loading_info=True, **load_options,

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError
+from ftdist.model.parts import auto_class
 
 GENERATION = "generation_config.json"
 SHARD_SIZE = "5GB"
@@ -30,7 +31,7 @@ def save_model(
     """
     dtype = next(iter(weights.values())).dtype
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = auto_class(model_config).from_config(model_config, dtype=dtype, trust_remote_code=trust_remote_code)
     _add_tied_names(model, weights)
     _, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
@@ -77,7 +78,8 @@ def _compare(written: Dict[str, Tuple[str, torch.dtype]], out: Path, trust_remot
     Args:
         written: Hash and type of each tensor that was written, by its name in the model.
     """
-    model = AutoModelForCausalLM.from_pretrained(out, dtype="auto", trust_remote_code=trust_remote_code)
+    arch = AutoConfig.from_pretrained(out, trust_remote_code=trust_remote_code)
+    model = auto_class(arch).from_pretrained(out, dtype="auto", trust_remote_code=trust_remote_code)
     read = model.state_dict()
     for name, (digest, dtype) in written.items():
         if name not in read or _digest(read[name].to(dtype)) != digest:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Tuple
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
 from ftdist.config.schema import Precision, ZeroConfig
+from ftdist.model.parts import auto_class
 from ftdist.model.standin_layers import PER_LAYER, select_layers
 from ftdist.model.standin_sizes import in_proportion, reduce_sizes
 from ftdist.plan.layout import Layout
@@ -116,10 +117,9 @@ def active_dropouts(arch: PretrainedConfig) -> List[str]:
 def count_parameters(arch: PretrainedConfig) -> int:
     """Return the number of parameters of a model, without creating its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(arch).parameters())
+        return sum(p.numel() for p in auto_class(arch).from_config(arch).parameters())
 
 
 def fits_in_memory(parameters: int, ranks: int, memory: int, optimizer: OptimizerSpec) -> Tuple[bool, str]:

@@ -12,7 +12,8 @@ HIDDEN, INNER, EXPERT, HEADS, HEAD, ROTARY, EXPERTS, ACTIVE, WINDOW, CHUNK, STAT
 )  # fmt: skip
 _BY_SIZE = (
     (HIDDEN, "hidden_size d_model n_embd embedding_size input_embedding_size output_embedding_size word_embed_proj_dim "
-             "emb_dim embedding_dim lru_width attention_hidden_size out_hidden_size output_dim backbone_hidden_size"),
+             "emb_dim embedding_dim lru_width attention_hidden_size out_hidden_size output_dim backbone_hidden_size "
+             "embed_dim"),
     (INNER, "intermediate_size n_inner d_inner dff dim_ff ffn_dim decoder_ffn_dim encoder_ffn_dim feed_forward_size "
             "ffn_hidden_size intermediate_size_mlp dense_intermediate_size mlp_dim"),
     (EXPERT, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size "
@@ -142,8 +143,14 @@ def _fit_rope(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
     for part in [rope, *(rope[name] for name in nested)]:
         rotated = int(width * part.get("partial_rotary_factor", 1.0)) // 2
         part.update({name: part[name][:rotated] for name in ("long_factor", "short_factor") if part.get(name)})
+        real = part.get("mrope_section") or _SECTIONS.get(fields.get("model_type", ""))
+        if real:  # the pairs of sizes that are rotated by time, height and width
+            sections = [max(1, rotated * size // sum(real)) for size in real]
+            part["mrope_section"] = [rotated - sum(sections[1:]), *sections[1:]]
 
 
+_SECTIONS = {"qwen2_vl_text": [16, 24, 24], "qwen2_5_vl_text": [16, 24, 24]}
+"""``mrope_section`` of models that have it as a constant in their code if their config lacks it."""
 _ABSENT: Dict[str, Dict[str, Any]] = {
     "head_dim": {"ministral": HEAD, "hunyuan_v1_dense": HEAD, "hunyuan_v1_moe": HEAD},
     "num_key_value_heads": {"nemotron": HEADS},

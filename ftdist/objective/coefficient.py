@@ -4,10 +4,11 @@ import copy
 from typing import Optional
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.load import build_whole
+from ftdist.model.parts import auto_class
 from ftdist.model.routers import RouterLogits, active_experts, expert_counts, probability_sums
 from ftdist.model.standin import standin_config
 
@@ -59,7 +60,7 @@ def why_not_balanced(arch: PretrainedConfig) -> str:
         fields = copy.deepcopy(standin_config(arch, VOCABULARY))
         with torch.random.fork_rng([]), torch.no_grad():
             small = AutoConfig.for_model(fields.pop("model_type"), **fields)
-            model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation="eager").eval()
+            model = auto_class(small).from_config(small, dtype=torch.float32, attn_implementation="eager").eval()
             text = torch.arange(TOKENS)[None] * 5 % (VOCABULARY - 10) + 10
             found = RouterLogits()
             outputs = model(input_ids=text, use_cache=False, **found.arguments)

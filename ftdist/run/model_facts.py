@@ -16,7 +16,7 @@ from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig
 from ftdist.run.locations import cache_root, model_location
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increased when the check finds more facts, or other facts about the same model."""
 
 

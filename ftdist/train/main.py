@@ -30,6 +30,7 @@ from ftdist.model.exactness import choose_plan
 from ftdist.model.export_trial import prove_export
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
+from ftdist.model.parts import describe_other_parts, is_multimodal, processor_files
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective
 from ftdist.objective.coefficient import balance_coefficient
@@ -43,6 +44,7 @@ from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.run.identity import recorded_folder
+from ftdist.run.locations import model_location
 from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
 from ftdist.track.jsonl import record_gap, rewind_record
@@ -160,15 +162,17 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
         engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
-    about_experts = describe_experts(config, arch, balance)
-    for line in describe_attention(config, arch, choice, proof, one_document) + about_experts:
+    about_model = describe_other_parts(engine.module) + describe_experts(config, arch, balance)
+    for line in describe_attention(config, arch, choice, proof, one_document) + about_model:
         _print_on_rank_0(ranks, line)
     max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
         _print_on_rank_0(ranks, note)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)
-    saver = Saver(engine, run, config, hf_files(engine.module, tokenizer), lambda text: _print_on_rank_0(ranks, text))
+    others = processor_files(model_location(config), config.model.revision) if is_multimodal(arch) else []
+    files = hf_files(engine.module, tokenizer, others)
+    saver = Saver(engine, run, config, files, lambda text: _print_on_rank_0(ranks, text))
     state = _resume(saver, run, ranks, config.train.log_every)
     progress = Progress(ranks.first, max_steps, state.step if state else 0)
     saver.note = progress.note

@@ -30,7 +30,8 @@ from ftdist.data.loader import micro_batch
 from ftdist.engine.whole import Tensors, whole_weights
 from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
-from ftdist.model.load import DTYPES, build_whole
+from ftdist.model.load import DTYPES, build_whole, model_config
+from ftdist.model.parts import auto_class
 from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import plan_batch
@@ -154,15 +155,16 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
         The results of the reference, and the names of the starting weights that differ from those of the config's
         model.
     """
-    from transformers import AutoModelForCausalLM
-
     config, data = training.config, data_folder(training.config)
     arch = copy.deepcopy(training.engine.module.config)
     build_whole()
     other = _weights_of_another_model(config, weights) if not config.model.config else []
-    model = AutoModelForCausalLM.from_config(arch, dtype=torch.float32, attn_implementation="eager")
+    model = auto_class(arch).from_config(arch, dtype=torch.float32, attn_implementation="eager")
     model.load_state_dict(weights, strict=False)  # not strict, because ``weights`` has tied weights only once
     model.tie_weights()
+    frozen = {name for name, p in training.engine.module.named_parameters() if not p.requires_grad}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
     model.to(training.ranks.device)
     rows = read_rows(data / "train")
     heldout = [document for name in training.heldout for row in read_rows(data / name) for document in row]
@@ -175,9 +177,7 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
 def _weights_of_another_model(config: RunConfig, weights: Tensors) -> List[str]:
     """Return the names of the weights that differ from what transformers loads. Rows added to an embedding are
     ignored."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_class(model_config(config)).from_pretrained(
         model_location(config), dtype=torch.float32, revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
     )  # fmt: skip
@@ -280,13 +280,18 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     Logits may differ by rounding. In bf16 such a difference could hide that a small update is missing, so the weights
     must be equal.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         export_checkpoint(run.find_checkpoint("last"), run.export, config)
     except FtdistError as error:
         return failed(EXPORT, " ".join(str(error).split()))
-    model = AutoModelForCausalLM.from_pretrained(run.export, dtype="auto").to(logits.device).eval()
+    model = (
+        auto_class(AutoConfig.from_pretrained(run.export))
+        .from_pretrained(run.export, dtype="auto")
+        .to(logits.device)
+        .eval()
+    )
     with torch.no_grad():
         exported = model(input_ids=batch.input_ids[:, : len(logits)]).logits[0].float()
     expected = logits[:, : exported.shape[1]]  # without the rows that only pad the embedding

@@ -28,6 +28,17 @@ FAMILIES: Dict[str, Dict[str, Any]] = {
 }  # fmt: skip
 
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+QWEN3_VL = {
+    "model_type": "qwen3_vl",
+    "text_config": {"model_type": "qwen3_vl_text", **GROUPED, "head_dim": 16, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}},
+    "vision_config": {
+        "model_type": "qwen3_vl", "hidden_size": 16, "intermediate_size": 32, "depth": 1, "num_heads": 2,
+        "out_hidden_size": 32, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+    },
+    "image_token_id": 258, "video_token_id": 256, "vision_start_token_id": 254, "vision_end_token_id": 255,
+}  # fmt: skip
+"""Only ``AutoModelForMultimodalLM`` builds it."""
 OTHER_FAMILIES: Dict[str, Dict[str, Any]] = {
     "bloom": {  # ALiBi; transformers cannot isolate documents in its rows
         "model_type": "bloom", "vocab_size": 259, "hidden_size": 32, "n_layer": 2, "n_head": 4,
@@ -38,7 +49,12 @@ OTHER_FAMILIES: Dict[str, Dict[str, Any]] = {
         "model_type": "gpt_oss", **GROUPED, "head_dim": 16, "sliding_window": 8, "num_local_experts": 4,
         "num_experts_per_tok": 2, "layer_types": ["sliding_attention", "full_attention"],
     },
-    "gemma3_images": {  # with an image encoder, whose parameters get no gradient from text
+    "bart": {  # its cross-attention gets no gradient, because there is no encoder
+        "model_type": "bart", "vocab_size": 259, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 64, "max_position_embeddings": 256, "dropout": 0.0, "pad_token_id": 257, "bos_token_id": 256,
+        "eos_token_id": 257, "is_encoder_decoder": False,
+    },
+    "gemma3_images": {  # with an image encoder, which is not trained
         "model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **GROUPED, "head_dim": 16},
         "vision_config": {
             "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,

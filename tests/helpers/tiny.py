@@ -24,11 +24,14 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
     ``changes`` are fields of the model's config that differ from ``LLAMA``.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from ftdist.model.parts import auto_class
 
     fields = {**LLAMA, **changes}
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    arch = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    model = auto_class(arch).from_config(arch)
     model.save_pretrained(folder)
     return folder
 

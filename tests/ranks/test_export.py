@@ -4,21 +4,23 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from tests.helpers.families import FAMILIES, GROUPED
+from tests.helpers.families import FAMILIES, GROUPED, OTHER_FAMILIES, QWEN3_VL
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
 
 EXPORTED = {**FAMILIES, "qwen3_moe": {"model_type": "qwen3_moe", **GROUPED, "head_dim": 16, "moe_intermediate_size": 16,
-                                      "num_experts": 4, "num_experts_per_tok": 2}}  # fmt: skip
+                                      "num_experts": 4, "num_experts_per_tok": 2},
+            "gemma3_images": OTHER_FAMILIES["gemma3_images"], "qwen3_vl": QWEN3_VL}  # fmt: skip
+
+PROCESSOR = "preprocessor_config.json"
 
 
 def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[str]]:
     """Train and export each config. Returns, by model type, the weights that ``from_pretrained`` reads differently."""
-    from transformers import AutoModelForCausalLM
-
     from ftdist.checkpoint.export import export_checkpoint
     from ftdist.engine.whole import whole_weights
+    from ftdist.model.parts import auto_class, is_multimodal, other_parts
     from ftdist.train.loop import train
 
     found = {}
@@ -28,7 +30,11 @@ def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[st
         weights, run = whole_weights(training.engine), training.run
         if training.ranks.first:
             export_checkpoint(run.find_checkpoint("last"), run.export, config)
-            model = AutoModelForCausalLM.from_pretrained(run.export, dtype="auto")
+            kind = auto_class(training.engine.module.config)
+            model = kind.from_pretrained(run.export, dtype="auto")
+            if is_multimodal(model.config):
+                _check_other_parts(other_parts(model), other_parts(kind.from_pretrained(config.model.path)))
+                assert (run.export / PROCESSOR).read_text() == "{}"
             read = dict(model.named_parameters())
             assert read.keys() == weights.keys()
             other = [name for name, weight in read.items() if not weight.equal(weights[name].to(weight.dtype))]
@@ -36,10 +42,18 @@ def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[st
     return found
 
 
+def _check_other_parts(exported: Any, original: Any) -> None:
+    """The parts that text does not reach are those of the original, in the run's precision."""
+    assert exported.keys() == original.keys() and exported
+    for name, tensors in exported.items():
+        assert all(a.equal(b.to(a.dtype)) for a, b in zip(tensors, original[name], strict=True)), name
+
+
 def test_every_family_exports_the_trained_weights(tmp_path: Path) -> None:
     configs = []
     for name, fields in EXPORTED.items():
         model = save_tiny_model(tmp_path / name, **fields)
+        (model / PROCESSOR).write_text("{}")
         configs.append(tiny_config(
             tmp_path, f"model.path={model}", "zero.stage=3", "train.precision=bf16", "train.max_steps=1",
             "optim.lr=1e-2", "data.heldout_share=0", "data.max_heldout_documents=null", "train.num_samples=0",

@@ -1,0 +1,78 @@
+"""Models that read images or sound as well: which class builds all their parts, and which parts text does not reach.
+
+Such a model is fine-tuned on text only: its language part is trained. The other parts are not trained, and an export
+has them as they were.
+"""
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PretrainedConfig,
+)
+from transformers.utils.hub import cached_file
+
+PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""Files of a model folder that say how images and sound are prepared."""
+
+
+def processor_files(location: str, revision: Optional[str]) -> List[Path]:
+    """Return the files of a model folder or hub repository that say how images and sound are prepared."""
+    if not location:
+        return []
+    options: Dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    found = (cached_file(location, name, **options) for name in PROCESSORS)
+    return [Path(file) for file in found if file]
+
+
+def is_multimodal(arch: PretrainedConfig) -> bool:
+    """Return whether a model reads images or sound besides text."""
+    return type(arch) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+
+def auto_class(arch: PretrainedConfig) -> Any:
+    """Return the class of transformers that builds a model with all its parts.
+
+    For some configs (Llama 4), ``AutoModelForCausalLM`` builds the language part only, and the others would be missing
+    in an export. For others (Qwen-VL) it builds nothing.
+    """
+    whole = MODEL_FOR_MULTIMODAL_LM_MAPPING.get(type(arch), None)
+    if whole is None or MODEL_FOR_CAUSAL_LM_MAPPING.get(type(arch), None) is whole:
+        return AutoModelForCausalLM
+    return AutoModelForMultimodalLM
+
+
+def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
+    """Return the parameters of a multimodal model that text does not reach, by part, for instance ``model.visual``."""
+    if not is_multimodal(model.config) or not hasattr(model, "get_decoder"):
+        return {}
+    language = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    reached = {id(parameter) for part in language if part is not None for parameter in part.parameters()}
+    parts: Dict[str, List[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in reached:
+            path = name.split(".")
+            parts.setdefault(".".join(path[: 2 if path[0] == "model" else 1]), []).append(parameter)
+    return parts
+
+
+def freeze_other_parts(model: Any) -> None:
+    """Exclude the parts that text does not reach from training."""
+    for parameters in other_parts(model).values():
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def describe_other_parts(model: Any) -> List[str]:
+    """Return the line of the log that names the parts that are not trained; none if there are no such parts."""
+    parts = other_parts(model)
+    if not parts:
+        return []
+    numbers = sum(getattr(p, "ds_numel", p.numel()) for parameters in parts.values() for p in parameters)
+    names = ", ".join(parts)
+    return [f"not trained: {names} ({numbers:,} parameters). Text does not reach them; exports have them as they were"]

@@ -1,0 +1,67 @@
+"""Models that read images or sound as well: trained on text alone where that is exact, otherwise refused by name."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+from ftdist.method.full import FullFineTuning
+from ftdist.model.check import check_model
+from ftdist.model.parts import auto_class, describe_other_parts, processor_files
+from ftdist.model.text_only import why_not_text_only
+from tests.helpers.families import QWEN3_VL
+from tests.helpers.tiny import LLAMA
+
+
+def config(**fields: object) -> RunConfig:
+    made = RunConfig()
+    made.model.config = fields
+    return made
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [
+        ("llama", AutoModelForCausalLM),
+        ("gemma3", AutoModelForCausalLM),  # builds all parts
+        ("llama4", AutoModelForMultimodalLM),  # AutoModelForCausalLM would leave out the image encoder
+        ("mistral3", AutoModelForMultimodalLM),  # AutoModelForCausalLM builds nothing
+        ("qwen2_5_vl", AutoModelForMultimodalLM),
+    ],
+)
+def test_the_class_that_builds_every_part(model_type: str, kind: type) -> None:
+    assert auto_class(AutoConfig.for_model(model_type)) is kind
+
+
+def test_only_the_language_part_is_trained() -> None:
+    model = AutoModelForMultimodalLM.from_config(AutoConfig.for_model(**QWEN3_VL))
+    FullFineTuning().apply(model, RunConfig())
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith("model.visual.")}
+    [line] = describe_other_parts(model)
+    assert line.startswith("not trained: model.visual (") and "exports have them as they were" in line
+    text = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))
+    assert describe_other_parts(text) == []
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "mistral3", "llama4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"])
+def test_text_alone_trains_the_language_part(model_type: str) -> None:
+    assert why_not_text_only(AutoConfig.for_model(model_type)) == ""
+
+
+@pytest.mark.parametrize(
+    ("model_type", "why"), [("florence2", "its text goes into an encoder"), ("blip-2", "cannot be fine-tuned on text")]
+)
+def test_a_model_that_needs_more_than_text_is_refused(model_type: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.config: {model_type} cannot be fine-tuned on text alone.*") as caught:
+        check_model(config(model_type=model_type))
+    assert why in caught.value.found
+
+
+def test_the_files_of_a_folder_that_prepare_images(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert processor_files(str(tmp_path), None) == [tmp_path / "preprocessor_config.json"]
+    assert processor_files("", None) == []
