@@ -14,7 +14,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_PREEMPTED = 75
 EXIT_UNREACHABLE = 69
-"""How ``ftdist.model.fetch`` ends if the hub does not answer (``EX_UNAVAILABLE``). No verb ends with it."""
+"""Exit code of ``ftdist.model.fetch`` if the hub does not answer (``EX_UNAVAILABLE``). No verb returns it."""
 
 
 class FtdistError(Exception):

@@ -11,8 +11,8 @@ from typing import Optional
 import psutil
 
 RANK_CPUS = "FTDIST_RANK_CPUS"
-"""Variable with the CPUs of each rank of this machine: numbers with commas, ranks with semicolons. The launcher divides
-them, and each rank binds itself."""
+"""Environment variable with the CPUs of each rank of this machine, such as ``0,1;2,3``: commas separate CPUs, and
+semicolons separate ranks. The launcher sets it, and each rank binds itself to its CPUs."""
 PR_SET_PDEATHSIG = 1
 CLOCK_S = 1.0
 """Seconds by which start times of processes may be off: the kernel knows the time of its boot to the second."""

@@ -15,7 +15,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def parse_ranges(text: str) -> Set[int]:
-    """Return the numbers of such a text."""
+    """Return the numbers in a text such as ``0-3,5``."""
     found: Set[int] = set()
     for part in filter(None, text.split(",")):
         low, _, high = part.partition("-")

@@ -17,8 +17,8 @@ DATE_FUNCTION = "strftime_now"
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
     """Save a tokenizer with all its chat templates.
 
-    ``load_tokenizer`` keeps the template for conversations with tools aside. It is saved under its name, so that
-    ``apply_chat_template`` uses it where there are tools, as training did.
+    ``load_tokenizer`` keeps the template for conversations with tools apart from the default one. It is saved under its
+    name, so that ``apply_chat_template`` uses it for conversations with tools, as training did.
     """
     default, with_tools = tokenizer.chat_template, getattr(tokenizer, "tool_use_template", None)
     if with_tools:

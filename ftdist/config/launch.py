@@ -67,8 +67,8 @@ class SlurmConfig:
     """CPUs on each node, as Slurm counts them: cores, or hardware threads. null: cpus_per_gpu for each rank."""
     cpus_per_gpu: Optional[int] = None
     """CPUs for each GPU, that is for each rank. Ranks are bound to cores near their GPU, with one thread for each core.
-    null: the node's CPUs divided by its GPUs; if Slurm cannot be asked, 4; on CPU, up to 2. 0: do not ask, on sites
-    that give whole nodes."""
+    null: the node's CPUs divided by its GPUs; if Slurm cannot be asked, 4; on CPU, up to 2. 0: the job does not ask for
+    CPUs; use this on sites that give whole nodes."""
     gpus: GpuOption = GpuOption.gpus_per_node
     """How the job asks for GPUs: ``--gpus-per-node=N``, ``--gres=gpu:N``, ``--gpus=N`` for all nodes together, or
     ``--gpus-per-task=N``. ``none``: not at all, on sites whose Slurm does not know of the GPUs or gives whole nodes;

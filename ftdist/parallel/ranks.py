@@ -15,6 +15,7 @@ from ftdist.parallel.collectives import record_collectives
 
 Result = TypeVar("Result")
 _KEPT: List[dist.Store] = []
+"""Stores that other ranks may still read from."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def exchange_path(key: str, path: Optional[Path], timeout_s: float = 24 * 3600) 
         assert path is not None  # a single process
         return path
     store = rendezvous_store(timeout_s)
-    _KEPT.append(store)  # where rank 0 hosts it, it must outlive the reading of the others
+    _KEPT.append(store)  # rank 0 may host it, and the others must be able to read
     if path is not None:
         store.set(key, str(path.resolve()))
         return path

@@ -1,4 +1,4 @@
-"""What a run reads from the Hugging Face hub, and whether all of it is in the cache. Found without a network.
+"""Find without a network what a run reads from the Hugging Face hub, and whether all of it is in the hub's cache.
 
 The layout of the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
@@ -15,7 +15,7 @@ from ftdist.run.locations import TOKENIZER
 from ftdist.run.prepared import data_folder, is_ready
 
 OFFLINE = "HF_HUB_OFFLINE"
-"""The variable with which huggingface_hub, transformers and datasets make no request."""
+"""Environment variable that keeps huggingface_hub, transformers and datasets from making requests."""
 COMMIT = re.compile("[0-9a-f]{40}")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -72,7 +72,7 @@ def is_fetched(config: RunConfig) -> bool:
 
 
 def offline_env(config: RunConfig) -> Dict[str, str]:
-    """Return the variable with which the programs of a run make no request to the hub, if they need none.
+    """Return the variable that keeps the programs of a run from asking the hub, if they do not need it.
 
     It is empty if nothing comes from the hub, if something is missing, or if the user has set the variable.
     """

@@ -103,7 +103,7 @@ def run_reference(
         steps: Number of steps to run.
         vocab_size: Number of rows of the embedding that are real tokens; None for all.
         balance: Coefficient of the balance loss of a mixture of experts. 0: none.
-        training: Whether the model is in training mode, or in evaluation mode.
+        training: Whether the model is in training mode. If not, it is in evaluation mode.
     """
     reference = Reference(model, config.optim, config.train.max_steps, vocab_size, balance, training)
     size, results, untouched = config.batch.global_batch_size, [], []

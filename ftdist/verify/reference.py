@@ -102,7 +102,7 @@ class Reference:
             max_steps: Number of steps of the run, for the learning rate.
             vocab_size: Number of rows of the embedding that are real tokens; None for all.
             balance: Coefficient of the balance loss of a mixture of experts. 0: none.
-            training: Whether the model is in training mode, or in evaluation mode.
+            training: Whether the model is in training mode. If not, it is in evaluation mode.
         """
         self.balance = balance
         self.model, self.optim, self.max_steps, self.vocab_size = model.train(training), optim, max_steps, vocab_size

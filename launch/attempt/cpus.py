@@ -1,4 +1,4 @@
-"""Which CPUs each rank of a machine uses: cores near its GPU, from what the job was granted.
+"""Choose the CPUs of each rank of a machine: cores near its GPU, among the CPUs that the job was granted.
 
 A CPU is a hardware thread, as the kernel and Slurm number them. A core has one or two. ``divide`` is a pure function
 from a topology; ``read_topology`` reads that of this machine.
@@ -14,7 +14,7 @@ from ftdist.base.ranges import parse_ranges, ranges
 
 SYS = Path("/sys")
 FEW_CPUS = 2
-"""With fewer CPUs, a rank's own work and the threads that feed its GPU wait for each other."""
+"""If a rank has fewer CPUs, its main thread and the threads that feed its GPU wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Division:
     threads: int
     """Threads of each rank: one for each core."""
     each: int
-    """Number of CPUs for each rank, at least. 0: less than one."""
+    """Smallest number of CPUs of a rank. 0 if there are fewer CPUs than ranks."""
 
     def describe(self) -> str:
         """Return the division in one line."""
@@ -51,14 +51,14 @@ class Division:
 def divide(topology: Topology, ranks: int, granted: Optional[int] = None) -> Division:
     """Divide the cores of a machine among its ranks.
 
-    Each rank gets cores of the NUMA node of its GPU, or of the nearest node that has some. Nodes that are near no GPU
-    add theirs to the nearest node in use, among equals to that with the fewest cores for a rank. If this would give a
-    rank less than half of an even share, the cores are divided evenly, in the order of the nodes. Ranks without a GPU
-    get even shares.
+    Each rank gets cores of the NUMA node of its GPU, or of the nearest node with cores. The cores of other nodes are
+    added to the nearest node in use. If several of these are equally near, the one with the fewest cores for each
+    rank gets them. If a rank would get less than half of an even share, the cores are divided evenly, in the order of
+    the nodes. Ranks without a GPU get even shares.
 
     Args:
-        granted: number of CPUs that the job may use. If the process may use more than that, nothing confines the job
-            to certain CPUs, and other jobs may use any of them: the ranks are not bound.
+        granted: number of CPUs that the job may use. If the process may use more than that, Slurm does not confine the
+            job to certain CPUs, and other jobs may use any of them. The ranks are then not bound.
     """
     total = sum(map(len, topology.cores))
     if granted is not None and granted < total:
@@ -87,7 +87,7 @@ def _split(cores: Sequence[Tuple[int, ...]], parts: int) -> List[List[Tuple[int,
 
 
 def _near(topology: Topology, ranks: int) -> Optional[List[List[Tuple[int, ...]]]]:
-    """Return the cores of each rank by the place of its GPU. None if a place is not known."""
+    """Return the cores of each rank by the NUMA node of its GPU. None if one of these nodes is not known."""
     groups: Dict[int, List[Tuple[int, ...]]] = {}
     for core in _in_order(topology):
         groups.setdefault(_node_of(topology, core), []).append(core)

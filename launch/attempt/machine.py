@@ -32,13 +32,13 @@ def visible_gpus() -> List[str]:
 
 
 def gpu_ids() -> List[str]:
-    """Return the ids of these GPUs, in the form that CUDA_VISIBLE_DEVICES takes."""
+    """Return the ids of the visible GPUs, in the form that CUDA_VISIBLE_DEVICES takes."""
     count, wanted = len(visible_gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(number) for number in range(count)] if wanted is None else wanted.replace(" ", "").split(",")[:count]
 
 
 def gpu_addresses() -> List[str]:
-    """Return the PCI addresses of the same GPUs, as sysfs names them: ``0000:3b:00.0``. Empty if one is not known."""
+    """Return the PCI addresses of the visible GPUs, as sysfs names them: ``0000:3b:00.0``. Empty if one is unknown."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=index,uuid,pci.bus_id", "--format=csv,noheader"]
@@ -63,7 +63,7 @@ def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
 
 
 def torch_without_gpus() -> Optional[str]:
-    """Return the version of the installed torch if it was built for CPU only. None if not, or if there is none."""
+    """Return the version of the installed torch if it was built for CPU only. None if not, or without torch."""
     spec = importlib.util.find_spec("torch")
     try:
         text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8") if spec and spec.origin else ""
@@ -78,7 +78,7 @@ def check_torch(launch: LaunchConfig) -> None:
     """Check that the torch of this environment can use the GPUs that a run wants.
 
     Raises:
-        ConfigError: it was built without CUDA and ROCm.
+        ConfigError: torch was built without CUDA and ROCm.
     """
     if launch.device is Device.cuda and (version := torch_without_gpus()):
         raise ConfigError(f"launch.device=cuda, but torch {version} of {sys.executable} was built without CUDA",

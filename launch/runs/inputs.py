@@ -64,18 +64,18 @@ def fetch_model(config: RunConfig) -> None:
         raise ConfigError(
             f"{names} is not in the cache of the hub, and the hub cannot be asked from {platform.node()}",
             "a machine with a network, or files that were fetched before",
-            "on a machine with a network and the same HF_HOME: ftdist prepare, with the settings of this run",
+            "run ftdist prepare with these settings on a machine with a network and the same HF_HOME",
         )
 
 
 def fetch_from_hub(config: RunConfig) -> bool:
-    """Fetch the model and the tokenizer from the hub, say so, and look for the data sets that are there.
+    """Fetch the model and the tokenizer from the hub, and check that data sets on the hub exist.
 
-    A branch of the model is replaced by the commit that it names now. Nothing is asked for a commit that is in the
-    cache already.
+    A branch of the model is replaced by the commit that it names now. The hub is not asked for a commit that is already
+    in the cache.
 
     Returns:
-        Whether everything is in the cache. It is not if the hub does not answer, which the program has said.
+        Whether everything is in the cache. False if the hub does not answer. The program has then told the user.
 
     Raises:
         ProgramFailed: the hub refuses; the program has said why.
@@ -97,9 +97,9 @@ def fetch_from_hub(config: RunConfig) -> bool:
 
 
 def fetch_for_job(config: RunConfig) -> None:
-    """Fetch everything that a job needs from the hub on this machine, as compute nodes often have no network.
+    """Fetch everything that a job needs from the hub on this machine, because compute nodes often have no network.
 
-    If this machine has none either, or only submits jobs and has no transformers, it is left to the job.
+    If this machine has no network either, or has no transformers because it only submits jobs, the job itself fetches.
     """
     if not (repositories(config) or has_hub_data(config)):
         return
@@ -128,7 +128,7 @@ def _check_cache(config: RunConfig) -> None:
     """Check that the cache can be written. A cache that holds all that a run needs may be read-only.
 
     Raises:
-        ConfigError: it cannot, for example because the home folder is read-only on compute nodes.
+        ConfigError: it cannot be written, for example because the home folder is read-only on compute nodes.
     """
     cache = cache_root(config)
     place = next(path for path in (cache, *cache.absolute().parents) if path.exists())

@@ -43,12 +43,12 @@ def _has_torchruns_names() -> bool:
 
 
 def is_first_rank() -> bool:
-    """Return whether this process prints: it is rank 0, or no rank."""
+    """Return whether this process prints: it is rank 0, or it is not a rank."""
     return not is_rank() or os.environ["RANK" if _has_torchruns_names() else "SLURM_PROCID"] == "0"
 
 
 def _among_others() -> "contextlib.AbstractContextManager[None]":
-    """Connect the tasks of the user's srun. torchrun has done so already."""
+    """Connect the tasks of the user's srun inside the ``with`` block. Ranks of torchrun are connected already."""
     return contextlib.nullcontext() if _has_torchruns_names() else srun_task.together()
 
 

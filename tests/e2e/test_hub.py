@@ -44,4 +44,4 @@ def test_what_was_fetched_runs_without_a_network(tmp_path: Path, monkeypatch: py
     assert f"revision: {COMMIT}" in (tmp_path / "run" / "run.yaml").read_text()
     gone = ftdist("train", *WORDS, "run_dir=other", f"cache_dir={tmp_path / 'new'}", "model.hub=org/new", cwd=tmp_path)
     assert gone.code == 2 and "model.hub=org/new is not in the cache of the hub" in gone.text
-    assert "ftdist prepare, with the settings of this run" in gone.text
+    assert "run ftdist prepare with these settings" in gone.text

@@ -17,7 +17,7 @@ GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
 ASKS_EARLIER_S = 60
 """Seconds by which Slurm's signal before the time limit may come early."""
 CPUS_PER_GPU, CPUS_ON_CPU = 4, 2
-"""CPUs for each rank where Slurm cannot be asked what the nodes have, and for each rank of a job on CPU."""
+"""CPUs for each rank if Slurm cannot be asked what the nodes have, and CPUs for each rank of a job on CPU."""
 CHOOSE_NODES = "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE"
 
 
@@ -101,8 +101,8 @@ def check_time(slurm: SlurmConfig) -> None:
 def resolve_ranks(launch: LaunchConfig) -> None:
     """Fill in, in place, the device, nproc_per_node and cpus_per_gpu from what the nodes have.
 
-    If Slurm cannot be asked, one GPU per node is assumed, and a note is printed. A job on CPU must be asked for: nodes
-    without GPUs that Slurm knows of may have some all the same.
+    If Slurm cannot be asked, one GPU per node is assumed, and a note is printed. A job on CPU must be requested:
+    nodes may have GPUs that Slurm does not know of.
 
     Raises:
         ConfigError: the nodes have no GPU that Slurm knows of, different numbers of GPUs, or fewer than the config asks
@@ -120,7 +120,7 @@ def resolve_ranks(launch: LaunchConfig) -> None:
 
 
 def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional[List[Node]]:
-    """Fill in nproc_per_node. Returns the nodes that fit."""
+    """Fill in nproc_per_node. Returns the nodes with enough GPUs."""
     if launch.slurm.gpus is GpuOption.none:
         if launch.nproc_per_node is None:
             raise ConfigError("launch.slurm.gpus=none, so Slurm does not know how many GPUs a node has",
@@ -156,10 +156,10 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
 
 
 def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
-    """Fill in cpus_per_gpu, unless the config says otherwise how many CPUs the job asks for.
+    """Fill in cpus_per_gpu, unless another setting says how many CPUs the job asks for.
 
     Args:
-        nodes: the nodes that fit otherwise. None if Slurm cannot be asked.
+        nodes: the nodes that the job may get. None if Slurm cannot be asked.
     """
     slurm, ranks = launch.slurm, launch.nproc_per_node or 1
     asks = any(option[2:].split("=", 1)[0] in CPU_OPTIONS for option in slurm.options)

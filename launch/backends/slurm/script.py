@@ -71,7 +71,7 @@ def _name(option: str) -> str:
 
 
 def _other_gres(option: str) -> bool:
-    """Return whether an option asks for something else than GPUs, in addition to them: ``--gres=nvme:1``."""
+    """Return whether an option asks for another resource than GPUs: ``--gres=nvme:1``."""
     return option.startswith("--gres=") and "gpu" not in option
 
 
@@ -202,7 +202,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     srun = shlex.join([*whole, *slurm.srun_options, *(container if pyxis or apptainer else [])])
     env = {**ranks_env(config), **slurm.env}
     if container and OFFLINE in env:
-        env = {"HF_HUB_CACHE": str(hub_cache()), **env}  # it is mounted, and the home in the container may be another
+        env = {"HF_HUB_CACHE": str(hub_cache()), **env}  # the home folder in the container may be another one
     words = {
         "SBATCH": _sbatch_lines(config, array),
         "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),

@@ -1,8 +1,8 @@
 """``srun --ntasks-per-node=2 ftdist train …``: the user's srun starts one task for each rank.
 
-Some sites allow nothing else, and submitit starts programs so. The tasks find each other, take torchrun's names for
-their numbers, and then do what they do under torchrun. Nothing but these tasks watches over the ranks, so that each
-task ends its rank when the task of another rank that it is connected to has ended.
+Some sites allow nothing else, and submitit starts programs in this way. The tasks connect to each other, set the
+environment variables that torchrun would set, and then do what they do under torchrun. No other process watches the
+ranks, so each task ends its rank when a task that it is connected to has ended.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ JOIN_TIMEOUT_S = 300.0
 GRACE_S = 5.0
 """Seconds in which a rank may end by itself after another task has ended."""
 OWN_ID = "srun-"
-"""What the value of TORCHELASTIC_RUN_ID begins with in these tasks."""
+"""The beginning of the value of TORCHELASTIC_RUN_ID in these tasks."""
 NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
 
 
 def is_task() -> bool:
     """Return whether srun started this process as one of several tasks.
 
-    A batch script and a shell of ``srun --pty`` are not: they may start a run of their own. Neither are agents of a W&B
-    sweep: each task then runs trials of its own.
+    A batch script or a shell of ``srun --pty`` is no such task, and may start a run itself. An agent of a W&B sweep is
+    none either: each agent runs its own trials.
     """
     environ = os.environ
     several = int(environ.get("SLURM_STEP_NUM_TASKS") or "1") > 1
@@ -56,8 +56,8 @@ def tasks_per_node(text: str) -> int:
     """
     numbers = {int(number) for number in re.findall(r"(?:^|,)(\d+)", text)}
     if len(numbers) != 1:
-        raise ConfigError(f"srun started different numbers of tasks on the nodes: {text}", "the same number on each",
-                          "srun --ntasks-per-node=N")  # fmt: skip
+        raise ConfigError(f"srun started different numbers of tasks on nodes: {text}", "the same number on each node",
+                          "start the tasks with srun --ntasks-per-node=N")  # fmt: skip
     return numbers.pop()
 
 
@@ -78,7 +78,7 @@ def together() -> Iterator[None]:
     """Connect the tasks inside the ``with`` block, and set torchrun's variables for this one.
 
     Raises:
-        LaunchError: a task does not come, or does not reach the first one; names it.
+        LaunchError: a task has not started, or does not reach the first one. The message names the task.
     """
     environ = os.environ
     rank, per_node = environ["SLURM_PROCID"], tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])

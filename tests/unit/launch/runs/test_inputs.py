@@ -129,7 +129,7 @@ def test_a_submission_fetches_first_and_its_job_asks_nothing(
     assert "HF_HUB_OFFLINE" not in script.render(config)
     with pytest.raises(ConfigError, match="model.hub=org/name is not in the cache of the hub") as error:
         inputs.fetch_model(config)  # in the job, on a node without a network
-    assert "ftdist prepare, with the settings of this run" in error.value.fix
+    assert "run ftdist prepare with these settings" in error.value.fix
     monkeypatch.setattr(inputs, "run_program", fetch)
     inputs.fetch_for_job(config)
     assert config.model.revision == commit and "export HF_HUB_OFFLINE=1\n" in script.render(config)

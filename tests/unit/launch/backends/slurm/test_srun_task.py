@@ -39,7 +39,7 @@ def _set(monkeypatch: pytest.MonkeyPatch, environ: Dict[str, str]) -> None:
 
 def test_tasks_on_each_node() -> None:
     assert (srun_task.tasks_per_node("2(x4)"), srun_task.tasks_per_node("8")) == (2, 8)
-    with pytest.raises(ConfigError, match="different numbers of tasks on the nodes: 2,1"):
+    with pytest.raises(ConfigError, match="different numbers of tasks on nodes: 2,1"):
         srun_task.tasks_per_node("2,1")
 
 
