@@ -57,7 +57,9 @@ transformers.logging.set_verbosity_error()
 found = {"version": transformers.__version__}
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+        # version 4 leaves out the soft cap of Gemma 2 in every other attention
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         ids = tokenizer.apply_chat_template([{"role": "user", "content": "two words é"}], tokenize=True)
         ids = list(ids["input_ids"] if hasattr(ids, "keys") else ids)
         logits = model(input_ids=torch.arange(48)[None] % 300).logits
