@@ -1,6 +1,7 @@
 """The verb ``status``: a table of runs."""
 
 import argparse
+import contextlib
 import time
 from pathlib import Path
 from typing import List
@@ -16,9 +17,13 @@ from ftdist.launch.runs.banner import cell
 from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.run.rundir import RunDir
 
+WATCH_S = 5
+
 
 def add_status_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="default: the runs in ./runs")
+    parser.add_argument("--watch", action="store_true",
+                        help=f"show it again every {WATCH_S} s until no run is under way, or Ctrl-C")  # fmt: skip
 
 
 def status(args: argparse.Namespace) -> int:
@@ -28,10 +33,11 @@ def status(args: argparse.Namespace) -> int:
         ConfigError: there is no run at one of the places. The runs of the other places are shown before.
     """
     places = [Path(place) for place in args.run_dirs] or [Path("runs")]
+    console = Console(highlight=False)
+    with contextlib.suppress(KeyboardInterrupt):  # the usual end of --watch
+        while _show(places, console, clear=args.watch) and args.watch:
+            time.sleep(WATCH_S)
     found = {place: find_runs(place) for place in places}
-    runs = [run for place in places for run in found[place]]
-    if runs:
-        _show_table(runs)
     if empty := [place for place in places if not found[place]]:
         near = [
             f"ftdist status {quoted_path(other)}"
@@ -44,12 +50,23 @@ def status(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _show_table(runs: List[RunDir]) -> None:
-    table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
+def _show(places: List[Path], console: Console, clear: bool = False) -> bool:
+    """Print the table of the runs at some places, if there are any. Returns whether one of them is under way.
+
+    Args:
+        clear: remove what a terminal shows before.
+    """
+    runs = [run for place in places for run in find_runs(place)]
     statuses = [run.read_status() for run in runs]
-    for run, found, seen in zip(runs, statuses, observe(statuses), strict=True):
+    where = observe(statuses)
+    table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
+    for run, found, seen in zip(runs, statuses, where, strict=True):
         table.add_row(*map(cell, status_row(run, found, seen)))
-    show_table(Console(highlight=False), table)
+    if clear:
+        console.clear()  # does nothing if this is not a terminal
+    if runs:
+        show_table(console, table)
+    return any(seen.state in ALIVE for seen in where)
 
 
 def find_runs(place: Path) -> List[RunDir]:
@@ -72,9 +89,11 @@ def status_row(run: RunDir, found: Status, seen: Seen) -> List[str]:
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
     if state in ALIVE and seen.detail:
         reason = seen.detail
+    times = int(found.get("requeues") or 0)
+    chain = f" (attempt {int(found.get('attempt', 0)) + 1}, {times} requeue{'s' * (times > 1)})" if times else ""
     return [
         short_path(run.path),
-        state + (f": {str(reason)[:70]}" if reason else ""),
+        state + chain + (f": {str(reason)[:70]}" if reason else ""),
         f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
         "-" if loss is None else f"{loss:.4f}",
         "-" if speed is None else f"{speed:,.0f}",

@@ -36,7 +36,7 @@ VERBS: Dict[str, Verb] = {
     "resume": Verb(
         "resume", "RUN_DIR|SWEEP_DIR [OVERRIDE…]", "continue from the newest checkpoint; the number of ranks may change"
     ),
-    "status": Verb("status", "[RUN_DIR…]", "print a table of runs"),
+    "status": Verb("status", "[RUN_DIR…] [--watch]", "print a table of runs"),
     "sweep": Verb("sweep", "SWEEP_DIR", "print a table of a sweep's trials, best first"),
     "logs": Verb("logs", "RUN_DIR", "print the output of a run; -f follows it"),
     "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "save a checkpoint and stop a run or sweep; --now ends it at once"),

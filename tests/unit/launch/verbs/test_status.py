@@ -1,5 +1,7 @@
 """The verb ``status``."""
 
+import os
+import platform
 import time
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.launch import cli
+from ftdist.launch.verbs import status
 from tests.unit.launch.run_tools import make_run
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -33,3 +36,35 @@ def test_runs_are_shown_before_the_error_about_a_place_without_runs(
     with pytest.raises(ConfigError, match="no run in nowhere"):
         cli.dispatch(["status", "mine", "nowhere"])
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["mine", "done"]
+
+
+def test_a_run_that_was_requeued_shows_its_attempt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one that goes on in jobs of a chain, on sites that forbid to requeue."""
+    make_run(here / "runs" / "a", state="preempted", attempt=2, requeues=2, exit_reason="near the time limit")
+    make_run(here / "runs" / "b", state="done", attempt=1, requeues=1)
+    make_run(here / "runs" / "c", state="done", attempt=1, requeues=0)  # resumed by its user
+    assert cli.dispatch(["status"]) == EXIT_DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert "preempted (attempt 3, 2 requeues): near the time limit" in lines[1]
+    assert "done (attempt 2, 1 requeue) " in lines[2] and "attempt" not in lines[3]
+
+
+def test_watching_ends_when_no_run_is_under_way(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(here / "runs" / "a", state="running", host=platform.node(), pid=os.getpid(), step=1, max_steps=2)
+
+    def pass_time(seconds: float) -> None:
+        run.write_status(state="done", step=2)
+
+    monkeypatch.setattr(status.time, "sleep", pass_time)
+    assert cli.dispatch(["status", "--watch", "runs"]) == EXIT_DONE
+    shown = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()[1::2]]
+    assert shown == [["running", "1/2"], ["done", "2/2"]]
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    run.write_status(state="running")
+    monkeypatch.setattr(status.time, "sleep", interrupt)
+    assert cli.dispatch(["status", "--watch"]) == EXIT_DONE
