@@ -37,15 +37,23 @@ class Form:
 USUAL = Form()
 
 
-def forms(messages: List[Message]) -> Iterator[Form]:
-    """Yield the forms that make a difference for this conversation, the usual one first."""
+def forms(messages: List[Message], template: str) -> Iterator[Form]:
+    """Yield the forms that make a difference for this conversation, the usual one first.
+
+    Args:
+        messages: The conversation.
+        template: The text of the chat template. A form is left out if the template does not even name its fields.
+    """
     calls = [call for message in messages for call in message.get("tool_calls") or []]
     reasons = any(message.get("reasoning_content") for message in messages)
     empty = any(message.get("tool_calls") and not message["content"] for message in messages)
     no, both = [False], [False, True]
+    named = set(re.findall(r"\w+", template))
+    fields = [name for name in REASONING_FIELDS if name in (REASONING_FIELDS[0], "content") or name in named]
+    ids = IDS if named & {"id", "tool_call_id", "call_id"} else IDS[:1]
     choices = itertools.product(
-        REASONING_FIELDS if reasons else REASONING_FIELDS[:1], both if calls else no, both if empty else no,
-        IDS if calls else IDS[:1], both,
+        fields if reasons else fields[:1], both if calls else no, both if empty else no,
+        ids if calls else IDS[:1], both if named & {"type", "text"} else no,
     )  # fmt: skip
     for choice in sorted(choices, key=lambda one: _distance(Form(*one))):
         yield Form(*choice)

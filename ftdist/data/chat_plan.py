@@ -113,8 +113,8 @@ def make_plan(
         CannotExpress: It can, but does not show all of it.
     """
     problems: List[Exception] = []
-    for fill in (False, True):
-        for form in forms(messages):
+    for fill in (False, True) if thinking.is_closed(template.text) else (False,):
+        for form in forms(messages, template.text):
             try:
                 return _Planner(messages, tools, template, special, eos, form, fill).plan(wanted)
             except (TemplateProblem, CannotExpress) as problem:

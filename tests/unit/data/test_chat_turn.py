@@ -9,6 +9,7 @@ import pytest
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import TrainOn
+from ftdist.data.chat_forms import forms
 from ftdist.data.render import make_renderer, render
 from ftdist.data.tokenizer import bytes_tokenizer
 from tests.unit.data_tools import APPENDS, chat, read
@@ -285,3 +286,22 @@ def test_a_stop_that_the_record_has_already_is_not_doubled(written: str) -> None
     for record in ({"prompt": "q ", "completion": "a<|im_end|>\n"}, {"text": "q a<|im_end|>"}, {"text": "q a"}):
         [made] = render(read(record), make_renderer(tokenizer, TrainOn.auto))
         assert made.text == "q a<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ m.content }}", {("reasoning_content", "own", False), ("content", "own", False)}),
+        ("{{ m['thinking'] }}{{ c.id }}", {("thinking", "own", False), ("thinking", "short", False)}),
+        ("{% if part.type == 'text' %}", {("content", "own", True)}),
+    ],
+)
+def test_forms_that_a_template_cannot_know_are_not_tried(template: str, expected: set[Any]) -> None:
+    """Each form costs renderings: a refused record with tools of its own would take a tenth of a second."""
+    record = call(("f", {"x": 1}))["messages"]
+    record[1] |= {"content": "", "reasoning_content": "r"}
+    found = {(form.reasoning, form.ids, form.content_in_parts) for form in forms(record, template)}
+    assert expected <= found
+    assert ("thinking" in template) == any(reasoning == "thinking" for reasoning, _, _ in found)
+    assert ("c.id" in template) == any(ids != "own" for _, ids, _ in found)
+    assert ("text" in template) == any(parts for _, _, parts in found)
