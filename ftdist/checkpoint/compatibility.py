@@ -27,11 +27,12 @@ NEEDED_NAMES = ("GPT2Tokenizer",)
 
 def write_old_fields(folder: Path) -> None:
     """Add the fields of transformers 4 to the config and the tokenizer of an export."""
-    config = _plain_numbers(read_json(folder / "config.json"))
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict):
-            _add_old_fields(part)
-    write_json(folder / "config.json", config)
+    if (folder / "config.json").is_file():  # an adapter has none
+        config = _plain_numbers(read_json(folder / "config.json"))
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict):
+                _add_old_fields(part)
+        write_json(folder / "config.json", config)
     if (folder / "tokenizer_config.json").is_file() and (folder / "tokenizer.json").is_file():
         tokenizer = _old_tokenizer(read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json"))
         write_json(folder / "tokenizer_config.json", tokenizer)

@@ -23,13 +23,16 @@ from ftdist.checkpoint.compatibility import write_old_fields
 from ftdist.checkpoint.exported_template import template_facts, write_defaults
 from ftdist.checkpoint.model_card import model_card
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
+from ftdist.checkpoint.saver import check_base
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import Precision, RunConfig
+from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.method.build import METHODS
+from ftdist.method.lora import export_merged
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import auto_class
+from ftdist.run.identity import base_identity
 from ftdist.run.rundir import RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
@@ -38,26 +41,32 @@ EXPORT_MARK = "ftdist_export.json"
 template saw in training besides the conversations."""
 
 
-def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
+def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bool = False) -> str:
     """Write the weights, configs, tokenizer, chat template and a model card to ``out``.
 
     The weights are written in the run's precision as safetensors. An earlier export in ``out`` is replaced when the new
     one is complete.
 
+    Args:
+        merged: Fold the adapters of ``method=lora`` into the base model. Otherwise an adapter is written.
+
+    Returns:
+        What was measured, for the user; an empty text if there is nothing to say.
+
     Raises:
         CheckpointError: A file of the checkpoint is damaged, or the exported weights differ when they are read back.
-        ConfigError: ``out`` is a symbolic link, or holds something that is not an export.
+        ConfigError: ``out`` is a symbolic link, or holds something that is not an export, or there are no adapters.
     """
+    if merged and config.method.kind is not MethodKind.lora:
+        raise ConfigError(f"--merged: method={config.method.kind.name} has no adapters; its export is a whole model",
+                          "a run with method=lora", "leave out --merged")  # fmt: skip
     if out.is_symlink():
         raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "pass the folder itself to --out")
     if out.exists() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
         raise ConfigError(
             f"{out} exists and is not an export of ftdist", "a new folder", "pass another folder to --out"
         )
-    problem = verify_checkpoint(checkpoint)
-    if problem:
-        found = f"{checkpoint}: {problem}"
-        raise CheckpointError(found, "a checkpoint whose files are unchanged", "export another one with --checkpoint")
+    check_trained(checkpoint, config)
     build_whole()  # this process may have trained with ZeRO-3, which would shard the model here too
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
     model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
@@ -66,16 +75,35 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig) -> None:
     unfinished = temporary_path(out)
     unfinished.mkdir(parents=True)
     _copy_hf_files(checkpoint, manifest, unfinished)
-    METHODS[config.method.kind].export(weights, model_config, unfinished, config)
+    measured = ""
+    if merged:
+        measured = export_merged(weights, model_config, unfinished, config)
+    else:
+        METHODS[config.method.kind].export(weights, model_config, unfinished, config)
     write_old_fields(unfinished)
     facts = template_facts(unfinished, config)
     write_defaults(unfinished, config)
-    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state, facts), encoding="utf-8")
+    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state, facts, measured), encoding="utf-8")
     write_json(unfinished / EXPORT_MARK, {**manifest, **facts})
     follow_umask(unfinished)
     if out.exists():
         shutil.rmtree(out)
     unfinished.rename(out)
+    return measured
+
+
+def check_trained(checkpoint: Path, config: RunConfig) -> None:
+    """Check that the files of a checkpoint are unchanged, and that it was trained on the base model of the config.
+
+    Raises:
+        CheckpointError: A file is damaged, or it holds only a part of the parameters and belongs to another base.
+    """
+    problem = verify_checkpoint(checkpoint)
+    if problem:
+        found = f"{checkpoint}: {problem}"
+        raise CheckpointError(found, "a checkpoint whose files are unchanged", "export another one with --checkpoint")
+    whole = METHODS[config.method.kind].whole
+    check_base(checkpoint.name, read_manifest(checkpoint), None if whole else base_identity(config))
 
 
 def _copy_hf_files(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:
@@ -113,20 +141,23 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="ftdist export", description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", help="a run directory")
     parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
-    parser.add_argument("--out", help="the folder to write (default: RUN_DIR/export)")
+    parser.add_argument("--out", help="the folder to write (default: RUN_DIR/export, or RUN_DIR/export-merged)")
+    parser.add_argument("--merged", action="store_true", help="fold the adapters into the base model")
     args = parser.parse_args(argv)
     try:
         run = RunDir.open(args.run_dir)
-        out = Path(args.out) if args.out else run.export
+        out = Path(args.out) if args.out else run.merged if args.merged else run.export
         checkpoint = run.find_checkpoint(args.checkpoint)
         with task(f"exporting {checkpoint.name}"):
-            export_checkpoint(checkpoint, out, load_config(run.config))
+            measured = export_checkpoint(checkpoint, out, load_config(run.config), args.merged)
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return EXIT_FAILED
+    if measured:
+        print(measured)
     print(f"exported to {short_path(out)}")
     return 0
 

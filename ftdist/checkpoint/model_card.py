@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from yaml import YAMLError
 
 from ftdist.checkpoint.compatibility import TESTED
-from ftdist.config.schema import RunConfig
+from ftdist.config.method import READ_BY
+from ftdist.config.schema import MethodKind, RunConfig
 
 BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 """Hub id and license of the models that ``model.builtin`` names."""
@@ -30,19 +31,22 @@ class BaseModel:
 
 
 def model_card(
-    config: RunConfig, checkpoint: str, state: Dict[str, Any], template: Optional[Dict[str, Any]] = None
-) -> str:
+    config: RunConfig, checkpoint: str, state: Dict[str, Any], template: Optional[Dict[str, Any]] = None,
+    measured: str = "",
+) -> str:  # fmt: skip
     """Return the text of the export's README.md.
 
     Args:
         checkpoint: Name of the checkpoint that is exported.
         state: The ``state.json`` of the checkpoint.
         template: What the chat template saw besides the conversations, from ``template_facts``.
+        measured: What the export measured of a merged model. Empty for every other export.
     """
+    adapter = config.method.kind is MethodKind.lora and not measured
     base = base_model(config)
     sources = [*config.data.sources.values()]
     metadata = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["ftdist"],
         base_model=base.hub_id,
@@ -50,6 +54,7 @@ def model_card(
         datasets=[source.hub for source in sources if source.hub] or None,
     )
     rows = {**_rows(config, checkpoint, state), **_template_rows(template or {})}
+    rows |= {"merging": measured} if measured else {}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         f"---\n{metadata.to_yaml()}\n---\n\n# {config.name}\n\nFine-tuned with ftdist.\n\n| | |\n|---|---|\n{table}\n"
@@ -85,12 +90,20 @@ def _first(value: str | List[str] | None) -> Optional[str]:
     return value[0] if isinstance(value, list) and value else value if isinstance(value, str) else None
 
 
+def _method(config: RunConfig) -> str:
+    method = config.method
+    if method.kind is MethodKind.full:
+        return method.kind.name
+    values = {name: getattr(method, name) for name in READ_BY[method.kind]}
+    return f"{method.kind.name}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value)
+
+
 def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str, str]:
     evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
     return {
         "base model": config.model.hub or config.model.builtin or config.model.path or "random weights",
         "data": ", ".join(config.data.sources),
-        "method": config.method.kind.name,
+        "method": _method(config),
         "objective": config.objective.kind.name,
         "optimizer": config.optim.optimizer.name,
         "optimizer steps": f"{state['step']:,}",

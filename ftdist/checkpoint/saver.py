@@ -51,12 +51,17 @@ class Saver:
     while training continues. The next save and the end of the run wait for this thread.
     """
 
-    def __init__(self, engine: Engine, run: RunDir, config: RunConfig, files: Dict[str, bytes], note: Note) -> None:
+    def __init__(
+        self, engine: Engine, run: RunDir, config: RunConfig, files: Dict[str, bytes], note: Note,
+        base: Optional[str] = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             files: The small files of every checkpoint, from ``hf_files``.
             note: Prints one line for the user. It is called on every rank and from any thread.
+            base: Identity of the base model, if only a part of its parameters is trained.
         """
+        self._base = base
         self._engine, self._run, self._config, self._files, self.note = engine, run, config, files, note
         self._config_hash, self._versions = config_hash(config), {name: version(name) for name in PACKAGES}
         self._data = (read_inputs(run) or {}).get("data")
@@ -157,6 +162,7 @@ class Saver:
             "precision": self._config.train.precision.name,
             "config": self._config_hash,
             "data": self._data,
+            **({"base": self._base} if self._base else {}),
             "optimizer_step": self._engine.updates,
             "no_gradient": self._engine.no_gradient.names,
             "parameters": self._engine.trained_shapes(),
@@ -213,6 +219,7 @@ class Saver:
             different = _differences(manifest, mine)
             raise CheckpointError(f"{name} belongs to another model: {different[0]}", "a checkpoint of this model",
                                   "resume with the model that the run was started with")  # fmt: skip
+        check_base(name, manifest, self._base)
         saved = manifest.get("data")  # older versions did not write it
         if saved and self._data and saved["sha256"] != self._data["sha256"]:
             raise CheckpointError(f"{name} was saved by a run on other data ({saved['rows']['train']:,} rows)",
@@ -222,6 +229,22 @@ class Saver:
         if manifest["config"] != self._config_hash and same_version:
             raise CheckpointError(f"{name} was saved by a run with other settings", "the run.yaml of that run",
                                   "restore this run.yaml, or start a new run")  # fmt: skip
+
+
+def check_base(name: str, manifest: Dict[str, Any], base: Optional[str]) -> None:
+    """Check that a checkpoint which holds only a part of the parameters was trained on this base model.
+
+    Args:
+        name: Name of the checkpoint, for the message.
+        base: Identity of the base model now.
+
+    Raises:
+        CheckpointError: It was trained on another one.
+    """
+    if manifest.get("base") != base:
+        raise CheckpointError(f"{name} holds only what was trained, on a base model with other weights than now",
+                              "the base model that the run was started with",
+                              "restore the files of the base model, or start a new run")  # fmt: skip
 
 
 def _differences(manifest: Dict[str, Any], mine: Dict[str, List[int]]) -> List[str]:

@@ -1,13 +1,17 @@
 """The training state as named tensors: what each rank saves, and how any number of ranks restores it."""
 
+from pathlib import Path
 from typing import Dict
 
 import torch
 import torch.distributed as dist
 
+from ftdist.checkpoint.protocol import rank_file
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.engine.engine import Engine
 from ftdist.engine.shards import rewriting, slices_to_save
+from ftdist.model.vocabulary import gathered
+from ftdist.run.rundir import read_manifest
 
 MASTER, BUFFER = "master", "buffer"
 """Kinds of entries in a tensor file. The other kinds are the names of the optimizer states."""
@@ -24,6 +28,28 @@ def tensors_to_save(engine: Engine) -> Dict[str, torch.Tensor]:
     if dist.get_rank() == 0:
         tensors |= {key_of(BUFFER, 0, name): tensor.view(-1) for name, tensor in engine.buffers().items()}
     return tensors
+
+
+@torch.no_grad()
+def load_trained(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Put the trained weights and the saved buffers of a checkpoint into a model without an engine.
+
+    With ZeRO-3 every rank must call it.
+
+    Args:
+        model: The base model with the method of the run applied.
+        checkpoint: The folder of the checkpoint. Verify its files first.
+    """
+    manifest = read_manifest(checkpoint)
+    stored = Stored([checkpoint / rank_file(rank) for rank in range(manifest["world_size"])])
+    for name, parameter in model.named_parameters():
+        if name in manifest["parameters"]:
+            with gathered([parameter]):
+                if parameter.numel():
+                    parameter.copy_(stored.whole(MASTER, name, manifest["parameters"][name]))
+    for name, buffer in model.named_buffers():
+        if name in manifest["buffers"]:
+            buffer.copy_(stored.whole(BUFFER, name, buffer.shape))
 
 
 def restore(engine: Engine, stored: Stored, updates: int) -> None:

@@ -21,6 +21,8 @@ from ftdist.config.launch import Device as Device
 from ftdist.config.launch import GpuOption as GpuOption
 from ftdist.config.launch import LaunchConfig as LaunchConfig
 from ftdist.config.launch import LaunchKind as LaunchKind
+from ftdist.config.method import MethodConfig as MethodConfig
+from ftdist.config.method import MethodKind as MethodKind
 
 
 class Precision(Enum):
@@ -54,10 +56,6 @@ class Wandb(Enum):
     online = "online"
     offline = "offline"
     disabled = "disabled"  # not "off": YAML reads that as false
-
-
-class MethodKind(Enum):
-    full = "full"
 
 
 class ObjectiveKind(Enum):
@@ -96,12 +94,6 @@ class ModelConfig:
     again on the model itself at the start of every run."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you trust the author."""
-
-
-@dataclass
-class MethodConfig:
-    kind: MethodKind = MethodKind.full
-    """Which parameters are trained. ``full``: all of them."""
 
 
 @dataclass
@@ -278,6 +270,9 @@ ADDED_LATER: Dict[str, Any] = {
     "launch.slurm.gpu_type": None, "launch.slurm.cpus_per_gpu": None,
     "launch.slurm.setup": [],
     "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
+    "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],
+    "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
+    "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0,
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.
 

@@ -16,6 +16,9 @@ class Method(Protocol):
     line in ``build.py``, and its file in ``conf/method/``. ``docs/design.md`` lists all steps.
     """
 
+    whole: bool
+    """Whether all parameters are trained. Otherwise a checkpoint fits only the base model of its run."""
+
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
         """Return more arguments for ``from_pretrained``, for instance a quantization config."""
 
@@ -28,10 +31,12 @@ class Method(Protocol):
     def export(
         self, weights: Dict[str, torch.Tensor], model_config: PretrainedConfig, out: Path, config: RunConfig
     ) -> None:
-        """Write the trained model to ``out`` in Hugging Face format.
+        """Write what was trained to ``out`` in Hugging Face format, and compare it after reading it again.
 
         Args:
-            weights: The whole trained parameters and saved buffers of a checkpoint, by name, in the run's precision.
+            weights: The whole trained parameters and saved buffers of a checkpoint, by name, in the run's precision,
+                without the rows that only pad the embedding.
+            model_config: Config of the model.
             out: A folder that already holds the configs and the tokenizer.
 
         Raises:

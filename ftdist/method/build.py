@@ -5,5 +5,9 @@ from typing import Dict
 from ftdist.config.schema import MethodKind
 from ftdist.method.base import Method
 from ftdist.method.full import FullFineTuning
+from ftdist.method.lora import Lora
+from ftdist.method.partial import PartialFineTuning
 
-METHODS: Dict[MethodKind, Method] = {MethodKind.full: FullFineTuning()}
+METHODS: Dict[MethodKind, Method] = {
+    MethodKind.full: FullFineTuning(), MethodKind.lora: Lora(), MethodKind.partial: PartialFineTuning(),
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Check before a run whether its model can be fine-tuned: ``python -m ftdist.model.check -`` (config on stdin).
+"""Check before a run whether its model can be fine-tuned (``ftdist.method.check`` is the program).
 
 The model is built on the meta device, where it has shapes but no weights, so this takes seconds for any size. A model
 is refused if it cannot be built, is not a causal language model, reads text in both directions, or cannot be exported
@@ -6,8 +6,6 @@ is refused if it cannot be built, is not a causal language model, reads text in 
 """
 
 import dataclasses
-import sys
-from typing import List
 
 import torch
 from transformers import (
@@ -17,11 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftdist.base.errors import EXIT_FAILED, ConfigError, FtdistError
+from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
-from ftdist.base.output import accept_any_text, read_config_text
-from ftdist.base.permissions import explain_os_error
-from ftdist.config.frozen import parse_config
 from ftdist.config.schema import RunConfig
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
@@ -29,7 +24,7 @@ from ftdist.model.load import model_config
 from ftdist.model.parts import auto_class, is_multimodal, other_parts
 from ftdist.model.text_only import why_not_text_only
 from ftdist.run.locations import model_location
-from ftdist.run.model_facts import ModelFacts, write_facts
+from ftdist.run.model_facts import ModelFacts
 
 EXPECTED_MODEL = "a decoder-only language model, for example llama, qwen3 or gpt2"
 MIN_SIMILARITY = 0.8
@@ -118,6 +113,15 @@ def _check_keys(config: RunConfig, arch: PretrainedConfig) -> None:
         )  # fmt: skip
 
 
+def build_on_meta(config: RunConfig) -> PreTrainedModel:
+    """Return the model of a config without weights.
+
+    Raises:
+        ConfigError: It cannot be built.
+    """
+    return _build(config, model_config(config), "meta")
+
+
 def _build(config: RunConfig, arch: PretrainedConfig, device: str) -> PreTrainedModel:
     try:
         with torch.device(device):
@@ -174,26 +178,3 @@ def _has_position_table(model: PreTrainedModel, limit: int) -> bool:
         and limit <= tensor.shape[0] <= limit + MAX_EXTRA_POSITIONS
         for name, tensor in tensors
     )
-
-
-def main(argv: List[str]) -> int:
-    """Run the program. Returns the exit code (see ``ftdist.base.errors``)."""
-    import transformers
-
-    assert argv == ["-"], "the config is read from standard input"
-    transformers.logging.set_verbosity_error()
-    try:
-        config = parse_config(read_config_text(), "standard input")
-        write_facts(config, check_model(config))
-    except FtdistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        return EXIT_FAILED
-    return 0
-
-
-if __name__ == "__main__":
-    accept_any_text()
-    sys.exit(main(sys.argv[1:]))

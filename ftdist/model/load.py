@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Precision, RunConfig
-from ftdist.model.attention_plan import AttentionPlan
+from ftdist.config.schema import Attention, Precision, RunConfig
+from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class
 from ftdist.model.vocabulary import gathered
@@ -21,6 +21,8 @@ from ftdist.run.locations import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 """Type of weights and activations for each ``train.precision``."""
+
+_AS_IT_IS = AttentionPlan(Attention.rows, None, Layout.alone)
 
 # transformers keeps only a weak reference to HfDeepSpeedConfig, so it must stay alive here during from_pretrained.
 _zero3_registration: Optional[Any] = None
@@ -82,6 +84,16 @@ def load_model(
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def load_whole(config: RunConfig) -> PreTrainedModel:
+    """Return the run's model in its precision, whole in this process, as transformers runs it.
+
+    Raises:
+        ConfigError: See ``load_model``.
+    """
+    build_whole()
+    return _build_or_read(config, model_config(config), _AS_IT_IS, {})
 
 
 def _build_or_read(

@@ -6,7 +6,7 @@ The formula for users is in docs/step.md, "What ZeRO shards".
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
@@ -82,9 +82,15 @@ def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec)
     return optimizer.bytes_per_parameter + (0 if own_master else FP32_BYTES)
 
 
-def memory_of(config: RunConfig, parameters: int, layout: Layout) -> RankMemory:
-    """Return the bytes of the model states of one rank of a run that trains all parameters."""
-    return rank_memory(parameters, parameters, config.train.precision, config.zero, layout, optimizer_of(config))
+def memory_of(config: RunConfig, parameters: int, layout: Layout, trained: Optional[int] = None) -> RankMemory:
+    """Return the bytes of the model states of one rank of a run.
+
+    Args:
+        parameters: parameters of the model, adapters included.
+        trained: those of them that are trained; None for all.
+    """
+    trained = parameters if trained is None else trained
+    return rank_memory(parameters, trained, config.train.precision, config.zero, layout, optimizer_of(config))
 
 
 def eager_attention_bytes(

@@ -173,6 +173,19 @@ def describe_files(config: RunConfig) -> Record:
     return dict(json.loads(json.dumps(found)))
 
 
+def base_identity(config: RunConfig) -> str:
+    """Return the hash of what the weights of the base model are, for checkpoints that hold only what was trained.
+
+    It covers the files of the model, the commit of a model on the hub, or the config and the seed of random weights.
+    """
+    model, files = config.model, _model_files(config, FileHashes(cache_root(config) / "hashes.json"))
+    if isinstance(files, dict):
+        files.pop("generation_config.json", None)
+    random = {"config": model.config, "seed": config.seed} if model.config else {}
+    found = {"files": files, "hub": model.hub, **random}
+    return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _plain(key: Any) -> Any:
     """Return a part of a key as JSON, with lists of (name, hash) as a dict."""
     if isinstance(key, list) and all(isinstance(pair, tuple) for pair in key) and len(dict(key)) == len(key):

@@ -1,6 +1,7 @@
 """Facts about a model that a run needs before it starts. They are kept in the cache.
 
-``ftdist.model.check`` finds them, which takes several seconds. Later runs with the same model read them from the cache.
+``ftdist.method.check`` finds them, which takes several seconds. Later runs with the same model and method read
+them from the cache.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.run.locations import cache_root, model_location
 
 FORMAT_VERSION = 3
@@ -35,6 +36,10 @@ class ModelFacts:
     Otherwise (rotary embeddings) longer rows are possible."""
     recomputes: bool
     """Whether the model supports gradient checkpointing."""
+    trained: Optional[int] = None
+    """Number of parameters that the method of the run trains, adapters included. None: all."""
+    added: int = 0
+    """Number of parameters that the method adds to the model: the adapters."""
 
 
 def read_facts(config: RunConfig) -> Optional[ModelFacts]:
@@ -90,6 +95,15 @@ def describe_model(config: RunConfig) -> str:
     return name + (f": {facts.model_type}, {facts.parameters:,} parameters" if facts else "")
 
 
+def describe_method(config: RunConfig) -> str:
+    """Return one line that says how much of the model is trained, for the banner at the start of a run."""
+    facts, name = read_facts(config), config.method.kind.name
+    if facts is None or facts.trained is None:
+        return name
+    whole = facts.parameters + facts.added
+    return f"{name}: {facts.trained:,} of {whole:,} parameters are trained ({facts.trained / whole:.2%})"
+
+
 def _file(config: RunConfig) -> Path:
     """Return the file of the facts. Its name is a hash of everything that the facts depend on.
 
@@ -102,6 +116,8 @@ def _file(config: RunConfig) -> Path:
         "config": model.config or _architecture_files(Path(location)) or [location, model.revision],
         "trust_remote_code": model.trust_remote_code,
     }
+    if config.method.kind is not MethodKind.full:
+        content["method"] = [asdict(config.method), model.new_special_tokens]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
     return cache_root(config) / "checked" / f"{digest}.json"
 

@@ -78,6 +78,7 @@ class RunDir:
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
+        self.merged = self.path / "export-merged"
         self.wandb = self.path / "wandb"
 
     @classmethod

@@ -48,21 +48,22 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
             and ``trust_remote_code`` is not set.
     """
     require_readable_folder(folder)
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
     import torch
     import transformers
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from ftdist.model.parts import auto_class
+    from ftdist.model.opened import open_exported
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        arch = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = auto_class(arch).from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
+        model = open_exported(folder, trust_remote_code)
+    except FtdistError:
+        raise
     except Exception as error:  # transformers raises many types of errors
         found = f"{folder}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
         without_code = "" if trust_remote_code else " without running code from its folder"

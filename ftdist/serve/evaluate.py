@@ -21,11 +21,13 @@ from ftdist.base.output import accept_any_text
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
-from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
+from ftdist.checkpoint.export import EXPORT_MARK, check_trained, export_checkpoint
+from ftdist.checkpoint.state import load_trained
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import build_forward_engine
+from ftdist.method.build import METHODS
 from ftdist.model.exactness import choose_plan
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
@@ -66,9 +68,10 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, whic
     rank_process.quiet_libraries()
     checkpoint = run.find_checkpoint(which)
     kept = run.export / EXPORT_MARK
-    exported = kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint)
+    whole = METHODS[config.method.kind].whole
+    exported = not whole or (kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint))
     scratch = temporary_path(run.path / "eval")
-    folder = run.export if exported else scratch / checkpoint.name
+    folder = checkpoint if not whole else run.export if exported else scratch / checkpoint.name
     if ranks.first:
         remove_leftovers(run.path / "eval")
     if ranks.first and not exported:
@@ -89,10 +92,11 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
 
     Args:
         settings_file: The settings of DeepSpeed (``deepspeed.json``).
-        model_folder: The model in Hugging Face format.
+        model_folder: The model in Hugging Face format; a checkpoint if the method trains only a part of it.
 
     Raises:
         ConfigError: The config has no held-out data.
+        CheckpointError: The checkpoint is damaged, or was trained on another base model.
     """
     data = recorded_folder(RunDir(settings_file.parent), config)
     heldout = open_heldout(data)
@@ -100,8 +104,12 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
         raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",
                           "set one of them, for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
     tokenizer = load_tokenizer(config)
-    config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
-                                           trust_remote_code=config.model.trust_remote_code))  # fmt: skip
+    method = METHODS[config.method.kind]
+    if method.whole:
+        config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
+                                               trust_remote_code=config.model.trust_remote_code))  # fmt: skip
+    else:
+        on_rank_0(ranks, lambda: check_trained(model_folder, config))
     plan = BatchPlan(config.batch.micro_batch_size, 1, ranks.world_size, config.data.max_seq_len)
     settings = read_settings(settings_file, plan)
     arch = model_config(config)
@@ -109,7 +117,14 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
     choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, never_two_documents(config)))
     with task("loading the model", ranks.first):
         model = load_model(config, arch, choice.plan, settings)
-        vocab_size = fit_vocabulary(model, len(tokenizer), len(tokenizer), 1)
+        # An export already has the rows of new tokens.
+        known, padding = len(tokenizer), 1
+        if not method.whole:
+            known, padding = tokenizer.num_known_tokens, config.model.pad_vocab_to_multiple_of
+        vocab_size = fit_vocabulary(model, known, len(tokenizer), padding)
+        if not method.whole:
+            method.apply(model, config)
+            load_trained(model, model_folder)
         engine = build_forward_engine(model.eval(), settings, ranks.device)
     losses: Losses = {}
     with task("evaluating", ranks.first) as say:

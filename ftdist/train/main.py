@@ -43,7 +43,7 @@ from ftdist.plan.disk import checkpoints_to_come, require_space
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
-from ftdist.run.identity import recorded_folder
+from ftdist.run.identity import base_identity, recorded_folder
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
 from ftdist.run.rundir import STOPPED, RunDir
@@ -172,7 +172,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         _check_disk(config, run, engine, max_steps)
     others = processor_files(model_location(config), config.model.revision) if is_multimodal(arch) else []
     files = hf_files(engine.module, tokenizer, others)
-    saver = Saver(engine, run, config, files, lambda text: _print_on_rank_0(ranks, text))
+    base = None if method.whole else on_rank_0(ranks, lambda: base_identity(config))
+    saver = Saver(engine, run, config, files, lambda text: _print_on_rank_0(ranks, text), base)
     state = _resume(saver, run, ranks, config.train.log_every)
     progress = Progress(ranks.first, max_steps, state.step if state else 0)
     saver.note = progress.note

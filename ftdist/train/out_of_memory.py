@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 
@@ -65,18 +65,21 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
     scores: Scores = _no_scores
     if training is None:
         facts = read_facts(config)
-        parameters, when, held = facts.parameters if facts else 0, "while the model was loaded", ""
+        parameters, when, held = facts.parameters + facts.added if facts else 0, "while the model was loaded", ""
+        trained = facts.trained if facts else None
         if facts:
-            held = f". A rank needs about {account_for(config, parameters, layout, peak, cuda)}"
+            held = f". A rank needs about {account_for(config, parameters, layout, peak, cuda, trained=trained)}"
     else:
-        parameters = sum(parameter_shape(p).numel() for p in training.engine.module.parameters())
+        numbers = [(parameter_shape(p).numel(), p.requires_grad) for p in training.engine.module.parameters()]
+        parameters = sum(count for count, _ in numbers)
+        trained = sum(count for count, is_trained in numbers if is_trained)
         peak = peak_memory_gib(ranks.device) * GIB
         engine = training.engine
         scores = partial(eager_bytes, arch=engine.module.config, plan=plan_of(engine))
         when = f"at step {training.state.step + 1}"
-        account = account_for(config, parameters, layout, peak, cuda, scores)
+        account = account_for(config, parameters, layout, peak, cuda, scores, trained)
         held = f". At its peak of {peak / GIB:.1f} GiB the rank used about {account}"
-    change, freed = best_change(config, parameters or 1, layout, peak, cuda, scores)
+    change, freed = best_change(config, parameters or 1, layout, peak, cuda, scores, trained)
     frees = f" (frees about {freed / GIB:.1f} GiB)" if parameters else ""
     explained = TrainError(f"memory ran out {when}: {first_line.rstrip('.')}{held}",
                            "enough memory for the model, the optimizer states and the activations",
@@ -94,25 +97,28 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def account_for(
-    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores = _no_scores
-) -> Account:
+    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores = _no_scores,
+    trained: Optional[int] = None,
+) -> Account:  # fmt: skip
     """Return what fills the memory of a rank: the memory of its GPU, or on CPU the host memory with offloaded states.
 
     Args:
         parameters: Number of parameters of the whole model.
         peak: Measured peak memory of the rank in bytes.
         scores: Returns the bytes of the scores of eager attention with a config.
+        trained: Number of trained parameters; None for all.
     """
-    states = _held(config, config.zero, parameters, layout, cuda)
+    states = _held(config, config.zero, parameters, layout, cuda, trained)
     activations = max(0.0, peak - states.total)
     return Account(states, activations, min(activations, scores(config)))
 
 
 def best_change(
-    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores = _no_scores
-) -> Tuple[str, float]:
+    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores = _no_scores,
+    trained: Optional[int] = None,
+) -> Tuple[str, float]:  # fmt: skip
     """Return the change that frees the most memory as a config override, and the bytes that it frees."""
-    found = sorted(_changes(config, parameters, layout, peak, cuda, scores), key=lambda change: -change[1])
+    found = sorted(_changes(config, parameters, layout, peak, cuda, scores, trained), key=lambda change: -change[1])
     return (
         found[0]
         if found and found[0][1] > 0
@@ -120,18 +126,21 @@ def best_change(
     )
 
 
-def _held(config: RunConfig, zero: ZeroConfig, parameters: int, layout: Layout, cuda: bool) -> States:
+def _held(
+    config: RunConfig, zero: ZeroConfig, parameters: int, layout: Layout, cuda: bool, trained: Optional[int]
+) -> States:
     """Return the model states that a rank holds in this memory with the settings ``zero``."""
-    memory = memory_of(replace(config, zero=zero), parameters, layout)
+    memory = memory_of(replace(config, zero=zero), parameters, layout, trained)
     return memory.device if cuda else memory.device + memory.host
 
 
 def _changes(
-    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores
-) -> List[Tuple[str, float]]:
+    config: RunConfig, parameters: int, layout: Layout, peak: float, cuda: bool, scores: Scores,
+    trained: Optional[int],
+) -> List[Tuple[str, float]]:  # fmt: skip
     """Return the possible changes of the config as overrides, each with the bytes that it frees."""
     zero = config.zero
-    now = account_for(config, parameters, layout, peak, cuda, scores)
+    now = account_for(config, parameters, layout, peak, cuda, scores, trained)
     settings: List[Tuple[str, ZeroConfig]] = []
     for stage in range(zero.stage + 1, 4):
         settings.append((f"zero.stage={stage}", replace(zero, stage=stage)))
@@ -143,7 +152,7 @@ def _changes(
     if cuda and ModelState.parameters.is_sharded(zero.stage) and zero.offload_param is Offload.none:
         settings.append(("zero.offload_param=cpu", replace(zero, offload_param=Offload.cpu)))
     changes = [
-        (override, now.states.total - _held(config, changed, parameters, layout, cuda).total)
+        (override, now.states.total - _held(config, changed, parameters, layout, cuda, trained).total)
         for override, changed in settings
     ]
     rows, tokens, rest = config.batch.micro_batch_size, config.data.max_seq_len, now.activations - now.scores

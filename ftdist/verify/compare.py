@@ -212,7 +212,7 @@ def _update_deviation(weights: List[Tensors], gradients: List[Tensors], optim: A
     of one rounding for each step is allowed: it can be a large share of an update that is small compared with the
     weight.
     """
-    updated = {name: weight.clone() for name, weight in weights[0].items()}
+    updated = {name: weights[0][name].clone() for name in gradients[0]}  # only what is trained
     optimizer, deviation = adamw(updated, optim), 0.0
     for number, gradient in enumerate(gradients, 1):
         adamw_step(optimizer, updated, gradient, lrs[number - 1])

@@ -15,10 +15,12 @@ from typing import List, Optional
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.base.output import accept_any_text
 from ftdist.config.frozen import dump_config, load_config
+from ftdist.config.method import rate_warning
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.data.row_order import row_ids, train_rows
-from ftdist.model.check import check_model
+from ftdist.method.build import METHODS
+from ftdist.method.check import check_run, method_on_meta, trained_table
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.plan.batch import BatchPlan, plan_resumed
@@ -35,6 +37,7 @@ from ftdist.verify.token_checks import NAMES as TOKEN_CHECKS
 from ftdist.verify.token_checks import check_tokens, read_documents
 from ftdist.verify.trial import Missing, Trial, make_trial, missing_model, missing_tokenizer, use_generated_chats
 
+TRAINED = "what is trained"
 MODEL, TOKENIZER, DATA = "model can be trained", "tokenizer can be used", "data can be trained on"
 ORDER, RATE = "data order", "learning rate"
 SAME_RATE = 1e-12
@@ -112,6 +115,8 @@ def check_before_ranks(
     checks.append(folder, model := _check_model(config, no_model))
     if model.outcome == checks.FAILED:
         return None
+    if not METHODS[config.method.kind].whole and not no_model:
+        checks.append(folder, check_trained_parts(config))
     try:
         missing = Missing(no_model, missing_tokenizer(config, no_model))
     except ConfigError as error:
@@ -129,6 +134,8 @@ def check_before_ranks(
         prepared = prepare(trial.steps_config)
     checks.append(folder, check_data_order(config, _num_rows(own or prepared), wanted_ranks))
     checks.append(folder, check_learning_rate(config, _max_steps(config, trial, own)))
+    if warning := rate_warning(config.method.kind, config.optim.lr):
+        trial.notes.append(f"warning: {warning}")
     (folder / checks.NOTES).write_text(json.dumps(trial.notes), encoding="utf-8")
     return trial.steps_config
 
@@ -138,11 +145,20 @@ def _check_model(config: RunConfig, missing: Optional[ConfigError]) -> checks.Ch
     if missing:
         return checks.not_run(MODEL, missing.found)
     try:
-        facts = check_model(config)
+        facts = check_run(config)
         check_fit(config, facts)
     except ConfigError as error:
         return checks.failed(MODEL, _one_line(error))
     return checks.passed(MODEL, f"{facts.model_type}, {facts.parameters:,} parameters")
+
+
+def check_trained_parts(config: RunConfig) -> checks.Check:
+    """List what the method trains, and how many parameters these are."""
+    model = method_on_meta(config)
+    numbers = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained, whole = sum(count for count, is_trained in numbers if is_trained), sum(count for count, _ in numbers)
+    share = f"{trained:,} of {whole:,} parameters ({trained / whole:.2%})"
+    return checks.judge(TRAINED, [] if trained else ["nothing is trained"], "\n".join([share, *trained_table(model)]))
 
 
 def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:

@@ -25,13 +25,15 @@ import torch.distributed as dist
 from ftdist.base.errors import FtdistError
 from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
-from ftdist.config.schema import Precision, RunConfig
+from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.data.loader import micro_batch
 from ftdist.engine.whole import Tensors, whole_weights
+from ftdist.method.adapters import without_adapters
 from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
-from ftdist.model.load import DTYPES, build_whole, model_config
-from ftdist.model.parts import auto_class
+from ftdist.model.load import DTYPES, build_whole, load_whole, model_config
+from ftdist.model.opened import open_exported
+from ftdist.model.parts import auto_class, freeze_other_parts
 from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import plan_batch
@@ -54,6 +56,7 @@ from ftdist.verify.compare import (
     run_reference,
 )
 from ftdist.verify.reference import read_rows, row_order
+from ftdist.verify.reference_method import apply_plainly, put_by_name, saved_names
 
 Report = Callable[[Check], None]
 ISOLATION, LOSS, UPDATE, PRECISION = (
@@ -160,11 +163,14 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     build_whole()
     other = _weights_of_another_model(config, weights) if not config.model.config else []
     model = auto_class(arch).from_config(arch, dtype=torch.float32, attn_implementation="eager")
-    model.load_state_dict(weights, strict=False)  # not strict, because ``weights`` has tied weights only once
-    model.tie_weights()
-    frozen = {name for name, p in training.engine.module.named_parameters() if not p.requires_grad}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+    if config.method.kind is MethodKind.full:
+        frozen = {name for name, p in training.engine.module.named_parameters() if not p.requires_grad}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    else:
+        freeze_other_parts(model)
+        model = apply_plainly(model, config.method)
+    put_by_name(model, weights)
     model.to(training.ranks.device)
     rows = read_rows(data / "train")
     heldout = [document for name in training.heldout for row in read_rows(data / name) for document in row]
@@ -181,8 +187,9 @@ def _weights_of_another_model(config: RunConfig, weights: Tensors) -> List[str]:
         model_location(config), dtype=torch.float32, revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
     )  # fmt: skip
+    found = without_adapters(weights)
     return [name for name, weight in model.named_parameters()
-            if name not in weights or not weights[name][: len(weight)].cpu().equal(weight)]  # fmt: skip
+            if name not in found or not found[name][: len(weight)].cpu().equal(weight)]  # fmt: skip
 
 
 def _report_deviation(deviation: Deviation, other: List[str], training: Training, report: Report) -> None:
@@ -280,29 +287,26 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     Logits may differ by rounding. In bf16 such a difference could hide that a small update is missing, so the weights
     must be equal.
     """
-    from transformers import AutoConfig
-
+    merged = ""
     try:
         export_checkpoint(run.find_checkpoint("last"), run.export, config)
+        if config.method.kind is MethodKind.lora:
+            merged = "; " + export_checkpoint(run.find_checkpoint("last"), run.merged, config, merged=True)
     except FtdistError as error:
         return failed(EXPORT, " ".join(str(error).split()))
-    model = (
-        auto_class(AutoConfig.from_pretrained(run.export))
-        .from_pretrained(run.export, dtype="auto")
-        .to(logits.device)
-        .eval()
-    )
+    base = load_whole(config) if merged else None  # random weights are in no folder
+    model = open_exported(run.export, config.model.trust_remote_code, base).to(logits.device).eval()
     with torch.no_grad():
         exported = model(input_ids=batch.input_ids[:, : len(logits)]).logits[0].float()
     expected = logits[:, : exported.shape[1]]  # without the rows that only pad the embedding
     difference = float((exported - expected).abs().max() / expected.abs().max())
     limit = ROUNDING[DTYPES[config.train.precision]]
-    other = [name for name, weight in model.named_parameters()
+    other = [name for name, weight in saved_names(model).items()
              if not weight.equal(weights[name][: len(weight)].to(weight.device, weight.dtype))]  # fmt: skip
     problems = ["the exported model gives other logits"] if not difference <= limit else []
     problems += [f"{len(other)} weights differ from those of the run, for example {other[0]}"] if other else []
     measured = f"logits of the exported model differ by {difference:.1g} (limit {limit:.0e})"
-    return judge(EXPORT, problems, measured + ("" if other else ", its weights are equal"))
+    return judge(EXPORT, problems, measured + ("" if other else ", its weights are equal") + merged)
 
 
 def _check_repeat(config: RunConfig, run: RunDir, ranks: Ranks, record: List[Any], report: Report) -> None:

@@ -15,6 +15,8 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 import torch
 
+from ftdist.verify.reference_method import own_names
+
 Document = Tuple[np.ndarray, np.ndarray]
 """Token ids [n], and for each token whether it is trained [n]."""
 Rows = List[List[Document]]
@@ -106,7 +108,7 @@ class Reference:
         """
         self.balance = balance
         self.model, self.optim, self.max_steps, self.vocab_size = model.train(training), optim, max_steps, vocab_size
-        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.named = {name: p for name, p in own_names(model).items() if p.requires_grad}
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
         self.optimizer = adamw(self.masters, optim)
         self.gradients: Dict[str, torch.Tensor] = {}
@@ -157,11 +159,13 @@ class Reference:
 def transformers_balance_loss(model: torch.nn.Module, documents: List[Document]) -> torch.Tensor:
     """Return the balance loss of transformers, for the router logits of all documents together."""
     device = next(model.parameters()).device
+    inner: Any = model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner  # without PEFT's wrapper
     rows = [torch.from_numpy(ids.astype(np.int64))[None].to(device) for ids, _ in documents]
-    found = [model(input_ids=row, use_cache=False, output_router_logits=True).router_logits for row in rows]
+    found = [inner(input_ids=row, use_cache=False, output_router_logits=True).router_logits for row in rows]
     layers = tuple(torch.cat([logits.flatten(0, -2) for logits in layer]) for layer in zip(*found, strict=True))
-    compute = sys.modules[type(model).__module__].load_balancing_loss_func
-    loss: torch.Tensor = compute(layers, model.num_experts, model.num_experts_per_tok)
+    compute = sys.modules[type(inner).__module__].load_balancing_loss_func
+    loss: torch.Tensor = compute(layers, inner.num_experts, inner.num_experts_per_tok)
     return loss
 
 

@@ -14,8 +14,19 @@ import psutil
 import torch
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Format, LongDocuments, ModelConfig, Offload, RunConfig, Schedule, SourceConfig, TrainOn
+from ftdist.config.schema import (
+    Format,
+    LongDocuments,
+    MethodKind,
+    ModelConfig,
+    Offload,
+    RunConfig,
+    Schedule,
+    SourceConfig,
+    TrainOn,
+)
 from ftdist.data.tokenizer import load_tokenizer
+from ftdist.method.check import method_on_meta
 from ftdist.model.load import model_config
 from ftdist.model.standin import (
     active_dropouts,
@@ -132,8 +143,12 @@ def make_trial(
     steps = trial.steps_config
     if not is_real or quick or not _real_model_fits(arch, ranks, trial):
         _use_standin(steps, arch, trial)
+        _fit_method(steps, trial)
     if quick or trial.tokenizer_missing:
         use_generated_chats(steps, trial)
+    if steps.method.lora_dropout:
+        trial.notes.append("numbers are checked without the dropout of the adapters")
+        steps.method.lora_dropout = 0.0
     _shorten(steps, trial, wanted_ranks, ranks)
     return trial
 
@@ -199,6 +214,19 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
     parameters = count_parameters(model_config(steps))
     trial.notes.append(f"numbers are checked on a stand-in model: {steps.model.config['model_type']} with random "
                        f"weights, {parameters / 1e6:.1f}M parameters")  # fmt: skip
+
+
+def _fit_method(steps: RunConfig, trial: Trial) -> None:
+    """Train other layers if the stand-in lacks those that the config names: it has fewer."""
+    try:
+        method_on_meta(steps)
+    except ConfigError as error:
+        method = steps.method
+        method.layers_to_transform, method.last_layers = None, min(method.last_layers, 1)
+        if method.kind is MethodKind.lora:
+            method.target_modules = ["all-linear"]
+        method.trainable = ["norms"] if method.trainable else []
+        trial.notes.append(f"the stand-in lacks layers that the config names ({error.found}): others are trained")
 
 
 def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> None:

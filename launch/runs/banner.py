@@ -12,12 +12,13 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
-from ftdist.config.schema import RunConfig
+from ftdist.config.method import rate_warning
+from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.data_warnings import data_warnings
 from ftdist.plan.memory import placement
-from ftdist.run.model_facts import describe_model, length_problem, read_facts
+from ftdist.run.model_facts import describe_method, describe_model, length_problem, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.sample import describe_data, print_sample
@@ -47,14 +48,15 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     """
     console = _console()
     facts = read_facts(config)  # None if a Slurm job will check the model
-    warning = length_problem(config, facts) if facts else ""
+    warnings = [length_problem(config, facts) if facts else "", rate_warning(config.method.kind, config.optim.lr)]
     for what, value in (
         ("model", describe_model(config)),
+        *([("method", describe_method(config))] if config.method.kind is not MethodKind.full else []),
         ("data", describe_data(read_meta(data)) if is_ready(data) else ", ".join(config.data.sources)),
         ("batch", plan.describe()),
     ):
         console.print(f"[bold]{what:10}[/bold]", Text(value))
-    if warning:
+    for warning in filter(None, warnings):
         console.print(Text(f"warning: {warning}", style="yellow"))
     show_data_warnings(config, data)
     table = plain_table(f"ZeRO-{config.zero.stage}", "held in", "where", texts=3)

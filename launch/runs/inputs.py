@@ -46,7 +46,7 @@ def prepare_model(config: RunConfig) -> None:
     convert_model(config)
     facts = read_facts(config)
     if facts is None:
-        run_program(["ftdist.model.check", "-"], config)
+        run_program(["ftdist.method.check", "-"], config)
         facts = read_facts(config)
     if facts is not None:  # None if the cache is read-only
         check_fit(config, facts)

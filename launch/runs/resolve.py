@@ -15,7 +15,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.names import near_paths
 from ftdist.base.output import quoted_path
 from ftdist.config.login import resolve_mode
-from ftdist.config.schema import Attention, Device, RunConfig
+from ftdist.config.schema import Attention, Device, MethodKind, RunConfig
 from ftdist.config.track import check_track, use_variables
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.foreground import resolve_device, resolve_ranks_per_node
@@ -26,6 +26,7 @@ from ftdist.plan.disk import checkpoints_at_once, require_space
 from ftdist.plan.layout import layout_of
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import cache_root, check_model_folder, model_location
+from ftdist.run.model_facts import read_facts
 
 
 def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
@@ -171,8 +172,10 @@ def check_disk(config: RunConfig) -> None:
     Raises:
         ConfigError: the checkpoints do not fit. The message has the sizes that are needed and free.
     """
-    parameters = count_parameters(Path(model_location(config)))
-    if parameters:
+    facts = read_facts(config)
+    trained = count_parameters(Path(model_location(config))) if config.method.kind is MethodKind.full else (
+        facts.trained if facts else 0)  # fmt: skip
+    if trained:
         assert config.run_dir is not None
         count = checkpoints_at_once(config, config.train.max_steps)
-        require_space(_existing_parent(Path(config.run_dir)), parameters, optimizer_of(config), count)
+        require_space(_existing_parent(Path(config.run_dir)), trained, optimizer_of(config), count)

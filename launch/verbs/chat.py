@@ -42,7 +42,7 @@ def _model_folder(given: str) -> Path:
     path, expected = Path(given), "a run directory with an export, or a Hugging Face model folder"
     run = next((RunDir(place) for place in (path, *path.parents) if (place / "run.yaml").is_file()), None)
     model = run.export if run and run.path == path else path
-    if (model / "config.json").is_file():
+    if any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
         return model
     if run is None:
         refuse_sweep(path)

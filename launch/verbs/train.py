@@ -13,6 +13,9 @@ from ftdist.launch.verbs import under_torchrun
 DEMO_ROWS, DEMO_MICRO_BATCH = 4, 2
 """The smallest global batch and the micro-batch of the demo, in rows, as in ``conf/experiment/demo.yaml``."""
 
+DEMO_LORA_LR = 1e-3
+"""Learning rate of the demo with adapters: ten times that of ``conf/experiment/demo.yaml``, for full fine-tuning."""
+
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     compose.add_arguments(parser, sweep=True)
@@ -24,7 +27,8 @@ add_demo_arguments = add_train_arguments
 
 def demo(args: argparse.Namespace) -> int:
     """Run ``train`` with the demo's experiment: on every GPU, or on two ranks on CPU. Returns the exit code."""
-    args.overrides = ["experiment=demo", *_demo_on_gpus(len(visible_gpus())), *args.overrides]
+    rate = [f"optim.lr={DEMO_LORA_LR:g}"] if "method=lora" in args.overrides else []
+    args.overrides = ["experiment=demo", *_demo_on_gpus(len(visible_gpus())), *rate, *args.overrides]
     if args.cfg or args.info or args.dry_run or args.multirun or under_torchrun.is_rank():
         return train(args)
     return run_from_config(compose.compose(args), verify_first=True)

@@ -1,7 +1,5 @@
 """The check of a model before a run, and the facts that are stored about it."""
 
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +7,9 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
-from ftdist.model.check import check_model, main
+from ftdist.model.check import check_model
 from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
-from tests.helpers.tiny import LLAMA, save_tiny_model
+from tests.helpers.tiny import LLAMA
 from tests.unit.data_tools import data_config
 
 
@@ -78,34 +76,6 @@ def test_the_facts_about_a_model_that_can_be_fine_tuned(fields: dict[str, Any], 
     assert (facts.max_positions, facts.has_position_table) == (limit, table)
     assert facts.model_type == fields.get("model_type", "llama") and facts.recomputes
     assert 0 < facts.parameters < 1_000_000
-
-
-def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftdist.config.frozen import dump_config
-
-    config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
-    config.model.config = {}
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(dump_config(config).encode())))
-    assert read_facts(config) is None
-    assert main(["-"]) == 0
-    facts = read_facts(config)
-    assert facts is not None and facts.max_positions == LLAMA["max_position_embeddings"]
-    written = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**written, "num_hidden_layers": 1}))
-    assert read_facts(config) is None
-
-
-def test_the_program_refuses_an_invalid_model_with_one_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    from ftdist.config.frozen import dump_config
-
-    config = data_config(tmp_path, "model.config.model_type=nonsense")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(dump_config(config).encode())))
-    assert main(["-"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: model.config.model_type=nonsense is") and "\n  fix:      " in error
-    assert not (tmp_path / "cache").exists()
 
 
 def test_rows_longer_than_a_position_table_are_refused_and_otherwise_reported(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_model_is_checked_once(monkeypatch: pytest.MonkeyPatch, here: Path) ->
     config = smoke(f"cache_dir={here}/cache")
     inputs.prepare_model(config)
     inputs.prepare_model(config)
-    assert steps == ["ftdist.model.check"]
+    assert steps == ["ftdist.method.check"]
     inputs.prepare_model(smoke(f"cache_dir={here}/cache", "optim.lr=3e-3"))
     assert len(steps) == 1, "the same model with other settings"
     config.model.config["hidden_size"] = 128

@@ -1,0 +1,102 @@
+"""The section ``method`` of the run config: which parameters are trained. ``schema.py`` has the other sections."""
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Dict, List, Optional, Tuple
+
+from ftdist.base.errors import ConfigError
+
+
+class MethodKind(Enum):
+    full = "full"
+    lora = "lora"
+    partial = "partial"
+
+
+@dataclass
+class MethodConfig:
+    kind: MethodKind = MethodKind.full
+    """Which parameters are trained. ``full``: all of them. ``lora``: small adapters beside the matrices of the model
+    (Hu 2021, https://arxiv.org/abs/2106.09685). ``partial``: those that ``trainable`` and ``last_layers`` name."""
+    r: int = 16
+    """``lora``: rank of the adapters."""
+    lora_alpha: float = 32.0
+    """``lora``: the output of an adapter is multiplied by lora_alpha / r."""
+    lora_dropout: float = 0.0
+    """``lora``: share (0 to 1) of the inputs of each adapter that is set to 0 in training."""
+    target_modules: List[str] = field(default_factory=lambda: ["all-linear"])
+    """``lora``: modules with an adapter, as names (``q_proj``), ends of names (``self_attn.q_proj``) or patterns of
+    them (``mlp.*``). ``all-linear``: all linear layers except the output head."""
+    layers_to_transform: Optional[List[int]] = None
+    """``lora``: numbers of the layers with adapters; -1 is the last layer. null: all layers."""
+    use_rslora: bool = False
+    """``lora``: multiply by lora_alpha / √r instead, for large ranks (Kalajdzievski 2023,
+    https://arxiv.org/abs/2312.03732)."""
+    use_dora: bool = False
+    """``lora``: also train the length of each row of the adapted matrices, DoRA (Liu 2024,
+    https://arxiv.org/abs/2402.09353)."""
+    modules_to_save: List[str] = field(default_factory=list)
+    """``lora``: modules that are trained whole and saved with the adapter, for instance ``[embed_tokens, lm_head]``."""
+    trainable: List[str] = field(default_factory=list)
+    """``partial``: parameters that are trained: ``embeddings``, ``head``, ``norms``, or ends of parameter names,
+    also as patterns (``mlp.*``)."""
+    last_layers: int = 0
+    """``partial``: also train all parameters of this many last layers."""
+
+
+_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora",
+         "modules_to_save")  # fmt: skip
+READ_BY: Dict[MethodKind, Tuple[str, ...]] = {
+    MethodKind.full: (), MethodKind.lora: _LORA, MethodKind.partial: ("trainable", "last_layers"),
+}  # fmt: skip
+"""The settings that each method reads."""
+USUAL_RATES: Dict[MethodKind, Tuple[float, float]] = {
+    MethodKind.full: (1e-7, 1e-3), MethodKind.lora: (3e-5, 5e-3), MethodKind.partial: (1e-7, 1e-3),
+}  # fmt: skip
+"""Lowest and highest usual peak learning rate. Adapters need about ten times the rate of full fine-tuning."""
+
+
+def check_method(method: MethodConfig) -> None:
+    """Check the values of the section.
+
+    Raises:
+        ConfigError: A value is out of range, or a setting is set that the chosen method does not read.
+    """
+    default = MethodConfig()
+    for name in (entry.name for entry in fields(method) if entry.name != "kind"):
+        if getattr(method, name) != getattr(default, name) and name not in READ_BY[method.kind]:
+            reader = next(kind for kind, names in READ_BY.items() if name in names)
+            raise ConfigError(f"method.{name} is set, but method={method.kind.name} does not read it",
+                              f"method.{name} only with method={reader.name}", f"method={reader.name}")  # fmt: skip
+    if method.kind is MethodKind.lora:
+        _check_lora(method)
+    if method.kind is MethodKind.partial and not method.trainable and not method.last_layers:
+        raise ConfigError("method=partial names no parameters: nothing would be trained",
+                          "method.last_layers or method.trainable", "method.last_layers=2")  # fmt: skip
+    if method.last_layers < 0:
+        raise ConfigError(f"method.last_layers={method.last_layers}", "0 or more", "method.last_layers=2")
+
+
+def _check_lora(method: MethodConfig) -> None:
+    if method.r < 1:
+        raise ConfigError(f"method.r={method.r}", "at least 1", "method.r=16")
+    if not method.lora_alpha > 0:
+        raise ConfigError(f"method.lora_alpha={method.lora_alpha:g}: the adapters would have no effect", "more than 0",
+                          f"method.lora_alpha={2 * method.r}")  # fmt: skip
+    if not 0 <= method.lora_dropout < 1:
+        raise ConfigError(f"method.lora_dropout={method.lora_dropout:g}", "at least 0 and less than 1",
+                          "method.lora_dropout=0.05")  # fmt: skip
+    if not method.target_modules:
+        raise ConfigError("method.target_modules is empty", "at least one name or pattern",
+                          "method.target_modules=[all-linear]")  # fmt: skip
+    if method.layers_to_transform is not None and not method.layers_to_transform:
+        raise ConfigError("method.layers_to_transform is empty: no layer would have an adapter",
+                          "numbers of layers, or null for all", "method.layers_to_transform=null")  # fmt: skip
+
+
+def rate_warning(kind: MethodKind, lr: float) -> str:
+    """Return a warning if the peak learning rate is far from what is usual for the method. Otherwise an empty text."""
+    low, high = USUAL_RATES[kind]
+    if not lr or low <= lr <= high:
+        return ""
+    return f"optim.lr={lr:g} is {'low' if lr < low else 'high'} for method={kind.name}: usual are {low:g} to {high:g}"

@@ -1,0 +1,130 @@
+"""LoRA adapters in a model. PEFT builds their layers; here is which modules get one, and how they start.
+
+The layers are put into the model itself (``inject_adapter_in_model``). PEFT's own wrapper around the model is not used:
+its ``forward`` takes any arguments, so that nobody could see any more which arguments the model takes.
+"""
+
+import hashlib
+import math
+from typing import Any, Dict, List
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import MethodConfig, RunConfig
+from ftdist.method.select import layer_of, modules_to_save, named, nothing_named, refuse_untrained_tokens
+from ftdist.model.parts import freeze_other_parts
+
+ADAPTER = "default"
+"""PEFT's name of the adapter. It is a part of the parameters' names, and not of those in an exported file."""
+ALL_LINEAR = "all-linear"
+BASE_LAYER = ".base_layer."
+"""In the names of parameters of the base model that have an adapter."""
+
+
+def add_adapters(model: PreTrainedModel, config: RunConfig) -> None:
+    """Freeze the model, and add adapters that do not change its output yet (B is 0).
+
+    The same numbers are drawn on any number of ranks and at any ZeRO stage. With ZeRO-3 the adapters are whole on every
+    rank until DeepSpeed is initialised.
+
+    Raises:
+        ConfigError: A name in the config is that of no module, PEFT has no adapter for a module, or new tokens would
+            not be trained.
+    """
+    from peft import inject_adapter_in_model
+
+    freeze_other_parts(model)
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    try:
+        inject_adapter_in_model(peft_config(model, config.method), model, ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"method=lora: {str(error).splitlines()[0][:200]}", "modules that PEFT has adapters for",
+                          "other modules in method.target_modules") from error  # fmt: skip
+    for module in modules_to_save(model, config.method).values():
+        for parameter in module.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
+    _draw_adapters(model, config.seed)
+    refuse_untrained_tokens(model, config, "method.modules_to_save=[embed_tokens,lm_head]")
+
+
+def peft_config(model: PreTrainedModel, method: MethodConfig) -> Any:
+    """Return PEFT's config of the adapters: the settings of ``method``, and the full names of the modules."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
+        target_modules=target_modules(model, method), use_rslora=method.use_rslora, use_dora=method.use_dora,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
+    """Return the names of the modules that get an adapter.
+
+    Embeddings and the output head get none: where they are tied, an adapter of one could not be merged. Nor do parts
+    for images or sound, which are frozen.
+
+    Raises:
+        ConfigError: A pattern names no linear layer, or no layer with this number.
+    """
+    head = model.get_output_embeddings()
+    linear = [
+        name for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head and module.weight.requires_grad
+    ]  # fmt: skip
+    saved = modules_to_save(model, method)
+    linear = [name for name in linear if not any(name == own or name.startswith(f"{own}.") for own in saved)]
+    chosen: Dict[str, None] = {}
+    for pattern in method.target_modules:
+        here = linear if pattern == ALL_LINEAR else [name for name in linear if named(name, pattern)]
+        if not here:
+            raise nothing_named("method.target_modules", pattern, linear, "linear layer")
+        chosen |= dict.fromkeys(here)
+    if method.layers_to_transform is None:
+        return _shortest(model, list(chosen))
+    count = 1 + max(layer_of(name) for name in linear)
+    for number in method.layers_to_transform:
+        if not -count <= number < count:
+            raise ConfigError(f"method.layers_to_transform: there is no layer {number}", f"0 to {count - 1}, or -1 to "
+                              f"-{count} from the end", "method.layers_to_transform=[-1]")  # fmt: skip
+    layers = {number % count for number in method.layers_to_transform}
+    return _shortest(model, [name for name in chosen if layer_of(name) in layers])
+
+
+def _shortest(model: PreTrainedModel, names: List[str]) -> List[str]:
+    """Return the last parts of the names (``q_proj``) if they name the same modules: other programs expect these."""
+    ends = {name.rpartition(".")[2] for name in names}
+    ended = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
+    return sorted(ends) if ended == set(names) else sorted(names)
+
+
+@torch.no_grad()
+def _draw_adapters(model: PreTrainedModel, seed: int) -> None:
+    """Draw each A from the seed and its name, uniformly in ±1/√(number of inputs) as PEFT does."""
+    for name, weight in model.named_parameters():
+        if f".lora_A.{ADAPTER}." in name and not weight.is_meta:
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            bound = 1 / math.sqrt(weight.shape[1])
+            weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=draw))
+
+
+@torch.no_grad()
+def fold_adapters(model: torch.nn.Module) -> None:
+    """Add each adapter to the weight of its layer: computed in fp32, rounded to the type of the weight once."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            base = module.get_base_layer()
+            dtype = base.weight.dtype
+            module.float().merge(safe_merge=True)
+            base.to(dtype)
+
+
+def without_adapters(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Return the tensors of the base model by their names in a model without adapters."""
+    return {name.replace(BASE_LAYER, "."): tensor for name, tensor in tensors.items() if ".lora_" not in name}

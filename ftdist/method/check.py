@@ -1,0 +1,82 @@
+"""Check before a run whether its model can be trained as configured: ``python -m ftdist.method.check -``.
+
+The config is read from standard input. The model is checked first (``ftdist.model.check``). A method that trains only a
+part of it is then applied to the model on the meta device, so that names in the config which are those of no module are
+refused before anything starts. The facts are stored in the cache (``ftdist.run.model_facts``).
+"""
+
+import sys
+from dataclasses import replace
+from typing import Dict, List, Tuple
+
+import torch
+from transformers import PreTrainedModel
+
+from ftdist.base.errors import EXIT_FAILED, FtdistError
+from ftdist.base.output import accept_any_text, read_config_text
+from ftdist.base.permissions import explain_os_error
+from ftdist.config.frozen import parse_config
+from ftdist.config.schema import RunConfig
+from ftdist.method.build import METHODS
+from ftdist.model.check import build_on_meta, check_model
+from ftdist.run.model_facts import ModelFacts, write_facts
+
+
+def check_run(config: RunConfig) -> ModelFacts:
+    """Check the model of a config and its method, and return the facts about both.
+
+    Raises:
+        ConfigError: The model cannot be fine-tuned, or the method cannot be applied to it.
+    """
+    facts = check_model(config)
+    if METHODS[config.method.kind].whole:
+        return facts
+    model = method_on_meta(config)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    return replace(facts, trained=trained, added=whole - facts.parameters)
+
+
+def method_on_meta(config: RunConfig) -> PreTrainedModel:
+    """Return the model without weights, with the method applied.
+
+    Raises:
+        ConfigError: The method cannot be applied to it.
+    """
+    model = build_on_meta(config)
+    with torch.device("meta"):
+        return METHODS[config.method.kind].apply(model, config)
+
+
+def trained_table(model: torch.nn.Module) -> List[str]:
+    """Return one entry for each kind of trained parameter: its name without the layer, its shape, and how many."""
+    counts: Dict[Tuple[str, str], int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            words = [word for word in name.split(".") if word not in ("weight", "default")]
+            kind = ".".join(words[-2:]), " × ".join(map(str, getattr(parameter, "ds_shape", parameter.shape)))
+            counts[kind] = counts.get(kind, 0) + 1
+    return [f"{number} × {name} [{shape}]" for (name, shape), number in counts.items()]
+
+
+def main(argv: List[str]) -> int:
+    """Run the program. Returns the exit code (see ``ftdist.base.errors``)."""
+    import transformers
+
+    assert argv == ["-"], "the config is read from standard input"
+    transformers.logging.set_verbosity_error()
+    try:
+        config = parse_config(read_config_text(), "standard input")
+        write_facts(config, check_run(config))
+    except FtdistError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {explain_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    accept_any_text()
+    sys.exit(main(sys.argv[1:]))

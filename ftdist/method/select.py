@@ -1,0 +1,124 @@
+"""Find the parameters that a method trains, by the names in the config, and freeze all others."""
+
+import re
+from fnmatch import fnmatchcase
+from typing import Dict, Iterable, List, Set
+
+import torch
+from transformers import PreTrainedModel
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.names import nearest
+from ftdist.config.schema import MethodConfig, RunConfig
+
+LAYER = re.compile(r"(?:^|.*?\.)(\d+)(?:\.|$)")
+"""The number of a layer is the first number in a name. Later ones may number the experts of the layer."""
+
+
+def named(name: str, pattern: str) -> bool:
+    """Return whether a pattern is the name of a module or parameter, or its end: ``q_proj``, ``layers.0.*``."""
+    return fnmatchcase(f".{name}", f"*.{pattern}")
+
+
+def layer_of(name: str) -> int:
+    """Return the number of the layer that a module or parameter is in, or -1 if it is in none."""
+    found = LAYER.match(name)
+    return int(found.group(1)) if found else -1
+
+
+def nothing_named(setting: str, pattern: str, names: Iterable[str], what: str) -> ConfigError:
+    """Return the error for a pattern that names nothing.
+
+    Args:
+        setting: The setting with the pattern.
+        names: The names that it could have named.
+        what: What they are, for the message.
+    """
+    ends = sorted({name.rpartition(".")[2] for name in names})
+    near = nearest(pattern, ends) or ends[:8]
+    return ConfigError(f"{setting}: '{pattern}' names no {what} of the model", f"names such as {', '.join(near)}",
+                       f"{setting}=[{near[0] if near else ''}]")  # fmt: skip
+
+
+def modules_to_save(model: PreTrainedModel, method: MethodConfig) -> Dict[str, torch.nn.Module]:
+    """Return the modules that ``method.modules_to_save`` names, by name, and the modules that are tied to them.
+
+    Raises:
+        ConfigError: A name is that of no module with parameters.
+    """
+    modules = {name: module for name, module in model.named_modules() if name and _has_parameters(module)}
+    found: Dict[str, torch.nn.Module] = {}
+    for pattern in method.modules_to_save:
+        here = {name: module for name, module in modules.items() if named(name, pattern)}
+        if not here:
+            raise nothing_named("method.modules_to_save", pattern, modules, "module")
+        found |= here
+    saved = {id(parameter) for module in found.values() for parameter in module.parameters()}
+    tied = (model.get_input_embeddings(), model.get_output_embeddings())
+    return found | {
+        name: module for name, module in modules.items()
+        if any(module is one for one in tied) and any(id(p) in saved for p in module.parameters())
+    }  # fmt: skip
+
+
+def _has_parameters(module: torch.nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def partial_parameters(model: PreTrainedModel, method: MethodConfig) -> Set[int]:
+    """Return the ids of the parameters that ``method.trainable`` and ``method.last_layers`` name.
+
+    Raises:
+        ConfigError: A pattern names no parameter, or the model has fewer layers.
+    """
+    parameters, chosen = dict(model.named_parameters()), set()
+    for pattern in method.trainable:
+        group = _group(model, pattern)
+        here = [p for name, p in parameters.items() if named(name, pattern)] if group is None else group
+        if not here:
+            raise nothing_named("method.trainable", pattern, parameters, "parameter")
+        chosen |= {id(parameter) for parameter in here}
+    if method.last_layers:
+        layers = {layer_of(name) for name in parameters} - {-1}
+        if method.last_layers > len(layers):
+            raise ConfigError(f"method.last_layers={method.last_layers}, but the model has {len(layers)} layers",
+                              f"at most {len(layers)}", f"method.last_layers={min(2, len(layers))}")  # fmt: skip
+        last = sorted(layers)[-method.last_layers :]
+        chosen |= {id(p) for name, p in parameters.items() if layer_of(name) in last}
+    return chosen
+
+
+def _group(model: PreTrainedModel, word: str) -> List[torch.nn.Parameter] | None:
+    """Return the parameters of a group: ``embeddings``, ``head`` or ``norms``. None if the word names no group."""
+    if word == "norms":
+        norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+        return [parameter for module in norms for parameter in module.parameters(recurse=False)]
+    if word in ("embeddings", "head"):
+        owner = model.get_input_embeddings() if word == "embeddings" else model.get_output_embeddings()
+        return list(owner.parameters()) if owner is not None else []
+    return None
+
+
+def train_only(model: torch.nn.Module, chosen: Set[int]) -> None:
+    """Freeze every parameter whose id is not among ``chosen``. One that its model class never trains stays as it is."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) in chosen)
+
+
+def refuse_untrained_tokens(model: PreTrainedModel, config: RunConfig, fix: str) -> None:
+    """Check that the embeddings of new tokens are trained.
+
+    Args:
+        fix: The setting that trains them.
+
+    Raises:
+        ConfigError: The tokenizer has new special tokens, and the embedding or the output head is frozen.
+    """
+    owners = (model.get_input_embeddings(), model.get_output_embeddings())
+    frozen = any(not owner.weight.requires_grad for owner in owners if owner is not None)
+    if config.model.new_special_tokens and frozen:
+        raise ConfigError(
+            f"model.new_special_tokens adds tokens, but method={config.method.kind.name} trains neither their "
+            "embeddings nor their output weights", "trained embeddings for new tokens",
+            f"{fix}, or leave out model.new_special_tokens",
+        )  # fmt: skip

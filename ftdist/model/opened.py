@@ -1,0 +1,50 @@
+"""Open an export as its users do: a model folder, or a folder with an adapter in PEFT's format beside its base."""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+from ftdist.base.errors import ConfigError
+from ftdist.model.parts import auto_class
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+GENERATION = "generation_config.json"
+
+
+def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[PreTrainedModel] = None) -> Any:
+    """Load an exported model with its weights' own type.
+
+    Args:
+        trust_remote_code: Run the Python code of the model, if it needs it.
+        base: The base model of an adapter. None: it is loaded from where the adapter says that it is.
+
+    Raises:
+        ConfigError: The adapter does not say where its base is.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return _load(str(folder), "auto", None, trust_remote_code)
+    from peft import PeftConfig, PeftModel
+
+    settings = PeftConfig.from_pretrained(folder)
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        names = list(file.keys())
+        dtype: torch.dtype = file.get_tensor(names[0]).dtype
+        rows = {file.get_slice(name).get_shape()[0] for name in names if name.endswith("embed_tokens.weight")}
+    if base is None:
+        if not settings.base_model_name_or_path:
+            raise ConfigError(f"{folder} holds an adapter of a model with random weights, which is in no folder",
+                              "a base model in a folder or on the hub", "ftdist export RUN_DIR --merged")  # fmt: skip
+        base = _load(settings.base_model_name_or_path, dtype, settings.revision, trust_remote_code)
+    if rows and rows != {base.get_input_embeddings().weight.shape[0]}:  # the run has added tokens
+        base.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    if (folder / GENERATION).is_file():
+        base.generation_config = GenerationConfig.from_pretrained(folder)
+    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
+
+
+def _load(name: str, dtype: str | torch.dtype, revision: Optional[str], trust_remote_code: bool) -> Any:
+    arch = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return auto_class(arch).from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)

@@ -1,0 +1,85 @@
+"""The reference of a method: what it trains, in PEFT's and PyTorch's own words.
+
+It uses nothing of ``ftdist.method``. Adapters are those of ``peft.get_peft_model``, with the settings of the config as
+they are.
+"""
+
+from fnmatch import fnmatchcase
+from typing import Any, Dict
+
+import torch
+
+WRAPPER = "base_model.model."
+"""What PEFT's wrapper puts before the names of the model's parameters."""
+
+
+def apply_plainly(model: Any, method: Any) -> torch.nn.Module:
+    """Return a model in which only what the method trains requires a gradient.
+
+    Args:
+        method: The section ``method`` of the config.
+        model: What is frozen in it stays frozen.
+    """
+    if method.kind.name == "lora":
+        return _lora(model, method)
+    if method.kind.name == "partial":
+        _partial(model, method)
+    return model
+
+
+def own_names(model: torch.nn.Module) -> Dict[str, torch.nn.Parameter]:
+    """Return the parameters by the names that they have in a model of ftdist, which PEFT does not wrap."""
+    return {name.removeprefix(WRAPPER): p for name, p in model.named_parameters()}
+
+
+def saved_names(model: torch.nn.Module) -> Dict[str, torch.nn.Parameter]:
+    """Return the parameters of an export that PEFT has opened, by the names that they have in a model of ftdist.
+
+    PEFT keeps a trained copy beside each module of ``modules_to_save``, and does not use the original.
+    """
+    return {name.replace(".modules_to_save.default.", "."): p for name, p in own_names(model).items()
+            if ".original_module." not in name}  # fmt: skip
+
+
+def put_by_name(model: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> None:
+    """Replace every parameter by the weight of its name in a model of ftdist."""
+    with torch.no_grad():
+        for name, parameter in own_names(model).items():
+            parameter.copy_(weights[name])
+
+
+def _lora(model: Any, method: Any) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    head, depth = model.get_output_embeddings(), model.config.get_text_config().num_hidden_layers
+    layers = None if method.layers_to_transform is None else {str(n % depth) for n in method.layers_to_transform}
+    targets = [
+        name for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and module is not head and module.weight.requires_grad
+        and any(target == "all-linear" or fnmatchcase(f".{name}", f"*.{target}") for target in method.target_modules)
+        and (layers is None or next((word for word in name.split(".") if word.isdigit()), "") in layers)
+    ]  # fmt: skip
+    saved = [module for name, module in model.named_modules()
+             if any(fnmatchcase(f".{name}", f"*.{own}") for own in method.modules_to_save)]  # fmt: skip
+    wrapped = get_peft_model(model, LoraConfig(
+        r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout, target_modules=targets,
+        use_rslora=method.use_rslora, use_dora=method.use_dora, task_type="CAUSAL_LM",
+    ))  # fmt: skip
+    for module in saved:
+        module.requires_grad_(True)
+    return wrapped
+
+
+def _partial(model: Any, method: Any) -> None:
+    depth = model.config.get_text_config().num_hidden_layers
+    last = [str(number) for number in range(depth - method.last_layers, depth)]
+    groups = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    whole = {id(p) for word, owner in groups.items() if word in method.trainable for p in owner.parameters()}
+    for name, parameter in model.named_parameters():
+        words = name.split(".")
+        layer = next((word for word in words if word.isdigit()), "")
+        parameter.requires_grad_(parameter.requires_grad and (
+            layer in last or id(parameter) in whole
+            or ("norms" in method.trainable and any("norm" in word or word.startswith("ln_") for word in words))
+            or any(fnmatchcase(f".{name}", f"*.{pattern}") for pattern in method.trainable)
+        ))  # fmt: skip

@@ -1,0 +1,298 @@
+"""LoRA, DoRA, rsLoRA and partial training: the numbers of plain PEFT, exact resumes, exports of what was trained.
+
+All cases share one model and one group of ranks for each number of ranks, because starting ranks takes longer than a
+case.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+from ftdist.config.schema import Precision
+from ftdist.verify.compare import ALLOWED
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import assemble, fingerprint, save, start, steps
+
+pytestmark = pytest.mark.timeout(900)
+STEPS, ROWS, PARITY_STEPS, SAVED_AT = 3, 8, 20, 2
+SETTINGS = (
+    f"train.max_steps={PARITY_STEPS}", f"batch.global_batch_size={ROWS}", "optim.lr=1e-2", "optim.weight_decay=0.1",
+    "optim.schedule=constant", "optim.max_grad_norm=0.5", "train.num_samples=0", "data.heldout_share=0",
+    "data.heldout.test.builtin=fake", "data.heldout.test.max_documents=5", "data.max_heldout_documents=null",
+    "train.export=false", "train.gradient_checkpointing=false",
+)  # fmt: skip
+LORA = ("method.kind=lora", "method.r=4")
+METHODS: Dict[str, Tuple[str, ...]] = {
+    "lora": LORA,
+    "rslora": (*LORA, "method.use_rslora=true", "method.target_modules=[self_attn.q_proj,mlp.*]"),
+    "dora": (*LORA, "method.use_dora=true"),
+    "last_layer": (
+        *LORA,
+        "method.use_dora=true",
+        "method.layers_to_transform=[-1]",
+        "method.modules_to_save=[lm_head]",
+    ),
+    "dropout": (*LORA, "method.lora_dropout=0.5"),
+    "partial": ("method.kind=partial", "method.last_layers=1", "method.trainable=[norms,embeddings]"),
+}
+PACKED, RECOMPUTE = "data.packing=true", "train.gradient_checkpointing=true"
+CASES: List[Tuple[str, int, int, Tuple[str, ...]]] = [  # method, stage, accumulation steps, more settings
+    ("lora", 0, 1, ()), ("lora", 3, 2, (RECOMPUTE,)), ("rslora", 1, 4, ("data.packing=false",)),
+    ("dora", 2, 2, (RECOMPUTE,)), ("dora", 3, 1, ("data.packing=false",)), ("last_layer", 3, 2, (RECOMPUTE,)),
+    ("dropout", 2, 1, ()), ("partial", 1, 1, ("data.packing=false",)), ("partial", 3, 2, (RECOMPUTE,)),
+]  # fmt: skip
+PARITY = (0, 3)
+"""Cases that run ``PARITY_STEPS`` steps: LoRA and DoRA."""
+
+
+def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[str, ...]]) -> Any:
+    method, stage, accum, more = case
+    micro = ROWS // world_size // accum
+    return tiny_config(folder, *SETTINGS, *METHODS[method], f"zero.stage={stage}", f"batch.micro_batch_size={micro}",
+                       *more)  # fmt: skip
+
+
+def _plain_model(config: Any) -> Any:
+    """Return the model as plain PEFT makes it, with the A that ftdist draws."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ftdist.method.build import METHODS as OURS
+    from ftdist.verify.reference_method import apply_plainly, put_by_name
+
+    def fresh() -> Any:
+        return AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+
+    ours = OURS[config.method.kind].apply(fresh(), config)
+    plain = apply_plainly(fresh(), config.method)
+    put_by_name(plain, dict(ours.named_parameters()))
+    return plain
+
+
+def _references(configs: List[Any], folder: Path) -> Dict[str, List[float]]:
+    """Write what the reference gives for each config. Returns the losses of ``_plain_loop`` by method."""
+    import torch
+
+    from ftdist.run.prepared import data_folder
+    from ftdist.verify.compare import run_reference
+    from ftdist.verify.reference import read_rows, row_order
+
+    torch.set_num_threads(1)
+    losses = {}
+    for number, config in enumerate(configs):
+        if config.method.lora_dropout:
+            continue
+        data = data_folder(config)
+        rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
+        order = row_order(config.seed, len(rows), PARITY_STEPS * ROWS)
+        torch.save(run_reference(_plain_model(config), config, rows, order, STEPS, heldout), folder / f"{number}.pt")
+        if number in PARITY:
+            losses[CASES[number][0]] = _plain_loop(_plain_model(config), config, rows, order)
+    return losses
+
+
+def _plain_loop(model: Any, config: Any, rows: Any, order: List[int]) -> List[float]:
+    """Train as a script with PEFT and transformers does: the model's own loss, PyTorch's clipping and AdamW."""
+    import torch
+
+    optim = config.optim
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim > 1]},
+              {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0}]  # fmt: skip
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )  # fmt: skip
+    losses = []
+    for step in range(PARITY_STEPS):
+        documents = [document for row in order[step * ROWS : (step + 1) * ROWS] for document in rows[row]]
+        total = sum(int(trained[1:].sum()) for _, trained in documents)
+        mean = 0.0
+        for ids, trained_tokens in documents:
+            tokens = torch.tensor(ids, dtype=torch.long)[None]
+            labels = torch.where(torch.tensor(trained_tokens.astype(bool))[None], tokens, -100)
+            loss = model(input_ids=tokens, labels=labels, num_items_in_batch=torch.tensor(total)).loss
+            if trained_tokens[1:].any():
+                loss.backward()
+                mean += float(loss)
+        torch.nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
+        adamw.step()
+        adamw.zero_grad()
+        losses.append(mean)
+    return losses
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one case gave on two ranks."""
+
+    deviation: Any
+    losses: List[float]
+    """Of a run that was saved after ``SAVED_AT`` steps and then went on."""
+    exact: bool
+    """Whether a resume gave the same losses and left the same state, bit for bit."""
+    files: Dict[str, int]
+    """Bytes of the tensors in the checkpoint, by state."""
+    heldout: Tuple[float, float]
+    """Held-out loss of the run at the checkpoint, and what ``ftdist eval`` computes."""
+    answers: List[List[int]]
+    """Tokens that the export generates after a prompt, and the merged export of an adapter."""
+
+
+def _cases(configs: List[Any], folder: Path) -> List[Found]:
+    import torch
+
+    from ftdist.verify.compare import measure_deviation
+
+    found = []
+    for number, config in enumerate(configs):
+        reference, deviation = folder / f"{number}.pt", None
+        ranks = start(config)
+        if reference.is_file():
+            training = assemble(config, folder / f"compared-{number}", ranks)
+            deviation = measure_deviation(training, torch.load(reference, weights_only=False), STEPS)
+            training.engine.destroy()
+        count = PARITY_STEPS if number in PARITY else SAVED_AT + 3
+        found.append(_saved_and_resumed(config, folder / f"run-{number}", ranks, deviation, count))
+    return found
+
+
+def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, count: int) -> Found:
+    from ftdist.checkpoint.tensors import Stored
+    from ftdist.serve.evaluate import measure
+    from ftdist.verify.compare import _heldout_loss
+
+    training = assemble(config, path, ranks)
+    losses = steps(training, SAVED_AT)
+    save(training)
+    before, heldout = fingerprint(training.engine), _heldout_loss(training)
+    losses += steps(training, count - SAVED_AT)
+    after, checkpoint = fingerprint(training.engine), training.run.published_checkpoints()[-1]
+    training.engine.destroy()
+    resumed = assemble(config, path, ranks)
+    exact = fingerprint(resumed.engine) == before
+    exact &= steps(resumed, count - SAVED_AT) == losses[SAVED_AT:] and fingerprint(resumed.engine) == after
+    resumed.engine.destroy()
+    loss, tokens = measure(config, resumed.run.deepspeed, checkpoint, ranks)["test"]
+    answers = _exported_answers(config, resumed.run, checkpoint) if ranks.first else []
+    stored = Stored(sorted(checkpoint.glob("rank-*.safetensors")))
+    sizes: Dict[str, int] = {}
+    for (state, _), parts in stored._parts.items():
+        sizes[state] = sizes.get(state, 0) + sum(count for _, count, _ in parts)
+    return Found(deviation, [loss for loss, _ in losses], exact, sizes, (heldout, loss / tokens), answers)
+
+
+def _exported_answers(config: Any, run: Any, checkpoint: Path) -> List[List[int]]:
+    """Export a checkpoint, and let each export continue a prompt as ``ftdist chat`` does."""
+    from ftdist.checkpoint.export import export_checkpoint
+    from ftdist.serve.chat import load
+
+    export_checkpoint(checkpoint, run.export, config)
+    if config.method.kind.name == "lora":
+        line = export_checkpoint(checkpoint, run.merged, config, merged=True)
+        assert line in (run.merged / "README.md").read_text() and "library_name: peft" in (
+            run.export / "README.md").read_text()  # fmt: skip
+    answers = []
+    for folder in (run.export, run.merged):
+        if folder.is_dir():
+            model, tokenizer = load(folder)
+            prompt = tokenizer("hello", return_tensors="pt")
+            answers.append(model.generate(**prompt, max_new_tokens=8, do_sample=False)[0].tolist())
+            assert tokenizer.chat_template
+    return answers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import peft  # noqa: F401 - so that no forked rank has to import it
+
+    folder = tmp_path_factory.mktemp("methods")
+    save_tiny_model(folder / "model")
+    for packing in ("true", "false"):
+        freeze_tiny(tiny_config(folder, *SETTINGS, f"data.packing={packing}"), folder / f"prepared-{packing}", 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_losses(folder: Path) -> Dict[str, List[float]]:
+    configs = [case_config(folder, 1, case) for case in CASES]
+    return run_ranks(_references, 1, configs, folder, timeout_s=600)[0]
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, plain_losses: Dict[str, List[float]]) -> List[Found]:
+    return run_ranks(_cases, 2, [case_config(folder, 2, case) for case in CASES], folder, timeout_s=600)[0]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case[:3])) for case in CASES])
+def test_gradients_and_updates_equal_plain_peft_and_a_resume_is_exact(number: int, found: List[Found]) -> None:
+    case = found[number]
+    assert case.exact
+    if CASES[number][0] != "dropout":
+        assert not case.deviation.beyond(ALLOWED[Precision.fp32])
+    trained, evaluated = case.heldout
+    assert evaluated == pytest.approx(trained, rel=1e-6)
+    assert len(case.answers) == (1 if CASES[number][0] == "partial" else 2)
+    assert case.answers[0] == case.answers[-1] and len(case.answers[0]) > 5
+
+
+def test_twenty_steps_equal_a_plain_loop(found: List[Found], plain_losses: Dict[str, List[float]]) -> None:
+    assert set(plain_losses) == {"lora", "dora"}
+    for number, losses in zip(PARITY, (plain_losses["lora"], plain_losses["dora"]), strict=True):
+        assert found[number].losses == pytest.approx(losses, rel=1e-4)
+        assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_checkpoint_holds_what_is_trained_and_an_adapter_is_small(folder: Path, found: List[Found]) -> None:
+    from safetensors import safe_open
+
+    for number, case in enumerate(found):
+        sizes = dict(case.files)
+        sizes.pop("rng")
+        with safe_open(folder / f"run-{number}" / "export" / ("model.safetensors" if CASES[number][0] == "partial" else
+                                                              "adapter_model.safetensors"), "pt") as file:  # fmt: skip
+            exported = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+        assert set(sizes) == {"master", "exp_avg", "exp_avg_sq"} and len(set(sizes.values())) == 1
+        if CASES[number][0] == "partial":
+            assert sizes["master"] < exported / 2 + 64 * 259
+        else:
+            assert sizes["master"] == exported
+
+
+def _elsewhere(configs: List[Any], changed: Any, folder: Path) -> Tuple[List[List[float]], str]:
+    """Resume runs on another number of ranks, at another stage. Returns their losses, and the error of another base."""
+    from ftdist.base.errors import CheckpointError
+
+    ranks, losses = start(configs[0]), []
+    for config, number in zip(configs, MOVED, strict=True):
+        training = assemble(config, folder / f"run-{number}", ranks)
+        assert training.state.step == SAVED_AT
+        losses.append([loss for loss, _ in steps(training, 3)])
+        training.engine.destroy()
+    try:
+        assemble(changed, folder / "run-0", ranks)
+    except CheckpointError as error:
+        return losses, str(error)
+    return losses, ""
+
+
+MOVED = (0, 4, 8)
+"""Cases that are resumed on one rank instead of two, at the next stage."""
+
+
+def test_a_resume_on_other_ranks_continues_and_another_base_is_refused(folder: Path, found: List[Found]) -> None:
+    configs = [case_config(folder, 1, CASES[number]) for number in MOVED]
+    for config in configs:
+        config.zero.stage = (config.zero.stage + 2) % 4
+    other = shutil.copytree(folder / "model", folder / "other")
+    save_tiny_model(other, initializer_range=0.03)
+    changed = case_config(folder, 1, CASES[0])
+    changed.model.path = str(other)
+    losses, error = run_ranks(_elsewhere, 1, configs, changed, folder)[0]
+    for number, continued in zip(MOVED, losses, strict=True):
+        assert continued == pytest.approx(found[number].losses[SAVED_AT : SAVED_AT + 3], rel=1e-6)
+    assert "on a base model with other weights" in error

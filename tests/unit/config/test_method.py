@@ -1,0 +1,53 @@
+"""The settings of a method: values out of range, settings that it does not read, rates that are unusual."""
+
+from typing import Any
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.method import MethodConfig, MethodKind, check_method, rate_warning
+from ftdist.config.resumable import config_hash
+from ftdist.config.schema import RunConfig
+
+LORA, PARTIAL, FULL = MethodKind.lora, MethodKind.partial, MethodKind.full
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "fix"),
+    [
+        ({"kind": LORA, "r": 0}, "method.r=0", "method.r=16"),
+        ({"kind": LORA, "lora_alpha": 0.0}, "method.lora_alpha=0", "method.lora_alpha=32"),
+        ({"kind": LORA, "lora_dropout": 1.0}, "method.lora_dropout=1", "method.lora_dropout="),
+        ({"kind": LORA, "target_modules": []}, "method.target_modules is empty", "[all-linear]"),
+        ({"kind": LORA, "layers_to_transform": []}, "method.layers_to_transform is empty", "null"),
+        ({"kind": LORA, "last_layers": 1}, "method=lora does not read it", "method=partial"),
+        ({"kind": FULL, "r": 8}, "method=full does not read it", "method=lora"),
+        ({"kind": PARTIAL, "use_dora": True}, "method=partial does not read it", "method=lora"),
+        ({"kind": PARTIAL}, "nothing would be trained", "method.last_layers=2"),
+        ({"kind": PARTIAL, "last_layers": -1}, "method.last_layers=-1", "method.last_layers=2"),
+    ],
+)
+def test_what_is_refused(settings: Any, found: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_method(MethodConfig(**settings))
+    assert found in caught.value.found and fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "word"),
+    [(LORA, 1e-5, "low"), (LORA, 1e-4, ""), (LORA, 2e-3, ""), (LORA, 0.1, "high"), (LORA, 0.0, ""), (FULL, 1e-5, ""),
+     (FULL, 0.01, "high"), (PARTIAL, 2e-5, "")],
+)  # fmt: skip
+def test_a_rate_that_is_unusual_for_the_method_is_a_warning(kind: MethodKind, lr: float, word: str) -> None:
+    warning = rate_warning(kind, lr)
+    assert (f"is {word} for method={kind.name}" in warning and "usual are" in warning) if word else not warning
+
+
+def test_the_settings_of_a_method_are_part_of_the_hash_and_those_of_others_are_not() -> None:
+    full = config_hash(RunConfig())
+    lora = RunConfig(method=MethodConfig(kind=LORA))
+    hashes = {full, config_hash(lora)}
+    for name, value in (("r", 8), ("lora_alpha", 16.0), ("target_modules", ["q_proj"]), ("use_dora", True)):
+        changed = RunConfig(method=MethodConfig(kind=LORA, **{name: value}))
+        hashes.add(config_hash(changed))
+    assert len(hashes) == 6

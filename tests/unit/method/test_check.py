@@ -1,0 +1,121 @@
+"""The program that checks a model and a method before a run."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.method.check import check_run, main, method_on_meta, trained_table
+from ftdist.run.model_facts import describe_method, read_facts, write_facts
+from tests.helpers.tiny import LLAMA, save_tiny_model
+from tests.unit.data_tools import data_config
+
+
+def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftdist.config.frozen import dump_config
+
+    config = data_config(tmp_path, f"model.path={save_tiny_model(tmp_path / 'model')}")
+    config.model.config = {}
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(dump_config(config).encode())))
+    assert read_facts(config) is None
+    assert main(["-"]) == 0
+    facts = read_facts(config)
+    assert facts is not None and facts.max_positions == LLAMA["max_position_embeddings"]
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**written, "num_hidden_layers": 1}))
+    assert read_facts(config) is None
+
+
+def test_the_program_refuses_an_invalid_model_with_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from ftdist.config.frozen import dump_config
+
+    config = data_config(tmp_path, "model.config.model_type=nonsense")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(dump_config(config).encode())))
+    assert main(["-"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: model.config.model_type=nonsense is") and "\n  fix:      " in error
+    assert not (tmp_path / "cache").exists()
+
+
+def small(**method: Any) -> RunConfig:
+    config = RunConfig()
+    config.model.config, config.model.tokenizer = dict(LLAMA), "bytes"
+    for name, value in method.items():
+        setattr(config.method, name, value)
+    return config
+
+
+LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
+LAYER_LORA = (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)) * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained", "added"),
+    [
+        ({"kind": "lora", "r": 4}, 2 * LAYER_LORA, 2 * LAYER_LORA),
+        ({"kind": "lora", "r": 4, "layers_to_transform": [-1]}, LAYER_LORA, LAYER_LORA),
+        ({"kind": "lora", "r": 4, "target_modules": ["q_proj", "layers.0.mlp.*"]}, 3328, 3328),
+        ({"kind": "lora", "r": 4, "use_dora": True}, 2 * (LAYER_LORA + 512), 2 * (LAYER_LORA + 512)),
+        ({"kind": "lora", "r": 4, "modules_to_save": ["lm_head"]}, 2 * LAYER_LORA + 259 * 64, 2 * LAYER_LORA),
+        ({"kind": "partial", "last_layers": 1}, LAYER, 0),
+        ({"kind": "partial", "trainable": ["norms"]}, 5 * 64, 0),
+        ({"kind": "partial", "trainable": ["embeddings", "mlp.up_proj.*"]}, 259 * 64 + 2 * 64 * 128, 0),
+    ],
+)  # fmt: skip
+def test_the_number_of_trained_parameters(settings: Any, trained: int, added: int, tmp_path: Path) -> None:
+    settings["kind"] = MethodKind[settings["kind"]]
+    config = small(**settings)
+    config.cache_dir = str(tmp_path)
+    facts = check_run(config)
+    assert (facts.trained, facts.added) == (trained, added)
+    write_facts(config, facts)
+    assert f"{trained:,} of {facts.parameters + added:,} parameters are trained" in describe_method(config)
+    config.method.kind = MethodKind.full
+    assert read_facts(config) is None, "facts of another method"
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "fix"),
+    [
+        ({"kind": "lora", "target_modules": ["q_prj"]}, "'q_prj' names no linear layer", "[q_proj]"),
+        ({"kind": "lora", "target_modules": ["lm_head"]}, "'lm_head' names no linear layer", "method.target_modules="),
+        ({"kind": "lora", "modules_to_save": ["head"]}, "'head' names no module", "method.modules_to_save="),
+        ({"kind": "lora", "layers_to_transform": [2]}, "there is no layer 2", "[-1]"),
+        ({"kind": "partial", "trainable": ["norm_"]}, "'norm_' names no parameter", "method.trainable="),
+        ({"kind": "partial", "last_layers": 3}, "the model has 2 layers", "method.last_layers=2"),
+    ],
+)  # fmt: skip
+def test_names_that_name_nothing_are_refused_before_anything_starts(settings: Any, found: str, fix: str) -> None:
+    settings["kind"] = MethodKind[settings["kind"]]
+    with pytest.raises(ConfigError) as caught:
+        check_run(small(**settings))
+    assert found in caught.value.found and fix in caught.value.fix
+
+
+@pytest.mark.parametrize("kind", [MethodKind.lora, MethodKind.partial])
+def test_new_tokens_must_be_trained(kind: MethodKind) -> None:
+    config = small(kind=kind, **({"last_layers": 1} if kind is MethodKind.partial else {}))
+    config.model.new_special_tokens = ["<new>"]
+    with pytest.raises(ConfigError, match="trains neither their embeddings nor their output weights") as caught:
+        method_on_meta(config)
+    if kind is MethodKind.lora:
+        assert "method.modules_to_save=[embed_tokens,lm_head]" in caught.value.fix
+        config.method.modules_to_save = ["embed_tokens", "lm_head"]
+    else:
+        config.method.trainable = ["embeddings", "head"]
+    method_on_meta(config)
+
+
+def test_the_table_of_what_is_trained() -> None:
+    model = method_on_meta(small(kind=MethodKind.lora, r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    assert trained_table(model) == [
+        "2 × q_proj.lora_A [4 × 64]",
+        "2 × q_proj.lora_B [64 × 4]",
+        "1 × lm_head [259 × 64]",
+    ]

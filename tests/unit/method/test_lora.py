@@ -1,0 +1,140 @@
+"""Adapters in one process: what they start with, PEFT's format, folding them into the base model."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ftdist.base.errors import CheckpointError
+from ftdist.config.schema import MethodKind, Precision, RunConfig
+from ftdist.method.lora import Lora, export_merged
+from ftdist.model.forward import keeps_logits
+from ftdist.model.load import DTYPES
+from ftdist.model.opened import open_exported
+from tests.helpers.tiny import save_tiny_model
+
+IDS = torch.arange(3, 40)[None]
+
+
+def lora_config(path: Path, precision: Precision = Precision.fp32, **method: Any) -> RunConfig:
+    config = RunConfig()
+    config.model.path, config.model.tokenizer, config.train.precision = str(path), "bytes", precision
+    config.method.kind, config.method.r = MethodKind.lora, 4
+    for name, value in method.items():
+        setattr(config.method, name, value)
+    return config
+
+
+def base_of(config: RunConfig) -> Any:
+    return AutoModelForCausalLM.from_pretrained(config.model.path, dtype=DTYPES[config.train.precision]).eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS, use_cache=False).logits
+
+
+@torch.no_grad()
+def trained(model: Any) -> Dict[str, torch.Tensor]:
+    """Move every trained parameter, as a run would, and return the values."""
+    draw = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(torch.empty(parameter.shape).normal_(0, 0.05, generator=draw).to(parameter.dtype))
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def export(config: RunConfig, model: Any, weights: Dict[str, torch.Tensor], out: Path) -> Path:
+    out.mkdir()
+    model.config.save_pretrained(out)
+    model.generation_config.save_pretrained(out)
+    Lora().export(weights, model.config, out, config)
+    return out
+
+
+FP32, BF16 = Precision.fp32, Precision.bf16
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [({}, FP32), ({}, BF16), ({"use_rslora": True}, FP32), ({"use_dora": True}, BF16), ({"lora_dropout": 0.5}, FP32)],
+    ids=str,
+)
+def test_before_the_first_step_the_logits_are_the_bases_bit_for_bit(
+    method: Dict[str, Any], precision: Precision, tmp_path: Path
+) -> None:
+    config = lora_config(save_tiny_model(tmp_path / "model"), precision, **method)
+    before, model = logits(base_of(config)), Lora().apply(base_of(config), config)
+    assert logits(model.eval()).equal(before)
+    assert keeps_logits(model), "the model's signature is hidden: all logits would be computed"
+    again = Lora().apply(base_of(config), config)
+    for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert one.equal(other) and one.dtype is DTYPES[precision]
+        if "lora_A" in name:
+            bound = one.shape[1] ** -0.5
+            assert 0.9 * bound < one.abs().max() <= 1.01 * bound
+    assert len({float(p.detach().flatten()[0]) for name, p in model.named_parameters() if "lora_A" in name}) == 14
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [({"use_rslora": True}, FP32), ({"modules_to_save": ["lm_head"]}, BF16), ({"use_dora": True}, FP32)], ids=str,
+)  # fmt: skip
+def test_an_adapter_is_one_of_peft_and_merges_into_the_base(
+    method: Dict[str, Any], precision: Precision, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    config = lora_config(save_tiny_model(tmp_path / "model"), precision, **method)
+    model = Lora().apply(base_of(config), config).eval()
+    weights = trained(model)
+    expected = logits(model)
+    out = export(config, model, weights, tmp_path / "adapter")
+    assert not (out / "config.json").exists()
+    opened = PeftModel.from_pretrained(base_of(config), out, autocast_adapter_dtype=False).eval()
+    assert logits(opened).equal(expected)
+    assert logits(open_exported(out).eval()).equal(expected)
+
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    model.generation_config.save_pretrained(merged)
+    line = export_merged(weights, base_of(config).config, merged, config)
+    assert "logits differ from those with the adapter by at most" in line
+    whole = AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
+    if not method.get("use_dora"):
+        scale = config.method.lora_alpha / (2 if method.get("use_rslora") else 4)
+        name = "model.layers.1.mlp.up_proj"
+        a, b = (weights[f"{name}.lora_{part}.default.weight"].float() for part in "AB")
+        folded = base_of(config).get_submodule(name).weight.float() + scale * (b @ a)
+        found = whole.get_submodule(name).weight
+        assert found.dtype is DTYPES[precision]
+        limit = {Precision.fp32: 1e-6, Precision.bf16: 2**-8}[precision]  # rounded once
+        assert torch.allclose(found.float(), folded, rtol=limit, atol=1e-7)
+        assert (found.float() - folded.to(found.dtype).float()).abs().gt(1e-7).float().mean() < 0.001
+    if "modules_to_save" in method:
+        assert whole.lm_head.weight.equal(weights["lm_head.weight"])
+
+
+def test_tied_and_resized_embeddings_are_exported_so_that_peft_computes_the_same(tmp_path: Path) -> None:
+    config = lora_config(
+        save_tiny_model(tmp_path / "model", tie_word_embeddings=True), modules_to_save=["embed_tokens"]
+    )
+    model = base_of(config)
+    model.resize_token_embeddings(261)
+    model = Lora().apply(model, config).eval()
+    weights = trained(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    out = export(config, model, weights, tmp_path / "adapter")
+    assert logits(open_exported(out).eval()).equal(logits(model))
+
+
+def test_weights_that_are_not_those_of_the_adapter_are_refused(tmp_path: Path) -> None:
+    config = lora_config(save_tiny_model(tmp_path / "model"))
+    model = Lora().apply(base_of(config), config)
+    weights = trained(model)
+    name = next(iter(weights))
+    empty = {**weights, name: weights[name][:0]}  # what a rank holds of a parameter that is sharded
+    with pytest.raises(CheckpointError, match="does not fit the adapters"):
+        export(config, model, empty, tmp_path / "adapter")
