@@ -188,3 +188,70 @@ CONFIGS: Dict[str, Dict[str, Any]] = {
     },
 }  # fmt: skip
 """Fields with ``model_type``, by the name under which the model is known."""
+
+_QWEN_VISION = {"hidden_size": 1280, "depth": 32, "num_heads": 16, "patch_size": 14, "spatial_merge_size": 2}
+_MROPE = {"rope_theta": 1e6, "rope_type": "default", "mrope_section": [16, 24, 24]}
+
+MULTIMODAL: Dict[str, Dict[str, Any]] = {
+    "gemma-3-4b-it": {
+        "model_type": "gemma3", "mm_tokens_per_image": 256, "image_token_index": 262144, "text_config": {
+            "model_type": "gemma3_text", "vocab_size": 262208, **_sizes(2560, 10240, 34, 8, 4, 256),
+            "sliding_window": 1024, "max_position_embeddings": 131072},
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
+            "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 896, "patch_size": 14},
+    },
+    "Qwen2-VL-2B": {
+        "model_type": "qwen2_vl", "vocab_size": 151936, **_sizes(1536, 8960, 28, 12, 2), "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "image_token_id": 151655,
+        "tie_word_embeddings": True,
+        "vision_config": {"embed_dim": 1280, "hidden_size": 1536, "depth": 32, "num_heads": 16, "mlp_ratio": 4},
+    },
+    "Qwen2.5-VL-7B": {
+        "model_type": "qwen2_5_vl", "vocab_size": 152064, **_sizes(3584, 18944, 28, 28, 4), "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "image_token_id": 151655,
+        "vision_config": {
+            **_QWEN_VISION, "intermediate_size": 3420, "out_hidden_size": 3584, "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31]},
+    },
+    "Qwen3-VL-8B": {
+        "model_type": "qwen3_vl", "image_token_id": 151655, "text_config": {
+            "model_type": "qwen3_vl_text", "vocab_size": 151936, **_sizes(4096, 12288, 36, 32, 8, 128),
+            "rope_parameters": {**_MROPE, "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}},
+        "vision_config": {
+            "model_type": "qwen3_vl", "hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "num_heads": 16,
+            "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24], "num_position_embeddings": 2304},
+    },
+    "Mistral-Small-3.1-24B": {
+        "model_type": "mistral3", "image_token_index": 10, "spatial_merge_size": 2, "vision_feature_layer": -1,
+        "text_config": {
+            "model_type": "mistral", "vocab_size": 131072, **_sizes(5120, 32768, 40, 32, 8, 128),
+            "sliding_window": None, "max_position_embeddings": 131072},
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "head_dim": 64, "image_size": 1540, "patch_size": 14},
+    },
+    "Llama-4-Scout-17B-16E": {
+        "model_type": "llama4", "image_token_index": 200092, "text_config": {
+            **CONFIGS["Llama-4-Scout (text)"]},
+        "vision_config": {
+            "model_type": "llama4_vision_model", "hidden_size": 1408, "intermediate_size": 5632,
+            "num_hidden_layers": 34, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+            "projector_input_dim": 4096, "projector_output_dim": 4096, "vision_output_dim": 4096},
+    },
+    "llava-1.5-7b-hf": {
+        "model_type": "llava", "image_token_index": 32000, "text_config": {
+            "model_type": "llama", "vocab_size": 32064, **_sizes(4096, 11008, 32, 32)},
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768},
+    },
+    "SmolVLM-Instruct": {
+        "model_type": "idefics3", "image_token_id": 49153, "scale_factor": 3, "text_config": {
+            "model_type": "llama", "vocab_size": 49155, **_sizes(2048, 8192, 24, 32), "pad_token_id": 2},
+        "vision_config": {
+            "model_type": "idefics3_vision", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+            "num_attention_heads": 16, "image_size": 384, "patch_size": 14},
+    },
+}  # fmt: skip
+"""The same for models that read images as well, with the fields of their parts."""

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, tiny_config
 from tests.helpers.training import start
-from tests.models.configs import CONFIGS
+from tests.models.configs import CONFIGS, MULTIMODAL
 
 SETTINGS = ("model.path=null", "train.max_steps=2", "train.checkpoint_every=1", "train.export=false", "zero.stage=3",
             "train.precision=bf16", "train.num_samples=0", "optim.warmup_steps=2", "optim.weight_decay=0.1",
@@ -32,12 +32,12 @@ def _failures(configs: Dict[str, Any], folder: Path) -> Dict[str, List[Any]]:
 def test_every_check_passes(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
-    from ftdist.model.standin import standin_config
+    from ftdist.model.standin import whole_standin_config
 
     configs = {}
-    for name, fields in CONFIGS.items():
+    for name, fields in {**CONFIGS, **MULTIMODAL}.items():
         configs[name] = tiny_config(tmp_path, *SETTINGS)
-        configs[name].model.config = standin_config(AutoConfig.for_model(**fields), 259)
+        configs[name].model.config = whole_standin_config(AutoConfig.for_model(**fields), 259)
     freeze_tiny(next(iter(configs.values())), tmp_path / "prepared", 2)
     found = run_ranks(_failures, 2, configs, tmp_path, timeout_s=7200)[0]
     assert not {name: checks for name, checks in found.items() if checks}

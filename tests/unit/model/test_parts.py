@@ -3,16 +3,21 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import Attention, RunConfig
 from ftdist.method.full import FullFineTuning
+from ftdist.model.attention_plan import candidates
 from ftdist.model.check import check_model
+from ftdist.model.exactness import EXACT, VOCABULARY, Trial, short_limits
 from ftdist.model.parts import auto_class, describe_other_parts, processor_files
+from ftdist.model.standin import whole_standin_config
 from ftdist.model.text_only import why_not_text_only
 from tests.helpers.families import QWEN3_VL
 from tests.helpers.tiny import LLAMA
+from tests.models.configs import MULTIMODAL
 
 
 def config(**fields: object) -> RunConfig:
@@ -46,9 +51,22 @@ def test_only_the_language_part_is_trained() -> None:
     assert describe_other_parts(text) == []
 
 
-@pytest.mark.parametrize("model_type", ["gemma3", "mistral3", "llama4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"])
-def test_text_alone_trains_the_language_part(model_type: str) -> None:
-    assert why_not_text_only(AutoConfig.for_model(model_type)) == ""
+SLOW = (
+    "Llama-4-Scout-17B-16E",
+    "Mistral-Small-3.1-24B",
+    "llava-1.5-7b-hf",
+    "Qwen2-VL-2B",
+)  # other tests have their kin
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MULTIMODAL])
+def test_text_alone_trains_the_language_part(name: str) -> None:
+    """Documents run through the whole stand-in as through plain transformers, each alone."""
+    arch = AutoConfig.for_model(**MULTIMODAL[name])
+    assert why_not_text_only(arch) == ""
+    fields, cpu = whole_standin_config(arch, VOCABULARY), torch.device("cpu")
+    plans = candidates(Attention.auto, arch, cpu, torch.float32)
+    assert Trial(short_limits(fields, 10**6), cpu).choose(plans, torch.float32).gradient <= EXACT.gradient
 
 
 @pytest.mark.parametrize(
