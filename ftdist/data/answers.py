@@ -12,12 +12,17 @@ documents that it makes: the record is rendered with a different word in place o
 from dataclasses import dataclass, replace
 from typing import List, Optional, Tuple
 
+from ftdist.data.chat_forms import Form
 from ftdist.data.chat_notes import AFTER_STOP, CONTEXT_DIFFERS, CUT, NO_PROMPT, STOP_NOT_TRAINED
 from ftdist.data.chat_template import Span
+from ftdist.data.chat_turn import common_length
 from ftdist.data.records import Document
 from ftdist.data.render import Rendered, Renderer, render, with_one_bos
 from ftdist.data.skeleton import SENTINEL, FieldKey, Sentinels, with_sentinels
 from ftdist.data.tokenise import overlapping_tokens
+
+SHOWN_AFTER = 100
+"""Number of characters of the document that are shown after its first difference from a prompt."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Answer:
     ends: bool
     """Rule 3."""
     notes: Tuple[str, ...]
+    in_whole: bool = False
+    """Everything is trained (``data.train_on=all``). The rules do not apply, and the prompt is only compared."""
 
     @property
     def differs(self) -> bool:
@@ -73,6 +80,8 @@ def answers_of(document: Document, texts: List[Rendered], renderer: Renderer, ma
         renderer: The renderer that made them.
         max_seq_len: Length of a row in tokens.
     """
+    if texts and texts[0].whole is not None:
+        return _answers_in_whole(document, texts[0], renderer)
     chats = [text for text in texts if text.planned is not None]
     if not chats:
         return []
@@ -87,10 +96,11 @@ def answers_of(document: Document, texts: List[Rendered], renderer: Renderer, ma
             trained = text.text[start:end]
             stop = _stop_at_end(trained, renderer)
             is_cut = overlapping_tokens(encoding, len(text.text), (end - 1, end)).stop > max_seq_len
+            prompt = _prompt(document, turn.number, text.planned.form, renderer)
             stripped = [key for key in text.planned.stripped if key[0] < turn.number]
             found.append(Answer(
-                document.location, turn.number + 1, number, len(chats), _prompt(document, turn.number, text, renderer),
-                text.text[:start], trained, _lost(with_words.text, turn.number, sentinels, stripped),
+                document.location, turn.number + 1, number, len(chats), prompt, text.text[:start], trained,
+                _lost(with_words.text, turn.number, sentinels, stripped),
                 tuple(f"the reasoning of message {key[0] + 1}" for key in stripped),
                 bool(stop), not stop or stop not in trained[: -len(stop)],
                 turn.notes + ((CUT,) if is_cut else ()),
@@ -98,9 +108,22 @@ def answers_of(document: Document, texts: List[Rendered], renderer: Renderer, ma
     return found
 
 
-def _prompt(document: Document, number: int, text: Rendered, renderer: Renderer) -> Optional[str]:
-    assert text.planned is not None
-    prompt = renderer.chats.prompt_text(document, number, text.planned.form) if number else None
+def _answers_in_whole(document: Document, text: Rendered, renderer: Renderer) -> List[Answer]:
+    assert text.whole is not None
+    found = []
+    for number, message in enumerate(document.messages):
+        prompt = _prompt(document, number, text.whole, renderer) if message["role"] == "assistant" else None
+        if prompt is not None:
+            same = common_length(prompt, text.text)
+            context = text.text[: len(prompt) if same == len(prompt) else same + SHOWN_AFTER]
+            found.append(Answer(
+                document.location, number + 1, 1, 1, prompt, context, "", (), (), True, True, (), in_whole=True
+            ))  # fmt: skip
+    return found
+
+
+def _prompt(document: Document, number: int, form: Form, renderer: Renderer) -> Optional[str]:
+    prompt = renderer.chats.prompt_text(document, number, form) if number else None
     return None if prompt is None else with_one_bos(Rendered(prompt, []), renderer.bos).text
 
 

@@ -64,8 +64,8 @@ class ChatRenderer:
                 self.stop = str(found[-1]) if found else ""
         return self.stop
 
-    def whole(self, document: Document) -> str:
-        """Return the text of the whole conversation.
+    def whole(self, document: Document) -> Tuple[str, Form]:
+        """Return the text of the whole conversation, and how its messages are handed to the template.
 
         Raises:
             DataError: The template cannot render it, or does not show all of it.
@@ -76,7 +76,7 @@ class ChatRenderer:
         if last:
             form = self._plan(document, document.messages[: last[0] + 1], last, template).form
         try:
-            return template.render(apply(form, document.messages), document.tools)
+            return template.render(apply(form, document.messages), document.tools), form
         except TemplateProblem as problem:
             raise _cannot_render(document, problem) from problem
 

@@ -73,7 +73,7 @@ class SourceAnswers:
 
     def rules(self) -> List[Tuple[bool, str]]:
         """Return for each rule whether it holds for all answers, and how many there are."""
-        if self.problem:
+        if self.problem or self.answers[0].in_whole:
             return []
         number, stripped = len(self.answers), sum(bool(answer.stripped) for answer in self.answers)
         without = f" ({stripped:,} without the reasoning of earlier answers)" if stripped else ""

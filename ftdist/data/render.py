@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, TrainOn, Turns
 from ftdist.data.chat_documents import ChatRenderer, special_tokens_pattern
+from ftdist.data.chat_forms import Form
 from ftdist.data.chat_plan import DocumentPlan
 from ftdist.data.chat_template import ChatTemplate, Span
 from ftdist.data.records import Document
@@ -34,6 +35,8 @@ class Rendered:
     """Numbers of the messages that are trained, in a chat whose answers are trained."""
     planned: Optional[DocumentPlan] = None
     """How it is trained, in such a chat."""
+    whole: Optional[Form] = None
+    """How the messages were handed to the template, in a chat all of which is trained."""
 
 
 def make_renderer(
@@ -116,11 +119,11 @@ def wanted_answers(document: Document, train_on: TrainOn) -> List[int]:
 def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> List[Rendered]:
     document = _without_stops(document, tuple({renderer.tokenizer.eos_token, renderer.chats.usual_stop()} - {""}))
     if train_on is TrainOn.all:
-        text = renderer.chats.whole(document)
-        return [Rendered(text, [(0, len(text))])]
+        text, form = renderer.chats.whole(document)
+        return [Rendered(text, [(0, len(text))], whole=form)]
     wanted = wanted_answers(document, train_on)
     if not wanted:
-        return [Rendered(renderer.chats.whole(document), [])]
+        return [Rendered(renderer.chats.whole(document)[0], [])]
     # Messages after the last answer are removed: nothing in them is trained.
     return [
         Rendered(made.text, made.spans, made.planned.notes, made.planned.answers, made.planned)

@@ -24,7 +24,7 @@ from ftdist.run.checks import Check, judge, not_run
 from ftdist.run.prepared import read_meta
 from ftdist.verify import text_checks
 from ftdist.verify.reference import read_rows
-from ftdist.verify.text_checks import NO_CHAT, Sample, check_texts
+from ftdist.verify.text_checks import Sample, check_texts
 
 # Maximum shares of a source's documents. A larger share fails the check. A document that has nothing to train after
 # truncation wastes steps. Most data has a few of them, and their number is always shown.
@@ -40,6 +40,7 @@ STOP, TRAINED, COMPLETE, PADDING, IDS = (
     "stop token is trained", "trained tokens", "documents are complete", "padding token",
     "token ids fit the embedding",
 )  # fmt: skip
+NO_ANSWERS = "there is no chat among the documents whose answers are trained"
 FIELDS, ENDS = "each field is shown once", "nothing is trained after the stop"
 NAMES = (*text_checks.NAMES, FIELDS, ENDS, STOP, TRAINED, COMPLETE, PADDING, IDS)
 
@@ -89,8 +90,9 @@ def check_rules(answers: List[Answer]) -> List[Check]:
 
     Whether a stop is trained is checked on the prepared rows.
     """
+    answers = [one for one in answers if not one.in_whole]
     if not answers:
-        return [not_run(name, NO_CHAT) for name in (FIELDS, ENDS)]
+        return [not_run(name, NO_ANSWERS) for name in (FIELDS, ENDS)]
     lost = [f"{one.location}: the documents do not show {', '.join(one.lost)} once" for one in answers if one.lost]
     after = [f"{one.location}, message {one.message}" for one in answers if not one.ends]
     stripped = sum(bool(one.stripped) for one in answers)

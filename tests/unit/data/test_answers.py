@@ -143,3 +143,20 @@ def test_a_hub_data_set_that_is_out_of_reach_does_not_end_a_preview_of_prepared_
     config = data_config(tmp_path, f"data.sources.h.path={tmp_path}/nothing.jsonl")
     with pytest.raises(DataError, match="does not exist"):
         list(collect_answers(config, renderer_of("qwen3").tokenizer, 5))
+
+
+def test_a_conversation_all_of_which_is_trained_is_compared_with_the_prompts(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The template of Qwen3 leaves out reasoning that the model has seen: the answer after it had another prompt."""
+    config_file.write_text(config_file.read_text().replace("train_on: auto", "train_on: all"), encoding="utf-8")
+    assert main(["preview", str(config_file), "-n", "1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "9 answers in the first 5 records" in out and "✓" not in out
+    assert CONTEXT_DIFFERS not in out, "earlier answers are without reasoning here and in the prompts"
+    renderer = renderer_of("qwen3")
+    document = read_record("f:1", CONVERSATIONS["reasoning_call_multi"], Format.auto)
+    text, form = renderer.chats.whole(document)
+    found = answers_of(document, [Rendered(text, [(0, len(text))], whole=form)], renderer, NO_LIMIT)
+    assert [one.message for one in found] == [2, 4, 6] and [one.differs for one in found] == [False, True, False]
+    assert found[1].prompt is not None and "r1" in found[1].prompt and "r1" not in found[1].context
