@@ -101,7 +101,7 @@ def check_trained(checkpoint: Path, config: RunConfig) -> None:
     problem = verify_checkpoint(checkpoint)
     if problem:
         found = f"{checkpoint}: {problem}"
-        raise CheckpointError(found, "a checkpoint whose files are unchanged", "export another one with --checkpoint")
+        raise CheckpointError(found, "a checkpoint whose files are unchanged", "pass another one with --checkpoint")
     whole = METHODS[config.method.kind].whole
     check_base(checkpoint.name, read_manifest(checkpoint), None if whole else base_identity(config))
 

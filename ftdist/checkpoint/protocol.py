@@ -299,7 +299,7 @@ def find_newest(run: RunDir, together: RankAgreement, note: Callable[[str], None
         raise CheckpointError(
             f"cannot look for checkpoints in {run.checkpoints}: {problem}",
             "a folder that can be read",
-            "check its owner, its mode and the disk, then ftdist resume",
+            "check the owner and mode of the folder and the disk, then run ftdist resume",
         )
     names, set_aside = found[0]
     newest_problem = ""
@@ -307,7 +307,7 @@ def find_newest(run: RunDir, together: RankAgreement, note: Callable[[str], None
         folder = run.checkpoints / name
         _, problem = together.attempt(partial(require_readable_folder, folder))
         if problem:  # it may be good, so it must not be set aside
-            raise CheckpointError(problem, "a checkpoint that you may read", "resume as its owner")
+            raise CheckpointError(problem, "a checkpoint that you may read", "resume as the owner of the checkpoint")
         verdicts = together.gather(verify_checkpoint(folder, together.rank, together.world_size))
         damage = next((text for text in verdicts if text), None)
         if damage is None:

@@ -76,7 +76,8 @@ class Stored:
         have = sum(tensor.numel() for tensor in found)
         if have != length:
             raise CheckpointError(f"the checkpoint holds {have} of {length} elements of {state} of {name}",
-                                  "a checkpoint with all elements", "resume from another checkpoint")  # fmt: skip
+                                  "a checkpoint with all elements",
+                                  "move its folder out of checkpoints/, then use an older checkpoint")  # fmt: skip
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def whole(self, state: str, name: str, shape: Sequence[int]) -> torch.Tensor:

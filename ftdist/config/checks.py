@@ -26,7 +26,7 @@ def check_config(config: RunConfig) -> None:
     """Check the values of a config, independently of the machine (GPUs, disk) and of files (model, data).
 
     Raises:
-        ConfigError: Names the field, its value, and the values that it may have.
+        ConfigError: A value is wrong. The message has the field, its value, and the values that it may have.
     """
     refuse_secrets(config)
     if config.launch.kind is not LaunchKind.local:
@@ -51,14 +51,14 @@ def refuse_secrets(config: RunConfig) -> None:
     """Refuse a config that holds a secret, because it is written to run.yaml, the batch script and W&B.
 
     Raises:
-        ConfigError: Names the key, never the value.
+        ConfigError: There is a secret. The message names its key, but never its value.
     """
     for key, text in texts("", config):
         if problem := secret_problem(key.removeprefix("."), text):
             raise ConfigError(
                 f"{problem}, and a config is written to run.yaml, the batch script and W&B",
                 "secrets in environment variables, which ranks and Slurm jobs inherit",
-                "leave it out: export the variable before you start ftdist, or log in (hf auth login, wandb login)",
+                "remove it, and export it as an environment variable or log in (hf auth login, wandb login)",
             )
 
 
@@ -182,7 +182,7 @@ def _check_one_of(where: str, choices: Dict[str, Any], fix: str) -> None:
 def _check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
     if value is not None and not low <= value <= high:
         limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise ConfigError(f"{name}={value:g}", limit, f"set {name} to a value {limit}")
+        raise ConfigError(f"{name}={value:g}", limit, f"set {name} to a value that is {limit}")
 
 
 def _check_source(name: str, source: SourceConfig) -> None:

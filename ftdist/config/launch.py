@@ -222,7 +222,7 @@ def refuse_control_characters(where: str, value: Any) -> None:
     """Refuse texts with line breaks and other control characters: they become part of a batch script or a command.
 
     Raises:
-        ConfigError: Names the key.
+        ConfigError: There is such a text. The message names its key.
     """
     for key, text in texts(where, value):
         if any(ord(character) < 32 or 127 <= ord(character) < 160 or character in "\u2028\u2029" for character in text):
@@ -265,7 +265,7 @@ def check_launch(launch: LaunchConfig) -> None:
     """Check the section ``launch`` independently of the machine.
 
     Raises:
-        ConfigError: Names the field, its value, and the values that it may have.
+        ConfigError: A value is wrong. The message has the field, its value, and the values that it may have.
     """
     refuse_control_characters("launch", launch)
     slurm = launch.slurm

@@ -42,7 +42,7 @@ def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequen
         changeable: Keys that it may change, and all keys below them.
 
     Raises:
-        ConfigError: Names the first override that is not allowed, and the keys that are.
+        ConfigError: An override is not allowed. The message names the first one, and the keys that are allowed.
     """
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]

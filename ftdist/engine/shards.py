@@ -60,7 +60,7 @@ def held_slices(engine: Engine) -> List[Slice]:
     slices = [part for part in _slices(engine.zero_optimizer, names) if part.length > 0]
     if any(part.offset + part.length > part.flat.numel() for part in slices):
         raise ConfigError("optimizer states on NVMe cannot be saved", "states in GPU or host memory",
-                          "zero.offload_optimizer=cpu in place of the NVMe settings")  # fmt: skip
+                          "set zero.offload_optimizer=cpu and remove the NVMe settings")  # fmt: skip
     return slices
 
 

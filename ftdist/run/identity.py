@@ -119,7 +119,7 @@ def check_data(run: RunDir, config: RunConfig, folder: Path) -> None:
     raise DataError(
         f"{folder} is not the data that {run.path} was started with ({rows:,} rows; at the start "
         f"{record['data']['rows']['train']:,}){cause}", "data with the recorded hash",
-        f"rm -r {quoted_path(folder)}, then resume: it is prepared again. Or start a new run",
+        f"rm -r {quoted_path(folder)}, then resume, so that the data is prepared again. Or start a new run",
     )  # fmt: skip
 
 

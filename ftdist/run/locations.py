@@ -85,7 +85,7 @@ def check_model_folder(config: RunConfig) -> None:
     held = f"it holds {', '.join(inside[:8])}{', …' if len(inside) > 8 else ''}" if inside else "it is empty"
     if not (path / "config.json").is_file():
         raise ConfigError(f"model.path={path} holds no config.json; {held}", expected,
-                          "model.path=FOLDER of the model itself, for example the export/ of a run")  # fmt: skip
+                          "set model.path to the folder of the model, for example the export/ of a run")  # fmt: skip
     if "model_type" not in _read_object(path / "config.json"):
         raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model",
                           "copy config.json from the model's repository")  # fmt: skip

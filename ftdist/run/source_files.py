@@ -82,7 +82,7 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
         return DataError(f"{where}.path={path} matches no file: there is no folder {folder}",
                          f"a folder that exists (looked in {Path.cwd()})", f"correct {where}.path")  # fmt: skip
     data = sorted({data_suffix(file) for file in folder.rglob("*") if data_suffix(file) in SUFFIXES and _is_data(file)})
-    fix = f"a pattern that ends with *{data[0]}" if len(data) == 1 else "a pattern that matches some of its files"
+    fix = f"use a pattern that {f'ends with *{data[0]}' if len(data) == 1 else 'matches some of its files'}"
     return DataError(f"{where}.path={path} matches no file; {folder} holds {_inside(folder)}",
                      f"a pattern of {' '.join(SUFFIXES)} files (looked in {Path.cwd()})", fix)  # fmt: skip
 
@@ -107,7 +107,7 @@ def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Pa
         raise DataError(
             f"{where}.path={path} is a folder without data files; it holds {_inside(folder)}",
             f"{' '.join(SUFFIXES)} files, or a folder made by datasets.save_to_disk",
-            f"the path of a file or folder with data in {where}.path",
+            f"set {where}.path to a file or folder with data",
         )
     names = sorted({name for name in splits.values() if name})
     files = [file for file, name in splits.items() if name and same_split(name, split)] if names else list(splits)

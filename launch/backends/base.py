@@ -77,7 +77,7 @@ class Backend(Protocol):
             now: end the run without a checkpoint.
 
         Raises:
-            ConfigError: it can only be ended from another machine.
+            ConfigError: the run can only be ended from another machine.
         """
 
     def log(self, run: RunDir) -> Optional[Path]:

@@ -24,7 +24,7 @@ class LocalBackend(ForegroundBackend):
             raise ConfigError(
                 f"launch.nnodes={launch.nnodes}, but launch.kind=local starts ranks on this machine only",
                 "a launch.kind that starts ranks on several machines",
-                "use launch=slurm, launch=nodes or launch=deepspeed. Or start it yourself: run this on every machine: "
+                "use launch=slurm, launch=nodes or launch=deepspeed, or start torchrun yourself on every machine: "
                 f"torchrun --nnodes {launch.nnodes} --nproc-per-node {launch.nproc_per_node or max(gpus, 1)} "
                 "--rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m ftdist train …",
             )

@@ -63,7 +63,7 @@ class NodesBackend(ForegroundBackend):
 
 
 def machine_name(config: RunConfig, rank: int) -> str:
-    """Return how messages name a machine."""
+    """Return the name of a machine for messages."""
     hosts = config.launch.nodes.hosts
     return hosts[rank] if hosts else f"machine {rank}"
 
@@ -176,8 +176,7 @@ def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
         raise LaunchError(
             f"machine {rank} has already been started, on host {mark.read_text()}",
             f"a different --rank (0 to {config.launch.nnodes - 1}) on each machine",
-            "to use more machines, set launch.nnodes=N. To restart the run, run the command on the first machine "
-            "(--rank 0) first",
+            "pass another --rank, or set launch.nnodes=N for more machines. To restart the run, start --rank 0 first",
         ) from None
 
 

@@ -18,7 +18,7 @@ def check_port(config: RunConfig) -> None:
     """Check that the port is free on this machine.
 
     Raises:
-        LaunchError: it is taken.
+        LaunchError: the port is taken.
     """
     port = config.launch.nodes.port
     with socket.socket() as probe:
@@ -37,7 +37,7 @@ def wait_for_port(config: RunConfig, machine: str) -> None:
         machine: name of this machine, for the message.
 
     Raises:
-        LaunchError: it does not answer.
+        LaunchError: the first machine does not answer.
     """
     place = (address(config), config.launch.nodes.port)
     deadline, reason = time.monotonic() + config.launch.nodes.join_timeout_s, ""
@@ -49,6 +49,6 @@ def wait_for_port(config: RunConfig, machine: str) -> None:
             reason = str(error.strerror or error)
         time.sleep(0.5)
     raise LaunchError(f"{platform.node()} ({machine}) cannot reach {place[0]}:{place[1]}: {reason}",
-                      "a first machine whose ranks are started and whose port is open",
+                      "ranks that run on the first machine, and a port that is open",
                       "start the first machine first, or set launch.nodes.address=NAME or "
                       "launch.nodes.port=PORT")  # fmt: skip

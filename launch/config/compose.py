@@ -85,7 +85,7 @@ def compose(args: argparse.Namespace) -> RunConfig:
     """Return the config of a command line.
 
     Raises:
-        ConfigError: A key, an option or a value is wrong. Names the nearest right one.
+        ConfigError: A key, an option or a value is wrong. The message has the nearest right one.
     """
     messages.refuse_hydras_own(args.overrides, sweep=False)
     with session(args.config_dir, schema()) as loader:

@@ -30,7 +30,7 @@ def refuse_hydras_own(overrides: List[str], sweep: bool) -> None:
         sweep: Whether the command starts a sweep, which takes ``hydra.sweeper``.
 
     Raises:
-        ConfigError: Names the first such override, and the setting to use instead.
+        ConfigError: There is such an override. The message names the first one, and the setting to use instead.
     """
     for override in overrides:
         word = override.lstrip("+~")
@@ -54,7 +54,7 @@ def check_source_keys(data: Mapping[str, Any]) -> None:
         data: The section ``data`` of a composed config.
 
     Raises:
-        ConfigError: Names the first wrong key, and the nearest right ones.
+        ConfigError: A key is wrong. The message names the first wrong key, and the nearest right ones.
     """
     fields = [field.name for field in dataclasses.fields(SourceConfig)]
     for kind in ("sources", "heldout"):

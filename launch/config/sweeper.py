@@ -75,7 +75,7 @@ def sweep(request: SweepRequest, run_trials: RunTrials) -> None:
     A sweeper that learns gets a seed if it has none. Proposing the same trials again is how a sweep is resumed.
 
     Raises:
-        ConfigError: A trial has a wrong config. Names the trial.
+        ConfigError: A trial has a wrong config. The message names the trial.
     """
     overrides = quote_texts(request.overrides)
     with session(request.config_dir, schema()) as loader, tempfile.TemporaryDirectory() as scratch:
@@ -171,7 +171,7 @@ def _refuse_foreign_code(composed: DictConfig) -> None:
     anybody. Only Hydra's own sweeper and launcher, and Optuna's sweeper and samplers, are allowed.
 
     Raises:
-        ConfigError: Names the key.
+        ConfigError: The config names other code. The message names the key.
     """
     allowed = {
         "hydra.launcher._target_": (_target("hydra/launcher", "basic"),),

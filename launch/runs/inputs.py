@@ -128,7 +128,7 @@ def _check_cache(config: RunConfig) -> None:
     """Check that the cache can be written. A cache that holds all that a run needs may be read-only.
 
     Raises:
-        ConfigError: it cannot be written, for example because the home folder is read-only on compute nodes.
+        ConfigError: the cache cannot be written, for example because the home folder is read-only on compute nodes.
     """
     cache = cache_root(config)
     place = next(path for path in (cache, *cache.absolute().parents) if path.exists())

@@ -134,7 +134,7 @@ def check_run_dir(config: RunConfig) -> None:
     """Check that the run directory can be made.
 
     Raises:
-        ConfigError: it holds a run, which is never overwritten, or other files, or cannot be made.
+        ConfigError: the directory holds a run, which is never overwritten, or other files; or it cannot be made.
     """
     assert config.run_dir is not None
     path = Path(config.run_dir)

@@ -70,7 +70,8 @@ def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) 
     folder = SweepDir(place.resolve())
     state = liveness(folder.read_status())
     if state in ALIVE:
-        raise ConfigError(f"{place} is {state}", "a sweep that has stopped", f"ftdist sweep {quoted_path(place)}")
+        raise ConfigError(f"{place} is {state}", "a sweep that has stopped",
+                          f"wait until it ends, or stop it: ftdist cancel {quoted_path(place)}")  # fmt: skip
     if state == "done" and all(trial.state == "done" for trial in folder.trials()):
         if not quiet:
             print(f"{short_path(folder.path)} is done; its trials, best first: ftdist sweep {quoted_path(folder.path)}")
@@ -192,7 +193,7 @@ class _Sweep:
                                   "runs_dir=FOLDER")  # fmt: skip
             if launch.kind is not configs[0].launch.kind:
                 raise ConfigError("launch.kind differs between trials", "one launch.kind for all trials",
-                                  f"launch={launch.kind.name}, without a comma")  # fmt: skip
+                                  f"give launch one value: launch={launch.kind.name}")  # fmt: skip
             backend = backend_of(config)
             if backend.uses_scheduler and self.learns and not launch.wait:
                 raise _must_wait()

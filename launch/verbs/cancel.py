@@ -21,7 +21,7 @@ def cancel(args: argparse.Namespace) -> int:
     """Stop a run or a sweep. Unless ``--now`` is given, it saves before it ends.
 
     Raises:
-        ConfigError: it is not under way, or can only be ended from another machine.
+        ConfigError: the run or sweep is not under way, or can only be ended from another machine.
     """
     sweep = SweepDir(args.run_dir)
     if sweep.exists:
@@ -44,8 +44,8 @@ def _cancel_sweep(sweep: SweepDir, now: bool) -> int:
     status = sweep.read_status()
     launcher_alive = liveness(status) in ALIVE
     if not alive and not launcher_alive:
-        raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that runs",
-                          f"ftdist sweep {quoted_path(sweep.path)}")  # fmt: skip
+        raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that is under way",
+                          f"run ftdist sweep {quoted_path(sweep.path)} to see its trials")  # fmt: skip
     print(stop_sweep(sweep))
     if now:
         jobs = [run for run in alive if backend_of_status(run.read_status()).uses_scheduler]

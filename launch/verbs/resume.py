@@ -42,7 +42,7 @@ def resume(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: the run is under way, or an override may not be changed.
-        LaunchError: it could not be started, or it failed.
+        LaunchError: the run could not be started, or it failed.
     """
     started = time.monotonic()
     check_changes(args.overrides)
@@ -95,7 +95,7 @@ def _sweep_waits(overrides: List[str]) -> Optional[bool]:
         key, _, value = word.lstrip("+").partition("=")
         if key != "launch.wait" or value.lower() not in ("true", "false"):
             raise ConfigError(f"'{word}' cannot be changed when resuming a sweep",
-                              "ftdist resume SWEEP_DIR, with launch.wait=true or launch.wait=false if you like",
+                              "no override, launch.wait=true or launch.wait=false",
                               f"leave out {word}, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
         wait = value.lower() == "true"
     return wait

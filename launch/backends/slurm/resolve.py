@@ -85,7 +85,7 @@ def check_time(slurm: SlurmConfig) -> None:
     """Check that a job has time left before it is asked to stop.
 
     Raises:
-        ConfigError: it would be asked to stop when it begins.
+        ConfigError: the job would be asked to stop when it begins.
     """
     stop = slurm.stop_before_limit_s + ASKS_EARLIER_S
     if slurm.time is not None and seconds(slurm.time) <= stop:
@@ -93,7 +93,7 @@ def check_time(slurm: SlurmConfig) -> None:
         raise ConfigError(
             f"launch.slurm.time={slurm.time} is {seconds(slurm.time):.0f} s, but the run is asked to stop "
             f"{slurm.stop_before_limit_s} s before that, or up to {ASKS_EARLIER_S} s earlier",
-            f"a time limit of more than {stop} s", f"launch.slurm.time={needed} (minutes), or a smaller "
+            f"a time limit of more than {stop} s", f"set launch.slurm.time={needed} (minutes), or lower "
             "launch.slurm.stop_before_limit_s",
         )  # fmt: skip
 
