@@ -1,8 +1,9 @@
 """The balance loss of a mixture of experts: it is small if the experts get equal shares of the tokens.
 
-With E experts it is E · Σ f·P over the experts (Fedus et al. 2022, https://arxiv.org/abs/2101.03961, equations 4 to 6,
-as transformers computes it: over the tokens of all layers together). f is the number of times that a router has chosen
-an expert, and P the sum of the routers' probabilities of the expert, both divided by the number of tokens · layers.
+With E experts it is E · Σ f·P, summed over the experts. f is the number of times that a router chose an expert, and
+P is the sum of the routers' probabilities of the expert. Both are divided by the number of tokens · layers. This is the
+formula of Fedus et al. 2022 (https://arxiv.org/abs/2101.03961, equations 4 to 6), as transformers computes it: over the
+tokens of all layers together.
 
 Both are taken over the whole global batch, so that the loss does not depend on how the batch is split. The product is
 not a sum over micro-batches, but f has no gradient: once f is known, the rest is a sum. With one micro-batch for each

@@ -14,9 +14,9 @@ NOT_SET = Origin(-1, "", True, None)
 def settle(composed: DictConfig, origins: Dict[str, Origin]) -> None:
     """Decide between the two settings for the length of a run, and between the two for its warm-up, in place.
 
-    The level of a value is its place in the order in which Hydra merges: the command line is more specific than an
-    experiment, an experiment than a primary config, and a primary config than the file of a group. The value that loses
-    becomes null (``optim.warmup_steps``: 0).
+    The level of a value is its place in the order in which Hydra merges. From the most to the least specific, they are
+    the command line, an experiment, a primary config, and the file of a group. The value that loses becomes null
+    (``optim.warmup_steps``: 0).
 
     Raises:
         ConfigError: Both are set at the same level.

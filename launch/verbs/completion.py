@@ -1,11 +1,11 @@
 """Tab completion: verbs, flags and their values, Hydra's groups and options, config keys, run directories.
 
-It is written here and not left to a library, for measured reasons. argcomplete 3.7.2, given the functions below as its
-completers, offers the same for all 38 lines in tests/unit/launch/test_cli.py, in the same time (``ftdist pre`` 74 ms of
-CPU, ``ftdist train optim.l`` 0.4 s, most of it Hydra's). But it offers nothing for an override after a flag (``ftdist
-train seed=1 --dry-run optim.l``), because it does not parse flags and overrides in any order, as ftdist does. It would
-replace about 60 lines here, and itself depends on private parts of argparse in 44 places. shtab writes static scripts,
-which know no config groups and no run directories.
+No library is used, for measured reasons. argcomplete 3.7.2, with the functions below as its completers, offers the same
+for all 38 lines in tests/unit/launch/test_cli.py. It takes the same time: 74 ms of CPU for ``ftdist pre``, 0.4 s for
+``ftdist train optim.l``, most of it in Hydra. But it offers nothing for an override after a flag (``ftdist train seed=1
+--dry-run optim.l``), because it does not parse flags and overrides in any order, as ftdist does. It would replace about
+60 lines here, and depends on private parts of argparse in 44 places. shtab writes static scripts, which cannot offer
+config groups or run directories.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Read the answers of Slurm's commands from output that may contain other lines too.
 
 Sites wrap Slurm's commands: a banner before the answer, a line about the cost of a job after it, a quota in between.
-squeue and sinfo print what their ``--format`` says, so every line of an answer begins with a mark. sbatch has none.
+squeue and sinfo print what their ``--format`` says, so every line of an answer begins with a mark. sbatch prints none.
 """
 
 import re

@@ -6,11 +6,11 @@ process can do that. The numbers only grow, so a process that read the directory
 one has taken since. Every backend uses this module. It is in the package of Slurm because an owner may be a job, and
 only Slurm can tell whether a job is over.
 
-The file is made with link(2): a complete file is written under another name and linked to the name. link() fails if the
-name exists, and the file server decides that in one step, also on NFS, where O_EXCL and flock depend on the version and
-the mount options. If the server's answer to link() is lost and the request is sent again, link() reports that the name
-exists although it made it itself. The link count of the written file tells: 2 means that it was made. File systems
-without hard links (some FUSE and object stores) get O_EXCL instead.
+The file is made with link(2): a complete file is written under another name and linked to the final name. link() fails
+if that name exists. The file server decides this in one step, also on NFS, where O_EXCL and flock depend on the version
+and the mount options. If the server's answer to link() is lost, the request is sent again, and link() reports that the
+name exists although the first request made it. The link count of the written file is then 2. On file systems without
+hard links (some FUSE and object stores), O_EXCL is used instead.
 """
 
 import contextlib
