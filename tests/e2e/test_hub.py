@@ -1,31 +1,18 @@
 """The hub goes away after ``ftdist prepare``: a machine without a network runs what was fetched."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from ftdist.data.tokenizer import bytes_tokenizer
 from tests.helpers.cli import ftdist, succeed
-from tests.helpers.hub import COMMIT, Hub
+from tests.helpers.hub import COMMIT, FROM_HUB, serve_tiny
 from tests.helpers.runs import SMOKE
-from tests.helpers.tiny import save_tiny_model
 
-WORDS = (*SMOKE, "model=hub", "model.hub=org/tiny", "model.tokenizer=null", "data=hub",
-         "data.sources.hub.hub=org/chats", "data.heldout_share=0.2", "data.num_workers=1", "train.max_steps=2",
-         "train.eval_every=null", "run_dir=run")  # fmt: skip
+WORDS = (*SMOKE, *FROM_HUB, "train.max_steps=2", "train.eval_every=null", "run_dir=run")
 
 
 def test_what_was_fetched_runs_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = tmp_path / "hub/models/org/tiny", tmp_path / "hub/datasets/org/chats"
-    save_tiny_model(model)
-    bytes_tokenizer().save_pretrained(model)
-    (model / "pytorch_model.bin").write_text("not needed")
-    data.mkdir(parents=True)
-    chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a {n}"}]}
-             for n in range(60)]  # fmt: skip
-    (data / "train.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-    hub = Hub(tmp_path / "hub")
+    hub = serve_tiny(tmp_path / "hub")
     for name, value in {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "home"),

@@ -8,6 +8,25 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FROM_HUB = ("model=hub", "model.hub=org/tiny", "model.tokenizer=null", "data=hub",
+            "data.sources.hub.hub=org/chats", "data.heldout_share=0.2", "data.num_workers=1")  # fmt: skip
+"""Settings of a run on what ``serve_tiny`` serves."""
+
+
+def serve_tiny(folder: Path) -> "Hub":
+    """Serve a random Llama with the bytes tokenizer as ``org/tiny``, and 60 chats as ``org/chats``."""
+    from ftdist.data.tokenizer import bytes_tokenizer
+    from tests.helpers.tiny import save_tiny_model
+
+    model, data = folder / "models/org/tiny", folder / "datasets/org/chats"
+    save_tiny_model(model)
+    bytes_tokenizer().save_pretrained(model)
+    (model / "pytorch_model.bin").write_text("not needed")
+    data.mkdir(parents=True)
+    chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a {n}"}]}
+             for n in range(60)]  # fmt: skip
+    (data / "train.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return Hub(folder)
 
 
 class Hub:
