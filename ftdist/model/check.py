@@ -159,12 +159,15 @@ def _facts(arch: PretrainedConfig, model: PreTrainedModel) -> ModelFacts:
     padding = position_padding(model)
     if limit is not None and padding is not None:
         limit -= padding + 1  # the first rows of its position table belong to no token
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    others = sum(parameter.numel() for part in other_parts(model).values() for parameter in part)
     return ModelFacts(
         model_type=arch.model_type,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         max_positions=limit,
         has_position_table=limit is not None and _has_position_table(model, limit),
         recomputes=bool(model.supports_gradient_checkpointing),
+        trained=parameters - others if others else None,
     )
 
 

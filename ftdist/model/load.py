@@ -111,6 +111,15 @@ def _build_or_read(
             revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
             output_loading_info=True, **load_options,
         )  # fmt: skip
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        detail = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), "see the log")
+        found = (
+            f"the weights of {model_location(config)} do not have the shapes that its config.json says: {detail[:200]}"
+        )
+        raise ConfigError(found, "weights that fit their config; with ZeRO-3 transformers cannot turn the experts of "
+                          "some models (Qwen3-VL-MoE)", "check the folder, or set zero.stage=2") from error  # fmt: skip
     except (pickle.UnpicklingError, SafetensorError) as error:
         found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
         raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",

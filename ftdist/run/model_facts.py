@@ -17,7 +17,7 @@ from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.run.locations import cache_root, model_location
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Increased when the check finds more facts, or other facts about the same model."""
 
 

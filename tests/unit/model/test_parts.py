@@ -1,5 +1,6 @@
 """Models that read images or sound as well: trained on text alone where that is exact, otherwise refused by name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.method.full import FullFineTuning
-from ftdist.model.attention_plan import candidates
+from ftdist.model.attention_plan import PLAIN, candidates
 from ftdist.model.check import check_model
 from ftdist.model.exactness import EXACT, VOCABULARY, Trial, short_limits
+from ftdist.model.load import load_model, model_config
 from ftdist.model.parts import auto_class, describe_other_parts, processor_files
 from ftdist.model.standin import whole_standin_config
 from ftdist.model.text_only import why_not_text_only
 from tests.helpers.families import QWEN3_VL
-from tests.helpers.tiny import LLAMA
+from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.models.configs import MULTIMODAL
 
 
@@ -67,6 +69,23 @@ def test_text_alone_trains_the_language_part(name: str) -> None:
     fields, cpu = whole_standin_config(arch, VOCABULARY), torch.device("cpu")
     plans = candidates(Attention.auto, arch, cpu, torch.float32)
     assert Trial(short_limits(fields, 10**6), cpu).choose(plans, torch.float32).gradient <= EXACT.gradient
+
+
+def test_the_facts_count_what_is_trained() -> None:
+    model = AutoModelForMultimodalLM.from_config(AutoConfig.for_model(**QWEN3_VL))
+    facts = check_model(config(**QWEN3_VL))
+    visual = sum(p.numel() for name, p in model.named_parameters() if name.startswith("model.visual."))
+    assert facts.trained == facts.parameters - visual and visual
+    assert check_model(config(**LLAMA)).trained is None
+
+
+def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    made, folder = RunConfig(), save_tiny_model(tmp_path / "model")
+    made.model.path = str(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "intermediate_size": 96}))
+    with pytest.raises(ConfigError, match="do not have the shapes that its config.json says"):
+        load_model(made, model_config(made), PLAIN, {"zero_optimization": {"stage": 2}})
 
 
 @pytest.mark.parametrize(
