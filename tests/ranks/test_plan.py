@@ -1,5 +1,6 @@
 """What is planned is what the ranks have: the DeepSpeed config that was frozen, and the bytes that they hold."""
 
+import copy
 import gc
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.frozen import load_config
+from ftdist.config.schema import MethodKind
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import memory_of
 from ftdist.run.rundir import RunDir
@@ -118,8 +120,10 @@ def _held(configs: List[Any], folder: Path) -> List[Tuple[float, float]]:
         Engine.step = watched  # type: ignore[method-assign]
         train_step(training, 1)
         Engine.step = end_micro_step  # type: ignore[method-assign]
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in training.engine.module.parameters())
-        computed = memory_of(config, parameters, Layout.of_world(training.ranks.world_size))
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in training.engine.module.parameters()]
+        trained = sum(size for size, is_trained in sizes if is_trained)
+        layout = Layout.of_world(training.ranks.world_size)
+        computed = memory_of(config, sum(size for size, _ in sizes), layout, trained)
         found.append((max(held) - before, computed.device.total + computed.host.total))
         training.engine.destroy()
         del training
@@ -146,11 +150,16 @@ def test_ranks_hold_the_bytes_that_are_computed(tmp_path: Path) -> None:
                     f"train.precision={precision}", "batch.global_batch_size=4", "data.max_seq_len=64")
         for stage in range(4) for precision in ("bf16", "fp32")
     ]  # fmt: skip
+    # 16 bytes for a trained parameter, 2 for a frozen one. DeepSpeed's buffers are a larger share of so few bytes.
+    for stage in (2, 3):
+        configs.append(copy.deepcopy(configs[2 * stage]))
+        configs[-1].method.kind, configs[-1].method.r = MethodKind.lora, 64
     freeze_tiny(configs[0], tmp_path / "run", 2)
     for number, config in enumerate(configs):
         make_run_dir(config, tmp_path / f"run-{number}", 2)
     for rank in run_ranks(_held, 2, configs, tmp_path):
         for config, (held, computed) in zip(configs, rank, strict=True):
-            what = f"ZeRO-{config.zero.stage}, {config.train.precision.name}: {held:,} bytes, computed {computed:,.0f}"
+            what = f"{config.method.kind.name}, ZeRO-{config.zero.stage}, {config.train.precision.name}"
+            what += f": {held:,} bytes, computed {computed:,.0f}"
             print(what)
-            assert held == pytest.approx(computed, rel=0.01), what
+            assert held == pytest.approx(computed, rel=0.01 if config.method.kind is MethodKind.full else 0.03), what
