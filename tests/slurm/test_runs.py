@@ -77,11 +77,30 @@ def test_two_jobs_of_a_run_leave_one_record(slurm: Cluster, tmp_path: Path) -> N
     assert [r["step"] for r in run.read_metrics() if "train/loss" in r] == list(range(1, 13))
 
 
+TASKS = ("srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, "-m", "ftdist")
+
+
+@pytest.mark.slow
+def test_tasks_of_srun_save_before_the_time_limit_and_resume(slurm: Cluster, tmp_path: Path) -> None:
+    """Slurm sends SIGUSR2 to every process of the tasks, as it does with ``--signal=USR2@300``."""
+    run = RunDir(tmp_path / "run")
+    first = subprocess.Popen([*TASKS, "train", *RUN, *MIDDLE, f"run_dir={run.path}"], env=slurm.env, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    wait_for_step(run, 20)
+    slurm.run("scancel", "--signal=USR2", *slurm.run("squeue", "-h", "-o", "%A").split())
+    said, _ = first.communicate(timeout=300)
+    status = run.read_status()
+    assert (first.returncode, status["state"]) == (75, "preempted"), said
+    assert status["last_checkpoint_step"] == status["step"] < 250
+    finish(subprocess.Popen([*TASKS, "resume", str(run.path)], env=slurm.env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT))  # fmt: skip
+    assert run.read_status()["attempt"] == 1 and metrics(run) == undisturbed(MIDDLE)
+
+
 def test_one_task_of_srun_for_each_rank_gives_the_same_losses(slurm: Cluster, tmp_path: Path) -> None:
     """The second time the folder is taken: the task of rank 0 says so, and the others end, too."""
     run = RunDir(tmp_path / "run")
-    tasks = ["srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, "-m", "ftdist", "train", *RUN, *SHORT,
-             f"run_dir={run.path}"]  # fmt: skip
+    tasks = [*TASKS, "train", *RUN, *SHORT, f"run_dir={run.path}"]
     done, again = (subprocess.run(tasks, env=slurm.env, capture_output=True, text=True, timeout=300) for _ in range(2))
     assert done.returncode == 0 and done.stdout.count("step 12/12") == 1, done.stderr
     assert metrics(run) == undisturbed(SHORT) and run.read_status()["state"] == "done"
