@@ -12,7 +12,7 @@ from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-TINY = ("launch=slurm", "launch.device=cpu", "launch.wait=true", *TRIAL)
+TINY = ("launch=slurm", "launch.device=cpu", "launch.wait=true", "launch.threads_per_rank=1", *TRIAL)
 
 
 def most_at_once(cluster: Cluster, sweep: SweepDir) -> int:
