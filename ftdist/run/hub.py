@@ -78,6 +78,9 @@ def offline_env(config: RunConfig) -> Dict[str, str]:
     """
     if OFFLINE in os.environ or not (repositories(config) or has_hub_data(config)) or not is_fetched(config):
         return {}
+    folders = [folder for one in repositories(config) if (folder := fetched_folder(one))]
+    if any(_other_code(folder / name) for folder in folders for name in ("config.json", "tokenizer_config.json")):
+        return {}
     return {OFFLINE: "1"} if not has_hub_data(config) or is_ready(data_folder(config)) else {}
 
 
@@ -89,6 +92,11 @@ def hub_cache() -> Path:
 
 def _folder(name: str) -> Path:
     return hub_cache() / f"models--{name.replace('/', '--')}"
+
+
+def _other_code(file: Path) -> bool:
+    """Return whether a config names Python code of another repository (``ORG/NAME--file.Class``): it is not fetched."""
+    return file.is_file() and "--" in json.dumps(json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}))
 
 
 def _has_weights(folder: Path) -> bool:

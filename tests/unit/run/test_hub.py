@@ -61,6 +61,10 @@ def test_nothing_is_asked_when_everything_is_there(
     for name in ("config.json", "model.safetensors"):
         (snapshot / name).write_text("{}")
     assert offline_env(config) == {"HF_HUB_OFFLINE": "1"}
+    for code, offline in (("modeling.Mine", True), ("org/code--modeling.Mine", False)):
+        (snapshot / "config.json").write_text(json.dumps({"auto_map": {"AutoModel": code}}))
+        assert bool(offline_env(config)) is offline, "code of another repository is not fetched"
+    (snapshot / "config.json").write_text("{}")
     config.data.sources = {"mine": SourceConfig(hub="org/chats")}
     assert offline_env(config) == {}, "the data set is still to be read"
     data_folder(config).mkdir(parents=True)
