@@ -9,7 +9,7 @@ Sources for what these programs read: ``transformers_utils/config.py`` and ``mod
 """
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional
 
 from ftdist.base.json_files import read_json, write_json
 
@@ -26,16 +26,35 @@ NEEDED_NAMES = ("GPT2Tokenizer",)
 
 
 def write_old_fields(folder: Path) -> None:
-    """Add the fields of transformers 4 to the config and the tokenizer of an export."""
-    if (folder / "config.json").is_file():  # an adapter has none
-        config = _plain_numbers(read_json(folder / "config.json"))
+    """Add the fields of transformers 4 to the config and the tokenizer of an export.
+
+    The config stays as it is if version 5 reads other rotary embeddings with the old fields (Laguna).
+    """
+    file = folder / "config.json"
+    if file.is_file():  # an adapter has none
+        written, rope = file.read_bytes(), _rope_of(folder)
+        config = _plain_numbers(read_json(file))
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
                 _add_old_fields(part)
-        write_json(folder / "config.json", config)
+        write_json(file, config)
+        if rope is not None and _rope_of(folder) != rope:
+            file.write_bytes(written)
     if (folder / "tokenizer_config.json").is_file() and (folder / "tokenizer.json").is_file():
         tokenizer = _old_tokenizer(read_json(folder / "tokenizer_config.json"), read_json(folder / "tokenizer.json"))
         write_json(folder / "tokenizer_config.json", tokenizer)
+
+
+def _rope_of(folder: Path) -> Optional[List[Any]]:
+    """Return the parameters of rotary embeddings that transformers reads, or None if it cannot read the config."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception:  # a config of the model's own code, or one that is not complete
+        return None
+    found = [getattr(part, "rope_parameters", None) for part in (config, config.get_text_config())]
+    return [{**rope, "type": None} if isinstance(rope, dict) else rope for rope in found]  # "type" is an old name
 
 
 def _old_tokenizer(config: Dict[str, Any], backend: Dict[str, Any]) -> Dict[str, Any]:

@@ -37,7 +37,7 @@ LENGTHS = (40, 23, 57, 9)
 """Lengths of the documents in tokens."""
 SHORT = 16
 """Limits of a stand-in are at most this long: shorter than most of the documents."""
-LIMITS = ("window", "chunk_size", "topk", "block_size", "original_max_position", "local_attention")
+LIMITS = ("window", "chunk_size", "chunk_length", "topk", "block_size", "original_max_position", "local_attention")
 """Parts of the names of config fields that limit how far a token sees or that change with the length of a document."""
 VOCABULARY, FIRST_TOKEN = 300, 10
 """Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
@@ -184,9 +184,14 @@ class Trial:
         """Return the first plan that is exact.
 
         Raises:
-            ConfigError: No plan is.
+            ConfigError: No plan is, or plain transformers cannot train on documents of any length.
         """
-        if not self._repeats():
+        try:
+            repeats = self._repeats()
+        except Exception as error:
+            found = f"transformers cannot train a small {self._arch.model_type} model on documents of any length"
+            raise ConfigError(f"{found}: {_first_line(error)}", "a model that can", "use another model") from error
+        if not repeats:
             self._training, self._expected = False, {}
         rejected: List[str] = []
         unsupported: set[Optional[str]] = set()

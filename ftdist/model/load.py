@@ -5,10 +5,11 @@ With ZeRO-3, parameters are sharded while they are created.
 
 import hashlib
 import pickle
-from typing import Any, Dict, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Set
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ftdist.base.errors import ConfigError
@@ -23,6 +24,8 @@ DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 """Type of weights and activations for each ``train.precision``."""
 
 _AS_IT_IS = AttentionPlan(Attention.rows, None, Layout.alone)
+_UNFIT = (ValueError, IndexError, TypeError, KeyError, AttributeError)
+"""Errors of a model class that reads the shape of a weight while it is created. With ZeRO-3 this shape is [0]."""
 
 # transformers keeps only a weak reference to HfDeepSpeedConfig, so it must stay alive here during from_pretrained.
 _zero3_registration: Optional[Any] = None
@@ -74,11 +77,15 @@ def load_model(
     torch.manual_seed(config.seed)
     try:
         model = _build_or_read(config, arch, plan, load_options or {})
-    except ValueError as error:
-        if "does not support an attention implementation" not in str(error):
+    except _UNFIT as error:
+        if "does not support an attention implementation" in str(error):
+            raise ConfigError(f"{arch.model_type} does not support the attention {plan.describe()}",
+                              "an attention that the model has", "model.attention=auto") from error  # fmt: skip
+        if zero_settings["zero_optimization"]["stage"] < 3:
             raise
-        raise ConfigError(f"{arch.model_type} does not support the attention {plan.describe()}",
-                          "an attention that the model has", "model.attention=auto") from error  # fmt: skip
+        found = f"transformers cannot load a {arch.model_type} model with ZeRO-3: {type(error).__name__}: {error}"
+        raise ConfigError(found.splitlines()[0][:200], "a model that can be sharded while it is created",
+                          "zero.stage=2") from error  # fmt: skip
     model.config.use_cache = False
     set_plan(model, plan)
     if config.train.gradient_checkpointing:
@@ -125,10 +132,38 @@ def _build_or_read(
         raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",
                           "use another model") from error  # fmt: skip
     if report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ConfigError(f"{model_location(config)} lacks {len(report['missing_keys'])} weights ({some} …)",
-                          "every weight of the model", "use a complete model folder")  # fmt: skip
+        raise _missing(config, sorted(report["missing_keys"]))
+    _freeze_fixed(model, config, arch)
     return model
+
+
+def _freeze_fixed(model: PreTrainedModel, config: RunConfig, arch: PretrainedConfig) -> None:
+    """Freeze the parameters that the model class itself does not train (see ``ftdist.model.fixed``).
+
+    transformers makes them trainable when it reads weights, except with ZeRO-3. Checkpoints must not depend on that.
+    """
+    if hasattr(next(model.parameters()), "ds_id"):
+        return
+    with torch.device("meta"):
+        plain = auto_class(arch).from_config(arch, trust_remote_code=config.model.trust_remote_code)
+    fixed = {name for name, parameter in plain.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in fixed:
+            parameter.requires_grad_(False)
+
+
+def _missing(config: RunConfig, names: List[str]) -> ConfigError:
+    """Return the error for weights that transformers did not find, which can be its own fault."""
+    folder, some = Path(model_location(config)), ", ".join(names[:3])
+    files: Set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            files.update(opened.keys())
+    if files.issuperset(names):
+        found = f"transformers does not load {len(names)} weights of {folder} with ZeRO-3 ({some} …)"
+        return ConfigError(found, "a model whose weights all have the names that it reads", "zero.stage=2")
+    return ConfigError(f"{model_location(config)} lacks {len(names)} weights ({some} …)",
+                       "every weight of the model", "use a complete model folder")  # fmt: skip
 
 
 def _reason(error: Exception) -> str:

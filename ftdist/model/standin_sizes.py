@@ -13,7 +13,7 @@ HIDDEN, INNER, EXPERT, HEADS, HEAD, ROTARY, EXPERTS, ACTIVE, WINDOW, CHUNK, STAT
 _BY_SIZE = (
     (HIDDEN, "hidden_size d_model n_embd embedding_size input_embedding_size output_embedding_size word_embed_proj_dim "
              "emb_dim embedding_dim lru_width attention_hidden_size out_hidden_size output_dim backbone_hidden_size "
-             "embed_dim"),
+             "embed_dim adapter_in_dim adapter_out_dim adapter_input_size hidden_size_global"),
     (INNER, "intermediate_size n_inner d_inner dff dim_ff ffn_dim decoder_ffn_dim encoder_ffn_dim feed_forward_size "
             "ffn_hidden_size intermediate_size_mlp dense_intermediate_size mlp_dim"),
     (EXPERT, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size "

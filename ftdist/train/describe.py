@@ -77,7 +77,10 @@ def eager_bytes(config: RunConfig, arch: Any, plan: AttentionPlan) -> int:
         arch: Config of the model.
     """
     text, rows, length = arch.get_text_config(), config.batch.micro_batch_size, config.data.max_seq_len
-    heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
+    try:
+        heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
+    except Exception:  # Dots 3 has other numbers of heads in each layer, and says so with an error
+        heads, layers = None, None
     if plan.implementation != "eager" or not isinstance(heads, int) or not isinstance(layers, int):
         return 0
     one_row = plan.layout in (Layout.row, Layout.masks)

@@ -1,26 +1,29 @@
-"""Forty types of causal language models: exact, and as docs/models.md says. ``make models`` checks all types."""
+"""Forty types of causal language models: exact or refused, as docs/models.md says. ``make models`` checks all types."""
 
 import json
+from dataclasses import replace
 from typing import Dict
 
 import pytest
 import transformers
 
-from tests.models import suite
-from tests.models.suite import CI, Outcome
+from tests.models import alone, suite
+from tests.models.alone import Outcome
+from tests.models.suite import CI, CI_RUNS
 
 
 @pytest.fixture(scope="module")
 def found() -> Dict[str, Outcome]:
-    return suite.run(CI, jobs=2)
+    return suite.run(CI, CI_RUNS, jobs=2)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("model_type", CI)
 def test_a_type_is_exact_in_the_way_that_the_page_says(model_type: str, found: Dict[str, Outcome]) -> None:
-    outcome = found[model_type]
-    assert outcome.result in ("packed", "rows"), outcome.note
-    assert outcome == suite.read_outcomes()[model_type], "run make models, and look at the changes of docs/models.md"
+    recorded = suite.read_outcomes()[model_type]
+    if model_type not in CI_RUNS:
+        recorded = replace(recorded, zero3="", export="")
+    assert found[model_type] == recorded, "run make models, and look at the changes of docs/models.md"
 
 
 def test_the_page_is_fresh_and_lists_every_type() -> None:
@@ -34,12 +37,17 @@ def test_nothing_is_silently_wrong() -> None:
     assert not wrong, json.dumps(wrong, indent=1)
 
 
+def test_most_types_can_be_trained_sharded_and_exported() -> None:
+    outcomes = suite.read_outcomes().values()
+    assert sum(outcome.zero3 == "exact" and outcome.export == "exact" for outcome in outcomes) >= 150
+
+
 def test_a_deviation_is_found() -> None:
     import torch
 
     gradient = {"weight": torch.tensor([3.0, 4.0])}
-    assert suite.deviation((1.0, gradient), (1.0, gradient), ["weight"]) == ""
-    assert "loss off" in suite.deviation((1.0 + 2e-5, gradient), (1.0, gradient), ["weight"])
+    assert alone.deviation((1.0, gradient), (1.0, gradient), ["weight"]) == ""
+    assert "loss off" in alone.deviation((1.0 + 2e-5, gradient), (1.0, gradient), ["weight"])
     changed = {"weight": torch.tensor([3.0, 4.01])}
-    assert "gradient of weight by 0.002" in suite.deviation((1.0, changed), (1.0, gradient), ["weight"])
-    assert "only one of the two" in suite.deviation((1.0, {}), (1.0, gradient), ["weight"])
+    assert "gradient of weight by 0.002" in alone.deviation((1.0, changed), (1.0, gradient), ["weight"])
+    assert "only one of the two" in alone.deviation((1.0, {}), (1.0, gradient), ["weight"])

@@ -66,3 +66,26 @@ def test_the_tokenizer_uses_its_file_as_it_is_in_both_versions(
     assert found["tokenizer_class"] == kind and "is_local" not in found
     assert found["additional_special_tokens"] == ["<|im_start|>"]
     assert found["model_input_names"] == ["input_ids", "attention_mask"]  # no token types for generate() in version 4
+
+
+COMPLETE = {
+    "llama": {"rope_parameters": {**LLAMA3, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    "phi3": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48,
+                                 "long_factor": [2.0] * 48, "original_max_position_embeddings": 4096}},
+    "qwen3": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+                                  "original_max_position_embeddings": 32768}},
+    "gemma3_text": {"rope_parameters": LAYERS},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0, "partial_rotary_factor": 0.5}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*COMPLETE, "laguna"])
+def test_version_5_reads_the_same_rotary_embeddings(kind: str, tmp_path: Path) -> None:
+    """The old fields are left out where they would change them (Laguna)."""
+    from transformers import AutoConfig
+
+    written = AutoConfig.for_model(kind, **COMPLETE.get(kind, {}))
+    found = rewritten(tmp_path, written.to_dict())
+    read = AutoConfig.from_pretrained(tmp_path).rope_parameters
+    assert {name: read[name] for name in written.rope_parameters} == written.rope_parameters
+    assert ("rope_theta" in found) is (kind != "laguna")

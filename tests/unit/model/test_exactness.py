@@ -86,6 +86,11 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         choose("bert", Attention.mask)
 
 
+def test_a_model_that_cannot_be_trained_on_text_of_any_length_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot train a small reformer model on documents of any length"):
+        choose("reformer", is_decoder=True, axial_pos_embds=False)
+
+
 def test_bf16_is_checked_as_well() -> None:
     plans = candidates(Attention.auto, AutoConfig.for_model("llama"), CPU, torch.bfloat16)
     assert trial("llama").choose(plans, torch.bfloat16).plan == BY_DOCUMENT

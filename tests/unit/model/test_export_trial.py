@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import write_json
 from ftdist.model import export_trial, save
+from ftdist.model.attention_plan import BY_DOCUMENT
 from ftdist.model.export_trial import prove_export, try_export
 from ftdist.model.fixed import fixed_parameters, keep_fixed
-from ftdist.model.load import model_config
+from ftdist.model.load import load_model, model_config
 from ftdist.model.standin import default_model_config, whole_standin_config
 from tests.helpers.tiny import LLAMA
 from tests.unit.data_tools import data_config
@@ -74,6 +75,20 @@ def test_the_result_is_kept_in_the_cache(tmp_path: Path) -> None:
     write_json(file, {"problem": "the logits differ"})
     with pytest.raises(ConfigError, match="llama model in bf16 and read it again: the logits differ"):
         prove_export(config, arch)
+
+
+def test_parameters_that_the_model_never_trains_are_frozen_at_every_stage(tmp_path: Path) -> None:
+    """transformers freezes them only with ZeRO-3. A checkpoint of one stage would then not fit another one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = fields("afmoe")
+    arch = AutoConfig.for_model(values.pop("model_type"), **values)
+    AutoModelForCausalLM.from_config(arch).save_pretrained(tmp_path / "model")
+    config = data_config(tmp_path, f"model.path={tmp_path / 'model'}")
+    config.model.config = {}
+    model = load_model(config, model_config(config), BY_DOCUMENT, {"zero_optimization": {"stage": 2}})
+    frozen = {name.rpartition(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"expert_bias"}
 
 
 def test_parameters_that_the_model_never_trains_are_kept_and_those_that_are_frozen_later_are_not() -> None:

@@ -73,3 +73,14 @@ def test_how_the_load_of_experts_is_balanced(arch: dict[str, Any], accum: int, b
 def test_sampling_without_a_cache_is_said_once() -> None:
     [_, line] = _lines(replace(BY_DOCUMENT, cached=False))
     assert line.strip().startswith("answers are sampled without a cache") and "gives other tokens" in line
+
+
+def test_heads_that_differ_by_layer_are_not_counted() -> None:
+    class Text:
+        @property
+        def num_attention_heads(self) -> int:
+            raise RuntimeError("num_attention_heads is a per-layer attribute")
+
+    arch = SimpleNamespace(get_text_config=Text)
+    [_, memory] = describe_attention(RunConfig(), arch, Choice(PLAIN), Isolation(0.0), one_document=False)
+    assert memory.strip() == "eager attention takes memory in the square of the row length"
