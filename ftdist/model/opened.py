@@ -1,5 +1,6 @@
 """Open an export as its users do: a model folder, or a folder with an adapter in PEFT's format beside its base."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Optional
 
@@ -42,7 +43,10 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         base.resize_token_embeddings(rows.pop(), mean_resizing=False)
     if (folder / GENERATION).is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
-    return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a deprecated attribute of the model
+        warnings.filterwarnings("ignore", "Model has .tie_word_embeddings=True")  # the adapter holds all tied modules
+        return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
 
 
 def _load(name: str, dtype: str | torch.dtype, revision: Optional[str], trust_remote_code: bool) -> Any:
