@@ -69,7 +69,9 @@ class SourceAnswers:
     def title(self) -> str:
         if self.problem:
             return f"the answers of {self.config_key} cannot be shown: {self.problem}"
-        return f"{len(self.answers):,} answers in the first {self.num_records:,} records of {self.config_key}"
+        answers, records = len(self.answers), self.num_records
+        of = f"the first {records:,} records" if records > 1 else "the first record"
+        return f"{answers:,} answer{'s' if answers > 1 else ''} in {of} of {self.config_key}"
 
     def rules(self) -> List[Tuple[bool, str]]:
         """Return for each rule whether it holds for all answers, and how many there are."""

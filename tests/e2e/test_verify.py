@@ -13,7 +13,7 @@ EXPERIMENTS = ("llama31_8b", "llama31_70b", "qwen3_8b", "smollm2_135m", "continu
 
 def test_every_check_of_the_smoke_experiment_passes(tmp_path: Path) -> None:
     done = succeed("verify", "experiment=smoke", cwd=tmp_path)
-    assert "21 passed" in done.out
+    assert "23 passed" in done.out
     for name in ("loss and gradient", "save, resume: same step", "export: same logits", "repeated step: same numbers"):
         assert f"✓  {name}" in done.out
     assert not list(tmp_path.iterdir()), "verify leaves files behind"
@@ -42,7 +42,7 @@ def test_the_stand_in_of_an_experiment_passes(
 @pytest.mark.timeout(900)
 def test_the_demo_passes(tmp_path: Path) -> None:
     done = succeed("verify", "experiment=demo", cwd=tmp_path)
-    assert "21 passed" in done.out
+    assert "23 passed" in done.out
     assert "<|im_end|>, in" in done.out
 
 
