@@ -4,6 +4,7 @@ from typing import Any, Dict
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.redact import secret_problem
+from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
 from ftdist.config.launch import check_launch, refuse_control_characters, texts
 from ftdist.config.method import check_method
 from ftdist.config.schema import (
@@ -92,6 +93,10 @@ def check_data(data: DataConfig) -> None:
     if data.heldout_share and "heldout" in data.heldout:
         raise ConfigError("data.heldout_share and data.heldout.heldout are both set", "one of them",
                           "rename data.heldout.heldout")  # fmt: skip
+    for name in RESERVED_TEMPLATE_KWARGS:
+        if name in data.chat_template_kwargs:
+            raise ConfigError(f"data.chat_template_kwargs has {name}", "arguments of the chat template itself",
+                              f"remove {name}; ftdist sets it")  # fmt: skip
     _check_range("data.heldout_share", data.heldout_share, 0.0, 0.5)
     _check_range("data.max_bad_share", data.max_bad_share, 0.0, 1.0)
     _check_range("data.max_heldout_documents", data.max_heldout_documents, 1)

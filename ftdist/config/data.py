@@ -51,6 +51,14 @@ class HeldoutBy(Enum):
     rendering = "rendering"
 
 
+RESERVED_TEMPLATE_KWARGS = (
+    "messages", "conversation", "conversations", "tools", "add_generation_prompt", "continue_final_message",
+    "chat_template", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens",
+)  # fmt: skip
+"""Arguments of ``apply_chat_template`` that are no arguments of a template, or that ftdist sets itself."""
+
+
 @dataclass
 class SourceConfig:
     path: Optional[str] = None
@@ -87,8 +95,8 @@ class DataConfig:
     """Held-out sources by name. Each is evaluated separately, as ``eval/<name>/loss``."""
     heldout_share: float = 0.0
     """Share (0 to 0.5) of the documents of ``sources`` that is held out and evaluated as ``eval/heldout/loss``.
-    Documents are chosen by a hash of their content: equal documents are always in the same set (training or held-out),
-    and the choice does not depend on their order."""
+    Documents are chosen by a hash of their content: records with equal content are always in the same set (training or
+    held-out), and the choice does not depend on their order."""
     heldout_by: HeldoutBy = HeldoutBy.content
     """What the hash for ``heldout_share`` is made of. ``content``: the record, so that the chat template does not
     change the choice. ``rendering``: the text that the template makes; runs of earlier versions keep it."""
@@ -117,7 +125,7 @@ class DataConfig:
     own."""
     chat_template_kwargs: Dict[str, Any] = field(default_factory=dict)
     """Arguments of the chat template, such as ``{enable_thinking: false}``. A record's own ``chat_template_kwargs``
-    override these."""
+    override these. What ftdist sets itself (``tools``, ``add_generation_prompt``, …) is refused."""
     chat_template_date: str = "2024-07-26"
     """The date that a chat template sees if it writes today's date (``YYYY-MM-DD``). It is fixed, so that the same
     config gives the same data on every day."""

@@ -60,7 +60,8 @@ def read_messages(location: str, found: Any) -> Chat:
                         reason="an empty list of messages")  # fmt: skip
     chat = Chat([], [])
     for number, message in enumerate(_from_pairs(found), 1):
-        _append(chat, *_read_message(f"{location}, message {number}", message))
+        where = f"{location}, message {number}"
+        _append(chat, where, *_read_message(where, message))
     return chat
 
 
@@ -79,11 +80,14 @@ def _role(name: str) -> Optional[str]:
     return role if role in (*ROLES, CALL) else None
 
 
-def _append(chat: Chat, message: Message, mark: Optional[bool]) -> None:
+def _append(chat: Chat, where: str, message: Message, mark: Optional[bool]) -> None:
     """Append a message. A call is joined with the answer before it: the model writes both in one turn."""
     if message["role"] == CALL:
         previous = chat.messages[-1] if chat.messages else {"role": ""}
         if previous["role"] == "assistant" and mark == chat.marks[-1]:
+            thought = message.get("reasoning_content")
+            if thought and thought != previous.get("reasoning_content"):
+                raise _two_reasonings(f"{where} continues an answer that has not this reasoning")
             previous["tool_calls"] = previous.get("tool_calls", []) + message["tool_calls"]
             return
         message = {**message, "role": "assistant"}
@@ -109,11 +113,14 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
     content = next((fields[name] for name in CONTENT_FIELDS if name in fields), "")
     mark = _mark(where, fields)
     if role == CALL:
-        return {"role": CALL, "content": "", "tool_calls": calls_in_text(where, content)}, mark
+        inline, content = split_reasoning(content) if isinstance(content, str) else (None, content)
+        call = {"role": CALL, "content": "", "tool_calls": calls_in_text(where, content)}
+        return call | _reasoning(where, fields, {OPEN_THINK: inline or ""}), mark
     text, thought = _content(where, role, content)
     message: Message = {"role": role, "content": text}
     if role == "assistant":
-        message |= _reasoning(where, fields, message["content"], thought)
+        inline, message["content"] = split_reasoning(text)
+        message |= _reasoning(where, fields, {OPEN_THINK: inline or "", "a part of type thinking": thought})
         if calls := called_functions(where, fields):
             message["tool_calls"] = calls
     message |= {name: fields[name] for name in ("name", "tool_call_id") if isinstance(fields.get(name), str)}
@@ -124,6 +131,7 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
 
 
 def _mark(where: str, fields: Dict[str, Any]) -> Optional[bool]:
+    marks: Dict[str, bool] = {}
     for name in MARK_FIELDS:
         if name not in fields:
             continue
@@ -132,8 +140,12 @@ def _mark(where: str, fields: Dict[str, Any]) -> Optional[bool]:
             raise DataError(f"{where} has {name}={fields[name]!r}", "0 or 1, true or false",
                             f"set {name} to 0 or 1; the weight of a source repeats its documents",
                             reason=f"a mark {name} that is not 0 or 1")  # fmt: skip
-        return MARKS[value]
-    return None
+        marks[name] = MARKS[value]
+    if len(set(marks.values())) > 1:
+        found = " and ".join(f"{name}={fields[name]!r}" for name in marks)
+        raise DataError(f"{where} has {found}", "marks that say the same", "remove one of them",
+                        reason="marks that contradict each other")  # fmt: skip
+    return next(iter(marks.values()), None)
 
 
 def _content(where: str, role: str, content: Any) -> Tuple[str, str]:
@@ -141,12 +153,15 @@ def _content(where: str, role: str, content: Any) -> Tuple[str, str]:
     if isinstance(content, str):
         return (content if content.strip() or role != "system" else ""), ""
     if isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content):
-        parts = [{"type": "text", "text": part} if isinstance(part, str) else _usual_part(part) for part in content]
-        kinds = {part.get("type") or ("text" if "text" in part else None) for part in parts}
-        if kinds <= {"text", "thinking", "reasoning"}:
-            return _joined(parts, "text"), _joined(parts, "thinking")
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        kinds = {_kind(part) for part in parts}
+        known = {"text", "thinking"} if role == "assistant" else {"text"}
+        if kinds <= known and (role != "tool" or all(isinstance(part.get("text"), str) for part in parts)):
+            texts, thoughts = [[_part_text(where, part) for part in parts if _kind(part) == kind]
+                               for kind in ("text", "thinking")]  # fmt: skip
+            return "".join(texts), "".join(thoughts)
         if role != "tool":
-            others = ", ".join(sorted(str(kind) for kind in kinds - {"text", "thinking", "reasoning"}))
+            others = ", ".join(sorted(str(kind) for kind in kinds - known))
             raise DataError(f"{where} has content that is a list with parts of type {others}",
                             "a string, or parts of type text", "remove the record",
                             reason=f"content with parts of type {others}")  # fmt: skip
@@ -156,33 +171,58 @@ def _content(where: str, role: str, content: Any) -> Tuple[str, str]:
                     "correct or remove the record", reason=f"content that is {type_name(content)}")  # fmt: skip
 
 
-def _usual_part(part: Dict[str, Any]) -> Dict[str, Any]:
-    """Return a part of a content with the usual name of its type."""
-    return {**part, "type": "text"} if part.get("type") in ("input_text", "output_text") else part
+def _kind(part: Dict[str, Any]) -> Any:
+    """Return the type of a part of a content: ``text``, ``thinking``, or another one as it is found."""
+    kind = part.get("type") or ("text" if "text" in part else None)
+    return {"input_text": "text", "output_text": "text", "reasoning": "thinking"}.get(str(kind), kind)
 
 
-def _joined(parts: List[Dict[str, Any]], wanted: str) -> str:
-    """Return the text of all parts of a kind: ``text``, or ``thinking``."""
-    texts = []
-    for part in parts:
-        kind = "text" if (part.get("type") or "text") == "text" else "thinking"
-        names = ("text",) if kind == "text" else ("thinking", "reasoning", "text")
-        texts.append(next((str(part[name]) for name in names if part.get(name)), "") if kind == wanted else "")
-    return "".join(texts)
+def _part_text(where: str, part: Dict[str, Any]) -> str:
+    """Return the text of a part, which can be a string, a list of strings, or a list of parts of type text.
+
+    Raises:
+        DataError: It is something else, or the text is in a field with another name.
+    """
+    names = ("text",) if _kind(part) == "text" else ("thinking", "reasoning", "text")
+    name = next((name for name in names if part.get(name)), None)
+    if name is None:  # a text that is empty or null
+        others = [name for name, value in part.items() if name != "type" and isinstance(value, str) and value.strip()]
+        if not others:
+            return ""
+        raise DataError(f"{where} has a part of type {part.get('type')} without {names[0]}; its fields are: "
+                        f"{', '.join(part)}", f"a part with the field {names[0]}", "correct or remove the record",
+                        reason=f"a part without {names[0]}")  # fmt: skip
+    found = part[name] if isinstance(part[name], list) else [part[name]]
+    if all(isinstance(text, str) or (isinstance(text, dict) and _kind(text) == "text") for text in found):
+        return "".join(text if isinstance(text, str) else _part_text(where, text) for text in found)
+    raise DataError(f"{where} has a part whose {name} is {type_name(part[name])}", "a string, or a list of strings",
+                    "correct or remove the record", reason=f"a part whose {name} is not a text")  # fmt: skip
 
 
-def _reasoning(where: str, fields: Dict[str, Any], content: str, thought: str) -> Message:
-    """Return the fields ``content`` and ``reasoning_content`` of an answer."""
+def _reasoning(where: str, fields: Dict[str, Any], thoughts: Dict[str, str]) -> Message:
+    """Return the field ``reasoning_content`` of an answer, or nothing if the answer has no reasoning.
+
+    Args:
+        where: Names the message in errors.
+        fields: The message. Its reasoning can be in several fields, if it is the same in all of them.
+        thoughts: The reasoning in its content, by the place where it was found.
+    """
+    found = dict(thoughts)
     for name in REASONING_FIELDS:
         given = fields.get(name, "")
         if not isinstance(given, str):
             raise DataError(f"{where} has {name} that is {type_name(given)}", "a string",
                             "correct or remove the record", reason=f"{name} that is not a string")  # fmt: skip
-        thought = thought or given
-    inline, answer = split_reasoning(content)
-    if inline is not None:
-        content, thought = answer, thought if thought.strip() else inline
-    return {"content": content, **({"reasoning_content": thought.strip()} if thought.strip() else {})}
+        found[name] = given
+    found = {place: thought.strip() for place, thought in found.items() if thought.strip()}
+    if len(set(found.values())) > 1:
+        raise _two_reasonings(f"{where} has different reasonings in {' and '.join(found)}")
+    return {"reasoning_content": next(iter(found.values()))} if found else {}
+
+
+def _two_reasonings(found: str) -> DataError:
+    return DataError(found, "one reasoning for each answer",
+                     "remove one of them, or remove the record", reason="two different reasonings")  # fmt: skip
 
 
 def split_reasoning(content: str) -> Tuple[Optional[str], str]:

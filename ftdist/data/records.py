@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional
 
 from ftdist.base.errors import DataError
+from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
 from ftdist.config.schema import Format, Reasoning
 from ftdist.data.fields import Record, recognise, rename_fields
 from ftdist.data.messages import (
@@ -113,6 +114,11 @@ def _chat_document(location: str, format: Format, record: Record, chat: Chat, nu
         raise DataError(f"{location}: chat_template_kwargs is not an object", "an object, or its JSON text",
                         "correct or remove the record",
                         reason="chat_template_kwargs that are not an object")  # fmt: skip
+    for name in RESERVED_TEMPLATE_KWARGS:
+        if name in arguments:
+            raise DataError(f"{location}: chat_template_kwargs has {name}", "arguments of the chat template itself",
+                            f"remove {name} from the record, or remove the record",
+                            reason=f"chat_template_kwargs with {name}")  # fmt: skip
     return Document(
         location,
         format,

@@ -12,8 +12,15 @@ from typing import Any, Dict, List, Optional
 from ftdist.base.errors import DataError
 
 Call = Dict[str, Any]
-TAGS = re.compile(r"</?(?:tool_call|functioncall|function_call)>")
+BETWEEN = re.compile(r"\A(?:\s|</?(?:tool_call|functioncall|function_call)>)*")
+"""What can be around the calls in a text."""
 ARGUMENT_FIELDS = ("arguments", "parameters", "input", "args")
+OBJECTS = ("function", "parameters", "properties", "input_schema", "items", "return", "returns", "$defs", "definitions")
+"""Fields of tools and schemas that hold an object. It can be given as its JSON text."""
+NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Fields of a schema whose keys are names that the author has chosen, and whose values are schemas."""
+VALUES = ("const", "default", "enum", "examples", "example")
+"""Fields of a schema that hold values. They stay as they are."""
 
 
 def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
@@ -26,10 +33,14 @@ def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
     Raises:
         DataError: A call has no name, or its arguments are not an object.
     """
-    found = _parsed(message.get("tool_calls"))
-    if not found and _parsed(message.get("function_call")):
-        found = [message["function_call"]]
-    return _calls(where, found) if found else []
+    calls = _calls(where, message.get("tool_calls"))
+    older = _calls(where, message.get("function_call"))
+    if not calls or not older:
+        return calls or older
+    if any(call["function"] not in [other["function"] for other in calls] for call in older):
+        raise DataError(f"{where} has tool_calls and another function_call", "one of them", "remove one of them",
+                        reason="tool_calls and another function_call")  # fmt: skip
+    return calls
 
 
 def calls_in_text(where: str, content: Any) -> List[Call]:
@@ -38,22 +49,50 @@ def calls_in_text(where: str, content: Any) -> List[Call]:
     Raises:
         DataError: The content is neither a call nor a list of calls.
     """
-    if isinstance(content, str):
-        content = TAGS.sub("", content).strip()
-    if not content:
-        raise DataError(f"{where} (function_call) is empty", "a call", "remove the record", reason="an empty call")
-    return _calls(where, content)
+    found = _values(content) if isinstance(content, str) else [content]
+    if found is None:
+        raise _not_json(where, content)
+    if calls := [call for value in found for call in _calls(where, value)]:
+        return calls
+    raise DataError(f"{where} (function_call) is empty", "a call", "remove the record", reason="an empty call")
+
+
+def _values(text: str) -> Optional[List[Any]]:
+    """Return the JSON values in a text, which can be in tags. None: there is another text."""
+    values, rest = [], BETWEEN.sub("", text, count=1)
+    while rest:
+        try:
+            value, end = json.JSONDecoder().raw_decode(rest)
+        except (ValueError, RecursionError):
+            return None
+        values.append(value)
+        rest = BETWEEN.sub("", rest[end:], count=1)
+    return values
 
 
 def _calls(where: str, found: Any) -> List[Call]:
+    """Return the calls in a list, in one call, or in the JSON text of these."""
     found = _parsed(found)
+    if _is_nothing(found):
+        return []
     if isinstance(found, dict):
         found = [found]
     if not isinstance(found, list):
-        raise DataError(f"{where} has a call that is not JSON: {str(found)[:60]!r}",
-                        "an object with name and arguments, or a list of them", "correct or remove the record",
-                        reason="a call that is not JSON")  # fmt: skip
-    return [_call(where, _parsed(call)) for call in found if call is not None]
+        raise _not_json(where, found)
+    return [_call(where, call) for call in map(_parsed, found) if not _is_nothing(call)]
+
+
+def _not_json(where: str, found: Any) -> DataError:
+    return DataError(f"{where} has a call that is not JSON: {str(found)[:60]!r}",
+                     "an object with name and arguments, or a list of them", "correct or remove the record",
+                     reason="a call that is not JSON")  # fmt: skip
+
+
+def _is_nothing(value: Any) -> bool:
+    """Return whether a value holds nothing but nulls and empty texts, as the structs do with which Arrow fills gaps."""
+    if isinstance(value, dict):
+        return all(name == "type" or _is_nothing(held) for name, held in value.items())
+    return value is None or value == "" or (isinstance(value, list) and all(map(_is_nothing, value)))
 
 
 def _call(where: str, found: Any) -> Call:
@@ -98,13 +137,13 @@ def read_tools(location: str, record: Dict[str, Any]) -> Optional[List[Any]]:
     if tools and not isinstance(tools, list):
         raise DataError(f"{location}: tools is not a list: {str(tools)[:60]!r}", "a list of tools",
                         "correct or remove the record", reason="tools that are not a list")  # fmt: skip
-    return [_tool(_parsed(tool)) for tool in tools if tool is not None] or None if tools else None
+    return [_tool(tool) for tool in map(_parsed, tools) if not _is_nothing(tool)] or None if tools else None
 
 
 def _tool(found: Any) -> Any:
     if not isinstance(found, dict):
         return found
-    found = _without_nulls(found)
+    found = _schema(found)
     if "function" not in found and isinstance(found.get("name"), str) and found.get("type", "function") == "function":
         return {"type": "function", "function": {name: value for name, value in found.items() if name != "type"}}
     return {"type": "function", **found} if isinstance(found.get("function"), dict) else found
@@ -132,11 +171,26 @@ def remove_added_nulls(messages: List[Dict[str, Any]], tools: Optional[List[Any]
                 }
 
 
-def _without_nulls(schema: Any) -> Any:
-    """Return a JSON schema without nulls. Only a default can be null there."""
-    if isinstance(schema, dict):
-        return {key: _without_nulls(value) for key, value in schema.items() if value is not None or key == "default"}
-    return [_without_nulls(value) for value in schema] if isinstance(schema, list) else schema
+def _schema(found: Any, with_names: bool = False) -> Any:
+    """Return a tool or a JSON schema without the nulls that Arrow adds, and with objects instead of their JSON text.
+
+    Args:
+        found: The tool or schema, or a part of it.
+        with_names: Whether the keys are names that the author has chosen, such as those of parameters.
+    """
+    if isinstance(found, list):
+        return [_schema(value) for value in found]
+    if not isinstance(found, dict):
+        return found
+    settled = {}
+    for key, value in found.items():
+        is_value = key in VALUES and not with_names
+        if value is None and not (is_value and key in ("const", "default")):  # only these can be null in a schema
+            continue
+        parsed = _parsed(value) if with_names or key in OBJECTS else value
+        value = parsed if isinstance(parsed, (dict, list)) else value
+        settled[key] = value if is_value else _schema(value, key in NAMED and not with_names)
+    return settled
 
 
 def _parsed(value: Any) -> Any:

@@ -14,11 +14,18 @@ QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"properties": {"x": {"type": "integer"}}}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"properties": {"x": {"type": "integer"}}}},
+}
 
 
 def _called(name: str, arguments: Any) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+
+
+def _parts(*parts: Any) -> Any:
+    return [QUESTION, {"role": "assistant", "content": [*parts, "a"]}]
 
 
 def test_formats_are_recognised_by_their_fields() -> None:
@@ -85,6 +92,27 @@ def test_text_parts_of_a_content_are_joined() -> None:
         ({"messages": [QUESTION, _called("f", "[1]")]}, "message 2 calls f with arguments that are not an object"),
         ({"messages": [QUESTION, _called("", "{}")]}, "message 2 has a call without the name of a function"),
         ({"messages": [QUESTION, ANSWER], "tools": 3}, "file:1: tools is not a list"),
+        (_parts({"type": "text", "text": {"a": 1}}), "message 2 has a part whose text is an object"),
+        (_parts({"type": "text", "text": ["x", {"type": "image"}]}), "message 2 has a part whose text is a list"),
+        (_parts({"type": "thinking", "thinking": [3]}), "message 2 has a part whose thinking is a list"),
+        (_parts({"type": "text", "content": "x"}), "a part of type text without text; its fields are: type, content"),
+        ([{"role": "user", "content": [{"type": "thinking", "thinking": "r"}]}, ANSWER], "parts of type thinking"),
+        ([QUESTION, ANSWER | {"reasoning": "r", "thinking": "s"}], "different reasonings in thinking and reasoning"),
+        (
+            [QUESTION, ANSWER | {"content": "<think>r</think>a", "reasoning": "s"}],
+            "reasonings in <think> and reasoning",
+        ),
+        (
+            [QUESTION, ANSWER, {"role": "function_call", "value": CALL, "reasoning": "r"}],
+            "message 3 continues an answer that has not this reasoning",
+        ),
+        (chat("q", "a") | {"chat_template_kwargs": {"tools": []}}, "file:1: chat_template_kwargs has tools"),
+        (chat("q", "a") | {"chat_template_kwargs": '{"tokenize": false}'}, "chat_template_kwargs has tokenize"),
+        ([QUESTION, ANSWER | {"train": True, "weight": 0}], "message 2 has train=True and weight=0"),
+        (
+            [QUESTION, ANSWER | {"tool_calls": [CALL], "function_call": {"name": "f", "arguments": "{}"}}],
+            "message 2 has tool_calls and another function_call",
+        ),
         ({"messages": [QUESTION, ANSWER], "chat_template_kwargs": "x"}, "chat_template_kwargs is not an object"),
         ({"messages": [SYSTEM, QUESTION, ANSWER], "system": "t"}, "the field system and another system message"),
         ({"question": "q", "response": "a", "answer": "b"}, "response and answer can each be the answer"),
@@ -185,6 +213,7 @@ def test_the_setting_fields_names_the_fields_of_the_records() -> None:
         {"role": "function_call", "content": '{"name": "add", "arguments": {"x": 1}}'},
         {"role": "tool_call", "content": '<tool_call>\n[{"name": "add", "arguments": "{\\"x\\": 1}"}]\n</tool_call>'},
         {"role": "tool_call", "content": {"name": "add", "arguments": {"x": 1}}},
+        {"tool_calls": [CALL], "function_call": {"name": "add", "arguments": '{"x": 1}'}},
     ],
 )
 def test_every_shape_of_a_call_gives_the_same_call(calling: dict[str, Any]) -> None:
@@ -193,7 +222,12 @@ def test_every_shape_of_a_call_gives_the_same_call(calling: dict[str, Any]) -> N
 
 
 def test_nulls_as_text_are_no_calls_and_no_arguments() -> None:
-    for nothing in ({"tool_calls": "null"}, {"tool_calls": "[]"}, {"tool_calls": [None]}, {"function_call": "null"}):
+    null = {"name": None, "arguments": None}
+    for nothing in (
+        {"tool_calls": "null"}, {"tool_calls": "[]"}, {"tool_calls": [None]}, {"function_call": "null"},
+        {"function_call": null}, {"tool_calls": [{"id": None, "function": None}]}, {"tool_calls": [{}]},
+        {"tool_calls": [{"id": "", "type": "function", "function": null}]}, {"function_call": {}},
+    ):  # fmt: skip
         assert message([QUESTION, {**ANSWER, **nothing}]) == ANSWER
     for given in (None, "", "null", "{}", {}):
         call = {"function": {"name": "add", "arguments": given}}
@@ -210,6 +244,22 @@ def test_a_call_after_a_text_belongs_to_the_same_answer() -> None:
     assert len(found) == 4
 
 
+@pytest.mark.parametrize(
+    ("calling", "expected"),
+    [
+        ({"value": json.dumps(CALL), "reasoning_content": "r"}, {"reasoning_content": "r"}),
+        ({"value": f"<think>\nr\n</think>\n\n{json.dumps(CALL)}"}, {"reasoning_content": "r"}),
+        ({"value": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>\n" * 2}, {"tool_calls": [CALL, CALL]}),
+        ({"value": f"{json.dumps(CALL)}\n{json.dumps([CALL])}"}, {"tool_calls": [CALL, CALL]}),
+        ({"value": '{"name": "f", "arguments": {"tag": "<tool_call>"}}'}, {"tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"tag": "<tool_call>"}}}]}),
+    ],
+)  # fmt: skip
+def test_a_message_that_is_a_call_keeps_its_reasoning_and_all_calls(calling: Any, expected: Any) -> None:
+    found = message({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", **calling}]})
+    assert found == {"role": "assistant", "content": "", "tool_calls": [CALL], **expected}
+
+
 @pytest.mark.parametrize("role", ["tool", "tool_response", "observation", "function", "ipython"])
 def test_results_of_functions_have_the_role_tool(role: str) -> None:
     found = message([QUESTION, {"role": role, "content": [{"x": 1}], "name": "add", "tool_call_id": "c1"}, ANSWER], 1)
@@ -217,8 +267,15 @@ def test_results_of_functions_have_the_role_tool(role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tools", [[TOOL], TOOL, json.dumps([TOOL]), json.dumps(TOOL), [json.dumps(TOOL)], [TOOL["function"]]]
-)
+    "tools",
+    [
+        [TOOL], TOOL, json.dumps([TOOL]), json.dumps(TOOL), [json.dumps(TOOL)], [TOOL["function"]],
+        {"type": "function", "function": json.dumps(TOOL["function"])},
+        [TOOL["function"] | {"parameters": json.dumps(TOOL["function"]["parameters"])}, {}, {"function": None}],
+        [TOOL["function"] | {"parameters": {"properties": '{"x": {"type": "integer"}}'}}],
+        [TOOL["function"] | {"parameters": {"properties": {"x": '{"type": "integer"}'}}}],
+    ],
+)  # fmt: skip
 def test_every_shape_of_tools_gives_the_same_tools(tools: Any) -> None:
     assert read({**chat("q", "a"), "tools": tools}).tools == [TOOL]
     assert read({**chat("q", "a"), "functions": tools}).tools == [TOOL]
@@ -234,12 +291,20 @@ def test_nulls_that_arrow_added_to_structs_are_removed() -> None:
     assert found.messages[1]["tool_calls"] == [CALL]
     assert found.tools == [{"type": "function", "function": {"name": "add", "parameters": {
         "properties": {"x": {"type": "integer", "default": None}}}}}]  # fmt: skip
+    for kept in ({"const": None}, {"const": {"a": None}}, {"enum": ["a", None]}, {"default": '{"a": 1}'}):
+        schema = {"properties": {"default": kept, "const": kept}}
+        [found_tool] = read({**record, "tools": [{"name": "add", "parameters": schema}]}).tools or []
+        assert found_tool["function"]["parameters"] == schema
     properties["city"] = {"type": ["string", "null"]}
     assert message({**record, "tools": [tool]})["tool_calls"][0]["function"]["arguments"] == arguments, "declared"
     assert message(record)["tool_calls"][0]["function"]["arguments"] == arguments, "it may be meant"
 
 
 THOUGHT = ANSWER | {"reasoning_content": "r"}
+PARTS_OF_PARTS = [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "r"}, {"type": "text", "text": None}]},
+    {"type": "text", "text": ["", {"text": ["a"]}]},
+]
 PARTS = [{"type": "thinking", "thinking": "r", "text": None}, {"type": None, "text": "a"}]
 
 
@@ -250,9 +315,10 @@ PARTS = [{"type": "thinking", "thinking": "r", "text": None}, {"type": None, "te
         (ANSWER | {"thinking": "r\n"}, THOUGHT),
         (ANSWER | {"reasoning": "r"}, THOUGHT),
         ({"role": "assistant", "content": "<think>\nr\n</think>\n\na"}, THOUGHT),
-        ({"role": "assistant", "content": "<think>other</think>a", "reasoning_content": "r"}, THOUGHT),
+        ({"role": "assistant", "content": "<think>r</think>a", "reasoning_content": "r", "reasoning": "r "}, THOUGHT),
         ({"role": "assistant", "content": "r\n</think>\n\na"}, THOUGHT),
         ({"role": "assistant", "content": PARTS}, THOUGHT),
+        ({"role": "assistant", "content": PARTS_OF_PARTS}, THOUGHT),
         ({"role": "assistant", "content": "<think>\n\n</think>\n\na"}, ANSWER),
         *(({"role": "assistant", "content": text}, {"role": "assistant", "content": text}) for text in (
             "<think> opens it", "the tag </think> ends it", "use <think> and\n</think>\nhere", "\n</think>\n\n</think>",
