@@ -4,14 +4,16 @@ A line that is not a record is yielded as a DataError in place of the record, so
 """
 
 import csv
+import io
 import json
 import re
 import shlex
 import sys
 from contextlib import suppress
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, BinaryIO, Iterator, List, Optional, Sequence, Tuple, cast
 
 from ftdist.base.errors import DataError
 from ftdist.base.output import quoted_path
@@ -28,6 +30,8 @@ BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-
 
 UNDECODED = re.compile("[\udc80-\udcff]")
 """What ``surrogateescape`` makes of bytes that are not UTF-8."""
+NOT_CP1252 = b"\x81\x8d\x8f\x90\x9d"
+"""The bytes that Windows-1252 does not have. It has all characters of Latin-1, at the same bytes."""
 DOUBLE_QUOTES = "write a quotation mark in a field twice, and put the field in quotation marks"
 
 
@@ -150,37 +154,42 @@ def read_csv(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     """Read rows under a header. The separator is a comma, or a semicolon or tab if only that is in the header.
 
     Raises:
-        DataError: The header is not text in UTF-8, the file cannot be decompressed, or a quotation mark is not closed.
+        DataError: The header cannot be read, or the file cannot be decompressed.
     """
     csv.field_size_limit(sys.maxsize)
     undecoded = _Lines(file)
     lines = iter(undecoded)
     header = next(lines, "")
-    if undecoded.errors:
-        raise undecoded.errors[0]
     tabs = file.name.lower().split(".")[-1] == "tsv" or ".tsv." in file.name.lower()
     separator = "\t" if tabs else next((mark for mark in ",;\t" if mark in header), ",")
-    reader = csv.DictReader(chain([header], lines), strict=True, delimiter=separator)
+    reader = csv.reader(chain([header], lines), strict=True, delimiter=separator)
+    columns: List[str] = []
     while True:
         first = reader.line_num + 1
         try:
-            record = next(reader, None)
+            row = next(reader, None)
         except csv.Error as error:
-            if "unexpected end" in str(error):  # everything after the quotation mark is one field
-                raise _not_csv(f"{file}:{first}", tabs, error, f"close the quotation mark in line {first}") from error
-            location = f"{file}:{first}" + (f"-{reader.line_num}" if reader.line_num > first else "")
-            yield location, _not_csv(location, tabs, error, DOUBLE_QUOTES)
+            wrong = _not_csv(file, first, reader.line_num, tabs, error)
+            if not columns:
+                raise wrong from error
+            undecoded.errors.clear()
+            for number in range(first, reader.line_num + 1):  # each of these lines is lost, so each is counted
+                yield f"{file}:{number}", wrong
             continue
-        if record is None:
+        if row is None:
             return
         location = f"{file}:{reader.line_num}"
         if undecoded.errors:
+            if not columns:
+                raise undecoded.errors[0]
             yield location, undecoded.errors[0]
             undecoded.errors.clear()
-        elif None in record or None in record.values():
-            yield location, _other_columns(location, None in record, reader.fieldnames or [])
-        else:
-            yield location, record
+        elif not columns:
+            columns = row
+        elif row and len(row) != len(columns):
+            yield location, _other_columns(location, len(row) > len(columns), columns)
+        elif row:  # an empty line is none
+            yield location, dict(zip(columns, row, strict=True))
 
 
 def _other_columns(location: str, has_more: bool, columns: Sequence[str]) -> DataError:
@@ -192,9 +201,16 @@ def _other_columns(location: str, has_more: bool, columns: Sequence[str]) -> Dat
     )  # fmt: skip
 
 
-def _not_csv(location: str, tabs: bool, error: Exception, fix: str) -> DataError:
+def _not_csv(file: Path, first: int, last: int, tabs: bool, error: Exception) -> DataError:
     name = "TSV" if tabs else "CSV"
-    return DataError(f"{location} is not {name}: {error}", "separated columns under a header", fix,
+    said, location, fix = str(error), f"{file}:{first}{f'-{last}' if last > first else ''}", DOUBLE_QUOTES
+    if "unexpected end" in said:  # everything after the quotation mark is one field
+        said = f"a quotation mark is not closed, so lines {first} to {last} are one row" if last > first else (
+            "a quotation mark is not closed")  # fmt: skip
+        location, fix = f"{file}:{first}", f"close the quotation mark in line {first}"
+    elif last > first:
+        fix = f"close the quotation mark in line {first}, or {DOUBLE_QUOTES}"
+    return DataError(f"{location} is not {name}: {said}", "separated columns under a header", fix,
                      reason=f"not {name}")  # fmt: skip
 
 
@@ -233,10 +249,13 @@ def _decoded(file: Path, number: int, line: bytes) -> str:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+        fix = f"{_converted(file, 'cp1252')} (if the file is in Windows-1252 or Latin-1)"
+        if any(ord(byte) - 0xDC00 in NOT_CP1252 for byte in UNDECODED.findall(line.decode("utf-8", "surrogateescape"))):
+            fix = "correct the line, or convert the file to UTF-8 from its encoding, which is not Windows-1252"
         raise DataError(
             f"{file}:{number} is not UTF-8: {found}",
             "text in UTF-8",
-            f"{_converted(file, 'latin1')} (if the file is in Latin-1)",
+            fix,
             reason="not UTF-8",
         ) from error
     return text.removeprefix("\ufeff") if number == 1 else text
@@ -248,14 +267,12 @@ def _binary_lines(file: Path) -> Iterator[bytes]:
 
     import pyarrow
 
-    first = True
     try:
-        with OPENERS.get(file.suffix.lower(), _open)(file) as opened:
-            for line in opened:
-                if first:
-                    _check_encoding(file, line)
-                    first = False
-                yield line
+        with _open(file) as opened:
+            beginning = list(islice(opened, 8))
+            _check_encoding(file, b"".join(beginning)[:4096])
+            yield from beginning
+            yield from opened
     except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException) as error:
         raise _damaged(file, error) from error
     except OSError as error:
@@ -269,17 +286,31 @@ def _damaged(file: Path, error: Exception) -> DataError:
                      "copy or download the file again")  # fmt: skip
 
 
-def _check_encoding(file: Path, line: bytes) -> None:
+def _check_encoding(file: Path, beginning: bytes) -> None:
     """Refuse a file in UTF-16 or UTF-32. It is recognised by its byte order mark, or by the zero bytes of its text."""
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if line.startswith(mark)), None)
-    if encoding is None and len(line) > 3 and b"\0" in line[:2] and line[:2] != b"\0\0":
-        encoding = "utf-16be" if line[0] == 0 else "utf-16le"
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if beginning.startswith(mark)), None)
+    encoding = encoding or _encoding_with_zeros(beginning)
     if encoding:
         raise DataError(
             f"{file} is in {encoding.upper()}, not in UTF-8",
             "text in UTF-8",
             f"{_converted(file, encoding)}, and use that file",
         )
+
+
+def _encoding_with_zeros(text: bytes) -> Optional[str]:
+    """Return the encoding of text in which the letters, spaces and line ends of ASCII have zero bytes, or None.
+
+    Other text can have single zero bytes too. In UTF-16, at least each line end has one.
+    """
+    big, little = text[::2].count(0), text[1::2].count(0)
+    zeros = big + little
+    if zeros > 0.6 * len(text):
+        return "utf-32be" if text[0] == 0 else "utf-32le"
+    is_utf8 = not UNDECODED.search(text[:-3].decode("utf-8", "surrogateescape"))  # the last character may be cut off
+    if max(big, little) <= 3 * min(big, little) or zeros < (len(text) / 8 if is_utf8 else text.count(b"\n")):
+        return None
+    return "utf-16be" if big > little else "utf-16le"
 
 
 def _converted(file: Path, encoding: str) -> str:
@@ -291,36 +322,14 @@ def _converted(file: Path, encoding: str) -> str:
 
 
 def _open(file: Path) -> BinaryIO:
-    return file.open("rb")
+    """Open a file to read what it holds after decompression."""
+    suffix = file.suffix.lower()
+    if suffix == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(file), "zstd"), 1 << 20))
+    module = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}.get(suffix)
+    return cast(BinaryIO, import_module(module).open(file)) if module else file.open("rb")
 
 
-def _open_gz(file: Path) -> BinaryIO:
-    import gzip
-
-    return cast(BinaryIO, gzip.open(file))
-
-
-def _open_bz2(file: Path) -> BinaryIO:
-    import bz2
-
-    return cast(BinaryIO, bz2.open(file))
-
-
-def _open_xz(file: Path) -> BinaryIO:
-    import lzma
-
-    return cast(BinaryIO, lzma.open(file))
-
-
-def _open_zst(file: Path) -> BinaryIO:
-    import io
-
-    import pyarrow
-
-    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(str(file), "zstd"), 1 << 20))
-
-
-OPENERS: Dict[str, Callable[[Path], BinaryIO]] = {
-    ".gz": _open_gz, ".bz2": _open_bz2, ".xz": _open_xz, ".zst": _open_zst,
-}  # fmt: skip
 DECOMPRESSORS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}

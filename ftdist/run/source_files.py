@@ -1,13 +1,15 @@
 """Find the local files of a data source. The name of prepared data depends on them, see ``run/prepared.py``."""
 
 import glob
+import os
+import re
 import shlex
 from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import DataError
-from ftdist.base.names import near_paths
-from ftdist.run.split_names import missing_split, same_split, split_of
+from ftdist.base.names import near_paths, nearest
+from ftdist.run.split_names import is_split_name, missing_split, same_split, split_kind, split_of
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -69,7 +71,7 @@ def _expand(pattern: Path) -> List[Path]:
 
 def _nothing_found(where: str, path: str, found: Path) -> DataError:
     if not glob.has_magic(path):
-        near = near_paths(path)
+        near = [name for name in near_paths(path) if _may_be_meant(where, split_kind(found.name), Path(name))]
         return DataError(
             f"{where}.path={path} does not exist",
             f"a {' '.join(SUFFIXES)} file, a glob of them or a folder (looked in {Path.cwd()})",
@@ -81,10 +83,53 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
     if not folder.is_dir():
         return DataError(f"{where}.path={path} matches no file: there is no folder {folder}",
                          f"a folder that exists (looked in {Path.cwd()})", f"correct {where}.path")  # fmt: skip
-    data = sorted({data_suffix(file) for file in folder.rglob("*") if data_suffix(file) in SUFFIXES and _is_data(file)})
-    fix = f"use a pattern that {f'ends with *{data[0]}' if len(data) == 1 else 'matches some of its files'}"
-    return DataError(f"{where}.path={path} matches no file; {folder} holds {_inside(folder)}",
-                     f"a pattern of {' '.join(SUFFIXES)} files (looked in {Path.cwd()})", fix)  # fmt: skip
+    splits = _splits_in(folder)
+    start = re.split(r"[*?[]", found.name)[0]
+    files = _of_use(where, {file: split for file, split in splits.items() if file.name.startswith(start)})
+    files = files or _of_use(where, splits)
+    if files:
+        kind = nearest(data_suffix(found), {data_suffix(file) for file in files}, cutoff=0)[0]
+        files = [file for file in files if data_suffix(file) == kind]
+    return DataError(
+        f"{where}.path={path} matches no file; {folder} holds {_inside(folder)}",
+        f"a pattern of {' '.join(SUFFIXES)} files (looked in {Path.cwd()})",
+        _reads(where, folder, files) if files else f"correct {where}.path",
+    )
+
+
+def _may_be_meant(where: str, typed: Optional[str], near: Path) -> bool:
+    """Return whether a path may be offered for one that does not exist: ``test_sft`` is not for ``train_sft``."""
+    kind = split_kind(near.name)
+    return kind in (None, typed) or (typed is None and (kind == "train") == (not where.startswith("data.heldout.")))
+
+
+def _of_use(where: str, splits: Dict[Path, Optional[str]]) -> List[Path]:
+    """Return the files that a message may offer: never those of a test or validation split for training."""
+    for_training = not where.startswith("data.heldout.")
+    names = sorted({name for name in splits.values() if name and (split_kind(name) == "train") == for_training})
+    return [file for file, name in splits.items() if name == (names[0] if names else None)]
+
+
+def _reads(where: str, folder: Path, files: List[Path]) -> str:
+    """Return the overrides that read exactly these files in a folder, which are of one kind: a pattern if there is one.
+
+    A pattern that also matches another file is not offered, because that can be a file of the test split.
+    """
+    kind = data_suffix(files[0])
+    place = Path(os.path.commonpath([file.parent for file in files]))
+    starts = [file.name.lower().rfind(kind) for file in files]
+    ends = {file.name[start:] for file, start in zip(files, starts, strict=True)}
+    end = ends.pop() if len(ends) == 1 else f"{kind}*"
+    stems = [file.name[:start] for file, start in zip(files, starts, strict=True)]
+    same = os.path.commonprefix(stems)  # noqa: RUF071 (of characters, as wanted)
+    patterns = [folder / f"*{end}", folder / "**" / f"*{end}", place / f"*{end}", place / "**" / f"*{end}"]
+    patterns += [files[0], place / f"{same}*{end}", place / "**" / f"{same}*{end}"]
+    for pattern in patterns:
+        if {file for file in _expand(pattern) if file.is_file()} == set(files) or [pattern] == files:
+            return shlex.quote(f"{where}.path={pattern}")
+    return " ".join(
+        shlex.quote(f"{where}{f'_{number}' if number > 1 else ''}.path={file}") for number, file in enumerate(files, 1)
+    )
 
 
 def _inside(folder: Path) -> str:
@@ -97,12 +142,11 @@ def _is_data(file: Path) -> bool:
 
 
 def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Path]:
-    """Return the data files in a folder and the folders in it: those of the split, or all if no name has a split."""
-    splits: Dict[Path, Optional[str]] = {}
-    for file in sorted(folder.rglob("*")):
-        inner = file.relative_to(folder)
-        if _is_data(file) and not any(part.startswith((".", "_")) for part in inner.parts):
-            splits[file] = split_of(inner)
+    """Return the data files in a folder and the folders in it: those of the split, or all if no name has a split.
+
+    If other splits have names of their own, such as ``test.jsonl``, the files without a split are for training.
+    """
+    splits = _splits_in(folder)
     if not splits:
         raise DataError(
             f"{where}.path={path} is a folder without data files; it holds {_inside(folder)}",
@@ -110,7 +154,8 @@ def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Pa
             f"set {where}.path to a file or folder with data",
         )
     names = sorted({name for name in splits.values() if name})
-    files = [file for file, name in splits.items() if name and same_split(name, split)] if names else list(splits)
+    files = [file for file, name in splits.items() if name and same_split(name, split)]
+    files = (files or _without_split(where, path, folder, split, splits)) if names else list(splits)
     if not files:
         raise missing_split(where, path, split, names)
     kinds = sorted({data_suffix(file) for file in files})
@@ -118,6 +163,35 @@ def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Pa
         raise DataError(
             f"{where}.path={path} is a folder with files of several kinds: {' '.join(kinds)}",
             "files of one kind",
-            shlex.quote(f"{where}.path={path}/*{kinds[0]}"),
+            _reads(where, folder, [file for file in files if data_suffix(file) == kinds[0]]),
         )
     return files
+
+
+def _without_split(where: str, path: str, folder: Path, split: str, splits: Dict[Path, Optional[str]]) -> List[Path]:
+    """Return the files for training in a folder where only the other splits have names, such as ``test.jsonl``."""
+    files = [file for file, name in splits.items() if not name]
+    for_training = same_split("train", split) and not where.startswith("data.heldout.")
+    if not files or not for_training or "train" in map(split_kind, filter(None, splits.values())):
+        return []
+    doubtful = [(file, name) for file, name in splits.items() if name and not is_split_name(file.relative_to(folder))]
+    if doubtful:
+        file, name = doubtful[0]
+        kind = data_suffix(files[0])
+        raise DataError(
+            f"{where}.path={path} has no split '{split}', and {file.relative_to(folder)} may be of the split '{name}',"
+            " or for training",
+            "names that say the split, or the path of the files for training",
+            _reads(where, folder, [file for file in files if data_suffix(file) == kind]),
+        )
+    return files
+
+
+def _splits_in(folder: Path) -> Dict[Path, Optional[str]]:
+    """Return the data files in a folder and the folders in it, each with the split that its name says."""
+    splits: Dict[Path, Optional[str]] = {}
+    for file in sorted(folder.rglob("*")):
+        inner = file.relative_to(folder)
+        if _is_data(file) and not any(part.startswith((".", "_")) for part in inner.parts):
+            splits[file] = split_of(inner)
+    return splits

@@ -3,7 +3,7 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Iterable, Optional
+from typing import Iterable, List, Optional
 
 from ftdist.base.errors import DataError
 
@@ -13,8 +13,10 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"), "validation"),
     **dict.fromkeys(("validationset", "validset", "valset", "devset", "evalset"), "validation"),
 }
-SHARD = re.compile(r"^(?P<split>.+)-\d+-of-\d+$")
-"""The name of a shard, as on the Hugging Face hub: ``train_sft-00000-of-00003``."""
+SHARD = re.compile(r"^(?:.*\.)?(?P<split>[^.]+)-\d+-of-\d+(?=\.|$)")
+"""The name of a shard, as on the Hugging Face hub: ``train_sft-00000-of-00003.parquet``."""
+BESIDE_A_SPLIT = ("data", "of", "part", "set", "shard", "split", "v")
+"""Words that leave the name of a split what it is: ``test_set_v2``."""
 
 
 def split_of(file: Path) -> Optional[str]:
@@ -27,17 +29,33 @@ def split_of(file: Path) -> Optional[str]:
         ``train``, ``test`` or ``validation`` for a name with a word such as ``dev``; for a shard the whole name before
         the number (``train_sft``); None if no name has such a word.
     """
-    stem = file.name.split(".")[0]
-    shard = SHARD.match(stem)
+    shard = SHARD.match(file.name)
     if shard and split_kind(shard["split"]):
         return SPLITS.get(shard["split"].lower(), shard["split"])
-    return next((kind for name in (stem, *reversed(file.parent.parts)) if (kind := split_kind(name))), None)
+    return next((kind for name in reversed(file.parts) if (kind := split_kind(name))), None)
 
 
 def split_kind(name: str) -> Optional[str]:
-    """Return ``train``, ``test`` or ``validation`` if one of the words in a name means this, or None."""
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), None)
+    """Return ``train``, ``test`` or ``validation`` if one of the words in a name means this, or None.
+
+    As in the ``datasets`` library, words end at underscores, dashes, spaces, dots and digits. A name with words for
+    training and for another split (``train_test``) says neither.
+    """
+    kinds = [SPLITS[word] for word in _words(name) if word in SPLITS]
+    return kinds[0] if kinds and ("train" not in kinds or len(set(kinds)) == 1) else None
+
+
+def is_split_name(file: Path) -> bool:
+    """Return whether the name of a file, or of a folder around it, is a split and nothing else.
+
+    ``test.jsonl``, ``test-2.csv`` and ``dev/a.csv`` are. ``unit_test_generation.jsonl`` may be about tests.
+    """
+    names = [_words(name) for name in (file.name.split(".")[0], *file.parts[:-1])]
+    return any(split_kind(" ".join(words)) and set(words) <= {*SPLITS, *BESIDE_A_SPLIT} for words in names)
+
+
+def _words(name: str) -> List[str]:
+    return re.findall(r"[^\W\d_]+", name.lower())
 
 
 def same_split(name: str, wanted: str) -> bool:
@@ -63,7 +81,8 @@ def missing_split(where: str, place: str, split: str, names: Iterable[str]) -> D
     if fitting:
         fix = f"{where}.split={fitting[0]}"
     elif for_training:
-        fix = f"use data with a split for training; evaluate this one: {shlex.quote(f'data.heldout.NAME.path={place}')}"
+        evaluated = f"{shlex.quote(f'data.heldout.NAME.path={place}')} data.heldout.NAME.split={found[0]}"
+        fix = f"use data with a split for training; evaluate this one: {evaluated}"
     else:
         fix = "use data with a split for evaluation, or data.heldout_share=0.05"
     return DataError(f"{where}.path={place} has no split '{split}'", f"one of {', '.join(found)}", fix)

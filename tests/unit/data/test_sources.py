@@ -5,11 +5,13 @@ import json
 import lzma
 import pickle
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import SourceConfig
@@ -94,7 +96,9 @@ def test_saved_data_sets_and_their_splits_are_read(tmp_path: Path) -> None:
     error = refusal(tmp_path / "many")
     assert "has no split 'train'" in error.found
     assert error.expected == "one of test"
-    assert error.fix == f"use data with a split for training; evaluate this one: data.heldout.NAME.path={tmp_path}/many"
+    evaluated = f"data.heldout.NAME.path={tmp_path}/many data.heldout.NAME.split=test"
+    assert error.fix == f"use data with a split for training; evaluate this one: {evaluated}"
+    assert len(pasted(evaluated)) == 2
     datasets.DatasetDict(test_sft=dataset, train_sft=dataset, extra=dataset).save_to_disk(tmp_path / "sft")
     assert refusal(tmp_path / "sft").fix == "data.sources.mine.split=train_sft"
     with pytest.raises(DataError) as caught:
@@ -161,9 +165,14 @@ def test_missing_files_and_patterns_that_match_nothing_are_refused(tmp_path: Pat
     error = refusal(tmp_path / "chats.json")
     assert "chats.json does not exist" in error.found
     assert error.fix == f"data.sources.mine.path={tmp_path}/chats.jsonl"
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "test_sft.jsonl", RECORDS)
+    assert refusal(tmp_path / "in" / "train_sft.jsonl").fix == "correct data.sources.mine.path"
+    assert refusal(tmp_path / "in" / "test_sfd.jsonl").fix.endswith("test_sft.jsonl"), "what the user asked for"
+    assert refusal(tmp_path / "in" / "*.csv").fix == "correct data.sources.mine.path"
     error = refusal(tmp_path / "*.json")
-    assert f"*.json matches no file; {tmp_path} holds chats.jsonl" in error.found
-    assert "*.jsonl" in error.fix
+    assert f"*.json matches no file; {tmp_path} holds chats.jsonl, in/" in error.found
+    assert pasted(error.fix) == RECORDS
     assert f"there is no folder {tmp_path}/no" in refusal(tmp_path / "no" / "*.jsonl").found
     (tmp_path / "empty").mkdir()
     assert "empty is a folder without data files; it holds nothing" in refusal(tmp_path / "empty").found
@@ -179,8 +188,23 @@ FOLDERS: dict[str, tuple[list[str], list[str]]] = {
                ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]),
     "splits by folder": (["train/0.jsonl", "test/0.jsonl"], ["train/0.jsonl"]),
     "words with set": (["trainset.jsonl", "testset.jsonl", "devset.jsonl", "heldout.jsonl"], ["trainset.jsonl"]),
-    "names without the word": (["latest.jsonl", "trainer.jsonl"], ["latest.jsonl", "trainer.jsonl"]),
+    "names without the word": (["latest.jsonl", "prätest.jsonl"], ["latest.jsonl", "prätest.jsonl"]),
+    "splits after a dot": (["my.train.jsonl", "my.test.jsonl", "a.b.dev.jsonl.gz", "c.jsonl"], ["my.train.jsonl"]),
+    "splits after a digit or space": (["my 1train.jsonl", "2023test.jsonl"], ["my 1train.jsonl"]),
+    "shards after a dot": (["my.train-0-of-1.jsonl", "my.test-0-of-1.jsonl"], ["my.train-0-of-1.jsonl"]),
+    "only the test set has a name": (["data.jsonl", "test.jsonl", "dev_set_2.jsonl", "eval/x.jsonl"], ["data.jsonl"]),
+    "a name with both splits": (["train_test_split.jsonl", "test.jsonl"], ["train_test_split.jsonl"]),
+    "a word in a name beside a split": (["train.jsonl", "unit_test_generation.jsonl"], ["train.jsonl"]),
 }  # fmt: skip
+
+
+def pasted(fix: str) -> list[Any]:
+    """Return the records of a source that is set as the fix of a message says, through Hydra's grammar."""
+    sources: dict[str, dict[str, str]] = {}
+    for override in OverridesParser.create().parse_overrides([word for word in shlex.split(fix) if "=" in word]):
+        source, _, field = override.key_or_group.rpartition(".")
+        sources.setdefault(source, {})[field] = str(override.value())
+    return [record for where, fields in sources.items() for _, record in read_source(where, SourceConfig(**fields))]
 
 
 def make_folder(folder: Path, names: list[str]) -> Path:
@@ -203,10 +227,45 @@ def test_a_split_that_a_folder_does_not_have_is_refused_and_test_data_is_never_o
     error = refusal(folder)
     assert error.expected == "one of test_sft, train_sft, validation"
     assert error.fix == "data.sources.mine.split=train_sft"
-    only_test = make_folder(tmp_path / "only", ["test.jsonl"])
-    assert ".split=test" not in refusal(only_test).fix
-    several = make_folder(tmp_path / "several", ["a.jsonl", "b.csv"])
-    assert refusal(several).fix == f"'data.sources.mine.path={several}/*.csv'"
+    only_test = make_folder(tmp_path / "only", ["dev.jsonl", "test.jsonl"])
+    assert "mine.split" not in refusal(only_test).fix
+    assert [record["text"] for record in pasted(refusal(only_test).fix)] == ["test.jsonl"]
+    with pytest.raises(DataError) as caught:
+        folder = make_folder(tmp_path / "data", ["data.jsonl", "test.jsonl"])
+        list(read_source("data.heldout.mine", SourceConfig(path=str(folder))))
+    assert caught.value.fix == "data.heldout.mine.split=test"
+
+
+HINTS: dict[str, tuple[list[str], str, list[str]]] = {
+    "several kinds": (["a.jsonl", "b.txt"], "*.jsonl", ["a.jsonl"]),
+    "several kinds and splits": (["train.json", "test.json", "train.jsonl"], "train.json", ["train.json"]),
+    "several kinds in folders": (["train/a.jsonl", "train/b.json", "test/a.json"], "train/*.json", ["train/b.json"]),
+    "several kinds, several files": (["train-1.json", "train-2.json", "test.json", "train.jsonl"], "train-*.json",
+                                     ["train-1.json", "train-2.json"]),
+    "several kinds, two endings": (["train.json", "x/train.json.gz", "test.json", "train.txt"], "**/train*.json*",
+                                   ["train.json", "x/train.json.gz"]),
+    "no common name": (["x_train.json", "train_y.json", "test.json", "train.jsonl"], "train_y.json",
+                       ["train_y.json", "x_train.json"]),
+    "a word in the middle": (["math.jsonl", "unit_test_generation.jsonl"], "math.jsonl", ["math.jsonl"]),
+    "a word at the end": (["a.jsonl", "b.jsonl", "my_test.jsonl"], "a.jsonl", ["a.jsonl", "b.jsonl"]),
+    "*.json in folders": (["train/a.json", "test/a.json"], "train/*.json", ["train/a.json"]),
+    "*.json in a folder": (["x/y/a.json", "b.jsonl"], "**/*.json", ["x/y/a.json"]),
+    "*.json compressed": (["b.json.gz", "x/a.json.gz"], "**/*.json.gz", ["b.json.gz", "x/a.json.gz"]),
+    "*.jsonl": (["a.jsonl.gz", "b.jsonl.gz"], "*.jsonl.gz", ["a.jsonl.gz", "b.jsonl.gz"]),
+    "train_s*.gz": (["train_sft.jsonl", "train_gen.jsonl", "test_sft.jsonl"], "train_sft.jsonl", ["train_sft.jsonl"]),
+    "test*.gz": (["train.jsonl", "test.jsonl"], "train.jsonl", ["train.jsonl"]),
+    "*.gz": (["train_sft.jsonl", "train_gen.jsonl", "test_sft.jsonl"], "train_*.jsonl",
+             ["train_gen.jsonl", "train_sft.jsonl"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HINTS)
+def test_the_path_that_a_message_offers_reads_the_files_for_training_and_no_other(kind: str, tmp_path: Path) -> None:
+    names, offered, expected = HINTS[kind]
+    folder = make_folder(tmp_path, names)
+    fix = refusal(folder / kind.split()[0] if "*" in kind else folder).fix
+    assert f".path={folder}/{offered}" in fix
+    assert [record["text"] for record in pasted(fix)] == expected
 
 
 def compressed(suffix: str, content: bytes) -> bytes:
@@ -292,6 +351,8 @@ def test_a_line_that_is_not_a_record_is_found_and_the_others_are_read(tmp_path: 
         ("a.csv", b'text\none\n\xe9\n"two\n\xe8"\nthree\n', ["one", "not UTF-8", "not UTF-8", "three"]),
         ("a.tsv", b"text\tn\none\t1\ntw\xe9\t2\n\xc3\xa9\t3\n", ["one", "not UTF-8", "é"]),
         ("a.csv", b'text,n\n"one"x,1\ntwo,2\n', ["not CSV", "two"]),
+        ("a.csv", b'text,n\n\none,1\n"two,2\nthree,3\n', ["one", "not CSV", "not CSV"]),
+        ("a.csv", b'text,n\n"on\xe9,1\n"two",2\nthree,3\n', ["not CSV", "not CSV", "three"]),
         ("a.json", b'[{"text": "one"},\n{"text": "\xe9"},\n{"text": "two"}]', ["one", "not UTF-8", "two"]),
         ("a.json", b'{"text":\n"one"}\n{"text":\n"\xe9"}\n{"text": "\xc3\xa9"}', ["one", "not UTF-8", "é"]),
         ("a.txt", b"one\n\xe9\n", ["not UTF-8"]),
@@ -308,15 +369,29 @@ def test_a_text_that_is_not_utf8_is_a_bad_record_in_every_format(
 @pytest.mark.parametrize(
     ("name", "content", "fix"),
     [
-        ("a.jsonl", b'{"text": "\xe9"}\n', "iconv -f latin1 -t utf-8 a.jsonl > utf8-a.jsonl"),
-        ("a.jsonl.gz", b'{"text": "\xe9"}\n', "gzip -dc a.jsonl.gz | iconv -f latin1 -t utf-8 > utf8-a.jsonl"),
-        ("a.csv.xz", b"text\n\xe9\n", "xz -dc a.csv.xz | iconv -f latin1 -t utf-8 > utf8-a.csv"),
+        ("a.jsonl", b'{"text": "\xe9"}\n', "iconv -f cp1252 -t utf-8 a.jsonl > utf8-a.jsonl"),
+        ("a.jsonl.gz", b'{"text": "\xe9"}\n', "gzip -dc a.jsonl.gz | iconv -f cp1252 -t utf-8 > utf8-a.jsonl"),
+        ("a.csv.xz", b"text\n\xe9\n", "xz -dc a.csv.xz | iconv -f cp1252 -t utf-8 > utf8-a.csv"),
         ("a.csv.gz", "text\né".encode("utf-16"), "gzip -dc a.csv.gz | iconv -f utf-16 -t utf-8 > utf8-a.csv"),
-        ("a.csv", b"text\n\xe9\n", "iconv -f latin1 -t utf-8 a.csv > utf8-a.csv"),
-        ("a.csv", b"\xe9\none\n", "iconv -f latin1 -t utf-8 a.csv > utf8-a.csv"),
+        ("a.csv", b"text\n\xe9\n", "iconv -f cp1252 -t utf-8 a.csv > utf8-a.csv"),
+        ("a.csv", b"\xe9\none\n", "iconv -f cp1252 -t utf-8 a.csv > utf8-a.csv"),
         ("a.csv", b"text,n\none\n", "add the missing fields (they may be empty), or remove the line"),
         ("a.csv", b"text\none,1\n", "put fields that contain the separator in quotation marks"),
         ("a.csv", b'text\none\n"two\nthree\n', "close the quotation mark in line 3"),
+        ("a.csv", b'text\n"one\n', "close the quotation mark in line 2"),
+        ("a.tsv", b'text\tn\n\n\n"one\t1\ntwo\t2\n', "close the quotation mark in line 4"),
+        ("a.csv", b'text,n\n"one,1\n"two",2\n', "close the quotation mark in line 2, or write"),
+        ("a.csv", b'"text\none\n', "close the quotation mark in line 1"),
+        ("a.jsonl", b'{"text": "\x93one\x94 \xe9"}\n', "iconv -f cp1252 -t utf-8 a.jsonl > utf8-a.jsonl"),
+        ("a.jsonl", b'{"text": "\x81\x40"}\n', "convert the file to UTF-8 from its encoding"),
+        ("a.jsonl", '{"text": "é"}'.encode("utf-16be"), "iconv -f utf-16be -t utf-8 a.jsonl > utf8-a.jsonl"),
+        ("a.txt", "日本語\nの文\n章".encode("utf-16le"), "iconv -f utf-16le -t utf-8 a.txt > utf8-a.txt"),
+        (
+            "a.csv.gz",
+            "文章\n日本語\n".encode("utf-16be"),
+            "gzip -dc a.csv.gz | iconv -f utf-16be -t utf-8 > utf8-a.csv",
+        ),
+        ("a.csv", "text\none\n".encode("utf-32le"), "iconv -f utf-32le -t utf-8 a.csv > utf8-a.csv"),
     ],
 )
 def test_the_fix_of_an_invalid_file_works_on_this_file(
@@ -328,7 +403,20 @@ def test_the_fix_of_an_invalid_file_works_on_this_file(
     assert fix in refusal(tmp_path / name).fix
     if "iconv" in fix:
         subprocess.run(fix, shell=True, check=True)
-        assert len(records(tmp_path / f"utf8-{name.removesuffix('.gz').removesuffix('.xz')}")) == 1
+        [record] = records(tmp_path / f"utf8-{name.removesuffix('.gz').removesuffix('.xz')}")
+        assert not re.search("[\x00\x80-\x9f]", str(record)), "text in Windows-1252 has no control characters"
+    elif line := re.match(r"close the quotation mark in line (\d+)", fix):
+        lines = content.decode().splitlines()
+        lines[int(line[1]) - 1] = re.sub(r'"(\w+)', r'"\1"', lines[int(line[1]) - 1])
+        (tmp_path / name).write_text("\n".join(lines))
+        records(tmp_path / name)
+
+
+def test_a_zero_byte_alone_does_not_mean_utf16(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes(b"text\n\xe9\ne\0e\nthree\n")
+    assert "b.csv:2 is not UTF-8" in refusal(tmp_path / "b.csv").found
+    (tmp_path / "a.csv").write_bytes("text\n\0n\0é, one and two and three\n".replace(", ", " ").encode())
+    assert records(tmp_path / "a.csv") == [{"text": "\0n\0é one and two and three"}]
 
 
 def test_nulls_that_arrow_adds_to_structs_are_removed(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_fixes_quote_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     source = "data.sources.mine"
     assert fix_of(lambda: source_files(source, f"{folder}/ome.json")) == [f"{source}.path={folder}/one.json"]
     assert fix_of(lambda: source_files(source, str(folder))) == [f"{source}.path={folder}/*.csv"]
-    assert shlex.split(missing_split(source, NAME, "train", ["test"]).fix)[-1] == f"data.heldout.NAME.path={NAME}"
+    assert shlex.split(missing_split(source, NAME, "train", ["test"]).fix)[-2] == f"data.heldout.NAME.path={NAME}"
     assert shlex.split(_converted(Path(NAME), "latin1")) == [
         "iconv", "-f", "latin1", "-t", "utf-8", NAME, ">", f"utf8-{NAME}"
     ]  # fmt: skip
