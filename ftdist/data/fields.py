@@ -6,7 +6,7 @@ Fields with other usual names are renamed, where only one reading is possible: `
 
 import json
 from contextlib import suppress
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format
@@ -35,6 +35,7 @@ QUESTIONS = ("instruction", "question", "query", "prompt", "user", "human", "inp
 ANSWERS = ("output", "response", "answer", "completion", "assistant", "bot", "targets")
 INPUTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt", "system_message")
+"""Names of a system message beside the messages."""
 
 
 def rename_fields(location: str, record: Record, fields: Mapping[str, str]) -> Record:
@@ -61,14 +62,19 @@ def rename_fields(location: str, record: Record, fields: Mapping[str, str]) -> R
     return {**others, **{name: record[other] for name, other in fields.items() if other in record}}
 
 
-def recognise(location: str, record: Record, format: Format, mapped: Mapping[str, str]) -> Tuple[Format, Record]:
-    """Return the format of a record, and the record with the field names of that format.
+def recognise(
+    location: str, record: Record, format: Format, mapped: Mapping[str, str]
+) -> Tuple[Format, Record, Dict[str, str]]:
+    """Return the format of a record, the record with the field names of that format, and the names that it had.
+
+    The names are those of the fields that were renamed, also by ``rename_fields``: ``{"output": "answer"}``.
 
     Args:
         location: Where the record was found. Error messages name it.
         record: The record, without fields that are None.
         format: ``Format.auto`` recognises the format by the fields.
-        mapped: The names that ``rename_fields`` has set. A format that needs one of them is tried first.
+        mapped: The setting ``fields``, which ``rename_fields`` has applied. A format that needs one of its names is
+            tried first.
 
     Raises:
         DataError: The record has the fields of no format, or it can be read in several ways.
@@ -77,10 +83,10 @@ def recognise(location: str, record: Record, format: Format, mapped: Mapping[str
     candidates = order if format is Format.auto else [format]
     for candidate in candidates:
         if all(name in record for name in REQUIRED_FIELDS[candidate]):
-            return candidate, _with_usual_names(record) if candidate is Format.alpaca else record
+            return candidate, *_renamed(record, _with_input(record, {}) if candidate is Format.alpaca else {}, mapped)
     for candidate in candidates:
-        if (renamed := _renamed(location, record, candidate)) is not None:
-            return candidate, renamed
+        if (names := _usual_names(location, record, candidate, mapped)) is not None:
+            return candidate, *_renamed(record, names, mapped)
     fields = f"the fields {', '.join(sorted(record))}" if record else "no fields"
     if format is not Format.auto:
         raise DataError(
@@ -108,45 +114,54 @@ def is_record(found: Any) -> bool:
     return False
 
 
-def _renamed(location: str, record: Record, format: Format) -> Optional[Record]:
-    """Return the record with the names of a format instead of other usual names, or None if it has none of those."""
+def _renamed(record: Record, names: Dict[str, str], mapped: Mapping[str, str]) -> Tuple[Record, Dict[str, str]]:
+    """Return a record with new names of fields, and the names that the fields had before."""
+    others = {name: value for name, value in record.items() if name not in names.values()}
+    renamed = {**others, **{known: record[name] for known, name in names.items()}}
+    return renamed, {**mapped, **{known: mapped.get(name, name) for known, name in names.items()}}
+
+
+def _usual_names(location: str, record: Record, format: Format, mapped: Mapping[str, str]) -> Optional[Dict[str, str]]:
+    """Return for the names of a format the other usual names that a record has instead, or None if it has none."""
     if format is Format.messages:
-        names = [name for name in MESSAGES if _is_list(record.get(name))]
-        return {**record, "messages": record[names[0]]} if len(names) == 1 else None
+        found = [name for name in MESSAGES if _is_list(record.get(name))]
+        return {"messages": found[0]} if len(found) == 1 else None
     if format is Format.sharegpt:  # a record with messages, although the format is set
-        return {**record, "conversations": record["messages"]} if "messages" in record else None
+        return {"conversations": "messages"} if "messages" in record else None
     if format is Format.text:
-        return {**record, "text": record["content"]} if "content" in record and "role" not in record else None
+        return {"text": "content"} if "content" in record and "role" not in record else None
     as_messages = format is Format.prompt_completion
-    if format is not Format.alpaca and not as_messages:
-        return None
     answers = [name for name in ANSWERS if name in record]
     questions = [name for name in QUESTIONS if name in record and name not in answers]
     questions = [name for name in questions if name != "input"] or questions
-    if not answers or not questions or (as_messages and not isinstance(record[questions[0]], list)):
+    if not answers or not questions:
         return None
-    for what, names in (("question", questions), ("answer", answers)):
-        if len(names) > 1:
+    if as_messages and not isinstance(record[questions[0]], list) and not _has_objects(record[answers[0]]):
+        return None
+    for what, choices in (("question", questions), ("answer", answers)):
+        if len(choices) > 1:
+            shown = [mapped.get(name, name) for name in choices]
             raise DataError(
-                f"{location}: {' and '.join(names)} can each be the {what} of the record",
+                f"{location}: {' and '.join(shown)} can each be the {what} of the record",
                 f"one {what}",
-                "say which field is which: "
-                f"data.sources.NAME.fields='{{instruction: {questions[0]}, output: {answers[0]}}}'",
+                "say which field is which: data.sources.NAME.fields="
+                f"'{{instruction: {mapped.get(questions[0], questions[0])}, "
+                f"output: {mapped.get(answers[0], answers[0])}}}'",
                 reason=f"several fields that can be the {what}",
             )
-    others = {name: value for name, value in record.items() if name not in (questions[0], answers[0])}
     question, answer = REQUIRED_FIELDS[format]
-    return _with_usual_names({**others, question: record[questions[0]], answer: record[answers[0]]})
+    names = {question: questions[0], answer: answers[0]}
+    return names if as_messages else _with_input(record, names)
 
 
-def _with_usual_names(record: Record) -> Record:
-    """Rename a second part of the question and a system message, if they have other usual names."""
-    renamed = dict(record)
-    for names in (INPUTS, SYSTEMS):
-        found: List[str] = [name for name in names if name in record]
-        if found and names[0] not in record:
-            renamed[names[0]] = renamed.pop(found[0])
-    return renamed
+def _with_input(record: Record, names: Dict[str, str]) -> Dict[str, str]:
+    """Add the name of a second part of the question, if it has another usual name."""
+    found = [name for name in INPUTS if name in record and name not in names.values()]
+    return {**names, INPUTS[0]: found[0]} if found and found[0] != INPUTS[0] else names
+
+
+def _has_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _is_list(value: Any) -> bool:

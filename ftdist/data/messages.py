@@ -87,7 +87,7 @@ def _append(chat: Chat, where: str, message: Message, mark: Optional[bool]) -> N
         if previous["role"] == "assistant" and mark == chat.marks[-1]:
             thought = message.get("reasoning_content")
             if thought and thought != previous.get("reasoning_content"):
-                raise _two_reasonings(f"{where} continues an answer that has not this reasoning")
+                raise two_reasonings(f"{where} continues an answer that has not this reasoning")
             previous["tool_calls"] = previous.get("tool_calls", []) + message["tool_calls"]
             return
         message = {**message, "role": "assistant"}
@@ -216,13 +216,8 @@ def _reasoning(where: str, fields: Dict[str, Any], thoughts: Dict[str, str]) -> 
         found[name] = given
     found = {place: thought.strip() for place, thought in found.items() if thought.strip()}
     if len(set(found.values())) > 1:
-        raise _two_reasonings(f"{where} has different reasonings in {' and '.join(found)}")
+        raise two_reasonings(f"{where} has different reasonings in {' and '.join(found)}")
     return {"reasoning_content": next(iter(found.values()))} if found else {}
-
-
-def _two_reasonings(found: str) -> DataError:
-    return DataError(found, "one reasoning for each answer",
-                     "remove one of them, or remove the record", reason="two different reasonings")  # fmt: skip
 
 
 def split_reasoning(content: str) -> Tuple[Optional[str], str]:
@@ -242,6 +237,12 @@ def split_reasoning(content: str) -> Tuple[Optional[str], str]:
 
 def _alone_on_its_line(before: str, after: str) -> bool:
     return before.endswith("\n") and (not after or after.startswith("\n"))
+
+
+def two_reasonings(found: str) -> DataError:
+    """Return the error about an answer with two reasonings."""
+    return DataError(found, "one reasoning for each answer",
+                     "remove one of them, or remove the record", reason="two different reasonings")  # fmt: skip
 
 
 def type_name(value: Any) -> str:

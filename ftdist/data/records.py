@@ -6,6 +6,7 @@ a chat.
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -15,12 +16,14 @@ from ftdist.config.schema import Format, Reasoning
 from ftdist.data.fields import Record, recognise, rename_fields
 from ftdist.data.messages import (
     REASONING_FIELDS,
+    ROLE_FIELDS,
     Chat,
     Message,
     read_messages,
     split_reasoning,
     type_name,
 )
+from ftdist.data.record_fields import add_fields, check_texts
 from ftdist.data.tool_calls import read_tools, remove_added_nulls
 
 
@@ -88,16 +91,18 @@ def read_record(
     record = {name: value for name, value in record.items() if value is not None}
     if fields:
         record = rename_fields(location, record, fields)
-    format, record = recognise(location, record, format, fields or {})
+    if reasoning is Reasoning.drop:
+        record = {name: value for name, value in record.items() if name not in REASONING_FIELDS}
+    format, record, names = recognise(location, record, format, fields or {})
     if format is Format.text:
-        return _with_reasoning(Document(location, format, text=_string(location, record, "text")), reasoning)
+        return _with_reasoning(Document(location, format, text=_string(location, record, "text", names)), reasoning)
     if format is Format.prompt_completion:
-        return _with_reasoning(_read_prompt_completion(location, record), reasoning)
+        return _with_reasoning(_read_prompt_completion(location, record, names), reasoning)
     if format is Format.alpaca:
-        chat = _alpaca_chat(location, record)
+        chat = _alpaca_chat(location, record, names)
     else:
         chat = read_messages(location, record["conversations" if format is Format.sharegpt else "messages"])
-        _add_system(location, record, chat)
+    add_fields(location, record, chat, names)
     return _with_reasoning(_chat_document(location, format, record, chat), reasoning)
 
 
@@ -130,21 +135,25 @@ def _chat_document(location: str, format: Format, record: Record, chat: Chat, nu
     )
 
 
-def _read_prompt_completion(location: str, record: Record) -> Document:
-    prompt, completion = record["prompt"], record["completion"]
-    if isinstance(completion, str) and not completion.strip():
-        raise DataError(f"{location}: the completion is empty", "a completion with text", "remove the record",
-                        reason="an empty answer")  # fmt: skip
+def _read_prompt_completion(location: str, record: Record, names: Mapping[str, str]) -> Document:
+    prompt, completion = _messages_in(record["prompt"]), record["completion"]
+    if isinstance(prompt, list):
+        completion = _messages_in(completion)
+    if isinstance(completion, str):
+        _string(location, record, "completion", names)
     if isinstance(prompt, str) and isinstance(completion, str):
+        check_texts(location, record, names)
         return Document(location, Format.prompt_completion, prompt=prompt, text=prompt + completion)
-    if isinstance(prompt, list) and isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
+    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    completion = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
     if not (isinstance(prompt, list) and isinstance(completion, list)):
+        shown = [names.get(name, name) for name in ("prompt", "completion")]
         raise DataError(
-            f"{location}: prompt is {type_name(prompt)} and completion is {type_name(completion)}",
-            "two strings, or two lists of messages",
+            f"{location}: {shown[0]} is {type_name(record['prompt'])} and {shown[1]} is "
+            f"{type_name(record['completion'])}",
+            "strings or lists of messages",
             "correct or remove the record",
-            reason="a prompt and a completion of different types",
+            reason="a prompt and a completion of other types",
         )
     before, after = read_messages(location, prompt), read_messages(location, completion)
     if not any(message["role"] == "assistant" for message in after.messages):
@@ -152,49 +161,28 @@ def _read_prompt_completion(location: str, record: Record) -> Document:
             f"{location}: the completion has no assistant message", "an assistant message in the completion",
             "correct or remove the record", reason="a completion without an assistant message",
         )  # fmt: skip
-    added = len(before.messages)
-    _add_system(location, record, before)
+    num_prompt = len(before.messages)
     chat = Chat(before.messages + after.messages, before.marks + after.marks)
-    return _chat_document(location, Format.prompt_completion, record, chat, max(added, len(before.messages)))
+    num_prompt += add_fields(location, record, chat, names, num_prompt)
+    return _chat_document(location, Format.prompt_completion, record, chat, num_prompt)
 
 
-def _alpaca_chat(location: str, record: Record) -> Chat:
-    question, answer = _string(location, record, "instruction"), _string(location, record, "output")
+def _messages_in(value: Any) -> Any:
+    """Return the messages in a JSON text, or anything else unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            if found and all(isinstance(held, dict) and any(name in held for name in ROLE_FIELDS) for held in found):
+                return found
+    return value
+
+
+def _alpaca_chat(location: str, record: Record, names: Mapping[str, str]) -> Chat:
+    question = _string(location, record, "instruction", names)
     if record.get("input"):
-        question += "\n\n" + _string(location, record, "input")
-    history = _history(location, record["history"]) if record.get("history") else Chat([], [])
-    thought = next(({name: record[name]} for name in REASONING_FIELDS if record.get(name)), {})
-    turn = read_messages(
-        location, [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **thought}]
-    )
-    chat = Chat(history.messages + turn.messages, history.marks + turn.marks)
-    _add_system(location, record, chat)
-    return chat
-
-
-def _history(location: str, found: Any) -> Chat:
-    """Return the earlier turns of an Alpaca record: a list of ``[question, answer]``, or its JSON text."""
-    history = read_messages(f"{location}, history", found)
-    if history.messages and history.messages[-1]["role"] != "assistant":
-        raise DataError(f"{location}: the history does not end with an answer", "a list of [question, answer]",
-                        "correct or remove the record",
-                        reason="a history that does not end with an answer")  # fmt: skip
-    return history
-
-
-def _add_system(location: str, record: Record, chat: Chat) -> None:
-    """Insert the system message of a record before its messages."""
-    system = record.get("system", record.get("system_prompt")) or ""
-    if isinstance(system, str) and not system.strip():
-        return
-    text = system if isinstance(system, str) else _string(location, {"system": system}, "system")
-    if chat.messages and chat.messages[0]["role"] == "system":
-        if chat.messages[0]["content"].strip() == text.strip():
-            return
-        raise DataError(f"{location}: the record has the field system and another system message", "one of them",
-                        "remove one of them", reason="two system messages")  # fmt: skip
-    chat.messages.insert(0, {"role": "system", "content": text})
-    chat.marks.insert(0, None)
+        question += "\n\n" + _string(location, record, "input", names)
+    answer = _string(location, record, "output", names)
+    return read_messages(location, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
 def _with_reasoning(document: Document, reasoning: Reasoning) -> Document:
@@ -225,12 +213,12 @@ def _with_reasoning(document: Document, reasoning: Reasoning) -> Document:
     return document
 
 
-def _string(location: str, record: Record, name: str) -> str:
-    value = record[name]
-    what = "an empty answer" if name == "output" else f"an empty {name}"
+def _string(location: str, record: Record, name: str, names: Mapping[str, str]) -> str:
+    value, shown = record[name], names.get(name, name)
+    what = "an empty answer" if name in ("output", "completion") else f"an empty {shown}"
     if not isinstance(value, str):
-        raise DataError(f"{location}: {name} is {type_name(value)}", "a string",
-                        "correct or remove the record", reason=f"{name} that is {type_name(value)}")  # fmt: skip
+        raise DataError(f"{location}: {shown} is {type_name(value)}", "a string",
+                        "correct or remove the record", reason=f"{shown} that is {type_name(value)}")  # fmt: skip
     if not value.strip():
-        raise DataError(f"{location}: {name} is empty", "text", "remove the record", reason=what)
+        raise DataError(f"{location}: {shown} is empty", "text", "remove the record", reason=what)
     return value

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 from ftdist.base.errors import DataError
 from ftdist.base.output import quoted_path
@@ -41,7 +41,7 @@ def read_json(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     Args:
         file: The file.
         where: Name of the source in the config, for messages.
-        split: The split that is read, if the file is an object with a list for each split.
+        split: The split that is read, if the file is an object with several lists. It can be the name of any of them.
 
     Raises:
         DataError: The file is not text in UTF-8, cannot be decompressed, or is not JSON as a whole.
@@ -107,17 +107,29 @@ def _expanded(file: Path, location: str, value: Any, where: str, split: str) -> 
     if isinstance(value, list) and not _is_chat(value):
         records = value
     elif isinstance(value, dict) and not is_record(value):
-        lists = {name: held for name, held in value.items() if _holds_records(held)}
+        lists = _lists_of_records(value)
         named = [name for name in lists if split_kind(name)]
-        chosen = [name for name in named if same_split(name, split)] or ([] if named else list(lists))
-        if named and not chosen:
-            raise missing_split(where, str(file), split, named)
+        chosen = [name for name in named or lists if same_split(name, split)]
+        chosen = chosen or (list(lists) if len(lists) == 1 and not named else [])
+        are_lists = len(lists) > 1 and all(is_record(held[0]) for held in lists.values())  # not fields of one record
+        if not chosen and (named or are_lists):
+            raise missing_split(where, str(file), split, named or lists)
         records = lists[chosen[0]] if len(chosen) == 1 else None
     if records is None:
         yield location, value
         return
     for number, record in enumerate(records, 1):
         yield f"{file}: record {number}", record
+
+
+def _lists_of_records(value: Dict[str, Any]) -> Dict[str, List[Any]]:
+    """Return the lists of records in an object by name. If it has none, the splits in the one object that it holds."""
+    lists = {name: held for name, held in value.items() if _holds_records(held)}
+    objects = [held for held in value.values() if isinstance(held, dict)]
+    if lists or len(objects) != 1:
+        return lists
+    inner = _lists_of_records(objects[0])
+    return inner if all(map(split_kind, inner)) else {}
 
 
 def _is_chat(value: List[Any]) -> bool:

@@ -119,13 +119,41 @@ def test_text_parts_of_a_content_are_joined() -> None:
         ({"query": "q", "question": "q", "answer": "b"}, "question and query can each be the question"),
         ({"role": "user", "content": "q"}, "the fields content, role, which match no known format"),
         ({"instruction": "q", "output": "a", "history": [["q", "a"], ["q2"]]}, "history, message 1 is a list"),
-        ({"prompt": "p", "completion": " "}, "file:1: the completion is empty"),
+        ({"prompt": "p", "completion": " "}, "file:1: completion is empty"),
         ({"text": 3}, "file:1: text is a number"),
         ({"text": " \n"}, "file:1: text is empty"),
         ({"text": None}, "file:1: the record has no fields"),
         ({"instruction": "", "output": "x"}, "file:1: instruction is empty"),
-        ({"prompt": "p", "completion": ""}, "file:1: the completion is empty"),
-        ({"prompt": "p", "completion": [ANSWER]}, "file:1: prompt is a string and completion is a list"),
+        ({"prompt": "p", "completion": 3}, "file:1: prompt is a string and completion is a number"),
+        ({"question": "q", "answer": ""}, "file:1: answer is empty"),
+        ({"question": 3, "answer": "a"}, "file:1: question is a number"),
+        ({"question": "q", "context": ["c"], "answer": "a"}, "file:1: context is a list"),
+        ({"content": 3}, "file:1: content is a number"),
+        ({"question": "q", "answer": ["a"]}, "file:1: answer is a list"),
+        ({**chat("q", "a"), "system_message": 3}, "file:1: system_message is a number"),
+        (
+            {**chat("q", "a"), "system": "s", "system_prompt": "t"},
+            "different system messages in system and system_prompt",
+        ),
+        (
+            {**chat("q", "a", system="s"), "history": [SYSTEM | {"content": "t"}, ANSWER]},
+            "have different system messages",
+        ),
+        ({**chat("q", "a"), "history": "long"}, "file:1, history: the messages are a string"),
+        ({**chat("q", "a"), "history": [["user", "q"]]}, "file:1: the history does not end with an answer"),
+        ({**chat("q", "a", "q", "b"), "thinking": "r"}, "the record has thinking and 2 answers to which it can belong"),
+        ({"messages": [QUESTION, ANSWER | {"thinking": "s"}], "reasoning": "r"}, "its answer has another reasoning"),
+        ({**chat("q", "a"), "reasoning": "r", "thinking": "s"}, "different reasonings in thinking and reasoning"),
+        ({**chat("q", "a"), "reasoning": 3}, "file:1: reasoning is a number"),
+        (
+            {"prompt": "p", "completion": "c", "system": "s"},
+            "the record has system, which prompt and completion do not",
+        ),
+        (
+            {"prompt": "p", "completion": "c", "reasoning_content": "r"},
+            "the record has reasoning_content, which prompt",
+        ),
+        ({"prompt": "p", "completion": "c", "history": [["q", "a"]]}, "the record has history, which prompt"),
         ({"prompt": [QUESTION], "completion": [QUESTION]}, "file:1: the completion has no assistant message"),
     ],
 )
@@ -162,6 +190,10 @@ def message(record: Any, number: int = -1) -> Any:
         [QUESTION, ANSWER],
         {"messages": [{"role": "system", "content": ""}, QUESTION, ANSWER]},
         {"prompt": [QUESTION], "completion": "a"},
+        {"prompt": "q", "completion": [ANSWER]},
+        {"question": "q", "answer": [ANSWER]},
+        {"prompt": json.dumps([QUESTION]), "completion": json.dumps([ANSWER])},
+        {"prompt": json.dumps([QUESTION]), "completion": "a"},
         {"prompt": [QUESTION], "response": "a"},
         *({question: "q", answer: "a"} for question, answer in (
             ("prompt", "response"), ("question", "answer"), ("query", "response"), ("instruction", "response"),
@@ -197,6 +229,47 @@ def test_the_setting_fields_names_the_fields_of_the_records() -> None:
     assert read_record("file:1", {"body": "b", "content": "c"}, Format.auto, {"text": "body"}).text == "b"
     with pytest.raises(DataError, match="file:1: the record has no field 'reply', which the setting fields.completion"):
         read_record("file:1", {"question": "q"}, Format.auto, fields)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        chat("q", "a"),
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"prompt": [QUESTION], "completion": [ANSWER]},
+        {"prompt": "q", "completion": [ANSWER]},
+        {"instruction": "q", "output": "a"},
+    ],
+)
+def test_fields_beside_the_messages_become_part_of_the_chat(record: Any) -> None:
+    earlier = {"history": [["q0", "a0"]], "system_message": "s", "reasoning": "r", "thinking": True}
+    found = read({**record, **earlier})
+    before = [SYSTEM, QUESTION | {"content": "q0"}, ANSWER | {"content": "a0"}]
+    assert found.messages == [*before, QUESTION, THOUGHT]
+    assert found.num_prompt_messages == (4 if "completion" in record else 0)
+    assert read({**record, "history": "[]", "system": " ", "reasoning": "off"}).messages == [QUESTION, ANSWER]
+    dropped = read_record("file:1", {**record, **earlier}, Format.auto, reasoning=Reasoning.drop)
+    assert dropped.messages == [*before, QUESTION, ANSWER]
+
+
+def test_fields_that_say_the_same_as_the_messages_are_not_repeated() -> None:
+    messages = [SYSTEM, QUESTION, ANSWER, QUESTION, THOUGHT]
+    same = {"system": "s", "history": [["q", "a"]], "reasoning": "r", "reasoning_content": "r"}
+    assert read({"messages": messages, **same}).messages == messages
+    assert read({"messages": messages, "history": messages[:3]}).messages == messages
+    text = {"prompt": "s\nq\na\nq", "completion": "<think>r</think>a"}
+    assert read({**text, **same}).text == "s\nq\na\nq<think>r</think>a"
+
+
+def test_the_proposed_fields_make_a_chat_of_a_prompt_with_a_system_message() -> None:
+    record = {"prompt": "q", "completion": "a", "system": "s"}
+    with pytest.raises(DataError, match="system") as caught:
+        read(record)
+    assert "fields='{instruction: prompt, output: completion}'" in caught.value.fix
+    fields = {"instruction": "prompt", "output": "completion"}
+    assert read_record("file:1", record, Format.auto, fields).messages == [SYSTEM, QUESTION, ANSWER]
+    with pytest.raises(DataError, match="file:1: completion is empty"):
+        read_record("file:1", {**record, "completion": ""}, Format.auto, fields)
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,7 @@ LAYOUTS = {
     "wrapped.json": json.dumps({"version": "1", "data": RECORDS}),
     "wrapped.jsonl": json.dumps({"data": RECORDS}, indent=4),
     "splits.json": json.dumps({"test": [{"text": "no"}], "train": RECORDS}),
+    "wrapped-splits.json": json.dumps({"version": 1, "data": {"test": [{"text": "no"}], "train": RECORDS}}),
     "comma.csv": 'text\none\n"two, and more"\n',
     "semicolon.csv": "text;n\none;1\ntwo, and more;2\n",
     "tabs.tsv": "text\tn\none\t1\ntwo, and more\t2\n",
@@ -311,6 +312,19 @@ def test_every_layout_of_a_text_file_gives_the_same_records(name: str, tmp_path:
     (tmp_path / name).write_bytes(LAYOUTS[name].encode())
     found = [{"text": record["text"]} for record in records(tmp_path / name)]
     assert found == RECORDS
+
+
+def test_of_several_lists_the_split_says_which_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": 1, "good": RECORDS, "other": [{"text": "no"}]}, indent=1))
+    assert refusal(path).fix == "data.sources.mine.split=good"
+    assert records(path, split="good") == RECORDS
+    path.write_text(json.dumps({"data": {"dev": RECORDS, "test": [{"text": "no"}]}}))
+    assert "no split 'train'" in refusal(path).found
+    assert records(path, split="validation") == RECORDS
+    for record in ({"a": [{"b": 1}], "c": [{"d": 2}]}, {"doc": {"paragraphs": [{"text": "part"}]}}):
+        path.write_text(json.dumps(record))
+        assert records(path) == [record], "one record, whose fields are not known"
 
 
 def test_lists_of_messages_are_records(tmp_path: Path) -> None:
