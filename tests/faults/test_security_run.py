@@ -268,7 +268,7 @@ def test_a_secret_on_the_command_line_is_refused(
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     words = ["train", "experiment=smoke", "launch=slurm", "launch.device=cpu", "--dry-run", word, *flags]
-    with pytest.raises(ConfigError, match="export the variable") as error:
+    with pytest.raises(ConfigError, match="export it as an environment variable") as error:
         cli.dispatch([*words, f"runs_dir={tmp_path / 'runs'}", f"cache_dir={tmp_path / 'cache'}"])
     shown = capsys.readouterr()
     assert "c4n4ry" not in str(error.value) + shown.out + shown.err

@@ -92,7 +92,7 @@ def test_a_secret_in_a_config_is_refused_without_repeating_it(put, monkeypatch: 
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
     config = RunConfig()
     put(config)
-    with pytest.raises(ConfigError, match="export the variable") as error:
+    with pytest.raises(ConfigError, match="export it as an environment variable") as error:
         refuse_secrets(config)
     assert CANARY not in str(error.value) and "hf_a" not in str(error.value)
 
