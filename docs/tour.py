@@ -56,6 +56,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/data/bad_records.py",
         "ftdist/data/render.py", "ftdist/data/chat_documents.py", "ftdist/data/chat_plan.py",
         "ftdist/data/chat_notes.py", "ftdist/data/answers.py",
+        "ftdist/data/chat_checks.py", "ftdist/data/template_conditions.py",
         "ftdist/data/chat_turn.py", "ftdist/data/chat_forms.py", "ftdist/data/skeleton.py", "ftdist/data/thinking.py",
         "ftdist/data/chat_template.py", "ftdist/data/tokenise.py", "ftdist/data/tokenizer.py", "ftdist/data/encode.py",
         "ftdist/data/worker_pool.py", "ftdist/data/prepare_progress.py", "ftdist/data/pack.py",

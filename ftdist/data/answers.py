@@ -12,7 +12,7 @@ documents that it makes: the record is rendered with a different word in place o
 from dataclasses import dataclass, replace
 from typing import List, Optional, Tuple
 
-from ftdist.data.chat_forms import Form
+from ftdist.data.chat_forms import Form, apply
 from ftdist.data.chat_notes import AFTER_STOP, CONTEXT_DIFFERS, CUT, NO_PROMPT, STOP_NOT_TRAINED
 from ftdist.data.chat_template import Span
 from ftdist.data.chat_turn import common_length
@@ -85,7 +85,12 @@ def answers_of(document: Document, texts: List[Rendered], renderer: Renderer, ma
     chats = [text for text in texts if text.planned is not None]
     if not chats:
         return []
-    sentinels = with_sentinels(document.messages)
+    plans = [text.planned for text in chats if text.planned]
+    without_reasoning = frozenset().union(*(planned.form.without_reasoning for planned in plans))
+    sentinels = with_sentinels(
+        apply(Form(without_reasoning=without_reasoning), document.messages),
+        exact=frozenset().union(*(planned.exact for planned in plans)),
+    )
     shown = render(replace(document, messages=sentinels.messages), renderer)
     found: List[Answer] = []
     for number, (text, with_words) in enumerate(zip(chats, shown, strict=True), 1):

@@ -8,17 +8,19 @@ import itertools
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional, Pattern, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Pattern, Tuple
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, Turns
 from ftdist.data import thinking
+from ftdist.data.chat_checks import changed_content, check_stops, content_lost, differs_later, prompt_differs
 from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names
 from ftdist.data.chat_plan import DocumentPlan, Plan, make_plan
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import CannotExpress
 from ftdist.data.records import Document
-from ftdist.data.skeleton import Alignment, FieldKey, Part, align, field_values
+from ftdist.data.skeleton import Alignment, FieldKey, Part, align, field_values, written_forms
+from ftdist.data.template_conditions import conditions_of
 
 MAX_PLANS = 2048
 """Number of shapes whose plans are kept."""
@@ -109,11 +111,50 @@ class ChatRenderer:
         groups = [[number] for number in wanted] if self.turns is Turns.each else [wanted]
         made: List[ChatText] = []
         for group in groups:
-            plan = self._plan(document, messages[: group[-1] + 1], group, template)
-            if self.turns is Turns.whole and len(plan.documents) > 1:
-                raise _differs(document, plan)
-            made += [self._make(document, one, plan, template) for one in plan.documents]
+            try:
+                made += self._group(document, messages[: group[-1] + 1], group, template)
+            except DataError as problem:
+                made += self._group_as_it_is(document, messages[: group[-1] + 1], group, template, problem)
         return made
+
+    def _group_as_it_is(
+        self, document: Document, messages: List[Message], wanted: List[int], template: ChatTemplate, problem: DataError
+    ) -> List[ChatText]:
+        """Make the documents of a conversation that its template may render differently because of what it says."""
+        exact = self._exact(messages[:-1], template)
+        closed = frozenset(
+            number for number, one in enumerate(messages)
+            if one["role"] == "assistant" and not one.get("reasoning_content") and thinking.is_closed(one["content"])
+        )  # fmt: skip
+        attempts: List[Tuple[FrozenSet[int], ...]] = [(exact, frozenset())] * bool(exact) + [(exact, closed)] * bool(
+            closed
+        )
+        for attempt in attempts:
+            with suppress(DataError):
+                return self._group(document, messages, wanted, template, *attempt)
+        raise problem
+
+    def _group(
+        self, document: Document, messages: List[Message], wanted: List[int], template: ChatTemplate,
+        exact: FrozenSet[int] = frozenset(), without_reasoning: FrozenSet[int] = frozenset(),
+    ) -> List[ChatText]:  # fmt: skip
+        plan = self._plan(document, messages, wanted, template, exact, without_reasoning)
+        if self.turns is Turns.whole and len(plan.documents) > 1:
+            raise differs_later(document, plan)
+        return [self._make(document, one, plan, template) for one in plan.documents]
+
+    def _exact(self, messages: List[Message], template: ChatTemplate) -> FrozenSet[int]:
+        """Return the numbers of the messages because of whose text a template can render a conversation differently.
+
+        Answers are not among them: where their text ends could not be found.
+        """
+        others = [(number, one["content"]) for number, one in enumerate(messages) if one["role"] != "assistant"]
+        return frozenset(number for number, text in others if text and self._is_special(text, template))
+
+    def _is_special(self, text: str, template: ChatTemplate) -> bool:
+        """Whether a text has control tokens, think tags, or words that the conditions of the template look for."""
+        found = self.special.search(text) or thinking.LIKE_CONTROL.search(text)
+        return found is not None or conditions_of(template.text).touch(text)
 
     def _template(self, document: Document) -> ChatTemplate:
         template = self.with_tools if document.tools and self.with_tools else self.default
@@ -128,14 +169,20 @@ class ChatRenderer:
             return template
         return replace(template, kwargs={**template.kwargs, **document.template_kwargs})
 
-    def _plan(self, document: Document, messages: List[Message], wanted: List[int], template: ChatTemplate) -> Plan:
+    def _plan(
+        self, document: Document, messages: List[Message], wanted: List[int], template: ChatTemplate,
+        exact: FrozenSet[int] = frozenset(), without_reasoning: FrozenSet[int] = frozenset(),
+    ) -> Plan:  # fmt: skip
         ids = [has_other_ids(messages), ids_hold_names(messages)]
-        key = repr((_shape(messages), document.tools, wanted, template.kwargs, ids))
+        texts = [(number, messages[number]["content"]) for number in sorted(exact)]
+        key = repr((_shape(messages), document.tools, wanted, template.kwargs, ids, texts, sorted(without_reasoning)))
         if key not in self.plans:
             if len(self.plans) >= MAX_PLANS:
                 self.plans.clear()
             try:
-                self.plans[key] = make_plan(messages, document.tools, wanted, template, self.special, self.eos)
+                self.plans[key] = make_plan(
+                    messages, document.tools, wanted, template, self.special, self.eos, exact, without_reasoning
+                )
             except (TemplateProblem, CannotExpress) as problem:
                 self.plans[key] = problem
         plan = self.plans[key]
@@ -164,8 +211,12 @@ class ChatRenderer:
         text = "".join(_piece_text(piece, aligned, values) for piece in turn.pieces)
         first, alignment = next(iter(aligned.items())) if len(aligned) == 1 else ("prompt", aligned["prompt"])
         spans = [self._real(span, planned, first, alignment[1], text) for span in planned.spans]
-        if _has_markers(values, self.special):
-            self._prove_prompts(document, planned, given, text, template)
+        is_special = any(self._is_special(value, template) for value in values.values() if value)
+        if is_special or any(message.get("tool_calls") for message in messages):
+            check_stops(document, planned, spans, text, self.special, self.eos)
+        if is_special:
+            turns = [self._real((one.start, one.end), planned, first, alignment[1], text) for one in planned.covered]
+            self._prove_prompts(document, planned, given, text, template, [start for start, _ in turns])
         return ChatText(text, spans, planned)
 
     def _aligned(
@@ -177,13 +228,16 @@ class ChatRenderer:
         except TemplateProblem as problem:
             raise _cannot_render(document, problem) from problem
         found = align(parts, text, values)
-        if found is None:  # a template may change what it quotes, such as the result of a tool
+        if found is None:  # a template may write a quoted text in another notation, and the name of a tool or no id
             answers = {key: value for key, value in values.items() if messages_role(messages, key) == "assistant"}
             found = align(parts, text, answers)
+            changed = None if found is None else changed_content(messages, found, text, values)
+            if changed is not None:
+                raise content_lost(document, changed)
         if found is None:
             raise DataError(
                 f"{document.location}: the chat template changes the text of an answer, or renders this conversation "
-                "differently because of what it says",
+                f"differently because of what it says{self._suspects(messages, template)}",
                 "a template that shows each answer as it is",
                 "data.chat_template=chatml, or data.bad_records=drop",
                 reason="the chat template changes the text of an answer",
@@ -203,21 +257,29 @@ class ChatRenderer:
         return start, alignment.position(span[1] - added) + added
 
     def _prove_prompts(
-        self, document: Document, planned: DocumentPlan, given: List[Message], text: str, template: ChatTemplate
-    ) -> None:
-        """Check that the prompts of the answers are in the text. A template can look for think tags in the content."""
-        for one in planned.covered:
+        self, document: Document, planned: DocumentPlan, given: List[Message], text: str, template: ChatTemplate,
+        starts: List[int],
+    ) -> None:  # fmt: skip
+        """Check that training begins after the prompt of each answer. A template can look for words in the content."""
+        for one, start in zip(planned.covered, starts, strict=True):
             if one.prompt is None:
                 continue
-            prompt = template.render(given[: one.number], document.tools, add_generation_prompt=True)
-            if not text.startswith(prompt):
-                raise DataError(
-                    f"{document.location}: the chat template renders the messages before message {one.number + 1} "
-                    "differently because of special tokens or think tags in their text",
-                    "texts without such tokens",
-                    "correct the record, or data.bad_records=drop",
-                    reason="special tokens or think tags in a text",
-                )
+            try:
+                prompt = template.render(given[: one.number], document.tools, add_generation_prompt=True)
+            except TemplateProblem as problem:
+                raise _cannot_render(document, problem) from problem
+            if text[:start] != prompt:
+                raise prompt_differs(document, one.number, self._suspects(given[: one.number], template))
+        for number in planned.exact:
+            content = document.messages[number]["content"]
+            if number < planned.turn.number and not any(one in text for one in written_forms(content)):
+                raise content_lost(document, number)
+
+    def _suspects(self, messages: List[Message], template: ChatTemplate) -> str:
+        """Return the numbers of the messages that a template can treat differently, for an error."""
+        texts = [one["content"] if isinstance(one["content"], str) else repr(one["content"]) for one in messages]
+        numbers = [number for number, text in enumerate(texts, 1) if text and self._is_special(text, template)]
+        return f" (message {', '.join(map(str, numbers))})" if numbers else ""
 
 
 def messages_role(messages: List[Message], key: FieldKey) -> str:
@@ -231,10 +293,6 @@ def _piece_text(piece: Any, aligned: Dict[str, Tuple[str, Alignment]], values: D
         return values[piece.key].strip()
     text, alignment = aligned[piece.source]
     return text[alignment.position(piece.start) : alignment.position(piece.end)]
-
-
-def _has_markers(values: Dict[FieldKey, str], special: Pattern[str]) -> bool:
-    return any(special.search(value) or thinking.LIKE_CONTROL.search(value) for value in values.values())
 
 
 def _shape(messages: List[Message]) -> List[Any]:
@@ -266,17 +324,6 @@ def _cannot_render(document: Document, problem: Exception) -> DataError:
         "a conversation that the template supports",
         "correct the record, or set data.chat_template",
         reason=f"the chat template cannot render it: {problem}"[:MAX_REASON],
-    )
-
-
-def _differs(document: Document, plan: Plan) -> DataError:
-    number = plan.documents[0].turn.number + 1
-    return DataError(
-        f"{document.location}: the chat template renders message {number} differently if more messages follow, and "
-        "data.turns=whole",
-        "a template that never changes earlier messages",
-        "data.turns=auto (such answers become documents of their own)",
-        reason="answers that look different when more messages follow",
     )
 
 

@@ -9,11 +9,11 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Set
 
 Message = Dict[str, Any]
 
-REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning", "content")
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning", "tool_plan", "parts", "content")
 IDS = ("own", "short", "named")
 THINK = "<think>\n{}\n</think>\n\n"
 """Reasoning inside the content, as models write it whose template has no field for it."""
@@ -22,7 +22,9 @@ THINK = "<think>\n{}\n</think>\n\n"
 @dataclass(frozen=True)
 class Form:
     reasoning: str = "reasoning_content"
-    """Field of the reasoning, or ``content``: inside the content, in a ``<think>`` block."""
+    """Field of the reasoning, or one of these. ``content``: inside the content, in a ``<think>`` block. ``tool_plan``:
+    in this field in messages with tool calls, as Command-A's templates expect, and inside the content in others.
+    ``parts``: the content is a list of a part of type ``thinking`` and one of type ``text``, as Magistral's expect."""
     arguments_as_text: bool = False
     """The arguments of tool calls are JSON text. False: an object."""
     no_empty_content: bool = False
@@ -32,6 +34,8 @@ class Form:
     require. ``named``: ``functions.NAME:0``, as Kimi's templates expect, which write the id in place of the name."""
     content_in_parts: bool = False
     """Contents are lists with one part of type ``text``. False: strings."""
+    without_reasoning: FrozenSet[int] = frozenset()
+    """Numbers of answers whose reasoning is an empty string, so that a template does not look for it in the content."""
 
 
 USUAL = Form()
@@ -49,7 +53,7 @@ def forms(messages: List[Message], template: str) -> Iterator[Form]:
     empty = any(message.get("tool_calls") and not message["content"] for message in messages)
     no, both = [False], [False, True]
     named = set(re.findall(r"\w+", template))
-    fields = [name for name in REASONING_FIELDS if name in (REASONING_FIELDS[0], "content") or name in named]
+    fields = [name for name in REASONING_FIELDS if _can_know(name, named)]
     ids = IDS if named & {"id", "tool_call_id", "call_id"} else IDS[:1]
     choices = itertools.product(
         fields if reasons else fields[:1], both if calls else no, both if empty else no,
@@ -57,6 +61,11 @@ def forms(messages: List[Message], template: str) -> Iterator[Form]:
     )  # fmt: skip
     for choice in sorted(choices, key=lambda one: _distance(Form(*one))):
         yield Form(*choice)
+
+
+def _can_know(field: str, named: Set[str]) -> bool:
+    """Whether a template that names these words can look for reasoning in a field (see ``Form.reasoning``)."""
+    return named >= {"thinking", "type"} if field == "parts" else field in named | {REASONING_FIELDS[0], "content"}
 
 
 def _distance(form: Form) -> int:
@@ -86,13 +95,20 @@ def apply(form: Form, messages: List[Message]) -> List[Message]:
         return messages
     ids = None if form.ids == "own" else _NewIds(form.ids)
     given = []
-    for message in messages:
+    for number, message in enumerate(messages):
         message = dict(message)
+        if number in form.without_reasoning and message["role"] == "assistant":
+            message.setdefault("reasoning_content", "")
         reasoning = message.get("reasoning_content")
         if reasoning and form.reasoning != "reasoning_content":
             del message["reasoning_content"]
-            if form.reasoning == "content":  # a call without content has none: its reasoning can only follow the prompt
-                if message["content"] or not (message.get("tool_calls") and form.no_empty_content):
+            is_call = bool(message.get("tool_calls"))
+            if form.reasoning == "parts":
+                text = [{"type": "text", "text": message["content"]}] if message["content"] else []
+                message["content"] = [{"type": "thinking", "thinking": reasoning}, *text]
+            elif form.reasoning == "content" or (form.reasoning == "tool_plan" and not is_call):
+                # a call without content has none: its reasoning can only follow the prompt
+                if message["content"] or not (is_call and form.no_empty_content):
                     message["content"] = THINK.replace("{}", reasoning) + message["content"]
             else:
                 message[form.reasoning] = reasoning

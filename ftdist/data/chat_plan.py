@@ -12,7 +12,7 @@ what the model has to produce.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Pattern, Set, Tuple
 
 from ftdist.data import thinking
 from ftdist.data.chat_forms import Form, Message, apply, forms, has_other_ids, ids_hold_names
@@ -86,6 +86,8 @@ class DocumentPlan:
     """What the user should know about how the answers are trained."""
     answers: Tuple[int, ...]
     """Numbers of the messages that are trained."""
+    exact: FrozenSet[int] = frozenset()
+    """Numbers of the messages whose own text the template has seen."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Plan:
 
 def make_plan(
     messages: List[Message], tools: Optional[List[Any]], wanted: List[int], template: ChatTemplate,
-    special: Pattern[str], eos: str,
+    special: Pattern[str], eos: str, exact: FrozenSet[int] = frozenset(),
+    without_reasoning: FrozenSet[int] = frozenset(),
 ) -> Plan:  # fmt: skip
     """Decide how conversations of a shape are trained.
 
@@ -107,6 +110,8 @@ def make_plan(
         template: The chat template.
         special: Matches a special token.
         eos: The stop after the answers of a template that writes none.
+        exact: Numbers of messages before answers that the template sees as they are, without sentinels.
+        without_reasoning: ``Form.without_reasoning``.
 
     Raises:
         TemplateProblem: The template cannot render the conversation in any form.
@@ -116,7 +121,8 @@ def make_plan(
     for fill in (False, True) if thinking.is_closed(template.text) else (False,):
         for form in forms(messages, template.text):
             try:
-                return _Planner(messages, tools, template, special, eos, form, fill).plan(wanted)
+                form = replace(form, without_reasoning=without_reasoning)
+                return _Planner(messages, tools, template, special, eos, form, fill, exact).plan(wanted)
             except (TemplateProblem, CannotExpress) as problem:
                 problems.append(problem)
     lost = [problem for problem in problems if isinstance(problem, CannotExpress)]
@@ -129,14 +135,15 @@ class _Planner:
 
     def __init__(
         self, messages: List[Message], tools: Optional[List[Any]], template: ChatTemplate, special: Pattern[str],
-        eos: str, form: Form, fill: bool,
+        eos: str, form: Form, fill: bool, exact: FrozenSet[int],
     ) -> None:  # fmt: skip
         self.tools, self.template, self.special, self.eos, self.form = tools, template, special, eos, form
         self.fill = fill
         """Reasoning that the template does not show is put into the empty think block that it writes."""
         named = apply(Form(ids=form.ids), messages)
         self.named_ids = ids_hold_names(named)
-        sentinels = with_sentinels(named, long_ids=has_other_ids(named))
+        sentinels = with_sentinels(named, long_ids=has_other_ids(named), exact=exact)
+        self.exact = exact
         self.keys = sentinels.keys
         self.given = sentinels.messages
         """The messages in the form of ``ftdist.data.records``, with sentinels."""
@@ -215,7 +222,7 @@ class _Planner:
 
     def _removes_thinking(self) -> bool:
         """Whether the template looks for think blocks in answers, to remove them. The model begins them by itself."""
-        return self.form.reasoning == "content" and thinking.TAG.replace("<", "</") in self.template.text
+        return self.form.reasoning in ("content", "tool_plan") and thinking.TAG.replace("<", "</") in self.template.text
 
     def _render(self, count: int, add_generation_prompt: bool = False) -> str:
         key = (count, add_generation_prompt)
@@ -329,7 +336,8 @@ class _Planner:
         shown = {part.key for part in split_parts(turn.text, self.keys)}
         stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
         notes = tuple(dict.fromkeys(note for one in covered for note in one.notes))
-        return DocumentPlan(self.form, turn, covered, spans, stripped, notes, tuple(one.number for one in covered))
+        answers = tuple(one.number for one in covered)
+        return DocumentPlan(self.form, turn, covered, spans, stripped, notes, answers, self.exact)
 
 
 def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:

@@ -70,7 +70,7 @@ def check_shown(
             raise CannotExpress(f"the {name.removeprefix('call 0 ')} of message {message + 1} only once")
         if name.endswith(" arguments") and not name.endswith(" end of arguments"):
             _check_notation(text, index, message)
-        if f"'text': 'QZ{index:05d}ZQ" in text:
+        if f"'text': 'QZ{index:05d}ZQ" in text or f"'thinking': 'QZ{index:05d}ZQ" in text:
             raise CannotExpress(f"the content of message {message + 1} as text")
     return hidden
 
@@ -200,7 +200,7 @@ def turn_end(
         stops = list(special.finditer(part))
         end = 0
         for number, stop in enumerate(stops):
-            if number and (stop[0] in openers or not (is_call or stop.start() == end)):
+            if number and (stop[0] in openers or not (is_call or (stop.start() == end and stop[0] != stops[0][0]))):
                 break
             end = stop.end()
             if stop[0] == eos:

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, TrainOn, Turns
+from ftdist.data.chat_checks import stop_inside
 from ftdist.data.chat_documents import ChatRenderer, special_tokens_pattern
 from ftdist.data.chat_forms import Form
 from ftdist.data.chat_plan import DocumentPlan
@@ -81,6 +82,8 @@ def render(document: Document, renderer: Renderer) -> List[Rendered]:
     else:
         eos = renderer.tokenizer.eos_token
         text = _without_stop(document.text, (eos,)) + eos
+        if train_on is not TrainOn.all and text.count(eos, len(document.prompt)) > 1:
+            raise stop_inside(f"{document.location}: the completion", eos)
         made = [Rendered(text, [(0 if train_on is TrainOn.all else len(document.prompt), len(text))])]
     for one in made:
         _check_unicode(document, one.text)
@@ -143,10 +146,12 @@ def _without_stops(document: Document, stops: Tuple[str, ...]) -> Document:
 
 
 def _without_stop(text: str, stops: Tuple[str, ...]) -> str:
-    """Return a text without a stop token at its end, and without the white space after that."""
+    """Return a text without the stop tokens at its end, and without the white space after these."""
     bare = text.rstrip()
-    found = next((stop for stop in stops if bare.endswith(stop)), None)
-    return text if found is None else bare.removesuffix(found)
+    while found := next((stop for stop in stops if bare.endswith(stop)), ""):
+        text = bare.removesuffix(found)
+        bare = text.rstrip()
+    return text
 
 
 def _train_on(document: Document, wanted: TrainOn) -> TrainOn:

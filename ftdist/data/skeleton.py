@@ -9,7 +9,7 @@ in the skeleton has a position in the real text, and every field is known to be 
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
 Message = Dict[str, Any]
 FieldKey = Tuple[int, str]
@@ -44,13 +44,14 @@ def _sentinel(number: int) -> str:
     return f"QZ{number:05d}ZQ"
 
 
-def with_sentinels(messages: List[Message], long_ids: bool = False) -> Sentinels:
+def with_sentinels(messages: List[Message], long_ids: bool = False, exact: FrozenSet[int] = frozenset()) -> Sentinels:
     """Replace each field of a conversation by a sentinel. Empty fields stay empty.
 
     The id in the result of a call gets the sentinel of the call's id, because templates look for the call.
 
     Args:
         long_ids: The sentinels of ids have more than nine characters, so that a template that requires nine raises.
+        exact: Numbers of messages whose content stays, because the template depends on what it says.
     """
     found = Sentinels([])
     given: Dict[str, str] = {}  # the sentinels of the ids of calls
@@ -64,7 +65,7 @@ def with_sentinels(messages: List[Message], long_ids: bool = False) -> Sentinels
         changed = dict(message)
         if message.get("reasoning_content"):
             changed["reasoning_content"] = sentinel(number, "reasoning")
-        if message["content"]:
+        if message["content"] and number not in exact:
             changed["content"] = sentinel(number, "content")
         if isinstance(message.get("name"), str):
             changed["name"] = sentinel(number, "name")
