@@ -2,6 +2,7 @@
 template in its model's form."""
 
 import json
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -94,5 +95,11 @@ def test_the_experiments_without_a_chat_template_of_a_model_prepare_the_same_cha
 
 
 def test_every_experiment_is_here() -> None:
-    files = (Path(__file__).parents[3] / "conf" / "experiment").glob("*.yaml")
-    assert sorted(path.stem for path in files) == sorted([*EXPERIMENTS, "continued_pretraining", "smoke"])
+    names = [path.stem for path in (Path(__file__).parents[3] / "conf" / "experiment").glob("*.yaml")]
+    tested = [*EXPERIMENTS, "continued_pretraining", "smoke"]
+    with_adapters = [f"{name}_lora" for name in tested if f"{name}_lora" in names]
+    assert sorted(names) == sorted([*tested, *with_adapters])
+    for name in with_adapters:  # they prepare what the experiment without an adapter does
+        found, like = composed(f"experiment={name}"), composed(f"experiment={name.removesuffix('_lora')}")
+        assert found.model == like.model
+        assert replace(found.data, max_seq_len=like.data.max_seq_len) == like.data
