@@ -132,9 +132,7 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
 
 def _mark(where: str, fields: Dict[str, Any]) -> Optional[bool]:
     marks: Dict[str, bool] = {}
-    for name in MARK_FIELDS:
-        if name not in fields:
-            continue
+    for name in [name for name in MARK_FIELDS if name in fields]:
         value = fields[name].lower() if isinstance(fields[name], str) else fields[name]
         if not isinstance(value, (str, bool, int, float)) or value not in MARKS:
             raise DataError(f"{where} has {name}={fields[name]!r}", "0 or 1, true or false",
@@ -208,8 +206,8 @@ def _reasoning(where: str, fields: Dict[str, Any], thoughts: Dict[str, str]) -> 
         thoughts: The reasoning in its content, by the place where it was found.
     """
     found = dict(thoughts)
-    for name in REASONING_FIELDS:
-        given = fields.get(name, "")
+    for name in [name for name in REASONING_FIELDS if name in fields]:
+        given = fields[name]
         if not isinstance(given, str):
             raise DataError(f"{where} has {name} that is {type_name(given)}", "a string",
                             "correct or remove the record", reason=f"{name} that is not a string")  # fmt: skip

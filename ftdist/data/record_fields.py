@@ -10,6 +10,7 @@ from ftdist.base.errors import DataError
 from ftdist.data.fields import SYSTEMS, Record
 from ftdist.data.messages import REASONING_FIELDS, Chat, read_messages, two_reasonings, type_name
 
+FIELDS = {"history", *SYSTEMS, *REASONING_FIELDS}
 SWITCHES = ("on", "off", "true", "false", "yes", "no", "enabled", "disabled", "none", "low", "medium", "high", "")
 """Values of a field ``reasoning`` or ``thinking`` that only say whether the model was to think."""
 
@@ -30,6 +31,8 @@ def add_fields(location: str, record: Record, chat: Chat, names: Mapping[str, st
     Raises:
         DataError: A field contradicts the messages or another field, or it is not clear where it belongs.
     """
+    if FIELDS.isdisjoint(record):
+        return 0
     before = len(chat.messages)
     _add_reasoning(location, record, chat, names, first_answer)
     _add_history(location, record, chat)

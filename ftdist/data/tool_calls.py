@@ -33,8 +33,7 @@ def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
     Raises:
         DataError: A call has no name, or its arguments are not an object.
     """
-    calls = _calls(where, message.get("tool_calls"))
-    older = _calls(where, message.get("function_call"))
+    calls, older = [_calls(where, message[name]) if name in message else [] for name in ("tool_calls", "function_call")]
     if not calls or not older:
         return calls or older
     if any(call["function"] not in [other["function"] for other in calls] for call in older):
