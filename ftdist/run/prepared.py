@@ -22,11 +22,12 @@ from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location
 from ftdist.run.source_files import source_files
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Increased when the same settings give other tokens, or when the layout of the folder changes."""
 
 FIRST_FORMAT = 2
-"""The format of the data of runs that do not record what they were prepared from. It can still be read."""
+"""The format of the data of runs that do not record what they were prepared from. It and all later formats can still be
+read: their files have the same layout."""
 FIRST_SETTINGS = {"heldout_share", "max_heldout_documents", "train_on", "max_seq_len", "packing", "long_documents"}
 FIRST_SOURCE_SETTINGS = {"path", "hub", "builtin", "subset", "split", "revision", "format", "weight", "max_documents",
                          "python"}  # fmt: skip
@@ -100,9 +101,8 @@ def read_meta(folder: Path) -> Dict[str, Any]:
     try:
         meta = read_json(folder / META)
         rows = [found["rows"] for found in meta["sets"].values()]
-        if meta["format_version"] not in (FORMAT_VERSION, FIRST_FORMAT) or not all(
-            isinstance(number, int) for number in rows
-        ):
+        known = FIRST_FORMAT <= meta["format_version"] <= FORMAT_VERSION
+        if not known or not all(isinstance(number, int) for number in rows):
             raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
