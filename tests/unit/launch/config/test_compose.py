@@ -43,6 +43,13 @@ def test_overrides_of_groups_and_values_with_plus_and_tilde() -> None:
     assert config.launch.nproc_per_node is None and config.name == "x-0"
 
 
+@pytest.mark.parametrize(
+    "word", ["data.chat_template_kwargs={enable_thinking: false}", "data.chat_template_kwargs.enable_thinking=false"]
+)
+def test_arguments_of_a_chat_template_need_no_plus(word: str) -> None:
+    assert composed("experiment=smoke", word).data.chat_template_kwargs == {"enable_thinking": False}
+
+
 def test_a_config_folder_and_another_primary_config(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(
