@@ -14,6 +14,7 @@ from ftdist.base.json_files import read_json, read_records
 from ftdist.base.redact import redact
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
+from ftdist.config.track import NOT_USED, VARIABLES
 from ftdist.run.rundir import RunDir
 from ftdist.track.wandb_config import public_config, public_facts
 
@@ -26,6 +27,12 @@ FINISH_TIMEOUT_S = 30.0
 """Time for the last records to be written or uploaded after training."""
 STOP_TIMEOUT_S = 2.0
 """Time for wandb's service process to end by itself after everything is written."""
+SET_HERE = {
+    *VARIABLES.values(), *NOT_USED, "WANDB_MODE", "WANDB_RESUME", "WANDB_CONSOLE", "WANDB_SILENT", "WANDB_DISABLE_GIT",
+    "WANDB_DISABLE_JOB_CREATION", "WANDB_SAVE_CODE", "WANDB_INIT_TIMEOUT",
+}  # fmt: skip
+"""Variables whose settings are passed to wandb, which come from the frozen config or are the same in every run. Keys
+and addresses of services are not among them."""
 TABLE_COLUMNS = ["step", "set", "index", "question", "prompt", "answer", "reference"]
 
 Call = Callable[[Any], Any]
@@ -126,6 +133,7 @@ class WandbRun:
 
     def _start(self) -> Any:
         mode = resolve_mode(self._config.track.wandb)
+        _remove_variables()
         # By default wandb sends crash reports to its vendor, which is unwanted on a training cluster, and keeps data
         # and a cache in the home directory, which may not exist on a compute node.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -173,6 +181,17 @@ class WandbRun:
         client.define_metric("step")
         client.define_metric("*", step_metric="step")
         return client
+
+
+def _remove_variables() -> None:
+    """Remove the variables in ``SET_HERE`` from the environment of this process.
+
+    They have no effect, but wandb checks them before it looks at the settings that it was passed. An invalid value
+    would lose the record. The agent of a sweep sets some of them for wandb, so that they are kept in a sweep.
+    """
+    if "WANDB_SWEEP_ID" not in os.environ:
+        for name in SET_HERE:
+            os.environ.pop(name, None)
 
 
 def _stop_service() -> None:

@@ -22,6 +22,8 @@ from tests.unit.wandb_reader import read_runs
 pytestmark = pytest.mark.process
 CANARY = "CANARY-5b7e0c"
 LIMIT_S = 40
+INVALID = {"WANDB_RUN_ID": " ", "WANDB_PROJECT": "team/proj", "WANDB_MODE": "offlin", "WANDB_TAGS": "a" * 65,
+           "WANDB_RESUME": "perhaps", "WANDB_CONSOLE": "loud", "WANDB_INIT_TIMEOUT": "soon"}  # fmt: skip
 
 CHILD = """
 import json, os, sys, time
@@ -128,7 +130,8 @@ def silent_server() -> Iterator[str]:
 
 
 def test_the_offline_run_file_holds_config_history_tables_and_exit_code(tmp_path: Path) -> None:
-    env = environment(tmp_path, WANDB_X_STATS_SAMPLING_INTERVAL="0.2")
+    # wandb itself would refuse each of the other values, although all these settings are passed to it.
+    env = environment(tmp_path, WANDB_X_STATS_SAMPLING_INTERVAL="0.2", **INVALID)
     run, _, notes = track(tmp_path, env, wait=0.7)
     assert notes == []
     (found,) = read_runs(run.wandb)
