@@ -11,6 +11,7 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -22,6 +23,7 @@ from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
 from ftdist.model.load import model_config
 from ftdist.model.parts import auto_class, is_multimodal, other_parts
+from ftdist.model.save import GENERATION
 from ftdist.model.text_only import why_not_text_only
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts
@@ -39,8 +41,8 @@ def check_model(config: RunConfig) -> ModelFacts:
     """Check that the model of a config can be fine-tuned, and return the facts about it.
 
     Raises:
-        ConfigError: The model cannot be loaded or built, ``model.config`` has an unknown key, the model is not a causal
-            language model, or it cannot be exported.
+        ConfigError: The model cannot be loaded or built, its generation config cannot be read, ``model.config`` has an
+            unknown key, the model is not a causal language model, or it cannot be exported.
     """
     if config.model.config:
         _check_model_type(config)
@@ -50,6 +52,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     if not known and "AutoModelForCausalLM" not in own_code:
         raise ConfigError(f"{_where(config)}: transformers has no causal language model of the type {arch.model_type}",
                           EXPECTED_MODEL, "use another model")  # fmt: skip
+    _check_generation(config)
     model = _build(config, arch, "meta")
     _check_direction(config, model)
     if is_multimodal(arch):
@@ -85,6 +88,21 @@ def _check_direction(config: RunConfig, model: PreTrainedModel) -> None:
             f"{_where(config)}: {model.config.model_type} reads text in both directions", EXPECTED_MODEL,
             "model.config.is_decoder=true, or use another model" if config.model.config else "use another model",
         )  # fmt: skip
+
+
+def _check_generation(config: RunConfig) -> None:
+    """Refuse a generation config that transformers does not read. It would fail in the ranks, with the model."""
+    if config.model.config:
+        return
+    location = model_location(config)
+    try:
+        GenerationConfig.from_pretrained(location, revision=config.model.revision)
+    except OSError:  # there is none, or it is not JSON: transformers makes one from the config of the model
+        return
+    except Exception as error:  # invalid values raise many kinds of exceptions
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{location}/{GENERATION}: {reason[:200]}", "values that transformers accepts",
+                          f"correct or remove {GENERATION}") from error  # fmt: skip
 
 
 def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:

@@ -113,7 +113,7 @@ def _file(config: RunConfig) -> Path:
     content: Dict[str, Any] = {
         "version": FORMAT_VERSION,
         "transformers": version("transformers"),
-        "config": model.config or _architecture_files(Path(location)) or [location, model.revision],
+        "config": model.config or _checked_files(Path(location)) or [location, model.revision],
         "trust_remote_code": model.trust_remote_code,
     }
     if config.method.kind is not MethodKind.full:
@@ -122,7 +122,7 @@ def _file(config: RunConfig) -> Path:
     return cache_root(config) / "checked" / f"{digest}.json"
 
 
-def _architecture_files(folder: Path) -> Dict[str, str]:
-    """Return the hashes of the files that define the architecture of a model: its config and its Python files."""
-    files = [folder / "config.json", *sorted(folder.glob("*.py"))]
+def _checked_files(folder: Path) -> Dict[str, str]:
+    """Return the hashes of the files of a model that were checked: its configs and its Python files."""
+    files = [folder / "config.json", folder / "generation_config.json", *sorted(folder.glob("*.py"))]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}

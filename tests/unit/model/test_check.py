@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
@@ -98,6 +99,27 @@ def test_gradient_checkpointing_is_refused_if_the_model_does_not_support_it(tmp_
         check_fit(config, facts)
     config.train.gradient_checkpointing = False
     check_fit(config, facts)
+
+
+@pytest.mark.parametrize(("content", "found"), [
+    ('{"do_sample": false, "num_return_sequences": 3}', r"num_return_sequences.*\(got 3\)"),
+    ('{"max_new_tokens": -3}', "`max_new_tokens` must be greater than 0, but is -3"),
+    ('{"cache_implementation": "nonsense"}', r"`cache_implementation` \(nonsense\)"),
+    ("[1]", "'list' object"),
+])  # fmt: skip
+def test_a_generation_config_that_transformers_cannot_read_is_refused(content: str, found: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(**LLAMA).save_pretrained(tmp_path)
+    config = RunConfig(cache_dir=str(tmp_path / "cache"))
+    config.model.path, file = str(tmp_path), tmp_path / "generation_config.json"
+    file.write_text('{"temperature": 0.5, "eos_token_id": [1, 2]}')  # a warning of transformers, which reads it
+    facts = check_model(config)
+    write_facts(config, facts)
+    assert read_facts(config) == facts
+    file.write_text(content)
+    assert read_facts(config) is None, "the model would not be checked again"
+    with pytest.raises(ConfigError, match=f"{file}: .*{found}") as caught:
+        check_model(config)
+    assert caught.value.fix == "correct or remove generation_config.json"
 
 
 def test_facts_are_not_stored_if_the_cache_cannot_be_written(tmp_path: Path) -> None:
