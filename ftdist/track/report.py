@@ -1,6 +1,7 @@
 """The report at the end of a run: held-out losses and sample answers before and after, and where the results are."""
 
 import struct
+import zlib
 from contextlib import suppress
 from math import exp
 from pathlib import Path
@@ -101,14 +102,17 @@ def places(run: RunDir) -> List[Tuple[str, str]]:
 def has_record(folder: Path) -> bool:
     """Return whether W&B's offline folder holds a file that begins with a whole record, so that it can be uploaded.
 
-    The file is a log of LevelDB with its own first bytes: https://github.com/google/leveldb/blob/main/doc/log_format.md
+    The file is a log of LevelDB with its own first bytes, and with zlib's CRC-32 of kind and data as its checksums:
+    https://github.com/google/leveldb/blob/main/doc/log_format.md
     """
     for path in folder.glob("run-*.wandb"):
         with suppress(OSError), path.open("rb") as file:
             start = file.read(len(WANDB_MAGIC) + RECORD_HEADER.size)
             if len(start) == len(WANDB_MAGIC) + RECORD_HEADER.size and start.startswith(WANDB_MAGIC):
-                _, length, kind = RECORD_HEADER.unpack(start[len(WANDB_MAGIC) :])
-                return kind in (1, 2) and length > 0 and len(file.read(length)) == length  # whole, or a first part
+                checksum, length, kind = RECORD_HEADER.unpack(start[len(WANDB_MAGIC) :])
+                data = file.read(length)
+                whole = kind in (1, 2) and len(data) == length > 0  # a whole record, or its first part
+                return whole and zlib.crc32(data, zlib.crc32(bytes([kind]))) == checksum
     return False
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from ftdist.run.rundir import RunDir
 from ftdist.track.report import final_report
 
-WHOLE = b":W&B\xe1\xbe\x00" + struct.pack("<IHB", 0, 20, 1) + bytes(20)
+WHOLE = b":W&B\xe1\xbe\x00" + struct.pack("<IHB", zlib.crc32(b"\1" + bytes(20)), 20, 1) + bytes(20)
 """What a file of W&B begins with: its first bytes, and a record."""
 
 
@@ -87,6 +88,7 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
 BROKEN = {
     "no file": None, "empty": b"", "only the first bytes": WHOLE[:7], "cut in a record": WHOLE[:-1],
     "another file": b"x" * 40, "zeros": WHOLE[:7] + bytes(40),
+    "a changed byte": WHOLE[:-1] + b"x",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from ftdist.base.json_files import read_records
 from ftdist.run.rundir import RunDir
+from ftdist.track.report import has_record
 from tests.unit.wandb_reader import read_runs
 
 pytestmark = pytest.mark.process
@@ -135,6 +136,7 @@ def test_the_offline_run_file_holds_config_history_tables_and_exit_code(tmp_path
     run, _, notes = track(tmp_path, env, wait=0.7)
     assert notes == []
     (found,) = read_runs(run.wandb)
+    assert has_record(found.folder)
     assert (found.run_id, found.run.display_name, found.run.run_group) == ("abcd1234", "kitten", "litter")
     assert (found.run.project, found.run.job_type, list(found.run.tags)) == ("ftdist", "train", ["soft"])
     assert found.config["optim"]["lr"] == 1e-5 and found.config["zero"]["stage"] == 2
