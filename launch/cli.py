@@ -9,7 +9,7 @@ from typing import List, NoReturn, Optional
 from ftdist import __version__
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, FtdistError
 from ftdist.base.names import nearest
-from ftdist.base.output import PipeSafeOutput, accept_any_text
+from ftdist.base.output import accept_any_text
 from ftdist.base.permissions import explain_os_error
 from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
 
@@ -111,7 +111,6 @@ def _refuse_deepspeeds_launcher(argv: List[str]) -> None:
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the console script ``ftdist``: print errors, and end the process with the exit code."""
     accept_any_text()
-    sys.stdout, sys.stderr = PipeSafeOutput(sys.stdout), PipeSafeOutput(sys.stderr)  # type: ignore[assignment]
     try:
         _refuse_optimization()
         _refuse_deepspeeds_launcher(sys.argv[1:] if argv is None else argv)

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Callable, TextIO, Tuple
+from typing import Any, Callable, TextIO, Tuple, cast
 
 STAND_INS = {
     "→": "->", "…": "...", "×": "x", "÷": "/", "·": "*", "−": "-", "–": "-", "—": "-", "✓": "+", "✗": "x", "∞": "inf",
@@ -29,15 +29,29 @@ codecs.register_error(ENCODE_ERRORS, _stand_in)
 
 
 def accept_any_text() -> None:
-    """Let the standard streams of this process accept every character, whatever their encoding is.
+    """Let the standard streams of this process accept every text, whatever their encoding and their reader are.
 
     A stream in ASCII or Latin-1 (``LC_ALL=C``, ``PYTHONIOENCODING``, an old terminal) cannot show some characters, and
     by default Python raises an error in the middle of a program. What a program prints must not decide how it ends. The
-    same holds for names that are not valid UTF-8, and for input that the encoding cannot read.
+    same holds for names that are not valid UTF-8, for input that the encoding cannot read, for a reader that ends first
+    (``| head``), and for a stream that the shell closed (``>&-``).
     """
-    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, ENCODE_ERRORS), (sys.stderr, ENCODE_ERRORS)):
-        if hasattr(stream, "reconfigure"):  # None without a console, or replaced by a test
+    for name, errors in (("stdin", "replace"), ("stdout", ENCODE_ERRORS), ("stderr", ENCODE_ERRORS)):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            stream = _open_null("r" if name == "stdin" else "w")
+        if hasattr(stream, "reconfigure"):  # not if a test has replaced it
             stream.reconfigure(errors=errors)
+        if name != "stdin" and not isinstance(stream, PipeSafeOutput):
+            stream = PipeSafeOutput(stream)
+        setattr(sys, name, stream)
+
+
+def _open_null(mode: str) -> TextIO:
+    """Open the null device. It takes the number of the closed stream, so that programs that are started have it too."""
+    file = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
+    os.set_inheritable(file.fileno(), file.fileno() <= 2)
+    return cast(TextIO, file)
 
 
 def read_config_text() -> str:

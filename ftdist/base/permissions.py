@@ -4,6 +4,7 @@ Some libraries write files that only their owner can read: safetensors and ``tem
 web server or a container could then read only some of the files of a model.
 """
 
+import contextlib
 import errno
 import os
 import pwd
@@ -63,32 +64,40 @@ def require_readable_folder(folder: Path) -> None:
 
 
 def explain_os_error(error: OSError) -> FtdistError:
-    """Return an error for the user: what the operating system refused, where, and what helps."""
-    if error.filename is None:
+    """Return an error for the user: what the operating system refused, where, and what helps. It never raises."""
+    if not isinstance(error.filename, (str, bytes, os.PathLike)):  # None, or the number of an open file
         return FtdistError(error.strerror or str(error))
     path = Path(os.fsdecode(error.filename))
     if error.errno in (errno.EACCES, errno.EPERM):
-        if (blocker := _blocker(path, write=False)) is not None:
-            return _no_permission(path, blocker, write=False)
-        blocker = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-        return _no_permission(path, blocker, write=True)
+        with contextlib.suppress(OSError):  # the path was removed meanwhile: report what the system said
+            if (blocker := _blocker(path, write=False)) is not None:
+                return _no_permission(path, blocker, write=False)
+            real = _real(path)
+            blocker = next(place for place in (real, *real.parents) if os.path.lexists(place))
+            return _no_permission(path, blocker, write=True)
     return FtdistError(f"{path}: {error.strerror}", *MESSAGES.get(error.errno or 0, ()))
 
 
+def _real(path: Path) -> Path:
+    """Return where ``path`` leads, as far as this user can follow its links. ``Path.resolve`` can raise errors."""
+    return Path(os.path.realpath(path))
+
+
 def _blocker(path: Path, write: bool) -> Optional[Path]:
-    """Return the file or folder whose rights forbid access to ``path``. Returns None if nothing does."""
-    path = path.absolute()
+    """Return the first file or folder, on the way to where ``path`` leads, whose rights forbid access. None if none
+    does."""
+    path = _real(path)
     for folder in reversed(path.parents):
         if not os.path.lexists(folder):
             return None
         if not os.access(folder, os.X_OK):
             return folder
-    needed = os.R_OK | (os.W_OK if write else 0) | (os.X_OK if path.is_dir() else 0)
-    return path if path.exists() and not os.access(path, needed) else None
+    needed = os.R_OK | (os.W_OK if write else 0) | (os.X_OK if os.path.isdir(path) else 0)  # noqa: PTH112 - never raises
+    return path if os.path.lexists(path) and not os.access(path, needed) else None
 
 
 def _no_permission(path: Path, blocker: Path, write: bool) -> AccessError:
-    found = blocker.stat()
+    found = blocker.lstat()
     owner, me = _user(found.st_uid), _user(os.geteuid())
     what, letters = ("write", "rwX") if write else ("read", "rX")
     return AccessError(

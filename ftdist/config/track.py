@@ -4,6 +4,7 @@ import os
 from typing import List, Mapping
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.login import resolve_mode
 from ftdist.config.schema import RunConfig, TrackConfig, Wandb
 
 MAX_PROJECT, MAX_TAG, MAX_ID = 128, 64, 128
@@ -30,14 +31,14 @@ def use_variables(track: TrackConfig, environment: Mapping[str, str] = os.enviro
 
 
 def ignored_variables(config: RunConfig, asked: Wandb, environment: Mapping[str, str] = os.environ) -> List[str]:
-    """Return one line for each variable of wandb that is set and has no effect on this run.
+    """Return one line for each variable of wandb that is set and has no effect on this run, started or resumed.
 
     Args:
         config: The resolved config.
-        asked: The setting ``track.wandb`` before it was resolved.
+        asked: The setting ``track.wandb`` before it was resolved. For a resume, the one that was frozen.
     """
     found = []
-    if asked is not Wandb.auto:
+    if asked is not Wandb.auto and resolve_mode(Wandb.auto, environment) is not config.track.wandb:
         found += [
             f"{name}={environment[name]} has no effect, because track.wandb={asked.name} is set"
             for name in ("WANDB_MODE", "WANDB_DISABLED")

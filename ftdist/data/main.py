@@ -55,9 +55,6 @@ def run_step(command: Callable[[RunConfig], None], file: str) -> int:
     except FtdistError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of standard output, such as head, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except OSError as error:  # for example no space on the disk, or no permission
         print(f"error: {explain_os_error(error)}", file=sys.stderr)
         return EXIT_FAILED

@@ -18,6 +18,7 @@ from typing import Any, Dict, List, Optional
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path
+from ftdist.base.permissions import explain_os_error
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location
 from ftdist.run.source_files import source_files
@@ -121,23 +122,23 @@ def template_text(config: RunConfig) -> Optional[str]:
 
     Raises:
         ConfigError: It is neither the name of a template that ftdist ships nor a text file.
+        FtdistError: The file cannot be read.
     """
     name = config.data.chat_template
     if name is None:
         return None
     shipped = {path.stem: path for path in TEMPLATES.glob("*.jinja")}
     path = shipped.get(name, Path(name).expanduser())
-    if not path.is_file():
-        raise ConfigError(f"data.chat_template={name} does not exist", f"{', '.join(sorted(shipped))}, or a Jinja file",
-                          "data.chat_template=chatml, or the path of a Jinja file")  # fmt: skip
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"data.chat_template={name} cannot be read: {error}",
-            "a Jinja file in UTF-8",
-            "check the file's mode and encoding",
-        ) from error
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise explain_os_error(error) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"data.chat_template={name} cannot be read: {error}", "a Jinja file in UTF-8",
+                          "save the file in UTF-8") from error  # fmt: skip
+    raise ConfigError(f"data.chat_template={name} does not exist", f"{', '.join(sorted(shipped))}, or a Jinja file",
+                      "data.chat_template=chatml, or the path of a Jinja file")  # fmt: skip
 
 
 def key_parts(config: RunConfig) -> Dict[str, Any]:

@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.permissions import explain_os_error
 from ftdist.launch.config.yaml_text import TextLoader
 
 EXPECTED = "a YAML file of run settings"
@@ -29,7 +30,8 @@ def site_defaults() -> DictConfig:
     """Return what the site file holds. It is empty if there is no such file.
 
     Raises:
-        ConfigError: The file cannot be read, or is not a mapping in YAML.
+        FtdistError: The file cannot be read.
+        ConfigError: It is not a mapping in YAML.
     """
     return cast(DictConfig, OmegaConf.create(_text())) if site_texts() else OmegaConf.create({})
 
@@ -60,5 +62,7 @@ def _text() -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise explain_os_error(error) from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read {path}: {error}", EXPECTED, f"correct {path}") from error

@@ -13,7 +13,8 @@ from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
 from ftdist.config.method import rate_warning
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.schema import MethodKind, RunConfig, Wandb
+from ftdist.config.track import ignored_variables
 from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.data_warnings import data_warnings
@@ -72,6 +73,12 @@ def show_data_warnings(config: RunConfig, data: Path) -> None:
     """Print warnings about prepared data that is small for the settings of the run."""
     for warning in data_warnings(config, read_meta(data)) if is_ready(data) else ():
         _console().print(Text(f"warning: {warning}", style="yellow"))
+
+
+def show_ignored_variables(config: RunConfig, asked: Wandb) -> None:
+    """Name the variables of wandb that have no effect. See ``ignored_variables`` for the arguments."""
+    for line in ignored_variables(config, asked):
+        print(f"note: {line}", flush=True)
 
 
 def show_resume(run: RunDir) -> None:

@@ -6,7 +6,6 @@ from typing import Callable, Mapping, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.config.schema import RunConfig
-from ftdist.config.track import ignored_variables
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.runs import banner, inputs, resolve, verify
 from ftdist.launch.runs.freeze import freeze
@@ -51,8 +50,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         return partial(_write, config, plan, files, shown)
     if shown:
         banner.show_machine()
-        for line in ignored_variables(config, asked):
-            print(f"note: {line}", flush=True)
+        banner.show_ignored_variables(config, asked)
     inputs.prepare_model(config)
     facts = read_facts(config)
     pin_revision(config)

@@ -73,6 +73,7 @@ def resume(args: argparse.Namespace) -> int:
             config = change_config(run, config, args.overrides)
         else:
             freeze.confirm_settings(run, config)
+    banner.show_ignored_variables(config, config.track.wandb)
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         resolve.resolve_ranks(config)

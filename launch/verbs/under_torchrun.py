@@ -99,6 +99,7 @@ def _resume_first_rank(config: RunConfig, run: RunDir, number: int, attempt: Lis
         inputs.prepare_run_data(config, run)
         lifecycle.clear(run, number)
         banner.show_resume(run)
+        banner.show_ignored_variables(config, config.track.wandb)
         return _run_first_rank(config, run, ["--to-store", *attempt], time.monotonic())
 
 

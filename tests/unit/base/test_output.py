@@ -1,6 +1,7 @@
-"""Paths as they are printed."""
+"""Output on any terminal, to any reader, and paths as they are printed."""
 
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -47,3 +48,18 @@ def test_a_name_that_is_no_utf_8_can_be_printed(monkeypatch: pytest.MonkeyPatch)
     output.accept_any_text()
     print("ä → \udcff", end="", flush=True)
     assert sys.stdout.buffer.getvalue() == "ä → ?".encode()  # type: ignore[attr-defined]
+
+
+def test_a_reader_that_ends_first_and_a_closed_stream_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for stream in (open(writer, "w"), None):  # noqa: PTH123, SIM115 - | head, and >&-
+        for name in ("stdin", "stdout", "stderr"):
+            monkeypatch.setattr(sys, name, None if name != "stdout" else stream)
+        output.accept_any_text()
+        output.accept_any_text()
+        for _ in range(2):
+            print("lost", flush=True)
+        print("lost", file=sys.stderr, flush=True)
+        assert sys.stdin.read() == ""
+        sys.stdout.close()

@@ -73,8 +73,32 @@ def test_an_error_of_the_system_names_the_folder_that_refuses(tmp_path: Path) ->
     assert as_other_user(write).startswith(f"no permission to write {folder}/x: {folder} belongs to root")
 
 
+@needs_root
+def test_a_link_into_a_folder_of_another_user_names_that_folder(tmp_path: Path) -> None:
+    private = open_to_all(tmp_path) / "private"
+    (private / "deep").mkdir(parents=True)
+    (private / "deep" / "data.jsonl").touch()
+    (link := tmp_path / "link").symlink_to(private / "deep" / "data.jsonl")
+    (folder := tmp_path / "folder").symlink_to(private / "deep")
+    private.chmod(0o700)
+
+    def explain(path: Path) -> str:
+        try:
+            return path.read_text()
+        except OSError as error:
+            return str(explain_os_error(error))
+
+    for path in (link, folder, folder / "data.jsonl"):
+        for said in (
+            as_other_user(lambda path=path: explain(path)),
+            as_other_user(lambda path=path: require_access(path)),
+        ):  # type: ignore[misc]
+            assert f"no permission to read {path}: {private} belongs to root and has mode 0700" in said
+
+
 def test_other_errors_of_the_system_keep_their_own_reason(tmp_path: Path) -> None:
     full = explain_os_error(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "f")))
     assert str(full).startswith(f"{tmp_path}/f: No space left on device\n  expected: free disk space")
     assert not isinstance(full, AccessError)
     assert str(explain_os_error(OSError(errno.EIO, "Input/output error"))) == "Input/output error"
+    assert str(explain_os_error(OSError(errno.EIO, "Input/output error", 7))) == "Input/output error", "an open file"

@@ -71,5 +71,7 @@ def test_variables_without_an_effect_are_named() -> None:
         "WANDB_RUN_ID has no effect; set track.run_id",
     ]
     assert ignored_variables(config, Wandb.auto, {"WANDB_MODE": "online"}) == []
+    same = {"WANDB_MODE": "online", "WANDB_API_KEY": "x"}
+    assert ignored_variables(config, Wandb.online, same) == [], "they ask for what happens anyway"
     config.track.wandb = Wandb.disabled
     assert ignored_variables(config, Wandb.auto, variables) == []

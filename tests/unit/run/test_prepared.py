@@ -13,7 +13,8 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.run.locations import cache_root, check_model_folder, model_location, needs_conversion, tokenizer_location
-from ftdist.run.prepared import data_folder, is_ready
+from ftdist.run.prepared import data_folder, is_ready, template_text
+from tests.helpers.users import as_other_user, needs_root, open_to_all
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
 
@@ -77,6 +78,16 @@ def test_the_content_of_template_and_tokenizer_changes_the_hash(tmp_path: Path, 
     assert key(tmp_path, f"model.tokenizer={file.parent}") != second
     with pytest.raises(ConfigError, match="data.chat_template=mine does not exist"):
         key(tmp_path, "data.chat_template=mine")
+
+
+@needs_root
+def test_a_template_of_another_user_is_refused_for_its_rights(tmp_path: Path, source: Path) -> None:
+    (private := open_to_all(tmp_path) / "private").mkdir(0o700)
+    for template in (private / "t.jinja", tmp_path / "t.jinja"):
+        template.touch(0o600)
+        config = data_config(tmp_path, f"data.chat_template={template}")
+        said = as_other_user(lambda config=config: template_text(config))  # type: ignore[misc]
+        assert said.startswith(f"AccessError: no permission to read {template}: ")
 
 
 def test_a_revision_changes_the_hash_and_missing_data_is_refused(tmp_path: Path) -> None:

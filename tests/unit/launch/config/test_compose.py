@@ -10,6 +10,8 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig, Schedule
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import compose, keys, sweeper
+from ftdist.launch.config.site import site_defaults
+from tests.helpers.users import as_other_user, needs_root, open_to_all
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -341,3 +343,10 @@ def test_a_wrong_site_file_is_refused(text: str, says: str, tmp_path: Path, monk
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke")
     assert says in error.value.found and "site.yaml" in error.value.found
+
+
+@needs_root
+def test_a_site_file_of_another_user_is_refused_for_its_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site := open_to_all(tmp_path) / "site.yaml").touch(0o600)
+    monkeypatch.setenv("FTDIST_SITE", str(site))
+    assert as_other_user(site_defaults).startswith(f"AccessError: no permission to read {site}: {site} belongs to root")

@@ -136,3 +136,25 @@ def test_a_resume_under_torchrun_refuses_overrides(here: Path, monkeypatch: pyte
     monkeypatch.setattr(under_torchrun, "is_rank", lambda: True)
     with pytest.raises(ConfigError, match="cannot be used under torchrun"):
         cli.dispatch(["resume", str(run.path), "zero.stage=1"])
+
+
+@pytest.mark.parametrize("own_torchrun", [False, True])
+def test_a_resume_names_the_variables_of_wandb_without_an_effect(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_torchrun: bool
+) -> None:
+    run = stopped_run(here / "run")
+    _resume(run, "track.wandb=online")
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    if own_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+        monkeypatch.setenv("RANK", "0")
+
+    def end(*_: object) -> None:
+        raise ConfigError("far enough", "", "")
+
+    monkeypatch.setattr(resume.inputs, "prepare_model", end)
+    monkeypatch.setattr(resume.inputs, "prepare_run_data", lambda *_: None)
+    monkeypatch.setattr(under_torchrun, "_run_first_rank", end)
+    with pytest.raises(ConfigError, match="far enough"):
+        cli.dispatch(["resume", str(run.path)])
+    assert "note: WANDB_DISABLED=true has no effect, because track.wandb=online is set\n" in capsys.readouterr().out
