@@ -113,8 +113,7 @@ def restores_the_root_logger() -> Iterator[None]:
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process running or an environment variable changed, and clean up after it."""
     ranks.allowed = request.node.get_closest_marker("process") is not None
-    # Listing processes takes milliseconds. A test without the mark has no fixture that keeps a process running.
-    variables, processes = dict(os.environ), _children() if ranks.allowed else set()
+    variables, processes = dict(os.environ), _children()
     yield
     changed = {
         name
