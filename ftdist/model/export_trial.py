@@ -25,7 +25,7 @@ from ftdist.model.save import GENERATION, save_model
 from ftdist.model.standin import whole_standin_config
 from ftdist.run.locations import cache_root
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Increased when the trial or the way of saving changes."""
 VOCABULARY, TOKENS, FIRST_TOKEN = 300, 24, 10
 MAX_PARAMETERS = 50_000_000
@@ -88,10 +88,11 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype) -> str:
         if parameters > MAX_PARAMETERS:
             return ""
         with torch.random.fork_rng([]):
+            torch.manual_seed(0)  # the trial must not depend on what was drawn before it
             model = auto_class(arch).from_config(arch, dtype=dtype).eval()
     except Exception:  # the sizes of the stand-in do not fit together, which says nothing about the model
         return ""
-    _draw(model)
+    _draw(model, dtype)
     with tempfile.TemporaryDirectory(prefix="ftdist-export-") as folder:
         try:
             expected = _logits(model)
@@ -121,8 +122,10 @@ def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.T
 
 
 @torch.no_grad()
-def _draw(model: torch.nn.Module) -> None:
+def _draw(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Draw every weight and saved buffer, so that one which is lost does not look like a new one.
+
+    Weights are rounded to the type in the files, also those that transformers keeps in fp32.
 
     Values of buffers that are not 0 are constants, which some models set again when they are read.
     """
@@ -133,7 +136,7 @@ def _draw(model: torch.nn.Module) -> None:
             if name in buffers:
                 tensor += noise * (tensor == 0)
             else:
-                tensor.copy_(noise if tensor.dim() > 1 else tensor + noise)
+                tensor.copy_((noise if tensor.dim() > 1 else tensor + noise).to(dtype))
 
 
 @torch.no_grad()
