@@ -16,12 +16,12 @@ from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, start
 
 MIB = 2**20
-EARLY, LATE = 20, 60
+EARLY, MIDDLE, LATE = 20, 40, 60
 """Steps at which memory is measured. Everything that a run does at intervals has happened before the first."""
 
 
 def _in_use_by_step(run_dir: Path) -> List[int]:
-    """Run with evaluations, samples and checkpoints. Returns the bytes in use after steps EARLY and LATE."""
+    """Run with evaluations, samples and checkpoints. Returns the bytes in use after three steps."""
     import gc
 
     from ftdist.train import loop
@@ -32,7 +32,7 @@ def _in_use_by_step(run_dir: Path) -> List[int]:
 
     def watched_step(training: Any, index: int) -> Any:
         result = train_step(training, index)
-        if index + 1 in (EARLY, LATE):
+        if index + 1 in (EARLY, MIDDLE, LATE):
             training.saver.join()
             gc.collect()
             found.append(bytes_in_use())
@@ -47,8 +47,9 @@ def test_memory_does_not_grow_with_steps(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path, f"train.max_steps={LATE}", "train.eval_every=9", "train.checkpoint_every=9",
                          "train.export=false", "optim.lr=1e-3")  # fmt: skip
-    for early, late in run_ranks(_in_use_by_step, 2, freeze_tiny(config, tmp_path / "run", 2).path):
-        assert late - early < MIB
+    for early, middle, late in run_ranks(_in_use_by_step, 2, freeze_tiny(config, tmp_path / "run", 2).path):
+        # A leak grows all the time. A single jump comes from threads, whose memory glibc counts in part.
+        assert min(middle - early, late - middle) < MIB / 2
 
 
 MANY_LENGTHS = """
