@@ -1,5 +1,6 @@
 """Checks of a chat that was rendered: nothing is trained after a stop, and the template shows each text as it is."""
 
+import re
 from typing import Dict, List, Optional, Pattern
 
 from ftdist.base.errors import DataError
@@ -8,6 +9,10 @@ from ftdist.data.chat_plan import DocumentPlan, Plan
 from ftdist.data.chat_template import Span
 from ftdist.data.records import Document
 from ftdist.data.skeleton import Alignment, FieldKey, written_forms
+
+SWITCH = re.compile(r"/(?:no_?)?think\b")
+"""Words in a message that switch the reasoning on or off (Qwen3, SmolLM3, GLM-4.5). A template may act on them and
+leave them out."""
 
 
 def check_stops(
@@ -49,7 +54,8 @@ def changed_content(
 ) -> Optional[int]:
     """Return the number of the first message other than an answer whose content the text does not show, or None.
 
-    White space at the ends may be missing, and the text may be escaped as in JSON or Python.
+    White space at the ends and switches of the reasoning may be missing, and the text may be escaped as in JSON or
+    Python.
 
     Args:
         messages: The messages as they are given to the template.
@@ -64,7 +70,8 @@ def changed_content(
         if key is None or key[1] != "content" or key not in values or messages[key[0]]["role"] == "assistant":
             continue
         value = values[key]
-        if shown.strip() not in (*(form.strip() for form in written_forms(value)), repr(value)[1:-1].strip()):
+        forms = (*written_forms(value), repr(value)[1:-1], SWITCH.sub("", value))
+        if shown.strip() not in [form.strip() for form in forms]:
             return key[0]
     return None
 
