@@ -18,7 +18,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 NUMBER = r"[\d.,]+(e[+-]?\d+)?k?"
 LINES = [
     r"(cores|memory|GPUs|libraries) +\S.*",
-    r"data \S+ \(prepared in [\d.]+ s\)",
+    r"data \S+ \((prepared in [\d.]+ s|found)\)",  # found: another test has prepared the same data
     r"source +documents +tokens +trained +truncated +split +dropped +share",
     rf"fake +({NUMBER} +){{6}}{NUMBER}%",
     r"set +rows +documents +tokens +trained +rows filled +stop token",
