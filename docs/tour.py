@@ -13,7 +13,8 @@ BEGIN, END = "<!-- tour: generated from the docstrings by `make docs` -->", "<!-
 
 TOUR: Dict[str, List[str]] = {
     "From the command line to a config": [
-        "launch/__init__.py", "ftdist/__main__.py", "launch/cli.py", "launch/verbs/table.py", "launch/verbs/train.py",
+        "launch/__init__.py", "ftdist/__main__.py", "launch/cli.py", "ftdist/base/main.py",
+        "launch/verbs/table.py", "launch/verbs/train.py",
         "launch/config/compose.py", "launch/config/session.py", "launch/config/origins.py",
         "launch/config/precedence.py", "launch/config/texts.py", "launch/config/yaml_text.py", "launch/config/site.py",
         "launch/config/keys.py", "launch/config/messages.py", "launch/config/hydra_private.py",

@@ -7,10 +7,10 @@ import time
 from typing import List, NoReturn, Optional
 
 from ftdist import __version__
-from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, FtdistError
+from ftdist.base.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from ftdist.base.main import run_main
 from ftdist.base.names import nearest
 from ftdist.base.output import accept_any_text
-from ftdist.base.permissions import explain_os_error
 from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
 
 EXAMPLES = """\
@@ -111,17 +111,11 @@ def _refuse_deepspeeds_launcher(argv: List[str]) -> None:
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the console script ``ftdist``: print errors, and end the process with the exit code."""
     accept_any_text()
-    try:
+    words = sys.argv[1:] if argv is None else argv
+
+    def command() -> int:
         _refuse_optimization()
-        _refuse_deepspeeds_launcher(sys.argv[1:] if argv is None else argv)
-        sys.exit(dispatch(sys.argv[1:] if argv is None else argv))
-    except FtdistError as error:
-        if str(error):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        _refuse_deepspeeds_launcher(words)
+        return dispatch(words)
+
+    sys.exit(run_main(command))

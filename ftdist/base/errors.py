@@ -17,6 +17,10 @@ EXIT_UNREACHABLE = 69
 """Exit code of ``ftdist.model.fetch`` if the hub does not answer (``EX_UNAVAILABLE``). No verb returns it."""
 
 
+USE_SAME_VERSIONS = "use the versions of the libraries that provenance.json in the run directory names"
+"""Fix of an error that only another version of ftdist, transformers or peft can cause."""
+
+
 class FtdistError(Exception):
     """An error that is reported to the user as one message, without a stack trace and without secrets.
 

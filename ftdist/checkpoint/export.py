@@ -13,10 +13,11 @@ from typing import Any, Dict, List, Optional
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from ftdist.base.errors import EXIT_FAILED, CheckpointError, ConfigError, FtdistError
+from ftdist.base.errors import EXIT_DONE, CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
+from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, short_path
-from ftdist.base.permissions import explain_os_error, follow_umask
+from ftdist.base.permissions import follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.compatibility import write_old_fields
@@ -144,22 +145,19 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--out", help="the folder to write (default: RUN_DIR/export, or RUN_DIR/export-merged)")
     parser.add_argument("--merged", action="store_true", help="fold the adapters into the base model")
     args = parser.parse_args(argv)
-    try:
-        run = RunDir.open(args.run_dir)
-        out = Path(args.out) if args.out else run.merged if args.merged else run.export
-        checkpoint = run.find_checkpoint(args.checkpoint)
-        with task(f"exporting {checkpoint.name}"):
-            measured = export_checkpoint(checkpoint, out, load_config(run.config), args.merged)
-    except FtdistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        return EXIT_FAILED
+    return run_main(lambda: _export(args))
+
+
+def _export(args: argparse.Namespace) -> int:
+    run = RunDir.open(args.run_dir)
+    out = Path(args.out) if args.out else run.merged if args.merged else run.export
+    checkpoint = run.find_checkpoint(args.checkpoint)
+    with task(f"exporting {checkpoint.name}"):
+        measured = export_checkpoint(checkpoint, out, load_config(run.config), args.merged)
     if measured:
         print(measured)
     print(f"exported to {short_path(out)}")
-    return 0
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

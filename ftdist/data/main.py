@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Callable, List, Optional
 
-from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, FtdistError
+from ftdist.base.errors import EXIT_DONE
+from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
-from ftdist.base.permissions import explain_os_error
 from ftdist.config.checks import check_data
 from ftdist.config.frozen import load_config, parse_config
 from ftdist.config.schema import RunConfig
@@ -48,20 +48,14 @@ def run_step(command: Callable[[RunConfig], None], file: str) -> int:
     Returns:
         The exit code.
     """
-    try:
+
+    def step() -> int:
         config = parse_config(read_config_text(), "standard input") if file == "-" else load_config(file)
         check_data(config.data)
         command(config)
-    except FtdistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:  # for example no space on the disk, or no permission
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return EXIT_DONE
+        return EXIT_DONE
+
+    return run_main(step)
 
 
 def run_prepare(config: RunConfig) -> None:

@@ -12,9 +12,9 @@ from typing import Dict, List, Tuple
 import torch
 from transformers import PreTrainedModel
 
-from ftdist.base.errors import EXIT_FAILED, FtdistError
+from ftdist.base.errors import EXIT_DONE
+from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
-from ftdist.base.permissions import explain_os_error
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import RunConfig
 from ftdist.method.build import METHODS
@@ -65,16 +65,13 @@ def main(argv: List[str]) -> int:
 
     assert argv == ["-"], "the config is read from standard input"
     transformers.logging.set_verbosity_error()
-    try:
+
+    def check() -> int:
         config = parse_config(read_config_text(), "standard input")
         write_facts(config, check_run(config))
-    except FtdistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        return EXIT_FAILED
-    return 0
+        return EXIT_DONE
+
+    return run_main(check)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ftdist.base.errors import CheckpointError
+from ftdist.base.errors import USE_SAME_VERSIONS, CheckpointError
 from ftdist.config.schema import RunConfig
 from ftdist.method.adapters import ADAPTER, add_adapters, fold_adapters, without_adapters
 from ftdist.method.select import modules_to_save
@@ -49,7 +49,8 @@ class Lora:
         add_adapters(model, config)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if {name: p.shape for name, p in trained.items()} != {name: weights[name].shape for name in trained}:
-            raise CheckpointError("the checkpoint does not fit the adapters of the config")
+            raise CheckpointError("the checkpoint does not fit the adapters of the config",
+                                  "the layers that were trained", USE_SAME_VERSIONS)  # fmt: skip
         written = _in_peft_format(model, weights, config)
         _write(model, written, out, config)
         _compare(written, _on_meta(model_config, config), out)

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from ftdist.base.errors import EXIT_FAILED, ConfigError, FtdistError
+from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text
-from ftdist.base.permissions import explain_os_error, follow_umask
+from ftdist.base.permissions import follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
 
 
@@ -62,15 +63,12 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the program. Returns the exit code (see ``ftdist.base.errors``)."""
     gguf, folder = sys.argv[1:] if argv is None else argv
-    try:
+
+    def convert() -> int:
         convert_gguf(Path(gguf), Path(folder))
-    except FtdistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {explain_os_error(error)}", file=sys.stderr)
-        return EXIT_FAILED
-    return 0
+        return EXIT_DONE
+
+    return run_main(convert)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from typing import List, Sequence
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from ftdist.base.errors import EXIT_DONE, EXIT_UNREACHABLE, ConfigError, FtdistError
+from ftdist.base.errors import EXIT_DONE, EXIT_UNREACHABLE, ConfigError
+from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import RunConfig
@@ -103,15 +104,16 @@ def _first_line(error: Exception) -> str:
 
 def main() -> int:
     """Run the program. Returns the exit code, ``EXIT_UNREACHABLE`` if the hub does not answer."""
+    return run_main(_fetch_all)
+
+
+def _fetch_all() -> int:
+    config = parse_config(read_config_text(), "standard input")
     try:
-        config = parse_config(read_config_text(), "standard input")
         for repository in repositories(config):
             print(f"{'model' if repository.holds_model else 'tokenizer':10} {fetch(repository)}", flush=True)
         if "--data" in sys.argv:
             look_for_data(config)
-    except FtdistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except Unreachable as error:
         print(f"the hub cannot be reached from this machine: {error}", file=sys.stderr)
         return EXIT_UNREACHABLE

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-from ftdist.base.errors import CheckpointError
+from ftdist.base.errors import USE_SAME_VERSIONS, CheckpointError
 from ftdist.model.parts import auto_class
 
 GENERATION = "generation_config.json"
@@ -38,7 +38,9 @@ def save_model(
     absent = [name for name, p in model.named_parameters() if p.is_meta]
     if absent or unexpected:
         raise CheckpointError(
-            f"the checkpoint does not fit the model: missing weights {absent[:3]}, unexpected weights {unexpected[:3]}"
+            f"the checkpoint does not fit the model: missing weights {absent[:3]}, unexpected weights {unexpected[:3]}",
+            "the parameters that were trained",
+            USE_SAME_VERSIONS,
         )
     generation = (out / GENERATION).read_bytes()
     model.generation_config = GenerationConfig()  # transformers would refuse to write some that it has read

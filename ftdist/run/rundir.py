@@ -265,5 +265,8 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
         if manifest_text(manifest) == text:
             return manifest
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{MANIFEST} of {checkpoint.name} cannot be read: {error}") from error
-    raise CheckpointError(f"{MANIFEST} of {checkpoint.name} does not have the hash that was written")
+        raise CheckpointError(
+            f"{MANIFEST} of {checkpoint.name} cannot be read: {error}", "", "use another checkpoint"
+        ) from error
+    found = f"{MANIFEST} of {checkpoint.name} does not have the hash that was written"
+    raise CheckpointError(found, "an undamaged file", "use another checkpoint")

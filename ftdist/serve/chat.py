@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.base.errors import EXIT_DONE, ConfigError, FtdistError
+from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text
 from ftdist.base.permissions import require_readable_folder
 from ftdist.base.terminal import task
@@ -25,16 +26,17 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--trust-remote-code", action="store_true", help="run the Python code in the model's folder")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always selects the most likely token")
     args = parser.parse_args(argv)
-    try:
+
+    def chat() -> int:
         with task("loading the model", sys.stdin.isatty()):
             model, tokenizer = load(Path(args.model), args.trust_remote_code)
-        talk(model, tokenizer, args.max_tokens, args.temperature)
-    except FtdistError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print()
-    return 0
+        try:
+            talk(model, tokenizer, args.max_tokens, args.temperature)
+        except KeyboardInterrupt:  # a usual way to leave a chat
+            print()
+        return EXIT_DONE
+
+    return run_main(chat)
 
 
 def load(folder: Path, trust_remote_code: bool = False) -> Any:

@@ -100,7 +100,7 @@ def missing_tokenizer(config: RunConfig, model: Optional[ConfigError]) -> Option
     location = tokenizer_location(config)
     template_text(config)
     if model is not None and location == config.model.hub:
-        return ConfigError(f"cannot load the tokenizer {model.found}")
+        return ConfigError(f"cannot load the tokenizer {model.found}", model.expected, model.fix)
     try:
         load_tokenizer(config)
     except ConfigError as error:

@@ -96,7 +96,7 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
     file = in_file.group(1) if in_file else ""
     where = f"in {file}.yaml: " if file else ""
     if moved := re.search(r"Could not override '(\S+)@(\S+)\.\1'", text):  # `override /optim:` in its defaults
-        return _wrong_package(file or "the file", moved[2]) or ConfigError(text)
+        return _wrong_package(file or "the file", moved[2]) or _unknown(text)
     override = re.search(r"(?:Could not override|Error merging override|delete from config\.) '?\+*([^'=\s]+)", text)
     given = re.search(r"(?:Error merging override|use) \+*[^=\s]+=(.*)", text)
     path = re.search(r"full_key: (\S+)", text)
@@ -110,6 +110,10 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         value = given.group(1) if given else quoted.group(1) if quoted else "?"
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
         return ConfigError(f"{where}{key}={value}", describe_type(kind), " or ".join(f"{key}={word}" for word in near))
+    return _unknown(text)
+
+
+def _unknown(text: str) -> ConfigError:
     return ConfigError(text, "a config that Hydra can compose", "run `ftdist train --cfg job` to see the config")
 
 

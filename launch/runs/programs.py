@@ -46,6 +46,7 @@ def run_program(arguments: List[str], config: Optional[RunConfig] = None) -> Non
     except KeyboardInterrupt:
         raise ProgramFailed(EXIT_FAILED) from None
     if done.returncode < 0:
-        raise LaunchError(f"{arguments[0]} was killed by signal {-done.returncode}")
+        raise LaunchError(f"{arguments[0]} was killed by signal {-done.returncode}", "a program that ends by itself",
+                          "run it again, with more memory if `dmesg | tail` shows that it ran out")  # fmt: skip
     if done.returncode:
         raise ProgramFailed(done.returncode)

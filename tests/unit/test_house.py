@@ -1,5 +1,6 @@
 """The house rules that a linter does not know."""
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
@@ -86,3 +87,28 @@ def test_the_light_packages_load_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert not done.stdout.split(), f"loaded: {done.stdout}"
+
+
+WITHOUT_FIX = {
+    "ftdist/base/permissions.py": 1,  # an error of the operating system without the name of a file
+    "ftdist/train/preempt.py": 1,  # to end is what this process has to do
+    "launch/attempt/failure.py": 2,  # quotes the error of a rank or of ftdist, with its fix
+    "launch/backends/nodes.py": 1,  # quotes the error of a machine, with its fix
+    "launch/backends/slurm/client.py": 1,  # quotes Slurm
+}
+"""Number of errors by file for which no fix is known, or which quote one."""
+
+
+def test_errors_for_the_user_name_a_fix() -> None:
+    names = {f"{kind}Error" for kind in ("Ftdist", "Config", "Data", "Launch", "Checkpoint", "Train", "Access")}
+    without: dict[str, int] = {}
+    for path in MODULES:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or getattr(call.func, "id", "") not in names:
+                continue
+            fix = [k.value for k in call.keywords if k.arg == "fix"] or call.args[2:3]
+            starred = any(isinstance(argument, ast.Starred) for argument in call.args)
+            if not starred and (not fix or (isinstance(fix[0], ast.Constant) and not fix[0].value)):
+                name = path.relative_to(ROOT).as_posix()
+                without[name] = without.get(name, 0) + 1
+    assert without == WITHOUT_FIX
