@@ -1,6 +1,5 @@
 """The config tree: every option composes, passes the checks, and repeats no default."""
 
-import argparse
 import functools
 from enum import Enum
 from pathlib import Path
@@ -13,10 +12,11 @@ from omegaconf import OmegaConf
 
 from ftdist.config.checks import check_config
 from ftdist.config.frozen import dump_config, parse_config
-from ftdist.config.schema import LaunchKind, MethodKind, ObjectiveKind, RunConfig, SourceConfig
+from ftdist.config.schema import LaunchKind, MethodKind, ObjectiveKind, SourceConfig
 from ftdist.launch.config import compose
 from ftdist.launch.config.session import session
 from ftdist.plan.batch import plan_batch
+from tests.unit.compose_tools import composed
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 GROUPS = [
@@ -30,12 +30,6 @@ NEEDS = {  # options that need another setting
     ("data", "hub"): ["data.sources.hub.hub=org/name"],
     ("optim", "wsd"): ["train.epochs=1"],  # its 100 steps of decay do not fit into the smoke test
 }
-
-
-def composed(*overrides: str) -> RunConfig:
-    parser = argparse.ArgumentParser()
-    compose.add_arguments(parser)
-    return compose.compose(parser.parse_args(list(overrides)))
 
 
 def test_the_tree_has_the_known_groups() -> None:

@@ -1,27 +1,17 @@
 """From the command line to the config: Hydra's syntax works, and an error names the nearest right word."""
 
-import argparse
 from pathlib import Path
 from typing import List
 
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig, Schedule
+from ftdist.config.schema import Schedule
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import compose, keys, sweeper
 from ftdist.launch.config.site import site_defaults
 from tests.helpers.users import as_other_user, needs_root, open_to_all
-
-
-def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    compose.add_arguments(parser, sweep=True)
-    return parser.parse_intermixed_args(list(words))
-
-
-def composed(*words: str) -> RunConfig:
-    return compose.compose(parsed(*words))
+from tests.unit.compose_tools import composed
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Settings of which a run has only one: of two that are set, the more specific one wins."""
 
-import argparse
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -8,23 +7,13 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.frozen import dump_config, parse_config
-from ftdist.config.schema import RunConfig
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import compose, sweeper
 from ftdist.plan.warmup import fit_schedule
+from tests.unit.compose_tools import composed
 
 TINY = ("model=tiny_llama", "data=fake")
 """A complete run without an experiment."""
-
-
-def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    compose.add_arguments(parser, sweep=True)
-    return parser.parse_intermixed_args(list(words))
-
-
-def composed(*words: str) -> RunConfig:
-    return compose.compose(parsed(*words))
 
 
 def length(*words: str) -> Tuple[Optional[float], Optional[int]]:

@@ -1,6 +1,5 @@
 """Text keeps what was typed, also where it looks like a number."""
 
-import argparse
 import dataclasses
 import typing
 from pathlib import Path
@@ -14,20 +13,19 @@ from ftdist.config.frozen import dump_config, parse_config
 from ftdist.config.schema import RunConfig
 from ftdist.launch.config import compose, keys, sweeper
 from ftdist.launch.config.texts import quote_texts
+from tests.unit.compose_tools import composed
 
 NUMBERS = ["12e3", "1234e567", "1.10", "+5", "1_000", "-0", "inf", "nan", "true", "FALSE", "010", "0x1F", "12:30", "7"]
 
 
-def composed(*words: str) -> RunConfig:
-    parser = argparse.ArgumentParser()
-    compose.add_arguments(parser)
-    return compose.compose(parser.parse_intermixed_args(["experiment=smoke", *words]))
+def smoke(*words: str) -> RunConfig:
+    return composed("experiment=smoke", *words)
 
 
 @pytest.mark.parametrize("text", NUMBERS)
 def test_the_command_line_is_taken_as_text(text: str) -> None:
     places = ["name", "track.group", "++model.revision", "launch.slurm.env.A", "+data.sources.mine.path"]
-    config = composed(*(f"{key}={text}" for key in places))
+    config = smoke(*(f"{key}={text}" for key in places))
     for key in places:
         node: Any = config
         for name in key.lstrip("+").split("."):
@@ -92,7 +90,7 @@ def test_text_that_cannot_be_known_is_refused(word: str, number: str) -> None:
 
 
 def test_a_frozen_config_is_changed_with_text() -> None:
-    changed = compose.change(composed(), ["launch.slurm.partition=12e3", "launch.slurm.modules=[1.10]"])
+    changed = compose.change(smoke(), ["launch.slurm.partition=12e3", "launch.slurm.modules=[1.10]"])
     assert (changed.launch.slurm.partition, changed.launch.slurm.modules) == ("12e3", ["1.10"])
 
 
@@ -148,11 +146,11 @@ def test_an_experiment_keeps_text(tmp_path: Path) -> None:
         "# @package _global_\ndefaults: [smoke, _self_]\nname: 12e3\nmodel: {revision: 123456e7}\n"
         "data: {sources: {fake: {revision: 0o17}}}\ntrack: {run_id: '${name}', tags: [1e3]}\n" + LAUNCH
     )
-    config = composed(f"--config-dir={tmp_path}", "experiment=mine")
+    config = smoke(f"--config-dir={tmp_path}", "experiment=mine")
     assert (config.name, config.model.revision, config.track.run_id) == ("12e3", "123456e7", "12e3")
     assert (config.data.sources["fake"].revision, config.track.tags) == ("0o17", ["1e3"])
     check_launch(config)
-    changed = composed(f"--config-dir={tmp_path}", "experiment=mine", "name=1e4", "launch.slurm.modules=[2]")
+    changed = smoke(f"--config-dir={tmp_path}", "experiment=mine", "name=1e4", "launch.slurm.modules=[2]")
     assert (changed.name, changed.launch.slurm.modules) == ("1e4", ["2"])
 
 
@@ -161,7 +159,7 @@ def test_a_primary_config_and_the_file_of_a_group_keep_text(tmp_path: Path) -> N
     (tmp_path / "launch" / "site" / "own.yaml").write_text("# @package launch\nslurm: {partition: 1e3, mem: 1_0}\n")
     (tmp_path / "launch" / "mine.yaml").write_text("slurm: {account: 1e5, partition: 2e3}\n")
     (tmp_path / "mine.yaml").write_text("defaults: [run, _self_]\nname: 1.10\n")
-    config = composed(f"--config-dir={tmp_path}", "launch/site=own", "launch=mine", "--config-name=mine")
+    config = smoke(f"--config-dir={tmp_path}", "launch/site=own", "launch=mine", "--config-name=mine")
     slurm = config.launch.slurm
     assert (slurm.partition, slurm.mem, slurm.account, config.name) == ("2e3", "1_0", "1e5", "1.10")
 
@@ -172,15 +170,15 @@ def test_merge_keys_of_yaml_keep_text(tmp_path: Path) -> None:
         "# @package _global_\ndefaults: [smoke, _self_]\n"
         "data:\n  sources:\n    fake: &one {builtin: fake, subset: 1e3}\n    two: {<<: *one, revision: 2e3}\n"
     )
-    sources = composed(f"--config-dir={tmp_path}", "experiment=mine").data.sources
+    sources = smoke(f"--config-dir={tmp_path}", "experiment=mine").data.sources
     assert (sources["fake"].subset, sources["two"].subset, sources["two"].revision) == ("1e3", "1e3", "2e3")
 
 
 def test_the_site_file_keeps_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "site.yaml"))
     (tmp_path / "site.yaml").write_text(LAUNCH)
-    check_launch(composed())
-    assert composed("launch.slurm.partition=2e3").launch.slurm.partition == "2e3"
+    check_launch(smoke())
+    assert smoke("launch.slurm.partition=2e3").launch.slurm.partition == "2e3"
     assert sweeper.peek_sweep(sweeper.SweepRequest(["experiment=smoke"], None, "run")).name == "smoke"
 
 
@@ -232,7 +230,7 @@ def test_every_text_setting_of_every_file_keeps_its_text(
         monkeypatch.setenv("FTDIST_SITE", str(tmp_path / "mine.yaml"))
         (tmp_path / "mine.yaml").write_text(content)
         expected |= {"name": "smoke", "model": {**texts["model"], "tokenizer": "bytes"}}  # the experiment wins
-    config = composed(f"--config-dir={tmp_path}", *words)
+    config = smoke(f"--config-dir={tmp_path}", *words)
     if place == "frozen":
         config = parse_config(dump_config(config), "run.yaml")
     assert differing(config, expected) == []
@@ -243,7 +241,7 @@ NOT_TEXT: Dict[str, Any] = {"train.max_steps=1_0": 10, "optim.lr=1e-3": 1e-3, "t
 
 @pytest.mark.parametrize("word", NOT_TEXT)
 def test_numbers_and_booleans_are_read_as_before(word: str) -> None:
-    node: Any = composed(word)
+    node: Any = smoke(word)
     for name in word.partition("=")[0].split("."):
         node = getattr(node, name)
     assert node == NOT_TEXT[word] and type(node) is type(NOT_TEXT[word])
