@@ -1,15 +1,38 @@
-"""Write the tour of the code into docs/design.md (`make docs`): one line for each file, from its docstring.
+"""Write two tables into docs/design.md (`make docs`): where to find what, and a tour of the code.
 
-The order in which to read the files is fixed here. A test fails if a file is missing or has no docstring.
+The tour has one line for each file, from its docstring. The order in which to read the files is fixed here. A test
+fails if a file is missing or has no docstring, or if a name in ``WHERE`` no longer exists.
 """
 
 import ast
+import re
 from pathlib import Path
 from typing import Dict, List
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "design.md"
 BEGIN, END = "<!-- tour: generated from the docstrings by `make docs` -->", "<!-- end of the tour -->"
+
+WHERE: Dict[str, str] = {
+    "the loss is normalised": "ftdist/train/loop.py train_step",
+    "a checkpoint is published": "ftdist/checkpoint/protocol.py write_checkpoint",
+    "ranks are started": "launch/attempt/torchrun.py run_ranks",
+    "a rank begins": "ftdist/train/main.py main",
+    "DeepSpeed's settings are made": "ftdist/plan/deepspeed.py deepspeed_settings",
+    "the batch script of Slurm is rendered": "launch/backends/slurm/script.py render",
+    "the memory of a rank is computed": "ftdist/plan/memory.py rank_memory",
+    "a record becomes tokens": "ftdist/data/encode.py encode",
+    "the rows of a step are chosen": "ftdist/data/row_order.py train_rows",
+    "documents are checked for isolation": "ftdist/model/isolation.py measure_isolation",
+    "the settings that a resume may change are listed": "ftdist/config/resumable.py CHANGEABLE",
+    "a method is added": "ftdist/method/build.py METHODS",
+    "an objective is added": "ftdist/objective/build.py OBJECTIVES",
+    "an optimizer is added": "ftdist/plan/optimizers.py OPTIMIZERS",
+    "a launcher (backend) is added": "launch/backends/registry.py BACKENDS",
+    "a verb is added": "launch/verbs/table.py VERBS",
+    "a setting is added": "ftdist/config/schema.py RunConfig",
+}
+"""Where something happens: a file, and the function, class or variable in it."""
 
 TOUR: Dict[str, List[str]] = {
     "From the command line to a config": [
@@ -38,7 +61,7 @@ TOUR: Dict[str, List[str]] = {
     ],
     "From a run directory to ranks": [
         "launch/backends/base.py", "launch/backends/registry.py", "launch/attempt/lifecycle.py",
-        "launch/attempt/command.py", "launch/attempt/process.py", "launch/attempt/signals.py",
+        "launch/attempt/command.py", "launch/attempt/torchrun.py", "launch/attempt/signals.py",
         "launch/attempt/failure.py", "launch/attempt/companion.py", "launch/backends/foreground.py",
         "launch/backends/slurm/ownership.py",
         "launch/backends/local.py", "launch/backends/rendezvous.py", "launch/backends/nodes.py",
@@ -134,9 +157,24 @@ def summary(file: str) -> str:
     return " ".join(doc.split("\n\n")[0].split())
 
 
+def where() -> str:
+    """Return the table of ``WHERE`` as Markdown.
+
+    Raises:
+        ValueError: A file does not define the name.
+    """
+    lines = ["| where | file | name |", "|---|---|---|"]
+    for what, place in WHERE.items():
+        file, name = place.split()
+        if not re.search(rf"^(def|class) {name}\b|^{name}\b.* = ", (ROOT / file).read_text(encoding="utf-8"), re.M):
+            raise ValueError(f"{file} does not define {name}")
+        lines.append(f"| {what} | [`{file}`](../{file}) | `{name}` |")
+    return "\n".join(lines)
+
+
 def tour() -> str:
     """Return the tour as Markdown: a table for each subject."""
-    lines = []
+    lines = ["### Where to find what", "", where(), ""]
     for subject, files in TOUR.items():
         lines += [f"### {subject}", "", "| file | |", "|---|---|"]
         lines += [f"| [`{file}`](../{file}) | {summary(file)} |" for file in files]

@@ -1,8 +1,8 @@
-"""Errors that are reported to the user. Each says what was found and, if they are known, what was expected and the fix.
+"""Errors that are reported to the user. Each says what was found and, where known, what was expected and the fix.
 
 Exit codes of every command: 0 done, 1 failed, 2 wrong config, data or command line, 75 stopped for preemption and
-resumable (75 is ``EX_TEMPFAIL`` in ``sysexits.h``). After 2 usually nothing was started. But some errors of the config
-or the data are found only by the ranks, and they also end the command with 2.
+resumable (75 is ``EX_TEMPFAIL`` in ``sysexits.h``). If the exit code is 2, usually nothing was started. Only the ranks
+can find some errors of the config or the data. These errors also give exit code 2.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ class FtdistError(Exception):
 
 
 def error_text(error: BaseException) -> str:
-    """Return what went wrong as one line, for a message that names the place itself."""
+    """Return an error as one line, for a message that already says where it happened."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f" ({Path(error.filename).name})" if error.filename else "")
     return error.found if isinstance(error, FtdistError) else f"{type(error).__name__}: {error}"

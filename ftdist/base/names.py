@@ -6,17 +6,17 @@ from typing import Any, Iterable, List
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> List[str]:
-    """Return the choices that are most like a word, at most three, best first.
+    """Return at most three choices that are most similar to a word, the best one first.
 
     Args:
         word: The misspelt word.
         choices: The right words.
-        cutoff: The least similarity, from 0 to 1.
+        cutoff: Minimum similarity, from 0 to 1.
     """
-    # difflib.get_close_matches differs in two ways. It is case-sensitive: it finds nothing for a verb in capital
-    # letters. And it also returns words that are much less alike than the best one. Of 1500 misspelt config keys (one
-    # letter missing, doubled or exchanged) it puts the right key first in 98.0% and returns 2.5 keys on average. This
-    # function: 99.9% and 1.1 keys.
+    # difflib.get_close_matches is not used, for two reasons. It is case-sensitive, so it finds nothing for a verb in
+    # capital letters. It also returns words that are much less similar than the best one. For 1500 misspelt config keys
+    # (one letter missing, doubled or exchanged) it puts the right key first in 98.0% of the cases and returns 2.5 keys
+    # on average. This function puts it first in 99.9%, and returns 1.1 keys.
     scores = {
         choice: difflib.SequenceMatcher(None, word.lower(), choice.lower()).ratio() for choice in sorted(set(choices))
     }
@@ -25,7 +25,7 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> List[str]
 
 
 def near_paths(path: str) -> List[str]:
-    """Return existing paths that a path may mean: its first missing part is replaced by a similar name.
+    """Return existing paths that are similar to a missing one: its first missing part is replaced by a similar name.
 
     Suffixes are not compared, so that ``chats.json`` finds ``chats.jsonl``.
     """

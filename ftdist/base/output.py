@@ -1,4 +1,4 @@
-"""Output on any terminal: characters that a stream cannot show, a reader that ends first, paths as they are printed."""
+"""Output that works on any terminal: replacements for characters, output whose reader has ended, paths in messages."""
 
 import codecs
 import os
@@ -12,7 +12,8 @@ STAND_INS = {
     "│": "|", "━": "=", "─": "-", "╸": "=", "╺": "-", "’": "'", "‘": "'", "“": '"', "”": '"', "\xa0": " ", "≤": "<=",
     "≥": ">=", "≈": "~", "•": "*", "°": " deg",
 }  # fmt: skip
-"""What is printed for a character that the encoding of a stream lacks. Other characters become a question mark."""
+"""Replacements for characters that the encoding of a stream does not have. Other such characters become question
+marks."""
 ENCODE_ERRORS = "ftdist.stand_in"
 """Name of the handler of encoding errors that prints ``STAND_INS``."""
 
@@ -29,12 +30,12 @@ codecs.register_error(ENCODE_ERRORS, _stand_in)
 
 
 def accept_any_text() -> None:
-    """Let the standard streams of this process accept every text, whatever their encoding and their reader are.
+    """Make the standard streams of this process accept any text, whatever their encoding is and whoever reads them.
 
     A stream in ASCII or Latin-1 (``LC_ALL=C``, ``PYTHONIOENCODING``, an old terminal) cannot show some characters, and
-    by default Python raises an error in the middle of a program. What a program prints must not decide how it ends. The
-    same holds for names that are not valid UTF-8, for input that the encoding cannot read, for a reader that ends first
-    (``| head``), and for a stream that the shell closed (``>&-``).
+    by default Python raises an error when a program prints one of them. Output must not make a program fail. After this
+    call, none of these raises an error either: names that are not valid UTF-8, input that the encoding cannot read, a
+    reader that ends first (``| head``), a stream that the shell closed (``>&-``).
     """
     for name, errors in (("stdin", "replace"), ("stdout", ENCODE_ERRORS), ("stderr", ENCODE_ERRORS)):
         stream: Any = getattr(sys, name)
@@ -48,7 +49,7 @@ def accept_any_text() -> None:
 
 
 def _open_null(mode: str) -> TextIO:
-    """Open the null device. It takes the number of the closed stream, so that programs that are started have it too."""
+    """Open the null device. It gets the file descriptor of the closed stream, so that child processes inherit it."""
     file = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
     os.set_inheritable(file.fileno(), file.fileno() <= 2)
     return cast(TextIO, file)
@@ -66,7 +67,7 @@ def show_absolute_paths() -> None:
 
 
 def short_path(path: str | Path) -> str:
-    """Return a path relative to the current folder if it lies inside, else as it is."""
+    """Return a path relative to the current folder if it lies inside, otherwise unchanged."""
     if _absolute:
         return os.path.abspath(path)  # noqa: PTH100 - pathlib's absolute() keeps ".."
     relative = os.path.relpath(path)
@@ -79,7 +80,7 @@ def quoted_path(path: str | Path) -> str:
 
 
 class PipeSafeOutput:
-    """A text file that drops its output after its reader has ended. The program continues and keeps its exit code."""
+    """A text file that discards all output once its reader has ended. The program continues and keeps its exit code."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file

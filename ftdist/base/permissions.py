@@ -28,7 +28,7 @@ class AccessError(FtdistError):
 
 
 def follow_umask(folder: Path) -> None:
-    """Give all files and folders below ``folder`` the rights that a newly created file or folder has."""
+    """Give all files and folders below ``folder`` the permissions of a newly created file or folder."""
     with tempfile.TemporaryDirectory(dir=folder) as probe:
         (new_folder := Path(probe) / "folder").mkdir()
         (new_file := Path(probe) / "file").touch()
@@ -42,10 +42,10 @@ def require_access(path: Path, write: bool = False) -> None:
     """Check that this user may read a file or folder. A path that does not exist is not refused.
 
     Args:
-        write: Check that it may be written, too.
+        write: Also check that it may be written.
 
     Raises:
-        AccessError: The rights of the path, or of a folder that leads to it, do not allow it.
+        AccessError: The permissions of the path, or of a folder that leads to it, do not allow it.
     """
     if (blocker := _blocker(path, write)) is not None:
         raise _no_permission(path, blocker, write)
@@ -64,7 +64,7 @@ def require_readable_folder(folder: Path) -> None:
 
 
 def explain_os_error(error: OSError) -> FtdistError:
-    """Return an error for the user: what the operating system refused, where, and what helps. It never raises."""
+    """Return an error for the user: what the operating system refused, where, and the fix. Never raises an error."""
     if not isinstance(error.filename, (str, bytes, os.PathLike)):  # None, or the number of an open file
         return FtdistError(error.strerror or str(error))
     path = Path(os.fsdecode(error.filename))
@@ -84,8 +84,7 @@ def _real(path: Path) -> Path:
 
 
 def _blocker(path: Path, write: bool) -> Optional[Path]:
-    """Return the first file or folder, on the way to where ``path`` leads, whose rights forbid access. None if none
-    does."""
+    """Return the first file or folder whose permissions forbid access to the target of ``path``, or None."""
     path = _real(path)
     for folder in reversed(path.parents):
         if not os.path.lexists(folder):
@@ -102,13 +101,13 @@ def _no_permission(path: Path, blocker: Path, write: bool) -> AccessError:
     what, letters = ("write", "rwX") if write else ("read", "rX")
     return AccessError(
         f"no permission to {what} {path}: {blocker} belongs to {owner} and has mode {stat.S_IMODE(found.st_mode):04o}",
-        f"rights to {what} it for the user {me}",
-        f"ask {owner} for the rights (chmod -R o+{letters} …, or a common group), or use a copy or folder of your own",
+        f"{what} permission for the user {me}",
+        f"ask {owner} for it (chmod -R o+{letters} …, or a common group), or use a copy or folder of your own",
     )
 
 
 def _user(number: int) -> str:
     try:
         return pwd.getpwuid(number).pw_name
-    except KeyError:  # a container may have users without a name
+    except KeyError:  # in a container a user may have no name
         return f"user {number}"

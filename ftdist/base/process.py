@@ -15,16 +15,16 @@ RANK_CPUS = "FTDIST_RANK_CPUS"
 semicolons separate ranks. The launcher sets it, and each rank binds itself to its CPUs."""
 PR_SET_PDEATHSIG = 1
 CLOCK_S = 1.0
-"""Seconds by which start times of processes may be off: the kernel knows the time of its boot to the second."""
+"""Tolerance in seconds for start times of processes: the kernel gives the time of its boot in whole seconds."""
 
 
 def is_alive(pid: int, started_by: float = math.inf) -> bool:
-    """Return whether a process is alive. A zombie is not: it has ended, and only its parent has not been told.
+    """Return whether a process is alive. A zombie is not: it has ended, and only its parent does not know it yet.
 
     Args:
         pid: the process id.
-        started_by: Unix time at which the process existed. A process that started later is another one that was given
-            the same id. In a container that is started again, ids are reused at once.
+        started_by: Unix time at which the process already existed. A process that started later is a different one with
+            the same id. When a container is restarted, ids are reused at once.
     """
     if pid <= 0:
         return False

@@ -31,7 +31,7 @@ SECRET_KEY = re.compile(
 harmless."""
 
 HARMLESS_VALUE = re.compile(r"\d*|true|false|yes|no|on|off|none|null|[<\[].*[>\]]", re.I)
-"""Values that are no secret under any name: numbers, switches, and special tokens such as ``<image>`` or ``[PAD]``."""
+"""Values that are not secret under any name: numbers, switches, and special tokens such as ``<image>`` or ``[PAD]``."""
 
 SECRET_FORMATS = [
     re.compile(r"(?<!ssh://)(?<=//)[^/\s@]+(?=@)"),  # user:password in a URL
@@ -93,7 +93,8 @@ def secret_variables(environment: Mapping[str, str] = os.environ) -> Dict[str, s
 
 
 def _is_harmless(value: str) -> bool:
-    """Return whether a value is no secret although its name says so: a switch, a number, or the path of a file."""
+    """Return whether a value is harmless although its name is that of a secret: a switch, a number, or the path of a
+    file."""
     # os.path returns False for a text that cannot be a path. pathlib would raise an error.
     return bool(HARMLESS_VALUE.fullmatch(value)) or os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111
 
@@ -103,8 +104,7 @@ def secret_problem(key: str, value: str) -> Optional[str]:
 
     Args:
         key: The dotted name of the value in the config, such as ``launch.slurm.env.HF_TOKEN``.
-        value: The value. Keys of a mapping are checked too. For such a check, pass the key itself as
-            ``value``.
+        value: The value. To check a key of a mapping, pass the key itself.
     """
     name = key.rsplit(".", 1)[-1]
     has_secret_name = (SECRET_VARIABLE if ".env." in key else SECRET_KEY).search(name)

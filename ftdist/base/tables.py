@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 FILE_WIDTH = 200
-"""Width in characters of a table that is written to a file. Wide enough that no number is wrapped."""
+"""Width in characters of a table that is written to a file. It is wide enough that no number is wrapped."""
 
 
 def plain_table(*columns: str, texts: int = 1) -> Table:

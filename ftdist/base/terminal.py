@@ -1,7 +1,7 @@
 """Display of long tasks, a copy of standard output in a log file, and formats of numbers and times.
 
-``rich`` draws the spinner and refreshes the display. Its ready-made displays ``Status`` and ``Progress`` are not used,
-for two reasons: the cursor stays hidden if the process is killed, and a file gets no output before the task ends.
+``rich`` draws the spinner and refreshes the display. Its own displays ``Status`` and ``Progress`` are not used, for two
+reasons: they leave the cursor hidden if the process is killed, and they write nothing to a file before the task ends.
 """
 
 import io

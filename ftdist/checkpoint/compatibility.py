@@ -2,7 +2,7 @@
 
 transformers 5 keeps all settings of rotary embeddings in ``rope_parameters``. transformers 4, and programs that read
 ``config.json`` themselves or with version 4 (vLLM before 0.24, the converter of llama.cpp), look for ``rope_theta`` and
-``rope_scaling``. Without them they use the default of the architecture and say nothing.
+``rope_scaling``. Without these fields they use the default of the architecture and print no warning.
 
 Sources for what these programs read: ``transformers_utils/config.py`` and ``model_arch_config_convertor.py`` of vLLM,
 ``conversion/`` and ``gguf-py/gguf/vocab.py`` of llama.cpp.
@@ -19,10 +19,11 @@ LOCAL, GLOBAL = "sliding_attention", "full_attention"
 OLD_LAYERS = {"linear_attention": "mamba", GLOBAL: "attention"}
 """Names of the kinds of layers in the old Granite hybrids. Version 5 reads these too."""
 GENERIC = "PreTrainedTokenizerFast"
-"""The tokenizer class that uses ``tokenizer.json`` as it is, in both versions. The classes of models do not: version 5
-builds parts of the tokenizer anew from other settings, and version 4 has other defaults for them or lacks the class."""
+"""The tokenizer class that uses ``tokenizer.json`` unchanged in both versions. The tokenizer classes of the models do
+not: version 5 rebuilds parts of the tokenizer from other settings, and version 4 has other defaults for these settings
+or lacks the class."""
 NEEDED_NAMES = ("GPT2Tokenizer",)
-"""Classes that are the same in both versions, and by which llama.cpp knows a Phi with a byte-level vocabulary."""
+"""Classes that are the same in both versions. llama.cpp uses them to recognise a Phi with a byte-level vocabulary."""
 
 
 def write_old_fields(folder: Path) -> None:
@@ -67,7 +68,7 @@ def _old_tokenizer(config: Dict[str, Any], backend: Dict[str, Any]) -> Dict[str,
     config = {name: value for name, value in config.items() if name not in ("is_local", "local_files_only")}
     if "auto_map" not in config and config.get("tokenizer_class") not in NEEDED_NAMES:  # not a class of its own code
         config["tokenizer_class"] = GENERIC
-    # GENERIC of version 4 also returns token types, which most models refuse as an argument of generate()
+    # GENERIC in version 4 also returns token types, which most models refuse as an argument of generate()
     config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if isinstance(config.get("extra_special_tokens"), list):  # version 4 reads a dict here, and fails
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
@@ -130,7 +131,7 @@ def _add_old_rope(config: Dict[str, Any], kind: str, rope: Dict[str, Any]) -> No
         config.setdefault("original_max_position_embeddings", original)
     else:
         config["rope_scaling"] = scaling
-        if scaling["rope_type"] == "llama3":  # llama.cpp looks for it here, and takes 8192 without it
+        if scaling["rope_type"] == "llama3":  # llama.cpp looks for it here, and assumes 8192 without it
             config.setdefault("original_max_position_embeddings", original)
     if "partial_rotary_factor" in rope:
         config["partial_rotary_factor"] = rope["partial_rotary_factor"]

@@ -177,7 +177,7 @@ class Saver:
             problem, remark = f"{type(error).__name__}: {error}", ""
         if problem:
             self._saved, self._error = None, f"the checkpoint of step {contents.step} could not be written: {problem}"
-            self.note(f"{self._error}; training goes on")
+            self.note(f"{self._error}; training continues")
             return
         self._saved, self._error, self.published = state, "", (contents.step, time.time())
         if remark:
@@ -204,7 +204,7 @@ class Saver:
         self._check_fits(folder.name, manifest)
         stored = Stored([folder / rank_file(rank) for rank in range(manifest["world_size"])])
         restore(self._engine, stored, manifest["optimizer_step"])
-        # Older versions did not write it. Parameters that get a gradient are then found in the next step.
+        # Older versions did not write it. The parameters that get a gradient are then determined in the next step.
         self._engine.no_gradient.reset(manifest.get("no_gradient", self._engine.trained_shapes()))
         _restore_rng(stored, self.together.rank, manifest["world_size"], f"{self._config.seed} {manifest['step']}")
         here = (self.together.world_size, self._engine.stage)
@@ -242,13 +242,13 @@ def check_base(name: str, manifest: Dict[str, Any], base: Optional[str]) -> None
         CheckpointError: It was trained on another one.
     """
     if manifest.get("base") != base:
-        raise CheckpointError(f"{name} holds only what was trained, on a base model with other weights than now",
+        raise CheckpointError(f"{name} holds only the trained parameters, and the base model now has other weights",
                               "the base model that the run was started with",
                               "restore the files of the base model, or start a new run")  # fmt: skip
 
 
 def _differences(manifest: Dict[str, Any], mine: Dict[str, List[int]]) -> List[str]:
-    """Describe the parameters whose shape in the checkpoint is not that in the model."""
+    """Describe the parameters whose shapes in the checkpoint and in the model differ."""
     saved = manifest["parameters"]
     return [f"{name} {_shape(saved.get(name))} in the checkpoint and {_shape(mine.get(name))} in this model"
             for name in sorted(saved.keys() | mine.keys()) if saved.get(name) != mine.get(name)]  # fmt: skip

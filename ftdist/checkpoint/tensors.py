@@ -1,8 +1,8 @@
 """The tensor files of a checkpoint: one safetensors file for each rank. Each entry is a slice of a whole tensor.
 
 The key of an entry is ``state:start:name``, for instance ``exp_avg:4096:model.norm.weight``. The entry holds
-elements of the flattened tensor ``name``, beginning at index ``start``. Any slice can be read, no matter how many ranks
-wrote the files.
+elements of the flattened tensor ``name``, beginning at index ``start``. Any slice can be read, whatever the number of
+ranks that wrote the files.
 """
 
 import json

@@ -24,10 +24,10 @@ from ftdist.config.zero import ModelState
 
 
 def check_config(config: RunConfig) -> None:
-    """Check the values of a config, independently of the machine (GPUs, disk) and of files (model, data).
+    """Check the values of a config that do not depend on the machine (GPUs, disk) or on files (model, data).
 
     Raises:
-        ConfigError: A value is wrong. The message has the field, its value, and the values that it may have.
+        ConfigError: A value is wrong. The message names the field, its value, and the allowed values.
     """
     refuse_secrets(config)
     if config.launch.kind is not LaunchKind.local:
@@ -139,10 +139,11 @@ def _check_zero(zero: ZeroConfig) -> None:
 def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
     if (train.epochs is None) == (train.max_steps is None):
         found, fix = (
-            ("neither", "train.epochs=1, or train.max_steps=1000") if train.epochs is None
-            else ("both", "add train.epochs=null, or train.max_steps=null")
-        )  # fmt: skip
-        raise ConfigError(f"train sets {found} of epochs and max_steps", "exactly one of them", fix)
+            ("neither train.epochs nor train.max_steps is set", "train.epochs=1, or train.max_steps=1000")
+            if train.epochs is None
+            else ("train.epochs and train.max_steps are both set", "add train.epochs=null, or train.max_steps=null")
+        )
+        raise ConfigError(found, "exactly one of them", fix)
     if train.epochs is not None and not train.epochs > 0:
         raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0", "train.epochs=1")
     for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
@@ -154,7 +155,7 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
 
 
 def check_schedule_fits(optim: OptimConfig, steps: int, why: str) -> None:
-    """Check that warm-up and decay fit into a run. A warm-up that will be shortened always does.
+    """Check that warm-up and decay fit into a run. A warm-up that may be shortened always fits.
 
     Args:
         optim: The optimizer settings.

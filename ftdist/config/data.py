@@ -1,4 +1,4 @@
-"""The section ``data`` of the run config: what is trained on. ``schema.py`` has the other sections."""
+"""The section ``data`` of the run config: the training data. ``schema.py`` has the other sections."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -56,7 +56,7 @@ RESERVED_TEMPLATE_KWARGS = (
     "chat_template", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
     "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens",
 )  # fmt: skip
-"""Arguments of ``apply_chat_template`` that are no arguments of a template, or that ftdist sets itself."""
+"""Arguments of ``apply_chat_template`` that a template does not see, or that ftdist sets itself."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class DataConfig:
     marks), the completions of prompt/completion records, and all of plain text. ``last``: the last assistant turn only.
     ``marked``: only answers that are marked with ``train``, ``training`` or ``loss`` (true) or ``weight`` (1)."""
     bad_records: BadRecords = BadRecords.stop
-    """What happens at a record that cannot be used: invalid, with an empty answer, or refused by the chat template.
+    """What happens to a record that cannot be used: invalid, with an empty answer, or refused by the chat template.
     ``stop``: nothing is prepared, and the error names it. ``drop``: it is left out, counted by reason, and listed in
     ``bad_records.jsonl`` in the run directory."""
     max_bad_share: float = 0.1
@@ -119,7 +119,8 @@ class DataConfig:
     turns: Turns = Turns.auto
     """Documents that a chat becomes. ``auto``: one, unless the chat template shows an answer differently when more
     messages follow; such an answer becomes a document of its own, with the prompt that the model will be given.
-    ``whole``: always one; a chat for which this would not be true is refused. ``each``: one for each answer."""
+    ``whole``: always one; a chat whose answers are shown differently later is refused. ``each``: one for each
+    answer."""
     chat_template: Optional[str] = None
     """Chat template: the name of one that ftdist ships (``chatml``), or the path of a Jinja file. null: the tokenizer's
     own."""
@@ -127,8 +128,8 @@ class DataConfig:
     """Arguments of the chat template, such as ``{enable_thinking: false}``. A record's own ``chat_template_kwargs``
     override these. What ftdist sets itself (``tools``, ``add_generation_prompt``, …) is refused."""
     chat_template_date: str = "2024-07-26"
-    """The date that a chat template sees if it writes today's date (``YYYY-MM-DD``). It is fixed, so that the same
-    config gives the same data on every day."""
+    """The date (``YYYY-MM-DD``) that a chat template gets as today's date. It is fixed, so that the same config gives
+    the same data every day."""
     max_seq_len: int = 2048
     """Length of a row in tokens."""
     packing: bool = True

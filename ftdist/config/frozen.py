@@ -30,8 +30,8 @@ def load_config(path: str | Path) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: {error}", EXPECTED, FIX) from error
     config = parse_config(text, str(path))
-    # Every value is in the file. If part of it were cut off, defaults would take the place of the missing values, and
-    # the run would continue with other settings.
+    # Every value is in the file. If its end were cut off, the missing values would become defaults, and the run would
+    # continue with other settings.
     required = [key.name for key in fields(RunConfig) if key.name not in ADDED_LATER]
     missing = [name for name in required if not re.search(rf"^{name}:", text, re.M)]
     if missing or not text.endswith("\n"):
@@ -46,7 +46,7 @@ def parse_config(text: str, origin: str) -> RunConfig:
 
     Args:
         text: The YAML text.
-        origin: What to call the text in errors.
+        origin: Name of the text in error messages.
 
     Raises:
         ConfigError: See load_config.

@@ -62,17 +62,18 @@ class SlurmConfig:
     reservation: Optional[str] = None
     """Reservation to run in."""
     time: Optional[str] = None
-    """Time limit in Slurm's notation: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``. null: that of the partition."""
+    """Time limit in Slurm's notation: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``. null: the limit of the
+    partition."""
     cpus_per_node: Optional[int] = None
     """CPUs on each node, as Slurm counts them: cores, or hardware threads. null: cpus_per_gpu for each rank."""
     cpus_per_gpu: Optional[int] = None
     """CPUs for each GPU, that is for each rank. Ranks are bound to cores near their GPU, with one thread for each core.
-    null: the node's CPUs divided by its GPUs; if Slurm cannot be asked, 4; on CPU, up to 2. 0: the job does not ask for
-    CPUs; use this on sites that give whole nodes."""
+    null: the CPUs of a node divided by its GPUs (4 if Slurm cannot be asked), or up to 2 on CPU. 0: the job does not
+    ask for CPUs, for sites that allocate whole nodes."""
     gpus: GpuOption = GpuOption.gpus_per_node
     """How the job asks for GPUs: ``--gpus-per-node=N``, ``--gres=gpu:N``, ``--gpus=N`` for all nodes together, or
-    ``--gpus-per-task=N``. ``none``: not at all, on sites whose Slurm does not know of the GPUs or gives whole nodes;
-    then set ``launch.nproc_per_node``."""
+    ``--gpus-per-task=N``. ``none``: it does not ask for GPUs, for sites whose Slurm does not know the GPUs or allocates
+    whole nodes; then set ``launch.nproc_per_node``."""
     gpu_type: Optional[str] = None
     """Type of the GPUs, where a site requires it: ``h100`` asks for ``h100:N``."""
     mem: Optional[str] = None
@@ -128,7 +129,7 @@ class NodesConfig:
     ssh: str = "ssh"
     """Command and options that connect to a host, such as ``ssh -p 2222``. It must not ask for a password."""
     join_timeout_s: int = 120
-    """Seconds within which all machines must have joined."""
+    """Seconds within which all machines must join the run."""
 
 
 @dataclass
@@ -137,7 +138,7 @@ class DeepspeedConfig:
     """Hostfile with one line ``NAME slots=RANKS`` for each machine. It sets ``launch.nodes.hosts``, nnodes and
     nproc_per_node. The other settings of ``launch.nodes`` apply as well."""
     runner: Runner = Runner.pdsh
-    """What DeepSpeed's launcher starts the ranks with: ``pdsh`` (over ssh), ``slurm`` (srun) or ``openmpi``
+    """Program that DeepSpeed's launcher uses to start the ranks: ``pdsh`` (over ssh), ``slurm`` (srun) or ``openmpi``
     (mpirun)."""
     options: List[str] = field(default_factory=list)
     """Further options of srun, each as ``--name=value``. mpirun takes its options from ``OMPI_MCA_…`` variables."""
@@ -149,7 +150,8 @@ class LaunchConfig:
     """``local``: this machine. ``nodes``: several machines without a scheduler. ``deepspeed``: several machines,
     through DeepSpeed's launcher. ``slurm``: a batch job."""
     device: Device = Device.auto
-    """``cuda`` or ``cpu``. ``auto``: what the machine has. Under Slurm: ``cuda``, or ``cpu`` with slurm.profile=cpu."""
+    """``cuda`` or ``cpu``. ``auto``: ``cuda`` if the machine has GPUs. Under Slurm: ``cuda``, or ``cpu`` with
+    slurm.profile=cpu."""
     nproc_per_node: Optional[int] = None
     """Ranks on each machine. null: one for each visible GPU (under Slurm: each GPU of a node), or 1 on CPU."""
     nnodes: int = 1
@@ -194,7 +196,7 @@ OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "open-
                  "no-requeue", "array", "wrap", "parsable", "export")  # fmt: skip
 """Options of sbatch that ftdist sets itself, in slurm/submit.sbatch.template or when it calls sbatch."""
 WITHOUT_A_JOB = ("test-only", "wait", "help", "usage", "version")
-"""Options with which sbatch submits nothing or waits."""
+"""Options that make sbatch submit nothing, or wait for the job."""
 
 
 def texts(where: str, value: Any) -> Iterator[Tuple[str, str]]:
@@ -265,7 +267,7 @@ def check_launch(launch: LaunchConfig) -> None:
     """Check the section ``launch`` independently of the machine.
 
     Raises:
-        ConfigError: A value is wrong. The message has the field, its value, and the values that it may have.
+        ConfigError: A value is wrong. The message names the field, its value, and the allowed values.
     """
     refuse_control_characters("launch", launch)
     slurm = launch.slurm

@@ -14,9 +14,9 @@ DEFAULT_URL = "https://api.wandb.ai"
 def resolve_mode(asked: Wandb, environment: Mapping[str, str] = os.environ) -> Wandb:
     """Return the W&B mode to use: online, offline or disabled.
 
-    ``auto`` follows wandb's own variable WANDB_MODE, and WANDB_DISABLED of transformers, if they are set; otherwise it
-    is online if the user is logged in, else offline. ``online`` without a login becomes offline, because
-    wandb would ask for a key and wait for an answer.
+    ``auto`` follows wandb's own variable WANDB_MODE and the variable WANDB_DISABLED of transformers, if they are set.
+    Otherwise the mode is online if the user is logged in, else offline. ``online`` without a login becomes offline,
+    because wandb would ask for a key and wait for an answer.
 
     Args:
         asked: The setting ``track.wandb``.

@@ -33,10 +33,11 @@ class MethodConfig:
     """``lora``: multiply by lora_alpha / √r instead, for large ranks (Kalajdzievski 2023,
     https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = False
-    """``lora``: also train the length of each row of the adapted matrices, DoRA (Liu 2024,
+    """``lora``: also train the magnitude of each row of the adapted matrices (DoRA, Liu 2024,
     https://arxiv.org/abs/2402.09353)."""
     modules_to_save: List[str] = field(default_factory=list)
-    """``lora``: modules that are trained whole and saved with the adapter, for instance ``[embed_tokens, lm_head]``."""
+    """``lora``: modules that are trained in full and saved with the adapter, for instance ``[embed_tokens,
+    lm_head]``."""
     trainable: List[str] = field(default_factory=list)
     """``partial``: parameters that are trained: ``embeddings``, ``head``, ``norms``, or ends of parameter names,
     also as patterns (``mlp.*``)."""
@@ -99,4 +100,5 @@ def rate_warning(kind: MethodKind, lr: float) -> str:
     low, high = USUAL_RATES[kind]
     if not lr or low <= lr <= high:
         return ""
-    return f"optim.lr={lr:g} is {'low' if lr < low else 'high'} for method={kind.name}: usual are {low:g} to {high:g}"
+    word = "low" if lr < low else "high"
+    return f"optim.lr={lr:g} is {word} for method={kind.name}; usual values are {low:g} to {high:g}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, List, Optional
 
-from ftdist.config.data import BadRecords as BadRecords  # part of the tree, but the files would be too long
+from ftdist.config.data import BadRecords as BadRecords  # these parts of the tree are in files of their own
 from ftdist.config.data import DataConfig as DataConfig
 from ftdist.config.data import Format as Format
 from ftdist.config.data import HeldoutBy as HeldoutBy

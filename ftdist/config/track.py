@@ -1,4 +1,5 @@
-"""The W&B settings of a run: what wandb's own variables say, and the limits of W&B, checked before the start."""
+"""The W&B settings of a run: values from wandb's own variables, and W&B's limits, which are checked before the
+start."""
 
 import os
 from typing import List, Mapping
@@ -31,7 +32,7 @@ def use_variables(track: TrackConfig, environment: Mapping[str, str] = os.enviro
 
 
 def ignored_variables(config: RunConfig, asked: Wandb, environment: Mapping[str, str] = os.environ) -> List[str]:
-    """Return one line for each variable of wandb that is set and has no effect on this run, started or resumed.
+    """Return one line for each variable of wandb that is set but has no effect on this start or resume of a run.
 
     Args:
         config: The resolved config.
@@ -51,10 +52,10 @@ def ignored_variables(config: RunConfig, asked: Wandb, environment: Mapping[str,
 
 
 def check_track(track: TrackConfig) -> None:
-    """Check the settings that W&B would otherwise refuse after the start of the run, when its record would be lost.
+    """Check the settings that W&B would refuse only after the start of the run, so that its record would be lost.
 
     Raises:
-        ConfigError: A tag, the project or the run id is not one that W&B accepts.
+        ConfigError: W&B does not accept a tag, the project or the run id.
     """
     if track.wandb is Wandb.disabled:
         return

@@ -65,7 +65,7 @@ class Engine(ForwardEngine):
         """Names of the tensors that the optimizer keeps for each parameter, once it has made an update."""
         self._wrapped, self._world_size = wrapped, world_size
         self.no_gradient = NoGradient(self.module, wrapped.device)
-        """The parameters that have not got a gradient so far. They stay as they are."""
+        """The parameters that have not received a gradient so far. They stay unchanged."""
         self._gate = UpdateGate(optimizer, lambda: self.no_gradient.unchanged(self))
         self.optimizer = optimizer
         """PyTorch's optimizer, which updates the master weights."""

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from ftdist.engine.shards import held_slices
 
 SHOWN = 6
-"""Number of names in the log. A checkpoint lists all."""
+"""Maximum number of names in the log. A checkpoint lists all names."""
 
 
 class NoGradient:
-    """The trained parameters that have not got a gradient so far, in any micro-step of any rank."""
+    """The trained parameters that have not received a gradient so far, in any micro-step of any rank."""
 
     def __init__(self, model: torch.nn.Module, device: torch.device) -> None:
         """
@@ -48,7 +48,7 @@ class NoGradient:
         return forget
 
     def agree(self) -> None:
-        """Leave out the parameters that have got a gradient on any rank. Every rank must call it."""
+        """Remove the parameters that have received a gradient on any rank. Every rank must call it."""
         if self.names:
             here = [name not in self._hooks for name in self.names]
             seen = torch.tensor(here, dtype=torch.int32, device=self._device)
@@ -63,7 +63,7 @@ class NoGradient:
 
     @contextmanager
     def unchanged(self, engine: Any) -> Iterator[None]:
-        """Put the master weights of these parameters back after an update inside a ``with`` block.
+        """Restore the master weights of these parameters after an update inside a ``with`` block.
 
         DeepSpeed may update one group of parameters at a time, so only what is updated now is copied.
         """

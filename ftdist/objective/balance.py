@@ -21,9 +21,9 @@ from ftdist.model.routers import RouterLogits, active_experts, expert_counts, pr
 Total = Callable[[Sequence[float]], List[float]]
 """Returns the sums of some values over all ranks."""
 BALANCE, ENTROPY, LARGEST = "experts/balance_loss", "experts/entropy", "experts/largest_share"
-"""Names of the metrics. The balance loss is without its coefficient. If all experts are used equally, it is the number
-of experts for each token. The entropy is that of the experts' shares of the tokens, divided by its maximum: 1 if all
-shares are equal. The largest share is given as a multiple of the mean share."""
+"""Names of the metrics: the balance loss without its coefficient, the entropy of the experts' shares of the tokens
+divided by its maximum, and the largest share divided by the mean share. If all experts are used equally, they are the
+number of experts for each token, 1 and 1."""
 
 
 class BalanceLoss:

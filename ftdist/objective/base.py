@@ -15,8 +15,8 @@ class LossSum:
     metrics: Dict[str, float] = field(default_factory=dict)
     """Sums of the metrics that ``Objective.metrics`` names, over the same units."""
     penalty: Optional[torch.Tensor] = None
-    """Scalar: the share of this micro-batch in a term that is added to the loss of the step. It is not divided by the
-    weight, and not part of the loss that is logged."""
+    """Scalar: this micro-batch's share of a term that is added to the loss of the step. It is not divided by the
+    weight, and it is not part of the logged loss."""
 
 
 class Objective(Protocol):

@@ -28,7 +28,7 @@ def balance_coefficient(wanted: Optional[float], arch: PretrainedConfig) -> floa
         arch: Config of the model.
 
     Raises:
-        ConfigError: A balance loss is asked for, but ftdist cannot compute that of the model.
+        ConfigError: A balance loss is requested, but ftdist cannot compute it for this model.
     """
     coefficient, asks = wanted, f"objective.router_aux_loss={wanted}"
     if wanted is None:

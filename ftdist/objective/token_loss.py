@@ -1,4 +1,7 @@
-"""The cross-entropy of trained tokens, as a sum. No other module computes a loss from logits."""
+"""The cross-entropy of trained tokens, as a sum. No other module computes a loss from logits.
+
+``ftdist.train.loop.train_step`` divides the sum by the number of trained tokens of the global batch.
+"""
 
 from typing import Any, Optional
 

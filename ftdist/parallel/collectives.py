@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
 BACKGROUND_GROUP = "checkpoints"
-"""Description of the process group that works in the background of training. To wait in one of its collectives is not a
-fault, so they are left out here."""
+"""Description of the process group that is used in the background of training. Waiting in one of its collectives is not
+an error, so they are left out here."""
 
 
 @dataclass(frozen=True)

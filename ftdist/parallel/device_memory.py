@@ -1,4 +1,4 @@
-"""Measures the peak memory of a rank. ``ftdist.plan.memory`` computes how much it will need."""
+"""Measure the peak memory of a rank. ``ftdist.plan.memory`` computes the memory that it will need."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""What a rank does with its own process: it redirects its output, records its error, and ends."""
+"""The process of a rank: redirect its output, record its error, and end it."""
 
 import json
 import logging
@@ -103,7 +103,7 @@ def exit_process(code: int, wait_for_ranks: bool) -> NoReturn:
     run that succeeded would look like one that failed.
 
     Args:
-        wait_for_ranks: Wait until all ranks have come here. Only set it if every rank ends in this way.
+        wait_for_ranks: Wait until all ranks have reached this point. Set it only if every rank ends in this way.
     """
     if wait_for_ranks and dist.is_initialized():
         dist.barrier()

@@ -12,7 +12,7 @@ class BatchPlan:
     """How the rows of one optimizer step are divided over ranks and micro-steps."""
 
     micro_batch_size: int
-    """Rows that one rank puts through the model in one micro-step."""
+    """Rows that one rank processes in one micro-step."""
     grad_accum_steps: int
     """Micro-steps of an optimizer step."""
     dp_world_size: int
@@ -91,8 +91,8 @@ def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Ba
 
 
 def _nearest_choices(rows: int, micro: int, dp_world_size: int) -> List[str]:
-    """Return the settings next to the given ones with which ``rows`` can be divided: a smaller micro-batch on the same
-    ranks, and another number of ranks."""
+    """Return the closest settings with which ``rows`` can be divided: a smaller micro-batch on the same ranks, and
+    another number of ranks."""
     smaller = [size for size in range(1, micro) if rows % (size * dp_world_size) == 0]
     choices = [f"batch.micro_batch_size={size}" for size in smaller[-1:]]
     divisor = max(size for size in range(1, micro + 1) if rows % size == 0)

@@ -5,8 +5,8 @@ from typing import Any, Dict, List
 from ftdist.config.schema import RunConfig
 
 TINY_DOCUMENTS = 100
-"""With fewer documents, the held-out share can differ much from ``data.heldout_share``, because a hash chooses which
-documents are held out."""
+"""With fewer documents, the held-out share can differ a lot from ``data.heldout_share``, because a hash chooses the
+documents that are held out."""
 LARGE_SHARE = 0.25
 """Held-out share above which a small data set gets a warning."""
 

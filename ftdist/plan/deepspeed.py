@@ -70,7 +70,7 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
 
 
 def read_settings(file: Path, plan: BatchPlan) -> Dict[str, Any]:
-    """Return what DeepSpeed is given on the ranks that run now, from the frozen file.
+    """Return the settings for DeepSpeed on the current ranks, from the frozen file.
 
     Only ``gradient_accumulation_steps`` may differ from the file: on another number of ranks it follows from the global
     batch size, which stays the same.
@@ -96,8 +96,8 @@ def read_settings(file: Path, plan: BatchPlan) -> Dict[str, Any]:
 def check_frozen(file: Path, config: RunConfig) -> None:
     """Check that ``deepspeed.json`` was not edited: ``run.yaml`` owns every value in it.
 
-    A key that the file lacks is not compared. So a run directory of an older version, which wrote fewer keys, continues
-    as it was frozen.
+    Keys that the file lacks are not compared, because an older version may have written fewer keys. Such a run
+    continues with the settings that were frozen.
 
     Raises:
         ConfigError: the file cannot be read, or a value in it is not the one that ``run.yaml`` gives.

@@ -17,8 +17,8 @@ CGROUP = Path("/sys/fs/cgroup")
 def checkpoint_bytes(trained: int, optimizer: OptimizerSpec) -> int:
     """Return the size of the tensors of one checkpoint, over all ranks.
 
-    It holds the fp32 master weight and the optimizer states of every trained parameter. 16-bit weights are the masters,
-    rounded, and are not stored.
+    It holds the fp32 master weight and the optimizer states of every trained parameter. 16-bit weights are not stored,
+    because they are the rounded master weights.
     """
     return trained * (FP32_BYTES + optimizer.bytes_per_parameter)
 
@@ -40,7 +40,8 @@ def checkpoints_at_once(config: RunConfig, max_steps: Optional[int]) -> int:
 
 
 def checkpoints_to_come(config: RunConfig, run: RunDir, max_steps: int) -> int:
-    """Return how many checkpoints need space that is free now. Existing ones are replaced, unless they are pinned."""
+    """Return the number of checkpoints that still need free space. Existing ones will be replaced, unless they are
+    pinned."""
     replaced = [path for path in run.published_checkpoints() if not (path / PINNED).exists()]
     return max(1, checkpoints_at_once(config, max_steps) - len(replaced))
 
@@ -68,7 +69,8 @@ def require_space(folder: Path, trained: int, optimizer: OptimizerSpec, count: i
 
 
 def free_memory() -> int:
-    """Return the bytes of host memory that this process can still use, by the machine and by its control group."""
+    """Return the bytes of host memory that this process can still use, as limited by the machine and its control
+    group."""
     free = psutil.virtual_memory().available
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))

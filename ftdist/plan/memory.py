@@ -1,7 +1,8 @@
 """The memory that the model states of one rank take: parameters, gradients and optimizer states.
 
-Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted. The one
-exception are the scores of eager attention (``eager_attention_bytes``), which grow with the square of the row length.
+Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted. The only
+exception is the attention scores of eager attention (``eager_attention_bytes``), which grow with the square of the row
+length.
 The formula for users is in docs/step.md, "What ZeRO shards".
 """
 
@@ -112,8 +113,8 @@ def eager_attention_bytes(
 
 
 def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
-    """Return rows (what, type, where) of the banner's table: the type of each kind of tensor, and whether it is sharded
-    or offloaded."""
+    """Return the rows (what, type, where) of the banner's table: the type of each kind of tensor, and where it is
+    kept."""
     precision, zero = config.train.precision.name, config.zero
 
     def where(kind: ModelState, offload: Offload = Offload.none) -> str:

@@ -8,7 +8,7 @@ from ftdist.config.schema import RunConfig
 def num_steps(config: RunConfig, rows: int) -> int:
     """Return the optimizer steps of a run: ``train.max_steps``, or ``train.epochs`` passes over the training rows.
 
-    Rows are counted over all epochs together, so only the last step of the run may take rows beyond them.
+    Rows are counted over all epochs together, so only the last step of the run may use additional rows.
 
     Args:
         rows: rows of the packed training set, one epoch.

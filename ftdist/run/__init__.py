@@ -1,4 +1,3 @@
-"""What the control plane and the data plane share.
-
-It is the run directory, and the cache of prepared data, converted models and facts about models, which both read.
+"""What the control plane and the data plane share: the run directory and the cache. The cache holds prepared data,
+converted models and facts about models. Both planes read it.
 """

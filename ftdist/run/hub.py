@@ -1,4 +1,4 @@
-"""Find without a network what a run reads from the Hugging Face hub, and whether all of it is in the hub's cache.
+"""Determine, without network access, what a run reads from the Hugging Face hub and whether the hub's cache has it all.
 
 The layout of the cache: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 """
@@ -57,7 +57,7 @@ def hub_commit(name: str, revision: Optional[str]) -> Optional[str]:
 
 
 def fetched_folder(repository: Repository) -> Optional[Path]:
-    """Return the folder of a repository in the cache of the hub, None if a file that a run needs is not in it."""
+    """Return the folder of a repository in the cache of the hub, or None if it lacks a file that a run needs."""
     commit = hub_commit(repository.name, repository.revision)
     folder = _folder(repository.name) / "snapshots" / str(commit)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER)
@@ -72,9 +72,9 @@ def is_fetched(config: RunConfig) -> bool:
 
 
 def offline_env(config: RunConfig) -> Dict[str, str]:
-    """Return the variable that keeps the programs of a run from asking the hub, if they do not need it.
+    """Return the environment variable that keeps the programs of a run from asking the hub, if they can do without it.
 
-    It is empty if nothing comes from the hub, if something is missing, or if the user has set the variable.
+    The result is empty if nothing comes from the hub, if something is missing, or if the user has set the variable.
     """
     if OFFLINE in os.environ or not (repositories(config) or has_hub_data(config)) or not is_fetched(config):
         return {}
@@ -95,7 +95,8 @@ def _folder(name: str) -> Path:
 
 
 def _other_code(file: Path) -> bool:
-    """Return whether a config names Python code of another repository (``ORG/NAME--file.Class``): it is not fetched."""
+    """Return whether a config names Python code of another repository (``ORG/NAME--file.Class``), which is not
+    fetched."""
     return file.is_file() and "--" in json.dumps(json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}))
 
 

@@ -1,4 +1,4 @@
-"""What the inputs of a run are: ``RUN_DIR/inputs.json`` records its prepared data, its model and its tokenizer.
+"""The identity of a run's inputs. ``RUN_DIR/inputs.json`` records its prepared data, its model and its tokenizer.
 
 A resume trains on the data that the run began with, even if the source files have changed since. The data is found in
 the cache by the recorded key, or it is prepared again and compared. If that is not possible, the resume is refused, and
@@ -33,14 +33,14 @@ from ftdist.run.rundir import RunDir
 
 Record = Dict[str, Any]
 BLOCK, BLOCKS = 1 << 16, 64
-"""Size in bytes and number of the blocks of a weights file that are hashed. To hash whole files would take minutes."""
+"""Size in bytes and number of the blocks of a weights file that are hashed. Hashing whole files would take minutes."""
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = ("config.json", "generation_config.json", "*.py", "*.safetensors", "*.bin")
 NEW_RUN = "restore it, or start a new run"
 
 
 def read_inputs(run: RunDir) -> Optional[Record]:
-    """Return the content of inputs.json. Returns None for a run that an older ftdist has written.
+    """Return the content of inputs.json, or None for a run that an older version of ftdist started.
 
     Raises:
         ConfigError: The file is not one that ftdist writes.
@@ -72,7 +72,7 @@ def record_inputs(run: RunDir, config: RunConfig, folder: Optional[Path]) -> Non
 
 
 def recorded_folder(run: RunDir, config: RunConfig) -> Path:
-    """Return the folder of a run's prepared data: that with the recorded key, or that of its config.
+    """Return the folder of a run's prepared data. Its key is recorded in the run, or else follows from the config.
 
     Raises:
         DataError: See ``data_folder``.
@@ -86,7 +86,7 @@ def recorded_folder(run: RunDir, config: RunConfig) -> Path:
 
 
 def may_prepare(run: RunDir, config: RunConfig) -> None:
-    """Check that data which is not in the cache can be prepared again for a run that has begun with it.
+    """Check that the data of a started run can be prepared again after it was removed from the cache.
 
     Raises:
         DataError: The data was prepared in an older format, or from other files. The message names them.
@@ -105,10 +105,10 @@ def may_prepare(run: RunDir, config: RunConfig) -> None:
 
 
 def check_data(run: RunDir, config: RunConfig, folder: Path) -> None:
-    """Check that prepared data is that of the run.
+    """Check that prepared data is the data that the run was started with.
 
     Raises:
-        DataError: It has other content or another number of rows.
+        DataError: The content is different.
     """
     record = read_inputs(run)
     if record is None or record["data"] is None or record["data"]["sha256"] == content_hash(config, folder):
@@ -124,7 +124,7 @@ def check_data(run: RunDir, config: RunConfig, folder: Path) -> None:
 
 
 def check_files(run: RunDir, config: RunConfig) -> None:
-    """Check that the files of the model and the tokenizer, and the chat template, are those of the start.
+    """Check that the model, the tokenizer and the chat template are those that the run was started with.
 
     Raises:
         ConfigError: One of them has changed. The message names the first one.
@@ -136,7 +136,8 @@ def check_files(run: RunDir, config: RunConfig) -> None:
 
 
 def changed_files(record: Record, config: RunConfig, *kinds: str) -> List[str]:
-    """Return one line for each input that is not what the run recorded. ``kinds`` are the beginnings of their names."""
+    """Return one line for each input that has changed since the run was started. Only names that begin with ``kinds``
+    are compared."""
     now, found = describe_files(config), []
     for name, before in record["files"].items():
         if name.startswith(kinds) and now.get(name) != before:
@@ -174,7 +175,8 @@ def describe_files(config: RunConfig) -> Record:
 
 
 def base_identity(config: RunConfig) -> str:
-    """Return the hash of what the weights of the base model are, for checkpoints that hold only what was trained.
+    """Return a hash that identifies the weights of the base model. Checkpoints that hold only the trained part record
+    it.
 
     It covers the files of the model, the commit of a model on the hub, or the config and the seed of random weights.
     """
@@ -218,6 +220,7 @@ def _sampled(path: Path) -> str:
 
 
 def pin_revision(config: RunConfig) -> None:
-    """Replace a branch of a model on the hub by the commit that it names now, in place, so that it cannot move."""
+    """Replace the branch of a model on the hub by its current commit, in place. Later commits then do not change the
+    run."""
     if config.model.hub:
         config.model.revision = hub_commit(config.model.hub, config.model.revision) or config.model.revision

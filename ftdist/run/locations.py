@@ -89,7 +89,7 @@ def check_model_folder(config: RunConfig) -> None:
     if "model_type" not in _read_object(path / "config.json"):
         raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model",
                           "copy config.json from the model's repository")  # fmt: skip
-    if (path / ADAPTER).is_file():  # transformers would load the other model that it names, from any location
+    if (path / ADAPTER).is_file():  # transformers would load the base model that the adapter names, from any location
         raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER})", "a complete model",
                           f"merge the adapter into its model, or remove {ADAPTER}")  # fmt: skip
     if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):

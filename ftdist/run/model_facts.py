@@ -18,7 +18,7 @@ from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.run.locations import cache_root, model_location
 
 FORMAT_VERSION = 4
-"""Increased when the check finds more facts, or other facts about the same model."""
+"""Version of the facts. Increase it when the check finds more facts, or other facts about the same model."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ModelFacts:
     parameters: int
     """Number of parameters."""
     max_positions: Optional[int]
-    """Number of positions the model was made for. None if there is no such limit."""
+    """Number of positions that the model was made for. None if there is no such limit."""
     has_position_table: bool
     """Whether positions are rows of a table (GPT-2), so that a row of data cannot be longer than ``max_positions``.
     Otherwise (rotary embeddings) longer rows are possible."""
@@ -51,7 +51,7 @@ def read_facts(config: RunConfig) -> Optional[ModelFacts]:
 
 
 def write_facts(config: RunConfig, facts: ModelFacts) -> None:
-    """Keep the facts about the model of a config in the cache."""
+    """Store the facts about the model of a config in the cache."""
     file = _file(config)
     with suppress(OSError):  # without the cache, the model is checked again at the next start
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def check_fit(config: RunConfig, facts: ModelFacts) -> None:
     """Check that the settings of a run fit its model.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: They do not fit.
     """
     if config.train.gradient_checkpointing and not facts.recomputes:
         raise ConfigError(
@@ -80,7 +80,8 @@ def check_fit(config: RunConfig, facts: ModelFacts) -> None:
 
 
 def length_problem(config: RunConfig, facts: ModelFacts) -> str:
-    """Return a warning if rows of data can be longer than the model was made for. Otherwise return an empty text."""
+    """Return a warning if rows of data can have more tokens than the model was made for. Otherwise return an empty
+    text."""
     length, limit = config.data.max_seq_len, facts.max_positions
     if limit is None or length <= limit:
         return ""

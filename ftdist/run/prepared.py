@@ -24,11 +24,12 @@ from ftdist.run.locations import cache_root, is_converted, tokenizer_location
 from ftdist.run.source_files import source_files
 
 FORMAT_VERSION = 4
-"""Increased when the same settings give other tokens, or when the layout of the folder changes."""
+"""Version of prepared data. Increase it when the same settings give other tokens, or when the layout of the folder
+changes."""
 
 FIRST_FORMAT = 2
-"""The format of the data of runs that do not record what they were prepared from. It and all later formats can still be
-read: their files have the same layout."""
+"""The format of the data of runs without inputs.json. This format and all later ones can still be read, because their
+files have the same layout."""
 FIRST_SETTINGS = {"heldout_share", "max_heldout_documents", "train_on", "max_seq_len", "packing", "long_documents"}
 FIRST_SOURCE_SETTINGS = {"path", "hub", "builtin", "subset", "split", "revision", "format", "weight", "max_documents",
                          "python"}  # fmt: skip
@@ -38,7 +39,7 @@ TEMPLATES = Path(__file__).parents[1] / "data"
 """Folder of the chat templates that ftdist ships."""
 META = "meta.json"
 BAD_RECORDS = "bad_records.jsonl"
-"""List of the records that were dropped because they are bad. It is there only if there are any."""
+"""List of the records that were dropped because they are bad. The file exists only if there are any."""
 TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*",
                    "additional_chat_templates/*")  # fmt: skip
 
@@ -89,7 +90,7 @@ def content_hash(config: RunConfig, folder: Path) -> str:
 
 
 def is_ready(folder: Path) -> bool:
-    """Return whether a folder holds prepared data. If so it is complete: it gets this name at the end."""
+    """Return whether a folder holds prepared data. Such a folder is complete, because it gets its name at the end."""
     return (folder / META).is_file()
 
 

@@ -43,7 +43,7 @@ SWEEP_REQUEST = "sweep.json"
 
 
 def refuse_sweep(place: Path) -> None:
-    """Raise an error if a path is the folder of a sweep and not of a run.
+    """Refuse a path that is the folder of a sweep.
 
     Raises:
         ConfigError: The path is the folder of a sweep.
@@ -231,9 +231,8 @@ def checkpoint_step(path: Path) -> int:
 
 
 def was_due(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was due by the settings of the run.
-
-    If not, it was saved only because the run was asked to stop, so that a run without a stop would not have it.
+    """Return whether the settings of the run ask for a checkpoint at this step. If not, it was saved only because the
+    run was asked to stop. An uninterrupted run would not have it.
     """
     try:
         return bool(read_manifest(checkpoint).get("due", True))

@@ -127,7 +127,7 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
             chats = f"{_n(stats['split_chats'])} chat{'s' if stats['split_chats'] > 1 else ''}"
             console.print(f"{name}: {chats} became "
                           f"{_n(stats['documents_of_split_chats'])} documents, with "
-                          f"{_n(stats['tokens_of_split_chats'])} tokens more, because the chat template shows answers "
+                          f"{_n(stats['tokens_of_split_chats'])} more tokens, because the chat template shows answers "
                           "differently when more messages follow (data.turns)")  # fmt: skip
     console.print()
     show_table(console, sets)

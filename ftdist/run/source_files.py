@@ -1,4 +1,4 @@
-"""Find the local files of a data source. The name of prepared data depends on them, see ``run/prepared.py``."""
+"""Find the local files of a data source. The key of prepared data depends on them, see ``run/prepared.py``."""
 
 import glob
 import os
@@ -14,10 +14,10 @@ from ftdist.run.split_names import is_split_name, missing_split, same_split, spl
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 NOT_COMPRESSED = (".parquet", ".arrow")
-"""Binary formats, which are compressed inside."""
+"""Binary formats, which compress their content themselves."""
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json",
             "metadata.json", "package.json", "requirements.txt", "license.txt", "readme.txt")  # fmt: skip
-"""Files beside data that are no data, in lower case."""
+"""Names of files that can be beside data files but are not data, in lower case."""
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -98,22 +98,21 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
 
 
 def _may_be_meant(where: str, typed: Optional[str], near: Path) -> bool:
-    """Return whether a path may be offered for one that does not exist: ``test_sft`` is not for ``train_sft``."""
+    """Return whether a path may be suggested for one that does not exist: never ``test_sft`` for ``train_sft``."""
     kind = split_kind(near.name)
     return kind in (None, typed) or (typed is None and (kind == "train") == (not where.startswith("data.heldout.")))
 
 
 def _of_use(where: str, splits: Dict[Path, Optional[str]]) -> List[Path]:
-    """Return the files that a message may offer: never those of a test or validation split for training."""
+    """Return the files that a message may suggest: never files of a test or validation split for training."""
     for_training = not where.startswith("data.heldout.")
     names = sorted({name for name in splits.values() if name and (split_kind(name) == "train") == for_training})
     return [file for file, name in splits.items() if name == (names[0] if names else None)]
 
 
 def _reads(where: str, folder: Path, files: List[Path]) -> str:
-    """Return the overrides that read exactly these files in a folder, which are of one kind: a pattern if there is one.
-
-    A pattern that also matches another file is not offered, because that can be a file of the test split.
+    """Return overrides that read exactly these files of one format: one pattern if possible. A pattern that also
+    matches another file is not suggested, because that file may belong to the test split.
     """
     kind = data_suffix(files[0])
     place = Path(os.path.commonpath([file.parent for file in files]))
@@ -142,9 +141,8 @@ def _is_data(file: Path) -> bool:
 
 
 def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Path]:
-    """Return the data files in a folder and the folders in it: those of the split, or all if no name has a split.
-
-    If other splits have names of their own, such as ``test.jsonl``, the files without a split are for training.
+    """Return the data files in a folder and its subfolders that belong to the split, or all of them if no file name
+    says a split. If only other splits have names, such as ``test.jsonl``, the files without a split are for training.
     """
     splits = _splits_in(folder)
     if not splits:
@@ -179,16 +177,16 @@ def _without_split(where: str, path: str, folder: Path, split: str, splits: Dict
         file, name = doubtful[0]
         kind = data_suffix(files[0])
         raise DataError(
-            f"{where}.path={path} has no split '{split}', and {file.relative_to(folder)} may be of the split '{name}',"
-            " or for training",
-            "names that say the split, or the path of the files for training",
+            f"{where}.path={path} has no split '{split}', and it is not clear whether {file.relative_to(folder)} is "
+            f"of the split '{name}' or for training",
+            "file names that say the split, or the path of the training files only",
             _reads(where, folder, [file for file in files if data_suffix(file) == kind]),
         )
     return files
 
 
 def _splits_in(folder: Path) -> Dict[Path, Optional[str]]:
-    """Return the data files in a folder and the folders in it, each with the split that its name says."""
+    """Return the data files in a folder and its subfolders, each with the split that its name says."""
     splits: Dict[Path, Optional[str]] = {}
     for file in sorted(folder.rglob("*")):
         inner = file.relative_to(folder)

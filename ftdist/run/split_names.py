@@ -16,11 +16,12 @@ SPLITS = {
 SHARD = re.compile(r"^(?:.*\.)?(?P<split>[^.]+)-\d+-of-\d+(?=\.|$)")
 """The name of a shard, as on the Hugging Face hub: ``train_sft-00000-of-00003.parquet``."""
 BESIDE_A_SPLIT = ("data", "of", "part", "set", "shard", "split", "v")
-"""Words that leave the name of a split what it is: ``test_set_v2``."""
+"""Words that may stand beside the name of a split without changing its meaning: ``test_set_v2``."""
 
 
 def split_of(file: Path) -> Optional[str]:
-    """Return the split that the name of a file says, or if it says none, the names of the folders around it.
+    """Return the split that the name of a file says. If it says none, the names of the folders that contain it are
+    used.
 
     Args:
         file: Path of the file inside the data set.
@@ -39,7 +40,7 @@ def split_kind(name: str) -> Optional[str]:
     """Return ``train``, ``test`` or ``validation`` if one of the words in a name means this, or None.
 
     As in the ``datasets`` library, words end at underscores, dashes, spaces, dots and digits. A name with words for
-    training and for another split (``train_test``) says neither.
+    training and for another split (``train_test``) says no split.
     """
     kinds = [SPLITS[word] for word in _words(name) if word in SPLITS]
     return kinds[0] if kinds and ("train" not in kinds or len(set(kinds)) == 1) else None
@@ -71,7 +72,7 @@ def missing_split(where: str, place: str, split: str, names: Iterable[str]) -> D
     Args:
         where: Name of the source in the config, such as ``data.sources.mine``.
         place: Path of the data set.
-        split: The split that was asked for.
+        split: The requested split.
         names: The splits that it has.
     """
     found = sorted(names)

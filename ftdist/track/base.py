@@ -29,4 +29,4 @@ class Sink(Protocol):
         """
 
     def finish(self, exit_code: int) -> None:
-        """Write or send what is still waiting, and close the sink. Returns within a bounded time."""
+        """Write or send all waiting records, and close the sink. Returns within a bounded time."""

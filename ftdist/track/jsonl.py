@@ -141,7 +141,7 @@ class JsonLines:
     write is repeated with the next record, and for the last time when the file is closed.
 
     Attributes:
-        lost: Number of records that were given up.
+        lost: Number of records that could not be written.
         error: The newest failure of a write, or None.
     """
 
@@ -183,7 +183,7 @@ class JsonLines:
                 line, end = self._waiting[0], os.lseek(self._fd, 0, os.SEEK_END)
                 if os.write(self._fd, line) != len(line):
                     os.ftruncate(self._fd, end)
-                    raise OSError(f"{self._path.name}: the disk took only a part of a line")
+                    raise OSError(f"{self._path.name}: only a part of a line could be written")
                 self._waiting.popleft()
         except OSError as error:
             self.error = error
@@ -193,7 +193,7 @@ class JsonLines:
 
 def _open_after_last_line(path: Path) -> int:
     """Open a file for appending, and remove an incomplete last line that a crash left."""
-    mode = 0o666  # the umask removes permissions from it
+    mode = 0o666  # the umask applies to it
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):

@@ -51,7 +51,7 @@ class Progress:
         self._every = every or max(1, -(-(total_steps - start_step) // PLAIN_LINES))
         self._step, self._start_step = start_step, start_step
         self._step_times: Deque[float] = deque(maxlen=RECENT_STEPS)
-        self._last_update: Optional[float] = None  # the time before the first step is not the time of a step
+        self._last_update: Optional[float] = None  # the time until the first step is done is not measured
         self._console = live_console()
         self._live: Optional[Live] = None
         if enabled and self._console.is_terminal:

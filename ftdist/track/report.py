@@ -17,7 +17,7 @@ from ftdist.base.tables import plain_table, show, show_table
 from ftdist.run.rundir import RunDir
 
 SHOWN_ANSWERS = 2
-"""Number of questions whose answers are printed. samples.jsonl has all."""
+"""Number of questions whose answers are printed. samples.jsonl has all questions."""
 SHOWN_CHARACTERS = 400
 """Maximum number of characters of an answer that are printed. samples.jsonl has the whole answer."""
 LABEL_WIDTH = 13
@@ -28,7 +28,8 @@ TRUNCATION_MARK = "…"
 
 WANDB_MAGIC = b":W&B"
 RECORD_HEADER = struct.Struct("<3xIHB")
-"""The bytes after the magic: three of the file, then checksum, length and kind of the first record."""
+"""The bytes after ``WANDB_MAGIC``: the other 3 bytes of the file's header, then checksum, length and kind of the first
+record."""
 
 Losses = Dict[str, List[Tuple[int, float]]]
 """(optimizer step, loss in nats per token) of every evaluation, by held-out set."""

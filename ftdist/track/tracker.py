@@ -52,7 +52,7 @@ class Tracker:
             sink.rewind(step, evaluated)
 
     def finish(self, exit_code: int) -> None:
-        """Close every sink. Call it before the process ends, also before ``os._exit``. Its time is bounded."""
+        """Close every sink. Call it before the process ends, also before ``os._exit``."""
         sinks, self._sinks = self._sinks, []
         for sink in sinks:
             sink.finish(exit_code)

@@ -31,8 +31,8 @@ SET_HERE = {
     *VARIABLES.values(), *NOT_USED, "WANDB_MODE", "WANDB_RESUME", "WANDB_CONSOLE", "WANDB_SILENT", "WANDB_DISABLE_GIT",
     "WANDB_DISABLE_JOB_CREATION", "WANDB_SAVE_CODE", "WANDB_INIT_TIMEOUT",
 }  # fmt: skip
-"""Variables whose settings are passed to wandb, which come from the frozen config or are the same in every run. Keys
-and addresses of services are not among them."""
+"""Variables of wandb that have no effect, because ftdist passes these settings to wandb itself. The settings come from
+the frozen config or are the same in every run. API keys and server addresses are not among them."""
 TABLE_COLUMNS = ["step", "set", "index", "question", "prompt", "answer", "reference"]
 
 Call = Callable[[Any], Any]
@@ -111,7 +111,7 @@ class WandbRun:
         if not self._failed:
             self._failed = True
             words = " ".join(str(reason).split()) or type(reason).__name__
-            goes_on = "" if self._given_up else "training goes on, "  # it is given up when training has ended
+            goes_on = "" if self._given_up else "training continues, "  # W&B is given up only after training has ended
             self._note(f"W&B: {redact(words)[:200]}; {goes_on}metrics.jsonl is complete")
 
     def _work(self) -> None:
@@ -186,8 +186,9 @@ class WandbRun:
 def _remove_variables() -> None:
     """Remove the variables in ``SET_HERE`` from the environment of this process.
 
-    They have no effect, but wandb checks them before it looks at the settings that it was passed. An invalid value
-    would lose the record. The agent of a sweep sets some of them for wandb, so that they are kept in a sweep.
+    They have no effect, but wandb checks them before it reads the settings that were passed to it. With an invalid
+    value, wandb would not start and the W&B record would be lost. In a W&B sweep they are kept, because its agent sets
+    some of them for wandb.
     """
     if "WANDB_SWEEP_ID" not in os.environ:
         for name in SET_HERE:

@@ -57,7 +57,8 @@ def count_step(state: TrainState, train: TrainConfig, bad: Optional[str], grad_n
 
 
 def batch_rows(training: Training, batch: int, batches: int = 1) -> List[int]:
-    """Return the ids of the training rows of ``batches`` global batches, from index ``batch`` in the data order on."""
+    """Return the ids of the training rows of ``batches`` global batches, starting at index ``batch`` of the data
+    order."""
     size = training.plan.global_batch_size
     return row_ids(training.config.seed, training.train_set.num_rows, batch * size, batches * size).tolist()
 

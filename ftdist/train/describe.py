@@ -56,18 +56,18 @@ def describe_experts(config: RunConfig, arch: Any, balance: float) -> List[str]:
 
 
 def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:
-    """Return what eager attention costs in memory."""
+    """Return how much memory eager attention needs."""
     size = eager_bytes(config, arch, choice.plan) / 2**30
     if not size:
-        return "eager attention takes memory in the square of the row length"
+        return "the memory of eager attention grows with the square of the row length"
     rows, length = config.batch.micro_batch_size, config.data.max_seq_len
-    change = "data.max_seq_len and batch.micro_batch_size" + (
-        "" if config.train.gradient_checkpointing else ", or train.gradient_checkpointing=true"
+    change = "data.max_seq_len or batch.micro_batch_size" + (
+        "" if config.train.gradient_checkpointing else ", or set train.gradient_checkpointing=true"
     )
     what = f"if {rows} documents have {length:,} tokens"
     if choice.plan.layout in (Layout.row, Layout.masks):
         what = f"for {rows * length:,} tokens in a row"
-    return f"eager attention keeps {size:,.1f} GiB of scores {what}; smaller {change} reduce it"
+    return f"eager attention keeps {size:,.1f} GiB of scores {what}; to reduce it, lower {change}"
 
 
 def eager_bytes(config: RunConfig, arch: Any, plan: AttentionPlan) -> int:
@@ -79,7 +79,7 @@ def eager_bytes(config: RunConfig, arch: Any, plan: AttentionPlan) -> int:
     text, rows, length = arch.get_text_config(), config.batch.micro_batch_size, config.data.max_seq_len
     try:
         heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
-    except Exception:  # Dots 3 has other numbers of heads in each layer, and says so with an error
+    except Exception:  # Dots 3 has a different number of heads in each layer, and raises an error
         heads, layers = None, None
     if plan.implementation != "eager" or not isinstance(heads, int) or not isinstance(layers, int):
         return 0

@@ -15,14 +15,14 @@ RANK_VARIABLES = {
     "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"),
     "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"),
 }
-"""The variables in which mpirun and Slurm give the numbers of a rank. If a Slurm job uses mpirun, those of mpirun are
-right, so they come first."""
+"""The variables in which mpirun and Slurm give the numbers of a rank. If a Slurm job uses mpirun, the variables of
+mpirun are the right ones, so they come first."""
 
 
 def exit_when_input_closes() -> None:
     """Wait until standard input closes, then end this process.
 
-    It closes when the ssh connection is gone, and with it the launcher that started this process.
+    It closes when the ssh connection ends, which means that the launcher has ended.
     """
     while os.read(0, 1024):
         pass

@@ -61,7 +61,7 @@ def train(training: Training) -> bool:
             return True
         started = time.perf_counter()
         result = train_step(training, state.step)
-        training.busy("")  # ends "starting": the first step may compile kernels for a long time
+        training.busy("")  # ends the activity "starting", because the first step may compile kernels for a long time
         if training.engine.no_gradient.names and not named:
             training.progress.note(training.engine.no_gradient.describe())
         named = True

@@ -118,7 +118,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     if finished and ranks.first and config.train.export:
         with task("exporting the model"):
             export_checkpoint(run.find_checkpoint("last"), run.export, config)
-    # The exit code is 0 also if the run was stopped. Torchrun would treat any other code as a crash.
+    # The exit code is 0 even if the run was stopped. Torchrun would treat any other code as a crash.
     training.tracker.finish(EXIT_DONE if finished else EXIT_PREEMPTED)
     if ranks.first:
         run.write_status(state="done" if finished else "preempted", exit_reason="" if finished else STOPPED)
@@ -166,7 +166,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     for line in describe_attention(config, arch, choice, proof, one_document) + about_model:
         _print_on_rank_0(ranks, line)
     max_steps = num_steps(config, train_set.num_rows)
-    if note := fit_warmup(config.optim, max_steps):  # a Slurm job with epochs: the steps are known only now
+    if note := fit_warmup(config.optim, max_steps):  # with train.epochs, a Slurm job knows the steps only now
         _print_on_rank_0(ranks, note)
     if ranks.first:
         _check_disk(config, run, engine, max_steps)

@@ -40,7 +40,7 @@ POLL_S = 1.0
 POSITIONS_S = 3.0
 """Time that the other ranks have after an alarm to report their positions."""
 STORE_TIMEOUT_S = 10.0
-"""If the store does not answer for so many seconds, its machine is considered lost."""
+"""Seconds without an answer of the store, after which its machine is considered lost."""
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
@@ -95,8 +95,8 @@ class Watchdog:
     def busy(self, activity: str) -> None:
         """Tell the other ranks that this rank starts an activity that may take long, for instance "saving".
 
-        Until it ends, which "" says, ``launch.stall_timeout_s`` does not apply. The others then wait for this rank
-        until their collectives time out after ``launch.timeout_s``.
+        ``launch.stall_timeout_s`` does not apply until this method is called with "", which ends the activity. Until
+        then the other ranks wait for this rank until their collectives time out after ``launch.timeout_s``.
         """
         if activity != self._activity and self._store is not None:
             self._activity = activity
@@ -184,7 +184,7 @@ class Watchdog:
         return {"rank": rank, "host": host, "time": time.time(), "message": text, "known": True,
                 "exit_code": EXIT_FAILED, "reported_by": self._ranks.rank, "stalled": stalled}  # fmt: skip
 
-    # ---- what is known of the other ranks --------------------------------------------------------------------------
+    # ---- what is known about the other ranks ------------------------------------------------------------------------
 
     def _collect_positions(self) -> Dict[int, RankPosition]:
         found: Dict[int, RankPosition] = {}

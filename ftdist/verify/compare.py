@@ -41,7 +41,7 @@ class Expected:
     heldout: float
     """Held-out loss after the last step. 0 if there is no held-out data."""
     untouched: List[FrozenSet[str]] = field(default_factory=list)
-    """For each step, the names of the parameters that had not got a gradient so far."""
+    """For each step, the names of the parameters that had not received a gradient so far."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def _run(config: RunConfig, run: RunDir, ranks: Ranks, wanted_ranks: int, quick: bool) -> int:
-    os.dup2(2, 1)  # the lines that a training run prints belong in the log here, not on the terminal
+    os.dup2(2, 1)  # here the lines of a training run go to the log, not to the terminal
     rank_process.quiet_libraries()
     file = run.path / "trial.yaml"
     if ranks.first:

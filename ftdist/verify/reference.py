@@ -1,9 +1,9 @@
 """The reference: training in plain PyTorch, in one process.
 
-It uses nothing of ftdist's loader, attention, loss, engine or schedule. It reads the prepared documents from the files
-of the cache and runs each document on its own through the model as transformers builds it. Then it follows the formulas
-of docs/step.md: the sum of the token losses divided by the number of trained tokens of the global batch, clipping,
-AdamW, the learning rate. It is slow and short. Everything that makes ftdist fast is compared with it.
+It does not use ftdist's loader, attention, loss, engine or schedule. It reads the prepared documents from the files of
+the cache and runs each document on its own through the model as transformers builds it. Then it follows the formulas of
+docs/step.md: the sum of the token losses divided by the number of trained tokens of the global batch, clipping, AdamW,
+the learning rate. It is short and slow. Everything that makes ftdist fast is compared with it.
 """
 
 import math

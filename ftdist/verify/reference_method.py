@@ -1,7 +1,6 @@
-"""The reference of a method: what it trains, in PEFT's and PyTorch's own words.
+"""The reference of a method: what it trains, built with PEFT's and PyTorch's own functions.
 
-It uses nothing of ``ftdist.method``. Adapters are those of ``peft.get_peft_model``, with the settings of the config as
-they are.
+It does not use ``ftdist.method``. Adapters are made by ``peft.get_peft_model`` with the settings of the config.
 """
 
 from fnmatch import fnmatchcase

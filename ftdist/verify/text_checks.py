@@ -120,8 +120,8 @@ def _describe_difference(documents: int, location: str, expected: List[str], fou
 def check_messages(train_on: TrainOn, samples: List[Sample]) -> Check:
     """Check that the text of a chat contains the content of its messages.
 
-    Messages and calls of tools are not checked, because each template writes them in its own way. Neither is the
-    thinking in answers, which templates may leave out.
+    Messages and calls of tools are not checked, because each template writes them in its own way. The thinking in
+    answers is not checked either, because templates may leave it out.
     """
     chats = [sample for sample in samples if sample.document.messages]
     if not chats:

@@ -27,7 +27,7 @@ from ftdist.verify.reference import read_rows
 from ftdist.verify.text_checks import Sample, check_texts
 
 # Maximum shares of a source's documents. A larger share fails the check. A document that has nothing to train after
-# truncation wastes steps. Most data has a few of them, and their number is always shown.
+# truncation wastes computation. Most data has a few such documents, and their number is always shown.
 MAX_MASKED, MAX_DROPPED, MAX_CUT = 0.1, 0.5, 0.9
 MAX_DOCUMENTS = 200
 """Number of documents of each source that are read."""

@@ -54,7 +54,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 class Missing:
     """What is on the hub and cannot be read from this machine, and why.
 
-    It is found out once and then passed on, because a request to a hub that does not answer takes half a minute.
+    It is determined once and then passed on, because a request to a hub that does not answer takes half a minute.
     """
 
     model: Optional[ConfigError] = None

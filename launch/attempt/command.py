@@ -1,6 +1,6 @@
 """Build the command that starts ranks, and the environment that they need. Nothing is started here.
 
-Ranks are started in four places: ``attempt/process.py`` (torchrun on this machine),
+Ranks are started in four places: ``attempt/torchrun.py`` (torchrun on this machine),
 ``backends/deepspeed.py`` (DeepSpeed's launcher), ``verbs/start_node.py`` (torchrun on each node of a Slurm job) and
 ``verbs/under_torchrun.py`` (a torchrun that the user started).
 """

@@ -1,7 +1,7 @@
 """Choose the CPUs of each rank of a machine: cores near its GPU, among the CPUs that the job was granted.
 
-A CPU is a hardware thread, as the kernel and Slurm number them. A core has one or two. ``divide`` is a pure function
-from a topology; ``read_topology`` reads that of this machine.
+A CPU is a hardware thread, as the kernel and Slurm number them. A core has one or two. ``divide`` is a pure function of
+a topology; ``read_topology`` reads the topology of this machine.
 """
 
 import re
@@ -33,7 +33,7 @@ class Topology:
 
 @dataclass(frozen=True)
 class Division:
-    """What the ranks of a machine get."""
+    """The CPUs that the ranks of a machine get."""
 
     cpus: List[List[int]]
     """CPUs that each rank is bound to. Empty if the ranks are not bound."""

@@ -14,11 +14,11 @@ from ftdist.base.json_files import read_json
 from ftdist.run.rundir import NUMBER, RunDir
 
 LAST_LINES = 30
-"""Lines of a log that a message quotes."""
+"""Maximum number of lines of a log that a message quotes."""
 REPORTED = re.compile(
     r"time\s*:\s*(\S+)\s+host\s*:\s*(\S+)\s+rank\s*:\s*(\d+)[^\n]*\s+exitcode\s*:\s*(-?\d+) \(pid: (\d+)\)"
 )
-"""One failure in torchrun's report. The report names every rank of its machine that did not end with 0."""
+"""One failure in torchrun's report. The report names every rank of its machine whose exit code was not 0."""
 FORCED = re.compile(r"Unable to shutdown process (\d+)")
 """A rank that torchrun killed, because it did not end on SIGTERM after another rank had failed."""
 KILLED_UNDER_DEEPSPEED = re.compile(
@@ -65,9 +65,9 @@ class RankEnd:
 def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> LaunchError:
     """Return the error that explains why an attempt failed.
 
-    Causes are looked for in this order, and the first one that is found is reported: a rank that held up the others; a
-    rank that was killed and so recorded no error; the earliest error that does not follow from the loss of another
-    rank; a rank that aborted; the earliest error of all.
+    Causes are looked for in this order, and the first one that is found is reported: a rank that blocked the others; a
+    rank that was killed and therefore recorded no error; the earliest error that does not follow from the loss of
+    another rank; a rank that aborted; the earliest error of all.
 
     Args:
         attempt: number of the attempt.
@@ -82,7 +82,7 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
     follows = first is not None and _follows_from_another(first)
     suspects = [e for e in ended if e.killed and (not e.aborted or first is None or follows)]
     if first is not None and first.get("stalled"):
-        suspects = []  # the ranks found the one that held them up, and killed it
+        suspects = []  # the ranks determined which one blocked them, and then ended
     if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
         who = f"rank {killed.rank} on {killed.host}"
         why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
@@ -115,7 +115,7 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
 
 
 def ended_from_outside(run: RunDir, attempt: int, logs: List[Path], code: int) -> str:
-    """Return why the ranks of a job ended without a failure of their own, or an empty text if one of them failed.
+    """Return the external reason why the ranks of a job ended, or an empty text if one of them failed.
 
     The reason is that something sent SIGTERM to the ranks of a node, that Slurm could not start the ranks, or that it
     lost their node. The same job can then continue on other nodes. If SIGTERM comes before torchrun has started its

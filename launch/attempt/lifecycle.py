@@ -1,7 +1,7 @@
-"""One attempt of a run: how it begins and how it ends, whatever starts the ranks.
+"""The lifecycle of an attempt: how it begins and how it ends. It is the same for all backends.
 
-Each start of a run is an attempt, counted from 0 in status.json. Whatever starts the ranks calls ``begin`` before them
-and ``conclude`` after them. In between rank 0 writes status.json.
+Each start of a run is an attempt, numbered from 0 in status.json. The process that starts the ranks calls ``begin``
+before it starts them and ``conclude`` after they have ended. In between rank 0 writes status.json.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def begin(
 
     Args:
         kind: what starts the ranks.
-        attempt: the number, if it was decided before. Defaults to the next one.
+        attempt: the number of the attempt, if it is already known. Defaults to the next one.
         keep_requests: see ``clear``.
         fields: more fields of status.json. By default the process of this attempt is the current one, on this host.
     """
@@ -117,7 +117,7 @@ def ended_at_once(run: RunDir, code: int) -> bool:
 
 @contextlib.contextmanager
 def failures_recorded(run: RunDir) -> Iterator[None]:
-    """Write a LaunchError that passes through into status.json."""
+    """Record in status.json a LaunchError that is raised inside the ``with`` block."""
     try:
         yield
     except LaunchError as error:

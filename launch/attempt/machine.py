@@ -1,4 +1,4 @@
-"""What this machine has, found without importing torch."""
+"""The hardware and the libraries of this machine, determined without importing torch."""
 
 import importlib.util
 import os
@@ -63,7 +63,7 @@ def _selected(named: List[tuple[str, str]], wanted: List[str]) -> List[str]:
 
 
 def torch_without_gpus() -> Optional[str]:
-    """Return the version of the installed torch if it was built for CPU only. None if not, or without torch."""
+    """Return the version of the installed torch if it was built for CPU only. Otherwise, and without torch, None."""
     spec = importlib.util.find_spec("torch")
     try:
         text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8") if spec and spec.origin else ""

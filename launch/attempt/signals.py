@@ -46,7 +46,7 @@ def stop_on_signals(ask: Optional[Callable[[], str]], end_now: Callable[[], obje
 
 
 def touch_on_signals(request: Path, end_now: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
-    """``stop_on_signals`` that asks for a stop by touching a file. The ranks or the sweep look for it.
+    """Like ``stop_on_signals``. A stop is requested by creating a file, which the ranks or the sweep look for.
 
     Args:
         request: the file.

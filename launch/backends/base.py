@@ -21,7 +21,7 @@ class Seen:
     """The state of a run, as far as it can be seen from this machine."""
 
     state: str
-    """A state of status.json, or DEAD."""
+    """A state from status.json, or DEAD."""
     detail: str = ""
     """What a scheduler reports about the job of a run that is under way."""
 
@@ -61,10 +61,12 @@ class Backend(Protocol):
         """Return what ``start`` would start, as text."""
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        """Start or resume a run. Returns its exit code, or 0 for a job that nobody waits for.
+        """Start or resume a run. Returns its exit code, or 0 if a job was submitted and the launcher does not wait for
+        it.
 
         Raises:
-            LaunchError: the run could not be started, or it failed. The message is that of the rank that failed first.
+            LaunchError: the run could not be started, or it failed. The message is the error of the rank that failed
+            first.
         """
 
     def states(self, statuses: Sequence[Status]) -> List[Seen]:
@@ -81,7 +83,7 @@ class Backend(Protocol):
         """
 
     def log(self, run: RunDir) -> Optional[Path]:
-        """Return the newest log of a run as a whole, or None if there is none yet."""
+        """Return the newest log of the whole run, or None if there is none yet."""
 
 
 def newest_rank_log(run: RunDir, rank: int) -> Optional[Path]:

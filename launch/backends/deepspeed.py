@@ -1,7 +1,7 @@
 """Start a run through DeepSpeed's launcher, for clusters that require it.
 
-DeepSpeed's launcher starts the ranks on all machines of a hostfile with pdsh (over ssh), Slurm or OpenMPI. It knows
-nothing of the run: requests to stop and the state of the run are files in the run directory, which all machines see.
+DeepSpeed's launcher starts the ranks on all machines of a hostfile with pdsh (over ssh), Slurm or OpenMPI. It does not
+know the run directory. Requests to stop and the state of the run are files there, which all machines see.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ class DeepspeedBackend(ForegroundBackend):
             attempt = lifecycle.begin(run, self.kind)
             write_files(config, run)
             log = run.logs / f"launcher.attempt-{attempt}.log"
-            prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # what pdsh puts before lines
+            prefixes = tuple(f"{host}: " for host in config.launch.nodes.hosts)  # the prefixes that pdsh adds to lines
             code = _run(plan_deepspeed(config, run, attempt), run, log, prefixes)
             return lifecycle.conclude(run, attempt, code, [log])
 
@@ -139,7 +139,7 @@ def _relay(printed: Path, log: Path, prefixes: Tuple[str, ...], ended: threading
 
     Args:
         printed: the output of DeepSpeed's launcher.
-        prefixes: what pdsh puts before each line, for each host.
+        prefixes: the text that pdsh adds before each line, for each host.
     """
     with printed.open("rb") as out, log.open("ab", buffering=0) as file:
         last = False

@@ -26,7 +26,7 @@ END_S = 30.0
 
 
 class ForegroundBackend:
-    """The part of a backend that is the same however its launcher starts the ranks."""
+    """The part of a backend that does not depend on how its launcher starts the ranks."""
 
     on_this_machine = False
     uses_scheduler = False

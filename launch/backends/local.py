@@ -5,7 +5,7 @@ from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.command import plan_local, rank_program
 from ftdist.launch.attempt.machine import check_torch
-from ftdist.launch.attempt.process import run_ranks
+from ftdist.launch.attempt.torchrun import run_ranks
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.run.rundir import RunDir

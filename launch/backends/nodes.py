@@ -16,7 +16,7 @@ from typing import List, Optional, TextIO
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.config.schema import LaunchKind, RunConfig
-from ftdist.launch.attempt import failure, lifecycle, process, signals
+from ftdist.launch.attempt import failure, lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.rendezvous import address, check_port, wait_for_port
@@ -24,7 +24,7 @@ from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.run.rundir import RunDir
 
 SSH_FAILED = 255
-"""ssh's own exit code: the command has not been run."""
+"""Exit code of ssh if it did not run the command."""
 GRACE_S = 20.0
 """Seconds that the other machines have to report how they ended, after one has failed."""
 
@@ -146,7 +146,7 @@ def _run_other_machine(config: RunConfig, run: RunDir, rank: int, attempt: int) 
 
 def _run_ranks(config: RunConfig, run: RunDir, rank: int, attempt: int) -> int:
     _join(config, run, rank, attempt)
-    return process.run_ranks(plan_node(config, run, rank, attempt), _log(run, rank, attempt), run.preempt)
+    return torchrun.run_ranks(plan_node(config, run, rank, attempt), _log(run, rank, attempt), run.preempt)
 
 
 def _log(run: RunDir, rank: int, attempt: int) -> Path:

@@ -49,6 +49,6 @@ def wait_for_port(config: RunConfig, machine: str) -> None:
             reason = str(error.strerror or error)
         time.sleep(0.5)
     raise LaunchError(f"{platform.node()} ({machine}) cannot reach {place[0]}:{place[1]}: {reason}",
-                      "ranks that run on the first machine, and a port that is open",
+                      "ranks that run on the first machine, and an open port",
                       "start the first machine first, or set launch.nodes.address=NAME or "
                       "launch.nodes.port=PORT")  # fmt: skip

@@ -95,10 +95,8 @@ def compose(args: argparse.Namespace) -> RunConfig:
 
 
 def complete_composed(composed: DictConfig, loader: ConfigLoader) -> None:
-    """Post-process the composed config, in place.
-
-    If two mutually exclusive settings are set, keep the more specific one. Restore text values that YAML read as
-    numbers.
+    """Post-process the composed config, in place. If two mutually exclusive settings are set, keep the more specific
+    one. Restore text values that YAML read as numbers.
     """
     origins = find_origins(composed, loader)
     settle(composed, origins)

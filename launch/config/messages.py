@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf in ftdist's words: what was found, what was expected, and the nearest right name."""
+"""Translate errors of Hydra and OmegaConf: what was found, what was expected, and the nearest right name."""
 
 import dataclasses
 import enum

@@ -31,7 +31,7 @@ SAMPLERS = ("TPESampler", "RandomSampler", "GridSampler", "CmaEsSampler", "NSGAI
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """A sweep as the user asked for it: enough to propose the same trials again."""
+    """The user's request for a sweep. It is enough to propose the same trials again."""
 
     overrides: List[str]
     config_dir: Optional[str]
@@ -46,7 +46,7 @@ and the number of the first one. Returns the objectives of the trials, which the
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What is known of a sweep before any trial is proposed."""
+    """What is known about a sweep before any trial is proposed."""
 
     name: str
     runs_dir: str
@@ -55,7 +55,7 @@ class SweepPlan:
 
 
 def peek_sweep(request: SweepRequest) -> SweepPlan:
-    """Return what is known of a sweep before it starts.
+    """Return what is known about a sweep before it starts.
 
     Raises:
         ConfigError: The config is wrong, or it asks for code that ftdist does not run.

@@ -1,4 +1,4 @@
-"""Text settings keep what was typed, even if it looks like a number: ``name=12e3`` is not ``12000.0``.
+"""Keep text settings as they were typed, even if they look like a number: ``name=12e3`` is not ``12000.0``.
 
 Hydra and YAML read ``12e3`` as a number, and OmegaConf turns the number into text again for a setting of type ``str``.
 So a value on the command line is quoted before Hydra reads it, and a value from a file is taken from the file again.

@@ -45,7 +45,7 @@ def freeze(
     run = RunDir(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()  # fails if another user has put a link there, as anyone may in a shared folder
+        temporary.mkdir()  # fails if another user has put a link there, which is possible in a shared folder
         run.logs.mkdir()
         run.checkpoints.mkdir()
         write_json(run.deepspeed, settings)
@@ -109,7 +109,7 @@ def confirm_settings(run: RunDir, config: RunConfig) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> ConfigError:
-    """Return the reason for the user: rights, a full disk, a name that is too long."""
+    """Return an error with the reason: no permission, a full disk, a name that is too long."""
     why = explain_os_error(error)
     reason = why.found if isinstance(why, AccessError) else error.strerror
     return ConfigError(f"cannot write {path}: {reason}", why.expected or "a path that can be written",

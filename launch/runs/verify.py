@@ -14,7 +14,7 @@ from ftdist.base.errors import LaunchError
 from ftdist.base.terminal import task
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
-from ftdist.launch.attempt import process
+from ftdist.launch.attempt import torchrun
 from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.attempt.failure import explain_failure
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
@@ -93,7 +93,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
         arguments = [scratch, "--wanted-ranks", str(wanted), *(["--quick"] if quick else [])]
         log = run.logs / "launcher.log"
         with task("checking the config"):
-            code = process.run_ranks(plan_local(config, "ftdist.verify.main", *arguments), log)
+            code = torchrun.run_ranks(plan_local(config, "ftdist.verify.main", *arguments), log)
         found = read_checks(run.path)
         if code:
             found.append(failed("all checks completed", _without_logs(explain_failure(run, 0, [log], code))))

@@ -17,7 +17,7 @@ from ftdist.run.identity import check_files
 from ftdist.run.rundir import RunDir
 
 MAX_IDLE = 2
-"""A job does not requeue itself after so many attempts in a row that ended without a newer checkpoint."""
+"""Number of consecutive attempts without a newer checkpoint, after which a job does not requeue itself."""
 REQUEUE = "requeue"
 """What ``_end`` prints if the script must requeue the job."""
 
@@ -33,14 +33,14 @@ add_moved_arguments = _add_arguments
 def add_begin_arguments(parser: argparse.ArgumentParser) -> None:
     _add_arguments(parser)
     parser.add_argument("--old-request", action="store_true",
-                        help="RUN_DIR/preempt was there when the script began")  # fmt: skip
+                        help="RUN_DIR/preempt existed when the script began")  # fmt: skip
 
 
 def add_end_arguments(parser: argparse.ArgumentParser) -> None:
     _add_arguments(parser)
     parser.add_argument("--code", type=int, required=True, help="exit code of srun")
-    parser.add_argument("--asked", action="store_true", help="USR2 came: the time limit is near")
-    parser.add_argument("--ended", action="store_true", help="TERM came: Slurm ends or preempts the job")
+    parser.add_argument("--asked", action="store_true", help="SIGUSR2 arrived: the time limit is near")
+    parser.add_argument("--ended", action="store_true", help="SIGTERM arrived: Slurm ends or preempts the job")
 
 
 def begin(args: argparse.Namespace) -> int:
@@ -49,7 +49,7 @@ def begin(args: argparse.Namespace) -> int:
     A run does not begin if it was asked to stop after it was submitted, or if it has been requeued too often.
 
     Raises:
-        LaunchError: another job or launcher has the run. Nothing has been changed.
+        LaunchError: the run belongs to another job or launcher. Nothing has been changed.
     """
     run = RunDir.open(args.run_dir)
     config = load_config(run.config)
@@ -93,7 +93,7 @@ def end(args: argparse.Namespace) -> int:
     Returns:
         The exit code of the attempt.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all processes of a job that ends get it; this one ends soon
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm sends it to every process; this one ends soon
     run = RunDir.open(args.run_dir)
     owner, now = ownership.this_job(args.job), ownership.current(run)
     if not ownership.holds(now, owner) and now is not None and not now.ended:
@@ -171,7 +171,8 @@ def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved
     """
     status = run.read_status()
     requeues, idle = int(status.get("requeues", 0)), _count_idle(run)
-    # If only TERM came, Slurm has decided: it requeues a preempted job itself, and a cancelled one must not go on.
+    # If only SIGTERM arrived, Slurm has decided: it requeues a preempted job itself, and a cancelled one must not
+    # continue.
     wanted = (args.asked or not args.ended) and not run.cancel.exists()
     requeue = wanted and requeues < config.launch.max_requeues and idle < MAX_IDLE
     reason = "near the time limit" if args.asked else cause or "stopped by Slurm"

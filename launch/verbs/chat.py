@@ -13,8 +13,8 @@ from ftdist.run.rundir import RunDir, checkpoint_step, refuse_sweep
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN_DIR|MODEL", help="a run or a model folder")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest answer (default 256)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) always takes the likeliest token")
+    parser.add_argument("--max-tokens", type=int, default=256, help="maximum tokens of an answer (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the most likely token")
 
 
 def chat(args: argparse.Namespace) -> int:

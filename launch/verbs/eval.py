@@ -10,7 +10,7 @@ from ftdist.base.json_files import write_json
 from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.resumable import EVALUATED, check_changes
 from ftdist.config.schema import LaunchConfig, RunConfig
-from ftdist.launch.attempt import failure, lifecycle, process
+from ftdist.launch.attempt import failure, lifecycle, torchrun
 from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose
@@ -71,7 +71,7 @@ def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:
     log = run.logs / "eval.log"
     log.unlink(missing_ok=True)
     arguments = [str(run.path), *arguments, "--attempt", str(attempt)]
-    code = process.run_ranks(plan_local(config, "ftdist.serve.evaluate", *arguments), log)
+    code = torchrun.run_ranks(plan_local(config, "ftdist.serve.evaluate", *arguments), log)
     if code:
         raise failure.explain_failure(run, attempt, [log], code)
     return EXIT_DONE

@@ -29,7 +29,7 @@ def logs(args: argparse.Namespace) -> int:
     """Print the newest log of a run or of one of its ranks.
 
     Raises:
-        ConfigError: there is no such log, and none is to be expected.
+        ConfigError: there is no such log, and the run will not write one.
     """
     run = RunDir.open(args.run_dir)
     path = newest_log(run, args.rank)

@@ -77,7 +77,7 @@ def resume(args: argparse.Namespace) -> int:
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
         resolve.resolve_ranks(config)
-        check_files(run, config)  # before the model is loaded, which would only say that a file is missing
+        check_files(run, config)  # loading the model would only say that a file is missing
         inputs.prepare_model(config)
         inputs.prepare_run_data(config, run)
     code = backend.start(config, run)

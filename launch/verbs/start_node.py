@@ -27,7 +27,7 @@ def start_node(args: argparse.Namespace) -> int:
     """Replace this process by the torchrun of one node of a job.
 
     Raises:
-        LaunchError: the nodes do not reach each other. The message has the node and the host name.
+        LaunchError: the nodes do not reach each other. The message names the node and the host name.
     """
     run = RunDir.open(args.run_dir)
     launch = load_config(run.config).launch

@@ -20,7 +20,7 @@ from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
 from ftdist.base.json_files import read_json
 from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
-from ftdist.launch.attempt import lifecycle, process, signals
+from ftdist.launch.attempt import lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.launch.backends.slurm import srun_task
 from ftdist.launch.backends.slurm.ownership import owned
@@ -89,7 +89,7 @@ def resume(config: RunConfig, run: RunDir) -> int:
     with _among_others():
         if is_first_rank():
             return _resume_first_rank(config, run, number, attempt)
-        # It waits for rank 0, which may find that another launcher or job has the run.
+        # It waits for rank 0, which may find that the run belongs to another launcher or job.
         return _run_other_rank(config, ["--from-store", *attempt])
 
 
@@ -122,8 +122,8 @@ def _frozen_before(config: RunConfig) -> RunDir:
 
 
 def _run_first_rank(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
-    """Run rank 0 and print how the run ended. A run that was stopped returns 0 under torchrun, which takes 75 for a
-    crash."""
+    """Run rank 0 and print how the run ended. A run that was stopped returns 0 under torchrun, which would treat 75 as
+    a crash."""
     with owned(run):
         code = _run_rank(config, [str(run.path), *arguments], run.preempt)
         code = lifecycle.conclude(run, 0, code, [run.logs / "torchrun.log"])
@@ -163,7 +163,7 @@ def _run_rank(config: RunConfig, arguments: List[str], request: Optional[Path] =
     signal.signal(signal.SIGUSR2, lambda *_: request.touch() if request is not None else None)
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, interrupt)
-    with process.temporary_folder() as temporary:
+    with torchrun.temporary_folder() as temporary:
         environment = {**os.environ, **ranks_env(config), "TMPDIR": temporary}
         child = subprocess.Popen([sys.executable, "-m", "ftdist.train.main", *arguments], env=environment,
                                  preexec_fn=_ignore_interrupts)  # fmt: skip

@@ -239,7 +239,7 @@ def test_training_continues_when_the_disk_is_full(tmp_path: Path, background: st
     (losses, quiet), (same, notes) = outcomes
     assert losses == same and not quiet
     assert [note.split(" could not")[0] for note in notes] == ["the checkpoint of step 2", "the checkpoint of step 3"]
-    assert all("rank 1: File too large (rank-00001.safetensors); training goes on" in note for note in notes)
+    assert all("rank 1: File too large (rank-00001.safetensors); training continues" in note for note in notes)
     assert [path.name[-1] for path in run.published_checkpoints()] == ["1", "4", "5"]
     assert not list(run.checkpoints.glob(".*"))
 

@@ -137,7 +137,7 @@ def test_the_git_diff_is_kept_without_secrets(finished: Finished) -> None:
     "security",
     "a strict umask",
     "077 and 027, over a whole run",
-    "no file or folder has more rights",
+    "no file or folder has more permissions than the umask allows",
 )
 def test_files_respect_the_umask(finished: Finished) -> None:
     made = [path for place in ("runs", "cache", "hf", "tmp") for path in (finished.home / place).rglob("*")]
@@ -159,7 +159,7 @@ def test_files_respect_the_umask(finished: Finished) -> None:
     "security",
     "an export",
     "umask 077; --out is a link",
-    "no file has more rights; a link is refused",
+    "no file has more permissions; a link is refused",
 )
 @pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
 def test_an_export_respects_its_own_umask_and_refuses_a_link(finished: Finished, tmp_path: Path) -> None:

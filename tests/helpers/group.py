@@ -9,7 +9,7 @@ from typing import Callable, Dict, Mapping, Optional
 from unittest import mock
 
 from ftdist.launch import cli
-from ftdist.launch.attempt import process
+from ftdist.launch.attempt import torchrun
 from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.run.rundir import RunDir
 from tests.helpers.ranks import fork, free_port, preload
@@ -105,12 +105,12 @@ def ftdist_with_forked_ranks(*words: str | Path) -> int:
     This saves ten seconds of CPU time in tests that are not about the start of processes. Signals do not reach the
     ranks. ``capfd`` captures the output.
     """
-    with mock.patch.object(process, "run_ranks", run_plan):
+    with mock.patch.object(torchrun, "run_ranks", run_plan):
         return cli.dispatch([*map(str, words)])
 
 
 def run_plan(plan: LaunchPlan, log: Path, request: Optional[Path] = None) -> int:
-    """Execute a plan for torchrun on forked ranks: replaces ``ftdist.launch.attempt.process.run_ranks``."""
+    """Execute a plan for torchrun on forked ranks: replaces ``ftdist.launch.attempt.torchrun.run_ranks``."""
     from torch.distributed import TCPStore
 
     world_size = int(plan.argv[plan.argv.index("--nproc-per-node") + 1])

@@ -295,4 +295,4 @@ def test_a_resume_on_other_ranks_continues_and_another_base_is_refused(folder: P
     losses, error = run_ranks(_elsewhere, 1, configs, changed, folder)[0]
     for number, continued in zip(MOVED, losses, strict=True):
         assert continued == pytest.approx(found[number].losses[SAVED_AT : SAVED_AT + 3], rel=1e-6)
-    assert "on a base model with other weights" in error
+    assert "the base model now has other weights" in error

@@ -75,7 +75,7 @@ def test_deepspeed_is_given_the_frozen_file(run: RunDir) -> None:
     assert run_ranks(_given, 2, run.path) == [(frozen, 12_345)] * 2
 
 
-def test_on_another_number_of_ranks_the_accumulation_follows(run: RunDir) -> None:
+def test_on_another_number_of_ranks_the_accumulation_changes(run: RunDir) -> None:
     frozen = read_json(run.deepspeed)
     assert frozen["gradient_accumulation_steps"] == 4
     assert run_ranks(_given, 1, run.path) == [({**frozen, "gradient_accumulation_steps": 8}, BUCKET)]

@@ -86,7 +86,7 @@ def test_gradient_checkpointing_recomputes(outcome: Callable[..., Any]) -> None:
     assert recomputed == pytest.approx(kept, rel=1e-6)
 
 
-def test_weight_decay_spares_norms_and_biases(outcome: Callable[..., Any], tmp_path: Path) -> None:
+def test_weight_decay_does_not_apply_to_norms_and_biases(outcome: Callable[..., Any], tmp_path: Path) -> None:
     """By name, from the sharded optimizer: under ZeRO-3 the parameters themselves are empty."""
 
     def look(training: Any) -> Any:

@@ -73,7 +73,7 @@ def test_two_jobs_of_a_run_leave_one_record(slurm: Cluster, tmp_path: Path) -> N
     (loser,) = [job for job in jobs if job != status["job_id"]]
     assert (status["state"], status["attempt"]) == ("done", 0), status
     assert [slurm.job(job)["ExitCode"] for job in (status["job_id"], loser)] == ["0:0", "1:0"]
-    assert f"job {status['job_id']} has the run" in run.job_log(loser).read_text()
+    assert f"is in use by job {status['job_id']}" in run.job_log(loser).read_text()
     assert [r["step"] for r in run.read_metrics() if "train/loss" in r] == list(range(1, 13))
 
 
@@ -140,7 +140,7 @@ def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Pat
     assert "step 12/12" in finish(job) and metrics(run) == undisturbed(SHORT)
 
 
-def test_a_preempted_run_goes_on(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_preempted_run_continues(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, f"run_dir={run.path}")
     wait_for_step(run, 20)

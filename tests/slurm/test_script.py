@@ -166,4 +166,4 @@ def test_a_run_has_one_job(slurm: Cluster, tmp_path: Path) -> None:
     job = slurm.run("sbatch", "--parsable", "--hold", str(run.submit)).strip()
     again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,
                            capture_output=True, timeout=60)  # fmt: skip
-    assert again.returncode == 1 and f"job {job} of this run is already in the queue" in again.stderr
+    assert again.returncode == 1 and f"job {job} of this run is already queued or running" in again.stderr

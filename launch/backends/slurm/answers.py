@@ -43,6 +43,7 @@ def rows(printed: str, fields: int) -> List[List[str]]:
 
 
 def job_id(printed: str) -> Optional[str]:
-    """Return the id of the job in what sbatch printed. None if there is none, or if several numbers could be it."""
+    """Return the id of the job in the output of sbatch. None if there is none, or if several numbers could be the
+    id."""
     found = set(SENTENCE.findall(printed)) or set(PARSABLE.findall(printed))
     return found.pop() if len(found) == 1 else None

@@ -94,8 +94,8 @@ def sbatch(script: Path, *runs: RunDir) -> str:
         runs: the runs that the job will run. Earlier requests to stop them are removed.
 
     Raises:
-        LaunchError: Slurm refuses the script, or it is not known whether Slurm has taken it. The message
-            quotes Slurm's.
+        LaunchError: Slurm refuses the script, or it is not known whether Slurm has accepted it. The message quotes
+        Slurm's.
     """
     if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
         print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
@@ -106,7 +106,7 @@ def sbatch(script: Path, *runs: RunDir) -> str:
     try:
         answer = run_command("sbatch", "--parsable", str(script)) or ""
     except LaunchError as error:
-        # The controller may have taken the job, and only its answer was lost.
+        # The controller may have accepted the job, and only its answer was lost.
         if not answers.LATE.search(str(error)) or (found := _find_late(script, before)) is None:
             raise
         return found
@@ -131,7 +131,7 @@ def jobs_of(script: Path) -> Set[str]:
 
 
 def _find_late(script: Path, before: Set[str]) -> Optional[str]:
-    """Return the id of a job that was submitted although sbatch did not say so. It may appear after a second only.
+    """Return the id of a job that was submitted although sbatch printed no id. squeue may show it only after a second.
 
     Args:
         before: ids of earlier jobs of the script.
@@ -163,7 +163,7 @@ def submit(run: RunDir) -> str:
         LaunchError: the run has a job already, or ``sbatch`` raised the error.
     """
     if there := jobs_of(run.submit):
-        raise LaunchError(f"job {min(there)} of this run is already in the queue or runs", "a run that has no job",
+        raise LaunchError(f"job {min(there)} of this run is already queued or running", "a run that has no job",
                           f"wait for it, or end it first: scancel {min(there)}")  # fmt: skip
     job = sbatch(run.submit, run)
     mark_queued(run, job)

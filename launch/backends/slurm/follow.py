@@ -16,7 +16,7 @@ from ftdist.run.rundir import RunDir
 
 POLL_S = 1.0
 LOST_AFTER_S = 30.0
-"""A job counts as over if Slurm has not known it for so many seconds. Slurm forgets jobs minutes after their end."""
+"""Seconds after which a job that Slurm does not know counts as over. Slurm forgets jobs minutes after their end."""
 
 
 class Tail:
@@ -60,7 +60,7 @@ def follow(run: RunDir, job: str) -> int:
     """Wait for a job and for the jobs that continue its run. Returns the exit code of the run.
 
     Raises:
-        LaunchError: Slurm ended the job, and the run could not write down why.
+        LaunchError: Slurm ended the job, and the run could not record the reason.
     """
     tail, said, watch = Tail(), "", JobWatch()
     with stop_run_if_killed(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: end_now(run)):
@@ -97,10 +97,10 @@ def successor(run: RunDir, job: str) -> Optional[str]:
 
 
 def outcome(run: RunDir, job: Optional[client.Job]) -> int:
-    """Return the exit code of a run whose job is over. If the run could not write down how it ended, do it here.
+    """Return the exit code of a run whose job is over. If the run could not record how it ended, it is done here.
 
     Raises:
-        LaunchError: Slurm ended the job, and the run could not write down why.
+        LaunchError: Slurm ended the job, and the run could not record the reason.
     """
     status = run.read_status()
     state = status.get("state")

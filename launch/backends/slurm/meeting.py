@@ -1,9 +1,9 @@
 """Find, before torchrun starts, an address at which each node of a job reaches the first node.
 
 On some sites the host names of the nodes do not resolve on the nodes, or resolve to an address that other nodes cannot
-reach. torchrun would then wait until its timeout, and its error would tell neither the node nor the host name. So the
-first node listens at the port of the job, and every other node tries the names and addresses that the batch script
-found. torchrun is given the one that worked.
+reach. torchrun would then wait until its timeout, and its error would name neither the node nor the host name.
+Therefore the first node listens at the port of the job, and every other node tries the names and addresses that the
+batch script found. torchrun is given the one that worked.
 """
 
 import contextlib
@@ -109,7 +109,7 @@ def join(
         keep: a list to which the connection is added. None: it is closed.
 
     Raises:
-        LaunchError: the first node cannot be reached. The message has this node, and why each name failed.
+        LaunchError: the first node cannot be reached. The message names this node, and says why each address failed.
     """
     deadline = time.monotonic() + timeout_s
     why: Dict[str, str] = {}

@@ -36,14 +36,14 @@ from ftdist.run.rundir import RunDir
 
 NAME = re.compile(r"owner\.(\d+)\.json")
 SUBMITTING_S = 30.0
-"""Seconds that a job waits for the command that submitted it to write down its id."""
+"""Seconds that a job waits until the command that submitted it has recorded its id."""
 FRESH_S = 60.0
-"""For so many seconds an owner on another machine counts as alive, even if status.json shows no run under way."""
+"""Seconds for which an owner on another machine counts as alive, even if status.json shows that no run is under way."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process or a job that has a run."""
+    """A process or a job that owns a run."""
 
     host: str
     pid: int
@@ -51,13 +51,13 @@ class Owner:
     job: str = ""
     """Id of the Slurm job, or empty."""
     restart: int = 0
-    """How often Slurm had requeued the job."""
+    """Number of times that Slurm had requeued the job."""
     torchrun: str = ""
     """Id of the user's own torchrun, or empty."""
     submits: bool = False
     """Whether it only submits a job."""
     ended: bool = False
-    """Whether it has given the run back."""
+    """Whether it has released the run."""
 
     def describe(self) -> str:
         """Return its name for a message."""
@@ -89,10 +89,10 @@ def this_job(job: str) -> Owner:
 
 
 def take(run: RunDir, owner: Owner) -> None:
-    """Take a run. Does nothing if the owner has it already.
+    """Take a run. Does nothing if this owner already owns it.
 
     Raises:
-        LaunchError: another owner has the run. The message names that owner. Nothing has been changed.
+        LaunchError: the run belongs to another owner. The message names that owner. Nothing has been changed.
     """
     deadline = time.monotonic() + SUBMITTING_S
     while True:
@@ -121,7 +121,7 @@ def take(run: RunDir, owner: Owner) -> None:
 
 
 def release(run: RunDir, owner: Owner) -> None:
-    """Give a run back, if the owner has it."""
+    """Release a run, if this owner owns it."""
     _, path = newest(run)
     found = _read(path) if path else None
     if path is not None and found is not None and holds(found, owner):
@@ -129,7 +129,7 @@ def release(run: RunDir, owner: Owner) -> None:
 
 
 def holds(found: Optional[Owner], owner: Owner) -> bool:
-    """Return whether an owner that was found in a run directory is this one, and has not given the run back."""
+    """Return whether an owner that was found in a run directory is this one, and has not released the run."""
     if found is None or found.ended:
         return False
     if owner.job:
@@ -145,13 +145,13 @@ def current(run: RunDir) -> Optional[Owner]:
 
 @contextlib.contextmanager
 def owned(run: RunDir, submits: bool = False) -> Iterator[None]:
-    """Own a run inside the ``with`` block. Blocks may be nested: only the outermost one gives the run back.
+    """Own a run inside the ``with`` block. Blocks may be nested: only the outermost one releases the run.
 
     Args:
         submits: the block only submits a job. The job waits until the block has ended.
 
     Raises:
-        LaunchError: another owner has the run. The message names that owner.
+        LaunchError: the run belongs to another owner. The message names that owner.
     """
     owner = this_process(submits)
     nested = holds(current(run), owner)
@@ -207,7 +207,7 @@ def _is_alive(run: RunDir, path: Path, owner: Optional[Owner]) -> bool:
 def _refused(run: RunDir, other: Optional[Owner]) -> LaunchError:
     who = other.describe() if other is not None else "another launcher or job"
     place = quoted_path(run.path)
-    return LaunchError(f"{who} has the run {place}; this command has changed nothing", "one launcher or job for a run",
+    return LaunchError(f"{place} is in use by {who}; this command has changed nothing", "one launcher or job for a run",
                        f"wait until it ends (ftdist status {place}), or stop it: ftdist cancel {place}")  # fmt: skip
 
 

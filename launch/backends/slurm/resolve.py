@@ -92,7 +92,7 @@ def check_time(slurm: SlurmConfig) -> None:
         needed = -(-stop // 60) + 5
         raise ConfigError(
             f"launch.slurm.time={slurm.time} is {seconds(slurm.time):.0f} s, but the run is asked to stop "
-            f"{slurm.stop_before_limit_s} s before that, or up to {ASKS_EARLIER_S} s earlier",
+            f"{slurm.stop_before_limit_s} to {stop} s before this limit",
             f"a time limit of more than {stop} s", f"set launch.slurm.time={needed} (minutes), or lower "
             "launch.slurm.stop_before_limit_s",
         )  # fmt: skip
@@ -105,8 +105,8 @@ def resolve_ranks(launch: LaunchConfig) -> None:
     nodes may have GPUs that Slurm does not know of.
 
     Raises:
-        ConfigError: the nodes have no GPU that Slurm knows of, different numbers of GPUs, or fewer than the config asks
-            for; or the job would have no time.
+        ConfigError: Slurm reports that the nodes have no GPUs, different numbers of GPUs, or fewer than the config asks
+        for. Or the time limit is too short.
     """
     check_time(launch.slurm)
     if launch.device is Device.auto:
@@ -138,7 +138,7 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
         number = launch.nproc_per_node or "N"
         fix = f"if its nodes have GPUs: launch.slurm.gpus=none launch.nproc_per_node={number}; for a job on CPU: "
         fix += f"launch.device=cpu; else: {CHOOSE_NODES}"
-        raise ConfigError("no node that the job may get has a GPU that Slurm knows of", "nodes with GPUs", fix)
+        raise ConfigError("Slurm reports no GPUs for the nodes that the job can use", "nodes with GPUs", fix)
     if launch.nproc_per_node is None:
         found = sorted({node.gpus for node in nodes if node.gpus})
         if len(found) > 1:

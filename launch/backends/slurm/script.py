@@ -181,7 +181,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
 
     Args:
         template: the text of a template. Defaults to ``launch.slurm.template``, or ftdist's own template.
-        array: render the script of an array of jobs instead. The script has no value in which the runs differ.
+        array: render the script of an array of jobs instead. The script holds no value that differs between the runs.
 
     Raises:
         ConfigError: a value cannot be written into the script, or the template has an unknown word.
@@ -206,7 +206,8 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     words = {
         "SBATCH": _sbatch_lines(config, array),
         "RUN_DIR": shlex.quote(place) + ('/$(printf %03d "$SLURM_ARRAY_TASK_ID")' if array else ""),
-        # Decided here and not in the script: a job that an element of an array submits inherits the array's variables.
+        # This is decided here and not in the script, because a job that an element of an array submits inherits the
+        # array's variables.
         "JOB": '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if array else '"$SLURM_JOB_ID"',
         "PYTHON": shlex.quote(slurm.python or ("python3" if container else sys.executable)),
         "MODULES": _preparations(slurm),

@@ -43,14 +43,14 @@ def test_what_a_stream_cannot_show_is_replaced(encoding: str, shown: bytes, monk
         assert stream.buffer.getvalue() == shown  # type: ignore[attr-defined]
 
 
-def test_a_name_that_is_no_utf_8_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_not_utf_8_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
     output.accept_any_text()
     print("ä → \udcff", end="", flush=True)
     assert sys.stdout.buffer.getvalue() == "ä → ?".encode()  # type: ignore[attr-defined]
 
 
-def test_a_reader_that_ends_first_and_a_closed_stream_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_ends_first_and_a_closed_stream_cause_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     for stream in (open(writer, "w"), None):  # noqa: PTH123, SIM115 - | head, and >&-

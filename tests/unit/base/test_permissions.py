@@ -1,4 +1,4 @@
-"""Files follow the umask, and another user is told about rights, never that nothing is there."""
+"""Files follow the umask, and another user is told about permissions, never that nothing is there."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def test_what_a_library_wrote_for_its_owner_only_follows_the_umask(umask: int, t
 
 
 @needs_root
-def test_another_user_is_told_whose_rights_are_missing(tmp_path: Path) -> None:
+def test_another_user_is_told_whose_permission_is_missing(tmp_path: Path) -> None:
     folder = open_to_all(tmp_path) / "model"
     folder.mkdir(0o755)
     (folder / "config.json").write_text("{}")
@@ -49,7 +49,7 @@ def test_another_user_is_told_whose_rights_are_missing(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_run_directory_of_another_user_is_refused_for_its_rights(tmp_path: Path) -> None:
+def test_a_run_directory_of_another_user_is_refused_for_its_permissions(tmp_path: Path) -> None:
     run = RunDir(open_to_all(tmp_path) / "home" / "run")
     run.path.mkdir(parents=True)
     run.config.write_text("name: x\n")

@@ -36,7 +36,7 @@ def test_a_process_that_has_ended_is_dead() -> None:
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**22 + 1, 2**70])
-def test_an_impossible_id_is_no_process(pid: int) -> None:
+def test_an_impossible_id_belongs_to_no_process(pid: int) -> None:
     assert not is_alive(pid)
 
 

@@ -27,7 +27,7 @@ LORA, PARTIAL, FULL = MethodKind.lora, MethodKind.partial, MethodKind.full
         ({"kind": PARTIAL, "last_layers": -1}, "method.last_layers=-1", "method.last_layers=2"),
     ],
 )
-def test_what_is_refused(settings: Any, found: str, fix: str) -> None:
+def test_invalid_settings_of_a_method_are_refused(settings: Any, found: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_method(MethodConfig(**settings))
     assert found in caught.value.found and fix in caught.value.fix
@@ -38,9 +38,9 @@ def test_what_is_refused(settings: Any, found: str, fix: str) -> None:
     [(LORA, 1e-5, "low"), (LORA, 1e-4, ""), (LORA, 2e-3, ""), (LORA, 0.1, "high"), (LORA, 0.0, ""), (FULL, 1e-5, ""),
      (FULL, 0.01, "high"), (PARTIAL, 2e-5, "")],
 )  # fmt: skip
-def test_a_rate_that_is_unusual_for_the_method_is_a_warning(kind: MethodKind, lr: float, word: str) -> None:
+def test_a_rate_that_is_unusual_for_the_method_gives_a_warning(kind: MethodKind, lr: float, word: str) -> None:
     warning = rate_warning(kind, lr)
-    assert (f"is {word} for method={kind.name}" in warning and "usual are" in warning) if word else not warning
+    assert (f"is {word} for method={kind.name}" in warning and "usual values are" in warning) if word else not warning
 
 
 def test_the_settings_of_a_method_are_part_of_the_hash_and_those_of_others_are_not() -> None:

@@ -172,7 +172,7 @@ def test_the_table_shows_dropped_documents_and_warnings() -> None:
     meta = {"sources": {"s": source | dropped | split}, "heldout_sources": heldout, "sets": {"train": sets}}
     print_table(meta | {"warnings": ["look here"]}, Console(file=out, width=120))
     for part in ("1,000", "7 nothing to train", "25.0%", "h (held out)", "98.7%", "none", "warning: look here",
-                 "s: 3 chats became 8 documents, with 4,321 tokens more"):  # fmt: skip
+                 "s: 3 chats became 8 documents, with 4,321 more tokens"):  # fmt: skip
         assert part in " ".join(out.getvalue().split())
 
 

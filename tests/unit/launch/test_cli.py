@@ -84,7 +84,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.dispatch(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ftdist 0.")
 
@@ -229,7 +229,7 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
         ("ftdist eval runs/a op", []),
     ],
 )
-def test_completion(line: str, offers: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_completed(line: str, offers: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("runs/a/run.yaml", "runs/x-sweep/000/run.yaml", "runs/x-sweep/sweep.json",
                  "runs/a/checkpoints/step-00000005/manifest.json", "chats.jsonl"):  # fmt: skip

@@ -91,7 +91,7 @@ def test_the_number_of_trained_parameters(settings: Any, trained: int, added: in
         ({"kind": "partial", "last_layers": 3}, "the model has 2 layers", "method.last_layers=2"),
     ],
 )  # fmt: skip
-def test_names_that_name_nothing_are_refused_before_anything_starts(settings: Any, found: str, fix: str) -> None:
+def test_names_that_match_nothing_are_refused_before_anything_starts(settings: Any, found: str, fix: str) -> None:
     settings["kind"] = MethodKind[settings["kind"]]
     with pytest.raises(ConfigError) as caught:
         check_run(small(**settings))

@@ -22,7 +22,7 @@ def warned(rows: int = 100, kept: int = 100, heldout: int = 0) -> List[str]:
     return data_warnings(config, meta)
 
 
-def test_an_epoch_shorter_than_a_step_is_warned_about() -> None:
+def test_an_epoch_shorter_than_a_step_gives_a_warning() -> None:
     assert warned(rows=8) == []
     assert warned(rows=7) == [
         "one epoch has 7 rows, fewer than batch.global_batch_size=8: each step takes some rows more than once"
@@ -39,7 +39,7 @@ def test_an_epoch_shorter_than_a_step_is_warned_about() -> None:
         (50, 0, ""),
     ],
 )
-def test_a_large_held_out_part_of_a_tiny_data_set_is_warned_about(kept: int, heldout: int, says: str) -> None:
+def test_a_large_held_out_part_of_a_tiny_data_set_gives_a_warning(kept: int, heldout: int, says: str) -> None:
     found = warned(kept=kept, heldout=heldout)
     assert (len(found) == 1 and found[0].startswith(says)) if says else not found
 

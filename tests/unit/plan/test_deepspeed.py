@@ -149,7 +149,7 @@ def test_ranks_read_exactly_what_was_frozen(file: Path, config: RunConfig) -> No
     assert read_settings(file, _plan(config, 2)) == deepspeed_settings(config, _plan(config, 2))
 
 
-def test_on_other_ranks_only_the_accumulation_follows(file: Path, config: RunConfig) -> None:
+def test_on_other_ranks_only_the_accumulation_changes(file: Path, config: RunConfig) -> None:
     frozen = json.loads(file.read_text())
     assert frozen["gradient_accumulation_steps"] == 4
     for ranks, accumulation in ((1, 8), (4, 2), (8, 1)):
@@ -184,14 +184,14 @@ def test_a_value_that_was_edited_is_refused(file: Path, config: RunConfig, key: 
     assert says in error.value.found and "ftdist resume RUN_DIR" in error.value.fix
 
 
-def test_a_key_that_an_older_version_did_not_write_is_not_missed(file: Path, config: RunConfig) -> None:
+def test_a_key_that_an_older_version_did_not_write_may_be_missing(file: Path, config: RunConfig) -> None:
     _edit(file, "zero_force_ds_cpu_optimizer", None)
     check_frozen(file, config)
     assert "zero_force_ds_cpu_optimizer" not in read_settings(file, _plan(config, 2))
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"zero_optimization": 3}', '{"zero_optimization": {}}'])
-def test_a_file_that_is_not_whole_is_refused(file: Path, config: RunConfig, text: Any) -> None:
+def test_an_incomplete_file_is_refused(file: Path, config: RunConfig, text: Any) -> None:
     file.unlink()
     if text is not None:
         file.write_text(text)

@@ -31,7 +31,7 @@ def on_hub(cache: Path) -> RunConfig:
     return config
 
 
-def test_a_model_is_there_when_all_its_files_are(snapshot: Path, tmp_path: Path) -> None:
+def test_a_model_is_fetched_only_with_all_its_files(snapshot: Path, tmp_path: Path) -> None:
     config = on_hub(tmp_path)
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
     index = {"model.safetensors.index.json": json.dumps({"weight_map": shards})}
@@ -53,7 +53,7 @@ def test_a_model_is_there_when_all_its_files_are(snapshot: Path, tmp_path: Path)
     assert is_fetched(config)
 
 
-def test_nothing_is_asked_when_everything_is_there(
+def test_no_request_is_made_if_everything_is_in_the_cache(
     snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = on_hub(tmp_path)

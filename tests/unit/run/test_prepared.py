@@ -81,7 +81,7 @@ def test_the_content_of_template_and_tokenizer_changes_the_hash(tmp_path: Path, 
 
 
 @needs_root
-def test_a_template_of_another_user_is_refused_for_its_rights(tmp_path: Path, source: Path) -> None:
+def test_a_template_of_another_user_is_refused_for_its_permissions(tmp_path: Path, source: Path) -> None:
     (private := open_to_all(tmp_path) / "private").mkdir(0o700)
     for template in (private / "t.jinja", tmp_path / "t.jinja"):
         template.touch(0o600)

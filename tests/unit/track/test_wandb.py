@@ -200,7 +200,7 @@ def test_a_file_in_place_of_the_wandb_folder_is_reported_in_one_line(tmp_path: P
     (tmp_path / "run" / "wandb").write_text("not a folder")
     run, said, notes = track(tmp_path)
     assert_record_is_complete(run)
-    assert len(notes) == 1 and notes[0].endswith("training goes on, metrics.jsonl is complete"), notes
+    assert len(notes) == 1 and notes[0].endswith("training continues, metrics.jsonl is complete"), notes
     assert float(said["FINISHED"]) < 5
 
 
@@ -208,7 +208,7 @@ def test_a_broken_wandb_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "wandb.py").write_text("raise SystemExit('a broken\\ninstallation')")
     run, _, notes = track(tmp_path, environment(tmp_path, PYTHONPATH=str(tmp_path)))
     assert_record_is_complete(run)
-    assert notes == ["W&B: a broken installation; training goes on, metrics.jsonl is complete"]
+    assert notes == ["W&B: a broken installation; training continues, metrics.jsonl is complete"]
 
 
 def test_a_server_that_never_answers_leaves_an_offline_run(tmp_path: Path, silent_server: str) -> None:

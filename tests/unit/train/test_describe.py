@@ -83,4 +83,4 @@ def test_heads_that_differ_by_layer_are_not_counted() -> None:
 
     arch = SimpleNamespace(get_text_config=Text)
     [_, memory] = describe_attention(RunConfig(), arch, Choice(PLAIN), Isolation(0.0), one_document=False)
-    assert memory.strip() == "eager attention takes memory in the square of the row length"
+    assert memory.strip() == "the memory of eager attention grows with the square of the row length"

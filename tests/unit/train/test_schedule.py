@@ -27,7 +27,7 @@ def test_constant_keeps_the_peak() -> None:
 
 
 @pytest.mark.parametrize("schedule", [Schedule.linear, Schedule.cosine])
-def test_linear_and_cosine_fall_to_min_lr_ratio(schedule: Schedule) -> None:
+def test_linear_and_cosine_decrease_to_min_lr_ratio(schedule: Schedule) -> None:
     curve = _curve(schedule=schedule, min_lr_ratio=0.2)
     assert all(a > b for a, b in pairwise(curve))
     assert curve[STEPS // 2] == pytest.approx(0.6)  # both are half-way between 1 and 0.2 here

@@ -101,7 +101,7 @@ def test_a_failure_does_not_replace_what_a_rank_wrote(run: RunDir) -> None:
     assert run.read_status()["exit_reason"] == "rank 1: boom"
 
 
-def test_a_failure_before_the_ranks_is_written_down(run: RunDir) -> None:
+def test_a_failure_before_the_ranks_is_recorded(run: RunDir) -> None:
     begin(run)
     with pytest.raises(LaunchError), lifecycle.failures_recorded(run):
         raise LaunchError("port 1 cannot be used\n  logs: here")

@@ -24,7 +24,7 @@ VERSION = "from typing import Optional\n__version__ = '{0}'\ncuda: Optional[str]
         ("2.13.0+rocm6.4", None, "'6.4.1'", None),
     ],
 )
-def test_a_torch_for_cpu_is_told_without_importing_it(
+def test_a_torch_for_cpu_is_recognised_without_importing_it(
     version: str, cuda: Optional[str], hip: Optional[str], found: Optional[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -42,7 +42,7 @@ def test_a_torch_for_cpu_is_told_without_importing_it(
         machine.check_torch(LaunchConfig(device=Device.cuda))
 
 
-def test_an_environment_without_torch_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_torch_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in (None, SimpleNamespace(origin=str(tmp_path / "none" / "__init__.py"))):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
         assert machine.torch_without_gpus() is None

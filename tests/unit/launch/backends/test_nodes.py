@@ -65,9 +65,7 @@ def test_names_and_addresses_of_hosts_are_accepted(host: str) -> None:
         ("", "first: ended with exit code 1"),
     ],
 )
-def test_a_failed_rank_is_not_said_to_be_on_the_machine_that_tells_of_it(
-    printed: str, says: str, tmp_path: Path
-) -> None:
+def test_a_failed_rank_is_attributed_to_its_own_machine(printed: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "ssh.log").write_text(printed)
     assert str(nodes._machine_error(on_nodes("first", "second"), 0, 1, tmp_path / "ssh.log")) == says
 

@@ -109,7 +109,7 @@ def test_a_wrong_key_of_a_section_gets_keys_of_the_section() -> None:
 
 
 @pytest.mark.parametrize("group", ["experiment", "mine"])
-def test_a_file_without_a_package_is_told_to_have_one(group: str, tmp_path: Path) -> None:
+def test_a_file_without_a_package_line_is_named(group: str, tmp_path: Path) -> None:
     (tmp_path / group).mkdir()
     (tmp_path / group / "one.yaml").write_text("optim:\n  lr: 0.5\n")
     word = f"{group}=one" if group == "experiment" else f"+{group}=one"
@@ -336,7 +336,9 @@ def test_a_wrong_site_file_is_refused(text: str, says: str, tmp_path: Path, monk
 
 
 @needs_root
-def test_a_site_file_of_another_user_is_refused_for_its_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_file_of_another_user_is_refused_for_its_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (site := open_to_all(tmp_path) / "site.yaml").touch(0o600)
     monkeypatch.setenv("FTDIST_SITE", str(site))
     assert as_other_user(site_defaults).startswith(f"AccessError: no permission to read {site}: {site} belongs to root")

@@ -112,11 +112,11 @@ def test_both_at_one_level_are_an_error(words: str, folder: str) -> None:
 
 
 def test_no_length_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="neither of epochs and max_steps"):
+    with pytest.raises(ConfigError, match="neither train.epochs nor train.max_steps is set"):
         composed("experiment=smoke", "train.max_steps=null")
 
 
-def test_a_trial_of_a_sweep_is_the_command_line(folder: str) -> None:
+def test_overrides_of_a_trial_count_as_the_command_line(folder: str) -> None:
     found: List[Tuple[Optional[float], Optional[int]]] = []
 
     def run_trials(batch: list, first: int) -> List[float]:
@@ -133,7 +133,7 @@ def test_a_frozen_config_is_changed_as_before() -> None:
     config = composed("experiment=smoke")
     changed = compose.change(config, ["zero.stage=1"])
     assert (changed.train, changed.optim) == (config.train, config.optim)
-    with pytest.raises(ConfigError, match="both of epochs and max_steps"):
+    with pytest.raises(ConfigError, match="train.epochs and train.max_steps are both set"):
         compose.change(config, ["train.epochs=1"])
 
 

@@ -56,7 +56,7 @@ def rows(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("what", ["edited", "gone"])
-def test_a_run_goes_on_with_its_own_data_whatever_happens_to_the_file(
+def test_a_run_continues_with_its_own_data_whatever_happens_to_the_file(
     what: str, config: RunConfig, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = data_folder(config)

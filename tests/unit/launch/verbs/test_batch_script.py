@@ -143,7 +143,7 @@ def test_a_second_job_of_a_run_changes_nothing(run: RunDir, monkeypatch: pytest.
     assert prepared(run, monkeypatch) == 0
     run.preempt.touch()
     before, mine = files(), {"run_dir": str(run.path), "job": "8"}
-    with pytest.raises(LaunchError, match="job 7 has the run"):
+    with pytest.raises(LaunchError, match="is in use by job 7"):
         batch_script.begin(argparse.Namespace(**mine, old_request=True))
     assert batch_script.end(argparse.Namespace(**mine, code=1, asked=True, ended=True)) == EXIT_FAILED
     assert files() == before

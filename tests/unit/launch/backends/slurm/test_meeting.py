@@ -58,7 +58,7 @@ def test_a_node_that_cannot_reach_the_first_is_named_with_every_name(
     assert all(text in str(error.value) for text in says), error.value
 
 
-def test_a_node_that_does_not_come_is_named() -> None:
+def test_a_node_that_does_not_connect_is_named() -> None:
     with pytest.raises(LaunchError, match="n1: n2, n3 did not connect to n1:"):
         meeting.receive(free_port(), {"n2", "n3"}, "n1", 0.1)
 
@@ -72,7 +72,7 @@ def test_the_message_of_a_node_is_the_message_of_the_run(tmp_path: Path) -> None
     assert str(found) == f"n2 cannot reach n1\n  expected: a name\n  fix:      getent\n  logs: {run.logs}"
 
 
-def test_gloo_is_told_an_interface_only_if_the_name_of_the_machine_is_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gloo_gets_an_interface_only_if_the_host_name_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: UNKNOWN)
     assert meeting.gloo_interface("127.0.1.1") == meeting.gloo_interface("127.0.0.1") is not None
     monkeypatch.setattr(socket, "gethostname", lambda: "127.0.1.1")  # as in Debian's /etc/hosts

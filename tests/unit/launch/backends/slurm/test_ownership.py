@@ -80,11 +80,11 @@ HERE = Owner(platform.node(), GONE, 0.0)
         (replace(HERE, pid=os.getppid(), time=1.0), 0, None, None),  # another process had its id
         (replace(HERE, host="elsewhere"), 0, None, "process .* on elsewhere"),
         (replace(HERE, host="elsewhere"), 2000, None, None),
-        (replace(HERE, job="7"), 0, None, "job 7 has the run"),
+        (replace(HERE, job="7"), 0, None, "is in use by job 7"),
         (replace(HERE, job="8"), 0, None, None),  # Slurm says that it is over
-        (replace(HERE, job="7"), 0, replace(HERE, job="9"), "job 7 has the run"),
+        (replace(HERE, job="7"), 0, replace(HERE, job="9"), "is in use by job 7"),
         (replace(HERE, job="7"), 0, replace(HERE, job="7", restart=1), None),
-        (replace(HERE, job="7", restart=2), 0, replace(HERE, job="7", restart=1), "job 7 has the run"),
+        (replace(HERE, job="7", restart=2), 0, replace(HERE, job="7", restart=1), "is in use by job 7"),
         (replace(HERE, pid=os.getppid(), time=time.time(), submits=True), 0, replace(HERE, job="9"), "process"),
     ],
 )
@@ -117,7 +117,7 @@ def test_without_slurm_a_fresh_status_says_that_a_job_has_the_run(run: RunDir, m
     ownership.take(run, mine())
 
 
-def test_one_that_looked_long_ago_does_not_get_what_others_took_since(
+def test_a_process_that_read_the_directory_long_ago_does_not_get_the_run(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(run, 0, HERE)
@@ -152,7 +152,7 @@ def test_the_file_is_made_once_on_other_file_systems(how: str, run: RunDir, monk
     assert not ownership._create(run.path / "owner.0.json", "2")
 
 
-def test_blocks_in_blocks_give_the_run_back_once(run: RunDir) -> None:
+def test_nested_blocks_release_the_run_once(run: RunDir) -> None:
     with ownership.owned(run):
         with ownership.owned(run):
             pass

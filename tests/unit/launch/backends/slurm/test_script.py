@@ -269,7 +269,9 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
         ("gres", "h100", ["--gres=nvme:1"], ["--gres=nvme:1,gpu:h100:8"]),
     ],
 )
-def test_how_a_site_asks_for_gpus(how: str, kind: Optional[str], options: List[str], asked: List[str]) -> None:
+def test_each_way_to_ask_for_gpus_has_its_option(
+    how: str, kind: Optional[str], options: List[str], asked: List[str]
+) -> None:
     config = resolved(device=Device.cuda, nnodes=2, nproc_per_node=8)
     slurm = config.launch.slurm
     slurm.gpus, slurm.gpu_type, slurm.options = GpuOption[how], kind, options

@@ -18,7 +18,7 @@ from ftdist.launch.attempt.command import LaunchPlan
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 5.0
 KILLED_S = 10.0
-"""Seconds that killed processes have to disappear."""
+"""Seconds to wait until killed processes are gone."""
 
 
 def run_ranks(plan: LaunchPlan, log: Path, request: Optional[Path] = None) -> int:
@@ -83,7 +83,7 @@ def _adopting_orphans() -> Iterator[None]:
 
 
 def _kill_all(child: "subprocess.Popen[bytes]", before: Set[psutil.Process]) -> None:
-    """Kill the descendants of the child, and its orphans, which this process has adopted."""
+    """Kill the descendants of the child, also those whose parents have ended, which this process has adopted."""
     left = [process for process in psutil.Process().children(recursive=True) if process not in before]
     for process in left:
         with contextlib.suppress(psutil.Error):
