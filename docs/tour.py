@@ -74,7 +74,7 @@ TOUR: Dict[str, List[str]] = {
     ],
     "Data": [
         "ftdist/data/main.py", "ftdist/data/prepare.py", "ftdist/data/sources.py", "ftdist/data/builtin_sources.py",
-        "ftdist/data/text_files.py", "ftdist/data/arrow_files.py",
+        "ftdist/data/text_files.py", "ftdist/data/csv_files.py", "ftdist/data/arrow_files.py",
         "ftdist/data/records.py", "ftdist/data/fields.py", "ftdist/data/record_fields.py",
         "ftdist/data/messages.py", "ftdist/data/tool_calls.py",
         "ftdist/data/bad_records.py",

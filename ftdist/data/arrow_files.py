@@ -51,7 +51,7 @@ def _batches(file: Path, batches: Any) -> Iterator[LocatedRecord]:
     row = 0
     for batch in batches:
         for start in range(0, batch.num_rows, 256):
-            for record in batch.slice(start, 256).to_pylist():
+            for record in batch.slice(start, 256).to_pylist(maps_as_pydicts="strict"):
                 row += 1
                 yield f"{file}: row {row}", without_added_nulls(record)
 
@@ -90,7 +90,7 @@ def read_saved(where: str, folder: Path, split: str) -> Iterator[LocatedRecord]:
 def without_added_nulls(value: Any) -> Any:
     """Return a record without nulls in the objects inside it.
 
-    All values of a column of structs have the same fields, so Arrow adds the missing ones as nulls.
+    All values of a column of structs have the same fields. Arrow adds the missing fields as nulls.
     """
     if isinstance(value, dict):
         return {name: without_added_nulls(held) for name, held in value.items() if held is not None}

@@ -8,7 +8,8 @@ from ftdist.base.errors import DataError
 from ftdist.config.schema import SourceConfig
 from ftdist.data.arrow_files import read_arrow, read_parquet, read_saved, without_added_nulls
 from ftdist.data.builtin_sources import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
-from ftdist.data.text_files import LocatedRecord, read_csv, read_json, read_txt
+from ftdist.data.csv_files import read_csv
+from ftdist.data.text_files import LocatedRecord, read_json, read_txt
 from ftdist.run.source_files import data_suffix, is_saved_dataset, source_files
 
 

@@ -1,19 +1,17 @@
-"""Read the records of text files: JSON in all its common layouts, CSV, TSV and plain text, compressed or not.
+"""Read the records of JSON files in all common layouts and of plain text files, compressed or not.
 
 A line that is not a record is yielded as a DataError in place of the record, so that ``data.bad_records`` can drop it.
 """
 
-import csv
 import io
 import json
 import re
 import shlex
-import sys
 from contextlib import suppress
 from importlib import import_module
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple, cast
 
 from ftdist.base.errors import DataError
 from ftdist.base.output import quoted_path
@@ -29,10 +27,9 @@ BYTE_ORDER_MARKS = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-
                     (b"\xfe\xff", "utf-16"))  # fmt: skip
 
 UNDECODED = re.compile("[\udc80-\udcff]")
-"""What ``surrogateescape`` makes of bytes that are not UTF-8."""
+"""Bytes that are not UTF-8, as ``surrogateescape`` decodes them."""
 NOT_CP1252 = b"\x81\x8d\x8f\x90\x9d"
-"""The bytes that Windows-1252 does not have. It has all characters of Latin-1, at the same bytes."""
-DOUBLE_QUOTES = "write a quotation mark in a field twice, and put the field in quotation marks"
+"""The bytes without a character in Windows-1252. All characters of Latin-1 have the same bytes in Windows-1252."""
 
 
 def read_json(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
@@ -41,7 +38,7 @@ def read_json(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     Args:
         file: The file.
         where: Name of the source in the config, for messages.
-        split: The split that is read, if the file is an object with several lists. It can be the name of any of them.
+        split: Name of the list that is read, if the file is an object with several lists.
 
     Raises:
         DataError: The file is not text in UTF-8, cannot be decompressed, or is not JSON as a whole.
@@ -79,7 +76,7 @@ def _has_object_in_second_line(file: Path) -> bool:
 
 def _read_values(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     """Read JSON values one after another, each of which can span several lines."""
-    lines = _Lines(file)
+    lines = Lines(file)
     text, decoder = "".join(lines), json.JSONDecoder()
     at, line, counted = 0, 1, 0
     while rest := text[at : at + 1]:
@@ -102,7 +99,7 @@ def _read_values(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
 
 
 def _expanded(file: Path, location: str, value: Any, where: str, split: str) -> Iterator[LocatedRecord]:
-    """Yield the records in a JSON value: itself, or the records in the list that it is or holds."""
+    """Yield the records in a JSON value. It is a record, a list of records, or an object with such a list."""
     records: Optional[List[Any]] = None
     if isinstance(value, list) and not _is_chat(value):
         records = value
@@ -123,7 +120,7 @@ def _expanded(file: Path, location: str, value: Any, where: str, split: str) -> 
 
 
 def _lists_of_records(value: Dict[str, Any]) -> Dict[str, List[Any]]:
-    """Return the lists of records in an object by name. If it has none, the splits in the one object that it holds."""
+    """Return the lists of records in an object by name. If it has none but holds one object, return its splits."""
     lists = {name: held for name, held in value.items() if _holds_records(held)}
     objects = [held for held in value.values() if isinstance(held, dict)]
     if lists or len(objects) != 1:
@@ -162,73 +159,9 @@ def _reason(error: Exception) -> str:
     return f"{error.msg} at column {error.colno}, near {around}"
 
 
-def read_csv(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
-    """Read rows under a header. The separator is a comma, or a semicolon or tab if only that is in the header.
-
-    Raises:
-        DataError: The header cannot be read, or the file cannot be decompressed.
-    """
-    csv.field_size_limit(sys.maxsize)
-    undecoded = _Lines(file)
-    lines = iter(undecoded)
-    header = next(lines, "")
-    tabs = file.name.lower().split(".")[-1] == "tsv" or ".tsv." in file.name.lower()
-    separator = "\t" if tabs else next((mark for mark in ",;\t" if mark in header), ",")
-    reader = csv.reader(chain([header], lines), strict=True, delimiter=separator)
-    columns: List[str] = []
-    while True:
-        first = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            wrong = _not_csv(file, first, reader.line_num, tabs, error)
-            if not columns:
-                raise wrong from error
-            undecoded.errors.clear()
-            for number in range(first, reader.line_num + 1):  # each of these lines is lost, so each is counted
-                yield f"{file}:{number}", wrong
-            continue
-        if row is None:
-            return
-        location = f"{file}:{reader.line_num}"
-        if undecoded.errors:
-            if not columns:
-                raise undecoded.errors[0]
-            yield location, undecoded.errors[0]
-            undecoded.errors.clear()
-        elif not columns:
-            columns = row
-        elif row and len(row) != len(columns):
-            yield location, _other_columns(location, len(row) > len(columns), columns)
-        elif row:  # an empty line is none
-            yield location, dict(zip(columns, row, strict=True))
-
-
-def _other_columns(location: str, has_more: bool, columns: Sequence[str]) -> DataError:
-    fix = "put fields that contain the separator in quotation marks" if has_more else (
-        "add the missing fields (they may be empty), or remove the line")  # fmt: skip
-    return DataError(
-        f"{location} has {'more' if has_more else 'fewer'} columns than the header",
-        f"the columns {', '.join(columns)}", fix, reason="another number of columns than the header",
-    )  # fmt: skip
-
-
-def _not_csv(file: Path, first: int, last: int, tabs: bool, error: Exception) -> DataError:
-    name = "TSV" if tabs else "CSV"
-    said, location, fix = str(error), f"{file}:{first}{f'-{last}' if last > first else ''}", DOUBLE_QUOTES
-    if "unexpected end" in said:  # everything after the quotation mark is one field
-        said = f"a quotation mark is not closed, so lines {first} to {last} are one row" if last > first else (
-            "a quotation mark is not closed")  # fmt: skip
-        location, fix = f"{file}:{first}", f"close the quotation mark in line {first}"
-    elif last > first:
-        fix = f"close the quotation mark in line {first}, or {DOUBLE_QUOTES}"
-    return DataError(f"{location} is not {name}: {said}", "separated columns under a header", fix,
-                     reason=f"not {name}")  # fmt: skip
-
-
 def read_txt(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
     """Read a whole file as one document."""
-    lines = _Lines(file)
+    lines = Lines(file)
     text = "".join(lines)
     if lines.errors:
         yield str(file), lines.errors[0]
@@ -236,11 +169,11 @@ def read_txt(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
         yield str(file), {"text": text}
 
 
-class _Lines:
+class Lines:
     """The lines of a UTF-8 file, including their line ends, without a byte order mark.
 
-    A line that is not in UTF-8 is an error in ``errors``. Its invalid bytes become characters that no other text has
-    (``UNDECODED``), so that the lines after it can be read.
+    A line that is not in UTF-8 is added to ``errors``. Its invalid bytes become characters that no other text has
+    (``UNDECODED``), so that the following lines can be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -311,9 +244,12 @@ def _check_encoding(file: Path, beginning: bytes) -> None:
 
 
 def _encoding_with_zeros(text: bytes) -> Optional[str]:
-    """Return the encoding of text in which the letters, spaces and line ends of ASCII have zero bytes, or None.
+    """Recognise UTF-16 and UTF-32 without a byte order mark: letters, spaces and line ends of ASCII have zero bytes.
 
-    Other text can have single zero bytes too. In UTF-16, at least each line end has one.
+    Other text can have some zero bytes too. In UTF-16, at least each line end has one.
+
+    Returns:
+        The name of the encoding, or None.
     """
     big, little = text[::2].count(0), text[1::2].count(0)
     zeros = big + little
@@ -326,7 +262,7 @@ def _encoding_with_zeros(text: bytes) -> Optional[str]:
 
 
 def _converted(file: Path, encoding: str) -> str:
-    """Return the command that writes a file again in UTF-8. A compressed file is decompressed first."""
+    """Return a command that converts a file to UTF-8. A compressed file is decompressed first."""
     program = DECOMPRESSORS.get(file.suffix.lower())
     if program is None:
         return f"iconv -f {encoding} -t utf-8 {quoted_path(file)} > {shlex.quote(f'utf8-{file.name}')}"
@@ -334,7 +270,7 @@ def _converted(file: Path, encoding: str) -> str:
 
 
 def _open(file: Path) -> BinaryIO:
-    """Open a file to read what it holds after decompression."""
+    """Open a file for reading. A compressed file is decompressed."""
     suffix = file.suffix.lower()
     if suffix == ".zst":
         import pyarrow

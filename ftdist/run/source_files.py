@@ -9,7 +9,14 @@ from typing import Dict, List, Optional
 
 from ftdist.base.errors import DataError
 from ftdist.base.names import near_paths, nearest
-from ftdist.run.split_names import is_split_name, missing_split, same_split, split_kind, split_of
+from ftdist.run.split_names import (
+    contradicting_folder,
+    is_split_name,
+    missing_split,
+    same_split,
+    split_kind,
+    split_of,
+)
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -41,7 +48,8 @@ def source_files(where: str, path: str, split: str = "train") -> List[Path]:
         split: The split that is read, if the files of a folder are named after splits.
 
     Raises:
-        DataError: There is no file, a suffix is unknown, a file is empty, or the folder has no such split.
+        DataError: There is no file, a suffix is unknown, a file is empty, two files are probably copies, or the folder
+            has no such split.
     """
     found = Path(path).expanduser()
     if found.is_dir():
@@ -62,7 +70,28 @@ def source_files(where: str, path: str, split: str = "train") -> List[Path]:
             )
         if file.stat().st_size == 0:
             raise DataError(f"{where}.path: {file} is empty", "at least one record", "remove the file or fill it")
+    _check_copies(where, path, files)
     return files
+
+
+def _check_copies(where: str, path: str, files: List[Path]) -> None:
+    """Check that no two files differ only in their suffix: ``train.jsonl`` and ``train.jsonl.gz`` hold the same."""
+    first: Dict[Path, Path] = {}
+    for file in files:
+        first.setdefault(file.with_name(_stem(file)), file)
+    copies = [file for file in files if file not in first.values()]
+    if copies:
+        folder = Path(os.path.commonpath([file.parent for file in files]))
+        original = first[copies[0].with_name(_stem(copies[0]))]
+        raise DataError(
+            f"{where}.path={path} reads {original} and {copies[0].name}, which probably hold the same records",
+            "each record once",
+            _reads(where, folder, list(first.values())),
+        )
+
+
+def _stem(file: Path) -> str:
+    return file.name[: file.name.lower().rfind(data_suffix(file))]
 
 
 def _expand(pattern: Path) -> List[Path]:
@@ -84,6 +113,7 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
         return DataError(f"{where}.path={path} matches no file: there is no folder {folder}",
                          f"a folder that exists (looked in {Path.cwd()})", f"correct {where}.path")  # fmt: skip
     splits = _splits_in(folder)
+    splits = {file: name for file, name in splits.items() if not contradicting_folder(file.relative_to(folder))}
     start = re.split(r"[*?[]", found.name)[0]
     files = _of_use(where, {file: split for file, split in splits.items() if file.name.startswith(start)})
     files = files or _of_use(where, splits)
@@ -116,10 +146,9 @@ def _reads(where: str, folder: Path, files: List[Path]) -> str:
     """
     kind = data_suffix(files[0])
     place = Path(os.path.commonpath([file.parent for file in files]))
-    starts = [file.name.lower().rfind(kind) for file in files]
-    ends = {file.name[start:] for file, start in zip(files, starts, strict=True)}
+    stems = [_stem(file) for file in files]
+    ends = {file.name[len(stem) :] for file, stem in zip(files, stems, strict=True)}
     end = ends.pop() if len(ends) == 1 else f"{kind}*"
-    stems = [file.name[:start] for file, start in zip(files, starts, strict=True)]
     same = os.path.commonprefix(stems)  # noqa: RUF071 (of characters, as wanted)
     patterns = [folder / f"*{end}", folder / "**" / f"*{end}", place / f"*{end}", place / "**" / f"*{end}"]
     patterns += [files[0], place / f"{same}*{end}", place / "**" / f"{same}*{end}"]
@@ -156,6 +185,16 @@ def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Pa
     files = (files or _without_split(where, path, folder, split, splits)) if names else list(splits)
     if not files:
         raise missing_split(where, path, split, names)
+    doubtful = {file: name for file in files if (name := contradicting_folder(file.relative_to(folder)))}
+    if doubtful:
+        file, name = next(iter(doubtful.items()))
+        others = [other for other in files if other not in doubtful and data_suffix(other) == data_suffix(file)]
+        raise DataError(
+            f"{where}.path={path}: the name of {file.relative_to(folder)} says that it is for training, but the folder "
+            f"'{name}' says that it is not",
+            "names that say one split",
+            _reads(where, folder, others) if others else "rename the folder, or the file",
+        )
     kinds = sorted({data_suffix(file) for file in files})
     if len(kinds) > 1:
         raise DataError(

@@ -51,8 +51,26 @@ def is_split_name(file: Path) -> bool:
 
     ``test.jsonl``, ``test-2.csv`` and ``dev/a.csv`` are. ``unit_test_generation.jsonl`` may be about tests.
     """
-    names = [_words(name) for name in (file.name.split(".")[0], *file.parts[:-1])]
-    return any(split_kind(" ".join(words)) and set(words) <= {*SPLITS, *BESIDE_A_SPLIT} for words in names)
+    return any(_kind_of_whole(name) for name in (file.name.split(".")[0], *file.parts[:-1]))
+
+
+def contradicting_folder(file: Path) -> Optional[str]:
+    """Return the folder that says that a file is not for training, although the file's own name says that it is.
+
+    For ``test/train.jsonl`` it is ``test``. ``test_generation/train.jsonl`` has no such folder.
+
+    Args:
+        file: Path of the file inside the data set.
+    """
+    if split_kind(split_of(file) or "") != "train":
+        return None
+    return next((name for name in file.parts[:-1] if _kind_of_whole(name) in ("test", "validation")), None)
+
+
+def _kind_of_whole(name: str) -> Optional[str]:
+    """Return the split that a name means, if it has no other words."""
+    words = _words(name)
+    return split_kind(" ".join(words)) if set(words) <= {*SPLITS, *BESIDE_A_SPLIT} else None
 
 
 def _words(name: str) -> List[str]:
