@@ -1,9 +1,11 @@
-"""The chat templates of an export: all of them, and the arguments of training become their defaults.
+"""The chat templates of an export: all of them, with the arguments and the date that they had in training.
 
-Programs that chat with the model (``ftdist chat``, vLLM, ``apply_chat_template``) do not know
-``data.chat_template_kwargs``. Without these defaults they would give the model another prompt than training did.
+Programs that chat with the model (``ftdist chat``, vLLM, ``apply_chat_template``) know neither
+``data.chat_template_kwargs`` nor ``data.chat_template_date``. Without these defaults they would give the model another
+prompt than training did.
 """
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Dict
 
@@ -12,6 +14,8 @@ from ftdist.config.schema import RunConfig
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 DATE_FUNCTION = "strftime_now"
 """The function with which chat templates ask for today's date."""
+DIRECTIVES = ("-d", "-m", *"aAbBcdDeFHIjmMpSTuUwWxXyYzZ")
+"""The parts of a date that a template can ask for: ``%d`` is the day, ``%-d`` the day without a leading zero."""
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
@@ -30,17 +34,33 @@ def save_tokenizer(tokenizer: Any, folder: str | Path) -> None:
 
 
 def write_defaults(folder: Path, config: RunConfig) -> None:
-    """Write ``data.chat_template_kwargs`` into the chat templates of an export, as default values.
+    """Write what the chat templates of an export had in training at their beginning.
 
-    An argument that a program passes still has precedence.
+    These are ``data.chat_template_kwargs``, as default values: an argument that a program passes still has precedence.
+    In a template that asks for today's date, it is also ``data.chat_template_date``.
     """
     lines = "".join(
         f"{{%- set {name} = {name} if {name} is defined else {value!r} %}}\n"
         for name, value in sorted(config.data.chat_template_kwargs.items())
     )
-    for pattern in TEMPLATES if lines else ():
+    for pattern in TEMPLATES:
         for file in folder.glob(pattern):
-            file.write_text(lines + file.read_text(encoding="utf-8"), encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
+            added = lines + (_pinned_date(config.data.chat_template_date) if _asks_for_date(text) else "")
+            if added:
+                file.write_text(added + text, encoding="utf-8")
+
+
+def _asks_for_date(template: str) -> bool:
+    """Whether a template asks for today's date. An exported template is pinned already."""
+    return DATE_FUNCTION in template and f"macro {DATE_FUNCTION}" not in template
+
+
+def _pinned_date(day: str) -> str:
+    """Return the line of a template that replaces the function for today's date by one that knows only this date."""
+    today = date.fromisoformat(day)
+    parts = "".join(f" | replace('%{one}', {today.strftime(f'%{one}')!r})" for one in DIRECTIVES)
+    return f"{{%- macro {DATE_FUNCTION}(format) -%}}{{{{ format{parts} }}}}{{%- endmacro %}}\n"
 
 
 def template_facts(folder: Path, config: RunConfig) -> Dict[str, Any]:
@@ -52,6 +72,6 @@ def template_facts(folder: Path, config: RunConfig) -> Dict[str, Any]:
     if config.data.chat_template_kwargs:
         facts["chat_template_kwargs"] = config.data.chat_template_kwargs
     texts = [file.read_text(encoding="utf-8") for pattern in TEMPLATES for file in folder.glob(pattern)]
-    if any(DATE_FUNCTION in text for text in texts):
+    if any(map(_asks_for_date, texts)):
         facts["chat_template_date"] = config.data.chat_template_date
     return facts

@@ -126,5 +126,8 @@ def _template_rows(template: Dict[str, Any]) -> Dict[str, str]:
         text = json.dumps(kwargs, ensure_ascii=False).replace("|", "\\|")
         rows["arguments of the chat template"] = f"`{text}`, which are its defaults in this folder"
     if date := template.get("chat_template_date"):
-        rows["date in the chat template"] = f"{date} in training, today's date when the model is used"
+        rows["date in the chat template"] = (
+            f"{date}, in training and in this folder. For today's date, remove the line with `macro strftime_now` from "
+            "the chat template"
+        )
     return rows

@@ -1,12 +1,14 @@
 """An exported chat template gives the model the prompt of training, without arguments."""
 
+import re
+from datetime import date
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from ftdist.checkpoint.exported_template import save_tokenizer, template_facts, write_defaults
+from ftdist.checkpoint.exported_template import DIRECTIVES, save_tokenizer, template_facts, write_defaults
 from ftdist.config.schema import RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
 
@@ -52,6 +54,24 @@ def test_the_date_is_named_if_the_template_asks_for_one(tmp_path: Path) -> None:
     assert template_facts(tmp_path, config) == {
         "chat_template_kwargs": {"enable_thinking": False}, "chat_template_date": "2024-07-26",
     }  # fmt: skip
+
+
+def test_the_date_of_training_is_the_date_of_the_exported_template(tmp_path: Path) -> None:
+    directives = sorted({*re.findall("%-?[A-Za-z]", " ".join(f"%{one}" for one in DIRECTIVES))})
+    assert len(directives) == len(DIRECTIVES)
+    asked = " ".join([*directives, "%d %b, %Y"])
+    template = (
+        "{%- macro day() %}{{ strftime_now('" + asked + "') }}{% endmacro %}"
+        "{% if strftime_now is defined %}{% set year = strftime_now('%Y') %}{% endif %}{{ year | int + 1 }} {{ day() }}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template)
+    config = RunConfig()
+    config.data.chat_template_date = "2023-04-05"
+    write_defaults(tmp_path, config)
+    exported = (tmp_path / "chat_template.jinja").read_text()
+    assert rendered(exported) == "2024 " + date(2023, 4, 5).strftime(asked)
+    write_defaults(tmp_path, config)
+    assert (tmp_path / "chat_template.jinja").read_text() == exported, "the date is there already"
 
 
 def test_the_template_for_tools_is_saved_and_used_where_there_are_tools(tmp_path: Path) -> None:

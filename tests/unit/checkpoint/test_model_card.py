@@ -64,5 +64,5 @@ def test_the_arguments_and_the_date_of_the_chat_template_are_named() -> None:
     facts = {"chat_template_kwargs": {"enable_thinking": False, "style": "a|b"}, "chat_template_date": "2024-07-26"}
     card = model_card(config, "step-00000040", STATE, facts)
     assert '| arguments of the chat template | `{"enable_thinking": false, "style": "a\\|b"}`' in card
-    assert "| date in the chat template | 2024-07-26 in training" in card
+    assert "| date in the chat template | 2024-07-26, in training and in this folder. For" in card
     assert "chat template" not in model_card(config, "step-00000040", STATE)
