@@ -97,6 +97,12 @@ def check_data(data: DataConfig) -> None:
         if name in data.chat_template_kwargs:
             raise ConfigError(f"data.chat_template_kwargs has {name}", "arguments of the chat template itself",
                               f"remove {name}; ftdist sets it")  # fmt: skip
+    for name, value in data.chat_template_kwargs.items():
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            found = (
+                f"data.chat_template_kwargs.{name} is the text '{value}', and a chat template takes any text for true"
+            )
+            raise ConfigError(found, "true or false", f"data.chat_template_kwargs.{name}={value.lower()}")
     _check_range("data.heldout_share", data.heldout_share, 0.0, 0.5)
     _check_range("data.max_bad_share", data.max_bad_share, 0.0, 1.0)
     _check_range("data.max_heldout_documents", data.max_heldout_documents, 1)

@@ -13,6 +13,10 @@ NO_TOOLS = (
     "the chat template does not show the tools of the records, neither here nor at inference. If the model has to see "
     "them, describe them in the system message, or use a template that shows them (data.chat_template=chatml)"
 )
+TEXT_FOR_SWITCH = (
+    "chat_template_kwargs has the text 'true' or 'false', which is read as true or false (a template would take both "
+    "texts for true)"
+)
 CONTEXT_DIFFERS = "the document does not begin with the prompt that the model will be given"
 NO_PROMPT = "there is no prompt before a first message: the text before it is what the chat template writes there"
 STOP_NOT_TRAINED = "no stop token is trained at its end"

@@ -4,7 +4,9 @@ Fields with other usual names are renamed, where only one reading is possible: `
 ``instruction`` and ``output``.
 """
 
+import ast
 import json
+from collections import Counter
 from contextlib import suppress
 from typing import Any, Dict, Mapping, Optional, Tuple
 
@@ -31,7 +33,8 @@ REQUIRED_FIELDS = {
 MESSAGES = ("conversation", "dialogue", "dialog", "chat")
 """Other names of ``messages``, if the field holds a list."""
 QUESTIONS = ("instruction", "question", "query", "prompt", "user", "human", "inputs", "input")
-"""Names of a question. ``input`` is one only where there is no other; otherwise it is a second part of the question."""
+"""Names of a question. ``input`` is a question only in a record without another one. Otherwise it is a second part of
+the question."""
 ANSWERS = ("output", "response", "answer", "completion", "assistant", "bot", "targets")
 INPUTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt", "system_message")
@@ -44,7 +47,7 @@ def rename_fields(location: str, record: Record, fields: Mapping[str, str]) -> R
     Args:
         location: Where the record was found. Error messages name it.
         record: The record. It is not changed.
-        fields: For some names that ftdist knows, the names that the records use.
+        fields: Maps names that ftdist knows to the names that the records use.
 
     Raises:
         DataError: A required field is missing.
@@ -65,28 +68,31 @@ def rename_fields(location: str, record: Record, fields: Mapping[str, str]) -> R
 def recognise(
     location: str, record: Record, format: Format, mapped: Mapping[str, str]
 ) -> Tuple[Format, Record, Dict[str, str]]:
-    """Return the format of a record, the record with the field names of that format, and the names that it had.
+    """Return the format of a record, the record with the field names of that format, and the names that it had before.
 
-    The names are those of the fields that were renamed, also by ``rename_fields``: ``{"output": "answer"}``.
+    The names are a dict with the fields that were renamed, also by ``rename_fields``: ``{"output": "answer"}``.
 
     Args:
         location: Where the record was found. Error messages name it.
         record: The record, without fields that are None.
         format: ``Format.auto`` recognises the format by the fields.
-        mapped: The setting ``fields``, which ``rename_fields`` has applied. A format that needs one of its names is
+        mapped: The setting ``fields``, which ``rename_fields`` has applied. Formats that need one of these names are
             tried first.
 
     Raises:
         DataError: The record has the fields of no format, or it can be read in several ways.
     """
+    record, shown = _with_plain_names(record, mapped)
     order = sorted(REQUIRED_FIELDS, key=lambda known: not set(REQUIRED_FIELDS[known]) & set(mapped))
     candidates = order if format is Format.auto else [format]
     for candidate in candidates:
         if all(name in record for name in REQUIRED_FIELDS[candidate]):
-            return candidate, *_renamed(record, _with_input(record, {}) if candidate is Format.alpaca else {}, mapped)
+            if candidate is Format.text and format is Format.auto and not mapped:
+                _check_only_text(location, record, shown)
+            return candidate, *_renamed(record, _with_input(record, {}) if candidate is Format.alpaca else {}, shown)
     for candidate in candidates:
-        if (names := _usual_names(location, record, candidate, mapped)) is not None:
-            return candidate, *_renamed(record, names, mapped)
+        if (names := _usual_names(location, record, candidate, shown)) is not None:
+            return candidate, *_renamed(record, names, shown)
     fields = f"the fields {', '.join(sorted(record))}" if record else "no fields"
     if format is not Format.auto:
         raise DataError(
@@ -104,12 +110,60 @@ def recognise(
     )
 
 
+def _with_plain_names(record: Record, mapped: Mapping[str, str]) -> Tuple[Record, Mapping[str, str]]:
+    """Return a record with names in lower case and with underscores, and the names that its fields had.
+
+    ``System Prompt`` becomes ``system_prompt``. If two names would become the same, they are not changed.
+    """
+    if all(name.islower() and " " not in name for name in record):
+        return record, mapped
+    plain = {name: name.strip().lower().replace(" ", "_") for name in record}
+    count = Counter(plain.values())
+    plain = {name: new if count[new] == 1 else name for name, new in plain.items()}
+    changed = {new: name for name, new in plain.items() if new != name}
+    return {plain[name]: value for name, value in record.items()}, {**changed, **mapped}
+
+
+def _check_only_text(location: str, record: Record, shown: Mapping[str, str]) -> None:
+    """Check that a record with a text has not also a question and an answer."""
+    names = _usual_names(location, record, Format.alpaca, shown)
+    if names:
+        pair = " and ".join(shown.get(names[name], names[name]) for name in REQUIRED_FIELDS[Format.alpaca])
+        raise DataError(
+            f"{location}: the record has {shown.get('text', 'text')}, and also {pair}",
+            "a text, or a question and an answer",
+            "data.sources.NAME.format=alpaca for the question and the answer, or format=text",
+            reason="a text beside a question and an answer",
+        )
+
+
+def without_missing(found: Record) -> Record:
+    """Return an object without the fields that are null or NaN. pandas writes NaN for a missing value."""
+    return {name: value for name, value in found.items()
+            if value is not None and not (type(value) is float and value != value)}  # fmt: skip
+
+
+def parsed(value: Any) -> Any:
+    """Return the value of a text that is JSON or a Python literal, or anything else unchanged.
+
+    Lists and objects in a column of a CSV file are texts. pandas writes them as Python literals (``{'role': 'user'}``).
+    """
+    if not isinstance(value, str):
+        return value
+    with suppress(ValueError, RecursionError):
+        return json.loads(value)
+    if value.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return ast.literal_eval(value.strip())
+    return value
+
+
 def is_record(found: Any) -> bool:
-    """Return whether a JSON value has the fields of a record, or can be the list of messages of one."""
+    """Return whether a JSON value can be a record: it has the fields of a format, or it is a list of messages."""
     if not isinstance(found, dict):
         return isinstance(found, list)
     with suppress(DataError):
-        recognise("", {name: value for name, value in found.items() if value is not None}, Format.auto, {})
+        recognise("", without_missing(found), Format.auto, {})
         return True
     return False
 
@@ -122,7 +176,7 @@ def _renamed(record: Record, names: Dict[str, str], mapped: Mapping[str, str]) -
 
 
 def _usual_names(location: str, record: Record, format: Format, mapped: Mapping[str, str]) -> Optional[Dict[str, str]]:
-    """Return for the names of a format the other usual names that a record has instead, or None if it has none."""
+    """Map the names of a format to the usual names that a record has instead. None if the record has none of them."""
     if format is Format.messages:
         found = [name for name in MESSAGES if _is_list(record.get(name))]
         return {"messages": found[0]} if len(found) == 1 else None
@@ -155,7 +209,7 @@ def _usual_names(location: str, record: Record, format: Format, mapped: Mapping[
 
 
 def _with_input(record: Record, names: Dict[str, str]) -> Dict[str, str]:
-    """Add the name of a second part of the question, if it has another usual name."""
+    """Add the second part of the question to ``names``, if the record has it under another usual name."""
     found = [name for name in INPUTS if name in record and name not in names.values()]
     return {**names, INPUTS[0]: found[0]} if found and found[0] != INPUTS[0] else names
 
@@ -165,7 +219,5 @@ def _has_objects(value: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    return isinstance(value, list)
+    is_text_of_list = isinstance(value, str) and value.lstrip().startswith("[")
+    return isinstance(parsed(value) if is_text_of_list else value, list)

@@ -1,21 +1,21 @@
-"""Bring the messages of a chat into one normal form, whatever names and shapes their file uses.
+"""Bring the messages of a chat into one normal form. Files use many names and shapes for them.
 
 A message in normal form has ``role`` (system, user, assistant or tool) and ``content`` (a string), and optionally
 ``reasoning_content``, ``tool_calls``, ``name`` and ``tool_call_id``. ``ftdist.data.tool_calls`` describes the calls.
 """
 
 import json
-from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ftdist.base.errors import DataError
+from ftdist.data.fields import parsed, without_missing
 from ftdist.data.tool_calls import called_functions, calls_in_text
 
 Message = Dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 CALL = "call"
-"""The role of messages that hold a call instead of a text. They become an assistant message with ``tool_calls``."""
+"""The role of a message that is a call. It becomes an assistant message with ``tool_calls``."""
 ROLE_ALIASES = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "model", "bot", "chatgpt", "ai"), "assistant"),
@@ -28,14 +28,14 @@ ROLE_FIELDS, CONTENT_FIELDS = ("role", "from"), ("content", "value", "text")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 MARK_FIELDS = ("train", "weight", "loss", "training")
 MARKS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 is equal to True
-"""What a mark can be. A mark says whether the author wants a message to be trained."""
+"""The values of a mark. A mark says whether the author wants a message to be trained."""
 OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
 
 
 class Chat(NamedTuple):
     messages: List[Message]
     marks: List[Optional[bool]]
-    """For each message: whether its author marked it to be trained. None: without a mark."""
+    """For each message, whether its author marked it to be trained. None: it has no mark."""
 
 
 def read_messages(location: str, found: Any) -> Chat:
@@ -43,15 +43,13 @@ def read_messages(location: str, found: Any) -> Chat:
 
     Args:
         location: Where the record was found. Error messages name it.
-        found: A list of messages, or its JSON text. A message is an object, or the list ``[role, content]``. The
-            elements can also be ``[question, answer]``.
+        found: A list of messages, or its text as JSON or a Python literal. A message is an object, or the list
+            ``[role, content]``. The elements can also be ``[question, answer]``.
 
     Raises:
         DataError: A message is invalid. The error names it.
     """
-    if isinstance(found, str):  # a list as JSON text, for example in a column of a .csv file
-        with suppress(ValueError, RecursionError):
-            found = json.loads(found)
+    found = parsed(found)  # it is a text in a column of a .csv file
     if not isinstance(found, list):
         raise DataError(f"{location}: the messages are {type_name(found)}", "a list of messages",
                         "correct or remove the record", reason="messages that are not a list")  # fmt: skip
@@ -81,18 +79,18 @@ def _role(name: str) -> Optional[str]:
 
 
 def _append(chat: Chat, where: str, message: Message, mark: Optional[bool]) -> None:
-    """Append a message. A call is joined with the answer before it: the model writes both in one turn."""
+    """Append a message. A call after an answer becomes part of that answer: the model writes both in one turn."""
     if message["role"] == CALL:
         previous = chat.messages[-1] if chat.messages else {"role": ""}
         if previous["role"] == "assistant" and mark == chat.marks[-1]:
             thought = message.get("reasoning_content")
             if thought and thought != previous.get("reasoning_content"):
-                raise two_reasonings(f"{where} continues an answer that has not this reasoning")
+                raise two_reasonings(f"{where} continues an answer that does not have this reasoning")
             previous["tool_calls"] = previous.get("tool_calls", []) + message["tool_calls"]
             return
         message = {**message, "role": "assistant"}
     if message["role"] == "system" and not message["content"]:
-        return  # an empty field of a form, not an instruction
+        return  # an empty system message is not an instruction
     chat.messages.append(message)
     chat.marks.append(mark)
 
@@ -101,7 +99,7 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
     if not isinstance(found, dict):
         raise DataError(f"{where} is {type_name(found)}", "an object with role and content",
                         "correct or remove the record", reason="a message that is not an object")  # fmt: skip
-    fields = {name: value for name, value in found.items() if value is not None}
+    fields = without_missing(found)
     named = next((fields[name] for name in ROLE_FIELDS if name in fields), None)
     role = _role(named) if isinstance(named, str) else None
     if role is None:
@@ -202,8 +200,8 @@ def _reasoning(where: str, fields: Dict[str, Any], thoughts: Dict[str, str]) -> 
 
     Args:
         where: Names the message in errors.
-        fields: The message. Its reasoning can be in several fields, if it is the same in all of them.
-        thoughts: The reasoning in its content, by the place where it was found.
+        fields: The message. Its reasoning can be in several fields, if they have the same text.
+        thoughts: The reasoning that was found in its content, by place.
     """
     found = dict(thoughts)
     for name in [name for name in REASONING_FIELDS if name in fields]:
@@ -244,7 +242,7 @@ def two_reasonings(found: str) -> DataError:
 
 
 def type_name(value: Any) -> str:
-    """Return what to call the type of a JSON value in a message."""
+    """Return the name of the type of a JSON value, for messages."""
     names = {
         list: "a list",
         dict: "an object",

@@ -2,17 +2,15 @@
 reasoning of the answer.
 """
 
-import json
-from contextlib import suppress
 from typing import Any, Dict, Mapping
 
 from ftdist.base.errors import DataError
-from ftdist.data.fields import SYSTEMS, Record
+from ftdist.data.fields import SYSTEMS, Record, parsed
 from ftdist.data.messages import REASONING_FIELDS, Chat, read_messages, two_reasonings, type_name
 
 FIELDS = {"history", *SYSTEMS, *REASONING_FIELDS}
 SWITCHES = ("on", "off", "true", "false", "yes", "no", "enabled", "disabled", "none", "low", "medium", "high", "")
-"""Values of a field ``reasoning`` or ``thinking`` that only say whether the model was to think."""
+"""Values of a field ``reasoning`` or ``thinking`` that only say whether, or how much, the model should think."""
 
 
 def add_fields(location: str, record: Record, chat: Chat, names: Mapping[str, str], first_answer: int = 0) -> int:
@@ -23,7 +21,7 @@ def add_fields(location: str, record: Record, chat: Chat, names: Mapping[str, st
         record: The record, with the field names of its format.
         chat: The messages of the record. They are changed in place.
         names: The names that ``recognise`` returns.
-        first_answer: Number of messages before those to which the reasoning can belong.
+        first_answer: Number of messages that belong to a prompt. The reasoning belongs to an answer after them.
 
     Returns:
         The number of messages that were added.
@@ -41,10 +39,12 @@ def add_fields(location: str, record: Record, chat: Chat, names: Mapping[str, st
 
 
 def check_texts(location: str, record: Record, names: Mapping[str, str]) -> None:
-    """Check that a record whose prompt and completion are strings loses none of these fields.
+    """Check that the system message, the earlier turns and the reasoning of a record are in its prompt and completion.
+
+    The prompt and the completion are strings here. They are trained as they are, so there is no other place for them.
 
     Raises:
-        DataError: It has one that is not a part of these strings. They are trained as they are, so it has no place.
+        DataError: One of these fields is not part of the two strings.
     """
     text = record["prompt"] + record["completion"]
     found = {**_texts(location, record, SYSTEMS, names), **_thoughts(location, record, names)}
@@ -55,7 +55,7 @@ def check_texts(location: str, record: Record, names: Mapping[str, str]) -> None
     if lost:
         prompt, completion = names.get("prompt", "prompt"), names.get("completion", "completion")
         raise DataError(
-            f"{location}: the record has {' and '.join(lost)}, which {prompt} and {completion} do not hold",
+            f"{location}: the record has {' and '.join(lost)}, which {prompt} and {completion} do not contain",
             "one text that holds everything, or a chat",
             f"data.sources.NAME.fields='{{instruction: {prompt}, output: {completion}}}' to make a chat of it",
             reason=f"{lost[0]} beside a prompt and a completion that are strings",
@@ -102,11 +102,8 @@ def _add_reasoning(location: str, record: Record, chat: Chat, names: Mapping[str
 
 def _history(location: str, record: Record) -> Chat:
     """Return the earlier turns of a record: a list of ``[question, answer]`` or of messages, or its JSON text."""
-    found = record.get("history") or []
-    if isinstance(found, str):
-        with suppress(ValueError, RecursionError):
-            found = json.loads(found) if found.strip() else []
-    if found == []:
+    found = parsed(record.get("history")) or []
+    if found == [] or (isinstance(found, str) and not found.strip()):
         return Chat([], [])
     history = read_messages(f"{location}, history", found)
     if history.messages and history.messages[-1]["role"] != "assistant":

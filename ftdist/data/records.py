@@ -6,14 +6,14 @@ a chat.
 
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ftdist.base.errors import DataError
 from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
 from ftdist.config.schema import Format, Reasoning
-from ftdist.data.fields import Record, recognise, rename_fields
+from ftdist.data.chat_notes import TEXT_FOR_SWITCH
+from ftdist.data.fields import Record, parsed, recognise, rename_fields, without_missing
 from ftdist.data.messages import (
     REASONING_FIELDS,
     ROLE_FIELDS,
@@ -25,6 +25,9 @@ from ftdist.data.messages import (
 )
 from ftdist.data.record_fields import add_fields, check_texts
 from ftdist.data.tool_calls import read_tools, remove_added_nulls
+
+SWITCHES = {"true": True, "false": False}
+"""Texts that stand for a switch. In a column of Arrow, all values have one type, so a switch can be a text there."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Document:
     """For each message, whether its author marked it to be trained (None: no mark). None if no message has a mark."""
     template_kwargs: Dict[str, Any] = field(default_factory=dict)
     """The record's own arguments for the chat template. They override ``data.chat_template_kwargs``."""
+    notes: Tuple[str, ...] = ()
+    """What the user should know about how the record was read."""
 
     def content_hash(self) -> int:
         """Return a 64-bit hash of the record's content. The held-out share is drawn by it.
 
-        It does not depend on the chat template. Reasoning is left out, so that ``data.reasoning`` does not change the
-        draw, and several solutions of a problem with equal answers stay together.
+        The hash does not depend on the chat template. Reasoning is left out of it, so that ``data.reasoning`` does not
+        change the draw, and solutions of a problem with equal answers stay together.
         """
         messages = [
             {name: value for name, value in message.items() if name != "reasoning_content"} for message in self.messages
@@ -72,8 +77,8 @@ def read_record(
 
     Args:
         location: Where the record was found. Error messages name it.
-        record: An object with the fields of one of the formats, or a list of messages. Fields with the value None are
-            treated as absent. A DataError stands for a record that could not be read from its file; it is raised.
+        record: An object with the fields of one of the formats, or a list of messages. Fields that are null or NaN
+            are treated as absent. A DataError is a record that could not be read from its file; it is raised.
         format: ``Format.auto`` recognises the format by the fields.
         fields: The setting ``fields`` of the source.
         reasoning: What happens to the reasoning in answers.
@@ -88,7 +93,7 @@ def read_record(
     if not isinstance(record, dict):
         raise DataError(f"{location}: the record is {type_name(record)}", "an object with fields",
                         "correct or remove the record", reason=f"a record that is {type_name(record)}")  # fmt: skip
-    record = {name: value for name, value in record.items() if value is not None}
+    record = without_missing(record)
     if fields:
         record = rename_fields(location, record, fields)
     if reasoning is Reasoning.drop:
@@ -109,12 +114,7 @@ def read_record(
 def _chat_document(location: str, format: Format, record: Record, chat: Chat, num_prompt_messages: int = 0) -> Document:
     tools = read_tools(location, record)
     remove_added_nulls(chat.messages, tools)
-    arguments = record.get("chat_template_kwargs") or {}
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            arguments = None
+    arguments = parsed(record.get("chat_template_kwargs")) or {}
     if not isinstance(arguments, dict):
         raise DataError(f"{location}: chat_template_kwargs is not an object", "an object, or its JSON text",
                         "correct or remove the record",
@@ -124,6 +124,8 @@ def _chat_document(location: str, format: Format, record: Record, chat: Chat, nu
             raise DataError(f"{location}: chat_template_kwargs has {name}", "arguments of the chat template itself",
                             f"remove {name} from the record, or remove the record",
                             reason=f"chat_template_kwargs with {name}")  # fmt: skip
+    switches = {name: SWITCHES[value.lower()] for name, value in arguments.items()
+                if isinstance(value, str) and value.lower() in SWITCHES}  # fmt: skip
     return Document(
         location,
         format,
@@ -131,7 +133,8 @@ def _chat_document(location: str, format: Format, record: Record, chat: Chat, nu
         tools=tools,
         num_prompt_messages=num_prompt_messages,
         marks=chat.marks if any(mark is not None for mark in chat.marks) else None,
-        template_kwargs={name: value for name, value in arguments.items() if value is not None},
+        template_kwargs={name: value for name, value in arguments.items() if value is not None} | switches,
+        notes=(TEXT_FOR_SWITCH,) if switches else (),
     )
 
 
@@ -170,17 +173,20 @@ def _read_prompt_completion(location: str, record: Record, names: Mapping[str, s
 def _messages_in(value: Any) -> Any:
     """Return the messages in a JSON text, or anything else unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            found = json.loads(value)
-            if found and all(isinstance(held, dict) and any(name in held for name in ROLE_FIELDS) for held in found):
-                return found
+        found = parsed(value)
+        is_list = isinstance(found, list) and bool(found)
+        if is_list and all(isinstance(held, dict) and any(name in held for name in ROLE_FIELDS) for held in found):
+            return found
     return value
 
 
 def _alpaca_chat(location: str, record: Record, names: Mapping[str, str]) -> Chat:
-    question = _string(location, record, "instruction", names)
-    if record.get("input"):
-        question += "\n\n" + _string(location, record, "input", names)
+    has_input = bool(record.get("input"))
+    if has_input and isinstance(record["instruction"], str) and not record["instruction"].strip():
+        question = _string(location, record, "input", names)
+    else:
+        question = _string(location, record, "instruction", names)
+        question += "\n\n" + _string(location, record, "input", names) if has_input else ""
     answer = _string(location, record, "output", names)
     return read_messages(location, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 

@@ -35,9 +35,9 @@ class Rendered:
     answers: Tuple[int, ...] = ()
     """Numbers of the messages that are trained, in a chat whose answers are trained."""
     planned: Optional[DocumentPlan] = None
-    """How it is trained, in such a chat."""
+    """The plan of the document, in such a chat."""
     whole: Optional[Form] = None
-    """How the messages were handed to the template, in a chat all of which is trained."""
+    """The form in which the template got the messages, in a chat in which everything is trained."""
 
 
 def make_renderer(
@@ -87,6 +87,8 @@ def render(document: Document, renderer: Renderer) -> List[Rendered]:
         made = [Rendered(text, [(0 if train_on is TrainOn.all else len(document.prompt), len(text))])]
     for one in made:
         _check_unicode(document, one.text)
+    if document.notes:
+        made = [replace(one, notes=one.notes + document.notes) for one in made]
     return [with_one_bos(one, renderer.bos) for one in made]
 
 
@@ -155,10 +157,10 @@ def _without_stop(text: str, stops: Tuple[str, ...]) -> str:
 
 
 def _train_on(document: Document, wanted: TrainOn) -> TrainOn:
-    """Return the meaning of ``data.train_on`` for this document: ``auto`` for chats only.
+    """Return ``data.train_on`` for this document. For a plain text, ``auto`` becomes ``all``.
 
     Raises:
-        DataError: The document has no such part.
+        DataError: The document does not have the part that should be trained.
     """
     if wanted is TrainOn.all:
         return wanted

@@ -1,4 +1,4 @@
-"""Bring tools and the calls of tools into one normal form, whatever names and shapes their file uses.
+"""Bring tools and calls of tools into one normal form. Files use many names and shapes for them.
 
 A call in normal form is ``{"type": "function", "id": …, "function": {"name": …, "arguments": {…}}}``; ``id`` is
 optional. A tool is ``{"type": "function", "function": {"name": …, "description": …, "parameters": {…}}}``.
@@ -6,21 +6,21 @@ optional. A tool is ``{"type": "function", "function": {"name": …, "descriptio
 
 import json
 import re
-from contextlib import suppress
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import DataError
+from ftdist.data.fields import parsed
 
 Call = Dict[str, Any]
 BETWEEN = re.compile(r"\A(?:\s|</?(?:tool_call|functioncall|function_call)>)*")
-"""What can be around the calls in a text."""
+"""White space and tags before, between and after the calls in a text."""
 ARGUMENT_FIELDS = ("arguments", "parameters", "input", "args")
 OBJECTS = ("function", "parameters", "properties", "input_schema", "items", "return", "returns", "$defs", "definitions")
-"""Fields of tools and schemas that hold an object. It can be given as its JSON text."""
+"""Fields of tools and schemas whose value is an object. A file can have its JSON text instead."""
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""Fields of a schema whose keys are names that the author has chosen, and whose values are schemas."""
+"""Fields of a schema with an object whose keys are names chosen by the author, and whose values are schemas."""
 VALUES = ("const", "default", "enum", "examples", "example")
-"""Fields of a schema that hold values. They stay as they are."""
+"""Fields of a schema with values of the author. They are not changed."""
 
 
 def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
@@ -57,7 +57,7 @@ def calls_in_text(where: str, content: Any) -> List[Call]:
 
 
 def _values(text: str) -> Optional[List[Any]]:
-    """Return the JSON values in a text, which can be in tags. None: there is another text."""
+    """Return the JSON values in a text. They can be in tags. None: the text has something else."""
     values, rest = [], BETWEEN.sub("", text, count=1)
     while rest:
         try:
@@ -71,14 +71,14 @@ def _values(text: str) -> Optional[List[Any]]:
 
 def _calls(where: str, found: Any) -> List[Call]:
     """Return the calls in a list, in one call, or in the JSON text of these."""
-    found = _parsed(found)
+    found = parsed(found)
     if _is_nothing(found):
         return []
     if isinstance(found, dict):
         found = [found]
     if not isinstance(found, list):
         raise _not_json(where, found)
-    return [_call(where, call) for call in map(_parsed, found) if not _is_nothing(call)]
+    return [_call(where, call) for call in map(parsed, found) if not _is_nothing(call)]
 
 
 def _not_json(where: str, found: Any) -> DataError:
@@ -88,14 +88,14 @@ def _not_json(where: str, found: Any) -> DataError:
 
 
 def _is_nothing(value: Any) -> bool:
-    """Return whether a value holds nothing but nulls and empty texts, as the structs do with which Arrow fills gaps."""
+    """Return whether a value has only nulls and empty texts. Arrow fills gaps with such structs."""
     if isinstance(value, dict):
         return all(name == "type" or _is_nothing(held) for name, held in value.items())
     return value is None or value == "" or (isinstance(value, list) and all(map(_is_nothing, value)))
 
 
 def _call(where: str, found: Any) -> Call:
-    function = _parsed(found.get("function")) if isinstance(found, dict) else None
+    function = parsed(found.get("function")) if isinstance(found, dict) else None
     if isinstance(found, dict) and not isinstance(function, dict):
         function = {"name": function, **found} if isinstance(function, str) else found
     name = function.get("name") if isinstance(function, dict) else None
@@ -103,7 +103,7 @@ def _call(where: str, found: Any) -> Call:
         raise DataError(f"{where} has a call without the name of a function", "an object with name and arguments",
                         "correct or remove the record", reason="a call without a name")  # fmt: skip
     given: Any = next((function[field] for field in ARGUMENT_FIELDS if function.get(field) is not None), {})
-    arguments = {} if given in ("", "null") else _parsed(given)
+    arguments = {} if given in ("", "null") else parsed(given)
     if not isinstance(arguments, dict):
         raise DataError(f"{where} calls {name} with arguments that are not an object: {str(given)[:60]!r}",
                         "an object, or its JSON text", "correct or remove the record",
@@ -127,16 +127,15 @@ def read_tools(location: str, record: Dict[str, Any]) -> Optional[List[Any]]:
     if isinstance(tools, str):  # because all values of a column must have the same type
         if not tools.strip():
             return None
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{location}: tools is a string that is not JSON: {error}", "a list of tools",
-                            "correct or remove the record", reason="tools that are not JSON") from error  # fmt: skip
+        found, tools = tools, parsed(tools)
+        if isinstance(tools, str):
+            raise DataError(f"{location}: tools is a string that is not JSON: {found[:60]!r}", "a list of tools",
+                            "correct or remove the record", reason="tools that are not JSON")  # fmt: skip
     tools = [tools] if isinstance(tools, dict) and tools else tools
     if tools and not isinstance(tools, list):
         raise DataError(f"{location}: tools is not a list: {str(tools)[:60]!r}", "a list of tools",
                         "correct or remove the record", reason="tools that are not a list")  # fmt: skip
-    return [_tool(tool) for tool in map(_parsed, tools) if not _is_nothing(tool)] or None if tools else None
+    return [_tool(tool) for tool in map(parsed, tools) if not _is_nothing(tool)] or None if tools else None
 
 
 def _tool(found: Any) -> Any:
@@ -149,10 +148,10 @@ def _tool(found: Any) -> Any:
 
 
 def remove_added_nulls(messages: List[Dict[str, Any]], tools: Optional[List[Any]]) -> None:
-    """Remove from calls, in place, the arguments that are null and that their tool does not declare.
+    """Remove null arguments that the called tool does not declare. The messages are changed in place.
 
-    In a column of structs, Arrow adds all fields of all structs to each of them, as nulls. A file in another format
-    that was made from such a column still has them.
+    In a column of structs, Arrow gives each struct the fields of all others, as nulls. A JSON file that was made from
+    such a column has these nulls too.
     """
     declared: Dict[str, Any] = {}
     for tool in tools or []:
@@ -186,15 +185,7 @@ def _schema(found: Any, with_names: bool = False) -> Any:
         is_value = key in VALUES and not with_names
         if value is None and not (is_value and key in ("const", "default")):  # only these can be null in a schema
             continue
-        parsed = _parsed(value) if with_names or key in OBJECTS else value
-        value = parsed if isinstance(parsed, (dict, list)) else value
+        read = parsed(value) if with_names or key in OBJECTS else value
+        value = read if isinstance(read, (dict, list)) else value
         settled[key] = value if is_value else _schema(value, key in NAMED and not with_names)
     return settled
-
-
-def _parsed(value: Any) -> Any:
-    """Return the value of a JSON text, or anything else unchanged."""
-    if isinstance(value, str):
-        with suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value

@@ -27,6 +27,12 @@ STRIPS_THINKING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+QUESTION = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+THOUGHT = ANSWER | {"reasoning_content": "r"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
+
 
 def chat(*texts: str, system: str = "") -> dict[str, Any]:
     """Return a record of the format ``messages``, with the roles user, assistant, user, …"""
@@ -131,3 +137,7 @@ def documents_of(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto, 
             text = f"{text[:start]}[[{text[start:end]}]]{text[end:]}"
         made.append(text)
     return made
+
+
+def message(record: Any, number: int = -1) -> Any:
+    return read(record).messages[number]

@@ -58,6 +58,7 @@ BAD = [
     ([("data.heldout", {"heldout": SourceConfig(path="x")}), ("data.heldout_share", 0.1)], "both set"),
     ([("data.heldout_share", 0.6)], "data.heldout_share=0.6"),
     ([("data.chat_template_kwargs", {"add_generation_prompt": True})], "has add_generation_prompt"),
+    ([("data.chat_template_kwargs", {"enable_thinking": "False"})], "enable_thinking is the text 'False'"),
     ([("data.max_seq_len", 4)], "data.max_seq_len=4"),
     ([("batch.global_batch_size", 0)], "batch.global_batch_size=0"),
     ([("batch.micro_batch_size", 0)], "batch.micro_batch_size=0"),

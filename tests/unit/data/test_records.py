@@ -8,16 +8,7 @@ import pytest
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, Reasoning
 from ftdist.data.records import Document, read_record
-from tests.unit.data_tools import chat, read
-
-QUESTION = {"role": "user", "content": "q"}
-ANSWER = {"role": "assistant", "content": "a"}
-SYSTEM = {"role": "system", "content": "s"}
-CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
-TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {"name": "add", "parameters": {"properties": {"x": {"type": "integer"}}}},
-}
+from tests.unit.data_tools import ANSWER, CALL, QUESTION, SYSTEM, THOUGHT, chat, read
 
 
 def _called(name: str, arguments: Any) -> dict[str, Any]:
@@ -38,27 +29,6 @@ def test_formats_are_recognised_by_their_fields() -> None:
     assert read(sharegpt).messages == [{"role": "system", "content": "s"}, QUESTION, ANSWER]
     of_messages = read({"prompt": [QUESTION], "completion": [ANSWER]})
     assert (of_messages.messages, of_messages.num_prompt_messages) == ([QUESTION, ANSWER], 1)
-
-
-def test_tools_and_tool_calls_are_kept_and_null_fields_are_removed() -> None:
-    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
-    messages = [
-        QUESTION | {"tool_calls": None},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "2", "name": "add"},
-        ANSWER,
-    ]
-    document = read({"messages": messages, "tools": '[{"name": "add"}]'})
-    assert document.tools == [{"type": "function", "function": {"name": "add"}}]
-    assert document.messages[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
-    assert document.messages[0] == QUESTION
-    assert document.messages[2]["name"] == "add"
-
-
-def test_text_parts_of_a_content_are_joined() -> None:
-    for kind in ("text", "input_text", "output_text"):
-        parts = [{"type": kind, "text": "q"}, {"type": kind, "text": "?"}]
-        assert read({"messages": [{"role": "user", "content": parts}, ANSWER]}).messages[0]["content"] == "q?"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +74,7 @@ def test_text_parts_of_a_content_are_joined() -> None:
         ),
         (
             [QUESTION, ANSWER, {"role": "function_call", "value": CALL, "reasoning": "r"}],
-            "message 3 continues an answer that has not this reasoning",
+            "message 3 continues an answer that does not have this reasoning",
         ),
         (chat("q", "a") | {"chat_template_kwargs": {"tools": []}}, "file:1: chat_template_kwargs has tools"),
         (chat("q", "a") | {"chat_template_kwargs": '{"tokenize": false}'}, "chat_template_kwargs has tokenize"),
@@ -124,6 +94,8 @@ def test_text_parts_of_a_content_are_joined() -> None:
         ({"text": " \n"}, "file:1: text is empty"),
         ({"text": None}, "file:1: the record has no fields"),
         ({"instruction": "", "output": "x"}, "file:1: instruction is empty"),
+        ({"Question": "", "Answer": "x"}, "file:1: Question is empty"),
+        ({"text": "t", "question": "q", "answer": "a"}, "file:1: the record has text, and also question and answer"),
         ({"prompt": "p", "completion": 3}, "file:1: prompt is a string and completion is a number"),
         ({"question": "q", "answer": ""}, "file:1: answer is empty"),
         ({"question": 3, "answer": "a"}, "file:1: question is a number"),
@@ -172,10 +144,6 @@ def test_a_record_of_another_format_is_refused_with_the_required_fields() -> Non
     assert "instruction, output" in caught.value.expected
 
 
-def message(record: Any, number: int = -1) -> Any:
-    return read(record).messages[number]
-
-
 @pytest.mark.parametrize(
     "record",
     [
@@ -185,6 +153,8 @@ def message(record: Any, number: int = -1) -> Any:
         {"conversation": [{"role": "HUMAN", "text": "q"}, {"from": "ai", "content": ["a"]}]},
         {"messages": json.dumps([QUESTION, ANSWER])},
         {"conversations": json.dumps([QUESTION, ANSWER])},
+        {"messages": str([QUESTION | {"x": None}, ANSWER])},
+        {"Chat": f" {[QUESTION, ANSWER]}"},
         {"messages": [["q", "a"]]},
         {"messages": [["user", "q"], ["assistant", "a"]]},
         [QUESTION, ANSWER],
@@ -195,6 +165,11 @@ def message(record: Any, number: int = -1) -> Any:
         {"prompt": json.dumps([QUESTION]), "completion": json.dumps([ANSWER])},
         {"prompt": json.dumps([QUESTION]), "completion": "a"},
         {"prompt": [QUESTION], "response": "a"},
+        {"Question": "q", "Answer": "a", "ID": 3, "id": 4},
+        {" Messages": [QUESTION, ANSWER]},
+        {"instruction": " ", "input": "q", "output": "a"},
+        {"instruction": "q", "input": float("nan"), "output": "a", "history": float("nan"), "system": None},
+        [QUESTION, ANSWER | {"tool_calls": float("nan"), "train": float("nan")}],
         *({question: "q", answer: "a"} for question, answer in (
             ("prompt", "response"), ("question", "answer"), ("query", "response"), ("instruction", "response"),
             ("input", "output"), ("question", "response"), ("user", "assistant"), ("inputs", "targets"),
@@ -203,21 +178,6 @@ def message(record: Any, number: int = -1) -> Any:
 )  # fmt: skip
 def test_every_shape_of_a_chat_gives_the_same_messages(record: Any) -> None:
     assert read(record).messages == [QUESTION, ANSWER]
-
-
-def test_other_fields_of_a_question_become_part_of_the_chat() -> None:
-    question = {"role": "user", "content": "q\n\nc"}
-    assert read({"instruction": "q", "context": "c", "response": "a", "category": "x"}).messages == [question, ANSWER]
-    assert read({"instruction": "q", "input": "c", "response": "a"}).messages == [question, ANSWER]
-    assert read({"system_prompt": "s", "question": "q", "response": "a"}).messages == [SYSTEM, QUESTION, ANSWER]
-    earlier = [["q", "a"], ["q", "a"]]
-    alpaca = {"instruction": "q", "output": "a", "input": "", "system": "s"}
-    assert read({**alpaca, "history": earlier}).messages == [SYSTEM, *[QUESTION, ANSWER] * 3]
-    assert read({**alpaca, "history": json.dumps(earlier)}).messages == [SYSTEM, *[QUESTION, ANSWER] * 3]
-    assert read({**alpaca, "history": []}).messages == [SYSTEM, QUESTION, ANSWER]
-    assert message({"question": "q", "answer": "a", "reasoning": "r"}) == ANSWER | {"reasoning_content": "r"}
-    for same in (chat("q", "a", system="s"), chat("q", "a")):
-        assert read({**same, "system": "s"}).messages == [SYSTEM, QUESTION, ANSWER]
 
 
 def test_the_setting_fields_names_the_fields_of_the_records() -> None:
@@ -229,177 +189,6 @@ def test_the_setting_fields_names_the_fields_of_the_records() -> None:
     assert read_record("file:1", {"body": "b", "content": "c"}, Format.auto, {"text": "body"}).text == "b"
     with pytest.raises(DataError, match="file:1: the record has no field 'reply', which the setting fields.completion"):
         read_record("file:1", {"question": "q"}, Format.auto, fields)
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        chat("q", "a"),
-        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-        {"prompt": [QUESTION], "completion": [ANSWER]},
-        {"prompt": "q", "completion": [ANSWER]},
-        {"instruction": "q", "output": "a"},
-    ],
-)
-def test_fields_beside_the_messages_become_part_of_the_chat(record: Any) -> None:
-    earlier = {"history": [["q0", "a0"]], "system_message": "s", "reasoning": "r", "thinking": True}
-    found = read({**record, **earlier})
-    before = [SYSTEM, QUESTION | {"content": "q0"}, ANSWER | {"content": "a0"}]
-    assert found.messages == [*before, QUESTION, THOUGHT]
-    assert found.num_prompt_messages == (4 if "completion" in record else 0)
-    assert read({**record, "history": "[]", "system": " ", "reasoning": "off"}).messages == [QUESTION, ANSWER]
-    dropped = read_record("file:1", {**record, **earlier}, Format.auto, reasoning=Reasoning.drop)
-    assert dropped.messages == [*before, QUESTION, ANSWER]
-
-
-def test_fields_that_say_the_same_as_the_messages_are_not_repeated() -> None:
-    messages = [SYSTEM, QUESTION, ANSWER, QUESTION, THOUGHT]
-    same = {"system": "s", "history": [["q", "a"]], "reasoning": "r", "reasoning_content": "r"}
-    assert read({"messages": messages, **same}).messages == messages
-    assert read({"messages": messages, "history": messages[:3]}).messages == messages
-    text = {"prompt": "s\nq\na\nq", "completion": "<think>r</think>a"}
-    assert read({**text, **same}).text == "s\nq\na\nq<think>r</think>a"
-
-
-def test_the_proposed_fields_make_a_chat_of_a_prompt_with_a_system_message() -> None:
-    record = {"prompt": "q", "completion": "a", "system": "s"}
-    with pytest.raises(DataError, match="system") as caught:
-        read(record)
-    assert "fields='{instruction: prompt, output: completion}'" in caught.value.fix
-    fields = {"instruction": "prompt", "output": "completion"}
-    assert read_record("file:1", record, Format.auto, fields).messages == [SYSTEM, QUESTION, ANSWER]
-    with pytest.raises(DataError, match="file:1: completion is empty"):
-        read_record("file:1", {**record, "completion": ""}, Format.auto, fields)
-
-
-@pytest.mark.parametrize(
-    "calling",
-    [
-        {"tool_calls": [CALL]},
-        {"tool_calls": CALL},
-        {"tool_calls": json.dumps([CALL])},
-        {"tool_calls": [json.dumps(CALL)]},
-        {"tool_calls": [{"name": "add", "arguments": {"x": 1}}]},
-        {"tool_calls": [{"name": "add", "parameters": '{"x": 1}'}]},
-        {"tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}', "added": None}}], "function_call": None},
-        {"function_call": {"name": "add", "arguments": '{"x": 1}'}},
-        {"role": "function_call", "content": '{"name": "add", "arguments": {"x": 1}}'},
-        {"role": "tool_call", "content": '<tool_call>\n[{"name": "add", "arguments": "{\\"x\\": 1}"}]\n</tool_call>'},
-        {"role": "tool_call", "content": {"name": "add", "arguments": {"x": 1}}},
-        {"tool_calls": [CALL], "function_call": {"name": "add", "arguments": '{"x": 1}'}},
-    ],
-)
-def test_every_shape_of_a_call_gives_the_same_call(calling: dict[str, Any]) -> None:
-    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    assert message([QUESTION, {"role": "assistant", "content": None, **calling}]) == called
-
-
-def test_nulls_as_text_are_no_calls_and_no_arguments() -> None:
-    null = {"name": None, "arguments": None}
-    for nothing in (
-        {"tool_calls": "null"}, {"tool_calls": "[]"}, {"tool_calls": [None]}, {"function_call": "null"},
-        {"function_call": null}, {"tool_calls": [{"id": None, "function": None}]}, {"tool_calls": [{}]},
-        {"tool_calls": [{"id": "", "type": "function", "function": null}]}, {"function_call": {}},
-    ):  # fmt: skip
-        assert message([QUESTION, {**ANSWER, **nothing}]) == ANSWER
-    for given in (None, "", "null", "{}", {}):
-        call = {"function": {"name": "add", "arguments": given}}
-        [found] = message([QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}])["tool_calls"]
-        assert found["function"]["arguments"] == {}, given
-
-
-def test_a_call_after_a_text_belongs_to_the_same_answer() -> None:
-    call = {"from": "function_call", "value": json.dumps(CALL)}
-    result = {"from": "observation", "value": {"sum": 2, "ü": None}}
-    found = read({"conversations": [QUESTION, ANSWER, call, call, result, ANSWER]}).messages
-    assert found[1] == ANSWER | {"tool_calls": [CALL, CALL]}
-    assert found[2] == {"role": "tool", "content": '{"sum": 2, "ü": null}'}
-    assert len(found) == 4
-
-
-@pytest.mark.parametrize(
-    ("calling", "expected"),
-    [
-        ({"value": json.dumps(CALL), "reasoning_content": "r"}, {"reasoning_content": "r"}),
-        ({"value": f"<think>\nr\n</think>\n\n{json.dumps(CALL)}"}, {"reasoning_content": "r"}),
-        ({"value": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>\n" * 2}, {"tool_calls": [CALL, CALL]}),
-        ({"value": f"{json.dumps(CALL)}\n{json.dumps([CALL])}"}, {"tool_calls": [CALL, CALL]}),
-        ({"value": '{"name": "f", "arguments": {"tag": "<tool_call>"}}'}, {"tool_calls": [
-            {"type": "function", "function": {"name": "f", "arguments": {"tag": "<tool_call>"}}}]}),
-    ],
-)  # fmt: skip
-def test_a_message_that_is_a_call_keeps_its_reasoning_and_all_calls(calling: Any, expected: Any) -> None:
-    found = message({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", **calling}]})
-    assert found == {"role": "assistant", "content": "", "tool_calls": [CALL], **expected}
-
-
-@pytest.mark.parametrize("role", ["tool", "tool_response", "observation", "function", "ipython"])
-def test_results_of_functions_have_the_role_tool(role: str) -> None:
-    found = message([QUESTION, {"role": role, "content": [{"x": 1}], "name": "add", "tool_call_id": "c1"}, ANSWER], 1)
-    assert found == {"role": "tool", "content": '[{"x": 1}]', "name": "add", "tool_call_id": "c1"}
-
-
-@pytest.mark.parametrize(
-    "tools",
-    [
-        [TOOL], TOOL, json.dumps([TOOL]), json.dumps(TOOL), [json.dumps(TOOL)], [TOOL["function"]],
-        {"type": "function", "function": json.dumps(TOOL["function"])},
-        [TOOL["function"] | {"parameters": json.dumps(TOOL["function"]["parameters"])}, {}, {"function": None}],
-        [TOOL["function"] | {"parameters": {"properties": '{"x": {"type": "integer"}}'}}],
-        [TOOL["function"] | {"parameters": {"properties": {"x": '{"type": "integer"}'}}}],
-    ],
-)  # fmt: skip
-def test_every_shape_of_tools_gives_the_same_tools(tools: Any) -> None:
-    assert read({**chat("q", "a"), "tools": tools}).tools == [TOOL]
-    assert read({**chat("q", "a"), "functions": tools}).tools == [TOOL]
-    assert read({**chat("q", "a"), "tools": ""}).tools is None
-
-
-def test_nulls_that_arrow_added_to_structs_are_removed() -> None:
-    arguments = {"x": 1, "city": None}
-    properties = {"x": {"type": "integer", "default": None, "enum": None}, "city": None}
-    record = {"messages": [QUESTION, _called("add", arguments)]}
-    tool = {"type": "function", "function": {"name": "add", "parameters": {"properties": properties}}}
-    found = read({**record, "tools": [tool]})
-    assert found.messages[1]["tool_calls"] == [CALL]
-    assert found.tools == [{"type": "function", "function": {"name": "add", "parameters": {
-        "properties": {"x": {"type": "integer", "default": None}}}}}]  # fmt: skip
-    for kept in ({"const": None}, {"const": {"a": None}}, {"enum": ["a", None]}, {"default": '{"a": 1}'}):
-        schema = {"properties": {"default": kept, "const": kept}}
-        [found_tool] = read({**record, "tools": [{"name": "add", "parameters": schema}]}).tools or []
-        assert found_tool["function"]["parameters"] == schema
-    properties["city"] = {"type": ["string", "null"]}
-    assert message({**record, "tools": [tool]})["tool_calls"][0]["function"]["arguments"] == arguments, "declared"
-    assert message(record)["tool_calls"][0]["function"]["arguments"] == arguments, "it may be meant"
-
-
-THOUGHT = ANSWER | {"reasoning_content": "r"}
-PARTS_OF_PARTS = [
-    {"type": "thinking", "thinking": [{"type": "text", "text": "r"}, {"type": "text", "text": None}]},
-    {"type": "text", "text": ["", {"text": ["a"]}]},
-]
-PARTS = [{"type": "thinking", "thinking": "r", "text": None}, {"type": None, "text": "a"}]
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (THOUGHT, THOUGHT),
-        (ANSWER | {"thinking": "r\n"}, THOUGHT),
-        (ANSWER | {"reasoning": "r"}, THOUGHT),
-        ({"role": "assistant", "content": "<think>\nr\n</think>\n\na"}, THOUGHT),
-        ({"role": "assistant", "content": "<think>r</think>a", "reasoning_content": "r", "reasoning": "r "}, THOUGHT),
-        ({"role": "assistant", "content": "r\n</think>\n\na"}, THOUGHT),
-        ({"role": "assistant", "content": PARTS}, THOUGHT),
-        ({"role": "assistant", "content": PARTS_OF_PARTS}, THOUGHT),
-        ({"role": "assistant", "content": "<think>\n\n</think>\n\na"}, ANSWER),
-        *(({"role": "assistant", "content": text}, {"role": "assistant", "content": text}) for text in (
-            "<think> opens it", "the tag </think> ends it", "use <think> and\n</think>\nhere", "\n</think>\n\n</think>",
-        )),
-    ],
-)  # fmt: skip
-def test_every_shape_of_reasoning_gives_the_same_message(answer: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert message([QUESTION, answer]) == expected
 
 
 def test_reasoning_is_dropped_or_required() -> None:
@@ -419,19 +208,13 @@ def test_reasoning_is_dropped_or_required() -> None:
         assert caught.value.reason == "an answer without reasoning"
 
 
-@pytest.mark.parametrize("name", ["train", "weight", "loss", "training"])
-def test_marks_of_the_author_are_read(name: str) -> None:
-    marked = read([QUESTION, ANSWER | {name: 0}, QUESTION | {name: None}, ANSWER | {name: True}])
-    assert marked.marks == [None, False, None, True]
-    assert marked.messages == [QUESTION, ANSWER] * 2
-    assert read({**chat("q", "a"), "system": "s"}).marks is None
-    assert read({"messages": [ANSWER | {name: 1}], "system": "s"}).marks == [None, True]
-
-
 def test_arguments_for_the_template_are_read() -> None:
     for given in ({"enable_thinking": False, "added": None}, '{"enable_thinking": false}'):
         assert read({**chat("q", "a"), "chat_template_kwargs": given}).template_kwargs == {"enable_thinking": False}
     assert read(chat("q", "a")).template_kwargs == {}
+    texts = read({**chat("q", "a"), "chat_template_kwargs": {"enable_thinking": "False", "effort": "low"}})
+    assert texts.template_kwargs == {"enable_thinking": False, "effort": "low"}
+    assert "read as true or false" in texts.notes[0]
 
 
 def test_the_content_hash_depends_on_the_content_only() -> None:
