@@ -1,12 +1,12 @@
-"""How the answers of a record are trained: the prompt of each, its warnings, and three rules that must hold.
+"""How the answers of a record are trained: the prompt of each answer, its warnings, and three rules that must hold.
 
-1. Each field of the record (content, reasoning, name and arguments of a call) is shown once, or it is the reasoning of
-   an earlier answer, which the template leaves out.
+1. Each field of the record (content, reasoning, name and arguments of a call) is shown once. The template may leave out
+   the reasoning of earlier answers.
 2. The answer ends in a stop token that is trained.
 3. Nothing is trained after the stop.
 
-The preparation refuses records for which the first rule does not hold. Here the rules are checked again on the
-documents that it makes: the record is rendered with a different word in place of each field.
+The preparation refuses records that break the first rule. This module checks the rules again on the documents that the
+preparation makes: it renders the record with a different word in place of each field.
 """
 
 from dataclasses import dataclass, replace
@@ -37,25 +37,25 @@ class Answer:
     """Number of the document among those of the record, from 1."""
     num_documents: int
     prompt: Optional[str]
-    """The prompt that the model will be given. None if there is none, for a first message."""
+    """The prompt that the model will be given. None for a first message, which has no prompt."""
     context: str
     """The text of the document before the trained text."""
     trained: str
     lost: Tuple[str, ...]
-    """Fields that the document does not show, or shows twice. Rule 1."""
+    """Fields that break rule 1: the document does not show them, or shows them twice."""
     stripped: Tuple[str, ...]
     """Reasoning of earlier answers that the template does not show here."""
     stops: bool
-    """Rule 2."""
+    """Whether rule 2 holds."""
     ends: bool
-    """Rule 3."""
+    """Whether rule 3 holds."""
     notes: Tuple[str, ...]
     in_whole: bool = False
-    """Everything is trained (``data.train_on=all``). The rules do not apply, and the prompt is only compared."""
+    """Everything is trained (``data.train_on=all``). Then the rules do not apply. Only the prompt is compared."""
 
     @property
     def differs(self) -> bool:
-        """Whether the model sees something else at inference."""
+        """Whether the model sees another text at inference."""
         return self.prompt is not None and not self.context.startswith(self.prompt)
 
     @property
@@ -72,7 +72,7 @@ class Answer:
 
 
 def answers_of(document: Document, texts: List[Rendered], renderer: Renderer, max_seq_len: int) -> List[Answer]:
-    """Return the answers of a record that are trained. There are none in a text.
+    """Return the answers of a record that are trained. A record that is a text has none.
 
     Args:
         document: The record.
@@ -150,7 +150,7 @@ def _stop_at_end(trained: str, renderer: Renderer) -> str:
 
 
 def _lost(text: str, number: int, sentinels: Sentinels, stripped: List[FieldKey]) -> Tuple[str, ...]:
-    """Return the fields of the messages up to an answer that a text with sentinels does not show as it should."""
+    """Return the fields of the messages up to an answer that break rule 1 in a text with sentinels."""
     counts = [0] * len(sentinels.keys)
     for match in SENTINEL.finditer(text):
         counts[int(match[1])] += 1

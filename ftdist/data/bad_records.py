@@ -1,5 +1,6 @@
-"""Records that cannot be used: lines that are not records, invalid messages, empty answers, chats that the template
-refuses. ``data.bad_records`` says whether they stop the preparation, or are dropped, counted and listed.
+"""Records that cannot be used: lines that are not records, invalid messages, empty answers, and chats that the chat
+template cannot express. With ``data.bad_records=stop`` the first one stops the preparation. With ``drop`` they are left
+out, counted and listed.
 """
 
 import json
@@ -40,7 +41,7 @@ def read_good(
         bad_records: ``stop`` raises the first error. ``drop`` returns the errors.
 
     Returns:
-        What was made from the good records, and the bad ones.
+        The results for the good records, and the bad records.
     """
     made: List[Made] = []
     bad: List[BadRecord] = []
@@ -102,11 +103,11 @@ class BadRecordList:
         Args:
             source: The source's key in the config.
             num_read: Number of its records that were read.
-            finished: Whether all of them were read. Otherwise this is checked only if all are bad.
+            finished: Whether all of them were read. Before that, only a source whose records are all bad is refused.
 
         Raises:
-            DataError: There are more. The message has the number by reason, and the first error of the most frequent
-                reason.
+            DataError: More records are bad. The message has the number by reason, and the first error of the most
+                frequent reason.
         """
         reasons = self._reasons.get(source)
         num_bad = sum(reasons.values()) if reasons else 0

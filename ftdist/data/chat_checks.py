@@ -18,7 +18,7 @@ leave them out."""
 def check_stops(
     document: Document, planned: DocumentPlan, spans: List[Span], text: str, special: Pattern[str], eos: str
 ) -> None:
-    """Check that an answer holds its stop only at its end. The model would stop there, and not write the rest.
+    """Check that an answer has a stop only at its end. At a stop inside it, the model would end its answer.
 
     Args:
         document: The record.
@@ -42,7 +42,7 @@ def check_stops(
 
 def stop_inside(what: str, stop: str) -> DataError:
     return DataError(
-        f"{what} holds the stop token {stop!r} before its end, and what follows it would be trained",
+        f"{what} holds the stop token {stop!r} before its end, and the text after it would be trained",
         "answers without stop tokens in their text (one at the end is allowed)",
         "remove the stop token and what follows it, or data.bad_records=drop",
         reason="a stop token inside an answer",
@@ -54,8 +54,8 @@ def changed_content(
 ) -> Optional[int]:
     """Return the number of the first message other than an answer whose content the text does not show, or None.
 
-    White space at the ends and switches of the reasoning may be missing, and the text may be escaped as in JSON or
-    Python.
+    White space at the ends and switches of the reasoning (``/no_think``) may be missing. The text may be escaped as in
+    JSON or Python.
 
     Args:
         messages: The messages as they are given to the template.

@@ -1,10 +1,9 @@
 """Make the documents of a conversation: their texts, and the characters that are trained.
 
-How conversations of its shape are trained is planned once (``chat_plan.py``). Each conversation is then rendered for
-real, and aligned with the plan. This finds the answers, and proves that the rendering holds each field of the record.
+Conversations of the same shape are planned together (``chat_plan.py``). Then each conversation is rendered with its own
+text, and aligned with the plan. This finds the answers, and proves that the rendering has each field of the record.
 """
 
-import itertools
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, Turns
 from ftdist.data import thinking
 from ftdist.data.chat_checks import changed_content, check_stops, content_lost, differs_later, prompt_differs
-from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names
+from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names, shape_of
 from ftdist.data.chat_plan import DocumentPlan, Plan, make_plan
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import CannotExpress
@@ -36,7 +35,7 @@ class ChatText:
     spans: List[Span]
     """Characters that are trained."""
     planned: DocumentPlan
-    """How it is trained. The spans are those of the plan, in the same order."""
+    """The plan of the document. Its spans and ``spans`` belong together, in the same order."""
 
 
 @dataclass
@@ -45,14 +44,14 @@ class ChatRenderer:
 
     default: Optional[ChatTemplate]
     with_tools: Optional[ChatTemplate]
-    """For conversations with tools. Some tokenizers have a template for them."""
+    """The template for conversations with tools, if the tokenizer has one."""
     special: Pattern[str]
     """Matches a special token."""
     eos: str
     turns: Turns = Turns.auto
     plans: Dict[str, Any] = field(default_factory=dict)
     stop: Optional[str] = None
-    """What ``usual_stop`` has found."""
+    """The result of ``usual_stop``. None before the first call."""
 
     def usual_stop(self) -> str:
         """Return the last token of an answer, or an empty string if the template cannot render a short chat."""
@@ -67,7 +66,7 @@ class ChatRenderer:
         return self.stop
 
     def whole(self, document: Document) -> Tuple[str, Form]:
-        """Return the text of the whole conversation, and how its messages are handed to the template.
+        """Return the text of the whole conversation, and the form in which the template gets its messages.
 
         Raises:
             DataError: The template cannot render it, or does not show all of it.
@@ -83,12 +82,12 @@ class ChatRenderer:
             raise _cannot_render(document, problem) from problem
 
     def prompt(self, document: Document, number: int, form: Form) -> Tuple[str, List[Message], Dict[str, Any]]:
-        """Return how a program for chats would ask for an answer: template, messages and arguments of the template."""
+        """Return with what a chat program asks for an answer: the template, the messages, the template's arguments."""
         template = self._template(document)
         return template.text, apply(form, document.messages[:number]), template.kwargs
 
     def prompt_text(self, document: Document, number: int, form: Form) -> Optional[str]:
-        """Return the prompt of an answer as text, or None if the template cannot render it: before a first message."""
+        """Return the prompt of an answer as text, or None if the template cannot render it (before a first message)."""
         template = self._template(document)
         try:
             return template.render(apply(form, document.messages[:number]), document.tools, True)
@@ -120,18 +119,30 @@ class ChatRenderer:
     def _group_as_it_is(
         self, document: Document, messages: List[Message], wanted: List[int], template: ChatTemplate, problem: DataError
     ) -> List[ChatText]:
-        """Make the documents of a conversation that its template may render differently because of what it says."""
+        """Make the documents of a conversation whose texts may change how its template renders it.
+
+        First, the template sees the questions and system messages as they are. Then it also sees earlier answers so.
+        Where such an answer ends could not be found, so each of them that is trained gets a document of its own.
+        """
         exact = self._exact(messages[:-1], template)
         closed = frozenset(
             number for number, one in enumerate(messages)
             if one["role"] == "assistant" and not one.get("reasoning_content") and thinking.is_closed(one["content"])
         )  # fmt: skip
-        attempts: List[Tuple[FrozenSet[int], ...]] = [(exact, frozenset())] * bool(exact) + [(exact, closed)] * bool(
-            closed
-        )
-        for attempt in attempts:
+        for is_useful, without_reasoning in ((bool(exact), frozenset()), (bool(closed), closed)):
             with suppress(DataError):
-                return self._group(document, messages, wanted, template, *attempt)
+                if is_useful:
+                    return self._group(document, messages, wanted, template, exact, without_reasoning)
+        answers = self._exact(messages[:-1], template, answers=True) - exact
+        alone = [[number] for number in wanted[:-1] if number in answers]
+        groups = [*alone, [number for number in wanted if number not in answers]]
+        if answers and not (alone and self.turns is Turns.whole):
+            with suppress(DataError):
+                made: List[ChatText] = []
+                for group in sorted(groups, key=lambda numbers: numbers[-1]):
+                    seen = messages[: group[-1] + 1]
+                    made += self._group(document, seen, group, template, self._exact(seen[:-1], template, answers=True))
+                return made
         raise problem
 
     def _group(
@@ -143,13 +154,17 @@ class ChatRenderer:
             raise differs_later(document, plan)
         return [self._make(document, one, plan, template) for one in plan.documents]
 
-    def _exact(self, messages: List[Message], template: ChatTemplate) -> FrozenSet[int]:
-        """Return the numbers of the messages because of whose text a template can render a conversation differently.
+    def _exact(self, messages: List[Message], template: ChatTemplate, answers: bool = False) -> FrozenSet[int]:
+        """Return the numbers of the messages whose text may change how a template renders a conversation.
 
-        Answers are not among them: where their text ends could not be found.
+        Args:
+            messages: The messages.
+            template: The chat template.
+            answers: Whether answers are among them.
         """
-        others = [(number, one["content"]) for number, one in enumerate(messages) if one["role"] != "assistant"]
-        return frozenset(number for number, text in others if text and self._is_special(text, template))
+        texts = [(number, one["content"]) for number, one in enumerate(messages)
+                 if answers or one["role"] != "assistant"]  # fmt: skip
+        return frozenset(number for number, text in texts if text and self._is_special(text, template))
 
     def _is_special(self, text: str, template: ChatTemplate) -> bool:
         """Whether a text has control tokens, think tags, or words that the conditions of the template look for."""
@@ -175,7 +190,7 @@ class ChatRenderer:
     ) -> Plan:  # fmt: skip
         ids = [has_other_ids(messages), ids_hold_names(messages)]
         texts = [(number, messages[number]["content"]) for number in sorted(exact)]
-        key = repr((_shape(messages), document.tools, wanted, template.kwargs, ids, texts, sorted(without_reasoning)))
+        key = repr((shape_of(messages), document.tools, wanted, template.kwargs, ids, texts, sorted(without_reasoning)))
         if key not in self.plans:
             if len(self.plans) >= MAX_PLANS:
                 self.plans.clear()
@@ -228,7 +243,7 @@ class ChatRenderer:
         except TemplateProblem as problem:
             raise _cannot_render(document, problem) from problem
         found = align(parts, text, values)
-        if found is None:  # a template may write a quoted text in another notation, and the name of a tool or no id
+        if found is None:  # a template may write texts in another notation, and leave out names and ids of tools
             answers = {key: value for key, value in values.items() if messages_role(messages, key) == "assistant"}
             found = align(parts, text, answers)
             changed = None if found is None else changed_content(messages, found, text, values)
@@ -245,7 +260,7 @@ class ChatRenderer:
         return text, found
 
     def _real(self, span: Span, planned: DocumentPlan, first: str, alignment: Alignment, text: str) -> Span:
-        """Return the characters of the real text for those of the plan."""
+        """Return the span in the real text for a span of the plan."""
         turn = planned.turn
         if first == "prompt":  # the answers before are in the prompt, and the rest of the text is the last answer
             if span[1] == len(turn.text):
@@ -260,7 +275,10 @@ class ChatRenderer:
         self, document: Document, planned: DocumentPlan, given: List[Message], text: str, template: ChatTemplate,
         starts: List[int],
     ) -> None:  # fmt: skip
-        """Check that training begins after the prompt of each answer. A template can look for words in the content."""
+        """Check that training begins after the prompt of each answer.
+
+        A template can look for words in messages, so each prompt is rendered with the real messages.
+        """
         for one, start in zip(planned.covered, starts, strict=True):
             if one.prompt is None:
                 continue
@@ -293,28 +311,6 @@ def _piece_text(piece: Any, aligned: Dict[str, Tuple[str, Alignment]], values: D
         return values[piece.key].strip()
     text, alignment = aligned[piece.source]
     return text[alignment.position(piece.start) : alignment.position(piece.end)]
-
-
-def _shape(messages: List[Message]) -> List[Any]:
-    """Return what a plan depends on besides the text of the fields."""
-    known = ("role", "content", "reasoning_content", "name", "tool_call_id", "tool_calls")
-    shape: List[Any] = []
-    ids: Dict[Any, int] = {}  # the number of the last call that has an id
-    numbers = itertools.count()
-    for message in messages:
-        calls = message.get("tool_calls") or []
-        for call in calls:
-            ids[call.get("id")] = next(numbers)
-        shape.append([
-            message["role"],
-            bool(message["content"]),
-            bool(message.get("reasoning_content")),
-            isinstance(message.get("name"), str),
-            isinstance(message.get("tool_call_id"), str) and ids.get(message["tool_call_id"], -1),
-            [[bool(call["function"]["arguments"]), "id" in call] for call in calls],
-            {key: value for key, value in message.items() if key not in known},
-        ])  # fmt: skip
-    return shape
 
 
 def _cannot_render(document: Document, problem: Exception) -> DataError:

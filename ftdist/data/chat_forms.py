@@ -1,4 +1,4 @@
-"""How a conversation is handed to a chat template.
+"""The forms in which a conversation is given to a chat template.
 
 Templates expect the same things in different forms: reasoning in a field of its own or inside the content, the
 arguments of a tool call as an object or as JSON text, and so on. The forms are tried in order, and the first one in
@@ -22,16 +22,17 @@ THINK = "<think>\n{}\n</think>\n\n"
 @dataclass(frozen=True)
 class Form:
     reasoning: str = "reasoning_content"
-    """Field of the reasoning, or one of these. ``content``: inside the content, in a ``<think>`` block. ``tool_plan``:
-    in this field in messages with tool calls, as Command-A's templates expect, and inside the content in others.
-    ``parts``: the content is a list of a part of type ``thinking`` and one of type ``text``, as Magistral's expect."""
+    """Where the reasoning of an answer is: the name of a field, or one of these. ``content``: inside the content, in a
+    ``<think>`` block. ``tool_plan``: in this field in messages with tool calls, as Command-A's templates expect, and
+    inside the content in other messages. ``parts``: the content is a list with a part of type ``thinking`` and a part
+    of type ``text``, as Magistral's templates expect."""
     arguments_as_text: bool = False
     """The arguments of tool calls are JSON text. False: an object."""
     no_empty_content: bool = False
     """A message with tool calls and without content has ``content=None``. False: an empty string."""
     ids: str = "own"
-    """Ids of tool calls. ``own``: those of the record. ``short``: nine letters and digits, as Mistral's templates
-    require. ``named``: ``functions.NAME:0``, as Kimi's templates expect, which write the id in place of the name."""
+    """Ids of tool calls. ``own``: the ids of the record. ``short``: nine letters and digits, as Mistral's templates
+    require. ``named``: ``functions.NAME:0``, as Kimi's templates expect. They write the id in place of the name."""
     content_in_parts: bool = False
     """Contents are lists with one part of type ``text``. False: strings."""
     without_reasoning: FrozenSet[int] = frozenset()
@@ -46,7 +47,7 @@ def forms(messages: List[Message], template: str) -> Iterator[Form]:
 
     Args:
         messages: The conversation.
-        template: The text of the chat template. A form is left out if the template does not even name its fields.
+        template: The text of the chat template. Forms with fields that the template does not mention are left out.
     """
     calls = [call for message in messages for call in message.get("tool_calls") or []]
     reasons = any(message.get("reasoning_content") for message in messages)
@@ -64,7 +65,7 @@ def forms(messages: List[Message], template: str) -> Iterator[Form]:
 
 
 def _can_know(field: str, named: Set[str]) -> bool:
-    """Whether a template that names these words can look for reasoning in a field (see ``Form.reasoning``)."""
+    """Whether a template with these words can look for reasoning in a field (see ``Form.reasoning``)."""
     return named >= {"thinking", "type"} if field == "parts" else field in named | {REASONING_FIELDS[0], "content"}
 
 
@@ -89,8 +90,30 @@ def ids_hold_names(messages: List[Message]) -> bool:
     return bool(calls) and all(call["function"]["name"] in str(call.get("id") or "") for call in calls)
 
 
+def shape_of(messages: List[Message]) -> List[Any]:
+    """Return what a plan depends on besides the text of the fields."""
+    known = ("role", "content", "reasoning_content", "name", "tool_call_id", "tool_calls")
+    shape: List[Any] = []
+    ids: Dict[Any, int] = {}  # the number of the last call that has an id
+    numbers = itertools.count()
+    for message in messages:
+        calls = message.get("tool_calls") or []
+        for call in calls:
+            ids[call.get("id")] = next(numbers)
+        shape.append([
+            message["role"],
+            bool(message["content"]),
+            bool(message.get("reasoning_content")),
+            isinstance(message.get("name"), str),
+            isinstance(message.get("tool_call_id"), str) and ids.get(message["tool_call_id"], -1),
+            [[bool(call["function"]["arguments"]), "id" in call] for call in calls],
+            {key: value for key, value in message.items() if key not in known},
+        ])  # fmt: skip
+    return shape
+
+
 def apply(form: Form, messages: List[Message]) -> List[Message]:
-    """Return the messages in a form. The given messages are in the form of ``ftdist.data.records``."""
+    """Return the messages in a form. The given messages are in the normal form of ``ftdist.data.messages``."""
     if form == USUAL:
         return messages
     ids = None if form.ids == "own" else _NewIds(form.ids)
@@ -107,7 +130,7 @@ def apply(form: Form, messages: List[Message]) -> List[Message]:
                 text = [{"type": "text", "text": message["content"]}] if message["content"] else []
                 message["content"] = [{"type": "thinking", "thinking": reasoning}, *text]
             elif form.reasoning == "content" or (form.reasoning == "tool_plan" and not is_call):
-                # a call without content has none: its reasoning can only follow the prompt
+                # a call whose content is None has no place for reasoning, which can then only follow the prompt
                 if message["content"] or not (is_call and form.no_empty_content):
                     message["content"] = THINK.replace("{}", reasoning) + message["content"]
             else:
@@ -135,7 +158,7 @@ def _call(call: Dict[str, Any], form: Form, ids: Optional["_NewIds"]) -> Dict[st
 
 
 class _NewIds:
-    """Ids in place of the record's ids (see ``Form.ids``). Results without an id get those of the calls in order."""
+    """New ids in place of those of the record (see ``Form.ids``). Results without an id get the calls' ids in order."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind

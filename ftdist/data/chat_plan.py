@@ -1,14 +1,14 @@
 """Decide how the conversations of one shape are trained: which documents they become, and where the answers are.
 
-What is trained is what the model will have to produce after the prompt that it will be given. Both are rendered with
-sentinels (see ``skeleton.py``), once for all conversations of a shape:
+The model is trained to produce an answer after the prompt that it will be given at inference. Two texts are rendered
+with sentinels (see ``skeleton.py``), once for all conversations of a shape:
 
 - the *prompt* of an answer: the messages before it, with the generation prompt;
 - the *turn*: the messages up to and including the answer, as it looks when it was just generated.
 
-Where the turn begins with the prompt, training begins after the prompt. Where it does not (for example, because the
-generation prompt opens a think block that the template removes from answers), the document is the prompt, continued by
-what the model has to produce.
+If the turn begins with the prompt, training begins after the prompt. Otherwise (for example, if the generation prompt
+opens a think block that the template removes from answers), the document is the prompt, continued by the text that the
+model has to produce.
 """
 
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class Turn:
     start: int
     """Where the trained text begins. The text before it is the prompt, unless the prompt cannot be rendered."""
     end: int
-    """Where it ends: after the stop."""
+    """Where the trained text ends, which is after the stop."""
     pieces: Tuple[Piece, ...]
     """How the text is made."""
     turn: List[Part]
@@ -87,7 +87,7 @@ class DocumentPlan:
     answers: Tuple[int, ...]
     """Numbers of the messages that are trained."""
     exact: FrozenSet[int] = frozenset()
-    """Numbers of the messages whose own text the template has seen."""
+    """Numbers of the messages that have their own text in the plan, not a sentinel."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def make_plan(
         template: The chat template.
         special: Matches a special token.
         eos: The stop after the answers of a template that writes none.
-        exact: Numbers of messages before answers that the template sees as they are, without sentinels.
+        exact: Numbers of messages before answers that keep their own text, without a sentinel.
         without_reasoning: ``Form.without_reasoning``.
 
     Raises:
@@ -139,14 +139,14 @@ class _Planner:
     ) -> None:  # fmt: skip
         self.tools, self.template, self.special, self.eos, self.form = tools, template, special, eos, form
         self.fill = fill
-        """Reasoning that the template does not show is put into the empty think block that it writes."""
+        """Put reasoning that the template does not show into the empty think block that it writes."""
         named = apply(Form(ids=form.ids), messages)
         self.named_ids = ids_hold_names(named)
         sentinels = with_sentinels(named, long_ids=has_other_ids(named), exact=exact)
         self.exact = exact
         self.keys = sentinels.keys
         self.given = sentinels.messages
-        """The messages in the form of ``ftdist.data.records``, with sentinels."""
+        """The messages in the normal form of ``ftdist.data.messages``, with sentinels."""
         self.messages = apply(replace(form, ids="own"), self.given)
         self.texts: Dict[Tuple[int, bool], str] = {}
 
@@ -183,7 +183,7 @@ class _Planner:
             pieces = [*pieces[:-1], pieces[-1]._replace(end=end), *([Piece("text", text=stop)] if stop else [])]
             whole = "".join(_text_of(piece, prompt, text, self.keys) for piece in pieces)
             start, finish = len(prompt), len(whole)
-        else:  # what the template writes after the stop (a line break) stays in the document; it is not trained
+        else:  # the template's text after the stop (a line break) stays in the document and is not trained
             start = len(prompt) if prompt is not None else self._start_without_prompt(text, first, number)
             pieces = [Piece("turn", 0, end), Piece("text", text=stop)] if stop else [Piece("turn", 0, len(text))]
             whole, finish = text[:end] + stop if stop else text, end + len(stop)
@@ -194,9 +194,10 @@ class _Planner:
                     None if prompt is None else split_parts(prompt, self.keys), tuple(notes))  # fmt: skip
 
     def _end(self, text: str, last: int, number: int) -> Tuple[int, str, bool]:
-        """Return where an answer ends, the stop if it has to be added, and whether the template writes it somewhere.
+        """Return where an answer ends, the stop if it has to be added, and whether the template writes a stop at all.
 
-        If only the next message begins after a call, the stop is that of other answers, if these have one.
+        If the template writes no stop after a call, only the beginning of the next message, the stop of other answers
+        is used, if they have one.
         """
         is_call, openers = bool(self.messages[number].get("tool_calls")), self._openers()
         after = self._after(number) or ""
@@ -221,7 +222,7 @@ class _Planner:
         return str(tokens[-1]) if tokens and not stop else ""
 
     def _removes_thinking(self) -> bool:
-        """Whether the template looks for think blocks in answers, to remove them. The model begins them by itself."""
+        """Whether the template removes think blocks from answers. Then the model itself begins such a block."""
         return self.form.reasoning in ("content", "tool_plan") and thinking.TAG.replace("<", "</") in self.template.text
 
     def _render(self, count: int, add_generation_prompt: bool = False) -> str:
@@ -233,8 +234,8 @@ class _Planner:
     def _text(self, number: int) -> str:
         """Return the conversation up to an answer.
 
-        Some templates cannot render a first message alone, because they require a question. It is then taken from the
-        whole conversation, in which it can be trained.
+        Some templates require a question, so they cannot render a first message alone. Its text is then taken from the
+        whole conversation.
         """
         try:
             return self._render(number + 1)
@@ -246,8 +247,7 @@ class _Planner:
             return whole[: end + len(self.eos) if whole.startswith(self.eos, end) else end]
 
     def _prompt(self, number: int) -> Optional[str]:
-        """Return the prompt of an answer, or None if the template cannot render it: for a first message, there is no
-        prompt, and some templates require a question."""
+        """Return the prompt of an answer, or None before a first message and if the template cannot render it."""
         if number == 0:
             return None
         try:
@@ -283,7 +283,7 @@ class _Planner:
         return found - {self.eos}
 
     def _start_without_prompt(self, text: str, first: int, number: int) -> int:
-        """Return where an answer begins whose prompt cannot be rendered: where it begins after a question."""
+        """Return where an answer without a prompt begins. The text before it is found in a chat with a question."""
         try:
             own = [*apply(self.form, [{"role": "user", "content": "question"}]), self.messages[number]]
             prompt = self.template.render(own[:1], self.tools, add_generation_prompt=True)
@@ -298,8 +298,8 @@ class _Planner:
     ) -> List[Piece]:
         """Return a document that is the prompt, continued by the answer as the template writes it.
 
-        The template's text between the last field of the prompt and the first field of the answer is compared: what the
-        prompt has already is left out. The last piece has no end yet.
+        The template's text between the last field of the prompt and the first field of the answer is compared with the
+        end of the prompt, and what both have is not repeated. The end of the last piece is set later.
         """
         tail, before = prompt[context_end(prompt, number, self.keys) :], context_end(text, number, self.keys)
         used, common = common_header(tail, text[before:first])
@@ -315,13 +315,13 @@ class _Planner:
         if hidden:
             start = [] if opened else [Piece("text", text=f"{thinking.TAG}\n")]
             pieces += [*start, Piece("field", key=(number, "reasoning"))]
-        elif thinking.is_closed(rest):  # the prompt has the end of the thinking, with which the template begins answers
+        elif thinking.is_closed(rest):  # the prompt has the end of the thinking, and so has the template's text
             begin += thinking.empty_length(text[begin:first])
         if (hidden or (opened and not has_reasoning)) and not thinking.is_closed(text[begin:first]):
             pieces.append(Piece("text", text=thinking.closing(opened or thinking.TAG, prompt)))
         is_text = not self.messages[number].get("tool_calls")
         other = is_text and has_words(text[begin:first]) and (opened is not None or has_words(rest))
-        if other:  # the header of answers is another than that of the prompt
+        if other:  # the template writes one header in the prompt and another one before answers
             begin = first
         if (hidden or rest.strip()) and not text[begin:first].strip():
             begin = first

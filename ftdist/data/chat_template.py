@@ -15,7 +15,7 @@ class TemplateProblem(Exception):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The chat template of a tokenizer, with everything that it can see besides the conversation."""
+    """The chat template of a tokenizer, with all that it gets besides the conversation."""
 
     text: str
     special_tokens: Dict[str, Any]
@@ -47,7 +47,7 @@ class ChatTemplate:
     def _render_plain(self, messages: List[Any], add_generation_prompt: bool) -> str:
         """Return the text of a conversation of strings, as ``render_jinja_template`` does.
 
-        That function also copies all messages, because a message can hold objects. This takes a third of its time.
+        That function also copies all messages, because a message can hold objects. The copies take a third of its time.
         """
         from transformers.utils.chat_template_utils import _compile_jinja_template
 

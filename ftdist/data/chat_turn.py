@@ -10,7 +10,7 @@ Message = Dict[str, Any]
 
 
 class CannotExpress(Exception):
-    """The template does not show a part of the record. The text names the part."""
+    """The template does not show a part of the record. The text of the exception names the part."""
 
 
 def own_span(text: str, number: int, keys: List[FieldKey]) -> Tuple[int, int]:
@@ -36,15 +36,20 @@ def check_shown(
     The template may leave out the reasoning of earlier answers and the ids of calls, nothing else.
 
     Args:
-        opened: The generation prompt opens a think block, or the model does. Then the reasoning of the answer can
-            follow the prompt, even if the template removes it from answers.
-        named_ids: The id of a call holds its name. Then a template may write the id only, as Kimi's templates do.
+        text: The conversation, with sentinels.
+        number: Number of the answer.
+        messages: The messages as the template gets them.
+        keys: The field of each sentinel.
+        opened: Whether the generation prompt, or the model itself, opens a think block. Then the reasoning can follow
+            the prompt, even if the template removes it from answers.
+        named_ids: Whether the id of a call has the name of its function. Then a template may write only the id, as
+            Kimi's templates do.
 
     Returns:
-        Whether the reasoning of the answer is such a reasoning, which is not in the text.
+        Whether the reasoning of the answer is not in the text, but can follow the prompt.
 
     Raises:
-        CannotExpress: Something is missing, or stands there twice.
+        CannotExpress: A field is missing, or it is shown twice.
     """
     if "ZQ" in SENTINEL.sub("", text):
         raise CannotExpress(f"the fields of the messages up to message {number + 1} whole")
@@ -109,7 +114,7 @@ def check_one_turn(text: str, number: int, special: Pattern[str], eos: str) -> N
     Args:
         text: The answer, from its first to its last field.
         number: Number of the message.
-        special: Matches a special token. One that follows the EOS token begins another turn.
+        special: Matches a special token. A special token after the EOS token begins another turn.
         eos: The EOS token.
     """
     if any(special.match(rest.lstrip()) for rest in text.split(eos)[1:]):
@@ -156,7 +161,7 @@ def has_words(text: str) -> bool:
 
 
 def check_end(prompt: str, end: str) -> None:
-    """Check that what stands after an answer belongs to it.
+    """Check that the text after an answer belongs to the answer.
 
     Templates that ask for a judgement of a conversation (Llama Guard) write the same after any last message.
 
@@ -187,9 +192,10 @@ def turn_end(
     Args:
         text: The conversation up to the answer.
         last: Where the last field of the answer ends.
-        following: What the template writes after that field if another message follows. What it writes only at the end
-            of a conversation (an EOS token after the stop) is not part of the answer, unless it is the only stop.
-        is_call: The answer ends with a tool call.
+        following: What the template writes after that field if another message follows. A token that it writes only at
+            the end of a conversation (an EOS token after the stop) is no part of the answer, unless it is the only
+            stop.
+        is_call: Whether the answer ends with a tool call.
         special: Matches a special token.
         openers: Special tokens that begin a message.
         eos: The stop if the template writes none.

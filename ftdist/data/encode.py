@@ -122,7 +122,7 @@ def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
 
 
 def _count_documents(texts: List[Rendered], counts: "Counter[str]") -> None:
-    """Count the documents that a record became, and what the user should know about them."""
+    """Count the documents that a record became, and their notes."""
     counts["split chats"] += len(texts) > 1
     counts["documents of split chats"] += len(texts) if len(texts) > 1 else 0
     for note in {note for text in texts for note in text.notes}:

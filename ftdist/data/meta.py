@@ -26,7 +26,7 @@ def source_stats(
     Args:
         writer: The set.
         source: Number of the source.
-        counts: Number of the source's documents by outcome, as ``Encoded.counts``, and ``heldout``.
+        counts: Number of the source's documents by outcome: those of ``Encoded.counts``, and ``heldout``.
         weight: Passes over the source in one epoch.
         items: Numbers of the documents in the rows of the set. Weights can repeat or omit documents.
     """

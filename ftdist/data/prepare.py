@@ -149,7 +149,7 @@ def encode_settings(config: RunConfig, source: SetSource, tokenizer: Any) -> Enc
 
 
 class _EncodingResult(NamedTuple):
-    """What is known of the documents besides the content of the sets."""
+    """What is known about the documents besides the content of the sets."""
 
     counts: List["Counter[str]"]
     """For each source: number of documents by outcome."""

@@ -1,4 +1,4 @@
-"""How the answers of the first records are trained: what a preview shows beside the rows.
+"""What a preview shows beside the rows: how the answers of the first records are trained.
 
 For each source: whether the three rules of ``ftdist.data.answers`` hold, and one example of each way in which answers
 are trained, with the prompt that the model will be given.
@@ -33,7 +33,7 @@ class AnswerGroup:
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is nothing to say about them: the conversation is one document."""
+        """Whether these answers need no explanation: the conversation is one document, and there are no warnings."""
         return not self.example.warnings and not self.example.stripped and self.example.num_documents == 1
 
     def title(self) -> str:
@@ -98,7 +98,7 @@ class SourceAnswers:
 def collect_answers(config: RunConfig, tokenizer: Any, max_records: int) -> Iterator[SourceAnswers]:
     """Yield the answers of the first records of each source that has any.
 
-    A hub data set can be out of reach when its prepared data is shown. This is said instead of its answers.
+    A hub data set may not be reachable when its prepared data is shown. Then a message takes the place of its answers.
 
     Raises:
         DataError: A record is bad, and bad records are not dropped.

@@ -1,9 +1,9 @@
-"""Conversations with a sentinel in place of each field, and the real text that corresponds to a position in them.
+"""Find answers in the text of a conversation by substitution.
 
-Where an answer stands in the text of a conversation is found by substitution: the conversation is rendered with a
-*sentinel* in place of each content, reasoning, call name and call argument. What lies between the sentinels is written
-by the template. The rendered text of the real conversation is then aligned with this *skeleton*, so that every position
-in the skeleton has a position in the real text, and every field is known to be there.
+The conversation is rendered with a *sentinel* in place of each content, reasoning, call name and call argument. The
+text between the sentinels is the template's. Then the rendered text of the real conversation is aligned with this
+*skeleton*. This gives the position in the real text for each position in the skeleton, and proves that the real text
+has each field.
 """
 
 import json
@@ -19,7 +19,8 @@ FieldKey = Tuple[int, str]
 SENTINEL = re.compile(r"QZ(\d{5})ZQ(?:long)?")  # nine letters and digits: Mistral's templates require such ids
 BEFORE_ARGUMENTS = re.compile(r"""(?:<\|"\|>|[{}"'\\,:\s])*\Z""")
 AFTER_ARGUMENTS = re.compile(r"""(?:\s*(?:<\|"\|>|[}"'\\]))*""")
-"""The notation around the arguments of a call that depends on them: braces, and quotation marks (Gemma has its own)."""
+"""The notation around the arguments of a call that depends on the arguments: braces and quotation marks. Gemma has
+quotation marks of its own."""
 
 
 @dataclass
@@ -47,11 +48,11 @@ def _sentinel(number: int) -> str:
 def with_sentinels(messages: List[Message], long_ids: bool = False, exact: FrozenSet[int] = frozenset()) -> Sentinels:
     """Replace each field of a conversation by a sentinel. Empty fields stay empty.
 
-    The id in the result of a call gets the sentinel of the call's id, because templates look for the call.
+    The result of a call gets the sentinel of the call's id, because some templates look for the call by its id.
 
     Args:
         long_ids: The sentinels of ids have more than nine characters, so that a template that requires nine raises.
-        exact: Numbers of messages whose content stays, because the template depends on what it says.
+        exact: Numbers of messages that keep their content, because the template looks for words in it.
     """
     found = Sentinels([])
     given: Dict[str, str] = {}  # the sentinels of the ids of calls
@@ -158,10 +159,11 @@ def align(parts: List[Part], text: str, values: Dict[FieldKey, str]) -> Optional
     Args:
         parts: Parts of the skeleton.
         text: The real text.
-        values: Fields that must be found. A template may trim them, or write them as JSON. The others can be anything.
+        values: The texts of the fields that must be found. A template may trim them, or write them as JSON. Fields
+            without a text here can be any text.
 
     Returns:
-        None if the text has other parts.
+        The positions of the parts, or None if the text does not have these parts.
     """
     ends = _ends(parts, 0, text, 0, values)
     return None if ends is None else Alignment(parts, ends)
@@ -202,7 +204,7 @@ def _fitting_end(value: str, text: str, position: int, following: str) -> Option
 def _search(
     parts: List[Part], number: int, text: str, position: int, values: Dict[FieldKey, str], following: str
 ) -> Optional[List[int]]:
-    """Try every end of a field whose text is not known: wherever the template's next text begins."""
+    """Try all possible ends of a field without a known text. It can end where the template's next text begins."""
     end = text.find(following, position) if following else len(text)
     while end >= 0:
         rest = _ends(parts, number + 1, text, end, values)

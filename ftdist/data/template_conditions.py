@@ -1,7 +1,8 @@
-"""What a chat template looks for in the text of messages.
+"""Find the words that a chat template looks for in messages.
 
-Some templates change their generation prompt because of what a message says: the thinking is on if the system message
-has certain words. The conditions of the template say which words. A record without them is rendered as its skeleton is.
+Some templates change their generation prompt if a message has certain words. For example, words in the system message
+switch the thinking on. The conditions of the template have these words. A record without them is rendered in the same
+way as its skeleton.
 """
 
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ class Conditions:
     words: Tuple[str, ...]
     """Texts that it looks for in messages."""
     others: bool = False
-    """It looks at something else, such as the length of a text. Every record can be an exception."""
+    """It depends on something else, such as the length of a text. Then it can render any record differently."""
     any_case: bool = False
-    """It looks at texts in lower or upper case. Then ``words`` are in lower case."""
+    """It compares texts in lower or upper case. Then ``words`` are in lower case."""
 
     def touch(self, value: str) -> bool:
-        """Whether the template can treat a text differently from another one."""
+        """Whether the template may render a message with this text in a special way."""
         if self.any_case:
             value = value.lower()
         return self.others or value.isspace() or any(word in value for word in self.words)
@@ -81,7 +82,7 @@ class _Reader:
         return Conditions(tuple(sorted(sought)), others, any_case)
 
     def _find_variables(self) -> None:
-        """Find the variables with text. A macro that gets a text can have it in each of its arguments."""
+        """Find the variables with text. If a macro gets a text, each of its arguments may have it."""
         before = -1
         assigned = list(self._assigned())
         for name, value in assigned:
@@ -99,11 +100,11 @@ class _Reader:
         for node in self.tree.find_all((self.nodes.Assign, self.nodes.For)):
             value = node.iter if isinstance(node, self.nodes.For) else node.node
             targets = node.target.items if isinstance(node.target, self.nodes.Tuple) else [node.target]
-            for target in targets:  # an attribute of a namespace is known by its own name
+            for target in targets:  # an attribute of a namespace has its own name here, without that of the namespace
                 yield getattr(target, "attr", None) or target.name, value
 
     def _holds_text(self, node: Any) -> bool:
-        """Whether the text of a message is part of an expression. Its kind, or its role, is not."""
+        """Whether an expression uses the text of a message. Its type and its role are not text."""
         nodes: Any = self.nodes
         if isinstance(node, nodes.Name):
             return node.name in self.texts
@@ -125,7 +126,7 @@ class _Reader:
             return [], node.name not in HARMLESS
         if isinstance(node, nodes.Call):
             return (self._values(node.args), False) if node.node.attr in SEARCHES else ([], node.node.attr[:2] == "is")
-        if isinstance(node, nodes.Filter):  # what a filter changes is found when the record is aligned
+        if isinstance(node, nodes.Filter):  # a text that a filter changes is found when the record is aligned
             return [], False
         sides = [node.expr, *(operand.expr for operand in node.ops)]
         plain = [side for side in sides if not self._holds_text(side)]
@@ -139,7 +140,7 @@ class _Reader:
         return [text for one in expressions for text in self._constants(one)]
 
     def _constants(self, node: Any) -> List[str]:
-        """Return the strings that an expression can be made of."""
+        """Return the string constants in an expression, and those of its variables."""
         found = [node, *node.find_all((self.nodes.Const, self.nodes.Name))]
         constants = [one.value for one in found if isinstance(one, self.nodes.Const) and isinstance(one.value, str)]
         names = [one.name for one in found if isinstance(one, self.nodes.Name)]

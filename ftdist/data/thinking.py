@@ -10,7 +10,7 @@ CLOSINGS = {"[THINK]": "[/THINK]", "<|inner_prefix|>": "<|inner_suffix|>", "<|ch
             "<|START_THINKING|>": "<|END_THINKING|>"}  # fmt: skip
 CLOSED = re.compile(r"</\w*think\w*>|\[/THINK\]|<\|inner_suffix\|>|<channel\|>|<\|END_THINKING\|>")
 LIKE_CONTROL = re.compile(r"think\w*>|/(no_?)?think|\[/?THINK|<\||\|>")
-"""Text that a template can take for a switch, or for its own notation."""
+"""Text that a template may read as a switch, or as its own notation."""
 EMPTY = re.compile(rf"\s*(?:<\w*think\w*>|\[THINK\]|<\|inner_prefix\|>|<\|channel>thought)?\s*(?:{CLOSED.pattern})")
 
 BLOCK = re.compile(rf"\s*(<\w*think\w*>|\[THINK\]|<\|inner_prefix\|>|<\|channel>thought)(\s*)(?:{CLOSED.pattern})")
@@ -26,8 +26,9 @@ def closing(tag: str, prompt: str) -> str:
     """Return what a model writes at the end of its reasoning, before the answer.
 
     Args:
-        tag: What opens the think block.
-        prompt: The prompt that ends with it, and perhaps with a line break. Then the end has line breaks too.
+        tag: The tag that opens the think block.
+        prompt: The prompt. It ends with the tag, or with the tag and a line break. In the second case, the end of the
+            block has line breaks too.
     """
     end = tag.replace("<", "</")
     return CLOSINGS.get(tag) or (end if prompt.endswith(tag) else f"\n{end}\n\n")
@@ -49,11 +50,11 @@ def empty_length(text: str) -> int:
 
 
 def middle_of_empty(text: str) -> int:
-    """Return where reasoning belongs in the empty think block at the beginning of a text, or 0 if there is none."""
+    """Return the position for reasoning in the empty think block at the beginning of a text. 0: there is no block."""
     match = BLOCK.match(text)
     return match.end(1) + len(match[2]) // 2 if match else 0
 
 
 def is_empty(answer: str) -> bool:
-    """Whether an answer begins with a think block that holds nothing, or ends one that the prompt has opened."""
+    """Whether an answer begins with an empty think block, or with the end of the block that the prompt opens."""
     return EMPTY.match(answer) is not None

@@ -12,7 +12,7 @@ from ftdist.run.prepared import template_text
 SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
 """Special tokens of the bytes tokenizer."""
 SENTENCEPIECE = "tokenizer.model"
-"""The file of a tokenizer that was made with SentencePiece."""
+"""File of the original tokenizer, if it was made with SentencePiece."""
 
 
 def load_tokenizer(config: RunConfig) -> Any:
@@ -121,9 +121,9 @@ def _load(config: RunConfig, location: str) -> Any:
 
 
 def _sentencepiece_file(config: RunConfig, location: str) -> Optional[str]:
-    """Return the path of the tokenizer's ``tokenizer.model``, None if it has none.
+    """Return the path of the tokenizer's ``tokenizer.model``, or None if it has none.
 
-    Nothing here reads it: llama.cpp's converter needs it of some families, so that it is part of an export.
+    ftdist does not read this file. It is part of an export, because llama.cpp's converter needs it for some families.
     """
     from transformers.utils.hub import cached_file
 

@@ -167,6 +167,12 @@ INFERENCE = {
         QWEN3, chat("q", "a is </think>.", "q2", "b"),
         ["<user>q<end><assistant>[[a is </think>.<end>]]<user>q2<end><assistant>[[b<end>]]"],
     ),
+    "a word in an earlier answer": (
+        thinks_if("messages | length > 4 and 'ready' in messages[3].content", "(go)"),
+        chat("q", "a", "q2", "ready", "q3", "c"),
+        ["<user>q<end><assistant>a<end><user>q2<end><assistant>[[ready<end>]]",
+         "<user>q<end><assistant>[[a<end>]]<user>q2<end><assistant>ready<end><user>q3<end><assistant>(go)[[c<end>]]"],
+    ),
     "thinking as a part of the content": (
         MAGISTRAL, reasoned("q", "a (r)", "q2", "b"),
         ["<user>q<end><assistant>[[[THINK]r[/THINK]a<end>]]<user>q2<end><assistant>[[b<end>]]"],
