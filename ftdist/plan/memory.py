@@ -52,7 +52,7 @@ def rank_memory(
 
     Args:
         parameters: parameters of the model.
-        trained: those of them that have a gradient and optimizer states.
+        trained: trained parameters, which have gradients and optimizer states.
     """
 
     def on_rank(numbers: int, bytes_each: int, kind: ModelState) -> float:
@@ -88,7 +88,7 @@ def memory_of(config: RunConfig, parameters: int, layout: Layout, trained: Optio
 
     Args:
         parameters: parameters of the model, adapters included.
-        trained: those of them that are trained; None for all.
+        trained: trained parameters; None if all are trained.
     """
     trained = parameters if trained is None else trained
     return rank_memory(parameters, trained, config.train.precision, config.zero, layout, optimizer_of(config))

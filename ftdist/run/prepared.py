@@ -3,7 +3,7 @@
 Besides the run directory, the cache is the second thing that both planes read. It holds prepared data (``data/``,
 described here), converted models (``models/``, see ``run/locations.py``), facts about models (``checked/``, see
 ``run/model_facts.py``), models that are installed as packages (``packages/``), and the hashes of files that were hashed
-before (``hashes.json``). This module imports nothing heavy, so that prepared data is found at once.
+before (``hashes.json``). This module imports nothing heavy, so that prepared data is found quickly.
 """
 
 import hashlib

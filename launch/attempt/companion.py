@@ -54,8 +54,8 @@ def group_members(group: int) -> List[psutil.Process]:
 def end_group(group: int) -> None:
     """End the processes of a group and what they have started on other machines.
 
-    srun takes a second SIGINT as the command to end at once. The group's leader, DeepSpeed's launcher, gets SIGKILL: on
-    SIGINT it would end all processes of its kind on every host.
+    srun treats a second SIGINT as the command to end immediately. The group's leader, DeepSpeed's launcher, gets
+    SIGKILL: on SIGINT it would end all processes of its kind on every host.
     """
     for how in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
         left = group_members(group)

@@ -21,7 +21,7 @@ from ftdist.run.rundir import RunDir
 
 STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
 """The exit code for each state in which an attempt may end without a failure."""
-ENDED_AT_ONCE = "ended at once, before it could save"
+ENDED_AT_ONCE = "ended immediately, before it could save"
 
 
 def next_attempt(run: RunDir) -> int:

@@ -23,9 +23,8 @@ def stop_on_signals(ask: Optional[Callable[[], str]], end_now: Callable[[], obje
     """Handle signals inside the ``with`` block: Ctrl-C and SIGTERM ask for a stop, a second Ctrl-C ends the run.
 
     Args:
-        ask: asks for a stop, and returns what happens then, for the user. None if nothing can be asked for: then the
-            first signal ends the run.
-        end_now: ends the run at once.
+        ask: requests a stop, and returns a text for the user about what happens next. None if a stop cannot be
+        requested: the first signal then ends the run. end_now: ends the run immediately.
     """
     interrupts = 0
 
@@ -35,7 +34,7 @@ def stop_on_signals(ask: Optional[Callable[[], str]], end_now: Callable[[], obje
         if ask is None or interrupts > 1:
             end_now()
         else:
-            print(f"\nstopping: {ask()} (Ctrl-C again ends the run at once)", file=sys.stderr, flush=True)
+            print(f"\nstopping: {ask()} (press Ctrl-C again to end the run immediately)", file=sys.stderr, flush=True)
 
     before: Dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -50,7 +49,7 @@ def touch_on_signals(request: Path, end_now: Callable[[], None]) -> contextlib.A
 
     Args:
         request: the file.
-        end_now: ends the run at once.
+        end_now: ends the run immediately.
     """
 
     def ask() -> str:

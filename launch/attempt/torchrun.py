@@ -24,8 +24,8 @@ KILLED_S = 10.0
 def run_ranks(plan: LaunchPlan, log: Path, request: Optional[Path] = None) -> int:
     """Run a plan and wait until it ends. When this function returns, none of its processes is left.
 
-    Ctrl-C and SIGTERM touch ``request``, and the ranks save and stop. A second Ctrl-C ends them at once. TMPDIR of the
-    ranks is a folder of their own, which is removed with what torchrun and W&B leave in it.
+    Ctrl-C and SIGTERM touch ``request``, and the ranks save and stop. A second Ctrl-C ends them immediately. The ranks
+    get a TMPDIR of their own, which is removed together with what torchrun and W&B leave in it.
 
     Args:
         plan: the command of torchrun.

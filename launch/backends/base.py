@@ -73,7 +73,7 @@ class Backend(Protocol):
         """Return the states of runs that this backend started, in the order of ``statuses``."""
 
     def stop(self, run: RunDir, now: bool = False) -> str:
-        """Ask a run to save and end, or end it at once. Returns what was done, for the user.
+        """Ask a run to save and end, or end it immediately. Returns what was done, for the user.
 
         Args:
             now: end the run without a checkpoint.

@@ -1,5 +1,5 @@
-"""Everything that ftdist uses of Hydra although it is not public. tests/unit/launch/config/test_hydra_private.py checks
-that a new version of Hydra still behaves as it is assumed here.
+"""The private parts of Hydra that ftdist uses. tests/unit/launch/config/test_hydra_private.py checks that a new version
+of Hydra still behaves as this module assumes.
 """
 
 from typing import List, Optional

@@ -14,7 +14,7 @@ from ftdist.run.rundir import RunDir
 
 def add_cancel_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR|SWEEP_DIR", help="a run or a sweep")
-    parser.add_argument("--now", action="store_true", help="stop at once, without saving a checkpoint")
+    parser.add_argument("--now", action="store_true", help="stop immediately, without saving a checkpoint")
 
 
 def cancel(args: argparse.Namespace) -> int:

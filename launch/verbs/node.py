@@ -46,4 +46,4 @@ def _stop_at_end_of_input() -> None:
             pass
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(BETWEEN_INTERRUPTS_S)
-    os.kill(os.getpid(), signal.SIGINT)  # a second one ends the ranks at once
+    os.kill(os.getpid(), signal.SIGINT)  # a second one ends the ranks immediately

@@ -39,7 +39,7 @@ VERBS: Dict[str, Verb] = {
     "status": Verb("status", "[RUN_DIR…] [--watch]", "print a table of runs"),
     "sweep": Verb("sweep", "SWEEP_DIR", "print a table of a sweep's trials, best first"),
     "logs": Verb("logs", "RUN_DIR", "print the output of a run; -f follows it"),
-    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "save a checkpoint and stop a run or sweep; --now ends it at once"),
+    "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "save a checkpoint and stop a run or sweep; --now stops at once"),
     "node": Verb("node", "RUN_DIR --rank N", "start the ranks of this machine, for a run on several machines"),
     "eval": Verb("eval", "RUN_DIR [OVERRIDE…]", "compute the held-out loss of a checkpoint"),
     "export": Verb("export", "RUN_DIR", "write a checkpoint in Hugging Face format"),

@@ -142,7 +142,7 @@ def _run_rank(config: RunConfig, arguments: List[str], request: Optional[Path] =
 
     torchrun and srun send signals to this process and to the child. Only the child handles SIGTERM. SIGINT touches
     ``request``, and all ranks save and stop. So does SIGUSR2, which ``--signal=USR2@300`` sends before a time limit. A
-    second SIGINT, or one after ``ftdist cancel``, ends the child at once.
+    second SIGINT, or one after ``ftdist cancel``, ends the child immediately.
 
     Args:
         request: the file that asks the ranks to stop. None on ranks other than 0, which need not ask again.

@@ -143,4 +143,4 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     assert "error:" not in done.out and f"ftdist resume {run.path}" in done.out
     assert not [member for member in tree if member.is_running()]
     status = run.read_status()
-    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended immediately, before it could save")

@@ -75,4 +75,4 @@ def test_a_second_ctrl_c_leaves_a_run_that_can_be_resumed(
     _, errors = launcher.communicate(timeout=40)
     assert launcher.returncode == EXIT_PREEMPTED and "error" not in errors, errors
     status = run.read_status()
-    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended immediately, before it could save")

@@ -69,7 +69,7 @@ def test_nodes_with_different_gpus_are_refused(slurm: Cluster, tmp_path: Path) -
         done = submit(slurm, "--dry-run", f"launch.slurm.{place}", f"run_dir={tmp_path}/b{number}")
         assert done.returncode == 0 and '--gpus-per-node="4"' in done.stdout, done.stderr
     done = submit(slurm, "--dry-run", "launch.nproc_per_node=5", f"run_dir={tmp_path / 'c'}")
-    assert done.returncode == 2 and "no node that the job may get has more than 4 GPUs" in done.stderr
+    assert done.returncode == 2 and "no node that the job can use has more than 4 GPUs" in done.stderr
 
 
 def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path: Path) -> None:

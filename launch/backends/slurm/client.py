@@ -200,5 +200,5 @@ def find_job(job: str) -> Optional[Job]:
 
 
 def cancel(*jobs: str) -> None:
-    """End jobs at once, or remove them from the queue."""
+    """End jobs immediately, or remove them from the queue."""
     run_command("scancel", *jobs)

@@ -77,7 +77,7 @@ def receive(
             with contextlib.suppress(OSError):
                 connection.sendall(READY)
                 if keep is None:
-                    connection.recv(1)  # the other side closes first, so that the port is free here at once
+                    connection.recv(1)  # the other side closes first, so that the port is free here immediately
         if keep is not None:
             keep += came.values()
             for connection in keep:

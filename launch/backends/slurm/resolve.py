@@ -31,7 +31,7 @@ class Node:
 
 
 def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
-    """Return the nodes that the job may get. None if Slurm cannot be asked."""
+    """Return the nodes that the job can use. None if Slurm cannot be asked."""
     if not available():
         return None
     where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
@@ -41,7 +41,7 @@ def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
 
 
 def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:
-    """Return the nodes that the job may get.
+    """Return the nodes that the job can use.
 
     Args:
         listed: what sinfo prints: node, partition, features, CPUs, GRES. The default partition has a star after its
@@ -143,13 +143,13 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
         found = sorted({node.gpus for node in nodes if node.gpus})
         if len(found) > 1:
             kinds = ", ".join(f"{number} ({_few([n.name for n in nodes if n.gpus == number])})" for number in found)
-            raise ConfigError(f"the nodes that the job may get have different numbers of GPUs: {kinds}",
+            raise ConfigError(f"the nodes that the job can use have different numbers of GPUs: {kinds}",
                               "the same number of GPUs on every node",
                               f"{CHOOSE_NODES}, or launch.nproc_per_node={min(found)}")  # fmt: skip
         launch.nproc_per_node = found[0]
     if most < launch.nproc_per_node:
         raise ConfigError(
-            f"launch.nproc_per_node={launch.nproc_per_node}, but no node that the job may get has more than "
+            f"launch.nproc_per_node={launch.nproc_per_node}, but no node that the job can use has more than "
             f"{most} GPUs", "at most one rank per GPU", f"launch.nproc_per_node={most}",
         )  # fmt: skip
     return [node for node in nodes if node.gpus >= (launch.nproc_per_node or 0)]
@@ -159,7 +159,7 @@ def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
     """Fill in cpus_per_gpu, unless another setting says how many CPUs the job asks for.
 
     Args:
-        nodes: the nodes that the job may get. None if Slurm cannot be asked.
+        nodes: the nodes that the job can use. None if Slurm cannot be asked.
     """
     slurm, ranks = launch.slurm, launch.nproc_per_node or 1
     asks = any(option[2:].split("=", 1)[0] in CPU_OPTIONS for option in slurm.options)

@@ -1,4 +1,4 @@
-"""Stop a run that was submitted to Slurm: at its next step, or at once."""
+"""Stop a run that was submitted to Slurm: at its next step, or immediately."""
 
 from ftdist.base.errors import EXIT_PREEMPTED
 from ftdist.launch.attempt import lifecycle

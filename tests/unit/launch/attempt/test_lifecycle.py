@@ -90,7 +90,7 @@ def test_ranks_killed_after_a_request_to_stop_can_be_resumed(run: RunDir) -> Non
     run.preempt.touch()
     assert lifecycle.conclude(run, 0, -signal.SIGKILL, []) == EXIT_PREEMPTED
     status = run.read_status()
-    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended immediately, before it could save")
 
 
 def test_a_failure_does_not_replace_what_a_rank_wrote(run: RunDir) -> None:

@@ -149,7 +149,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(run: RunDir, launch: Callable[[str
     assert time.monotonic() - started < 10
     assert launcher.returncode == EXIT_PREEMPTED and "error" not in errors
     status = run.read_status()
-    assert (status["state"], status["exit_reason"]) == ("preempted", "ended at once, before it could save")
+    assert (status["state"], status["exit_reason"]) == ("preempted", "ended immediately, before it could save")
     assert gone(pids, within_s=2)
 
 

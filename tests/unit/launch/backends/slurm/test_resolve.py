@@ -51,11 +51,11 @@ def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
          "launch.slurm.gpus=none launch.nproc_per_node=2"),
         (
             {4: ["n2"], 8: ["n1"]}, None,
-            "the nodes that the job may get have different numbers of GPUs: 4 (n2), 8 (n1)", "launch.nproc_per_node=4",
+            "the nodes that the job can use have different numbers of GPUs: 4 (n2), 8 (n1)", "launch.nproc_per_node=4",
         ),
         (
             {0: ["n3"], 4: ["n2"]}, 8,
-            "launch.nproc_per_node=8, but no node that the job may get has more than 4 GPUs", "launch.nproc_per_node=4",
+            "launch.nproc_per_node=8, but no node that the job can use has more than 4 GPUs", "launch.nproc_per_node=4",
         ),
     ],
 )  # fmt: skip
