@@ -72,6 +72,8 @@ class Saver:
         self._error = ""
         self.published: Optional[Tuple[int, float]] = None
         """Step and time (seconds since 1970) of the newest checkpoint that this process has published."""
+        self.longest_save_s = 0.0
+        """Longest time from the begin of a save until the checkpoint was complete."""
         self.background = config.train.async_checkpoint and self._has_memory()
 
     def _has_memory(self) -> bool:
@@ -102,15 +104,16 @@ class Saver:
         self.join()
         if self._saved == state:
             return
+        begun = time.monotonic()
         contents = Contents(
             step=state["step"], size=self._size(), tensors=self._tensors(),
             files={**self._files, STATE: to_json(state)}, manifest=self._manifest(state),
         )  # fmt: skip
         if self.background:
-            self._thread = threading.Thread(target=self._write, args=(contents, state), daemon=True)
+            self._thread = threading.Thread(target=self._write, args=(contents, state, begun), daemon=True)
             self._thread.start()
         else:
-            self._write(contents, state)
+            self._write(contents, state, begun)
 
     def join(self, timeout_s: Optional[float] = None) -> None:
         """Wait until the checkpoint that is being written is complete, but not longer than ``timeout_s``."""
@@ -170,7 +173,7 @@ class Saver:
             "versions": self._versions,
         }
 
-    def _write(self, contents: Contents, state: Dict[str, Any]) -> None:
+    def _write(self, contents: Contents, state: Dict[str, Any], begun: float) -> None:
         try:
             problem, remark = save_checkpoint(self._run, contents, self.together, self._config.train.keep_checkpoints)
         except Exception as error:  # the other ranks have ended; training will fail because of that too
@@ -180,6 +183,7 @@ class Saver:
             self.note(f"{self._error}; training continues")
             return
         self._saved, self._error, self.published = state, "", (contents.step, time.time())
+        self.longest_save_s = max(self.longest_save_s, time.monotonic() - begun)
         if remark:
             self.note(remark)
 

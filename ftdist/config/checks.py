@@ -19,6 +19,7 @@ from ftdist.config.schema import (
     TrainConfig,
     ZeroConfig,
 )
+from ftdist.config.sweep import check_sweep
 from ftdist.config.track import check_track
 from ftdist.config.zero import ModelState
 
@@ -44,6 +45,7 @@ def check_config(config: RunConfig) -> None:
     for name in ("nproc_per_node", "nnodes", "threads_per_rank", "timeout_s"):
         _check_range(f"launch.{name}", getattr(config.launch, name), 1)
     check_launch(config.launch)
+    check_sweep(config.sweep, config.train.max_steps)
     check_track(config.track)
     _check_range("seed", config.seed, 0, 2**32 - 1)
 

@@ -183,7 +183,7 @@ class LaunchConfig:
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OWNED_NAMES = re.compile(
-    "RUN_DIR|PYTHON|JOB|old|asked|ended|begun|code|verdict|next|attempt|head|names|port|node|rendezvous|rendezvous_id"
+    "RUN_DIR|PYTHON|JOB|old|asked|ended|begun|code|verdict|next|attempt|head|names|port|node|rendezvous|rendezvous_id|reporter"
     "|SRUN_CPUS_PER_TASK|SLURM_(?:JOB|ARRAY).*"
 )
 """Variables that the batch script uses itself."""

@@ -16,7 +16,7 @@ CHANGEABLE = (
     "launch.nodes", "launch.deepspeed",
     "zero.stage", "zero.offload_optimizer", "zero.offload_param", "zero.deepspeed",
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.async_checkpoint",
+    "train.async_checkpoint", "sweep.rungs",
 )  # fmt: skip
 """Keys that ``ftdist resume RUN_DIR key=value`` may change, and all keys below them."""
 EVALUATED = (
@@ -29,8 +29,8 @@ The other keys have no effect on an evaluation, or they belong to the model, whi
 (``train.precision``, ``model.trust_remote_code``)."""
 DERIVED = ("batch.grad_accum_steps",)
 """Keys that follow from the number of ranks."""
-PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "track", "name")
-"""Keys that say where a run is stored, and how it is started and tracked."""
+PLACES = ("runs_dir", "run_dir", "cache_dir", "launch", "sweep", "track", "name")
+"""Keys that say where a run is stored, how it is started and tracked, and how a sweep compares it with others."""
 
 
 def check_changes(overrides: List[str], verb: str = "resume", changeable: Sequence[str] = CHANGEABLE) -> None:

@@ -23,6 +23,8 @@ from ftdist.config.launch import LaunchConfig as LaunchConfig
 from ftdist.config.launch import LaunchKind as LaunchKind
 from ftdist.config.method import MethodConfig as MethodConfig
 from ftdist.config.method import MethodKind as MethodKind
+from ftdist.config.sweep import Direction as Direction
+from ftdist.config.sweep import SweepConfig as SweepConfig
 
 
 class Precision(Enum):
@@ -257,6 +259,7 @@ class RunConfig:
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
@@ -273,6 +276,7 @@ ADDED_LATER: Dict[str, Any] = {
     "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],
     "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0,
+    "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.
 

@@ -27,12 +27,16 @@ PINNED = "pinned"
 """Name of an empty file that a user creates in the folder of a checkpoint, so that the checkpoint is never removed."""
 STOPPED = "stopped"
 """Exit reason that a run writes to status.json when it stops because it was asked to. Its state is "preempted"."""
+NEAR_LIMIT = "near the time limit"
+"""Exit reason of a run that stops because the time limit of its job is near."""
+PAUSED = "paused"
+"""State of a trial of a sweep that waits at a rung. The sweep decides whether it goes on."""
 NUMBER = (int, float)
 STATUS_TYPES: Dict[str, Any] = {
     "state": str, "backend": str, "host": str, "job_id": str, "nodes": str, "exit_reason": str,
     "step": int, "max_steps": int, "last_checkpoint_step": int, "attempt": int, "pid": int, "requeues": int,
     "idle": int, "begun_after": int, "exit_code": int,
-    "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER,
+    "time": NUMBER, "last_checkpoint_time": NUMBER, "loss": NUMBER, "tokens_per_s": NUMBER, "save_s": NUMBER,
 }  # fmt: skip
 """Types of the fields of status.json. Every field may also be null."""
 
@@ -70,6 +74,7 @@ class RunDir:
         self.inputs = self.path / "inputs.json"
         self.submit = self.path / SUBMIT
         self.preempt = self.path / "preempt"
+        self.deadline = self.path / "deadline"
         self.cancel = self.path / "cancel"
         self.attempt = self.path / "attempt"
         self.status = self.path / "status.json"
@@ -211,11 +216,12 @@ class RunDir:
         """Change some fields of status.json. Only one process may write it at a time.
 
         Args:
-            changes: ``state`` (frozen, submitted, queued, starting, running, done, failed or preempted), ``step``,
-                ``max_steps``, ``loss``, ``tokens_per_s``, ``last_checkpoint_step``, ``last_checkpoint_time``,
-                ``exit_reason``, ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has
-                ``job_id``, ``nodes``, ``requeues``, ``begun_after`` (the step of the newest checkpoint when its attempt
-                began) and ``idle`` (attempts in a row that got no further than that).
+            changes: ``state`` (frozen, submitted, queued, starting, running, done, failed, preempted or paused),
+                ``step``, ``max_steps``, ``loss``, ``tokens_per_s``, ``last_checkpoint_step``,
+                ``last_checkpoint_time``, ``save_s`` (the longest time that a save has taken), ``exit_reason``,
+                ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has ``job_id``, ``nodes``,
+                ``requeues``, ``begun_after`` (the step of the newest checkpoint when its attempt began) and ``idle``
+                (attempts in a row that got no further than that).
         """
         # An fsync here could wait until a checkpoint that is written in the background has reached the disk.
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)

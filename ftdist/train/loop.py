@@ -11,6 +11,7 @@ import torch
 from ftdist.data.loader import micro_batch
 from ftdist.data.row_order import row_ids, train_rows
 from ftdist.parallel.device_memory import peak_memory_gib
+from ftdist.run.rundir import PAUSED
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
 from ftdist.train.schedule import learning_rate
@@ -42,23 +43,27 @@ class StepResult:
     """Means of the objective's own metrics, by the name under which they are logged."""
 
 
-def train(training: Training) -> bool:
+def train(training: Training) -> str:
     """Run from ``training.state`` to the last step.
 
     Returns:
-        Whether the last step was reached. False if the run was asked to stop; a resume then continues it.
+        The state in which the run ends: ``done``; ``preempted`` if it was asked to stop; ``paused`` at a rung of a
+        sweep. In the last two states a resume continues it.
     """
     last, rolled_back, named = training.max_steps, False, False
+    rung = next((step for step in training.config.sweep.rungs if step >= training.state.step), None)
     while True:
         state = training.state
         if _evaluation_due(training) and not _evaluate_all(training):
             return _stop_early(training)
+        if state.step == rung:
+            return _stop_early(training, PAUSED)
         if _saving_due(training) and not rolled_back:
             _save(training)
         if state.step == last:
             training.saver.finish()
             write_status(training)
-            return True
+            return "done"
         started = time.perf_counter()
         result = train_step(training, state.step)
         training.busy("")  # ends the activity "starting", because the first step may compile kernels for a long time
@@ -76,16 +81,18 @@ def train(training: Training) -> bool:
             roll_back(training, str(result.bad))
         if result.stop:
             # After a rollback the state is that of a checkpoint, so there is nothing to save.
-            return False if rolled_back else _stop_early(training)
+            return "preempted" if rolled_back else _stop_early(training)
 
 
 def _evaluation_due(training: Training) -> bool:
-    """Return whether to evaluate now: before the first step, after the last one, and every ``eval_every`` steps.
+    """Return whether to evaluate now: before the first step, after the last one, every ``eval_every`` steps, at rungs.
 
     A resumed run does not repeat the evaluation of its checkpoint.
     """
     state = training.state
-    due = state.step in (0, training.max_steps) or _due(state.step, training.config.train.eval_every)
+    due = state.step in (0, training.max_steps, *training.config.sweep.rungs) or _due(
+        state.step, training.config.train.eval_every
+    )
     return due and state.evaluated_step != state.step
 
 
@@ -172,7 +179,8 @@ def write_status(training: Training, **changes: Any) -> None:
     """Update the fields of ``status.json``, which ``ftdist status`` shows. A full disk must not end the run."""
     if training.saver.published is not None:
         step, when = training.saver.published
-        changes |= {"last_checkpoint_step": step, "last_checkpoint_time": when}
+        changes |= {"last_checkpoint_step": step, "last_checkpoint_time": when,
+                    "save_s": round(training.saver.longest_save_s, 3)}  # fmt: skip
     if training.ranks.first:
         with contextlib.suppress(OSError):
             training.run.write_status(state="running", **changes)
@@ -226,11 +234,13 @@ def _save(training: Training, due: bool = True) -> None:
         training.progress.note(f"step {training.state.step}: training waited {waited_s:.1f} s for the checkpoint")
 
 
-def _stop_early(training: Training) -> bool:
-    """Save a checkpoint because the run was asked to stop. Returns False, the result of ``train``.
+def _stop_early(training: Training, state: str = "preempted") -> str:
+    """Save a checkpoint because the run stops before its last step. Returns ``state``, the result of ``train``.
 
     After a bad step nothing is saved: a resume repeats the steps since the newest checkpoint.
     """
+    if training.preemption.near_limit:
+        training.progress.note(f"stopping: {training.preemption.near_limit}")
     if training.state.bad_in_a_row:
         training.progress.note(
             "stopping after a bad step: no checkpoint is saved. A resume continues from the last checkpoint before the "
@@ -239,5 +249,5 @@ def _stop_early(training: Training) -> bool:
     else:
         _save(training, due=_saving_due(training))
     training.saver.finish()
-    write_status(training)
-    return False
+    write_status(training, step=training.state.step, max_steps=training.max_steps)
+    return state

@@ -46,7 +46,7 @@ from ftdist.plan.warmup import fit_warmup
 from ftdist.run.identity import base_identity, recorded_folder
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
-from ftdist.run.rundir import STOPPED, RunDir
+from ftdist.run.rundir import NEAR_LIMIT, STOPPED, RunDir
 from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
@@ -93,7 +93,7 @@ def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
 def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> int:
     """Start the process group, train, export, and record how the run ended. Returns the exit code of the process."""
     rank_process.quiet_libraries()
-    preemption = Preemption(run, ranks.rank, attempt)
+    preemption = Preemption(run, ranks.rank, attempt, config.launch.slurm.stop_before_limit_s)
     start_process_group(config, ranks)
     if ranks.first:  # the parent process is torchrun, or the process that the user's own torchrun started
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
@@ -102,7 +102,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     try:
         training = assemble(config, run, ranks, preemption)
         training.busy = watchdog.busy
-        finished = train(training)
+        state = train(training)
         watchdog.close()
     except BaseException as error:
         error = explain_out_of_memory(error, config, ranks, training)
@@ -115,13 +115,15 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
             training.tracker.finish(EXIT_FAILED)
         raise
     training.progress.close()
+    finished = state == "done"
     if finished and ranks.first and config.train.export:
         with task("exporting the model"):
             export_checkpoint(run.find_checkpoint("last"), run.export, config)
     # The exit code is 0 even if the run was stopped. Torchrun would treat any other code as a crash.
-    training.tracker.finish(EXIT_DONE if finished else EXIT_PREEMPTED)
+    training.tracker.finish(EXIT_PREEMPTED if state == "preempted" else EXIT_DONE)
     if ranks.first:
-        run.write_status(state="done" if finished else "preempted", exit_reason="" if finished else STOPPED)
+        reason = NEAR_LIMIT if preemption.near_limit else STOPPED
+        run.write_status(state=state, exit_reason=reason if state == "preempted" else "")
         if finished:
             final_report(run, Console(highlight=False))
     return EXIT_DONE

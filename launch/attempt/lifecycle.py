@@ -17,9 +17,9 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, FtdistError, LaunchErr
 from ftdist.config.launch import LaunchKind
 from ftdist.launch.attempt.failure import explain_failure
 from ftdist.launch.attempt.signals import SAVES
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import PAUSED, RunDir
 
-STATE_EXIT = {"done": EXIT_DONE, "preempted": EXIT_PREEMPTED}
+STATE_EXIT = {"done": EXIT_DONE, PAUSED: EXIT_DONE, "preempted": EXIT_PREEMPTED}
 """The exit code for each state in which an attempt may end without a failure."""
 ENDED_AT_ONCE = "ended immediately, before it could save"
 
@@ -57,6 +57,7 @@ def clear(run: RunDir, attempt: int, keep_requests: bool = False) -> None:
     """
     remove_error_files(run, attempt)
     remove_temporary_files(run)
+    run.deadline.unlink(missing_ok=True)
     if not keep_requests:
         run.preempt.unlink(missing_ok=True)
         run.cancel.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigErr
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
+from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.rendezvous import address, check_port, wait_for_port
 from ftdist.launch.backends.slurm.ownership import owned
@@ -51,6 +52,7 @@ class NodesBackend(ForegroundBackend):
         return "\n".join(lines)
 
     def start(self, config: RunConfig, run: RunDir) -> int:
+        check_torch(config.launch)
         with owned(run):
             attempt = lifecycle.begin(run, self.kind)
             if config.launch.nodes.hosts:
@@ -109,9 +111,11 @@ def run_node(config: RunConfig, run: RunDir, rank: int, attempt: int, begun: boo
         begun: whether a launcher has begun the attempt. If not, the first machine begins it.
 
     Raises:
+        ConfigError: torch of this machine was built for CPU, and the run wants GPUs.
         LaunchError: the machines did not find each other, there are too many of them, or a rank failed. The message
             names the machine.
     """
+    check_torch(config.launch)  # the environment of this machine may be another one than the launcher's
     if rank:
         return _run_other_machine(config, run, rank, attempt)
     with owned(run) if not begun else contextlib.nullcontext():

@@ -52,6 +52,8 @@ class SweepPlan:
     runs_dir: str
     learns: bool
     """Whether the sweeper uses the objectives of trials to propose the next ones."""
+    rungs: List[int]
+    """``sweep.rungs``."""
 
 
 def peek_sweep(request: SweepRequest) -> SweepPlan:
@@ -66,7 +68,8 @@ def peek_sweep(request: SweepRequest) -> SweepPlan:
         restore_texts(composed, find_origins(composed, loader))
         _refuse_foreign_code(composed)
         learns = composed.hydra.sweeper._target_ != _target("hydra/sweeper", "basic")
-        return SweepPlan(composed.name, composed.runs_dir, learns)
+        _refuse_other_direction(composed)
+        return SweepPlan(composed.name, composed.runs_dir, learns, list(composed.sweep.rungs))
 
 
 def sweep(request: SweepRequest, run_trials: RunTrials) -> None:
@@ -187,6 +190,19 @@ def _refuse_foreign_code(composed: DictConfig) -> None:
         raise ConfigError("hydra.sweeper.custom_search_space names code that Hydra would import and run",
                           "a search space written as overrides",
                           "write the ranges on the command line: optim.lr=interval(1e-5,1e-3)")  # fmt: skip
+
+
+def _refuse_other_direction(composed: DictConfig) -> None:
+    """Refuse a sweeper that does not minimise what it is told.
+
+    Raises:
+        ConfigError: it maximises, or it has several objectives.
+    """
+    direction = OmegaConf.select(composed, "hydra.sweeper.direction")
+    if direction is not None and getattr(direction, "name", direction) != "minimize":
+        raise ConfigError(f"hydra.sweeper.direction={getattr(direction, 'name', direction)}",
+                          "minimize: ftdist gives the sweeper a number that is lower for better trials",
+                          "sweep.direction=maximize")  # fmt: skip
 
 
 def _target(group: str, name: str) -> str:

@@ -4,7 +4,7 @@ import time
 from functools import partial
 from typing import Callable, Mapping, Optional, Tuple
 
-from ftdist.base.errors import EXIT_DONE
+from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.runs import banner, inputs, resolve, verify
@@ -78,6 +78,17 @@ def _write(config: RunConfig, plan: BatchPlan, files: Mapping[str, str], shown: 
     return run
 
 
+def refuse_rungs(config: RunConfig) -> None:
+    """Refuse the settings of a run that is no trial of a sweep if it would pause at rungs.
+
+    Raises:
+        ConfigError: it would.
+    """
+    if config.sweep.rungs:
+        raise ConfigError(f"sweep.rungs={config.sweep.rungs}, but this is one run and no sweep", "a sweep",
+                          "sweep.rungs=[], or a sweep: ftdist train … -m key=1,2")  # fmt: skip
+
+
 def run_from_config(config: RunConfig, dry_run: bool = False, verify_first: bool = False) -> int:
     """Run a config, from the checks to the end of its ranks. Returns the exit code.
 
@@ -89,6 +100,7 @@ def run_from_config(config: RunConfig, dry_run: bool = False, verify_first: bool
         FtdistError: what went wrong, for the user.
     """
     started = time.monotonic()
+    refuse_rungs(config)
     run = prepare_run(config, verify_first=verify_first)()
     if dry_run:
         print(backend_of(config).dry_run(config, run))

@@ -5,20 +5,22 @@ SWEEP_DIR/
   sweep.json        the request: overrides, config folder, working directory
   index.jsonl       number and overrides of each trial, one line each, written before it starts
   objectives.json   the objectives that the sweeper was given, by number of the trial
+  rungs.jsonl       which trials went on at each rung
   status.json       state of the sweep as a whole, and the process that runs it
   000/ 001/ …       the trials: ordinary run directories
 ```
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, read_records, write_json
 from ftdist.base.temporary import temporary_path
+from ftdist.config.frozen import load_config
+from ftdist.config.schema import SweepConfig
 from ftdist.run.rundir import SWEEP_REQUEST, RunDir
 
 
@@ -43,6 +45,7 @@ class SweepDir(RunDir):
         self.request = self.path / SWEEP_REQUEST
         self.index = self.path / "index.jsonl"
         self.objectives = self.path / "objectives.json"
+        self.rungs = self.path / "rungs.jsonl"
 
     @property
     def exists(self) -> bool:
@@ -71,11 +74,9 @@ class SweepDir(RunDir):
     def add_trials(self, trials: List[Trial]) -> None:
         """Add trials to the index."""
         known = self.trials()
-        lines = [{"number": trial.number, "overrides": trial.overrides} for trial in [*known, *trials]]
-        temporary = temporary_path(self.index)
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-        temporary.replace(self.index)
+        _write_lines(
+            self.index, [{"number": trial.number, "overrides": trial.overrides} for trial in [*known, *trials]]
+        )
 
     def read_objectives(self) -> Dict[int, float]:
         """Return the objectives that the sweeper was given, by number of the trial."""
@@ -86,23 +87,30 @@ class SweepDir(RunDir):
         """Write down objectives that the sweeper is given."""
         write_json(self.objectives, {**self.read_objectives(), **objectives})
 
+    def read_promoted(self, rung: Optional[int], trials: List[Trial]) -> Optional[List[Trial]]:
+        """Return those of these trials that went on at a rung. None if it has not been decided.
 
-def best_loss(run: RunDir) -> Optional[float]:
-    """Return the lowest held-out loss after at least one step, a mean over the held-out sets. None before the first.
+        Args:
+            rung: the step, or None for the end of the run, where nothing is decided.
+        """
+        for record in read_records(self.rungs):
+            if record.get("rung") == rung and record.get("trials") == [trial.number for trial in trials]:
+                return [trial for trial in trials if trial.number in record["promoted"]]
+        return None
 
-    The evaluation before the first step says nothing about the trial's settings. A loss that is not finite is no loss.
-    """
-    losses = []
-    for record in run.read_metrics():
-        if int(record.get("step", 0)) < 1:
-            continue
-        found = [value for name, value in record.items() if name.startswith("eval/") and name.endswith("/loss")]
-        if found and all(isinstance(value, (int, float)) and math.isfinite(value) for value in found):
-            losses.append(sum(found) / len(found))
-    return min(losses, default=None)
+    def add_promoted(self, rung: int, trials: List[Trial], promoted: List[Trial]) -> None:
+        """Write down which trials go on at a rung."""
+        record = {"rung": rung, "trials": [t.number for t in trials], "promoted": [t.number for t in promoted]}
+        _write_lines(self.rungs, [*read_records(self.rungs), record])
+
+    def settings(self) -> SweepConfig:
+        """Return how the trials are compared, as the first trial says. The default before a trial is frozen."""
+        first = next((trial.run.config for trial in self.trials() if trial.run.config.is_file()), None)
+        return SweepConfig() if first is None else load_config(first).sweep
 
 
-def objective(run: RunDir) -> float:
-    """Return what a sweeper minimises: the best held-out loss of a run that is done, infinity for any other run."""
-    loss = best_loss(run) if run.read_status().get("state") == "done" else None
-    return math.inf if loss is None else loss
+def _write_lines(path: Path, records: List[Dict[str, Any]]) -> None:
+    temporary = temporary_path(path)
+    with temporary.open("x", encoding="utf-8") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+    temporary.replace(path)

@@ -16,7 +16,8 @@ from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.slurm import client, follow, script
 from ftdist.launch.backends.slurm.stop import ask_to_stop
 from ftdist.launch.runs.liveness import observe
-from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
+from ftdist.launch.sweeps.folder import SweepDir, Trial
+from ftdist.launch.sweeps.objective import describe_value
 
 
 def runs_as_array(config: RunConfig) -> bool:
@@ -115,8 +116,8 @@ def _outcome(trial: Trial, job: Optional[client.Job]) -> int:
     except LaunchError as error:
         print(f"trial {trial.number:03d}: {error}", file=sys.stderr)
         code = error.exit_code
-    status, loss = trial.run.read_status(), best_loss(trial.run)
+    status = trial.run.read_status()
     reason = f": {status['exit_reason']}" if status.get("exit_reason") else ""
-    found = "" if loss is None else f": held-out loss {loss:.4f}"
-    print(f"trial {trial.number:03d} is {status['state']}{reason}{found}", flush=True)
+    value = describe_value(trial.run, load_config(trial.run.config).sweep)
+    print(f"trial {trial.number:03d} is {status['state']}{reason}{value}", flush=True)
     return code

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Tuple
 
-from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError, LaunchError
+from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path, short_path
 from ftdist.config.frozen import load_config
@@ -27,8 +27,9 @@ from ftdist.launch.config import sweeper
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.runs.pipeline import prepare_run
-from ftdist.launch.sweeps import slurm_array, this_machine
-from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss, objective
+from ftdist.launch.sweeps import rungs, slurm_array, this_machine
+from ftdist.launch.sweeps.folder import SweepDir, Trial
+from ftdist.launch.sweeps.objective import ENDED, objective, require_values
 from ftdist.launch.sweeps.table import show_table, varied_overrides
 
 Batch = List[Tuple[List[str], sweeper.ComposeTrial]]
@@ -51,7 +52,7 @@ def start_sweep(args: argparse.Namespace) -> int:
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.name.replace('/', '-')}-sweep"
     folder = SweepDir(Path(plan.runs_dir).expanduser().absolute() / name)
     resolve.check_run_dir(RunConfig(run_dir=str(folder.path)))
-    return _Sweep(folder, request, plan.learns, args.dry_run).run()
+    return _Sweep(folder, request, plan, args.dry_run).run()
 
 
 def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) -> int:
@@ -72,7 +73,7 @@ def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) 
     if state in ALIVE:
         raise ConfigError(f"{place} is {state}", "a sweep that has stopped",
                           f"wait until it ends, or stop it: ftdist cancel {quoted_path(place)}")  # fmt: skip
-    if state == "done" and all(trial.state == "done" for trial in folder.trials()):
+    if state == "done" and all(trial.state in ENDED for trial in folder.trials()):
         if not quiet:
             print(f"{short_path(folder.path)} is done; its trials, best first: ftdist sweep {quoted_path(folder.path)}")
         return EXIT_DONE
@@ -86,26 +87,32 @@ def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) 
             "a sweep.json written by `ftdist train -m`, and the working directory that it names",
             "restore them, or start a new sweep",
         ) from error
-    learns = sweeper.peek_sweep(request).learns
-    if learns and wait is False:
-        raise _must_wait()
+    plan = sweeper.peek_sweep(request)
+    if wait is False:
+        _check_wait(plan)
     with owned(folder):
-        return _Sweep(folder, request, learns, wait=wait).run()
+        return _Sweep(folder, request, plan, wait=wait).run()
 
 
-def _must_wait() -> ConfigError:
-    return ConfigError("launch.wait=false, but the sweeper needs the objectives of its trials",
-                       "a sweep that waits for its trials", "launch.wait=true")  # fmt: skip
+def _check_wait(plan: sweeper.SweepPlan) -> None:
+    """Check that a sweep does not need its trials while they run. Called if it would not wait for them.
+
+    Raises:
+        ConfigError: it needs them.
+    """
+    if plan.learns or plan.rungs:
+        why = "the sweeper needs the objectives of its trials" if plan.learns else "sweep.rungs compares the trials"
+        raise ConfigError(f"launch.wait=false, but {why}", "a sweep that waits for its trials", "launch.wait=true")
 
 
 class _Sweep:
     """A sweep that is under way."""
 
     def __init__(
-        self, folder: SweepDir, request: sweeper.SweepRequest, learns: bool, dry_run: bool = False,
+        self, folder: SweepDir, request: sweeper.SweepRequest, plan: sweeper.SweepPlan, dry_run: bool = False,
         wait: Optional[bool] = None,
     ) -> None:  # fmt: skip
-        self.folder, self.request, self.learns = folder, request, learns
+        self.folder, self.request, self.plan = folder, request, plan
         self._dry_run, self._wait = dry_run, wait
         self.codes: Dict[int, int] = {}
 
@@ -138,22 +145,20 @@ class _Sweep:
     def _run_batch(self, batch: Batch, first: int) -> List[float]:
         """Run the trials of a batch that are not finished. Returns the objectives of all its trials."""
         trials = self._freeze(batch, first)
-        told = self.folder.read_objectives() if self.learns else {}
-        left = [trial for trial in trials if trial.number not in told and trial.state != "done"]
+        told = self.folder.read_objectives() if self.plan.learns else {}
+        left = [trial for trial in trials if trial.number not in told]
         if self._dry_run:
-            print(_dry_run(self.folder, left))
+            print(_dry_run(self.folder, [trial for trial in left if trial.state != "done"]))
             return [math.inf] * len(trials)
-        if left:
-            self.codes |= _run(self.folder, left, self._wait)
+        settings = load_config(trials[0].run.config).sweep
+        settings.rungs = self.plan.rungs  # those of a trial become fewer
+        self.codes |= rungs.run_trials(self.folder, left, settings, lambda some: _run(self.folder, some, self._wait))
         if self.folder.cancel.exists():
             raise _Stopped
-        objectives = {trial.number: told.get(trial.number, objective(trial.run)) for trial in trials}
+        objectives = {trial.number: told.get(trial.number, objective(trial.run, settings)) for trial in trials}
         self.folder.add_objectives(objectives)
-        if self.learns and (blind := [t for t in trials if t.state == "done" and best_loss(t.run) is None]):
-            raise LaunchError(f"trial {blind[0].run.path} finished without a held-out loss, which the sweeper needs",
-                              "a held-out loss of each trial",
-                              "configure held-out data (data.heldout or data.heldout_share) and "
-                              "train.eval_every=N")  # fmt: skip
+        if self.plan.learns:
+            require_values(trials, settings)
         return [objectives[trial.number] for trial in trials]
 
     def _freeze(self, batch: Batch, first: int) -> List[Trial]:
@@ -194,9 +199,12 @@ class _Sweep:
             if launch.kind is not configs[0].launch.kind:
                 raise ConfigError("launch.kind differs between trials", "one launch.kind for all trials",
                                   f"give launch one value: launch={launch.kind.name}")  # fmt: skip
+            if config.sweep != configs[0].sweep:
+                raise ConfigError("the section sweep differs between trials", "the same settings for all trials",
+                                  "give each of its keys one value")  # fmt: skip
             backend = backend_of(config)
-            if backend.uses_scheduler and self.learns and not launch.wait:
-                raise _must_wait()
+            if backend.uses_scheduler and not launch.wait:
+                _check_wait(self.plan)
             if backend.on_this_machine and launch.device is not Device.cuda and not launch.threads_per_rank:
                 ranks = (launch.nproc_per_node or 1) * (launch.trials_at_once or 1)
                 launch.threads_per_rank = max(1, cpu_cores() // ranks)

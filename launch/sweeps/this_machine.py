@@ -15,7 +15,9 @@ from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.machine import gpu_ids
 from ftdist.launch.attempt.signals import end_with_launcher, touch_on_signals
 from ftdist.launch.backends.registry import backend_of
-from ftdist.launch.sweeps.folder import SweepDir, Trial, best_loss
+from ftdist.launch.sweeps.folder import SweepDir, Trial
+from ftdist.launch.sweeps.objective import describe_value
+from ftdist.run.rundir import PAUSED
 
 POLL_S = 0.2
 END_S = 20.0
@@ -100,8 +102,11 @@ def _start(trial: Trial, gpus: List[str], quiet: bool) -> _Running:
 def _ended(one: _Running) -> int:
     code = one.process.returncode
     words = {EXIT_DONE: "finished", EXIT_PREEMPTED: "was stopped"}.get(code, f"failed with exit code {code}")
-    loss = best_loss(one.trial.run)
-    print(f"trial {one.trial.number:03d} {words}" + ("" if loss is None else f": held-out loss {loss:.4f}"), flush=True)
+    run = one.trial.run
+    if one.trial.state == PAUSED:
+        words = f"paused at step {run.read_status().get('step')}"
+    value = describe_value(run, load_config(run.config).sweep)
+    print(f"trial {one.trial.number:03d} {words}{value}", flush=True)
     if one.log is not None and code not in (EXIT_DONE, EXIT_PREEMPTED):
         print(_error(one.log), flush=True)
     return code if code >= 0 else EXIT_FAILED

@@ -14,7 +14,7 @@ from ftdist.launch.backends.slurm import answers, ownership
 from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.identity import check_files
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import NEAR_LIMIT, PAUSED, RunDir
 
 MAX_IDLE = 2
 """Number of consecutive attempts without a newer checkpoint, after which a job does not requeue itself."""
@@ -111,7 +111,7 @@ def _conclude(run: RunDir, args: argparse.Namespace) -> int:
         print(f"{run.path} continues in another job", file=sys.stderr)
         return EXIT_FAILED
     state = status.get("state")
-    if state == "done":
+    if state in ("done", PAUSED):
         run.write_status(exit_code=EXIT_DONE)
         return EXIT_DONE
     if state == "failed" or (state == "preempted" and not run.attempt.is_file()):  # before there were ranks
@@ -173,9 +173,10 @@ def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved
     requeues, idle = int(status.get("requeues", 0)), _count_idle(run)
     # If only SIGTERM arrived, Slurm has decided: it requeues a preempted job itself, and a cancelled one must not
     # continue.
-    wanted = (args.asked or not args.ended) and not run.cancel.exists()
+    near = args.asked or status.get("exit_reason") == NEAR_LIMIT
+    wanted = (near or not args.ended) and not run.cancel.exists()
     requeue = wanted and requeues < config.launch.max_requeues and idle < MAX_IDLE
-    reason = "near the time limit" if args.asked else cause or "stopped by Slurm"
+    reason = NEAR_LIMIT if near else cause or "stopped by Slurm"
     reason = "cancelled" if run.cancel.exists() else reason
     if not saved:
         reason += ", before it could save"

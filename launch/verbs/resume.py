@@ -22,7 +22,7 @@ from ftdist.launch.verbs import under_torchrun
 from ftdist.plan.batch import plan_resumed
 from ftdist.plan.layout import layout_of
 from ftdist.run.identity import check_files
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import PAUSED, RunDir
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +73,7 @@ def resume(args: argparse.Namespace) -> int:
             config = change_config(run, config, args.overrides)
         else:
             freeze.confirm_settings(run, config)
+        _check_not_paused(run, config)
     banner.show_ignored_variables(config, config.track.wandb)
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
@@ -83,6 +84,19 @@ def resume(args: argparse.Namespace) -> int:
     code = backend.start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code
+
+
+def _check_not_paused(run: RunDir, config: RunConfig) -> None:
+    """Check that a trial of a sweep would not pause again where it is.
+
+    Raises:
+        ConfigError: it would.
+    """
+    status = run.read_status()
+    if status.get("state") == PAUSED and status.get("step") in config.sweep.rungs:
+        raise ConfigError(f"{run.path} paused at rung {status['step']} of its sweep, and others went on",
+                          "a trial that goes on",
+                          f"to train it to its end: ftdist resume {quoted_path(run.path)} sweep.rungs=[]")  # fmt: skip
 
 
 def _sweep_waits(overrides: List[str]) -> Optional[bool]:

@@ -52,6 +52,7 @@ INTERNAL = {
     "_end": Verb("batch_script", "RUN_DIR", "called by the batch script: conclude the attempt, say whether to requeue"),
     "_guard": Verb("guard", "RUN_DIR|SWEEP_DIR", "stop a run or sweep when its launcher is killed"),
     "_start_node": Verb("start_node", "RUN_DIR", "called by the batch script on each node: start torchrun"),
+    "_report_job": Verb("report_job", "RUN_DIR", "called by the batch script: tell Slurm how far the run is"),
     "_moved": Verb("batch_script", "RUN_DIR", "called by the batch script: the run continues in another job"),
 }
 

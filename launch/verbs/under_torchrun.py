@@ -22,11 +22,12 @@ from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import ranks_env
+from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.slurm import srun_task
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, freeze, inputs, resolve
-from ftdist.launch.runs.pipeline import prepare_run
+from ftdist.launch.runs.pipeline import prepare_run, refuse_rungs
 from ftdist.run.rundir import RunDir
 
 ERROR_SHOWN_S = 5.0
@@ -61,10 +62,12 @@ def train(args: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         config = compose.compose(args)
+        refuse_rungs(config)
         with _among_others():
             per_node = int(os.environ["LOCAL_WORLD_SIZE"])
             ranks = (per_node, int(os.environ["WORLD_SIZE"]) // per_node)
             resolve.resolve_ranks(config, ranks)
+            check_torch(config.launch)
             if not is_first_rank():
                 return _run_other_rank(config, ["--from-store"])
             restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
@@ -81,7 +84,7 @@ def resume(config: RunConfig, run: RunDir) -> int:
     """Run one rank of a run that is resumed. Returns the exit code.
 
     Raises:
-        ConfigError: deepspeed.json was edited. On rank 0 only.
+        ConfigError: deepspeed.json was edited, or torch cannot use the GPUs. On rank 0 only.
         LaunchError: the run failed. On rank 0 only.
     """
     number = lifecycle.next_attempt(run)  # the same on all ranks: status.json changes only when all have started
@@ -94,6 +97,7 @@ def resume(config: RunConfig, run: RunDir) -> int:
 
 
 def _resume_first_rank(config: RunConfig, run: RunDir, number: int, attempt: List[str]) -> int:
+    check_torch(config.launch)
     with owned(run):
         freeze.confirm_settings(run, config)
         inputs.prepare_run_data(config, run)

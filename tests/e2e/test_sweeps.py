@@ -5,14 +5,18 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any, Dict, List, Set
 
 import pytest
 import yaml
 
 from ftdist.config.frozen import load_config
-from ftdist.launch.sweeps.folder import objective
-from tests.helpers.cli import Done, ftdist, interrupt, kill_tree, start, succeed, wait_until
+from ftdist.config.schema import SweepConfig
+from ftdist.launch.sweeps.objective import objective
+from ftdist.run.rundir import RunDir
+from tests.helpers.cli import Done, ftdist, interrupt, kill_tree, processes_of, start, succeed, wait_until
 from tests.helpers.sweeps import DIVERGES, TRIAL, only_sweep, states
+from tests.helpers.wandb_server import SweepServer, serving
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,9 +28,15 @@ def most_at_once(done: Done) -> int:
     running, most = 0, 0
     for line in done.out.splitlines():
         running += bool(re.match(r"trial \d{3} started", line))
-        running -= bool(re.match(r"trial \d{3} (finished|failed|was stopped)", line))
+        running -= bool(re.match(r"trial \d{3} (finished|failed|was stopped|paused)", line))
         most = max(most, running)
     return most
+
+
+def losses_of(run: RunDir) -> List[Dict[str, Any]]:
+    """Return the losses and gradient norms of a run, step by step."""
+    names = ("step", "train/loss", "train/grad_norm", "eval/heldout/loss")
+    return [{name: record[name] for name in names if name in record} for record in run.read_metrics()]
 
 
 def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
@@ -35,12 +45,36 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
               "hydra.sweeper.sampler.n_startup_trials=2", "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
     done = succeed("train", *TRIAL, "-m", *optuna, cwd=tmp_path, timeout_s=LONG_S)
     sweep = only_sweep(tmp_path / "runs")
-    losses = [objective(trial.run) for trial in sweep.trials()]
+    losses = [objective(trial.run, SweepConfig()) for trial in sweep.trials()]
     assert states(sweep) == ["done"] * 4 and most_at_once(done) == 2
     assert min(losses[2:]) < min(losses[:2]), losses  # what it learnt is better than what it drew blindly
     assert sweep.read_objectives() == dict(enumerate(losses))
     assert {load_config(trial.run.config).track.group for trial in sweep.trials()} == {sweep.path.name}
     assert "is done; its trials, best first" in succeed("resume", sweep.path).out
+
+
+@pytest.mark.slow
+def test_the_best_trials_go_on_from_a_rung_as_if_they_had_never_paused(tmp_path: Path) -> None:
+    """Two rates with two seeds each. The trial without a pause has an evaluation at every second step, too."""
+    one_thread = "launch.threads_per_rank=1"  # sums over several threads may be rounded differently
+    words = ("train.max_steps=6", "sweep.rungs=[2]", one_thread, "optim.lr=1e-3,1e-6", "seed=0,1")
+    done = succeed("train", *TRIAL, "-m", *words, cwd=tmp_path, timeout_s=LONG_S)
+    sweep = only_sweep(tmp_path / "runs")
+    assert states(sweep) == ["done", "done", "paused", "paused"] and most_at_once(done) == 2, done.text
+    assert (
+        "step 2: 2 of 4 trials go on: 000 001" in done.out and "trial 003 paused at step 2: held-out loss" in done.out
+    )
+    best, other = succeed("sweep", sweep.path).out.splitlines()[1:]
+    assert "± " in best and best.split()[3:5] == ["2", "done"] and "paused at step 2" in other
+    whole = RunDir(tmp_path / "whole")
+    alone = ("train.max_steps=6", one_thread, "optim.lr=1e-3", "seed=1", f"run_dir={whole.path}")
+    succeed("train", *TRIAL, *alone, cwd=tmp_path)
+    assert losses_of(sweep.trials()[1].run) == losses_of(whole)
+    assert "is done; its trials, best first" in succeed("resume", sweep.path).out
+    refused = ftdist("resume", sweep.trials()[2].run.path)
+    assert refused.code == 2 and "paused at rung 2 of its sweep" in refused.err
+    succeed("resume", sweep.trials()[2].run.path, "sweep.rungs=[]")
+    assert states(sweep) == ["done", "done", "done", "paused"]
 
 
 @pytest.mark.slow
@@ -50,7 +84,7 @@ def test_six_trials_run_two_at_a_time(tmp_path: Path) -> None:
     done = ftdist("train", *TRIAL, *DIVERGES, "-m", *words, cwd=tmp_path, timeout_s=LONG_S)
     sweep = only_sweep(tmp_path / "runs")
     assert done.code == 1 and states(sweep) == ["done", "done", "failed", "done", "done", "done"], done.text
-    assert most_at_once(done) == 2 and objective(sweep.trials()[2].run) == math.inf
+    assert most_at_once(done) == 2 and objective(sweep.trials()[2].run, SweepConfig()) == math.inf
     rows = [line.split() for line in succeed("sweep", sweep.path).out.splitlines()[1:]]
     losses = [float(row[0]) for row in rows]
     assert len(rows) == 6 and losses == sorted(losses) and [row[1] for row in rows].count("failed") == 1
@@ -85,12 +119,17 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     assert [line.split()[1] for line in table[1:]] == ["done", "done", "failed"]
 
 
+def documented_sweep() -> Dict[str, Any]:
+    """Return sweep.yaml of docs/sweeps.md."""
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    return yaml.safe_load(page.split("```yaml\n# sweep.yaml\n")[1].split("```")[0])
+
+
 def test_the_documented_command_of_the_wandb_agent_works(tmp_path: Path) -> None:
     """The command of docs/sweeps.md, filled in by wandb's own code for a run that its server has proposed."""
     from wandb.sdk.launch.sweeps import utils
 
-    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
-    asked = yaml.safe_load(page.split("```yaml\n# sweep.yaml\n")[1].split("```")[0])
+    asked = documented_sweep()
     proposed = {"args": {"optim.lr": {"value": 0.00031622776601683794}, "optim.schedule": {"value": "cosine"}}}
     filled = {**utils.create_sweep_command_args(proposed), "env": ["/usr/bin/env"]}
     words = [word for part in utils.create_sweep_command(asked["command"])
@@ -104,6 +143,48 @@ def test_the_documented_command_of_the_wandb_agent_works(tmp_path: Path) -> None
     config = load_config(tmp_path / "run" / "run.yaml")
     assert (config.optim.lr, config.track.run_id, config.track.group) == (0.00031622776601683794, "r1", "s1")
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*-r1"))
+
+
+@pytest.mark.slow  # the agent asks its server every 5 s
+def test_wandbs_agent_runs_trials_and_ends_one_early(tmp_path: Path) -> None:
+    """The agent itself, with a stand-in of its server: one trial on two ranks is finished, another one is stopped."""
+    asked = documented_sweep()
+    tiny = [word for word in TRIAL if not word.startswith(("experiment", "track", "launch.nproc", "train.max_steps"))]
+    asked["command"] += [*tiny, "track=offline", "launch.nproc_per_node=2"]
+    ended: Set[str] = set()
+
+    def proposal(name: str, **args: Any) -> Dict[str, Any]:
+        words = {"runs_dir": str(tmp_path), "run_dir": str(tmp_path / name), "optim.lr": 1e-3, **args}
+        return {"type": "run", "run_id": name, "program": "ftdist",
+                "args": {key: {"value": value} for key, value in words.items()}}  # fmt: skip
+
+    def commands(running: Dict[str, bool]) -> List[Dict[str, Any]]:
+        if not ended:
+            ended.add("started")
+            return [proposal("short", **{"train.max_steps": 4})]
+        if running:
+            step = RunDir(tmp_path / "long").read_status().get("step", 0)
+            return [{"type": "stop", "run_id": "long"}] if "long" in running and step >= 5 else []
+        if "long" in ended:
+            return [{"type": "exit"}]
+        ended.add("long")
+        return [proposal("long", **{"train.max_steps": 5000, "optim.schedule": "constant"})]
+
+    server = SweepServer("s1", yaml.safe_dump(asked), commands)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with serving(server):
+        done = ftdist("me/ftdist/s1", command=[sys.executable, "-m", "wandb", "agent"], cwd=tmp_path, PATH=path,
+                      WANDB_BASE_URL=server.url, WANDB_API_KEY="0" * 40, HOME=str(tmp_path))  # fmt: skip
+    short, long = RunDir(tmp_path / "short"), RunDir(tmp_path / "long")
+    assert done.code == 0, done.text + str(server.unknown)
+    assert (short.read_status()["state"], short.read_status()["step"]) == ("done", 4), done.text
+    status = long.read_status()
+    assert status["state"] == "preempted" and status["last_checkpoint_step"] == status["step"] < 5000
+    for run in (short, long):
+        config = load_config(run.config)
+        assert (config.track.run_id, config.track.group) == (run.path.name, "s1")
+        assert len(list(run.logs.glob("rank-*.log"))) == 2 and list(run.wandb.glob(f"offline-run-*-{run.path.name}"))
+        assert not processes_of(run)
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def _whole_run(path: Path, bad: Dict[int, str], dies_at: int = -1, stops_at: int
 
     loop.train_step = mortal_step
     try:
-        return "done" if loop.train(training) else "stopped"
+        return loop.train(training)
     except (TrainError, KeyboardInterrupt) as error:
         return str(error)
 
@@ -196,10 +196,10 @@ def test_bad_steps_in_a_row_roll_back_and_skip_the_data(folder: Path, tmp_path: 
     for step, r in steps.items():
         for name in ("loss", "grad_norm"):
             assert abs(r[f"train/{name}"] / expected[step - 1][name] - 1) < 1e-5, (step, name)
-    for end, at in (("dies here", 7), ("dies here", 8), ("stopped", 4)):
+    for end, at in (("dies here", 7), ("dies here", 8), ("preempted", 4)):
         _, again = _frozen(folder, tmp_path / f"{end}-{at}")
         assert run_ranks(_whole_run, 2, again.path, bad, *((at, -1) if end == "dies here" else (-1, at))) == [end] * 2
-        assert end != "stopped" or again.published_checkpoints()[-1].name == "step-00000004"
+        assert end != "preempted" or again.published_checkpoints()[-1].name == "step-00000004"
         assert run_ranks(_whole_run, 2, again.path, bad) == ["done"] * 2
         assert _record(again) == record, f"{end} at batch {at}"
         for name in ("step-00000006", "step-00000008"):
@@ -217,7 +217,7 @@ def test_a_stop_does_not_change_how_far_a_run_rolls_back(folder: Path, tmp_path:
     bad, settings = {5: "loss", 6: "gradient"}, ("train.checkpoint_every=4", "train.keep_checkpoints=1")
     (_, run), (_, again) = _frozen(folder, tmp_path / "run", *settings), _frozen(folder, tmp_path / "again", *settings)
     assert run_ranks(_whole_run, 2, run.path, bad) == ["done"] * 2
-    assert run_ranks(_whole_run, 2, again.path, bad, -1, 4) == ["stopped"] * 2
+    assert run_ranks(_whole_run, 2, again.path, bad, -1, 4) == ["preempted"] * 2
     assert run_ranks(_whole_run, 2, again.path, bad, 8) == ["dies here"] * 2  # after it has gone back
     assert [path.name for path in again.published_checkpoints()] == ["step-00000004", "step-00000005"]
     assert run_ranks(_whole_run, 2, again.path, bad) == ["done"] * 2

@@ -254,7 +254,7 @@ def _fails(config: Any, path: Path) -> int:
     disk = Waiting()
     durable.os = disk  # type: ignore[attr-defined]
 
-    def train(training: Any) -> bool:
+    def train(training: Any) -> str:
         steps(training, 1)
         save(training)
         threading.Timer(0.5, disk.go.set).start()

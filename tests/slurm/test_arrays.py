@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.launch.sweeps.folder import SweepDir, objective
+from ftdist.config.schema import SweepConfig
+from ftdist.launch.sweeps.folder import SweepDir
+from ftdist.launch.sweeps.objective import objective
 from tests.helpers.cli import finish, wait_until_gone
 from tests.helpers.sweeps import DIVERGES, TRIAL, only_sweep, states
 from tests.slurm.cluster import Cluster
@@ -33,7 +35,23 @@ def test_a_throttled_array_goes_on_after_a_failed_trial(slurm: Cluster, tmp_path
     jobs = [trial.run.read_status()["job_id"] for trial in sweep.trials()]
     assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(3)]
     assert most_at_once(slurm, sweep) == 2
-    assert sweep.read_objectives() == {trial.number: objective(trial.run) for trial in sweep.trials()}
+    assert sweep.read_objectives() == {trial.number: objective(trial.run, SweepConfig()) for trial in sweep.trials()}
+
+
+@pytest.mark.slow
+def test_each_rung_is_an_array_of_its_own(slurm: Cluster, tmp_path: Path) -> None:
+    words = (f"runs_dir={tmp_path}", "train.max_steps=6", "sweep.rungs=[2]", "optim.lr=1e-6,1e-3,1e-7,1e-4")
+    output = finish(slurm.ftdist("train", *TINY, "-m", *words))
+    sweep = only_sweep(tmp_path)
+    assert states(sweep) == ["paused", "done", "paused", "done"], output
+    assert "trials 0-3" in output and "trials 1,3" in output and "step 2: 2 of 4 trials go on: 001 003" in output
+    for trial in sweep.trials():
+        job = slurm.job(trial.run.read_status()["job_id"])
+        assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "0")
+    steps = [record["step"] for record in sweep.trials()[1].run.read_metrics() if "train/loss" in record]
+    assert steps == list(range(1, 7))
+    refused = slurm.ftdist("train", *TINY, "launch.wait=false", "-m", *words)
+    assert "sweep.rungs compares the trials" in finish(refused, 2)
 
 
 @pytest.mark.slow
@@ -83,5 +101,5 @@ def test_optuna_makes_the_held_out_loss_smaller(slurm: Cluster, tmp_path: Path) 
               "hydra.sweeper.sampler.n_startup_trials=2", "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
     finish(slurm.ftdist("train", *TINY, "-m", f"runs_dir={tmp_path}", *optuna))
     sweep = only_sweep(tmp_path)
-    losses = [objective(trial.run) for trial in sweep.trials()]
+    losses = [objective(trial.run, SweepConfig()) for trial in sweep.trials()]
     assert states(sweep) == ["done"] * 6 and min(losses[2:]) < min(losses[:2]), losses

@@ -54,7 +54,7 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> Non
     status = there.read_status()
     assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
     job = slurm.job(status["job_id"])
-    assert (job["JobState"], job["CPUs/Task"]) == ("COMPLETED", "4")
+    assert (job["JobState"], job["CPUs/Task"], job["Comment"]) == ("COMPLETED", "4", "ftdist:")
     assert "CPUs and 1 threads for each rank" in (there.logs / "node-1.attempt-0.log").read_text()
     assert {path.name for path in there.logs.glob("rank-*.attempt-0.log")} == {
         f"rank-0000{r}.attempt-0.log" for r in range(4)
@@ -182,6 +182,28 @@ def test_a_run_is_requeued_at_its_time_limit(slurm: Cluster, tmp_path: Path) -> 
     assert status["state"] == "done" and status["attempt"] == status["requeues"] >= 1, output
     assert f"attempt 1 of job {number} on {status['nodes']}, after: near the time limit" in output
     assert slurm.job(number)["Restarts"] == str(status["requeues"])
+
+
+@pytest.mark.slow
+def test_a_run_stops_when_a_save_may_no_longer_fit_before_the_time_limit(slurm: Cluster, tmp_path: Path) -> None:
+    """Slurm's own signal would come too late: one second before the limit. The comment of the job says how far it is,
+    and a comment of the user is kept."""
+    run = RunDir(tmp_path / "run")
+    limits = ("launch.slurm.time=60", "launch.slurm.stop_before_limit_s=1")
+    job = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, *limits, f"run_dir={run.path}")
+    wait_for_step(run, 15)
+    number = run.read_status()["job_id"]
+    slurm.run("scontrol", "update", f"JobId={number}", "EndTime=now+40")
+    asking = slurm.ftdist("_report_job", str(run.path), "--job", number, "--every", "0.2")
+    slurm.wait(lambda: "ftdist: step" in slurm.run("squeue", "-h", "-j", number, "-o", "%k"), 20, "the comment")
+    slurm.run("scontrol", "update", f"JobId={number}", "Comment=mine")
+    slurm.wait(lambda: run.read_status().get("attempt") == 1, 120, "the second attempt")
+    asking.kill()
+    asking.communicate()
+    assert slurm.run("squeue", "-h", "-j", number, "-o", "%k").strip() == "mine"
+    output = finish(job)
+    assert "stopping: the job ends in" in output and "after: near the time limit" in output, output
+    assert metrics(run) == undisturbed(MIDDLE) and run.read_status()["save_s"] > 0
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ Sites wrap Slurm's commands: a banner before the answer, a line about the cost o
 squeue and sinfo print what their ``--format`` says, so every line of an answer begins with a mark. sbatch prints none.
 """
 
+import contextlib
 import re
+import time
 from typing import List, Optional
 
 MARK = "ftdist|"
@@ -47,3 +49,10 @@ def job_id(printed: str) -> Optional[str]:
     id."""
     found = set(SENTENCE.findall(printed)) or set(PARSABLE.findall(printed))
     return found.pop() if len(found) == 1 else None
+
+
+def local_time(text: str) -> Optional[float]:
+    """Return a time as Slurm writes it, ``2026-01-31T12:00:00``, in seconds since 1970. None for ``N/A``."""
+    with contextlib.suppress(ValueError):
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    return None

@@ -194,6 +194,37 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
     return found
 
 
+@dataclass(frozen=True)
+class RunningJob:
+    """What a job that runs asks Slurm about itself."""
+
+    over: bool
+    end: Optional[float]
+    """When Slurm will end it, in seconds since 1970. None if it has no time limit."""
+    comment: str
+
+
+def find_running(job: str) -> Optional[RunningJob]:
+    """Return when a job will be ended, and its comment. None if squeue does not say.
+
+    Raises:
+        LaunchError: Slurm does not answer.
+    """
+    form = answers.line_format("%i", "%T", "%e", "%k")
+    listed = run_command("squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={form}", check=False) or ""
+    for found, state, end, comment in answers.rows(listed, 4):
+        if found == job:
+            return RunningJob(state in OVER, answers.local_time(end), "" if comment == "(null)" else comment)
+    return None
+
+
+def set_comment(job: str, text: str) -> bool:
+    """Set the comment of a job. Returns whether the site allows it."""
+    with contextlib.suppress(LaunchError):
+        return run_command("scontrol", "update", f"JobId={job}", f"Comment={text}", check=False) is not None
+    return False
+
+
 def find_job(job: str) -> Optional[Job]:
     """Return what Slurm knows about a job. None if it has forgotten the job."""
     return find_jobs([job]).get(job)

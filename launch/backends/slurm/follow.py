@@ -12,7 +12,7 @@ from ftdist.launch.attempt.companion import stop_run_if_killed
 from ftdist.launch.backends.base import Status
 from ftdist.launch.backends.slurm import client
 from ftdist.launch.backends.slurm.stop import ask_to_stop, end_now
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import PAUSED, RunDir
 
 POLL_S = 1.0
 LOST_AFTER_S = 30.0
@@ -104,7 +104,7 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
     """
     status = run.read_status()
     state = status.get("state")
-    if state == "done":
+    if state in ("done", PAUSED):
         return EXIT_DONE
     if state == "preempted" or (state == "failed" and status.get("exit_code") is not None):
         return int(status.get("exit_code") or EXIT_PREEMPTED)

@@ -27,6 +27,8 @@ START_NODE = """\
       --endpoint "$rendezvous" --names "${names:-}"\
 """
 """What the task of each node runs, for bash. Its values are variables of the template."""
+REPORT = '"$PYTHON" -m ftdist _report_job "$RUN_DIR" --job "$JOB" >/dev/null 2>&1 & reporter=$!'
+"""What runs beside the ranks. A container has no commands of Slurm."""
 LONGEST_LINE = 1000
 """Maximum number of characters of an option. sbatch cuts lines at 8 KiB."""
 
@@ -215,6 +217,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
         "ENV": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
         "ON_FIRST_NODE": shlex.join(once) if once else "command",
         "SRUN": srun,
+        "REPORT": "" if container else REPORT,
         "TORCHRUN": START_NODE,
         "NNODES": str(launch.nnodes),
         "NPROC_PER_NODE": str(launch.nproc_per_node),

@@ -9,8 +9,11 @@ from typing import List, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Device, LaunchConfig
+from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import machine
+from ftdist.launch.backends.deepspeed import DeepspeedBackend
+from ftdist.launch.backends.nodes import NodesBackend, run_node
+from ftdist.run.rundir import RunDir
 
 VERSION = "from typing import Optional\n__version__ = '{0}'\ncuda: Optional[str] = {1}\nhip: Optional[str] = {2}\n"
 
@@ -46,6 +49,21 @@ def test_an_environment_without_torch_passes_the_check(tmp_path: Path, monkeypat
     for spec in (None, SimpleNamespace(origin=str(tmp_path / "none" / "__init__.py"))):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
         assert machine.torch_without_gpus() is None
+
+
+@pytest.mark.parametrize("how", ["nodes", "node", "deepspeed"])
+def test_several_machines_with_a_torch_for_cpu_start_no_rank_on_gpus(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither from the launcher nor, where the environment differs, on one of the machines."""
+    monkeypatch.setattr(machine, "torch_without_gpus", lambda: "2.13.0+cpu")
+    config, run = RunConfig(), RunDir(tmp_path)
+    config.launch.device, config.launch.nproc_per_node, config.launch.nnodes = Device.cuda, 1, 2
+    start = {"nodes": NodesBackend().start, "deepspeed": DeepspeedBackend().start,
+             "node": lambda config, run: run_node(config, run, rank=1, attempt=0)}[how]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"launch.device=cuda, but torch 2.13.0\+cpu"):
+        start(config, run)
+    assert not list(tmp_path.iterdir())
 
 
 SMI = """\

@@ -1,6 +1,5 @@
 """A sweep's folder and table, and its trials on the GPUs of a machine (real processes that stand in for trials)."""
 
-import json
 import math
 import os
 import sys
@@ -16,7 +15,8 @@ from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import sweeper
 from ftdist.launch.sweeps import this_machine
-from ftdist.launch.sweeps.folder import SweepDir, Trial, objective
+from ftdist.launch.sweeps.folder import SweepDir, Trial
+from tests.unit.launch.sweeps.tools import make_trial
 
 NVIDIA_SMI = '#!/bin/sh\nfor n in 0 1 2 3 4; do echo "GPU $n: NVIDIA H100 (UUID: GPU-$n)"; done\n'
 TRIAL = """\
@@ -28,34 +28,19 @@ echo "end $CUDA_VISIBLE_DEVICES" >>"$(dirname "$1")/seen"
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> SweepDir:
-    sweep = SweepDir(tmp_path / "a-sweep")
-    sweep.path.mkdir()
-    sweep.request.write_text("{}")
-    return sweep
-
-
-def trial(folder: SweepDir, number: int, losses: list, state: str) -> Trial:
-    found = folder.trial(number, ["experiment=smoke", f"optim.lr=0.{number}"])
-    found.run.logs.mkdir(parents=True)
-    found.run.config.write_text("")
-    found.run.write_status(state=state)
-    lines = [json.dumps({"step": step, "eval/a/loss": loss}) + "\n" for step, loss in enumerate(losses)]
-    found.run.metrics.write_text("".join(lines))
-    return found
-
-
 def test_the_table_shows_the_best_trial_first(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
-    folder.add_trials([trial(folder, 1, [1.0, 3.0, 4.0], "done"), trial(folder, 2, [5.0, 2.0], "done")])
-    folder.add_trials([trial(folder, 3, [5.0, 0.5], "failed"), trial(folder, 4, ["nan", "nan"], "done")])
+    folder.add_trials([make_trial(folder, 1, [1.0, 3.0, 4.0], "done"), make_trial(folder, 2, [5.0, 2.0], "done")])
+    folder.add_trials([make_trial(folder, 3, [5.0, 0.5], "failed"), make_trial(folder, 4, ["nan", "nan"], "done")])
     folder.add_trials([folder.trial(5, ["optim.lr=0.5", "experiment=smoke"])])
+    folder.add_trials([make_trial(folder, 6, [5.0, 2.1], "paused", step=20),
+                       make_trial(folder, 7, [5.0, 2.5], "paused", step=60)])  # fmt: skip
     with folder.index.open("a") as index:
-        index.write('{"number": 6, "over')  # cut by a crash
+        index.write('{"number": 8, "over')  # cut by a crash
     assert dispatch(["sweep", str(folder.path)]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [row.split()[:3] for row in rows] == [
         ["2.0000", "done", "optim.lr=0.2"], ["3.0000", "done", "optim.lr=0.1"], ["-", "done", "optim.lr=0.4"],
+        ["2.5000", "paused", "at"], ["2.1000", "paused", "at"],
         ["0.5000", "failed", "optim.lr=0.3"], ["-", "not", "started"],
     ]  # fmt: skip
 
@@ -64,20 +49,14 @@ def test_a_trial_that_its_user_stopped_is_shown_as_stopped(
     folder: SweepDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As in ``ftdist status``. A trial that was preempted is shown as preempted."""
-    folder.add_trials([trial(folder, number, [], "preempted") for number in (1, 2)])
+    folder.add_trials([make_trial(folder, number, [], "preempted") for number in (1, 2)])
     for one, reason in zip(folder.trials(), ("stopped", "near the time limit"), strict=True):
         one.run.write_status(exit_reason=reason)
     assert dispatch(["sweep", str(folder.path)]) == 0
     assert [row.split()[1] for row in capsys.readouterr().out.splitlines()[1:]] == ["stopped", "preempted"]
 
 
-def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_is_done(folder: SweepDir) -> None:
-    assert objective(trial(folder, 1, [5.0, 3.0, 4.0], "done").run) == 3.0
-    assert objective(trial(folder, 4, [5.81, 248378.0], "done").run) == 248378.0  # it diverged after its first step
-    assert objective(trial(folder, 5, [5.81], "done").run) == math.inf
-    assert objective(trial(folder, 6, [5.81, math.inf, 7.0], "done").run) == 7.0
-    assert objective(trial(folder, 2, [5.0, 3.0], "failed").run) == math.inf
-    assert objective(trial(folder, 3, ["nan"], "done").run) == math.inf
+def test_objectives_are_added_to_those_before(folder: SweepDir) -> None:
     folder.add_objectives({1: 3.0})
     folder.add_objectives({2: math.inf})
     assert folder.read_objectives() == {1: 3.0, 2: math.inf}
@@ -89,7 +68,7 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:
 
 
 def frozen(folder: SweepDir, number: int, config: RunConfig) -> Trial:
-    found = trial(folder, number, [], "frozen")
+    found = make_trial(folder, number, [], "frozen")
     config.run_dir, config.cache_dir = str(found.run.path), "/cache"
     found.run.config.write_text(dump_config(config))
     return found

@@ -133,11 +133,20 @@ def test_a_dry_run_prints_what_would_be_started(
     [
         (["seed=1,2", "run_dir=x"], "run_dir cannot be used with --multirun"),
         (["launch=local,slurm"], "differs between trials"),
+        (["sweep.keep=0.5,0.25"], "the section sweep differs between trials"),
+        (["seed=1,2", "sweep.rungs=[2]", "launch=slurm", "launch.device=cpu"], "but sweep.rungs compares the trials"),
     ],
 )
 def test_a_refused_sweep_leaves_nothing(words: List[str], says: str, go: Callable[..., int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         go(ending({}), *words)
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_run_has_no_rungs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="but this is one run and no sweep"):
+        cli.dispatch(["train", "experiment=smoke", "sweep.rungs=[2]"])
     assert not any(tmp_path.iterdir())
 
 
@@ -160,3 +169,6 @@ def test_a_sweeper_resumes_with_the_objectives_that_it_was_given(go: Callable[..
     assert [trial.overrides for trial in sweep.trials()] == before and len(before) == 4
     with pytest.raises(ConfigError, match="launch.wait=false"):
         go(ending({}), *OPTUNA, "launch=slurm")
+    with pytest.raises(ConfigError, match="direction=maximize") as error:
+        go(ending({}), *OPTUNA, "hydra.sweeper.direction=maximize")
+    assert error.value.fix == "sweep.direction=maximize"

@@ -1,0 +1,56 @@
+"""Stop early enough before a time limit: the margin grows with the time that a save of this run takes."""
+
+import contextlib
+from typing import Any, Dict, List
+
+from ftdist.run.rundir import RunDir
+
+SAVES = 2.0
+"""The margin has room for so many saves: a save may take longer than those before."""
+RESERVE_S = 30.0
+"""Added to the margin: the ranks end, and the job requeues itself."""
+READ_EVERY_S = 5.0
+"""Seconds between two looks at the file that holds the end of the job."""
+
+
+class TimeLimit:
+    """Tells rank 0 whether a run must stop now so that its checkpoint is complete before its job ends.
+
+    ``RUN_DIR/deadline`` holds the time at which the job ends, if there is one. A process beside the ranks keeps it
+    up to date, because the limit of a job may be changed while it runs.
+    """
+
+    def __init__(self, run: RunDir, stop_before_s: float) -> None:
+        """
+        Args:
+            stop_before_s: The least margin, in seconds.
+        """
+        self._run, self._stop_before_s = run, stop_before_s
+        self._asked_at: List[float] = []  # of the last two questions
+        self._longest_gap_s = 0.0
+        self._end = float("inf")
+        self._read_at = float("-inf")
+
+    def why_stop(self, status: Dict[str, Any], now: float) -> str:
+        """Return why the run must stop now. Empty if it need not. Called at each point where a run can stop.
+
+        Args:
+            status: The content of status.json. ``save_s`` is the longest time that a save has taken.
+            now: Seconds since 1970.
+        """
+        # The first of the gaps between two questions is left out: the first step may compile kernels.
+        if len(self._asked_at) == 2:
+            self._longest_gap_s = max(self._longest_gap_s, now - self._asked_at[1])
+        self._asked_at = [*self._asked_at[-1:], now]
+        if now - self._read_at >= READ_EVERY_S:
+            self._read_at, self._end = now, self._read_end()
+        save_s = float(status.get("save_s") or 0.0)
+        margin_s = max(self._stop_before_s, SAVES * save_s + self._longest_gap_s + RESERVE_S)
+        if now + margin_s < self._end:
+            return ""
+        return f"the job ends in {max(0.0, self._end - now):.0f} s, and a save has taken {save_s:.0f} s"
+
+    def _read_end(self) -> float:
+        with contextlib.suppress(OSError, ValueError):
+            return float(self._run.deadline.read_text(encoding="utf-8"))
+        return float("inf")

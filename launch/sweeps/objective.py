@@ -1,0 +1,85 @@
+"""The objective of a trial: the number by which a sweep compares its trials."""
+
+import math
+from typing import Any, Dict, Iterable, Optional
+
+from ftdist.base.errors import LaunchError
+from ftdist.base.names import nearest
+from ftdist.config.schema import Direction, SweepConfig
+from ftdist.launch.sweeps.folder import Trial
+from ftdist.run.rundir import PAUSED, RunDir
+
+HELDOUT_LOSS = "held-out loss"
+ENDED = ("done", PAUSED)
+"""States in which a trial has an objective."""
+
+
+def objective_name(sweep: SweepConfig) -> str:
+    """Return the name of the objective, for the user."""
+    return sweep.objective or HELDOUT_LOSS
+
+
+def best_value(run: RunDir, sweep: SweepConfig) -> Optional[float]:
+    """Return the best value of the objective after at least one step. None before the first.
+
+    What was measured before the first step says nothing about the trial's settings. A value that is not finite does
+    not count.
+    """
+    after_a_step = [record for record in run.read_metrics() if int(record.get("step", 0)) >= 1]
+    values = [value for record in after_a_step if (value := _value(record, sweep.objective)) is not None]
+    return (max if sweep.direction is Direction.maximize else min)(values, default=None)
+
+
+def _value(record: Dict[str, Any], name: Optional[str]) -> Optional[float]:
+    """Return the objective in a record of metrics.jsonl: one metric, or the mean of all held-out losses."""
+    names = [n for n in record if n.startswith("eval/") and n.endswith("/loss")] if name is None else [name]
+    found = [record[name] for name in names if name in record]
+    if not found or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in found):
+        return None
+    return float(sum(found) / len(found))
+
+
+def objective(run: RunDir, sweep: SweepConfig) -> float:
+    """Return what a sweeper minimises. With ``sweep.direction=maximize`` it is minus the best value.
+
+    It is infinite for a trial that is neither done nor paused at a rung, so that sweepers need not know about failures.
+    """
+    return signed(best_value(run, sweep) if run.read_status().get("state") in ENDED else None, sweep)
+
+
+def signed(value: Optional[float], sweep: SweepConfig) -> float:
+    """Return a number that is lower for a better value of the objective. Infinite if there is no value."""
+    if value is None:
+        return math.inf
+    return -value if sweep.direction is Direction.maximize else value
+
+
+def describe_value(run: RunDir, sweep: SweepConfig) -> str:
+    """Return ``: NAME VALUE``, to be added to a line about a trial. Empty if there is no value yet."""
+    value = best_value(run, sweep)
+    return "" if value is None else f": {objective_name(sweep)} {format_value(value, sweep)}"
+
+
+def format_value(value: float, sweep: SweepConfig) -> str:
+    """Return a value of the objective as text. A loss has four decimals."""
+    return f"{value:.4f}" if sweep.objective is None else f"{value:.6g}"
+
+
+def require_values(trials: Iterable[Trial], sweep: SweepConfig) -> None:
+    """Check that trials which have ended well have an objective.
+
+    Raises:
+        LaunchError: a trial has none. The message names the metrics that it has recorded.
+    """
+    for trial in trials:
+        if trial.state not in ENDED or best_value(trial.run, sweep) is not None:
+            continue
+        if sweep.objective is None:
+            expected = "a held-out loss of each trial"
+            fix = "configure held-out data (data.heldout or data.heldout_share) and train.eval_every=N"
+        else:
+            names = sorted({name for record in trial.run.read_metrics() for name in record if "/" in name})
+            expected = f"one of the metrics that it has recorded: {', '.join(names)}"
+            fix = " or ".join(f"sweep.objective={name}" for name in nearest(sweep.objective, names) or names[:1])
+        raise LaunchError(f"trial {trial.run.path} has no {objective_name(sweep)} after its first step, by which the "
+                          "trials are compared", expected, fix)  # fmt: skip

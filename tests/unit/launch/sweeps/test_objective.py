@@ -1,0 +1,65 @@
+"""The objective of a trial: which values count, in which states, and what is said if there is none."""
+
+import json
+import math
+from typing import Any, Optional
+
+import pytest
+
+from ftdist.base.errors import LaunchError
+from ftdist.config.schema import Direction, SweepConfig
+from ftdist.launch.sweeps.folder import SweepDir
+from ftdist.launch.sweeps.objective import best_value, describe_value, objective, require_values
+from tests.unit.launch.sweeps.tools import make_trial
+
+
+@pytest.mark.parametrize(
+    ("losses", "state", "found"),
+    [
+        ([5.0, 3.0, 4.0], "done", 3.0),
+        ([5.81, 248378.0], "done", 248378.0),  # it diverged after its first step
+        ([5.81], "done", math.inf),
+        ([5.81, math.inf, 7.0], "done", 7.0),
+        (["nan"], "done", math.inf),
+        ([5.0, 3.0], "failed", math.inf),
+        ([5.0, 3.0], "preempted", math.inf),
+        ([5.0, 3.0], "paused", 3.0),
+    ],
+)
+def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_ended_well(
+    losses: list, state: str, found: float, folder: SweepDir
+) -> None:
+    assert objective(make_trial(folder, 1, losses, state).run, SweepConfig()) == found
+
+
+RECORDS = [{"step": 0, "train/x": 9.0}, {"step": 1, "train/x": 2.0, "eval/a/loss": 1.0, "eval/b/loss": 3.0},
+           {"step": 2, "train/x": 4.0, "train/text": "a"}, {"step": 3, "train/x": math.nan}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "direction", "best", "told", "shown"),
+    [
+        (None, "minimize", 2.0, 2.0, ": held-out loss 2.0000"),  # the mean of two held-out sets
+        ("eval/b/loss", "minimize", 3.0, 3.0, ": eval/b/loss 3"),
+        ("train/x", "minimize", 2.0, 2.0, ": train/x 2"),
+        ("train/x", "maximize", 4.0, -4.0, ": train/x 4"),
+        ("train/text", "minimize", None, math.inf, ""),
+    ],
+)
+def test_any_metric_can_be_the_objective(
+    name: Optional[str], direction: str, best: Any, told: float, shown: str, folder: SweepDir
+) -> None:
+    trial, sweep = make_trial(folder, 1, [], "done"), SweepConfig(objective=name, direction=Direction[direction])
+    trial.run.metrics.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    assert (best_value(trial.run, sweep), objective(trial.run, sweep)) == (best, told)
+    assert describe_value(trial.run, sweep) == shown
+
+
+def test_a_metric_that_no_trial_has_is_an_error_that_names_the_others(folder: SweepDir) -> None:
+    trials = [make_trial(folder, 1, [5.0, 3.0], "done"), make_trial(folder, 2, [], "failed")]
+    require_values(trials, SweepConfig())
+    with pytest.raises(LaunchError, match="eval/b/loss") as error:
+        require_values(trials, SweepConfig(objective="eval/b/loss"))
+    assert error.value.expected.endswith("eval/a/loss") and error.value.fix == "sweep.objective=eval/a/loss"
+    with pytest.raises(LaunchError, match="held-out loss"):
+        require_values([make_trial(folder, 3, [5.0], "done")], SweepConfig())
