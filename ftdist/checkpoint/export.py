@@ -28,9 +28,11 @@ from ftdist.checkpoint.saver import check_base
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.frozen import load_config
+from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.method.lora import export_merged
+from ftdist.method.qlora import export_merged_quantized
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import auto_class
 from ftdist.run.identity import base_identity
@@ -49,7 +51,8 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
     one is complete.
 
     Args:
-        merged: Fold the adapters of ``method=lora`` into the base model. Otherwise an adapter is written.
+        merged: Fold the adapters of ``method=lora`` into the base model. Otherwise an adapter is written, unless its
+            base is in no folder, because the run has added ``model.adapter`` to it.
 
     Returns:
         What was measured, for the user; an empty text if there is nothing to say.
@@ -58,9 +61,10 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
         CheckpointError: A file of the checkpoint is damaged, or the exported weights differ when they are read back.
         ConfigError: ``out`` is a symbolic link, or holds something that is not an export, or there are no adapters.
     """
-    if merged and config.method.kind is not MethodKind.lora:
+    if merged and config.method.kind not in ADAPTERS:
         raise ConfigError(f"--merged: method={config.method.kind.name} has no adapters; its export is a whole model",
                           "a run with method=lora", "leave out --merged")  # fmt: skip
+    merged = merged or (config.method.kind in ADAPTERS and config.model.adapter is not None)
     if out.is_symlink():
         raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "pass the folder itself to --out")
     if out.exists() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
@@ -78,7 +82,8 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
     _copy_hf_files(checkpoint, manifest, unfinished)
     measured = ""
     if merged:
-        measured = export_merged(weights, model_config, unfinished, config)
+        fold = export_merged_quantized if config.method.kind is MethodKind.qlora else export_merged
+        measured = fold(weights, model_config, unfinished, config)
     else:
         METHODS[config.method.kind].export(weights, model_config, unfinished, config)
     write_old_fields(unfinished)

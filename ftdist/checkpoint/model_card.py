@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from yaml import YAMLError
 
 from ftdist.checkpoint.compatibility import TESTED
-from ftdist.config.method import READ_BY
+from ftdist.config.method import ADAPTERS, READ_BY
 from ftdist.config.schema import MethodKind, RunConfig
 
 BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
@@ -42,7 +42,7 @@ def model_card(
         template: What the chat template saw besides the conversations, from ``template_facts``.
         measured: What the export measured of a merged model. Empty for every other export.
     """
-    adapter = config.method.kind is MethodKind.lora and not measured
+    adapter = config.method.kind in ADAPTERS and not measured
     base = base_model(config)
     sources = [*config.data.sources.values()]
     metadata = ModelCardData(
@@ -101,7 +101,8 @@ def _method(config: RunConfig) -> str:
 def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str, str]:
     evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
     return {
-        "base model": config.model.hub or config.model.builtin or config.model.path or "random weights",
+        "base model": (config.model.hub or config.model.builtin or config.model.path or "random weights")
+        + (f", with the adapter {config.model.adapter}" if config.model.adapter else ""),
         "data": ", ".join(config.data.sources),
         "method": _method(config),
         "objective": config.objective.kind.name,

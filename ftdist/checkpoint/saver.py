@@ -30,9 +30,10 @@ from ftdist.checkpoint.protocol import (
 from ftdist.checkpoint.state import restore, tensors_to_save
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.config.resumable import config_hash
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.data.tokenizer import SENTENCEPIECE
 from ftdist.engine.engine import Engine
+from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.identity import read_inputs
@@ -166,6 +167,7 @@ class Saver:
             "config": self._config_hash,
             "data": self._data,
             **({"base": self._base} if self._base else {}),
+            **({"quantization": QUANTIZATION} if self._config.method.kind is MethodKind.qlora else {}),
             "optimizer_step": self._engine.updates,
             "no_gradient": self._engine.no_gradient.names,
             "parameters": self._engine.trained_shapes(),

@@ -10,6 +10,7 @@ from ftdist.base.errors import ConfigError
 class MethodKind(Enum):
     full = "full"
     lora = "lora"
+    qlora = "qlora"
     partial = "partial"
 
 
@@ -17,7 +18,9 @@ class MethodKind(Enum):
 class MethodConfig:
     kind: MethodKind = MethodKind.full
     """Which parameters are trained. ``full``: all of them. ``lora``: small adapters beside the matrices of the model
-    (Hu 2021, https://arxiv.org/abs/2106.09685). ``partial``: those that ``trainable`` and ``last_layers`` name."""
+    (Hu 2021, https://arxiv.org/abs/2106.09685). ``qlora``: the same, beside frozen matrices in 4 bits (Dettmers 2023,
+    https://arxiv.org/abs/2305.14314); it reads all settings of ``lora``. ``partial``: those that ``trainable`` and
+    ``last_layers`` name."""
     r: int = 16
     """``lora``: rank of the adapters."""
     lora_alpha: float = 32.0
@@ -38,6 +41,9 @@ class MethodConfig:
     modules_to_save: List[str] = field(default_factory=list)
     """``lora``: modules that are trained in full and saved with the adapter, for instance ``[embed_tokens,
     lm_head]``."""
+    init_from: Optional[str] = None
+    """``lora``: continue this adapter as a new run: a folder in PEFT's format, or a run whose export is one. Its
+    settings are taken over; only lora_dropout is that of the new run. The optimizer starts anew."""
     trainable: List[str] = field(default_factory=list)
     """``partial``: parameters that are trained: ``embeddings``, ``head``, ``norms``, or ends of parameter names,
     also as patterns (``mlp.*``)."""
@@ -46,13 +52,17 @@ class MethodConfig:
 
 
 _LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora",
-         "modules_to_save")  # fmt: skip
+         "modules_to_save", "init_from")  # fmt: skip
 READ_BY: Dict[MethodKind, Tuple[str, ...]] = {
-    MethodKind.full: (), MethodKind.lora: _LORA, MethodKind.partial: ("trainable", "last_layers"),
+    MethodKind.full: (), MethodKind.lora: _LORA, MethodKind.qlora: _LORA,
+    MethodKind.partial: ("trainable", "last_layers"),
 }  # fmt: skip
 """The settings that each method reads."""
+ADAPTERS = (MethodKind.lora, MethodKind.qlora)
+"""The methods that train adapters."""
 USUAL_RATES: Dict[MethodKind, Tuple[float, float]] = {
-    MethodKind.full: (1e-7, 1e-3), MethodKind.lora: (3e-5, 5e-3), MethodKind.partial: (1e-7, 1e-3),
+    MethodKind.full: (1e-7, 1e-3), MethodKind.lora: (3e-5, 5e-3), MethodKind.qlora: (3e-5, 5e-3),
+    MethodKind.partial: (1e-7, 1e-3),
 }  # fmt: skip
 """Lowest and highest usual peak learning rate. Adapters need about ten times the rate of full fine-tuning."""
 
@@ -69,7 +79,7 @@ def check_method(method: MethodConfig) -> None:
             reader = next(kind for kind, names in READ_BY.items() if name in names)
             raise ConfigError(f"method.{name} is set, but method={method.kind.name} does not read it",
                               f"method.{name} only with method={reader.name}", f"method={reader.name}")  # fmt: skip
-    if method.kind is MethodKind.lora:
+    if method.kind in ADAPTERS:
         _check_lora(method)
     if method.kind is MethodKind.partial and not method.trainable and not method.last_layers:
         raise ConfigError("method=partial names no parameters: nothing would be trained",

@@ -80,6 +80,9 @@ class ModelConfig:
     """A transformers model config (``model_type`` and its fields). The weights are initialised at random."""
     revision: Optional[str] = None
     """Commit, branch or tag on the hub."""
+    adapter: Optional[str] = None
+    """An adapter that is added to the weights before training: a folder in PEFT's format, or a run whose export is one.
+    The sum is computed in fp32 and rounded once."""
     tokenizer: Optional[str] = None
     """Tokenizer folder or hub name, or ``bytes`` for a built-in byte-level tokenizer. null: the model's own."""
     new_special_tokens: List[str] = field(default_factory=list)
@@ -275,7 +278,8 @@ ADDED_LATER: Dict[str, Any] = {
     "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
     "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],
     "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
-    "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0,
+    "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
+    "model.adapter": None,
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behaviour.

@@ -64,6 +64,13 @@ def held_slices(engine: Engine) -> List[Slice]:
     return slices
 
 
+def unsharded(engine: Engine) -> List[str]:
+    """Return the names of the parameters that ZeRO-3 leaves whole on every rank. Small ones stay whole on purpose."""
+    return [name for name, parameter in engine.module.named_parameters()
+            if not hasattr(parameter, "ds_tensor")
+            or (not parameter.ds_persist and parameter.ds_tensor.numel() != parameter.partition_numel())]  # fmt: skip
+
+
 def slices_to_save(engine: Engine) -> List[Slice]:
     """Return the slices that this rank saves. Over all ranks, each element is saved exactly once.
 

@@ -7,6 +7,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 
 from ftdist.engine.engine import Engine
 from ftdist.engine.shards import unsharded_masters
+from ftdist.model.quantized import is_quantized
 from ftdist.model.vocabulary import gathered
 
 Tensors = Dict[str, torch.Tensor]
@@ -15,7 +16,7 @@ Tensors = Dict[str, torch.Tensor]
 def whole_weights(engine: Engine) -> Tensors:
     """Return copies of the fp32 master weights, by name, on every rank. Every rank must call it.
 
-    Frozen parameters have no master weights. Their weights are returned in fp32.
+    Frozen parameters have no master weights. Their weights are returned in fp32; those in 4 bits as packed bytes.
     """
     masters, weights = _unsharded_masters(engine), {}
     for name, p in engine.module.named_parameters():
@@ -23,7 +24,7 @@ def whole_weights(engine: Engine) -> Tensors:
             weights[name] = (masters[p] if masters else safe_get_full_fp32_param(p)).detach().float().clone()
         else:
             with gathered([p]):
-                weights[name] = p.detach().float().clone()
+                weights[name] = (p.view(torch.uint8) if is_quantized(p) else p.detach().float()).clone()
     return weights
 
 

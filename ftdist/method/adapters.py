@@ -6,7 +6,8 @@ its ``forward`` takes any arguments, so that nobody could see any more which arg
 
 import hashlib
 import math
-from typing import Any, Dict, List
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List
 
 import torch
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import MethodConfig, RunConfig
 from ftdist.method.select import layer_of, modules_to_save, named, nothing_named, refuse_untrained_tokens
 from ftdist.model.parts import freeze_other_parts
+from ftdist.model.quantized import is_quantized
 
 ADAPTER = "default"
 """PEFT's name of the adapter. It is a part of the parameters' names, and not of those in an exported file."""
@@ -41,8 +43,10 @@ def add_adapters(model: PreTrainedModel, config: RunConfig) -> None:
     try:
         inject_adapter_in_model(peft_config(model, config.method), model, ADAPTER)
     except ValueError as error:
-        raise ConfigError(f"method=lora: {str(error).splitlines()[0][:200]}", "modules that PEFT has adapters for",
-                          "other modules in method.target_modules") from error  # fmt: skip
+        found = f"method={config.method.kind.name}: {str(error).splitlines()[0][:200]}"
+        raise ConfigError(
+            found, "modules that PEFT has adapters for", "other modules in method.target_modules"
+        ) from error
     for module in modules_to_save(model, config.method).values():
         for parameter in module.parameters():
             parameter.requires_grad_(id(parameter) in trainable)
@@ -73,7 +77,8 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     head = model.get_output_embeddings()
     linear = [
         name for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head and module.weight.requires_grad
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+        and (module.weight.requires_grad or is_quantized(module.weight))
     ]  # fmt: skip
     saved = modules_to_save(model, method)
     linear = [name for name in linear if not any(name == own or name.startswith(f"{own}.") for own in saved)]
@@ -110,6 +115,24 @@ def _draw_adapters(model: PreTrainedModel, seed: int) -> None:
             draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             bound = 1 / math.sqrt(weight.shape[1])
             weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=draw))
+
+
+@contextmanager
+def adapters_off(model: torch.nn.Module) -> Iterator[None]:
+    """Compute without the adapters inside a ``with`` block: the base model, with what ``modules_to_save`` trained.
+
+    PEFT's own switch would also freeze the adapters.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 @torch.no_grad()

@@ -7,7 +7,9 @@ from ftdist.method.base import Method
 from ftdist.method.full import FullFineTuning
 from ftdist.method.lora import Lora
 from ftdist.method.partial import PartialFineTuning
+from ftdist.method.qlora import Qlora
 
 METHODS: Dict[MethodKind, Method] = {
     MethodKind.full: FullFineTuning(), MethodKind.lora: Lora(), MethodKind.partial: PartialFineTuning(),
+    MethodKind.qlora: Qlora(),
 }  # fmt: skip

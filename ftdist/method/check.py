@@ -7,6 +7,7 @@ refused before anything starts. The facts are stored in the cache (``ftdist.run.
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Dict, List, Tuple
 
 import torch
@@ -16,8 +17,11 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.method.build import METHODS
+from ftdist.method.continued import check_continued
+from ftdist.method.qlora import layers_in_4_bits
+from ftdist.model.adapter import check_folded
 from ftdist.model.check import build_on_meta, check_model
 from ftdist.run.model_facts import ModelFacts, write_facts
 
@@ -26,15 +30,23 @@ def check_run(config: RunConfig) -> ModelFacts:
     """Check the model of a config and its method, and return the facts about both.
 
     Raises:
-        ConfigError: The model cannot be fine-tuned, or the method cannot be applied to it.
+        ConfigError: The model cannot be fine-tuned, the method cannot be applied to it, or an adapter does not fit it.
     """
     facts = check_model(config)
+    if config.model.adapter:
+        check_folded(build_on_meta(config), Path(config.model.adapter))
     if METHODS[config.method.kind].whole:
         return facts
     model = method_on_meta(config)
+    if config.method.init_from:
+        check_continued(model, config)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    return replace(facts, trained=trained, added=whole - facts.parameters)
+    quantized = 0
+    if config.method.kind is MethodKind.qlora:
+        base = build_on_meta(config)
+        quantized = sum(base.get_submodule(name).weight.numel() for name in layers_in_4_bits(base, config))
+    return replace(facts, trained=trained, added=whole - facts.parameters, quantized=quantized)
 
 
 def method_on_meta(config: RunConfig) -> PreTrainedModel:

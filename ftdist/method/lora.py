@@ -121,14 +121,14 @@ def export_merged(
         CheckpointError: The logits differ by more than rounding.
     """
     model = trained_model(Lora().apply, weights, config)
-    ids = _probe(model_config)
-    before = _logits(model, ids)
+    ids = probe_tokens(model_config)
+    before = probe_logits(model, ids)
     fold_adapters(model)
     tensors = without_adapters(tensors_of(model))
     del model
     save_model(tensors, model_config, out, config.model.trust_remote_code)
     merged = open_exported(out, config.model.trust_remote_code).eval()
-    after = _logits(merged, ids)
+    after = probe_logits(merged, ids)
     largest = float((after - before).abs().max())
     share, limit = largest / float(before.abs().max()), ROUNDING[DTYPES[config.train.precision]]
     line = f"merged: logits differ from those with the adapter by at most {largest:.2g} ({share:.1e} of the largest)"
@@ -137,13 +137,14 @@ def export_merged(
     return line
 
 
-def _probe(model_config: PretrainedConfig) -> torch.Tensor:
-    """Return random token ids, [1, n]."""
+def probe_tokens(model_config: PretrainedConfig) -> torch.Tensor:
+    """Return random token ids for a comparison of logits, [1, n]."""
     text = model_config.get_text_config()
     length = min(PROBE_TOKENS, getattr(text, "max_position_embeddings", None) or PROBE_TOKENS)
     return torch.randint(text.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def probe_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a model for token ids, [1, n, vocab] in fp32."""
     return model(input_ids=ids, use_cache=False).logits.float()

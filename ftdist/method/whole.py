@@ -30,6 +30,7 @@ def trained_model(
     model, tokenizer = load_whole(config), load_tokenizer(config)
     fit_vocabulary(model, tokenizer.num_known_tokens, len(tokenizer), 1)
     model = apply(model, config).eval()
+    model.to(model.device)  # layers may have been quantised on a GPU
     put_weights(model, weights)
     return model
 

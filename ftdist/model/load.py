@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
+from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class
@@ -106,12 +107,15 @@ def load_whole(config: RunConfig) -> PreTrainedModel:
 def _build_or_read(
     config: RunConfig, arch: PretrainedConfig, plan: AttentionPlan, load_options: Dict[str, Any]
 ) -> PreTrainedModel:
-    """Return the model with random weights, or with the weights of its folder or hub repository."""
+    """Return the model with random weights, or with the weights of its folder or hub repository.
+
+    An adapter that ``model.adapter`` names is added to them.
+    """
     dtype = DTYPES[config.train.precision]
     if config.model.config:
         model = auto_class(arch).from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
         _draw_weights(model, config.seed)
-        return model
+        return _with_adapter(model, config)
     try:
         model, report = auto_class(arch).from_pretrained(
             model_location(config), config=arch, dtype=dtype, attn_implementation=plan.implementation,
@@ -134,6 +138,12 @@ def _build_or_read(
     if report["missing_keys"]:
         raise _missing(config, sorted(report["missing_keys"]))
     _freeze_fixed(model, config, arch)
+    return _with_adapter(model, config)
+
+
+def _with_adapter(model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
+    if config.model.adapter:
+        fold_adapter(model, Path(config.model.adapter))
     return model
 
 

@@ -9,14 +9,17 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json
 from ftdist.model.parts import auto_class
+from ftdist.model.quantized import quantize, quantized_layers
+from ftdist.run.adapters import MARK
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GENERATION = "generation_config.json"
 
 
 def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[PreTrainedModel] = None) -> Any:
-    """Load an exported model with its weights' own type.
+    """Load an exported model with its weights' own type. The base of an adapter from ``method=qlora`` gets 4 bits.
 
     Args:
         trust_remote_code: Run the Python code of the model, if it needs it.
@@ -41,6 +44,8 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         base = _load(settings.base_model_name_or_path, dtype, settings.revision, trust_remote_code)
     if rows and rows != {base.get_input_embeddings().weight.shape[0]}:  # the run has added tokens
         base.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    if (folder / MARK).is_file() and read_json(folder / MARK).get("quantization"):
+        quantize(base, quantized_layers(base, settings.modules_to_save or []), dtype)
     if (folder / GENERATION).is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
     with warnings.catch_warnings():

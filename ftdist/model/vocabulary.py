@@ -46,13 +46,20 @@ def fit_vocabulary(model: PreTrainedModel, num_known: int, num_tokens: int, pad_
     return real
 
 
-def gathered(weights: List[torch.nn.Parameter]) -> ContextManager[Any]:
-    """Context in which the full weights are available under ZeRO-3.
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of the whole parameter. With ZeRO-3 the tensor itself is empty."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
-    On leaving it, the values of rank 0 are written to the shards of all ranks. Without ZeRO-3 it does nothing.
+
+def gathered(weights: List[torch.nn.Parameter], changed: bool = True) -> ContextManager[Any]:
+    """Context in which the full weights are available under ZeRO-3. Without ZeRO-3 it does nothing.
+
+    Args:
+        changed: On leaving the context, write the values of rank 0 to the shards of all ranks. False: the weights are
+            only read.
     """
     if not hasattr(weights[0], "ds_id"):
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(weights, modifier_rank=0)
+    return deepspeed.zero.GatheredParameters(weights, modifier_rank=0 if changed else None)

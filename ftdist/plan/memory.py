@@ -9,11 +9,15 @@ The formula for users is in docs/step.md, "What ZeRO shards".
 from dataclasses import dataclass, fields, replace
 from typing import Dict, List, Optional, Tuple
 
-from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
+from ftdist.config.schema import MethodKind, Offload, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
 from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec, optimizer_of
 
+NF4_BYTES, NF4_BLOCK = 0.5, 64
+"""Bytes of one number in 4 bits, and how many numbers share a scale."""
+NF4_CONSTANTS = 1 / NF4_BLOCK + FP32_BYTES / (256 * NF4_BLOCK)
+"""Bytes of the scales for one number, after double quantisation: 8 bits a block, and 32 bits for 256 blocks."""
 BYTES: Dict[Precision, int] = {Precision.bf16: 2, Precision.fp32: FP32_BYTES}
 """Bytes of one number in each precision: of a weight, of a gradient, of an activation."""
 
@@ -46,31 +50,35 @@ class RankMemory:
 
 
 def rank_memory(
-    parameters: int, trained: int, precision: Precision, zero: ZeroConfig, layout: Layout, optimizer: OptimizerSpec
-) -> RankMemory:
+    parameters: int, trained: int, precision: Precision, zero: ZeroConfig, layout: Layout, optimizer: OptimizerSpec,
+    quantized: int = 0,
+) -> RankMemory:  # fmt: skip
     """Return the bytes of the model states of one rank when gradients are complete: at the end of a backward pass.
 
     Args:
         parameters: parameters of the model.
         trained: trained parameters, which have gradients and optimizer states.
+        quantized: those of the parameters that have 4 bits.
     """
 
-    def on_rank(numbers: int, bytes_each: int, kind: ModelState) -> float:
+    def on_rank(numbers: int, bytes_each: float, kind: ModelState) -> float:
         return numbers * bytes_each / (layout.data if kind.is_sharded(zero.stage) else 1)
 
     width = BYTES[precision]
-    weights = States(parameters=on_rank(parameters, width, ModelState.parameters))
+    weights = States(parameters=on_rank(parameters - quantized, width, ModelState.parameters)
+                     + on_rank(quantized, NF4_BYTES, ModelState.parameters))  # fmt: skip
+    constants = States(parameters=quantized * NF4_CONSTANTS)  # they are never sharded
     gradients = States(gradients=on_rank(trained, width, ModelState.gradients))
     optimizer_bytes = _optimizer_bytes(precision, zero.stage, optimizer)
     states = States(optimizer_states=on_rank(trained, optimizer_bytes, ModelState.optimizer_states))
-    device, host = weights + gradients + states, States()
+    device, host = weights + constants + gradients + states, States()
     if zero.offload_optimizer is not Offload.none:
         # The optimizer on the host gets the fp32 gradients of this rank's part. At stage 1 the whole gradients are
         # gathered on the device first.
-        device = weights + (States() if ModelState.gradients.is_sharded(zero.stage) else gradients)
+        device = weights + constants + (States() if ModelState.gradients.is_sharded(zero.stage) else gradients)
         host = states + States(gradients=on_rank(trained, FP32_BYTES, ModelState.optimizer_states))
     if zero.offload_param is not Offload.none:
-        device, host = replace(device, parameters=0.0), host + weights
+        device, host = replace(device, parameters=constants.parameters), host + weights
     return RankMemory(device, host)
 
 
@@ -83,15 +91,24 @@ def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec)
     return optimizer.bytes_per_parameter + (0 if own_master else FP32_BYTES)
 
 
-def memory_of(config: RunConfig, parameters: int, layout: Layout, trained: Optional[int] = None) -> RankMemory:
+def memory_of(
+    config: RunConfig, parameters: int, layout: Layout, trained: Optional[int] = None, quantized: int = 0
+) -> RankMemory:
     """Return the bytes of the model states of one rank of a run.
 
     Args:
         parameters: parameters of the model, adapters included.
         trained: trained parameters; None if all are trained.
+        quantized: those of the parameters that have 4 bits (``method=qlora``).
     """
     trained = parameters if trained is None else trained
-    return rank_memory(parameters, trained, config.train.precision, config.zero, layout, optimizer_of(config))
+    precision, optimizer = config.train.precision, optimizer_of(config)
+    return rank_memory(parameters, trained, precision, config.zero, layout, optimizer, quantized)
+
+
+def numbers_saved(quantized: int, precision: Precision) -> int:
+    """Return how many numbers of the run's precision would take the memory that 4 bits save."""
+    return round(quantized * (1 - (NF4_BYTES + NF4_CONSTANTS) / BYTES[precision]))
 
 
 def eager_attention_bytes(
@@ -122,8 +139,11 @@ def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
         return memory + ("sharded over ranks" if kind.is_sharded(zero.stage) else "whole on every rank")
 
     masters = "fp32, with master weights" if config.train.precision is Precision.bf16 else "fp32"
+    where_weights = where(ModelState.parameters, zero.offload_param)
+    packed = [("frozen matrices", "NF4 (4 bits), scales whole on every rank", where_weights)]
     return [
-        ("weights, activations", precision, where(ModelState.parameters, zero.offload_param)),
+        *(packed if config.method.kind is MethodKind.qlora else []),
+        ("weights, activations", precision, where_weights),
         ("gradients", precision, where(ModelState.gradients)),
         ("optimizer states", masters, where(ModelState.optimizer_states, zero.offload_optimizer)),
         ("loss", "fp32", "over the tokens of all ranks"),

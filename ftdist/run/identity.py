@@ -14,6 +14,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig
+from ftdist.run.adapters import FOLDED, INIT_FROM, adapter_content, check_base_of
 from ftdist.run.hub import hub_commit
 from ftdist.run.locations import cache_root, is_converted, model_location
 from ftdist.run.prepared import (
@@ -129,8 +130,10 @@ def check_files(run: RunDir, config: RunConfig) -> None:
     Raises:
         ConfigError: One of them has changed. The message names the first one.
     """
-    record = read_inputs(run)
-    if record is not None and (changed := changed_files(record, config, "model", "chat template", "tokenizer")):
+    record, kinds = read_inputs(run), ["model", "chat template", "tokenizer"]
+    if not run.checkpoint_folders():  # the first checkpoint holds what the adapter has become
+        kinds.append(INIT_FROM)
+    if record is not None and (changed := changed_files(record, config, *kinds)):
         raise ConfigError(f"{run.path} was started with other files: {changed[0]}",
                           "the files that the run was started with", NEW_RUN)  # fmt: skip
 
@@ -161,6 +164,9 @@ def describe_files(config: RunConfig) -> Record:
     found: Record = {"model": _model_files(config, hashes), "tokenizer": _plain(tokenizer_key(config, hashes))}
     if config.model.tokenizer and not Path(config.model.tokenizer).is_dir():
         found["tokenizer"] = hub_commit(config.model.tokenizer, None) or config.model.tokenizer
+    for setting, given in ((FOLDED, config.model.adapter), (INIT_FROM, config.method.init_from)):
+        if given:
+            found[setting] = adapter_content(given, hashes)
     found["chat template"] = hashlib.sha256((template_text(config) or "").encode()).hexdigest()
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         for name, source in sources.items():
@@ -174,18 +180,38 @@ def describe_files(config: RunConfig) -> Record:
     return dict(json.loads(json.dumps(found)))
 
 
-def base_identity(config: RunConfig) -> str:
+def base_identity(config: RunConfig, folded: bool = True) -> str:
     """Return a hash that identifies the weights of the base model. Checkpoints that hold only the trained part record
     it.
 
     It covers the files of the model, the commit of a model on the hub, or the config and the seed of random weights.
+
+    Args:
+        folded: Whether the adapter that is added to the model (``model.adapter``) is a part of it.
     """
-    model, files = config.model, _model_files(config, FileHashes(cache_root(config) / "hashes.json"))
+    model, hashes = config.model, FileHashes(cache_root(config) / "hashes.json")
+    files = _model_files(config, hashes)
     if isinstance(files, dict):
         files.pop("generation_config.json", None)
-    random = {"config": model.config, "seed": config.seed} if model.config else {}
-    found = {"files": files, "hub": model.hub, **random}
+    random: Record = {"config": model.config, "seed": config.seed} if model.config else {}
+    found: Record = {"files": files, "hub": model.hub, **random}
+    if folded and model.adapter:
+        found["adapter"] = adapter_content(model.adapter, hashes)
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_adapter_bases(config: RunConfig) -> None:
+    """Check that the adapters a run starts from were trained on its base model.
+
+    An adapter that is gone is not an error here: a run that has a checkpoint no longer reads ``method.init_from``.
+
+    Raises:
+        ConfigError: One of them was trained on another model.
+    """
+    if config.model.adapter and Path(config.model.adapter).is_dir():
+        check_base_of(FOLDED, config.model.adapter, base_identity(config, folded=False))
+    if config.method.init_from and Path(config.method.init_from).is_dir():
+        check_base_of(INIT_FROM, config.method.init_from, base_identity(config))
 
 
 def _plain(key: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Dict, Optional
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.run.adapters import adapter_layout
 from ftdist.run.locations import cache_root, model_location
 
 FORMAT_VERSION = 4
@@ -40,6 +41,8 @@ class ModelFacts:
     """Number of parameters that the method of the run trains, adapters included. None: all."""
     added: int = 0
     """Number of parameters that the method adds to the model: the adapters."""
+    quantized: int = 0
+    """Number of parameters that have 4 bits."""
 
 
 def read_facts(config: RunConfig) -> Optional[ModelFacts]:
@@ -102,7 +105,8 @@ def describe_method(config: RunConfig) -> str:
     if facts is None or facts.trained is None:
         return name
     whole = facts.parameters + facts.added
-    return f"{name}: {facts.trained:,} of {whole:,} parameters are trained ({facts.trained / whole:.2%})"
+    packed = f"; {facts.quantized:,} have 4 bits" if facts.quantized else ""
+    return f"{name}: {facts.trained:,} of {whole:,} parameters are trained ({facts.trained / whole:.2%}){packed}"
 
 
 def _file(config: RunConfig) -> Path:
@@ -119,8 +123,19 @@ def _file(config: RunConfig) -> Path:
     }
     if config.method.kind is not MethodKind.full:
         content["method"] = [asdict(config.method), model.new_special_tokens]
+    adapters = [config.model.adapter, config.method.init_from]
+    if any(adapters):
+        content["adapters"] = [_layout(given) for given in adapters if given]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:24]
     return cache_root(config) / "checked" / f"{digest}.json"
+
+
+def _layout(given: str) -> Any:
+    """Return what was checked of an adapter. One that is gone was checked when the run began."""
+    try:
+        return adapter_layout(given)
+    except ConfigError:
+        return given
 
 
 def _checked_files(folder: Path) -> Dict[str, str]:

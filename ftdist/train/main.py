@@ -26,6 +26,7 @@ from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import Engine, build_engine
 from ftdist.method.build import METHODS
+from ftdist.method.continued import start_from_adapter
 from ftdist.model.exactness import choose_plan
 from ftdist.model.export_trial import prove_export
 from ftdist.model.isolation import prove_isolation
@@ -162,7 +163,10 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
             model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
         )
         add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
-        engine = build_engine(config, method.apply(model, config), settings, ranks.world_size)
+        model = method.apply(model, config)
+        if config.method.init_from and not on_rank_0(ranks, lambda: bool(run.checkpoint_folders())):
+            start_from_adapter(model, config)
+        engine = build_engine(config, model, settings, ranks.world_size)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
     about_model = describe_other_parts(engine.module) + describe_experts(config, arch, balance)
     for line in describe_attention(config, arch, choice, proof, one_document) + about_model:

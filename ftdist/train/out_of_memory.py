@@ -14,7 +14,7 @@ from ftdist.model.forward import plan_of
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout
-from ftdist.plan.memory import States, memory_of
+from ftdist.plan.memory import States, memory_of, numbers_saved
 from ftdist.run.model_facts import read_facts
 from ftdist.train.describe import eager_bytes
 
@@ -66,6 +66,7 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
     if training is None:
         facts = read_facts(config)
         parameters, when, held = facts.parameters + facts.added if facts else 0, "while the model was loaded", ""
+        parameters -= numbers_saved(facts.quantized, config.train.precision) if facts else 0
         trained = facts.trained if facts else None
         if facts:
             held = f". A rank needs about {account_for(config, parameters, layout, peak, cuda, trained=trained)}"

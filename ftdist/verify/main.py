@@ -27,6 +27,7 @@ from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.run import checks
+from ftdist.run.identity import check_adapter_bases
 from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
 from ftdist.run.rundir import RunDir
@@ -147,6 +148,7 @@ def _check_model(config: RunConfig, missing: Optional[ConfigError]) -> checks.Ch
     try:
         facts = check_run(config)
         check_fit(config, facts)
+        check_adapter_bases(config)
     except ConfigError as error:
         return checks.failed(MODEL, _one_line(error))
     return checks.passed(MODEL, f"{facts.model_type}, {facts.parameters:,} parameters")

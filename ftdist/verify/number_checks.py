@@ -25,13 +25,15 @@ import torch.distributed as dist
 from ftdist.base.errors import FtdistError
 from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
+from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.data.loader import micro_batch
+from ftdist.engine.shards import unsharded
 from ftdist.engine.whole import Tensors, whole_weights
-from ftdist.method.adapters import without_adapters
+from ftdist.method.adapters import adapters_off
 from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
-from ftdist.model.load import DTYPES, build_whole, load_whole, model_config
+from ftdist.model.load import DTYPES, build_whole, load_whole
 from ftdist.model.opened import open_exported
 from ftdist.model.parts import auto_class, freeze_other_parts
 from ftdist.objective.coefficient import balance_coefficient
@@ -39,7 +41,6 @@ from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.checks import Check, failed, judge, not_run, passed
-from ftdist.run.locations import model_location
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir
 from ftdist.train.loop import train, train_step
@@ -56,7 +57,8 @@ from ftdist.verify.compare import (
     run_reference,
 )
 from ftdist.verify.reference import read_rows, row_order
-from ftdist.verify.reference_method import apply_plainly, put_by_name, saved_names
+from ftdist.verify.reference_method import apply_plainly, put_by_name, saved_names, weights_of_another_adapter
+from ftdist.verify.reference_model import plain_base, stored, weights_of_another_model
 
 Report = Callable[[Check], None]
 ISOLATION, LOSS, UPDATE, PRECISION = (
@@ -65,6 +67,8 @@ ISOLATION, LOSS, UPDATE, PRECISION = (
 RELOAD, RESUME, EXPORT, REPEAT = (
     "save, reload: same logits", "save, resume: same step", "export: same logits", "repeated step: same numbers",
 )  # fmt: skip
+BASE = "adapters off: the base model"
+"""A check of methods with adapters. It is not among ``NUMBERS``."""
 NUMBERS = (ISOLATION, LOSS, UPDATE, PRECISION, RELOAD, RESUME, EXPORT, REPEAT)
 """Names of all checks of numbers."""
 AFTER_REFERENCE = NUMBERS[3:]
@@ -130,12 +134,13 @@ def _compare_with_reference(config: RunConfig, folder: Path, ranks: Ranks, repor
     training = _start(config, RunDir(folder), ranks)
     _check_isolation(training, report)
     weights, steps = whole_weights(training.engine), config.train.max_steps or 1
+    whole = unsharded(training.engine) if training.engine.stage == 3 else []
     expected, other = _run_reference(training, weights, steps) if ranks.first else (None, [])
     del weights
     deviation = measure_deviation(training, expected, steps)
     training.engine.destroy()
     if deviation is not None:
-        _report_deviation(deviation, other, training, report)
+        _report_deviation(deviation, other, whole, training, report)
     return expected
 
 
@@ -161,8 +166,13 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     config, data = training.config, data_folder(training.config)
     arch = copy.deepcopy(training.engine.module.config)
     build_whole()
-    other = _weights_of_another_model(config, weights) if not config.model.config else []
-    model = auto_class(arch).from_config(arch, dtype=torch.float32, attn_implementation="eager")
+    other = weights_of_another_model(config, weights) if not config.model.config else []
+    if config.method.kind is MethodKind.qlora:
+        model = plain_base(config, attn_implementation="eager")
+        if (rows := arch.get_text_config().vocab_size) != model.config.get_text_config().vocab_size:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+    else:
+        model = auto_class(arch).from_config(arch, dtype=torch.float32, attn_implementation="eager")
     if config.method.kind is MethodKind.full:
         frozen = {name for name, p in training.engine.module.named_parameters() if not p.requires_grad}
         for name, parameter in model.named_parameters():
@@ -170,6 +180,7 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     else:
         freeze_other_parts(model)
         model = apply_plainly(model, config.method)
+    other += weights_of_another_adapter(model, config.method.init_from, weights)
     put_by_name(model, weights)
     model.to(training.ranks.device)
     rows = read_rows(data / "train")
@@ -180,19 +191,9 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     return run_reference(model, config, rows, order, steps, heldout, *more), other
 
 
-def _weights_of_another_model(config: RunConfig, weights: Tensors) -> List[str]:
-    """Return the names of the weights that differ from what transformers loads. Rows added to an embedding are
-    ignored."""
-    model = auto_class(model_config(config)).from_pretrained(
-        model_location(config), dtype=torch.float32, revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )  # fmt: skip
-    found = without_adapters(weights)
-    return [name for name, weight in model.named_parameters()
-            if name not in found or not found[name][: len(weight)].cpu().equal(weight)]  # fmt: skip
-
-
-def _report_deviation(deviation: Deviation, other: List[str], training: Training, report: Report) -> None:
+def _report_deviation(
+    deviation: Deviation, other: List[str], whole: List[str], training: Training, report: Report
+) -> None:
     allowed, beyond = ALLOWED_FP32, deviation.beyond(ALLOWED_FP32)
     updates = [text for text in beyond if text.startswith("update")]
     what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
@@ -201,6 +202,7 @@ def _report_deviation(deviation: Deviation, other: List[str], training: Training
     problems = (
         [f"{len(other)} weights differ from the weights of the loaded model, for example {other[0]}"] if other else []
     )
+    problems += [f"ZeRO-3 leaves {len(whole)} parameters whole on every rank, for example {whole[0]}"] if whole else []
     report(judge(LOSS, [*problems, *(text for text in beyond if text not in updates)],
                  f"loss differs by {deviation.loss:.1e} (limit {allowed.loss:.0e}), a gradient by at most "
                  f"{deviation.gradient:.1e} ({allowed.gradient:.0e}), held-out loss by {deviation.heldout:.1e}; "
@@ -212,7 +214,11 @@ def _report_deviation(deviation: Deviation, other: List[str], training: Training
 def _check_run(config: RunConfig, run: RunDir, ranks: Ranks, expected: Optional[Expected], report: Report) -> None:
     """Train as configured, then check precision, reloading, export, resuming and repeating."""
     training = _start(config, run, ranks)
+    bases = [_base_logits(training)]
     train(training)
+    bases.append(_base_logits(training))
+    if config.method.kind in ADAPTERS:
+        report(_check_base(config, *bases))
     (logits, batch), weights, record = _probe(training), whole_weights(training.engine), _recorded_steps(run)
     training.tracker.finish(0)
     training.engine.destroy()
@@ -231,6 +237,21 @@ def _check_run(config: RunConfig, run: RunDir, ranks: Ranks, expected: Optional[
     dist.barrier()
     _check_resume(config, run, ranks, weights, record, report)
     _check_repeat(config, run, ranks, record, report)
+
+
+def _base_logits(training: Training) -> torch.Tensor:
+    """Return the logits of ``_probe`` without the adapters, if there are any."""
+    with adapters_off(training.engine.module):
+        return _probe(training)[0]
+
+
+def _check_base(config: RunConfig, before: torch.Tensor, after: torch.Tensor) -> Check:
+    """Compare the logits without the adapters before and after training."""
+    if config.method.modules_to_save:
+        return not_run(BASE, "method.modules_to_save trains modules of the base model")
+    moved = float((after - before).abs().max())
+    return judge(BASE, ["training has changed the base model"] if not before.equal(after) else [],
+                 f"without the adapters, the logits before and after training differ by {moved:g}")  # fmt: skip
 
 
 def _check_resume(
@@ -290,7 +311,7 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     merged = ""
     try:
         export_checkpoint(run.find_checkpoint("last"), run.export, config)
-        if config.method.kind is MethodKind.lora:
+        if config.method.kind in ADAPTERS:
             merged = "; " + export_checkpoint(run.find_checkpoint("last"), run.merged, config, merged=True)
     except FtdistError as error:
         return failed(EXPORT, " ".join(str(error).split()))
@@ -301,8 +322,9 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     expected = logits[:, : exported.shape[1]]  # without the rows that only pad the embedding
     difference = float((exported - expected).abs().max() / expected.abs().max())
     limit = ROUNDING[DTYPES[config.train.precision]]
-    other = [name for name, weight in saved_names(model).items()
-             if not weight.equal(weights[name][: len(weight)].to(weight.device, weight.dtype))]  # fmt: skip
+    whole = config.method.kind in ADAPTERS and config.model.adapter  # its weights are sums
+    other = [name for name, weight in ({} if whole else saved_names(model)).items()
+             if not (own := stored(weight)).equal(weights[name][: len(own)].to(own.device, own.dtype))]  # fmt: skip
     problems = ["the exported model gives other logits"] if not difference <= limit else []
     problems += [f"{len(other)} weights differ from those of the run, for example {other[0]}"] if other else []
     measured = f"logits of the exported model differ by {difference:.1g} (limit {limit:.0e})"

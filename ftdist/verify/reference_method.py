@@ -4,7 +4,7 @@ It does not use ``ftdist.method``. Adapters are made by ``peft.get_peft_model`` 
 """
 
 from fnmatch import fnmatchcase
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional
 
 import torch
 
@@ -19,11 +19,16 @@ def apply_plainly(model: Any, method: Any) -> torch.nn.Module:
         method: The section ``method`` of the config.
         model: What is frozen in it stays frozen.
     """
-    if method.kind.name == "lora":
+    if method.kind.name in ("lora", "qlora"):
         return _lora(model, method)
     if method.kind.name == "partial":
         _partial(model, method)
     return model
+
+
+def in_4_bits(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter is one of bitsandbytes."""
+    return type(parameter).__name__ == "Params4bit"
 
 
 def own_names(model: torch.nn.Module) -> Dict[str, torch.nn.Parameter]:
@@ -41,10 +46,33 @@ def saved_names(model: torch.nn.Module) -> Dict[str, torch.nn.Parameter]:
 
 
 def put_by_name(model: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> None:
-    """Replace every parameter by the weight of its name in a model of ftdist."""
+    """Replace every parameter by the weight of its name in a model of ftdist. Those in 4 bits stay as they are."""
     with torch.no_grad():
         for name, parameter in own_names(model).items():
-            parameter.copy_(weights[name])
+            if not in_4_bits(parameter):
+                parameter.copy_(weights[name])
+
+
+def weights_of_another_adapter(wrapped: Any, adapter: Optional[str], weights: Dict[str, torch.Tensor]) -> List[str]:
+    """Return the names of the weights that are not those of a saved adapter, as PEFT reads it, in fp32.
+
+    Args:
+        wrapped: The model with PEFT's wrapper. It gets the weights of the adapter.
+        adapter: Folder of the adapter; None if the run starts from none.
+        weights: The weights with which the engine starts.
+    """
+    if not adapter:
+        return []
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    saved, other = load_peft_weights(adapter, device="cpu"), []
+    set_peft_model_state_dict(wrapped, saved)
+    for name, parameter in own_names(wrapped).items():
+        expected = parameter.detach() if ".lora_" in name else saved.get(WRAPPER + name)
+        if parameter.requires_grad and expected is not None:
+            same = weights[name][: len(expected)].cpu().equal(expected.float())
+            other += [] if same else [name]
+    return other
 
 
 def _lora(model: Any, method: Any) -> torch.nn.Module:
@@ -54,7 +82,8 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
     layers = None if method.layers_to_transform is None else {str(n % depth) for n in method.layers_to_transform}
     targets = [
         name for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and module is not head and module.weight.requires_grad
+        if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit") and module is not head
+        and (module.weight.requires_grad or in_4_bits(module.weight))
         and any(target == "all-linear" or fnmatchcase(f".{name}", f"*.{target}") for target in method.target_modules)
         and (layers is None or next((word for word in name.split(".") if word.isdigit()), "") in layers)
     ]  # fmt: skip

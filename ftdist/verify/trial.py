@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import (
     Format,
     LongDocuments,
@@ -27,7 +28,7 @@ from ftdist.config.schema import (
 )
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.method.check import method_on_meta
-from ftdist.model.load import model_config
+from ftdist.model.load import load_whole, model_config
 from ftdist.model.standin import (
     active_dropouts,
     count_parameters,
@@ -144,6 +145,9 @@ def make_trial(
     if not is_real or quick or not _real_model_fits(arch, ranks, trial):
         _use_standin(steps, arch, trial)
         _fit_method(steps, trial)
+        if steps.method.kind is MethodKind.qlora:  # the reference reads it from a folder
+            load_whole(steps).save_pretrained(scratch / "standin")
+            steps.model.path, steps.model.config = str(scratch / "standin"), {}
     if quick or trial.tokenizer_missing:
         use_generated_chats(steps, trial)
     if steps.method.lora_dropout:
@@ -212,6 +216,9 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
     steps.model.config = standin_config(arch, tokenizer.num_known_tokens)
     steps.data.max_seq_len = min(steps.data.max_seq_len, STANDIN_SEQ_LEN)
     parameters = count_parameters(model_config(steps))
+    if steps.method.init_from:
+        trial.notes.append("the stand-in does not start from the adapter of method.init_from")
+        steps.method.init_from = None
     trial.notes.append(f"numbers are checked on a stand-in model: {steps.model.config['model_type']} with random "
                        f"weights, {parameters / 1e6:.1f}M parameters")  # fmt: skip
 
@@ -223,7 +230,7 @@ def _fit_method(steps: RunConfig, trial: Trial) -> None:
     except ConfigError as error:
         method = steps.method
         method.layers_to_transform, method.last_layers = None, min(method.last_layers, 1)
-        if method.kind is MethodKind.lora:
+        if method.kind in ADAPTERS:
             method.target_modules = ["all-linear"]
         method.trainable = ["norms"] if method.trainable else []
         trial.notes.append(f"the stand-in lacks layers that the config names ({error.found}): others are trained")

@@ -19,6 +19,7 @@ from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.config.checks import check_config
 from ftdist.config.schema import DataConfig, RunConfig
 from ftdist.launch.config import hydra_private, keys, messages, site
+from ftdist.launch.config.adapter import take_adapter
 from ftdist.launch.config.origins import find_origins
 from ftdist.launch.config.precedence import settle
 from ftdist.launch.config.session import PRIMARY, SCHEMA, session
@@ -101,6 +102,7 @@ def complete_composed(composed: DictConfig, loader: ConfigLoader) -> None:
     origins = find_origins(composed, loader)
     settle(composed, origins)
     restore_texts(composed, origins)
+    take_adapter(composed, origins)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:

@@ -19,6 +19,7 @@ from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.data_warnings import data_warnings
 from ftdist.plan.memory import placement
+from ftdist.run.adapters import base_warning
 from ftdist.run.model_facts import describe_method, describe_model, length_problem, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
@@ -49,7 +50,8 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     """
     console = _console()
     facts = read_facts(config)  # None if a Slurm job will check the model
-    warnings = [length_problem(config, facts) if facts else "", rate_warning(config.method.kind, config.optim.lr)]
+    warnings = [length_problem(config, facts) if facts else "", rate_warning(config.method.kind, config.optim.lr),
+                base_warning(config)]  # fmt: skip
     for what, value in (
         ("model", describe_model(config)),
         *([("method", describe_method(config))] if config.method.kind is not MethodKind.full else []),

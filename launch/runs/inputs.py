@@ -19,6 +19,7 @@ from ftdist.plan.run_length import num_steps
 from ftdist.run.hub import OFFLINE, Repository, fetched_folder, has_hub_data, hub_commit, is_fetched, repositories
 from ftdist.run.identity import (
     changed_files,
+    check_adapter_bases,
     check_data,
     check_files,
     may_prepare,
@@ -53,6 +54,7 @@ def prepare_model(config: RunConfig) -> None:
         facts = read_facts(config)
     if facts is not None:  # None if the cache is read-only
         check_fit(config, facts)
+    check_adapter_bases(config)
 
 
 def fetch_model(config: RunConfig) -> None:

@@ -1,12 +1,10 @@
 """Fit a config to the machine: make every default explicit, and refuse what cannot work before anything starts."""
 
 import glob
-import json
 import math
 import os
 import secrets
 import shlex
-import struct
 import time
 from pathlib import Path
 from typing import Optional, Tuple
@@ -25,6 +23,7 @@ from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
 from ftdist.plan.layout import layout_of
 from ftdist.plan.optimizers import optimizer_of
+from ftdist.run.adapters import find_adapters, tensor_shapes
 from ftdist.run.locations import cache_root, check_model_folder, model_location
 from ftdist.run.model_facts import read_facts
 
@@ -43,6 +42,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     """
     resolve_paths(config)
     check_model_folder(config)
+    find_adapters(config)
     resolve_ranks(config, ranks)
     if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
         name = config.model.attention.name
@@ -82,8 +82,9 @@ def resolve_paths(config: RunConfig) -> None:
     cache = Path(config.cache_dir)
     if not (cache if cache.exists() else _existing_parent(cache)).is_dir():
         raise ConfigError(f"cache_dir={cache} is not a folder", "the path of a folder", "cache_dir=FOLDER")
-    if config.model.path is not None:
-        config.model.path = _absolute(config.model.path)
+    for section, name in ((config.model, "path"), (config.model, "adapter"), (config.method, "init_from")):
+        if (value := getattr(section, name)) is not None:
+            setattr(section, name, _absolute(value))
     for source in (*config.data.sources.values(), *config.data.heldout.values()):
         if source.path is not None:
             source.path = _absolute(source.path)
@@ -159,10 +160,7 @@ def count_parameters(folder: Path) -> int:
     """Return the number of parameters in a folder's safetensors files, from their headers. 0 if there are none."""
     total = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        total += sum(math.prod(shape) for shape in tensor_shapes(path).values())
     return total
 
 

@@ -21,6 +21,7 @@ from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from ftdist.launch.runs import inputs, resolve
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.layout import Layout
+from ftdist.run.adapters import find_adapters
 from ftdist.run.checks import FAILED, NOTES, Check, count_outcomes, failed, print_checks, read_checks
 from ftdist.run.locations import check_model_folder
 from ftdist.run.rundir import RunDir
@@ -82,6 +83,7 @@ def run_checks(config: RunConfig, quick: bool) -> Verified:
     started = time.monotonic()
     resolve.resolve_paths(config)
     check_model_folder(config)
+    find_adapters(config)
     wanted = Layout(config.launch.nnodes, config.launch.nproc_per_node or max(1, len(visible_gpus()))).data
     plan_batch(config.batch, wanted, config.data.max_seq_len)
     notes = _fit_ranks(config, wanted)

@@ -13,6 +13,7 @@ import pytest
 
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED
+from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, fingerprint, save, start, steps
@@ -37,6 +38,7 @@ METHODS: Dict[str, Tuple[str, ...]] = {
         "method.modules_to_save=[lm_head]",
     ),
     "dropout": (*LORA, "method.lora_dropout=0.5"),
+    "qlora": ("method.kind=qlora", "method.r=4"),
     "partial": ("method.kind=partial", "method.last_layers=1", "method.trainable=[norms,embeddings]"),
 }
 PACKED, RECOMPUTE = "data.packing=true", "train.gradient_checkpointing=true"
@@ -44,14 +46,21 @@ CASES: List[Tuple[str, int, int, Tuple[str, ...]]] = [  # method, stage, accumul
     ("lora", 0, 1, ()), ("lora", 3, 2, (RECOMPUTE,)), ("rslora", 1, 4, ("data.packing=false",)),
     ("dora", 2, 2, (RECOMPUTE,)), ("dora", 3, 1, ("data.packing=false",)), ("last_layer", 3, 2, (RECOMPUTE,)),
     ("dropout", 2, 1, ()), ("partial", 1, 1, ("data.packing=false",)), ("partial", 3, 2, (RECOMPUTE,)),
+    ("qlora", 2, 2, ()), ("qlora", 3, 2, (RECOMPUTE,)),
 ]  # fmt: skip
 PARITY = (0, 3)
 """Cases that run ``PARITY_STEPS`` steps: LoRA and DoRA."""
 
 
+ADAPTERS = {4: "method.init_from", 6: "model.adapter", 8: "model.adapter"}
+"""Cases that start from an adapter that PEFT has written: they continue it, or add it to the base model."""
+
+
 def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[str, ...]]) -> Any:
     method, stage, accum, more = case
     micro = ROWS // world_size // accum
+    if key := ADAPTERS.get(CASES.index(case)):
+        more = (*more, f"{key}={folder / 'adapter'}")
     return tiny_config(folder, *SETTINGS, *METHODS[method], f"zero.stage={stage}", f"batch.micro_batch_size={micro}",
                        *more)  # fmt: skip
 
@@ -59,15 +68,23 @@ def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[
 def _plain_model(config: Any) -> Any:
     """Return the model as plain PEFT makes it, with the A that ftdist draws."""
     import torch
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     from ftdist.method.build import METHODS as OURS
     from ftdist.verify.reference_method import apply_plainly, put_by_name
+    from ftdist.verify.reference_model import merged_plainly, plain_base
+
+    def whole() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+        return merged_plainly(model, config.model.adapter) if config.model.adapter else model
 
     def fresh() -> Any:
-        return AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+        return plain_base(config) if config.method.kind.name == "qlora" else whole()
 
-    ours = OURS[config.method.kind].apply(fresh(), config)
+    if config.method.init_from:
+        return PeftModel.from_pretrained(fresh(), config.method.init_from, is_trainable=True)
+    ours = OURS[config.method.kind].apply(whole(), config)
     plain = apply_plainly(fresh(), config.method)
     put_by_name(plain, dict(ours.named_parameters()))
     return plain
@@ -163,10 +180,13 @@ def _cases(configs: List[Any], folder: Path) -> List[Found]:
 
 def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, count: int) -> Found:
     from ftdist.checkpoint.tensors import Stored
+    from ftdist.engine.shards import unsharded
     from ftdist.serve.evaluate import measure
     from ftdist.verify.compare import _heldout_loss
 
     training = assemble(config, path, ranks)
+    if config.zero.stage == 3:
+        assert unsharded(training.engine) == []
     losses = steps(training, SAVED_AT)
     save(training)
     before, heldout = fingerprint(training.engine), _heldout_loss(training)
@@ -192,9 +212,10 @@ def _exported_answers(config: Any, run: Any, checkpoint: Path) -> List[List[int]
     from ftdist.serve.chat import load
 
     export_checkpoint(checkpoint, run.export, config)
-    if config.method.kind.name == "lora":
+    if config.method.kind.name in ("lora", "qlora"):
         line = export_checkpoint(checkpoint, run.merged, config, merged=True)
-        assert line in (run.merged / "README.md").read_text() and "library_name: peft" in (
+        library = "transformers" if config.model.adapter else "peft"  # the base with an adapter added is in no folder
+        assert line in (run.merged / "README.md").read_text() and f"library_name: {library}" in (
             run.export / "README.md").read_text()  # fmt: skip
     answers = []
     for folder in (run.export, run.merged):
@@ -212,6 +233,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("methods")
     save_tiny_model(folder / "model")
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    save_peft_adapter(folder / "model", folder / "adapter", lora_alpha=32, use_dora=True, target_modules=linear)
     for packing in ("true", "false"):
         freeze_tiny(tiny_config(folder, *SETTINGS, f"data.packing={packing}"), folder / f"prepared-{packing}", 1)
     return folder
@@ -253,11 +276,12 @@ def test_a_checkpoint_holds_what_is_trained_and_an_adapter_is_small(folder: Path
     for number, case in enumerate(found):
         sizes = dict(case.files)
         sizes.pop("rng")
-        with safe_open(folder / f"run-{number}" / "export" / ("model.safetensors" if CASES[number][0] == "partial" else
-                                                              "adapter_model.safetensors"), "pt") as file:  # fmt: skip
+        whole = CASES[number][0] == "partial" or ADAPTERS.get(number) == "model.adapter"
+        name = "model.safetensors" if whole else "adapter_model.safetensors"
+        with safe_open(folder / f"run-{number}" / "export" / name, "pt") as file:
             exported = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
         assert set(sizes) == {"master", "exp_avg", "exp_avg_sq"} and len(set(sizes.values())) == 1
-        if CASES[number][0] == "partial":
+        if whole:
             assert sizes["master"] < exported / 2 + 64 * 259
         else:
             assert sizes["master"] == exported
@@ -280,7 +304,7 @@ def _elsewhere(configs: List[Any], changed: Any, folder: Path) -> Tuple[List[Lis
     return losses, ""
 
 
-MOVED = (0, 4, 8)
+MOVED = (0, 4, 8, 10)
 """Cases that are resumed on one rank instead of two, at the next stage."""
 
 

@@ -101,6 +101,7 @@ def test_a_file_that_contradicts_the_plan_is_refused_before_any_step(run: RunDir
 def _held(configs: List[Any], folder: Path) -> List[Tuple[float, float]]:
     """Bytes of all tensors, most at the end of a backward pass; and the bytes that were computed. For each config."""
     from ftdist.engine.engine import Engine
+    from ftdist.model.quantized import is_quantized
     from ftdist.train.loop import train_step
 
     found: List[Tuple[float, float]] = []
@@ -120,10 +121,12 @@ def _held(configs: List[Any], folder: Path) -> List[Tuple[float, float]]:
         Engine.step = watched  # type: ignore[method-assign]
         train_step(training, 1)
         Engine.step = end_micro_step  # type: ignore[method-assign]
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in training.engine.module.parameters()]
+        parameters = list(training.engine.module.parameters())
+        quantized = sum(p.quant_state.shape.numel() for p in parameters if is_quantized(p))
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in parameters if not is_quantized(p)]
         trained = sum(size for size, is_trained in sizes if is_trained)
         layout = Layout.of_world(training.ranks.world_size)
-        computed = memory_of(config, sum(size for size, _ in sizes), layout, trained)
+        computed = memory_of(config, sum(size for size, _ in sizes) + quantized, layout, trained, quantized)
         found.append((max(held) - before, computed.device.total + computed.host.total))
         training.engine.destroy()
         del training
@@ -151,9 +154,10 @@ def test_ranks_hold_the_bytes_that_are_computed(tmp_path: Path) -> None:
         for stage in range(4) for precision in ("bf16", "fp32")
     ]  # fmt: skip
     # 16 bytes for a trained parameter, 2 for a frozen one. DeepSpeed's buffers are a larger share of so few bytes.
-    for stage in (2, 3):
-        configs.append(copy.deepcopy(configs[2 * stage]))
-        configs[-1].method.kind, configs[-1].method.r = MethodKind.lora, 64
+    for kind in (MethodKind.lora, MethodKind.qlora):
+        for stage in (2, 3):
+            configs.append(copy.deepcopy(configs[2 * stage]))
+            configs[-1].method.kind, configs[-1].method.r = kind, 64
     freeze_tiny(configs[0], tmp_path / "run", 2)
     for number, config in enumerate(configs):
         make_run_dir(config, tmp_path / f"run-{number}", 2)

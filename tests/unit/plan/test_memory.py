@@ -8,7 +8,15 @@ import pytest
 from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
-from ftdist.plan.memory import RankMemory, States, eager_attention_bytes, memory_of, placement, rank_memory
+from ftdist.plan.memory import (
+    RankMemory,
+    States,
+    eager_attention_bytes,
+    memory_of,
+    numbers_saved,
+    placement,
+    rank_memory,
+)
 from ftdist.plan.optimizers import OptimizerSpec
 
 STEP_PAGE = Path(__file__).parents[3] / "docs" / "step.md"
@@ -67,6 +75,15 @@ def test_what_offload_moves_to_host_memory(stage: int, offload_param: Offload, d
 def test_frozen_parameters_have_no_gradients_and_no_optimizer_states() -> None:
     found = rank_memory(1000, 100, Precision.bf16, ZeroConfig(stage=0), Layout(1, 1), ADAMW)
     assert found.device == States(parameters=2000, gradients=200, optimizer_states=1200)
+
+
+def test_a_parameter_in_4_bits_takes_half_a_byte_and_scales_that_are_not_sharded() -> None:
+    numbers = 256 * 64
+    for stage, ranks in ((0, 1), (3, 4)):
+        zero = ZeroConfig(stage=stage)
+        found = rank_memory(numbers + 100, 0, Precision.bf16, zero, Layout(1, ranks), ADAMW, quantized=numbers)
+        assert found.device.total == (200 + numbers / 2) / ranks + 256 + 4
+    assert numbers_saved(numbers, Precision.bf16) * 2 == 2 * numbers - (numbers / 2 + 256 + 4)
 
 
 def test_another_optimizer_takes_the_bytes_of_its_states() -> None:

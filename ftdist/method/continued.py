@@ -1,0 +1,81 @@
+"""Start a run from a saved adapter (``method.init_from``)."""
+
+from pathlib import Path
+from typing import Dict, List
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from ftdist.config.schema import RunConfig
+from ftdist.method.adapters import ADAPTER
+from ftdist.model.adapter import MAGNITUDE, Shape, misfit
+from ftdist.model.vocabulary import gathered, whole_shape
+from ftdist.run.adapters import INIT_FROM, PREFIX, WEIGHTS, adapter_folder, tensor_shapes
+
+Names = Dict[torch.nn.Parameter, List[str]]
+
+
+def names_in_file(model: torch.nn.Module) -> Names:
+    """Return the names that each trained parameter can have in PEFT's file. A tied one has several."""
+    names: Names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            end = f".{MAGNITUDE}.{ADAPTER}.weight"
+            name = name.removesuffix(f".{ADAPTER}.weight") if name.endswith(end) else name
+            names.setdefault(parameter, []).append(PREFIX + name.replace(f".{ADAPTER}.", "."))
+    return names
+
+
+def check_continued(model: PreTrainedModel, config: RunConfig) -> Dict[torch.nn.Parameter, str]:
+    """Check that the adapter of ``method.init_from`` fits a model with the method applied, which may have no weights.
+
+    Returns:
+        The name in the file of each trained parameter.
+
+    Raises:
+        ConfigError: A tensor is missing, belongs to no trained parameter, or has another shape.
+    """
+    folder = adapter_folder(INIT_FROM, str(config.method.init_from))
+    shapes, names = tensor_shapes(folder / WEIGHTS), names_in_file(model)
+    found: Dict[torch.nn.Parameter, str] = {}
+    for parameter, known in names.items():
+        name = next((name for name in known if name in shapes), known[0])
+        if not _fits(model, parameter, shapes.get(name)):
+            raise misfit(INIT_FROM, folder, name, shapes.get(name), tuple(whole_shape(parameter)))
+        found[parameter] = name
+    other = shapes.keys() - {name for known in names.values() for name in known}
+    if other:
+        raise misfit(INIT_FROM, folder, min(other), shapes[min(other)], None)
+    return found
+
+
+def _fits(model: PreTrainedModel, parameter: torch.nn.Parameter, shape: Shape | None) -> bool:
+    """Return whether a tensor of the file can be put into a parameter.
+
+    An embedding may have more rows than the file: those of tokens that this run adds, and padding. On the meta device
+    new tokens are not yet added.
+    """
+    mine = tuple(whole_shape(parameter))
+    owners = (model.get_input_embeddings(), model.get_output_embeddings())
+    if shape is not None and any(owner is not None and parameter is owner.weight for owner in owners):
+        return shape[1:] == mine[1:] and (parameter.is_meta or shape[0] <= mine[0])
+    return shape == mine
+
+
+@torch.no_grad()
+def start_from_adapter(model: PreTrainedModel, config: RunConfig) -> None:
+    """Put the weights of the adapter that ``method.init_from`` names into a model with the method applied.
+
+    They are rounded to the precision of the run. With ZeRO-3 every rank must call it, before DeepSpeed is initialised.
+
+    Raises:
+        ConfigError: There is no such adapter, or it does not fit the model.
+    """
+    names = check_continued(model, config)
+    with safe_open(Path(str(config.method.init_from)) / WEIGHTS, framework="pt") as file:
+        for parameter, name in names.items():
+            with gathered([parameter]):
+                if parameter.numel():
+                    tensor = file.get_tensor(name)
+                    parameter[: len(tensor)].copy_(tensor)

@@ -1,0 +1,116 @@
+"""Add a saved LoRA adapter to the weights of a model (``model.adapter``)."""
+
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ftdist.base.errors import ConfigError
+from ftdist.model.vocabulary import gathered, whole_shape
+from ftdist.run.adapters import FOLDED, PREFIX, WEIGHTS, adapter_settings, tensor_shapes
+
+A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+"""Ends of the names of an adapter's tensors. The magnitude is that of DoRA."""
+Shape = Tuple[int, ...]
+
+
+def check_folded(model: PreTrainedModel, folder: Path) -> None:
+    """Check that an adapter fits a model, which may have no weights.
+
+    Raises:
+        ConfigError: A tensor belongs to no layer of the model, or has another shape.
+    """
+    settings, shapes = adapter_settings(FOLDED, folder), tensor_shapes(folder / WEIGHTS)
+    expected: Dict[str, Optional[Shape]] = {}
+    for module in _adapted(shapes):
+        out, into = _sizes(model, module)
+        rows = {A: (settings["r"], into), B: (out, settings["r"])}
+        expected |= {f"{PREFIX}{module}.{end}": shape if out else None for end, shape in rows.items()}
+        if settings["use_dora"]:
+            expected[f"{PREFIX}{module}.{MAGNITUDE}"] = (out,)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name in shapes.keys() - expected.keys():
+        parameter = own.get(name.removeprefix(PREFIX))
+        expected[name] = None if parameter is None else tuple(whole_shape(parameter))
+    for name in sorted(expected):
+        if shapes.get(name) != expected[name]:
+            raise misfit(FOLDED, folder, name, shapes.get(name), expected[name])
+
+
+def misfit(key: str, folder: Path, name: str, found: Optional[Shape], expected: Optional[Shape]) -> ConfigError:
+    """Return the error for a tensor of an adapter that does not fit the model.
+
+    Args:
+        key: The setting that names the adapter.
+        found: Shape in the file, None if it is not there.
+        expected: Shape in the model, None if the model has no such tensor.
+    """
+    there = "is missing" if found is None else f"has the shape {list(found)}"
+    here = "has no such tensor" if expected is None else f"needs {list(expected)}"
+    return ConfigError(f"{key}={folder} does not fit the model: {name.removeprefix(PREFIX)} {there}, and the model "
+                       f"{here}", "an adapter of this model, with the same tokens",
+                       f"the base model of the adapter, or leave out {key}")  # fmt: skip
+
+
+def _adapted(shapes: Dict[str, Shape]) -> List[str]:
+    """Return the modules that have an adapter."""
+    ends = (f".{A}", f".{B}", f".{MAGNITUDE}")
+    found = {name.removeprefix(PREFIX).removesuffix(end): None for name in shapes for end in ends if name.endswith(end)}
+    return list(found)
+
+
+def _sizes(model: PreTrainedModel, name: str) -> Shape:
+    """Return the numbers of outputs and inputs of a linear layer; (0, 0) if there is no such layer."""
+    try:
+        module: Any = model.get_submodule(name)
+    except AttributeError:
+        return 0, 0
+    if not isinstance(module, (torch.nn.Linear, Conv1D)):
+        return 0, 0
+    shape = tuple(whole_shape(module.weight))
+    return shape[::-1] if isinstance(module, Conv1D) else shape
+
+
+@torch.no_grad()
+def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Add an adapter to the weights of a model: computed in fp32, rounded to the type of the weights once.
+
+    With ZeRO-3 every rank must call it. One layer at a time is then whole on a rank.
+
+    Raises:
+        ConfigError: The adapter does not fit the model.
+    """
+    check_folded(model, folder)
+    settings = adapter_settings(FOLDED, folder)
+    scale = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings["use_rslora"] else settings["r"])
+    own = dict(model.named_parameters(remove_duplicate=False))
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        names = set(file.keys())
+        for module in _adapted(dict.fromkeys(names, ())):
+            layer: Any = model.get_submodule(module)
+            tensors = {name.rpartition(f"{module}.")[2]: file.get_tensor(name)
+                       for name in names if name.startswith(f"{PREFIX}{module}.lora_")}  # fmt: skip
+            names -= {f"{PREFIX}{module}.{end}" for end in tensors}
+            with gathered([layer.weight]):
+                if layer.weight.numel():
+                    layer.weight.copy_(_folded(layer, tensors, scale))
+        for name in names:  # modules that were trained whole
+            parameter = own[name.removeprefix(PREFIX)]
+            with gathered([parameter]):
+                if parameter.numel():
+                    parameter.copy_(file.get_tensor(name))
+
+
+def _folded(layer: Any, tensors: Dict[str, torch.Tensor], scale: float) -> torch.Tensor:
+    """Return the weight of a layer with its adapter, in fp32: W + scale · B·A, with DoRA's length of each row."""
+    here = {end: tensor.to(layer.weight.device, torch.float32) for end, tensor in tensors.items()}
+    weight = layer.weight.float()
+    weight = weight.T if isinstance(layer, Conv1D) else weight
+    total = weight + (here[B] @ here[A]) * scale
+    if MAGNITUDE in here:
+        total = total * (here[MAGNITUDE] / total.norm(dim=1))[:, None]
+    return total.T if isinstance(layer, Conv1D) else total

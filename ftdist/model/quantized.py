@@ -1,0 +1,112 @@
+"""The matrices of a frozen base model in 4 bits: NF4 with double quantisation (Dettmers 2023,
+https://arxiv.org/abs/2305.14314), by bitsandbytes.
+
+A model is loaded in its 16-bit weights first, and then quantised layer by layer. So everything that changes a model
+while it is loaded works as for other methods, and with ZeRO-3 no rank ever holds the whole model: one layer at a time
+is gathered, quantised, and sharded again. The constants of the blocks stay whole on every rank.
+"""
+
+from typing import Any, Collection, Dict, List
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ftdist.base.errors import ConfigError
+from ftdist.model.parts import other_parts
+from ftdist.model.vocabulary import gathered, whole_shape
+from ftdist.plan.memory import NF4_BLOCK
+
+QUANTIZATION: Dict[str, Any] = {"type": "nf4", "double": True, "block": NF4_BLOCK}
+"""What checkpoints and exports record of the quantisation."""
+MULTIPLE = 8
+"""bitsandbytes packs the numbers of a matrix into elements of 2 or 4 bytes. It cuts off a part of an element."""
+
+
+def import_bitsandbytes() -> Any:
+    """Return the module.
+
+    Raises:
+        ConfigError: It is not installed, or cannot be loaded.
+    """
+    try:
+        import bitsandbytes
+    except Exception as error:  # a library that does not fit the machine raises several kinds
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"method=qlora needs bitsandbytes: {reason}", "bitsandbytes 0.50",
+                          "pip install 'ftdist[quant]', or method=lora") from error  # fmt: skip
+    return bitsandbytes
+
+
+def is_quantized(tensor: Any) -> bool:
+    """Return whether a tensor holds packed 4-bit numbers. Its own numbers then mean nothing."""
+    return getattr(tensor, "quant_state", None) is not None
+
+
+def quantized_layers(model: PreTrainedModel, kept: Collection[str]) -> List[str]:
+    """Return the names of the layers that are quantised: the linear layers that text goes through, without the head.
+
+    Args:
+        kept: Modules that are trained whole, and stay as they are with all that is in them.
+    """
+    tied = {id(owner.weight) for owner in (model.get_input_embeddings(), model.get_output_embeddings()) if owner}
+    left = tied | {id(parameter) for part in other_parts(model).values() for parameter in part}
+    return [
+        name for name, module in model.named_modules()
+        if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and id(module.weight) not in left
+        and not any(name == own or name.startswith(f"{own}.") for own in kept)
+        and whole_shape(module.weight).numel() % MULTIPLE == 0
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def quantize(model: PreTrainedModel, names: Collection[str], dtype: torch.dtype) -> None:
+    """Replace layers by layers of bitsandbytes with 4-bit weights. Their outputs are of type ``dtype``.
+
+    The packed numbers are stored as elements of this type, because DeepSpeed shards tensors of one type together. With
+    ZeRO-3 every rank must call it. On a rank with a GPU the layers are quantised there.
+    """
+    bitsandbytes = import_bitsandbytes()
+    for name in names:
+        old: Any = model.get_submodule(name)
+        into, out = (old.nx, old.nf) if isinstance(old, Conv1D) else (old.in_features, old.out_features)
+        new = bitsandbytes.nn.Linear4bit(
+            into, out, False, dtype, compress_statistics=True, quant_type=QUANTIZATION["type"], quant_storage=dtype,
+            device="meta",
+        )  # fmt: skip
+        with gathered([old.weight], changed=False):
+            new.weight = _packed(old, dtype, new)
+        if hasattr(old.weight, "ds_id"):
+            old.weight.convert_to_zero_parameters(param_list=[new.weight])
+            shard = old.weight.ds_tensor  # DeepSpeed's references to it form a cycle, which may live for long
+            shard.data = shard.data.new_empty(0)
+        new.bias = old.bias
+        # On a CPU with AVX512-BF16, the first forward pass in evaluation would pack the weight in another order, in
+        # place. ZeRO-3 gathers it in the order of its shards, and the numbers would be silently wrong from then on.
+        new.support_avx512bf16_for_cpu = False
+        new.train(old.training)
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, new)
+    model.is_loaded_in_4bit = True  # PEFT looks for it
+
+
+def _packed(layer: Any, dtype: torch.dtype, owner: Any = None) -> Any:
+    """Return the weight [out, in] of a layer as a parameter of bitsandbytes with 4-bit numbers."""
+    weight = layer.weight.detach()
+    weight = weight.T if isinstance(layer, Conv1D) else weight
+    packed = import_bitsandbytes().nn.Params4bit(
+        weight.contiguous(), requires_grad=False, compress_statistics=True, quant_type=QUANTIZATION["type"],
+        quant_storage=dtype, blocksize=QUANTIZATION["block"], module=owner,
+    )  # fmt: skip
+    return packed.to(weight.device)
+
+
+@torch.no_grad()
+def round_to_4_bits(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Replace the weights of layers by the numbers that their 4-bit weights stand for."""
+    functional = import_bitsandbytes().functional
+    for name in names:
+        layer: Any = model.get_submodule(name)
+        packed = _packed(layer, layer.weight.dtype)
+        numbers = functional.dequantize_4bit(packed.data, packed.quant_state)
+        layer.weight.copy_(numbers.T if isinstance(layer, Conv1D) else numbers)

@@ -1,0 +1,178 @@
+"""Saved adapters in PEFT's format: their settings and the shapes of their tensors. No weight is loaded.
+
+``method.init_from`` names an adapter that a run continues, ``model.adapter`` one that is added to the base model.
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json
+from ftdist.base.output import quoted_path
+from ftdist.config.schema import RunConfig
+from ftdist.run.prepared import FileHashes
+
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MARK = "ftdist_export.json"
+"""The file of an export that says which base model its adapter was trained on."""
+PREFIX = "base_model.model."
+"""PEFT's wrapper around the model, in the names of a saved adapter."""
+INIT_FROM, FOLDED = "method.init_from", "model.adapter"
+EXPECTED = "a folder with a LoRA adapter in PEFT's format, or a run with method=lora and its export"
+FREE_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Initialisations after which an adapter fits the unchanged base model."""
+# The values of PEFT's settings with which an adapter computes what ftdist computes. Missing keys mean the same.
+_PLAIN: Dict[str, Tuple[Any, ...]] = {
+    "bias": ("none",), "lora_bias": (False,), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
+    "layer_replication": (None,), "target_parameters": (None, []), "trainable_token_indices": (None,),
+    "use_qalora": (False,), "use_bdlora": (None,), "alora_invocation_tokens": (None,), "arrow_config": (None,),
+    "kasa_config": (None,), "velora_config": (None,), "monteclora_config": (None,), "init_lora_weights": FREE_STARTS,
+}  # fmt: skip
+
+
+def adapter_folder(key: str, given: str) -> Path:
+    """Return the absolute path of an adapter's folder. That of a run is its export.
+
+    Args:
+        key: The setting that names it, for messages.
+
+    Raises:
+        ConfigError: The folder holds no adapter. The message says what there is.
+    """
+    folder = Path(given).expanduser().absolute()
+    if (folder / "run.yaml").is_file():
+        folder = folder / "export"
+        if not folder.is_dir():
+            found = f"{key}={given} is a run without an export"
+            raise ConfigError(found, EXPECTED, f"ftdist export {quoted_path(given)}")
+    for name in (SETTINGS, WEIGHTS):
+        if not (folder / name).is_file():
+            found = f"holds no {name}" if folder.is_dir() else "does not exist"
+            whole = (folder / "config.json").is_file()
+            fix = f"model.path={quoted_path(folder)} for a whole model" if whole else f"{key}=FOLDER"
+            raise ConfigError(f"{key}={folder} {found}", EXPECTED, fix)
+    return folder
+
+
+def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
+    """Return the settings of an adapter by their names in the section ``method``.
+
+    ``lora_dropout`` is not among them: it belongs to the training, not to the adapter.
+
+    Raises:
+        ConfigError: The file cannot be read, or the adapter is of a kind that ftdist cannot train.
+    """
+    found = _read_settings(key, folder)
+    other = [f"{name}={found[name]}" for name, plain in _PLAIN.items() if name in found and found[name] not in plain]
+    if found.get("peft_type") != "LORA":
+        other.insert(0, f"peft_type={found.get('peft_type')}")
+    if other:
+        raise ConfigError(f"{key}={folder} has {other[0]}, which ftdist cannot train", "a LoRA adapter with one rank, "
+                          "without biases and without an initialisation that changes the base model",
+                          "merge it into its base with PEFT, and set model.path to the result")  # fmt: skip
+    targets = found.get("target_modules")
+    if not isinstance(targets, list) or found.get("layers_to_transform") is not None or found.get("exclude_modules"):
+        targets = adapted_modules(folder)  # the pattern is PEFT's; the weights say which modules it named
+    return {
+        "r": int(found["r"]), "lora_alpha": float(found["lora_alpha"]), "target_modules": sorted(targets),
+        "layers_to_transform": None, "use_rslora": bool(found.get("use_rslora")),
+        "use_dora": bool(found.get("use_dora")), "modules_to_save": sorted(found.get("modules_to_save") or []),
+    }  # fmt: skip
+
+
+def _read_settings(key: str, folder: Path) -> Dict[str, Any]:
+    try:
+        found = read_json(folder / SETTINGS)
+        if not isinstance(found, dict) or not {"r", "lora_alpha"} <= found.keys():
+            raise ValueError("r or lora_alpha is missing")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {folder / SETTINGS}: {error}", "the file that PEFT writes",
+                          "export the adapter again") from error  # fmt: skip
+    return found
+
+
+def adapted_modules(folder: Path) -> List[str]:
+    """Return the names of the modules that the weights of an adapter belong to."""
+    names = {name.removeprefix(PREFIX).partition(".lora_A.") for name in tensor_shapes(folder / WEIGHTS)}
+    return sorted({module for module, mark, _ in names if mark})
+
+
+def tensor_shapes(file: Path) -> Dict[str, Tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors file, by name, from its header.
+
+    Raises:
+        ConfigError: The header cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(length))
+        return {name: tuple(found["shape"]) for name, found in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, MemoryError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}", "a complete safetensors file",
+                          "copy or export it again") from error  # fmt: skip
+
+
+def find_adapters(config: RunConfig) -> None:
+    """Replace a run that ``method.init_from`` or ``model.adapter`` names by the folder of its adapter, in place.
+
+    Raises:
+        ConfigError: There is no such adapter.
+    """
+    if config.method.init_from:
+        config.method.init_from = str(adapter_folder(INIT_FROM, config.method.init_from))
+    if config.model.adapter:
+        config.model.adapter = str(adapter_folder(FOLDED, config.model.adapter))
+        adapter_settings(FOLDED, Path(config.model.adapter))
+
+
+def adapter_content(given: str, hashes: FileHashes) -> Dict[str, str] | str:
+    """Return the identity of an adapter: the hashes of its files, or that it is gone."""
+    files = [Path(given) / name for name in (SETTINGS, WEIGHTS)]
+    missing = next((file for file in files if not file.is_file()), None)
+    return f"gone: {missing}" if missing else {file.name: hashes.of(file) for file in files}
+
+
+def adapter_layout(given: str) -> Any:
+    """Return what decides whether an adapter fits a model: its settings and the shapes of its tensors.
+
+    Raises:
+        ConfigError: There is no adapter.
+    """
+    return adapter_settings("", Path(given)), tensor_shapes(Path(given) / WEIGHTS)
+
+
+def check_base_of(key: str, given: str, base: str) -> None:
+    """Check that an adapter that ftdist has exported was trained on this base model. Others do not say it.
+
+    Args:
+        base: The identity of the base model of the run, from ``ftdist.run.identity.base_identity``.
+
+    Raises:
+        ConfigError: It was trained on another one.
+    """
+    mark = Path(given) / MARK
+    trained_on = read_json(mark).get("base") if mark.is_file() else None
+    if trained_on is not None and trained_on != base:
+        raise ConfigError(f"{key}={given} was trained on a base model with other weights "
+                          f"({base_name(given) or 'random'})", "the base model that it was trained on",
+                          f"set model.path or model.hub to that model, or leave out {key}")  # fmt: skip
+
+
+def base_name(given: str) -> str:
+    """Return the folder or hub id of the base model that an adapter names. Empty if it names none."""
+    return str(_read_settings("", Path(given)).get("base_model_name_or_path") or "")
+
+
+def base_warning(config: RunConfig) -> str:
+    """Return a warning if an adapter names another base model than the run's. Otherwise an empty text."""
+    model = config.model
+    ours = model.builtin or model.hub or model.path or ""
+    for key, given in ((INIT_FROM, config.method.init_from), (FOLDED, model.adapter)):
+        if given and not (Path(given) / MARK).is_file():
+            theirs = base_name(given)
+            if theirs and Path(theirs).name.lower() != Path(ours).name.lower():
+                return f"{key} says that its base model is {theirs}; the run has {ours or 'random weights'}"
+    return ""

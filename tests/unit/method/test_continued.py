@@ -1,0 +1,87 @@
+"""A run that starts from a saved adapter: its first step computes what PEFT computes with it."""
+
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.method.check import check_run
+from ftdist.method.continued import start_from_adapter
+from ftdist.method.lora import Lora
+from ftdist.run.adapters import INIT_FROM, adapter_settings
+from tests.helpers.adapters import save_peft_adapter
+from tests.helpers.tiny import save_tiny_model
+from tests.unit.method.test_lora import base_of, export, logits, lora_config, trained
+
+
+def continuing(base: Path, adapter: Path) -> Any:
+    return lora_config(base, init_from=str(adapter), **adapter_settings(INIT_FROM, adapter))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "up_proj"]},
+        {"target_modules": r".*layers\.1.*proj", "use_rslora": True, "modules_to_save": ["lm_head"]},
+        {"target_modules": ["down_proj"], "use_dora": True},
+    ],
+    ids=["lora", "rslora", "dora"],
+)
+def test_the_start_is_the_adapter_of_peft(settings: Dict[str, Any], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = save_tiny_model(tmp_path / "model")
+    adapter = save_peft_adapter(base, tmp_path / "adapter", **settings)
+    config = continuing(base, adapter)
+    config.cache_dir = str(tmp_path / "cache")
+    check_run(config)
+    model = Lora().apply(base_of(config), config)
+    before = logits(model.eval())
+    start_from_adapter(model, config)
+    expected = logits(PeftModel.from_pretrained(base_of(config), adapter).eval())
+    assert logits(model).equal(expected) and not expected.equal(before)
+
+
+def test_an_export_with_tied_embeddings_and_more_tokens_is_continued(tmp_path: Path) -> None:
+    config = lora_config(save_tiny_model(tmp_path / "model", tie_word_embeddings=True), modules_to_save=["lm_head"])
+    model = base_of(config)
+    model.resize_token_embeddings(261)
+    model = Lora().apply(model, config).eval()
+    adapter = export(config, model, trained(model), tmp_path / "adapter")
+    again = continuing(Path(str(config.model.path)), adapter)
+    again.cache_dir = str(tmp_path / "cache")
+    check_run(again)
+    new = base_of(again)
+    new.resize_token_embeddings(264)  # one more token, and padding
+    new = Lora().apply(new, again).eval()
+    start_from_adapter(new, again)
+    assert logits(new)[..., :261].equal(logits(model))
+    small = Lora().apply(base_of(again), again)
+    with pytest.raises(ConfigError, match=r"has the shape \[261, 64\], and the model needs \[259, 64\]"):
+        start_from_adapter(small, again)
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "found"),
+    [
+        ({"intermediate_size": 96}, {}, "mlp.up_proj.lora_A"),
+        ({"num_hidden_layers": 3}, {}, "layers.2.mlp.up_proj.lora_A.weight is missing, and the model needs"),
+        ({"num_hidden_layers": 1}, {}, "and the model has no such tensor"),
+        ({}, {"r": 8}, "has the shape [4, 64], and the model needs [8, 64]"),
+        ({}, {"use_dora": True}, "lora_magnitude_vector is missing"),
+    ],
+    ids=["sizes", "deeper", "shallower", "rank", "dora"],
+)  # fmt: skip
+def test_an_adapter_that_does_not_fit_is_refused_before_anything_starts(
+    model: Dict[str, Any], changed: Dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    adapter = save_peft_adapter(save_tiny_model(tmp_path / "model"), tmp_path / "adapter", target_modules=["up_proj"])
+    config = continuing(save_tiny_model(tmp_path / "other", **model), adapter)
+    for name, value in changed.items():
+        setattr(config.method, name, value)
+    with pytest.raises(ConfigError) as caught:
+        check_run(config)
+    if model != {"intermediate_size": 96}:
+        assert found in caught.value.found
+    assert "does not fit the model" in caught.value.found and "leave out method.init_from" in caught.value.fix

@@ -1,0 +1,66 @@
+"""Adapters beside matrices in 4 bits: the start, the export, and the two ways to merge."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftdist.config.schema import MethodKind, Precision
+from ftdist.method.check import check_run
+from ftdist.method.qlora import Qlora, export_merged_quantized
+from ftdist.model.opened import open_exported
+from ftdist.model.quantized import QUANTIZATION, quantize, quantized_layers
+from ftdist.run.adapters import MARK
+from ftdist.run.model_facts import describe_method, write_facts
+from tests.helpers.tiny import save_tiny_model
+from tests.unit.method.test_lora import DTYPES, base_of, export, logits, lora_config, trained
+
+
+def qlora_config(path: Path, precision: Precision = Precision.bf16, **method: Any) -> Any:
+    return lora_config(path, precision, kind=MethodKind.qlora, **method)
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_before_the_first_step_the_logits_are_those_of_the_base_in_4_bits(precision: Precision, tmp_path: Path) -> None:
+    config = qlora_config(save_tiny_model(tmp_path / "model"), precision, modules_to_save=["layers.0.mlp"])
+    base, dtype = base_of(config), DTYPES[precision]
+    full = logits(base)
+    quantize(base, quantized_layers(base, ["model.layers.0.mlp"]), dtype)
+    model = Qlora().apply(base_of(config), config)
+    assert logits(model.eval()).equal(logits(base)) and not logits(base).equal(full)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype is dtype and parameter.requires_grad == ("lora_" in name or "layers.0.mlp" in name)
+
+
+@pytest.mark.parametrize("method", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}], ids=str)
+def test_an_export_is_opened_in_4_bits_and_the_nearer_merge_is_written(method: Any, tmp_path: Path) -> None:
+    config = qlora_config(save_tiny_model(tmp_path / "model"), **method)
+    model = Qlora().apply(base_of(config), config).eval()
+    weights = trained(model)
+    expected = logits(model)
+    out = export(config, model, weights, tmp_path / "adapter")
+    assert not logits(open_exported(out).eval()).equal(expected), "the base has 16 bits"
+    (out / MARK).write_text(json.dumps({"quantization": QUANTIZATION}))
+    assert logits(open_exported(out).eval()).equal(expected)
+
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    base_of(config).generation_config.save_pretrained(merged)
+    line = export_merged_quantized(weights, base_of(config).config, merged, config)
+    assert line.startswith("merged onto the dequantised base") and "onto the 16-bit base by" in line
+    assert "quantization_config" not in (merged / "config.json").read_text()
+    whole = open_exported(merged).eval()
+    assert whole.dtype is torch.bfloat16
+    near, far = float((logits(whole) - expected).abs().mean()), float((logits(base_of(config)) - expected).abs().mean())
+    assert near < far / 10
+
+
+def test_the_banner_and_the_plan_know_how_many_parameters_have_4_bits(tmp_path: Path) -> None:
+    config = qlora_config(save_tiny_model(tmp_path / "model"), layers_to_transform=[0], modules_to_save=["lm_head"])
+    config.cache_dir = str(tmp_path)
+    facts = check_run(config)
+    assert facts.quantized == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    write_facts(config, facts)
+    assert describe_method(config).endswith(f"; {facts.quantized:,} have 4 bits")

@@ -1,0 +1,141 @@
+"""Saved adapters: which settings are taken over, what is refused, and which base model they belong to."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.schema import RunConfig
+from ftdist.run.adapters import (
+    FOLDED,
+    INIT_FROM,
+    MARK,
+    SETTINGS,
+    WEIGHTS,
+    adapter_folder,
+    adapter_settings,
+    base_warning,
+    find_adapters,
+    tensor_shapes,
+)
+from ftdist.run.identity import base_identity, check_adapter_bases, describe_files
+from ftdist.run.model_facts import _file
+
+NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
+PEFT: Dict[str, Any] = {
+    "peft_type": "LORA", "r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["up_proj", "q_proj"],
+    "use_rslora": True, "use_dora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {},
+    "modules_to_save": None, "init_lora_weights": True, "base_model_name_or_path": "org/base-1b",
+    "layers_to_transform": None, "exclude_modules": None,
+}  # fmt: skip
+
+
+def save_adapter(folder: Path, byte: int = 0, **settings: Any) -> Path:
+    """Write an adapter whose weights are all ``byte``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text(json.dumps({**PEFT, **settings}))
+    header, end = {}, 0
+    for name in NAMES:
+        for part, shape in (("A", [8, 64]), ("B", [64, 8])):
+            at = [end, end + 2048]
+            header[f"base_model.model.{name}.lora_{part}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": at}
+            end += 2048
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + bytes([byte]) * end)
+    return folder
+
+
+def test_the_settings_of_an_adapter_have_our_names(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "adapter")
+    expected = {"r": 8, "lora_alpha": 16.0, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": None,
+                "use_rslora": True, "use_dora": False, "modules_to_save": []}  # fmt: skip
+    assert adapter_settings(INIT_FROM, folder) == expected
+    for pattern in ({"target_modules": r".*\.(q|up)_proj"}, {"layers_to_transform": [0, 1]}, {"exclude_modules": "x"}):
+        save_adapter(folder, **pattern)
+        assert adapter_settings(INIT_FROM, folder) == {**expected, "target_modules": sorted(NAMES)}, pattern
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"peft_type": "LOHA"}, {"bias": "all"}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}},
+     {"init_lora_weights": "pissa"}, {"lora_bias": True}, {"target_parameters": ["experts"]}, {"r": None}],
+    ids=str,
+)  # fmt: skip
+def test_adapters_that_compute_something_else_are_refused(changed: Dict[str, Any], tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "adapter", **changed)
+    if changed == {"r": None}:
+        settings = json.loads((folder / SETTINGS).read_text())
+        del settings["r"]
+        (folder / SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"which ftdist cannot train|r or lora_alpha is missing"):
+        adapter_settings(INIT_FROM, folder)
+
+
+def test_a_run_stands_for_its_export_and_other_folders_are_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").touch()
+    with pytest.raises(ConfigError, match="is a run without an export") as caught:
+        adapter_folder(INIT_FROM, str(run))
+    assert caught.value.fix == f"ftdist export {run}"
+    save_adapter(run / "export")
+    assert adapter_folder(INIT_FROM, str(run)) == run / "export"
+    (run / "export" / WEIGHTS).rename(run / "export" / "other")
+    (run / "export" / "config.json").touch()
+    with pytest.raises(ConfigError, match=f"holds no {WEIGHTS}") as caught:
+        adapter_folder(FOLDED, str(run))
+    assert caught.value.fix.startswith("model.path=")
+    with pytest.raises(ConfigError, match="does not exist"):
+        adapter_folder(FOLDED, str(tmp_path / "nothing"))
+    (run / "export" / WEIGHTS).write_bytes(b"short")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        tensor_shapes(run / "export" / WEIGHTS)
+
+
+def config_of(tmp_path: Path, **adapters: Path) -> RunConfig:
+    config = RunConfig(cache_dir=str(tmp_path / "cache"))
+    config.model.config, config.model.tokenizer = {"model_type": "llama"}, "bytes"
+    config.model.adapter = str(adapters["folded"]) if "folded" in adapters else None
+    config.method.init_from = str(adapters["init_from"]) if "init_from" in adapters else None
+    return config
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    first, second = save_adapter(tmp_path / "first"), save_adapter(tmp_path / "second")
+    plain = base_identity(config_of(tmp_path))
+    config = config_of(tmp_path, folded=first, init_from=second)
+    check_adapter_bases(config)  # adapters of other programs do not say what their base was
+    (first / MARK).write_text(json.dumps({"base": plain}))
+    (second / MARK).write_text(json.dumps({"base": base_identity(config)}))
+    check_adapter_bases(config)
+    (second / MARK).write_text(json.dumps({"base": plain}))  # it was trained without the folded adapter
+    with pytest.raises(ConfigError, match="method.init_from=.*second was trained on a base model with other weights"):
+        check_adapter_bases(config)
+    (first / MARK).write_text(json.dumps({"base": "another"}))
+    with pytest.raises(ConfigError, match="model.adapter=.*first was trained on a base model with other weights"):
+        check_adapter_bases(config)
+    assert not base_warning(config), "the identity of the base is known"
+    (first / MARK).unlink()
+    assert "model.adapter says that its base model is org/base-1b" in base_warning(config)
+    config.model.path = "/models/Base-1B"
+    assert not base_warning(config)
+
+
+def test_the_identity_of_a_run_and_its_base_covers_the_adapters(tmp_path: Path) -> None:
+    folder = save_adapter(tmp_path / "adapter")
+    folded, continued = config_of(tmp_path, folded=folder), config_of(tmp_path, init_from=folder)
+    before = [base_identity(folded), describe_files(folded)["model.adapter"], _file(folded)]
+    inputs = describe_files(continued)[INIT_FROM]
+    assert base_identity(continued) == base_identity(config_of(tmp_path)) != before[0]
+    save_adapter(folder, byte=1)
+    assert base_identity(folded) != before[0] and describe_files(folded)["model.adapter"] != before[1]
+    assert describe_files(continued)[INIT_FROM] != inputs and _file(folded) == before[2]
+    save_adapter(folder, r=4)
+    assert _file(folded) != before[2], "the adapter would not be checked again"
+    (folder / WEIGHTS).unlink()
+    assert describe_files(continued)[INIT_FROM].startswith("gone: ")
+    with pytest.raises(ConfigError, match="model.adapter=.* holds no"):
+        find_adapters(folded)
