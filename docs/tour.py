@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "design.md"
 BEGIN, END = "<!-- tour: generated from the docstrings by `make docs` -->", "<!-- end of the tour -->"
 
 WHERE: Dict[str, str] = {
-    "the loss is normalised": "ftdist/train/loop.py train_step",
+    "the loss is normalized": "ftdist/train/loop.py train_step",
     "a checkpoint is published": "ftdist/checkpoint/protocol.py write_checkpoint",
     "ranks are started": "launch/attempt/torchrun.py run_ranks",
     "a rank begins": "ftdist/train/main.py main",

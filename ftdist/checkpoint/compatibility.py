@@ -23,7 +23,7 @@ GENERIC = "PreTrainedTokenizerFast"
 not: version 5 rebuilds parts of the tokenizer from other settings, and version 4 has other defaults for these settings
 or lacks the class."""
 NEEDED_NAMES = ("GPT2Tokenizer",)
-"""Classes that are the same in both versions. llama.cpp uses them to recognise a Phi with a byte-level vocabulary."""
+"""Classes that are the same in both versions. llama.cpp uses them to recognize a Phi with a byte-level vocabulary."""
 
 
 def write_old_fields(folder: Path) -> None:

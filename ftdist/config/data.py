@@ -77,7 +77,7 @@ class SourceConfig:
     revision: Optional[str] = None
     """Commit, branch or tag on the hub. Use a commit for a run that can be repeated."""
     format: Format = Format.auto
-    """Format of the records. ``auto`` recognises it from the field names."""
+    """Format of the records. ``auto`` recognizes it from the field names."""
     fields: Dict[str, str] = field(default_factory=dict)
     """Names of the fields in the records, where they are not the usual ones: ``{prompt: question, completion: answer}``
     reads the field ``question`` as the prompt."""
@@ -139,4 +139,4 @@ class DataConfig:
     """What happens to a document that is longer than max_seq_len: its end is cut off, it is split into several
     documents, or it is dropped."""
     num_workers: Optional[int] = None
-    """Number of processes that tokenise. null: one for each CPU core."""
+    """Number of processes that tokenize. null: one for each CPU core."""

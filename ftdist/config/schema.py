@@ -77,7 +77,7 @@ class ModelConfig:
     builtin: Optional[str] = None
     """``smollm2-135m-instruct``: pretrained weights that are installed as a Python package."""
     config: Dict[str, Any] = field(default_factory=dict)
-    """A transformers model config (``model_type`` and its fields). The weights are initialised at random."""
+    """A transformers model config (``model_type`` and its fields). The weights are initialized at random."""
     revision: Optional[str] = None
     """Commit, branch or tag on the hub."""
     adapter: Optional[str] = None
@@ -104,7 +104,7 @@ class ModelConfig:
 @dataclass
 class ObjectiveConfig:
     kind: ObjectiveKind = ObjectiveKind.sft
-    """What is minimised. ``sft`` (supervised fine-tuning): the cross-entropy of the trained tokens."""
+    """What is minimized. ``sft`` (supervised fine-tuning): the cross-entropy of the trained tokens."""
     router_aux_loss: Optional[float] = None
     """Coefficient of the balance loss of a mixture of experts, which is added to the loss. null: the model's own
     (``router_aux_loss_coef``) if ``output_router_logits`` is true in its config, else none. 0: none."""
@@ -252,7 +252,7 @@ class RunConfig:
     cache_dir: Optional[str] = None
     """Folder for prepared data and converted models. null: ``$FTDIST_CACHE`` or ``~/.cache/ftdist``."""
     seed: int = 0
-    """Seed of the data order, of randomly initialised weights, and of dropout."""
+    """Seed of the data order, of randomly initialized weights, and of dropout."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -282,7 +282,7 @@ ADDED_LATER: Dict[str, Any] = {
     "model.adapter": None,
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
-"""Settings that were added after the first release, each with the value that means the old behaviour.
+"""Settings that were added after the first release, each with the value that means the old behavior.
 
 A ``run.yaml`` that lacks such a setting gets this value. While a setting holds this value, it is left out of the config
 hash, so that older checkpoints still fit. ``*`` stands for every name; there the value must be the default of the

@@ -20,7 +20,7 @@ class LossSum:
 
 
 class Objective(Protocol):
-    """What training minimises.
+    """What training minimizes.
 
     It is the sum of ``loss`` over all micro-batches of a step and all ranks, divided by the sum of ``weight`` over the
     same micro-batches, plus the sum of ``penalty``.

@@ -14,7 +14,7 @@ from ftdist.objective.token_loss import token_loss
 
 
 class SupervisedFineTuning:
-    """Minimises the cross-entropy. Each trained token of the global batch has the same weight.
+    """Minimizes the cross-entropy. Each trained token of the global batch has the same weight.
 
     If each micro-batch were averaged first, tokens in micro-batches with few trained tokens would have more weight.
     """

@@ -221,7 +221,7 @@ class RunDir:
                 ``last_checkpoint_time``, ``save_s`` (the longest time that a save has taken), ``exit_reason``,
                 ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has ``job_id``, ``nodes``,
                 ``requeues``, ``begun_after`` (the step of the newest checkpoint when its attempt began) and ``idle``
-                (attempts in a row that got no further than that).
+                (attempts in a row that saved no newer checkpoint).
         """
         # An fsync here could wait until a checkpoint that is written in the background has reached the disk.
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)

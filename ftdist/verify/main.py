@@ -170,7 +170,7 @@ def _check_data(trial: Trial, folder: Path, quick: bool) -> Optional[Path]:
         The prepared data, or None if the data or the tokenizer cannot be used.
     """
     if trial.tokenizer_missing:
-        checks.append(folder, checks.not_run(f"tokenisation, {len(TOKEN_CHECKS)} checks", trial.tokenizer_missing))
+        checks.append(folder, checks.not_run(f"tokenization, {len(TOKEN_CHECKS)} checks", trial.tokenizer_missing))
         _check_records(trial, folder)
         return None
     try:

@@ -77,7 +77,7 @@ AFTER_REFERENCE = NUMBERS[3:]
 # much larger differences.
 ALLOWED_FP32 = replace(ALLOWED[Precision.fp32], loss=1e-5, gradient=1e-4, heldout=1e-5)
 # Relative differences from fp32 weights and activations. In a gradient, rounding adds up over the layers. For
-# comparison: half a gradient differs by 50 %.
+# comparison: a bug that halves the gradient changes it by 50 %.
 BF16_LOSS, BF16_GRAD_NORM = 1e-2, 1e-1
 
 

@@ -46,7 +46,7 @@ NAMES = (*text_checks.NAMES, FIELDS, ENDS, STOP, TRAINED, COMPLETE, PADDING, IDS
 
 
 def check_tokens(config: RunConfig, folder: Path, vocab_rows: Optional[int], quick: bool) -> List[Check]:
-    """Run all checks of tokenisation: those of this module and those of ``text_checks``.
+    """Run all checks of tokenization: those of this module and those of ``text_checks``.
 
     Args:
         folder: The prepared data.

@@ -42,7 +42,7 @@ from ftdist.run.locations import model_location, tokenizer_location
 from ftdist.run.prepared import template_text
 
 DOCUMENTS, QUICK_DOCUMENTS, HELDOUT_DOCUMENTS = 200, 50, 4
-"""Maximum number of documents of each source, with ``--quick``, and of each held-out set."""
+"""Maximum number of documents of each source, of each source with ``--quick``, and of each held-out set."""
 MAX_CPU_PARAMETERS = 50_000_000
 """Maximum size of a real model on CPU, so that all checks take no more than a minute or two."""
 SEQ_LEN, STANDIN_SEQ_LEN = 512, 128
@@ -224,7 +224,7 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
 
 
 def _fit_method(steps: RunConfig, trial: Trial) -> None:
-    """Train other layers if the stand-in lacks those that the config names: it has fewer."""
+    """Train other layers if the config names layers that the stand-in does not have: it has fewer layers."""
     try:
         method_on_meta(steps)
     except ConfigError as error:

@@ -170,7 +170,7 @@ def _join(config: RunConfig, run: RunDir, rank: int, attempt: int) -> None:
     """Claim the index of a machine.
 
     Raises:
-        LaunchError: another machine has claimed it. This machine would wait for ranks that never come.
+        LaunchError: another machine has claimed it. This machine would wait for ranks that never join.
     """
     mark = _joined(run, rank, attempt)
     try:

@@ -23,7 +23,7 @@ INSTEAD = {
 
 
 def refuse_hydras_own(overrides: List[str], sweep: bool) -> None:
-    """Refuse overrides of Hydra's own settings. Hydra has no run directory and no log here, and starts nothing.
+    """Refuse overrides of Hydra's own settings, because ftdist uses Hydra only to compose configs.
 
     Args:
         overrides: Words of the command line.

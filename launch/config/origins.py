@@ -1,4 +1,5 @@
-"""Where each value of a composed config comes from: which file or the command line set it last, and its text there."""
+"""Where each value of a composed config comes from: the file or command line that set it last, and its text in the
+file."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -23,7 +24,7 @@ class Origin:
     """The last place that set a value."""
 
     order: int
-    """Place in the order in which Hydra merges. The greatest wins: site file, groups, experiment, command line."""
+    """Position in the order in which Hydra merges: site file, groups, experiment, command line. The last one wins."""
     where: str
     """The place in words: ``in experiment/demo.yaml``."""
     is_default: bool

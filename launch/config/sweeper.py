@@ -41,7 +41,7 @@ class SweepRequest:
 ComposeTrial = Callable[[], RunConfig]
 RunTrials = Callable[[List[Tuple[List[str], ComposeTrial]], int], List[float]]
 """Runs a batch of trials. The arguments are the trials, each as its overrides and a function that composes its config,
-and the number of the first one. Returns the objectives of the trials, which the sweeper minimises."""
+and the number of the first one. Returns the objectives of the trials, which the sweeper minimizes."""
 
 
 @dataclass(frozen=True)

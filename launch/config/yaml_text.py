@@ -4,7 +4,7 @@ import yaml
 
 
 class TextLoader(yaml.SafeLoader):
-    """A YAML loader that recognises no numbers, booleans, dates and nulls. Merge keys (``<<: *name``) still work."""
+    """A YAML loader that recognizes no numbers, booleans, dates and nulls. Merge keys (``<<: *name``) still work."""
 
 
 TextLoader.yaml_implicit_resolvers = {

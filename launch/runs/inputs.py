@@ -122,7 +122,7 @@ def fetch_for_job(config: RunConfig) -> None:
 
 
 def convert_model(config: RunConfig) -> None:
-    """Convert a GGUF file to a Hugging Face folder in the cache, unless that was done before. A builtin model is a
+    """Convert a GGUF file to a Hugging Face folder in the cache, unless that was done before. A built-in model is a
     GGUF file in a Python package."""
     if not needs_conversion(config):
         return

@@ -20,7 +20,7 @@ from ftdist.run.rundir import RunDir
 
 def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
                 verify_first: bool = False) -> Callable[[], RunDir]:  # fmt: skip
-    """Do everything that precedes the ranks, except writing the run directory: checks, model and data.
+    """Do everything that comes before the start of the ranks, except writing the run directory: checks, model, data.
 
     Args:
         config: changed in place: every value becomes explicit.
@@ -43,8 +43,8 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     files = backend.files(config)
     if backend.uses_scheduler:  # the job prepares model and data, without a network if it can
         inputs.fetch_for_job(config)
-        files = backend.files(config)  # now with the commit, and without requests to the hub
-        if config.train.max_steps is not None:  # the steps of epochs are known in the job, where the ranks fit them
+        files = backend.files(config)  # with the commit of the model, and without requests to the hub
+        if config.train.max_steps is not None:  # with train.epochs, the job knows the steps
             _fit_schedule(config, 0, shown)
         resolve.check_disk(config)
         return partial(_write, config, plan, files, shown)
@@ -55,7 +55,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     facts = read_facts(config)
     pin_revision(config)
     if facts is not None:
-        write_facts(config, facts)  # the same model under its new name
+        write_facts(config, facts)  # the key of the same model now has the commit
     resolve.check_disk(config)
     if verify_first:
         verify.verify_quickly(config)

@@ -67,7 +67,7 @@ def begin(args: argparse.Namespace) -> int:
         lifecycle.mark_stopped(run, reason, job_id=args.job, exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
     nodes = os.environ.get("SLURM_JOB_NODELIST")
-    # A request to stop that is there now came after the script began, so it is meant for this attempt.
+    # A request to stop that exists now was made after the script began, so it is meant for this attempt.
     attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
                               requeues=requeues, begun_after=status.get("last_checkpoint_step"),
                               exit_code=None, exit_reason="")  # fmt: skip
@@ -181,7 +181,7 @@ def _stop_reason(run: RunDir, config: RunConfig, args: argparse.Namespace, saved
     if not saved:
         reason += ", before it could save"
     if wanted and idle >= MAX_IDLE:
-        reason += f"; not requeued, because {idle} attempts in a row got no further: raise launch.slurm.time"
+        reason += f"; not requeued, because {idle} attempts in a row saved no newer checkpoint: raise launch.slurm.time"
     elif wanted and not requeue:
         reason += f"; not requeued, because the limit of launch.max_requeues={config.launch.max_requeues} is reached"
     return reason, requeue

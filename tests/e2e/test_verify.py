@@ -33,7 +33,7 @@ def test_the_stand_in_of_an_experiment_passes(
     assert code == 0, text
     assert "✓ loss and gradient" in text
     assert "✓ packing isolation" in text
-    assert "– tokenisation, 12 checks not run: cannot load the tokenizer" in text
+    assert "– tokenization, 12 checks not run: cannot load the tokenizer" in text
     assert "its name suggests the class" in text
     assert "failed" not in text
 

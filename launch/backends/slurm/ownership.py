@@ -1,7 +1,7 @@
 """Ensure that only one launcher or job at a time owns a run, on any machine and with any backend.
 
 A process that is about to change a run directory or to start ranks takes the run first. ``RUN_DIR/owner.N.json`` names
-the process or job that took it the N-th time. To take a run is to create the file with the next number. Exactly one
+the process or job that took it the N-th time. A process takes a run by creating the file with the next number. Only one
 process can do that. The numbers only grow, so a process that read the directory long ago cannot take a run that another
 one has taken since. Every backend uses this module. It is in the package of Slurm because an owner may be a job, and
 only Slurm can tell whether a job is over.
@@ -82,7 +82,7 @@ def this_job(job: str) -> Owner:
     """Return an owner that stands for the Slurm job in which this process runs.
 
     Args:
-        job: its id. That of an element of an array is ``ARRAY_INDEX``.
+        job: the id of the job. For an element of an array it is ``ARRAY_INDEX``.
     """
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     return Owner(platform.node(), os.getpid(), time.time(), job=job, restart=restart)
@@ -114,7 +114,7 @@ def take(run: RunDir, owner: Owner) -> None:
     if last > number + 1 and other_path is not None:  # this process read the directory long ago
         mine.unlink(missing_ok=True)
         raise _refused(run, _read(other_path))
-    for old in range(number - 1, -1, -1):  # the last one is kept: a process that has not seen it fails to make it
+    for old in range(number - 1, -1, -1):  # keep one: a process with an old listing must fail to create it
         if not _path(run, old).exists():
             break
         _path(run, old).unlink(missing_ok=True)
@@ -191,8 +191,8 @@ def _is_alive(run: RunDir, path: Path, owner: Optional[Owner]) -> bool:
             return owner.job in jobs
     elif owner is not None and owner.host == platform.node():
         return is_alive(owner.pid, started_by=owner.time)
-    # For an owner on another machine, only the times of files tell. They are compared with the clock of the file
-    # system, because the clocks of machines may differ.
+    # Whether an owner on another machine is alive can only be judged by the times of files. They are compared with the
+    # clock of the file system, because the clocks of machines may differ.
     with contextlib.suppress(FileNotFoundError):
         probe = temporary_path(path)
         probe.touch()

@@ -261,7 +261,7 @@ def test_a_tokenizer_that_training_refuses_fails_one_check_and_ends_the_others(b
 
 def test_checks_of_tokens_are_not_run_if_the_tokenizer_on_the_hub_cannot_be_read(tmp_path: Path) -> None:
     found = run_checks(tmp_path, ["model.tokenizer=nobody/nowhere"], CHATS)
-    assert found["tokenisation, 12 checks"].outcome == NOT_RUN
+    assert found["tokenization, 12 checks"].outcome == NOT_RUN
     assert not [check for check in found.values() if check.outcome == FAILED]
 
 
@@ -276,8 +276,8 @@ def test_a_hub_that_does_not_answer_is_asked_only_once(tmp_path: Path, monkeypat
     config.model = ModelConfig(hub="nobody/llama")
     found = run_checks_of(tmp_path, config)
     assert asked == [("nobody/llama",)]
-    assert found["model can be trained"].outcome == found["tokenisation, 12 checks"].outcome == NOT_RUN
-    assert "cannot load the tokenizer nobody/llama" in found["tokenisation, 12 checks"].cause
+    assert found["model can be trained"].outcome == found["tokenization, 12 checks"].outcome == NOT_RUN
+    assert "cannot load the tokenizer nobody/llama" in found["tokenization, 12 checks"].cause
 
 
 def _numbers(config: Any, folder: Path, quick: bool = True) -> List[Check]:

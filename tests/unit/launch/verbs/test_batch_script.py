@@ -154,7 +154,7 @@ def test_a_second_job_of_a_run_changes_nothing(run: RunDir, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("when", ["before the ranks", "at the first step"])
-def test_a_job_that_gets_no_further_is_not_requeued_again(
+def test_a_job_without_progress_is_not_requeued_again(
     when: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for attempt, requeued in enumerate((True, True, False)):
@@ -165,7 +165,7 @@ def test_a_job_that_gets_no_further_is_not_requeued_again(
         run.write_status(state=state, last_checkpoint_step=5)  # the first attempt gets there
         assert end(run, asked=True) == EXIT_PREEMPTED
         assert (batch_script.REQUEUE in capsys.readouterr().out.splitlines()) == requeued
-    assert "2 attempts in a row got no further" in run.read_status()["exit_reason"]
+    assert "2 attempts in a row saved no newer checkpoint" in run.read_status()["exit_reason"]
 
 
 def test_a_module_that_cannot_be_loaded_ends_the_job(run: RunDir) -> None:
