@@ -35,7 +35,7 @@ from ftdist.data.tokenizer import SENTENCEPIECE
 from ftdist.engine.engine import Engine
 from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
-from ftdist.plan.optimizers import optimizer_of
+from ftdist.plan.optimizers import FP32_BYTES, optimizer_of
 from ftdist.run.identity import read_inputs
 from ftdist.run.rundir import RunDir, read_manifest
 
@@ -79,11 +79,11 @@ class Saver:
 
     def _has_memory(self) -> bool:
         """Return whether every machine has enough host memory for a copy of the state of its ranks."""
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
+        needed: float = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
         if not self._engine.updates:
-            needed *= 1 + len(optimizer_of(self._config).states)  # the optimizer states do not exist yet
+            needed *= 1 + optimizer_of(self._config).bytes_per_parameter / FP32_BYTES  # the states do not exist yet
         here = os.uname().nodename
-        ours = sum(size for host, size in self.together.gather((here, needed)) if host == here)
+        ours = math.ceil(sum(size for host, size in self.together.gather((here, needed)) if host == here))
         machines = dict(self.together.gather((here, (ours, free_memory()))))
         for host, (size, free) in machines.items():
             if size > free:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from ftdist.checkpoint.protocol import rank_file
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.engine.engine import Engine
+from ftdist.engine.optimizers import empty_state
 from ftdist.engine.shards import rewriting, slices_to_save
 from ftdist.model.vocabulary import gathered
 from ftdist.run.rundir import read_manifest
@@ -20,11 +21,16 @@ MASTER, BUFFER = "master", "buffer"
 def tensors_to_save(engine: Engine) -> Dict[str, torch.Tensor]:
     """Return the tensors that this rank saves, by the key of their entry. They are views of live tensors, not
     copies."""
-    states, tensors = engine.optimizer.state, {}
+    tensors = {}
     for part in slices_to_save(engine):
         tensors[key_of(MASTER, part.start, part.name)] = part.of(part.flat)
-        for name in engine.state_names if engine.updates else ():
-            tensors[key_of(name, part.start, part.name)] = part.of(states[part.flat][name])
+        state = engine.optimizer.state[part.flat] if engine.updates else {}
+        for name in engine.spec.states:
+            if name in state:
+                tensors[key_of(name, part.start, part.name)] = part.of(state[name])
+        for name in engine.spec.others if part.start == 0 else ():
+            if name in state:  # of the whole parameter, which every rank has
+                tensors[key_of(name, 0, part.name)] = state[name].view(-1)
     if dist.get_rank() == 0:
         tensors |= {key_of(BUFFER, 0, name): tensor.view(-1) for name, tensor in engine.buffers().items()}
     return tensors
@@ -67,12 +73,16 @@ def restore(engine: Engine, stored: Stored, updates: int) -> None:
         for flat in {id(part.flat): part.flat for part in slices}.values():
             flat.zero_()  # sets the padding too, which no slice covers
             if updates:
-                states[flat] = {"step": torch.tensor(float(updates), device=flat.device),
-                                **{name: torch.zeros_like(flat) for name in engine.state_names}}  # fmt: skip
+                states[flat] = empty_state(engine.optimizer, flat, updates)
         for part in slices:
             part.of(part.flat).copy_(stored.read(MASTER, part.name, part.start, part.length))
-            for name in engine.state_names if updates else ():
-                part.of(states[part.flat][name]).copy_(stored.read(name, part.name, part.start, part.length))
+            state = states[part.flat] if updates else {}
+            for name in engine.spec.states:
+                if name in state:
+                    part.of(state[name]).copy_(stored.read(name, part.name, part.start, part.length))
+            for name in engine.spec.others:
+                if name in state:
+                    state[name].copy_(stored.whole(name, part.name, state[name].shape))
         for name, buffer in engine.buffers().items():
             buffer.copy_(stored.whole(BUFFER, name, buffer.shape))
     engine.updates = updates

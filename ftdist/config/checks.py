@@ -7,6 +7,7 @@ from ftdist.base.redact import secret_problem
 from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
 from ftdist.config.launch import check_launch, refuse_control_characters, texts
 from ftdist.config.method import check_method
+from ftdist.config.optim import check_optimizer
 from ftdist.config.schema import (
     DataConfig,
     LaunchKind,
@@ -40,6 +41,7 @@ def check_config(config: RunConfig) -> None:
         _check_range(f"batch.{name}", getattr(config.batch, name), 1)
     _check_range("objective.router_aux_loss", config.objective.router_aux_loss, 0.0)
     _check_optim(config.optim)
+    check_optimizer(config.optim, config.method, config.zero.stage)
     _check_zero(config.zero)
     _check_train(config.train, config.optim)
     for name in ("nproc_per_node", "nnodes", "threads_per_rank", "timeout_s"):
@@ -115,6 +117,7 @@ def check_data(data: DataConfig) -> None:
 def _check_optim(optim: OptimConfig) -> None:
     for name, low, high in (
         ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
+        ("momentum", 0.0, 0.9999999), ("lora_plus_ratio", 1e-3, 1e3),
         ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
         ("warmup_ratio", 0.0, 1.0), ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
     ):  # fmt: skip

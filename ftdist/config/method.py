@@ -64,7 +64,7 @@ USUAL_RATES: Dict[MethodKind, Tuple[float, float]] = {
     MethodKind.full: (1e-7, 1e-3), MethodKind.lora: (3e-5, 5e-3), MethodKind.qlora: (3e-5, 5e-3),
     MethodKind.partial: (1e-7, 1e-3),
 }  # fmt: skip
-"""Lowest and highest usual peak learning rate. Adapters need about ten times the rate of full fine-tuning."""
+"""Lowest and highest usual peak learning rate of AdamW. Adapters need about ten times the rate of full fine-tuning."""
 
 
 def check_method(method: MethodConfig) -> None:
@@ -103,12 +103,3 @@ def _check_lora(method: MethodConfig) -> None:
     if method.layers_to_transform is not None and not method.layers_to_transform:
         raise ConfigError("method.layers_to_transform is empty: no layer would have an adapter",
                           "numbers of layers, or null for all", "method.layers_to_transform=null")  # fmt: skip
-
-
-def rate_warning(kind: MethodKind, lr: float) -> str:
-    """Return a warning if the peak learning rate is far from what is usual for the method. Otherwise an empty text."""
-    low, high = USUAL_RATES[kind]
-    if not lr or low <= lr <= high:
-        return ""
-    word = "low" if lr < low else "high"
-    return f"optim.lr={lr:g} is {word} for method={kind.name}; usual values are {low:g} to {high:g}"

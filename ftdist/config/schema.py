@@ -23,6 +23,9 @@ from ftdist.config.launch import LaunchConfig as LaunchConfig
 from ftdist.config.launch import LaunchKind as LaunchKind
 from ftdist.config.method import MethodConfig as MethodConfig
 from ftdist.config.method import MethodKind as MethodKind
+from ftdist.config.optim import OptimConfig as OptimConfig
+from ftdist.config.optim import OptimizerKind as OptimizerKind
+from ftdist.config.optim import Schedule as Schedule
 from ftdist.config.sweep import Direction as Direction
 from ftdist.config.sweep import SweepConfig as SweepConfig
 
@@ -41,13 +44,6 @@ class Attention(Enum):
     rows = "rows"
 
 
-class Schedule(Enum):
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-    wsd = "wsd"
-
-
 class Offload(Enum):
     none = "none"
     cpu = "cpu"
@@ -62,10 +58,6 @@ class Wandb(Enum):
 
 class ObjectiveKind(Enum):
     sft = "sft"
-
-
-class OptimizerKind(Enum):
-    adamw = "adamw"
 
 
 @dataclass
@@ -118,40 +110,6 @@ class BatchConfig:
     """Rows that one rank processes at a time."""
     grad_accum_steps: Optional[int] = None
     """Micro-steps in each optimizer step. null: derived from global_batch_size."""
-
-
-@dataclass
-class OptimConfig:
-    optimizer: OptimizerKind = OptimizerKind.adamw
-    """The optimizer. ``adamw``: Adam with decoupled weight decay, with fp32 states."""
-    lr: float = 1.0e-5
-    """Peak learning rate."""
-    beta1: float = 0.9
-    """Decay rate of the first moment."""
-    beta2: float = 0.95
-    """Decay rate of the second moment."""
-    eps: float = 1.0e-8
-    """Constant that is added to the denominator of the update."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay. It applies to matrices, not to norms and biases."""
-    max_grad_norm: float = 1.0
-    """Maximum global norm of the gradient; a larger gradient is scaled down to it. 0: no clipping."""
-    schedule: Schedule = Schedule.cosine
-    """Learning rate after the warm-up. ``constant``: stays at lr. ``linear``, ``cosine``: decreases to
-    ``min_lr_ratio × lr`` at the end. ``wsd`` (warmup-stable-decay): constant, then linear over the last decay_steps."""
-    warmup_steps: int = 0
-    """Optimizer steps of linear warm-up. The learning rate is lr / warmup_steps in the first of them, and lr in the
-    last."""
-    warmup_ratio: Optional[float] = None
-    """Warm-up as a share (0 to 1) of the run's optimizer steps, rounded up. Set it instead of warmup_steps. It is
-    replaced by warmup_steps when the number of steps is known."""
-    shorten_warmup: bool = False
-    """If the warm-up does not fit into the run, shorten it to at most a tenth of the run. false: such a run is refused.
-    It is set to true when the warm-up comes from a file of this group, such as ``optim=cosine``."""
-    decay_steps: int = 0
-    """Optimizer steps of the final decay of ``wsd``."""
-    min_lr_ratio: float = 0.0
-    """Learning rate at the end, as a share of lr."""
 
 
 @dataclass
@@ -269,9 +227,10 @@ class RunConfig:
 
 ADDED_LATER: Dict[str, Any] = {
     "objective": {"kind": ObjectiveKind.sft, "router_aux_loss": 0.0}, "objective.router_aux_loss": 0.0,
-    "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None,
-    "optim.shorten_warmup": False, "data.reasoning": Reasoning.keep, "data.sources.*.fields": {},
-    "data.heldout.*.fields": {}, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
+    "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None, "optim.momentum": None,
+    "optim.lora_plus_ratio": None, "optim.shorten_warmup": False,
+    "data.reasoning": Reasoning.keep, "data.sources.*.fields": {}, "data.heldout.*.fields": {},
+    "data.turns": Turns.auto, "data.chat_template_kwargs": {},
     "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,
     "launch.slurm.gpu_type": None, "launch.slurm.cpus_per_gpu": None,
     "launch.slurm.setup": [],

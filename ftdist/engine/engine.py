@@ -14,10 +14,10 @@ import torch
 from ftdist.config.schema import RunConfig
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
-from ftdist.engine.optimizers import build_optimizer, parameter_shape
+from ftdist.engine.optimizers import LR_SCALE, build_optimizer, parameter_shape
 from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
-from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
+from ftdist.plan.optimizers import OptimizerSpec, optimizer_of
 
 
 class ForwardEngine:
@@ -61,12 +61,13 @@ class Engine(ForwardEngine):
             optimizer: The PyTorch optimizer that it was given.
         """
         super().__init__(wrapped, wrapped.module)
-        self.state_names = spec.states
-        """Names of the tensors that the optimizer keeps for each parameter, once it has made an update."""
+        self.spec = spec
+        """Names of the tensors that the optimizer keeps, once it has made an update."""
         self._wrapped, self._world_size = wrapped, world_size
         self.no_gradient = NoGradient(self.module, wrapped.device)
         """The parameters that have not received a gradient so far. They stay unchanged."""
-        self._gate = UpdateGate(optimizer, lambda: self.no_gradient.unchanged(self))
+        self.gate = UpdateGate(optimizer, lambda: self.no_gradient.unchanged(self))
+        """Decides about each update."""
         self.optimizer = optimizer
         """PyTorch's optimizer, which updates the master weights."""
         self._fixed = fixed_parameters(self.module)
@@ -115,19 +116,19 @@ class Engine(ForwardEngine):
                 torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
             )
         # DeepSpeed's engine stores the norm only after the update, which is too late for the decision.
-        self._gate.ask(lambda: accept(norm if plain else float(self.zero_optimizer._global_grad_norm)))
+        self.gate.ask(lambda: accept(norm if plain else float(self.zero_optimizer._global_grad_norm)))
         wrapped.step()
         if boundary and not plain:
             norm = float(wrapped.get_global_grad_norm())
         if boundary and not math.isfinite(norm):
             norm = math.inf
-        self.updates += boundary and self._gate.updated
-        return StepEnd(norm, self._gate.updated)
+        self.updates += boundary and self.gate.updated
+        return StepEnd(norm, self.gate.updated)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next update."""
         for group in self.zero_optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[LR_SCALE]
 
     def trained_shapes(self) -> Dict[str, List[int]]:
         """Return the whole shape of each parameter that is trained, by name."""
@@ -163,6 +164,8 @@ class UpdateGate:
         """
         self._update, self._around = optimizer.step, around
         self._accepted: Callable[[], bool] = lambda: True
+        self.before_update: Callable[[], None] = lambda: None
+        """Called before each update that is made, when the gradients are complete."""
         self.updated = False
         """Whether the last step updated the weights. False if DeepSpeed did not reach the update."""
         optimizer.step = self._step  # type: ignore[method-assign, assignment]
@@ -174,6 +177,7 @@ class UpdateGate:
     def _step(self, closure: Any = None) -> None:
         self.updated = self._accepted()
         if self.updated:
+            self.before_update()
             with self._around():
                 self._update()
 
@@ -191,7 +195,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     import_muon()
     optimizer = build_optimizer(config.optim, model)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    engine = Engine(wrapped, optimizer, OPTIMIZERS[config.optim.optimizer], world_size)
+    engine = Engine(wrapped, optimizer, optimizer_of(config), world_size)
     if not engine.stage:
         optimizer.state.clear()
     if engine.stage == 3:

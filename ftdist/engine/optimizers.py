@@ -1,26 +1,45 @@
-"""Build the optimizer of a run. ``ftdist.plan.optimizers`` says what it keeps for each parameter."""
+"""Build the optimizer of a run, and its states. ``ftdist.plan.optimizers`` says what it keeps for each parameter."""
 
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 
-from ftdist.config.schema import OptimConfig, OptimizerKind
+from ftdist.config.optim import OptimConfig, OptimizerKind, values_of
+from ftdist.engine.lion import Lion
+from ftdist.engine.muon_adamw import MATRICES, MuonAdamW, embedding_ids
 
 Groups = List[Dict[str, Any]]
+LR_SCALE = "lr_scale"
+"""Entry of a group: its learning rate as a multiple of that of the run."""
 
 
 def build_optimizer(optim: OptimConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that ``optim.optimizer`` names, over the trained parameters. Its learning rate is 0."""
-    return BUILDERS[optim.optimizer](parameter_groups(model, optim.weight_decay), optim)
+    return BUILDERS[optim.optimizer](parameter_groups(model, optim), values_of(optim))
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> Groups:
-    """Return the trained parameters in two groups: matrices with weight decay, norms and biases (one dim) without."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if len(parameter_shape(p)) > 1]
-    vectors = [p for p in trained if len(parameter_shape(p)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(model: torch.nn.Module, optim: OptimConfig) -> Groups:
+    """Return the trained parameters in groups of the same settings.
+
+    Matrices have weight decay, norms and biases (one dim) have none. With LoRA+, B has another learning rate.
+    """
+    groups: Dict[Tuple[Any, ...], Dict[str, Any]] = {}
+    not_muon = embedding_ids(model) if optim.optimizer is OptimizerKind.muon else set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            dims = len(parameter_shape(parameter))
+            scale = optim.lora_plus_ratio if optim.lora_plus_ratio and is_lora_b(name) else 1.0
+            settings = {"weight_decay": optim.weight_decay if dims > 1 else 0.0, LR_SCALE: scale}
+            if optim.optimizer is OptimizerKind.muon:
+                settings[MATRICES] = dims == 2 and id(parameter) not in not_muon
+            key = (dims <= 1, *settings.values())
+            groups.setdefault(key, {"params": [], **settings})["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def is_lora_b(name: str) -> bool:
+    """Return whether a parameter is the matrix B of an adapter. It has PEFT's name."""
+    return ".lora_B." in name or ".lora_embedding_B." in name
 
 
 def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
@@ -28,9 +47,52 @@ def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _adamw(groups: Groups, optim: OptimConfig) -> torch.optim.Optimizer:
+def _adamw(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
     """Build AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101)."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+    betas = (values["beta1"], values["beta2"])
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=values["eps"], fused=True)
 
 
-BUILDERS: Dict[OptimizerKind, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {OptimizerKind.adamw: _adamw}
+def _lion(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
+    return Lion(groups, lr=0.0, betas=(values["beta1"], values["beta2"]))
+
+
+def _sgd(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.0, momentum=values["momentum"])
+
+
+def _adafactor(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
+    """Build Adafactor (Shazeer 2018, https://arxiv.org/abs/1804.04235). Its steps are relative to the size of the
+    weights, and lr is their largest value."""
+    return torch.optim.Adafactor(groups, lr=0.0)
+
+
+BUILDERS: Dict[OptimizerKind, Callable[[Groups, Dict[str, float]], torch.optim.Optimizer]] = {
+    OptimizerKind.adamw: _adamw, OptimizerKind.adafactor: _adafactor, OptimizerKind.lion: _lion,
+    OptimizerKind.muon: MuonAdamW, OptimizerKind.sgd: _sgd,
+}  # fmt: skip
+
+
+def empty_state(optimizer: Any, flat: torch.Tensor, step: int) -> Dict[str, Any]:
+    """Return the states of a tensor that the optimizer has updated ``step`` times, with zeros in them.
+
+    Args:
+        flat: The tensor that the optimizer updates.
+    """
+    count = {"step": torch.tensor(float(step), device=flat.device)}
+
+    def like(*names: str) -> Dict[str, Any]:
+        return {name: torch.zeros_like(flat) for name in names}
+
+    if isinstance(optimizer, Lion):
+        return like("exp_avg")
+    if isinstance(optimizer, torch.optim.SGD):
+        return like("momentum_buffer") if optimizer.defaults["momentum"] else {}
+    if isinstance(optimizer, torch.optim.Adafactor):
+        if flat.ndim <= 1:
+            return {"step": torch.tensor(float(step)), **like("variance")}
+        rows, columns = (*flat.shape[:-1], 1), (*flat.shape[:-2], 1, flat.shape[-1])
+        return {"step": torch.tensor(float(step)), "row_var": flat.new_zeros(rows), "col_var": flat.new_zeros(columns)}
+    if isinstance(optimizer, MuonAdamW) and optimizer.is_matrix(flat):
+        return like("momentum_buffer")
+    return {**count, **like("exp_avg", "exp_avg_sq")}

@@ -1,12 +1,14 @@
-"""Gather the whole weights and first moments of an engine from all ranks. This is for comparisons, not for training."""
+"""Gather the whole weights and gradients of an engine from all ranks. This is for comparisons, not for training."""
 
 from typing import Dict
 
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
 
 from ftdist.engine.engine import Engine
-from ftdist.engine.shards import unsharded_masters
+from ftdist.engine.optimizers import parameter_shape
+from ftdist.engine.shards import held_slices, unsharded_masters
 from ftdist.model.quantized import is_quantized
 from ftdist.model.vocabulary import gathered
 
@@ -28,33 +30,35 @@ def whole_weights(engine: Engine) -> Tensors:
     return weights
 
 
-def first_moments(engine: Engine) -> Tensors:
-    """Return copies of Adam's first moments of the trained parameters in fp32, by name, on every rank.
+class ReceivedGradients:
+    """The gradients that the optimizer receives: after all reductions and clipping, just before the update."""
 
-    Every rank must call it.
-    """
-    trained = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
-    masters = _unsharded_masters(engine)
-    if masters:
-        state = engine.optimizer.state
-        moments = {name: state[masters[p]]["exp_avg"] for name, p in trained}
-    else:
-        _link_states(engine)
-        moments = {name: safe_get_full_optimizer_state(p, "exp_avg") for name, p in trained}
-    return {name: moment.detach().float().clone() for name, moment in moments.items()}
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._received: Dict[torch.Tensor, torch.Tensor] = {}
+        engine.gate.before_update = self._copy
+
+    def _copy(self) -> None:
+        """Copy the gradients of what is updated now. With ZeRO-3 this is a part of what is updated in a step."""
+        for group in self._engine.optimizer.param_groups:
+            self._received |= {p: p.grad.detach().float().clone() for p in group["params"] if p.grad is not None}
+
+    def take(self) -> Tensors:
+        """Return the gradients of the last update as whole tensors, by name, on every rank. Every rank must call it."""
+        gradients = {}
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                gradients[name] = torch.zeros(parameter_shape(parameter), device=parameter.device)
+        for part in held_slices(self._engine):
+            flat = gradients[part.name].view(-1)
+            flat[part.start : part.start + part.length] = part.of(self._received[part.flat])
+        if self._engine.stage:
+            for gradient in gradients.values():
+                dist.all_reduce(gradient)
+        self._received.clear()
+        return gradients
 
 
 def _unsharded_masters(engine: Engine) -> Dict[torch.Tensor, torch.Tensor]:
     """Return the tensor that the optimizer updates for each parameter. The result is empty if ZeRO is used."""
     return {} if engine.stage else dict(unsharded_masters(engine.zero_optimizer))
-
-
-def _link_states(engine: Engine) -> None:
-    """Link each parameter to its optimizer states again.
-
-    DeepSpeed 0.19 creates these links after the first group of parameters has taken its step. The links of the second
-    group are then missing.
-    """
-    if engine.stage < 3:
-        engine.zero_optimizer._hp_optimizer_states_linked = False
-        engine.zero_optimizer._lazy_init_hp_params_optimizer_state()

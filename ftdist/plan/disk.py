@@ -1,5 +1,6 @@
 """The space that checkpoints take, on disk and in host memory."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Optional
@@ -20,7 +21,7 @@ def checkpoint_bytes(trained: int, optimizer: OptimizerSpec) -> int:
     It holds the fp32 master weight and the optimizer states of every trained parameter. 16-bit weights are not stored,
     because they are the rounded master weights.
     """
-    return trained * (FP32_BYTES + optimizer.bytes_per_parameter)
+    return math.ceil(trained * (FP32_BYTES + optimizer.bytes_per_parameter))
 
 
 def checkpoints_at_once(config: RunConfig, max_steps: Optional[int]) -> int:

@@ -82,7 +82,7 @@ def rank_memory(
     return RankMemory(device, host)
 
 
-def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec) -> int:
+def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec) -> float:
     """Return the bytes for one trained parameter: the states, and the fp32 master weight where it is a copy.
 
     In fp32 without ZeRO the weight is its own master. The ZeRO stages 1 to 3 keep a copy in any precision.

@@ -1,8 +1,9 @@
 """What each optimizer keeps for a parameter. How it is built is in ``ftdist.engine.optimizers``."""
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
+from ftdist.config.optim import values_of
 from ftdist.config.schema import OptimizerKind, RunConfig
 
 FP32_BYTES = 4
@@ -10,20 +11,35 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """The tensors that an optimizer keeps, in fp32 and of the parameter's shape."""
+    """The tensors that an optimizer keeps. It may keep only some of them for a parameter."""
 
     states: Tuple[str, ...]
-    """Their names in the optimizer's ``state``."""
+    """Names of those of the parameter's shape, which can be cut like the parameter."""
+    others: Tuple[str, ...] = ()
+    """Names of those of another shape."""
+    at_most: Optional[float] = None
+    """Bytes of all of them for each element of a trained parameter, if they are not ``states`` in fp32."""
 
     @property
-    def bytes_per_parameter(self) -> int:
+    def bytes_per_parameter(self) -> float:
         """Bytes of the states for each element of a trained parameter, without the fp32 master weight."""
-        return FP32_BYTES * len(self.states)
+        return FP32_BYTES * len(self.states) if self.at_most is None else self.at_most
 
 
-OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq"))}
+OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
+    OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq")),
+    # 4 bytes for each row and each column: less than 0.3 for each element of an adapter of rank 16, which is 16 wide,
+    # and less than 0.01 for those of a whole model. The variance is that of norms and biases.
+    OptimizerKind.adafactor: OptimizerSpec(("variance",), ("row_var", "col_var"), 0.3),
+    OptimizerKind.lion: OptimizerSpec(("exp_avg",)),
+    # 4 bytes for the elements of matrices; 8 for embeddings, the head, norms and biases.
+    OptimizerKind.muon: OptimizerSpec(("momentum_buffer", "exp_avg", "exp_avg_sq"), (), 8.0),
+    OptimizerKind.sgd: OptimizerSpec(("momentum_buffer",)),
+}
 
 
 def optimizer_of(config: RunConfig) -> OptimizerSpec:
     """Return what the optimizer of a run keeps."""
+    if config.optim.optimizer is OptimizerKind.sgd and not values_of(config.optim)["momentum"]:
+        return OptimizerSpec(())
     return OPTIMIZERS[config.optim.optimizer]

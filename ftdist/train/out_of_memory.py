@@ -7,6 +7,7 @@ from typing import Any, Callable, List, Optional, Tuple
 import torch
 
 from ftdist.base.errors import TrainError
+from ftdist.config.optim import WHOLE
 from ftdist.config.schema import Offload, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.engine.optimizers import parameter_shape
@@ -143,9 +144,10 @@ def _changes(
     zero = config.zero
     now = account_for(config, parameters, layout, peak, cuda, scores, trained)
     settings: List[Tuple[str, ZeroConfig]] = []
-    for stage in range(zero.stage + 1, 4):
+    whole = config.optim.optimizer in WHOLE  # such an optimizer works at stage 0 only
+    for stage in range(zero.stage + 1, 1 if whole else 4):
         settings.append((f"zero.stage={stage}", replace(zero, stage=stage)))
-    if cuda and zero.offload_optimizer is Offload.none:
+    if cuda and zero.offload_optimizer is Offload.none and not whole:
         stage = max(zero.stage, 1)
         changed = replace(zero, stage=stage, offload_optimizer=Offload.cpu)
         stage_too = "" if stage == zero.stage else f"zero.stage={stage} "

@@ -1,8 +1,7 @@
 """Compare the first steps of an engine with the reference: the loss, the gradient of every parameter, the update.
 
-The engine runs the steps with the training loop's own ``train_step``. The gradients that its optimizer received are
-computed from Adam's first moments. So the comparison covers everything between the files of the prepared data and the
-weights after a step.
+The engine runs the steps with the training loop's own ``train_step``, and the gradients that its optimizer receives are
+copied. So the comparison covers everything between the files of the prepared data and the weights after a step.
 """
 
 import math
@@ -12,11 +11,12 @@ from typing import Any, FrozenSet, Iterable, List, Optional, Tuple
 import torch
 
 from ftdist.config.schema import Precision
-from ftdist.engine.whole import Tensors, first_moments, whole_weights
+from ftdist.engine.whole import ReceivedGradients, Tensors, whole_weights
 from ftdist.train.evaluate import evaluate
 from ftdist.train.loop import train_step
 from ftdist.train.state import Training
-from ftdist.verify.reference import Document, Reference, Rows, adamw, adamw_step, mean_loss
+from ftdist.verify.reference import Document, Reference, Rows, mean_loss
+from ftdist.verify.reference_optimizer import PlainOptimizer
 
 SMALL_GRADIENT = {Precision.fp32: 1e-3, Precision.bf16: 1e-1}
 """Smallest share of the norm of the whole gradient that a parameter's difference is divided by. Where the gradient of a
@@ -42,6 +42,8 @@ class Expected:
     """Held-out loss after the last step. 0 if there is no held-out data."""
     untouched: List[FrozenSet[str]] = field(default_factory=list)
     """For each step, the names of the parameters that had not received a gradient so far."""
+    outer: FrozenSet[str] = frozenset()
+    """Names of the embeddings and the output head."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def run_reference(
         untouched.append(frozenset(reference.untouched))
     return Expected(
         [result["loss"] for result in results], [result["grad_norm"] for result in results], gradients,
-        mean_loss(model, heldout, vocab_size) if heldout else 0.0, untouched,
+        mean_loss(model, heldout, vocab_size) if heldout else 0.0, untouched, reference.outer,
     )  # fmt: skip
 
 
@@ -128,19 +130,18 @@ def measure_deviation(training: Training, expected: Optional[Expected], steps: i
     Returns:
         The deviation on rank 0, None on the other ranks.
     """
-    config = training.config
-    weights, moments, results = [whole_weights(training.engine)], [], []
+    config, received = training.config, ReceivedGradients(training.engine)
+    weights, gradients, results = [whole_weights(training.engine)], [], []
     for index in range(steps):
         results.append(train_step(training, index))
         if index < UPDATES:
-            after, moment = whole_weights(training.engine), first_moments(training.engine)
+            after, taken = whole_weights(training.engine), received.take()
             if expected is not None:
                 weights.append(after)
-                moments.append(moment)
+                gradients.append(taken)
     heldout = _heldout_loss(training)
     if expected is None:
         return None
-    gradients = gradients_from_moments(moments, config.optim.beta1)
     updates = [{name: g for name, g in found.items() if name not in untouched}
                for found, untouched in zip(gradients, expected.untouched, strict=False)]  # fmt: skip
     gradient, parameter = worst_gradient(gradients[0], expected.gradients, SMALL_GRADIENT[config.train.precision])
@@ -148,7 +149,7 @@ def measure_deviation(training: Training, expected: Optional[Expected], steps: i
         loss=largest_difference([r.loss for r in results], expected.losses),
         grad_norm=largest_difference([r.grad_norm for r in results], expected.grad_norms),
         gradient=gradient, parameter=parameter,
-        update=_update_deviation(weights, updates, config.optim, [result.lr for result in results]),
+        update=_update_deviation(weights, updates, config.optim, [result.lr for result in results], expected.outer),
         heldout=largest_difference([heldout], [expected.heldout]),
     )  # fmt: skip
 
@@ -194,28 +195,20 @@ def worst_gradient(found: Tensors, expected: Tensors, small: float) -> Tuple[flo
     return largest(differences.values()), worst
 
 
-def gradients_from_moments(moments: List[Tensors], beta1: float) -> List[Tensors]:
-    """Return the gradients that the optimizer received at each step, after all reductions and clipping.
+def _update_deviation(
+    weights: List[Tensors], gradients: List[Tensors], optim: Any, lrs: List[float], outer: FrozenSet[str]
+) -> float:
+    """Compare the updates with those of the reference's optimizer, given the engine's own gradients. Weights that are
+    not among them must not change.
 
-    They are computed from Adam's first moments after each step: m = beta1 · (m of the step before) + (1 - beta1) · g.
-    """
-    before = [{name: torch.zeros_like(moment) for name, moment in moments[0].items()}, *moments]
-    return [{name: (moment - beta1 * old[name]) / (1 - beta1) for name, moment in now.items()}
-            for old, now in zip(before, moments, strict=False)]  # fmt: skip
-
-
-def _update_deviation(weights: List[Tensors], gradients: List[Tensors], optim: Any, lrs: List[float]) -> float:
-    """Compare the updates with those of the reference's AdamW, given the engine's own gradients. Weights that are not
-    among them must not change.
-
-    More than one update is compared, because the first one does not depend on beta2. The weights are fp32. A difference
-    of one rounding for each step is allowed: it can be a large share of an update that is small compared with the
-    weight.
+    More than one update is compared, because the first one does not depend on the states. The weights are fp32. A
+    difference of one rounding for each step is allowed: it can be a large share of an update that is small compared
+    with the weight.
     """
     updated = {name: weights[0][name].clone() for name in gradients[0]}  # only what is trained
-    optimizer, deviation = adamw(updated, optim), 0.0
+    optimizer, deviation = PlainOptimizer(updated, optim, outer), 0.0
     for number, gradient in enumerate(gradients, 1):
-        adamw_step(optimizer, updated, gradient, lrs[number - 1])
+        optimizer.step(gradient, lrs[number - 1])
         missed = moved = 0.0
         for name, weight in updated.items():
             allowed = number * FP32_ROUNDING * weight.abs()

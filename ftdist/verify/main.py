@@ -15,7 +15,7 @@ from typing import List, Optional
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.base.output import accept_any_text
 from ftdist.config.frozen import dump_config, load_config
-from ftdist.config.method import rate_warning
+from ftdist.config.optim import rate_warning
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.data.row_order import row_ids, train_rows
@@ -135,7 +135,7 @@ def check_before_ranks(
         prepared = prepare(trial.steps_config)
     checks.append(folder, check_data_order(config, _num_rows(own or prepared), wanted_ranks))
     checks.append(folder, check_learning_rate(config, _max_steps(config, trial, own)))
-    if warning := rate_warning(config.method.kind, config.optim.lr):
+    if warning := rate_warning(config.method.kind, config.optim):
         trial.notes.append(f"warning: {warning}")
     (folder / checks.NOTES).write_text(json.dumps(trial.notes), encoding="utf-8")
     return trial.steps_config

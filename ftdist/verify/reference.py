@@ -2,8 +2,8 @@
 
 It does not use ftdist's loader, attention, loss, engine or schedule. It reads the prepared documents from the files of
 the cache and runs each document on its own through the model as transformers builds it. Then it follows the formulas of
-docs/step.md: the sum of the token losses divided by the number of trained tokens of the global batch, clipping, AdamW,
-the learning rate. It is short and slow. Everything that makes ftdist fast is compared with it.
+docs/step.md: the sum of the token losses divided by the number of trained tokens of the global batch, clipping, the
+optimizer, the learning rate. It is short and slow. Everything that makes ftdist fast is compared with it.
 """
 
 import math
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ftdist.verify.reference_method import own_names
+from ftdist.verify.reference_optimizer import PlainOptimizer, embeddings_and_head
 
 Document = Tuple[np.ndarray, np.ndarray]
 """Token ids [n], and for each token whether it is trained [n]."""
@@ -92,7 +93,7 @@ def mean_loss(model: torch.nn.Module, documents: List[Document], vocab_size: Opt
 
 
 class Reference:
-    """Trains a model of any precision with AdamW on fp32 master weights."""
+    """Trains a model of any precision on fp32 master weights."""
 
     def __init__(
         self, model: torch.nn.Module, optim: Any, max_steps: int, vocab_size: Optional[int] = None,
@@ -110,7 +111,9 @@ class Reference:
         self.model, self.optim, self.max_steps, self.vocab_size = model.train(training), optim, max_steps, vocab_size
         self.named = {name: p for name, p in own_names(model).items() if p.requires_grad}
         self.masters = {name: p.detach().float().clone() for name, p in self.named.items()}
-        self.optimizer = adamw(self.masters, optim)
+        self.outer = embeddings_and_head(self.named, model)
+        """Names of the embeddings and the output head."""
+        self.optimizer = PlainOptimizer(self.masters, optim, self.outer)
         self.gradients: Dict[str, torch.Tensor] = {}
         """Gradients of the last step after clipping, in fp32."""
         self.untouched = set(self.named)
@@ -140,7 +143,7 @@ class Reference:
             sums = {name: g * (self.optim.max_grad_norm / norm) for name, g in sums.items()}
         lr = expected_lr(self.optim, index, self.max_steps)
         updated = {name: g for name, g in sums.items() if name not in self.untouched}
-        adamw_step(self.optimizer, self.masters, updated, lr)
+        self.optimizer.step(updated, lr)
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(self.masters[name])
@@ -167,24 +170,3 @@ def transformers_balance_loss(model: torch.nn.Module, documents: List[Document])
     compute = sys.modules[type(inner).__module__].load_balancing_loss_func
     loss: torch.Tensor = compute(layers, inner.num_experts, inner.num_experts_per_tok)
     return loss
-
-
-def adamw(weights: Dict[str, torch.Tensor], optim: Any) -> torch.optim.AdamW:
-    """Build AdamW over ``weights``. Weight decay applies to matrices, not to tensors of one dim."""
-    groups = [
-        {"params": [w for w in weights.values() if w.ndim > 1], "weight_decay": optim.weight_decay},
-        {"params": [w for w in weights.values() if w.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, foreach=False)
-
-
-def adamw_step(
-    optimizer: torch.optim.AdamW, weights: Dict[str, torch.Tensor], gradients: Dict[str, torch.Tensor], lr: float
-) -> None:
-    """Make one update of the weights that have a gradient, in place."""
-    for name, gradient in gradients.items():
-        weights[name].grad = gradient
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad()

@@ -12,7 +12,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
-from ftdist.config.method import rate_warning
+from ftdist.config.optim import rate_warning
 from ftdist.config.schema import MethodKind, RunConfig, Wandb
 from ftdist.config.track import ignored_variables
 from ftdist.launch.attempt.machine import machine_summary
@@ -50,7 +50,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
     """
     console = _console()
     facts = read_facts(config)  # None if a Slurm job will check the model
-    warnings = [length_problem(config, facts) if facts else "", rate_warning(config.method.kind, config.optim.lr),
+    warnings = [length_problem(config, facts) if facts else "", rate_warning(config.method.kind, config.optim),
                 base_warning(config)]  # fmt: skip
     for what, value in (
         ("model", describe_model(config)),

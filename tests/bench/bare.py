@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from ftdist.config.optim import values_of
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.row_order import row_ids
 from ftdist.verify.reference import read_rows
@@ -35,10 +36,10 @@ class BareLoop:
         model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype, attn_implementation="sdpa")
         model.config.use_cache = False
         model.train()
-        optim = config.optim
+        values = values_of(config.optim)
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps,
-            weight_decay=optim.weight_decay, fused=True,
+            model.parameters(), lr=config.optim.lr, betas=(values["beta1"], values["beta2"]), eps=values["eps"],
+            weight_decay=config.optim.weight_decay, fused=True,
         )  # fmt: skip
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.batches = _tensorise(config, data, ranks, self.accumulate, steps)

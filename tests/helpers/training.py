@@ -90,8 +90,7 @@ def fingerprint(engine: Any) -> Dict[str, str]:
     for part in held_slices(engine):
         found[f"master {part.name}"] = part.flat.detach()
         state = engine.optimizer.state[part.flat]
-        found |= {f"{moment} {part.name}": state[moment] for moment in engine.state_names}
-        found[f"step {part.name}"] = state["step"].float().view(1)
+        found |= {f"{key} {part.name}": torch.as_tensor(value).view(-1) for key, value in state.items()}
     for name, parameter in engine.module.named_parameters():
         found[f"weight {name}"] = getattr(parameter, "ds_tensor", parameter.detach())
     return {key: hashlib.sha256(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()

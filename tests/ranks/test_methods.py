@@ -121,7 +121,7 @@ def _plain_loop(model: Any, config: Any, rows: Any, order: List[int]) -> List[fl
     groups = [{"params": [p for p in trained if p.ndim > 1]},
               {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0}]  # fmt: skip
     adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps,
+        [group for group in groups if group["params"]], lr=optim.lr, betas=(0.9, 0.95), eps=1e-8,
         weight_decay=optim.weight_decay,
     )  # fmt: skip
     losses = []

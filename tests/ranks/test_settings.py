@@ -9,9 +9,6 @@ import pytest
 import torch
 
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import OptimizerKind
-from ftdist.engine.optimizers import BUILDERS
-from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
 from ftdist.run.rundir import RunDir
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
@@ -296,17 +293,6 @@ def test_isolation_is_proven_without_packing(outcome: Callable[..., Any]) -> Non
     with pytest.raises(AssertionError, match="does not isolate documents|does not give the same numbers"):
         outcome(*mamba, "model.attention=documents", "batch.micro_batch_size=2", world=1)
     assert len(outcome(*mamba, "batch.micro_batch_size=1", "batch.global_batch_size=1", world=1)) == 1
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_every_zero_stage_accepts_an_optimizer_that_deepspeed_does_not_list(
-    outcome: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stage: int
-) -> None:
-    monkeypatch.setitem(OPTIMIZERS, OptimizerKind.adamw, OptimizerSpec(("momentum_buffer",)))
-    monkeypatch.setitem(
-        BUILDERS, OptimizerKind.adamw, lambda groups, optim: torch.optim.SGD(groups, lr=0.0, momentum=optim.beta1)
-    )
-    assert outcome(f"zero.stage={stage}") == pytest.approx(outcome("zero.stage=0"), rel=1e-6)
 
 
 @pytest.mark.parametrize("setting", ["warmup_ratio", "shorten_warmup"])

@@ -1,11 +1,11 @@
-"""The settings of a method: values out of range, settings that it does not read, rates that are unusual."""
+"""The settings of a method: values out of range, and settings that it does not read."""
 
 from typing import Any
 
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.method import MethodConfig, MethodKind, check_method, rate_warning
+from ftdist.config.method import MethodConfig, MethodKind, check_method
 from ftdist.config.resumable import config_hash
 from ftdist.config.schema import RunConfig
 
@@ -31,16 +31,6 @@ def test_invalid_settings_of_a_method_are_refused(settings: Any, found: str, fix
     with pytest.raises(ConfigError) as caught:
         check_method(MethodConfig(**settings))
     assert found in caught.value.found and fix in caught.value.fix
-
-
-@pytest.mark.parametrize(
-    ("kind", "lr", "word"),
-    [(LORA, 1e-5, "low"), (LORA, 1e-4, ""), (LORA, 2e-3, ""), (LORA, 0.1, "high"), (LORA, 0.0, ""), (FULL, 1e-5, ""),
-     (FULL, 0.01, "high"), (PARTIAL, 2e-5, "")],
-)  # fmt: skip
-def test_a_rate_that_is_unusual_for_the_method_gives_a_warning(kind: MethodKind, lr: float, word: str) -> None:
-    warning = rate_warning(kind, lr)
-    assert (f"is {word} for method={kind.name}" in warning and "usual values are" in warning) if word else not warning
 
 
 def test_the_settings_of_a_method_are_part_of_the_hash_and_those_of_others_are_not() -> None:

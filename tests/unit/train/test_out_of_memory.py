@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ftdist.config.schema import Offload, Precision, RunConfig
+from ftdist.config.schema import Offload, OptimizerKind, Precision, RunConfig
 from ftdist.model.attention_plan import PLAIN
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout
@@ -55,6 +55,13 @@ def test_offloaded_states_count_on_cpu_and_not_on_a_gpu() -> None:
 )
 def test_the_proposed_change_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:
     assert best_change(made, BILLION, Layout.of_world(ranks), peak, cuda)[0] == change
+
+
+def test_an_optimizer_that_needs_whole_matrices_is_not_told_to_cut_them() -> None:
+    made = config(0)
+    assert best_change(made, BILLION, Layout.of_world(8), 17 * GIB, True)[0] == "zero.stage=3"
+    made.optim.optimizer = OptimizerKind.muon
+    assert best_change(made, BILLION, Layout.of_world(8), 17 * GIB, True)[0] == "data.max_seq_len=1024"
 
 
 def test_the_scores_of_eager_attention_are_named_and_shrink_with_the_square_of_the_row() -> None:

@@ -1,0 +1,132 @@
+"""The section ``optim`` of the run config: the optimizer and the learning rate."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Dict, Optional, Tuple
+
+from ftdist.base.errors import ConfigError
+from ftdist.config.method import ADAPTERS, USUAL_RATES, MethodConfig, MethodKind
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+    wsd = "wsd"
+
+
+class OptimizerKind(Enum):
+    adamw = "adamw"
+    adafactor = "adafactor"
+    lion = "lion"
+    muon = "muon"
+    sgd = "sgd"
+
+
+@dataclass
+class OptimConfig:
+    optimizer: OptimizerKind = OptimizerKind.adamw
+    """The optimizer (docs/optimizers.md). ``adamw``: Adam with decoupled weight decay. ``lion``: the sign of a
+    momentum, half of AdamW's states. ``sgd``: gradient descent with momentum. ``adafactor``: one number for each row
+    and column of a matrix, nearly no states; zero.stage=0. ``muon``: orthogonal updates of matrices, AdamW for the
+    rest; experimental; zero.stage=0."""
+    lr: float = 1.0e-5
+    """Peak learning rate."""
+    beta1: Optional[float] = None
+    """``adamw``, ``lion``, ``muon`` (its AdamW): decay rate of the first moment. null: 0.9."""
+    beta2: Optional[float] = None
+    """``adamw``, ``muon``: decay rate of the second moment; null: 0.95. ``lion``: decay rate of the momentum that is
+    kept; null: 0.99."""
+    eps: Optional[float] = None
+    """``adamw``, ``muon``: constant that is added to the denominator of AdamW's update. null: 1e-8."""
+    momentum: Optional[float] = None
+    """``sgd``: decay rate of the momentum; 0: none, and no state. null: 0.9. ``muon``: the same for matrices; null:
+    0.95."""
+    weight_decay: float = 0.0
+    """Weight decay of matrices. Norms and biases have none. It is decoupled from the gradient, except in ``sgd``, where
+    it is added to the gradient."""
+    lora_plus_ratio: Optional[float] = None
+    """``lora``, ``qlora``: learning rate of the B matrices / that of all other parameters, LoRA+ (Hayou 2024,
+    https://arxiv.org/abs/2402.12354, which uses 16). null: 1."""
+    max_grad_norm: float = 1.0
+    """Maximum global norm of the gradient; a larger gradient is scaled down to it. 0: no clipping."""
+    schedule: Schedule = Schedule.cosine
+    """Learning rate after the warm-up. ``constant``: stays at lr. ``linear``, ``cosine``: decreases to
+    ``min_lr_ratio × lr`` at the end. ``wsd`` (warmup-stable-decay): constant, then linear over the last decay_steps."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up. The learning rate is lr / warmup_steps in the first of them, and lr in the
+    last."""
+    warmup_ratio: Optional[float] = None
+    """Warm-up as a share (0 to 1) of the run's optimizer steps, rounded up. Set it instead of warmup_steps. It is
+    replaced by warmup_steps when the number of steps is known."""
+    shorten_warmup: bool = False
+    """If the warm-up does not fit into the run, shorten it to at most a tenth of the run. false: such a run is refused.
+    It is set to true when the warm-up comes from a file of this group, such as ``optim=cosine``."""
+    decay_steps: int = 0
+    """Optimizer steps of the final decay of ``wsd``."""
+    min_lr_ratio: float = 0.0
+    """Learning rate at the end, as a share of lr."""
+
+
+_ADAMW = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+USUAL: Dict[OptimizerKind, Dict[str, float]] = {
+    OptimizerKind.adamw: _ADAMW, OptimizerKind.adafactor: {}, OptimizerKind.lion: {"beta1": 0.9, "beta2": 0.99},
+    OptimizerKind.muon: {"momentum": 0.95, **_ADAMW}, OptimizerKind.sgd: {"momentum": 0.9},
+}  # fmt: skip
+"""The settings that each optimizer reads, with the values that they have if they are null."""
+RATES: Dict[OptimizerKind, Tuple[float, float]] = {
+    OptimizerKind.adamw: (1, 1), OptimizerKind.adafactor: (10, 100), OptimizerKind.lion: (0.1, 0.3),
+    OptimizerKind.muon: (1, 1), OptimizerKind.sgd: (100, 10_000),
+}  # fmt: skip
+"""Lowest and highest usual learning rate of each optimizer, as a multiple of AdamW's (``USUAL_RATES``). The update of
+Lion has the size 1 in every element, where that of AdamW is smaller. That of SGD has the size of the gradient, and that
+of Adafactor is relative to the size of the weights, which is a few hundredths. Muon's is scaled to that of AdamW."""
+WHOLE: Dict[OptimizerKind, str] = {
+    OptimizerKind.adafactor: "Adafactor keeps one number for each row and column of a matrix",
+    OptimizerKind.muon: "Muon makes the update of a whole matrix orthogonal",
+}
+"""Optimizers that need whole matrices, and why."""
+
+
+def values_of(optim: OptimConfig) -> Dict[str, float]:
+    """Return the settings that the optimizer reads, by name. Those that are null have the optimizer's usual value."""
+    given = {name: getattr(optim, name) for name in USUAL[optim.optimizer]}
+    return {name: USUAL[optim.optimizer][name] if value is None else value for name, value in given.items()}
+
+
+def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> None:
+    """Check that all settings are read, and that the optimizer gives its own numbers at the ZeRO stage.
+
+    Raises:
+        ConfigError: A setting is set that the optimizer or the method does not read, or the optimizer needs what the
+            stage cuts.
+    """
+    chosen = optim.optimizer
+    if chosen in WHOLE and stage > 0:
+        raise ConfigError(f"optim.optimizer={chosen.name} with zero.stage={stage}: {WHOLE[chosen]}, and ZeRO stages 1 "
+                          "to 3 cut all parameters into flat parts, one for each rank",
+                          f"zero.stage=0 with optim.optimizer={chosen.name}",
+                          "zero.stage=0, or optim.optimizer=lion, which keeps half of AdamW's states")  # fmt: skip
+    for name in dict.fromkeys(name for names in USUAL.values() for name in names):
+        if getattr(optim, name) is not None and name not in USUAL[chosen]:
+            readers = [kind.name for kind, names in USUAL.items() if name in names]
+            raise ConfigError(f"optim.{name} is set, but optim.optimizer={chosen.name} does not read it",
+                              f"optim.{name} only with optim.optimizer={' or '.join(readers)}",
+                              f"optim.{name}=null")  # fmt: skip
+    if optim.lora_plus_ratio is not None and method.kind not in ADAPTERS:
+        raise ConfigError(f"optim.lora_plus_ratio is set, but method={method.kind.name} has no B matrices",
+                          "optim.lora_plus_ratio only with adapters", "optim.lora_plus_ratio=null")  # fmt: skip
+
+
+def rate_warning(method: MethodKind, optim: OptimConfig) -> str:
+    """Return a warning if the peak learning rate is far from what is usual for the method and the optimizer. Otherwise
+    an empty text."""
+    low, high = (rate * factor for rate, factor in zip(USUAL_RATES[method], RATES[optim.optimizer], strict=True))
+    lr, ratio = optim.lr, optim.lora_plus_ratio or 1.0
+    with_optimizer = "" if optim.optimizer is OptimizerKind.adamw else f" with optim.optimizer={optim.optimizer.name}"
+    usual = f"for method={method.name}{with_optimizer}; usual values are {low:g} to {high:g}"
+    if lr and not low <= lr <= high:
+        return f"optim.lr={lr:g} is {'low' if lr < low else 'high'} {usual}"
+    if lr and not low <= lr * ratio <= high:
+        return f"optim.lr × optim.lora_plus_ratio = {lr * ratio:g} is {'low' if ratio < 1 else 'high'} {usual}"
+    return ""

@@ -1,0 +1,57 @@
+"""Which parameters are in which group: weight decay, LoRA+, Muon's matrices. tests/ranks/ has the numbers."""
+
+from typing import Any, Dict, Set
+
+import pytest
+
+from ftdist.config.optim import OptimConfig, OptimizerKind
+from tests.helpers.tiny import LLAMA
+
+
+def _model(**changes: Any) -> Any:
+    """Return a model without weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fields = {**LLAMA, "num_hidden_layers": 1, **changes}
+    del fields["model_type"]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**fields))
+        for name in ("lora_A", "lora_B"):
+            setattr(model.model.layers[0], name, torch.nn.ModuleDict({"default": torch.nn.Linear(4, 4, bias=False)}))
+    return model
+
+
+def _groups(model: Any, **settings: Any) -> Dict[Any, Set[str]]:
+    """Return the names of the parameters by the settings of their group."""
+    from ftdist.engine.optimizers import parameter_groups
+
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimConfig(weight_decay=0.1, **settings))
+    return {tuple(value for key, value in group.items() if key != "params"): {names[id(p)] for p in group["params"]}
+            for group in groups}  # fmt: skip
+
+
+LAYER = "model.layers.0."
+NORMS = {f"{LAYER}input_layernorm.weight", f"{LAYER}post_attention_layernorm.weight", "model.norm.weight"}
+MATRICES = {f"{LAYER}self_attn.{name}_proj.weight" for name in "qkvo"} | {
+    f"{LAYER}mlp.{name}_proj.weight" for name in ("gate", "up", "down")}  # fmt: skip
+A, B = {f"{LAYER}lora_A.default.weight"}, {f"{LAYER}lora_B.default.weight"}
+OUTER = {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_norms_have_no_weight_decay_and_b_another_rate() -> None:
+    model = _model()
+    assert _groups(model) == {(0.1, 1.0): MATRICES | A | B | OUTER, (0.0, 1.0): NORMS}
+    assert _groups(model, lora_plus_ratio=16.0) == {
+        (0.1, 1.0): MATRICES | A | OUTER, (0.1, 16.0): B, (0.0, 1.0): NORMS,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_muon_leaves_embeddings_head_and_norms_to_adamw(tied: bool) -> None:
+    outer = OUTER - {"lm_head.weight"} if tied else OUTER
+    model = _model(tie_word_embeddings=tied)
+    assert _groups(model, optimizer=OptimizerKind.muon, lora_plus_ratio=2.0) == {
+        (0.1, 1.0, True): MATRICES | A, (0.1, 2.0, True): B, (0.1, 1.0, False): outer, (0.0, 1.0, False): NORMS,
+    }  # fmt: skip
