@@ -17,8 +17,8 @@ from tests.slurm.cluster import Cluster
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "slurm.md"
-ELSEWHERE = ("launch=nodes", "launch=deepspeed")
-"""Commands that need no Slurm: tests/nodes runs them."""
+ELSEWHERE = ("launch=nodes", "launch=deepspeed", "ORG/NAME")
+"""Commands that need no Slurm, which tests/nodes runs, and those with a model of the hub, as in test_hub.py."""
 
 
 def commands() -> List[List[str]]:
@@ -34,7 +34,7 @@ def test_every_command_of_the_guide(slurm: Cluster, tmp_path: Path) -> None:
     def start(words: List[str], *more: str) -> "subprocess.Popen[str]":
         return slurm.ftdist(*(run.get(word, word) for word in words), *more, cwd=tmp_path)
 
-    dry, train, status, logs, cancel, resume, resume_and_follow, resume_on_one, sweep, table = commands()
+    dry, train, status, watch, logs, cancel, resume, resume_and_follow, resume_on_one, sweep, table = commands()
     assert "#SBATCH" in finish(start(dry))
     finish(start(train))
     follower = start(train, "train.max_steps=400", "optim.schedule=constant", f"run_dir={tmp_path / 'here'}")
@@ -58,3 +58,4 @@ def test_every_command_of_the_guide(slurm: Cluster, tmp_path: Path) -> None:
     finish(start(sweep))
     run["runs/20260101-120000-smoke-sweep"] = str(next(tmp_path.glob("runs/*-sweep")))
     assert finish(start(table)).count("done") == 2
+    assert finish(start(watch)).count("done") >= 3, "no run is under way"

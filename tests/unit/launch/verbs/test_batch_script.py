@@ -87,6 +87,26 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
     assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["", "the limit has come, too"])
+def test_a_job_whose_ranks_stop_before_its_limit_is_requeued(
+    ended: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(run, monkeypatch)
+    run.write_status(state="preempted", exit_reason="near the time limit", last_checkpoint_step=3)  # by the ranks
+    assert end(run, ended=ended) == EXIT_PREEMPTED
+    assert batch_script.REQUEUE in capsys.readouterr().out.splitlines()
+    assert run.read_status()["exit_reason"] == "near the time limit"
+
+
+def test_the_job_of_a_trial_that_pauses_ends_well(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(run, monkeypatch)
+    run.write_status(state="paused", step=2)
+    assert end(run) == 0 and batch_script.REQUEUE not in capsys.readouterr().out.splitlines()
+    assert (run.read_status()["state"], run.read_status()["exit_code"]) == ("paused", 0)
+
+
 def test_a_job_does_not_begin_with_a_deepspeed_config_that_was_edited(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

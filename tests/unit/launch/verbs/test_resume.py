@@ -44,6 +44,19 @@ def test_resume_refuses_a_run_that_is_under_way_or_missing(here: Path) -> None:
             cli.dispatch(["resume", path])
 
 
+def test_a_trial_that_lost_at_a_rung_is_not_started_to_pause_again(here: Path) -> None:
+    run = stopped_run(here / "a-sweep" / "003")
+    config = load_config(run.config)
+    config.sweep.rungs = [4, 8]
+    run.config.chmod(0o644)
+    run.config.write_text(dump_config(config))
+    run.write_status(state="paused", step=4)
+    with pytest.raises(ConfigError, match="paused at rung 4 of its sweep") as error:
+        cli.dispatch(["resume", "a-sweep/003"])
+    assert error.value.fix.endswith("ftdist resume a-sweep/003 sweep.rungs=[]")
+    assert run.read_status()["state"] == "paused"
+
+
 def _resume(run: RunDir, *overrides: str) -> RunConfig:
     config = resume.change_config(run, load_config(run.config), list(overrides))
     assert load_config(run.config) == config
