@@ -8,13 +8,14 @@ from typing import Dict, List, Set, Tuple
 from rich.console import Console
 from rich.table import Table
 
+from ftdist.base.errors import LaunchError
 from ftdist.base.output import short_path
 from ftdist.config.schema import SweepConfig
 from ftdist.launch.backends.base import Seen, Status
 from ftdist.launch.runs import banner
 from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.launch.sweeps.folder import SweepDir, Trial
-from ftdist.launch.sweeps.objective import format_value, objective_name, signed
+from ftdist.launch.sweeps.objective import format_value, objective_name, require_values, signed
 from ftdist.launch.sweeps.replicates import Replicates, group_by_seed
 from ftdist.run.rundir import PAUSED
 
@@ -55,6 +56,11 @@ def show_table(folder: SweepDir) -> None:
         paths = [short_path(group.trials[0].run.path), *(f"{trial.number:03d}" for trial in group.trials[1:])]
         table.add_row(*map(banner.cell, [*row, overrides, " ".join(paths)]))
     Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
+    if sweep.objective is not None:  # it may be misspelt
+        try:
+            require_values(trials, sweep)
+        except LaunchError as error:
+            print(f"note: {error}")
 
 
 def _state(trial: Trial, status: Status, seen: Seen) -> str:

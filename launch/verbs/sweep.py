@@ -12,7 +12,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Print a table of a sweep's trials, sorted by their best held-out loss.
+    """Print a table of a sweep's trials, the best first.
 
     Raises:
         ConfigError: the folder is not that of a sweep.

@@ -7,9 +7,11 @@ from typing import Any, Optional
 import pytest
 
 from ftdist.base.errors import LaunchError
-from ftdist.config.schema import Direction, SweepConfig
+from ftdist.config.frozen import dump_config
+from ftdist.config.schema import Direction, RunConfig, SweepConfig
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.sweeps.objective import best_value, describe_value, objective, require_values
+from ftdist.launch.sweeps.table import show_table
 from tests.unit.launch.sweeps.tools import make_trial
 
 
@@ -55,11 +57,21 @@ def test_any_metric_can_be_the_objective(
     assert describe_value(trial.run, sweep) == shown
 
 
-def test_a_metric_that_no_trial_has_is_an_error_that_names_the_others(folder: SweepDir) -> None:
+def test_a_metric_that_no_trial_has_is_an_error_that_names_the_others(
+    folder: SweepDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table of a sweep that does not need it shows this as a note."""
     trials = [make_trial(folder, 1, [5.0, 3.0], "done"), make_trial(folder, 2, [], "failed")]
     require_values(trials, SweepConfig())
     with pytest.raises(LaunchError, match="eval/b/loss") as error:
         require_values(trials, SweepConfig(objective="eval/b/loss"))
     assert error.value.expected.endswith("eval/a/loss") and error.value.fix == "sweep.objective=eval/a/loss"
+    config = RunConfig()
+    config.sweep.objective = "eval/b/loss"
+    trials[0].run.config.write_text(dump_config(config))
+    folder.add_trials(trials)
+    show_table(folder)
+    shown = capsys.readouterr().out
+    assert shown.split()[0] == "eval/b/loss" and f"note: {error.value}" in shown
     with pytest.raises(LaunchError, match="held-out loss"):
         require_values([make_trial(folder, 3, [5.0], "done")], SweepConfig())
