@@ -1,4 +1,4 @@
-"""The section ``sweep`` of the run config: how the trials of a sweep are compared, and which of them go on."""
+"""The section ``sweep`` of the run config: how the trials of a sweep are compared, and which of them continue."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,11 +21,11 @@ class SweepConfig:
     direction: Direction = Direction.minimize
     """Whether a lower or a higher objective is better."""
     rungs: List[int] = field(default_factory=list)
-    """Successive halving: optimizer steps at which every trial is evaluated and pauses. The best trials then go on to
-    the next rung, and those of the last rung to the end of the run. Empty: every trial runs to its end."""
+    """Successive halving: optimizer steps at which every trial is evaluated and pauses. The best trials then continue
+    to the next rung, and after the last rung to the end of the run. Empty: every trial runs to its end."""
     keep: float = 0.5
-    """Share of the trials that goes on after each rung, rounded down, but at least one trial. Trials that differ only
-    in their seed are counted as one, go on together, and are compared by the mean of their objectives."""
+    """Share of the trials that continue after each rung, rounded down, but at least one trial. Trials that differ only
+    in their seed are counted as one, continue together, and are compared by the mean of their objectives."""
 
 
 def check_sweep(sweep: SweepConfig, max_steps: Optional[int]) -> None:
@@ -36,7 +36,7 @@ def check_sweep(sweep: SweepConfig, max_steps: Optional[int]) -> None:
         max_steps: Number of steps of the run, if it is known.
 
     Raises:
-        ConfigError: A value is wrong. The message has the field, its value, and the values that it may have.
+        ConfigError: A value is wrong. The message names the field, its value, and the allowed values.
     """
     if not 0 < sweep.keep < 1:
         raise ConfigError(f"sweep.keep={sweep.keep:g}", "more than 0 and less than 1", "sweep.keep=0.5")

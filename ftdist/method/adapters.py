@@ -1,7 +1,8 @@
-"""LoRA adapters in a model. PEFT builds their layers; here is which modules get one, and how they start.
+"""LoRA adapters in a model. PEFT builds their layers. This module chooses the modules that get an adapter, and
+initializes the weights.
 
 The layers are put into the model itself (``inject_adapter_in_model``). PEFT's own wrapper around the model is not used:
-its ``forward`` takes any arguments, so that nobody could see any more which arguments the model takes.
+its ``forward`` accepts any arguments, which hides the arguments that the model takes.
 """
 
 import hashlib
@@ -20,21 +21,21 @@ from ftdist.model.parts import freeze_other_parts
 from ftdist.model.quantized import is_quantized
 
 ADAPTER = "default"
-"""PEFT's name of the adapter. It is a part of the parameters' names, and not of those in an exported file."""
+"""PEFT's name of the adapter. It is part of the names of parameters in memory, but not of those in an exported file."""
 ALL_LINEAR = "all-linear"
 BASE_LAYER = ".base_layer."
-"""In the names of parameters of the base model that have an adapter."""
+"""Part of the names of the base model's parameters that have an adapter."""
 
 
 def add_adapters(model: PreTrainedModel, config: RunConfig) -> None:
     """Freeze the model, and add adapters that do not change its output yet (B is 0).
 
     The same numbers are drawn on any number of ranks and at any ZeRO stage. With ZeRO-3 the adapters are whole on every
-    rank until DeepSpeed is initialised.
+    rank until DeepSpeed is initialized.
 
     Raises:
-        ConfigError: A name in the config is that of no module, PEFT has no adapter for a module, or new tokens would
-            not be trained.
+        ConfigError: A name in the config matches no module, PEFT has no adapter for a module, or new tokens would not
+        be trained.
     """
     from peft import inject_adapter_in_model
 
@@ -68,11 +69,11 @@ def peft_config(model: PreTrainedModel, method: MethodConfig) -> Any:
 def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     """Return the names of the modules that get an adapter.
 
-    Embeddings and the output head get none: where they are tied, an adapter of one could not be merged. Nor do parts
-    for images or sound, which are frozen.
+    Embeddings and the output head get none, because an adapter of a tied weight could not be merged. Parts for images
+    or sound get none either, because they are frozen.
 
     Raises:
-        ConfigError: A pattern names no linear layer, or no layer with this number.
+        ConfigError: A pattern matches no linear layer, or there is no layer with a number.
     """
     head = model.get_output_embeddings()
     linear = [
@@ -100,7 +101,8 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
 
 
 def _shortest(model: PreTrainedModel, names: List[str]) -> List[str]:
-    """Return the last parts of the names (``q_proj``) if they name the same modules: other programs expect these."""
+    """Return the last parts of the names (``q_proj``) if they select the same modules. Other programs expect short
+    names."""
     ends = {name.rpartition(".")[2] for name in names}
     ended = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
     return sorted(ends) if ended == set(names) else sorted(names)
@@ -137,7 +139,7 @@ def adapters_off(model: torch.nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def fold_adapters(model: torch.nn.Module) -> None:
-    """Add each adapter to the weight of its layer: computed in fp32, rounded to the type of the weight once."""
+    """Add each adapter to the weight of its layer. The sum is computed in fp32 and rounded once."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():

@@ -25,13 +25,13 @@ class Method(Protocol):
     def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
         """Prepare a loaded model for training, and return it.
 
-        This is called before DeepSpeed is initialised. With ZeRO-3 the parameters are already sharded.
+        This is called before DeepSpeed is initialized. With ZeRO-3 the parameters are already sharded.
         """
 
     def export(
         self, weights: Dict[str, torch.Tensor], model_config: PretrainedConfig, out: Path, config: RunConfig
     ) -> None:
-        """Write what was trained to ``out`` in Hugging Face format, and compare it after reading it again.
+        """Write what was trained to ``out`` in Hugging Face format, then read it again and compare it.
 
         Args:
             weights: The whole trained parameters and saved buffers of a checkpoint, by name, in the run's precision,

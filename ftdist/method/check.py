@@ -1,8 +1,8 @@
 """Check before a run whether its model can be trained as configured: ``python -m ftdist.method.check -``.
 
 The config is read from standard input. The model is checked first (``ftdist.model.check``). A method that trains only a
-part of it is then applied to the model on the meta device, so that names in the config which are those of no module are
-refused before anything starts. The facts are stored in the cache (``ftdist.run.model_facts``).
+part of it is then applied to the model on the meta device, so that names in the config that match nothing are refused
+before anything starts. The facts are stored in the cache (``ftdist.run.model_facts``).
 """
 
 import sys

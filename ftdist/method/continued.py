@@ -17,7 +17,7 @@ Names = Dict[torch.nn.Parameter, List[str]]
 
 
 def names_in_file(model: torch.nn.Module) -> Names:
-    """Return the names that each trained parameter can have in PEFT's file. A tied one has several."""
+    """Return the names that each trained parameter can have in PEFT's file. A tied parameter has several."""
     names: Names = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -53,7 +53,7 @@ def check_continued(model: PreTrainedModel, config: RunConfig) -> Dict[torch.nn.
 def _fits(model: PreTrainedModel, parameter: torch.nn.Parameter, shape: Shape | None) -> bool:
     """Return whether a tensor of the file can be put into a parameter.
 
-    An embedding may have more rows than the file: those of tokens that this run adds, and padding. On the meta device
+    An embedding may have more rows than the file: for tokens that this run adds, and for padding. On the meta device
     new tokens are not yet added.
     """
     mine = tuple(whole_shape(parameter))
@@ -65,7 +65,7 @@ def _fits(model: PreTrainedModel, parameter: torch.nn.Parameter, shape: Shape | 
 
 @torch.no_grad()
 def start_from_adapter(model: PreTrainedModel, config: RunConfig) -> None:
-    """Put the weights of the adapter that ``method.init_from`` names into a model with the method applied.
+    """Load the weights of the adapter that ``method.init_from`` names into a model with the method applied.
 
     They are rounded to the precision of the run. With ZeRO-3 every rank must call it, before DeepSpeed is initialised.
 

@@ -26,7 +26,7 @@ PROBE_TOKENS = 64
 
 
 class Lora:
-    """Trains adapters beside the linear layers. With ``use_dora`` also the lengths of their rows."""
+    """Trains adapters beside the linear layers. With ``use_dora`` also the magnitudes of their rows."""
 
     whole = False
 
@@ -35,7 +35,7 @@ class Lora:
 
     def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
         add_adapters(model, config)
-        if config.method.lora_dropout:  # every rank drops other inputs
+        if config.method.lora_dropout:  # each rank drops different inputs
             rank = dist.get_rank() if dist.is_initialized() else 0
             torch.manual_seed(config.seed + rank)
         return model
@@ -44,7 +44,7 @@ class Lora:
         self, weights: Dict[str, torch.Tensor], model_config: PretrainedConfig, out: Path, config: RunConfig
     ) -> None:
         """Write the adapter as PEFT does, read it with PEFT, and compare."""
-        (out / "config.json").unlink()  # that of the base model: PEFT's folders have none
+        (out / "config.json").unlink()  # PEFT's folders do not hold the config of the base model
         model = _on_meta(model_config, config)
         add_adapters(model, config)
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -30,26 +30,26 @@ class Qlora(Lora):
 
     def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
         import_bitsandbytes()
-        if not next(model.parameters()).is_meta:  # without weights, the names and the adapters are the same
+        if not next(model.parameters()).is_meta:  # not on the meta device, where names and adapters are the same
             quantize(model, layers_in_4_bits(model, config), DTYPES[config.train.precision])
         return super().apply(model, config)
 
 
 class _OnRounded(Lora):
-    """LoRA on the numbers that the 4-bit weights stand for, in 16 bits."""
+    """LoRA on the dequantized weights: the values of the 4-bit weights, in 16 bits."""
 
     def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
         round_to_4_bits(model, layers_in_4_bits(model, config))
         return super().apply(model, config)
 
 
-BASES: Tuple[Tuple[str, Lora], ...] = (("the dequantised base", _OnRounded()), ("the 16-bit base", Lora()))
-"""What the adapters of a quantised model can be folded into."""
+BASES: Tuple[Tuple[str, Lora], ...] = (("the dequantized base", _OnRounded()), ("the 16-bit base", Lora()))
+"""The base models into which the adapters of a quantized model can be folded."""
 
 
 def export_merged_quantized(weights: Weights, model_config: PretrainedConfig, out: Path, config: RunConfig) -> str:
-    """Fold the adapters into the 16-bit base and into the dequantised one. Write the model whose logits are nearer to
-    those of the trained model, the 4-bit base with adapters; read it again, and compare.
+    """Fold the adapters into the 16-bit base and into the dequantized one. Write the model whose logits are closer to
+    those of the trained model (the 4-bit base with adapters), read it again, and compare.
 
     Returns:
         One line with the differences of the logits.

@@ -16,7 +16,7 @@ LAYER = re.compile(r"(?:^|.*?\.)(\d+)(?:\.|$)")
 
 
 def named(name: str, pattern: str) -> bool:
-    """Return whether a pattern is the name of a module or parameter, or its end: ``q_proj``, ``layers.0.*``."""
+    """Return whether a pattern matches the name of a module or parameter, or its end: ``q_proj``, ``layers.0.*``."""
     return fnmatchcase(f".{name}", f"*.{pattern}")
 
 
@@ -27,16 +27,15 @@ def layer_of(name: str) -> int:
 
 
 def nothing_named(setting: str, pattern: str, names: Iterable[str], what: str) -> ConfigError:
-    """Return the error for a pattern that names nothing.
+    """Return the error for a pattern that matches nothing.
 
     Args:
         setting: The setting with the pattern.
-        names: The names that it could have named.
-        what: What they are, for the message.
+        names: The names that it could have matched. what: What they are, for the message.
     """
     ends = sorted({name.rpartition(".")[2] for name in names})
     near = nearest(pattern, ends) or ends[:8]
-    return ConfigError(f"{setting}: '{pattern}' names no {what} of the model", f"names such as {', '.join(near)}",
+    return ConfigError(f"{setting}: '{pattern}' matches no {what} of the model", f"names such as {', '.join(near)}",
                        f"{setting}=[{near[0] if near else ''}]")  # fmt: skip
 
 
@@ -44,7 +43,7 @@ def modules_to_save(model: PreTrainedModel, method: MethodConfig) -> Dict[str, t
     """Return the modules that ``method.modules_to_save`` names, by name, and the modules that are tied to them.
 
     Raises:
-        ConfigError: A name is that of no module with parameters.
+        ConfigError: A name matches no module with parameters.
     """
     modules = {name: module for name, module in model.named_modules() if name and _has_parameters(module)}
     found: Dict[str, torch.nn.Module] = {}
@@ -69,7 +68,7 @@ def partial_parameters(model: PreTrainedModel, method: MethodConfig) -> Set[int]
     """Return the ids of the parameters that ``method.trainable`` and ``method.last_layers`` name.
 
     Raises:
-        ConfigError: A pattern names no parameter, or the model has fewer layers.
+        ConfigError: A pattern matches no parameter, or the model has fewer layers.
     """
     parameters, chosen = dict(model.named_parameters()), set()
     for pattern in method.trainable:
@@ -100,7 +99,8 @@ def _group(model: PreTrainedModel, word: str) -> List[torch.nn.Parameter] | None
 
 
 def train_only(model: torch.nn.Module, chosen: Set[int]) -> None:
-    """Freeze every parameter whose id is not among ``chosen``. One that its model class never trains stays as it is."""
+    """Freeze every parameter whose id is not in ``chosen``. A parameter that its model class never trains stays
+    frozen."""
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and id(parameter) in chosen)
 

@@ -18,8 +18,8 @@ def trained_model(
     """Load the base model, apply a method, and put the trained weights in.
 
     Args:
-        apply: The method's own.
-        weights: The trained parameters and saved buffers by name, without the rows that only pad the embedding.
+        apply: ``Method.apply`` of the run's method. weights: The trained parameters and saved buffers by name, without
+        the rows that only pad the embedding.
 
     Returns:
         The model in evaluation mode, in the run's precision.
@@ -30,7 +30,7 @@ def trained_model(
     model, tokenizer = load_whole(config), load_tokenizer(config)
     fit_vocabulary(model, tokenizer.num_known_tokens, len(tokenizer), 1)
     model = apply(model, config).eval()
-    model.to(model.device)  # layers may have been quantised on a GPU
+    model.to(model.device)  # layers may have been quantized on a GPU
     put_weights(model, weights)
     return model
 

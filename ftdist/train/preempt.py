@@ -23,7 +23,7 @@ class Preemption:
 
         Args:
             attempt: Number of this start of the run.
-            stop_before_s: The least number of seconds before the end of a job at which the run stops.
+            stop_before_s: Minimum number of seconds before the end of a job at which the run stops.
         """
         self._run, self._rank, self._attempt = run, rank, attempt
         self._limit = TimeLimit(run, stop_before_s)

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 WRAPPER = "base_model.model."
-"""What PEFT's wrapper puts before the names of the model's parameters."""
+"""Prefix that PEFT's wrapper adds to the names of the model's parameters."""
 
 
 def apply_plainly(model: Any, method: Any) -> torch.nn.Module:
@@ -27,7 +27,7 @@ def apply_plainly(model: Any, method: Any) -> torch.nn.Module:
 
 
 def in_4_bits(parameter: torch.Tensor) -> bool:
-    """Return whether a parameter is one of bitsandbytes."""
+    """Return whether a parameter holds 4-bit weights of bitsandbytes."""
     return type(parameter).__name__ == "Params4bit"
 
 
@@ -54,7 +54,7 @@ def put_by_name(model: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> Non
 
 
 def weights_of_another_adapter(wrapped: Any, adapter: Optional[str], weights: Dict[str, torch.Tensor]) -> List[str]:
-    """Return the names of the weights that are not those of a saved adapter, as PEFT reads it, in fp32.
+    """Return the names of the weights that differ from a saved adapter, as PEFT reads it, in fp32.
 
     Args:
         wrapped: The model with PEFT's wrapper. It gets the weights of the adapter.

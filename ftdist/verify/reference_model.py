@@ -1,4 +1,4 @@
-"""The base model of the reference, as transformers, PEFT and bitsandbytes make it."""
+"""The base model of the reference, made by transformers, PEFT and bitsandbytes."""
 
 import tempfile
 from typing import Any, Dict, List
@@ -43,7 +43,7 @@ def merged_plainly(model: Any, adapter: str) -> Any:
 
 
 def _quantized(folder: str, method: Any, build: Any, **options: Any) -> Any:
-    """Return a model with matrices in 4 bits, as transformers quantises it while it reads the weights."""
+    """Return a model with matrices in 4 bits, as transformers quantizes it while it reads the weights."""
     from transformers import BitsAndBytesConfig
 
     dtype = options["dtype"]

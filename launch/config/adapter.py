@@ -1,4 +1,4 @@
-"""Take over the settings of an adapter that a run continues (``method.init_from``)."""
+"""Use the settings of the adapter that a run continues (``method.init_from``)."""
 
 from typing import Any, Dict
 
@@ -19,13 +19,13 @@ def take_adapter(composed: DictConfig, origins: Dict[str, Origin]) -> None:
     given = OmegaConf.select(composed, INIT_FROM, throw_on_missing=False)
     kind = OmegaConf.select(composed, "method.kind", throw_on_missing=False)
     if not given or str(getattr(kind, "name", kind)) not in {one.name for one in ADAPTERS}:
-        return  # that the method does not read the setting is reported with the other values
+        return  # a method that does not read init_from is refused later
     for name, value in adapter_settings(INIT_FROM, adapter_folder(INIT_FROM, given)).items():
         key = f"method.{name}"
         mine = OmegaConf.select(composed, key)
         if key in origins and _plain(mine) != value:
             raise ConfigError(f"{key}={_shown(mine)} is set {origins[key].where}, but {INIT_FROM}={given} has "
-                              f"{_shown(value)}", "the settings of the adapter, which are taken over",
+                              f"{_shown(value)}", "the settings of the adapter, which the run uses",
                               f"leave out {key}")  # fmt: skip
         OmegaConf.update(composed, key, value)
 

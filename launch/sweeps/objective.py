@@ -22,8 +22,7 @@ def objective_name(sweep: SweepConfig) -> str:
 def best_value(run: RunDir, sweep: SweepConfig) -> Optional[float]:
     """Return the best value of the objective after at least one step. None before the first.
 
-    What was measured before the first step says nothing about the trial's settings. A value that is not finite does
-    not count.
+    Values from before the first step do not depend on the trial's settings. Values that are not finite are ignored.
     """
     after_a_step = [record for record in run.read_metrics() if int(record.get("step", 0)) >= 1]
     values = [value for record in after_a_step if (value := _value(record, sweep.objective)) is not None]
@@ -42,7 +41,8 @@ def _value(record: Dict[str, Any], name: Optional[str]) -> Optional[float]:
 def objective(run: RunDir, sweep: SweepConfig) -> float:
     """Return what a sweeper minimises. With ``sweep.direction=maximize`` it is minus the best value.
 
-    It is infinite for a trial that is neither done nor paused at a rung, so that sweepers need not know about failures.
+    It is infinite for a trial that is neither done nor paused at a rung, so that sweepers do not have to know about
+    failures.
     """
     return signed(best_value(run, sweep) if run.read_status().get("state") in ENDED else None, sweep)
 

@@ -1,4 +1,4 @@
-"""Trials that differ only in their seed are replicates: they are compared with others by their mean objective."""
+"""Replicates are trials that differ only in their seed. They are compared with other trials by their mean objective."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Replicates:
-    """Trials that differ only in their seed. A trial without others is a group of one."""
+    """Trials that differ only in their seed. A trial may be alone in its group."""
 
     trials: List[Trial]
     best: List[Optional[float]]
@@ -22,7 +22,7 @@ class Replicates:
     values: List[float]
     """The best values of the trials that are done or have paused."""
     objective: float
-    """Mean of ``values`` as a number that is lower for better trials. Infinite if it lacks one of the trials."""
+    """Mean of ``values`` as a number that is lower for better trials. Infinite if one of the trials has no value."""
 
     @property
     def mean(self) -> Optional[float]:
@@ -56,8 +56,8 @@ def _replicates(trials: List[Trial], sweep: SweepConfig) -> Replicates:
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
     """Return the t for which Student's distribution has ``confidence`` of its mass between −t and t.
 
-    The mass is a finite sum for a whole number of degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4), of
-    which this is the inverse, by bisection.
+    For a whole number of degrees of freedom the mass is a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4). This
+    function inverts it by bisection.
 
     Args:
         freedom: degrees of freedom, from 1.

@@ -1,7 +1,8 @@
-"""Successive halving: all trials run to a rung, the best go on to the next one, and the last ones run to their end.
+"""Successive halving: all trials run to a rung, the best ones continue to the next rung, and the last ones to their
+end.
 
-A trial pauses by itself at the first rung of its own ``sweep.rungs``, after an evaluation and with a checkpoint. It
-goes on when the sweep has removed this rung from its run.yaml, and is then resumed like any other run.
+A trial pauses by itself at the first rung of its own ``sweep.rungs``, after an evaluation and with a checkpoint. To let
+it continue, the sweep removes this rung from its run.yaml. It is then resumed like any other run.
 """
 
 import math
@@ -22,11 +23,11 @@ RunTrials = Callable[[List[Trial]], Dict[int, int]]
 
 
 def run_trials(folder: SweepDir, trials: List[Trial], sweep: SweepConfig, run: RunTrials) -> Dict[int, int]:
-    """Run trials to their end, or until they lose at a rung. What is done or decided already is not repeated.
+    """Run trials to their end, or until they are not chosen at a rung. Earlier runs and decisions are not repeated.
 
     Args:
         trials: trials that the sweeper has proposed together.
-        run: runs trials until each ends or pauses. Returns exit codes by number.
+        run: runs trials until each of them ends or pauses, and returns exit codes by number.
 
     Returns:
         Exit codes by number.
@@ -46,7 +47,7 @@ def run_trials(folder: SweepDir, trials: List[Trial], sweep: SweepConfig, run: R
             if not promoted:  # all have failed; a resume tries them again
                 break
             folder.add_promoted(rung, trials, promoted)
-            print(f"step {rung}: {len(promoted)} of {len(trials)} trials go on: "
+            print(f"step {rung}: {len(promoted)} of {len(trials)} trials continue: "
                   + " ".join(f"{trial.number:03d}" for trial in promoted), flush=True)  # fmt: skip
         trials = promoted
         for trial in trials:
@@ -62,9 +63,8 @@ def _is_there(trial: Trial, rung: Optional[int]) -> bool:
 
 
 def choose(trials: List[Trial], sweep: SweepConfig) -> List[Trial]:
-    """Return the trials that go on from a rung: the best ``sweep.keep`` of them, at least one.
-
-    Trials that differ only in their seed go on together. A group with a failed trial does not go on.
+    """Return the trials that continue after a rung: the share ``sweep.keep`` of the best ones, at least one. Trials
+    that differ only in their seed continue together. A group with a failed trial does not continue.
 
     Raises:
         LaunchError: a trial has paused without an objective.
@@ -78,7 +78,7 @@ def choose(trials: List[Trial], sweep: SweepConfig) -> List[Trial]:
 
 
 def _let_go_on(trial: Trial, rungs: List[int]) -> None:
-    """Write into run.yaml of a trial the rungs that are left, unless it is there already."""
+    """Write the remaining rungs into the run.yaml of a trial, unless it holds them already."""
     config = load_config(trial.run.config)
     if config.sweep.rungs == rungs or trial.state == "done":
         return

@@ -95,10 +95,8 @@ def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) 
 
 
 def _check_wait(plan: sweeper.SweepPlan) -> None:
-    """Check that a sweep does not need its trials while they run. Called if it would not wait for them.
-
-    Raises:
-        ConfigError: it needs them.
+    """Check that a sweep which does not wait for its trials does not need their results. Raises:
+    ConfigError: it needs their results.
     """
     if plan.learns or plan.rungs:
         why = "the sweeper needs the objectives of its trials" if plan.learns else "sweep.rungs compares the trials"
@@ -151,7 +149,7 @@ class _Sweep:
             print(_dry_run(self.folder, [trial for trial in left if trial.state != "done"]))
             return [math.inf] * len(trials)
         settings = load_config(trials[0].run.config).sweep
-        settings.rungs = self.plan.rungs  # those of a trial become fewer
+        settings.rungs = self.plan.rungs  # a trial's run.yaml loses the rungs that it has passed
         self.codes |= rungs.run_trials(self.folder, left, settings, lambda some: _run(self.folder, some, self._wait))
         if self.folder.cancel.exists():
             raise _Stopped

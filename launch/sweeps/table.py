@@ -35,7 +35,7 @@ def show_table(folder: SweepDir) -> None:
 
     Trials that differ only in their seed are one row, with the mean of their objectives and its 95 % interval. Rows
     with the same objective are in the order of their trials. Trials that have paused at a rung come after those that
-    are done. All others come last, because their objectives may still change or are of no use.
+    are done. All others come last, because their objectives may still change or cannot be compared.
     """
     trials, sweep = folder.trials(), folder.settings()
     statuses = [trial.run.read_status() for trial in trials]

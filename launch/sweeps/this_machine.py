@@ -36,7 +36,7 @@ class _Running:
 
 
 def trials_at_once(config: RunConfig, gpus: int) -> int:
-    """Return how many trials of this config run at once on this machine. Trials on several machines take turns.
+    """Return how many trials of this config run at the same time. Trials that use several machines run one at a time.
 
     Args:
         gpus: number of GPUs of this machine.
@@ -49,7 +49,8 @@ def trials_at_once(config: RunConfig, gpus: int) -> int:
 
 
 def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
-    """Run trials and wait for them. Returns exit codes by number. A trial that a stop kept from starting has none."""
+    """Run trials and wait for them. Returns exit codes by number, without the trials that did not start because of a
+    stop."""
     waiting = [(trial, load_config(trial.run.config)) for trial in trials]
     free, codes, asked = gpu_ids(), {}, False
     at_once = max(trials_at_once(config, len(free)) for _, config in waiting)
@@ -73,7 +74,7 @@ def run_trials(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
 
 
 def _take(free: List[str], config: RunConfig) -> Optional[List[str]]:
-    """Take the GPUs for a trial out of the free ones. Returns None if there are too few."""
+    """Take GPUs for a trial from the free ones. Returns None if there are too few."""
     wanted = int(config.launch.nproc_per_node or 1)
     if not backend_of(config).on_this_machine or config.launch.device is not Device.cuda:
         return []
@@ -120,7 +121,7 @@ def _error(log: Path) -> str:
 
 
 def _interrupt(running: List[_Running]) -> None:
-    """Send SIGINT to the trials. After the first SIGINT they save and stop, after the second they end at once."""
+    """Send SIGINT to the trials. After the first SIGINT they save and stop, after the second they end immediately."""
     for one in running:
         if one.process.poll() is None:
             one.process.send_signal(signal.SIGINT)

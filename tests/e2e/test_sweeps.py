@@ -62,7 +62,8 @@ def test_the_best_trials_go_on_from_a_rung_as_if_they_had_never_paused(tmp_path:
     sweep = only_sweep(tmp_path / "runs")
     assert states(sweep) == ["done", "done", "paused", "paused"] and most_at_once(done) == 2, done.text
     assert (
-        "step 2: 2 of 4 trials go on: 000 001" in done.out and "trial 003 paused at step 2: held-out loss" in done.out
+        "step 2: 2 of 4 trials continue: 000 001" in done.out
+        and "trial 003 paused at step 2: held-out loss" in done.out
     )
     best, other = succeed("sweep", sweep.path).out.splitlines()[1:]
     assert "± " in best and best.split()[3:5] == ["2", "done"] and "paused at step 2" in other

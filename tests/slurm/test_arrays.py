@@ -44,7 +44,7 @@ def test_each_rung_is_an_array_of_its_own(slurm: Cluster, tmp_path: Path) -> Non
     output = finish(slurm.ftdist("train", *TINY, "-m", *words))
     sweep = only_sweep(tmp_path)
     assert states(sweep) == ["paused", "done", "paused", "done"], output
-    assert "trials 0-3" in output and "trials 1,3" in output and "step 2: 2 of 4 trials go on: 001 003" in output
+    assert "trials 0-3" in output and "trials 1,3" in output and "step 2: 2 of 4 trials continue: 001 003" in output
     for trial in sweep.trials():
         job = slurm.job(trial.run.read_status()["job_id"])
         assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "0")

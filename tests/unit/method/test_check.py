@@ -83,11 +83,12 @@ def test_the_number_of_trained_parameters(settings: Any, trained: int, added: in
 @pytest.mark.parametrize(
     ("settings", "found", "fix"),
     [
-        ({"kind": "lora", "target_modules": ["q_prj"]}, "'q_prj' names no linear layer", "[q_proj]"),
-        ({"kind": "lora", "target_modules": ["lm_head"]}, "'lm_head' names no linear layer", "method.target_modules="),
-        ({"kind": "lora", "modules_to_save": ["head"]}, "'head' names no module", "method.modules_to_save="),
+        ({"kind": "lora", "target_modules": ["q_prj"]}, "'q_prj' matches no linear layer", "[q_proj]"),
+        ({"kind": "lora", "target_modules": ["lm_head"]}, "'lm_head' matches no linear layer",
+         "method.target_modules="),
+        ({"kind": "lora", "modules_to_save": ["head"]}, "'head' matches no module", "method.modules_to_save="),
         ({"kind": "lora", "layers_to_transform": [2]}, "there is no layer 2", "[-1]"),
-        ({"kind": "partial", "trainable": ["norm_"]}, "'norm_' names no parameter", "method.trainable="),
+        ({"kind": "partial", "trainable": ["norm_"]}, "'norm_' matches no parameter", "method.trainable="),
         ({"kind": "partial", "last_layers": 3}, "the model has 2 layers", "method.last_layers=2"),
     ],
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_the_best_half_goes_on_at_each_rung(folder: SweepDir, capsys: pytest.Cap
     assert run_trials(folder, trials, RUNGS, runs) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1}
     assert runs.seen == [[0, 1, 2, 3, 4], [2, 3], [2]], "trial 4 fails before the first rung, trial 3 before the second"
     assert [trial.state for trial in trials] == ["paused", "paused", "done", "failed", "failed"]
-    assert "step 2: 2 of 5 trials go on: 002 003" in capsys.readouterr().out
+    assert "step 2: 2 of 5 trials continue: 002 003" in capsys.readouterr().out
     assert [load_config(trial.run.config).sweep.rungs for trial in trials] == [[2, 4], [2, 4], [], [4], [2, 4]]
     origin = json.loads(trials[2].run.provenance.read_text())
     assert [resume["overrides"] for resume in origin["resumes"]] == [["sweep.rungs=[4]"], ["sweep.rungs=[]"]]
