@@ -12,6 +12,7 @@ import deepspeed
 import torch
 
 from ftdist.config.schema import RunConfig
+from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
 from ftdist.engine.optimizers import LR_SCALE, build_optimizer, parameter_shape
@@ -200,6 +201,8 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
         optimizer.state.clear()
     if engine.stage == 3:
         _leave_forwards_untraced(engine)
+        if not config.train.gradient_checkpointing:  # it saves nothing of a layer in the forward
+            save_no_views(engine.module)
     return engine
 
 

@@ -13,7 +13,7 @@ from ftdist.model.save import save_model
 
 
 class FullFineTuning:
-    """Trains every parameter that text reaches. An export is a complete model."""
+    """Trains every parameter that text uses. An export is a complete model."""
 
     whole = True
 

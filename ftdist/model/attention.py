@@ -1,8 +1,8 @@
 """Attention backends that keep the documents of a packed row apart.
 
-A micro-batch is one sequence ``[1, T]`` of documents, one after another. ``cu_seqlens`` contains their limits. A
-backend is a function that transformers calls in each attention layer. It gets the limits from the keyword arguments of
-the model's forward (``document_kwargs``).
+A micro-batch is one sequence ``[1, T]`` of documents, one after another. ``cu_seqlens`` says where each document begins
+and ends. A backend is a function that transformers calls in each attention layer. It gets ``cu_seqlens`` from the
+keyword arguments of the model's forward (``document_kwargs``).
 """
 
 from itertools import pairwise
@@ -20,7 +20,7 @@ DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"
 
 
 def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int) -> Dict[str, Any]:
-    """Return the keyword arguments for the model's forward that pass the limits of documents to each layer.
+    """Return the keyword arguments for the model's forward that tell each layer where the documents begin.
 
     Args:
         cu_seqlens: [n + 1] int32: document i consists of the tokens ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``.
@@ -56,7 +56,7 @@ def documents_attention(
         scaling: Factor of the scores. None means 1 / sqrt(head_dim).
         dropout: Probability of dropout.
         sliding_window: Number of positions that a token sees, including its own. None means all.
-        cu_seq_lens_q: [n + 1] int32 limits of the documents. None (in generation) means one document.
+        cu_seq_lens_q: [n + 1] int32, see ``document_kwargs``. None (in generation) means one document.
 
     Returns:
         ``(output, None)``: the output is [1, T, heads, head_dim].

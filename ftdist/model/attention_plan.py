@@ -1,8 +1,7 @@
 """Ways to run the documents of a micro-batch through a model, from the fastest to the most general one.
 
-No way is exact for all models. ``ftdist.model.exactness`` compares them with plain transformers on a stand-in of the
-model, and chooses the first one that gives the same numbers.
-"""
+None of them is exact for all models. ``ftdist.model.exactness`` compares them with plain transformers on a stand-in of
+the model, and chooses the first one that gives the same numbers."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -16,23 +15,23 @@ from ftdist.config.schema import Attention
 from ftdist.model.attention import DOCUMENTS, VARLEN
 
 FUSED_LAYERS = {"full_attention", "sliding_attention", "linear_attention"}
-"""Kinds of attention layers for which ``documents`` and ``varlen`` can be exact: they know causal attention and sliding
-windows. Linear attention is computed by other kernels, which get the limits of the documents."""
+"""Kinds of attention layers for which ``documents`` and ``varlen`` can be exact. These two compute causal attention,
+with or without a sliding window. Linear attention has kernels of its own, which are told where the documents begin."""
 
 
 class Layout(Enum):
     """How the documents of a micro-batch are arranged for the model."""
 
     row = "row"
-    """One row [1, T]. Positions restart in each document, and the limits of documents are keyword arguments."""
+    """One row [1, T]. Positions restart in each document. Keyword arguments say where the documents begin."""
     masks = "masks"
-    """One row [1, T] as in ``row``, with the masks of all kinds of layers. This is for models that do not pass the
-    positions to transformers' masks."""
+    """One row [1, T] as in ``row``, and the masks of all kinds of layers are given to the model. This is for models
+    that do not give the positions to the code of transformers that makes masks."""
     padded = "padded"
     """Each document is a row of its own, [documents, longest document]. Shorter documents are padded on the right. The
-    model gets nothing but the tokens."""
+    only input of the model is the tokens."""
     alone = "alone"
-    """One forward pass for each document. The model gets nothing but the tokens."""
+    """One forward pass for each document. The only input of the model is the tokens."""
 
 
 _DETAILS = {
@@ -46,12 +45,13 @@ class AttentionPlan:
     """One way to run documents."""
 
     backend: Attention
-    """The value of ``model.attention`` that stands for it. It is never ``auto``."""
+    """The value of ``model.attention`` that selects it. It is never ``auto``."""
     implementation: Optional[str]
     """Value of ``attn_implementation`` in transformers. None: the default of transformers."""
     layout: Layout = Layout.row
     cached: bool = True
-    """Whether text can be generated with a cache of keys and values. Otherwise each token runs the whole text again."""
+    """Whether text can be generated with a cache of keys and values. Otherwise the whole text runs again for each
+    new token."""
 
     def describe(self) -> str:
         """Return a name for messages, such as ``mask (eager)``."""
@@ -62,7 +62,7 @@ class AttentionPlan:
 
 
 PLAIN = AttentionPlan(Attention.rows, "eager", Layout.alone)
-"""What every other way is compared with: each document alone, through the eager attention of transformers."""
+"""The reference for all other plans: each document alone, through the eager attention of transformers."""
 BY_DOCUMENT = AttentionPlan(Attention.documents, DOCUMENTS)
 """SDPA on one document after another: the fastest plan on any device."""
 _VARLEN = AttentionPlan(Attention.varlen, VARLEN)
@@ -121,7 +121,7 @@ def candidates(
 def fused_layers_only(arch: PretrainedConfig) -> bool:
     """Return whether ``documents`` and ``varlen`` know every kind of attention layer of a model.
 
-    Chunked or sparse attention, for example, they would compute as full attention.
+    They would compute chunked or sparse attention, for example, as if it were full attention.
     """
     text = arch.get_text_config()
     kinds = {kind for kind in getattr(text, "layer_types", None) or [] if "attention" in str(kind)}

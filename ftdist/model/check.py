@@ -6,6 +6,7 @@ is refused if it cannot be built, is not a causal language model, reads text in 
 """
 
 import dataclasses
+import re
 
 import torch
 from transformers import (
@@ -30,11 +31,11 @@ from ftdist.run.model_facts import ModelFacts
 
 EXPECTED_MODEL = "a decoder-only language model, for example llama, qwen3 or gpt2"
 MIN_SIMILARITY = 0.8
-"""Minimum similarity of an unknown key and the known key that the message suggests (0 to 1)."""
+"""The message suggests a known key if its similarity to the unknown one is at least this (0 to 1)."""
 MAX_TRIAL_PARAMETERS, TRIAL_TOKENS = 100_000_000, 8
 """A model of at most this many parameters also runs one forward on this many tokens."""
 MAX_EXTRA_POSITIONS = 8
-"""A position table can have a few more rows than there are positions (OPT: 2)."""
+"""A position table can have this many more rows than the model has positions (OPT has 2 more)."""
 
 
 def check_model(config: RunConfig) -> ModelFacts:
@@ -162,6 +163,11 @@ def _run_forward(config: RunConfig, arch: PretrainedConfig) -> None:
 
 def _cannot_build(config: RunConfig, error: Exception) -> ConfigError:
     reason = (str(error).strip().splitlines() or [""])[0][:200]
+    if isinstance(error, ImportError):
+        command = re.search("`(pip install [^`]+)`", str(error))
+        return ConfigError(f"{_where(config)}: the code of the model needs a library that is not installed: {reason}",
+                           "every library that the code of the model imports",
+                           command[1] if command else "install the library")  # fmt: skip
     return ConfigError(f"cannot build a model from {_where(config)}: {type(error).__name__}: {reason}",
                        "consistent sizes (the heads divide hidden_size, no size is 0)",
                        "correct model.config" if config.model.config else "use another model")  # fmt: skip
@@ -176,7 +182,7 @@ def _facts(arch: PretrainedConfig, model: PreTrainedModel) -> ModelFacts:
     limit = limit if isinstance(limit, int) and limit > 0 else None
     padding = position_padding(model)
     if limit is not None and padding is not None:
-        limit -= padding + 1  # the first rows of its position table belong to no token
+        limit -= padding + 1  # no token uses the first rows of its position table
     parameters = sum(parameter.numel() for parameter in model.parameters())
     others = sum(parameter.numel() for part in other_parts(model).values() for parameter in part)
     return ModelFacts(

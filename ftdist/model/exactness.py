@@ -2,8 +2,8 @@
 
 The numbers are compared on a small stand-in of the model, whose documents are longer than every limit in its config:
 sliding windows, chunks, sparse attention, the original length of rotary embeddings. The loss of a micro-batch and the
-gradient of each parameter must be those of the same documents alone, through the eager attention of transformers. The
-choice is kept in the cache.
+gradient of each parameter must be equal to those that transformers computes with eager attention for each document
+alone. The choice is kept in the cache.
 """
 
 import copy
@@ -29,20 +29,18 @@ from ftdist.model.forward import forward_logits, set_plan
 from ftdist.model.load import build_whole
 from ftdist.model.parts import auto_class, is_multimodal
 from ftdist.model.standin import standin_config, whole_standin_config
+from ftdist.model.standin_sizes import short_limits
 from ftdist.run.locations import cache_root
 
 FORMAT_VERSION = 2
 """Increased when the comparison or the plans change."""
 LENGTHS = (40, 23, 57, 9)
 """Lengths of the documents in tokens."""
-SHORT = 16
-"""Limits of a stand-in are at most this long: shorter than most of the documents."""
-LIMITS = ("window", "chunk_size", "chunk_length", "topk", "block_size", "original_max_position", "local_attention")
-"""Parts of the names of config fields that limit how far a token sees or that change with the length of a document."""
 VOCABULARY, FIRST_TOKEN = 300, 10
 """Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
 SMALL_GRADIENT = 1e-3
-"""Smallest share of the norm of the whole gradient that a parameter's difference is divided by."""
+"""The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
+norm of the whole gradient."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,12 @@ class Tolerance:
 EXACT = Tolerance(loss=1e-5, gradient=1e-3)
 """In fp32, for the gradient of each parameter."""
 ROUGH = Tolerance(loss=5e-2, gradient=5e-1)
-"""In bf16, for the whole gradient. Rounding can send a token to another expert. What sees another document was found in
-fp32 already."""
+"""In bf16, for the gradient of all parameters together. It is this large because rounding can send a token to another
+expert. A plan that mixes documents has already been found in fp32."""
 GENERATED = ((3, 24), (36, 40))
-"""Lengths of the prompt and of the whole text with which a cache is tried. Some models have a convolution that is wider
-than the first prompt. The limits of windows are crossed by a generated token, and within a prompt."""
+"""Lengths (of the prompt, of the whole text) with which a cache is tried. The first prompt is shorter than the
+convolutions of some models, and its text becomes longer than every limit while tokens are generated. The second prompt
+is longer than every limit from the beginning."""
 Gradients = Dict[str, torch.Tensor]
 
 
@@ -70,13 +69,13 @@ class Choice:
 
     plan: AttentionPlan
     rejected: List[str] = field(default_factory=list)
-    """One line for each faster plan: its name, and why it is not used."""
+    """For each faster plan one line with its name and the reason why it is not used."""
     loss: float = 0.0
     """Relative difference of the loss in fp32."""
     gradient: float = 0.0
     """Largest relative difference of a parameter's gradient in fp32."""
     unproven: str = ""
-    """Why the numbers could not be compared; "" if they were."""
+    """The reason why the numbers could not be compared. It is "" if they were compared."""
 
 
 def choose_plan(
@@ -96,7 +95,8 @@ def choose_plan(
     plans = candidates(config.model.attention, arch, device, dtype)
     try:
         small = whole_standin_config if is_multimodal(arch) else standin_config
-        fields = short_limits(small(arch, VOCABULARY), config.data.max_seq_len)
+        longest = config.data.max_seq_len
+        fields = short_limits(small(arch, VOCABULARY), longest, longest * config.batch.micro_batch_size)
     except Exception as error:  # the stand-in of an unknown architecture can fail in many ways
         return _unproven(config.model.attention, plans, error)
     key = {
@@ -119,7 +119,7 @@ def choose_plan(
 
 
 def _unproven(wanted: Attention, plans: List[AttentionPlan], error: Exception) -> Choice:
-    """Return the choice for a model without a stand-in: one document a row if the config leaves the choice."""
+    """Return the choice for a model without a stand-in: one document a row if ``model.attention`` is ``auto``."""
     reason = f"no stand-in of the model can be built ({_first_line(error)})"
     plan = replace(PLAIN, layout=Layout.padded) if wanted is Attention.auto else plans[0]
     return Choice(replace(plan, cached=False), unproven=reason)
@@ -141,24 +141,6 @@ def _write(file: Path, choice: Choice) -> None:
     with suppress(OSError):  # without the cache, the plans are compared again at the next start
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, saved)
-
-
-def short_limits(fields: Dict[str, Any], longest: int) -> Dict[str, Any]:
-    """Return fields of a config whose limits are shorter than the documents of the comparison.
-
-    Limits that no document of the run reaches are not changed.
-
-    Args:
-        longest: Length of the longest document of the run, in tokens.
-    """
-
-    def short(name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: short(key, inner) for key, inner in value.items()}
-        is_limit = isinstance(value, int) and not isinstance(value, bool) and any(part in name for part in LIMITS)
-        return min(value, SHORT) if is_limit and value < longest else value
-
-    return {name: short(name, value) for name, value in fields.items()}
 
 
 class Trial:
@@ -222,7 +204,8 @@ class Trial:
             The relative difference of the loss and the largest one of a gradient, in fp32, and what is wrong ("" if
             nothing is).
         """
-        in_fp32 = BY_DOCUMENT if plan.backend is Attention.varlen else plan  # varlen has no fp32, and the same layout
+        # varlen does not run in fp32. BY_DOCUMENT has the same layout.
+        in_fp32 = BY_DOCUMENT if plan.backend is Attention.varlen else plan
         loss, gradient, problem = self._compare(in_fp32, torch.float32, EXACT)
         if not problem and dtype is not torch.float32:
             problem = self._compare(plan, dtype, ROUGH)[2]
@@ -332,8 +315,8 @@ def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:
 def _draw_weights(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
     """Draw each matrix so that its outputs are about as large as its inputs.
 
-    With the initial weights of transformers, all scores of attention are close to 0, and errors in positions or masks
-    hardly change the numbers.
+    With the initial weights of transformers, all scores of attention are close to 0. Errors in positions or masks would
+    then hardly change the numbers.
     """
     draw = torch.Generator().manual_seed(1)
     for weight in model.parameters():

@@ -1,7 +1,7 @@
 """Proof before a run that its model can be exported: a small stand-in is saved, read again and compared.
 
 The stand-in is written by the code that writes exports, in the type that will be written. It has every part of the
-model, also those for images and sound. What was found is kept in the cache.
+model, including parts for images and sound. The result is kept in the cache.
 """
 
 import copy
@@ -123,12 +123,10 @@ def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.T
 
 @torch.no_grad()
 def _draw(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Draw every weight and saved buffer, so that one which is lost does not look like a new one.
+    """Draw every weight and saved buffer. If an export loses one of them, it has another value after reading.
 
-    Weights are rounded to the type in the files, also those that transformers keeps in fp32.
-
-    Values of buffers that are not 0 are constants, which some models set again when they are read.
-    """
+    Weights are rounded to the type in the files, including those that transformers keeps in fp32. Values of buffers
+    that are not 0 are not changed: they are constants, which some models compute again when they are read."""
     draw, buffers = torch.Generator().manual_seed(1), {name for name, _ in model.named_buffers()}
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():

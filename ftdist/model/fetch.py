@@ -1,7 +1,7 @@
 """Fetch what a run reads from the hub: ``python -m ftdist.model.fetch - [--data]`` (config on standard input).
 
 The model and the tokenizer are written into the cache of the hub, from which the ranks load them without a network.
-Data sets are only looked for, with ``--data``: ``ftdist.data.main`` reads them.
+With ``--data``, the program also checks that the hub has the data sets of the run. ``ftdist.data.main`` reads them.
 """
 
 import sys
@@ -21,7 +21,7 @@ from ftdist.run.hub import Repository, fetched_folder, repositories
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 REFUSED = (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError)
-"""What the hub answers to a wrong name, a wrong revision, or somebody without access."""
+"""Errors for a wrong name, a wrong revision, or a user without access."""
 
 
 class Unreachable(Exception):
@@ -47,7 +47,7 @@ def wanted_files(names: Sequence[str], holds_model: bool) -> List[str]:
 
 
 def fetch(repository: Repository) -> str:
-    """Fetch a repository into the cache of the hub. Returns one line that says what was done.
+    """Fetch a repository into the cache of the hub, and return one line that says what was done.
 
     Raises:
         ConfigError: The hub has no such repository or revision, or the user has no access.

@@ -11,6 +11,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from ftdist.model.attention import document_kwargs
 from ftdist.model.attention_plan import AttentionPlan, Layout
+from ftdist.model.expert_load import ExpertLoad
 from ftdist.model.routers import RouterLogits
 
 
@@ -35,12 +36,20 @@ def set_plan(causal_lm: torch.nn.Module, plan: AttentionPlan) -> None:
     """Note on a model how documents run through it. Its attention implementation must be that of the plan."""
     causal_lm.ftdist_plan = plan  # type: ignore[assignment]
     causal_lm.ftdist_position_padding = position_padding(causal_lm)  # type: ignore[assignment]
+    if not hasattr(causal_lm, "ftdist_expert_load"):
+        causal_lm.ftdist_expert_load = ExpertLoad(causal_lm)  # type: ignore[assignment]
 
 
 def plan_of(model: Any) -> AttentionPlan:
     """Return how documents run through a model or an engine."""
     plan: AttentionPlan = without_engine(model).ftdist_plan
     return plan
+
+
+def expert_load(model: Any) -> ExpertLoad:
+    """Return the counts of the tokens of each expert of a model or an engine. It is false without such experts."""
+    load: ExpertLoad = without_engine(model).ftdist_expert_load
+    return load
 
 
 def position_padding(causal_lm: torch.nn.Module) -> Optional[int]:
@@ -78,19 +87,33 @@ def forward_logits(
         return _alone_logits(model, batch, positions, routers)
     causal_lm = without_engine(model)
     keep = {"logits_to_keep": positions} if keeps_logits(causal_lm) else {}
-    outputs = model(
+    outputs = _run(
+        model,
+        _real(batch),
+        routers,
         input_ids=batch.input_ids,
         position_ids=_positions(causal_lm, batch),
-        use_cache=False,  # with a cache, transformers silently drops its own block mask
         **keep,
         **(_masks(causal_lm, batch) if layout is Layout.masks else {}),
         **document_kwargs(batch.cu_seqlens, batch.max_seqlen),
-        **(routers.arguments if routers else {}),
     )
-    if routers:
-        routers.add(outputs, _real(batch))
     logits = outputs.logits[0]
     return logits if keep else logits[positions]
+
+
+def _run(model: Any, real: torch.Tensor, routers: Optional[RouterLogits], **inputs: Any) -> Any:
+    """Run one forward pass, and count the tokens of the experts.
+
+    Args:
+        real: [rows, length] bool: False for padding, whose tokens are not counted.
+    """
+    more = routers.arguments if routers else {}
+    with expert_load(model).counting(real):
+        # With a cache, transformers silently drops its own block mask.
+        outputs = model(use_cache=False, **inputs, **more)
+    if routers:
+        routers.add(outputs, real)
+    return outputs
 
 
 def _positions(causal_lm: Any, batch: Batch) -> torch.Tensor:
@@ -142,9 +165,7 @@ def _padded_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: O
     length = int((ends - starts).max())
     columns = torch.arange(length, device=positions.device)
     tokens = torch.minimum(starts[:, None] + columns, ends[:, None] - 1)  # [documents, length]: positions in the row
-    outputs = model(input_ids=batch.input_ids[0][tokens], use_cache=False, **(routers.arguments if routers else {}))
-    if routers:
-        routers.add(outputs, columns < (ends - starts)[:, None])
+    outputs = _run(model, columns < (ends - starts)[:, None], routers, input_ids=batch.input_ids[0][tokens])
     return outputs.logits[row, positions - starts[row]]
 
 
@@ -156,15 +177,13 @@ def _alone_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: Op
     """
     documents, limits = _documents_of(batch, positions), batch.cu_seqlens.tolist()
     parts: List[torch.Tensor] = []
-    more = routers.arguments if routers else {}
     for number in _documents_to_run(batch, positions, routers).tolist():
         start, end = limits[number], limits[number + 1]
-        outputs = model(input_ids=batch.input_ids[:, start:end], use_cache=False, **more)
-        if routers:
-            routers.add(outputs, torch.ones(1, end - start, dtype=torch.bool, device=positions.device))
+        row = batch.input_ids[:, start:end]
+        outputs = _run(model, torch.ones_like(row, dtype=torch.bool), routers, input_ids=row)
         parts.append(outputs.logits[0][positions[documents == number] - start])
     for _ in range(_most_forwards(model, len(parts)) - len(parts)):
-        repeated = model(input_ids=batch.input_ids[:, start:end], use_cache=False, **more).logits
+        repeated = _run(model, torch.zeros_like(row, dtype=torch.bool), None, input_ids=row).logits
         parts[-1] = parts[-1] + repeated.sum() * 0.0
     return torch.cat(parts)
 

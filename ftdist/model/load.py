@@ -18,6 +18,7 @@ from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class
+from ftdist.model.sharded_load import whole_shapes
 from ftdist.model.vocabulary import gathered
 from ftdist.run.locations import model_location
 
@@ -26,7 +27,7 @@ DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 
 _AS_IT_IS = AttentionPlan(Attention.rows, None, Layout.alone)
 _UNFIT = (ValueError, IndexError, TypeError, KeyError, AttributeError)
-"""Errors of a model class that reads the shape of a weight while it is created. With ZeRO-3 this shape is [0]."""
+"""Errors of model classes that read the shape of a weight while the model is created. With ZeRO-3 this shape is [0]."""
 
 # transformers keeps only a weak reference to HfDeepSpeedConfig, so it must stay alive here during from_pretrained.
 _zero3_registration: Optional[Any] = None
@@ -117,11 +118,12 @@ def _build_or_read(
         _draw_weights(model, config.seed)
         return _with_adapter(model, config)
     try:
-        model, report = auto_class(arch).from_pretrained(
-            model_location(config), config=arch, dtype=dtype, attn_implementation=plan.implementation,
-            revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
-            output_loading_info=True, **load_options,
-        )  # fmt: skip
+        with whole_shapes():
+            model, report = auto_class(arch).from_pretrained(
+                model_location(config), config=arch, dtype=dtype, attn_implementation=plan.implementation,
+                revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
+                output_loading_info=True, **load_options,
+            )  # fmt: skip
     except RuntimeError as error:
         if "mismatch" not in str(error):
             raise
@@ -129,8 +131,7 @@ def _build_or_read(
         found = (
             f"the weights of {model_location(config)} do not have the shapes that its config.json says: {detail[:200]}"
         )
-        raise ConfigError(found, "weights that fit their config; with ZeRO-3 transformers cannot turn the experts of "
-                          "some models (Qwen3-VL-MoE)", "check the folder, or set zero.stage=2") from error  # fmt: skip
+        raise ConfigError(found, "weights that fit their config", "use a folder whose files belong together") from error
     except (pickle.UnpicklingError, SafetensorError) as error:
         found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
         raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",

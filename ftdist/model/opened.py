@@ -1,4 +1,4 @@
-"""Open an export as its users do: a model folder, or a folder with an adapter in PEFT's format beside its base."""
+"""Open an export in the way its users do. It is a model folder, or a folder with an adapter in PEFT's format."""
 
 import warnings
 from pathlib import Path
@@ -19,11 +19,13 @@ GENERATION = "generation_config.json"
 
 
 def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[PreTrainedModel] = None) -> Any:
-    """Load an exported model with its weights' own type. The base of an adapter from ``method=qlora`` gets 4 bits.
+    """Load an exported model. Its weights have the type that they have in the files.
+
+    The base of an adapter from ``method=qlora`` gets 4 bits.
 
     Args:
         trust_remote_code: Run the Python code of the model, if it needs it.
-        base: The base model of an adapter. None: it is loaded from where the adapter says that it is.
+        base: The base model of an adapter. None: it is loaded from the location in the adapter's config.
 
     Raises:
         ConfigError: The adapter does not say where its base is.

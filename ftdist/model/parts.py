@@ -1,7 +1,8 @@
-"""Models that read images or sound as well: which class builds all their parts, and which parts text does not reach.
+"""Models that read images or sound besides text: the class that builds all their parts, and the parts that text does
+not use.
 
-Such a model is fine-tuned on text only: its language part is trained. The other parts are not trained, and an export
-has them as they were.
+Such a model is fine-tuned on text only: its language part is trained. The other parts are not trained, and exports
+contain them unchanged.
 """
 
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
+ENCODERS_INSIDE = ("vqmodel",)
+"""Names of image encoders that are inside the decoder of a model (Chameleon)."""
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """Files of a model folder that say how images and sound are prepared."""
 
@@ -48,11 +51,13 @@ def auto_class(arch: PretrainedConfig) -> Any:
 
 
 def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
-    """Return the parameters of a multimodal model that text does not reach, by part, for instance ``model.visual``."""
+    """Return the parameters of a multimodal model that text does not use, by part, for instance ``model.visual``."""
     if not is_multimodal(model.config) or not hasattr(model, "get_decoder"):
         return {}
     language = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
     reached = {id(parameter) for part in language if part is not None for parameter in part.parameters()}
+    inside = [getattr(language[0], name) for name in ENCODERS_INSIDE if hasattr(language[0], name)]
+    reached -= {id(parameter) for part in inside for parameter in part.parameters()}
     parts: Dict[str, List[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in reached:
@@ -62,7 +67,7 @@ def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
 
 
 def freeze_other_parts(model: Any) -> None:
-    """Exclude the parts that text does not reach from training."""
+    """Exclude the parts that text does not use from training."""
     for parameters in other_parts(model).values():
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -75,4 +80,4 @@ def describe_other_parts(model: Any) -> List[str]:
         return []
     numbers = sum(getattr(p, "ds_numel", p.numel()) for parameters in parts.values() for p in parameters)
     names = ", ".join(parts)
-    return [f"not trained: {names} ({numbers:,} parameters). Text does not reach them; exports have them as they were"]
+    return [f"not trained: {names} ({numbers:,} parameters). Text does not use them; exports contain them unchanged"]

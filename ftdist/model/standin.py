@@ -18,7 +18,7 @@ from ftdist.plan.optimizers import OptimizerSpec
 OMITTED_FIELDS = ("id2label", "label2id", "dtype", "torch_dtype", "architectures", "transformers_version",
                   "_name_or_path", "quantization_config", "auto_map")  # fmt: skip
 OTHER_HEADS = ("summary_", "classifier_", "cls_")
-"""Prefixes of fields that belong to heads which a causal language model does not have."""
+"""Prefixes of fields of other heads, which a causal language model does not have."""
 DROPOUT = re.compile("dropout|pdrop|layerdrop")
 OTHER_DEPTHS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers", "num_blocks", "depth",
                 "num_layers", "n_layer", "n_layers")  # fmt: skip
@@ -28,7 +28,10 @@ VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "cls_token_id", "sep_token_id",
           "mask_token_id", "unk_index", "mask_index", "pad_index", "bos_index", "eos_index")  # fmt: skip
 
-# A part of a repository name and the model type that it means. The first match counts.
+SPECIAL_NAMES, IMAGE_NAMES = ("<image>", "<|extra_200|>"), ("IMGIMG", "<|visual token")
+"""Tokens, and the beginnings of names of tokens, in the ``vocabulary_map`` of models that write images as tokens."""
+
+# Pairs of a part of a repository name and a model type. The first pair whose part is in the name is used.
 FAMILIES = (("smollm3", "smollm3"), ("smollm", "llama"), ("tinyllama", "llama"), ("llama", "llama"), ("qwen3", "qwen3"),
             ("qwen2", "qwen2"), ("gemma3", "gemma3_text"), ("gemma2", "gemma2"), ("mixtral", "mixtral"),
             ("mistral", "mistral"), ("phi4", "phi3"), ("phi3", "phi3"), ("olmo2", "olmo2"), ("gptneox", "gpt_neox"),
@@ -53,8 +56,8 @@ def standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
     """Return the value of ``model.config`` for the stand-in of a model, without dropout.
 
     A stand-in has one layer of each kind (see ``ftdist.model.standin_layers``) and small sizes (see
-    ``ftdist.model.standin_sizes``). That of a model with images or sound is a model of its language part, if
-    transformers has such a model. Otherwise it keeps the other parts, reduced as well.
+    ``ftdist.model.standin_sizes``). For a model with images or sound, it is a model of the language part if
+    transformers has such a model. Otherwise it has the other parts too, with small sizes.
 
     Args:
         arch: Config of the real model.
@@ -65,7 +68,8 @@ def standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
 
 
 def whole_standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
-    """Return the value of ``model.config`` for a stand-in that has every part of a model, also those for images."""
+    """Return the value of ``model.config`` for a stand-in that has every part of a model, including parts for
+    images."""
     return _reduced(arch, vocab_size)
 
 
@@ -97,6 +101,8 @@ def _reduced(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
             fields[name] = vocab_size
         elif name in TOKENS:
             fields[name] = _inside(value, vocab_size)
+        elif name == "vocabulary_map" and value:
+            fields[name] = _special_names(value)
     return {**fields, "model_type": arch.model_type}
 
 
@@ -105,6 +111,13 @@ def _inside(token: Any, vocab_size: int) -> Any:
     if isinstance(token, (list, tuple)):
         return [_inside(one, vocab_size) for one in token]
     return min(token, vocab_size - 1) if isinstance(token, int) else token
+
+
+def _special_names(tokens: Dict[str, int]) -> Dict[str, int]:
+    """Return the tokens that a model with a table of images (Chameleon, Emu3) looks for, and the first two images."""
+    images = [name for name in tokens if name.startswith(IMAGE_NAMES)][:2]
+    kept = [name for name in SPECIAL_NAMES if name in tokens] + images
+    return {name: number for number, name in enumerate(kept, 3)}
 
 
 def active_dropouts(arch: PretrainedConfig) -> List[str]:

@@ -7,12 +7,13 @@ of a first or last part of the layers, or a period. A layer's kind is everything
 from typing import Any, Dict, List, Tuple
 
 MAX_LAYERS = 8
-"""Maximum number of layers of a stand-in. It has fewer kinds than the model if the model has more kinds than this."""
+"""Maximum number of layers of a stand-in. If the model has more kinds of layers than this, the stand-in does not have
+all of them."""
 MIN_LAYERS = 2
 
 NOT_LAYERS = ("mlp_multipliers", "ssm_multipliers", "time_step_limit", "axial_pos_shape", "axial_pos_embds_dim",
               "encoder_hash_byte_group_size", "eos_token_id", "begin_suppress_tokens", "suppress_tokens")  # fmt: skip
-"""Lists that do not describe layers, although they may be as long as the list of layers."""
+"""Lists that do not describe layers, even if they have as many entries as the model has layers."""
 LAYER_NUMBERS = ("mlp_only_layers", "cross_attention_layers", "hybrid_layer_ids", "full_attn_idxs", "ple_layer_ids",
                  "moe_layers", "attn_layer_indices", "global_attn_layers")  # fmt: skip
 """Lists of the numbers of some layers."""
@@ -44,8 +45,8 @@ def select_layers(fields: Dict[str, Any], depth: int) -> Tuple[List[int], Dict[s
         depth: Number of layers of the model.
 
     Returns:
-        ``(numbers of the chosen layers in ascending order, fields that describe these layers only)``. The second does
-        not contain the number of layers.
+        ``(numbers of the chosen layers in ascending order, fields that describe these layers only)``. The fields do
+        not include the number of layers.
     """
     described = _describe(fields, depth)
     kinds = [tuple(repr(values[layer]) for values in described.values()) for layer in range(depth)]

@@ -1,12 +1,19 @@
 """The sizes of a stand-in: every size of the real model, reduced so that sizes that depend on each other still fit.
 
-Lengths (of positions, chunks or RoPE) are not changed, except for windows: they cost no memory, and
-``ftdist.model.exactness`` shortens those that the documents of a run exceed.
+Lengths (of positions or RoPE) are not changed, because they cost no memory. Windows and chunks become short.
+``short_limits`` also shortens the lengths that documents of the run exceed.
 """
 
 import math
 from typing import Any, Dict, Mapping
 
+SHORT = 16
+"""Limits of a stand-in are at most this long: shorter than most of the documents."""
+LIMITS = ("window", "chunk_size", "chunk_length", "topk", "block_size", "original_max_position", "local_attention")
+"""Config fields with one of these in their names are limits: a token does not see further, or the computation is
+another one beyond this length."""
+ROW_LIMITS = ("floor_scale",)
+"""Limits that a model compares with positions in the whole row instead of positions in the document (Llama 4)."""
 HIDDEN, INNER, EXPERT, HEADS, HEAD, ROTARY, EXPERTS, ACTIVE, WINDOW, CHUNK, STATE, RANK = (
     64, 128, 32, 4, 16, 8, 4, 2, 16, 16, 8, 16,
 )  # fmt: skip
@@ -75,6 +82,27 @@ def in_proportion(own: Mapping[str, Any], real: Mapping[str, Any], fields: Mappi
     return {name: max(1, fields[name] * value // real[name])
             if isinstance(real.get(name), int) and real[name] > 1 else _at_most(value, SIZES.get(name, value))
             for name, value in own.items()}  # fmt: skip
+
+
+def short_limits(fields: Dict[str, Any], longest: int, row: int = 0) -> Dict[str, Any]:
+    """Return fields of a config whose limits are shorter than the documents of the comparison.
+
+    Limits that no document of the run reaches are not changed.
+
+    Args:
+        longest: Length of the longest document of the run, in tokens.
+        row: Length of the longest row of several documents, if it is longer.
+    """
+
+    def short(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(key, inner) for key, inner in value.items()}
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        reached = value < longest and any(part in name for part in LIMITS)
+        return min(value, SHORT) if reached or (name in ROW_LIMITS and value < max(longest, row)) else value
+
+    return {name: short(name, value) for name, value in fields.items()}
 
 
 def _at_most(value: Any, size: int) -> Any:
@@ -161,9 +189,11 @@ _ABSENT: Dict[str, Dict[str, Any]] = {
     "indexer_head_dim": {"qwen4_exp_text": HEAD}, "indexer_budget": {"qwen4_exp_text": WINDOW},
     "indexer_compress_ratio": {"qwen4_exp_text": ACTIVE},
 }  # fmt: skip
-"""Values of fields that a published model always has, but the default config of its class has not."""
+"""Values of fields that are set in every published model, but not in the default config of its class."""
 _RULES: Dict[str, Dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
+    "chameleon_vqgan": {"base_channels": 32},
+    "emu3_vqgan": {"base_channels": 32, "hidden_size": 128},  # the width of its last block
     "dots3_note_text": {"head_dim": 20},  # qk_nope_head_dim of its layers with a window, and qk_rope_head_dim
 }
-"""Fields that only a single class has."""
+"""Fields with a rule of their own in a single class."""

@@ -1,4 +1,4 @@
-"""Whether a model that reads images or sound as well can be trained on text alone, tried on a stand-in."""
+"""Find out on a stand-in whether a model that reads images or sound can be trained on text alone."""
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -13,8 +13,8 @@ VOCABULARY, TOKENS, CHANGED = 300, 24, 3
 def why_not_text_only(arch: PretrainedConfig) -> str:
     """Return why a model cannot be trained on text alone; "" if it can.
 
-    It can if a stand-in computes logits from text alone, no token changes the logits before it, and no other part than
-    the language part gets a gradient.
+    It can if a stand-in computes logits from text alone, if no token changes the logits before it, and if only the
+    language part gets a gradient.
     """
     build_whole()
     fields = whole_standin_config(arch, VOCABULARY)
@@ -37,7 +37,7 @@ def why_not_text_only(arch: PretrainedConfig) -> str:
     if not ahead <= 1e-5:
         return "tokens can see later tokens"
     reached = [name for name, part in other_parts(model).items() if any(p.grad is not None for p in part)]
-    return f"text reaches {reached[0]}" if reached else ""
+    return f"text also uses its part {reached[0]}" if reached else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -20,14 +20,13 @@ from ftdist.model.routers import RouterLogits, active_experts, expert_counts, pr
 
 Total = Callable[[Sequence[float]], List[float]]
 """Returns the sums of some values over all ranks."""
-BALANCE, ENTROPY, LARGEST = "experts/balance_loss", "experts/entropy", "experts/largest_share"
-"""Names of the metrics: the balance loss without its coefficient, the entropy of the experts' shares of the tokens
-divided by its maximum, and the largest share divided by the mean share. If all experts are used equally, they are the
-number of experts for each token, 1 and 1."""
+BALANCE = "experts/balance_loss"
+"""Name of the metric: the balance loss without its coefficient. If all experts are used equally, it is the number of
+experts for each token."""
 
 
 class BalanceLoss:
-    """Adds the balance loss to the loss of a step, and measures how the tokens are distributed over the experts."""
+    """Adds the balance loss to the loss of a step."""
 
     def __init__(self, coefficient: float) -> None:
         self._coefficient = coefficient
@@ -68,14 +67,10 @@ class BalanceLoss:
         return self._coefficient * len(counts) * (frequencies.float() * probabilities).sum()
 
     def end_step(self) -> Dict[str, float]:
-        """Return the metrics of the step, over all ranks."""
+        """Return the metric of the step, over all ranks."""
         *counts, rows = self._load
         means = self._total(self._mean_probabilities.tolist())
-        load = torch.tensor(counts, dtype=torch.float64)
-        shares = load / load.sum()
-        entropy = -float(torch.special.xlogy(shares, shares).sum()) / float(torch.tensor(len(counts)).log())
-        balance = len(counts) * float((load / rows * torch.tensor(means, dtype=torch.float64)).sum())
-        return {BALANCE: balance, ENTROPY: entropy, LARGEST: float(shares.max()) * len(counts)}
+        return {BALANCE: len(counts) * sum(count / rows * mean for count, mean in zip(counts, means, strict=True))}
 
     @staticmethod
     def _count(model: Any, routers: RouterLogits) -> List[float]:

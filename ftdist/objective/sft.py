@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from ftdist.model.forward import expert_load
 from ftdist.model.routers import RouterLogits
 from ftdist.objective.balance import BalanceLoss
 from ftdist.objective.base import LossSum
@@ -28,13 +29,17 @@ class SupervisedFineTuning:
             balance: Balances the load of the experts in training.
         """
         self._vocab_size, self._balance = vocab_size, balance
+        self._load_metrics: Callable[[], Dict[str, float]] = dict
 
     def begin_step(self, model: Any, batches: Sequence[Any], total: Callable[[Sequence[float]], List[float]]) -> None:
+        load = expert_load(model)
+        load.reset()
+        self._load_metrics = (lambda: load.metrics(total)) if load else dict
         if self._balance:
             self._balance.begin_step(model, batches, total)
 
     def end_step(self) -> Dict[str, float]:
-        return self._balance.end_step() if self._balance else {}
+        return self._load_metrics() | (self._balance.end_step() if self._balance else {})
 
     def weight(self, batch: Any) -> int:
         """Return the number of trained tokens of a micro-batch."""

@@ -129,6 +129,20 @@ def eager_attention_bytes(
     return rows * heads * tokens**2 * each * (1 if recompute else layers)
 
 
+def gathered_bytes(parameters: int, precision: Precision, trained: bool = True) -> int:
+    """Return the bytes that ZeRO-3 needs on top of the model states while one module runs backward.
+
+    ZeRO-3 gathers the whole weights of a module, and the whole gradient exists before it is sharded. For the fused
+    weights of experts there is a copy of the gradient too, because transformers multiplies with the transposed weights.
+    A test measures this.
+
+    Args:
+        parameters: Parameters of the module.
+        trained: Whether they are trained.
+    """
+    return parameters * BYTES[precision] * (3 if trained else 1)
+
+
 def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
     """Return the rows (what, type, where) of the banner's table: the type of each kind of tensor, and where it is
     kept."""

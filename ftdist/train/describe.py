@@ -2,15 +2,18 @@
 
 from typing import Any, List
 
+import torch
+
 from ftdist.config.schema import RunConfig
+from ftdist.engine.gathered_views import fused_modules
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
 from ftdist.model.routers import has_experts
 from ftdist.objective.coefficient import model_coefficient
-from ftdist.plan.memory import eager_attention_bytes
+from ftdist.plan.memory import eager_attention_bytes, gathered_bytes
 
-INDENT = " " * len("attention: ")
+INDENT, EXPERTS = " " * len("attention: "), " " * len("experts: ")
 
 
 def describe_attention(
@@ -34,25 +37,41 @@ def describe_attention(
     return lines + ([INDENT + _memory(config, arch, choice)] if choice.plan.implementation == "eager" else [])
 
 
-def describe_experts(config: RunConfig, arch: Any, balance: float) -> List[str]:
-    """Return the line that says how the load of a mixture of experts is balanced; none for other models.
+def describe_experts(config: RunConfig, arch: Any, balance: float, counted: bool = True) -> List[str]:
+    """Return the lines that say how the load of a mixture of experts is balanced; none for other models.
 
     Args:
         arch: Config of the model.
         balance: Coefficient of the balance loss. 0: there is none.
+        counted: Whether the tokens of each expert are counted (``ftdist.model.expert_load``).
     """
     if not has_experts(arch):
         return []
+    unknown = [] if counted else [f"{EXPERTS}the tokens of each expert of {arch.model_type} cannot be counted"]
     if not balance:
         own = model_coefficient(arch)
         add = f"objective.router_aux_loss={own:g} adds one" if own else f"transformers has none for {arch.model_type}"
-        return [f"experts: no loss balances their load; {add}"]
+        return [f"experts: no loss balances their load; {add}", *unknown]
     cost, steps = "", config.batch.grad_accum_steps or 1
     if steps > 1:  # a backward pass takes twice as long as a forward pass, and recomputation is another forward pass
         share = "a quarter" if config.train.gradient_checkpointing else "a third"
         cost = f"; to count the tokens of each expert, a step runs its {steps} micro-batches once more without " \
                f"gradients: about {share} more time"  # fmt: skip
-    return [f"experts: {balance:g} times their balance loss over the global batch is added to the loss{cost}"]
+    return [f"experts: {balance:g} times their balance loss over the global batch is added to the loss{cost}", *unknown]
+
+
+def describe_gathered(config: RunConfig, model: torch.nn.Module) -> List[str]:
+    """Return the line that says how much ZeRO-3 gathers for the experts of one layer; none without ZeRO-3 or
+    experts."""
+    modules = fused_modules(model) if config.zero.stage == 3 else []
+    sizes = [[(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in m.parameters()] for m in modules]
+    if not sizes:
+        return []
+    largest = max(sizes, key=lambda one: sum(number for number, _ in one))
+    parameters, trained = sum(number for number, _ in largest), any(is_trained for _, is_trained in largest)
+    weights, whole = (gathered_bytes(parameters, config.train.precision, more) / 2**30 for more in (False, trained))
+    backward = f", {whole:,.1f} GiB with their gradients" if trained else ""
+    return [f"{EXPERTS}ZeRO-3 gathers those of one layer at once: {weights:,.1f} GiB{backward}"]
 
 
 def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:

@@ -29,6 +29,7 @@ from ftdist.method.build import METHODS
 from ftdist.method.continued import start_from_adapter
 from ftdist.model.exactness import choose_plan
 from ftdist.model.export_trial import prove_export
+from ftdist.model.forward import expert_load
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.parts import describe_other_parts, is_multimodal, processor_files
@@ -52,7 +53,7 @@ from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker
-from ftdist.train.describe import describe_attention, describe_experts
+from ftdist.train.describe import describe_attention, describe_experts, describe_gathered
 from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.out_of_memory import explain_out_of_memory
@@ -168,7 +169,9 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
             start_from_adapter(model, config)
         engine = build_engine(config, model, settings, ranks.world_size)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
-    about_model = describe_other_parts(engine.module) + describe_experts(config, arch, balance)
+    about_model = describe_other_parts(engine.module)
+    if experts := describe_experts(config, arch, balance, bool(expert_load(engine))):
+        about_model += experts + describe_gathered(config, engine.module)
     for line in describe_attention(config, arch, choice, proof, one_document) + about_model:
         _print_on_rank_0(ranks, line)
     max_steps = num_steps(config, train_set.num_rows)

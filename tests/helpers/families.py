@@ -28,7 +28,7 @@ FAMILIES: Dict[str, Dict[str, Any]] = {
 }  # fmt: skip
 
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
-QWEN3_VL = {
+QWEN3_VL: Dict[str, Any] = {
     "model_type": "qwen3_vl",
     "text_config": {"model_type": "qwen3_vl_text", **GROUPED, "head_dim": 16, "rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}},
@@ -39,6 +39,12 @@ QWEN3_VL = {
     "image_token_id": 258, "video_token_id": 256, "vision_start_token_id": 254, "vision_end_token_id": 255,
 }  # fmt: skip
 """Only ``AutoModelForMultimodalLM`` builds it."""
+QWEN3_VL_MOE = {
+    **QWEN3_VL, "model_type": "qwen3_vl_moe",
+    "text_config": {**QWEN3_VL["text_config"], "model_type": "qwen3_vl_moe_text", **_EXPERTS, "num_experts": 4},
+    "vision_config": {**QWEN3_VL["vision_config"], "model_type": "qwen3_vl_moe"},
+}  # fmt: skip
+"""transformers looks at the shapes of its experts when it reads them, which are sharded with ZeRO-3."""
 OTHER_FAMILIES: Dict[str, Dict[str, Any]] = {
     "bloom": {  # ALiBi; transformers cannot isolate documents in its rows
         "model_type": "bloom", "vocab_size": 259, "hidden_size": 32, "n_layer": 2, "n_head": 4,

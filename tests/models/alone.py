@@ -31,6 +31,8 @@ class Outcome:
 
 
 GIVEN: Dict[str, Dict[str, Any]] = {
+    "emu3": {"vocabulary_map": {"<image>": 3, "<|extra_200|>": 4, "<|visual token 000000|>": 5}},
+    "chameleon": {"vocabulary_map": {"<image>": 3, "IMGIMGAZ": 4}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "reformer": {"axial_pos_embds": False},
 }
@@ -41,8 +43,8 @@ def tiny_config_of(model_type: str) -> Any:
     """Return the transformers config of a tiny model of a type. Types that can be encoders become decoders."""
     from transformers import AutoConfig
 
-    from ftdist.model.exactness import short_limits
     from ftdist.model.standin import default_model_config, whole_standin_config
+    from ftdist.model.standin_sizes import short_limits
 
     arch = default_model_config(model_type)
     if getattr(arch, "is_decoder", None) is False:

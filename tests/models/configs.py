@@ -222,6 +222,26 @@ MULTIMODAL: Dict[str, Dict[str, Any]] = {
             "model_type": "qwen3_vl", "hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "num_heads": 16,
             "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24], "num_position_embeddings": 2304},
     },
+    "Qwen3-VL-30B-A3B": {
+        "model_type": "qwen3_vl_moe", "image_token_id": 151655, "text_config": {
+            "model_type": "qwen3_vl_moe_text", "vocab_size": 151936, **_sizes(2048, 6144, 48, 32, 4, 128),
+            **_experts(128, 8, 768),
+            "rope_parameters": {**_MROPE, "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}},
+        "vision_config": {
+            "model_type": "qwen3_vl_moe", "hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "num_heads": 16,
+            "out_hidden_size": 2048, "deepstack_visual_indexes": [8, 16, 24], "num_position_embeddings": 2304},
+    },
+    "chameleon-7b": {
+        "model_type": "chameleon", "vocab_size": 65536, **_sizes(4096, 11008, 32, 32), "swin_norm": False,
+        "vocabulary_map": {"<image>": 8711, **{f"IMGIMG{'ABCD'[i]}Z": 4 + i for i in range(4)}},
+    },
+    "Emu3-Chat": {
+        "model_type": "emu3", "text_config": {
+            "model_type": "emu3_text_model", "vocab_size": 184622, **_sizes(4096, 14336, 32, 32, 8)},
+        "vocabulary_map": {
+            "<image>": 151850, "<|extra_200|>": 151846,
+            **{f"<|visual token {i:06d}|>": 151854 + i for i in range(4)}},
+    },
     "Mistral-Small-3.1-24B": {
         "model_type": "mistral3", "image_token_index": 10, "spatial_merge_size": 2, "vision_feature_layer": -1,
         "text_config": {

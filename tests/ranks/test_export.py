@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from tests.helpers.families import FAMILIES, GROUPED, OTHER_FAMILIES, QWEN3_VL
+from tests.helpers.families import FAMILIES, GROUPED, OTHER_FAMILIES, QWEN3_VL, QWEN3_VL_MOE
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
 
 EXPORTED = {**FAMILIES, "qwen3_moe": {"model_type": "qwen3_moe", **GROUPED, "head_dim": 16, "moe_intermediate_size": 16,
                                       "num_experts": 4, "num_experts_per_tok": 2},
-            "gemma3_images": OTHER_FAMILIES["gemma3_images"], "qwen3_vl": QWEN3_VL}  # fmt: skip
+            "gemma3_images": OTHER_FAMILIES["gemma3_images"], "qwen3_vl": QWEN3_VL,
+            "qwen3_vl_moe": QWEN3_VL_MOE}  # fmt: skip
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -43,7 +44,7 @@ def _trained_and_exported(configs: List[Any], folder: Path) -> Dict[str, List[st
 
 
 def _check_other_parts(exported: Any, original: Any) -> None:
-    """The parts that text does not reach are those of the original, in the run's precision."""
+    """The parts that text does not use are those of the original, in the run's precision."""
     assert exported.keys() == original.keys() and exported
     for name, tensors in exported.items():
         assert all(a.equal(b.to(a.dtype)) for a, b in zip(tensors, original[name], strict=True)), name

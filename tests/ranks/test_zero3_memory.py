@@ -1,17 +1,17 @@
 """Under ZeRO-3 no rank ever holds the whole model, measured while one of half a billion parameters is loaded and gets
-adapters."""
+adapters, and in the steps of a mixture of experts."""
 
 import ctypes
 import threading
 import time
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import tiny_config
-from tests.helpers.training import start
+from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.training import assemble, start
 
 WORLD = 4
 LAYERS, HIDDEN = 12, 1536  # 0.43 billion parameters with the vocabulary below
@@ -90,3 +90,83 @@ def test_peak_memory_per_rank_stays_far_below_the_model(model_folder: Path) -> N
     for peak, shards in run_ranks(_peak_while_loading, WORLD, config):
         assert shards == pytest.approx(weights / WORLD, rel=0.02)
         assert peak < 0.75 * weights, f"a rank held {peak / 2**20:.0f} MiB of a model of {weights / 2**20:.0f} MiB"
+
+
+EXPERTS, EXPERT_LAYERS, WIDTH = 16, 6, 64
+LARGE = 200_000
+"""Tensors of at least this many bytes are counted: weights and gradients of experts, but no activations."""
+FETCH_LATE = tuple(  # DeepSpeed gathers a module when it runs, and not before
+    f"zero.deepspeed.zero_optimization.stage3_{name}=0"
+    for name in ("param_persistence_threshold", "prefetch_bucket_size", "max_live_parameters", "max_reuse_distance")
+)
+
+
+def _large_tensors(config: Any, path: Path) -> Tuple[int, int, int]:
+    """Take two steps.
+
+    Returns:
+        The most bytes of large new tensors in the forward of the second step and in its backward, and the bytes of this
+        rank's part of the gradients.
+    """
+    import torch
+    from torch.multiprocessing.reductions import StorageWeakRef
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from ftdist.train.loop import train_step
+
+    class Allocations(TorchDispatchMode):
+        """Follows the memory of the results of all operations."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.live: Dict[int, Tuple[StorageWeakRef, int]] = {}
+            self.peak = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            results = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(results):
+                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() >= LARGE:
+                    reference = StorageWeakRef(tensor.untyped_storage())
+                    self.live[reference.cdata] = (reference, tensor.untyped_storage().nbytes())
+            self.live = {key: found for key, found in self.live.items() if not found[0].expired()}
+            self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+            return results
+
+    training = assemble(config, path, start(config))
+    train_step(training, 0)
+    peaks: List[int] = []
+    backward = training.engine.backward
+
+    def watched(loss: torch.Tensor) -> None:
+        peaks.append(allocations.peak)
+        allocations.peak = 0
+        backward(loss)
+        peaks.append(allocations.peak)
+
+    training.engine.backward = watched
+    with Allocations() as allocations:
+        train_step(training, 1)
+    gradients = sum(p.ds_tensor.numel() * p.element_size() for p in training.engine.module.parameters())
+    return peaks[0], peaks[1], gradients
+
+
+def test_gathered_experts_are_freed_after_each_layer(tmp_path: Path) -> None:
+    from ftdist.config.schema import Precision
+    from ftdist.plan.memory import gathered_bytes
+
+    save_tiny_model(
+        tmp_path / "model", model_type="qwen3_moe", num_experts=EXPERTS, num_experts_per_tok=2, hidden_size=WIDTH,
+        moe_intermediate_size=WIDTH, num_hidden_layers=EXPERT_LAYERS, head_dim=16, decoder_sparse_step=1,
+        mlp_only_layers=[],
+    )  # fmt: skip
+    config = tiny_config(tmp_path, "zero.stage=3", "train.gradient_checkpointing=false", "batch.global_batch_size=2",
+                         "train.num_samples=0", "data.heldout_share=0", "data.max_heldout_documents=null", *FETCH_LATE,
+                         "zero.deepspeed.zero_optimization.reduce_bucket_size=1000")  # fmt: skip
+    freeze_tiny(config, tmp_path / "prepared", 2)
+    experts = EXPERTS * 3 * WIDTH * WIDTH
+    for forward, backward, gradients in run_ranks(_large_tensors, 2, config, tmp_path / "run"):
+        print(f"forward {forward / 2**20:.2f} MiB, backward {backward / 2**20:.2f} MiB")
+        # Those of one layer, not of EXPERT_LAYERS. DeepSpeed gathers them into one buffer and copies each from it.
+        assert forward <= 1.02 * 2 * gathered_bytes(experts, Precision.fp32, trained=False)
+        assert backward <= gathered_bytes(experts, Precision.fp32) + gradients

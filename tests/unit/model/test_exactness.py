@@ -12,8 +12,9 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, DataConfig, ModelConfig, RunConfig
 from ftdist.model import exactness
 from ftdist.model.attention_plan import BY_DOCUMENT, AttentionPlan, Layout, candidates
-from ftdist.model.exactness import EXACT, Trial, choose_plan, short_limits
+from ftdist.model.exactness import EXACT, Trial, choose_plan
 from ftdist.model.standin import standin_config
+from ftdist.model.standin_sizes import short_limits
 
 CPU = torch.device("cpu")
 LONGROPE = {
@@ -39,7 +40,7 @@ def choose(model_type: str, wanted: Attention = Attention.auto, **fields: Any) -
         ("llama", BY_DOCUMENT),
         ("mistral", BY_DOCUMENT),  # the documents are longer than its window
         ("stablelm", AttentionPlan(Attention.mask, "sdpa")),  # it has an attention layer of its own
-        ("llama4_text", AttentionPlan(Attention.mask, "sdpa")),  # chunked attention
+        ("llama4_text", AttentionPlan(Attention.rows, "sdpa", Layout.padded)),  # scales by the position in the row
         ("gemma2", AttentionPlan(Attention.mask, "eager")),  # soft caps
         ("gpt_oss", AttentionPlan(Attention.mask, "eager", Layout.masks)),  # sinks; no positions for the masks
         ("bloom", AttentionPlan(Attention.rows, "eager", Layout.padded)),  # ALiBi over the whole row
@@ -50,7 +51,7 @@ def test_the_fastest_exact_plan_is_chosen(model_type: str, plan: AttentionPlan) 
     choice = choose(model_type)
     assert choice.plan == plan
     assert choice.loss <= EXACT.loss and choice.gradient <= EXACT.gradient
-    assert bool(choice.rejected) == (model_type not in ("llama", "mistral", "llama4_text"))
+    assert bool(choice.rejected) == (model_type not in ("llama", "mistral"))
 
 
 def test_a_rotary_embedding_that_depends_on_the_longest_document_needs_one_forward_for_each() -> None:
@@ -61,6 +62,11 @@ def test_a_rotary_embedding_that_depends_on_the_longest_document_needs_one_forwa
     assert any("documents: the loss is off" in reason for reason in choice.rejected)
 
 
+def test_chunks_are_masked_where_no_row_reaches_the_limit_of_another_scale() -> None:
+    """Llama 4 scales queries by their position in the row, but only after 8,192 positions."""
+    assert choose("llama4_text", floor_scale=8192).plan == AttentionPlan(Attention.mask, "sdpa")
+
+
 def test_limits_that_no_document_reaches_are_not_shortened() -> None:
     rope = {"original_max_position_embeddings": 900}
     fields: Dict[str, Any] = {"sliding_window": 4096, "attention_chunk_size": 128, "rope": rope, "hidden_size": 64,
@@ -68,6 +74,9 @@ def test_limits_that_no_document_reaches_are_not_shortened() -> None:
     shortened = {"attention_chunk_size": 16, "rope": {"original_max_position_embeddings": 16}}
     assert short_limits(fields, 1000) == {**fields, **shortened}
     assert short_limits(fields, 100) == fields
+    in_rows = {"floor_scale": 8192, "sliding_window": 4096}
+    assert short_limits(in_rows, 4096, 8192) == in_rows
+    assert short_limits(in_rows, 4096, 8193) == {**in_rows, "floor_scale": 16}
 
 
 def test_one_document_in_a_micro_batch_needs_no_isolation() -> None:

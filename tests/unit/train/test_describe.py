@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ftdist.config.schema import RunConfig
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
-from ftdist.train.describe import describe_attention, describe_experts
+from ftdist.train.describe import describe_attention, describe_experts, describe_gathered
 
 
 def _lines(plan: AttentionPlan, recompute: bool = True, **choice: Any) -> list[str]:
@@ -64,10 +65,35 @@ def test_how_the_load_of_experts_is_balanced(arch: dict[str, Any], accum: int, b
     config = RunConfig()
     config.batch.grad_accum_steps = accum
     text = SimpleNamespace(**arch)
-    [found] = describe_experts(config, SimpleNamespace(model_type="moe", get_text_config=lambda: text), balance)
+    model = SimpleNamespace(model_type="moe", get_text_config=lambda: text)
+    [found] = describe_experts(config, model, balance)
     assert re.search(line, found), found
+    assert describe_experts(config, model, balance, counted=False) == [
+        found, "         the tokens of each expert of moe cannot be counted"
+    ]  # fmt: skip
     text = SimpleNamespace()
     assert describe_experts(config, SimpleNamespace(get_text_config=lambda: text), 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained", "line"),
+    [
+        (3, True, ["         ZeRO-3 gathers those of one layer at once: 6.0 GiB, 18.0 GiB with their gradients"]),
+        (3, False, ["         ZeRO-3 gathers those of one layer at once: 6.0 GiB"]),
+        (2, True, []),
+    ],
+)
+def test_what_zero3_gathers_for_the_experts_of_one_layer(stage: int, trained: bool, line: list[str]) -> None:
+    config, model = RunConfig(), torch.nn.Module()
+    config.zero.stage = stage
+    with torch.device("meta"):
+        for number, experts in enumerate((8, 16)):
+            model.add_module(f"layer{number}", torch.nn.Module())
+            for name, shape in (("gate_up_proj", (experts, 8192, 16384)), ("down_proj", (experts, 4096, 16384))):
+                weight = torch.nn.Parameter(torch.empty(shape), requires_grad=trained)
+                model.get_submodule(f"layer{number}").register_parameter(name, weight)
+    assert describe_gathered(config, model) == line
+    assert describe_gathered(config, torch.nn.Linear(3, 3)) == []
 
 
 def test_sampling_without_a_cache_is_said_once() -> None:

@@ -8,8 +8,9 @@ from transformers import AutoConfig
 
 from ftdist.config.schema import Attention
 from ftdist.model.attention_plan import candidates
-from ftdist.model.exactness import EXACT, VOCABULARY, Trial, short_limits
+from ftdist.model.exactness import EXACT, VOCABULARY, Trial
 from ftdist.model.standin import active_dropouts, standin_config
+from ftdist.model.standin_sizes import short_limits
 from tests.models.configs import CONFIGS
 
 CPU = torch.device("cpu")
