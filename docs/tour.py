@@ -94,7 +94,8 @@ TOUR: Dict[str, List[str]] = {
     "Model": [
         "ftdist/model/__init__.py", "ftdist/model/fetch.py",
         "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py", "ftdist/model/vocabulary.py",
-        "ftdist/model/sharded_load.py", "ftdist/model/opened.py", "ftdist/model/adapter.py", "ftdist/model/quantized.py",
+        "ftdist/model/sharded_load.py", "ftdist/model/opened.py", "ftdist/model/adapter.py",
+        "ftdist/model/quantized.py",
         "ftdist/model/attention.py", "ftdist/model/attention_plan.py", "ftdist/model/exactness.py",
         "ftdist/model/forward.py", "ftdist/model/routers.py", "ftdist/model/expert_load.py",
         "ftdist/model/isolation.py", "ftdist/model/save.py",

@@ -19,6 +19,9 @@ maximum: 1 if all shares are equal. The metric is its mean over the layers. The 
 any layer, as a multiple of the mean share."""
 CHOICES = ("top_k_index", "router_indices")
 """Names of the argument with which transformers gives the numbers of the chosen experts to a module of experts."""
+NUMBERS = ("num_experts", "num_routed_experts")
+"""Names of the attribute with the number of experts of a module. LongCat's routers can also choose no expert at all,
+with numbers above it."""
 ROUTERS = {"Llama4Router": 1, "JetMoeTopKGating": 4}
 """Classes of routers whose experts do not get these numbers, and the place of the logits in what they return. They
 choose the experts with the highest logits."""
@@ -39,7 +42,7 @@ class ExpertLoad:
                 module.register_forward_hook(self._from_logits(len(self._counts), router))
             else:
                 continue
-            self._counts.append(torch.zeros(int(module.num_experts) + 1, dtype=torch.int64))  # type: ignore[arg-type]
+            self._counts.append(torch.zeros(_number(module) + 1, dtype=torch.int64))
 
     def __bool__(self) -> bool:
         """Whether the model has experts whose tokens can be counted."""
@@ -103,7 +106,12 @@ class ExpertLoad:
         counts.index_add_(0, chosen.reshape(-1).clamp(max=len(counts) - 1), once)
 
 
+def _number(module: torch.nn.Module) -> int:
+    """Return the number of experts of a module; 0 if it has none."""
+    return int(next((getattr(module, name) for name in NUMBERS if hasattr(module, name)), 0))
+
+
 def _choice(module: torch.nn.Module) -> Optional[tuple[str, int]]:
     """Return the name and position of a module's argument that has the chosen experts. None: it is no such module."""
-    names = list(inspect.signature(module.forward).parameters) if hasattr(module, "num_experts") else []
+    names = list(inspect.signature(module.forward).parameters) if _number(module) else []
     return next(((name, names.index(name)) for name in CHOICES if name in names), None)
