@@ -5,7 +5,7 @@ Lengths (of positions or RoPE) are not changed, because they cost no memory. Win
 """
 
 import math
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Sequence
 
 SHORT = 16
 """Limits of a stand-in are at most this long: shorter than most of the documents."""
@@ -94,15 +94,26 @@ def short_limits(fields: Dict[str, Any], longest: int, row: int = 0) -> Dict[str
         row: Length of the longest row of several documents, if it is longer.
     """
 
-    def short(name: str, value: Any) -> Any:
+    def short_all(fields: Mapping[str, Any]) -> Dict[str, Any]:
+        limits = (*LIMITS, "max_position_embeddings") if _dynamic_rope(fields.get("rope_parameters")) else LIMITS
+        return {name: short(name, value, limits) for name, value in fields.items()}
+
+    def short(name: str, value: Any, limits: Sequence[str]) -> Any:
         if isinstance(value, dict):
-            return {key: short(key, inner) for key, inner in value.items()}
+            return short_all(value)
         if not isinstance(value, int) or isinstance(value, bool):
             return value
-        reached = value < longest and any(part in name for part in LIMITS)
+        reached = value < longest and any(part in name for part in limits)
         return min(value, SHORT) if reached or (name in ROW_LIMITS and value < max(longest, row)) else value
 
-    return {name: short(name, value) for name, value in fields.items()}
+    return short_all(fields)
+
+
+def _dynamic_rope(rope: Any) -> bool:
+    """Return whether the frequencies of a rotary embedding depend on the longest document, beyond all positions."""
+    if not isinstance(rope, dict):
+        return False
+    return rope.get("rope_type") == "dynamic" or any(_dynamic_rope(part) for part in rope.values())
 
 
 def _at_most(value: Any, size: int) -> Any:

@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
+from ftdist.model import check
 from ftdist.model.check import check_model
 from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
 from tests.helpers.tiny import LLAMA
@@ -120,6 +121,18 @@ def test_a_generation_config_that_transformers_cannot_read_is_refused(content: s
     with pytest.raises(ConfigError, match=f"{file}: .*{found}") as caught:
         check_model(config)
     assert caught.value.fix == "correct or remove generation_config.json"
+
+
+def test_a_library_that_the_code_of_a_model_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NeedsTimm:
+        @staticmethod
+        def from_config(*args: Any, **kwargs: Any) -> None:
+            raise ImportError("TimmWrapperModel requires the timm library.\nInstall it with `pip install timm`.")
+
+    monkeypatch.setattr(check, "auto_class", lambda arch: NeedsTimm)
+    with pytest.raises(ConfigError, match="needs a library that is not installed: TimmWrapperModel") as caught:
+        check_model(model())
+    assert caught.value.fix == "pip install timm"
 
 
 def test_facts_are_not_stored_if_the_cache_cannot_be_written(tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_a_rotary_embedding_that_depends_on_the_longest_document_needs_one_forwa
     assert any("documents: the loss is off" in reason for reason in choice.rejected)
 
 
+def test_a_rotary_embedding_that_grows_with_the_longest_document_needs_one_forward_for_each() -> None:
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    standin = standin_config(AutoConfig.for_model("llama", rope_parameters=dynamic), exactness.VOCABULARY)
+    plans = candidates(Attention.auto, AutoConfig.for_model("llama"), CPU, torch.float32)
+    assert Trial(short_limits(standin, 10**6), CPU).choose(plans, torch.float32).plan.layout is Layout.alone
+
+
 def test_chunks_are_masked_where_no_row_reaches_the_limit_of_another_scale() -> None:
     """Llama 4 scales queries by their position in the row, but only after 8,192 positions."""
     assert choose("llama4_text", floor_scale=8192).plan == AttentionPlan(Attention.mask, "sdpa")
@@ -74,6 +81,9 @@ def test_limits_that_no_document_reaches_are_not_shortened() -> None:
     shortened = {"attention_chunk_size": 16, "rope": {"original_max_position_embeddings": 16}}
     assert short_limits(fields, 1000) == {**fields, **shortened}
     assert short_limits(fields, 100) == fields
+    dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 512}
+    assert short_limits(dynamic, 1000) == {**dynamic, "max_position_embeddings": 16}
+    assert short_limits({**dynamic, "rope_parameters": None}, 1000) == {**dynamic, "rope_parameters": None}
     in_rows = {"floor_scale": 8192, "sliding_window": 4096}
     assert short_limits(in_rows, 4096, 8192) == in_rows
     assert short_limits(in_rows, 4096, 8193) == {**in_rows, "floor_scale": 16}
