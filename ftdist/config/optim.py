@@ -79,8 +79,9 @@ RATES: Dict[OptimizerKind, Tuple[float, float]] = {
     OptimizerKind.muon: (1, 1), OptimizerKind.sgd: (100, 10_000),
 }  # fmt: skip
 """Lowest and highest usual learning rate of each optimizer, as a multiple of AdamW's (``USUAL_RATES``). The update of
-Lion has the size 1 in every element, where that of AdamW is smaller. That of SGD has the size of the gradient, and that
-of Adafactor is relative to the size of the weights, which is a few hundredths. Muon's is scaled to that of AdamW."""
+Lion has the size 1 in every element; the update of AdamW is smaller. The update of SGD has the size of the gradient.
+The update of Adafactor is relative to the size of the weights, which is a few hundredths. The update of Muon is scaled
+to the size of AdamW's."""
 WHOLE: Dict[OptimizerKind, str] = {
     OptimizerKind.adafactor: "Adafactor keeps one number for each row and column of a matrix",
     OptimizerKind.muon: "Muon makes the update of a whole matrix orthogonal",
@@ -98,8 +99,8 @@ def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> Non
     """Check that all settings are read, and that the optimizer gives its own numbers at the ZeRO stage.
 
     Raises:
-        ConfigError: A setting is set that the optimizer or the method does not read, or the optimizer needs what the
-            stage cuts.
+        ConfigError: A setting is set that the optimizer or the method does not read, or the optimizer needs whole
+        matrices and the stage cuts them.
     """
     chosen = optim.optimizer
     if chosen in WHOLE and stage > 0:

@@ -147,8 +147,8 @@ class TrainConfig:
     """Number of newest checkpoints that are kept. Besides them, ftdist keeps the best one by held-out loss, one that
     was saved at a stop (until the next regular one), and pinned ones (``touch CHECKPOINT/pinned``)."""
     async_checkpoint: bool = True
-    """Copy a checkpoint to host memory (12 bytes for each parameter that a rank holds), and write it while training
-    continues. false: training waits until the checkpoint is written."""
+    """Copy a checkpoint to host memory (with AdamW, 12 bytes for each parameter that a rank holds), and write it while
+    training continues. false: training waits until the checkpoint is written."""
     max_bad_steps: int = 5
     """Number of consecutive bad steps after which the run goes back to its last checkpoint and skips the data that it
     has used since. A step is bad if its loss or gradient norm is not finite. The update of a bad step is skipped: no

@@ -63,7 +63,7 @@ def _sgd(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
 
 def _adafactor(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
     """Build Adafactor (Shazeer 2018, https://arxiv.org/abs/1804.04235). Its steps are relative to the size of the
-    weights, and lr is their largest value."""
+    weights; lr is the largest relative step."""
     return torch.optim.Adafactor(groups, lr=0.0)
 
 

@@ -17,7 +17,7 @@ from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec, optimizer_of
 NF4_BYTES, NF4_BLOCK = 0.5, 64
 """Bytes of one number in 4 bits, and how many numbers share a scale."""
 NF4_CONSTANTS = 1 / NF4_BLOCK + FP32_BYTES / (256 * NF4_BLOCK)
-"""Bytes of the scales for one number, after double quantisation: 8 bits a block, and 32 bits for 256 blocks."""
+"""Bytes of the scales for one number, after double quantization: 8 bits a block, and 32 bits for 256 blocks."""
 BYTES: Dict[Precision, int] = {Precision.bf16: 2, Precision.fp32: FP32_BYTES}
 """Bytes of one number in each precision: of a weight, of a gradient, of an activation."""
 

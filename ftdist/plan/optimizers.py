@@ -1,4 +1,4 @@
-"""What each optimizer keeps for a parameter. How it is built is in ``ftdist.engine.optimizers``."""
+"""The states that each optimizer keeps for a parameter. ``ftdist.engine.optimizers`` builds the optimizers."""
 
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
@@ -14,11 +14,12 @@ class OptimizerSpec:
     """The tensors that an optimizer keeps. It may keep only some of them for a parameter."""
 
     states: Tuple[str, ...]
-    """Names of those of the parameter's shape, which can be cut like the parameter."""
+    """Names of the states that have the parameter's shape and can be cut like the parameter."""
     others: Tuple[str, ...] = ()
-    """Names of those of another shape."""
+    """Names of the states that have another shape."""
     at_most: Optional[float] = None
-    """Bytes of all of them for each element of a trained parameter, if they are not ``states`` in fp32."""
+    """Bytes of all states for each element of a trained parameter. It is set if they are not just ``states`` in
+    fp32."""
 
     @property
     def bytes_per_parameter(self) -> float:
