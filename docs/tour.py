@@ -124,7 +124,10 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/checkpoint/saver.py", "ftdist/checkpoint/protocol.py", "ftdist/checkpoint/durable.py",
         "ftdist/checkpoint/tensors.py", "ftdist/checkpoint/state.py", "ftdist/engine/shards.py",
         "ftdist/engine/whole.py", "ftdist/checkpoint/export.py", "ftdist/checkpoint/model_card.py",
-        "ftdist/checkpoint/compatibility.py", "ftdist/checkpoint/exported_template.py",
+        "ftdist/checkpoint/compatibility.py", "ftdist/checkpoint/exported_template.py", "ftdist/checkpoint/probes.py",
+        "ftdist/checkpoint/main.py", "ftdist/checkpoint/gguf_export.py", "ftdist/checkpoint/gguf_family.py",
+        "ftdist/checkpoint/gguf_types.py", "ftdist/checkpoint/gguf_vocabulary.py", "ftdist/checkpoint/gguf_write.py",
+        "ftdist/checkpoint/gguf_check.py", "ftdist/checkpoint/modelfile.py",
     ],
     "What a run reports": [
         "ftdist/track/tracker.py", "ftdist/track/base.py", "ftdist/track/jsonl.py", "ftdist/track/wandb.py",

@@ -1,33 +1,28 @@
-"""Export a checkpoint as an ordinary Hugging Face folder: ``python -m ftdist.checkpoint.export RUN_DIR``.
+"""Export a checkpoint as an ordinary Hugging Face folder.
 
 One process does this from the files of the checkpoint, whatever number of ranks wrote them. The exported weights are
 read back and compared with the checkpoint, tensor by tensor.
 """
 
-import argparse
 import shutil
-import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from ftdist.base.errors import EXIT_DONE, CheckpointError, ConfigError
+from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.base.main import run_main
-from ftdist.base.output import accept_any_text, short_path
 from ftdist.base.permissions import follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
-from ftdist.base.terminal import task
 from ftdist.checkpoint.compatibility import write_old_fields
 from ftdist.checkpoint.exported_template import template_facts, write_defaults
 from ftdist.checkpoint.model_card import model_card
+from ftdist.checkpoint.probes import check_exported
 from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.saver import check_base
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
-from ftdist.config.frozen import load_config
 from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.method.build import METHODS
@@ -36,7 +31,7 @@ from ftdist.method.qlora import export_merged_quantized
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import auto_class
 from ftdist.run.identity import base_identity
-from ftdist.run.rundir import RunDir, read_manifest
+from ftdist.run.rundir import read_manifest
 
 State = Dict[str, torch.Tensor]
 EXPORT_MARK = "ftdist_export.json"
@@ -58,19 +53,15 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
         What was measured, for the user; an empty text if there is nothing to say.
 
     Raises:
-        CheckpointError: A file of the checkpoint is damaged, or the exported weights differ when they are read back.
+        CheckpointError: A file of the checkpoint is damaged, or the exported weights, tokenizer, chat template or
+            generation config differ when they are read back.
         ConfigError: ``out`` is a symbolic link, or holds something that is not an export, or there are no adapters.
     """
     if merged and config.method.kind not in ADAPTERS:
         raise ConfigError(f"--merged: method={config.method.kind.name} has no adapters; its export is a whole model",
                           "a run with method=lora", "leave out --merged")  # fmt: skip
     merged = merged or (config.method.kind in ADAPTERS and config.model.adapter is not None)
-    if out.is_symlink():
-        raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "pass the folder itself to --out")
-    if out.exists() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
-        raise ConfigError(
-            f"{out} exists and is not an export of ftdist", "a new folder", "pass another folder to --out"
-        )
+    check_out(out)
     check_trained(checkpoint, config)
     build_whole()  # this process may have trained with ZeRO-3, which would shard the model here too
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
@@ -89,6 +80,7 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
     write_old_fields(unfinished)
     facts = template_facts(unfinished, config)
     write_defaults(unfinished, config)
+    check_exported(unfinished, checkpoint, config)
     (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state, facts, measured), encoding="utf-8")
     write_json(unfinished / EXPORT_MARK, {**manifest, **facts})
     follow_umask(unfinished)
@@ -96,6 +88,20 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
         shutil.rmtree(out)
     unfinished.rename(out)
     return measured
+
+
+def check_out(out: Path) -> None:
+    """Check that an export may be written to a folder.
+
+    Raises:
+        ConfigError: It is a symbolic link, or holds something that is not an export.
+    """
+    if out.is_symlink():
+        raise ConfigError(f"{out} is a link to {out.resolve()}", "a folder", "pass the folder itself to --out")
+    if out.exists() and any(out.iterdir()) and not (out / EXPORT_MARK).is_file():
+        raise ConfigError(
+            f"{out} exists and is not an export of ftdist", "a new folder", "pass another folder to --out"
+        )
 
 
 def check_trained(checkpoint: Path, config: RunConfig) -> None:
@@ -140,31 +146,3 @@ def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: 
     names = {name for name, p in model.named_parameters(remove_duplicate=False) if p.shape[0] == vocab_size}
     cut = {n for n, t in weights.items() if n in names and t.shape[0] == padded}
     return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}
-
-
-def main(argv: Optional[List[str]] = None) -> int:
-    """Export a checkpoint of a run. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="ftdist export", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir", help="a run directory")
-    parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
-    parser.add_argument("--out", help="the folder to write (default: RUN_DIR/export, or RUN_DIR/export-merged)")
-    parser.add_argument("--merged", action="store_true", help="fold the adapters into the base model")
-    args = parser.parse_args(argv)
-    return run_main(lambda: _export(args))
-
-
-def _export(args: argparse.Namespace) -> int:
-    run = RunDir.open(args.run_dir)
-    out = Path(args.out) if args.out else run.merged if args.merged else run.export
-    checkpoint = run.find_checkpoint(args.checkpoint)
-    with task(f"exporting {checkpoint.name}"):
-        measured = export_checkpoint(checkpoint, out, load_config(run.config), args.merged)
-    if measured:
-        print(measured)
-    print(f"exported to {short_path(out)}")
-    return EXIT_DONE
-
-
-if __name__ == "__main__":
-    accept_any_text()
-    sys.exit(main())

@@ -84,6 +84,7 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
         self.merged = self.path / "export-merged"
+        self.gguf = self.path / "export-gguf"
         self.wandb = self.path / "wandb"
 
     @classmethod

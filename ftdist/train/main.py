@@ -19,6 +19,7 @@ from ftdist.base.output import accept_any_text
 from ftdist.base.process import bind_rank
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
+from ftdist.checkpoint.probes import check_saved
 from ftdist.checkpoint.saver import Saver, hf_files
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import DebugConfig, RunConfig
@@ -181,6 +182,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         _check_disk(config, run, engine, max_steps)
     others = processor_files(model_location(config), config.model.revision) if is_multimodal(arch) else []
     files = hf_files(engine.module, tokenizer, others)
+    on_rank_0(ranks, lambda: check_saved(files, tokenizer, config))
     base = None if method.whole else on_rank_0(ranks, lambda: base_identity(config))
     saver = Saver(engine, run, config, files, lambda text: _print_on_rank_0(ranks, text), base)
     state = _resume(saver, run, ranks, config.train.log_every)

@@ -1,5 +1,6 @@
 """``ftdist verify`` on the experiments in conf/ and on broken configs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,21 @@ def test_the_demo_passes(tmp_path: Path) -> None:
     done = succeed("verify", "experiment=demo", cwd=tmp_path)
     assert "23 passed" in done.out
     assert "<|im_end|>, in" in done.out
+    for name in ("Q8_0", "Q4_0"):
+        assert "578 token ids are equal" in written_as_gguf(tmp_path, name)
+    template = (tmp_path / "Modelfile").read_text()
+    assert "<|im_start|>system\nYou are a helpful AI assistant named SmolLM" in template
+
+
+def written_as_gguf(folder: Path, name: str) -> str:
+    """Write the model of the demo as a GGUF file and compare, as an export does. Returns what was measured."""
+    from ftdist.checkpoint import gguf_export
+    from ftdist.checkpoint.gguf_family import FAMILIES
+    from ftdist.checkpoint.gguf_types import TYPES
+    from ftdist.config.schema import RunConfig
+
+    model, file = Path(os.environ["FTDIST_CACHE"]) / "models" / "smollm2-135m-instruct", folder / f"{name}.gguf"
+    return "\n".join(gguf_export._write_and_check(model, file, RunConfig(), FAMILIES["llama"], TYPES[name], ""))
 
 
 def test_a_refused_tokenizer_is_a_failed_check(tmp_path: Path) -> None:

@@ -137,10 +137,12 @@ def _damaged_resume(config: Any, path: Path, tmp: Path) -> Tuple[Dict[str, Any],
     "a live engine is rolled back: once past a damaged checkpoint, once with no good one left",
     "every number is that of the good checkpoint; without a good one nothing has changed",
 )
-@pytest.mark.parametrize("stage", [2, 3])
-def test_state_is_unchanged_until_all_files_are_verified(tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "method"), [(2, "full"), (3, "full"), pytest.param(3, "lora", marks=pytest.mark.slow)]
+)
+def test_state_is_unchanged_until_all_files_are_verified(tmp_path: Path, stage: int, method: str) -> None:
     save_tiny_model(tmp_path / "model")
-    config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", "train.precision=bf16")
+    config = tiny_config(tmp_path, *FIVE_STEPS, f"zero.stage={stage}", "train.precision=bf16", f"method.kind={method}")
     run = freeze_tiny(config, tmp_path / "run", WORLD)
     for _, error in run_ranks(_damaged_resume, WORLD, config, run.path, tmp_path):
         assert "step-00000001: rank-00000.safetensors of rank 0 does not match its SHA-256" in error

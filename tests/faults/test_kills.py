@@ -6,6 +6,7 @@ The ranks are forked. tests/e2e/test_kill.py kills a run together with its launc
 import random
 import time
 from pathlib import Path
+from typing import Tuple
 
 import pytest
 
@@ -20,6 +21,9 @@ from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 WORLD = 2
 SETTINGS = (*SCHEDULE, "batch.micro_batch_size=1")  # four micro-steps a step
 FP32, BF16 = "fp32", "bf16"
+FULL: Tuple[str, ...] = ()
+LORA = ("method.kind=lora", "method.r=4", "method.lora_dropout=0.2", "optim.lr=1e-2")
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +39,36 @@ def sleep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "moment"),
+    ("stage", "precision", "moment", "method"),
     [
-        (0, BF16, "at a step"),
-        (1, BF16, "while a checkpoint is written"),
-        (1, FP32, "at a step"),
-        (2, BF16, "at a step"),
-        (2, FP32, "after the last checkpoint"),
-        (3, BF16, "after the last checkpoint"),
-        (3, FP32, "while a checkpoint is written"),
+        (0, BF16, "at a step", FULL),
+        (1, BF16, "while a checkpoint is written", FULL),
+        pytest.param(1, FP32, "at a step", FULL, marks=slow),
+        (2, BF16, "at a step", FULL),
+        (2, FP32, "after the last checkpoint", FULL),
+        (3, BF16, "after the last checkpoint", FULL),
+        (3, FP32, "while a checkpoint is written", FULL),
+        (3, BF16, "at a step", LORA),
+        pytest.param(2, BF16, "while a checkpoint is written", LORA, marks=slow),
+        pytest.param(1, FP32, "after the last checkpoint", LORA, marks=slow),
     ],
+    ids=lambda value: "" if value == FULL else "lora" if value == LORA else None,
 )
 @fault(
     "training",
     "all ranks are killed",
     "SIGKILL before the first checkpoint, then at a random step, while a checkpoint is "
-    "written, or after the last one; ZeRO 0 to 3, fp32 and bf16, with dropout",
+    "written, or after the last one; ZeRO 0 to 3, fp32 and bf16, with dropout; full fine-tuning and LoRA",
     "resumed, the run is bit for bit equal to the undisturbed one: metrics, samples, weights, checkpoints",
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    folder: Path, tmp_path: Path, stage: int, precision: str, moment: str
+    folder: Path, tmp_path: Path, stage: int, precision: str, moment: str, method: Tuple[str, ...]
 ) -> None:
     seed = random.randrange(10**6)
     draw = random.Random(seed)
     early, kill = draw.randint(0, 2), draw_kill(moment, draw)
     print(f"seed {seed}: killed before step {early + 1}, then {kill.text}")
-    config = tiny_config(folder, *SETTINGS, f"zero.stage={stage}", f"train.precision={precision}")
+    config = tiny_config(folder, *SETTINGS, f"zero.stage={stage}", f"train.precision={precision}", *method)
     reference, run = (freeze_tiny(config, tmp_path / name, WORLD) for name in ("reference", "run"))
     done = dict.fromkeys(range(WORLD), 0)
     assert start_attempt(reference, WORLD).wait() == done

@@ -58,9 +58,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     "a tmpfs that is full for 3 s while checkpoints are due",
     "no step is lost; metrics.jsonl is complete; later checkpoints are saved; exit code 0",
 )
-def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path) -> None:
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path, method: str) -> None:
     run = RunDir(disk / "run")
-    settings = (*RUN, "track=offline")
+    settings = (*RUN, "track=offline", f"method={method}")
     process = start("train", *settings, f"run_dir={run.path}", cwd=tmp_path)
     wait_until(process, lambda: newest_step(run) >= 7)
     with fill(disk):
@@ -70,7 +71,7 @@ def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path) -> None:
     print(f"at step {shown} in the record when the disk had room again\n{out}")
     assert process.returncode == 0, out
     assert re.search("could not be written", out)
-    assert_same(run, reference_run(*RUN))
+    assert_same(run, reference_run(*RUN, f"method={method}"))
 
 
 @pytest.mark.slow  # tests/unit/track/test_wandb.py tests this without a run

@@ -14,6 +14,7 @@ import pytest
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED
 from tests.helpers.adapters import save_peft_adapter
+from tests.helpers.exports import open_plainly
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, fingerprint, save, start, steps
@@ -285,6 +286,19 @@ def test_a_checkpoint_holds_what_is_trained_and_an_adapter_is_small(folder: Path
             assert sizes["master"] < exported / 2 + 64 * 259
         else:
             assert sizes["master"] == exported
+
+
+def test_every_kind_of_export_opens_without_ftdist(folder: Path, found: List[Found]) -> None:
+    numbers = [next(n for n, case in enumerate(CASES) if case[0] == method) for method in METHODS]
+    exports = [folder / f"run-{n}" / name for n in numbers for name in ("export", "export-merged")]
+    exports = [path for path in exports if path.is_dir()]
+    for path, (adapter, answer, chat) in open_plainly(exports).items():
+        number = int(path.parent.name.removeprefix("run-"))
+        whole = CASES[number][0] == "partial" or ADAPTERS.get(number) == "model.adapter"
+        assert adapter == (path.name == "export" and not whole)
+        if CASES[number][0] != "qlora" or not adapter:  # opened so, its base is not quantized
+            assert answer == found[number].answers[path.name == "export-merged"]
+        assert chat == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
 
 
 def _elsewhere(configs: List[Any], changed: Any, folder: Path) -> Tuple[List[List[float]], str]:

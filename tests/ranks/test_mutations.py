@@ -1,23 +1,33 @@
-"""The invariance suite fails if the code has a bug: two bugs here, all ten with ``make mutations`` or --slow."""
+"""The tests fail if the code has a bug: two bugs here, all sixteen with ``make mutations`` or --slow."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.mutations import INVARIANCE, MUTATIONS, ROOT, SUITES, Mutation, mutate, prove
+from tests.mutations import (
+    INVARIANCE,
+    METHOD_MUTATIONS,
+    MUTATIONS,
+    ROOT,
+    SUITES,
+    Mutation,
+    method_suite,
+    mutate,
+    prove,
+)
 
 CHEAP = {"divided by the accumulation steps twice", "mask one position off"}
 ONE_CASE = {"invariance suite": [INVARIANCE, "-k", "qwen3-stage1-1ranks"]}
 
 
 def test_every_mutation_applies_to_the_code(tmp_path: Path) -> None:
-    for mutation in MUTATIONS:
+    for mutation in (*MUTATIONS, *METHOD_MUTATIONS):
         path = tmp_path / mutation.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / mutation.file).read_text(encoding="utf-8"), encoding="utf-8")
         mutate(tmp_path, mutation)
         compile(path.read_text(encoding="utf-8"), str(path), "exec")
-    assert len(MUTATIONS) == 10
+    assert (len(MUTATIONS), len(METHOD_MUTATIONS)) == (10, 6)
 
 
 @pytest.mark.parametrize("mutation", [m for m in MUTATIONS if m.bug in CHEAP], ids=lambda m: m.bug)
@@ -30,3 +40,10 @@ def test_a_bug_is_caught(mutation: Mutation) -> None:
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.bug)
 def test_each_of_ten_bugs_is_caught(mutation: Mutation) -> None:
     assert prove(mutation, SUITES)["invariance suite"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mutation", METHOD_MUTATIONS, ids=lambda m: m.bug)
+def test_each_bug_of_an_adapter_is_caught(mutation: Mutation) -> None:
+    assert any(prove(mutation, method_suite(mutation)).values())

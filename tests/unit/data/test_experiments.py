@@ -97,9 +97,10 @@ def test_the_experiments_without_a_chat_template_of_a_model_prepare_the_same_cha
 def test_every_experiment_is_here() -> None:
     names = [path.stem for path in (Path(__file__).parents[3] / "conf" / "experiment").glob("*.yaml")]
     tested = [*EXPERIMENTS, "continued_pretraining", "smoke"]
-    with_adapters = [f"{name}_{kind}" for name in tested for kind in ("lora", "qlora") if f"{name}_{kind}" in names]
-    assert sorted(names) == sorted([*tested, *with_adapters])
-    for name in with_adapters:  # they prepare what the experiment without an adapter does
-        found, like = composed(f"experiment={name}"), composed(f"experiment={name.rpartition('_')[0]}")
+    pairs = [(f"{name}_{kind}", name) for name in tested for kind in ("lora", "qlora", "lora_sweep")]
+    with_adapters = [pair for pair in pairs if pair[0] in names]
+    assert sorted(names) == sorted([*tested, *(name for name, _ in with_adapters)])
+    for name, base in with_adapters:  # they prepare what the experiment without an adapter does
+        found, like = composed(f"experiment={name}"), composed(f"experiment={base}")
         assert found.model == like.model
         assert replace(found.data, max_seq_len=like.data.max_seq_len) == like.data
