@@ -1,8 +1,8 @@
 # Variables that you may set: PYTHON (the interpreter to start from), VENV (where the environment goes),
-# ARGS (passed on to pytest, the demo or the benchmark), JOBS (test processes).
+# ARGS (passed on to pytest, the demo or the benchmark), JOBS (test processes; more than cores, since many tests wait).
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+JOBS ?= 3
 ARGS ?=
 
 BIN := $(VENV)/bin

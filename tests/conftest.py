@@ -26,7 +26,7 @@ SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCH
 SLURM_PACKAGES = "slurmctld slurmd slurm-client munge"
 FAST_FOLDER = Path(__file__).parent / "unit"
 """Tests in all other folders are marked ``process``, and so is a unit test that says so itself."""
-FAST_LIMIT_S = 60
+FAST_LIMIT_S = 120
 """A test without the mark ``process`` fails if it takes longer, so that the fast tier stays fast."""
 LEAK_GRACE_S = 5.0
 
