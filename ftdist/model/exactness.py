@@ -24,6 +24,7 @@ from transformers import AutoConfig, DynamicCache, PretrainedConfig
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import Attention, RunConfig
+from ftdist.model.attention import DOCUMENTS
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
 from ftdist.model.forward import forward_logits, set_plan
 from ftdist.model.load import build_whole
@@ -184,7 +185,8 @@ class Trial:
                 loss, gradient, problem = self.measure(plan, dtype)
             except Exception as error:  # the plan does not work with this model
                 loss, gradient, problem = 0.0, 0.0, _first_line(error)
-                if "does not support an attention implementation" in problem:
+                unknown = isinstance(error, KeyError) and error.args[0] in (DOCUMENTS, plan.implementation)
+                if unknown or "does not support an attention implementation" in problem:
                     problem = "the model does not support it"
                     unsupported.add(plan.implementation)
             if not problem:
