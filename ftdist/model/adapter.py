@@ -89,16 +89,15 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
     scale = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings["use_rslora"] else settings["r"])
     own = dict(model.named_parameters(remove_duplicate=False))
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        names = set(file.keys())
+        names = sorted(file.keys())  # the same order on every rank, because each layer is gathered from all of them
         for module in _adapted(dict.fromkeys(names, ())):
             layer: Any = model.get_submodule(module)
             tensors = {name.rpartition(f"{module}.")[2]: file.get_tensor(name)
                        for name in names if name.startswith(f"{PREFIX}{module}.lora_")}  # fmt: skip
-            names -= {f"{PREFIX}{module}.{end}" for end in tensors}
             with gathered([layer.weight]):
                 if layer.weight.numel():
                     layer.weight.copy_(_folded(layer, tensors, scale))
-        for name in names:  # modules that were trained whole
+        for name in (name for name in names if ".lora_" not in name):  # modules that were trained whole
             parameter = own[name.removeprefix(PREFIX)]
             with gathered([parameter]):
                 if parameter.numel():

@@ -6,6 +6,7 @@ while it is loaded works as for other methods, and with ZeRO-3 no rank ever hold
 is gathered, quantised, and sharded again. The constants of the blocks stay whole on every rank.
 """
 
+from functools import cache
 from typing import Any, Collection, Dict, List
 
 import torch
@@ -66,11 +67,10 @@ def quantize(model: PreTrainedModel, names: Collection[str], dtype: torch.dtype)
     The packed numbers are stored as elements of this type, because DeepSpeed shards tensors of one type together. With
     ZeRO-3 every rank must call it. On a rank with a GPU the layers are quantised there.
     """
-    bitsandbytes = import_bitsandbytes()
     for name in names:
         old: Any = model.get_submodule(name)
         into, out = (old.nx, old.nf) if isinstance(old, Conv1D) else (old.in_features, old.out_features)
-        new = bitsandbytes.nn.Linear4bit(
+        new = _layer_class()(
             into, out, False, dtype, compress_statistics=True, quant_type=QUANTIZATION["type"], quant_storage=dtype,
             device="meta",
         )  # fmt: skip
@@ -81,13 +81,45 @@ def quantize(model: PreTrainedModel, names: Collection[str], dtype: torch.dtype)
             shard = old.weight.ds_tensor  # DeepSpeed's references to it form a cycle, which may live for long
             shard.data = shard.data.new_empty(0)
         new.bias = old.bias
-        # On a CPU with AVX512-BF16, the first forward pass in evaluation would pack the weight in another order, in
-        # place. ZeRO-3 gathers it in the order of its shards, and the numbers would be silently wrong from then on.
-        new.support_avx512bf16_for_cpu = False
         new.train(old.training)
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, new)
     model.is_loaded_in_4bit = True  # PEFT looks for it
+
+
+@cache
+def _layer_class() -> Any:
+    """Return the class of the layers: that of bitsandbytes with another forward pass, which fits ZeRO-3.
+
+    On a CPU with AVX512-BF16, the forward pass of bitsandbytes packs the weight in another order in evaluation, in
+    place. ZeRO-3 gathers it in the order of its shards, and the numbers would be silently wrong from then on. It also
+    keeps the gathered weight until the graph is freed, so that between forward and backward pass every rank would hold
+    the whole base model.
+    """
+    bitsandbytes = import_bitsandbytes()
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, inputs: torch.Tensor, weight: Any, bias: Any, state: Any) -> torch.Tensor:
+            ctx.save_for_backward(weight)  # the parameter itself, which ZeRO-3 gathers again for the backward pass
+            ctx.state = state
+            product: torch.Tensor = bitsandbytes.matmul_4bit(inputs, weight, bias=bias, quant_state=state)
+            return product
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+            (weight,), (gradient,) = ctx.saved_tensors, gradients
+            numbers = bitsandbytes.functional.dequantize_4bit(weight, ctx.state).to(gradient.dtype)
+            return gradient @ numbers, None, None, None
+
+    class Linear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc, name-defined]
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            state, dtype = self.weight.quant_state, self.compute_dtype
+            bias = None if self.bias is None else self.bias.to(dtype)
+            product: torch.Tensor = Product.apply(inputs.to(dtype), self.weight, bias, state)
+            return product.to(inputs.dtype)
+
+    return Linear4bit
 
 
 def _packed(layer: Any, dtype: torch.dtype, owner: Any = None) -> Any:

@@ -121,15 +121,16 @@ def _held(configs: List[Any], folder: Path) -> List[Tuple[float, float]]:
         Engine.step = watched  # type: ignore[method-assign]
         train_step(training, 1)
         Engine.step = end_micro_step  # type: ignore[method-assign]
-        parameters = list(training.engine.module.parameters())
-        quantized = sum(p.quant_state.shape.numel() for p in parameters if is_quantized(p))
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in parameters if not is_quantized(p)]
+        module, layout = training.engine.module, Layout.of_world(training.ranks.world_size)
+        quantized = sum(p.quant_state.shape.numel() for p in module.parameters() if is_quantized(p))
+        sizes = [
+            (getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in module.parameters() if not is_quantized(p)
+        ]
         trained = sum(size for size, is_trained in sizes if is_trained)
-        layout = Layout.of_world(training.ranks.world_size)
         computed = memory_of(config, sum(size for size, _ in sizes) + quantized, layout, trained, quantized)
         found.append((max(held) - before, computed.device.total + computed.host.total))
         training.engine.destroy()
-        del training
+        del training, module
     return found
 
 

@@ -52,6 +52,19 @@ def test_the_sum_is_that_of_peft(model: Dict[str, Any], settings: Dict[str, Any]
             break
 
 
+def test_every_rank_gathers_the_layers_in_the_same_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in a set have another order in every process. Ranks would wait for each other, or mix up layers."""
+    import ftdist.model.adapter as module
+
+    base = save_tiny_model(tmp_path / "model")
+    adapter = save_peft_adapter(base, tmp_path / "adapter", target_modules=r".*proj", modules_to_save=["lm_head"])
+    model, order, gathered = AutoModelForCausalLM.from_pretrained(base), [], module.gathered
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    monkeypatch.setattr(module, "gathered", lambda weights: (order.append(names[id(weights[0])]), gathered(weights))[1])
+    fold_adapter(model, adapter)
+    assert len(order) == 15 and order == [*sorted(order[:14]), "lm_head.weight"]
+
+
 @pytest.mark.parametrize(
     ("model", "found"),
     [
