@@ -57,7 +57,7 @@ TOUR: Dict[str, List[str]] = {
     ],
     "What both planes read": [
         "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/locations.py", "ftdist/run/prepared.py",
-        "ftdist/run/identity.py", "ftdist/run/adapters.py",
+        "ftdist/run/identity.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
         "ftdist/run/sample.py", "ftdist/run/checks.py", "ftdist/run/hub.py",
     ],
@@ -156,7 +156,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "Used everywhere": [
         "ftdist/__init__.py", "ftdist/base/errors.py", "ftdist/base/redact.py", "ftdist/base/names.py",
-        "ftdist/base/output.py", "ftdist/base/permissions.py", "ftdist/base/terminal.py", "ftdist/base/tables.py",
+        "ftdist/base/output.py", "ftdist/base/shell.py", "ftdist/base/permissions.py", "ftdist/base/terminal.py",
+        "ftdist/base/tables.py",
         "ftdist/base/json_files.py", "ftdist/base/temporary.py", "ftdist/base/process.py",
         "ftdist/base/ranges.py",
     ],

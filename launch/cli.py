@@ -1,7 +1,6 @@
 """The command ``ftdist VERB``."""
 
 import os
-import shlex
 import sys
 import time
 from typing import List, NoReturn, Optional
@@ -11,6 +10,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_USAGE, ConfigError
 from ftdist.base.main import run_main
 from ftdist.base.names import nearest
 from ftdist.base.output import accept_any_text
+from ftdist.base.shell import shell_words
 from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
 
 EXAMPLES = """\
@@ -99,7 +99,7 @@ def _refuse_deepspeeds_launcher(argv: List[str]) -> None:
     if os.environ.get("RANK", "0") != "0":  # one message is enough, and DeepSpeed ends all ranks with the first
         time.sleep(OTHER_RANKS_S)
         sys.exit(EXIT_USAGE)
-    words = shlex.join(argv[1:] if argv[0].startswith("--local_rank=") else argv)
+    words = shell_words(argv[1:] if argv[0].startswith("--local_rank=") else argv)
     through_it = "ftdist " + words + (" launch=deepspeed" if words.startswith("train") else "")
     raise ConfigError(
         f"DeepSpeed's launcher started `ftdist {words}` once for each rank",

@@ -1,8 +1,12 @@
 """Nearest names: what a misspelt name, key or path may mean."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Iterable, List
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.shell import shell_word
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> List[str]:
@@ -43,6 +47,26 @@ def near_paths(path: str) -> List[str]:
     stems = nearest(missing.stem, [entry.stem for entry in entries])
     found = [entry.joinpath(*rest) for stem in stems for entry in entries if entry.stem == stem]
     return [str(place) for place in found if place.exists()]
+
+
+def require_utf8(what: str, name: str | Path) -> None:
+    """Check that a name is text in UTF-8.
+
+    The names of files can hold any bytes. Configs, records and model cards cannot.
+
+    Args:
+        what: What has this name, for the message.
+
+    Raises:
+        ConfigError: It holds other bytes.
+    """
+    try:
+        str(name).encode("utf-8")
+    except UnicodeEncodeError as error:
+        first = error.object[: error.start] + error.object[error.start :].partition("/")[0]  # up to that file or folder
+        raise ConfigError(f"{what} holds bytes that are not UTF-8: {os.fsencode(name)!r}", "a name in UTF-8",
+                          f"use another name, or rename this file or folder: mv {shell_word(first)} NAME",
+                          ) from error  # fmt: skip
 
 
 def as_typed(value: Any) -> str:

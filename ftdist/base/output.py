@@ -1,11 +1,14 @@
 """Output that works on any terminal: replacements for characters, output whose reader has ended, paths in messages."""
 
 import codecs
+import errno
 import os
-import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, TextIO, Tuple, cast
+
+from ftdist.base.shell import shell_word
 
 STAND_INS = {
     "→": "->", "…": "...", "×": "x", "÷": "/", "·": "*", "−": "-", "–": "-", "—": "-", "✓": "+", "✗": "x", "∞": "inf",
@@ -17,7 +20,11 @@ marks."""
 ENCODE_ERRORS = "ftdist.stand_in"
 """Name of the handler of encoding errors that prints ``STAND_INS``."""
 
+READER_ENDED = (errno.EPIPE, errno.ECONNRESET)
+"""Errors of a stream that nobody reads any more. Output for it is dropped without a word."""
+
 _absolute = False
+_reported = False
 
 
 def _stand_in(error: UnicodeError) -> Tuple[str, int]:
@@ -75,12 +82,17 @@ def short_path(path: str | Path) -> str:
 
 
 def quoted_path(path: str | Path) -> str:
-    """Return ``short_path``, quoted as one word of a shell command."""
-    return shlex.quote(short_path(path))
+    """Return ``short_path`` as one word of a shell command. A name such as ``-x`` is not read as an option."""
+    short = short_path(path)
+    return shell_word(f"./{short}" if short.startswith(("-", "~")) else short)
 
 
 class PipeSafeOutput:
-    """A text file that discards all output once its reader has ended. The program continues and keeps its exit code."""
+    """A text file whose errors do not end the program, and do not change its exit code.
+
+    After its reader has ended, the output is dropped. Any other error, such as a full disk, is reported once on
+    standard error. What could not be written is dropped, and later output is tried again.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -95,11 +107,33 @@ class PipeSafeOutput:
     def _try(self, act: Callable[[], Any]) -> None:
         try:
             act()
-        except OSError:
-            # Redirect the file descriptor: buffered text would otherwise fail again at every print and at exit.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._file.fileno())
-            os.close(null)
+        except OSError as error:
+            ended = error.errno in READER_ENDED
+            self._drop_buffer(for_ever=ended)
+            if not ended:
+                _report(error)
+
+    def _drop_buffer(self, for_ever: bool) -> None:
+        """Write what is buffered to the null device. It would otherwise fail again at every print and at exit."""
+        number = self._file.fileno()
+        kept = None if for_ever else os.dup(number)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
+        if kept is not None:
+            with suppress(OSError):
+                self._file.flush()
+            os.dup2(kept, number)
+            os.close(kept)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def _report(error: OSError) -> None:
+    """Say once on standard error that output is lost. Standard error can be on the same disk, so that it may fail."""
+    global _reported
+    if not _reported:
+        _reported = True
+        with suppress(OSError):
+            os.write(2, f"warning: some output cannot be written ({error.strerror}) and is lost\n".encode())

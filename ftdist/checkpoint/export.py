@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.base.permissions import follow_umask
+from ftdist.base.permissions import follow_umask, require_readable_folder
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.checkpoint.compatibility import write_old_fields
 from ftdist.checkpoint.exported_template import template_facts, write_defaults
@@ -81,7 +81,8 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
     facts = template_facts(unfinished, config)
     write_defaults(unfinished, config)
     check_exported(unfinished, checkpoint, config)
-    (unfinished / "README.md").write_text(model_card(config, checkpoint.name, state, facts, measured), encoding="utf-8")
+    card = model_card(config, checkpoint.name, state, model_config.model_type, facts, measured)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
     write_json(unfinished / EXPORT_MARK, {**manifest, **facts})
     follow_umask(unfinished)
     if out.exists():
@@ -108,14 +109,16 @@ def check_trained(checkpoint: Path, config: RunConfig) -> None:
     """Check that the files of a checkpoint are unchanged, and that it was trained on the base model of the config.
 
     Raises:
+        AccessError: This user may not read it.
         CheckpointError: A file is damaged, or it holds only a part of the parameters and belongs to another base.
     """
+    require_readable_folder(checkpoint)
     problem = verify_checkpoint(checkpoint)
     if problem:
         found = f"{checkpoint}: {problem}"
         raise CheckpointError(found, "a checkpoint whose files are unchanged", "pass another one with --checkpoint")
     whole = METHODS[config.method.kind].whole
-    check_base(checkpoint.name, read_manifest(checkpoint), None if whole else base_identity(config))
+    check_base(checkpoint.name, read_manifest(checkpoint), None if whole else base_identity(config), config)
 
 
 def _copy_hf_files(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
+from ftdist.base.names import require_utf8
 from ftdist.base.output import accept_any_text, short_path
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
@@ -30,6 +31,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 def _export(args: argparse.Namespace) -> int:
     run = RunDir.open(args.run_dir)
     out = Path(args.out) if args.out else run.gguf if args.gguf else run.merged if args.merged else run.export
+    require_utf8("--out", out)
     checkpoint, config = run.find_checkpoint(args.checkpoint), load_config(run.config)
     with task(f"exporting {checkpoint.name}"):
         if args.gguf:

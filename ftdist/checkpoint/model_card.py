@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Optional
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from yaml import YAMLError
 
-from ftdist.checkpoint.compatibility import TESTED
+from ftdist.checkpoint.compatibility import tested_versions
 from ftdist.config.method import ADAPTERS, READ_BY
 from ftdist.config.schema import MethodKind, RunConfig
 
@@ -31,14 +31,15 @@ class BaseModel:
 
 
 def model_card(
-    config: RunConfig, checkpoint: str, state: Dict[str, Any], template: Optional[Dict[str, Any]] = None,
-    measured: str = "",
+    config: RunConfig, checkpoint: str, state: Dict[str, Any], model_type: str,
+    template: Optional[Dict[str, Any]] = None, measured: str = "",
 ) -> str:  # fmt: skip
     """Return the text of the export's README.md.
 
     Args:
         checkpoint: Name of the checkpoint that is exported.
         state: The ``state.json`` of the checkpoint.
+        model_type: The type of the model in transformers.
         template: What the chat template saw besides the conversations, from ``template_facts``.
         measured: What the export measured of a merged model. Empty for every other export.
     """
@@ -53,7 +54,8 @@ def model_card(
         license=base.license,
         datasets=[source.hub for source in sources if source.hub] or None,
     )
-    rows = {**_rows(config, checkpoint, state), **_template_rows(template or {})}
+    tested = tested_versions("" if adapter else model_type)
+    rows = {**_rows(config, checkpoint, state, tested), **_template_rows(template or {})}
     rows |= {"merging": measured} if measured else {}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
@@ -98,7 +100,7 @@ def _method(config: RunConfig) -> str:
     return f"{method.kind.name}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value)
 
 
-def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str, str]:
+def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any], tested: str) -> Dict[str, str]:
     evaluated = state["eval_loss"] is not None and state["evaluated_step"] == state["step"]
     return {
         "base model": (config.model.hub or config.model.builtin or config.model.path or "random weights")
@@ -116,7 +118,7 @@ def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any]) -> Dict[str
         "ZeRO stage": str(config.zero.stage),
         "seed": str(config.seed),
         "checkpoint": checkpoint,
-        "tested with transformers": TESTED,
+        "tested with transformers": tested,
         "made to be read by": "vLLM and llama.cpp's converter (from their sources, not tested)",
     }
 

@@ -32,7 +32,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 import torch.distributed as dist
 
-from ftdist.base.errors import CheckpointError, error_text
+from ftdist.base.errors import CheckpointError, FtdistError, error_text
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import require_readable_folder
 from ftdist.checkpoint import durable
@@ -242,8 +242,8 @@ def verify_checkpoint(folder: Path, rank: int = 0, world_size: int = 1) -> Optio
     try:
         manifest = read_manifest(folder)
         files, format_ = manifest["files"], manifest["format"]
-    except CheckpointError as error:
-        return str(error)
+    except FtdistError as error:
+        return error.found
     except KeyError as error:
         return f"{MANIFEST} lacks {error}"
     if format_ != FORMAT:

@@ -36,7 +36,7 @@ from ftdist.engine.engine import Engine
 from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import FP32_BYTES, optimizer_of
-from ftdist.run.identity import read_inputs
+from ftdist.run.identity import base_identity, read_inputs
 from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
@@ -225,7 +225,7 @@ class Saver:
             different = _differences(manifest, mine)
             raise CheckpointError(f"{name} belongs to another model: {different[0]}", "a checkpoint of this model",
                                   "resume with the model that the run was started with")  # fmt: skip
-        check_base(name, manifest, self._base)
+        check_base(name, manifest, self._base, self._config)
         saved = manifest.get("data")  # older versions did not write it
         if saved and self._data and saved["sha256"] != self._data["sha256"]:
             raise CheckpointError(f"{name} was saved by a run on other data ({saved['rows']['train']:,} rows)",
@@ -237,17 +237,19 @@ class Saver:
                                   "restore this run.yaml, or start a new run")  # fmt: skip
 
 
-def check_base(name: str, manifest: Dict[str, Any], base: Optional[str]) -> None:
+def check_base(name: str, manifest: Dict[str, Any], base: Optional[str], config: RunConfig) -> None:
     """Check that a checkpoint which holds only a part of the parameters was trained on this base model.
 
     Args:
         name: Name of the checkpoint, for the message.
         base: Identity of the base model now.
+        config: The config of the run.
 
     Raises:
         CheckpointError: It was trained on another one.
     """
-    if manifest.get("base") != base:
+    saved = manifest.get("base")
+    if saved != base and (saved is None or base is None or saved != base_identity(config, first=True)):
         raise CheckpointError(f"{name} holds only the trained parameters, and the base model now has other weights",
                               "the base model that the run was started with",
                               "restore the files of the base model, or start a new run")  # fmt: skip

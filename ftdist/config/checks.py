@@ -1,8 +1,10 @@
 """Checks of the run config that its types cannot express: ranges, and fields that depend on each other."""
 
-from typing import Any, Dict
+from dataclasses import is_dataclass
+from typing import Any, Dict, List, get_type_hints
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.names import require_utf8
 from ftdist.base.redact import secret_problem
 from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
 from ftdist.config.launch import check_launch, refuse_control_characters, texts
@@ -32,6 +34,9 @@ def check_config(config: RunConfig) -> None:
         ConfigError: A value is wrong. The message names the field, its value, and the allowed values.
     """
     refuse_secrets(config)
+    _refuse_nested_lists(config)
+    for key, text in texts("", config):
+        require_utf8(key.removeprefix("."), text)
     if config.launch.kind is not LaunchKind.local:
         refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
     _check_model(config.model)
@@ -50,6 +55,18 @@ def check_config(config: RunConfig) -> None:
     check_sweep(config.sweep, config.train.max_steps)
     check_track(config.track)
     _check_range("seed", config.seed, 0, 2**32 - 1)
+
+
+def _refuse_nested_lists(part: Any, where: str = "") -> None:
+    """Refuse a list or mapping in a list of texts. OmegaConf accepts it, and whatever reads the list would fail."""
+    for name, kind in get_type_hints(type(part)).items():
+        value, key = getattr(part, name), f"{where}{name}"
+        if is_dataclass(kind):
+            _refuse_nested_lists(value, f"{key}.")
+        for item in value if kind == List[str] else ():
+            if not isinstance(item, str):
+                raise ConfigError(f"{key} holds {item!r}", "a list of text values, for example [a,b]",
+                                  f"write each value of {key} as text")  # fmt: skip
 
 
 def refuse_secrets(config: RunConfig) -> None:

@@ -77,6 +77,8 @@ class ModelConfig:
     The sum is computed in fp32 and rounded once."""
     tokenizer: Optional[str] = None
     """Tokenizer folder or hub name, or ``bytes`` for a built-in byte-level tokenizer. null: the model's own."""
+    tokenizer_revision: Optional[str] = None
+    """Commit, branch or tag of ``model.tokenizer`` on the hub. The start of a run replaces a branch by its commit."""
     new_special_tokens: List[str] = field(default_factory=list)
     """Tokens that are added to the vocabulary. Their embeddings start as the mean of the existing ones."""
     pad_vocab_to_multiple_of: int = 1
@@ -235,6 +237,7 @@ ADDED_LATER: Dict[str, Any] = {
     "launch.slurm.gpu_type": None, "launch.slurm.cpus_per_gpu": None,
     "launch.slurm.setup": [],
     "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
+    "model.tokenizer_revision": None,
     "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],
     "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,

@@ -9,7 +9,8 @@ from ftdist.config.login import resolve_mode
 from ftdist.config.schema import RunConfig, TrackConfig, Wandb
 
 MAX_PROJECT, MAX_TAG, MAX_ID = 128, 64, 128
-"""Maximum number of characters of a project's name, a tag and a run id. Source: wandb's ``Settings``."""
+"""Maximum number of characters of a project's name and of a tag (source: wandb's ``Settings``), and of bytes of a run
+id. wandb checks no length of an id, but makes files of that name, which has at most 255 bytes on most file systems."""
 NOT_IN_PROJECT, NOT_IN_ID = "/\\#?%:", "/\\#?%:;,'"
 """Characters that W&B refuses. Source: wandb's ``Settings``, and the reference of ``wandb.init``."""
 VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "group": "WANDB_RUN_GROUP",
@@ -62,6 +63,10 @@ def check_track(track: TrackConfig) -> None:
     _check_text("track.project", track.project, MAX_PROJECT, NOT_IN_PROJECT)
     if track.run_id is not None:
         _check_text("track.run_id", track.run_id, MAX_ID, NOT_IN_ID)
+        if (length := len(os.fsencode(track.run_id))) > MAX_ID:
+            raise ConfigError(f"track.run_id has {length} bytes in UTF-8",
+                              f"at most {MAX_ID} bytes, because it becomes part of the names of files",
+                              "use a shorter id, or track=disabled")  # fmt: skip
         if track.run_id != track.run_id.strip():
             raise ConfigError(f"track.run_id={track.run_id!r} begins or ends with a space", "no spaces around it",
                               f"track.run_id={track.run_id.strip()}")  # fmt: skip

@@ -6,7 +6,6 @@ A line that is not a record is yielded as a DataError in place of the record, so
 import io
 import json
 import re
-import shlex
 from contextlib import suppress
 from importlib import import_module
 from itertools import islice
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple, cast
 
 from ftdist.base.errors import DataError
 from ftdist.base.output import quoted_path
+from ftdist.base.shell import shell_word
 from ftdist.data.fields import is_record
 from ftdist.data.messages import ROLE_FIELDS
 from ftdist.run.split_names import missing_split, same_split, split_kind
@@ -265,8 +265,8 @@ def _converted(file: Path, encoding: str) -> str:
     """Return a command that converts a file to UTF-8. A compressed file is decompressed first."""
     program = DECOMPRESSORS.get(file.suffix.lower())
     if program is None:
-        return f"iconv -f {encoding} -t utf-8 {quoted_path(file)} > {shlex.quote(f'utf8-{file.name}')}"
-    return f"{program} -dc {quoted_path(file)} | iconv -f {encoding} -t utf-8 > {shlex.quote(f'utf8-{file.stem}')}"
+        return f"iconv -f {encoding} -t utf-8 {quoted_path(file)} > {shell_word(f'utf8-{file.name}')}"
+    return f"{program} -dc {quoted_path(file)} | iconv -f {encoding} -t utf-8 > {shell_word(f'utf8-{file.stem}')}"
 
 
 def _open(file: Path) -> BinaryIO:

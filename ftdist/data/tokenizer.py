@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
-from ftdist.run.locations import tokenizer_location
+from ftdist.run.locations import tokenizer_location, tokenizer_revision
 from ftdist.run.prepared import template_text
 
 SPECIAL_BYTES_TOKENS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -138,7 +138,7 @@ def _sentencepiece_file(config: RunConfig, location: str) -> Optional[str]:
 
 
 def _revision(config: RunConfig) -> str:
-    return (None if config.model.tokenizer else config.model.revision) or "main"
+    return tokenizer_revision(config) or "main"
 
 
 def _chatml() -> RunConfig:

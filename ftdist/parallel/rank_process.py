@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, NoReturn, Optional, TextIO, cast
 import torch.distributed as dist
 
 from ftdist.base.errors import EXIT_FAILED, FtdistError
+from ftdist.base.output import PipeSafeOutput
 from ftdist.base.process import end_with_parent
 from ftdist.base.redact import redact
 from ftdist.base.terminal import Tee
@@ -63,7 +64,8 @@ def redirect_output(run: RunDir, rank: int, attempt: int) -> None:
         os.dup2(log, 1)
     else:
         copy = os.fdopen(os.dup(log), "a", buffering=1, encoding="utf-8", errors="replace")
-        sys.stdout = cast(TextIO, Tee(sys.stdout, copy))
+        # A full disk of the log file does not end the output on the terminal, and the other way round.
+        sys.stdout = cast(TextIO, Tee(sys.stdout, cast(TextIO, PipeSafeOutput(copy))))
     os.close(log)
 
 

@@ -6,17 +6,20 @@
 import json
 import struct
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Collection, Dict, List, Tuple
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
+from ftdist.base.shell import override_word
 from ftdist.config.schema import RunConfig
-from ftdist.run.prepared import FileHashes
+from ftdist.run.file_hashes import FileHashes
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MARK = "ftdist_export.json"
 """The file of an export that says which base model its adapter was trained on."""
+MAX_HEADER = 100_000_000
+"""Maximum number of bytes of the header of a safetensors file. Source: the safetensors library."""
 PREFIX = "base_model.model."
 """PEFT's wrapper around the model, in the names of a saved adapter."""
 INIT_FROM, FOLDED = "method.init_from", "model.adapter"
@@ -51,7 +54,7 @@ def adapter_folder(key: str, given: str) -> Path:
         if not (folder / name).is_file():
             found = f"holds no {name}" if folder.is_dir() else "does not exist"
             whole = (folder / "config.json").is_file()
-            fix = f"model.path={quoted_path(folder)} for a whole model" if whole else f"{key}=FOLDER"
+            fix = f"{override_word('model.path', str(folder))} for a whole model" if whole else f"{key}=FOLDER"
             raise ConfigError(f"{key}={folder} {found}", EXPECTED, fix)
     return folder
 
@@ -103,13 +106,17 @@ def tensor_shapes(file: Path) -> Dict[str, Tuple[int, ...]]:
     """Return the shapes of the tensors in a safetensors file, by name, from its header.
 
     Raises:
-        ConfigError: The header cannot be read.
+        ConfigError: The header cannot be read, or the file is cut off.
     """
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length))
-        return {name: tuple(found["shape"]) for name, found in header.items() if name != "__metadata__"}
+            header = json.loads(opened.read(min(length, MAX_HEADER)))
+        tensors = {name: found for name, found in header.items() if name != "__metadata__"}
+        needed = 8 + length + max((found["data_offsets"][1] for found in tensors.values()), default=0)
+        if file.stat().st_size < needed:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes instead of {needed:,}")
+        return {name: tuple(found["shape"]) for name, found in tensors.items()}
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise ConfigError(f"{file} cannot be read: {error}", "a complete safetensors file",
                           "copy or export it again") from error  # fmt: skip
@@ -144,18 +151,19 @@ def adapter_layout(given: str) -> Any:
     return adapter_settings("", Path(given)), tensor_shapes(Path(given) / WEIGHTS)
 
 
-def check_base_of(key: str, given: str, base: str) -> None:
+def check_base_of(key: str, given: str, bases: Collection[str]) -> None:
     """Check that an adapter that ftdist has exported was trained on this base model. Others do not say it.
 
     Args:
-        base: The identity of the base model of the run, from ``ftdist.run.identity.base_identity``.
+        bases: The identity of the base model of the run, from ``ftdist.run.identity.base_identity``, now and as older
+            versions computed it.
 
     Raises:
         ConfigError: It was trained on another one.
     """
     mark = Path(given) / MARK
     trained_on = read_json(mark).get("base") if mark.is_file() else None
-    if trained_on is not None and trained_on != base:
+    if trained_on is not None and trained_on not in bases:
         raise ConfigError(f"{key}={given} was trained on a base model with other weights "
                           f"({base_name(given) or 'random'})", "the base model that it was trained on",
                           f"set model.path or model.hub to that model, or leave out {key}")  # fmt: skip

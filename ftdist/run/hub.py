@@ -38,9 +38,13 @@ def repositories(config: RunConfig) -> List[Repository]:
     model, found = config.model, []
     if model.hub:
         found.append(Repository("model.hub", model.hub, model.revision, True))
-    if model.tokenizer and model.tokenizer != "bytes" and not Path(model.tokenizer).exists():
-        found.append(Repository("model.tokenizer", model.tokenizer, None, False))
+    if model.tokenizer and model.tokenizer != "bytes" and not _is_path(model.tokenizer):
+        found.append(Repository("model.tokenizer", model.tokenizer, model.tokenizer_revision, False))
     return found
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith("/") or Path(name).exists()
 
 
 def has_hub_data(config: RunConfig) -> bool:

@@ -7,6 +7,7 @@ the message says what has changed.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -15,12 +16,12 @@ from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import FOLDED, INIT_FROM, adapter_content, check_base_of
-from ftdist.run.hub import hub_commit
-from ftdist.run.locations import cache_root, is_converted, model_location
+from ftdist.run.file_hashes import FileHashes
+from ftdist.run.hub import hub_commit, repositories
+from ftdist.run.locations import cache_root, is_converted, is_gguf, model_location
 from ftdist.run.prepared import (
     FIRST_FORMAT,
     FORMAT_VERSION,
-    FileHashes,
     content_hash,
     data_folder,
     first_format_folder,
@@ -33,8 +34,10 @@ from ftdist.run.prepared import (
 from ftdist.run.rundir import RunDir
 
 Record = Dict[str, Any]
+KEY = re.compile("[0-9a-f]{24}")
+"""The name of a folder of prepared data."""
 BLOCK, BLOCKS = 1 << 16, 64
-"""Size in bytes and number of the blocks of a weights file that are hashed. Hashing whole files would take minutes."""
+"""Size in bytes and number of the blocks of a weights file that older versions hashed, and a submission does."""
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = ("config.json", "generation_config.json", "*.py", "*.safetensors", "*.bin")
 NEW_RUN = "restore it, or start a new run"
@@ -50,11 +53,26 @@ def read_inputs(run: RunDir) -> Optional[Record]:
         return None
     try:
         found = read_json(run.inputs)
-        if not {"format_version", "data", "files"} <= found.keys():
-            raise ValueError("a field is missing")
-    except ValueError as error:
-        raise ConfigError(f"{run.inputs}: {error}", "the file that ftdist wrote", NEW_RUN) from error
+        if problem := _problem(found):
+            raise ValueError(problem)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{run.inputs} is damaged: {error}", "the file that ftdist wrote", NEW_RUN) from error
     return found
+
+
+def _problem(record: Record) -> str:
+    """Return what is wrong with the content of inputs.json. It is empty if nothing is."""
+    for name, kinds in (("format_version", (int,)), ("data", (dict, type(None))), ("files", (dict,))):
+        if name not in record or not isinstance(record[name], kinds):
+            return f"{name} is {'missing' if name not in record else 'not what it should be'}"
+    data = record["data"]
+    if data is None:
+        return ""
+    key, rows = data.get("key"), data.get("rows")
+    if not isinstance(key, str) or not KEY.fullmatch(key) or not isinstance(data.get("sha256"), str):
+        return "data has no valid key and sha256"
+    numbers = list(rows.values()) if isinstance(rows, dict) and "train" in rows else [None]
+    return "" if all(isinstance(number, int) for number in numbers) else "data has no valid numbers of rows"
 
 
 def record_inputs(run: RunDir, config: RunConfig, folder: Optional[Path]) -> None:
@@ -65,11 +83,15 @@ def record_inputs(run: RunDir, config: RunConfig, folder: Optional[Path]) -> Non
     """
     data = None
     if folder is not None:
-        sets = read_meta(folder)["sets"]
-        data = {"key": folder.name, "rows": {name: found["rows"] for name, found in sets.items()},
-                "sha256": content_hash(config, folder)}  # fmt: skip
+        data = {
+            "key": folder.name,
+            "rows": _rows(folder),
+            "sha256": content_hash(config, folder),
+            "meta": _used(folder),
+        }
+    files = describe_files(config, samples=folder is None)
     version = read_meta(folder)["format_version"] if folder is not None else FORMAT_VERSION
-    write_json(run.inputs, {"format_version": version, "data": data, "files": describe_files(config)})
+    write_json(run.inputs, {"format_version": version, "data": data, "files": files})
 
 
 def recorded_folder(run: RunDir, config: RunConfig) -> Path:
@@ -112,9 +134,13 @@ def check_data(run: RunDir, config: RunConfig, folder: Path) -> None:
         DataError: The content is different.
     """
     record = read_inputs(run)
-    if record is None or record["data"] is None or record["data"]["sha256"] == content_hash(config, folder):
+    if record is None or record["data"] is None:
         return
-    rows = read_meta(folder)["sets"]["train"]["rows"]
+    before, now = record["data"], _rows(folder)
+    same_meta = before["rows"] == now and before.get("meta", _used(folder)) == _used(folder)
+    if same_meta and before["sha256"] == content_hash(config, folder):
+        return
+    rows = now["train"]
     unpinned = [name for name, source in config.data.sources.items() if source.hub and not source.revision]
     cause = f"; the hub data set of '{unpinned[0]}' has no revision and may have changed" if unpinned else ""
     raise DataError(
@@ -122,6 +148,16 @@ def check_data(run: RunDir, config: RunConfig, folder: Path) -> None:
         f"{record['data']['rows']['train']:,}){cause}", "data with the recorded hash",
         f"rm -r {quoted_path(folder)}, then resume, so that the data is prepared again. Or start a new run",
     )  # fmt: skip
+
+
+def _rows(folder: Path) -> Dict[str, int]:
+    return {name: found["rows"] for name, found in read_meta(folder)["sets"].items()}
+
+
+def _used(folder: Path) -> str:
+    """Return a hash of the parts of meta.json that a training uses. The other parts describe the preparation."""
+    meta = read_meta(folder)
+    return hashlib.sha256(json.dumps([meta["sets"], meta.get("prompts")], sort_keys=True).encode()).hexdigest()
 
 
 def check_files(run: RunDir, config: RunConfig) -> None:
@@ -142,6 +178,10 @@ def changed_files(record: Record, config: RunConfig, *kinds: str) -> List[str]:
     """Return one line for each input that has changed since the run was started. Only names that begin with ``kinds``
     are compared."""
     now, found = describe_files(config), []
+    if now["model"] != record["files"].get("model") == _first_model_files(config):
+        now["model"] = record["files"]["model"]
+    if config.model.path and is_gguf(config.model.path) and record["files"].get("tokenizer") == [_first_gguf(config)]:
+        now["tokenizer"] = record["files"]["tokenizer"]
     for name, before in record["files"].items():
         if name.startswith(kinds) and now.get(name) != before:
             found.append(f"{name} {_difference(before, now.get(name))}")
@@ -158,16 +198,23 @@ def _difference(before: Any, now: Any) -> str:
     return f"has changed from {before} to {now}" if isinstance(before, str) and len(before) < 80 else "has changed"
 
 
-def describe_files(config: RunConfig) -> Record:
-    """Return the identity of everything that a run reads, by name: hashes of files, commits on the hub."""
-    hashes = FileHashes(cache_root(config) / "hashes.json")
-    found: Record = {"model": _model_files(config, hashes), "tokenizer": _plain(tokenizer_key(config, hashes))}
-    if config.model.tokenizer and not Path(config.model.tokenizer).is_dir():
-        found["tokenizer"] = hub_commit(config.model.tokenizer, None) or config.model.tokenizer
+def describe_files(config: RunConfig, samples: bool = False) -> Record:
+    """Return the identity of everything that a run reads, by name: hashes of files, commits on the hub.
+
+    Args:
+        samples: Read only samples of the weights, on a login node that submits a job. The job reads the whole files.
+    """
+    hashes = FileHashes(cache_root(config))
+    samples = samples and bool(config.model.path) and not is_converted(config)
+    model = _first_model_files(config) if samples else _model_files(config, hashes)
+    found: Record = {"model": model, "tokenizer": _tokenizer_files(config, hashes)}
     for setting, given in ((FOLDED, config.model.adapter), (INIT_FROM, config.method.init_from)):
         if given:
             found[setting] = adapter_content(given, hashes)
-    found["chat template"] = hashlib.sha256((template_text(config) or "").encode()).hexdigest()
+    try:
+        found["chat template"] = hashlib.sha256((template_text(config) or "").encode()).hexdigest()
+    except ConfigError as error:
+        found["chat template"] = f"gone: {error.found}"
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         for name, source in sources.items():
             where = f"data.{kind}.{name}"
@@ -180,7 +227,16 @@ def describe_files(config: RunConfig) -> Record:
     return dict(json.loads(json.dumps(found)))
 
 
-def base_identity(config: RunConfig, folded: bool = True) -> str:
+def _tokenizer_files(config: RunConfig, hashes: FileHashes) -> Any:
+    name = config.model.tokenizer
+    if name and name.startswith("/") and not Path(name).exists():
+        return f"gone: model.tokenizer={name} does not exist"
+    if name and not Path(name).is_dir():
+        return hub_commit(name, config.model.tokenizer_revision) or name
+    return _plain(tokenizer_key(config, hashes))
+
+
+def base_identity(config: RunConfig, folded: bool = True, first: bool = False) -> str:
     """Return a hash that identifies the weights of the base model. Checkpoints that hold only the trained part record
     it.
 
@@ -188,9 +244,11 @@ def base_identity(config: RunConfig, folded: bool = True) -> str:
 
     Args:
         folded: Whether the adapter that is added to the model (``model.adapter``) is a part of it.
+        first: As older versions computed it.
     """
-    model, hashes = config.model, FileHashes(cache_root(config) / "hashes.json")
-    files = _model_files(config, hashes)
+    model, hashes = config.model, FileHashes(cache_root(config))
+    files = _first_model_files(config) if first else _model_files(config, hashes)
+    hashes.save()
     if isinstance(files, dict):
         files.pop("generation_config.json", None)
     random: Record = {"config": model.config, "seed": config.seed} if model.config else {}
@@ -208,10 +266,9 @@ def check_adapter_bases(config: RunConfig) -> None:
     Raises:
         ConfigError: One of them was trained on another model.
     """
-    if config.model.adapter and Path(config.model.adapter).is_dir():
-        check_base_of(FOLDED, config.model.adapter, base_identity(config, folded=False))
-    if config.method.init_from and Path(config.method.init_from).is_dir():
-        check_base_of(INIT_FROM, config.method.init_from, base_identity(config))
+    for key, given, folded in ((FOLDED, config.model.adapter, False), (INIT_FROM, config.method.init_from, True)):
+        if given and Path(given).is_dir():
+            check_base_of(key, given, [base_identity(config, folded, first) for first in (False, True)])
 
 
 def _plain(key: Any) -> Any:
@@ -229,8 +286,30 @@ def _model_files(config: RunConfig, hashes: FileHashes) -> Any:
         return Path(location).name  # the name identifies the content
     if not config.model.path:
         return hub_commit(location, config.model.revision) or config.model.revision or "main"
-    files = {path for pattern in MODEL_FILES for path in Path(location).glob(pattern) if path.is_file()}
-    return {path.name: _sampled(path) if path.suffix in WEIGHTS else hashes.of(path) for path in sorted(files)}
+    files = _files_of_model(location)
+    return dict(zip([path.name for path in files], hashes.of_all(files), strict=True))
+
+
+def _files_of_model(location: str) -> List[Path]:
+    return sorted({path for pattern in MODEL_FILES for path in Path(location).glob(pattern) if path.is_file()})
+
+
+def _first_model_files(config: RunConfig) -> Any:
+    """Return the identity of a model as older versions recorded it, and a submission does, without reading it all."""
+    if not config.model.path:
+        return None
+    if is_gguf(config.model.path):
+        return _first_gguf(config)
+    hashes = FileHashes(cache_root(config))
+    files = _files_of_model(config.model.path)
+    return {path.name: _sampled(path) if path.suffix in WEIGHTS else hashes.of(path) for path in files}
+
+
+def _first_gguf(config: RunConfig) -> str:
+    """Return the name of a converted model in older versions: the size and time of the GGUF file are its identity."""
+    path = Path(str(config.model.path))
+    text = f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" if path.exists() else ""
+    return f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _sampled(path: Path) -> str:
@@ -246,7 +325,8 @@ def _sampled(path: Path) -> str:
 
 
 def pin_revision(config: RunConfig) -> None:
-    """Replace the branch of a model on the hub by its current commit, in place. Later commits then do not change the
-    run."""
-    if config.model.hub:
-        config.model.revision = hub_commit(config.model.hub, config.model.revision) or config.model.revision
+    """Replace the branches of a model and a tokenizer on the hub by their current commits, in place. Later commits
+    then do not change the run."""
+    for one in repositories(config):
+        if commit := hub_commit(one.name, one.revision):
+            setattr(config.model, "revision" if one.holds_model else "tokenizer_revision", commit)

@@ -1,15 +1,17 @@
 """Locations of the cache, the model and the tokenizer, found without loading anything."""
 
-import hashlib
 import json
 import os
-import shlex
 from pathlib import Path
+from typing import Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import near_paths
-from ftdist.base.permissions import require_readable_folder
+from ftdist.base.permissions import require_access, require_readable_folder
+from ftdist.base.shell import override_word
+from ftdist.base.terminal import print_if_long
 from ftdist.config.schema import RunConfig
+from ftdist.run.file_hashes import FileHashes
 
 WEIGHTS = ("*.safetensors", "*.bin")
 ADAPTER = "adapter_config.json"
@@ -37,13 +39,18 @@ def model_location(config: RunConfig) -> str:
     if model.builtin:
         return str(cache_root(config) / "models" / model.builtin)
     if model.path and is_gguf(model.path):
-        return str(cache_root(config) / "models" / f"{Path(model.path).stem}-{_gguf_digest(model.path)}")
+        return str(cache_root(config) / "models" / f"{Path(model.path).stem}-{_gguf_digest(config)[:12]}")
     return model.path or model.hub or ""
 
 
 def tokenizer_location(config: RunConfig) -> str:
     """Return what the tokenizer is loaded from: a folder, a hub ID, or ``bytes``, the built-in byte-level tokenizer."""
     return config.model.tokenizer or model_location(config)
+
+
+def tokenizer_revision(config: RunConfig) -> Optional[str]:
+    """Return the commit, branch or tag of a tokenizer on the hub. None: its main branch."""
+    return config.model.tokenizer_revision if config.model.tokenizer else config.model.revision
 
 
 def is_gguf(path: str) -> bool:
@@ -71,13 +78,13 @@ def check_model_folder(config: RunConfig) -> None:
         return
     path = Path(config.model.path)
     if is_gguf(config.model.path):
-        _gguf_digest(config.model.path)
+        _gguf_file(config)
         return
     require_readable_folder(path)
     expected = "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json) or a .gguf file"
     if not path.is_dir():
         found = "is a file" if path.is_file() else "does not exist"
-        near = [shlex.quote(f"model.path={place}") for place in near_paths(config.model.path)]
+        near = [override_word("model.path", place) for place in near_paths(config.model.path)]
         raise ConfigError(
             f"model.path={path} {found}", expected, " or ".join(near) or "model.path=FOLDER, or model.hub=ORG/NAME"
         )
@@ -115,19 +122,33 @@ def _read_object(path: Path) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _gguf_digest(path: str) -> str:
-    """Return a hash of the name, size and modification time of a GGUF file.
+def _gguf_digest(config: RunConfig) -> str:
+    """Return the hash of a GGUF file. The file is read only once, see ``run/file_hashes.py``.
 
-    The content is not read, because tens of gigabytes would take minutes at every start.
+    Raises:
+        ConfigError: See _gguf_file.
+    """
+    hashes = FileHashes(cache_root(config))
+    with print_if_long("reading the GGUF file once, for the hash of its content", True):
+        digest = hashes.of(_gguf_file(config))
+    hashes.save()
+    return digest
+
+
+def _gguf_file(config: RunConfig) -> Path:
+    """Return the path of the GGUF file.
 
     Raises:
         ConfigError: The file does not exist.
+        AccessError: This user may not read it.
     """
+    path = Path(str(config.model.path))
+    require_access(path)
     try:
-        stat = Path(path).stat()
+        path.stat()
     except OSError as error:
-        near = " or ".join(shlex.quote(f"model.path={place}") for place in near_paths(path))
+        near = " or ".join(override_word("model.path", place) for place in near_paths(str(path)))
         raise ConfigError(
             f"model.path={path}: {error.strerror}", "a .gguf file", near or "model.path=FILE.gguf"
         ) from error
-    return hashlib.sha256(f"{Path(path).name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    return path

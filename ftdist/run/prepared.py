@@ -3,24 +3,25 @@
 Besides the run directory, the cache is the second thing that both planes read. It holds prepared data (``data/``,
 described here), converted models (``models/``, see ``run/locations.py``), facts about models (``checked/``, see
 ``run/model_facts.py``), models that are installed as packages (``packages/``), and the hashes of files that were hashed
-before (``hashes.json``). This module imports nothing heavy, so that prepared data is found quickly.
+before (``hashes.json``, see ``run/file_hashes.py``). This module imports nothing heavy, so that prepared data is found
+quickly.
 """
 
 import hashlib
 import json
 import platform
 import shutil
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import ConfigError, DataError
-from ftdist.base.json_files import read_json, write_json
+from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.schema import RunConfig, SourceConfig
-from ftdist.run.locations import cache_root, is_converted, tokenizer_location
+from ftdist.run.file_hashes import FileHashes
+from ftdist.run.locations import cache_root, is_converted, tokenizer_location, tokenizer_revision
 from ftdist.run.source_files import source_files
 
 FORMAT_VERSION = 4
@@ -82,9 +83,10 @@ def first_format_folder(config: RunConfig) -> Path:
 
 def content_hash(config: RunConfig, folder: Path) -> str:
     """Return a hash of all tokens, masks and rows of prepared data. Files that did not change are not read again."""
-    hashes = FileHashes(cache_root(config) / "hashes.json")
+    hashes = FileHashes(cache_root(config))
     files = sorted(path for path in folder.glob("*/*") if path.is_file())
-    text = json.dumps([(str(path.relative_to(folder)), hashes.of(path)) for path in files])
+    names = [str(path.relative_to(folder)) for path in files]
+    text = json.dumps(list(zip(names, hashes.of_all(files), strict=True)))
     hashes.save()
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -148,7 +150,7 @@ def key_parts(config: RunConfig) -> Dict[str, Any]:
     settings = asdict(data)
     for not_a_setting in ("sources", "heldout", "num_workers", "chat_template"):
         del settings[not_a_setting]
-    hashes = FileHashes(cache_root(config) / "hashes.json")
+    hashes = FileHashes(cache_root(config))
     parts = {
         "version": FORMAT_VERSION,
         "settings": settings,
@@ -163,16 +165,17 @@ def key_parts(config: RunConfig) -> Dict[str, Any]:
     return parts
 
 
-def source_key(where: str, source: SourceConfig, hashes: "FileHashes") -> Dict[str, Any]:
+def source_key(where: str, source: SourceConfig, hashes: FileHashes) -> Dict[str, Any]:
     key = asdict(source)
     if source.path:
-        key["path"] = [(file.name, hashes.of(file)) for file in source_files(where, source.path, source.split)]
+        files = source_files(where, source.path, source.split)
+        key["path"] = list(zip([file.name for file in files], hashes.of_all(files), strict=True))
     if source.builtin == "stdlib_docs":
         key["python"] = platform.python_version()
     return key
 
 
-def tokenizer_key(config: RunConfig, hashes: "FileHashes") -> List[Any]:
+def tokenizer_key(config: RunConfig, hashes: FileHashes) -> List[Any]:
     location = tokenizer_location(config)
     if not config.model.tokenizer and is_converted(config):
         # The name identifies the content, so that the hash is known before the model is converted.
@@ -180,40 +183,4 @@ def tokenizer_key(config: RunConfig, hashes: "FileHashes") -> List[Any]:
     if Path(location).is_dir():
         files = {file for pattern in TOKENIZER_FILES for file in Path(location).glob(pattern) if file.is_file()}
         return sorted((file.name, hashes.of(file)) for file in files)
-    return [location, None if config.model.tokenizer else config.model.revision]
-
-
-class FileHashes:
-    """SHA-256 hashes of files. They are kept in the cache, so that each file is read only once.
-
-    A file is recognized by its path, size and modification time.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.known, self.changed = path, {}, False
-        with suppress(OSError, ValueError):  # there are no known hashes yet
-            found = read_json(path)
-            self.known = {name: known for name, known in found.items() if isinstance(known, dict) and "sha256" in known}
-
-    def of(self, path: Path) -> str:
-        stat = path.stat()
-        name, stamp = str(path.resolve()), f"{stat.st_size} {stat.st_mtime_ns}"
-        if self.known.get(name, {}).get("stamp") != stamp:
-            with path.open("rb") as file:
-                self.known[name] = {"stamp": stamp, "sha256": _sha256(file)}
-            self.changed = True
-        return str(self.known[name]["sha256"])
-
-    def save(self) -> None:
-        if not self.changed:
-            return
-        with suppress(OSError):  # without the cache, files are hashed again at the next start
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, self.known)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    return [location, tokenizer_revision(config)]

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from ftdist.base.errors import CheckpointError, ConfigError
+from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
 from ftdist.base.json_files import read_json, read_records, write_json
-from ftdist.base.names import near_paths
+from ftdist.base.names import near_paths, require_utf8
 from ftdist.base.output import quoted_path
-from ftdist.base.permissions import require_access
+from ftdist.base.permissions import explain_os_error, require_access
 
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
@@ -102,6 +102,7 @@ class RunDir:
             near = [quoted_path(place) for place in near_paths(str(path)) if cls(place).config.is_file()]
             fix = " or ".join(near) or "run ftdist status, which lists the runs in ./runs"
             raise ConfigError(f"{path} {found}", "a run directory", fix)
+        require_utf8("the name of the run directory", run.path.absolute())
         return run
 
     def error_file(self, rank: int, attempt: int) -> Path:
@@ -172,6 +173,8 @@ class RunDir:
         if name == "last":
             chosen = published[-1] if published else None
         elif name == "best":
+            for path in published:  # the best one may be among those that cannot be read
+                require_access(path / MANIFEST)
             chosen = self.best_checkpoint()
         else:
             steps = {str(checkpoint_step(p)): p for p in published}
@@ -191,7 +194,7 @@ class RunDir:
         for path in self.published_checkpoints():
             try:
                 loss = read_manifest(path)["eval_loss"]
-            except CheckpointError:  # it is damaged, which is reported when it is loaded
+            except FtdistError:  # it is damaged or not readable, which is reported when it is loaded
                 continue
             if loss is not None and math.isfinite(loss):
                 scored.append((loss, -checkpoint_step(path), path))
@@ -227,6 +230,13 @@ class RunDir:
         # An fsync here could wait until a checkpoint that is written in the background has reached the disk.
         write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)
 
+    def read_provenance(self) -> Dict[str, Any]:
+        """Return the content of provenance.json. It is empty if the file is missing or damaged, as nothing needs it."""
+        try:
+            return read_json(self.provenance)
+        except (FileNotFoundError, ValueError):
+            return {}
+
     def read_metrics(self) -> List[Dict[str, Any]]:
         """Return the records of metrics.jsonl. A last line that a crash has cut off is left out."""
         return read_records(self.metrics)
@@ -243,7 +253,7 @@ def was_due(checkpoint: Path) -> bool:
     """
     try:
         return bool(read_manifest(checkpoint).get("due", True))
-    except CheckpointError:  # it is damaged, which is reported when it is loaded
+    except FtdistError:  # it is damaged or not readable, which is reported when it is loaded
         return True
 
 
@@ -260,6 +270,7 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
     """Return the manifest of a checkpoint: step, world_size, zero_stage …, and the size and SHA-256 of every file.
 
     Raises:
+        AccessError: This user may not read the manifest.
         CheckpointError: The manifest cannot be read, or its hash is wrong.
     """
     path = checkpoint / MANIFEST
@@ -270,6 +281,8 @@ def read_manifest(checkpoint: Path) -> Dict[str, Any]:
         manifest = json.loads(text)
         if manifest_text(manifest) == text:
             return manifest
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{MANIFEST} of {checkpoint.name} cannot be read: {error}", "", "use another checkpoint"

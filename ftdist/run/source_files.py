@@ -3,12 +3,12 @@
 import glob
 import os
 import re
-import shlex
 from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import DataError
-from ftdist.base.names import near_paths, nearest
+from ftdist.base.names import near_paths, nearest, require_utf8
+from ftdist.base.shell import override_word
 from ftdist.run.split_names import (
     contradicting_folder,
     is_split_name,
@@ -62,6 +62,7 @@ def source_files(where: str, path: str, split: str = "train") -> List[Path]:
     if not files:
         raise _nothing_found(where, path, found)
     for file in files:
+        require_utf8(f"{where}.path: the name of a file", file)
         if data_suffix(file) not in SUFFIXES:
             raise DataError(
                 f"{where}.path: {file} has the suffix '{file.suffix}'",
@@ -104,7 +105,7 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
         return DataError(
             f"{where}.path={path} does not exist",
             f"a {' '.join(SUFFIXES)} file, a glob of them or a folder (looked in {Path.cwd()})",
-            shlex.quote(f"{where}.path={near[0]}") if near else f"correct {where}.path",
+            override_word(f"{where}.path", near[0]) if near else f"correct {where}.path",
         )
     parts = found.parts
     fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
@@ -154,10 +155,9 @@ def _reads(where: str, folder: Path, files: List[Path]) -> str:
     patterns += [files[0], place / f"{same}*{end}", place / "**" / f"{same}*{end}"]
     for pattern in patterns:
         if {file for file in _expand(pattern) if file.is_file()} == set(files) or [pattern] == files:
-            return shlex.quote(f"{where}.path={pattern}")
-    return " ".join(
-        shlex.quote(f"{where}{f'_{number}' if number > 1 else ''}.path={file}") for number, file in enumerate(files, 1)
-    )
+            return override_word(f"{where}.path", str(pattern))
+    names = [f"{where}{f'_{number}' if number > 1 else ''}.path" for number in range(1, len(files) + 1)]
+    return " ".join(override_word(name, str(file)) for name, file in zip(names, files, strict=True))
 
 
 def _inside(folder: Path) -> str:

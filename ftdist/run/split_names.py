@@ -1,11 +1,11 @@
 """The names of splits: in the names of files, and in messages about a split that does not exist."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Iterable, List, Optional
 
 from ftdist.base.errors import DataError
+from ftdist.base.shell import override_word
 
 SPLITS = {
     **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
@@ -100,7 +100,7 @@ def missing_split(where: str, place: str, split: str, names: Iterable[str]) -> D
     if fitting:
         fix = f"{where}.split={fitting[0]}"
     elif for_training:
-        evaluated = f"{shlex.quote(f'data.heldout.NAME.path={place}')} data.heldout.NAME.split={found[0]}"
+        evaluated = f"{override_word('data.heldout.NAME.path', place)} data.heldout.NAME.split={found[0]}"
         fix = f"use data with a split for training; evaluate this one: {evaluated}"
     else:
         fix = "use data with a split for evaluation, or data.heldout_share=0.05"

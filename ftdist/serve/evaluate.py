@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,7 +70,7 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, whic
     checkpoint = run.find_checkpoint(which)
     kept = run.export / EXPORT_MARK
     whole = METHODS[config.method.kind].whole
-    exported = not whole or (kept.is_file() and read_json(kept)["step"] == checkpoint_step(checkpoint))
+    exported = not whole or _step_of_export(kept) == checkpoint_step(checkpoint)
     scratch = temporary_path(run.path / "eval")
     folder = checkpoint if not whole else run.export if exported else scratch / checkpoint.name
     if ranks.first:
@@ -137,6 +138,13 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
             assert measured is not None
             losses[name] = measured
     return losses
+
+
+def _step_of_export(mark: Path) -> Optional[int]:
+    """Return the step of an export. None if there is none, or if its mark is damaged."""
+    with suppress(OSError, ValueError, LookupError):
+        return int(read_json(mark)["step"])
+    return None
 
 
 def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:

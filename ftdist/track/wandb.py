@@ -8,9 +8,11 @@ metrics.jsonl has them all.
 import os
 import queue
 import threading
+from contextlib import suppress
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-from ftdist.base.json_files import read_json, read_records
+from ftdist.base.json_files import read_records
+from ftdist.base.permissions import follow_umask
 from ftdist.base.redact import redact
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import RunConfig, Wandb
@@ -95,6 +97,8 @@ class WandbRun:
             self._thread.join(STOP_TIMEOUT_S)
         if self._thread.is_alive():
             _kill_service()
+        with suppress(OSError):  # wandb writes its files with rights of its own
+            follow_umask(self._run.wandb)
         if self._dropped:
             self._note(f"W&B: {self._dropped} records dropped; metrics.jsonl has them all")
 
@@ -154,7 +158,7 @@ class WandbRun:
 
         track = self._config.track
         self._run.path.mkdir(parents=True, exist_ok=True)
-        provenance = read_json(self._run.provenance) if self._run.provenance.is_file() else {}
+        provenance = self._run.read_provenance()
         wandb.setup(wandb.Settings(silent=True))
         client = wandb.init(
             mode="online" if mode is Wandb.online else "offline",

@@ -38,7 +38,7 @@ from ftdist.model.standin import (
     standin_config,
 )
 from ftdist.plan.optimizers import optimizer_of
-from ftdist.run.locations import model_location, tokenizer_location
+from ftdist.run.locations import model_location, tokenizer_location, tokenizer_revision
 from ftdist.run.prepared import template_text
 
 DOCUMENTS, QUICK_DOCUMENTS, HELDOUT_DOCUMENTS = 200, 50, 4
@@ -209,7 +209,8 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
     """Replace the model by a small one of the same class."""
     location = "bytes" if trial.tokenizer_missing else tokenizer_location(steps)
     steps.model = ModelConfig(
-        tokenizer=location, attention=steps.model.attention, new_special_tokens=steps.model.new_special_tokens,
+        tokenizer=location, tokenizer_revision=tokenizer_revision(steps), attention=steps.model.attention,
+        new_special_tokens=steps.model.new_special_tokens,
         pad_vocab_to_multiple_of=steps.model.pad_vocab_to_multiple_of,
     )  # fmt: skip
     tokenizer = load_tokenizer(steps)

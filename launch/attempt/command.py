@@ -5,11 +5,11 @@ Ranks are started in four places: ``attempt/torchrun.py`` (torchrun on this mach
 ``verbs/under_torchrun.py`` (a torchrun that the user started).
 """
 
-import shlex
 import sys
 from dataclasses import dataclass
 from typing import Dict, List, Optional
 
+from ftdist.base.shell import shell_word, shell_words
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.run.hub import offline_env
 
@@ -26,7 +26,7 @@ class LaunchPlan:
 
     def shell(self) -> str:
         """Return the command as one line for a shell."""
-        return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in self.env.items()), shlex.join(self.argv)])
+        return " ".join([*(f"{name}={shell_word(value)}" for name, value in self.env.items()), shell_words(self.argv)])
 
 
 @dataclass(frozen=True)

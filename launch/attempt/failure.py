@@ -3,7 +3,6 @@
 import contextlib
 import platform
 import re
-import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import EXIT_FAILED, LaunchError
 from ftdist.base.json_files import read_json
+from ftdist.base.shell import shell_words
 from ftdist.run.rundir import NUMBER, RunDir
 
 LAST_LINES = 30
@@ -75,7 +75,7 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
         code: exit code of what started the ranks, or minus the number of the signal that ended it.
     """
     where = f"logs: {run.logs}"
-    resume = shlex.join(["ftdist", "resume", str(run.path)])
+    resume = shell_words(["ftdist", "resume", str(run.path)])
     texts = [_text(path) for path in logs]
     ended = [found for path, text in zip(logs, texts, strict=True) for found in _reported(text, _machine(path))]
     first = _first_error(run, attempt)

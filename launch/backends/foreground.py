@@ -12,6 +12,7 @@ import psutil
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.process import is_alive
+from ftdist.base.shell import shell_words
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
@@ -99,7 +100,7 @@ def _end_launcher(run: RunDir) -> None:
     if status.get("host") != platform.node():
         command = shlex.join(["ftdist", "cancel", "--now", str(run.path.absolute())])  # ssh starts a shell elsewhere
         raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine on which it was started",
-                          shlex.join(["ssh", str(status.get("host")), command]))  # fmt: skip
+                          shell_words(["ssh", str(status.get("host")), command]))  # fmt: skip
     launcher = psutil.Process(int(status["pid"]))
     with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
         for _ in range(2):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import List, Optional, TextIO
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
+from ftdist.base.shell import shell_words
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
@@ -48,7 +49,7 @@ class NodesBackend(ForegroundBackend):
         lines = []
         for rank in range(config.launch.nnodes):
             command = ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else node_command(run, rank, 0)
-            lines += [f"# {machine_name(config, rank)}:", shlex.join(command)]
+            lines += [f"# {machine_name(config, rank)}:", shell_words(command)]
         return "\n".join(lines)
 
     def start(self, config: RunConfig, run: RunDir) -> int:
@@ -59,7 +60,7 @@ class NodesBackend(ForegroundBackend):
                 with lifecycle.failures_recorded(run):
                     return _run_over_ssh(config, run, attempt)
             for rank in range(1, config.launch.nnodes):
-                command = shlex.join(node_command(run, rank, attempt))
+                command = shell_words(node_command(run, rank, attempt))
                 print(f"start on {machine_name(config, rank)}:\n  {command}", flush=True)
             return run_node(config, run, 0, attempt, begun=True)
 

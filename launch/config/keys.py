@@ -39,6 +39,8 @@ def type_at(key: str) -> Any:
     for name in key.split("."):
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind).get(name)
+        elif typing.get_origin(kind) is list:  # track.tags.0
+            kind = typing.get_args(kind)[0] if name.isdigit() else None
         else:
             kind = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
     return None if kind is Any else kind

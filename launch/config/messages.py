@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import re
-import shlex
 from typing import Any, List, Mapping, Optional
 
 from hydra.core.config_loader import ConfigLoader
@@ -12,6 +11,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import as_typed, nearest
+from ftdist.base.shell import shell_word
 from ftdist.config.schema import SourceConfig
 from ftdist.launch.config.keys import OTHER_NAMES, describe_type, nearest_key, schema_keys, type_at
 
@@ -20,6 +20,10 @@ INSTEAD = {
     "job.name": "name=NAME", "launcher": "launch=slurm or launch=nodes",
 }  # fmt: skip
 """Keys of Hydra itself, and the settings of ftdist that take their place."""
+
+
+STARTS_WITH_DIGIT = re.compile(r"\d+\D.*")
+KINDS = {"int": "number", "float": "number", "bool": "boolean"}
 
 
 def refuse_hydras_own(overrides: List[str], sweep: bool) -> None:
@@ -66,7 +70,7 @@ def check_source_keys(data: Mapping[str, Any]) -> None:
                 )
             for key, value in source.items():
                 if key not in fields:
-                    typed = shlex.quote(as_typed(value))
+                    typed = shell_word(as_typed(value))
                     near = " or ".join(f"{where}.{right}={typed}" for right in nearest(str(key), fields))
                     raise ConfigError(f"there is no key '{where}.{key}'", "one of: " + ", ".join(fields), near)
 
@@ -78,6 +82,11 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
     if isinstance(error, OverrideParseException):
         if "missing EQUAL" in str(error):
             return _not_an_override(str(error.override), loader)
+        key = str(error.override).partition("=")[0]
+        if number := next(filter(STARTS_WITH_DIGIT.fullmatch, key.lstrip("+~").split(".")), None):
+            return ConfigError(f"cannot read the override '{error.override}': Hydra reads no key such as '{number}'",
+                               "a name that begins with a letter",
+                               "begin the name with a letter, or write it in quotes in a YAML file")  # fmt: skip
         return ConfigError(f"cannot read the override '{error.override}': {str(error).splitlines()[0]}",
                            "key=value", "quote values that hold , [ { quotes or accents: key=\\'a,b\\'")  # fmt: skip
     text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)
@@ -105,6 +114,10 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         if file and (misplaced := _wrong_package(file, key)):
             return misplaced
         return _wrong_key(override.group(1) if override else key, given and given.group(1), where, loader)
+    if number := re.search(r"Key (\S+) \((int|float|bool)\) is incompatible with \(str\)", text):
+        above = key.removesuffix(number[1]).rstrip(".")
+        return ConfigError(f"{where}a key in {above} is read as the {KINDS[number[2]]} {number[1]}", "a name, as text",
+                           "begin the name with a letter, or write it in quotes in a YAML file")  # fmt: skip
     if key and (kind := type_at(key)) is not None:
         quoted = re.search(r"[Vv]alue '([^']*)'", text)
         value = given.group(1) if given else quoted.group(1) if quoted else "?"
@@ -152,7 +165,7 @@ def _wrong_key(key: str, given: Optional[str], where: str, loader: ConfigLoader)
         where: The file that holds it, for the message.
         loader: Knows the groups.
     """
-    value = "" if given is None else f"={shlex.quote(given)}"
+    value = "" if given is None else f"={shell_word(given)}"
     if "." not in key and key not in OTHER_NAMES:
         groups = _groups(loader)
         near = nearest(key, groups + [known for known in schema_keys() if "." not in known])

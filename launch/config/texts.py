@@ -17,14 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.shell import HYDRA_FUNCTION, hydra_quoted
 from ftdist.launch.config.keys import is_text, type_at
 from ftdist.launch.config.origins import Origin
 
 FLAT = re.compile(r"(choice\(|\[|\{)?([^][(){}'\"\\$]*)([)\]}])?")
 """A value, a list, a mapping, or the choices of a sweep, without nesting, quotes, escapes and interpolations."""
-
-CALL = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|int|float|bool|json_str|extend_list)\(")
-"""How a function of Hydra's grammar begins."""
 
 
 def quote_texts(overrides: List[str]) -> List[str]:
@@ -73,13 +71,11 @@ def _quote_whole(word: str) -> str:
     sweep or an interpolation. Such a value contains a mistake, which Hydra reports.
     """
     key, equals, value = word.partition("=")
-    if not equals or value[:1] in tuple("'\"[{(") or "," in value or "${" in value or CALL.match(value):
+    if not equals or value[:1] in tuple("'\"[{(") or "," in value or "${" in value or HYDRA_FUNCTION.match(value):
         return word
     if not is_text(type_at(key.lstrip("+"))):
         return word
-    escaped = re.sub(r"(\\*)(')", r"\1\1\\'", value)
-    escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
-    return f"{key}='{escaped}'"
+    return f"{key}={hydra_quoted(value)}"
 
 
 def _quote_item(item: str, parser: OverridesParser, has_key: bool) -> str:

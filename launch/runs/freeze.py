@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.json_files import read_json, write_json
+from ftdist.base.json_files import write_json
 from ftdist.base.permissions import AccessError, explain_os_error
 from ftdist.base.redact import redact_arguments, redact_source
 from ftdist.base.temporary import temporary_path
@@ -77,10 +77,10 @@ def freeze_again(
     settings = deepspeed_settings(config, plan)
     before = run.path / f"run.attempt-{run.read_status().get('attempt', 0)}.yaml"
     fresh = temporary_path(run.config)
-    origin = read_json(run.provenance) if run.provenance.is_file() else {}
-    origin.setdefault("resumes", []).append(
-        {**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact_arguments(overrides)}
-    )
+    origin = run.read_provenance()
+    resumes = origin.get("resumes")
+    this = {**provenance(["ftdist", *sys.argv[1:]]), "overrides": redact_arguments(overrides)}
+    origin["resumes"] = [*(resumes if isinstance(resumes, list) else []), this]
     try:
         fresh.write_text(dump_config(config), encoding="utf-8")
         fresh.chmod(fresh.stat().st_mode & ~0o222)

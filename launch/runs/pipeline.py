@@ -41,6 +41,10 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     data_folder(config)  # reads the files of the sources, so that a missing one is reported first
     backend = backend_of(config)
     files = backend.files(config)
+    if shown:
+        if not backend.uses_scheduler:
+            banner.show_machine()
+        banner.show_ignored_variables(config, asked)
     if backend.uses_scheduler:  # the job prepares model and data, without a network if it can
         inputs.fetch_for_job(config)
         files = backend.files(config)  # with the commit of the model, and without requests to the hub
@@ -48,9 +52,6 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
             _fit_schedule(config, 0, shown)
         resolve.check_disk(config)
         return partial(_write, config, plan, files, shown)
-    if shown:
-        banner.show_machine()
-        banner.show_ignored_variables(config, asked)
     inputs.prepare_model(config)
     facts = read_facts(config)
     pin_revision(config)

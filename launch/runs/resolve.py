@@ -4,14 +4,15 @@ import glob
 import math
 import os
 import secrets
-import shlex
 import time
 from pathlib import Path
 from typing import Optional, Tuple
 
 from ftdist.base.errors import ConfigError, DataError
-from ftdist.base.names import near_paths
+from ftdist.base.names import near_paths, require_utf8
 from ftdist.base.output import quoted_path
+from ftdist.base.shell import override_word
+from ftdist.config.launch import texts
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import Attention, Device, MethodKind, RunConfig
 from ftdist.config.track import check_track, use_variables
@@ -71,7 +72,7 @@ def resolve_paths(config: RunConfig) -> None:
 
     Raises:
         DataError: a source does not exist, but one with a similar name does.
-        ConfigError: the cache folder cannot be made.
+        ConfigError: the cache folder cannot be made, or a path is not in UTF-8.
     """
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         for name, source in sources.items():
@@ -92,6 +93,8 @@ def resolve_paths(config: RunConfig) -> None:
         value = getattr(owner, name)
         if value is not None and Path(value).expanduser().exists():
             setattr(owner, name, _absolute(value))
+    for key, text in texts("", config):  # the current folder is part of the paths now
+        require_utf8(key.removeprefix("."), text)
 
 
 def _check_spelling(key: str, path: Optional[str]) -> None:
@@ -100,7 +103,7 @@ def _check_spelling(key: str, path: Optional[str]) -> None:
         return
     if near := near_paths(path):
         raise DataError(f"{key}={path} does not exist", "the path of an existing file, or a glob pattern",
-                        " or ".join(shlex.quote(f"{key}={place}") for place in near))  # fmt: skip
+                        " or ".join(override_word(key, place) for place in near))  # fmt: skip
 
 
 def _new_run_dir(runs_dir: str, name: str) -> str:
@@ -157,7 +160,11 @@ def _existing_parent(path: Path) -> Path:
 
 
 def count_parameters(folder: Path) -> int:
-    """Return the number of parameters in a folder's safetensors files, from their headers. 0 if there are none."""
+    """Return the number of parameters in a folder's safetensors files, from their headers. 0 if there are none.
+
+    Raises:
+        ConfigError: a file is damaged.
+    """
     total = 0
     for path in folder.glob("*.safetensors"):
         total += sum(math.prod(shape) for shape in tensor_shapes(path).values())

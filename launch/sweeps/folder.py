@@ -79,9 +79,17 @@ class SweepDir(RunDir):
         )
 
     def read_objectives(self) -> Dict[int, float]:
-        """Return the objectives that the sweeper was given, by number of the trial."""
-        found = read_json(self.objectives) if self.objectives.is_file() else {}
-        return {int(number): float(objective) for number, objective in found.items()}
+        """Return the objectives that the sweeper was given, by number of the trial.
+
+        Raises:
+            ConfigError: The file is not one that ftdist writes.
+        """
+        try:
+            found = read_json(self.objectives) if self.objectives.is_file() else {}
+            return {int(number): float(objective) for number, objective in found.items()}
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{self.objectives} is damaged: {error}", "the numbers that ftdist wrote",
+                              "restore the file, or start a new sweep") from error  # fmt: skip
 
     def add_objectives(self, objectives: Dict[int, float]) -> None:
         """Write down objectives that the sweeper is given."""

@@ -1,6 +1,5 @@
 """Run the trials of a sweep as an array of Slurm jobs. The index of an element is the number of its trial."""
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
 from ftdist.base.ranges import ranges
+from ftdist.base.shell import shell_word
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.companion import stop_run_if_killed
@@ -47,7 +47,7 @@ def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
     shown = []
     for path, text, _ in scripts(folder, trials):
         path.write_text(text, encoding="utf-8")
-        shown.append(f"{text}\nsubmit it with: sbatch {shlex.quote(str(path))}")
+        shown.append(f"{text}\nsubmit it with: sbatch {shell_word(str(path))}")
     return "\n".join(shown)
 
 

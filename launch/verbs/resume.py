@@ -7,6 +7,7 @@ from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.output import quoted_path, short_path
+from ftdist.base.shell import override_word
 from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig
@@ -56,7 +57,7 @@ def resume(args: argparse.Namespace) -> int:
     if state == "done":
         if under_torchrun.is_first_rank():
             print(f"{short_path(run.path)} is done; to train longer, start a new run: "
-                  f"ftdist train … model=folder model.path={quoted_path(run.export)}")  # fmt: skip
+                  f"ftdist train … model=folder {override_word('model.path', short_path(run.export))}")  # fmt: skip
         return EXIT_DONE
     if under_torchrun.is_rank():
         if args.overrides:

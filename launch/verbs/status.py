@@ -11,6 +11,7 @@ from rich.console import Console
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
 from ftdist.base.output import quoted_path, short_path
+from ftdist.base.permissions import require_access
 from ftdist.base.tables import plain_table, show_table
 from ftdist.launch.backends.base import ALIVE, Seen, Status
 from ftdist.launch.runs.banner import cell
@@ -70,7 +71,12 @@ def _show(places: List[Path], console: Console, clear: bool = False) -> bool:
 
 
 def find_runs(place: Path) -> List[RunDir]:
-    """Return the run at a place, or the runs and the trials of sweeps in a folder, the oldest first."""
+    """Return the run at a place, or the runs and the trials of sweeps in a folder, the oldest first.
+
+    Raises:
+        AccessError: The folder cannot be listed.
+    """
+    require_access(place)  # glob() finds nothing in a folder that it cannot list
     if (place / "run.yaml").is_file():
         return [RunDir(place)]
     return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
-from ftdist.base.json_files import read_json
 from ftdist.base.process import end_with_parent
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, signals, torchrun
@@ -115,7 +114,7 @@ def _frozen_before(config: RunConfig) -> RunDir:
     for place in places:
         run = RunDir(place)
         if run.config.is_file() and run.provenance.is_file():
-            origin = read_json(run.provenance)
+            origin = run.read_provenance()
             if (origin.get("host"), origin.get("agent_pid")) == (platform.node(), os.getppid()):
                 return run
     raise LaunchError(

@@ -88,14 +88,18 @@ def test_all_verbs_end_well_on_any_terminal(finished: tuple[str, RunDir, Done]) 
 @pytest.mark.parametrize("finished", ["ascii"], indirect=True)
 def test_every_command_that_is_offered_can_be_pasted(finished: tuple[str, RunDir, Done], tmp_path: Path) -> None:
     _, run, _ = finished
-    again = succeed("resume", run.path, cwd=run.path.parents[2])
-    offered = re.search(r"model\.path=.*$", again.out, re.M)
-    assert (offered and shlex.split(offered[0]) == [f"model.path={run.export}"]) or offered, again.out
+    home = run.path.parents[2]
+    again = succeed("resume", run.path, cwd=home)
+    offered = re.search(r"'?model\.path=.*$", again.out, re.M)
+    assert offered and shlex.split(offered[0]) == [f"model.path={run.export.relative_to(home)}"], again.out
     shutil.rmtree(run.export)
     refused = ftdist("chat", run.path)
     command = refused.err.partition("fix:")[2].strip()
     assert shlex.split(command) == ["ftdist", "export", str(run.path)]
+    there = on_terminal("ascii", "chat", run.path)  # the name of the folder cannot be shown there
+    command = there.err.partition("fix:")[2].strip()
+    assert command.startswith("ftdist export $'") and command.isascii()
     done = subprocess.run(
-        ["sh", "-c", f'exec "$0" -m {command}', sys.executable], env=environment(), capture_output=True
+        ["bash", "-c", f'exec "$0" -m {command}', sys.executable], env=environment(), capture_output=True
     )
     assert done.returncode == 0 and run.export.is_dir(), done.stderr

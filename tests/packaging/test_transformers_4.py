@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ftdist.checkpoint.compatibility import write_old_fields
+from ftdist.checkpoint.compatibility import READ_BY_4, write_old_fields
+from tests.models.alone import save_tiny
 
 VERSIONS = ["transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2", "sentencepiece==0.2.1"]
 SIZES: dict[str, Any] = {
@@ -178,6 +179,39 @@ for folder in (Path(sys.argv[1]) / "exports").iterdir():
         found[folder.name] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))
 """
+
+
+def unusual(folder: Path) -> None:
+    """Give the rotary embeddings of a model another base than the default of its type, so that a lost field shows."""
+    config = json.loads((folder / "config.json").read_text())
+
+    def change(part: Any) -> None:
+        for name, value in part.items() if isinstance(part, dict) else ():
+            part[name] = 3 * value if name == "rope_theta" and value else value
+            change(value)
+
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.slow
+def test_every_type_that_a_card_names_is_the_same_in_transformers_4(four: str, tmp_path: Path) -> None:
+    from ftdist.data.tokenizer import bytes_tokenizer
+
+    for name in READ_BY_4:
+        save_tiny(name, folder := tmp_path / name)
+        unusual(folder)
+        bytes_tokenizer().save_pretrained(folder)
+        write_old_fields(folder)
+    now, old = read(tmp_path), read(tmp_path, four)
+    different = {}
+    for name in READ_BY_4:
+        one, other = now[name], old[name]
+        if isinstance(one, str) or isinstance(other, str):
+            different[name] = [found for found in (one, other) if isinstance(found, str)]
+        elif other["ids"] != one["ids"] or other["logits"] != pytest.approx(one["logits"], abs=2e-4):
+            different[name] = "other logits or ids"
+    assert different == {}
 
 
 @pytest.mark.slow

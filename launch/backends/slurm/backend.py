@@ -1,12 +1,12 @@
 """Start a run as a batch job of Slurm."""
 
 import contextlib
-import shlex
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
 from ftdist.base.output import quoted_path
+from ftdist.base.shell import shell_word
 from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import check_torch
@@ -31,7 +31,7 @@ class SlurmBackend:
         return {SUBMIT: script.render(config)}
 
     def dry_run(self, config: RunConfig, run: RunDir) -> str:
-        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shlex.quote(str(run.submit))}"
+        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shell_word(str(run.submit))}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
         if config.launch.slurm.python is None and config.launch.slurm.container is Container.none:

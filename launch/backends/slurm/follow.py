@@ -1,12 +1,12 @@
 """Follow a Slurm job to its end: print its state in the queue, then what rank 0 prints. Ctrl-C stops the run."""
 
 import contextlib
-import shlex
 import sys
 import time
 from typing import Dict, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
+from ftdist.base.shell import shell_words
 from ftdist.launch.attempt import lifecycle, signals
 from ftdist.launch.attempt.companion import stop_run_if_killed
 from ftdist.launch.backends.base import Status
@@ -113,6 +113,6 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
     if state == "queued" and run.cancel.exists():
         lifecycle.mark_stopped(run, "cancelled before it began", exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
-    error = LaunchError(f"{how}\n  logs: {run.logs}", fix=shlex.join(["ftdist", "resume", str(run.path)]))
+    error = LaunchError(f"{how}\n  logs: {run.logs}", fix=shell_words(["ftdist", "resume", str(run.path)]))
     lifecycle.mark_failed(run, error, exit_code=EXIT_FAILED)
     raise error

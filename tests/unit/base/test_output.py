@@ -23,6 +23,11 @@ def test_a_path_is_printed_as_short_as_possible(here: Path) -> None:
     assert output.short_path(here.parent / "elsewhere") == str(here.parent / "elsewhere")
 
 
+def test_a_name_that_begins_like_an_option_is_a_path_in_a_command(here: Path) -> None:
+    assert output.quoted_path(here / "-x") == output.quoted_path("-x") == "./-x"
+    assert output.quoted_path(here / "~x") == "'./~x'" and output.short_path(here / "-x") == "-x"
+
+
 def test_a_process_in_another_folder_than_its_user_prints_absolute_paths(here: Path) -> None:
     output.show_absolute_paths()
     assert output.short_path(here) == output.short_path(".") == str(here)
@@ -63,3 +68,28 @@ def test_a_reader_that_ends_first_and_a_closed_stream_cause_no_error(monkeypatch
         print("lost", file=sys.stderr, flush=True)
         assert sys.stdin.read() == ""
         sys.stdout.close()
+
+
+def test_a_full_disk_is_reported_once_and_later_output_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "_reported", False)
+    with open("/dev/full", "w") as full, (tmp_path / "out").open("w") as file:  # noqa: PTH123
+        safe = output.PipeSafeOutput(full)
+        for _ in range(2):
+            print("lost", file=safe, flush=True)
+        assert os.fstat(full.fileno()).st_rdev == Path("/dev/full").stat().st_rdev, "it is tried again"
+        os.dup2(file.fileno(), full.fileno())
+        print("written", file=safe, flush=True)
+    assert (tmp_path / "out").read_text() == "written\n"
+    said = capfd.readouterr().err
+    assert said == "warning: some output cannot be written (No space left on device) and is lost\n"
+
+
+def test_a_reader_that_ends_first_is_no_news(capfd: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:  # noqa: PTH123
+        for _ in range(2):
+            print("lost", file=output.PipeSafeOutput(pipe), flush=True)
+    assert capfd.readouterr().err == ""

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.permissions import AccessError, explain_os_error, follow_umask, require_access, require_readable_folder
-from ftdist.run.rundir import RunDir
+from ftdist.config.schema import RunConfig
+from ftdist.run.rundir import RunDir, read_manifest
 from tests.helpers.users import as_other_user, needs_root, open_to_all
 
 
@@ -56,6 +57,23 @@ def test_a_run_directory_of_another_user_is_refused_for_its_permissions(tmp_path
     run.path.parent.chmod(0o700)
     said = as_other_user(lambda: RunDir.open(run.path))
     assert said.startswith(f"AccessError: no permission to read {run.config}: {run.path.parent} belongs to root")
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors"])
+def test_a_checkpoint_of_another_user_is_not_called_damaged(name: str, tmp_path: Path) -> None:
+    from ftdist.checkpoint.export import check_trained
+
+    run = RunDir(open_to_all(tmp_path) / "run")
+    (folder := run.checkpoint(2)).mkdir(parents=True)
+    for file in ("manifest.json", "rank-00000.safetensors"):
+        (folder / file).touch(0o644)
+    (folder / name).chmod(0o600)
+    for act in (
+        lambda: check_trained(folder, RunConfig()),
+        *([lambda: read_manifest(folder), lambda: run.find_checkpoint("best")] if name == "manifest.json" else []),
+    ):
+        assert as_other_user(act).startswith(f"AccessError: no permission to read {folder / name}: ")
 
 
 @needs_root

@@ -7,13 +7,13 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ftdist.checkpoint.model_card import model_card
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.schema import MethodKind, RunConfig, SourceConfig
 
 STATE = {"step": 40, "trained_tokens": 1234, "eval_loss": 2.5, "evaluated_step": 40}
 
 
 def metadata(config: RunConfig) -> Dict[str, Any]:
-    return ModelCard(model_card(config, "step-00000040", STATE)).data.to_dict()
+    return ModelCard(model_card(config, "step-00000040", STATE, "llama")).data.to_dict()
 
 
 def test_a_hub_model_and_hub_data_are_named() -> None:
@@ -38,7 +38,7 @@ def test_a_folder_passes_its_base_model_and_license_on(tmp_path: Path) -> None:
     """A model that is trained again from an export keeps the license of the first base model."""
     config = RunConfig()
     config.model.builtin = "smollm2-135m-instruct"
-    (tmp_path / "README.md").write_text(model_card(config, "step-00000040", STATE), encoding="utf-8")
+    (tmp_path / "README.md").write_text(model_card(config, "step-00000040", STATE, "llama"), encoding="utf-8")
     again = RunConfig()
     again.model.path = str(tmp_path)
     found = metadata(again)
@@ -59,10 +59,21 @@ def test_a_name_with_yaml_in_it_stays_a_name() -> None:
     assert metadata(config)["base_model"] == "org/base"
 
 
+@pytest.mark.parametrize(
+    ("model_type", "versions"), [("llama", "4.57 and 5.23"), ("gemma4_text", "5.23"), ("x", "5.23")]
+)
+def test_the_versions_are_those_with_which_the_type_was_tested(model_type: str, versions: str) -> None:
+    """Gemma 4 does not exist in version 4.57."""
+    config = RunConfig()
+    assert f"| tested with transformers | {versions} |" in model_card(config, "step-00000040", STATE, model_type)
+    config.method.kind = MethodKind.lora  # an adapter is read with PEFT
+    assert "| tested with transformers | 5.23 |" in model_card(config, "step-00000040", STATE, model_type)
+
+
 def test_the_arguments_and_the_date_of_the_chat_template_are_named() -> None:
     config = RunConfig()
     facts = {"chat_template_kwargs": {"enable_thinking": False, "style": "a|b"}, "chat_template_date": "2024-07-26"}
-    card = model_card(config, "step-00000040", STATE, facts)
+    card = model_card(config, "step-00000040", STATE, "llama", facts)
     assert '| arguments of the chat template | `{"enable_thinking": false, "style": "a\\|b"}`' in card
     assert "| date in the chat template | 2024-07-26, in training and in this folder. For" in card
-    assert "chat template" not in model_card(config, "step-00000040", STATE)
+    assert "chat template" not in model_card(config, "step-00000040", STATE, "llama")

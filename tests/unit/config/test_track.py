@@ -12,6 +12,7 @@ BAD = {
     "long tag": (TrackConfig(tags=["x" * 65]), "a tag in track.tags has 65 characters"),
     "long project": (TrackConfig(project="x" * 129), "track.project has 129 characters"),
     "project with a slash": (TrackConfig(project="a/b"), "track.project=a/b holds '/'"),
+    "long id": (TrackConfig(run_id="x" * 129), "track.run_id has 129 characters"),
     "no id": (TrackConfig(run_id=""), "track.run_id has 0 characters"),
     "id with a colon": (TrackConfig(run_id="a:b"), "track.run_id=a:b holds ':'"),
     "id with a space": (TrackConfig(run_id="ab "), "track.run_id='ab ' begins or ends with a space"),
@@ -27,13 +28,19 @@ def test_what_wandb_would_refuse_is_refused_before_the_start(track: TrackConfig,
     check_track(track)
 
 
+def test_the_bytes_of_a_run_id_count_as_it_is_part_of_the_names_of_files() -> None:
+    check_track(TrackConfig(run_id="é" * 64))
+    with pytest.raises(ConfigError, match="track.run_id has 130 bytes in UTF-8"):
+        check_track(TrackConfig(run_id="é" * 65))
+
+
 def test_the_limits_are_those_of_the_client() -> None:
     """Each refused value is refused by wandb too, and each at the limit is accepted by both."""
     from wandb import Settings
 
     fields = {"tags": "run_tags", "project": "project", "run_id": "run_id"}
     default = TrackConfig()
-    for track, _ in BAD.values():
+    for track in [track for name, (track, _) in BAD.items() if name != "long id"]:
         for name, field in fields.items():
             if (value := getattr(track, name)) != getattr(default, name):
                 with pytest.raises(Exception, match=r"(?i)tag|invalid project|run id"):

@@ -96,6 +96,10 @@ def test_a_revision_changes_the_hash_and_missing_data_is_refused(tmp_path: Path)
     assert data_folder(one) != data_folder(data_config(tmp_path, hub))
     with pytest.raises(DataError, match="does not exist"):
         key(tmp_path)
+    tokenizer = "model.tokenizer=org/tok"
+    assert data_folder(data_config(tmp_path, hub, tokenizer, "model.tokenizer_revision=abc")) != data_folder(
+        data_config(tmp_path, hub, tokenizer)
+    )
 
 
 def test_the_hash_is_the_same_before_and_after_a_model_is_converted(tmp_path: Path, source: Path) -> None:
@@ -120,15 +124,6 @@ def test_prepared_data_is_found_at_once_and_without_heavy_imports(tmp_path: Path
         "print(sorted(heavy & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-def test_large_files_are_hashed_once(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = key(tmp_path)
-    monkeypatch.setattr("ftdist.run.prepared._sha256", lambda file: pytest.fail("hashed again"))
-    assert key(tmp_path) == first
-    (tmp_path / "cache" / "hashes.json").write_text("{broken")
-    monkeypatch.undo()
-    assert key(tmp_path) == first
 
 
 def test_the_cache_is_set_by_the_config_or_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,7 +156,10 @@ def test_models_and_tokenizers_are_located_without_loading_them(tmp_path: Path) 
     (tmp_path / "My.Model.gguf").write_bytes(b"GGUF")
     first = model_location(config)
     assert Path(first).name.startswith("My.Model-")
-    (tmp_path / "My.Model.gguf").write_bytes(b"GGUF2")
+    os.utime(tmp_path / "My.Model.gguf", (1, 1))
+    assert model_location(config) == first, "the content is the same"
+    (tmp_path / "My.Model.gguf").write_bytes(b"gguf")
+    os.utime(tmp_path / "My.Model.gguf", (1, 1))
     assert model_location(config) != first
 
 

@@ -94,6 +94,39 @@ def test_a_frozen_config_is_changed_with_text() -> None:
     assert (changed.launch.slurm.partition, changed.launch.slurm.modules) == ("12e3", ["1.10"])
 
 
+def test_an_item_of_a_list_keeps_its_text() -> None:
+    assert smoke("track.tags=[a,b]", "track.tags.0=1e3", "track.tags.1=0x1").track.tags == ["1e3", "0x1"]
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("launch.slurm.env={1e3:x}", "a key in launch.slurm.env is read as the number 1000.0"),
+        ("data.sources={true:{builtin:fake}}", "a key in data.sources is read as the boolean True"),
+        ("+seed.1e3=7", "cannot read the override '+seed.1e3=7': Hydra reads no key such as '1e3'"),
+        ("track.tags=[[1e3]]", "track.tags holds [1000.0]"),
+        ("track.tags=[{a:1}]", "track.tags holds {'a': 1}"),
+    ],
+)  # fmt: skip
+def test_a_name_that_cannot_stay_what_it_is_is_refused(word: str, found: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        smoke(word)
+    assert error.value.found == found
+
+
+def test_names_in_a_file_stay_what_they_are_or_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    for env, found in (("{'1e3': a}", ""), ("{010: a}", "is read as the number 8"), ("{on: a}", "the boolean True")):
+        file.write_text(f"# @package _global_\ndefaults: [smoke, _self_]\ndata: {{chat_template_kwargs: {env}}}\n")
+        if not found:
+            config = smoke(f"--config-dir={tmp_path}", "experiment=mine")
+            assert parse_config(dump_config(config), "run.yaml").data.chat_template_kwargs == {"1e3": "a"}
+            continue
+        with pytest.raises(ConfigError, match=f"in experiment/mine.yaml: a key in data.chat_template_kwargs .*{found}"):
+            smoke(f"--config-dir={tmp_path}", "experiment=mine")
+
+
 @pytest.mark.parametrize(
     ("words", "names"),
     [

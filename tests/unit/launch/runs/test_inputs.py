@@ -10,6 +10,7 @@ from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.runs import inputs, programs
+from ftdist.launch.runs.pipeline import prepare_run
 from ftdist.run.model_facts import ModelFacts, write_facts
 from tests.unit.launch.run_tools import smoke
 
@@ -142,3 +143,11 @@ def test_a_submission_fetches_first_and_its_job_asks_nothing(
     config.launch.slurm.container, config.launch.slurm.container_image = Container.pyxis, "image"
     text = script.render(config)
     assert f"{here}/hub:{here}/hub" in text and f"export HF_HUB_CACHE={here}/hub\n" in text
+
+
+def test_a_submission_names_the_variables_of_wandb_that_have_no_effect(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    prepare_run(smoke("launch=slurm", "launch.device=cpu", "launch.nproc_per_node=1", f"cache_dir={here}/cache"))
+    assert capsys.readouterr().out == "note: WANDB_RUN_ID has no effect; set track.run_id\n"

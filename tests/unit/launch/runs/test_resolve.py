@@ -16,6 +16,8 @@ from ftdist.launch.backends import foreground
 from ftdist.launch.runs import resolve
 from ftdist.plan.layout import layout_of
 from ftdist.plan.warmup import fit_schedule
+from ftdist.run.rundir import RunDir
+from ftdist.run.source_files import source_files
 
 
 @pytest.fixture
@@ -144,6 +146,36 @@ def test_an_error_about_a_missing_path_names_similar_paths(
     assert (f"fix:      {key}={place}" if near else "fix:      model.path=FOLDER") in text
 
 
+BYTES = "caf\udce9"
+"""A name in Latin-1, as Python reads it."""
+
+
+def test_a_path_whose_bytes_are_not_utf_8_is_refused_before_the_start(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run there would train to its end, and then fail to write its model card."""
+    (folder := tmp_path / BYTES).mkdir()
+    config.cache_dir = str(tmp_path)
+    monkeypatch.chdir(folder)
+    assert refused(config).startswith(f"runs_dir holds bytes that are not UTF-8: b'{tmp_path}/caf\\xe9/runs'")
+    assert f"mv $'{tmp_path}/caf\\351' NAME" in refused(config)
+    monkeypatch.chdir(tmp_path)
+    config.runs_dir, config.run_dir = "runs", None
+    for key in ("cache_dir", "run_dir"):
+        setattr(config, key, f"{BYTES}/x")
+        assert refused(config).startswith(f"{key} holds bytes that are not UTF-8")
+        setattr(config, key, str(tmp_path / "x"))
+    (folder / "a.jsonl").touch()
+    for path in (str(tmp_path / "*" / "a.jsonl"), str(folder / "a.jsonl")):
+        with pytest.raises(FtdistError, match="the name of a file holds bytes that are not UTF-8"):
+            source_files("data.sources.mine", path)
+    (folder / "run.yaml").touch()
+    with pytest.raises(FtdistError) as error:
+        RunDir.open(folder)
+    assert error.value.found.startswith("the name of the run directory holds bytes that are not UTF-8")
+    assert error.value.fix.endswith(f"mv $'{tmp_path}/caf\\351' NAME")
+
+
 def test_a_cache_dir_that_is_a_file_is_refused(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     config.cache_dir = str(tmp_path / "cache")
@@ -187,7 +219,7 @@ def test_a_run_without_disk_space_for_its_checkpoints_is_refused(
     header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "BF16", "shape": [1000, 500], "data_offsets": [0, 10]},
               "b": {"dtype": "BF16", "shape": [], "data_offsets": [10, 12]}}  # fmt: skip
     text = json.dumps(header).encode()
-    (folder / "model-1.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    (folder / "model-1.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text('{"model_type": "llama"}')
     assert resolve.count_parameters(folder) == 500_001
@@ -200,6 +232,12 @@ def test_a_run_without_disk_space_for_its_checkpoints_is_refused(
     assert "5.8 MiB free" in str(error.value) and "take 5.8 MiB each, one" in str(error.value)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 * 3))
     resolve.check_disk(config)
+    whole = (folder / "model-1.safetensors").read_bytes()
+    for damaged in (whole[:-1], whole[:20], b"", b"\xff" * 99):
+        (folder / "model-1.safetensors").write_bytes(damaged)
+        with pytest.raises(ConfigError, match="model-1.safetensors cannot be read: "):
+            resolve.check_disk(config)
+    (folder / "model-1.safetensors").write_bytes(whole)
     config.train.checkpoint_every, config.train.max_steps, config.data.heldout_share = 1, 100, 0.1
     with pytest.raises(ConfigError, match="4 at a time"):  # two that are kept, the best, the one being written
         resolve.check_disk(config)

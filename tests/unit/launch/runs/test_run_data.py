@@ -77,6 +77,14 @@ def test_a_cleared_cache_is_filled_again_with_the_same_data(config: RunConfig, r
     assert read_json(run.inputs) == record
 
 
+def change_byte(file: Path) -> None:
+    """Change one byte of a file, but not its size and time."""
+    stat, content = file.stat(), bytearray(file.read_bytes())
+    content[100_000] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "edited source": (
         lambda home: write_chats(home / "chats.jsonl", "dog"),
@@ -91,6 +99,8 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "model.safetensors has",
     ),
     "code": (lambda home: (home / "model" / "modeling.py").touch(), "model modeling.py is new"),
+    "weights between the old samples": (lambda home: change_byte(home / "model" / "model.safetensors"), "has changed"),
+    "template is gone": (lambda home: (home / "mine.jinja").unlink(), "chat template is gone: data.chat_template="),
     "model": (lambda home: shutil.rmtree(home / "model"), "is gone"),
 }
 
@@ -106,7 +116,8 @@ def test_what_changed_is_named_if_the_data_is_no_longer_in_the_cache(
     assert message in error.value.found and "start a new run" in error.value.fix
 
 
-@pytest.mark.parametrize("name", ["template", "tokenizer", "config", "weights", "code"])
+@pytest.mark.parametrize("name", ["template", "template is gone", "tokenizer", "config", "weights", "code",
+                                  "weights between the old samples"])  # fmt: skip
 def test_files_that_the_model_needs_are_checked_with_the_data_in_the_cache(
     name: str, config: RunConfig, run: RunDir, tmp_path: Path
 ) -> None:
@@ -124,13 +135,92 @@ def test_data_in_the_cache_that_is_not_that_of_the_run_is_refused(config: RunCon
         inputs.prepare_run_data(config, run)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: meta["sets"]["train"].update(rows=meta["sets"]["train"]["rows"] + 1),
+        lambda meta: meta["sets"]["train"].update(stop_token_id=7),
+        lambda meta: meta["sets"].update(heldout=meta["sets"]["train"]),
+        lambda meta: meta["prompts"].update(train=["another"]),
+    ],
+)
+def test_numbers_of_the_prepared_data_that_were_edited_are_refused(
+    change: Callable[[Any], Any], config: RunConfig, run: RunDir
+) -> None:
+    meta = read_json(data_folder(config) / "meta.json")
+    change(meta)
+    write_json(data_folder(config) / "meta.json", meta)
+    with pytest.raises(FtdistError, match="is not the data that .* was started with"):
+        inputs.prepare_run_data(config, run)
+
+
+@pytest.mark.parametrize("what", ["touched", "copied"])
+def test_files_with_the_same_content_are_the_same(what: str, config: RunConfig, run: RunDir, tmp_path: Path) -> None:
+    for file in [path for path in tmp_path.glob("*/*") if path.parent.name == "model"] + [tmp_path / "mine.jinja"]:
+        if what == "copied":
+            file.write_bytes(file.read_bytes())
+        os.utime(file, (1, 1))
+    assert inputs.prepare_run_data(config, run) == data_folder(config)
+
+
+def test_a_record_of_an_older_version_still_fits(config: RunConfig, run: RunDir, tmp_path: Path) -> None:
+    """It has hashes of samples of the weights, and the size and time of a GGUF file."""
+    record = read_json(run.inputs)
+    del record["data"]["meta"]
+    record["files"]["model"] = identity._first_model_files(config)
+    assert record["files"]["model"] != identity.describe_files(config)["model"]
+    write_json(run.inputs, record)
+    identity.check_files(run, config)
+    assert inputs.prepare_run_data(config, run) == data_folder(config)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    config.model.path = str(tmp_path / "a.gguf")
+    name = identity._first_gguf(config)
+    record["files"] |= {"model": name, "tokenizer": [name]}
+    write_json(run.inputs, record)
+    identity.check_files(run, config)
+    os.utime(tmp_path / "a.gguf", (1, 1))
+    with pytest.raises(FtdistError, match="model has changed"):
+        identity.check_files(run, config)
+
+
+DAMAGED: dict[str, Callable[[Any], Any]] = {
+    "no file of ftdist": lambda record: {},
+    "a list of files": lambda record: {**record, "files": []},
+    "data is a number": lambda record: {**record, "data": 3},
+    "data is empty": lambda record: {**record, "data": {}},
+    "a version in words": lambda record: {**record, "format_version": "four"},
+    "a key that leads elsewhere": lambda record: {**record, "data": {**record["data"], "key": "../../elsewhere"}},
+    "no rows": lambda record: {**record, "data": {**record["data"], "rows": {}}},
+    "rows in words": lambda record: {**record, "data": {**record["data"], "rows": {"train": "many"}}},
+    "no hash": lambda record: {**record, "data": {**record["data"], "sha256": None}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_record_is_named(damage: Callable[[Any], Any], config: RunConfig, run: RunDir) -> None:
+    write_json(run.inputs, damage(read_json(run.inputs)))
+    with pytest.raises(FtdistError, match=r"inputs\.json is damaged: ") as error:
+        inputs.prepare_run_data(config, run)
+    assert "start a new run" in error.value.fix
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000], ids=["empty", "list", "bytes", "deep"])
+def test_a_record_that_is_not_json_is_named(content: bytes, config: RunConfig, run: RunDir) -> None:
+    run.inputs.write_bytes(content)
+    with pytest.raises(FtdistError, match=r"inputs\.json is damaged: "):
+        inputs.prepare_run_data(config, run)
+
+
 def test_a_run_that_waits_in_a_queue_records_its_data_when_it_begins(config: RunConfig, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "queued")
     run.path.mkdir()
     identity.record_inputs(run, config, None)
-    assert read_json(run.inputs)["data"] is None
+    record = read_json(run.inputs)
+    assert record["data"] is None
+    assert record["files"]["model"] != identity.describe_files(config)["model"], "a login node reads only samples"
     assert inputs.prepare_run_data(config, run) == data_folder(config)
     assert read_json(run.inputs)["data"]["key"] == data_folder(config).name
+    assert read_json(run.inputs)["files"] == identity.describe_files(config), "the job has read it all"
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -177,14 +267,18 @@ def test_a_branch_of_the_hub_is_pinned_and_a_tokenizer_that_moved_is_named(
     reference.write_text("a" * 40)
     config = tiny_config(tmp_path, "model.path=null", "model.hub=org/name", "model.tokenizer=org/name")
     pin_revision(config)
-    assert config.model.revision == "a" * 40
+    assert config.model.revision == config.model.tokenizer_revision == "a" * 40
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     identity.record_inputs(run, config, None)
     identity.check_files(run, config)
     reference.write_text("b" * 40)
     pin_revision(config)
-    assert config.model.revision == "a" * 40, "a commit stays"
+    assert config.model.revision == config.model.tokenizer_revision == "a" * 40, "a commit stays"
+    identity.check_files(run, config)
+    config.model.tokenizer_revision = None  # a run of an older version
     with pytest.raises(FtdistError, match=f"tokenizer has changed from {'a' * 40} to {'b' * 40}"):
         identity.check_files(run, config)
-    assert os.environ["HF_HUB_CACHE"]
+    config.model.tokenizer = "/a/folder/that is gone"
+    with pytest.raises(FtdistError, match="tokenizer is gone: model.tokenizer=/a/folder/that is gone does not exist"):
+        identity.check_files(run, config)

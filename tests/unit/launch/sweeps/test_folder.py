@@ -60,6 +60,10 @@ def test_objectives_are_added_to_those_before(folder: SweepDir) -> None:
     folder.add_objectives({1: 3.0})
     folder.add_objectives({2: math.inf})
     assert folder.read_objectives() == {1: 3.0, 2: math.inf}
+    for damaged in ('{"1": null}', "[1]", "{"):
+        folder.objectives.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"objectives\.json is damaged: "):
+            folder.read_objectives()
 
 
 def test_a_folder_without_a_sweep_is_refused(tmp_path: Path) -> None:

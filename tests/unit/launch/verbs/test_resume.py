@@ -82,6 +82,9 @@ def test_a_resume_on_other_ranks_writes_the_new_config_and_keeps_the_old_one(her
     assert _resume(run, "launch.nproc_per_node=3").launch.threads_per_rank != 3  # follows from the ranks again
     assert (run.path / "run.attempt-1.yaml").read_text() == third
     assert len(read_json(run.provenance)["resumes"]) == 3
+    run.provenance.write_text("{damaged")
+    _resume(run, "zero.stage=2")
+    assert len(read_json(run.provenance)["resumes"]) == 1, "nothing needs what it said"
     assert not list(run.path.glob(".*"))
 
 

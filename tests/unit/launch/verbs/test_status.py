@@ -10,6 +10,7 @@ import pytest
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.launch import cli
 from ftdist.launch.verbs import status
+from tests.helpers.users import as_other_user, needs_root, open_to_all
 from tests.unit.launch.run_tools import make_run
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -36,6 +37,14 @@ def test_runs_are_shown_before_the_error_about_a_place_without_runs(
     with pytest.raises(ConfigError, match="no run in nowhere"):
         cli.dispatch(["status", "mine", "nowhere"])
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["mine", "done"]
+
+
+@needs_root
+def test_a_folder_that_cannot_be_listed_is_an_error_about_rights(here: Path) -> None:
+    make_run(open_to_all(here) / "runs" / "a", state="done")
+    (here / "runs").chmod(0o711)
+    said = as_other_user(lambda: cli.dispatch(["status", str(here / "runs")]))
+    assert said.startswith(f"AccessError: no permission to read {here}/runs: {here}/runs belongs to root")
 
 
 def test_a_run_that_was_requeued_shows_its_attempt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
