@@ -12,7 +12,7 @@ model has to produce.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Pattern, Set, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Pattern, Set, Tuple
 
 from ftdist.data import thinking
 from ftdist.data.chat_forms import Form, Message, apply, forms, has_other_ids, ids_hold_names
@@ -20,9 +20,12 @@ from ftdist.data.chat_notes import EMPTY_THINKING, NO_STOP, NO_TOOLS
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import (
     CannotExpress,
+    Piece,
+    Turn,
     check_end,
     check_one_turn,
     check_shown,
+    closes_part,
     common_header,
     context_end,
     has_words,
@@ -31,43 +34,7 @@ from ftdist.data.chat_turn import (
     shows_tools,
     turn_end,
 )
-from ftdist.data.skeleton import FieldKey, Part, split_parts, with_sentinels
-
-
-class Piece(NamedTuple):
-    """A piece of a document: a part of the rendered prompt or turn, a field, or text."""
-
-    source: str
-    """``prompt``, ``turn``, ``field`` or ``text``."""
-    start: int = 0
-    end: int = 0
-    text: str = ""
-    key: Optional[FieldKey] = None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One answer as it looks when it was just generated, in a document of its own. Texts have sentinels."""
-
-    number: int
-    """Number of the message."""
-    text: str
-    """Text of the document."""
-    start: int
-    """Where the trained text begins. The text before it is the prompt, unless the prompt cannot be rendered."""
-    end: int
-    """Where the trained text ends, which is after the stop."""
-    pieces: Tuple[Piece, ...]
-    """How the text is made."""
-    turn: List[Part]
-    """The rendering of the conversation up to the answer."""
-    prompt: Optional[List[Part]]
-    """The rendering of the prompt. None if the template cannot render it."""
-    notes: Tuple[str, ...]
-
-    def looks_same_in(self, later: "Turn") -> bool:
-        """Whether a later document contains this answer after its own prompt, with its stop."""
-        return later.text.startswith(self.text[: self.end])
+from ftdist.data.skeleton import FieldKey, split_parts, with_sentinels
 
 
 @dataclass(frozen=True)
@@ -165,7 +132,8 @@ class _Planner:
         text, prompt = self._text(number), self._prompt(number)
         opened = thinking.opened(prompt or "")
         after_context = context_end(text, number, self.keys)
-        shown = text if prompt is None or text.startswith(prompt) else prompt + text[after_context:]
+        is_continued = prompt is None or (text.startswith(prompt) and after_context <= len(prompt))
+        shown = text if prompt is None or is_continued else prompt + text[after_context:]
         opened_by_model = bool(opened) or self._removes_thinking() or self.fill
         hidden = check_shown(shown, number, self.messages, self.keys, opened_by_model, self.named_ids)
         first, last = own_span(text, number, self.keys)
@@ -196,15 +164,19 @@ class _Planner:
     def _end(self, text: str, last: int, number: int) -> Tuple[int, str, bool]:
         """Return where an answer ends, the stop if it has to be added, and whether the template writes a stop at all.
 
-        If the template writes no stop after a call, only the beginning of the next message, the stop of other answers
-        is used, if they have one.
+        If the template writes no stop after a call, only the end of the call or the beginning of the next message, the
+        stop of other answers is used, if they have one.
         """
         is_call, openers = bool(self.messages[number].get("tool_calls")), self._openers()
         after = self._after(number) or ""
         end, stop = turn_end(text, last, after or None, is_call, self.special, openers, self.eos)
-        written = self.special.search(text[last:end] + stop)
-        if is_call and written and written[0] in openers and (usual := self._usual_stop()) not in ("", *openers):
-            return last + len(text[last : last + written.start()].rstrip()), usual, True
+        written = list(self.special.finditer(text[last:end] + stop)) if is_call else []
+        if written and written[0][0] in openers and (usual := self._usual_stop()) not in ("", *openers):
+            return last + len(text[last : last + written[0].start()].rstrip()), usual, True
+        token, own = (written[-1][0] if written else ""), text[context_end(text, number, self.keys) : last]
+        is_open = token != self.eos and closes_part(token, own, self.special)
+        if is_open and (usual := self._usual_stop()) not in ("", token, *openers):
+            return end, usual, True
         is_written = stop != self.eos or (not text[last:end].strip() and after.lstrip().startswith(stop))
         return end, stop, is_written
 

@@ -1,16 +1,53 @@
 """Where an answer stands in a rendering with sentinels: its fields, its end, and what the template does not show."""
 
 import re
-from typing import Any, Dict, List, Optional, Pattern, Set, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 
 from ftdist.data.chat_template import Span
-from ftdist.data.skeleton import SENTINEL, FieldKey
+from ftdist.data.skeleton import SENTINEL, FieldKey, Part
 
 Message = Dict[str, Any]
 
 
 class CannotExpress(Exception):
     """The template does not show a part of the record. The text of the exception names the part."""
+
+
+class Piece(NamedTuple):
+    """A piece of a document: a part of the rendered prompt or turn, a field, or text."""
+
+    source: str
+    """``prompt``, ``turn``, ``field`` or ``text``."""
+    start: int = 0
+    end: int = 0
+    text: str = ""
+    key: Optional[FieldKey] = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer as it looks when it was just generated, in a document of its own. Texts have sentinels."""
+
+    number: int
+    """Number of the message."""
+    text: str
+    """Text of the document."""
+    start: int
+    """Where the trained text begins. The text before it is the prompt, unless the prompt cannot be rendered."""
+    end: int
+    """Where the trained text ends, which is after the stop."""
+    pieces: Tuple[Piece, ...]
+    """How the text is made."""
+    turn: List[Part]
+    """The rendering of the conversation up to the answer."""
+    prompt: Optional[List[Part]]
+    """The rendering of the prompt. None if the template cannot render it."""
+    notes: Tuple[str, ...]
+
+    def looks_same_in(self, later: "Turn") -> bool:
+        """Whether a later document contains this answer after its own prompt, with its stop."""
+        return later.text.startswith(self.text[: self.end])
 
 
 def own_span(text: str, number: int, keys: List[FieldKey]) -> Tuple[int, int]:
@@ -218,6 +255,18 @@ def turn_end(
     if following and next_token and following[: next_token.start()].strip() == body.strip():
         return last + len(body), following[len(body) : next_token.end()]
     return last + len(body), eos
+
+
+def closes_part(token: str, answer: str, special: Pattern[str]) -> bool:
+    """Whether a special token closes a part of an answer that another one opens, as ``<call_end>`` does after
+    ``<call_begin>``. The model does not stop at such a token.
+    """
+    words = _words(token)
+    return bool(words) and any(_words(one) == words for one in special.findall(answer) if one != token)
+
+
+def _words(token: str) -> Set[str]:
+    return set(re.findall(r"[^\W_]+", token.lower())) - {"begin", "start", "end"}
 
 
 def marked_parts(text: str, span: Span, marks: List[Span], special: Pattern[str]) -> List[Span]:

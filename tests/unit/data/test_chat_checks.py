@@ -105,6 +105,35 @@ def test_a_tool_result_that_the_template_cuts_is_refused() -> None:
         rendered(template, record, special=("<end>",))
 
 
+def test_the_end_of_a_call_is_not_a_stop() -> None:
+    template = (
+        LOOP + "<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or [] %}<call_begin>"
+        "{{ c.function.name }}<call_end>{{ '' if loop.first else '<end>' }}{% endfor %}"
+        "{{ '' if m.tool_calls else '<end>' }}" + END + PROMPT
+    )  # fmt: skip
+    special = ("<end>", "<call_begin>", "<call_end>")
+    one = "<user>q<end><assistant>{}<call_begin>f<call_end>"
+    assert rendered(template, call(("f", {}), answer="a"), special=special) == [
+        one.format("[[") + "<end>]]", one.format("") + "<tool>r0<end><assistant>[[a<end>]]"
+    ]  # fmt: skip
+    assert rendered(template, call(("f", {}), ("f", {})), special=special) == [
+        one.format("[[") + "<call_begin>f<call_end><end>]]"
+    ]
+
+
+def test_a_prompt_without_the_system_message_is_refused() -> None:
+    template = (
+        "{% for m in messages[1:] %}{% if loop.first %}<system>{{ messages[0].content }}<end>{% endif %}"
+        "<{{ m.role }}>{{ m.content }}<end>{% if loop.last and add_generation_prompt %}<assistant>{% endif %}" + END
+    )
+    assert rendered(template, chat("q", "a", system="s"), special=("<end>",)) == [
+        "<system>s<end><user>q<end><assistant>[[a<end>]]"
+    ]
+    record = {"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}]}
+    with pytest.raises(DataError, match=r"does not show the content \(system\) of message 1"):
+        rendered(template, record, special=("<end>",))
+
+
 def thinks_if(condition: str, block: str) -> str:
     """Return a template whose generation prompt has a think block if a condition holds."""
     return (
