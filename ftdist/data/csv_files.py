@@ -13,6 +13,8 @@ from ftdist.data.text_files import Lines, LocatedRecord
 DOUBLE_QUOTES = "write a quotation mark in a field twice, and put the field in quotation marks"
 UNEXPECTED_END = "unexpected end"
 """Part of what the csv module says about a quotation mark that is not closed."""
+OLD_LINE_ENDS = "new-line character seen in unquoted field"
+"""What it says about a file in which lines end in carriage returns."""
 SEVERAL_ROWS = "several rows in one field"
 MIN_ROWS = 3
 """Number of lines of a field that must look like rows before the field is refused. Two can look so by chance."""
@@ -131,6 +133,11 @@ def _not_csv(file: Path, first: int, last: int, tabs: bool, problem: str) -> Dat
         problem = f"a quotation mark is not closed, so lines {first} to {last} are one row" if last > first else (
             "a quotation mark is not closed")  # fmt: skip
         location, fix = f"{file}:{first}", f"close the quotation mark in line {first}"
+    elif OLD_LINE_ENDS in problem:
+        problem, fix = (
+            "its lines end in carriage returns (\\r)",
+            "convert the line ends of the file to line feeds (\\n)",
+        )
     elif problem == SEVERAL_ROWS:
         problem = (
             f"a quotation mark is closed in line {last} only, and each of lines {first} to {last} looks like a row"

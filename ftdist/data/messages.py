@@ -25,6 +25,7 @@ ROLE_ALIASES = {
     **dict.fromkeys(("function_call", "tool_call", "tool_calls", "function-call", "tool-call"), CALL),
 }  # fmt: skip
 ROLE_FIELDS, CONTENT_FIELDS = ("role", "from"), ("content", "value", "text")
+ROLE_NAMES = frozenset(ROLE_FIELDS)
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 MARK_FIELDS = ("train", "weight", "loss", "training")
 MARKS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 is equal to True
@@ -100,6 +101,8 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
         raise DataError(f"{where} is {type_name(found)}", "an object with role and content",
                         "correct or remove the record", reason="a message that is not an object")  # fmt: skip
     fields = without_missing(found)
+    if ROLE_NAMES.isdisjoint(fields):
+        fields = {name.strip().lower(): value for name, value in fields.items()}
     named = next((fields[name] for name in ROLE_FIELDS if name in fields), None)
     role = _role(named) if isinstance(named, str) else None
     if role is None:

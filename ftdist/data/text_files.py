@@ -57,7 +57,10 @@ def read_json(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
             if first and _continues(text, error) and not (text[0] == "{" and _has_object_in_second_line(file)):
                 yield from _read_values(file, where, split)
                 return
-            yield location, _not_json(location, error, "one JSON object on each line", "correct or remove the line")
+            if value := _before_comma(text, error):
+                yield from _expanded(file, location, json.loads(value), where, split)
+            else:
+                yield location, _not_json(location, error, "one JSON object on each line", "correct or remove the line")
         else:
             yield from _expanded(file, location, record, where, split)
         first = False
@@ -66,6 +69,13 @@ def read_json(file: Path, where: str, split: str) -> Iterator[LocatedRecord]:
 def _continues(text: str, error: Exception) -> bool:
     """Return whether a line is only the beginning of a JSON value."""
     return isinstance(error, json.JSONDecodeError) and text[:1] in "[{" and error.pos >= len(text.rstrip())
+
+
+def _before_comma(text: str, error: Exception) -> str:
+    """Return the JSON value of a line with a comma at its end (a list without its brackets), or an empty string."""
+    if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text[error.pos :].strip() == ",":
+        return text[: error.pos]
+    return ""
 
 
 def _has_object_in_second_line(file: Path) -> bool:
@@ -116,7 +126,7 @@ def _expanded(file: Path, location: str, value: Any, where: str, split: str) -> 
         yield location, value
         return
     for number, record in enumerate(records, 1):
-        yield f"{file}: record {number}", record
+        yield f"{location}, record {number}", record
 
 
 def _lists_of_records(value: Dict[str, Any]) -> Dict[str, List[Any]]:

@@ -48,6 +48,13 @@ def test_spaces_after_the_separators_of_the_header_are_a_style(tmp_path: Path) -
     assert read(tmp_path, "a.csv", "q, if any,a \none, 1, 2\n") == [{"q": "one", "if any": " 1", "a": " 2"}]
 
 
+def test_a_file_with_carriage_returns_alone_is_refused_by_its_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"q,a\rone,two\rthree,four\r")
+    error = refusal(tmp_path / "a.csv")
+    assert r"a.csv:1 is not CSV: its lines end in carriage returns (\r)" in error.found
+    assert error.fix == r"convert the line ends of the file to line feeds (\n)"
+
+
 def test_a_header_with_the_same_column_twice_is_refused(tmp_path: Path) -> None:
     assert read(tmp_path, "a.csv", ",,q\n1,2,x\n") == [{"": "2", "q": "x"}]
     (tmp_path / "a.csv").write_text("q,a,a\n1,2,x\n")

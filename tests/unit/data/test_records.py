@@ -167,6 +167,7 @@ def test_a_record_of_another_format_is_refused_with_the_required_fields() -> Non
         {"prompt": [QUESTION], "response": "a"},
         {"Question": "q", "Answer": "a", "ID": 3, "id": 4},
         {" Messages": [QUESTION, ANSWER]},
+        {"Conversations": [{"From": "human", "Value": "q"}, {"Role": "Assistant", "Content": "a"}]},
         {"instruction": " ", "input": "q", "output": "a"},
         {"instruction": "q", "input": float("nan"), "output": "a", "history": float("nan"), "system": None},
         [QUESTION, ANSWER | {"tool_calls": float("nan"), "train": float("nan")}],

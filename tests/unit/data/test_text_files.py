@@ -115,6 +115,7 @@ LAYOUTS = {
     "pretty.json": PRETTY,
     "pretty.jsonl": PRETTY.replace("\n", "\r\n"),
     "commas.json": PRETTY.replace("}\n{", "},\n{"),
+    "commas.jsonl": ",\n".join(map(json.dumps, RECORDS)) + ",\n",
     "wrapped.json": json.dumps({"version": "1", "data": RECORDS}),
     "wrapped.jsonl": json.dumps({"data": RECORDS}, indent=4),
     "splits.json": json.dumps({"test": [{"text": "no"}], "train": RECORDS}),
