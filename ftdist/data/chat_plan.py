@@ -169,11 +169,12 @@ class _Planner:
         """
         is_call, openers = bool(self.messages[number].get("tool_calls")), self._openers()
         after = self._after(number) or ""
-        end, stop = turn_end(text, last, after or None, is_call, self.special, openers, self.eos)
+        before, first = context_end(text, number, self.keys), own_span(text, number, self.keys)[0]
+        end, stop = turn_end(text, last, after or None, is_call, self.special, openers, self.eos, text[before:first])
         written = list(self.special.finditer(text[last:end] + stop)) if is_call else []
         if written and written[0][0] in openers and (usual := self._usual_stop()) not in ("", *openers):
             return last + len(text[last : last + written[0].start()].rstrip()), usual, True
-        token, own = (written[-1][0] if written else ""), text[context_end(text, number, self.keys) : last]
+        token, own = (written[-1][0] if written else ""), text[before:last]
         is_open = token != self.eos and closes_part(token, own, self.special)
         if is_open and (usual := self._usual_stop()) not in ("", token, *openers):
             return end, usual, True

@@ -219,8 +219,9 @@ def context_end(text: str, number: int, keys: List[FieldKey]) -> int:
 
 
 def turn_end(
-    text: str, last: int, following: Optional[str], is_call: bool, special: Pattern[str], openers: Set[str], eos: str
-) -> Tuple[int, str]:
+    text: str, last: int, following: Optional[str], is_call: bool, special: Pattern[str], openers: Set[str], eos: str,
+    header: str = "",
+) -> Tuple[int, str]:  # fmt: skip
     """Return where an answer ends, which is after its stop, and the stop if it has to be added.
 
     The stop is the first special token after the answer, and those that follow it directly. A call ends at the last
@@ -236,9 +237,13 @@ def turn_end(
         special: Matches a special token.
         openers: Special tokens that begin a message.
         eos: The stop if the template writes none.
+        header: The template's text before the answer. Some templates also write it after the last message. There it
+            begins the next answer, and is not the end of this one.
     """
     tail = text[last:]
     common = tail if following is None else tail[: common_length(tail, following)]
+    if following and special.search(tail) and header.rstrip().endswith(tail.strip()) and not special.search(common):
+        tail = ""
     for part in (common, tail):
         stops = list(special.finditer(part))
         end = 0

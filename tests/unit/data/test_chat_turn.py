@@ -305,3 +305,10 @@ def test_forms_that_a_template_cannot_know_are_not_tried(template: str, expected
     assert ("thinking" in template) == any(reasoning == "thinking" for reasoning, _, _ in found)
     assert ("c.id" in template) == any(ids != "own" for _, ids, _ in found)
     assert ("text" in template) == any(parts for _, _, parts in found)
+
+
+def test_a_header_after_the_last_message_is_not_a_stop() -> None:
+    template = LOOP + "<{{ m.role }}>{{ m.content }}" + END + "<assistant>"
+    assert rendered(template, chat("q", "a", "q2", "b"), special=("<user>", "<assistant>")) == [
+        "<user>q<assistant>[[a<user>]]q2<assistant>[[b<user>]]"
+    ]
