@@ -106,6 +106,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/train/main.py", "ftdist/parallel/ranks.py", "ftdist/parallel/rank_process.py",
         "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/loop.py", "ftdist/objective/base.py",
         "ftdist/objective/build.py", "ftdist/objective/sft.py", "ftdist/objective/token_loss.py",
+        "ftdist/objective/head.py", "ftdist/objective/chunked.py",
         "ftdist/objective/balance.py", "ftdist/objective/coefficient.py",
         "ftdist/method/base.py", "ftdist/method/build.py", "ftdist/method/full.py", "ftdist/method/partial.py",
         "ftdist/method/select.py", "ftdist/method/lora.py", "ftdist/method/adapters.py", "ftdist/method/whole.py",

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config.schema import Precision, SourceConfig
+from ftdist.config.schema import LossHead, Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.helpers.correctness_page import write_table
 from tests.helpers.families import FAMILIES, OTHER_FAMILIES
@@ -24,6 +24,8 @@ from tests.helpers.training import each_training
 
 STEPS, ROWS = 3, 16
 CLIP = 0.05  # below every gradient norm here
+CHUNK = 7
+"""Tokens of a chunk of the loss head: less than a row has."""
 
 Axes = Dict[str, List[Any]]
 AXES: Axes = {
@@ -36,6 +38,7 @@ AXES: Axes = {
     "precision": list(Precision),
     "clip": [False, True],
     "tied": [False, True],
+    "head": list(LossHead),
 }
 
 
@@ -49,6 +52,7 @@ class Case(NamedTuple):
     precision: Precision
     clip: bool
     tied: bool
+    head: LossHead = LossHead.chunked
 
     @property
     def reference(self) -> Tuple[str, bool, Precision, bool, bool]:
@@ -58,7 +62,8 @@ class Case(NamedTuple):
 
 def name(case: Case) -> str:
     """Return a name such as ``llama-stage3-2ranks-accum4-packed-bf16-clip``."""
-    also = [word for word, on in (("recompute", case.recompute), ("clip", case.clip), ("tied", case.tied)) if on]
+    also = [word for word, on in (("recompute", case.recompute), ("clip", case.clip), ("tied", case.tied),
+                                ("logits", case.head is LossHead.logits)) if on]  # fmt: skip
     layout = "packed" if case.packing else "padded"
     sizes = [f"stage{case.stage}", f"{case.world_size}ranks", f"accum{case.accum}"]
     return "-".join([case.family, *sizes, layout, case.precision.name, *also])
@@ -136,7 +141,7 @@ def case_config(case: Case, folder: Path) -> Any:
         f"data.heldout.test.path={folder / 'test.jsonl'}", "data.heldout_share=0", "data.max_heldout_documents=null",
         "data.max_seq_len=96", f"data.packing={str(case.packing).lower()}", f"batch.global_batch_size={ROWS}",
         f"batch.micro_batch_size={micro}", f"train.precision={case.precision.name}", f"zero.stage={case.stage}",
-        f"train.gradient_checkpointing={str(case.recompute).lower()}",
+        f"train.gradient_checkpointing={str(case.recompute).lower()}", f"objective.loss_head={case.head.name}",
         f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
         "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
         "train.max_steps=6", "launch.timeout_s=300",
@@ -202,8 +207,10 @@ def _references(cases: List[Case], folder: Path) -> None:
 def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     import torch
 
+    from ftdist.objective import chunked
     from ftdist.verify.compare import measure_deviation
 
+    chunked.CHUNK_BYTES["cpu"] = 4 * 259 * CHUNK
     expected = [torch.load(_reference_file(case, folder), weights_only=False) for case in cases]
     trainings = each_training([case_config(case, folder) for case in cases], folder)
     return [measure_deviation(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]

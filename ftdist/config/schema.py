@@ -60,6 +60,11 @@ class ObjectiveKind(Enum):
     sft = "sft"
 
 
+class LossHead(Enum):
+    chunked = "chunked"
+    logits = "logits"
+
+
 @dataclass
 class ModelConfig:
     path: Optional[str] = None
@@ -102,6 +107,10 @@ class ObjectiveConfig:
     router_aux_loss: Optional[float] = None
     """Coefficient of the balance loss of a mixture of experts, which is added to the loss. null: the model's own
     (``router_aux_loss_coef``) if ``output_router_logits`` is true in its config, else none. 0: none."""
+    loss_head: LossHead = LossHead.chunked
+    """How the log-probabilities of the trained tokens are computed. ``chunked``: from the hidden states, for one chunk
+    of tokens at a time, so that the logits of all tokens are never in memory together. A model whose head is not known
+    uses its own logits, and a line says so. ``logits``: from the logits that the model computes."""
 
 
 @dataclass
@@ -228,7 +237,8 @@ class RunConfig:
 
 
 ADDED_LATER: Dict[str, Any] = {
-    "objective": {"kind": ObjectiveKind.sft, "router_aux_loss": 0.0}, "objective.router_aux_loss": 0.0,
+    "objective": {"kind": ObjectiveKind.sft, "router_aux_loss": 0.0, "loss_head": LossHead.logits},
+    "objective.router_aux_loss": 0.0, "objective.loss_head": LossHead.logits,
     "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None, "optim.momentum": None,
     "optim.lora_plus_ratio": None, "optim.shorten_warmup": False,
     "data.reasoning": Reasoning.keep, "data.sources.*.fields": {}, "data.heldout.*.fields": {},

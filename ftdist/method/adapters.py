@@ -69,8 +69,8 @@ def peft_config(model: PreTrainedModel, method: MethodConfig) -> Any:
 def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     """Return the names of the modules that get an adapter.
 
-    Embeddings and the output head get none, because an adapter of a tied weight could not be merged. Parts for images
-    or sound get none either, because they are frozen.
+    Embeddings get none, and the output head gets one only if it is named and not tied to the embedding, because an
+    adapter of a tied weight could not be merged. Parts for images or sound get none either, because they are frozen.
 
     Raises:
         ConfigError: A pattern matches no linear layer, or there is no layer with a number.
@@ -83,9 +83,11 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     ]  # fmt: skip
     saved = modules_to_save(model, method)
     linear = [name for name in linear if not any(name == own or name.startswith(f"{own}.") for own in saved)]
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    own_head = [name for name, module in model.named_modules() if module is head and not tied and name not in saved]
     chosen: Dict[str, None] = {}
     for pattern in method.target_modules:
-        here = linear if pattern == ALL_LINEAR else [name for name in linear if named(name, pattern)]
+        here = linear if pattern == ALL_LINEAR else [name for name in [*linear, *own_head] if named(name, pattern)]
         if not here:
             raise nothing_named("method.target_modules", pattern, linear, "linear layer")
         chosen |= dict.fromkeys(here)

@@ -3,7 +3,8 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, List, Optional, Protocol
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Protocol, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -63,31 +64,55 @@ def position_padding(causal_lm: torch.nn.Module) -> Optional[int]:
     return padding if isinstance(padding, int) else None
 
 
+Index = Union[slice, torch.Tensor]
+Read = Callable[[Callable[[], Any], Tuple[Index, Index], Index], torch.Tensor]
+"""Runs the model once, and reads something at the requested positions.
+
+Called as ``read(run, place, which)``. ``run`` runs the model and returns its outputs. ``place`` selects positions in
+the inputs and the outputs of the head, [rows, length, …]. ``which`` says which of the requested positions they are.
+Returns what was read, [number of positions, …]."""
+
+
+def read_logits(run: Callable[[], Any], place: Tuple[Index, Index], which: Index) -> torch.Tensor:
+    """Read the logits. See ``Read``."""
+    logits: torch.Tensor = run().logits[place]
+    return logits
+
+
 def forward_logits(
     model: Any, batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits] = None
 ) -> torch.Tensor:
-    """Run the model, and return the logits at some positions.
+    """Run the model, and return the logits at some positions, [n, rows of the embedding]. See ``forward``."""
+    return forward(model, batch, positions, read_logits, routers)
+
+
+def forward(
+    model: Any, batch: Batch, positions: torch.Tensor, read: Read, routers: Optional[RouterLogits] = None
+) -> torch.Tensor:
+    """Run the model, and return what ``read`` reads at some positions.
 
     The plan of the model (``plan_of``) says how the documents are arranged. If the model supports ``logits_to_keep``,
-    other logits are not computed where the documents are in one row.
+    its head is not computed at other positions where the documents are in one row.
 
     Args:
         model: The model, or an engine.
         batch: The micro-batch of T tokens.
         positions: [n] positions between 0 and T - 1, in ascending order.
+        read: Reads for instance the logits.
         routers: Collects the logits of the routers of a mixture of experts for every token of the micro-batch.
 
     Returns:
-        [n, rows of the embedding].
+        [n, …].
     """
     layout = plan_of(model).layout
     if layout is Layout.padded:
-        return _padded_logits(model, batch, positions, routers)
+        return _padded(model, batch, positions, read, routers)
     if layout is Layout.alone:
-        return _alone_logits(model, batch, positions, routers)
+        return _alone(model, batch, positions, read, routers)
     causal_lm = without_engine(model)
     keep = {"logits_to_keep": positions} if keeps_logits(causal_lm) else {}
-    outputs = _run(
+    run = partial(
+        _run,
         model,
         _real(batch),
         routers,
@@ -97,8 +122,8 @@ def forward_logits(
         **(_masks(causal_lm, batch) if layout is Layout.masks else {}),
         **document_kwargs(batch.cu_seqlens, batch.max_seqlen),
     )
-    logits = outputs.logits[0]
-    return logits if keep else logits[positions]
+    columns = torch.arange(len(positions), device=positions.device) if keep else positions
+    return read(run, (torch.zeros_like(columns), columns), slice(None))
 
 
 def _run(model: Any, real: torch.Tensor, routers: Optional[RouterLogits], **inputs: Any) -> Any:
@@ -153,7 +178,9 @@ def _documents_to_run(batch: Batch, positions: torch.Tensor, routers: Optional[R
     return _documents_of(batch, positions).unique()
 
 
-def _padded_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits]) -> torch.Tensor:
+def _padded(
+    model: Any, batch: Batch, positions: torch.Tensor, read: Read, routers: Optional[RouterLogits]
+) -> torch.Tensor:
     """Run the documents that ``positions`` are in, each in a row of its own.
 
     The padding repeats the last token of the document. In a causal model no token of the document sees it.
@@ -165,11 +192,13 @@ def _padded_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: O
     length = int((ends - starts).max())
     columns = torch.arange(length, device=positions.device)
     tokens = torch.minimum(starts[:, None] + columns, ends[:, None] - 1)  # [documents, length]: positions in the row
-    outputs = _run(model, columns < (ends - starts)[:, None], routers, input_ids=batch.input_ids[0][tokens])
-    return outputs.logits[row, positions - starts[row]]
+    run = partial(_run, model, columns < (ends - starts)[:, None], routers, input_ids=batch.input_ids[0][tokens])
+    return read(run, (row, positions - starts[row]), slice(None))
 
 
-def _alone_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: Optional[RouterLogits]) -> torch.Tensor:
+def _alone(
+    model: Any, batch: Batch, positions: torch.Tensor, read: Read, routers: Optional[RouterLogits]
+) -> torch.Tensor:
     """Run one forward pass for each document that ``positions`` are in.
 
     With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number. A rank with fewer documents
@@ -180,10 +209,14 @@ def _alone_logits(model: Any, batch: Batch, positions: torch.Tensor, routers: Op
     for number in _documents_to_run(batch, positions, routers).tolist():
         start, end = limits[number], limits[number + 1]
         row = batch.input_ids[:, start:end]
-        outputs = _run(model, torch.ones_like(row, dtype=torch.bool), routers, input_ids=row)
-        parts.append(outputs.logits[0][positions[documents == number] - start])
+        here = documents == number
+        columns = positions[here] - start
+        place = torch.zeros_like(columns), columns
+        run = partial(_run, model, torch.ones_like(row, dtype=torch.bool), routers, input_ids=row)
+        parts.append(read(run, place, here))
     for _ in range(_most_forwards(model, len(parts)) - len(parts)):
-        repeated = _run(model, torch.zeros_like(row, dtype=torch.bool), None, input_ids=row).logits
+        run = partial(_run, model, torch.zeros_like(row, dtype=torch.bool), None, input_ids=row)
+        repeated = read(run, place, here)
         parts[-1] = parts[-1] + repeated.sum() * 0.0
     return torch.cat(parts)
 

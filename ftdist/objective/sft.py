@@ -11,6 +11,7 @@ from ftdist.model.forward import expert_load
 from ftdist.model.routers import RouterLogits
 from ftdist.objective.balance import BalanceLoss
 from ftdist.objective.base import LossSum
+from ftdist.objective.head import Head
 from ftdist.objective.token_loss import token_loss
 
 
@@ -22,13 +23,14 @@ class SupervisedFineTuning:
 
     metrics: Tuple[str, ...] = ()
 
-    def __init__(self, vocab_size: int, balance: Optional[BalanceLoss] = None) -> None:
+    def __init__(self, vocab_size: int, balance: Optional[BalanceLoss] = None, head: Optional[Head] = None) -> None:
         """
         Args:
             vocab_size: Number of rows of the embedding that are real tokens.
             balance: Balances the load of the experts in training.
+            head: The head of the model. None: the loss is computed from the model's own logits.
         """
-        self._vocab_size, self._balance = vocab_size, balance
+        self._vocab_size, self._balance, self._head = vocab_size, balance, head
         self._load_metrics: Callable[[], Dict[str, float]] = dict
 
     def begin_step(self, model: Any, batches: Sequence[Any], total: Callable[[Sequence[float]], List[float]]) -> None:
@@ -48,7 +50,7 @@ class SupervisedFineTuning:
     def loss(self, model: Any, batch: Any) -> LossSum:
         """Return the sum of the cross-entropies of the trained tokens. In training the balance loss is the penalty."""
         if self._balance is None or not torch.is_grad_enabled():
-            return LossSum(token_loss(model, batch, self._vocab_size))
+            return LossSum(token_loss(model, batch, self._vocab_size, self._head))
         routers = RouterLogits()
-        loss = token_loss(model, batch, self._vocab_size, routers)
+        loss = token_loss(model, batch, self._vocab_size, self._head, routers)
         return LossSum(loss, penalty=self._balance.share(model, routers))

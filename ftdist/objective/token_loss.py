@@ -1,4 +1,4 @@
-"""The cross-entropy of trained tokens, as a sum. No other module computes a loss from logits.
+"""The cross-entropy of trained tokens, as a sum. No other module computes a training loss.
 
 ``ftdist.train.loop.train_step`` divides the sum by the number of trained tokens of the global batch.
 """
@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from ftdist.data.loader import IGNORED
 from ftdist.model.forward import Batch, forward_logits
 from ftdist.model.routers import RouterLogits
+from ftdist.objective.head import Head, target_logprobs
 
 
-def token_loss(model: Any, batch: Batch, vocab_size: int, routers: Optional[RouterLogits] = None) -> torch.Tensor:
+def token_loss(
+    model: Any, batch: Batch, vocab_size: int, head: Optional[Head] = None, routers: Optional[RouterLogits] = None
+) -> torch.Tensor:
     """Return the sum of the cross-entropies of the trained tokens of one micro-batch in nats, a scalar in fp32.
 
     The token at position t is predicted by the logits at position t - 1.
@@ -21,6 +24,7 @@ def token_loss(model: Any, batch: Batch, vocab_size: int, routers: Optional[Rout
     Args:
         model: The model, or an engine.
         vocab_size: Number of rows of the embedding that are real tokens. The logits of the other rows are ignored.
+        head: The head of the model. None: the loss is computed from the model's own logits.
         routers: Collects the logits of the routers of a mixture of experts.
     """
     targets = batch.labels[0, 1:]
@@ -29,5 +33,7 @@ def token_loss(model: Any, batch: Batch, vocab_size: int, routers: Optional[Rout
         # A rank without a trained token still runs the model: the other ranks wait for it in ZeRO's collectives.
         first = torch.zeros(1, dtype=torch.long, device=targets.device)
         return forward_logits(model, batch, first, routers).float().sum() * 0.0
+    if head is not None:
+        return -target_logprobs(model, batch, positions, targets[positions], vocab_size, head, True, routers).sum()
     logits = forward_logits(model, batch, positions, routers)[:, :vocab_size]
     return F.cross_entropy(logits.float(), targets[positions], reduction="sum")

@@ -32,7 +32,7 @@ from ftdist.method.build import METHODS
 from ftdist.model.exactness import choose_plan
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.objective.build import build_objective
+from ftdist.objective.build import build_objective, choose_head
 from ftdist.parallel import rank_process
 from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
@@ -127,11 +127,13 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
             method.apply(model, config)
             load_trained(model, model_folder)
         engine = build_forward_engine(model.eval(), settings, ranks.device)
+    mesh = data_parallel(ranks)
+    head, _ = choose_head(config, engine, vocab_size, mesh)
     losses: Losses = {}
     with task("evaluating", ranks.first) as say:
         for name, dataset in heldout.items():
             measured = evaluate(
-                engine, build_objective(config, vocab_size), dataset, data_parallel(ranks), plan.micro_batch_size,
+                engine, build_objective(config, vocab_size, head), dataset, mesh, plan.micro_batch_size,
                 config.data.packing, tokenizer.pad_token_id,
                 report=partial(report_rows, say, name),
             )  # fmt: skip

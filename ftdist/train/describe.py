@@ -74,6 +74,15 @@ def describe_gathered(config: RunConfig, model: torch.nn.Module) -> List[str]:
     return [f"{EXPERTS}ZeRO-3 gathers those of one layer at once: {weights:,.1f} GiB{backward}"]
 
 
+def describe_head(reason: str) -> List[str]:
+    """Return the line that says why the loss is not computed in chunks; none if it is.
+
+    Args:
+        reason: Why the model's own logits are used; "" if they are not, or if the config asks for them.
+    """
+    return [f"loss: from the logits of all trained tokens of a row, because of the model: {reason}"] if reason else []
+
+
 def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:
     """Return how much memory eager attention needs."""
     size = eager_bytes(config, arch, choice.plan) / 2**30

@@ -35,7 +35,7 @@ from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
 from ftdist.model.parts import describe_other_parts, is_multimodal, processor_files
 from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.objective.build import build_objective
+from ftdist.objective.build import build_objective, choose_head
 from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel import rank_process
 from ftdist.parallel.mesh import data_parallel
@@ -54,7 +54,7 @@ from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker
-from ftdist.train.describe import describe_attention, describe_experts, describe_gathered
+from ftdist.train.describe import describe_attention, describe_experts, describe_gathered, describe_head
 from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.out_of_memory import explain_out_of_memory
@@ -170,7 +170,9 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
             start_from_adapter(model, config)
         engine = build_engine(config, model, settings, ranks.world_size)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
-    about_model = describe_other_parts(engine.module)
+    mesh = data_parallel(ranks)
+    head, own_logits = choose_head(config, engine, vocab_size, mesh)
+    about_model = describe_other_parts(engine.module) + describe_head(own_logits)
     if experts := describe_experts(config, arch, balance, bool(expert_load(engine))):
         about_model += experts + describe_gathered(config, engine.module)
     for line in describe_attention(config, arch, choice, proof, one_document) + about_model:
@@ -190,8 +192,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     saver.note = progress.note
     tracker = Tracker(config, run, ranks.rank, resumed=state is not None, note=progress.note)
     return Training(
-        config=config, run=run, ranks=ranks, plan=plan, mesh=data_parallel(ranks), engine=engine,
-        objective=build_objective(config, vocab_size, balance), tokenizer=tokenizer, vocab_size=vocab_size,
+        config=config, run=run, ranks=ranks, plan=plan, mesh=mesh, engine=engine,
+        objective=build_objective(config, vocab_size, head, balance), tokenizer=tokenizer, vocab_size=vocab_size,
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip

@@ -82,9 +82,10 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
     layers = None if method.layers_to_transform is None else {str(n % depth) for n in method.layers_to_transform}
     targets = [
         name for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit") and module is not head
+        if type(module).__name__ in ("Linear", "Conv1D", "Linear4bit")
         and (module.weight.requires_grad or in_4_bits(module.weight))
-        and any(target == "all-linear" or fnmatchcase(f".{name}", f"*.{target}") for target in method.target_modules)
+        and any((target == "all-linear" and module is not head) or fnmatchcase(f".{name}", f"*.{target}")
+                for target in method.target_modules)
         and (layers is None or next((word for word in name.split(".") if word.isdigit()), "") in layers)
     ]  # fmt: skip
     saved = [module for name, module in model.named_modules()

@@ -31,6 +31,7 @@ LORA = ("method.kind=lora", "method.r=4")
 METHODS: Dict[str, Tuple[str, ...]] = {
     "lora": LORA,
     "rslora": (*LORA, "method.use_rslora=true", "method.target_modules=[self_attn.q_proj,mlp.*]"),
+    "head": (*LORA, "method.target_modules=[self_attn.q_proj,lm_head]"),
     "dora": (*LORA, "method.use_dora=true"),
     "last_layer": (
         *LORA,
@@ -44,7 +45,7 @@ METHODS: Dict[str, Tuple[str, ...]] = {
 }
 PACKED, RECOMPUTE = "data.packing=true", "train.gradient_checkpointing=true"
 CASES: List[Tuple[str, int, int, Tuple[str, ...]]] = [  # method, stage, accumulation steps, more settings
-    ("lora", 0, 1, ()), ("lora", 3, 2, (RECOMPUTE,)), ("rslora", 1, 4, ("data.packing=false",)),
+    ("lora", 0, 1, ()), ("head", 3, 2, (RECOMPUTE,)), ("rslora", 1, 4, ("data.packing=false",)),
     ("dora", 2, 2, (RECOMPUTE,)), ("dora", 3, 1, ("data.packing=false",)), ("last_layer", 3, 2, (RECOMPUTE,)),
     ("dropout", 2, 1, ()), ("partial", 1, 1, ("data.packing=false",)), ("partial", 3, 2, (RECOMPUTE,)),
     ("qlora", 2, 2, ()), ("qlora", 3, 2, (RECOMPUTE,)),

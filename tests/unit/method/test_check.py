@@ -62,6 +62,7 @@ LAYER_LORA = (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)) * 4
         ({"kind": "lora", "r": 4, "layers_to_transform": [-1]}, LAYER_LORA, LAYER_LORA),
         ({"kind": "lora", "r": 4, "target_modules": ["q_proj", "layers.0.mlp.*"]}, 3328, 3328),
         ({"kind": "lora", "r": 4, "use_dora": True}, 2 * (LAYER_LORA + 512), 2 * (LAYER_LORA + 512)),
+        ({"kind": "lora", "r": 4, "target_modules": ["lm_head"]}, 4 * (64 + 259), 4 * (64 + 259)),
         ({"kind": "lora", "r": 4, "modules_to_save": ["lm_head"]}, 2 * LAYER_LORA + 259 * 64, 2 * LAYER_LORA),
         ({"kind": "partial", "last_layers": 1}, LAYER, 0),
         ({"kind": "partial", "trainable": ["norms"]}, 5 * 64, 0),
@@ -84,8 +85,7 @@ def test_the_number_of_trained_parameters(settings: Any, trained: int, added: in
     ("settings", "found", "fix"),
     [
         ({"kind": "lora", "target_modules": ["q_prj"]}, "'q_prj' matches no linear layer", "[q_proj]"),
-        ({"kind": "lora", "target_modules": ["lm_head"]}, "'lm_head' matches no linear layer",
-         "method.target_modules="),
+        ({"kind": "lora", "target_modules": ["embed_tokens"]}, "matches no linear layer", "target_modules="),
         ({"kind": "lora", "modules_to_save": ["head"]}, "'head' matches no module", "method.modules_to_save="),
         ({"kind": "lora", "layers_to_transform": [2]}, "there is no layer 2", "[-1]"),
         ({"kind": "partial", "trainable": ["norm_"]}, "'norm_' matches no parameter", "method.trainable="),
