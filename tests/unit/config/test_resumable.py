@@ -11,7 +11,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config import frozen, resumable
 from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import config_hash
-from ftdist.config.schema import ADDED_LATER, HeldoutBy, RunConfig, SourceConfig
+from ftdist.config.schema import ADDED_LATER, HeldoutBy, LossHead, RunConfig, SourceConfig
 
 FIRST_HASH = "8c0a5a749929b32f8a9185e9b8bdb96c05451cea7a65968e2381ec03c4e70291"
 """Hash of the default config at the first release. Manifests of old checkpoints hold such hashes."""
@@ -25,7 +25,7 @@ def old_config() -> RunConfig:
     """Return the default config of the first release. Settings whose default has changed since have their old value."""
     config = RunConfig()
     config.data.heldout_by = HeldoutBy.rendering
-    config.objective.router_aux_loss = 0.0
+    config.objective.router_aux_loss, config.objective.loss_head = 0.0, LossHead.logits
     config.optim.beta1, config.optim.beta2, config.optim.eps = 0.9, 0.95, 1e-8
     return config
 
