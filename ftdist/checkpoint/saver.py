@@ -27,7 +27,7 @@ from ftdist.checkpoint.protocol import (
     save_checkpoint,
     to_json,
 )
-from ftdist.checkpoint.state import restore, tensors_to_save
+from ftdist.checkpoint.state import layout, restore, tensors_to_save
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.config.resumable import config_hash
 from ftdist.config.schema import MethodKind, RunConfig
@@ -67,6 +67,8 @@ class Saver:
         self._config_hash, self._versions = config_hash(config), {name: version(name) for name in PACKAGES}
         self._data = (read_inputs(run) or {}).get("data")
         self.together = RankAgreement()
+        everywhere = sorted({"; ".join(held) for held in self.together.gather(layout(engine)) if held})
+        self._layout = hashlib.sha256("\n".join(everywhere).encode()).hexdigest() if everywhere else None
         self._thread: Optional[threading.Thread] = None
         self._host: Dict[str, torch.Tensor] = {}
         self._saved: Optional[Dict[str, Any]] = None  # state.json of the newest checkpoint that was saved or loaded
@@ -168,6 +170,7 @@ class Saver:
             "data": self._data,
             **({"base": self._base} if self._base else {}),
             **({"quantization": QUANTIZATION} if self._config.method.kind is MethodKind.qlora else {}),
+            **({"layout": self._layout} if self._layout else {}),
             "optimizer_step": self._engine.updates,
             "no_gradient": self._engine.no_gradient.names,
             "parameters": self._engine.trained_shapes(),
@@ -226,6 +229,14 @@ class Saver:
             raise CheckpointError(f"{name} belongs to another model: {different[0]}", "a checkpoint of this model",
                                   "resume with the model that the run was started with")  # fmt: skip
         check_base(name, manifest, self._base, self._config)
+        if manifest.get("layout") != self._layout and manifest["optimizer_step"]:
+            by = _ranks(manifest["world_size"], manifest["zero_stage"])
+            raise CheckpointError(f"{name} was saved by {by}; the run now has {self.together.world_size} ranks with "
+                                  f"ZeRO-{self._engine.stage}, or other settings of ZeRO. The 8-bit states of "
+                                  f"{self._config.optim.optimizer.name} have one scale for each block of a rank's flat "
+                                  "part, so they cannot be cut in another way",
+                                  "the ranks, the stage and the settings of ZeRO that it was saved with",
+                                  f"resume with {by}")  # fmt: skip
         saved = manifest.get("data")  # older versions did not write it
         if saved and self._data and saved["sha256"] != self._data["sha256"]:
             raise CheckpointError(f"{name} was saved by a run on other data ({saved['rows']['train']:,} rows)",

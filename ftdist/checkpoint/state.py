@@ -1,7 +1,7 @@
 """The training state as named tensors: what each rank saves, and how any number of ranks restores it."""
 
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Iterator, List, Tuple
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,7 @@ from ftdist.checkpoint.protocol import rank_file
 from ftdist.checkpoint.tensors import Stored, key_of
 from ftdist.engine.engine import Engine
 from ftdist.engine.optimizers import empty_state
-from ftdist.engine.shards import rewriting, slices_to_save
+from ftdist.engine.shards import held_slices, rewriting, slices_to_save
 from ftdist.model.vocabulary import gathered
 from ftdist.run.rundir import read_manifest
 
@@ -28,12 +28,35 @@ def tensors_to_save(engine: Engine) -> Dict[str, torch.Tensor]:
         for name in engine.spec.states:
             if name in state:
                 tensors[key_of(name, part.start, part.name)] = part.of(state[name])
-        for name in engine.spec.others if part.start == 0 else ():
-            if name in state:  # of the whole parameter, which every rank has
-                tensors[key_of(name, 0, part.name)] = state[name].view(-1)
     if dist.get_rank() == 0:
         tensors |= {key_of(BUFFER, 0, name): tensor.view(-1) for name, tensor in engine.buffers().items()}
+    if engine.updates and (engine.stage or dist.get_rank() == 0):
+        tensors |= {key_of(name, 0, owner): state.view(-1) for name, owner, state in _uncut(engine)}
     return tensors
+
+
+def _uncut(engine: Engine) -> Iterator[Tuple[str, str, torch.Tensor]]:
+    """Yield the states on this rank that cannot be cut with their parameters: name, owner, tensor.
+
+    Without ZeRO the owner is the parameter, and every rank has all of them. Otherwise it is a flat part of this rank.
+    """
+    flats = {id(part.flat): part for part in held_slices(engine)}
+    for number, part in enumerate(flats.values()):
+        owner = f"part {number} of rank {dist.get_rank()}" if engine.stage else part.name
+        state = engine.optimizer.state[part.flat]
+        yield from ((name, owner, state[name]) for name in engine.spec.others if name in state)
+
+
+def layout(engine: Engine) -> List[str]:
+    """Return a description of where this rank holds its parameters. States that cannot be cut fit only this layout.
+
+    The result is empty if the optimizer has no such states.
+    """
+    if not engine.spec.others:
+        return []
+    flats: Dict[int, int] = {}
+    return [f"{flats.setdefault(id(part.flat), len(flats))} {part.flat.numel()} {part.offset} {part.name} {part.start} "
+            f"{part.length}" for part in held_slices(engine)]  # fmt: skip
 
 
 @torch.no_grad()
@@ -80,9 +103,8 @@ def restore(engine: Engine, stored: Stored, updates: int) -> None:
             for name in engine.spec.states:
                 if name in state:
                     part.of(state[name]).copy_(stored.read(name, part.name, part.start, part.length))
-            for name in engine.spec.others:
-                if name in state:
-                    state[name].copy_(stored.whole(name, part.name, state[name].shape))
+        for name, owner, tensor in _uncut(engine) if updates else ():
+            tensor.copy_(stored.whole(name, owner, tensor.shape))
         for name, buffer in engine.buffers().items():
             buffer.copy_(stored.whole(BUFFER, name, buffer.shape))
     engine.updates = updates

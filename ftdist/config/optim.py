@@ -17,6 +17,7 @@ class Schedule(Enum):
 
 class OptimizerKind(Enum):
     adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
     adafactor = "adafactor"
     lion = "lion"
     muon = "muon"
@@ -26,19 +27,19 @@ class OptimizerKind(Enum):
 @dataclass
 class OptimConfig:
     optimizer: OptimizerKind = OptimizerKind.adamw
-    """The optimizer (docs/optimizers.md). ``adamw``: Adam with decoupled weight decay. ``lion``: the sign of a
-    momentum, half of AdamW's states. ``sgd``: gradient descent with momentum. ``adafactor``: one number for each row
-    and column of a matrix, nearly no states; zero.stage=0. ``muon``: orthogonal updates of matrices, AdamW for the
-    rest; experimental; zero.stage=0."""
+    """The optimizer (docs/optimizers.md). ``adamw``: Adam with decoupled weight decay. ``adamw_8bit``: its states in 8
+    bits (bitsandbytes, ``pip install ftdist[quant]``). ``lion``: the sign of a momentum, half of AdamW's states.
+    ``sgd``: gradient descent with momentum. ``adafactor``: one number for each row and column of a matrix, nearly no
+    states; zero.stage=0. ``muon``: orthogonal updates of matrices, AdamW for the rest; experimental; zero.stage=0."""
     lr: float = 1.0e-5
     """Peak learning rate."""
     beta1: Optional[float] = None
-    """``adamw``, ``lion``, ``muon`` (its AdamW): decay rate of the first moment. null: 0.9."""
+    """``adamw``, ``adamw_8bit``, ``lion``, ``muon`` (its AdamW): decay rate of the first moment. null: 0.9."""
     beta2: Optional[float] = None
-    """``adamw``, ``muon``: decay rate of the second moment; null: 0.95. ``lion``: decay rate of the momentum that is
-    kept; null: 0.99."""
+    """``adamw``, ``adamw_8bit``, ``muon``: decay rate of the second moment; null: 0.95. ``lion``: decay rate of the
+    momentum that is kept; null: 0.99."""
     eps: Optional[float] = None
-    """``adamw``, ``muon``: constant that is added to the denominator of AdamW's update. null: 1e-8."""
+    """``adamw``, ``adamw_8bit``, ``muon``: constant that is added to the denominator of AdamW's update. null: 1e-8."""
     momentum: Optional[float] = None
     """``sgd``: decay rate of the momentum; 0: none, and no state. null: 0.9. ``muon``: the same for matrices; null:
     0.95."""
@@ -70,13 +71,14 @@ class OptimConfig:
 
 _ADAMW = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 USUAL: Dict[OptimizerKind, Dict[str, float]] = {
-    OptimizerKind.adamw: _ADAMW, OptimizerKind.adafactor: {}, OptimizerKind.lion: {"beta1": 0.9, "beta2": 0.99},
-    OptimizerKind.muon: {"momentum": 0.95, **_ADAMW}, OptimizerKind.sgd: {"momentum": 0.9},
+    OptimizerKind.adamw: _ADAMW, OptimizerKind.adamw_8bit: _ADAMW, OptimizerKind.adafactor: {},
+    OptimizerKind.lion: {"beta1": 0.9, "beta2": 0.99}, OptimizerKind.muon: {"momentum": 0.95, **_ADAMW},
+    OptimizerKind.sgd: {"momentum": 0.9},
 }  # fmt: skip
 """The settings that each optimizer reads, with the values that they have if they are null."""
 RATES: Dict[OptimizerKind, Tuple[float, float]] = {
-    OptimizerKind.adamw: (1, 1), OptimizerKind.adafactor: (10, 100), OptimizerKind.lion: (0.1, 0.3),
-    OptimizerKind.muon: (1, 1), OptimizerKind.sgd: (100, 10_000),
+    OptimizerKind.adamw: (1, 1), OptimizerKind.adamw_8bit: (1, 1), OptimizerKind.adafactor: (10, 100),
+    OptimizerKind.lion: (0.1, 0.3), OptimizerKind.muon: (1, 1), OptimizerKind.sgd: (100, 10_000),
 }  # fmt: skip
 """Lowest and highest usual learning rate of each optimizer, as a multiple of AdamW's (``USUAL_RATES``). The update of
 Lion has the size 1 in every element; the update of AdamW is smaller. The update of SGD has the size of the gradient.

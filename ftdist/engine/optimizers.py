@@ -7,6 +7,7 @@ import torch
 from ftdist.config.optim import OptimConfig, OptimizerKind, values_of
 from ftdist.engine.lion import Lion
 from ftdist.engine.muon_adamw import MATRICES, MuonAdamW, embedding_ids
+from ftdist.model.quantized import import_bitsandbytes
 
 Groups = List[Dict[str, Any]]
 LR_SCALE = "lr_scale"
@@ -61,6 +62,14 @@ def _sgd(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.0, momentum=values["momentum"])
 
 
+def _adamw_8bit(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
+    """Build AdamW with block-wise 8-bit states (Dettmers 2022, https://arxiv.org/abs/2110.02861)."""
+    optim = import_bitsandbytes(f"optim.optimizer={OptimizerKind.adamw_8bit.name}", "optim.optimizer=adamw").optim
+    betas = (values["beta1"], values["beta2"])
+    built: torch.optim.Optimizer = optim.AdamW8bit(groups, lr=0.0, betas=betas, eps=values["eps"])
+    return built
+
+
 def _adafactor(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
     """Build Adafactor (Shazeer 2018, https://arxiv.org/abs/1804.04235). Its steps are relative to the size of the
     weights; lr is the largest relative step."""
@@ -68,8 +77,8 @@ def _adafactor(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimize
 
 
 BUILDERS: Dict[OptimizerKind, Callable[[Groups, Dict[str, float]], torch.optim.Optimizer]] = {
-    OptimizerKind.adamw: _adamw, OptimizerKind.adafactor: _adafactor, OptimizerKind.lion: _lion,
-    OptimizerKind.muon: MuonAdamW, OptimizerKind.sgd: _sgd,
+    OptimizerKind.adamw: _adamw, OptimizerKind.adamw_8bit: _adamw_8bit, OptimizerKind.adafactor: _adafactor,
+    OptimizerKind.lion: _lion, OptimizerKind.muon: MuonAdamW, OptimizerKind.sgd: _sgd,
 }  # fmt: skip
 
 
@@ -95,4 +104,23 @@ def empty_state(optimizer: Any, flat: torch.Tensor, step: int) -> Dict[str, Any]
         return {"step": torch.tensor(float(step)), "row_var": flat.new_zeros(rows), "col_var": flat.new_zeros(columns)}
     if isinstance(optimizer, MuonAdamW) and optimizer.is_matrix(flat):
         return like("momentum_buffer")
+    if hasattr(optimizer, "name2qmap"):
+        return {"step": step, **_blocks(optimizer, flat)}
     return {**count, **like("exp_avg", "exp_avg_sq")}
+
+
+BLOCK, SMALLEST = 256, 4096
+"""Elements of a block of bitsandbytes, and of the smallest tensor whose states are in 8 bits."""
+
+
+def _blocks(optimizer: Any, flat: torch.Tensor) -> Dict[str, torch.Tensor]:
+    """Return empty states as bitsandbytes makes them: codes, the numbers that they mean, the scale of each block."""
+    if flat.numel() < SMALLEST:
+        return {name: torch.zeros_like(flat) for name in ("state1", "state2")}
+    states = {}
+    for number, codes in (("1", "dynamic"), ("2", "udynamic")):
+        optimizer.name2qmap[codes] = optimizer.name2qmap[codes].to(flat.device)
+        states[f"state{number}"] = torch.zeros_like(flat, dtype=torch.uint8)
+        states[f"qmap{number}"] = optimizer.name2qmap[codes]
+        states[f"absmax{number}"] = torch.zeros(-(-flat.numel() // BLOCK), device=flat.device)
+    return states

@@ -17,12 +17,13 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.schema import MethodKind, OptimizerKind, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.method.continued import check_continued
 from ftdist.method.qlora import layers_in_4_bits
 from ftdist.model.adapter import check_folded
 from ftdist.model.check import build_on_meta, check_model
+from ftdist.model.quantized import import_bitsandbytes
 from ftdist.run.model_facts import ModelFacts, write_facts
 
 
@@ -32,6 +33,8 @@ def check_run(config: RunConfig) -> ModelFacts:
     Raises:
         ConfigError: The model cannot be fine-tuned, the method cannot be applied to it, or an adapter does not fit it.
     """
+    if config.optim.optimizer is OptimizerKind.adamw_8bit:
+        import_bitsandbytes("optim.optimizer=adamw_8bit", "optim.optimizer=adamw")
     facts = check_model(config)
     if config.model.adapter:
         check_folded(build_on_meta(config), Path(config.model.adapter))

@@ -24,8 +24,12 @@ MULTIPLE = 8
 """bitsandbytes packs the numbers of a matrix into elements of 2 or 4 bytes. It cuts off a part of an element."""
 
 
-def import_bitsandbytes() -> Any:
+def import_bitsandbytes(wanted: str = "method=qlora", instead: str = "method=lora") -> Any:
     """Return the module.
+
+    Args:
+        wanted: The setting that needs it, for the message.
+        instead: A setting that does not.
 
     Raises:
         ConfigError: It is not installed, or cannot be loaded.
@@ -34,8 +38,8 @@ def import_bitsandbytes() -> Any:
         import bitsandbytes
     except Exception as error:  # a library that does not fit the machine raises several kinds
         reason = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"method=qlora needs bitsandbytes: {reason}", "bitsandbytes 0.50",
-                          "pip install 'ftdist[quant]', or method=lora") from error  # fmt: skip
+        raise ConfigError(f"{wanted} needs bitsandbytes: {reason}", "bitsandbytes 0.50",
+                          f"pip install 'ftdist[quant]', or {instead}") from error  # fmt: skip
     return bitsandbytes
 
 

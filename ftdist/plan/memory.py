@@ -9,7 +9,7 @@ The formula for users is in docs/step.md, "What ZeRO shards".
 from dataclasses import dataclass, fields, replace
 from typing import Dict, List, Optional, Tuple
 
-from ftdist.config.schema import MethodKind, Offload, Precision, RunConfig, ZeroConfig
+from ftdist.config.schema import MethodKind, Offload, OptimizerKind, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
 from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec, optimizer_of
@@ -153,6 +153,8 @@ def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
         return memory + ("sharded over ranks" if kind.is_sharded(zero.stage) else "whole on every rank")
 
     masters = "fp32, with master weights" if config.train.precision is Precision.bf16 else "fp32"
+    if config.optim.optimizer is OptimizerKind.adamw_8bit:
+        masters = "8 bits, with fp32 master weights"
     where_weights = where(ModelState.parameters, zero.offload_param)
     packed = [("frozen matrices", "NF4 (4 bits), scales whole on every rank", where_weights)]
     return [

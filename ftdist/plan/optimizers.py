@@ -29,6 +29,8 @@ class OptimizerSpec:
 
 OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
     OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq")),
+    # A byte for each element of both moments, and 4 for each block of 256. Tensors below 4096 elements stay in fp32.
+    OptimizerKind.adamw_8bit: OptimizerSpec(("state1", "state2"), ("absmax1", "absmax2"), 2.1),
     # 4 bytes for each row and each column: less than 0.3 for each element of an adapter of rank 16, which is 16 wide,
     # and less than 0.01 for those of a whole model. The variance is that of norms and biases.
     OptimizerKind.adafactor: OptimizerSpec(("variance",), ("row_var", "col_var"), 0.3),

@@ -51,6 +51,7 @@ from ftdist.verify.compare import (
     ALLOWED,
     Deviation,
     Expected,
+    allowed_with,
     largest,
     largest_difference,
     measure_deviation,
@@ -194,7 +195,7 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
 def _report_deviation(
     deviation: Deviation, other: List[str], whole: List[str], training: Training, report: Report
 ) -> None:
-    allowed, beyond = ALLOWED_FP32, deviation.beyond(ALLOWED_FP32)
+    beyond = deviation.beyond(allowed := allowed_with(training.config, ALLOWED_FP32))
     updates = [text for text in beyond if text.startswith("update")]
     what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
     if not training.engine.module.training:

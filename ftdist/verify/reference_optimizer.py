@@ -7,7 +7,7 @@ from typing import Any, Collection, Dict, FrozenSet, List
 
 import torch
 
-USUAL_BETAS = {"adamw": (0.9, 0.95), "lion": (0.9, 0.99), "muon": (0.9, 0.95)}
+USUAL_BETAS = {"adamw": (0.9, 0.95), "lion": (0.9, 0.99), "muon": (0.9, 0.95), "adamw_8bit": (0.9, 0.95)}
 
 
 def embeddings_and_head(names: Dict[str, torch.nn.Parameter], model: Any) -> FrozenSet[str]:
@@ -68,6 +68,10 @@ def _build(weight: torch.Tensor, optim: Any, decay: float, inner_matrix: bool) -
     if kind == "lion":
         return _Lion(weight, betas[0], betas[1], decay)
     eps = 1e-8 if optim.eps is None else optim.eps
+    if kind == "adamw_8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit([weight], lr=0.0, betas=betas, eps=eps, weight_decay=decay)
     return torch.optim.AdamW([weight], lr=0.0, betas=betas, eps=eps, weight_decay=decay, foreach=False)
 
 

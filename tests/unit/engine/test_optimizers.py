@@ -1,9 +1,11 @@
 """Which parameters are in which group: weight decay, LoRA+, Muon's matrices. tests/ranks/ has the numbers."""
 
+import sys
 from typing import Any, Dict, Set
 
 import pytest
 
+from ftdist.base.errors import ConfigError
 from ftdist.config.optim import OptimConfig, OptimizerKind
 from tests.helpers.tiny import LLAMA
 
@@ -55,3 +57,13 @@ def test_muon_leaves_embeddings_head_and_norms_to_adamw(tied: bool) -> None:
     assert _groups(model, optimizer=OptimizerKind.muon, lora_plus_ratio=2.0) == {
         (0.1, 1.0, True): MATRICES | A, (0.1, 2.0, True): B, (0.1, 1.0, False): outer, (0.0, 1.0, False): NORMS,
     }  # fmt: skip
+
+
+def test_without_bitsandbytes_one_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftdist.engine.optimizers import build_optimizer
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError) as caught:
+        build_optimizer(OptimConfig(optimizer=OptimizerKind.adamw_8bit), _model())
+    assert "optim.optimizer=adamw_8bit needs bitsandbytes" in caught.value.found
+    assert "ftdist[quant]" in caught.value.fix and "or optim.optimizer=adamw" in caught.value.fix

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
+from ftdist.config.schema import Offload, OptimizerKind, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import (
@@ -140,6 +140,11 @@ def test_the_placement_names_types_and_offload() -> None:
         ("optimizer states", "fp32, with master weights", "host memory, sharded over ranks"),
         ("loss", "fp32", "over the tokens of all ranks"),
     ]
+    config.optim.optimizer = OptimizerKind.adamw_8bit
+    assert ("optimizer states", "8 bits, with fp32 master weights", "host memory, sharded over ranks") in placement(
+        config
+    )
+    config.optim.optimizer = OptimizerKind.adamw
     config.train.precision, config.zero = Precision.fp32, ZeroConfig(stage=0)
     assert [row[:2] for row in placement(config)[:3]] == [
         ("weights, activations", "fp32"), ("gradients", "fp32"), ("optimizer states", "fp32"),
