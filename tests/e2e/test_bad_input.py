@@ -121,8 +121,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for script in here.glob("*/nvidia-smi"):
         script.chmod(0o755)
     header = json.dumps({"w": {"dtype": "BF16", "shape": [10**6, 10**6], "data_offsets": [0, 2 * 10**12]}}).encode()
-    with (here / "huge" / "model.safetensors").open("wb") as file:  # claims to hold a terabyte of weights
+    with (here / "huge" / "model.safetensors").open("wb") as file:  # two terabytes of weights that take no space
         file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(file.tell() + 2 * 10**12)
     return here
 
 
