@@ -19,7 +19,7 @@ from tests.helpers.correctness_page import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 INVARIANCE = "tests/ranks/test_invariance.py::test_every_pair_of_choices"
-CASES = "llama-stage3-4ranks-accum2-packed-fp32 or gemma3-stage2-4ranks-accum2 or gpt2-stage1-4ranks-accum1"
+CASES = "gemma3-stage2-4ranks-accum4 or neox-stage2-4ranks-accum4 or olmo2-stage1-1ranks-accum2"
 SUITES = {
     "invariance suite": [INVARIANCE, "-k", CASES],
     "unit tests": [f"tests/unit/{name}" for name in ("objective", "data/test_loader.py", "model/test_attention.py")],

@@ -150,7 +150,8 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:  # type: ignore[override]
         nothing = (None,) * 5
         if ctx.gradients is not None:
-            return (*nothing, *ctx.gradients.scaled(gradient[0], ctx.types))
+            kept, ctx.gradients = ctx.gradients, None  # as long as the loss exists, so does ``ctx``
+            return (*nothing, *kept.scaled(gradient[0], ctx.types))
         targets, *hidden = ctx.saved_tensors
         vocab_size, transform, chunk, exact = ctx.constants
         gradients = _Gradients(hidden, ctx.weights, ctx.bias, ctx.needed, exact)

@@ -107,7 +107,7 @@ def test_a_second_ctrl_c_leaves_a_run_that_can_be_resumed(
         preempt.touch()
         return -signal.SIGKILL
 
-    monkeypatch.setattr(nodes.process, "run_ranks", killed)
+    monkeypatch.setattr(nodes.torchrun, "run_ranks", killed)
     with socket.create_server(("127.0.0.1", 0)) as first:
         config = on_nodes(address="127.0.0.1", port=first.getsockname()[1] if rank else free_port())
         assert nodes.run_node(config, run, rank=rank, attempt=0) == EXIT_PREEMPTED

@@ -223,7 +223,7 @@ def test_a_frozen_config_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("word", "offers"),
     [
-        ("experiment=de", ["experiment=demo"]),
+        ("experiment=de", ["experiment=demo", "experiment=demo_lora_sweep"]),
         ("optim=", ["optim=constant", "optim=cosine", "optim=linear", "optim=wsd"]),
         ("train.max_s", ["train.max_steps="]),
         ("bat", ["batch.", "batch="]),
