@@ -8,7 +8,8 @@ from ftdist.base.redact import REDACTED, SECRET_KEY, redact
 from ftdist.config.schema import RunConfig
 
 SECTIONS = (
-    "name", "seed", "model", "data", "method", "objective", "batch", "optim", "zero", "train", "launch", "debug", "sweep",
+    "name", "seed", "model", "data", "method", "objective", "batch", "optim", "zero", "train", "launch",
+    "debug", "sweep",
 )  # fmt: skip
 """Sections of the config that may be published. A new section stays private until it is added here."""
 
