@@ -141,13 +141,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         CheckpointError: There are checkpoints, but none can be used.
     """
     _set_debug_modes(config.debug)
-    folder = recorded_folder(run, config)
-    if not is_ready(folder):
-        found = f"no prepared data at {folder}"
-        raise DataError(found, "data that ftdist prepare wrote", "run ftdist resume, which prepares it again")
+    folder = _data_folder(config, run, ranks)
     meta = read_meta(folder)
-    if ranks.first:
-        copy_bad_records(folder, run.path)
     plan = plan_resumed(config.batch, ranks.world_size, config.data.max_seq_len)
     train_set = open_set(folder, "train")
     tokenizer = load_tokenizer(config)
@@ -197,6 +192,17 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip
+
+
+def _data_folder(config: RunConfig, run: RunDir, ranks: Ranks) -> Path:
+    """Return the folder of the run's prepared data, and copy the list of bad records to the run directory."""
+    folder = recorded_folder(run, config)
+    if not is_ready(folder):
+        found = f"no prepared data at {folder}"
+        raise DataError(found, "data that ftdist prepare wrote", "run ftdist resume, which prepares it again")
+    if ranks.first:
+        copy_bad_records(folder, run.path)
+    return folder
 
 
 def never_two_documents(config: RunConfig) -> bool:
