@@ -1,12 +1,13 @@
 """The command ``ftdist VERB``."""
 
 import os
+import signal
 import sys
 import time
 from typing import List, NoReturn, Optional
 
 from ftdist import __version__
-from ftdist.base.errors import EXIT_DONE, EXIT_USAGE, ConfigError
+from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE, ConfigError
 from ftdist.base.main import run_main
 from ftdist.base.names import nearest
 from ftdist.base.output import accept_any_text
@@ -118,4 +119,19 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
         _refuse_deepspeeds_launcher(words)
         return dispatch(words)
 
-    sys.exit(run_main(command))
+    code = run_main(command)
+    if code == EXIT_PREEMPTED and words[:1] == ["train"] and "WANDB_SWEEP_ID" in os.environ:
+        _end_by_sigterm()
+    sys.exit(code)
+
+
+def _end_by_sigterm() -> None:
+    """End this process by SIGTERM, like a program that does not handle the signal.
+
+    The agent of a W&B sweep sends SIGTERM to a trial that is ended early. It counts every positive exit code as a
+    failed trial, and stops if too many trials fail. It does not count a trial that a signal has ended.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)

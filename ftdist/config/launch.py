@@ -192,8 +192,9 @@ HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASC
 """Name or address of a machine for ssh, with an optional user. It becomes part of a command and must not look like an
 option."""
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|UNLIMITED")
-OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "chdir", "signal", "requeue",
-                 "no-requeue", "array", "wrap", "parsable", "export")  # fmt: skip
+OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket",
+                 "output", "error", "open-mode", "chdir", "signal", "requeue", "no-requeue", "array", "wrap",
+                 "parsable", "export")  # fmt: skip
 """Options of sbatch that ftdist sets itself, in slurm/submit.sbatch.template or when it calls sbatch."""
 WITHOUT_A_JOB = ("test-only", "wait", "help", "usage", "version")
 """Options that make sbatch submit nothing, or wait for the job."""

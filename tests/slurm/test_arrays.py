@@ -57,7 +57,7 @@ def test_each_rung_is_an_array_of_its_own(slurm: Cluster, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["cancel", "kill"])
 def test_an_interrupted_sweep_resumes(how: str, slurm: Cluster, tmp_path: Path) -> None:
-    words = (f"runs_dir={tmp_path}", "train.max_steps=400", "train.checkpoint_every=10", "optim.lr=1e-3,1e-4,1e-5")
+    words = (f"runs_dir={tmp_path}", "train.max_steps=200", "train.checkpoint_every=10", "optim.lr=1e-3,1e-4,1e-5")
     process = slurm.ftdist("train", *TINY, "-m", *words)
     slurm.wait(lambda: len(list(tmp_path.glob("*-sweep/00[01]/checkpoints/step-*"))) >= 2, 240, "two trials")
     sweep = only_sweep(tmp_path)

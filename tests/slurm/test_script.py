@@ -141,6 +141,7 @@ def test_the_message_of_a_refused_submission_is_shown(slurm: Cluster, tmp_path: 
         pytest.param('"$real" "$@"; echo 17', 0, id="another number is printed"),
         pytest.param('"$real" "$@" >/dev/null', 0, id="the id is not printed"),
         pytest.param('"$real" "$@" >/dev/null; echo "sbatch: error: Socket timed out" >&2; exit 1', 0, id="timeout"),
+        pytest.param('"$real" "$@"; echo "cannot write the accounting" >&2; exit 3', 0, id="the wrapper fails"),
         pytest.param("true", 1, id="nothing is submitted"),
     ],
 )
@@ -160,10 +161,13 @@ def test_a_submission_whose_answer_is_lost_is_found(sbatch: str, code: int, slur
 
 
 def test_a_run_has_one_job(slurm: Cluster, tmp_path: Path) -> None:
-    """``resume`` does not submit a second one beside a job that was submitted by hand."""
+    """``resume`` does not submit a second one beside a job that was submitted by hand, here by another path."""
     run = RunDir(tmp_path / "run")
     submit(slurm, "launch.device=cpu", "--dry-run", f"run_dir={run.path}")
-    job = slurm.run("sbatch", "--parsable", "--hold", str(run.submit)).strip()
+    (tmp_path / "link").symlink_to(run.path)
+    relative = subprocess.run(["sbatch", "--parsable", "--hold", "link/submit.sbatch"], env=slurm.env, cwd=tmp_path,
+                              capture_output=True, text=True, check=True)  # fmt: skip
+    job = relative.stdout.strip()
     again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,
                            capture_output=True, timeout=60)  # fmt: skip
     assert again.returncode == 1 and f"job {job} of this run is already queued or running" in again.stderr

@@ -106,8 +106,9 @@ def sbatch(script: Path, *runs: RunDir) -> str:
     try:
         answer = run_command("sbatch", "--parsable", str(script)) or ""
     except LaunchError as error:
-        # The controller may have accepted the job, and only its answer was lost.
-        if not answers.LATE.search(str(error)) or (found := _find_late(script, before)) is None:
+        # The controller may have accepted the job, and only its answer was lost, or a site's wrapper failed afterwards.
+        looks = LOOKS if answers.LATE.search(str(error)) else 1
+        if (found := _find_late(script, before, looks)) is None:
             raise
         return found
     found = answers.job_id(answer) or _find_late(script, before)
@@ -121,37 +122,43 @@ def sbatch(script: Path, *runs: RunDir) -> str:
 def jobs_of(script: Path) -> Set[str]:
     """Return the ids of this user's jobs that run a batch script or wait in the queue with it.
 
-    The script is in the directory of its run or sweep, so jobs of other runs have other scripts. The result is empty if
-    Slurm cannot be asked.
+    The script is in the directory of its run or sweep, so jobs of other runs have other scripts. Its path may be
+    relative or contain links if a user has submitted it. The result is empty if Slurm cannot be asked.
     """
     wanted = (f"--user={os.getuid()}", "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED")
-    form = f"--format={answers.line_format('%i', '%o')}"
+    form = f"--format={answers.line_format('%i', '%Z', '%o')}"
     listed = run_command("squeue", "--noheader", *wanted, form, check=False) or ""
-    return {job.split("_")[0] for job, command in answers.rows(listed, 2) if command == str(script)}
+    rows, place = answers.rows(listed, 3), script.resolve()
+    return {job.split("_")[0] for job, folder, command in rows if Path(folder, command).resolve() == place}
 
 
-def _find_late(script: Path, before: Set[str]) -> Optional[str]:
+def _find_late(script: Path, before: Set[str], looks: int = LOOKS) -> Optional[str]:
     """Return the id of a job that was submitted although sbatch printed no id. squeue may show it only after a second.
 
     Args:
         before: ids of earlier jobs of the script.
+        looks: number of times that the queue is searched.
     """
-    for _ in range(LOOKS):
-        if found := jobs_of(script) - before:
-            return found.pop()
-        time.sleep(BETWEEN_LOOKS_S)
+    for look in range(looks):
+        time.sleep(BETWEEN_LOOKS_S if look else 0)
+        with contextlib.suppress(LaunchError):
+            if found := jobs_of(script) - before:
+                return found.pop()
     return None
 
 
-def jobs_of_this_user() -> Optional[Set[str]]:
-    """Return the ids of this user's jobs that wait, run or are about to end. Each element of an array has its own id.
+def jobs_of_user(user: int) -> Optional[Set[str]]:
+    """Return the ids of a user's jobs that wait, run or are about to end. Each element of an array has its own id.
 
     The result is None if Slurm cannot be asked.
+
+    Args:
+        user: number of the user.
     """
     if not available():
         return None
     with contextlib.suppress(LaunchError):
-        wanted = (f"--user={os.getuid()}", "--array", f"--format={answers.line_format('%i')}")
+        wanted = (f"--user={user}", "--array", f"--format={answers.line_format('%i')}")
         return {row[0] for row in answers.rows(run_command("squeue", "--noheader", *wanted) or "", 1)}
     return None
 

@@ -186,9 +186,11 @@ def _read(path: Path) -> Optional[Owner]:
 
 def _is_alive(run: RunDir, path: Path, owner: Optional[Owner]) -> bool:
     if owner is not None and owner.job:
-        jobs = client.jobs_of_this_user()
-        if jobs is not None:
+        user = _user(path)
+        jobs = client.jobs_of_user(user)
+        if jobs is not None and (owner.job in jobs or user == os.getuid()):
             return owner.job in jobs
+        # Some sites hide the jobs of other users. Then only the times of files are left.
     elif owner is not None and owner.host == platform.node():
         return is_alive(owner.pid, started_by=owner.time)
     # Whether an owner on another machine is alive can only be judged by the times of files. They are compared with the
@@ -202,6 +204,13 @@ def _is_alive(run: RunDir, path: Path, owner: Optional[Owner]) -> bool:
         silent = now - max(path.stat().st_mtime, run.status.stat().st_mtime if run.status.exists() else 0.0)
         return silent < SILENT_S if run.read_status().get("state") in ALIVE else since < FRESH_S
     return False
+
+
+def _user(path: Path) -> int:
+    """Return the number of the user who wrote a file. The current user, if the file is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_uid
+    return os.getuid()
 
 
 def _refused(run: RunDir, other: Optional[Owner]) -> LaunchError:

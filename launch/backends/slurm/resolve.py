@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import List, Optional, Set
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import Device, GpuOption, LaunchConfig, Profile, SlurmConfig
+from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.attempt.cpus import FEW_CPUS
 from ftdist.launch.backends.slurm import answers
 from ftdist.launch.backends.slurm.client import available, run_command
-from ftdist.launch.backends.slurm.script import CPU_OPTIONS, cpus_asked
+from ftdist.launch.backends.slurm.script import CPU_OPTIONS, cpus_asked, option_name, setting_or_option
 
 GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
 ASKS_EARLIER_S = 60
@@ -34,7 +34,8 @@ def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
     """Return the nodes that the job can use. None if Slurm cannot be asked."""
     if not available():
         return None
-    where = ["--partition", launch.slurm.partition] if launch.slurm.partition else []
+    partition = setting_or_option(launch.slurm, "partition")
+    where = ["--partition", partition] if partition else []
     form = answers.line_format("%N", "%P", "%f", "%c", "%G")
     listed = run_command("sinfo", "--noheader", "--Node", f"--format={form}", *where, check=False)
     return read_nodes(listed or "", launch) or None
@@ -49,11 +50,11 @@ def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:
         launch: names the partition and the features that a node must have.
     """
     rows = answers.rows(listed, 5)
-    if launch.slurm.partition is None and any(row[1].endswith("*") for row in rows):
+    if setting_or_option(launch.slurm, "partition") is None and any(row[1].endswith("*") for row in rows):
         rows = [row for row in rows if row[1].endswith("*")]
     found = {}
     for name, _, features, cpus, gres in rows:
-        if _fits(set(features.split(",")), launch.slurm.constraint or ""):
+        if _fits(set(features.split(",")), setting_or_option(launch.slurm, "constraint") or ""):
             gpus = sum(int(number) for number in GPUS.findall(gres))
             found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0)
     return [found[name] for name in sorted(found)]
@@ -87,11 +88,11 @@ def check_time(slurm: SlurmConfig) -> None:
     Raises:
         ConfigError: the job would be asked to stop when it begins.
     """
-    stop = slurm.stop_before_limit_s + ASKS_EARLIER_S
-    if slurm.time is not None and seconds(slurm.time) <= stop:
+    stop, limit = slurm.stop_before_limit_s + ASKS_EARLIER_S, setting_or_option(slurm, "time")
+    if limit is not None and TIME.fullmatch(limit) and seconds(limit) <= stop:
         needed = -(-stop // 60) + 5
         raise ConfigError(
-            f"launch.slurm.time={slurm.time} is {seconds(slurm.time):.0f} s, but the run is asked to stop "
+            f"launch.slurm.time={limit} is {seconds(limit):.0f} s, but the run is asked to stop "
             f"{slurm.stop_before_limit_s} to {stop} s before this limit",
             f"a time limit of more than {stop} s", f"set launch.slurm.time={needed} (minutes), or lower "
             "launch.slurm.stop_before_limit_s",
@@ -162,7 +163,7 @@ def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
         nodes: the nodes that the job can use. None if Slurm cannot be asked.
     """
     slurm, ranks = launch.slurm, launch.nproc_per_node or 1
-    asks = any(option[2:].split("=", 1)[0] in CPU_OPTIONS for option in slurm.options)
+    asks = any(option_name(option) in CPU_OPTIONS for option in slurm.options)
     if slurm.cpus_per_gpu is None and slurm.cpus_per_node is None and not asks:
         shares = [node.cpus // (node.gpus or ranks) for node in nodes or [] if node.cpus]
         if launch.device is Device.cpu:

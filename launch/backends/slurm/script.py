@@ -20,8 +20,10 @@ from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.hub import OFFLINE, hub_cache, offline_env
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
-GPU_OPTIONS = {"gpus-per-node", "gres", "gpus", "gpus-per-task"}
+GPU_OPTIONS = {"gpus-per-node", "gres", "gpus", "gpus-per-task", "gpus-per-socket", "tres-per-task"}
 CPU_OPTIONS = {"cpus-per-task", "cpus-per-gpu"}
+MEMORY_OPTIONS = {"mem", "mem-per-cpu", "mem-per-gpu"}
+"""Options of one group replace each other."""
 START_NODE = """\
 "$1" -m ftdist _start_node "$RUN_DIR" --attempt "$attempt" --id "$rendezvous_id" \\
       --endpoint "$rendezvous" --names "${names:-}"\
@@ -29,6 +31,8 @@ START_NODE = """\
 """What the task of each node runs, for bash. Its values are variables of the template."""
 REPORT = '"$PYTHON" -m ftdist _report_job "$RUN_DIR" --job "$JOB" >/dev/null 2>&1 & reporter=$!'
 """What runs beside the ranks. A container has no commands of Slurm."""
+IN_HUB_CACHE = re.compile(r"(/.*/(?:models|datasets)--[^/]+)/snapshots/")
+"""A folder in the cache of the hub. Its files are links to files in another folder, so that one is needed, too."""
 LONGEST_LINE = 1000
 """Maximum number of characters of an option. sbatch cuts lines at 8 KiB."""
 
@@ -68,13 +72,21 @@ def cpus_asked(launch: LaunchConfig) -> Optional[int]:
     return launch.slurm.cpus_per_node or (launch.slurm.cpus_per_gpu or 0) * (launch.nproc_per_node or 1) or None
 
 
-def _name(option: str) -> str:
+def option_name(option: str) -> str:
+    """Return the name in an option ``--NAME=VALUE`` or ``--NAME``."""
     return option[2:].split("=", 1)[0]
+
+
+def setting_or_option(slurm: SlurmConfig, name: str) -> Optional[str]:
+    """Return the value of a setting, or of the user's option of this name, which replaces it."""
+    given = [option.partition("=")[2] for option in slurm.options if option_name(option) == name]
+    value: Optional[str] = given[-1] if given else getattr(slurm, name)
+    return value
 
 
 def _other_gres(option: str) -> bool:
     """Return whether an option asks for another resource than GPUs: ``--gres=nvme:1``."""
-    return option.startswith("--gres=") and "gpu" not in option
+    return option.startswith("--gres=") and "gpu" not in option and option != "--gres=none"
 
 
 def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
@@ -102,11 +114,12 @@ def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str
         "open-mode": "append",
         "signal": f"B:USR2@{slurm.stop_before_limit_s}",
     }
-    theirs = {_name(option) for option in options if not _other_gres(option)}
-    for kind in (GPU_OPTIONS, CPU_OPTIONS):
+    theirs = {option_name(option) for option in options if not _other_gres(option)}
+    for kind in (GPU_OPTIONS, CPU_OPTIONS, MEMORY_OPTIONS):
         if theirs & kind:  # the user's options ask for it
             theirs |= kind
-    ours = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in theirs]
+    replaced = {name for name in given for their in theirs if name.startswith(their)}  # Slurm accepts the beginning
+    ours = [f"--{name}={value}" for name, value in given.items() if value is not None and name not in replaced]
     if slurm.exclusive and "exclusive" not in theirs:
         ours.append("--exclusive")
     ours.append("--requeue" if launch.max_requeues else "--no-requeue")
@@ -137,6 +150,8 @@ def _needed(config: RunConfig, place: str) -> Dict[str, str]:
     for key, path in found.items():
         if path and path.startswith("/"):  # paths are absolute by now; other values are names
             fixed = path if not glob.has_magic(path) else str(Path(re.split(r"[*?[]", path)[0] + "x").parent)
+            if in_cache := IN_HUB_CACHE.match(fixed):
+                fixed = in_cache[1]
             if not any(Path(fixed).is_relative_to(other) for other in paths.values()):
                 paths[key] = fixed
     return paths

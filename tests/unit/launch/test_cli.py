@@ -3,10 +3,11 @@
 import os
 import pty
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import List
+from typing import List, Tuple
 
 import pytest
 
@@ -319,3 +320,29 @@ def test_python_without_docstrings_is_refused_at_once(tmp_path: Path) -> None:
             [*command, *words], capture_output=True, text=True, cwd=tmp_path, env={**env, **variables}
         )
         assert done.returncode == 2 and done.stderr.startswith("error: Python runs with ") and fix in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "code", "by_signal"),
+    [
+        (["train", "optim.lr=1"], "WANDB_SWEEP_ID", 75, True),
+        (["train", "optim.lr=1"], "WANDB_SWEEP_ID", 1, False),
+        (["train", "optim.lr=1"], "WANDB_PROJECT", 75, False),
+        (["_end", "run"], "WANDB_SWEEP_ID", 75, False),  # the batch script needs the exit code
+    ],
+)
+def test_a_trial_that_wandbs_agent_ends_early_ends_by_its_signal(
+    words: List[str], variable: str, code: int, by_signal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: List[Tuple[int, int]] = []
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    monkeypatch.setenv(variable, "s1")
+    monkeypatch.setattr(cli, "dispatch", lambda argv: code)
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == code and sent == [(os.getpid(), signal.SIGTERM)] * by_signal

@@ -23,7 +23,7 @@ GONE = 2**22 + 1
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    monkeypatch.setattr(client, "jobs_of_this_user", lambda: {"7"})
+    monkeypatch.setattr(client, "jobs_of_user", lambda user: {"7"} if user == os.getuid() else set())
     found = RunDir(tmp_path)
     found.write_status(state="running", attempt=0)
     return found
@@ -108,13 +108,30 @@ def test_who_may_take_a_run(
 
 def test_without_slurm_a_fresh_status_says_that_a_job_has_the_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container there is no squeue."""
-    monkeypatch.setattr(client, "jobs_of_this_user", lambda: None)
+    monkeypatch.setattr(client, "jobs_of_user", lambda user: None)
     path = put(run, 0, replace(HERE, job="8"))
     with pytest.raises(LaunchError, match="job 8"):
         ownership.take(run, mine())
     run.write_status(state="preempted")
     os.utime(path, (time.time() - 100,) * 2)
     ownership.take(run, mine())
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["Slurm shows it", "Slurm hides jobs of other users"])
+def test_the_job_of_another_user_has_the_run(shown: bool, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = os.getuid() + 1
+    monkeypatch.setattr(ownership, "_user", lambda path: other)
+    monkeypatch.setattr(client, "jobs_of_user", lambda user: {"8"} if shown and user == other else set())
+    path = put(run, 0, replace(HERE, job="8"))
+    with pytest.raises(LaunchError, match="job 8"):
+        ownership.take(run, mine())
+    for touched in (path, run.status):
+        os.utime(touched, (time.time() - 2000,) * 2)
+    if shown:
+        with pytest.raises(LaunchError, match="job 8"):
+            ownership.take(run, mine())
+    else:
+        ownership.take(run, mine())
 
 
 def test_a_process_that_read_the_directory_long_ago_does_not_get_the_run(

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import GpuOption
+from ftdist.config.launch import GpuOption, SlurmConfig
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.backends.slurm import resolve, script
 
@@ -34,9 +34,12 @@ ftdist|n3|all|(null)|4|(null)
 def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
     partition: Optional[str], constraint: Optional[str], found: Dict[int, List[str]]
 ) -> None:
-    launch = LaunchConfig()
+    launch, same = LaunchConfig(), LaunchConfig()
     launch.slurm.partition, launch.slurm.constraint = partition, constraint
+    given = (("partition", partition), ("constraint", constraint))
+    same.slurm.options = [f"--{name}={value}" for name, value in given if value]
     nodes = resolve.read_nodes(LISTED, launch)
+    assert nodes == resolve.read_nodes(LISTED, same)
     assert {number: [node.name for node in nodes if node.gpus == number] for number in found} == found
     assert sum(map(len, found.values())) == len(nodes)
     assert all(node.cpus == {"n1": 128, "n2": 96, "n3": 4}[node.name] for node in nodes)
@@ -124,6 +127,8 @@ def test_a_time_limit_that_leaves_no_time_is_refused(limit: Optional[str], stop:
     if good:
         resolve.resolve_ranks(launch)
         return
+    with pytest.raises(ConfigError, match="asked to stop 120 to 180 s before this limit"):
+        resolve.resolve_ranks(LaunchConfig(device=Device.cpu, slurm=SlurmConfig(options=[f"--time={limit}"])))
     with pytest.raises(ConfigError, match="asked to stop 120 to 180 s before this limit") as error:
         resolve.resolve_ranks(launch)
     launch.slurm.time = str(error.value).split("launch.slurm.time=")[2].split()[0]

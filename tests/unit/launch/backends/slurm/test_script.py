@@ -141,6 +141,7 @@ def test_control_characters_are_refused(key: str, value: str) -> None:
         ({"options": ["--output=x"]}, "--output"),
         ({"options": ["--nodes=9"]}, "--nodes"),
         ({"options": ["--arr=0-2"]}, "--arr"),
+        ({"options": ["--ntasks-per-gpu=1"]}, "--ntasks-per-gpu"),
         ({"options": ["--test-only"]}, "--test-only"),
         ({"srun_options": ["--ntasks=9"]}, "--ntasks"),
         ({"srun_options": ["--ntask=9"]}, "--ntask"),
@@ -265,6 +266,9 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
         ("none", "h100", [], []),
         ("gpus_per_node", None, ["--gres=gpu:h100:8"], ["--gres=gpu:h100:8"]),  # the user's option replaces ours
         ("gres", None, ["--gpus=4"], ["--gpus=4"]),
+        ("gpus_per_node", None, ["--gpus-per-socket=2"], ["--gpus-per-socket=2"]),
+        ("gres", None, ["--tres-per-task=gres:gpu:1"], ["--tres-per-task=gres:gpu:1"]),
+        ("gres", None, ["--gres=none"], []),
         ("gpus_per_node", None, ["--gres=nvme:1"], ["--gpus-per-node=8"]),  # something else than GPUs
         ("gres", "h100", ["--gres=nvme:1"], ["--gres=nvme:1,gpu:h100:8"]),
     ],
@@ -307,8 +311,9 @@ def test_a_container_gets_what_the_run_needs(container: Container) -> None:
     config.model.path, config.data.chat_template, config.model.tokenizer = "/models/m", "chatml", "/models/m/tok"
     config.data.sources = {"a": SourceConfig(path="/data/*/x.jsonl"), "b": SourceConfig(hub="org/name")}
     config.data.heldout = {"h": SourceConfig(path="/held/h.jsonl")}
+    config.data.sources["c"] = SourceConfig(path="/hub/datasets--a--b/snapshots/01ab/x.jsonl")  # a link to ../../blobs
     text = script.render(config)
-    places = ("/shared/runs/first", "/shared/cache", "/models/m", "/data", "/held/h.jsonl")
+    places = ("/shared/runs/first", "/shared/cache", "/models/m", "/data", "/hub/datasets--a--b", "/held/h.jsonl")
     pattern = r"--container-mounts=(\S+)" if container is Container.pyxis else r"--bind=(\S+)"
     mounts = [mount for some in re.findall(pattern, text) for mount in some.split(",")]
     assert mounts == [*(f"{place}:{place}" for place in places), "/a:/b"] * 2  # of both commands
@@ -317,8 +322,15 @@ def test_a_container_gets_what_the_run_needs(container: Container) -> None:
         script.render(config)
 
 
-def test_an_option_of_the_user_replaces_ours() -> None:
-    config = resolved(device=Device.cpu, nproc_per_node=1)
-    config.launch.slurm.cpus_per_node, config.launch.slurm.options = 4, ["--cpus-per-task=7", "--job-name=x"]
-    found = [option for option in script.sbatch_options(config) if option.startswith(("--cpus", "--job-name"))]
-    assert found == ["--cpus-per-task=7", "--job-name=x"]
+@pytest.mark.parametrize(
+    ("option", "like"),
+    [
+        ("--cpus-per-task=7", "--cpus"), ("--cpus-per-gpu=7", "--cpus"), ("--job-name=x", "--job"),
+        ("--time=2:00:00", "--ti"), ("--ti=2:00:00", "--ti"), ("--mem=0", "--mem"), ("--mem-per-cpu=2G", "--mem"),
+        ("--mem-per-gpu=2G", "--mem"),
+    ],
+)  # fmt: skip
+def test_an_option_of_the_user_replaces_ours(option: str, like: str) -> None:
+    config = resolved(device=Device.cpu, nproc_per_node=1, cpus_per_node=4, mem="9G", time="90", options=[option])
+    check_launch(config.launch)
+    assert [found for found in script.sbatch_options(config) if found.startswith(like)] == [option]
