@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from ftdist.base.errors import CheckpointError
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.method.lora import Lora, export_merged
-from ftdist.model.forward import keeps_logits
+from ftdist.model.forward import evaluation_mode, keeps_logits
 from ftdist.model.load import DTYPES
 from ftdist.model.opened import open_exported
 from tests.helpers.tiny import save_tiny_model
@@ -77,6 +77,11 @@ def test_before_the_first_step_the_logits_are_the_bases_bit_for_bit(
             bound = one.shape[1] ** -0.5
             assert 0.9 * bound < one.abs().max() <= 1.01 * bound
     assert len({float(p.detach().flatten()[0]) for name, p in model.named_parameters() if "lora_A" in name}) == 14
+    trained(model)
+    expected = logits(model)
+    with evaluation_mode(model.train()):
+        assert logits(model).equal(expected), "there is dropout in evaluation"
+    assert model.training
 
 
 @pytest.mark.parametrize(
