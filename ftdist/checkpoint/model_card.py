@@ -55,7 +55,9 @@ def model_card(
         datasets=[source.hub for source in sources if source.hub] or None,
     )
     tested = tested_versions("" if adapter else model_type)
+    readers = "PEFT; other programs may need the merged model (`ftdist export RUN_DIR --merged`)"
     rows = {**_rows(config, checkpoint, state, tested), **_template_rows(template or {})}
+    rows |= {"made to be read by": readers} if adapter else {}
     rows |= {"merging": measured} if measured else {}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (

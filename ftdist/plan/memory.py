@@ -106,6 +106,19 @@ def memory_of(
     return rank_memory(parameters, trained, precision, config.zero, layout, optimizer, quantized)
 
 
+def loading_bytes(config: RunConfig, parameters: int, layout: Layout) -> float:
+    """Return the bytes of weights that one rank holds in host memory while the model of ``method=qlora`` is loaded.
+
+    All weights are loaded in the run's precision, and then quantized one by one. A test measures this for ZeRO-3, where
+    one whole matrix at a time comes on top.
+
+    Args:
+        parameters: parameters of the base model.
+    """
+    sharded = ModelState.parameters.is_sharded(config.zero.stage)
+    return parameters * BYTES[config.train.precision] / (layout.data if sharded else 1)
+
+
 def numbers_saved(quantized: int, precision: Precision) -> int:
     """Return how many numbers of the run's precision would take the memory that 4 bits save."""
     return round(quantized * (1 - (NF4_BYTES + NF4_CONSTANTS) / BYTES[precision]))

@@ -88,7 +88,8 @@ def places(run: RunDir) -> List[Tuple[str, str]]:
     """Return labels and paths of the results that exist."""
     found = [("run", short_path(run.path))]
     if run.export.is_dir():
-        found.append(("model", short_path(run.export)))
+        adapter = (run.export / "adapter_config.json").is_file()
+        found.append(("adapter" if adapter else "model", short_path(run.export)))
     # Every attempt has a folder. All belong to the same W&B run.
     folders = sorted(run.wandb.glob("offline-run-*"))
     good = [folder for folder in folders if has_record(folder)]

@@ -15,7 +15,7 @@ from ftdist.model.forward import plan_of
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout
-from ftdist.plan.memory import States, memory_of, numbers_saved
+from ftdist.plan.memory import States, loading_bytes, memory_of, numbers_saved
 from ftdist.run.model_facts import read_facts
 from ftdist.train.describe import eager_bytes
 
@@ -71,6 +71,9 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
         trained = facts.trained if facts else None
         if facts:
             held = f". A rank needs about {account_for(config, parameters, layout, peak, cuda, trained=trained)}"
+        if facts and facts.quantized:
+            loaded = loading_bytes(config, facts.parameters, layout) / GIB
+            held += f". Before the matrices have 4 bits, it holds {loaded:.1f} GiB of weights in host memory"
     else:
         numbers = [(parameter_shape(p).numel(), p.requires_grad) for p in training.engine.module.parameters()]
         parameters = sum(count for count, _ in numbers)

@@ -110,9 +110,10 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
     if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that has only been submitted
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
+    merge = [f"ftdist export {place} --merged"] if (run.export / "adapter_config.json").is_file() else []
     here = [] if shutil.which("ftdist") else [f"source {escape(quoted_path(sys.prefix))}/bin/activate"]
     runs = escape(quoted_path(run.path.parent))
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
-    commands = [*here, *chat, f"ftdist eval {place} --checkpoint best", status]
+    commands = [*here, *chat, *merge, f"ftdist eval {place} --checkpoint best", status]
     console.print(f"[bold]{'time':13}[/bold] {took}")
     console.print(f"[bold]{'next':13}[/bold] " + f"\n{'':13} ".join(commands))

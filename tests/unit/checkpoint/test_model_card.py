@@ -67,7 +67,9 @@ def test_the_versions_are_those_with_which_the_type_was_tested(model_type: str, 
     config = RunConfig()
     assert f"| tested with transformers | {versions} |" in model_card(config, "step-00000040", STATE, model_type)
     config.method.kind = MethodKind.lora  # an adapter is read with PEFT
-    assert "| tested with transformers | 5.23 |" in model_card(config, "step-00000040", STATE, model_type)
+    adapter, merged = (model_card(config, "step-00000040", STATE, model_type, None, text) for text in ("", "merged"))
+    assert "| tested with transformers | 5.23 |" in adapter and "| made to be read by | PEFT; other" in adapter
+    assert "| made to be read by | vLLM" in merged
 
 
 def test_the_arguments_and_the_date_of_the_chat_template_are_named() -> None:

@@ -83,6 +83,8 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
         "model         run with space/export",
         "W&B           offline; upload it with: wandb sync 'run with space/wandb'/offline-run-*",
     ]
+    (run.export / "adapter_config.json").touch()
+    assert "adapter       run with space/export\n" in report(run)
 
 
 BROKEN = {

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ftdist.config.schema import Offload, OptimizerKind, Precision, RunConfig
+from ftdist.config.schema import MethodKind, Offload, OptimizerKind, Precision, RunConfig
 from ftdist.model.attention_plan import PLAIN
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout
@@ -92,3 +92,9 @@ def test_an_error_while_loading_names_the_memory_that_the_model_needs(tmp_path: 
         in known
     )
     assert "zero.stage=3 (frees about 1.4 GiB)" in known
+    made.method.kind = MethodKind.qlora
+    for stage, size in ((2, "1.9"), (3, "0.5")):
+        made.zero.stage = stage
+        write_facts(made, ModelFacts("llama", BILLION, None, False, True, BILLION // 100, 0, BILLION // 2))
+        quantized = str(explain_out_of_memory(MemoryError("no room"), made, ranks, None))
+        assert f". Before the matrices have 4 bits, it holds {size} GiB of weights in host memory\n" in quantized

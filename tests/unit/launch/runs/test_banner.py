@@ -36,8 +36,14 @@ def test_the_printed_next_commands_work_from_the_current_folder(here: Path, caps
         run.path.mkdir(parents=True)
         run.write_status(state="done")
         banner.show_next(run, 0, 3.0)
-        commands = capsys.readouterr().out.splitlines()
+        said = capsys.readouterr().out
+        commands = said.splitlines()
         assert commands[-1].strip() == status and f"ftdist eval {place} --checkpoint best" in commands[-2]
+        assert "--merged" not in said
+        run.export.mkdir()
+        (run.export / "adapter_config.json").touch()
+        banner.show_next(run, 0, 3.0)
+        assert f"ftdist export {place} --merged\n" in capsys.readouterr().out
 
 
 def test_the_printed_resume_command_quotes_the_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
