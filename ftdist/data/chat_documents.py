@@ -23,6 +23,8 @@ from ftdist.data.template_conditions import conditions_of
 
 MAX_PLANS = 2048
 """Number of shapes whose plans are kept."""
+MAX_PARTS = 400_000
+"""Size of the plans that are kept, in parts of their skeletons. A part takes about 200 bytes."""
 MAX_REASON = 100
 """Largest length of a reason that quotes what a chat template says."""
 
@@ -50,6 +52,8 @@ class ChatRenderer:
     eos: str
     turns: Turns = Turns.auto
     plans: Dict[str, Any] = field(default_factory=dict)
+    num_parts: int = 0
+    """Size of ``plans``, as in ``MAX_PARTS``."""
     stop: Optional[str] = None
     """The result of ``usual_stop``. None before the first call."""
 
@@ -192,12 +196,14 @@ class ChatRenderer:
         texts = [(number, messages[number]["content"]) for number in sorted(exact)]
         key = repr((shape_of(messages), document.tools, wanted, template.kwargs, ids, texts, sorted(without_reasoning)))
         if key not in self.plans:
-            if len(self.plans) >= MAX_PLANS:
+            if len(self.plans) >= MAX_PLANS or self.num_parts >= MAX_PARTS:
                 self.plans.clear()
+                self.num_parts = 0
             try:
-                self.plans[key] = make_plan(
+                made = self.plans[key] = make_plan(
                     messages, document.tools, wanted, template, self.special, self.eos, exact, without_reasoning
                 )
+                self.num_parts += sum(len(parts) for one in made.documents for parts in one.parts.values())
             except (TemplateProblem, CannotExpress) as problem:
                 self.plans[key] = problem
         plan = self.plans[key]
@@ -219,10 +225,9 @@ class ChatRenderer:
         values = field_values(apply(Form(ids=plan.form.ids), messages))
         given = apply(plan.form, messages)
         aligned: Dict[str, Tuple[str, Alignment]] = {}
-        for source, count, parts in (("turn", turn.number + 1, turn.turn), ("prompt", turn.number, turn.prompt)):
-            if any(piece.source == source for piece in turn.pieces):
-                assert parts is not None
-                aligned[source] = self._aligned(document, given[:count], source == "prompt", parts, values, template)
+        for source, parts in planned.parts.items():
+            seen = given[: turn.number] if source == "prompt" else given
+            aligned[source] = self._aligned(document, seen, source == "prompt", parts, values, template)
         text = "".join(_piece_text(piece, aligned, values) for piece in turn.pieces)
         first, alignment = next(iter(aligned.items())) if len(aligned) == 1 else ("prompt", aligned["prompt"])
         spans = [self._real(span, planned, first, alignment[1], text) for span in planned.spans]
@@ -280,7 +285,7 @@ class ChatRenderer:
         A template can look for words in messages, so each prompt is rendered with the real messages.
         """
         for one, start in zip(planned.covered, starts, strict=True):
-            if one.prompt is None:
+            if not one.has_prompt:
                 continue
             try:
                 prompt = template.render(given[: one.number], document.tools, add_generation_prompt=True)

@@ -21,6 +21,7 @@ from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import (
     CannotExpress,
     Piece,
+    Place,
     Turn,
     check_end,
     check_one_turn,
@@ -34,7 +35,7 @@ from ftdist.data.chat_turn import (
     shows_tools,
     turn_end,
 )
-from ftdist.data.skeleton import FieldKey, split_parts, with_sentinels
+from ftdist.data.skeleton import FieldKey, Part, split_parts, with_sentinels
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class DocumentPlan:
 
     form: Form
     turn: Turn
-    covered: List[Turn]
-    """The answers that are trained, in order. The last one is ``turn``."""
+    parts: Dict[str, List[Part]]
+    """The parts of the renderings from which the document is made, by ``Piece.source``."""
+    covered: List[Place]
+    """The answers that are trained, in order. The last one is that of ``turn``."""
     spans: List[Span]
     """Trained characters of ``turn.text``."""
     stripped: List[FieldKey]
@@ -158,8 +161,7 @@ class _Planner:
         notes = [NO_STOP] * (not is_written) + [NO_TOOLS] * (not shows_tools(text, self.tools))
         if thinking.is_empty(whole[start:]) and not has_reasoning:
             notes.append(EMPTY_THINKING)
-        return Turn(number, whole, start, finish, tuple(pieces), split_parts(text, self.keys),
-                    None if prompt is None else split_parts(prompt, self.keys), tuple(notes))  # fmt: skip
+        return Turn(number, whole, start, finish, tuple(pieces), text, prompt, tuple(notes))
 
     def _end(self, text: str, last: int, number: int) -> Tuple[int, str, bool]:
         """Return where an answer ends, the stop if it has to be added, and whether the template writes a stop at all.
@@ -310,7 +312,11 @@ class _Planner:
         stripped = [key for key in self.keys if key[1] == "reasoning" and key[0] < turn.number and key not in shown]
         notes = tuple(dict.fromkeys(note for one in covered for note in one.notes))
         answers = tuple(one.number for one in covered)
-        return DocumentPlan(self.form, turn, covered, spans, stripped, notes, answers, self.exact)
+        renderings = {"turn": turn.rendered, "prompt": turn.prompt}
+        used = [source for source in renderings if any(piece.source == source for piece in turn.pieces)]
+        parts = {source: split_parts(renderings[source] or "", self.keys) for source in used}
+        places = [one.place for one in covered]
+        return DocumentPlan(self.form, turn, parts, places, spans, stripped, notes, answers, self.exact)
 
 
 def _text_of(piece: Piece, prompt: str, turn: str, keys: List[FieldKey]) -> str:

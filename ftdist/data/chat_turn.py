@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 
 from ftdist.data.chat_template import Span
-from ftdist.data.skeleton import SENTINEL, FieldKey, Part
+from ftdist.data.skeleton import SENTINEL, FieldKey
 
 Message = Dict[str, Any]
 
@@ -25,6 +25,18 @@ class Piece(NamedTuple):
     key: Optional[FieldKey] = None
 
 
+class Place(NamedTuple):
+    """Where an answer is in the text of a document, with sentinels."""
+
+    number: int
+    """Number of the message."""
+    start: int
+    end: int
+    has_prompt: bool
+    """Whether the template can render the prompt."""
+    notes: Tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Turn:
     """One answer as it looks when it was just generated, in a document of its own. Texts have sentinels."""
@@ -39,11 +51,15 @@ class Turn:
     """Where the trained text ends, which is after the stop."""
     pieces: Tuple[Piece, ...]
     """How the text is made."""
-    turn: List[Part]
+    rendered: str
     """The rendering of the conversation up to the answer."""
-    prompt: Optional[List[Part]]
+    prompt: Optional[str]
     """The rendering of the prompt. None if the template cannot render it."""
     notes: Tuple[str, ...]
+
+    @property
+    def place(self) -> Place:
+        return Place(self.number, self.start, self.end, self.prompt is not None, self.notes)
 
     def looks_same_in(self, later: "Turn") -> bool:
         """Whether a later document contains this answer after its own prompt, with its stop."""

@@ -9,7 +9,7 @@ has each field.
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, FrozenSet, List, Optional, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Set, Tuple
 
 Message = Dict[str, Any]
 FieldKey = Tuple[int, str]
@@ -124,7 +124,7 @@ def split_parts(text: str, keys: List[FieldKey]) -> List[Part]:
             if match.start() < position:
                 continue
             opening = match[0]
-            start = max(position, BEFORE_ARGUMENTS.search(text[: match.start()]).start())  # type: ignore[union-attr]
+            start = position + BEFORE_ARGUMENTS.search(text[position : match.start()]).start()  # type: ignore[union-attr]
             parts.append(Part(text[position:start]))
         elif start < 0:
             parts += [Part(text[position : match.start()]), Part(match[0], key)]
@@ -165,31 +165,46 @@ def align(parts: List[Part], text: str, values: Dict[FieldKey, str]) -> Optional
     Returns:
         The positions of the parts, or None if the text does not have these parts.
     """
-    ends = _ends(parts, 0, text, 0, values)
-    return None if ends is None else Alignment(parts, ends)
-
-
-def _ends(parts: List[Part], first: int, text: str, position: int, values: Dict[FieldKey, str]) -> Optional[List[int]]:
-    """Return where each part from ``first`` on ends in the text, or None if they do not fit."""
     ends: List[int] = []
-    for number in range(first, len(parts)):
-        part = parts[number]
-        if part.key is None:
-            if not text.startswith(part.text, position):
+    open_fields: List[Tuple[int, int]] = []  # fields without a known text: their number and position, the last one last
+    failed: Set[Tuple[int, int]] = set()  # such fields from which no end fits
+    while len(ends) < len(parts) or (ends and ends[-1] != len(text)):
+        number, position = len(ends), ends[-1] if ends else 0
+        end = None
+        if number < len(parts) and (number, position) not in failed:
+            end = _end(parts, number, text, position, position, values)
+        while end is None:  # try the next end of the last field without a known text
+            if not open_fields:
                 return None
-            position += len(part.text)
-        else:
-            following = parts[number + 1].text if number + 1 < len(parts) and parts[number + 1].key is None else ""
-            value = values.get(part.key)
-            if value is None:
-                rest = _search(parts, number, text, position, values, following)
-                return None if rest is None else ends + rest
-            end = _fitting_end(value, text, position, following)
+            number, position = open_fields.pop()
+            tried = ends[number] + 1
+            del ends[number:]
+            end = _end(parts, number, text, position, tried, values)
             if end is None:
-                return None
-            position = end
-        ends.append(position)
-    return ends if position == len(text) else None
+                failed.add((number, position))
+        if parts[number].key is not None and parts[number].key not in values:
+            open_fields.append((number, position))
+        ends.append(end)
+    return Alignment(parts, ends)
+
+
+def _end(
+    parts: List[Part], number: int, text: str, position: int, tried: int, values: Dict[FieldKey, str]
+) -> Optional[int]:
+    """Return where a part that begins at ``position`` ends in the text, or None if it is not there.
+
+    A field without a known text can end wherever the template's next text begins, from the position ``tried`` on.
+    """
+    part = parts[number]
+    if part.key is None:
+        return position + len(part.text) if text.startswith(part.text, position) else None
+    following = parts[number + 1].text if number + 1 < len(parts) and parts[number + 1].key is None else ""
+    if part.key in values:
+        return _fitting_end(values[part.key], text, position, following)
+    if not following:
+        return len(text) if tried <= len(text) else None
+    end = text.find(following, tried)
+    return end if end >= 0 else None
 
 
 def _fitting_end(value: str, text: str, position: int, following: str) -> Optional[int]:
@@ -198,19 +213,6 @@ def _fitting_end(value: str, text: str, position: int, following: str) -> Option
     for written in written_forms(value):
         if text.startswith(written, position) and text.startswith(following, position + len(written)):
             return position + len(written)
-    return None
-
-
-def _search(
-    parts: List[Part], number: int, text: str, position: int, values: Dict[FieldKey, str], following: str
-) -> Optional[List[int]]:
-    """Try all possible ends of a field without a known text. It can end where the template's next text begins."""
-    end = text.find(following, position) if following else len(text)
-    while end >= 0:
-        rest = _ends(parts, number + 1, text, end, values)
-        if rest is not None:
-            return [end, *rest]
-        end = text.find(following, end + 1) if following else -1
     return None
 
 

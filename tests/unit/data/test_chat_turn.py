@@ -3,6 +3,7 @@
 The templates were written for these tests. Each shows one habit of real templates, named in its line.
 """
 
+import pickle
 from typing import Any
 
 import pytest
@@ -312,3 +313,18 @@ def test_a_header_after_the_last_message_is_not_a_stop() -> None:
     assert rendered(template, chat("q", "a", "q2", "b"), special=("<user>", "<assistant>")) == [
         "<user>q<assistant>[[a<user>]]q2<assistant>[[b<user>]]"
     ]
+
+
+def test_the_plan_of_a_chat_with_many_calls_grows_with_the_chat_and_not_with_its_square() -> None:
+    """Chats of agents rarely have the same shape, so many of their plans are kept."""
+
+    def size(steps: int) -> int:
+        found = call(*[("f", {"x": number}) for number in range(steps)], answer="a")
+        question, all_calls, *results, answer = found["messages"]
+        calls = [all_calls | {"tool_calls": [one]} for one in all_calls["tool_calls"]]
+        steps_in_order = [message for pair in zip(calls, results, strict=True) for message in pair]
+        record = read({"messages": [question, *steps_in_order, answer]})
+        [made] = render(record, make_renderer(bytes_tokenizer(), TrainOn.auto))
+        return len(pickle.dumps(made.planned))
+
+    assert size(16) < 2.2 * size(8)
