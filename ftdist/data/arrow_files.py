@@ -1,5 +1,7 @@
 """Read the records of Parquet and Arrow files and of folders that ``datasets.save_to_disk`` wrote."""
 
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -88,10 +90,16 @@ def read_saved(where: str, folder: Path, split: str) -> Iterator[LocatedRecord]:
 
 
 def without_added_nulls(value: Any) -> Any:
-    """Return a record without nulls in the objects inside it.
+    """Return a record without nulls in the objects inside it, and with dates and decimal numbers as JSON has them.
 
     All values of a column of structs have the same fields. Arrow adds the missing fields as nulls.
     """
     if isinstance(value, dict):
         return {name: without_added_nulls(held) for name, held in value.items() if held is not None}
-    return [without_added_nulls(held) for held in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [without_added_nulls(held) for held in value]
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value

@@ -5,11 +5,12 @@ A message in normal form has ``role`` (system, user, assistant or tool) and ``co
 """
 
 import json
+from contextlib import suppress
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from ftdist.base.errors import DataError
 from ftdist.data.fields import parsed, without_missing
-from ftdist.data.tool_calls import called_functions, calls_in_text
+from ftdist.data.tool_calls import called_functions, calls_in_text, tools_of_message
 
 Message = Dict[str, Any]
 
@@ -30,6 +31,7 @@ REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 MARK_FIELDS = ("train", "weight", "loss", "training")
 MARKS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}  # 1 is equal to True
 """The values of a mark. A mark says whether the author wants a message to be trained."""
+MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
 OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
 
 
@@ -37,6 +39,8 @@ class Chat(NamedTuple):
     messages: List[Message]
     marks: List[Optional[bool]]
     """For each message, whether its author marked it to be trained. None: it has no mark."""
+    tools: List[List[Any]]
+    """The lists of tools in the messages, in normal form."""
 
 
 def read_messages(location: str, found: Any) -> Chat:
@@ -57,10 +61,12 @@ def read_messages(location: str, found: Any) -> Chat:
     if not found:
         raise DataError(f"{location}: the list of messages is empty", "at least one message", "remove the record",
                         reason="an empty list of messages")  # fmt: skip
-    chat = Chat([], [])
+    chat = Chat([], [], [])
     for number, message in enumerate(_from_pairs(found), 1):
         where = f"{location}, message {number}"
         _append(chat, where, *_read_message(where, message))
+        if tools := tools_of_message(where, message):
+            chat.tools.append(tools)
     return chat
 
 
@@ -111,7 +117,10 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
         reason = "a message without a role" if named is None else "a message with an unknown role"
         raise DataError(f"{where} {problem}", f"one of the roles {', '.join(ROLES)}",
                         "correct or remove the record", reason=reason)  # fmt: skip
+    check_media(where, fields)
     content = next((fields[name] for name in CONTENT_FIELDS if name in fields), "")
+    if role == "tool" and content == "":
+        _check_result(where, found, fields)
     mark = _mark(where, fields)
     if role == CALL:
         inline, content = split_reasoning(content) if isinstance(content, str) else (None, content)
@@ -129,6 +138,28 @@ def _read_message(where: str, found: Any) -> Tuple[Message, Optional[bool]]:
         raise DataError(f"{where} ({role}) is empty", "content or tool_calls", "remove the message or the record",
                         reason="an empty answer" if role == "assistant" else "an empty question")  # fmt: skip
     return message, mark
+
+
+def check_media(where: str, fields: Dict[str, Any]) -> None:
+    """Check that a record or a message has no image, video or sound beside its text.
+
+    Raises:
+        DataError: It has one. A model that is trained on the text alone learns to answer about what it has not seen.
+    """
+    for name in MEDIA.intersection(fields):
+        if fields[name]:
+            raise DataError(f"{where} has {name}, and only texts are trained", "a chat that is complete without it",
+                            f"remove {name}, or the record", reason=f"{name} beside the text")  # fmt: skip
+
+
+def _check_result(where: str, found: Dict[str, Any], fields: Dict[str, Any]) -> None:
+    """Check that what a function returned is not in a field with an unknown name."""
+    known = (*ROLE_FIELDS, *MARK_FIELDS, "name", "tool_call_id", "id", "type")
+    others = [name for name, value in fields.items() if name not in known and value != ""]
+    if others and not any(name in found for name in CONTENT_FIELDS):
+        raise DataError(f"{where} (tool) has no content; its fields are: {', '.join(found)}", "the field content",
+                        "rename the field with the result, or remove the record",
+                        reason="a result of a function without content")  # fmt: skip
 
 
 def _mark(where: str, fields: Dict[str, Any]) -> Optional[bool]:
@@ -165,7 +196,8 @@ def _content(where: str, role: str, content: Any) -> Tuple[str, str]:
                             "a string, or parts of type text", "remove the record",
                             reason=f"content with parts of type {others}")  # fmt: skip
     if role == "tool":  # what a function returned
-        return json.dumps(content, ensure_ascii=False), ""
+        with suppress(TypeError):  # bytes
+            return json.dumps(content, ensure_ascii=False), ""
     raise DataError(f"{where} has content that is {type_name(content)}", "a string, or parts of type text",
                     "correct or remove the record", reason=f"content that is {type_name(content)}")  # fmt: skip
 

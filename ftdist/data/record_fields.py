@@ -104,7 +104,7 @@ def _history(location: str, record: Record) -> Chat:
     """Return the earlier turns of a record: a list of ``[question, answer]`` or of messages, or its JSON text."""
     found = parsed(record.get("history")) or []
     if found == [] or (isinstance(found, str) and not found.strip()):
-        return Chat([], [])
+        return Chat([], [], [])
     history = read_messages(f"{location}, history", found)
     if history.messages and history.messages[-1]["role"] != "assistant":
         raise DataError(f"{location}: the history does not end with an answer", "a list of [question, answer]",
@@ -124,6 +124,7 @@ def _add_history(location: str, record: Record, chat: Chat) -> None:
     if chat.messages[start : start + len(earlier.messages)] != earlier.messages:
         chat.messages[start:start] = earlier.messages
         chat.marks[start:start] = earlier.marks
+    chat.tools.extend(earlier.tools)
 
 
 def _add_system(location: str, record: Record, chat: Chat, names: Mapping[str, str]) -> None:

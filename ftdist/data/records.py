@@ -19,12 +19,13 @@ from ftdist.data.messages import (
     ROLE_FIELDS,
     Chat,
     Message,
+    check_media,
     read_messages,
     split_reasoning,
     type_name,
 )
 from ftdist.data.record_fields import add_fields, check_texts
-from ftdist.data.tool_calls import read_tools, remove_added_nulls
+from ftdist.data.tool_calls import one_list, read_tools, remove_added_nulls
 
 SWITCHES = {"true": True, "false": False}
 """Texts that stand for a switch. In a column of Arrow, all values have one type, so a switch can be a text there."""
@@ -112,7 +113,8 @@ def read_record(
 
 
 def _chat_document(location: str, format: Format, record: Record, chat: Chat, num_prompt_messages: int = 0) -> Document:
-    tools = read_tools(location, record)
+    check_media(location, record)
+    tools = one_list([read_tools(location, record), *chat.tools], location)
     remove_added_nulls(chat.messages, tools)
     arguments = parsed(record.get("chat_template_kwargs")) or {}
     if not isinstance(arguments, dict):
@@ -165,7 +167,7 @@ def _read_prompt_completion(location: str, record: Record, names: Mapping[str, s
             "correct or remove the record", reason="a completion without an assistant message",
         )  # fmt: skip
     num_prompt = len(before.messages)
-    chat = Chat(before.messages + after.messages, before.marks + after.marks)
+    chat = Chat(before.messages + after.messages, before.marks + after.marks, before.tools + after.tools)
     num_prompt += add_fields(location, record, chat, names, num_prompt)
     return _chat_document(location, Format.prompt_completion, record, chat, num_prompt)
 

@@ -15,6 +15,9 @@ Call = Dict[str, Any]
 BETWEEN = re.compile(r"\A(?:\s|</?(?:tool_call|functioncall|function_call)>)*")
 """White space and tags before, between and after the calls in a text."""
 ARGUMENT_FIELDS = ("arguments", "parameters", "input", "args")
+CALL_FIELDS = ("tool_calls", "function_call", "tool_call", "function_calls", "toolCalls")
+"""Fields of an answer with its calls. ``function_call`` is OpenAI's older form."""
+TOOL_FIELDS = frozenset(("tools", "functions"))
 OBJECTS = ("function", "parameters", "properties", "input_schema", "items", "return", "returns", "$defs", "definitions")
 """Fields of tools and schemas whose value is an object. A file can have its JSON text instead."""
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -24,7 +27,7 @@ VALUES = ("const", "default", "enum", "examples", "example")
 
 
 def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
-    """Return the calls of an assistant message: its ``tool_calls``, or the older ``function_call``.
+    """Return the calls of an assistant message, which are in ``tool_calls`` or another one of ``CALL_FIELDS``.
 
     Args:
         where: Names the message in errors.
@@ -33,13 +36,16 @@ def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
     Raises:
         DataError: A call has no name, or its arguments are not an object.
     """
-    calls, older = [_calls(where, message[name]) if name in message else [] for name in ("tool_calls", "function_call")]
-    if not calls or not older:
-        return calls or older
-    if any(call["function"] not in [other["function"] for other in calls] for call in older):
-        raise DataError(f"{where} has tool_calls and another function_call", "one of them", "remove one of them",
-                        reason="tool_calls and another function_call")  # fmt: skip
-    return calls
+    found = {name: calls for name in CALL_FIELDS if name in message and (calls := _calls(where, message[name]))}
+    if not found:
+        return []
+    first, *others = found
+    known = [call["function"] for call in found[first]]
+    for name in others:
+        if any(call["function"] not in known for call in found[name]):
+            raise DataError(f"{where} has {first} and another {name}", "one of them", "remove one of them",
+                            reason=f"{first} and another {name}")  # fmt: skip
+    return found[first]
 
 
 def calls_in_text(where: str, content: Any) -> List[Call]:
@@ -104,12 +110,43 @@ def _call(where: str, found: Any) -> Call:
                         "correct or remove the record", reason="a call without a name")  # fmt: skip
     given: Any = next((function[field] for field in ARGUMENT_FIELDS if function.get(field) is not None), {})
     arguments = {} if given in ("", "null") else parsed(given)
-    if not isinstance(arguments, dict):
-        raise DataError(f"{where} calls {name} with arguments that are not an object: {str(given)[:60]!r}",
+    if not isinstance(arguments, dict) or not is_json(arguments):
+        raise DataError(f"{where} calls {name} with arguments that are not a JSON object: {str(given)[:60]!r}",
                         "an object, or its JSON text", "correct or remove the record",
                         reason="a call whose arguments are not an object")  # fmt: skip
     identity = {"id": found["id"]} if isinstance(found.get("id"), str) and found["id"] else {}
     return {"type": "function", **identity, "function": {"name": name, "arguments": arguments}}
+
+
+def is_json(value: Any) -> bool:
+    """Return whether a value can be written as JSON. Bytes and NaN cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def tools_of_message(where: str, message: Any) -> Optional[List[Any]]:
+    """Return the tools that a message has beside its content, or None. Names of tools alone are no tools."""
+    if not isinstance(message, dict) or TOOL_FIELDS.isdisjoint(message):
+        return None
+    tools = read_tools(where, message) or []
+    return tools if all(isinstance(tool, dict) for tool in tools) else None
+
+
+def one_list(found: List[Optional[List[Any]]], location: str) -> Optional[List[Any]]:
+    """Return the only list of tools of a record and its messages, or None if they have none.
+
+    Raises:
+        DataError: They have several different ones.
+    """
+    lists = [tools for tools in found if tools]
+    if any(tools != lists[0] for tools in lists):
+        raise DataError(f"{location}: the messages have different tools, or others than the record", "one list",
+                        "put all tools into the field tools of the record, or remove the record",
+                        reason="several lists of tools")  # fmt: skip
+    return lists[0] if lists else None
 
 
 def read_tools(location: str, record: Dict[str, Any]) -> Optional[List[Any]]:

@@ -1,5 +1,7 @@
 """Reading of sources: kinds of files, saved data sets and the hub."""
 
+from datetime import date, datetime, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,17 @@ def test_nulls_that_arrow_adds_to_structs_are_removed(tmp_path: Path) -> None:
     ]
     parquet.write_table(pyarrow.Table.from_pylist([*chats, {"messages": None}]), tmp_path / "a.parquet")
     assert records(tmp_path / "a.parquet") == [*chats, {}]
+
+
+def test_dates_and_decimal_numbers_of_arrow_are_as_in_json(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    held = [date(2024, 1, 2), datetime(2024, 1, 2, 3, 4), time(5, 6), Decimal("1.50"), Decimal("2.00")]
+    rows = [{"arguments": dict(zip("abcde", held, strict=True))}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = {"a": "2024-01-02", "b": "2024-01-02T03:04:00", "c": "05:06:00", "d": 1.5, "e": 2}
+    assert records(tmp_path / "a.parquet") == [{"arguments": expected}]
 
 
 def test_maps_of_arrow_are_objects(tmp_path: Path) -> None:

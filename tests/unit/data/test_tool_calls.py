@@ -43,6 +43,9 @@ def test_tools_and_tool_calls_are_kept_and_null_fields_are_removed() -> None:
         {"role": "tool_call", "content": '<tool_call>\n[{"name": "add", "arguments": "{\\"x\\": 1}"}]\n</tool_call>'},
         {"role": "tool_call", "content": {"name": "add", "arguments": {"x": 1}}},
         {"tool_calls": [CALL], "function_call": {"name": "add", "arguments": '{"x": 1}'}},
+        {"tool_call": CALL},
+        {"function_calls": json.dumps([{"name": "add", "arguments": {"x": 1}}])},
+        {"toolCalls": [CALL]},
     ],
 )
 def test_every_shape_of_a_call_gives_the_same_call(calling: dict[str, Any]) -> None:
@@ -109,6 +112,11 @@ def test_every_shape_of_tools_gives_the_same_tools(tools: Any) -> None:
     assert read({**chat("q", "a"), "tools": tools}).tools == [TOOL]
     assert read({**chat("q", "a"), "functions": tools}).tools == [TOOL]
     assert read({**chat("q", "a"), "tools": ""}).tools is None
+    system = {"role": "system", "content": "", "tools": tools}
+    found = read({"messages": [system, QUESTION, ANSWER], "tools": [TOOL]})
+    assert (found.tools, found.messages) == ([TOOL], [QUESTION, ANSWER]) == (
+        read([QUESTION | {"functions": tools}, ANSWER]).tools, [QUESTION, ANSWER])  # fmt: skip
+    assert read([QUESTION | {"tools": ["names", "alone"]}, ANSWER]).tools is None
 
 
 def test_nulls_that_arrow_added_to_structs_are_removed() -> None:
