@@ -135,8 +135,8 @@ def ended_from_outside(run: RunDir, attempt: int, logs: List[Path], code: int) -
         return ""
     if lost := next(filter(None, map(SLURM_FAILED.search, texts)), None):
         return f"Slurm could not run the ranks ({lost[1].strip()[:100]})"
-    if code == 128 + signal.SIGTERM or any(TERMINATED.search(text) for text in texts):
-        return "ended by SIGTERM"
+    if code == 128 + signal.SIGTERM or ended or any(TERMINATED.search(text) for text in texts):
+        return "ended by SIGTERM"  # if ranks are reported, SIGTERM ended all of them
     return ""
 
 

@@ -18,7 +18,7 @@ from tests.helpers.cli import Done, ftdist, interrupt, kill_tree, processes_of, 
 from tests.helpers.sweeps import DIVERGES, TRIAL, only_sweep, states
 from tests.helpers.wandb_server import SweepServer, serving
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 LONG_S = 500.0
 

@@ -83,7 +83,7 @@ def start(
     )  # fmt: skip
 
 
-def finish(process: "subprocess.Popen[str]", code: int = 0, timeout_s: float = 400.0) -> str:
+def finish(process: "subprocess.Popen[str]", code: int = 0, timeout_s: float = 900.0) -> str:
     """Wait for a process that must end with ``code``. Returns its output."""
     output, _ = process.communicate(timeout=timeout_s)
     assert process.returncode == code, output
@@ -129,7 +129,7 @@ def processes_of(run: RunDir, anywhere: bool = False) -> List[psutil.Process]:
     return found
 
 
-def wait_until_gone(run: RunDir, seconds: float = 15.0, anywhere: bool = False) -> None:
+def wait_until_gone(run: RunDir, seconds: float = 60.0, anywhere: bool = False) -> None:
     """Fail if a process of a run is still there after ``seconds``."""
     deadline = time.monotonic() + seconds
     while left := processes_of(run, anywhere):

@@ -26,7 +26,7 @@ NOT_REPEATED = re.compile(r"time$|perf/|mem/")
 
 def wait_for_step(run: RunDir, step: int, launcher: "Optional[subprocess.Popen[str]]" = None) -> None:
     """Wait until ``status.json`` says that this step is done. Fails at once if the run or its launcher has ended."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while int((status := run.read_status()).get("step", 0)) < step:
         assert status.get("state") != "failed", status
         assert launcher is None or launcher.poll() is None, launcher.communicate()[0]
@@ -97,7 +97,7 @@ def reference_run(*overrides: str) -> RunDir:
         config = load_config(run.config)
         world_size = config.launch.nproc_per_node or 1
         group = start_attempt(run, world_size, env=ranks_env(config))
-        assert group.wait() == dict.fromkeys(range(world_size), EXIT_DONE)
+        assert group.wait(600) == dict.fromkeys(range(world_size), EXIT_DONE)
 
     return _made_once(("reference", *overrides), make)
 

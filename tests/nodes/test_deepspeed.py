@@ -17,7 +17,7 @@ from tests.helpers.ranks import free_port
 from tests.helpers.runs import wait_for_step
 from tests.nodes.settings import LONG, SHORT, losses
 
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

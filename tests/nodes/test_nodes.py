@@ -15,7 +15,7 @@ from tests.helpers.ranks import free_port
 from tests.helpers.runs import wait_for_step
 from tests.nodes.settings import LONG, SHORT, losses
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 RUN = (*SHORT, "launch=nodes", "launch.nproc_per_node=1", "launch.nnodes=2")
 

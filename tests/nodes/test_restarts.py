@@ -14,7 +14,7 @@ from ftdist.run.rundir import RunDir
 from tests.helpers.cli import start
 from tests.helpers.runs import reference_run, wait_for_step
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 RUN = ("experiment=smoke", "track=disabled", "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
        "train.export=false", "train.eval_every=null", "train.max_steps=80", "train.checkpoint_every=10",
@@ -40,7 +40,7 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> 
     whole, broken = reference_run(*RUN), RunDir(tmp_path / "broken")
     launcher = start("train", *RUN, f"run_dir={broken.path}", "launch.max_restarts=1")
     kill_rank_1(broken, launcher, 15)
-    output, _ = launcher.communicate(timeout=120)
+    output, _ = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, output
     assert "resumed after step" in output and broken.read_status()["attempt"] == 1
     assert len(metrics(whole)) == 82 and metrics(broken) == metrics(whole)
@@ -50,6 +50,6 @@ def test_without_restarts_the_run_fails_and_names_the_killed_rank(tmp_path: Path
     run = RunDir(tmp_path / "run")
     launcher = start("train", *RUN, f"run_dir={run.path}")
     kill_rank_1(run, launcher, 3)
-    output, _ = launcher.communicate(timeout=120)
+    output, _ = launcher.communicate(timeout=400)
     assert launcher.returncode == 1 and re.search("rank 1 on .+ was killed by SIGKILL", output)
     assert run.read_status()["state"] == "failed"

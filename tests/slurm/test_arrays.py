@@ -12,7 +12,7 @@ from tests.helpers.cli import finish, wait_until_gone
 from tests.helpers.sweeps import DIVERGES, TRIAL, only_sweep, states
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 TINY = ("launch=slurm", "launch.device=cpu", "launch.wait=true", "launch.threads_per_rank=1", *TRIAL)
 

@@ -14,7 +14,7 @@ from tests.helpers.cli import finish
 from tests.helpers.runs import wait_for_step
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "slurm.md"
 ELSEWHERE = ("launch=nodes", "launch=deepspeed", "ORG/NAME")

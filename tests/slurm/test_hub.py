@@ -10,7 +10,7 @@ from tests.helpers.hub import COMMIT, FROM_HUB, serve_tiny
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_runs import RUN, SHORT
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_the_hub_goes_away_after_the_submission(

@@ -15,7 +15,7 @@ from tests.helpers.ranks import free_port
 from tests.helpers.runs import reference_run, wait_for_step
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2", "train.precision=fp32",
        "batch.global_batch_size=4", "data.max_seq_len=128", "data.sources.fake.max_documents=400",
@@ -88,7 +88,7 @@ def test_tasks_of_srun_save_before_the_time_limit_and_resume(slurm: Cluster, tmp
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     wait_for_step(run, 20)
     slurm.run("scancel", "--signal=USR2", *slurm.run("squeue", "-h", "-o", "%A").split())
-    said, _ = first.communicate(timeout=300)
+    said, _ = first.communicate(timeout=900)
     status = run.read_status()
     assert (first.returncode, status["state"]) == (75, "preempted"), said
     assert status["last_checkpoint_step"] == status["step"] < 250
@@ -101,7 +101,7 @@ def test_one_task_of_srun_for_each_rank_gives_the_same_losses(slurm: Cluster, tm
     """The second time the folder is taken: the task of rank 0 says so, and the others end, too."""
     run = RunDir(tmp_path / "run")
     tasks = [*TASKS, "train", *RUN, *SHORT, f"run_dir={run.path}"]
-    done, again = (subprocess.run(tasks, env=slurm.env, capture_output=True, text=True, timeout=300) for _ in range(2))
+    done, again = (subprocess.run(tasks, env=slurm.env, capture_output=True, text=True, timeout=900) for _ in range(2))
     assert done.returncode == 0 and done.stdout.count("step 12/12") == 1, done.stderr
     assert metrics(run) == undisturbed(SHORT) and run.read_status()["state"] == "done"
     assert len(list(run.logs.glob("rank-*.attempt-0.log"))) == 4

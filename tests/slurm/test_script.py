@@ -11,7 +11,7 @@ import pytest
 from ftdist.run.rundir import RunDir
 from tests.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 HOSTILE = "a'b\"c $(touch PWNED) `touch PWNED` ; touch PWNED # ünï 東京 ${HOME} \\ % @@ENV@@"
 SHOW = """\
@@ -25,7 +25,7 @@ printf '%s\\n' "$SLURM_JOB_NAME" "$RUN_DIR" "$HOSTILE" >"$RUN_DIR/seen"
 
 def submit(cluster: Cluster, *overrides: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "ftdist", "train", "experiment=smoke", "launch=slurm", *overrides]
-    return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=cluster.env, capture_output=True, text=True, timeout=300)
 
 
 def quoted(value: str) -> str:
@@ -79,7 +79,7 @@ def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path:
 
     def verb(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "ftdist", *arguments]
-        return subprocess.run(command, env=slurm.env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=slurm.env, capture_output=True, text=True, timeout=300)
 
     submit(slurm, "launch.device=cpu", f"launch.slurm.options=[--hold,'--comment={over}']", f"name='{over}'",
            f"run_dir='{run.path}'")  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_sweep_is_an_array_with_one_element_per_trial(slurm: Cluster, tmp_path
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("*-sweep")
     shown = subprocess.run([sys.executable, "-m", "ftdist", "sweep", str(folder)], env=slurm.env, text=True,
-                           capture_output=True, timeout=60).stdout  # fmt: skip
+                           capture_output=True, timeout=300).stdout  # fmt: skip
     assert shown.count("queued") == 2 and "optim.lr=0.001" in shown and "experiment" not in shown, shown
     assert len(slurm.run("squeue", "--array", "-h", "-o", "%A").split()) == 2
 
@@ -121,7 +121,7 @@ def test_slurm_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: P
         done = submit(slurm, "launch.device=cpu", "launch.slurm.options=[--hold]", f"run_dir={run.path}")
         assert done.returncode == 0 and "SBATCH_ARRAY_INX" in done.stderr, done.stderr
         shown = subprocess.run([sys.executable, "-m", "ftdist", "status", str(run.path)], env=slurm.env, text=True,
-                               capture_output=True, timeout=60).stdout  # fmt: skip
+                               capture_output=True, timeout=300).stdout  # fmt: skip
     finally:
         slurm.env = before
     job = slurm.job(run.read_status()["job_id"])
@@ -152,7 +152,7 @@ def test_a_submission_whose_answer_is_lost_is_found(sbatch: str, code: int, slur
     with slurm.wrapped(tmp_path / "bin", sbatch):
         done = submit(slurm, *held)
         again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,
-                               capture_output=True, timeout=60)  # fmt: skip
+                               capture_output=True, timeout=300)  # fmt: skip
     assert (done.returncode, run.read_status()["state"]) == (code, "frozen" if code else "queued"), done.stderr
     jobs = slurm.run("squeue", "-h", "-o", "%A").split()
     assert jobs == ([] if code else [run.read_status()["job_id"]]) and again.returncode == (1 if code else 2)
@@ -169,5 +169,5 @@ def test_a_run_has_one_job(slurm: Cluster, tmp_path: Path) -> None:
                               capture_output=True, text=True, check=True)  # fmt: skip
     job = relative.stdout.strip()
     again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,
-                           capture_output=True, timeout=60)  # fmt: skip
+                           capture_output=True, timeout=300)  # fmt: skip
     assert again.returncode == 1 and f"job {job} of this run is already queued or running" in again.stderr

@@ -142,6 +142,7 @@ def test_a_machine_that_pdsh_cannot_reach_is_named(run: RunDir) -> None:
     assert found == "n2 cannot be reached: ssh: Could not resolve hostname n2: Name or service not known"
 
 
+RANKS_ENDED = REPORT.format(host="n1", first=0, second=1, root=-15, code=-15)
 TERMINATED = "W0101 agent: Received Signals.SIGTERM death signal, shutting down workers\nProcess 3 got signal: 15\n"
 
 
@@ -151,6 +152,8 @@ TERMINATED = "W0101 agent: Received Signals.SIGTERM death signal, shutting down 
         (TERMINATED, "", 1, "ended by SIGTERM"),
         ("", "srun: error: node2: task 1: Terminated\n", 143, "ended by SIGTERM"),
         ("", "", 143, "ended by SIGTERM"),  # before there were ranks
+        (RANKS_ENDED, "", 1, "ended by SIGTERM"),  # SIGTERM was sent to a rank, not to torchrun
+        (RANKS_ENDED.replace("-15 (pid: 11", "-9 (pid: 11"), "", 1, ""),
         ("", "srun: error: Node failure on node2\n", 1, "Slurm could not run the ranks (Node failure on node2)"),
         ("", "srun: error: Task launch for StepId=7.0 failed on node node2: Communication connection failure\n", 1,
          "Slurm could not run the ranks (Task launch for StepId=7.0 failed on node node2: Communication"),
