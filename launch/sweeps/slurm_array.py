@@ -98,8 +98,10 @@ def _wait(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:
                 for trial in left():
                     ask_to_stop(trial.run)
             ids = {trial.number: str(trial.run.read_status()["job_id"]) for trial in left()}
-            found = client.find_jobs(list(ids.values()))
+            found = watch.find(list(ids.values()))
             for trial in left():
+                if found is None:  # Slurm does not answer
+                    break
                 job = found.get(ids[trial.number])
                 if watch.is_over(ids[trial.number], job) and not follow.successor(trial.run, ids[trial.number]):
                     codes[trial.number] = _outcome(trial, job)

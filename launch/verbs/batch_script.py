@@ -10,7 +10,7 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistErr
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, machine
-from ftdist.launch.backends.slurm import answers, ownership
+from ftdist.launch.backends.slurm import answers, client, ownership
 from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.identity import check_files
@@ -138,14 +138,17 @@ def moved(args: argparse.Namespace) -> int:
     """Write into status.json that the run waits in the queue as another job: ``--job`` is what sbatch printed.
 
     Raises:
-        LaunchError: sbatch printed no job id.
+        LaunchError: sbatch printed no job id, and the queue shows no new job.
     """
     run = RunDir.open(args.run_dir)
+    status = run.read_status()
     job = answers.job_id(args.job)
+    if job is None and client.available():
+        job = client.find_submitted(run.submit, {str(status.get("job_id")).split("_")[0]})
     if job is None:
         raise LaunchError(f"sbatch printed no job id: {args.job!r}", "the id of a submitted job",
                           "if `squeue --me` does not show a job of the run: ftdist resume RUN_DIR")  # fmt: skip
-    run.write_status(state="queued", job_id=job, requeues=int(run.read_status().get("requeues", 0)) + 1)
+    run.write_status(state="queued", job_id=job, requeues=int(status.get("requeues", 0)) + 1)
     return EXIT_DONE
 
 

@@ -214,6 +214,15 @@ class Cluster:
             self.env["PATH"] = path
 
     @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Stop the controller, so that Slurm does not answer."""
+        self.daemons["controller"].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.daemons["controller"].send_signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
     def without_names(self) -> Iterator[None]:
         """Take the names of the nodes out of /etc/hosts of all nodes."""
         hosts = self.base / "hosts"  # mounted on each node, so it is written in place

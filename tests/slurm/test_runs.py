@@ -208,9 +208,12 @@ def test_a_run_stops_when_a_save_may_no_longer_fit_before_the_time_limit(slurm: 
 
 @pytest.mark.slow
 def test_a_run_is_submitted_again_if_requeueing_is_not_allowed(slurm: Cluster, tmp_path: Path) -> None:
+    """Also if a wrapper of sbatch prints another number and fails after the submission."""
     run = RunDir(tmp_path / "run")
     one = ("launch=slurm", "launch.nproc_per_node=2", "launch.wait=true", "train.max_steps=200")
-    job = slurm.ftdist("train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
+    (tmp_path / "bin").mkdir()
+    with slurm.wrapped(tmp_path / "bin", 'echo 17; "$real" "$@"; exit 3'):
+        job = slurm.ftdist("train", *RUN, *one, "train.checkpoint_every=50", f"run_dir={run.path}")
     wait_for_step(run, 5)
     first = run.read_status()["job_id"]
     slurm.run("scontrol", "update", f"JobId={first}", "Requeue=0")
@@ -301,6 +304,8 @@ def test_status_logs_and_cancel_of_a_job_without_a_launcher(slurm: Cluster, tmp_
     wait_for_step(run, 5)
     shown = finish(slurm.ftdist("status", str(run.path)))
     assert "running: job" in shown
+    with slurm.silent():  # Slurm's controller is restarted
+        assert "running" in finish(slurm.ftdist("status", str(run.path)))
     follower = slurm.ftdist("logs", "-f", str(run.path))
     finish(slurm.ftdist("cancel", str(run.path)))
     assert " 1/5000  loss" in finish(follower)

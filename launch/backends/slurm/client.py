@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Set
+from typing import Dict, List, Optional, Sequence, Set
 
 from ftdist.base.errors import LaunchError
 from ftdist.config.launch import LaunchKind
@@ -54,18 +54,25 @@ class Job:
         return f"job {self.id} {words}"
 
 
-def run_command(*command: str, check: bool = True) -> Optional[str]:
+def run_command(*command: str, check: bool = True) -> str:
     """Return the standard output of one of Slurm's commands.
 
     Args:
-        check: treat a failure as an error. If not, None is returned.
+        check: treat a failure as an error.
 
     Raises:
         LaunchError: Slurm is not installed, does not answer, or refuses the command. The message quotes Slurm's.
     """
+    done = _run(*command)
+    if check and done.returncode != 0:
+        raise _failed(command[0], done)
+    return done.stdout
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
     env = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
                               env=env)  # fmt: skip
     except FileNotFoundError:
         raise LaunchError(f"there is no {command[0]} on this machine", "a machine with the commands of Slurm",
@@ -73,12 +80,24 @@ def run_command(*command: str, check: bool = True) -> Optional[str]:
     except subprocess.TimeoutExpired:
         raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a running Slurm controller",
                           "run the command again when `scontrol ping` shows that Slurm is up") from None  # fmt: skip
-    if done.returncode == 0:
-        return done.stdout
-    if not check:
-        return None
-    said = [re.sub(rf"^{command[0]}: (?:error: )?", "", line) for line in done.stderr.strip().splitlines()]
-    raise LaunchError(f"{command[0]}: " + "; ".join(said or [f"exit code {done.returncode}"]))
+
+
+def _failed(name: str, done: "subprocess.CompletedProcess[str]") -> LaunchError:
+    said = [re.sub(rf"^{name}: (?:error: )?", "", line) for line in done.stderr.strip().splitlines()]
+    return LaunchError(f"{name}: " + "; ".join(said or [f"exit code {done.returncode}"]))
+
+
+def _squeue(fields: Sequence[str], *options: str) -> List[List[str]]:
+    """Return the fields of each job that squeue lists. Slurm not knowing a job is an answer, too.
+
+    Raises:
+        LaunchError: Slurm does not answer, for example because its controller is restarted.
+    """
+    done = _run("squeue", "--noheader", f"--format={answers.line_format(*fields)}", *options)
+    rows = answers.rows(done.stdout, len(fields))
+    if done.returncode != 0 and not rows and "Invalid job id" not in done.stderr:
+        raise _failed("squeue", done)
+    return rows
 
 
 def available() -> bool:
@@ -104,14 +123,14 @@ def sbatch(script: Path, *runs: RunDir) -> str:
     for run in runs:
         run.cancel.unlink(missing_ok=True)
     try:
-        answer = run_command("sbatch", "--parsable", str(script)) or ""
+        answer = run_command("sbatch", "--parsable", str(script))
     except LaunchError as error:
         # The controller may have accepted the job, and only its answer was lost, or a site's wrapper failed afterwards.
         looks = LOOKS if answers.LATE.search(str(error)) else 1
-        if (found := _find_late(script, before, looks)) is None:
+        if (found := find_submitted(script, before, looks)) is None:
             raise
         return found
-    found = answers.job_id(answer) or _find_late(script, before)
+    found = answers.job_id(answer) or find_submitted(script, before)
     if found is None:
         raise LaunchError(f"sbatch printed no job id, and squeue shows no job of {script}: {answer.strip()!r}",
                           "the id of a submitted job",
@@ -123,16 +142,17 @@ def jobs_of(script: Path) -> Set[str]:
     """Return the ids of this user's jobs that run a batch script or wait in the queue with it.
 
     The script is in the directory of its run or sweep, so jobs of other runs have other scripts. Its path may be
-    relative or contain links if a user has submitted it. The result is empty if Slurm cannot be asked.
+    relative or contain links if a user has submitted it.
+
+    Raises:
+        LaunchError: Slurm does not answer.
     """
     wanted = (f"--user={os.getuid()}", "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED")
-    form = f"--format={answers.line_format('%i', '%Z', '%o')}"
-    listed = run_command("squeue", "--noheader", *wanted, form, check=False) or ""
-    rows, place = answers.rows(listed, 3), script.resolve()
+    rows, place = _squeue(("%i", "%Z", "%o"), *wanted), script.resolve()
     return {job.split("_")[0] for job, folder, command in rows if Path(folder, command).resolve() == place}
 
 
-def _find_late(script: Path, before: Set[str], looks: int = LOOKS) -> Optional[str]:
+def find_submitted(script: Path, before: Set[str], looks: int = LOOKS) -> Optional[str]:
     """Return the id of a job that was submitted although sbatch printed no id. squeue may show it only after a second.
 
     Args:
@@ -158,8 +178,7 @@ def jobs_of_user(user: int) -> Optional[Set[str]]:
     if not available():
         return None
     with contextlib.suppress(LaunchError):
-        wanted = (f"--user={user}", "--array", f"--format={answers.line_format('%i')}")
-        return {row[0] for row in answers.rows(run_command("squeue", "--noheader", *wanted) or "", 1)}
+        return {row[0] for row in _squeue(("%i",), f"--user={user}", "--array")}
     return None
 
 
@@ -189,13 +208,14 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
     """Return what Slurm knows about jobs, by id. Slurm forgets jobs some minutes after their end.
 
     squeue is not asked for the names and comments of jobs. The user chooses them, so they could look like an answer.
+
+    Raises:
+        LaunchError: Slurm does not answer.
     """
     found: Dict[str, Job] = {}
     whole = {job.split("_")[0] for job in ids}  # instead of each element of an array
     wanted = "--jobs=" + ",".join(sorted(whole))
-    options = ("--noheader", "--array", "--states=all", f"--format={answers.line_format('%i', '%T', '%r', '%S')}")
-    listed = run_command("squeue", *options, wanted, check=False) or ""
-    for job, state, reason, start in answers.rows(listed, 4):
+    for job, state, reason, start in _squeue(("%i", "%T", "%r", "%S"), "--array", "--states=all", wanted):
         if job in ids:
             found[job] = Job(job, state, reason, "" if start == "N/A" else start)
     return found
@@ -212,14 +232,12 @@ class RunningJob:
 
 
 def find_running(job: str) -> Optional[RunningJob]:
-    """Return when a job will be ended, and its comment. None if squeue does not say.
+    """Return when a job will be ended, and its comment. None if Slurm does not know the job.
 
     Raises:
         LaunchError: Slurm does not answer.
     """
-    form = answers.line_format("%i", "%T", "%e", "%k")
-    listed = run_command("squeue", "--noheader", "--states=all", f"--jobs={job}", f"--format={form}", check=False) or ""
-    for found, state, end, comment in answers.rows(listed, 4):
+    for found, state, end, comment in _squeue(("%i", "%T", "%e", "%k"), "--states=all", f"--jobs={job}"):
         if found == job:
             return RunningJob(state in OVER, answers.local_time(end), "" if comment == "(null)" else comment)
     return None
@@ -228,12 +246,17 @@ def find_running(job: str) -> Optional[RunningJob]:
 def set_comment(job: str, text: str) -> bool:
     """Set the comment of a job. Returns whether the site allows it."""
     with contextlib.suppress(LaunchError):
-        return run_command("scontrol", "update", f"JobId={job}", f"Comment={text}", check=False) is not None
+        run_command("scontrol", "update", f"JobId={job}", f"Comment={text}")
+        return True
     return False
 
 
 def find_job(job: str) -> Optional[Job]:
-    """Return what Slurm knows about a job. None if it has forgotten the job."""
+    """Return what Slurm knows about a job. None if it has forgotten the job.
+
+    Raises:
+        LaunchError: Slurm does not answer.
+    """
     return find_jobs([job]).get(job)
 
 

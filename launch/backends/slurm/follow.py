@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from typing import Dict, Optional
+from typing import Dict, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
 from ftdist.base.shell import shell_words
@@ -39,10 +39,23 @@ class Tail:
 
 
 class JobWatch:
-    """Tells whether jobs are over, even if Slurm has forgotten them."""
+    """Tells whether jobs are over, even if Slurm has forgotten them, and waits for Slurm if it does not answer."""
 
     def __init__(self) -> None:
         self._lost: Dict[str, float] = {}
+        self._silent = False
+
+    def find(self, jobs: List[str]) -> Optional[Dict[str, client.Job]]:
+        """Return what Slurm knows about jobs, by id. None if it does not answer, which says nothing about the jobs."""
+        try:
+            found = client.find_jobs(jobs)
+        except LaunchError as error:
+            if not self._silent:
+                print(f"note: {error.found}; asking again until Slurm answers", file=sys.stderr, flush=True)
+            self._silent = True
+            return None
+        self._silent = False
+        return found
 
     def is_over(self, job: str, found: Optional[client.Job]) -> bool:
         """Return whether a job is over.
@@ -65,13 +78,14 @@ def follow(run: RunDir, job: str) -> int:
     tail, said, watch = Tail(), "", JobWatch()
     with stop_run_if_killed(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: end_now(run)):
         while True:
-            found = client.find_job(job)
+            jobs = watch.find([job])
             tail.show(run, job)
+            found = jobs.get(job) if jobs is not None else None
             if found is not None and not found.over and found.state != "RUNNING" and found.describe() != said:
                 said = found.describe()
                 why = before_this(run.read_status())
                 print(said + (f" (the run continues; previous attempt: {why})" if why else ""), flush=True)
-            if watch.is_over(job, found):
+            if jobs is not None and watch.is_over(job, found):
                 tail.show(run, job)
                 following = successor(run, job)
                 if following is None:

@@ -38,7 +38,7 @@ def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
     where = ["--partition", partition] if partition else []
     form = answers.line_format("%N", "%P", "%f", "%c", "%G")
     listed = run_command("sinfo", "--noheader", "--Node", f"--format={form}", *where, check=False)
-    return read_nodes(listed or "", launch) or None
+    return read_nodes(listed, launch) or None
 
 
 def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:

@@ -113,7 +113,7 @@ def _names(first: str) -> List[str]:
     """Return the names and addresses of the first node."""
     said = ""
     with contextlib.suppress(LaunchError):  # there may be no Slurm in a container
-        said = run_command("scontrol", "show", "node", first, check=False) or ""
+        said = run_command("scontrol", "show", "node", first, check=False)
     return list(dict.fromkeys([first, *NODE_ADDRESS.findall(said)]))
 
 

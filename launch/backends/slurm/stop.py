@@ -1,6 +1,8 @@
 """Stop a run that was submitted to Slurm: at its next step, or immediately."""
 
-from ftdist.base.errors import EXIT_PREEMPTED
+import contextlib
+
+from ftdist.base.errors import EXIT_PREEMPTED, LaunchError
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.backends.slurm import client
 from ftdist.run.rundir import RunDir
@@ -10,7 +12,9 @@ def ask_to_stop(run: RunDir) -> str:
     """Ask a job to save and end. A job that waits in the queue is removed from it. Returns what was done."""
     job = str(run.read_status().get("job_id"))
     run.cancel.touch()
-    found = client.find_job(job)
+    found = None
+    with contextlib.suppress(LaunchError):  # Slurm does not answer; the ranks see the request without it
+        found = client.find_job(job)
     if found is not None and found.state == "PENDING":
         client.cancel(job)
         lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)

@@ -116,6 +116,17 @@ def test_the_script_uses_the_id_of_its_own_job_or_element(array: Optional[script
     assert done.stdout == job
 
 
+@pytest.mark.parametrize(("printed", "requeued"), [("requeue", True), ("Welcome!\nrequeue\n\nused 3 h", True),
+                                                  ("", False), ("Welcome! We requeue jobs", False)])  # fmt: skip
+def test_a_job_is_requeued_between_the_lines_of_a_wrapper(printed: str, requeued: bool) -> None:
+    text = script.render(resolved())
+    stubs = f"code=0 asked= ended= JOB=7 RUN_DIR=/r\non_first_node() {{ echo '{printed}'; return 75; }}\n"
+    stubs += 'scontrol() { echo "$*"; }\nsleep() { :; }\nfinish() { :; }\n'
+    bash_text = stubs + text[text.index("# ---- after the ranks") :]
+    done = subprocess.run(["bash", "-c", bash_text], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "requeue 7\n" if requeued else ""), done.stderr
+
+
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "a\0b", "\x1b[2J", "a\u2028b", "a\x85b"])
 @pytest.mark.parametrize("key", ["partition", "account", "env", "modules", "name", "run_dir", "options"])
 def test_control_characters_are_refused(key: str, value: str) -> None:
