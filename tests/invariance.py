@@ -27,6 +27,12 @@ CLIP = 0.05  # below every gradient norm here
 CHUNK = 7
 """Tokens of a chunk of the loss head: less than a row has."""
 
+RECOMPUTE = {
+    "": ("none", 1, False), "recompute": ("full", 1, False), "selective": ("selective", 1, False),
+    "offloaded": ("selective", 2, True),
+}  # fmt: skip
+"""Values of ``train.gradient_checkpointing``, ``train.recompute_every`` and ``train.offload_activations``, by name."""
+
 Axes = Dict[str, List[Any]]
 AXES: Axes = {
     "family": list(FAMILIES),
@@ -34,7 +40,7 @@ AXES: Axes = {
     "world_size": [1, 2, 4],
     "accum": [1, 2, 4],
     "packing": [True, False],
-    "recompute": [False, True],
+    "recompute": list(RECOMPUTE),
     "precision": list(Precision),
     "clip": [False, True],
     "tied": [False, True],
@@ -48,7 +54,7 @@ class Case(NamedTuple):
     world_size: int
     accum: int
     packing: bool
-    recompute: bool
+    recompute: str
     precision: Precision
     clip: bool
     tied: bool
@@ -62,7 +68,7 @@ class Case(NamedTuple):
 
 def name(case: Case) -> str:
     """Return a name such as ``llama-stage3-2ranks-accum4-packed-bf16-clip``."""
-    also = [word for word, on in (("recompute", case.recompute), ("clip", case.clip), ("tied", case.tied),
+    also = [word for word, on in ((case.recompute, case.recompute), ("clip", case.clip), ("tied", case.tied),
                                 ("logits", case.head is LossHead.logits)) if on]  # fmt: skip
     layout = "packed" if case.packing else "padded"
     sizes = [f"stage{case.stage}", f"{case.world_size}ranks", f"accum{case.accum}"]
@@ -98,12 +104,12 @@ def other_families() -> List[Case]:
     """Return one case for each model that needs a slower way to run documents. ZeRO-3 on two ranks, because a rank with
     fewer documents must still run as many forward passes as the other. Parameters without a gradient: at each stage."""
     stages = {family: [0, 1, 2, 3] if family == "bart" else [3] for family in OTHER_FAMILIES}
-    return [Case(family, stage, 2, 2, True, False, Precision.fp32, False, False)
+    return [Case(family, stage, 2, 2, True, "", Precision.fp32, False, False)
             for family, all_stages in stages.items() for stage in all_stages] + [
             # The balance loss is over the global batch: the same for each way to split it, without padding.
-            Case("mixtral_balanced", 0, 1, 1, True, False, Precision.fp32, False, False),
-            Case("mixtral_balanced", 1, 4, 1, True, True, Precision.fp32, False, False),
-            Case("mixtral_balanced", 2, 2, 4, False, True, Precision.fp32, False, False)]  # fmt: skip
+            Case("mixtral_balanced", 0, 1, 1, True, "", Precision.fp32, False, False),
+            Case("mixtral_balanced", 1, 4, 1, True, "recompute", Precision.fp32, False, False),
+            Case("mixtral_balanced", 2, 2, 4, False, "recompute", Precision.fp32, False, False)]  # fmt: skip
 
 
 def pairs(case: Case) -> set:
@@ -136,12 +142,14 @@ def write_data(folder: Path) -> Dict[str, Path]:
 
 def case_config(case: Case, folder: Path) -> Any:
     micro = ROWS // case.world_size // case.accum
+    recompute, every, offload = RECOMPUTE[case.recompute]
     config = tiny_config(
         folder, f"model.path={_model(case, folder)}", f"model.tokenizer={folder / 'tokenizer'}",
         f"data.heldout.test.path={folder / 'test.jsonl'}", "data.heldout_share=0", "data.max_heldout_documents=null",
         "data.max_seq_len=96", f"data.packing={str(case.packing).lower()}", f"batch.global_batch_size={ROWS}",
         f"batch.micro_batch_size={micro}", f"train.precision={case.precision.name}", f"zero.stage={case.stage}",
-        f"train.gradient_checkpointing={str(case.recompute).lower()}", f"objective.loss_head={case.head.name}",
+        f"train.gradient_checkpointing={recompute}", f"train.recompute_every={every}",
+        f"train.offload_activations={str(offload).lower()}", f"objective.loss_head={case.head.name}",
         f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
         "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
         "train.max_steps=6", "launch.timeout_s=300",

@@ -16,6 +16,7 @@ from ftdist.config.schema import (
     ModelConfig,
     Offload,
     OptimConfig,
+    Recompute,
     RunConfig,
     Schedule,
     SourceConfig,
@@ -176,8 +177,15 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
         raise ConfigError(f"train.epochs={train.epochs:g}", "more than 0", "train.epochs=1")
     for name, low in (("max_steps", 1), ("log_every", 1), ("eval_every", 1), ("checkpoint_every", 1),
                       ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1), ("max_bad_steps", 1),
-                      ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8)):  # fmt: skip
+                      ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8),
+                      ("recompute_every", 1)):  # fmt: skip
         _check_range(f"train.{name}", getattr(train, name), low)
+    for name, unset in (("recompute_every", 1), ("offload_activations", False)):
+        value = getattr(train, name)
+        if train.gradient_checkpointing is Recompute.none and value != unset:
+            raise ConfigError(f"train.{name}={str(value).lower()} has no effect with train.gradient_checkpointing=none",
+                              "layers that are recomputed",
+                              f"train.gradient_checkpointing=full, or train.{name}={str(unset).lower()}")  # fmt: skip
     if train.max_steps is not None:
         check_schedule_fits(optim, train.max_steps, f"train.max_steps={train.max_steps}")
 

@@ -3,14 +3,15 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import texts
-from ftdist.config.schema import ADDED_LATER, RunConfig
+from ftdist.config.schema import ADDED_LATER, RENAMED_VALUES, RunConfig
 
 EXPECTED = "the run.yaml of a run directory, as ftdist wrote it"
 FIX = "restore the file, or start a new run"
@@ -57,7 +58,7 @@ def parse_config(text: str, origin: str) -> RunConfig:
             if "*" in key:
                 continue
             OmegaConf.update(defaults, key, before)
-        merged = OmegaConf.merge(defaults, OmegaConf.create(text))
+        merged = OmegaConf.merge(defaults, _renamed(OmegaConf.create(text)))
         # Interpolations are looked for in the values, not in the text: YAML can write a $ as \x24.
         if any("${" in value for _, value in texts("", OmegaConf.to_container(merged, resolve=False))):
             raise ConfigError(
@@ -72,6 +73,15 @@ def parse_config(text: str, origin: str) -> RunConfig:
         raise ConfigError(f"{origin}: {' '.join(str(error).split())}", EXPECTED, FIX) from error
     assert isinstance(config, RunConfig)
     return config
+
+
+def _renamed(tree: Any) -> Any:
+    """Return what a file holds with today's names of values."""
+    for key, values in RENAMED_VALUES.items():
+        written = OmegaConf.select(tree, key) if isinstance(tree, DictConfig) else None
+        if str(written).lower() in values:
+            OmegaConf.update(tree, key, values[str(written).lower()])
+    return tree
 
 
 def dump_config(config: RunConfig) -> str:

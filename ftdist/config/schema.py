@@ -49,6 +49,12 @@ class Offload(Enum):
     cpu = "cpu"
 
 
+class Recompute(Enum):
+    none = "none"
+    full = "full"
+    selective = "selective"
+
+
 class Wandb(Enum):
     auto = "auto"
     online = "online"
@@ -146,8 +152,16 @@ class TrainConfig:
     precision: Precision = Precision.bf16
     """``bf16``: weights and activations in bfloat16, master weights and optimizer states in fp32. ``fp32``: everything
     in fp32."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass. This needs less memory, but about one third more computation."""
+    gradient_checkpointing: Recompute = Recompute.full
+    """Which activations of a layer are computed again in the backward pass. ``none``: all of them are kept. ``full``:
+    only the inputs of a layer are kept. This needs less memory, but about one third more computation. ``selective``:
+    the outputs of attention are kept too, which saves the part of the computation that grows with the square of the
+    length of documents. Eager and flex attention cannot keep them."""
+    recompute_every: int = 1
+    """Recompute every n-th layer only. The other layers keep all their activations."""
+    offload_activations: bool = False
+    """Keep in host memory what recomputed layers keep. It is copied while the GPU computes. Without a GPU it saves
+    nothing."""
     log_every: int = 1
     """Optimizer steps between two metric records."""
     eval_every: Optional[int] = None
@@ -252,6 +266,7 @@ ADDED_LATER: Dict[str, Any] = {
     "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
     "model.adapter": None,
+    "train.recompute_every": 1, "train.offload_activations": False,
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behavior.
@@ -261,3 +276,5 @@ hash, so that older checkpoints still fit. ``*`` stands for every name; there th
 field. A whole section is given as a dict of all its fields. Such a section must not be the last field of RunConfig,
 because a file that was cut off there would look like an old one.
 """
+RENAMED_VALUES: Dict[str, Dict[str, str]] = {"train.gradient_checkpointing": {"true": "full", "false": "none"}}
+"""Values that settings had in earlier versions, each with its name today. A ``run.yaml`` with such a value is read."""

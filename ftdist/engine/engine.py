@@ -18,6 +18,7 @@ from ftdist.engine.no_gradient import NoGradient
 from ftdist.engine.optimizers import LR_SCALE, build_optimizer, parameter_shape
 from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
+from ftdist.plan.activations import recomputes_all
 from ftdist.plan.optimizers import OptimizerSpec, optimizer_of
 
 
@@ -201,7 +202,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
         optimizer.state.clear()
     if engine.stage == 3:
         _leave_forwards_untraced(engine)
-        if not config.train.gradient_checkpointing:  # it saves nothing of a layer in the forward
+        if not recomputes_all(config.train):  # a recomputed layer saves no views in the forward
             save_no_views(engine.module)
     return engine
 

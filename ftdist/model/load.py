@@ -18,6 +18,7 @@ from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class
+from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes
 from ftdist.model.vocabulary import gathered
 from ftdist.run.locations import model_location
@@ -90,8 +91,7 @@ def load_model(
                           "zero.stage=2") from error  # fmt: skip
     model.config.use_cache = False
     set_plan(model, plan)
-    if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    set_recomputation(model, config.train, plan)
     return model.train()
 
 

@@ -14,7 +14,7 @@ from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.schema import MethodKind, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
 from ftdist.run.locations import cache_root, model_location
 
@@ -67,12 +67,12 @@ def check_fit(config: RunConfig, facts: ModelFacts) -> None:
     Raises:
         ConfigError: They do not fit.
     """
-    if config.train.gradient_checkpointing and not facts.recomputes:
-        raise ConfigError(
-            f"train.gradient_checkpointing=true, but {facts.model_type} does not support it in transformers",
-            "a model that can recompute its activations",
-            "train.gradient_checkpointing=false",
+    recompute = config.train.gradient_checkpointing
+    if recompute is not Recompute.none and not facts.recomputes:
+        found = (
+            f"train.gradient_checkpointing={recompute.name}, but {facts.model_type} does not support it in transformers"
         )
+        raise ConfigError(found, "a model that can recompute its activations", "train.gradient_checkpointing=none")
     problem = length_problem(config, facts)
     if problem and facts.has_position_table:
         raise ConfigError(

@@ -4,16 +4,18 @@ from typing import Any, List
 
 import torch
 
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import Recompute, RunConfig
 from ftdist.engine.gathered_views import fused_modules
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
+from ftdist.model.recompute import keeps_attention
 from ftdist.model.routers import has_experts
 from ftdist.objective.coefficient import model_coefficient
+from ftdist.plan.activations import kept_activations, layer_sizes, recomputes_all
 from ftdist.plan.memory import eager_attention_bytes, gathered_bytes
 
-INDENT, EXPERTS = " " * len("attention: "), " " * len("experts: ")
+INDENT, EXPERTS, ACTIVATIONS = " " * len("attention: "), " " * len("experts: "), "activations: "
 
 
 def describe_attention(
@@ -54,7 +56,7 @@ def describe_experts(config: RunConfig, arch: Any, balance: float, counted: bool
         return [f"experts: no loss balances their load; {add}", *unknown]
     cost, steps = "", config.batch.grad_accum_steps or 1
     if steps > 1:  # a backward pass takes twice as long as a forward pass, and recomputation is another forward pass
-        share = "a quarter" if config.train.gradient_checkpointing else "a third"
+        share = "a quarter" if recomputes_all(config.train) else "a third"
         cost = f"; to count the tokens of each expert, a step runs its {steps} micro-batches once more without " \
                f"gradients: about {share} more time"  # fmt: skip
     return [f"experts: {balance:g} times their balance loss over the global batch is added to the loss{cost}", *unknown]
@@ -74,6 +76,43 @@ def describe_gathered(config: RunConfig, model: torch.nn.Module) -> List[str]:
     return [f"{EXPERTS}ZeRO-3 gathers those of one layer at once: {weights:,.1f} GiB{backward}"]
 
 
+def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> List[str]:
+    """Return the lines that say what the layers keep for the backward pass; none if their sizes are not known.
+
+    Args:
+        arch: Config of the model.
+        plan: How documents run through the model.
+    """
+    train, lines = config.train, []
+    keeps = keeps_attention(train, plan)
+    if train.gradient_checkpointing is Recompute.selective and not keeps:
+        lines.append(
+            f"{ACTIVATIONS}{plan.describe()} cannot keep the outputs of attention: whole layers are recomputed"
+        )
+    text = arch.get_text_config()
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+    sizes, layers = layer_sizes(*(_field(text, name) for name in names)), _field(text, "num_hidden_layers")
+    if sizes is None or not isinstance(layers, int) or has_experts(arch):
+        return lines
+    tokens = config.batch.micro_batch_size * config.data.max_seq_len
+    kept = kept_activations(train, sizes, layers, tokens, keeps)
+    device, host, working = (f"{size / 2**30:,.1f} GiB" for size in (kept.device, kept.host, kept.working))
+    if train.gradient_checkpointing is Recompute.none:
+        return [f"{ACTIVATIONS}{layers} layers keep about {device} for {tokens:,} tokens, and nothing is recomputed"]
+    what = "their inputs and the outputs of attention" if keeps else "their inputs"
+    every = f" (every {train.recompute_every}. layer only)" if train.recompute_every > 1 else ""
+    where = f" and {host} of host memory" if kept.host else ""
+    return [*lines, f"{ACTIVATIONS}recomputed layers{every} keep {what}. For {tokens:,} tokens all layers keep about "
+                    f"{device}{where}, and the one that is recomputed {working} more"]  # fmt: skip
+
+
+def _field(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # Dots 3 has a different number of heads in each layer, and raises an error
+        return None
+
+
 def describe_head(reason: str) -> List[str]:
     """Return the line that says why the loss is not computed in chunks; none if it is.
 
@@ -90,7 +129,7 @@ def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:
         return "the memory of eager attention grows with the square of the row length"
     rows, length = config.batch.micro_batch_size, config.data.max_seq_len
     change = "data.max_seq_len or batch.micro_batch_size" + (
-        "" if config.train.gradient_checkpointing else ", or set train.gradient_checkpointing=true"
+        "" if recomputes_all(config.train) else ", or set train.gradient_checkpointing=full train.recompute_every=1"
     )
     what = f"if {rows} documents have {length:,} tokens"
     if choice.plan.layout in (Layout.row, Layout.masks):
@@ -105,14 +144,9 @@ def eager_bytes(config: RunConfig, arch: Any, plan: AttentionPlan) -> int:
         arch: Config of the model.
     """
     text, rows, length = arch.get_text_config(), config.batch.micro_batch_size, config.data.max_seq_len
-    try:
-        heads, layers = (getattr(text, name, None) for name in ("num_attention_heads", "num_hidden_layers"))
-    except Exception:  # Dots 3 has a different number of heads in each layer, and raises an error
-        heads, layers = None, None
+    heads, layers = _field(text, "num_attention_heads"), _field(text, "num_hidden_layers")
     if plan.implementation != "eager" or not isinstance(heads, int) or not isinstance(layers, int):
         return 0
     one_row = plan.layout in (Layout.row, Layout.masks)
     tokens, count = (rows * length, 1) if one_row else (length, rows)
-    return eager_attention_bytes(
-        tokens, heads, layers, config.train.precision, config.train.gradient_checkpointing, count
-    )
+    return eager_attention_bytes(tokens, heads, layers, config.train.precision, recomputes_all(config.train), count)

@@ -54,7 +54,13 @@ from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker
-from ftdist.train.describe import describe_attention, describe_experts, describe_gathered, describe_head
+from ftdist.train.describe import (
+    describe_activations,
+    describe_attention,
+    describe_experts,
+    describe_gathered,
+    describe_head,
+)
 from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
 from ftdist.train.out_of_memory import explain_out_of_memory
@@ -167,7 +173,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
     mesh = data_parallel(ranks)
     head, own_logits = choose_head(config, engine, vocab_size, mesh)
-    about_model = describe_other_parts(engine.module) + describe_head(own_logits)
+    about_model = describe_other_parts(engine.module) + describe_activations(config, arch, choice.plan)
+    about_model += describe_head(own_logits)
     if experts := describe_experts(config, arch, balance, bool(expert_load(engine))):
         about_model += experts + describe_gathered(config, engine.module)
     for line in describe_attention(config, arch, choice, proof, one_document) + about_model:

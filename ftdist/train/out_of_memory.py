@@ -8,12 +8,13 @@ import torch
 
 from ftdist.base.errors import TrainError
 from ftdist.config.optim import WHOLE
-from ftdist.config.schema import Offload, RunConfig, ZeroConfig
+from ftdist.config.schema import Offload, Recompute, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.engine.optimizers import parameter_shape
 from ftdist.model.forward import plan_of
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.parallel.ranks import Ranks
+from ftdist.plan.activations import recomputes_all
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import States, loading_bytes, memory_of, numbers_saved
 from ftdist.run.model_facts import read_facts
@@ -166,9 +167,13 @@ def _changes(
     def less(changed: RunConfig, share: float) -> float:
         return rest * share + max(0.0, now.scores - scores(changed))
 
-    if not config.train.gradient_checkpointing:
-        recomputed = replace(config, train=replace(config.train, gradient_checkpointing=True))
-        changes.append(("train.gradient_checkpointing=true", less(recomputed, RECOMPUTED_SHARE)))
+    if not recomputes_all(config.train):
+        every = config.train.recompute_every
+        all_layers = replace(config.train, gradient_checkpointing=Recompute.full, recompute_every=1)
+        # The layers that are recomputed already free nothing more.
+        share = RECOMPUTED_SHARE * (1 - 1 / every if every > 1 else 1)
+        changes.append(("train.gradient_checkpointing=full" + (" train.recompute_every=1" if every > 1 else ""),
+                        less(replace(config, train=all_layers), share)))  # fmt: skip
     elif rows > 1:
         fewer = replace(config, batch=replace(config.batch, micro_batch_size=rows // 2))
         changes.append((f"batch.micro_batch_size={rows // 2}", less(fewer, 1 / 2)))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ftdist.base.output import accept_any_text
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import Recompute, RunConfig
 from ftdist.data.main import quiet_libraries, run_step
 from ftdist.data.preview import preview
 from ftdist.data.preview_rows import TokenLosses
@@ -38,7 +38,7 @@ def base_losses(config: RunConfig) -> TokenLosses:
     value is nan, because the first token is not predicted.
     """
     tokenizer = load_tokenizer(config)
-    config.train.gradient_checkpointing = False
+    config.train.gradient_checkpointing = Recompute.none
     model = load_model(
         config, model_config(config), replace(PLAIN, implementation=None), {"zero_optimization": {"stage": 0}}
     )

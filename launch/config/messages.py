@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import as_typed, nearest
 from ftdist.base.shell import shell_word
-from ftdist.config.schema import SourceConfig
+from ftdist.config.schema import RENAMED_VALUES, SourceConfig
 from ftdist.launch.config.keys import OTHER_NAMES, describe_type, nearest_key, schema_keys, type_at
 
 INSTEAD = {
@@ -122,6 +122,8 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         quoted = re.search(r"[Vv]alue '([^']*)'", text)
         value = given.group(1) if given else quoted.group(1) if quoted else "?"
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
+        if renamed := RENAMED_VALUES.get(key, {}).get(value.lower()):
+            near = [renamed]
         return ConfigError(f"{where}{key}={value}", describe_type(kind), " or ".join(f"{key}={word}" for word in near))
     return _unknown(text)
 

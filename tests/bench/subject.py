@@ -45,7 +45,7 @@ def make_subject(folder: Path, quick: bool, *overrides: str) -> RunConfig:
         f"batch.global_batch_size={2 * rows * ranks}", f"train.precision={'bf16' if cuda else 'fp32'}",
         "train.max_steps=1000000", "train.num_samples=0", "train.export=false", "optim.schedule=constant",
         f"launch.device={'cuda' if cuda else 'cpu'}", f"launch.threads_per_rank={max(1, cpu_cores() // ranks)}",
-        "launch.timeout_s=300", "train.gradient_checkpointing=false", *overrides,
+        "launch.timeout_s=300", "train.gradient_checkpointing=none", *overrides,
     )  # fmt: skip
     freeze_tiny(config, folder / "run", ranks)
     return config

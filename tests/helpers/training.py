@@ -13,7 +13,7 @@ from tests.helpers.tiny import make_run_dir
 FIVE_STEPS = (
     "train.max_steps=5", "batch.global_batch_size=8", "optim.lr=3e-3", "optim.weight_decay=0.1", "train.num_samples=0",
     "data.heldout_share=0", "train.export=false", "data.max_heldout_documents=null",
-    "train.gradient_checkpointing=false",
+    "train.gradient_checkpointing=none",
 )  # fmt: skip
 """Settings of a short run without evaluation and export, for ``tiny_config``."""
 

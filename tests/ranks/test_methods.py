@@ -25,7 +25,7 @@ SETTINGS = (
     f"train.max_steps={PARITY_STEPS}", f"batch.global_batch_size={ROWS}", "optim.lr=1e-2", "optim.weight_decay=0.1",
     "optim.schedule=constant", "optim.max_grad_norm=0.5", "train.num_samples=0", "data.heldout_share=0",
     "data.heldout.test.builtin=fake", "data.heldout.test.max_documents=5", "data.max_heldout_documents=null",
-    "train.export=false", "train.gradient_checkpointing=false",
+    "train.export=false", "train.gradient_checkpointing=none",
 )  # fmt: skip
 LORA = ("method.kind=lora", "method.r=4")
 METHODS: Dict[str, Tuple[str, ...]] = {
@@ -43,7 +43,7 @@ METHODS: Dict[str, Tuple[str, ...]] = {
     "qlora": ("method.kind=qlora", "method.r=4"),
     "partial": ("method.kind=partial", "method.last_layers=1", "method.trainable=[norms,embeddings]"),
 }
-PACKED, RECOMPUTE = "data.packing=true", "train.gradient_checkpointing=true"
+PACKED, RECOMPUTE = "data.packing=true", "train.gradient_checkpointing=full"
 CASES: List[Tuple[str, int, int, Tuple[str, ...]]] = [  # method, stage, accumulation steps, more settings
     ("lora", 0, 1, ()), ("head", 3, 2, (RECOMPUTE,)), ("rslora", 1, 4, ("data.packing=false",)),
     ("dora", 2, 2, (RECOMPUTE,)), ("dora", 3, 1, ("data.packing=false",)), ("last_layer", 3, 2, (RECOMPUTE,)),

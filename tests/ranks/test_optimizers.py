@@ -20,7 +20,7 @@ STEPS, ROWS = 2, 8
 SETTINGS = (
     "train.max_steps=6", f"batch.global_batch_size={ROWS}", "optim.weight_decay=0.1", "optim.schedule=constant",
     "optim.max_grad_norm=0.5", "train.num_samples=0", "data.heldout_share=0", "data.max_heldout_documents=null",
-    "train.export=false", "train.gradient_checkpointing=false",
+    "train.export=false", "train.gradient_checkpointing=none",
 )  # fmt: skip
 SMALL = 0.08
 """Share of the parameters of the model that are in tensors below 4096 elements."""

@@ -104,8 +104,8 @@ def test_gradient_checkpointing_recomputes(outcome: Callable[..., Any]) -> None:
         handle.remove()
         return _losses(training), len(calls)
 
-    kept, once = outcome("train.gradient_checkpointing=false", look=look)
-    recomputed, twice = outcome("train.gradient_checkpointing=true", look=look)
+    kept, once = outcome("train.gradient_checkpointing=none", look=look)
+    recomputed, twice = outcome("train.gradient_checkpointing=full", look=look)
     assert twice == 2 * once
     assert recomputed == pytest.approx(kept, rel=1e-6)
 
@@ -281,7 +281,7 @@ def test_an_answer_cut_at_sample_tokens_is_marked(outcome: Callable[..., Any]) -
 
 
 SMALL = ("model.path=null", "model.config.vocab_size=259", "model.config.hidden_size=32",
-         "model.config.num_hidden_layers=1", "train.max_steps=1", "train.gradient_checkpointing=false")  # fmt: skip
+         "model.config.num_hidden_layers=1", "train.max_steps=1", "train.gradient_checkpointing=none")  # fmt: skip
 
 
 def test_isolation_is_proven_without_packing(outcome: Callable[..., Any]) -> None:

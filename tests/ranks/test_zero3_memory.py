@@ -160,7 +160,7 @@ def test_gathered_experts_are_freed_after_each_layer(tmp_path: Path) -> None:
         moe_intermediate_size=WIDTH, num_hidden_layers=EXPERT_LAYERS, head_dim=16, decoder_sparse_step=1,
         mlp_only_layers=[],
     )  # fmt: skip
-    config = tiny_config(tmp_path, "zero.stage=3", "train.gradient_checkpointing=false", "batch.global_batch_size=2",
+    config = tiny_config(tmp_path, "zero.stage=3", "train.gradient_checkpointing=none", "batch.global_batch_size=2",
                          "train.num_samples=0", "data.heldout_share=0", "data.max_heldout_documents=null", *FETCH_LATE,
                          "zero.deepspeed.zero_optimization.reduce_bucket_size=1000")  # fmt: skip
     freeze_tiny(config, tmp_path / "prepared", 2)

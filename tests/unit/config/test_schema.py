@@ -9,7 +9,7 @@ import pytest
 from ftdist.base.errors import EXIT_USAGE, ConfigError
 from ftdist.config.checks import check_config
 from ftdist.config.frozen import dump_config, load_config, parse_config
-from ftdist.config.schema import Offload, RunConfig, Schedule, SourceConfig
+from ftdist.config.schema import Offload, Recompute, RunConfig, Schedule, SourceConfig
 from ftdist.data.main import main as prepare_main
 
 
@@ -25,6 +25,12 @@ def test_a_good_config_passes_and_round_trips() -> None:
     config = good()
     check_config(config)
     assert parse_config(dump_config(config), "x") == config
+
+
+@pytest.mark.parametrize(("written", "read"), [("true", Recompute.full), ("false", Recompute.none)])
+def test_a_run_yaml_with_an_earlier_value_is_read(written: str, read: Recompute) -> None:
+    text = dump_config(good()).replace("gradient_checkpointing: full", f"gradient_checkpointing: {written}")
+    assert written in text and parse_config(text, "x").train.gradient_checkpointing is read
 
 
 def put(path: str, value: Any) -> Callable[[RunConfig], None]:
@@ -68,6 +74,15 @@ BAD = [
     ([("optim.beta2", 1.0)], "optim.beta2=1"),
     ([("optim.min_lr_ratio", 2.0)], "optim.min_lr_ratio=2"),
     ([("optim.schedule", Schedule.wsd)], "optim.schedule=wsd needs optim.decay_steps > 0, but optim.decay_steps=0"),
+    (
+        [("train.gradient_checkpointing", Recompute.none), ("train.recompute_every", 2)],
+        "train.recompute_every=2 has no effect with train.gradient_checkpointing=none",
+    ),
+    (
+        [("train.gradient_checkpointing", Recompute.none), ("train.offload_activations", True)],
+        "train.offload_activations=true has no effect with train.gradient_checkpointing=none",
+    ),
+    ([("train.recompute_every", 0)], "train.recompute_every=0"),
     ([("optim.decay_steps", 3)], "optim.decay_steps=3 has no effect with optim.schedule=cosine"),
     ([("optim.warmup_steps", 11)], "optim.warmup_steps + optim.decay_steps = 11"),
     ([("zero.stage", 4)], "zero.stage=4"),

@@ -196,7 +196,8 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
             "ftdist train --dry-run zero.offload_optimizer=",
             ["zero.offload_optimizer=none", "zero.offload_optimizer=cpu"],
         ),
-        ("ftdist train train.gradient_checkpointing=t", ["train.gradient_checkpointing=true"]),
+        ("ftdist train train.gradient_checkpointing=s", ["train.gradient_checkpointing=selective"]),
+        ("ftdist train train.async_checkpoint=t", ["train.async_checkpoint=true"]),
         ("ftdist train +data.sources.mine.fo", ["+data.sources.mine.format="]),
         ("ftdist train data.sources.mine.format=al", ["data.sources.mine.format=alpaca"]),
         ("ftdist train data.sources.mine.path=ch", ["data.sources.mine.path=chats.jsonl"]),
@@ -219,7 +220,14 @@ def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
             "ftdist resume runs/a train.",
             [
                 f"train.{key}="
-                for key in ("gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "async_checkpoint")
+                for key in (
+                    "gradient_checkpointing",
+                    "recompute_every",
+                    "offload_activations",
+                    "checkpoint_every",
+                    "keep_checkpoints",
+                    "async_checkpoint",
+                )
             ],
         ),
         ("ftdist resume runs/a optim", []),

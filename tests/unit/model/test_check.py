@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import Recompute, RunConfig
 from ftdist.model import check
 from ftdist.model.check import check_model
 from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
@@ -96,9 +96,9 @@ def test_rows_longer_than_a_position_table_are_refused_and_otherwise_reported(tm
 
 def test_gradient_checkpointing_is_refused_if_the_model_does_not_support_it(tmp_path: Path) -> None:
     config, facts = data_config(tmp_path), ModelFacts("old", 1, None, has_position_table=False, recomputes=False)
-    with pytest.raises(ConfigError, match="train.gradient_checkpointing=true"):
+    with pytest.raises(ConfigError, match="train.gradient_checkpointing=full"):
         check_fit(config, facts)
-    config.train.gradient_checkpointing = False
+    config.train.gradient_checkpointing = Recompute.none
     check_fit(config, facts)
 
 

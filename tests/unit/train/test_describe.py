@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import Recompute, RunConfig
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
-from ftdist.train.describe import describe_attention, describe_experts, describe_gathered
+from ftdist.train.describe import describe_activations, describe_attention, describe_experts, describe_gathered
 
 
 def _lines(plan: AttentionPlan, recompute: bool = True, **choice: Any) -> list[str]:
     config = RunConfig()
     config.data.max_seq_len, config.batch.micro_batch_size = 4096, 2
-    config.train.gradient_checkpointing = recompute
+    config.train.gradient_checkpointing = Recompute.full if recompute else Recompute.none
     text = SimpleNamespace(num_attention_heads=32, num_hidden_layers=28)
     arch = SimpleNamespace(get_text_config=lambda: text)
     return describe_attention(config, arch, Choice(plan, **choice), Isolation(0.0), one_document=False)
@@ -42,7 +42,7 @@ def test_a_slower_plan_says_why_and_what_eager_attention_costs() -> None:
 def test_rows_of_their_own_cost_the_square_of_each_document(recompute: bool, size: str) -> None:
     [_, memory] = _lines(PLAIN, recompute)
     assert f"keeps {size} of scores if 2 documents have 4,096 tokens" in memory
-    assert ("train.gradient_checkpointing=true" in memory) is not recompute
+    assert ("train.gradient_checkpointing=full" in memory) is not recompute
 
 
 def test_a_model_without_a_stand_in_says_so() -> None:
@@ -110,3 +110,32 @@ def test_heads_that_differ_by_layer_are_not_counted() -> None:
     arch = SimpleNamespace(get_text_config=Text)
     [_, memory] = describe_attention(RunConfig(), arch, Choice(PLAIN), Isolation(0.0), one_document=False)
     assert memory.strip() == "the memory of eager attention grows with the square of the row length"
+
+
+LLAMA_8B = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": None,
+            "intermediate_size": 14336, "num_hidden_layers": 32}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "plan", "line"),
+    [
+        ({"gradient_checkpointing": Recompute.none}, BY_DOCUMENT, "32 layers keep about 51.0 GiB for 8,192 tokens"),
+        ({}, BY_DOCUMENT, "keep their inputs. For 8,192 tokens all layers keep about 2.0 GiB, and .* 1.6 GiB more"),
+        ({"gradient_checkpointing": Recompute.selective}, BY_DOCUMENT, "outputs of attention.* about 4.0 GiB, and"),
+        ({"gradient_checkpointing": Recompute.selective}, PLAIN, "whole layers are recomputed$"),
+        ({"recompute_every": 2}, BY_DOCUMENT, r"recomputed layers \(every 2. layer only\).* about 26.5 GiB, and"),
+        ({"offload_activations": True}, BY_DOCUMENT, "about 0.1 GiB and 2.0 GiB of host memory, and"),
+    ],
+)  # fmt: skip
+def test_the_memory_of_activations_is_said(settings: dict[str, Any], plan: AttentionPlan, line: str) -> None:
+    config = RunConfig()
+    config.train = replace(config.train, **settings)
+    config.data.max_seq_len = 8192
+    text = SimpleNamespace(**LLAMA_8B)
+    lines = describe_activations(config, SimpleNamespace(get_text_config=lambda: text), plan)
+    assert re.search(line, lines[0]) and len(lines) == 1 + ("whole layers" in line)
+
+
+def test_the_memory_of_activations_of_a_mixture_of_experts_is_not_guessed() -> None:
+    text = SimpleNamespace(num_experts=4, **LLAMA_8B)
+    assert describe_activations(RunConfig(), SimpleNamespace(get_text_config=lambda: text), BY_DOCUMENT) == []

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ftdist.config.schema import MethodKind, Offload, OptimizerKind, Precision, RunConfig
+from ftdist.config.schema import MethodKind, Offload, OptimizerKind, Precision, Recompute, RunConfig
 from ftdist.model.attention_plan import PLAIN
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout
@@ -22,7 +22,8 @@ BILLION = 10**9
 def config(stage: int, micro: int = 1, recompute: bool = True, offload: Offload = Offload.none) -> RunConfig:
     made = RunConfig()
     made.zero.stage, made.zero.offload_optimizer = stage, offload
-    made.batch.micro_batch_size, made.train.gradient_checkpointing = micro, recompute
+    made.batch.micro_batch_size = micro
+    made.train.gradient_checkpointing = Recompute.full if recompute else Recompute.none
     made.train.precision = Precision.bf16
     return made
 
@@ -47,7 +48,7 @@ def test_offloaded_states_count_on_cpu_and_not_on_a_gpu() -> None:
         (config(0), 1, 17 * GIB, True, "zero.stage=1 zero.offload_optimizer=cpu"),
         (config(3), 2, 9 * GIB, True, "zero.offload_optimizer=cpu"),
         (config(3, offload=Offload.cpu), 2, 1.1 * GIB, True, "zero.offload_param=cpu"),
-        (config(3, recompute=False), 8, 60 * GIB, True, "train.gradient_checkpointing=true"),
+        (config(3, recompute=False), 8, 60 * GIB, True, "train.gradient_checkpointing=full"),
         (config(3, micro=8), 8, 60 * GIB, True, "batch.micro_batch_size=4"),
         (config(3, micro=1), 8, 60 * GIB, True, "data.max_seq_len=1024"),
         (config(3), 1, 1 * GIB, False, "use more ranks, more memory for each rank, or a smaller model"),
@@ -55,6 +56,15 @@ def test_offloaded_states_count_on_cpu_and_not_on_a_gpu() -> None:
 )
 def test_the_proposed_change_frees_the_most(made: RunConfig, ranks: int, peak: float, cuda: bool, change: str) -> None:
     assert best_change(made, BILLION, Layout.of_world(ranks), peak, cuda)[0] == change
+
+
+def test_layers_that_are_recomputed_already_free_nothing_more() -> None:
+    made = config(3)
+    made.train.recompute_every = 2
+    change, freed = best_change(made, BILLION, Layout.of_world(8), 60 * GIB, True)
+    none = best_change(config(3, recompute=False), BILLION, Layout.of_world(8), 60 * GIB, True)
+    assert change == "train.gradient_checkpointing=full train.recompute_every=1"
+    assert freed == pytest.approx(none[1] / 2)
 
 
 def test_an_optimizer_that_needs_whole_matrices_is_not_told_to_cut_them() -> None:

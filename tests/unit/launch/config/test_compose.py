@@ -144,11 +144,19 @@ def test_keys_that_hydra_puts_in_another_place_are_explained(file: str, text: st
     assert error.value.fix == fix and f"{file}.yaml" in error.value.found
 
 
+@pytest.mark.parametrize(("word", "right"), [("true", "full"), ("False", "none")])
+def test_a_value_of_an_earlier_version_is_named_as_it_is_called_now(word: str, right: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("experiment=smoke", f"train.gradient_checkpointing={word}")
+    assert error.value.fix == f"train.gradient_checkpointing={right}"
+
+
 TYPES = [
     ("train.max_steps=abc", "an integer or null"),
     ("batch.global_batch_size=1.5", "an integer"),
     ("optim.lr=fast", "a number"),
-    ("train.gradient_checkpointing=maybe", "true or false"),
+    ("train.async_checkpoint=maybe", "true or false"),
+    ("train.gradient_checkpointing=maybe", "one of none, full, selective"),
     ("train.precision=fp16", "one of bf16, fp32"),
     ("optim.schedule=cosin", "one of constant, linear, cosine, wsd"),
     ("data.sources.fake.weight=heavy", "a number"),
