@@ -101,7 +101,8 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/model/forward.py", "ftdist/model/recompute.py", "ftdist/model/host_copies.py",
         "ftdist/model/routers.py", "ftdist/model/expert_load.py",
         "ftdist/model/isolation.py", "ftdist/model/save.py",
-        "ftdist/model/export_trial.py", "ftdist/model/fixed.py", "ftdist/model/parts.py", "ftdist/model/text_only.py",
+        "ftdist/model/export_trial.py", "ftdist/model/grouped_mm.py",
+        "ftdist/model/fixed.py", "ftdist/model/parts.py", "ftdist/model/text_only.py",
         "ftdist/model/standin.py", "ftdist/model/standin_layers.py", "ftdist/model/standin_sizes.py",
     ],
     "One training step": [

@@ -34,6 +34,8 @@ MIN_SIMILARITY = 0.8
 """The message suggests a known key if its similarity to the unknown one is at least this (0 to 1)."""
 MAX_TRIAL_PARAMETERS, TRIAL_TOKENS = 100_000_000, 8
 """A model of at most this many parameters also runs one forward on this many tokens."""
+DIRECTIONS = (("is_decoder", False, True), ("causal", False, True), ("attn_type", "bi", "uni"))
+"""Fields with which models read text in both directions (BERT, XLM, XLNet), and their value for one direction."""
 MAX_EXTRA_POSITIONS = 8
 """A position table can have this many more rows than the model has positions (OPT has 2 more)."""
 
@@ -56,6 +58,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     _check_generation(config)
     model = _build(config, arch, "meta")
     _check_direction(config, model)
+    _check_layers_run(config, model)
     if is_multimodal(arch):
         _check_text_only(config, arch)
     facts = _facts(arch, model)
@@ -79,15 +82,36 @@ def _check_model_type(config: RunConfig) -> None:
 
 
 def _check_direction(config: RunConfig, model: PreTrainedModel) -> None:
-    """Refuse an encoder: a model with ``is_decoder=false`` in its config and in one of its layers.
+    """Refuse a model that reads text in both directions, as its config and one of its modules say.
 
-    The config alone is not enough. GPT-NeoX has this field too, but none of its layers reads it.
+    The config alone is not enough. GPT-NeoX has ``is_decoder`` too, but none of its layers reads it.
     """
-    layers_read_it = any(getattr(module, "is_decoder", None) is False for module in model.modules())
-    if layers_read_it and getattr(model.config, "is_decoder", None) is False:
+    for name, both, forward in DIRECTIONS:
+        values = [getattr(one, name, None) for one in (model.config, *model.modules())]
+        same = [type(value) is type(both) and value == both for value in values]
+        if same[0] and any(same[1:]):
+            setting = f"{name}={str(forward).lower()}"
+            raise ConfigError(
+                f"{_where(config)}: {model.config.model_type} reads text in both directions", EXPECTED_MODEL,
+                f"model.config.{setting}, or use another model" if config.model.config
+                else f"use another model, or a copy with {setting} in its config.json",
+            )  # fmt: skip
+
+
+def _check_layers_run(config: RunConfig, model: PreTrainedModel) -> None:
+    """Refuse a model that skips whole layers at random in training.
+
+    With ZeRO-3 all ranks must run the same layers, and DeepSpeed 0.19 would use the gradient of an earlier step for a
+    layer that was skipped.
+    """
+    trained = model.get_decoder() if is_multimodal(model.config) else model
+    share = max((getattr(module, "layerdrop", None) or 0.0 for module in trained.modules()), default=0.0)
+    if share:
+        name = "decoder_layerdrop" if hasattr(model.config, "decoder_layerdrop") else "layerdrop"
         raise ConfigError(
-            f"{_where(config)}: {model.config.model_type} reads text in both directions", EXPECTED_MODEL,
-            "model.config.is_decoder=true, or use another model" if config.model.config else "use another model",
+            f"{_where(config)}: {name}={share}, so {model.config.model_type} skips layers at random in training",
+            "a model whose layers all run in every step",
+            f"model.config.{name}=0" if config.model.config else f"set {name} to 0 in config.json of a local copy",
         )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ LENGTHS = (40, 23, 57, 9)
 """Lengths of the documents in tokens."""
 VOCABULARY, FIRST_TOKEN = 300, 10
 """Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
+CHANGED = 3
+"""Number of tokens at the end of a document that are changed, to find out whether other tokens see them."""
 SMALL_GRADIENT = 1e-3
 """The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
 norm of the whole gradient."""
@@ -176,6 +178,12 @@ class Trial:
             raise ConfigError(f"{found}: {_first_line(error)}", "a model that can", "use another model") from error
         if not repeats:
             self._training, self._expected = False, {}
+        if self._looks_ahead():
+            sparse = getattr(self._arch, "attention_type", "") == "block_sparse"
+            where = " in long documents, where its attention is block-sparse" if sparse else ""
+            fix = "attention_type=original_full in its config" if sparse else "use another model"
+            raise ConfigError(f"tokens of {self._arch.model_type} can see later tokens{where}",
+                              "a model in which no token sees a later one", fix)  # fmt: skip
         rejected: List[str] = []
         unsupported: set[Optional[str]] = set()
         for plan in plans:
@@ -198,6 +206,15 @@ class Trial:
             "a causal language model whose loss and gradients are those of plain transformers",
             "model.attention=auto" if len(plans) == 1 else "use another model",
         )
+
+    @torch.no_grad()
+    def _looks_ahead(self) -> bool:
+        """Return whether the logits of the longest document depend on later tokens, as plain transformers runs it."""
+        model, text = self._build(PLAIN, torch.float32).eval(), max(self._documents, key=len)[None]
+        changed = text.clone()
+        changed[0, -CHANGED:] = FIRST_TOKEN
+        logits, again = (model(input_ids=ids, use_cache=False).logits[0, :-CHANGED] for ids in (text, changed))
+        return not (logits - again).abs().max() <= EXACT.gradient * logits.abs().max()
 
     def measure(self, plan: AttentionPlan, dtype: torch.dtype) -> Tuple[float, float, str]:
         """Compare a plan with plain transformers.

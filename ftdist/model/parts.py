@@ -18,6 +18,9 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
+from ftdist.model.grouped_mm import allow_any_size
+
+allow_any_size()  # every model is built by the class that ``auto_class`` returns
 ENCODERS_INSIDE = ("vqmodel",)
 """Names of image encoders that are inside the decoder of a model (Chameleon)."""
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")

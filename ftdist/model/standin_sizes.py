@@ -106,7 +106,11 @@ def short_limits(fields: Dict[str, Any], longest: int, row: int = 0) -> Dict[str
         reached = value < longest and any(part in name for part in limits)
         return min(value, SHORT) if reached or (name in ROW_LIMITS and value < max(longest, row)) else value
 
-    return short_all(fields)
+    short_fields = short_all(fields)
+    blocks = fields.get("num_random_blocks")
+    if blocks and longest > (5 + 2 * blocks) * fields["block_size"]:  # BigBird: longer documents see some blocks only
+        short_fields["block_size"] = SHORT // 4
+    return short_fields
 
 
 def _dynamic_rope(rope: Any) -> bool:

@@ -31,24 +31,27 @@ class Outcome:
 
 
 GIVEN: Dict[str, Dict[str, Any]] = {
+    "big_bird": {"attention_type": "original_full"},
     "emu3": {"vocabulary_map": {"<image>": 3, "<|extra_200|>": 4, "<|visual token 000000|>": 5}},
     "chameleon": {"vocabulary_map": {"<image>": 3, "IMGIMGAZ": 4}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "reformer": {"axial_pos_embds": False},
 }
-"""Fields that a published model of a type has, but the default config of the type has not."""
+"""Fields that a published model of a type has, but the default config of the type has not. BigBird's sparse attention
+sees later tokens in documents longer than its blocks."""
 
 
 def tiny_config_of(model_type: str) -> Any:
     """Return the transformers config of a tiny model of a type. Types that can be encoders become decoders."""
     from transformers import AutoConfig
 
+    from ftdist.model.check import DIRECTIONS
     from ftdist.model.standin import default_model_config, whole_standin_config
     from ftdist.model.standin_sizes import short_limits
 
     arch = default_model_config(model_type)
-    if getattr(arch, "is_decoder", None) is False:
-        arch = AutoConfig.for_model(model_type, is_decoder=True)
+    if decoder := {name: one for name, both, one in DIRECTIONS if getattr(arch, name, None) == both}:
+        arch = AutoConfig.for_model(model_type, **decoder)
     fields = {**short_limits(whole_standin_config(arch, VOCABULARY), 10**9), **GIVEN.get(model_type, {})}
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 

@@ -165,7 +165,9 @@ page with tiny random models, in fp32 on a CPU.
   types). In bf16 the export of a stand-in has the same weights and logits.
 
 {trainable} types can be trained with ZeRO-3, {smaller} more with smaller stages. Encoders such as BERT need
-`model.config.is_decoder=true`; they are listed as decoders. The reasons name what transformers or the model lacks.
+`model.config.is_decoder=true` (XLM `causal=true`, XLNet `attn_type=uni`); they are listed as decoders. BigBird is
+listed with `attention_type=original_full`: beyond 704 tokens its sparse attention sees later ones. The reasons name
+what transformers or the model lacks.
 
 | type | documents | attention | checkpointing | ZeRO-3 | export | notes |
 |---|---|---|---|---|---|---|

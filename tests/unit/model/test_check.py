@@ -16,8 +16,12 @@ from tests.unit.data_tools import data_config
 
 
 def model(**fields: Any) -> RunConfig:
+    return alone(**{**LLAMA, **fields})
+
+
+def alone(**fields: Any) -> RunConfig:
     config = RunConfig()
-    config.model.config = {**LLAMA, **fields}
+    config.model.config = fields
     return config
 
 
@@ -39,6 +43,9 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
         (model(hiden_size=32), "model.config.hiden_size is not a field", "model.config.hidden_size=32"),
         (model(hidden_size="wide"), "model.config.*hidden_size", "model.config"),
         (model(model_type="bert"), "bert reads text in both directions", "model.config.is_decoder=true"),
+        (model(model_type="xlm"), "xlm reads text in both directions", "causal=true"),
+        (alone(model_type="xlnet", d_model=32, n_layer=1, n_head=2), "xlnet reads text", "type=uni"),
+        (model(model_type="opt", layerdrop=0.25), "layerdrop=0.25, so opt skips layers", "model.config.layerdrop=0"),
         (model(model_type="roberta"), "roberta reads text in both directions", "is_decoder=true"),
         (model(model_type="t5"), "no causal language model of the type t5", "use another model"),
     ],

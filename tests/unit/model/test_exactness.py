@@ -71,6 +71,16 @@ def test_a_rotary_embedding_that_grows_with_the_longest_document_needs_one_forwa
     assert Trial(short_limits(standin, 10**6), CPU).choose(plans, torch.float32).plan.layout is Layout.alone
 
 
+def test_sparse_attention_that_sees_later_tokens_is_refused_if_documents_are_longer_than_its_blocks() -> None:
+    with pytest.raises(ConfigError, match="tokens of big_bird can see later tokens in long documents") as caught:
+        choose("big_bird", is_decoder=True)
+    assert caught.value.fix == "attention_type=original_full in its config"
+    choose("big_bird", is_decoder=True, attention_type="original_full")
+    arch = AutoConfig.for_model("big_bird", is_decoder=True)
+    fields = short_limits(standin_config(arch, exactness.VOCABULARY), 704)  # no document is longer than 704 tokens
+    Trial(fields, CPU).choose(candidates(Attention.auto, arch, CPU, torch.float32), torch.float32)
+
+
 def test_chunks_are_masked_where_no_row_reaches_the_limit_of_another_scale() -> None:
     """Llama 4 scales queries by their position in the row, but only after 8,192 positions."""
     assert choose("llama4_text", floor_scale=8192).plan == AttentionPlan(Attention.mask, "sdpa")
@@ -103,7 +113,7 @@ def test_a_plan_that_the_config_asks_for_is_refused_if_it_is_not_exact() -> None
 
 
 def test_a_model_that_sees_later_tokens_is_refused() -> None:
-    with pytest.raises(ConfigError, match="bert does not give the same numbers"):
+    with pytest.raises(ConfigError, match="tokens of bert can see later tokens"):
         choose("bert", Attention.mask)
 
 
