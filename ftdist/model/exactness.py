@@ -39,8 +39,7 @@ LENGTHS = (40, 23, 57, 9)
 """Lengths of the documents in tokens."""
 VOCABULARY, FIRST_TOKEN = 300, 10
 """Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
-CHANGED = 3
-"""Number of tokens at the end of a document that are changed, to find out whether other tokens see them."""
+CHANGED = 3  # tokens at the end of a document are changed, to find out whether other tokens see them
 SMALL_GRADIENT = 1e-3
 """The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
 norm of the whole gradient."""
@@ -179,9 +178,9 @@ class Trial:
         if not repeats:
             self._training, self._expected = False, {}
         if self._looks_ahead():
-            sparse = getattr(self._arch, "attention_type", "") == "block_sparse"
-            where = " in long documents, where its attention is block-sparse" if sparse else ""
-            fix = "attention_type=original_full in its config" if sparse else "use another model"
+            where, fix = "", "use another model"
+            if getattr(self._arch, "attention_type", "") == "block_sparse":
+                where, fix = " in long documents, where it is sparse", "attention_type=original_full in its config"
             raise ConfigError(f"tokens of {self._arch.model_type} can see later tokens{where}",
                               "a model in which no token sees a later one", fix)  # fmt: skip
         rejected: List[str] = []

@@ -13,7 +13,8 @@ def numbers(implementation: str, dtype: torch.dtype, hidden: int, inner: int) ->
     """Return the logits of a small mixture and the gradients of its experts."""
     arch = AutoConfig.for_model(
         "qwen3_moe", vocab_size=99, hidden_size=hidden, intermediate_size=32, moe_intermediate_size=inner,
-        num_experts=4, num_experts_per_tok=2, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
+        num_experts=4, num_experts_per_tok=2, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8,
     )  # fmt: skip
     torch.manual_seed(0)
     model = auto_class(arch).from_config(arch, dtype=dtype, experts_implementation=implementation)
