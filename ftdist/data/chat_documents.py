@@ -14,6 +14,7 @@ from ftdist.config.schema import Format, Turns
 from ftdist.data import thinking
 from ftdist.data.chat_checks import changed_content, check_stops, content_lost, differs_later, prompt_differs
 from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names, shape_of
+from ftdist.data.chat_notes import THINKING_NOT_TRAINED
 from ftdist.data.chat_plan import DocumentPlan, Plan, make_plan
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import CannotExpress
@@ -69,21 +70,25 @@ class ChatRenderer:
                 self.stop = str(found[-1]) if found else ""
         return self.stop
 
-    def whole(self, document: Document) -> Tuple[str, Form]:
-        """Return the text of the whole conversation, and the form in which the template gets its messages.
+    def whole(self, document: Document) -> Tuple[str, Form, Tuple[str, ...]]:
+        """Return the text of the whole conversation, the form in which the template gets its messages, and notes.
 
         Raises:
             DataError: The template cannot render it, or does not show all of it.
         """
         template = self._template(document)
         answers = [number for number, message in enumerate(document.messages) if message["role"] == "assistant"]
-        last, form = answers[-1:], Form()
-        if last:
-            form = self._plan(document, document.messages[: last[0] + 1], last, template).form
+        shown = [number for number in answers if document.messages[number].get("reasoning_content")]
+        form = Form()
+        if answers:
+            wanted = sorted({*shown, answers[-1]})
+            form = self._plan(document, document.messages[: wanted[-1] + 1], wanted, template).form
         try:
-            return template.render(apply(form, document.messages), document.tools), form
+            text = template.render(apply(form, document.messages), document.tools)
         except TemplateProblem as problem:
             raise _cannot_render(document, problem) from problem
+        is_lost = any(message.get("reasoning_content", "") not in text for message in document.messages)
+        return text, form, (THINKING_NOT_TRAINED,) if is_lost else ()
 
     def prompt(self, document: Document, number: int, form: Form) -> Tuple[str, List[Message], Dict[str, Any]]:
         """Return with what a chat program asks for an answer: the template, the messages, the template's arguments."""

@@ -13,6 +13,10 @@ NO_TOOLS = (
     "the chat template does not show the tools of the records, neither here nor at inference. If the model has to see "
     "them, describe them in the system message, or use a template that shows them (data.chat_template=chatml)"
 )
+THINKING_NOT_TRAINED = (
+    "the chat template leaves out the reasoning of answers, so data.train_on=all does not train it "
+    "(data.train_on=auto does)"
+)
 TEXT_FOR_SWITCH = (
     "chat_template_kwargs has the text 'true' or 'false', which is read as true or false (a template would take both "
     "texts for true)"

@@ -124,8 +124,8 @@ def wanted_answers(document: Document, train_on: TrainOn) -> List[int]:
 def _render_chat(document: Document, renderer: Renderer, train_on: TrainOn) -> List[Rendered]:
     document = _without_stops(document, tuple({renderer.tokenizer.eos_token, renderer.chats.usual_stop()} - {""}))
     if train_on is TrainOn.all:
-        text, form = renderer.chats.whole(document)
-        return [Rendered(text, [(0, len(text))], whole=form)]
+        text, form, notes = renderer.chats.whole(document)
+        return [Rendered(text, [(0, len(text))], notes, whole=form)]
     wanted = wanted_answers(document, train_on)
     if not wanted:
         return [Rendered(renderer.chats.whole(document)[0], [])]

@@ -1,10 +1,12 @@
 """Tokenise rendered documents and mark the trained tokens.
 
 A token is trained if it overlaps a trained span. So the mask never depends on token ids (the padding token can be the
-same as the stop token), and no part of a text is tokenised separately.
+same as the stop token). A text is tokenised in one step, with one exception: no token has the end of a prompt and the
+beginning of an answer. At inference the prompt is tokenised alone, so the model would never see such a token.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, List, Tuple
 
 import numpy as np
@@ -26,8 +28,37 @@ class Tokenised:
 
 def tokenise(rendered: List[Rendered], renderer: Renderer) -> List[Tokenised]:
     """Tokenise texts and mark the tokens that overlap the trained spans."""
-    encodings = renderer.tokenizer.backend_tokenizer.encode_batch([r.text for r in rendered], add_special_tokens=False)
-    return [_mark(encoding, len(r.text), r.spans) for encoding, r in zip(encodings, rendered, strict=True)]
+    backend, made = renderer.tokenizer.backend_tokenizer, []
+    encodings = backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
+    for encoding, one in zip(encodings, rendered, strict=True):
+        tokens = _mark(encoding, len(one.text), one.spans)
+        if cuts := _cuts(encoding, one.spans):
+            parts = _tokenise_in_parts(one, cuts, backend)
+            if _decoded(parts, backend) == _decoded(tokens, backend):  # SentencePiece adds a space before each part
+                tokens = parts
+        tokens.trained[:1] = 0
+        made.append(tokens)
+    return made
+
+
+def _cuts(encoding: Any, spans: List[Span]) -> List[int]:
+    """Return the beginnings of those spans that begin inside a token."""
+    tokens = [(start, encoding.char_to_token(start)) for start, _ in spans]
+    return [start for start, token in tokens if token is not None and encoding.token_to_chars(token)[0] < start]
+
+
+def _tokenise_in_parts(rendered: Rendered, cuts: List[int], backend: Any) -> Tokenised:
+    """Tokenise the parts of a text between some positions, and join their tokens."""
+    parts: List[Tokenised] = []
+    for begin, end in pairwise([0, *cuts, len(rendered.text)]):
+        spans = [(max(a, begin) - begin, min(b, end) - begin) for a, b in rendered.spans if a < end and b > begin]
+        parts.append(_mark(backend.encode(rendered.text[begin:end], add_special_tokens=False), end - begin, spans))
+    ids, trained = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "trained"))
+    return Tokenised(ids, trained, len(ids) - len(parts[-1].ids) + parts[-1].answer_start)
+
+
+def _decoded(tokens: Tokenised, backend: Any) -> str:
+    return str(backend.decode(tokens.ids.tolist(), skip_special_tokens=False))
 
 
 def _mark(encoding: Any, length: int, spans: List[Span]) -> Tokenised:
@@ -38,7 +69,6 @@ def _mark(encoding: Any, length: int, spans: List[Span]) -> Tokenised:
         found = overlapping_tokens(encoding, length, span)
         trained[found] = 1
         first = int(found.start)
-    trained[:1] = 0
     return Tokenised(ids, trained, first)
 
 

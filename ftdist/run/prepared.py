@@ -24,7 +24,7 @@ from ftdist.run.file_hashes import FileHashes
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location, tokenizer_revision
 from ftdist.run.source_files import source_files
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of prepared data. Increase it when the same settings give other tokens, or when the layout of the folder
 changes."""
 

@@ -10,7 +10,15 @@ import pytest
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format
 from ftdist.data.answers import Answer, answers_of
-from ftdist.data.chat_notes import AFTER_STOP, CONTEXT_DIFFERS, CUT, EMPTY_THINKING, NO_PROMPT, STOP_NOT_TRAINED
+from ftdist.data.chat_notes import (
+    AFTER_STOP,
+    CONTEXT_DIFFERS,
+    CUT,
+    EMPTY_THINKING,
+    NO_PROMPT,
+    STOP_NOT_TRAINED,
+    THINKING_NOT_TRAINED,
+)
 from ftdist.data.main import main
 from ftdist.data.preview_answers import collect_answers
 from ftdist.data.records import read_record
@@ -156,7 +164,8 @@ def test_a_conversation_all_of_which_is_trained_is_compared_with_the_prompts(
     assert CONTEXT_DIFFERS not in out, "earlier answers are without reasoning here and in the prompts"
     renderer = renderer_of("qwen3")
     document = read_record("f:1", CONVERSATIONS["reasoning_call_multi"], Format.auto)
-    text, form = renderer.chats.whole(document)
+    text, form, notes = renderer.chats.whole(document)
+    assert notes == (THINKING_NOT_TRAINED,)
     found = answers_of(document, [Rendered(text, [(0, len(text))], whole=form)], renderer, NO_LIMIT)
     assert [one.message for one in found] == [2, 4, 6] and [one.differs for one in found] == [False, True, False]
     assert found[1].prompt is not None and "r1" in found[1].prompt and "r1" not in found[1].context

@@ -8,6 +8,7 @@ import pytest
 
 from ftdist.base.errors import DataError
 from ftdist.config.schema import TrainOn, Turns
+from ftdist.data.chat_notes import THINKING_NOT_TRAINED
 from ftdist.data.render import make_renderer, render
 from ftdist.data.tokenise import tokenise
 from ftdist.data.tokenizer import bytes_tokenizer
@@ -74,6 +75,14 @@ def test_train_on_all_trains_every_token_but_the_first() -> None:
     [run] = trained_text(bytes_tokenizer(), TWO_TURNS, TrainOn.all)
     assert run.startswith("system\ns<|im_end|>")
     assert run.endswith("a2<|im_end|>\n")
+
+
+@pytest.mark.parametrize("template, is_lost", [(APPENDS, False), (STRIPS_THINKING, True)])
+def test_train_on_all_says_that_reasoning_is_lost(template: str, is_lost: bool) -> None:
+    record = chat("q1", "a1", "q2", "a2")
+    record["messages"][1]["reasoning_content"] = "hm"
+    [made] = render(read(record), make_renderer(tokenizer_with(template), TrainOn.all))
+    assert made.notes == ((THINKING_NOT_TRAINED,) if is_lost else ())
 
 
 def test_plain_text_is_trained_completely_and_ends_with_eos() -> None:
