@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ LEAK_GRACE_S = 5.0
 
 for _name in [name for name in os.environ if SECRET.search(name) or name in RANK_VARIABLES]:
     del os.environ[_name]
+# Without bytecode files every process would compile the modules of ftdist: half a second of CPU time each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub
 
 

@@ -121,7 +121,7 @@ def test_chat_reads_questions_from_a_pipe(run: RunDir) -> None:
 def test_prepare_finds_data_that_is_prepared(tmp_path: Path) -> None:
     cache = f"cache_dir={tmp_path / 'cache'}"
     first = succeed("prepare", *SMOKE, cache, cwd=tmp_path)
-    second = succeed("prepare", *SMOKE, cache, cwd=tmp_path)
+    second = succeed("prepare", *SMOKE, cache, cwd=tmp_path, fresh=True)
     assert "(prepared in" in first.out and "(found)" in second.out
     assert first.out.splitlines()[1:] == second.out.splitlines()[1:], "the same table"
     assert [path.name for path in (tmp_path / "cache" / "data").iterdir()] == [Path(first.out.split()[1]).name]

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional
 import psutil
 
 from ftdist.run.rundir import RunDir
+from tests.helpers.forkserver import forking
 
 FTDIST = [sys.executable, "-m", "ftdist"]
 MARK = "FTDIST_E2E"
@@ -43,14 +44,20 @@ def environment(**variables: str) -> Dict[str, str]:
 
 def ftdist(
     *words: str | Path, cwd: Optional[Path] = None, stdin: str = "", command: Optional[List[str]] = None,
-    timeout_s: float = TIMEOUT_S, **variables: str,
+    timeout_s: float = TIMEOUT_S, fresh: bool = False, **variables: str,
 ) -> Done:  # fmt: skip
-    """Run ``ftdist WORDS…``, or another command, and wait until it has ended."""
+    """Run ``ftdist WORDS…``, or another command, and wait until it has ended.
+
+    Args:
+        fresh: start an interpreter. By default a Python program is forked (see tests/helpers/forkserver.py), and
+            ``cpu_s`` does not include the imports of libraries.
+    """
     used, started = _cpu_s(), time.monotonic()
-    done = subprocess.run(
-        [*(command or FTDIST), *map(str, words)], cwd=cwd, input=stdin, capture_output=True, text=True,
-        timeout=timeout_s, env=environment(**variables), start_new_session=True,
-    )  # fmt: skip
+    with contextlib.nullcontext() if fresh else forking():
+        done = subprocess.run(
+            [*(command or FTDIST), *map(str, words)], cwd=cwd, input=stdin, capture_output=True, text=True,
+            timeout=timeout_s, env=environment(**variables), start_new_session=True,
+        )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - started, _cpu_s() - used)
 
 
@@ -77,10 +84,11 @@ def start(
     env: Optional[Mapping[str, str]] = None,
 ) -> "subprocess.Popen[str]":  # fmt: skip
     """Start ``ftdist WORDS…`` and return at once. Its output is short enough for a pipe that is read at the end."""
-    return subprocess.Popen(
-        [*(command or FTDIST), *map(str, words)], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=environment() if env is None else env, start_new_session=True,
-    )  # fmt: skip
+    with forking():
+        return subprocess.Popen(
+            [*(command or FTDIST), *map(str, words)], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, env=environment() if env is None else env, start_new_session=True,
+        )  # fmt: skip
 
 
 def finish(process: "subprocess.Popen[str]", code: int = 0, timeout_s: float = 900.0) -> str:
