@@ -7,7 +7,7 @@ import time
 from typing import List, NoReturn, Optional
 
 from ftdist import __version__
-from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE, ConfigError
+from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE, ConfigError, FtdistError
 from ftdist.base.main import run_main
 from ftdist.base.names import nearest
 from ftdist.base.output import accept_any_text
@@ -23,7 +23,9 @@ examples:
   ftdist status                                                 the runs in ./runs"""
 
 OTHER_RANKS_S = 3.0
-"""Seconds that the other ranks wait, so that rank 0 can print its message, if DeepSpeed's launcher started them."""
+"""Seconds that the other ranks wait, so that rank 0 can print its message, if another launcher started them."""
+ONE_PROCESS = ("chat", "eval", "export", "prepare", "preview", "verify")
+"""Verbs that start their own ranks or write files, and must not be started once for each rank."""
 
 
 def usage() -> str:
@@ -71,7 +73,28 @@ def dispatch(argv: List[str]) -> int:
             f"ftdist {near[0]}" if near else "ftdist --help",
         )
     args = parser_of(name).parse_intermixed_args(rest)
+    if name in ONE_PROCESS and _is_one_of_several():
+        raise ConfigError(f"torchrun or srun started `ftdist {name}` once for each rank", "one process",
+                          f"start it without torchrun, or with srun --ntasks=1: ftdist {name}")  # fmt: skip
     return int(getattr(verbs[name].load(), name.lstrip("_"))(args))
+
+
+def _is_one_of_several() -> bool:
+    """Return whether torchrun, or srun with several tasks, started this process as one of its ranks."""
+    if not {"TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        return False  # most processes need not import this
+    from ftdist.launch.verbs.under_torchrun import is_rank
+
+    return is_rank()
+
+
+def _is_another_rank() -> bool:
+    """Return whether this process is a rank other than 0."""
+    if not _is_one_of_several():
+        return False
+    from ftdist.launch.verbs.under_torchrun import is_first_rank
+
+    return not is_first_rank()
 
 
 def _refuse_optimization() -> None:
@@ -117,7 +140,13 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
     def command() -> int:
         _refuse_optimization()
         _refuse_deepspeeds_launcher(words)
-        return dispatch(words)
+        try:
+            return dispatch(words)
+        except FtdistError as error:
+            if not _is_another_rank():
+                raise
+            time.sleep(OTHER_RANKS_S)  # one message is enough; srun and torchrun may end all ranks with the first
+            return error.exit_code
 
     code = run_main(command)
     if code == EXIT_PREEMPTED and words[:1] == ["train"] and "WANDB_SWEEP_ID" in os.environ:

@@ -48,6 +48,11 @@ def resume(args: argparse.Namespace) -> int:
     started = time.monotonic()
     check_changes(args.overrides)
     if SweepDir(args.run_dir).exists:
+        if under_torchrun.is_rank() and SweepDir(args.run_dir).read_status().get("state") != "done":
+            raise ConfigError("a sweep cannot be resumed under torchrun, or under srun with several tasks",
+                              "a command that is started once",
+                              f"without torchrun, or with srun --ntasks=1: ftdist resume {quoted_path(args.run_dir)}",
+                              )  # fmt: skip
         quiet = not under_torchrun.is_first_rank()
         return sweep.resume_sweep(Path(args.run_dir), quiet, _sweep_waits(args.overrides))
     run = RunDir.open(args.run_dir)

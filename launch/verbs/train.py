@@ -58,8 +58,9 @@ def train(args: argparse.Namespace) -> int:
     if under_torchrun.is_rank():
         if args.dry_run or args.multirun:
             flag = "--dry-run" if args.dry_run else "--multirun"
-            raise ConfigError(f"{flag} cannot be used under torchrun", "a command that torchrun did not start",
-                              f"run `ftdist train {flag} …` without torchrun")  # fmt: skip
+            raise ConfigError(f"{flag} cannot be used under torchrun, or under srun with several tasks",
+                              "a command that is started once",
+                              f"run `ftdist train {flag} …` without torchrun, or with srun --ntasks=1")  # fmt: skip
         return under_torchrun.train(args)
     if args.multirun:
         return sweep.start_sweep(args)

@@ -354,3 +354,32 @@ def test_a_trial_that_wandbs_agent_ends_early_ends_by_its_signal(
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == code and sent == [(os.getpid(), signal.SIGTERM)] * by_signal
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["eval", "run"], "torchrun or srun started `ftdist eval` once for each rank"),
+        (["train", "experiment=smoke", "-m", "optim.lr=1,2"], "--multirun cannot be used"),
+        (["train", "experiment=smoke", "--dry-run"], "--dry-run cannot be used"),
+        (["resume", "sweep"], "a sweep cannot be resumed"),
+        (["resume", "none"], "none does not exist"),
+    ],
+)
+def test_of_several_tasks_of_srun_one_says_what_is_wrong(
+    words: List[str], says: str, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "index.jsonl").touch()
+    (tmp_path / "sweep" / "sweep.json").touch()
+    for name, value in (("STEP_NUM_TASKS", "2"), ("STEP_ID", "0"), ("PROCID", rank)):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(cli, "OTHER_RANKS_S", 0.0)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and not printed.out
+    assert says in printed.err if rank == "0" else not printed.err

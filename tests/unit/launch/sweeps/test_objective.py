@@ -34,8 +34,9 @@ def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_ended_well(
     assert objective(make_trial(folder, 1, losses, state).run, SweepConfig()) == found
 
 
-RECORDS = [{"step": 0, "train/x": 9.0}, {"step": 1, "train/x": 2.0, "eval/a/loss": 1.0, "eval/b/loss": 3.0},
-           {"step": 2, "train/x": 4.0, "train/text": "a"}, {"step": 3, "train/x": math.nan}]  # fmt: skip
+RECORDS = [{"step": 0, "train/x": 9.0}, {"step": 1, "train/x": math.nan},
+           {"step": 1, "train/x": 2.0, "eval/a/loss": 1.0, "eval/b/loss": 3.0},
+           {"step": 2, "train/x": 4.0, "train/text": "a"}, {"step": 3, "train/x": math.inf}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
