@@ -196,8 +196,8 @@ OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks
                  "output", "error", "open-mode", "chdir", "signal", "requeue", "no-requeue", "array", "wrap",
                  "parsable", "export")  # fmt: skip
 """Options of sbatch that ftdist sets itself, in slurm/submit.sbatch.template or when it calls sbatch."""
-WITHOUT_A_JOB = ("test-only", "wait", "help", "usage", "version")
-"""Options that make sbatch submit nothing, or wait for the job."""
+WITHOUT_A_JOB = ("test-only", "wait", "help", "usage", "version", "clusters")
+"""Options that make sbatch submit nothing, wait for the job, or submit it where squeue does not show it."""
 
 
 def texts(where: str, value: Any) -> Iterator[Tuple[str, str]]:
@@ -241,7 +241,7 @@ def _check_options(where: str, options: List[str], owned: Tuple[str, ...], owner
         name = option[2:].split("=", 1)[0]
         if any(known.startswith(name) for known in owned):  # Slurm accepts the beginning of an option's name
             ends = any(known.startswith(name) for known in WITHOUT_A_JOB)
-            why = "with it, sbatch submits nothing or waits" if ends else f"{owner} sets it"
+            why = "with it, sbatch submits nothing, waits, or uses another cluster" if ends else f"{owner} sets it"
             raise ConfigError(f"{where} holds --{name}", f"an option other than {', '.join(owned)}",
                               f"leave out --{name}: {why}")  # fmt: skip
 

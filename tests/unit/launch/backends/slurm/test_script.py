@@ -154,6 +154,7 @@ def test_control_characters_are_refused(key: str, value: str) -> None:
         ({"options": ["--arr=0-2"]}, "--arr"),
         ({"options": ["--ntasks-per-gpu=1"]}, "--ntasks-per-gpu"),
         ({"options": ["--test-only"]}, "--test-only"),
+        ({"options": ["--clusters=b"]}, "another cluster"),
         ({"srun_options": ["--ntasks=9"]}, "--ntasks"),
         ({"srun_options": ["--ntask=9"]}, "--ntask"),
         ({"time": "soon"}, "HH:MM:SS"),
