@@ -107,7 +107,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "One training step": [
         "ftdist/train/main.py", "ftdist/parallel/ranks.py", "ftdist/parallel/rank_process.py",
-        "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/loop.py", "ftdist/objective/base.py",
+        "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/batches.py",
+        "ftdist/train/loop.py", "ftdist/objective/base.py",
         "ftdist/objective/build.py", "ftdist/objective/sft.py", "ftdist/objective/token_loss.py",
         "ftdist/objective/head.py", "ftdist/objective/chunked.py",
         "ftdist/objective/balance.py", "ftdist/objective/coefficient.py",

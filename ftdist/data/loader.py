@@ -5,7 +5,7 @@ The files of a set are memory-mapped: opening a set reads no tokens, and a row i
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class MicroBatch:
     """[1, T] int64: positions start at 0 in each segment."""
     cu_seqlens: torch.Tensor
     """[n + 1] int32: segment i consists of the tokens ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``."""
+    limits: List[int]
+    """The same as ``cu_seqlens``, on the host."""
     max_seqlen: int
     """Length of the longest segment, in tokens."""
     num_trained: int
@@ -71,11 +73,18 @@ class MicroBatch:
     """[1, T] bool: False for padding. None: there is no padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Return a copy with all tensors on ``device``."""
-        moved: Dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        """Return a copy with all tensors on ``device``. From pinned memory, they are copied while the host goes on."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "MicroBatch":
+        """Return a copy with all tensors in pinned memory of the host."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
+        changed: Dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
 
 
 def open_set(folder: Path, name: str) -> PreparedSet:
@@ -145,12 +154,14 @@ def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad
             ids.append(np.full(padding, pad_id, dtype=np.int64))
             labels.append(np.full(padding, IGNORED, dtype=np.int64))
     lengths = [len(segment) for segment in ids]
+    limits = np.cumsum([0, *lengths])
     all_labels = np.concatenate(labels)
     return MicroBatch(
         input_ids=torch.from_numpy(np.concatenate(ids))[None],
         labels=torch.from_numpy(all_labels)[None],
         position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
-        cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
+        cu_seqlens=torch.from_numpy(limits.astype(np.int32)),
+        limits=limits.tolist(),
         max_seqlen=max(lengths),
         num_trained=int((all_labels != IGNORED).sum()),
         num_tokens=sum(widths),

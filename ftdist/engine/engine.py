@@ -113,17 +113,21 @@ class Engine(ForwardEngine):
         norm = math.nan
         if boundary:
             self.no_gradient.agree()
+
+        def decide() -> bool:
+            nonlocal norm
+            if math.isnan(norm):  # read once, although DeepSpeed may update one group of parameters at a time
+                norm = _number(self.zero_optimizer._global_grad_norm)
+            return accept(norm)
+
         if plain:
-            norm = float(
-                torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-            )
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = _number(torch.nn.utils.get_total_norm(gradients))
         # DeepSpeed's engine stores the norm only after the update, which is too late for the decision.
-        self.gate.ask(lambda: accept(norm if plain else float(self.zero_optimizer._global_grad_norm)))
+        self.gate.ask(decide)
         wrapped.step()
-        if boundary and not plain:
-            norm = float(wrapped.get_global_grad_norm())
-        if boundary and not math.isfinite(norm):
-            norm = math.inf
+        if boundary and math.isnan(norm):  # DeepSpeed did not reach the update
+            norm = _number(wrapped.get_global_grad_norm())
         self.updates += boundary and self.gate.updated
         return StepEnd(norm, self.gate.updated)
 
@@ -182,6 +186,12 @@ class UpdateGate:
             self.before_update()
             with self._around():
                 self._update()
+
+
+def _number(norm: Any) -> float:
+    """Return a gradient norm as a number: inf if it is not finite."""
+    value = float(norm)
+    return value if math.isfinite(value) else math.inf
 
 
 def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, Any], world_size: int) -> Engine:

@@ -6,7 +6,7 @@ keyword arguments of the model's forward (``document_kwargs``).
 """
 
 from itertools import pairwise
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +19,46 @@ DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"
 """Names of this module's backends in transformers."""
 
 
-def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int) -> Dict[str, Any]:
+def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int, limits: List[int]) -> Dict[str, Any]:
     """Return the keyword arguments for the model's forward that tell each layer where the documents begin.
 
     Args:
         cu_seqlens: [n + 1] int32: document i consists of the tokens ``cu_seqlens[i]`` to ``cu_seqlens[i + 1] - 1``.
         max_seqlen: Length of the longest document.
+        limits: The same as ``cu_seqlens``, on the host. They go with the tensor, so that no layer waits for the device.
     """
+    cu_seqlens.ftdist_documents = _Documents(limits)  # type: ignore[attr-defined]
     return {
         "cu_seq_lens_q": cu_seqlens,
         "cu_seq_lens_k": cu_seqlens,
         "max_length_q": max_seqlen,
         "max_length_k": max_seqlen,
     }
+
+
+class _Documents:
+    """What the layers need of the documents of a micro-batch, made once for all of them."""
+
+    def __init__(self, limits: List[int]) -> None:
+        self.limits = limits
+        self._masks: Dict[Tuple[int, int, Optional[int]], torch.Tensor] = {}
+
+    def mask(self, q_len: int, kv_len: int, window: Optional[int], device: torch.device) -> torch.Tensor:
+        """Return which keys each query sees, [q_len, kv_len] bool.
+
+        Query i is at position kv_len - q_len + i. It sees its own position and the window - 1 positions before it.
+        """
+        shape = (q_len, kv_len, window)
+        if shape not in self._masks:
+            position = torch.arange(kv_len - q_len, kv_len, device=device)[:, None]
+            behind = position - torch.arange(kv_len, device=device)
+            self._masks[shape] = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        return self._masks[shape]
+
+
+def _documents_of(cu_seqlens: torch.Tensor) -> _Documents:
+    known: Optional[_Documents] = getattr(cu_seqlens, "ftdist_documents", None)
+    return known or _Documents(cu_seqlens.tolist())
 
 
 def documents_attention(
@@ -63,22 +90,21 @@ def documents_attention(
     """
     _refuse_score_changes(kwargs)
     if cu_seq_lens_q is None:
-        out = _one_document(query, key, value, scaling, dropout, sliding_window)
+        out = _one_document(query, key, value, scaling, dropout, sliding_window, _Documents([]))
     else:
-        limits = cu_seq_lens_q.tolist()
-        out = torch.cat(
-            [
-                _one_document(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scaling, dropout, sliding_window)
-                for a, b in pairwise(limits)
-            ],
-            dim=2,
-        )
+        documents = _documents_of(cu_seq_lens_q)
+        spans = [slice(a, b) for a, b in pairwise(documents.limits)]
+        parts = [
+            _one_document(query[:, :, at], key[:, :, at], value[:, :, at], scaling, dropout, sliding_window, documents)
+            for at in spans
+        ]
+        out = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
     return out.transpose(1, 2), None
 
 
 def _one_document(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    scaling: Optional[float], dropout: float, window: Optional[int],
+    scaling: Optional[float], dropout: float, window: Optional[int], documents: _Documents,
 ) -> torch.Tensor:  # fmt: skip
     q_len, kv_len, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
     if window is None or kv_len <= window:
@@ -87,10 +113,7 @@ def _one_document(
             return F.scaled_dot_product_attention(
                 query, key, value, dropout_p=dropout, scale=scaling, is_causal=causal, enable_gqa=grouped
             )
-    # Query i is at position kv_len - q_len + i. It sees its own position and the window - 1 positions before it.
-    position = torch.arange(kv_len - q_len, kv_len, device=query.device)[:, None]
-    behind = position - torch.arange(kv_len, device=query.device)
-    mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    mask = documents.mask(q_len, kv_len, window, query.device)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
     )

@@ -12,7 +12,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -275,9 +275,7 @@ class Trial:
     def _losses(self, model: Any, micro_batches: List[List[torch.Tensor]]) -> Iterator[torch.Tensor]:
         for documents in micro_batches:
             batch = micro_batch(documents)
-            trained = torch.cat([torch.arange(a + 1, b) for a, b in pairwise(batch.cu_seqlens.tolist())]).to(
-                self._device
-            )
+            trained = torch.cat([torch.arange(a + 1, b) for a, b in pairwise(batch.limits)]).to(self._device)
             logits = forward_logits(model, batch, trained - 1)
             yield F.cross_entropy(logits.float(), batch.input_ids[0][trained], reduction="sum")
 
@@ -318,13 +316,14 @@ def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:
     Args:
         documents: Token ids of each document, [n].
     """
-    lengths = torch.tensor([len(d) for d in documents])
+    limits = [0, *accumulate(len(d) for d in documents)]
     device = documents[0].device
     return SimpleNamespace(
         input_ids=torch.cat(documents)[None],
         position_ids=torch.cat([torch.arange(len(d), device=device) for d in documents])[None],
-        cu_seqlens=torch.cat([torch.zeros(1), lengths.cumsum(0)]).to(device, torch.int32),
-        max_seqlen=int(lengths.max()),
+        cu_seqlens=torch.tensor(limits, dtype=torch.int32, device=device),
+        max_seqlen=max(len(d) for d in documents),
+        limits=limits,
         real=None,
     )
 

@@ -30,6 +30,8 @@ class Batch(Protocol):
     @property
     def max_seqlen(self) -> int: ...
     @property
+    def limits(self) -> List[int]: ...
+    @property
     def real(self) -> Optional[torch.Tensor]: ...
 
 
@@ -120,7 +122,7 @@ def forward(
         position_ids=_positions(causal_lm, batch),
         **keep,
         **(_masks(causal_lm, batch) if layout is Layout.masks else {}),
-        **document_kwargs(batch.cu_seqlens, batch.max_seqlen),
+        **document_kwargs(batch.cu_seqlens, batch.max_seqlen, batch.limits),
     )
     columns = torch.arange(len(positions), device=positions.device) if keep else positions
     return read(run, (torch.zeros_like(columns), columns), slice(None))
@@ -204,7 +206,7 @@ def _alone(
     With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number. A rank with fewer documents
     repeats its last one, and the result is multiplied by 0.
     """
-    documents, limits = _documents_of(batch, positions), batch.cu_seqlens.tolist()
+    documents, limits = _documents_of(batch, positions), batch.limits
     parts: List[torch.Tensor] = []
     for number in _documents_to_run(batch, positions, routers).tolist():
         start, end = limits[number], limits[number + 1]

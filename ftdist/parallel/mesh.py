@@ -1,7 +1,7 @@
 """The place of this rank among the ranks that read different rows, and sums over all ranks."""
 
 from dataclasses import dataclass
-from typing import List, Sequence
+from typing import List, Sequence, Union
 
 import torch
 import torch.distributed as dist
@@ -19,12 +19,17 @@ class Mesh:
     """Number of ranks that read different rows."""
     device: torch.device
 
-    def sum(self, values: Sequence[float]) -> List[float]:
+    def sum(self, values: Sequence[Union[float, torch.Tensor]]) -> List[float]:
         """Return the sum of each value over all ranks, in float64.
 
-        Every rank must call it with the same number of values.
+        Every rank must call it with the same number of values. A value may be a scalar on the device. All sums are read
+        from the device at once.
         """
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        on_host = [0.0 if isinstance(value, torch.Tensor) else value for value in values]
+        tensor = torch.tensor(on_host, dtype=torch.float64, device=self.device)
+        for place, value in enumerate(values):
+            if isinstance(value, torch.Tensor):
+                tensor[place] = value
         dist.all_reduce(tensor)
         return tensor.tolist()
 

@@ -8,8 +8,6 @@ from typing import Any, Dict, Optional
 
 import torch
 
-from ftdist.data.loader import micro_batch
-from ftdist.data.row_order import row_ids, train_rows
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.run.rundir import PAUSED
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
@@ -113,12 +111,13 @@ def train_step(training: Training, index: int) -> StepResult:
     The loss of the step is the sum of the objective's losses divided by the sum of its weights (for SFT the number of
     trained tokens). Both sums are over the whole global batch: all micro-steps of all ranks.
     """
-    config, mesh, plan, engine, objective = (
-        training.config, training.mesh, training.plan, training.engine, training.objective
-    )  # fmt: skip
-    batches = [_train_batch(training, index, micro).to(mesh.device) for micro in range(plan.grad_accum_steps)]
-    counts = [(objective.weight(batch), batch.num_trained, batch.num_tokens) for batch in batches]
-    weight, trained_tokens, tokens = mesh.sum([sum(column) for column in zip(*counts, strict=True)])
+    config, mesh, engine, objective = training.config, training.mesh, training.engine, training.objective
+    reader = training.batches
+    step = reader.read(training.state.batch_index(index))
+    weight, trained_tokens, tokens = reader.totals(step)
+    batches = [batch.to(mesh.device) for batch in step.micro_batches]
+    if index + 1 < training.max_steps:
+        reader.begin(training.state.batch_index(index + 1))
     lr = learning_rate(config.optim, index, training.max_steps)
     engine.set_lr(lr)
     objective.begin_step(engine, batches, mesh.sum)
@@ -134,19 +133,15 @@ def train_step(training: Training, index: int) -> StepResult:
             engine.step()
     # The loss is summed before the update, so that a loss that is not finite on one rank stops the update on all ranks.
     of_step = objective.end_step()
-    total, stop, *sums = mesh.sum([float(loss_sum), float(training.preemption.requested()), *metric_sums.values()])
+    # The counts of the next step are summed with it, so that a step has one agreement of all ranks.
+    asked, counts = float(training.preemption.requested()), reader.counts_ahead()
+    total, stop, *sums = mesh.sum([loss_sum, asked, *metric_sums.values(), *counts])
+    reader.keep_totals(sums[len(metric_sums) :])
     mean, norms = total / weight, training.state.grad_norms
     end = engine.step(lambda norm: why_bad(config.train, norms, mean, norm) is None)
     bad = why_bad(config.train, norms, mean, end.grad_norm)
-    metrics = {name: value / weight for name, value in zip(metric_sums, sums, strict=True)} | of_step
+    metrics = {name: value / weight for name, value in zip(metric_sums, sums, strict=False)} | of_step
     return StepResult(mean, end.grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad, metrics)
-
-
-def _train_batch(training: Training, index: int, micro_step: int) -> Any:
-    """Return this rank's rows of a micro-step. They are a slice of the global data order of the run."""
-    start, count = train_rows(training.state.batch_index(index), micro_step, training.mesh.data_rank, training.plan)
-    rows = row_ids(training.config.seed, training.train_set.num_rows, start, count)
-    return micro_batch(training.train_set, rows.tolist(), training.config.data.packing, training.tokenizer.pad_token_id)
 
 
 def _due(step: int, every: Optional[int]) -> bool:

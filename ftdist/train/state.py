@@ -13,6 +13,7 @@ from ftdist.plan.batch import BatchPlan
 from ftdist.run.rundir import RunDir
 from ftdist.track.progress import Progress
 from ftdist.track.tracker import Tracker
+from ftdist.train.batches import BatchReader
 from ftdist.train.preempt import Preemption
 
 
@@ -85,3 +86,9 @@ class Training:
     state: TrainState = field(default_factory=TrainState)
     busy: Callable[[str], None] = lambda activity: None
     """Tells the other ranks that this rank starts an activity that may take long. "" ends the activity."""
+    batches: BatchReader = field(init=False)
+    """Reads the micro-batches of the steps."""
+
+    def __post_init__(self) -> None:
+        self.batches = BatchReader(self.config, self.train_set, self.plan, self.mesh, self.tokenizer.pad_token_id,
+                                   lambda batch: self.objective.weight(batch))  # fmt: skip

@@ -13,8 +13,6 @@ def make_batches_bad(training: Any, batches: Dict[int, str]) -> None:
     """Make global batches bad on this rank. Keys are their places in the data order, values the kinds in ``BAD``."""
     import torch
 
-    from ftdist.train import loop
-
     class Spoilt(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, loss: torch.Tensor, value: float, gradient: float) -> torch.Tensor:
@@ -25,12 +23,12 @@ def make_batches_bad(training: Any, batches: Dict[int, str]) -> None:
         def backward(ctx: Any, grad: torch.Tensor) -> Any:
             return grad * ctx.factor, None, None
 
-    objective_loss, train_batch = training.objective.loss, loop._train_batch
+    objective_loss, read = training.objective.loss, training.batches.read
     at = [0]
 
-    def watched_batch(training: Any, index: int, micro_step: int) -> Any:
-        at[0] = training.state.batch_index(index)
-        return train_batch(training, index, micro_step)
+    def watched_read(index: int) -> Any:
+        at[0] = index
+        return read(index)
 
     def spoilt_loss(*args: Any) -> Any:
         found = objective_loss(*args)
@@ -38,4 +36,4 @@ def make_batches_bad(training: Any, batches: Dict[int, str]) -> None:
             return found
         return dataclasses.replace(found, loss=Spoilt.apply(found.loss, *BAD[batches[at[0]]]))
 
-    loop._train_batch, training.objective.loss = watched_batch, spoilt_loss
+    training.batches.read, training.objective.loss = watched_read, spoilt_loss

@@ -50,7 +50,6 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
     from ftdist.train import loop
 
     training = assemble(config, run.path, start(config))
-    plain = loop._train_batch
     if kind != "left out" and training.ranks.rank == 1:
         make_batches_bad(training, {at: kind})
     said: List[Any] = []
@@ -60,7 +59,6 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
         training.state.grad_norms = [1.0 + number / 10 for number in range(8)] if kind == "spike" else []
         result = loop.train_step(training, step)
         said.append(result.bad)
-    loop._train_batch = plain
     state = _state(training)
     training.engine.destroy()
     return said, state

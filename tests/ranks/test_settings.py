@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
@@ -108,6 +109,39 @@ def test_gradient_checkpointing_recomputes(outcome: Callable[..., Any]) -> None:
     recomputed, twice = outcome("train.gradient_checkpointing=full", look=look)
     assert twice == 2 * once
     assert recomputed == pytest.approx(kept, rel=1e-6)
+
+
+READS = ("item", "tolist", "__float__", "__int__", "__bool__", "numpy", "cpu")
+"""Methods of a tensor for which the host waits for the device."""
+
+
+def test_a_step_reads_two_results_from_the_device(outcome: Callable[..., Any]) -> None:
+    """The sums over all ranks (loss, stop, and the counts of the next step), and the norm of the gradient."""
+
+    def look(training: Any) -> List[str]:
+        from ftdist.train.loop import train_step
+
+        found: List[str] = []
+
+        def watched(name: str, plain: Any) -> Any:
+            def read(*args: Any, **kwargs: Any) -> Any:
+                caller = sys._getframe(1)
+                if "/ftdist/" in caller.f_code.co_filename:
+                    found.append(f"{caller.f_code.co_name}: {name}")
+                return plain(*args, **kwargs)
+
+            return read
+
+        training.max_steps = 8
+        train_step(training, 3)  # it sums the counts of step 4
+        with pytest.MonkeyPatch.context() as patch:
+            for name in READS:
+                patch.setattr(torch.Tensor, name, watched(name, getattr(torch.Tensor, name)))
+            train_step(training, 4)
+        return found
+
+    found = outcome("zero.stage=2", "train.gradient_checkpointing=full", look=look)
+    assert found == ["sum: tolist", "_number: __float__"]
 
 
 def test_weight_decay_does_not_apply_to_norms_and_biases(outcome: Callable[..., Any], tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def _batch(lengths: list, trained_from: list) -> MicroBatch:
         input_ids=torch.cat(ids)[None], labels=every[None],
         position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
         cu_seqlens=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32),
+        limits=[0, *torch.tensor(lengths).cumsum(0).tolist()],
         max_seqlen=max(lengths), num_trained=int((every != IGNORED).sum()), num_tokens=sum(lengths),
     )  # fmt: skip
 
