@@ -197,10 +197,11 @@ def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Pa
         )
     kinds = sorted({data_suffix(file) for file in files})
     if len(kinds) > 1:
+        of_kind = [[file for file in files if data_suffix(file) == kind] for kind in kinds]
         raise DataError(
             f"{where}.path={path} is a folder with files of several kinds: {' '.join(kinds)}",
             "files of one kind",
-            _reads(where, folder, [file for file in files if data_suffix(file) == kinds[0]]),
+            _reads(where, folder, max(of_kind, key=lambda held: sum(file.stat().st_size for file in held))),
         )
     return files
 

@@ -74,8 +74,9 @@ def test_a_split_that_a_folder_does_not_have_is_refused_and_test_data_is_never_o
 
 HINTS: dict[str, tuple[list[str], str, list[str]]] = {
     "several kinds": (["a.jsonl", "b.txt"], "*.jsonl", ["a.jsonl"]),
-    "several kinds and splits": (["train.json", "test.json", "train.jsonl"], "train.json", ["train.json"]),
-    "several kinds in folders": (["train/a.jsonl", "train/b.json", "test/a.json"], "train/*.json", ["train/b.json"]),
+    "several kinds, most data": (["a.json", "b.jsonl", "c.jsonl"], "*.jsonl", ["b.jsonl", "c.jsonl"]),
+    "several kinds and splits": (["train_1.json", "test.json", "train.jsonl"], "train_1.json", ["train_1.json"]),
+    "several kinds in folders": (["train/a.jsonl", "train/bb.json", "test/a.json"], "train/*.json", ["train/bb.json"]),
     "several kinds, several files": (["train-1.json", "train-2.json", "test.json", "train.jsonl"], "train-*.json",
                                      ["train-1.json", "train-2.json"]),
     "several kinds, two endings": (["train.json", "x/train.json.gz", "test.json", "train.txt"], "**/train*.json*",
