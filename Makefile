@@ -60,7 +60,7 @@ models: $(VENV)/.ftdist-test ## run every causal model type of transformers, tin
 	@"$(BIN)/python" -m tests.models.suite
 
 mutations: $(VENV)/.ftdist-test ## put sixteen bugs into a copy of the code, one at a time: the tests must fail on each (minutes)
-	@"$(BIN)/python" -m tests.mutations
+	@"$(BIN)/python" -m tests.mutations $(JOBS)
 
 bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, saving (minutes)
 	@"$(BIN)/python" tests/bench/main.py $(ARGS)
