@@ -107,10 +107,11 @@ def memory_of(
 
 
 def loading_bytes(config: RunConfig, parameters: int, layout: Layout) -> float:
-    """Return the bytes of weights that one rank holds in host memory while the model of ``method=qlora`` is loaded.
+    """Return the bytes of weights that one rank holds while the model of ``method=qlora`` is loaded: in host memory,
+    with ZeRO-3 where the shards are.
 
-    All weights are loaded in the run's precision, and then quantized one by one. A test measures this for ZeRO-3, where
-    one whole matrix at a time comes on top.
+    All weights are loaded in the run's precision, and then quantized one by one. With ZeRO-3 the largest tensor comes
+    on top, for a moment up to three times. A test measures this.
 
     Args:
         parameters: parameters of the base model.
