@@ -42,7 +42,7 @@ def check_config(config: RunConfig) -> None:
         refuse_control_characters("", {"name": config.name, "run_dir": config.run_dir, "runs_dir": config.runs_dir})
     _check_model(config.model)
     check_data(config.data)
-    check_method(config.method)
+    check_method(config.method, config.zero.stage)
     for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
         _check_range(f"batch.{name}", getattr(config.batch, name), 1)
     _check_range("objective.router_aux_loss", config.objective.router_aux_loss, 0.0)

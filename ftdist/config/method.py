@@ -67,11 +67,15 @@ USUAL_RATES: Dict[MethodKind, Tuple[float, float]] = {
 """Lowest and highest usual peak learning rate of AdamW. Adapters need about ten times the rate of full fine-tuning."""
 
 
-def check_method(method: MethodConfig) -> None:
+def check_method(method: MethodConfig, stage: int) -> None:
     """Check the values of the section.
 
+    Args:
+        stage: ``zero.stage``.
+
     Raises:
-        ConfigError: A value is out of range, or a setting is set that the chosen method does not read.
+        ConfigError: A value is out of range, a setting is set that the chosen method does not read, or the method does
+        not work at this stage.
     """
     default = MethodConfig()
     for name in (entry.name for entry in fields(method) if entry.name != "kind"):
@@ -81,6 +85,11 @@ def check_method(method: MethodConfig) -> None:
                               f"method.{name} only with method={reader.name}", f"method={reader.name}")  # fmt: skip
     if method.kind in ADAPTERS:
         _check_lora(method)
+    if method.kind is MethodKind.qlora and method.use_dora and stage == 3:
+        # peft.utils.integrations.dequantize_module_weight assigns a new weight on CPU, which is not sharded.
+        raise ConfigError("method=qlora with method.use_dora=true at zero.stage=3: PEFT reads the 4-bit matrices "
+                          "outside of their layers, and on CPU it replaces them, so that they are no longer sharded",
+                          "zero.stage=0 to 2, or DoRA on a 16-bit base", "zero.stage=2, or method=lora")  # fmt: skip
     if method.kind is MethodKind.partial and not method.trainable and not method.last_layers:
         raise ConfigError("method=partial names no parameters: nothing would be trained",
                           "method.last_layers or method.trainable", "method.last_layers=2")  # fmt: skip

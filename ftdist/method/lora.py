@@ -1,5 +1,6 @@
 """LoRA: adapters are trained, the base model is frozen. An export is an adapter in PEFT's format, or a merged model."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Dict
 
@@ -97,7 +98,10 @@ def _compare(written: Dict[str, torch.Tensor], base: PreTrainedModel, out: Path)
 
     settings = PeftConfig.from_pretrained(out)
     base.name_or_path = settings.base_model_name_or_path  # PEFT warns of another name
-    opened = get_peft_model(base, settings, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a deprecated attribute of the model
+        warnings.filterwarnings("ignore", "Model has .tie_word_embeddings=True")  # the adapter holds all tied modules
+        opened = get_peft_model(base, settings, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
     places = get_peft_model_state_dict(opened, save_embedding_layers=False)
     read = load_peft_weights(str(out), device="cpu")
     different = [name for name, tensor in written.items()

@@ -7,7 +7,7 @@ import torch
 
 from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.method.adapters import without_adapters
-from ftdist.model.load import model_config
+from ftdist.model.load import load_whole, model_config
 from ftdist.model.parts import auto_class
 from ftdist.run.locations import model_location
 from ftdist.verify.reference_method import in_4_bits
@@ -22,10 +22,13 @@ def plain_base(config: RunConfig, **options: Any) -> Any:
     build: Any = auto_class(model_config(config))
     location, quantized = model_location(config), config.method.kind is MethodKind.qlora
     options |= {"dtype": torch.float32, "trust_remote_code": config.model.trust_remote_code}
-    if quantized and not config.model.adapter:
+    if quantized and not config.model.adapter and not config.model.config:
         return _quantized(location, config.method, build, revision=config.model.revision, **options)
-    model = build.from_pretrained(location, revision=config.model.revision, **options)
-    if config.model.adapter:
+    if config.model.config:
+        model = load_whole(config)  # random weights are in no file
+    else:
+        model = build.from_pretrained(location, revision=config.model.revision, **options)
+    if config.model.adapter and not config.model.config:
         model = merged_plainly(model, config.model.adapter)
     if not quantized:
         return model

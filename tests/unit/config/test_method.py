@@ -29,8 +29,16 @@ LORA, PARTIAL, FULL = MethodKind.lora, MethodKind.partial, MethodKind.full
 )
 def test_invalid_settings_of_a_method_are_refused(settings: Any, found: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_method(MethodConfig(**settings))
+        check_method(MethodConfig(**settings), 2)
     assert found in caught.value.found and fix in caught.value.fix
+
+
+def test_dora_in_4_bits_is_refused_where_its_matrices_are_sharded() -> None:
+    method = MethodConfig(kind=MethodKind.qlora, use_dora=True)
+    check_method(method, 2)
+    check_method(MethodConfig(kind=LORA, use_dora=True), 3)
+    with pytest.raises(ConfigError, match="so that they are no longer sharded"):
+        check_method(method, 3)
 
 
 def test_the_settings_of_a_method_are_part_of_the_hash_and_those_of_others_are_not() -> None:

@@ -51,7 +51,9 @@ def export(config: RunConfig, model: Any, weights: Dict[str, torch.Tensor], out:
     out.mkdir()
     model.config.save_pretrained(out)
     model.generation_config.save_pretrained(out)
-    Lora().export(weights, model.config, out, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # a user would see it
+        Lora().export(weights, model.config, out, config)
     return out
 
 

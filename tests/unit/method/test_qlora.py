@@ -10,11 +10,13 @@ import torch
 from ftdist.config.schema import MethodKind, Precision
 from ftdist.method.check import check_run
 from ftdist.method.qlora import Qlora, export_merged_quantized
+from ftdist.model.load import load_whole
 from ftdist.model.opened import open_exported
-from ftdist.model.quantized import QUANTIZATION, quantize, quantized_layers
+from ftdist.model.quantized import QUANTIZATION, is_quantized, quantize, quantized_layers
 from ftdist.run.adapters import MARK
 from ftdist.run.model_facts import describe_method, write_facts
-from tests.helpers.tiny import save_tiny_model
+from ftdist.verify.reference_model import plain_base, stored
+from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.method.test_lora import DTYPES, base_of, export, logits, lora_config, trained
 
 
@@ -32,6 +34,17 @@ def test_before_the_first_step_the_logits_are_those_of_the_base_in_4_bits(precis
     assert logits(model.eval()).equal(logits(base)) and not logits(base).equal(full)
     for name, parameter in model.named_parameters():
         assert parameter.dtype is dtype and parameter.requires_grad == ("lora_" in name or "layers.0.mlp" in name)
+
+
+def test_the_reference_of_a_model_with_random_weights_has_the_same_matrices() -> None:
+    config = qlora_config(Path(), Precision.fp32)
+    config.model.path, config.model.config = None, dict(LLAMA)
+    packed = {name: stored(p) for name, p in Qlora().apply(load_whole(config), config).named_parameters()
+              if is_quantized(p)}  # fmt: skip
+    found = dict(plain_base(config).named_parameters())
+    assert len(packed) == 14
+    for name, numbers in packed.items():
+        assert stored(found[name.replace(".base_layer", "")]).equal(numbers)
 
 
 @pytest.mark.parametrize("method", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}], ids=str)
