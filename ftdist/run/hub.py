@@ -88,6 +88,14 @@ def offline_env(config: RunConfig) -> Dict[str, str]:
     return {OFFLINE: "1"} if not has_hub_data(config) or is_ready(data_folder(config)) else {}
 
 
+def reads_only_hub_cache(config: RunConfig) -> bool:
+    """Return whether the programs of a run read the cache of the hub and ask nothing, by ``offline_env`` or because the
+    user has set the variable."""
+    if not (repositories(config) or has_hub_data(config)):
+        return False
+    return OFFLINE in offline_env(config) or os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def hub_cache() -> Path:
     """Return the folder of the cache of the hub."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")

@@ -176,7 +176,7 @@ def test_wandbs_agent_runs_trials_and_ends_one_early(tmp_path: Path) -> None:
     with serving(server):
         done = ftdist("me/ftdist/s1", command=[sys.executable, "-m", "wandb", "agent"], cwd=tmp_path, PATH=path,
                       WANDB_BASE_URL=server.url, WANDB_API_KEY="0" * 40, HOME=str(tmp_path),
-                      WANDB_AGENT_MAX_INITIAL_FAILURES="1")  # fmt: skip
+                      WANDB_AGENT_MAX_INITIAL_FAILURES="1", timeout_s=LONG_S)  # fmt: skip
     short, long = RunDir(tmp_path / "short"), RunDir(tmp_path / "long")
     assert done.code == 0 and "failed runs" not in done.text, done.text + str(server.unknown)
     assert (short.read_status()["state"], short.read_status()["step"]) == ("done", 4), done.text

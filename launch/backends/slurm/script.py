@@ -17,7 +17,7 @@ from ftdist.base.ranges import ranges
 from ftdist.config.launch import Container, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
-from ftdist.run.hub import OFFLINE, hub_cache, offline_env
+from ftdist.run.hub import hub_cache, reads_only_hub_cache
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
 GPU_OPTIONS = {"gpus-per-node", "gres", "gpus", "gpus-per-task", "gpus-per-socket", "tres-per-task"}
@@ -144,7 +144,7 @@ def _needed(config: RunConfig, place: str) -> Dict[str, str]:
              "model.tokenizer": config.model.tokenizer, "data.chat_template": config.data.chat_template}  # fmt: skip
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         found |= {f"data.{kind}.{name}.path": source.path for name, source in sources.items()}
-    if OFFLINE in offline_env(config):
+    if reads_only_hub_cache(config):
         found["HF_HUB_CACHE"] = str(hub_cache())
     paths: Dict[str, str] = {}
     for key, path in found.items():
@@ -218,7 +218,7 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
     whole = ["--cpu-bind=none"] if slurm.cpus_per_gpu == 0 and slurm.cpus_per_node is None else []
     srun = shlex.join([*whole, *slurm.srun_options, *(container if pyxis or apptainer else [])])
     env = {**ranks_env(config), **slurm.env}
-    if container and OFFLINE in env:
+    if container and reads_only_hub_cache(config):
         env = {"HF_HUB_CACHE": str(hub_cache()), **env}  # the home folder in the container may be another one
     words = {
         "SBATCH": _sbatch_lines(config, array),

@@ -141,8 +141,10 @@ def test_a_submission_fetches_first_and_its_job_asks_nothing(
     assert config.model.revision == commit
     assert started == [["ftdist.model.fetch", "-"]], "a commit that is there is not asked for again"
     config.launch.slurm.container, config.launch.slurm.container_image = Container.pyxis, "image"
-    text = script.render(config)
-    assert f"{here}/hub:{here}/hub" in text and f"export HF_HUB_CACHE={here}/hub\n" in text
+    for variable in ("", "1", "0"):  # the user may set it, as docs/slurm.md says for clusters without internet
+        monkeypatch.setenv("HF_HUB_OFFLINE", variable) if variable else monkeypatch.delenv("HF_HUB_OFFLINE", False)
+        text, mounted = script.render(config), variable != "0"
+        assert (f"{here}/hub:{here}/hub" in text) == (f"export HF_HUB_CACHE={here}/hub\n" in text) == mounted
 
 
 def test_a_submission_names_the_variables_of_wandb_that_have_no_effect(
