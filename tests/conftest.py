@@ -36,6 +36,7 @@ for _name in [name for name in os.environ if SECRET.search(name) or name in RANK
 # Without bytecode files every process would compile the modules of ftdist: half a second of CPU time each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"  # Debian's `su` leaves them out; Slurm's daemons are there
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub
 
 
