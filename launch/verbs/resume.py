@@ -11,8 +11,8 @@ from ftdist.base.shell import override_word
 from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig
-from ftdist.launch.backends.base import ALIVE
-from ftdist.launch.backends.registry import backend_of
+from ftdist.launch.backends.base import ALIVE, Status
+from ftdist.launch.backends.registry import backend_of, backend_of_status
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import compose
 from ftdist.launch.runs import banner, freeze, inputs, resolve
@@ -71,7 +71,7 @@ def resume(args: argparse.Namespace) -> int:
                               "run `ftdist resume RUN_DIR …` without torchrun")  # fmt: skip
         return under_torchrun.resume(config, run)
     if state in ALIVE:
-        raise ConfigError(f"{args.run_dir} is {state}", "a run that has stopped",
+        raise ConfigError(f"{args.run_dir} is {state}{_who(run.read_status())}", "a run that has stopped",
                           f"wait until it ends, or stop it: ftdist cancel {quoted_path(run.path)}")  # fmt: skip
     banner.show_resume(run)
     with owned(run, submits=backend_of(config).uses_scheduler):
@@ -90,6 +90,13 @@ def resume(args: argparse.Namespace) -> int:
     code = backend.start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code
+
+
+def _who(status: Status) -> str:
+    """Return what runs a run that is under way, to be added to its state: `` as job 7``."""
+    if backend_of_status(status).uses_scheduler:
+        return f" as job {status.get('job_id')}"
+    return f", started by process {status['pid']} on {status.get('host')}" if status.get("pid") else ""
 
 
 def _check_not_paused(run: RunDir, config: RunConfig) -> None:

@@ -85,8 +85,9 @@ def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path:
            f"run_dir='{run.path}'")  # fmt: skip
     assert "queued: job" in (shown := verb("status", str(run.path)).stdout) and "JobHeldUser" in shown
     assert "has no log" in verb("logs", str(run.path)).stderr
-    assert verb("resume", str(run.path)).returncode == 2
     first = run.read_status()["job_id"]
+    again = verb("resume", str(run.path))
+    assert again.returncode == 2 and f"is queued as job {first}" in again.stderr
     cancelled = verb("cancel", str(run.path))
     assert (cancelled.returncode, cancelled.stdout) == (
         0,

@@ -39,7 +39,10 @@ def test_a_resume_of_a_finished_run_says_so_and_succeeds(
 
 def test_resume_refuses_a_run_that_is_under_way_or_missing(here: Path) -> None:
     make_run(here / "busy", state="running", host=platform.node(), pid=os.getpid())
-    for path, says in (("busy", "busy is running"), ("none", "none does not exist")):
+    for path, says in (
+        ("busy", f"busy is running, started by process {os.getpid()} on "),
+        ("none", "none does not exist"),
+    ):
         with pytest.raises(ConfigError, match=says):
             cli.dispatch(["resume", path])
 
