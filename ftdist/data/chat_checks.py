@@ -69,11 +69,14 @@ def changed_content(
         position = end
         if key is None or key[1] != "content" or key not in values or messages[key[0]]["role"] == "assistant":
             continue
-        value = values[key]
-        forms = (*written_forms(value), repr(value)[1:-1], SWITCH.sub("", value))
-        if shown.strip() not in [form.strip() for form in forms]:
+        if shown.strip() not in as_shown(values[key]):
             return key[0]
     return None
+
+
+def as_shown(content: str) -> List[str]:
+    """Return the forms in which a template may write the content of a message, without white space at their ends."""
+    return [form.strip() for form in (*written_forms(content), repr(content)[1:-1], SWITCH.sub("", content))]
 
 
 def content_lost(document: Document, number: int) -> DataError:

@@ -12,14 +12,14 @@ from typing import Any, Dict, FrozenSet, List, Optional, Pattern, Tuple
 from ftdist.base.errors import DataError
 from ftdist.config.schema import Format, Turns
 from ftdist.data import thinking
-from ftdist.data.chat_checks import changed_content, check_stops, content_lost, differs_later, prompt_differs
+from ftdist.data.chat_checks import as_shown, changed_content, check_stops, content_lost, differs_later, prompt_differs
 from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names, shape_of
 from ftdist.data.chat_notes import THINKING_NOT_TRAINED
 from ftdist.data.chat_plan import DocumentPlan, Plan, make_plan
 from ftdist.data.chat_template import ChatTemplate, Span, TemplateProblem
 from ftdist.data.chat_turn import CannotExpress
 from ftdist.data.records import Document
-from ftdist.data.skeleton import Alignment, FieldKey, Part, align, field_values, written_forms
+from ftdist.data.skeleton import Alignment, FieldKey, Part, align, field_values
 from ftdist.data.template_conditions import conditions_of
 
 MAX_PLANS = 2048
@@ -300,7 +300,7 @@ class ChatRenderer:
                 raise prompt_differs(document, one.number, self._suspects(given[: one.number], template))
         for number in planned.exact:
             content = document.messages[number]["content"]
-            if number < planned.turn.number and not any(one in text for one in written_forms(content)):
+            if number < planned.turn.number and not any(form in text for form in as_shown(content)):
                 raise content_lost(document, number)
 
     def _suspects(self, messages: List[Message], template: ChatTemplate) -> str:

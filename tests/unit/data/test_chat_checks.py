@@ -134,6 +134,25 @@ def test_a_prompt_without_the_system_message_is_refused() -> None:
         rendered(template, record, special=("<end>",))
 
 
+@pytest.mark.parametrize(
+    "system, shown",
+    [("Be brief. /no_think", "Be brief."), ("/no_think Be brief.", "Be brief."), ("a /no_think b", "a  b")],
+)
+def test_a_switch_in_a_system_message_that_the_template_acts_on_and_leaves_out_is_not_lost(
+    system: str, shown: str
+) -> None:
+    """SmolLM3's template does so."""
+    template = (
+        "{% set s = messages[0].content %}{% set off = '/no_think' in s %}{{ s.replace('/no_think', '') | trim }}<end>"
+        + LOOP.replace("messages", "messages[1:]") + "<{{ m.role }}>"
+        "{% if off and m.role == 'assistant' %}<think>\n\n</think>\n{% endif %}{{ m.content }}<end>" + END
+        + "{% if add_generation_prompt %}<assistant>{{ '<think>\n\n</think>\n' if off else '' }}{% endif %}"
+    )  # fmt: skip
+    assert rendered(template, chat("q", "a", system=system), special=("<end>",)) == [
+        f"{shown}<end><user>q<end><assistant><think>\n\n</think>\n[[a<end>]]"
+    ]
+
+
 def thinks_if(condition: str, block: str) -> str:
     """Return a template whose generation prompt has a think block if a condition holds."""
     return (
