@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 from typing import List, NoReturn, Optional
 
 from ftdist import __version__
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, EXIT_USAGE, ConfigError, FtdistError
 from ftdist.base.main import run_main
-from ftdist.base.names import nearest
+from ftdist.base.names import nearest, require_utf8
 from ftdist.base.output import accept_any_text
 from ftdist.base.shell import shell_words
 from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
@@ -139,6 +140,7 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
 
     def command() -> int:
         _refuse_optimization()
+        require_utf8("the folder for temporary files (TMPDIR)", tempfile.gettempdir())
         _refuse_deepspeeds_launcher(words)
         try:
             return dispatch(words)

@@ -95,9 +95,17 @@ def _blocker(path: Path, write: bool) -> Optional[Path]:
     return path if os.path.lexists(path) and not os.access(path, needed) else None
 
 
+def describe_rights(path: Path) -> str:
+    """Return why a file or folder cannot be used: its file system is read-only, or else its owner and mode."""
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return "is on a read-only file system"
+    found = path.lstat()
+    return f"belongs to {user_name(found.st_uid)} and has mode {stat.S_IMODE(found.st_mode):04o}"
+
+
 def _no_permission(path: Path, blocker: Path, write: bool) -> AccessError:
     found = blocker.lstat()
-    owner, me = _user(found.st_uid), _user(os.geteuid())
+    owner, me = user_name(found.st_uid), user_name(os.geteuid())
     what, letters = ("write", "rwX") if write else ("read", "rX")
     return AccessError(
         f"no permission to {what} {path}: {blocker} belongs to {owner} and has mode {stat.S_IMODE(found.st_mode):04o}",
@@ -106,7 +114,8 @@ def _no_permission(path: Path, blocker: Path, write: bool) -> AccessError:
     )
 
 
-def _user(number: int) -> str:
+def user_name(number: int) -> str:
+    """Return the name of a user."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:  # in a container a user may have no name

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.permissions import explain_os_error
 from ftdist.config.launch import texts
 from ftdist.config.schema import ADDED_LATER, RENAMED_VALUES, RunConfig
 
@@ -23,9 +24,12 @@ def load_config(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: The file is missing, incomplete, not of this schema, or holds an interpolation (``${…}``). A frozen
             config has plain values only, and nothing in it is evaluated.
+        AccessError: This user may not read it.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", EXPECTED, FIX) from error
     except UnicodeDecodeError as error:

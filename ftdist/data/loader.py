@@ -12,6 +12,7 @@ import torch
 
 from ftdist.base.errors import DataError
 from ftdist.base.output import quoted_path
+from ftdist.base.permissions import explain_os_error
 from ftdist.run.prepared import is_ready, read_meta
 
 IGNORED = -100
@@ -96,6 +97,7 @@ def open_set(folder: Path, name: str) -> PreparedSet:
 
     Raises:
         DataError: The folder contains no prepared data, the set does not exist, or its files are damaged.
+        AccessError: This user may not read them.
     """
     if not is_ready(folder):
         raise DataError(f"{folder} holds no prepared data", "a folder of prepared data", "run ftdist prepare")
@@ -115,6 +117,8 @@ def open_set(folder: Path, name: str) -> PreparedSet:
         sizes_match &= (
             len(opened.row_docs) == opened.row_offsets[-1] and len(opened.row_offsets) == sets[name]["rows"] + 1
         )
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except (OSError, ValueError, LookupError) as error:
         raise _damaged(folder, name, str(error)) from error
     if not sizes_match:

@@ -35,6 +35,7 @@ from ftdist.data.sources import chunk_records, read_source
 from ftdist.data.text_files import LocatedRecord
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.worker_pool import available_cores, ordered_map
+from ftdist.run.locations import require_writable_cache
 from ftdist.run.prepared import BAD_RECORDS, FORMAT_VERSION, META, data_folder, is_ready
 
 CHUNK_DOCUMENTS = 128
@@ -65,11 +66,12 @@ def prepare(config: RunConfig) -> Path:
 
     Raises:
         DataError: The data cannot be read, or a set would be empty.
-        ConfigError: The tokenizer or the chat template cannot be loaded.
+        ConfigError: The tokenizer or the chat template cannot be loaded, or the cache cannot be written.
     """
     folder = data_folder(config)
     if is_ready(folder):
         return folder
+    require_writable_cache(config, "data")
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.parent / "*")
     unfinished = temporary_path(folder)

@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, Tuple
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.base.names import as_typed, nearest
+from ftdist.base.permissions import explain_os_error
 from ftdist.config.schema import Offload, Precision, RunConfig
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
@@ -121,6 +122,8 @@ def _read(file: Path) -> Dict[str, Any]:
     expected, fix = "a deepspeed.json that ftdist wrote", WRITE_AGAIN
     try:
         settings = read_json(file)
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ConfigError(f"cannot read {file}: {reason}", expected, fix) from error

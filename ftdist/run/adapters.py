@@ -11,6 +11,7 @@ from typing import Any, Collection, Dict, List, Tuple
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
+from ftdist.base.permissions import explain_os_error
 from ftdist.base.shell import override_word
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
@@ -90,6 +91,8 @@ def _read_settings(key: str, folder: Path) -> Dict[str, Any]:
         found = read_json(folder / SETTINGS)
         if not isinstance(found, dict) or not {"r", "lora_alpha"} <= found.keys():
             raise ValueError("r or lora_alpha is missing")
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: {folder / SETTINGS}: {error}", "the file that PEFT writes",
                           "export the adapter again") from error  # fmt: skip
@@ -107,6 +110,7 @@ def tensor_shapes(file: Path) -> Dict[str, Tuple[int, ...]]:
 
     Raises:
         ConfigError: The header cannot be read, or the file is cut off.
+        AccessError: This user may not read the file.
     """
     try:
         with file.open("rb") as opened:
@@ -117,6 +121,8 @@ def tensor_shapes(file: Path) -> Dict[str, Tuple[int, ...]]:
         if file.stat().st_size < needed:
             raise ValueError(f"it has {file.stat().st_size:,} bytes instead of {needed:,}")
         return {name: tuple(found["shape"]) for name, found in tensors.items()}
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise ConfigError(f"{file} cannot be read: {error}", "a complete safetensors file",
                           "copy or export it again") from error  # fmt: skip

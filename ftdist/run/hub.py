@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from ftdist.base.names import require_utf8
 from ftdist.config.schema import RunConfig
 from ftdist.run.locations import TOKENIZER
 from ftdist.run.prepared import data_folder, is_ready
@@ -97,9 +98,15 @@ def reads_only_hub_cache(config: RunConfig) -> bool:
 
 
 def hub_cache() -> Path:
-    """Return the folder of the cache of the hub."""
+    """Return the folder of the cache of the hub.
+
+    Raises:
+        ConfigError: Its name is not in UTF-8, as the libraries that read it require.
+    """
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()
+    folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()
+    require_utf8("the cache of the Hugging Face hub (HF_HOME)", folder)
+    return folder
 
 
 def _folder(name: str) -> Path:

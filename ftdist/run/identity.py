@@ -26,6 +26,7 @@ from ftdist.run.prepared import (
     data_folder,
     first_format_folder,
     is_ready,
+    known_before,
     read_meta,
     source_key,
     template_text,
@@ -182,6 +183,10 @@ def changed_files(record: Record, config: RunConfig, *kinds: str) -> List[str]:
         now["model"] = record["files"]["model"]
     if config.model.path and is_gguf(config.model.path) and record["files"].get("tokenizer") == [_first_gguf(config)]:
         now["tokenizer"] = record["files"]["tokenizer"]
+    if isinstance(tokenizer := record["files"].get("tokenizer"), dict) and isinstance(now["tokenizer"], dict):
+        now["tokenizer"] = {
+            name: digest for name, digest in now["tokenizer"].items() if name in tokenizer or known_before(name)
+        }
     for name, before in record["files"].items():
         if name.startswith(kinds) and now.get(name) != before:
             found.append(f"{name} {_difference(before, now.get(name))}")

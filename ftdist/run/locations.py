@@ -2,12 +2,13 @@
 
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import near_paths
-from ftdist.base.permissions import require_access, require_readable_folder
+from ftdist.base.permissions import describe_rights, require_access, require_readable_folder
 from ftdist.base.shell import override_word
 from ftdist.base.terminal import print_if_long
 from ftdist.config.schema import RunConfig
@@ -24,6 +25,23 @@ def cache_root(config: RunConfig) -> Path:
     It is ``cache_dir`` of the config, else ``$FTDIST_CACHE``, else ``~/.cache/ftdist``.
     """
     return Path(config.cache_dir or os.environ.get("FTDIST_CACHE") or Path.home() / ".cache" / "ftdist").expanduser()
+
+
+def require_writable_cache(config: RunConfig, part: str) -> None:
+    """Check that a part of the cache can be written. A cache that holds all that a run needs may be read-only.
+
+    Args:
+        part: Name of the folder in the cache, for example ``data``.
+
+    Raises:
+        ConfigError: It cannot be written: it belongs to another user, or is read-only on this machine.
+    """
+    cache = cache_root(config)
+    place = next(path for path in (cache / part, cache, *cache.absolute().parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"the cache {cache} cannot be written on {platform.node()}: {place} {describe_rights(place)}",
+                          "a cache on a disk that can be written", "cache_dir=FOLDER, or FTDIST_CACHE=FOLDER for all "
+                          "runs; or run ftdist prepare where the cache can be written")  # fmt: skip
 
 
 def model_location(config: RunConfig) -> str:

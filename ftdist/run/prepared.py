@@ -12,6 +12,7 @@ import json
 import platform
 import shutil
 from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -41,8 +42,15 @@ TEMPLATES = Path(__file__).parents[1] / "data"
 META = "meta.json"
 BAD_RECORDS = "bad_records.jsonl"
 """List of the records that were dropped because they are bad. The file exists only if there are any."""
-TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "chat_template*",
-                   "additional_chat_templates/*")  # fmt: skip
+FIRST_TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
+                         "chat_template*", "additional_chat_templates/*")  # fmt: skip
+"""The files of a tokenizer that older versions knew."""
+TOKENIZER_FILES = (
+    *FIRST_TOKENIZER_FILES, "*.model", "*.spm", "*.tiktoken", "*.codes", "*.tokenizer", "tekken.json", "dict.txt",
+    "normalizer.json", "byte_maps.json", "emoji.json", "entity_vocab.json", "target_vocab.json", "word_*.json",
+)  # fmt: skip
+"""Patterns of all files that the tokenizers of transformers read, and of those that often come with code of their own.
+Python files are added if the tokenizer may run code of its own."""
 
 
 def data_folder(config: RunConfig) -> Path:
@@ -78,7 +86,13 @@ def first_format_folder(config: RunConfig) -> Path:
     for source in (*parts["sources"].values(), *parts["heldout"].values()):
         for name in set(source) - FIRST_SOURCE_SETTINGS:
             del source[name]
+    parts["tokenizer"] = [part for part in parts["tokenizer"] if not isinstance(part, tuple) or known_before(part[0])]
     return folder_of(config, {**parts, "version": FIRST_FORMAT})
+
+
+def known_before(name: str) -> bool:
+    """Return whether older versions knew this file of a tokenizer."""
+    return any(fnmatch(name, pattern) for pattern in (*FIRST_TOKENIZER_FILES, "*.jinja"))
 
 
 def content_hash(config: RunConfig, folder: Path) -> str:
@@ -101,6 +115,7 @@ def read_meta(folder: Path) -> Dict[str, Any]:
 
     Raises:
         DataError: The file is not one that ``ftdist prepare`` writes.
+        AccessError: This user may not read it.
     """
     try:
         meta = read_json(folder / META)
@@ -108,6 +123,8 @@ def read_meta(folder: Path) -> Dict[str, Any]:
         known = FIRST_FORMAT <= meta["format_version"] <= FORMAT_VERSION
         if not known or not all(isinstance(number, int) for number in rows):
             raise ValueError(f"format_version {meta['format_version']}, rows {rows}")
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / META} is not what ftdist writes: {error!r}", f"format_version {FORMAT_VERSION}",
                         f"delete the folder; it is prepared again: rm -r {quoted_path(folder)}") from error  # fmt: skip
@@ -181,6 +198,7 @@ def tokenizer_key(config: RunConfig, hashes: FileHashes) -> List[Any]:
         # The name identifies the content, so that the hash is known before the model is converted.
         return [Path(location).name]
     if Path(location).is_dir():
-        files = {file for pattern in TOKENIZER_FILES for file in Path(location).glob(pattern) if file.is_file()}
+        patterns = [*TOKENIZER_FILES, *["*.py"] * config.model.trust_remote_code]
+        files = {file for pattern in patterns for file in Path(location).glob(pattern) if file.is_file()}
         return sorted((file.name, hashes.of(file)) for file in files)
     return [location, tokenizer_revision(config)]

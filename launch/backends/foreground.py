@@ -1,6 +1,7 @@
 """Common code of the backends whose launcher runs on this machine and waits until the run ends."""
 
 import contextlib
+import os
 import platform
 import shlex
 import signal
@@ -11,7 +12,9 @@ from typing import Dict, List, Optional, Sequence
 import psutil
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.process import is_alive
+from ftdist.base.output import quoted_path
+from ftdist.base.permissions import AccessError, user_name
+from ftdist.base.process import find_process, is_alive
 from ftdist.base.shell import shell_words
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.attempt import lifecycle
@@ -41,8 +44,9 @@ class ForegroundBackend:
     def stop(self, run: RunDir, now: bool = False) -> str:
         if not now:
             return lifecycle.ask_to_stop(run)
+        launcher = _launcher(run)
         run.cancel.touch()
-        _end_launcher(run)
+        _end(launcher)
         return "the run was stopped without saving a checkpoint"
 
     def log(self, run: RunDir) -> Optional[Path]:
@@ -94,14 +98,31 @@ def _state(status: Status) -> str:
     return DEAD if time.time() - float(status.get("time", 0)) > SILENT_S else state
 
 
-def _end_launcher(run: RunDir) -> None:
-    """End the launcher of a run, as pressing Ctrl-C twice would."""
+def _launcher(run: RunDir) -> Optional[psutil.Process]:
+    """Return the launcher of a run, or None if it has ended meanwhile.
+
+    Raises:
+        ConfigError: it runs on another machine.
+        AccessError: it belongs to another user.
+    """
     status = run.read_status()
     if status.get("host") != platform.node():
         command = shlex.join(["ftdist", "cancel", "--now", str(run.path.absolute())])  # ssh starts a shell elsewhere
         raise ConfigError(f"{run.path} runs on {status.get('host')}", "the machine on which it was started",
                           shell_words(["ssh", str(status.get("host")), command]))  # fmt: skip
-    launcher = psutil.Process(int(status["pid"]))
+    launcher = find_process(int(status["pid"]))
+    if launcher is not None and os.geteuid() not in (0, owner := launcher.uids().effective):
+        raise AccessError(f"{run.path} was started by {user_name(owner)}, whose processes you may not end",
+                          "the user who started it, or root",
+                          f"ftdist cancel {quoted_path(run.path)}, which only needs to write into the run directory",
+                          )  # fmt: skip
+    return launcher
+
+
+def _end(launcher: Optional[psutil.Process]) -> None:
+    """End the launcher of a run, as pressing Ctrl-C twice would."""
+    if launcher is None:
+        return
     with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
         for _ in range(2):
             launcher.send_signal(signal.SIGINT)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Dict
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.permissions import explain_os_error
 from ftdist.config.launch import HOST
 from ftdist.config.schema import RunConfig
 
@@ -24,6 +25,8 @@ def read_hostfile(path: Path) -> Dict[str, int]:
     """
     try:
         lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}",
                           "a hostfile with one line `NAME slots=RANKS` for each machine",

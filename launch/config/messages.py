@@ -11,9 +11,9 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import as_typed, nearest
-from ftdist.base.shell import shell_word
+from ftdist.base.shell import override_word, shell_word
 from ftdist.config.schema import RENAMED_VALUES, SourceConfig
-from ftdist.launch.config.keys import OTHER_NAMES, describe_type, nearest_key, schema_keys, type_at
+from ftdist.launch.config.keys import OTHER_NAMES, describe_type, is_text, nearest_key, schema_keys, type_at
 
 INSTEAD = {
     "run.dir": "run_dir=FOLDER", "sweep.": "runs_dir=FOLDER", "output_subdir": "run_dir=FOLDER",
@@ -22,7 +22,8 @@ INSTEAD = {
 """Keys of Hydra itself, and the settings of ftdist that take their place."""
 
 
-STARTS_WITH_DIGIT = re.compile(r"\d+\D.*")
+KEY_PART = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|[1-9](_?[0-9])*")
+"""A part of a key that Hydra's grammar can read."""
 KINDS = {"int": "number", "float": "number", "bool": "boolean"}
 
 
@@ -82,13 +83,7 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
     if isinstance(error, OverrideParseException):
         if "missing EQUAL" in str(error):
             return _not_an_override(str(error.override), loader)
-        key = str(error.override).partition("=")[0]
-        if number := next(filter(STARTS_WITH_DIGIT.fullmatch, key.lstrip("+~").split(".")), None):
-            return ConfigError(f"cannot read the override '{error.override}': Hydra reads no key such as '{number}'",
-                               "a name that begins with a letter",
-                               "begin the name with a letter, or write it in quotes in a YAML file")  # fmt: skip
-        return ConfigError(f"cannot read the override '{error.override}': {str(error).splitlines()[0]}",
-                           "key=value", "quote values that hold , [ { quotes or accents: key=\\'a,b\\'")  # fmt: skip
+        return _unreadable(str(error.override), str(error).splitlines()[0])
     text = "\n".join(part for part in (str(error), str(error.__cause__ or "")) if part)
     if text.startswith("Config group override must be"):
         return ConfigError(f"a config group was set to a number: {text}", "the name of an option", "group=option")
@@ -96,8 +91,31 @@ def config_error(error: Exception, loader: ConfigLoader) -> ConfigError:
         return ConfigError(text.splitlines()[0], "one option of a group", "leave out the +")
     if "Ambiguous value" in text or "requires --multirun" in text:
         return ConfigError(text.splitlines()[0], "one value, or a sweep with --multirun (-m)",
-                           "add -m, or write a list as key=[a,b]")  # fmt: skip
+                           f"add -m, or {_without_sweep(text)}")  # fmt: skip
     return _wrong_key_or_value(text, loader)
+
+
+def _without_sweep(text: str) -> str:
+    """Return how to give a value that Hydra reads as a sweep, from Hydra's message."""
+    given = re.search(r"(?:argument|parameters) '\+*([^'=]+)=(.*)'", text)
+    if given and is_text(type_at(given[1])):
+        return f"quote the text: {override_word(given[1], given[2])}"
+    return "write a list as key=[a,b]"
+
+
+def _unreadable(word: str, reason: str) -> ConfigError:
+    """Return the error for an override that Hydra's grammar cannot read."""
+    key, _, value = word.partition("=")
+    parts = re.split(r"[./@:]", key.lstrip("+~"))
+    if bad := next((part for part in parts if part and not KEY_PART.fullmatch(part)), None):
+        return ConfigError(f"cannot read the override '{word}': Hydra reads no key such as '{bad}'",
+                           "a name of letters, digits, _ and -, which begins with a letter",
+                           "use such a name, or write this one in quotes in a YAML file")  # fmt: skip
+    if is_text(type_at(key.lstrip("+"))):
+        return ConfigError(f"cannot read the override '{word}': Hydra reads {value[:1]} as the beginning of a quoted "
+                           "text, a list, a mapping or a function", "a text", override_word(key, value))  # fmt: skip
+    return ConfigError(f"cannot read the override '{word}': {reason}", "key=value",
+                       "quote values that hold , [ { quotes or accents: key=\\'a,b\\'")  # fmt: skip
 
 
 def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:

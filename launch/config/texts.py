@@ -10,7 +10,7 @@ import typing
 from typing import Any, Dict, List
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,15 +39,19 @@ def quote_texts(overrides: List[str]) -> List[str]:
     for word in overrides:
         try:
             parsed = parser.parse_override(word)
-        except HydraException:  # if quoting does not help, Hydra reports the error later
-            quoted.append(_quote_whole(word))
+        except HydraException:
+            quoted.append(_quote_whole(word, parser))
         else:
             quoted.append(_quote(word, parsed, parser))
     return quoted
 
 
 def _quote(word: str, parsed: Override, parser: OverridesParser) -> str:
-    numbers = _numbers_for_text(type_at(parsed.key_or_group), parsed.value())
+    kind, value = type_at(parsed.key_or_group), parsed.value()
+    typed = word.partition("=")[2]
+    if is_text(kind) and isinstance(value, str) and not isinstance(value, QuotedString) and typed != typed.strip():
+        return f"{parsed.input_line.partition('=')[0]}={hydra_quoted(typed)}"
+    numbers = _numbers_for_text(kind, value)
     if not numbers:
         return word
     text = parsed.get_value_string()
@@ -64,18 +68,24 @@ def _quote(word: str, parsed: Override, parser: OverridesParser) -> str:
     return word
 
 
-def _quote_whole(word: str) -> str:
+def _quote_whole(word: str, parser: OverridesParser) -> str:
     """Quote the value of a text setting that Hydra's grammar does not know: ``name=größe``, ``path=it's.jsonl``.
 
     A value that begins like a quoted text, a list, a mapping or a function is not changed, nor is a value that may be a
-    sweep or an interpolation. Such a value contains a mistake, which Hydra reports.
+    sweep or an interpolation. Such a value contains a mistake, which Hydra reports. So does a key that Hydra cannot
+    read.
     """
     key, equals, value = word.partition("=")
     if not equals or value[:1] in tuple("'\"[{(") or "," in value or "${" in value or HYDRA_FUNCTION.match(value):
         return word
     if not is_text(type_at(key.lstrip("+"))):
         return word
-    return f"{key}={hydra_quoted(value)}"
+    quoted = f"{key}={hydra_quoted(value)}"
+    try:
+        parser.parse_override(quoted)
+    except HydraException:
+        return word
+    return quoted
 
 
 def _quote_item(item: str, parser: OverridesParser, has_key: bool) -> str:

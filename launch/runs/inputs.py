@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Set
 
 from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError, DataError, LaunchError
+from ftdist.base.permissions import require_readable_folder
 from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
 from ftdist.launch.runs.programs import ProgramFailed, run_program
@@ -28,7 +29,7 @@ from ftdist.run.identity import (
     record_inputs,
     recorded_folder,
 )
-from ftdist.run.locations import cache_root, model_location, needs_conversion
+from ftdist.run.locations import cache_root, model_location, needs_conversion, require_writable_cache
 from ftdist.run.model_facts import check_fit, read_facts
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import RunDir
@@ -126,24 +127,10 @@ def convert_model(config: RunConfig) -> None:
     GGUF file in a Python package."""
     if not needs_conversion(config):
         return
-    _check_cache(config)
+    require_writable_cache(config, "models")
     gguf = _builtin_gguf(cache_root(config) / "packages") if config.model.builtin else Path(str(config.model.path))
     with task(f"converting {gguf.name} (once)"):
         run_program(["ftdist.model.convert", str(gguf), model_location(config)])
-
-
-def _check_cache(config: RunConfig) -> None:
-    """Check that the cache can be written. A cache that holds all that a run needs may be read-only.
-
-    Raises:
-        ConfigError: the cache cannot be written, for example because the home folder is read-only on compute nodes.
-    """
-    cache = cache_root(config)
-    place = next(path for path in (cache, *cache.absolute().parents) if path.exists())
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"the cache {cache} cannot be written on {platform.node()}: {place} is read-only there",
-                          "a cache on a disk that can be written", "cache_dir=FOLDER, or FTDIST_CACHE=FOLDER for all "
-                          "runs; or run ftdist prepare where the cache can be written")  # fmt: skip
 
 
 def prepare_data(config: RunConfig) -> Path:
@@ -151,11 +138,14 @@ def prepare_data(config: RunConfig) -> Path:
 
     Raises:
         ProgramFailed: the data cannot be prepared; the program has said why.
+        ConfigError: the cache cannot be written.
+        AccessError: this user may not read the data.
     """
     folder = data_folder(config)
     if not is_ready(folder):
-        _check_cache(config)
+        require_writable_cache(config, "data")
         run_program(["ftdist.data.main", "prepare", "-"], config)
+    require_readable_folder(folder)  # another user may have prepared it
     return folder
 
 
@@ -171,10 +161,10 @@ def prepare_run_data(config: RunConfig, run: RunDir) -> Path:
     check_files(run, config)
     begun = bool(record and record["data"]) or (record is None and bool(run.checkpoint_folders()))
     folder = recorded_folder(run, config) if begun else data_folder(config)
-    if is_ready(folder):
-        if record and (changed := changed_files(record, config, "data.")):
-            print(f"note: {changed[0]} since the run was started; the run continues with its original data", flush=True)
-    else:
+    if (is_ready(folder) or not begun) and record and (changed := changed_files(record, config, "data.")):
+        used = "started; the run continues with its original data" if begun else "submitted; it trains on the new data"
+        print(f"note: {changed[0]} since the run was {used}", flush=True)
+    if not is_ready(folder):
         if begun:
             may_prepare(run, config)
         folder = prepare_data(config)

@@ -25,6 +25,7 @@ from ftdist.plan.disk import checkpoints_at_once, require_space
 from ftdist.plan.layout import layout_of
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.adapters import find_adapters, tensor_shapes
+from ftdist.run.hub import has_hub_data, hub_cache, repositories
 from ftdist.run.locations import cache_root, check_model_folder, model_location
 from ftdist.run.model_facts import read_facts
 
@@ -72,7 +73,7 @@ def resolve_paths(config: RunConfig) -> None:
 
     Raises:
         DataError: a source does not exist, but one with a similar name does.
-        ConfigError: the cache folder cannot be made, or a path is not in UTF-8.
+        ConfigError: the cache folder cannot be made, or a path or the hub's cache is not in UTF-8.
     """
     for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
         for name, source in sources.items():
@@ -95,6 +96,8 @@ def resolve_paths(config: RunConfig) -> None:
             setattr(owner, name, _absolute(value))
     for key, text in texts("", config):  # the current folder is part of the paths now
         require_utf8(key.removeprefix("."), text)
+    if repositories(config) or has_hub_data(config):
+        hub_cache()
 
 
 def _check_spelling(key: str, path: Optional[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Dict, Iterator, List, Optional, Tuple
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path, short_path
+from ftdist.base.permissions import explain_os_error
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.machine import cpu_cores
@@ -81,6 +82,8 @@ def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) 
         asked = read_json(folder.request)
         os.chdir(asked.pop("cwd"))  # relative paths in its overrides
         request = sweeper.SweepRequest(**asked)
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"cannot resume from {folder.request}: {error}",

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import os
+import sys
 import time
 from pathlib import Path
 from typing import List
@@ -11,7 +13,7 @@ from rich.console import Console
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
 from ftdist.base.output import quoted_path, short_path
-from ftdist.base.permissions import require_access
+from ftdist.base.permissions import describe_rights, require_access
 from ftdist.base.tables import plain_table, show_table
 from ftdist.launch.backends.base import ALIVE, Seen, Status
 from ftdist.launch.runs.banner import cell
@@ -38,6 +40,8 @@ def status(args: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):  # the usual end of --watch
         while _show(places, console, clear=args.watch) and args.watch:
             time.sleep(WATCH_S)
+    for folder in (folder for place in places for folder in _unreadable(place)):
+        print(f"note: {short_path(folder)} is left out: it {describe_rights(folder)}", file=sys.stderr)
     found = {place: find_runs(place) for place in places}
     if empty := [place for place in places if not found[place]]:
         near = [
@@ -80,6 +84,12 @@ def find_runs(place: Path) -> List[RunDir]:
     if (place / "run.yaml").is_file():
         return [RunDir(place)]
     return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]
+
+
+def _unreadable(place: Path) -> List[Path]:
+    """Return the folders in a folder of runs that this user may not read."""
+    found = [] if (place / "run.yaml").is_file() else [*place.glob("*"), *place.glob("*-sweep/*")]
+    return sorted(path for path in found if path.is_dir() and not os.access(path, os.R_OK | os.X_OK))
 
 
 def status_row(run: RunDir, found: Status, seen: Seen) -> List[str]:

@@ -195,6 +195,7 @@ def unusual(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_type_that_a_card_names_is_the_same_in_transformers_4(four: str, tmp_path: Path) -> None:
     from ftdist.data.tokenizer import bytes_tokenizer
 

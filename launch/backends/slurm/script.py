@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.permissions import explain_os_error
 from ftdist.base.ranges import ranges
 from ftdist.config.launch import Container, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
@@ -249,6 +250,8 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except PermissionError as error:
+        raise explain_os_error(error) from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "a batch script template",
                           "launch.slurm.template=FILE") from error  # fmt: skip

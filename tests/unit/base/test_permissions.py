@@ -5,11 +5,19 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
 from ftdist.base.permissions import AccessError, explain_os_error, follow_umask, require_access, require_readable_folder
+from ftdist.config.frozen import load_config
 from ftdist.config.schema import RunConfig
+from ftdist.launch.backends.hostfile import read_hostfile
+from ftdist.launch.backends.slurm import script
+from ftdist.launch.sweeps.sweep import resume_sweep
+from ftdist.plan.deepspeed import check_frozen
+from ftdist.run.adapters import adapter_settings, tensor_shapes
+from ftdist.run.prepared import read_meta
 from ftdist.run.rundir import RunDir, read_manifest
 from tests.helpers.users import as_other_user, needs_root, open_to_all
 
@@ -74,6 +82,26 @@ def test_a_checkpoint_of_another_user_is_not_called_damaged(name: str, tmp_path:
         *([lambda: read_manifest(folder), lambda: run.find_checkpoint("best")] if name == "manifest.json" else []),
     ):
         assert as_other_user(act).startswith(f"AccessError: no permission to read {folder / name}: ")
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "run.yaml": load_config,
+    "deepspeed.json": lambda file: check_frozen(file, RunConfig()),
+    "meta.json": lambda file: read_meta(file.parent),
+    "adapter_config.json": lambda file: adapter_settings("model.adapter", file.parent),
+    "model.safetensors": tensor_shapes,
+    "sweep.json": lambda file: resume_sweep(file.parent, quiet=True),
+    "hostfile": read_hostfile,
+    "job.template": script._read,
+}
+
+
+@needs_root
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_of_another_user_is_not_called_missing_or_damaged(name: str, tmp_path: Path) -> None:
+    (file := open_to_all(tmp_path) / name).touch(0o600)
+    said = as_other_user(lambda: READERS[name](file))
+    assert said.startswith(f"AccessError: no permission to read {file}: {file} belongs to root and has mode 0600"), said
 
 
 @needs_root

@@ -319,9 +319,13 @@ def test_cfg_refuses_a_sweep(tmp_path: Path) -> None:
     assert done.returncode == 2 and "leave out -m" in done.stderr
 
 
-def test_python_without_docstrings_is_refused_at_once(tmp_path: Path) -> None:
-    """transformers builds some docstrings from others, and fails in the middle of an import."""
+def test_an_environment_in_which_libraries_fail_is_refused_at_once(tmp_path: Path) -> None:
+    """transformers builds some docstrings from others, and fails in the middle of an import. Libraries also need the
+    name of the folder for temporary files as text."""
     words, env = ["-m", "ftdist", "status"], {k: v for k, v in os.environ.items() if k != "PYTHONOPTIMIZE"}
+    (odd := Path(os.fsdecode(os.fsencode(tmp_path) + b"/t\xff"))).mkdir()
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env={**env, "TMPDIR": str(odd)})
+    assert done.returncode == 2 and done.stderr.startswith("error: the folder for temporary files (TMPDIR) holds bytes")
     for command, variables, fix in (([sys.executable, "-OO"], {}, "leave out -OO"),
                                     ([sys.executable], {"PYTHONOPTIMIZE": "2"}, "unset PYTHONOPTIMIZE")):  # fmt: skip
         done = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 
 from ftdist.base.errors import FtdistError
 from ftdist.data.text_files import _converted
-from ftdist.launch.backends.foreground import _end_launcher
+from ftdist.launch.backends.foreground import _launcher
 from ftdist.launch.config import messages
 from ftdist.launch.runs import banner
 from ftdist.run.rundir import RunDir
@@ -40,7 +40,7 @@ def test_fixes_quote_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ]  # fmt: skip
     run = RunDir(tmp_path / NAME)
     run.write_status(state="running", host=f"not-{platform.node()}", pid=1)
-    ssh = fix_of(lambda: _end_launcher(run))
+    ssh = fix_of(lambda: _launcher(run))
     assert ssh[:2] == ["ssh", f"not-{platform.node()}"]
     assert shlex.split(ssh[2]) == ["ftdist", "cancel", "--now", str(run.path)]  # the remote shell reads it once more
     data = {"sources": {"mine": {"pth": NAME}}}

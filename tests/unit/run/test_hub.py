@@ -1,11 +1,14 @@
 """What of the hub is in its cache, and when a run asks it nothing."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.launch.runs import resolve
 from ftdist.model.fetch import wanted_files
 from ftdist.run.hub import fetched_folder, hub_commit, is_fetched, offline_env, repositories
 from ftdist.run.prepared import data_folder
@@ -72,6 +75,20 @@ def test_no_request_is_made_if_everything_is_in_the_cache(
     assert offline_env(config) == {"HF_HUB_OFFLINE": "1"}
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     assert offline_env(config) == {}, "what the user has set stays"
+
+
+def test_a_hub_cache_whose_name_is_not_utf8_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """transformers and tokenizers need the name as text. A run that needs nothing from the hub is not refused."""
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv("HF_HOME", os.fsdecode(os.fsencode(tmp_path) + b"/h\xff"))
+    resolve.resolve_paths(RunConfig(cache_dir=str(tmp_path)))
+    with_data = RunConfig(cache_dir=str(tmp_path))
+    with_data.data.sources["chats"] = SourceConfig(hub="org/chats")
+    for config in (on_hub(tmp_path), with_data):
+        with pytest.raises(
+            ConfigError, match=r"the cache of the Hugging Face hub \(HF_HOME\) holds bytes that are not"
+        ):
+            resolve.resolve_paths(config)
 
 
 def test_only_files_that_transformers_loads_are_fetched() -> None:

@@ -1,10 +1,13 @@
 """The hash in the name of prepared data changes if, and only if, the result changes. Locations of cache and model."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.run.locations import cache_root, check_model_folder, model_location, needs_conversion, tokenizer_location
-from ftdist.run.prepared import data_folder, is_ready, template_text
+from ftdist.run.prepared import TOKENIZER_FILES, data_folder, is_ready, known_before, template_text
 from tests.helpers.users import as_other_user, needs_root, open_to_all
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
@@ -78,6 +81,25 @@ def test_the_content_of_template_and_tokenizer_changes_the_hash(tmp_path: Path, 
     assert key(tmp_path, f"model.tokenizer={file.parent}") != second
     with pytest.raises(ConfigError, match="data.chat_template=mine does not exist"):
         key(tmp_path, "data.chat_template=mine")
+
+
+def test_every_file_that_a_tokenizer_of_transformers_reads_changes_the_hash(tmp_path: Path, source: Path) -> None:
+    models = Path(str(importlib.util.find_spec("transformers").submodule_search_locations[0])) / "models"  # type: ignore
+    files = [file.read_text() for file in models.glob("*/tokenization*.py")]
+    named = re.findall(r"^VOCAB_FILES_NAMES\s*=\s*\{(.*?)\}", "\n".join(files), re.M | re.S)
+    names = {name for part in named for name in re.findall(r":\s*\"([^\"]+)\"", part)}
+    assert len(names) > 20 and {"sentencepiece.bpe.model", "merges.txt", "bpe.codes"} <= names
+    names |= {"qwen.tiktoken", "tekken.json"}  # read by code that comes with a model
+    assert [name for name in sorted(names) if not any(fnmatch(name, one) for one in TOKENIZER_FILES)] == []
+    (folder := tmp_path / "tok").mkdir()
+    known = {key(tmp_path, f"model.tokenizer={folder}")}
+    for name in ("spiece.model", "tekken.json"):
+        (folder / name).touch()
+        known.add(key(tmp_path, f"model.tokenizer={folder}"))
+    (folder / "tokenization_mine.py").touch()
+    known |= {key(tmp_path, f"model.tokenizer={folder}", f"model.trust_remote_code={on}") for on in ("true", "false")}
+    assert len(known) == 4, "code counts only if it may run"
+    assert not known_before("spiece.model") and known_before("tokenizer.model") and known_before("tool_use.jinja")
 
 
 @needs_root

@@ -1,6 +1,7 @@
 """Text keeps what was typed, also where it looks like a number."""
 
 import dataclasses
+import shlex
 import typing
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -104,6 +105,9 @@ def test_an_item_of_a_list_keeps_its_text() -> None:
         ("launch.slurm.env={1e3:x}", "a key in launch.slurm.env is read as the number 1000.0"),
         ("data.sources={true:{builtin:fake}}", "a key in data.sources is read as the boolean True"),
         ("+seed.1e3=7", "cannot read the override '+seed.1e3=7': Hydra reads no key such as '1e3'"),
+        ("data.sources.007.path=x", "cannot read the override 'data.sources.007.path=x': Hydra reads no key such as "
+                                    "'007'"),
+        ("+model.config.ü=1", "cannot read the override '+model.config.ü=1': Hydra reads no key such as 'ü'"),
         ("track.tags=[[1e3]]", "track.tags holds [1000.0]"),
         ("track.tags=[{a:1}]", "track.tags holds {'a': 1}"),
     ],
@@ -289,3 +293,17 @@ def test_text_that_hydra_cannot_read_is_taken_as_it_is(value: str) -> None:
 @pytest.mark.parametrize("word", ["name='größe", "name=choice(ö,b)", "name=[ö", "name=ö,b", "name=ö${x}", "optim.lr=ö"])
 def test_a_mistake_in_hydras_syntax_is_left_for_hydra_to_name(word: str) -> None:
     assert quote_texts([word]) == [word]
+
+
+@pytest.mark.parametrize("value", [" a", "a ", " größe "])
+def test_spaces_around_a_text_stay(value: str) -> None:
+    """They can be part of the name of a file."""
+    assert smoke(f"+data.sources.mine.path={value}").data.sources["mine"].path == value
+
+
+@pytest.mark.parametrize("value", ["'tis", '"', "[a", "(a", "{a", "a,b", "1,2", "choice(a)"])
+def test_the_fix_for_a_text_that_is_hydras_syntax_gives_that_text(value: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        smoke(f"name={value}")
+    command = error.value.fix.removeprefix("add -m, or quote the text: ")
+    assert smoke(*shlex.split(command)).name == value

@@ -34,6 +34,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     write_json(tmp_path / "model" / "config.json", {"model_type": "llama"})
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(10_000_000))
     bytes_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "spiece.model").write_text("1")
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     return tiny_config(
         tmp_path, "model.tokenizer=null", f"data.chat_template={tmp_path / 'mine.jinja'}", "data.heldout_share=0",
@@ -98,6 +99,10 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda home: (home / "model" / "model.safetensors").write_bytes(b"1" * 10_000_000),
         "model.safetensors has",
     ),
+    "vocabulary": (
+        lambda home: (home / "model" / "spiece.model").write_text("2"),
+        "tokenizer spiece.model has changed",
+    ),
     "code": (lambda home: (home / "model" / "modeling.py").touch(), "model modeling.py is new"),
     "weights between the old samples": (lambda home: change_byte(home / "model" / "model.safetensors"), "has changed"),
     "template is gone": (lambda home: (home / "mine.jinja").unlink(), "chat template is gone: data.chat_template="),
@@ -116,8 +121,8 @@ def test_what_changed_is_named_if_the_data_is_no_longer_in_the_cache(
     assert message in error.value.found and "start a new run" in error.value.fix
 
 
-@pytest.mark.parametrize("name", ["template", "template is gone", "tokenizer", "config", "weights", "code",
-                                  "weights between the old samples"])  # fmt: skip
+@pytest.mark.parametrize("name", ["template", "template is gone", "tokenizer", "vocabulary", "config", "weights",
+                                  "code", "weights between the old samples"])  # fmt: skip
 def test_files_that_the_model_needs_are_checked_with_the_data_in_the_cache(
     name: str, config: RunConfig, run: RunDir, tmp_path: Path
 ) -> None:
@@ -167,6 +172,7 @@ def test_a_record_of_an_older_version_still_fits(config: RunConfig, run: RunDir,
     """It has hashes of samples of the weights, and the size and time of a GGUF file."""
     record = read_json(run.inputs)
     del record["data"]["meta"]
+    del record["files"]["tokenizer"]["spiece.model"]  # the file was not known to belong to a tokenizer
     record["files"]["model"] = identity._first_model_files(config)
     assert record["files"]["model"] != identity.describe_files(config)["model"]
     write_json(run.inputs, record)
@@ -211,7 +217,9 @@ def test_a_record_that_is_not_json_is_named(content: bytes, config: RunConfig, r
         inputs.prepare_run_data(config, run)
 
 
-def test_a_run_that_waits_in_a_queue_records_its_data_when_it_begins(config: RunConfig, tmp_path: Path) -> None:
+def test_a_run_that_waits_in_a_queue_records_its_data_when_it_begins(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = RunDir(tmp_path / "queued")
     run.path.mkdir()
     identity.record_inputs(run, config, None)
@@ -221,6 +229,14 @@ def test_a_run_that_waits_in_a_queue_records_its_data_when_it_begins(config: Run
     assert inputs.prepare_run_data(config, run) == data_folder(config)
     assert read_json(run.inputs)["data"]["key"] == data_folder(config).name
     assert read_json(run.inputs)["files"] == identity.describe_files(config), "the job has read it all"
+    assert "note: " not in capsys.readouterr().out
+    identity.record_inputs(run, config, None)
+    write_chats(tmp_path / "chats.jsonl", "dog")
+    for _ in ("not prepared", "prepared"):
+        record, again = read_json(run.inputs), inputs.prepare_run_data(config, run)
+        assert again == data_folder(config)
+        assert "chats.jsonl has changed since the run was submitted; it trains on" in capsys.readouterr().out
+        write_json(run.inputs, record)
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -47,6 +47,15 @@ def test_a_folder_that_cannot_be_listed_is_an_error_about_rights(here: Path) -> 
     assert said.startswith(f"AccessError: no permission to read {here}/runs: {here}/runs belongs to root")
 
 
+@needs_root
+def test_a_run_that_cannot_be_read_is_named(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "x-sweep/000"):
+        make_run(open_to_all(here) / "runs" / name, state="done").path.chmod(0o755 if name == "a" else 0o700)
+    assert as_other_user(lambda: cli.dispatch(["status", str(here / "runs")])) == "0"
+    said = "is left out: it belongs to root and has mode 0700"
+    assert capfd.readouterr().err == f"note: runs/b {said}\nnote: runs/x-sweep/000 {said}\n"
+
+
 def test_a_run_that_was_requeued_shows_its_attempt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also one that goes on in jobs of a chain, on sites that forbid to requeue."""
     make_run(here / "runs" / "a", state="preempted", attempt=2, requeues=2, exit_reason="near the time limit")
