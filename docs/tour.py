@@ -117,7 +117,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/method/check.py", "ftdist/method/continued.py", "ftdist/method/qlora.py", "ftdist/engine/engine.py",
         "ftdist/engine/muon.py", "ftdist/engine/optimizers.py", "ftdist/engine/lion.py",
         "ftdist/engine/muon_adamw.py", "ftdist/engine/no_gradient.py",
-        "ftdist/engine/gathered_views.py",
+        "ftdist/engine/gathered_views.py", "ftdist/engine/expert_groups.py",
         "ftdist/train/describe.py", "ftdist/train/schedule.py",
         "ftdist/train/evaluate.py",
         "ftdist/train/bad_steps.py", "ftdist/train/preempt.py", "ftdist/train/time_limit.py",

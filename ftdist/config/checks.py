@@ -163,6 +163,11 @@ def _check_zero(zero: ZeroConfig) -> None:
         raise ConfigError(
             f"zero.offload_param does not work with zero.stage={zero.stage}", "zero.stage=3", "zero.stage=3"
         )
+    _check_range("zero.expert_groups", zero.expert_groups, 1)
+    if zero.expert_groups > 1 and not ModelState.parameters.is_sharded(zero.stage):
+        raise ConfigError(f"zero.expert_groups={zero.expert_groups} has no effect with zero.stage={zero.stage}",
+                          "groups of experts only with zero.stage=3",
+                          "zero.stage=3, or zero.expert_groups=1")  # fmt: skip
 
 
 def _check_train(train: TrainConfig, optim: OptimConfig) -> None:

@@ -15,6 +15,7 @@ CHANGEABLE = (
     "launch.stall_timeout_s", "launch.max_restarts", "launch.max_requeues", "launch.wait", "launch.slurm",
     "launch.nodes", "launch.deepspeed",
     "zero.stage", "zero.offload_optimizer", "zero.offload_param", "zero.deepspeed",
+    "zero.expert_groups",
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.recompute_every", "train.offload_activations",
     "train.checkpoint_every", "train.keep_checkpoints", "train.async_checkpoint", "sweep.rungs",
 )  # fmt: skip

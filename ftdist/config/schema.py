@@ -137,6 +137,9 @@ class ZeroConfig:
     """``cpu``: keep the optimizer states in host memory, and run the optimizer on the CPU. Stages 1 to 3."""
     offload_param: Offload = Offload.none
     """``cpu``: keep the sharded parameters in host memory. Stage 3."""
+    expert_groups: int = 1
+    """Number of groups into which the experts of each layer are divided. Each group is gathered on its own, so that a
+    rank needs less memory and sends more messages. Stage 3, and mixtures of experts only."""
     deepspeed: Dict[str, Any] = field(default_factory=dict)
     """Additional DeepSpeed settings, merged into the generated DeepSpeed config. Keys that ftdist generates from other
     sections cannot be set here."""
@@ -261,7 +264,7 @@ ADDED_LATER: Dict[str, Any] = {
     "launch.slurm.gpu_type": None, "launch.slurm.cpus_per_gpu": None,
     "launch.slurm.setup": [],
     "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
-    "model.tokenizer_revision": None,
+    "model.tokenizer_revision": None, "zero.expert_groups": 1,
     "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],
     "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,

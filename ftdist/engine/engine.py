@@ -12,10 +12,11 @@ import deepspeed
 import torch
 
 from ftdist.config.schema import RunConfig
+from ftdist.engine.expert_groups import group_experts, part_of
 from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
-from ftdist.engine.optimizers import LR_SCALE, build_optimizer, parameter_shape
+from ftdist.engine.optimizers import LR_SCALE, build_optimizer
 from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
 from ftdist.plan.activations import recomputes_all
@@ -138,7 +139,8 @@ class Engine(ForwardEngine):
 
     def trained_shapes(self) -> Dict[str, List[int]]:
         """Return the whole shape of each parameter that is trained, by name."""
-        return {name: list(parameter_shape(p)) for name, p in self.module.named_parameters() if p.requires_grad}
+        parts = [part_of(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        return {part.name: list(part.shape) for part in parts}
 
     def buffers(self) -> Dict[str, torch.Tensor]:
         """Return what checkpoints hold besides the trained parameters, by name.
@@ -205,6 +207,8 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
         settings: What DeepSpeed is given (``deepspeed.json``).
     """
     import_muon()
+    if config.zero.expert_groups > 1:
+        group_experts(model, config.zero.expert_groups)
     optimizer = build_optimizer(config.optim, model)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     engine = Engine(wrapped, optimizer, optimizer_of(config), world_size)

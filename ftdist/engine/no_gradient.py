@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 import torch
 import torch.distributed as dist
 
+from ftdist.engine.expert_groups import part_of
 from ftdist.engine.shards import held_slices
 
 SHOWN = 6
@@ -26,7 +27,8 @@ class NoGradient:
             device: Device of the tensors that ranks exchange.
         """
         self._device = device
-        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Of a parameter that is divided into groups of experts, all groups get a gradient, or none does.
+        self._trained = {part_of(name, p).name: p for name, p in model.named_parameters() if p.requires_grad}
         self._hooks: Dict[str, Any] = {}
         self.names: List[str] = []
         """Their names, in the order of the model. They are the same on all ranks."""

@@ -8,7 +8,7 @@ every number.
 
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterator, List, Protocol, Sequence, Tuple
 
 import torch
@@ -19,6 +19,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from ftdist.base.errors import ConfigError
+from ftdist.engine.expert_groups import part_of
 
 
 class Engine(Protocol):
@@ -37,7 +38,7 @@ class Slice:
     """Elements ``start … start + length − 1`` of a flattened parameter, and where they are stored."""
 
     name: str
-    """Name of the parameter."""
+    """Name of the parameter in the model, also if it is divided into groups of experts."""
     start: int
     length: int
     flat: torch.Tensor
@@ -56,8 +57,13 @@ def held_slices(engine: Engine) -> List[Slice]:
     Raises:
         ConfigError: Optimizer states are offloaded to NVMe.
     """
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    slices = [part for part in _slices(engine.zero_optimizer, names) if part.length > 0]
+    named = dict(engine.module.named_parameters())
+    names, parts = {id(p): name for name, p in named.items()}, {name: part_of(name, p) for name, p in named.items()}
+    slices = [
+        replace(held, name=parts[held.name].name, start=held.start + parts[held.name].start)
+        for held in _slices(engine.zero_optimizer, names)
+        if held.length > 0
+    ]
     if any(part.offset + part.length > part.flat.numel() for part in slices):
         raise ConfigError("optimizer states on NVMe cannot be saved", "states in GPU or host memory",
                           "set zero.offload_optimizer=cpu and remove the NVMe settings")  # fmt: skip

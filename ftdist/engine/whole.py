@@ -7,7 +7,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
 from ftdist.engine.engine import Engine
-from ftdist.engine.optimizers import parameter_shape
+from ftdist.engine.expert_groups import part_of
 from ftdist.engine.shards import held_slices, unsharded_masters
 from ftdist.model.quantized import is_quantized
 from ftdist.model.vocabulary import gathered
@@ -23,10 +23,16 @@ def whole_weights(engine: Engine) -> Tensors:
     masters, weights = _unsharded_masters(engine), {}
     for name, p in engine.module.named_parameters():
         if p.requires_grad:
-            weights[name] = (masters[p] if masters else safe_get_full_fp32_param(p)).detach().float().clone()
+            value = (masters[p] if masters else safe_get_full_fp32_param(p)).detach().float().clone()
         else:
             with gathered([p]):
-                weights[name] = (p.view(torch.uint8) if is_quantized(p) else p.detach().float()).clone()
+                value = (p.view(torch.uint8) if is_quantized(p) else p.detach().float()).clone()
+        part = part_of(name, p)
+        if part.name == name:
+            weights[name] = value
+        else:  # a group of experts
+            whole = weights.setdefault(part.name, torch.empty(part.shape, device=value.device))
+            whole.view(-1)[part.start : part.start + value.numel()] = value.view(-1)
     return weights
 
 
@@ -46,9 +52,9 @@ class ReceivedGradients:
     def take(self) -> Tensors:
         """Return the gradients of the last update as whole tensors, by name, on every rank. Every rank must call it."""
         gradients = {}
-        for name, parameter in self._engine.module.named_parameters():
-            if parameter.requires_grad:
-                gradients[name] = torch.zeros(parameter_shape(parameter), device=parameter.device)
+        device = next(self._engine.module.parameters()).device
+        for name, shape in self._engine.trained_shapes().items():
+            gradients[name] = torch.zeros(shape, device=device)
         for part in held_slices(self._engine):
             flat = gradients[part.name].view(-1)
             flat[part.start : part.start + part.length] = part.of(self._received[part.flat])

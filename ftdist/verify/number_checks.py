@@ -175,9 +175,9 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     else:
         model = auto_class(arch).from_config(arch, dtype=torch.float32, attn_implementation="eager")
     if config.method.kind is MethodKind.full:
-        frozen = {name for name, p in training.engine.module.named_parameters() if not p.requires_grad}
+        trained = training.engine.trained_shapes()
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+            parameter.requires_grad_(name in trained)
     else:
         freeze_other_parts(model)
         model = apply_plainly(model, config.method)

@@ -5,7 +5,7 @@ import ctypes
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Tuple
 
 import pytest
 
@@ -14,7 +14,7 @@ from ftdist.plan.layout import Layout
 from ftdist.plan.memory import loading_bytes
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
-from tests.helpers.training import assemble, start
+from tests.helpers.training import assemble, save, start
 
 WORLD = 4
 LAYERS, VOCABULARY = 12, 32000
@@ -106,8 +106,8 @@ def test_peak_memory_per_rank_stays_far_below_the_model(tmp_path: Path, method: 
         assert max(loaded, applied) < loading + 3 * largest < 0.85 * weights, "a rank held too much of the model"
 
 
-EXPERTS, EXPERT_LAYERS, WIDTH = 16, 6, 64
-LARGE = 200_000
+EXPERTS, EXPERT_LAYERS, WIDTH, GROUPS, LENGTH = 16, 4, 128, 16, 64
+LARGE = 100_000
 """Tensors of at least this many bytes are counted: weights and gradients of experts, but no activations."""
 FETCH_LATE = tuple(  # DeepSpeed gathers a module when it runs, and not before
     f"zero.deepspeed.zero_optimization.stage3_{name}=0"
@@ -115,18 +115,32 @@ FETCH_LATE = tuple(  # DeepSpeed gathers a module when it runs, and not before
 )
 
 
-def _large_tensors(config: Any, path: Path) -> Tuple[int, int, int]:
-    """Take two steps.
+def _with_and_without_groups(grouped: Any, whole: Any, path: Path) -> Tuple[Any, Any, bool]:
+    """Return ``_large_tensors`` with and without groups of experts, and whether a checkpoint that was saved with groups
+    holds the same weights when it is read without them."""
+    from ftdist.engine.whole import whole_weights
+
+    first = _large_tensors(grouped, path / "grouped")
+    second = _large_tensors(whole, path / "whole")
+    resumed = assemble(whole, path / "grouped", start(whole))
+    after = whole_weights(resumed.engine)
+    same = first[1].keys() == after.keys() and all(after[name].equal(value) for name, value in first[1].items())
+    return first, second, same and resumed.state.step == 2
+
+
+def _large_tensors(config: Any, path: Path) -> Tuple[Dict[str, float], Any]:
+    """Take two steps and save a checkpoint.
 
     Returns:
-        The most bytes of large new tensors in the forward of the second step and in its backward, and the bytes of this
-        rank's part of the gradients.
+        What was measured, and the weights. ``forward`` and ``backward`` are the most bytes of large new tensors in the
+        forward of the second step and in its backward, ``gradients`` the bytes of this rank's part of the gradients.
     """
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
+    from ftdist.engine.whole import whole_weights
     from ftdist.train.loop import train_step
 
     class Allocations(TorchDispatchMode):
@@ -148,39 +162,51 @@ def _large_tensors(config: Any, path: Path) -> Tuple[int, int, int]:
             return results
 
     training = assemble(config, path, start(config))
-    train_step(training, 0)
-    peaks: List[int] = []
+    found = train_step(training, 0)
+    measured: Dict[str, float] = {"loss 1": found.loss, "norm 1": found.grad_norm}
     backward = training.engine.backward
 
     def watched(loss: torch.Tensor) -> None:
-        peaks.append(allocations.peak)
-        allocations.peak = 0
+        measured["forward"], allocations.peak = allocations.peak, 0
         backward(loss)
-        peaks.append(allocations.peak)
+        measured["backward"] = allocations.peak
 
     training.engine.backward = watched
     with Allocations() as allocations:
-        train_step(training, 1)
-    gradients = sum(p.ds_tensor.numel() * p.element_size() for p in training.engine.module.parameters())
-    return peaks[0], peaks[1], gradients
+        found = train_step(training, 1)
+    measured |= {"loss 2": found.loss, "norm 2": found.grad_norm}
+    parameters = list(training.engine.module.parameters())
+    measured["gradients"] = sum(p.ds_tensor.numel() * p.element_size() for p in parameters)
+    training.state.step = 2
+    save(training)
+    weights = whole_weights(training.engine)
+    training.engine.destroy()
+    return measured, weights
 
 
-def test_gathered_experts_are_freed_after_each_layer(tmp_path: Path) -> None:
+def test_gathered_experts_are_freed_after_each_layer_or_group(tmp_path: Path) -> None:
     from ftdist.config.schema import Precision
     from ftdist.plan.memory import gathered_bytes
 
     save_tiny_model(
-        tmp_path / "model", model_type="qwen3_moe", num_experts=EXPERTS, num_experts_per_tok=2, hidden_size=WIDTH,
+        tmp_path / "model", model_type="qwen3_moe", num_experts=EXPERTS, num_experts_per_tok=1, hidden_size=WIDTH,
         moe_intermediate_size=WIDTH, num_hidden_layers=EXPERT_LAYERS, head_dim=16, decoder_sparse_step=1,
         mlp_only_layers=[],
     )  # fmt: skip
-    config = tiny_config(tmp_path, "zero.stage=3", "train.gradient_checkpointing=none", "batch.global_batch_size=2",
-                         "train.num_samples=0", "data.heldout_share=0", "data.max_heldout_documents=null", *FETCH_LATE,
-                         "zero.deepspeed.zero_optimization.reduce_bucket_size=1000")  # fmt: skip
-    freeze_tiny(config, tmp_path / "prepared", 2)
-    experts = EXPERTS * 3 * WIDTH * WIDTH
-    for forward, backward, gradients in run_ranks(_large_tensors, 2, config, tmp_path / "run"):
-        print(f"forward {forward / 2**20:.2f} MiB, backward {backward / 2**20:.2f} MiB")
-        # Those of one layer, not of EXPERT_LAYERS. DeepSpeed gathers them into one buffer and copies each from it.
-        assert forward <= 1.02 * 2 * gathered_bytes(experts, Precision.fp32, trained=False)
-        assert backward <= gathered_bytes(experts, Precision.fp32) + gradients
+    settings = ("zero.stage=3", "train.gradient_checkpointing=none", "batch.global_batch_size=2", "train.num_samples=0",
+                "data.heldout_share=0", "data.max_heldout_documents=null", f"data.max_seq_len={LENGTH}", *FETCH_LATE,
+                "zero.deepspeed.zero_optimization.reduce_bucket_size=1000")  # fmt: skip
+    whole, grouped = (tiny_config(tmp_path, *settings, f"zero.expert_groups={groups}") for groups in (1, GROUPS))
+    freeze_tiny(whole, tmp_path / "prepared", 2)
+    for *runs, same in run_ranks(_with_and_without_groups, 2, grouped, whole, tmp_path / "runs"):
+        for (measured, _), groups in zip(runs, (GROUPS, 1), strict=True):
+            experts = EXPERTS * 3 * WIDTH * WIDTH // groups
+            print(f"{groups} groups: {measured}")
+            # Those of one layer, not of EXPERT_LAYERS. DeepSpeed gathers them into one buffer and copies each from it.
+            assert measured["forward"] <= 1.02 * 2 * gathered_bytes(experts, Precision.fp32, trained=False)
+            assert measured["backward"] <= gathered_bytes(experts, Precision.fp32) + measured["gradients"]
+        (with_groups, weights), (without, expected) = runs
+        for name in ("loss 1", "norm 1", "loss 2", "norm 2"):
+            assert with_groups[name] == pytest.approx(without[name], rel=1e-5)
+        assert all((weights[name] - value).norm() <= 1e-4 * value.norm() for name, value in expected.items())
+        assert same, "a checkpoint does not depend on the groups"

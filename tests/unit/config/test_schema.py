@@ -91,6 +91,7 @@ BAD = [
         "zero.offload_optimizer does not work with zero.stage=0",
     ),
     ([("zero.offload_param", Offload.cpu)], "zero.offload_param does not work with zero.stage=2"),
+    ([("zero.expert_groups", 4)], "zero.expert_groups=4 has no effect with zero.stage=2"),
     ([("train.epochs", 1.0)], "train.epochs and train.max_steps are both set"),
     ([("train.max_steps", None)], "neither train.epochs nor train.max_steps is set"),
     ([("train.max_steps", None), ("train.epochs", 0.0)], "train.epochs=0"),

@@ -113,6 +113,15 @@ def test_a_head_that_is_no_linear_layer_is_left_alone() -> None:
     assert find_head(model, VOCAB, torch.device("cpu")) == "its head is not a linear layer (Doubled)"
 
 
+def test_a_head_that_gets_several_hidden_states_of_each_token_is_left_alone() -> None:
+    """ProphetNet predicts several tokens at a time, and its logits are those of the first."""
+    arch = AutoConfig.for_model("prophetnet", vocab_size=VOCAB, hidden_size=32, num_decoder_layers=1,
+                                decoder_ffn_dim=32, num_decoder_attention_heads=2)  # fmt: skip
+    model = AutoModelForCausalLM.from_config(arch, attn_implementation="eager")
+    set_plan(model, PLAIN)
+    assert find_head(model, VOCAB, torch.device("cpu")) == "its head gets several hidden states of each token"
+
+
 @pytest.mark.parametrize("change", [lambda logits: logits.square(), lambda logits: logits.roll(1, -1),
                                     lambda logits: logits + 1.0], ids=["square", "roll", "shift"])  # fmt: skip
 def test_a_forward_that_does_something_else_with_logits_is_found(change: Any) -> None:
