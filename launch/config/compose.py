@@ -6,6 +6,7 @@ Only the modules of this package, ``ftdist.launch.config``, use Hydra.
 import argparse
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Dict, List, Optional
 
 import yaml
@@ -41,13 +42,19 @@ class _Schema(RunConfig):
     data: _OpenData = field(default_factory=_OpenData)
 
 
+@lru_cache
+def _structured(kind: type) -> DictConfig:
+    """Return a dataclass of the config as a node with its defaults. All callers share it: merge it, which copies it."""
+    return OmegaConf.structured(kind)
+
+
 def schema(config: Optional[RunConfig] = None) -> DictConfig:
     """Return the schema with its defaults: the site file's, or the values of a frozen config.
 
     Raises:
         ConfigError: The site file holds something that is not in the schema.
     """
-    node = OmegaConf.structured(_Schema)
+    node = _structured(_Schema)
     if config is None:
         try:
             node = OmegaConf.merge(node, site.site_defaults())
@@ -121,7 +128,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     untyped = OmegaConf.to_container(tree, enum_to_str=True)  # so that a key added with `+` is checked again
     assert isinstance(untyped, dict)
     messages.check_source_keys(untyped["data"])
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), untyped))
+    config = OmegaConf.to_object(OmegaConf.merge(_structured(RunConfig), untyped))
     assert isinstance(config, RunConfig)
     check_config(config)
     return config
