@@ -14,10 +14,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from ftdist.base.errors import EXIT_DONE, EXIT_UNREACHABLE, ConfigError
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
+from ftdist.base.permissions import MESSAGES, explain_os_error
 from ftdist.config.frozen import parse_config
 from ftdist.config.schema import RunConfig
 from ftdist.plan.disk import size_text
-from ftdist.run.hub import Repository, fetched_folder, repositories
+from ftdist.run.hub import Repository, fetched_folder, repositories, require_writable_hub_cache
 
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 REFUSED = (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError)
@@ -52,8 +53,11 @@ def fetch(repository: Repository) -> str:
     Raises:
         ConfigError: The hub has no such repository or revision, or the user has no access.
         Unreachable: The hub does not answer, and the cache lacks a file.
+        FtdistError: The cache lacks a file, and cannot be written.
     """
     started, before = time.monotonic(), fetched_folder(repository)
+    if before is None:
+        require_writable_hub_cache(repository)
     try:
         info = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True, timeout=20)
         names = wanted_files([file.rfilename for file in info.siblings or []], repository.holds_model)
@@ -61,6 +65,8 @@ def fetch(repository: Repository) -> str:
     except REFUSED as error:
         raise _refused(repository.key, repository.name, error) from error
     except Exception as error:  # no network, a proxy, an answer that is not the hub's: libraries raise many kinds
+        if before is None and isinstance(error, OSError) and error.errno in MESSAGES:  # a full disk, not the network
+            raise explain_os_error(error) from error
         if before is None:
             raise Unreachable(f"{repository.key}={repository.name}: {_first_line(error)}") from error
         return f"{repository.name}: found in {before} (the hub did not answer: {_first_line(error)})"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 from ftdist.base.names import require_utf8
+from ftdist.base.permissions import require_access
 from ftdist.config.schema import RunConfig
 from ftdist.run.locations import TOKENIZER
 from ftdist.run.prepared import data_folder, is_ready
@@ -107,6 +108,16 @@ def hub_cache() -> Path:
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser().absolute()
     require_utf8("the cache of the Hugging Face hub (HF_HOME)", folder)
     return folder
+
+
+def require_writable_hub_cache(repository: Repository) -> None:
+    """Check that a repository can be fetched into the cache of the hub. It may belong to another user.
+
+    Raises:
+        AccessError: This user may not write there.
+    """
+    folder = _folder(repository.name)
+    require_access(next(place for place in (folder, *folder.parents) if place.exists()), write=True)
 
 
 def _folder(name: str) -> Path:
