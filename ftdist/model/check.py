@@ -188,7 +188,7 @@ def _run_forward(config: RunConfig, arch: PretrainedConfig) -> None:
 def _cannot_build(config: RunConfig, error: Exception) -> ConfigError:
     reason = (str(error).strip().splitlines() or [""])[0][:200]
     if isinstance(error, ImportError):
-        command = re.search("`(pip install [^`]+)`", str(error))
+        command, reason = re.search("`(pip install [^`]+)`", str(error)), reason.split(" You can install it")[0]
         return ConfigError(f"{_where(config)}: the code of the model needs a library that is not installed: {reason}",
                            "every library that the code of the model imports",
                            command[1] if command else "install the library")  # fmt: skip

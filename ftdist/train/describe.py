@@ -73,8 +73,10 @@ def describe_gathered(config: RunConfig, model: torch.nn.Module) -> List[str]:
     parameters, trained = sum(number for number, _ in largest), any(is_trained for _, is_trained in largest)
     weights, whole = (gathered_bytes(parameters, config.train.precision, more) / 2**30 for more in (False, trained))
     backward = f", {whole:,.1f} GiB with their gradients" if trained else ""
-    what = "one layer at once" if config.zero.expert_groups == 1 else "one group of a layer at a time"
-    return [f"{EXPERTS}ZeRO-3 gathers those of {what}: {weights:,.1f} GiB{backward}"]
+    one = config.zero.expert_groups == 1
+    what = "one layer at once" if one else "one group of a layer at a time"
+    less = "; zero.expert_groups divides them" if one else ""
+    return [f"{EXPERTS}ZeRO-3 gathers those of {what}: {weights:,.1f} GiB{backward}{less}"]
 
 
 def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> List[str]:

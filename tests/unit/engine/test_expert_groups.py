@@ -73,5 +73,5 @@ def test_experts_that_depend_on_each_other_are_refused(monkeypatch: pytest.Monke
 
 
 def test_a_model_without_fused_experts_is_refused() -> None:
-    with pytest.raises(ConfigError, match="this model has no layer with fused experts"):
+    with pytest.raises(ConfigError, match="this model has no experts that can be divided"):
         group_experts(build("llama"), 2)

@@ -78,12 +78,12 @@ def test_how_the_load_of_experts_is_balanced(arch: dict[str, Any], accum: int, b
 @pytest.mark.parametrize(
     ("stage", "trained", "line"),
     [
-        (3, True, ["         ZeRO-3 gathers those of one layer at once: 6.0 GiB, 18.0 GiB with their gradients"]),
-        (3, False, ["         ZeRO-3 gathers those of one layer at once: 6.0 GiB"]),
-        (2, True, []),
+        (3, True, "one layer at once: 6.0 GiB, 18.0 GiB with their gradients; zero.expert_groups divides them"),
+        (3, False, "one layer at once: 6.0 GiB; zero.expert_groups divides them"),
+        (2, True, ""),
     ],
 )
-def test_what_zero3_gathers_for_the_experts_of_one_layer(stage: int, trained: bool, line: list[str]) -> None:
+def test_what_zero3_gathers_for_the_experts_of_one_layer(stage: int, trained: bool, line: str) -> None:
     config, model = RunConfig(), torch.nn.Module()
     config.zero.stage = stage
     with torch.device("meta"):
@@ -92,8 +92,10 @@ def test_what_zero3_gathers_for_the_experts_of_one_layer(stage: int, trained: bo
             for name, shape in (("gate_up_proj", (experts, 8192, 16384)), ("down_proj", (experts, 4096, 16384))):
                 weight = torch.nn.Parameter(torch.empty(shape), requires_grad=trained)
                 model.get_submodule(f"layer{number}").register_parameter(name, weight)
-    assert describe_gathered(config, model) == line
+    assert describe_gathered(config, model) == ([f"         ZeRO-3 gathers those of {line}"] if line else [])
     assert describe_gathered(config, torch.nn.Linear(3, 3)) == []
+    config.zero.expert_groups = 2  # the modules are the groups then
+    assert all("of one group of a layer at a time: 6.0 GiB" in found for found in describe_gathered(config, model))
 
 
 def test_sampling_without_a_cache_is_said_once() -> None:
