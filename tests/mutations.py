@@ -125,7 +125,7 @@ def failures(root: Path, suites: Dict[str, List[str]]) -> Dict[str, List[str]]:
     """Run tests in a copy of the code. Returns the names of those that fail, by suite."""
     tests = [test for suite in suites.values() for test in suite]  # those that fork ranks come first
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE", *tests]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1200,
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=3600,
                           env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)

@@ -18,12 +18,13 @@ sys.path[0] = str(ROOT)  # this file is started by its path and imports tests.he
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from ftdist.launch.attempt.machine import visible_gpus  # noqa: E402
-from tests.bench import preparation, saving, startup, tax  # noqa: E402
+from tests.bench import methods, preparation, saving, startup, tax  # noqa: E402
 from tests.bench.figures import Section  # noqa: E402
 from tests.bench.report import machine, read_sections, write_report  # noqa: E402
 
 BENCHMARKS: Dict[str, Callable[[Path, bool], Section]] = {
     "tax": tax.measure,
+    "methods": methods.measure,
     "preparation": preparation.measure,
     "startup": startup.measure,
     "saving": saving.measure,
