@@ -1,4 +1,5 @@
-"""LoRA, DoRA, QLoRA and partial training on four ranks: plain PEFT's numbers, and checkpoints that continue on two."""
+"""LoRA, DoRA, QLoRA and partial training on four ranks: plain PEFT's numbers, and checkpoints that continue on two.
+QLoRA at every stage, offloaded, and with DoRA."""
 
 import shutil
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED
 from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import tiny_config
 from tests.helpers.training import assemble, start, steps
-from tests.ranks.test_methods import CASES, ROWS, SAVED_AT, _cases, case_config
+from tests.ranks.test_methods import CASES, METHODS, ROWS, SAVED_AT, SETTINGS, _cases, _references, case_config
 from tests.ranks.test_methods import folder as folder
 from tests.ranks.test_methods import plain_losses as plain_losses
 
@@ -45,3 +47,19 @@ def _continued(configs: List[Any], folder: Path) -> List[List[float]]:
         losses.append([loss for loss, _ in steps(training, 3)])
         training.engine.destroy()
     return losses
+
+
+OPTIMIZER, WEIGHTS = "zero.offload_optimizer=cpu", "zero.offload_param=cpu"
+QUANTIZED = [("zero.stage=0",), ("zero.stage=1",), ("zero.stage=1", OPTIMIZER), ("zero.stage=2", OPTIMIZER),
+             ("zero.stage=3", OPTIMIZER, WEIGHTS), ("zero.stage=2", "method.use_dora=true")]  # fmt: skip
+
+
+def test_qlora_at_every_stage_offloaded_and_with_dora(folder: Path, tmp_path: Path) -> None:
+    def configs(world_size: int) -> List[Any]:
+        micro = f"batch.micro_batch_size={ROWS // world_size // 2}"
+        return [tiny_config(folder, *SETTINGS, *METHODS["qlora"], micro, *more) for more in QUANTIZED]
+
+    run_ranks(_references, 1, configs(1), tmp_path, timeout_s=600)
+    for case, more in zip(run_ranks(_cases, 2, configs(2), tmp_path, timeout_s=600)[0], QUANTIZED, strict=True):
+        assert case.exact and not case.deviation.beyond(ALLOWED[Precision.fp32]), more
+        assert case.answers[0] == case.answers[1] and case.heldout[0] == pytest.approx(case.heldout[1], rel=1e-6)
