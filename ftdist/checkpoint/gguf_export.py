@@ -1,5 +1,6 @@
 """Export a checkpoint as a GGUF file for llama.cpp and Ollama, and compare it with the model it was written from."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any, List, Tuple
@@ -67,7 +68,7 @@ def export_gguf(checkpoint: Path, out: Path, config: RunConfig, type_name: str) 
     measured = export_checkpoint(checkpoint, folder, config, merged=adapters)
     lines = _write_and_check(folder, unfinished / f"model-{kind.name}.gguf", config, family, kind, commands)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    (unfinished / "README.md").write_text(_card(card, [*lines, measured]), encoding="utf-8")
+    (unfinished / "README.md").write_text(_card(card, lines), encoding="utf-8")
     shutil.rmtree(folder)
     write_json(unfinished / EXPORT_MARK, read_manifest(checkpoint))
     follow_umask(unfinished)
@@ -137,6 +138,10 @@ def _stop_ids(folder: Path, tokenizer: Any) -> List[int]:
 
 
 def _card(card: str, lines: List[str]) -> str:
-    """Return the model card with one row for each line that was measured, and the library of GGUF files."""
-    rows = "".join(f"| GGUF | {line} |\n" for line in lines if line)
+    """Return the model card with one row for each line that was measured, and with library and readers of GGUF files.
+
+    The card says already what was measured of merged adapters.
+    """
+    rows = "".join(f"| GGUF | {line} |\n" for line in lines)
+    card = re.sub(r"\| made to be read by \|.*", "| made to be read by | llama.cpp and Ollama |", card, count=1)
     return card.replace("library_name: transformers", "library_name: gguf", 1).rstrip("\n") + f"\n{rows}"

@@ -6,6 +6,7 @@ from typing import Any, Dict
 import pytest
 from huggingface_hub import ModelCard
 
+from ftdist.checkpoint.gguf_export import _card
 from ftdist.checkpoint.model_card import model_card
 from ftdist.config.schema import MethodKind, RunConfig, SourceConfig
 
@@ -70,6 +71,10 @@ def test_the_versions_are_those_with_which_the_type_was_tested(model_type: str, 
     adapter, merged = (model_card(config, "step-00000040", STATE, model_type, None, text) for text in ("", "merged"))
     assert "| tested with transformers | 5.23 |" in adapter and "| made to be read by | PEFT; other" in adapter
     assert "| made to be read by | vLLM" in merged
+    gguf = _card(merged, ["model-F16.gguf: equal"])
+    assert gguf.endswith(
+        "| made to be read by | llama.cpp and Ollama |\n| merging | merged |\n| GGUF | model-F16.gguf: equal |\n"
+    )
 
 
 def test_the_arguments_and_the_date_of_the_chat_template_are_named() -> None:
