@@ -142,7 +142,8 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
         if renamed := RENAMED_VALUES.get(key, {}).get(value.lower()):
             near = [renamed]
-        return ConfigError(f"{where}{key}={value}", describe_type(kind), " or ".join(f"{key}={word}" for word in near))
+        fix = override_word(key, value) if given and is_text(kind) else " or ".join(f"{key}={word}" for word in near)
+        return ConfigError(f"{where}{key}={value}", describe_type(kind), fix)
     return _unknown(text)
 
 

@@ -301,7 +301,7 @@ def test_spaces_around_a_text_stay(value: str) -> None:
     assert smoke(f"+data.sources.mine.path={value}").data.sources["mine"].path == value
 
 
-@pytest.mark.parametrize("value", ["'tis", '"', "[a", "(a", "{a", "a,b", "1,2", "choice(a)"])
+@pytest.mark.parametrize("value", ["'tis", '"', "[a", "(a", "{a", "a,b", "1,2", "choice(a)", "NULL", "[1]", "{a:1}"])
 def test_the_fix_for_a_text_that_is_hydras_syntax_gives_that_text(value: str) -> None:
     with pytest.raises(ConfigError) as error:
         smoke(f"name={value}")
