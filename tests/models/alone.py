@@ -190,7 +190,7 @@ def packed(model: Any, rows: int) -> Numbers:
     limits = torch.tensor([0, *LENGTHS]).cumsum(0)
     batch = MicroBatch(
         torch.cat(ids)[None], torch.cat(labels)[None], torch.cat([torch.arange(n) for n in LENGTHS])[None],
-        limits.to(torch.int32), max(LENGTHS), int((torch.cat(labels) != IGNORED).sum()), sum(LENGTHS),
+        limits.to(torch.int32), limits.tolist(), max(LENGTHS), int((torch.cat(labels) != IGNORED).sum()), sum(LENGTHS),
     )  # fmt: skip
     model.train(_mode(model))
     model.zero_grad()
