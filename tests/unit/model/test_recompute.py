@@ -39,13 +39,14 @@ def _model(plan: AttentionPlan = BY_DOCUMENT, precision: Precision = Precision.f
     return model
 
 
-def _batch() -> Any:
-    return micro_batch([torch.arange(length) * 7 % 50 for length in DOCUMENTS])
+def _batch(device: str = "cpu", times: int = 1) -> Any:
+    return micro_batch([torch.arange(times * length, device=device) * 7 % 50 for length in DOCUMENTS])
 
 
-def _gradients(model: Any) -> Dict[str, torch.Tensor]:
+def _gradients(model: Any, times: int = 1) -> Dict[str, torch.Tensor]:
     torch.manual_seed(1)  # of dropout
-    logits = forward_logits(model, _batch(), torch.arange(sum(DOCUMENTS)))
+    batch = _batch(str(model.device), times)
+    logits = forward_logits(model, batch, torch.arange(len(batch.input_ids[0]), device=model.device))
     logits.float().square().mean().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -105,6 +106,29 @@ def test_a_model_that_recomputes_all_layers_or_none_is_refused(monkeypatch: pyte
     with pytest.raises(ConfigError) as error:
         set_recomputation(_model(), TrainConfig(recompute_every=2), BY_DOCUMENT)
     assert error.value.fix == "train.recompute_every=1"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", [FULL, SELECTIVE])
+def test_on_a_gpu_activations_wait_in_host_memory(mode: Recompute) -> None:
+    """The gradients stay the same to the bit, and the device holds two layers instead of all."""
+    times, peaks, found = 200, [], []
+    for offload in (False, True):
+        model = _model(precision=Precision.bf16).cuda()
+        settings = TrainConfig(gradient_checkpointing=mode, offload_activations=offload)
+        set_recomputation(model, settings, BY_DOCUMENT)
+        for _ in range(2):  # the second step is the one that is measured
+            model.zero_grad()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            gradients = _gradients(model, times)
+            torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        found.append(gradients)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    each = recomputed_layer_bytes(SIZES, times * sum(DOCUMENTS), Precision.bf16, mode is SELECTIVE)
+    assert peaks[0] - peaks[1] > (LAYERS - 2.5) * each
 
 
 def test_attention_with_dropout_is_not_kept() -> None:
