@@ -37,9 +37,9 @@ def a_case(**choices: object) -> str:
     return f"{INVARIANCE}[{invariance.name(found)}]"
 
 
-ONE_RANK = a_case(world_size=1, accum=2, packing=True, recompute=False)
-CASES = [ONE_RANK, a_case(world_size=2, accum=1, packing=True), a_case(world_size=2, accum=4, family="gpt2")]
-"""Packed and padded, with and without accumulation. Only GPT-2 adds its positions to the embeddings; the others use
+ONE_RANK = a_case(world_size=1, accum=4)
+CASES = [ONE_RANK, a_case(world_size=2, packing=True), a_case(world_size=1, family="gpt2")]
+"""Packed and padded, on one rank and on two. Only GPT-2 adds its positions to the embeddings; the others use
 differences of positions."""
 SUITES = {
     "invariance suite": CASES,

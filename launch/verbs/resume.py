@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import List, Optional
 
-from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.errors import EXIT_DONE, ConfigError, LaunchError
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.shell import override_word
 from ftdist.config.frozen import load_config
@@ -71,7 +71,7 @@ def resume(args: argparse.Namespace) -> int:
                               "run `ftdist resume RUN_DIR …` without torchrun")  # fmt: skip
         return under_torchrun.resume(config, run)
     if state in ALIVE:
-        raise ConfigError(f"{args.run_dir} is {state}{_who(run.read_status())}", "a run that has stopped",
+        raise LaunchError(f"{args.run_dir} is {state}{_who(run.read_status())}", "a run that has stopped",
                           f"wait until it ends, or stop it: ftdist cancel {quoted_path(run.path)}")  # fmt: skip
     banner.show_resume(run)
     with owned(run, submits=backend_of(config).uses_scheduler):

@@ -87,7 +87,7 @@ def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path:
     assert "has no log" in verb("logs", str(run.path)).stderr
     first = run.read_status()["job_id"]
     again = verb("resume", str(run.path))
-    assert again.returncode == 2 and f"is queued as job {first}" in again.stderr
+    assert again.returncode == 1 and f"is queued as job {first}" in again.stderr
     cancelled = verb("cancel", str(run.path))
     assert (cancelled.returncode, cancelled.stdout) == (
         0,

@@ -8,7 +8,7 @@ from typing import List, Optional
 
 import pytest
 
-from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, FtdistError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import check_changes, config_hash
@@ -39,12 +39,13 @@ def test_a_resume_of_a_finished_run_says_so_and_succeeds(
 
 def test_resume_refuses_a_run_that_is_under_way_or_missing(here: Path) -> None:
     make_run(here / "busy", state="running", host=platform.node(), pid=os.getpid())
-    for path, says in (
-        ("busy", f"busy is running, started by process {os.getpid()} on "),
-        ("none", "none does not exist"),
+    for path, says, code in (
+        ("busy", f"busy is running, started by process {os.getpid()} on ", EXIT_FAILED),
+        ("none", "none does not exist", EXIT_USAGE),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(FtdistError, match=says) as error:
             cli.dispatch(["resume", path])
+        assert error.value.exit_code == code
 
 
 def test_a_trial_that_lost_at_a_rung_is_not_started_to_pause_again(here: Path) -> None:
