@@ -13,6 +13,7 @@ from ftdist.model.recompute import keeps_attention
 from ftdist.model.routers import has_experts
 from ftdist.objective.coefficient import model_coefficient
 from ftdist.plan.activations import kept_activations, layer_sizes, recomputes_all
+from ftdist.plan.disk import size_text
 from ftdist.plan.memory import eager_attention_bytes, gathered_bytes
 
 INDENT, EXPERTS, ACTIVATIONS = " " * len("attention: "), " " * len("experts: "), "activations: "
@@ -99,7 +100,7 @@ def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> L
         return lines
     tokens = config.batch.micro_batch_size * config.data.max_seq_len
     kept = kept_activations(train, sizes, layers, tokens, keeps)
-    device, host, working = (f"{size / 2**30:,.1f} GiB" for size in (kept.device, kept.host, kept.working))
+    device, host, working = map(size_text, (kept.device, kept.host, kept.working))
     if train.gradient_checkpointing is Recompute.none:
         return [f"{ACTIVATIONS}{layers} layers keep about {device} for {tokens:,} tokens, and nothing is recomputed"]
     what = "their inputs and the outputs of attention" if keeps else "their inputs"

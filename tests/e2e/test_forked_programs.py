@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Dict
 
@@ -59,6 +60,18 @@ if __name__ == "__main__":
 """
 pytestmark = pytest.mark.skipif(not forkserver.possible(), reason="programs cannot be forked here")
 COMMAND = [sys.executable, "-m", "facts"]
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """A new interpreter inherits ignored signals, such as those of nohup. A forked program does not."""
+    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
+    ignored = [number for number in ignored if number not in (signal.SIGPIPE, signal.SIGXFSZ)]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ LINES = [
     r"(loading|exporting) the model: [\d.]+ s",
     r"attention: documents; changing one document changes the logits of the others by 0, changing a token changes "
     r"earlier logits by 0",
+    rf"activations: recomputed layers keep their inputs\. For 512 tokens all layers keep about {NUMBER} MiB, and the "
+    rf"one that is recomputed {NUMBER} MiB more",
     r"step \d: training waited [\d.]+ s for the checkpoint",
     r"step \d: held-out loss [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",

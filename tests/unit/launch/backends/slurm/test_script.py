@@ -15,6 +15,7 @@ from ftdist.config.data import SourceConfig
 from ftdist.config.launch import Container, GpuOption, Profile, check_launch
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
+from ftdist.run.hub import hub_cache
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = [
@@ -319,13 +320,15 @@ def test_setup_lines_run_first_and_one_that_fails_ends_the_job(line: str, code: 
 
 @pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
 def test_a_container_gets_what_the_run_needs(container: Container) -> None:
+    """HF_HUB_OFFLINE is set (tests/conftest.py), so data from the hub is read from its cache."""
     config = resolved(container=container, container_image="image", container_mounts=["/a:/b"])
     config.model.path, config.data.chat_template, config.model.tokenizer = "/models/m", "chatml", "/models/m/tok"
     config.data.sources = {"a": SourceConfig(path="/data/*/x.jsonl"), "b": SourceConfig(hub="org/name")}
     config.data.heldout = {"h": SourceConfig(path="/held/h.jsonl")}
     config.data.sources["c"] = SourceConfig(path="/hub/datasets--a--b/snapshots/01ab/x.jsonl")  # a link to ../../blobs
     text = script.render(config)
-    places = ("/shared/runs/first", "/shared/cache", "/models/m", "/data", "/hub/datasets--a--b", "/held/h.jsonl")
+    places = ["/shared/runs/first", "/shared/cache", "/models/m", "/data", "/hub/datasets--a--b", "/held/h.jsonl",
+              str(hub_cache())]  # fmt: skip
     pattern = r"--container-mounts=(\S+)" if container is Container.pyxis else r"--bind=(\S+)"
     mounts = [mount for some in re.findall(pattern, text) for mount in some.split(",")]
     assert mounts == [*(f"{place}:{place}" for place in places), "/a:/b"] * 2  # of both commands
