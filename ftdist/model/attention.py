@@ -56,7 +56,7 @@ class _Documents:
         return self._masks[shape]
 
 
-def _documents_of(cu_seqlens: torch.Tensor) -> _Documents:
+def _known_documents(cu_seqlens: torch.Tensor) -> _Documents:
     known: Optional[_Documents] = getattr(cu_seqlens, "ftdist_documents", None)
     return known or _Documents(cu_seqlens.tolist())
 
@@ -92,7 +92,7 @@ def documents_attention(
     if cu_seq_lens_q is None:
         out = _one_document(query, key, value, scaling, dropout, sliding_window, _Documents([]))
     else:
-        documents = _documents_of(cu_seq_lens_q)
+        documents = _known_documents(cu_seq_lens_q)
         spans = [slice(a, b) for a, b in pairwise(documents.limits)]
         parts = [
             _one_document(query[:, :, at], key[:, :, at], value[:, :, at], scaling, dropout, sliding_window, documents)

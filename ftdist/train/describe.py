@@ -104,7 +104,7 @@ def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> L
     if train.gradient_checkpointing is Recompute.none:
         return [f"{ACTIVATIONS}{layers} layers keep about {device} for {tokens:,} tokens, and nothing is recomputed"]
     what = "their inputs and the outputs of attention" if keeps else "their inputs"
-    every = f" (every {train.recompute_every}. layer only)" if train.recompute_every > 1 else ""
+    every = f" (one in {train.recompute_every})" if train.recompute_every > 1 else ""
     where = f" and {host} of host memory" if kept.host else ""
     return [*lines, f"{ACTIVATIONS}recomputed layers{every} keep {what}. For {tokens:,} tokens all layers keep about "
                     f"{device}{where}, and the one that is recomputed {working} more"]  # fmt: skip

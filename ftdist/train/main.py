@@ -172,12 +172,11 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         engine = build_engine(config, model, settings, ranks.world_size)
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
     mesh = data_parallel(ranks)
-    head, own_logits = choose_head(config, engine, vocab_size, mesh)
-    about_model = describe_other_parts(engine.module) + describe_activations(config, arch, choice.plan)
-    about_model += describe_head(own_logits)
+    head, why = choose_head(config, engine, vocab_size, mesh)
+    about = describe_other_parts(engine.module) + describe_activations(config, arch, choice.plan) + describe_head(why)
     if experts := describe_experts(config, arch, balance, bool(expert_load(engine))):
-        about_model += experts + describe_gathered(config, engine.module)
-    for line in describe_attention(config, arch, choice, proof, one_document) + about_model:
+        about += experts + describe_gathered(config, engine.module)
+    for line in describe_attention(config, arch, choice, proof, one_document) + about:
         _print_on_rank_0(ranks, line)
     max_steps = num_steps(config, train_set.num_rows)
     if note := fit_warmup(config.optim, max_steps):  # with train.epochs, a Slurm job knows the steps only now

@@ -125,7 +125,7 @@ LLAMA_8B = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads
         ({}, BY_DOCUMENT, "keep their inputs. For 8,192 tokens all layers keep about 2.0 GiB, and .* 1.6 GiB more"),
         ({"gradient_checkpointing": Recompute.selective}, BY_DOCUMENT, "outputs of attention.* about 4.1 GiB, and"),
         ({"gradient_checkpointing": Recompute.selective}, PLAIN, "whole layers are recomputed$"),
-        ({"recompute_every": 2}, BY_DOCUMENT, r"recomputed layers \(every 2. layer only\).* about 26.6 GiB, and"),
+        ({"recompute_every": 2}, BY_DOCUMENT, r"recomputed layers \(one in 2\).* about 26.6 GiB, and"),
         ({"offload_activations": True}, BY_DOCUMENT, "about 128.0 MiB and 2.0 GiB of host memory, and"),
     ],
 )  # fmt: skip
