@@ -147,7 +147,9 @@ TOUR: Dict[str, List[str]] = {
     ],
     "The other verbs": [
         "launch/verbs/resume.py", "launch/verbs/status.py", "launch/verbs/logs.py", "launch/verbs/cancel.py",
-        "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "launch/verbs/export.py", "launch/verbs/chat.py",
+        "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "launch/verbs/report.py", "ftdist/report/main.py",
+        "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/markdown.py",
+        "launch/verbs/export.py", "launch/verbs/chat.py",
         "ftdist/serve/chat.py", "launch/verbs/prepare.py", "launch/verbs/preview.py", "launch/verbs/verify.py",
         "launch/verbs/node.py", "launch/verbs/under_torchrun.py", "launch/backends/slurm/srun_task.py",
         "launch/verbs/batch_script.py", "launch/verbs/report_job.py",

@@ -25,7 +25,7 @@ examples:
 
 OTHER_RANKS_S = 3.0
 """Seconds that the other ranks wait, so that rank 0 can print its message, if another launcher started them."""
-ONE_PROCESS = ("chat", "eval", "export", "prepare", "preview", "verify")
+ONE_PROCESS = ("chat", "eval", "export", "prepare", "preview", "report", "verify")
 """Verbs that start their own ranks or write files, and must not be started once for each rank."""
 
 

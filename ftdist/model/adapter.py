@@ -86,7 +86,7 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
     """
     check_folded(model, folder)
     settings = adapter_settings(FOLDED, folder)
-    scale = settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings["use_rslora"] else settings["r"])
+    scale = adapter_scale(settings["r"], settings["lora_alpha"], settings["use_rslora"])
     own = dict(model.named_parameters(remove_duplicate=False))
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         names = sorted(file.keys())  # the same order on every rank, because each layer is gathered from all of them
@@ -96,7 +96,7 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
                        for name in names if name.startswith(f"{PREFIX}{module}.lora_")}  # fmt: skip
             with gathered([layer.weight]):
                 if layer.weight.numel():
-                    layer.weight.copy_(_folded(layer, tensors, scale))
+                    layer.weight.copy_(folded(layer, tensors, scale))
         for name in (name for name in names if ".lora_" not in name):  # modules that were trained whole
             parameter = own[name.removeprefix(PREFIX)]
             with gathered([parameter]):
@@ -104,8 +104,17 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
                     parameter.copy_(file.get_tensor(name))
 
 
-def _folded(layer: Any, tensors: Dict[str, torch.Tensor], scale: float) -> torch.Tensor:
-    """Return the weight of a layer with its adapter, in fp32: W + scale · B·A, with DoRA's length of each row."""
+def adapter_scale(r: int, alpha: float, rank_stabilized: bool) -> float:
+    """Return the factor of B·A (rsLoRA: Kalajdzievski 2023, https://arxiv.org/abs/2312.03732)."""
+    return alpha / (math.sqrt(r) if rank_stabilized else r)
+
+
+def folded(layer: Any, tensors: Dict[str, torch.Tensor], scale: float) -> torch.Tensor:
+    """Return the weight of a layer with its adapter, in fp32: W + scale · B·A, with DoRA's length of each row.
+
+    Args:
+        tensors: The tensors of the adapter, by the ends of their names: ``A``, ``B`` and, with DoRA, ``MAGNITUDE``.
+    """
     here = {end: tensor.to(layer.weight.device, torch.float32) for end, tensor in tensors.items()}
     weight = layer.weight.float()
     weight = weight.T if isinstance(layer, Conv1D) else weight

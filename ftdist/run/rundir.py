@@ -85,6 +85,7 @@ class RunDir:
         self.export = self.path / "export"
         self.merged = self.path / "export-merged"
         self.gguf = self.path / "export-gguf"
+        self.report = self.path / "report"
         self.wandb = self.path / "wandb"
 
     @classmethod

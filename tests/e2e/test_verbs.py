@@ -99,6 +99,10 @@ def test_an_export_opens_as_an_ordinary_model(run: RunDir, tmp_path: Path) -> No
     facts = json.loads(opened.out.splitlines()[-1])
     assert facts == {"vocab_size": 320, "template": True, "dtype": "torch.float32", "same_weights": True,
                      "same_logits": True}  # fmt: skip
+    done = succeed("report", run.path, "--checkpoint", "best")
+    moved = json.loads((run.report / "report.json").read_text())["moved"]
+    assert str(run.report / "report.md") in done.out and 0 < moved["relative"] < 1
+    assert moved["map"]["layers"] == [0, 1] and moved["tokens"], "a run with ZeRO-3 and a padded vocabulary"
     files = ("model.safetensors", "config.json", "tokenizer.json", "README.md")
     assert all((tmp_path / "model" / n).read_bytes() == (run.export / n).read_bytes() for n in files)
 

@@ -1,0 +1,48 @@
+"""The report as Markdown: its numbers, and hostile texts that stay texts."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict
+
+from ftdist.report.main import write_report
+from ftdist.report.markdown import as_markdown, percent, plain, quoted
+from ftdist.run.rundir import RunDir
+
+
+def _tensor(name: str, kind: str, relative: Any, rank: Any = None, exceeds: bool = False) -> Dict[str, Any]:
+    return {"name": name, "kind": kind, "relative": relative, "norm": 0.25, "base_norm": 1.0, "rank": rank,
+            "rank_exceeds": exceeds}  # fmt: skip
+
+
+REPORT = {
+    "run": "a|b<script>",
+    "moved": {
+        "checkpoint": "step-00000004", "relative": 0.0123, "kinds": {"matrix": 0.02, "norm": 0.0, "vector": None},
+        "tensors": [
+            _tensor("layers.0.q_proj.weight", "matrix", 0.02, 3), _tensor("layers.1.q_proj.weight", "matrix", 0.3, 256,
+            True), _tensor("norm.weight", "norm", 0.0), _tensor("bias", "vector", None),
+        ],
+        "map": {"layers": [0, 1], "modules": ["q_proj"], "values": [[0.02], [0.3]]},
+        "tokens": [{"id": 1, "text": "|`\n", "moved": 0.5, "nearest_before": ["<img>"], "nearest_after": ["\u202e"]}],
+    },
+}  # fmt: skip
+
+
+def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    text = write_report(run, REPORT).read_text(encoding="utf-8")
+    assert json.loads((run.report / "report.json").read_text()) == REPORT
+    lines = text.splitlines()
+    assert "the 4 trained tensors together differ from the base model by 1.23 %" in text
+    assert {"| matrices | 2 % |", "| norms | 0 |", "| biases | new |", "| 1 | 30 % |"} <= set(lines)
+    first = next(number for number, line in enumerate(lines) if line.startswith("| layers.1"))
+    assert lines[first] == r"| layers.1.q\_proj.weight | 30 % | 0.25 | > 256 |"
+    assert lines[first + 1] == r"| layers.0.q\_proj.weight | 2 % | 0.25 | 3 |"
+
+
+def test_texts_from_outside_are_shown_as_text() -> None:
+    text = as_markdown(REPORT)
+    assert "# a\\|b&lt;script&gt;" in text and "<script>" not in text and "<img>" not in text
+    assert r'"\|\`\\n"' in text and "\u202e" not in text
+    assert (plain("# a\n**b**"), quoted(" x")) == (r"\# a \*\*b\*\*", '" x"')
+    assert [percent(value) for value in (None, 0.0, 1e-5, 12.0)] == ["new", "0", "0.001 %", "1,200 %"]
