@@ -1,5 +1,6 @@
 """Temporary files and folders, and the removal of those that a killed process left behind."""
 
+import contextlib
 import os
 import platform
 import re
@@ -20,15 +21,20 @@ def temporary_path(target: Path) -> Path:
 
 
 def remove_leftovers(targets: Path) -> None:
-    """Remove temporary folders whose process ran on this machine and has ended.
+    """Remove temporary files and folders whose process ran on this machine and has ended.
 
-    Temporary folders of other machines are kept, because it is unknown whether their processes still run.
+    Those of other machines are kept, because it is unknown whether their processes still run.
 
     Args:
-        targets: Path of the target or a pattern for several, such as ``RUN_DIR/export`` or ``CACHE/data/*``.
+        targets: Path of the target or a pattern for several, such as ``RUN_DIR/export`` or ``RUN_DIR/*``.
     """
     name = re.compile(rf"\..+\.{re.escape(platform.node())}\.(\d+)\.[0-9a-f]{{8}}")
-    for folder in targets.parent.glob(f".{targets.name}.*"):
-        found = name.fullmatch(folder.name)
-        if found and not is_alive(int(found.group(1))):
-            shutil.rmtree(folder, ignore_errors=True)
+    for leftover in targets.parent.glob(f".{targets.name}.*"):
+        found = name.fullmatch(leftover.name)
+        if not found or is_alive(int(found.group(1))):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                leftover.unlink()

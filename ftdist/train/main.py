@@ -17,6 +17,7 @@ from rich.console import Console
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
 from ftdist.base.output import accept_any_text
 from ftdist.base.process import bind_rank
+from ftdist.base.temporary import remove_leftovers
 from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.probes import check_saved
@@ -105,6 +106,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     preemption = Preemption(run, ranks.rank, attempt, config.launch.slurm.stop_before_limit_s)
     start_process_group(config, ranks)
     if ranks.first:  # the parent process is torchrun, or the process that the user's own torchrun started
+        remove_leftovers(run.path / "*")  # files that a killed attempt had not yet renamed
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
     watchdog = Watchdog(run, ranks, attempt, config.launch.stall_timeout_s, config.launch.timeout_s)
     training: Optional[Training] = None

@@ -86,7 +86,7 @@ def smollm_config(folder: Path, kind: str, rate: str, *more: str) -> RunConfig:
         folder, f"model.path={folder / 'model'}", "model.tokenizer=null", f"method.kind={kind}", f"optim.lr={rate}",
         "data.sources.chats.builtin=stdlib_docs", "data.sources.chats.max_documents=400", "data.max_seq_len=256",
         "batch.global_batch_size=2", "batch.micro_batch_size=1", "train.max_steps=1000", "train.num_samples=0",
-        "train.export=false", "train.gradient_checkpointing=false", "optim.warmup_steps=0", "zero.stage=0",
+        "train.export=false", "train.gradient_checkpointing=none", "optim.warmup_steps=0", "zero.stage=0",
         f"launch.threads_per_rank={THREADS}", "launch.timeout_s=600", *more,
     )  # fmt: skip
 

@@ -43,7 +43,8 @@ class Group:
         """Exit codes of the ranks that have ended, or minus the signal."""
         self.ended: Dict[int, float] = {}
         """When they ended."""
-        self._pids: Dict[int, int] = {}
+        self.pids: Dict[int, int] = {}
+        """Process IDs of the ranks."""
         for rank in range(world_size):
             pid = fork()
             if pid == 0:
@@ -54,23 +55,23 @@ class Group:
                     main(arguments)
                 finally:
                     os._exit(70)  # main never returns
-            self._pids[rank] = pid
+            self.pids[rank] = pid
 
     @property
     def alive(self) -> bool:
         """Whether a rank is still running. Also records the exit codes and end times of those that are not."""
-        for rank in self._pids.keys() - self.codes.keys():
-            done, status = os.waitpid(self._pids[rank], os.WNOHANG)
+        for rank in self.pids.keys() - self.codes.keys():
+            done, status = os.waitpid(self.pids[rank], os.WNOHANG)
             if done:
                 self.codes[rank], self.ended[rank] = os.waitstatus_to_exitcode(status), time.time()
-        return len(self.codes) < len(self._pids)
+        return len(self.codes) < len(self.pids)
 
     def wait(self, timeout_s: float = 120.0) -> Dict[int, int]:
         """Wait until all ranks have ended. Returns the exit code of each, or minus the signal."""
         deadline = time.monotonic() + timeout_s
         while self.alive and time.monotonic() < deadline:
             time.sleep(0.02)
-        late = sorted(self._pids.keys() - self.codes.keys())
+        late = sorted(self.pids.keys() - self.codes.keys())
         self.kill()
         assert not late, f"ranks {late} did not end within {timeout_s} s"
         return self.codes
@@ -85,8 +86,8 @@ class Group:
 
     def kill(self) -> None:
         """Send SIGKILL to all ranks at once, as when a machine loses power."""
-        for rank in self._pids.keys() - self.codes.keys():
-            os.kill(self._pids[rank], signal.SIGKILL)
+        for rank in self.pids.keys() - self.codes.keys():
+            os.kill(self.pids[rank], signal.SIGKILL)
         while self.alive:
             time.sleep(0.002)
 

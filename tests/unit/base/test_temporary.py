@@ -35,6 +35,21 @@ def test_only_leftovers_of_ended_processes_of_this_machine_are_removed(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
+def test_files_that_were_not_renamed_are_removed_and_the_targets_of_links_are_kept(
+    tmp_path: Path, ended_pid: int
+) -> None:
+    node = platform.node()
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    (tmp_path / f".status.json.{node}.{ended_pid}.{END}").write_text("{")
+    (tmp_path / f".status.json.{node}.{os.getppid()}.{END}").write_text("{")
+    (tmp_path / f".link.{node}.{ended_pid}.{END}").symlink_to(tmp_path / "folder")
+    remove_leftovers(tmp_path / "*")
+    kept = [f".status.json.{node}.{os.getppid()}.{END}", "folder", "status.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert (tmp_path / "folder" / "inside").is_dir()
+
+
 def test_leftovers_of_a_zombie_are_removed(tmp_path: Path) -> None:
     """In a container without an init process, a killed process stays a zombie."""
     child = subprocess.Popen([sys.executable, "-c", ""])
