@@ -129,6 +129,7 @@ def _conclude(run: RunDir, args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     lifecycle.mark_stopped(run, reason, exit_code=EXIT_PREEMPTED)
+    print(f"stopped: {reason}", file=sys.stderr)  # into the job's log; the script reads the standard output
     if requeue:
         print(REQUEUE)
     return EXIT_PREEMPTED

@@ -12,6 +12,7 @@ from ftdist.launch.attempt import cpus, machine
 from ftdist.launch.attempt.command import Rendezvous, rank_program, torchrun_command
 from ftdist.launch.backends.slurm import meeting
 from ftdist.launch.backends.slurm.hostlist import expand
+from ftdist.launch.backends.slurm.script import cpus_asked
 from ftdist.run.rundir import RunDir
 
 
@@ -63,8 +64,11 @@ def divide_cpus(launch: LaunchConfig, node: str) -> None:
     division = cpus.divide(topology, launch.nproc_per_node, int(given) if given else None)
     print(f"{node}: {division.describe()}", file=sys.stderr)
     if division.each < cpus.FEW_CPUS:
-        print(f"note: {node} has {division.each or 'less than one'} CPU for each rank; it may be slow. "
-              f"launch.slurm.cpus_per_gpu={cpus.FEW_CPUS} asks for more", flush=True)  # fmt: skip
+        fix = f"launch.slurm.cpus_per_gpu={cpus.FEW_CPUS} asks for more"
+        if (asked := cpus_asked(launch) or 0) >= cpus.FEW_CPUS * launch.nproc_per_node:
+            fix = f"The job asked for {asked} CPUs on each node, but can use fewer there"
+        print(f"note: {node} has {division.each or 'less than one'} CPU for each rank; it may be slow. {fix}",
+              flush=True)  # fmt: skip
     if division.cpus:
         os.environ[RANK_CPUS] = ";".join(",".join(map(str, share)) for share in division.cpus)
     if launch.threads_per_rank is None and "OMP_NUM_THREADS" not in launch.slurm.env:

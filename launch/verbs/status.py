@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 from rich.console import Console
 
@@ -21,6 +21,8 @@ from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.run.rundir import RunDir
 
 WATCH_S = 5
+REASON_LENGTH = 70
+"""Characters of a reason in a table of several runs. A table of one run shows the whole reason."""
 
 
 def add_status_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +67,9 @@ def _show(places: List[Path], console: Console, clear: bool = False) -> bool:
     statuses = [run.read_status() for run in runs]
     where = observe(statuses)
     table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
+    longest = None if len(runs) == 1 else REASON_LENGTH
     for run, found, seen in zip(runs, statuses, where, strict=True):
-        table.add_row(*map(cell, status_row(run, found, seen)))
+        table.add_row(*map(cell, status_row(run, found, seen, longest)))
     if clear:
         console.clear()  # does nothing if this is not a terminal
     if runs:
@@ -92,12 +95,13 @@ def _unreadable(place: Path) -> List[Path]:
     return sorted(path for path in found if path.is_dir() and not os.access(path, os.R_OK | os.X_OK))
 
 
-def status_row(run: RunDir, found: Status, seen: Seen) -> List[str]:
+def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = REASON_LENGTH) -> List[str]:
     """Return a row of the table: run, state, step, loss, tokens per second, age of the newest checkpoint.
 
     Args:
         found: the run's status.json.
         seen: where the run stands.
+        longest: number of characters of the reason. A longer one is cut. None: it is never cut.
     """
     age = found.get("last_checkpoint_time")
     loss, speed = found.get("loss"), found.get("tokens_per_s")
@@ -105,11 +109,14 @@ def status_row(run: RunDir, found: Status, seen: Seen) -> List[str]:
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
     if state in ALIVE and seen.detail:
         reason = seen.detail
+    why = str(reason or "")
+    if longest and len(why) > longest:
+        why = why[: longest - 1] + "…"
     times = int(found.get("requeues") or 0)
     chain = f" (attempt {int(found.get('attempt', 0)) + 1}, {times} requeue{'s' * (times > 1)})" if times else ""
     return [
         short_path(run.path),
-        state + chain + (f": {str(reason)[:70]}" if reason else ""),
+        state + chain + (f": {why}" if why else ""),
         f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
         "-" if loss is None else f"{loss:.4f}",
         "-" if speed is None else f"{speed:,.0f}",

@@ -25,6 +25,17 @@ BETWEEN_LOOKS_S = 0.5
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
         "DEADLINE", "REVOKED"}  # fmt: skip
 """Slurm's names for the states of a job that has ended."""
+REFUSED = (
+    (r"partition name|partition specified", "launch.slurm.partition=NAME (sinfo lists the partitions)"),
+    (r"account", "launch.slurm.account=NAME (`sacctmgr show associations user=$USER` lists yours)"),
+    (r"\bqos\b", "launch.slurm.qos=NAME (`sacctmgr show associations user=$USER format=Account,QOS` lists yours)"),
+    (r"time limit", "launch.slurm.time=HH:MM:SS, within the limits that sinfo shows"),
+    (r"feature", "launch.slurm.constraint=FEATURE (`sinfo -o '%P %f'` lists the features)"),
+    (r"node count|node configuration|cpu count|memory spec|generic resource|\bgres\b",
+     "change launch.nnodes, launch.nproc_per_node, launch.slurm.cpus_per_gpu or launch.slurm.mem to what the nodes "
+     "have (`sinfo -o '%P %D %c %m %G'`)"),
+)  # fmt: skip
+"""What sbatch says if it refuses a job, and the setting that helps."""
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_|SLURM_(?!CONF|JWT)")
 """Environment variables that change what Slurm's commands do: the user's defaults, and the variables of the job in
 which this process runs. sbatch uses them instead of the options in the script, and passes them on to the new job."""
@@ -72,8 +83,8 @@ def run_command(*command: str, check: bool = True) -> str:
 def _run(*command: str) -> "subprocess.CompletedProcess[str]":
     env = {name: value for name, value in os.environ.items() if not DEFAULTS.match(name)}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL,
-                              env=env)  # fmt: skip
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_S,
+                              stdin=subprocess.DEVNULL, env=env)  # fmt: skip
     except FileNotFoundError:
         raise LaunchError(f"there is no {command[0]} on this machine", "a machine with the commands of Slurm",
                           "log in to the cluster, or print the script with --dry-run") from None  # fmt: skip
@@ -84,7 +95,9 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
 
 def _failed(name: str, done: "subprocess.CompletedProcess[str]") -> LaunchError:
     said = [re.sub(rf"^{name}: (?:error: )?", "", line) for line in done.stderr.strip().splitlines()]
-    return LaunchError(f"{name}: " + "; ".join(said or [f"exit code {done.returncode}"]))
+    found = "; ".join(said or [f"exit code {done.returncode}"])
+    fixes = [fix for pattern, fix in REFUSED if name == "sbatch" and re.search(pattern, found, re.IGNORECASE)]
+    return LaunchError(f"{name}: {found}", fix=fixes[0] if fixes else "")
 
 
 def _squeue(fields: Sequence[str], *options: str) -> List[List[str]]:

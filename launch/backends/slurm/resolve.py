@@ -4,7 +4,7 @@ import math
 import re
 import sys
 from dataclasses import dataclass
-from typing import List, Optional, Set
+from typing import Dict, List, Optional, Set
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
@@ -28,6 +28,10 @@ class Node:
     name: str
     gpus: int
     cpus: int
+    default_s: float = math.inf
+    """Seconds that a job may run which asks for no time limit."""
+    limit_s: float = math.inf
+    """Seconds that a job may ask for."""
 
 
 def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
@@ -36,7 +40,7 @@ def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
         return None
     partition = setting_or_option(launch.slurm, "partition")
     where = ["--partition", partition] if partition else []
-    form = answers.line_format("%N", "%P", "%f", "%c", "%G")
+    form = answers.line_format("%N", "%P", "%f", "%c", "%L", "%l", "%G")
     listed = run_command("sinfo", "--noheader", "--Node", f"--format={form}", *where, check=False)
     return read_nodes(listed, launch) or None
 
@@ -45,18 +49,22 @@ def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:
     """Return the nodes that the job can use.
 
     Args:
-        listed: what sinfo prints: node, partition, features, CPUs, GRES. The default partition has a star after its
-            name.
+        listed: what sinfo prints: node, partition, features, CPUs, default and largest time limit, GRES. The default
+            partition has a star after its name.
         launch: names the partition and the features that a node must have.
     """
-    rows = answers.rows(listed, 5)
+    rows = answers.rows(listed, 7)
     if setting_or_option(launch.slurm, "partition") is None and any(row[1].endswith("*") for row in rows):
         rows = [row for row in rows if row[1].endswith("*")]
-    found = {}
-    for name, _, features, cpus, gres in rows:
+    found: Dict[str, Node] = {}
+    for name, _, features, cpus, default, limit, gres in rows:
         if _fits(set(features.split(",")), setting_or_option(launch.slurm, "constraint") or ""):
             gpus = sum(int(number) for number in GPUS.findall(gres))
-            found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0)
+            limit_s = seconds(limit)
+            default_s = min(limit_s, seconds(default))
+            if name in found:  # in several partitions, of which the job may get any
+                default_s, limit_s = max(default_s, found[name].default_s), max(limit_s, found[name].limit_s)
+            found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0, default_s, limit_s)
     return [found[name] for name in sorted(found)]
 
 
@@ -70,8 +78,9 @@ def _fits(features: Set[str], constraint: str) -> bool:
 
 
 def seconds(limit: str) -> float:
-    """Return the seconds of a time limit in Slurm's notation: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED."""
-    if limit == "UNLIMITED":
+    """Return the seconds of a time limit in Slurm's notation: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Other words,
+    such as UNLIMITED, infinite and n/a, mean no limit."""
+    if not TIME.fullmatch(limit) or limit == "UNLIMITED":
         return math.inf
     days, dash, rest = limit.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
@@ -82,21 +91,31 @@ def seconds(limit: str) -> float:
     return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + secs
 
 
-def check_time(slurm: SlurmConfig) -> None:
-    """Check that a job has time left before it is asked to stop.
+def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
+    """Check that a job has time left before it is asked to stop, and print a note if its partition gives it less time.
+
+    Args:
+        nodes: the nodes that the job can use. Empty if Slurm cannot be asked.
 
     Raises:
         ConfigError: the job would be asked to stop when it begins.
     """
-    stop, limit = slurm.stop_before_limit_s + ASKS_EARLIER_S, setting_or_option(slurm, "time")
-    if limit is not None and TIME.fullmatch(limit) and seconds(limit) <= stop:
+    stop, asked = slurm.stop_before_limit_s + ASKS_EARLIER_S, setting_or_option(slurm, "time")
+    largest = max((node.limit_s for node in nodes), default=math.inf)
+    given = max((node.default_s for node in nodes), default=math.inf) if asked is None else seconds(asked)
+    if given <= stop:
+        found = "a job without launch.slurm.time gets a limit of" if asked is None else f"launch.slurm.time={asked} is"
         needed = -(-stop // 60) + 5
+        longer = f"set launch.slurm.time={needed} (minutes)"
         raise ConfigError(
-            f"launch.slurm.time={limit} is {seconds(limit):.0f} s, but the run is asked to stop "
-            f"{slurm.stop_before_limit_s} to {stop} s before this limit",
-            f"a time limit of more than {stop} s", f"set launch.slurm.time={needed} (minutes), or lower "
-            "launch.slurm.stop_before_limit_s",
+            f"{found} {given:.0f} s, but the run is asked to stop {slurm.stop_before_limit_s} to {stop} s before this "
+            "limit", f"a time limit of more than {stop} s",
+            f"{longer if needed * 60 <= largest else 'launch.slurm.partition=NAME, of one that allows longer jobs'}, "
+            "or lower launch.slurm.stop_before_limit_s",
         )  # fmt: skip
+    if asked is not None and given > largest:
+        print(f"note: launch.slurm.time={asked} is longer than the {largest / 60:.0f} minutes that the partition "
+              "allows; the job may never start", file=sys.stderr)  # fmt: skip
 
 
 def resolve_ranks(launch: LaunchConfig) -> None:
@@ -107,17 +126,18 @@ def resolve_ranks(launch: LaunchConfig) -> None:
 
     Raises:
         ConfigError: Slurm reports that the nodes have no GPUs, different numbers of GPUs, or fewer than the config asks
-        for. Or the time limit is too short.
+        for, or too few nodes or CPUs. Or the time limit is too short.
     """
-    check_time(launch.slurm)
+    nodes = find_nodes(launch)
+    check_time(launch.slurm, nodes or [])
     if launch.device is Device.auto:
         launch.device = Device.cpu if launch.slurm.profile is Profile.cpu else Device.cuda
-    nodes = find_nodes(launch)
     if launch.device is Device.cpu:
         launch.nproc_per_node = launch.nproc_per_node or 1
     else:
         nodes = _resolve_gpus(launch, nodes)
     _resolve_cpus(launch, nodes)
+    _check_size(launch, nodes or [])
 
 
 def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional[List[Node]]:
@@ -173,6 +193,27 @@ def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
     if (asked := cpus_asked(launch)) and asked < ranks * FEW_CPUS and not asks:
         print(f"note: the job asks for {asked} CPUs on each node for {ranks} ranks, fewer than {FEW_CPUS} for each, "
               "which may be slow", file=sys.stderr)  # fmt: skip
+
+
+def _check_size(launch: LaunchConfig, nodes: List[Node]) -> None:
+    """Check that there are enough nodes with the CPUs of a job. Slurm would let some of these jobs wait forever.
+
+    Raises:
+        ConfigError: there are not.
+    """
+    asked, ranks = cpus_asked(launch) or 0, launch.nproc_per_node or 1
+    fitting = [node for node in nodes if not node.cpus or node.cpus >= asked]
+    if nodes and not fitting:
+        most = max(node.cpus for node in nodes)
+        fix = f"launch.slurm.cpus_per_node={most}" if launch.slurm.cpus_per_node else ""
+        each = most // ranks
+        fix = fix or (f"launch.slurm.cpus_per_gpu={each}" if each else f"launch.nproc_per_node={most}")
+        raise ConfigError(f"the job asks for {asked} CPUs on each node for {ranks} ranks, but no node that it can use "
+                          f"has more than {most}", f"at most {most} CPUs", f"{fix}, or {CHOOSE_NODES}")  # fmt: skip
+    if nodes and len(fitting) < launch.nnodes:
+        raise ConfigError(f"launch.nnodes={launch.nnodes}, but the nodes with enough GPUs and CPUs that the job can "
+                          f"use are {len(fitting)}", f"a job of at most {len(fitting)} nodes",
+                          f"launch.nnodes={len(fitting)}, or {CHOOSE_NODES}")  # fmt: skip
 
 
 def _few(nodes: List[str]) -> str:

@@ -94,7 +94,8 @@ def test_a_job_whose_ranks_stop_before_its_limit_is_requeued(
     prepared(run, monkeypatch)
     run.write_status(state="preempted", exit_reason="near the time limit", last_checkpoint_step=3)  # by the ranks
     assert end(run, ended=ended) == EXIT_PREEMPTED
-    assert batch_script.REQUEUE in capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert batch_script.REQUEUE in said.out.splitlines() and said.err == "stopped: near the time limit\n"
     assert run.read_status()["exit_reason"] == "near the time limit"
 
 

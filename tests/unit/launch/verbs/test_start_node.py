@@ -6,6 +6,7 @@ from typing import Dict, Optional
 import pytest
 
 from ftdist.base.process import RANK_CPUS
+from ftdist.config.launch import SlurmConfig
 from ftdist.config.schema import Device, LaunchConfig
 from ftdist.launch.verbs.start_node import divide_cpus
 
@@ -30,6 +31,20 @@ def test_threads_follow_from_what_slurm_has_granted(
     divide_cpus(LaunchConfig(device=Device.cpu, nproc_per_node=2, threads_per_rank=set_threads), "n1")
     assert os.environ["OMP_NUM_THREADS"] == threads and not os.environ[RANK_CPUS]
     assert ("note: n1 has less than one CPU for each rank" in capsys.readouterr().out) == note
+
+
+@pytest.mark.parametrize(
+    ("each", "said"),
+    [(1, "launch.slurm.cpus_per_gpu=2 asks for more"), (2, "The job asked for 4 CPUs on each node, but can use fewer")],
+)
+def test_the_note_about_few_cpus_does_not_propose_what_was_asked_for(
+    each: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("SLURM_CPUS_PER_TASK", "2"), (RANK_CPUS, ""), ("OMP_NUM_THREADS", "")):
+        monkeypatch.setenv(name, value)
+    slurm = SlurmConfig(cpus_per_gpu=each)
+    divide_cpus(LaunchConfig(device=Device.cpu, nproc_per_node=2, slurm=slurm), "n1")
+    assert f"note: n1 has 1 CPU for each rank; it may be slow. {said}" in capsys.readouterr().out
 
 
 def test_ranks_are_bound_to_the_cpus_that_the_job_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,15 @@ def test_a_run_that_was_requeued_shows_its_attempt(here: Path, capsys: pytest.Ca
     assert "done (attempt 2, 1 requeue) " in lines[2] and "attempt" not in lines[3]
 
 
+def test_a_long_reason_is_cut_only_in_a_table_of_several_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "near the time limit; not requeued, because 2 attempts in a row saved no newer checkpoint: raise it"
+    for name in ("a", "b"):
+        make_run(here / "runs" / name, state="preempted", exit_reason=reason)
+    for place, shown in (("runs", f"{reason[:69]}… "), ("runs/a", f"{reason} ")):
+        assert cli.dispatch(["status", place]) == EXIT_DONE
+        assert f"preempted: {shown}" in capsys.readouterr().out
+
+
 def test_watching_ends_when_no_run_is_under_way(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Whether Slurm has answered: a job that it does not know is an answer, a controller that is away is none."""
 
 import subprocess
+from pathlib import Path
 from typing import Any, List, Optional
 
 import pytest
@@ -48,3 +49,34 @@ def test_a_slurm_that_does_not_answer_says_nothing_about_jobs(
         for ask in (lambda: client.find_job("7"), lambda: client.find_running("7")):
             with pytest.raises(LaunchError, match="connect failure"):
                 ask()
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition name specified",
+         "launch.slurm.partition="),
+        ("Batch job submission failed: Invalid account or account/partition combination specified",
+         "launch.slurm.account="),
+        ("Batch job submission failed: Invalid qos specification", "launch.slurm.qos="),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+         "launch.slurm.time="),
+        ("Batch job submission failed: Invalid feature specification", "launch.slurm.constraint="),
+        ("Batch job submission failed: Requested node configuration is not available", "change launch.nnodes"),
+        ("Batch job submission failed: Invalid generic resource (gres) specification", "change launch.nnodes"),
+        ("the system is closed today", ""),
+    ],
+)  # fmt: skip
+def test_a_job_that_sbatch_refuses_names_the_setting(said: str, fix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, 1, "", f"sbatch: error: {said}\n")
+    with pytest.raises(LaunchError) as error:
+        client.run_command("sbatch")
+    assert error.value.fix.startswith(fix) and bool(error.value.fix) == bool(fix)
+
+
+def test_a_banner_in_another_encoding_does_no_harm(tmp_path: Path) -> None:
+    """Also where Slurm's own text follows it."""
+    wrapper = tmp_path / "squeue"
+    wrapper.write_bytes(b"#!/bin/sh\nprintf 'R\\351seau\\nftdist|7\\n'\n")
+    wrapper.chmod(0o755)
+    assert client.run_command(str(wrapper)) == "R\ufffdseau\nftdist|7\n"

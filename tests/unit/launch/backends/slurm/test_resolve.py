@@ -1,5 +1,6 @@
 """How many GPUs the nodes of a partition have, by what sinfo prints."""
 
+from math import inf
 from typing import Any, Dict, List, Optional
 
 import pytest
@@ -11,10 +12,10 @@ from ftdist.launch.backends.slurm import resolve, script
 
 LISTED = """\
 Welcome to the cluster | quota: 3 | of 5 | TB
-ftdist|n1|gpu*|a100,ib|128|gpu:a100:8(S:0-1)
-ftdist|n2|gpu*|h100,ib|96|gpu:h100:4
-ftdist|n2|all|h100,ib|96|gpu:h100:4
-ftdist|n3|all|(null)|4|(null)
+ftdist|n1|gpu*|a100,ib|128|n/a|1-00:00:00|gpu:a100:8(S:0-1)
+ftdist|n2|gpu*|h100,ib|96|n/a|1-00:00:00|gpu:h100:4
+ftdist|n2|all|h100,ib|96|2:00|infinite|gpu:h100:4
+ftdist|n3|all|(null)|4|2:00|infinite|(null)
 """
 
 
@@ -43,6 +44,9 @@ def test_gpus_are_counted_on_the_nodes_that_the_job_may_get(
     assert {number: [node.name for node in nodes if node.gpus == number] for number in found} == found
     assert sum(map(len, found.values())) == len(nodes)
     assert all(node.cpus == {"n1": 128, "n2": 96, "n3": 4}[node.name] for node in nodes)
+    limits = {node.name: (node.default_s, node.limit_s) for node in nodes}
+    assert limits.get("n3", (120, inf)) == (120, inf) and limits.get("n1", (86400, 86400)) == (86400, 86400)
+    assert "n2" not in limits or limits["n2"] == (86400, inf if partition else 86400)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_a_job_asks_for_cpus(
     ("limit", "found"),
     [
         ("90", 5400), ("2:30", 150), ("12:00:00", 43200), ("1-0", 86400), ("2-12:30", 217800), ("1-01:01:01", 90061),
-        ("UNLIMITED", float("inf")),
+        ("UNLIMITED", inf), ("infinite", inf), ("n/a", inf),
     ],
 )  # fmt: skip
 def test_a_time_limit_is_read_as_slurm_reads_it(limit: str, found: float) -> None:
@@ -133,6 +137,60 @@ def test_a_time_limit_that_leaves_no_time_is_refused(limit: Optional[str], stop:
         resolve.resolve_ranks(launch)
     launch.slurm.time = str(error.value).split("launch.slurm.time=")[2].split()[0]
     resolve.resolve_ranks(launch)  # the fix helps
+
+
+@pytest.mark.parametrize(
+    ("time", "default", "largest", "found", "said"),
+    [
+        (None, 120, 3600, "a job without launch.slurm.time gets a limit of 120 s", "set launch.slurm.time=8"),
+        (None, 120, 120, "a job without launch.slurm.time gets a limit of 120 s", "launch.slurm.partition=NAME"),
+        ("2", 120, 120, "launch.slurm.time=2 is 120 s", "launch.slurm.partition=NAME"),
+        ("30", 120, 600, None, "longer than the 10 minutes that the partition allows"),
+        ("10", 120, 600, None, ""),
+        (None, 600, 600, None, ""),
+    ],
+)
+def test_the_time_limits_of_the_partition_count(
+    time: Optional[str], default: float, largest: float, found: Optional[str], said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: [resolve.Node("n1", 0, 8, default, largest)])
+    launch = LaunchConfig(device=Device.cpu, slurm=SlurmConfig(time=time))
+    if found is None:
+        resolve.resolve_ranks(launch)
+        printed = capsys.readouterr().err
+        assert said in printed and bool(said) == bool(printed)
+        return
+    with pytest.raises(ConfigError) as error:
+        resolve.resolve_ranks(launch)
+    assert error.value.found.startswith(found) and said in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("settings", "found", "fix"),
+    [
+        ({"nproc_per_node": 4}, "4 CPUs on each node for 4 ranks, but no node that it can use has more than 2",
+         "launch.nproc_per_node=2"),
+        ({"cpus_per_gpu": 8}, "8 CPUs on each node for 1 ranks", "launch.slurm.cpus_per_gpu=2"),
+        ({"cpus_per_node": 8}, "8 CPUs on each node", "launch.slurm.cpus_per_node=2"),
+        ({"nnodes": 3}, "launch.nnodes=3, but the nodes with enough GPUs and CPUs that the job can use are 2",
+         "launch.nnodes=2"),
+        ({"nnodes": 2, "cpus_per_gpu": 0}, None, ""),
+    ],
+)  # fmt: skip
+def test_a_job_that_no_nodes_could_run_is_refused(
+    settings: Dict[str, Any], found: Optional[str], fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: [resolve.Node(name, 0, 2) for name in ("n1", "n2")])
+    launch = LaunchConfig(device=Device.cpu)
+    for key, value in settings.items():
+        setattr(launch.slurm if hasattr(launch.slurm, key) else launch, key, value)
+    if found is None:
+        resolve.resolve_ranks(launch)
+        return
+    with pytest.raises(ConfigError) as error:
+        resolve.resolve_ranks(launch)
+    assert found in error.value.found and error.value.fix.startswith(fix)
 
 
 @pytest.mark.parametrize("ranks", [None, 8])

@@ -45,7 +45,7 @@ SITES = {
 @pytest.mark.parametrize("site", SITES)
 def test_a_job_at_a_site(site: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     node, asked, part = SITES[site]
-    found: Optional[List[resolve.Node]] = [resolve.Node("n1", *node)] if node else None
+    found: Optional[List[resolve.Node]] = [resolve.Node(name, *node) for name in ("n1", "n2")] if node else None
     monkeypatch.setattr(resolve, "find_nodes", lambda launch: found)
     config = smoke("launch=slurm", f"launch/site={site}", "launch.nnodes=2", f"run_dir={tmp_path}/run")
     resolve_paths(config)
