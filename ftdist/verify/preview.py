@@ -16,8 +16,10 @@ from ftdist.data.preview import preview
 from ftdist.data.preview_rows import TokenLosses
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.model.attention_plan import PLAIN
+from ftdist.model.exactness import micro_batch
 from ftdist.model.load import load_model, model_config
 from ftdist.model.vocabulary import fit_vocabulary
+from ftdist.objective.head import Head, find_head, target_logprobs
 from ftdist.verify.reference import token_losses
 
 
@@ -43,11 +45,19 @@ def base_losses(config: RunConfig) -> TokenLosses:
         config, model_config(config), replace(PLAIN, implementation=None), {"zero_optimization": {"stage": 0}}
     )
     rows = fit_vocabulary(model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    head = find_head(model, rows, device)
 
     @torch.no_grad()
     def losses(ids: np.ndarray) -> np.ndarray:
-        return np.concatenate([[np.nan], token_losses(model, ids, rows).cpu().numpy()])
+        if isinstance(head, Head):  # long documents need no whole logits
+            text = torch.from_numpy(ids.astype(np.int64)).to(device)
+            positions = torch.arange(len(ids) - 1, device=device)
+            found = -target_logprobs(model, micro_batch([text]), positions, text[1:], rows, head)
+        else:
+            found = token_losses(model, ids, rows)
+        return np.concatenate([[np.nan], found.cpu().numpy()])
 
     return losses
 
