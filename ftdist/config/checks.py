@@ -7,6 +7,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.names import require_utf8
 from ftdist.base.redact import secret_problem
 from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
+from ftdist.config.debug import profiled_steps
 from ftdist.config.launch import check_launch, refuse_control_characters, texts
 from ftdist.config.method import check_method
 from ftdist.config.optim import check_optimizer
@@ -55,6 +56,8 @@ def check_config(config: RunConfig) -> None:
     check_launch(config.launch)
     check_sweep(config.sweep, config.train.max_steps)
     check_track(config.track)
+    if config.debug.profile is not None:
+        profiled_steps(config.debug.profile)
     _check_range("seed", config.seed, 0, 2**32 - 1)
 
 

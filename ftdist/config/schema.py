@@ -17,6 +17,7 @@ from ftdist.config.data import Reasoning as Reasoning
 from ftdist.config.data import SourceConfig as SourceConfig
 from ftdist.config.data import TrainOn as TrainOn
 from ftdist.config.data import Turns as Turns
+from ftdist.config.debug import DebugConfig as DebugConfig
 from ftdist.config.launch import Device as Device
 from ftdist.config.launch import GpuOption as GpuOption
 from ftdist.config.launch import LaunchConfig as LaunchConfig
@@ -219,15 +220,6 @@ class TrackConfig:
 
 
 @dataclass
-class DebugConfig:
-    deterministic: bool = False
-    """Use deterministic kernels only, which are slower on GPUs. An operation that has no deterministic
-    implementation raises an error."""
-    detect_anomaly: bool = False
-    """Name the forward operation whose backward pass produced a NaN. Several times slower."""
-
-
-@dataclass
 class RunConfig:
     name: str = "run"
     """Name of the run. It is part of the run directory's name, and the name of the W&B run."""
@@ -269,7 +261,7 @@ ADDED_LATER: Dict[str, Any] = {
     "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
     "model.adapter": None,
-    "train.recompute_every": 1, "train.offload_activations": False,
+    "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behavior.

@@ -70,6 +70,8 @@ class MicroBatch:
     """Number of trained tokens."""
     num_tokens: int
     """Number of tokens without padding."""
+    squares: int
+    """Sum of the squares of the lengths of the documents. Attention takes time in proportion to it."""
     real: Optional[torch.Tensor] = None
     """[1, T] bool: False for padding. None: there is no padding."""
 
@@ -169,5 +171,6 @@ def micro_batch(dataset: PreparedSet, row_ids: Sequence[int], packing: bool, pad
         max_seqlen=max(lengths),
         num_trained=int((all_labels != IGNORED).sum()),
         num_tokens=sum(widths),
+        squares=sum(len(tokens) ** 2 for row in rows for tokens, _ in row),
         real=None if packing else torch.from_numpy(np.concatenate(real))[None],
     )

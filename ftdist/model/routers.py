@@ -1,9 +1,13 @@
 """The routers of a mixture of experts: what they compute in a forward pass."""
 
-from typing import Any, List
+from typing import Any, List, Optional, Tuple
 
 import torch
 from transformers import PretrainedConfig
+
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
+"""Names in the configs of transformers: the number of experts of a layer, and of those that a token uses."""
 
 
 class RouterLogits:
@@ -47,9 +51,19 @@ def probability_sums(logits: List[torch.Tensor]) -> torch.Tensor:
 
 def has_experts(arch: PretrainedConfig) -> bool:
     """Return whether a model is a mixture of experts."""
+    return bool(_first(arch, COUNTS))
+
+
+def share_of_experts(arch: PretrainedConfig) -> Optional[float]:
+    """Return the share of the experts of a layer that a token uses. None: the config does not say it."""
+    count, active = _first(arch, COUNTS), _first(arch, ACTIVE)
+    known = isinstance(count, int) and isinstance(active, int) and active > 0
+    return active / count if known else None
+
+
+def _first(arch: PretrainedConfig, names: Tuple[str, ...]) -> Any:
     text = arch.get_text_config()
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any(getattr(text, name, 0) for name in names)
+    return next((value for name in names if (value := getattr(text, name, 0))), 0)
 
 
 def active_experts(causal_lm: Any) -> int:

@@ -5,6 +5,7 @@ import zlib
 from contextlib import suppress
 from math import exp
 from pathlib import Path
+from statistics import median
 from typing import Any, Dict, List, Tuple
 
 from rich.console import Console
@@ -40,6 +41,8 @@ def final_report(run: RunDir, console: Console) -> None:
     losses = heldout_losses(run)
     if losses:
         _print_losses(losses, console)
+    if times := step_times(run):
+        _print_times(times, console)
     samples = answers(run)
     for number, sample in enumerate(samples[:SHOWN_ANSWERS], 1):
         console.print()
@@ -62,6 +65,19 @@ def heldout_losses(run: RunDir) -> Losses:
                 with suppress(TypeError, ValueError):  # the tracker did not write this value
                     found.setdefault(key[len("eval/") : -len("/loss")], []).append((record["step"], float(value)))
     return found
+
+
+def step_times(run: RunDir) -> Dict[str, float]:
+    """Return the median of each ``perf/`` metric over all records of steps, without the prefix; empty without records.
+
+    The first step is left out if there are others, because it takes longer.
+    """
+    found: Dict[str, List[float]] = {}
+    for record in read_records(run.metrics):
+        for key, value in record.items():
+            if key.startswith("perf/") and isinstance(value, (int, float)):
+                found.setdefault(key[len("perf/") :], []).append(float(value))
+    return {name: median(values[1:] or values) for name, values in found.items()}
 
 
 def answers(run: RunDir) -> List[Dict[str, Any]]:
@@ -128,6 +144,24 @@ def _print_losses(losses: Losses, console: Console) -> None:
         else:
             row = ["", f"{after:.4f}", "", perplexity(after)]
         table.add_row(Text(name), *row)
+    show_table(console, table)
+
+
+def _print_times(times: Dict[str, float], console: Console) -> None:
+    """Print where the time of a step goes. Phases that take less than a thousandth of it are left out."""
+    whole = times.get("step_s", 0.0)
+    phases = {
+        name[: -len("_s")]: seconds for name, seconds in times.items() if name.endswith("_s") and name != "step_s"
+    }
+    if not whole or not phases:
+        return
+    phases["other"] = max(0.0, whole - sum(phases.values()))
+    table = plain_table("time of a step", "seconds", "share")
+    for name, seconds in phases.items():
+        if seconds >= whole / 1000:
+            table.add_row(name, f"{seconds:.3f}", f"{seconds / whole:.1%}")
+    utilization = f"MFU {times['mfu']:.1%}" if "mfu" in times else ""
+    table.add_row("all", f"{whole:.3f}", utilization)
     show_table(console, table)
 
 

@@ -20,7 +20,8 @@ class StepBatches:
     micro_batches: Sequence[MicroBatch]
     """On the host; in pinned memory if the device is a GPU."""
     counts: List[float]
-    """Sums over these micro-batches: the weight of the objective, trained tokens, and tokens without padding."""
+    """Sums over these micro-batches: the weight of the objective, trained tokens, tokens without padding, and the
+    squares of the lengths of documents."""
 
 
 class BatchReader:
@@ -69,7 +70,7 @@ class BatchReader:
 
     def _read(self, index: int) -> StepBatches:
         batches = [self._micro_batch(index, micro_step) for micro_step in range(self._plan.grad_accum_steps)]
-        counts = [(self._weight(batch), batch.num_trained, batch.num_tokens) for batch in batches]
+        counts = [(self._weight(batch), batch.num_trained, batch.num_tokens, batch.squares) for batch in batches]
         return StepBatches(index, batches, [float(sum(column)) for column in zip(*counts, strict=True)])
 
     def _micro_batch(self, index: int, micro_step: int) -> MicroBatch:

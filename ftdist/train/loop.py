@@ -8,12 +8,15 @@ from typing import Any, Dict, Optional
 
 import torch
 
+from ftdist.model.load import DTYPES
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.run.rundir import PAUSED
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
+from ftdist.train.profile import StepProfiler
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
+from ftdist.train.throughput import Throughput
 
 LONG_SAVE_S = 1.0
 """If training waits longer than this for a checkpoint, one line says so."""
@@ -33,6 +36,8 @@ class StepResult:
     """Number of input tokens, without padding."""
     trained_tokens: int
     """Number of tokens with a label."""
+    squares: int
+    """Sum of the squares of the lengths of the documents."""
     stop: bool
     """Whether any rank was asked to stop."""
     bad: Optional[str]
@@ -48,7 +53,15 @@ def train(training: Training) -> str:
         The state in which the run ends: ``done``; ``preempted`` if it was asked to stop; ``paused`` at a rung of a
         sweep. In the last two states a resume continues it.
     """
+    with StepProfiler(
+        training.config.debug.profile, training.run.path / "profile", training.ranks.rank, training.progress.note
+    ) as profiler:
+        return _run_steps(training, profiler)
+
+
+def _run_steps(training: Training, profiler: StepProfiler) -> str:
     last, rolled_back, named = training.max_steps, False, False
+    throughput = Throughput(training.engine, training.mesh, DTYPES[training.config.train.precision])
     rung = next((step for step in training.config.sweep.rungs if step >= training.state.step), None)
     while True:
         state = training.state
@@ -63,7 +76,9 @@ def train(training: Training) -> str:
             write_status(training)
             return "done"
         started = time.perf_counter()
-        result = train_step(training, state.step)
+        with profiler.step(state.step + 1):
+            result = train_step(training, state.step)
+            step_s = time.perf_counter() - started
         training.busy("")  # ends the activity "starting", because the first step may compile kernels for a long time
         if training.engine.no_gradient.names and not named:
             training.progress.note(training.engine.no_gradient.describe())
@@ -72,8 +87,9 @@ def train(training: Training) -> str:
         state.tokens_seen += result.tokens
         state.trained_tokens += result.trained_tokens
         count_step(state, training.config.train, result.bad, result.grad_norm)
+        times = training.clock.end_step()
         if result.bad or state.step % training.config.train.log_every == 0 or state.step == last:
-            _log_step(training, result, time.perf_counter() - started)
+            _log_step(training, result, step_s, times | throughput.metrics(result.tokens, result.squares, step_s))
         rolled_back = state.bad_in_a_row >= training.config.train.max_bad_steps
         if rolled_back:
             roll_back(training, str(result.bad))
@@ -112,9 +128,11 @@ def train_step(training: Training, index: int) -> StepResult:
     trained tokens). Both sums are over the whole global batch: all micro-steps of all ranks.
     """
     config, mesh, engine, objective = training.config, training.mesh, training.engine, training.objective
-    reader = training.batches
-    step = reader.read(training.state.batch_index(index))
-    weight, trained_tokens, tokens = reader.totals(step)
+    reader, clock = training.batches, training.clock
+    with clock.phase("data", on_host=True):
+        step = reader.read(training.state.batch_index(index))
+    with clock.phase("agreement"):
+        weight, *numbers = reader.totals(step)
     batches = [batch.to(mesh.device) for batch in step.micro_batches]
     if index + 1 < training.max_steps:
         reader.begin(training.state.batch_index(index + 1))
@@ -124,31 +142,37 @@ def train_step(training: Training, index: int) -> StepResult:
     loss_sum = torch.zeros((), dtype=torch.float64, device=mesh.device)
     metric_sums = dict.fromkeys(objective.metrics, 0.0)
     for number, batch in enumerate(batches, 1):
-        found = objective.loss(engine, batch)
+        with clock.phase("forward"):
+            found = objective.loss(engine, batch)
         share = found.loss / weight
-        engine.backward(share if found.penalty is None else share + found.penalty)
+        with clock.phase("backward"):
+            engine.backward(share if found.penalty is None else share + found.penalty)
         loss_sum += found.loss.detach().double()
         metric_sums = {name: total + found.metrics[name] for name, total in metric_sums.items()}
         if number < len(batches):
-            engine.step()
+            with clock.phase("update"):
+                engine.step()
     # The loss is summed before the update, so that a loss that is not finite on one rank stops the update on all ranks.
     of_step = objective.end_step()
     # The counts of the next step are summed with it, so that a step has one agreement of all ranks.
     asked, counts = float(training.preemption.requested()), reader.counts_ahead()
-    total, stop, *sums = mesh.sum([loss_sum, asked, *metric_sums.values(), *counts])
+    with clock.phase("agreement"):
+        total, stop, *sums = mesh.sum([loss_sum, asked, *metric_sums.values(), *counts])
     reader.keep_totals(sums[len(metric_sums) :])
     mean, norms = total / weight, training.state.grad_norms
-    end = engine.step(lambda norm: why_bad(config.train, norms, mean, norm) is None)
+    with clock.phase("update"):
+        end = engine.step(lambda norm: why_bad(config.train, norms, mean, norm) is None)
     bad = why_bad(config.train, norms, mean, end.grad_norm)
     metrics = {name: value / weight for name, value in zip(metric_sums, sums, strict=False)} | of_step
-    return StepResult(mean, end.grad_norm, lr, int(tokens), int(trained_tokens), stop > 0, bad, metrics)
+    trained_tokens, tokens, squares = map(int, numbers)
+    return StepResult(mean, end.grad_norm, lr, tokens, trained_tokens, squares, stop > 0, bad, metrics)
 
 
 def _due(step: int, every: Optional[int]) -> bool:
     return every is not None and step % every == 0
 
 
-def _log_step(training: Training, result: StepResult, step_s: float) -> None:
+def _log_step(training: Training, result: StepResult, step_s: float, times: Dict[str, float]) -> None:
     state, ranks = training.state, training.ranks
     if not ranks.first:
         return
@@ -162,6 +186,7 @@ def _log_step(training: Training, result: StepResult, step_s: float) -> None:
         "train/tokens_seen": state.tokens_seen,
         "perf/step_s": step_s,
         "perf/tokens_per_s_per_gpu": tokens_per_s / ranks.world_size,
+        **times,
         "mem/peak_gib": memory,
         **(report_bad_step(training, state.step - 1, result.bad) if result.bad else {}),
     })  # fmt: skip

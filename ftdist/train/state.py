@@ -14,6 +14,7 @@ from ftdist.run.rundir import RunDir
 from ftdist.track.progress import Progress
 from ftdist.track.tracker import Tracker
 from ftdist.train.batches import BatchReader
+from ftdist.train.phases import PhaseClock
 from ftdist.train.preempt import Preemption
 
 
@@ -86,9 +87,12 @@ class Training:
     state: TrainState = field(default_factory=TrainState)
     busy: Callable[[str], None] = lambda activity: None
     """Tells the other ranks that this rank starts an activity that may take long. "" ends the activity."""
+    clock: PhaseClock = field(init=False)
+    """Measures the phases of the steps."""
     batches: BatchReader = field(init=False)
     """Reads the micro-batches of the steps."""
 
     def __post_init__(self) -> None:
+        self.clock = PhaseClock(self.mesh.device)
         self.batches = BatchReader(self.config, self.train_set, self.plan, self.mesh, self.tokenizer.pad_token_id,
                                    lambda batch: self.objective.weight(batch))  # fmt: skip

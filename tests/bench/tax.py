@@ -91,7 +91,7 @@ def _ftdist_step(training: Any) -> Step:
         training.state.step += 1
         training.state.tokens_seen += result.tokens
         training.state.trained_tokens += result.trained_tokens
-        loop._log_step(training, result, time.perf_counter() - started)
+        loop._log_step(training, result, time.perf_counter() - started, training.clock.end_step())
         return result.loss
 
     return step

@@ -191,6 +191,7 @@ def packed(model: Any, rows: int) -> Numbers:
     batch = MicroBatch(
         torch.cat(ids)[None], torch.cat(labels)[None], torch.cat([torch.arange(n) for n in LENGTHS])[None],
         limits.to(torch.int32), limits.tolist(), max(LENGTHS), int((torch.cat(labels) != IGNORED).sum()), sum(LENGTHS),
+        sum(n * n for n in LENGTHS),
     )  # fmt: skip
     model.train(_mode(model))
     model.zero_grad()

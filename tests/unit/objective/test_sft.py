@@ -37,6 +37,7 @@ def _batch(lengths: list, trained_from: list) -> MicroBatch:
         cu_seqlens=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32),
         limits=[0, *torch.tensor(lengths).cumsum(0).tolist()],
         max_seqlen=max(lengths), num_trained=int((every != IGNORED).sum()), num_tokens=sum(lengths),
+        squares=sum(n * n for n in lengths),
     )  # fmt: skip
 
 

@@ -52,7 +52,8 @@ def test_what_was_read_ahead_is_what_is_read_now(reader: BatchReader) -> None:
 def test_the_step_before_sums_the_counts(reader: BatchReader) -> None:
     first = reader.read(0)
     trained = sum(batch.num_trained for batch in first.micro_batches)
-    assert first.counts == [10 * trained, trained, sum(batch.num_tokens for batch in first.micro_batches)]
+    tokens, squares = (sum(getattr(one, name) for one in first.micro_batches) for name in ("num_tokens", "squares"))
+    assert first.counts == [10 * trained, trained, tokens, squares] and tokens < squares < tokens**2
     assert reader.totals(first) == [3 * count for count in first.counts] and ThreeRanks.waits == 1
     reader.begin(1)
     reader.keep_totals([7 * count for count in reader.counts_ahead()])
