@@ -94,7 +94,6 @@ WITHOUT_FIX = {
     "ftdist/train/preempt.py": 1,  # to end is what this process has to do
     "launch/attempt/failure.py": 2,  # quotes the error of a rank or of ftdist, with its fix
     "launch/backends/nodes.py": 1,  # quotes the error of a machine, with its fix
-    "launch/backends/slurm/client.py": 1,  # quotes Slurm
 }
 """Number of errors by file for which no fix is known, or which quote one."""
 
