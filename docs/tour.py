@@ -57,7 +57,8 @@ TOUR: Dict[str, List[str]] = {
         "launch/runs/verify.py",
     ],
     "What both planes read": [
-        "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/locations.py", "ftdist/run/prepared.py",
+        "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/timeline.py", "ftdist/plan/goodput.py",
+        "ftdist/run/locations.py", "ftdist/run/prepared.py",
         "ftdist/run/identity.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
         "ftdist/run/sample.py", "ftdist/run/checks.py", "ftdist/run/hub.py",
@@ -107,8 +108,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "One training step": [
         "ftdist/train/main.py", "ftdist/parallel/ranks.py", "ftdist/parallel/rank_process.py",
-        "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/batches.py", "ftdist/train/phases.py",
-        "ftdist/train/throughput.py", "ftdist/train/profile.py",
+        "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/timeline.py", "ftdist/train/batches.py",
+        "ftdist/train/phases.py", "ftdist/train/throughput.py", "ftdist/train/profile.py",
         "ftdist/train/loop.py", "ftdist/objective/base.py",
         "ftdist/objective/build.py", "ftdist/objective/sft.py", "ftdist/objective/token_loss.py",
         "ftdist/objective/head.py", "ftdist/objective/chunked.py",

@@ -11,6 +11,7 @@ from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, short_path
 from ftdist.base.terminal import task
 from ftdist.config.frozen import load_config
+from ftdist.plan.goodput import goodput_of
 from ftdist.report.markdown import as_markdown
 from ftdist.report.moved import what_moved
 from ftdist.run.rundir import RunDir
@@ -43,7 +44,11 @@ def build_report(run: RunDir, checkpoint: Path) -> Dict[str, Any]:
         ConfigError: The config or the base model cannot be read.
     """
     config = load_config(run.config)
-    return {"run": config.name, "moved": what_moved(run, checkpoint, config)}
+    return {
+        "run": config.name,
+        "moved": what_moved(run, checkpoint, config),
+        "goodput": goodput_of(run).as_dict(),
+    }
 
 
 def write_report(run: RunDir, report: Dict[str, Any]) -> Path:

@@ -5,6 +5,8 @@ import json
 import re
 from typing import Any, Dict, Iterable, List, Optional
 
+from ftdist.base.terminal import format_seconds
+
 MOST_MOVED = 10
 """Number of tensors that are listed. The JSON file has all."""
 KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
@@ -12,7 +14,8 @@ KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm"
 
 def as_markdown(report: Dict[str, Any]) -> str:
     """Return the text of report.md."""
-    return "\n".join([f"# {plain(report['run'])}", "", *moved_lines(report["moved"])]) + "\n"
+    lines = [f"# {plain(report['run'])}", "", *moved_lines(report["moved"]), *goodput_lines(report["goodput"])]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def moved_lines(moved: Dict[str, Any]) -> List[str]:
@@ -47,6 +50,29 @@ def moved_lines(moved: Dict[str, Any]) -> List[str]:
         lines += ["The tokens whose embeddings moved most, and the tokens with the most similar embeddings:", "",
                   *table(["token", "‖Δe‖/‖e‖", "nearest before", "nearest after"], rows)]  # fmt: skip
     return lines
+
+
+def goodput_lines(goodput: Dict[str, Any]) -> List[str]:
+    """Return the lines about where the wall time went."""
+    lines, attempts, total = ["## Where the time went", ""], goodput["attempts"], goodput["total_s"]
+    if goodput["goodput"] is None:
+        return [*lines, "Not known: the run was started by a version of ftdist that recorded no times.", ""]
+    lost = f"; {goodput['lost_steps']} steps were done again or not saved" if goodput["lost_steps"] else ""
+    several = "s" if len(attempts) > 1 else ""
+    rows = [[phase, format_seconds(seconds), percent(seconds / total)] for phase, seconds in goodput["seconds"].items()]
+    return [
+        *lines,
+        f"Goodput: {percent(goodput['goodput'])} of {format_seconds(total)} went into steps that count, in "
+        f"{len(attempts)} attempt{several}{lost}.", "",
+        *table(["phase", "time", "share"], rows),
+        *table(["attempt", "ranks", "steps", "time", "end"], map(_attempt, attempts)),
+    ]  # fmt: skip
+
+
+def _attempt(attempt: Dict[str, Any]) -> List[str]:
+    steps = "" if attempt["first_step"] is None else f"{attempt['first_step']} to {attempt['last_step']}"
+    time = format_seconds(sum(attempt["seconds"].values()))
+    return [str(attempt["number"]), str(attempt["ranks"] or "?"), steps, time, attempt["state"] or "not known"]
 
 
 def table(head: List[str], rows: Iterable[List[str]]) -> List[str]:

@@ -17,6 +17,8 @@ from ftdist.base.json_files import read_json, read_records, write_json
 from ftdist.base.names import near_paths, require_utf8
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error, require_access
+from ftdist.run.timeline import ENDED, PHASE_OF_STATE, QUEUE
+from ftdist.run.timeline import append as append_phase
 
 CHECKPOINT_PREFIX = "step-"
 CHECKPOINT_NAME = re.compile(CHECKPOINT_PREFIX + r"\d+")
@@ -86,6 +88,7 @@ class RunDir:
         self.merged = self.path / "export-merged"
         self.gguf = self.path / "export-gguf"
         self.report = self.path / "report"
+        self.timeline = self.path / "timeline.jsonl"
         self.wandb = self.path / "wandb"
 
     @classmethod
@@ -228,8 +231,30 @@ class RunDir:
                 ``requeues``, ``begun_after`` (the step of the newest checkpoint when its attempt began) and ``idle``
                 (attempts in a row that saved no newer checkpoint).
         """
+        before = self.read_status()
+        after = {**before, **changes, "time": time.time()}
         # An fsync here could wait until a checkpoint that is written in the background has reached the disk.
-        write_json(self.status, {**self.read_status(), **changes, "time": time.time()}, durable=False)
+        write_json(self.status, after, durable=False)
+        self._record_state(before, after)
+
+    def _record_state(self, before: Dict[str, Any], after: Dict[str, Any]) -> None:
+        """Add a new state, or the same state of a new attempt, to the timeline."""
+        phase, attempt = PHASE_OF_STATE.get(after.get("state", "")), int(after.get("attempt") or 0)
+        if phase is None or (before.get("state"), before.get("attempt")) == (after["state"], after.get("attempt")):
+            return
+        attempt += phase == QUEUE  # the attempt that begins after it
+        ended = {"state": after["state"]} if phase == ENDED else {}
+        again = int(after.get("requeues") or 0) > int(before.get("requeues") or 0)
+        append_phase(self.timeline, phase, attempt, **ended, **({"requeued": True} if again else {}))
+
+    def record_phase(self, phase: str, attempt: Optional[int] = None, **fields: Any) -> None:
+        """Add a phase to the timeline. See ``ftdist.run.timeline``.
+
+        Args:
+            attempt: Number of the attempt. By default that of status.json.
+        """
+        number = int(self.read_status().get("attempt") or 0) if attempt is None else attempt
+        append_phase(self.timeline, phase, number, **fields)
 
     def read_provenance(self) -> Dict[str, Any]:
         """Return the content of provenance.json. It is empty if the file is missing or damaged, as nothing needs it."""

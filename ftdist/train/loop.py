@@ -10,7 +10,9 @@ import torch
 
 from ftdist.model.load import DTYPES
 from ftdist.parallel.device_memory import peak_memory_gib
+from ftdist.plan.goodput import goodput_of
 from ftdist.run.rundir import PAUSED
+from ftdist.run.timeline import EVALUATING, SAVING, STEPS
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
 from ftdist.train.profile import StepProfiler
@@ -63,6 +65,7 @@ def _run_steps(training: Training, profiler: StepProfiler) -> str:
     last, rolled_back, named = training.max_steps, False, False
     throughput = Throughput(training.engine, training.mesh, DTYPES[training.config.train.precision])
     rung = next((step for step in training.config.sweep.rungs if step >= training.state.step), None)
+    training.timeline.enter(STEPS, training.state.step)
     while True:
         state = training.state
         if _evaluation_due(training) and not _evaluate_all(training):
@@ -72,7 +75,7 @@ def _run_steps(training: Training, profiler: StepProfiler) -> str:
         if _saving_due(training) and not rolled_back:
             _save(training)
         if state.step == last:
-            training.saver.finish()
+            _finish_saving(training)
             write_status(training)
             return "done"
         started = time.perf_counter()
@@ -91,8 +94,10 @@ def _run_steps(training: Training, profiler: StepProfiler) -> str:
         if result.bad or state.step % training.config.train.log_every == 0 or state.step == last:
             _log_step(training, result, step_s, times | throughput.metrics(result.tokens, result.squares, step_s))
         rolled_back = state.bad_in_a_row >= training.config.train.max_bad_steps
+        training.timeline.beat(state.step)
         if rolled_back:
             roll_back(training, str(result.bad))
+            training.timeline.enter(STEPS, training.state.step)
         if result.stop:
             # After a rollback the state is that of a checkpoint, so there is nothing to save.
             return "preempted" if rolled_back else _stop_early(training)
@@ -214,7 +219,8 @@ def _evaluate_all(training: Training) -> bool:
     """
     metrics: Dict[str, float] = {}
     loss_sum, num_tokens = 0.0, 0
-    with training.progress.during("evaluating") as say:
+    step, progress = training.state.step, training.progress
+    with training.timeline.during(EVALUATING, step), progress.during("evaluating") as say:
         for name, dataset in training.heldout.items():
             measured = evaluate(
                 training.engine, training.objective, dataset, training.mesh, training.plan.micro_batch_size,
@@ -231,7 +237,8 @@ def _evaluate_all(training: Training) -> bool:
     state = training.state
     state.evaluated_step, state.eval_loss = state.step, loss_sum / num_tokens
     if training.ranks.first:
-        training.tracker.log(state.step, metrics)
+        value = goodput_of(training.run, alive=True).value
+        training.tracker.log(state.step, {**metrics, **({} if value is None else {"perf/goodput": value})})
         if rows:
             training.tracker.samples(state.step, rows)
         values = [f"{name.split('/')[1]} {value:.4f}" for name, value in metrics.items()]
@@ -246,12 +253,18 @@ def _save(training: Training, due: bool = True) -> None:
                 "run_id": training.config.track.run_id, "due": due}  # fmt: skip
     started = time.perf_counter()
     training.busy("saving")
-    with training.progress.during("saving a checkpoint"):
+    with training.timeline.during(SAVING, training.state.step), training.progress.during("saving a checkpoint"):
         training.saver.save(contents)
     training.busy("")
     waited_s = time.perf_counter() - started
     if waited_s > LONG_SAVE_S:
         training.progress.note(f"step {training.state.step}: training waited {waited_s:.1f} s for the checkpoint")
+
+
+def _finish_saving(training: Training) -> None:
+    """Wait until the newest checkpoint is on the disk."""
+    with training.timeline.during(SAVING, training.state.step):
+        training.saver.finish()
 
 
 def _stop_early(training: Training, state: str = "preempted") -> str:
@@ -268,6 +281,6 @@ def _stop_early(training: Training, state: str = "preempted") -> str:
         )
     else:
         _save(training, due=_saving_due(training))
-    training.saver.finish()
+    _finish_saving(training)
     write_status(training, step=training.state.step, max_steps=training.max_steps)
     return state

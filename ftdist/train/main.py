@@ -51,6 +51,7 @@ from ftdist.run.identity import base_identity, recorded_folder
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
 from ftdist.run.rundir import NEAR_LIMIT, STOPPED, RunDir
+from ftdist.run.timeline import EXPORTING, LOADING
 from ftdist.track.jsonl import record_gap, rewind_record
 from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
@@ -108,6 +109,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     if ranks.first:  # the parent process is torchrun, or the process that the user's own torchrun started
         remove_leftovers(run.path / "*")  # files that a killed attempt had not yet renamed
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
+        run.record_phase(LOADING, attempt, ranks=ranks.world_size)
     watchdog = Watchdog(run, ranks, attempt, config.launch.stall_timeout_s, config.launch.timeout_s)
     training: Optional[Training] = None
     try:
@@ -128,6 +130,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
     training.progress.close()
     finished = state == "done"
     if finished and ranks.first and config.train.export:
+        run.record_phase(EXPORTING, attempt)
         with task("exporting the model"):
             export_checkpoint(run.find_checkpoint("last"), run.export, config)
     # The exit code is 0 even if the run was stopped. Torchrun would treat any other code as a crash.

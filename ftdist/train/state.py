@@ -16,6 +16,7 @@ from ftdist.track.tracker import Tracker
 from ftdist.train.batches import BatchReader
 from ftdist.train.phases import PhaseClock
 from ftdist.train.preempt import Preemption
+from ftdist.train.timeline import TrainingTimeline
 
 
 @dataclass
@@ -89,10 +90,13 @@ class Training:
     """Tells the other ranks that this rank starts an activity that may take long. "" ends the activity."""
     clock: PhaseClock = field(init=False)
     """Measures the phases of the steps."""
+    timeline: TrainingTimeline = field(init=False)
+    """Records the phases of the run."""
     batches: BatchReader = field(init=False)
     """Reads the micro-batches of the steps."""
 
     def __post_init__(self) -> None:
         self.clock = PhaseClock(self.mesh.device)
+        self.timeline = TrainingTimeline(self.run, self.ranks.first)
         self.batches = BatchReader(self.config, self.train_set, self.plan, self.mesh, self.tokenizer.pad_token_id,
                                    lambda batch: self.objective.weight(batch))  # fmt: skip

@@ -16,6 +16,7 @@ from ftdist.run.identity import pin_revision, record_inputs
 from ftdist.run.model_facts import read_facts, write_facts
 from ftdist.run.prepared import data_folder, read_meta
 from ftdist.run.rundir import RunDir
+from ftdist.run.timeline import PREPARING
 
 
 def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
@@ -100,12 +101,13 @@ def run_from_config(config: RunConfig, dry_run: bool = False, verify_first: bool
     Raises:
         FtdistError: what went wrong, for the user.
     """
-    started = time.monotonic()
+    started, begun = time.monotonic(), time.time()
     refuse_rungs(config)
     run = prepare_run(config, verify_first=verify_first)()
     if dry_run:
         print(backend_of(config).dry_run(config, run))
         return EXIT_DONE
+    run.record_phase(PREPARING, time=begun)
     code = backend_of(config).start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code

@@ -15,6 +15,7 @@ from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import NEAR_LIMIT, PAUSED, RunDir
+from ftdist.run.timeline import PREPARING, QUEUE, STARTING
 
 MAX_IDLE = 2
 """Number of consecutive attempts without a newer checkpoint, after which a job does not requeue itself."""
@@ -73,6 +74,7 @@ def begin(args: argparse.Namespace) -> int:
                               exit_code=None, exit_reason="")  # fmt: skip
     why = before_this(status) or ("Slurm requeued the job, for example because a node was lost" if again else "")
     print(f"attempt {attempt} of job {args.job} on {nodes}" + (f", after: {why}" if why else ""), flush=True)
+    run.record_phase(PREPARING, attempt)
     try:
         machine.check_torch(config.launch)
         freeze.confirm_settings(run, config)
@@ -84,6 +86,7 @@ def begin(args: argparse.Namespace) -> int:
         lifecycle.mark_failed(run, error, exit_reason=reason, exit_code=error.exit_code)
         raise
     run.attempt.write_text(f"{attempt}\n", encoding="utf-8")
+    run.record_phase(STARTING, attempt)
     return EXIT_DONE
 
 
@@ -131,6 +134,7 @@ def _conclude(run: RunDir, args: argparse.Namespace) -> int:
     lifecycle.mark_stopped(run, reason, exit_code=EXIT_PREEMPTED)
     print(f"stopped: {reason}", file=sys.stderr)  # into the job's log; the script reads the standard output
     if requeue:
+        run.record_phase(QUEUE, lifecycle.next_attempt(run))
         print(REQUEUE)
     return EXIT_PREEMPTED
 

@@ -11,6 +11,7 @@ from ftdist.base.shell import override_word
 from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig
+from ftdist.launch.attempt import lifecycle
 from ftdist.launch.backends.base import ALIVE, Status
 from ftdist.launch.backends.registry import backend_of, backend_of_status
 from ftdist.launch.backends.slurm.ownership import owned
@@ -24,6 +25,7 @@ from ftdist.plan.batch import plan_resumed
 from ftdist.plan.layout import layout_of
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import PAUSED, RunDir
+from ftdist.run.timeline import PREPARING
 
 
 def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +85,7 @@ def resume(args: argparse.Namespace) -> int:
     banner.show_ignored_variables(config, config.track.wandb)
     backend = backend_of(config)
     if not backend.uses_scheduler:  # a job of a scheduler prepares model and data itself
+        run.record_phase(PREPARING, lifecycle.next_attempt(run))
         resolve.resolve_ranks(config)
         check_files(run, config)  # loading the model would only say that a file is missing
         inputs.prepare_model(config)

@@ -18,6 +18,7 @@ from ftdist.base.tables import plain_table, show_table
 from ftdist.launch.backends.base import ALIVE, Seen, Status
 from ftdist.launch.runs.banner import cell
 from ftdist.launch.runs.liveness import observe, shown_state
+from ftdist.plan.goodput import goodput_of
 from ftdist.run.rundir import RunDir
 
 WATCH_S = 5
@@ -66,7 +67,7 @@ def _show(places: List[Path], console: Console, clear: bool = False) -> bool:
     runs = [run for place in places for run in find_runs(place)]
     statuses = [run.read_status() for run in runs]
     where = observe(statuses)
-    table = plain_table("run", "state", "step", "loss", "tokens/s", "checkpoint", texts=2)
+    table = plain_table("run", "state", "step", "loss", "tokens/s", "goodput", "checkpoint", texts=2)
     longest = None if len(runs) == 1 else REASON_LENGTH
     for run, found, seen in zip(runs, statuses, where, strict=True):
         table.add_row(*map(cell, status_row(run, found, seen, longest)))
@@ -96,7 +97,7 @@ def _unreadable(place: Path) -> List[Path]:
 
 
 def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = REASON_LENGTH) -> List[str]:
-    """Return a row of the table: run, state, step, loss, tokens per second, age of the newest checkpoint.
+    """Return a row of the table: run, state, step, loss, tokens per second, goodput, age of the newest checkpoint.
 
     Args:
         found: the run's status.json.
@@ -106,6 +107,7 @@ def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = 
     age = found.get("last_checkpoint_time")
     loss, speed = found.get("loss"), found.get("tokens_per_s")
     state = shown_state(found, seen)
+    goodput = goodput_of(run, seen.state in ALIVE).value
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
     if state in ALIVE and seen.detail:
         reason = seen.detail
@@ -120,6 +122,7 @@ def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = 
         f"{found.get('step', 0)}/{found.get('max_steps', '?')}",
         "-" if loss is None else f"{loss:.4f}",
         "-" if speed is None else f"{speed:,.0f}",
+        "-" if goodput is None else f"{goodput:.0%}",
         "-" if age is None else f"step {found.get('last_checkpoint_step')}, {_span(time.time() - age)} ago",
     ]
 

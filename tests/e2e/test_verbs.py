@@ -11,6 +11,7 @@ from typing import Dict
 import pytest
 
 from ftdist.base.errors import EXIT_USAGE
+from ftdist.plan.goodput import goodput_of
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import ftdist, succeed
 from tests.helpers.runs import PADDED_ZERO3, SMOKE, copy_of, finished_run
@@ -56,10 +57,14 @@ def heldout_losses(run: RunDir) -> Dict[int, float]:
 def test_status_shows_a_finished_run(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     head, row = succeed("status", tmp_path, cwd=tmp_path).out.splitlines()
-    assert head.split() == ["run", "state", "step", "loss", "tokens/s", "checkpoint"]
+    assert head.split() == ["run", "state", "step", "loss", "tokens/s", "goodput", "checkpoint"]
     loss = run.read_metrics()[-2]["train/loss"]
     assert row.split()[:4] == ["run", "done", "6/6", f"{loss:.4f}"]
     assert "step 6, " in row and row.rstrip().endswith("ago")
+    goodput = goodput_of(run, alive=False)
+    assert 0 < float(row.split()[5].rstrip("%")) < 100 and goodput.lost_steps == 0
+    phases = ["preparing", "starting", "loading", "steps", "evaluating", "saving", "exporting"]
+    assert [phase for phase in goodput.seconds if phase != "lost"] == phases and goodput.attempts[0].ranks == 2
     assert ftdist("status", tmp_path / "empty").code == EXIT_USAGE
 
 

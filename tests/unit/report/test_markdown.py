@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Dict
 
+from ftdist.plan.goodput import LOST, Attempt, Goodput
 from ftdist.report.main import write_report
 from ftdist.report.markdown import as_markdown, percent, plain, quoted
 from ftdist.run.rundir import RunDir
+from ftdist.run.timeline import LOADING, QUEUE, STEPS
 
 
 def _tensor(name: str, kind: str, relative: Any, rank: Any = None, exceeds: bool = False) -> Dict[str, Any]:
@@ -25,6 +27,8 @@ REPORT = {
         "map": {"layers": [0, 1], "modules": ["q_proj"], "values": [[0.02], [0.3]]},
         "tokens": [{"id": 1, "text": "|`\n", "moved": 0.5, "nearest_before": ["<img>"], "nearest_after": ["\u202e"]}],
     },
+    "goodput": Goodput([Attempt(0, 5.0, {STEPS: 75.0, LOST: 15.0, LOADING: 10.0}, 0, 9, "failed", 2),
+                        Attempt(1, 200.0, {QUEUE: 50.0})], 0.0, 4).as_dict(),
 }  # fmt: skip
 
 
@@ -35,6 +39,9 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     lines = text.splitlines()
     assert "the 4 trained tensors together differ from the base model by 1.23 %" in text
     assert {"| matrices | 2 % |", "| norms | 0 |", "| biases | new |", "| 1 | 30 % |"} <= set(lines)
+    assert "Goodput: 50 % of 2:30 went into steps that count, in 2 attempts; 4 steps were done again" in text
+    assert {"| queue | 50.0 s | 33.3 % |", "| lost | 15.0 s | 10 % |", "| 0 | 2 | 0 to 9 | 1:40 | failed |",
+            "| 1 | ? |  | 50.0 s | not known |"} <= set(lines)  # fmt: skip
     first = next(number for number, line in enumerate(lines) if line.startswith("| layers.1"))
     assert lines[first] == r"| layers.1.q\_proj.weight | 30 % | 0.25 | > 256 |"
     assert lines[first + 1] == r"| layers.0.q\_proj.weight | 2 % | 0.25 | 3 |"

@@ -49,7 +49,7 @@ def test_an_attempt_begins_without_the_leftovers_of_earlier_ones(run: RunDir) ->
         path.touch()
     (run.path / f".{run.export.name}.host.1.0000").mkdir()
     begin(run)
-    assert {path.name for path in run.path.iterdir()} == {"logs", "status.json"}
+    assert {path.name for path in run.path.iterdir()} == {"logs", "status.json", "timeline.jsonl"}
     assert list(run.logs.iterdir()) == [other]
 
 

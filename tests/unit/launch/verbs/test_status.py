@@ -25,9 +25,21 @@ def test_a_row_for_each_run(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert cli.dispatch(["status"]) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
-    assert lines[1].split() == ["runs/a", "done", "6/6", "1.2346", "98,765", "step", "6,", "2", "h", "ago"]
+    assert lines[1].split() == ["runs/a", "done", "6/6", "1.2346", "98,765", "-", "step", "6,", "2", "h", "ago"]
     assert "runs/x-sweep/000" in lines[2] and "failed: rank 1: out of memory" in lines[2]
     assert lines[3].split()[1:3] == ["stopped", "0/?"] and "preempted: near the time limit" in lines[4]
+
+
+def test_goodput_is_shown_where_the_run_has_recorded_its_times(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, state in (("a", "done"), ("b", "running")):
+        run = make_run(here / "runs" / name, state=state, last_checkpoint_step=6, pid=os.getpid(),
+                       host=platform.node(), time=time.time())  # fmt: skip
+        run.record_phase("loading", time=time.time() - 40)
+        run.record_phase("steps", time=time.time() - 30, step=0)
+        run.record_phase("ended" if state == "done" else "steps", **({} if state == "done" else {"step": 6}))
+    assert cli.dispatch(["status"]) == EXIT_DONE
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[5] == "0%" and second.split()[5] == "75%", "the last step of a was not finished"
 
 
 def test_runs_are_shown_before_the_error_about_a_place_without_runs(
