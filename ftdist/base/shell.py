@@ -9,6 +9,9 @@ from typing import Any, Iterable
 HYDRA_FUNCTION = re.compile(r"(choice|range|interval|glob|sort|shuffle|tag|str|int|float|bool|json_str|extend_list)\(")
 """How a function of Hydra's grammar begins."""
 
+IN_DOUBLE_QUOTES = '"$`\\!'
+"""Characters that mean something in a shell's double quotes."""
+
 
 def shell_word(text: str) -> str:
     """Return a text as one word of a shell command.
@@ -17,7 +20,8 @@ def shell_word(text: str) -> str:
     bash, zsh and ksh read this form.
     """
     if text.isprintable() and all(_shows(stream, text) for stream in (sys.stdout, sys.stderr)):
-        return shlex.quote(text)
+        quoted = shlex.quote(text)
+        return f'"{text}"' if "'" in text and not set(text) & set(IN_DOUBLE_QUOTES) else quoted
     letters = [chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\{byte:03o}" for byte in _as_bytes(text)]
     return f"$'{''.join(letters)}'"
 
@@ -37,6 +41,11 @@ def override_word(key: str, value: str) -> str:
         or value.lower() in ("null", "true", "false")
     )  # fmt: skip
     return shell_word(f"{key}={hydra_quoted(value) if special else value}")
+
+
+def override_list(key: str, values: Iterable[str]) -> str:
+    """Return ``key=[value,…]`` as one word of a shell command that sets ``key`` to exactly these texts."""
+    return shell_word(f"{key}=[{','.join(map(hydra_quoted, values))}]")
 
 
 def hydra_quoted(text: str) -> str:

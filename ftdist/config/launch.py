@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.shell import override_list
 
 
 class Device(Enum):
@@ -237,7 +238,7 @@ def _check_options(where: str, options: List[str], owned: Tuple[str, ...], owner
     for option in options:
         if not OPTION.fullmatch(option):
             raise ConfigError(f"{where} holds {option!r}", "--name or --name=value",
-                              f"{where}=[--name=value]")  # fmt: skip
+                              override_list(where, ["--name=value"]))  # fmt: skip
         name = option[2:].split("=", 1)[0]
         if any(known.startswith(name) for known in owned):  # Slurm accepts the beginning of an option's name
             ends = any(known.startswith(name) for known in WITHOUT_A_JOB)

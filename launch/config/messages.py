@@ -11,7 +11,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import as_typed, nearest
-from ftdist.base.shell import override_word, shell_word
+from ftdist.base.shell import override_list, override_word, shell_word
 from ftdist.config.schema import RENAMED_VALUES, SourceConfig
 from ftdist.launch.config.keys import OTHER_NAMES, describe_type, is_text, nearest_key, schema_keys, type_at
 
@@ -114,6 +114,10 @@ def _unreadable(word: str, reason: str) -> ConfigError:
     if is_text(type_at(key.lstrip("+"))):
         return ConfigError(f"cannot read the override '{word}': Hydra reads {value[:1]} as the beginning of a quoted "
                            "text, a list, a mapping or a function", "a text", override_word(key, value))  # fmt: skip
+    texts = re.fullmatch(r"\[(.+)\]", value)
+    if texts and type_at(key.lstrip("+")) == List[str]:
+        items = [item.strip("'\"") for item in re.split(r",(?![^\[]*\])", texts.group(1))]  # not in a[1,2]
+        return ConfigError(f"cannot read the override '{word}': {reason}", "texts in quotes", override_list(key, items))
     return ConfigError(f"cannot read the override '{word}': {reason}", "key=value",
                        "quote values that hold , [ { quotes or accents: key=\\'a,b\\'")  # fmt: skip
 

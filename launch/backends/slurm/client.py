@@ -25,6 +25,8 @@ BETWEEN_LOOKS_S = 0.5
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
         "DEADLINE", "REVOKED"}  # fmt: skip
 """Slurm's names for the states of a job that has ended."""
+RUNS = {"RUNNING", "SIGNALING", "COMPLETING", "STAGE_OUT", "RESIZING"}
+"""Slurm's names for the states of a job that has a script running, or has just ended."""
 REFUSED = (
     (r"partition name|partition specified", "launch.slurm.partition=NAME (sinfo lists the partitions)"),
     (r"account", "launch.slurm.account=NAME (`sacctmgr show associations user=$USER` lists yours)"),
@@ -55,6 +57,11 @@ class Job:
     def over(self) -> bool:
         """Whether the job has ended."""
         return self.state in OVER
+
+    @property
+    def waits(self) -> bool:
+        """Whether its script does not run now, and will. Slurm also has states such as SIGNALING while it runs."""
+        return not self.over and self.state not in RUNS
 
     def describe(self) -> str:
         """Return the job and its state in one line: ``job 7 pending: Resources``."""

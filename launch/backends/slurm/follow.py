@@ -81,7 +81,7 @@ def follow(run: RunDir, job: str) -> int:
             jobs = watch.find([job])
             tail.show(run, job)
             found = jobs.get(job) if jobs is not None else None
-            if found is not None and not found.over and found.state != "RUNNING" and found.describe() != said:
+            if found is not None and found.waits and found.describe() != said:
                 said = found.describe()
                 why = before_this(run.read_status())
                 print(said + (f" (the run continues; previous attempt: {why})" if why else ""), flush=True)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ftdist.base.shell import override_word, shell_word, shell_words
+from ftdist.base.shell import override_list, override_word, shell_word, shell_words
 from ftdist.launch.config.texts import quote_texts
 
 
@@ -38,3 +38,10 @@ def test_hydra_reads_the_text_of_an_offered_override(value: str) -> None:
     (word,) = quote_texts(shlex.split(override_word("name", value)))
     read = OverridesParser.create().parse_override(word).value()
     assert read == value and type(read) is str
+
+
+def test_hydra_reads_the_texts_of_an_offered_list() -> None:
+    texts = ["--gres=gpu:2", *VALUES]
+    (word,) = quote_texts(shlex.split(override_list("name", texts)))
+    assert OverridesParser.create().parse_override(word).value() == texts
+    assert shell_word("a='b c'") == "\"a='b c'\"" and shell_word("it's $HOME")[:1] == "'"

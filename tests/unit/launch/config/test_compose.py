@@ -83,6 +83,16 @@ WRONG = [
     ("zero", "'zero' is not an override", "zero=stage0 or "),
     ("batch_size=3", "there is no key 'batch_size'", "batch.global_batch_size=3"),
     ("train.max_steps=[", "cannot read the override 'train.max_steps=['", ""),
+    (
+        "launch.slurm.options=[--nodelist=a1,'--exclude=n[1,3]']",
+        "cannot read the override",
+        "\"launch.slurm.options=['--nodelist=a1','--exclude=n[1,3]']\"",
+    ),
+    (
+        "launch.slurm.options=['-p gpu']",
+        "launch.slurm.options holds '-p gpu'",
+        "\"launch.slurm.options=['--name=value']\"",
+    ),
     ("optim.lr=1,2", "Ambiguous value", "add -m"),
     ("name=${nme}", "nme", ""),
     ("train=3", "a config group was set to a number", ""),

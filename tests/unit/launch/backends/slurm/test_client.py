@@ -80,3 +80,9 @@ def test_a_banner_in_another_encoding_does_no_harm(tmp_path: Path) -> None:
     wrapper.write_bytes(b"#!/bin/sh\nprintf 'R\\351seau\\nftdist|7\\n'\n")
     wrapper.chmod(0o755)
     assert client.run_command(str(wrapper)) == "R\ufffdseau\nftdist|7\n"
+
+
+def test_only_the_states_before_a_job_runs_are_followed() -> None:
+    """Slurm shows SIGNALING for a moment while it sends the signal before the time limit."""
+    states = ("PENDING", "CONFIGURING", "SUSPENDED", "RUNNING", "SIGNALING", "COMPLETING", "TIMEOUT")
+    assert [state for state in states if client.Job("7", state).waits] == ["PENDING", "CONFIGURING", "SUSPENDED"]
