@@ -5,6 +5,7 @@ process or a changed environment behind, and the summary names every reason for 
 """
 
 import collections
+import contextlib
 import logging
 import os
 import re
@@ -94,14 +95,27 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
-def _children() -> set[psutil.Process]:
-    def is_helper(process: psutil.Process) -> bool:
-        try:  # Python's own helpers live as long as the interpreter, a cluster's daemons as long as its fixture
-            return any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver", "slurmd -D"))
-        except psutil.Error:
-            return True  # gone, or a zombie
+def _descendants(pid: int) -> Iterator[int]:
+    """Iterate over the process ids below a process. psutil would read the files of all processes of the machine."""
+    files = list(Path(f"/proc/{pid}/task").glob("*/children"))
+    if not files and pid == os.getpid():  # not Linux, or a kernel without these files
+        yield from (child.pid for child in psutil.Process().children(recursive=True))
+    for file in files:
+        with contextlib.suppress(OSError):  # the thread has ended
+            for child in map(int, file.read_text().split()):
+                yield child
+                yield from _descendants(child)
 
-    return {child for child in psutil.Process().children(recursive=True) if not is_helper(child)}
+
+def _children() -> set[psutil.Process]:
+    found = set()
+    for pid in _descendants(os.getpid()):
+        with contextlib.suppress(psutil.Error):  # gone, or a zombie
+            process = psutil.Process(pid)
+            # Python's own helpers live as long as the interpreter, a cluster's daemons as long as its fixture.
+            if not any(name in " ".join(process.cmdline()) for name in ("resource_tracker", "forkserver", "slurmd -D")):
+                found.add(process)
+    return found
 
 
 @pytest.fixture(autouse=True)

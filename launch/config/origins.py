@@ -9,10 +9,9 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import yaml
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.default_element import ResultDefault
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ftdist.launch.config import site
+from ftdist.launch.config import hydra_private, site
 from ftdist.launch.config.session import SCHEMA
 from ftdist.launch.config.yaml_text import TextLoader
 
@@ -40,13 +39,10 @@ def find_origins(composed: DictConfig, loader: ConfigLoader) -> Dict[str, Origin
         composed: What Hydra composed, with its own node ``hydra``.
         loader: The loader that composed it.
     """
-    own = composed.hydra
-    defaults = loader.compute_defaults_list(
-        own.job.config_name, [*own.overrides.hydra, *own.overrides.task], RunMode.RUN
-    )
+    defaults = hydra_private.defaults_list(composed, loader)
     origins: Dict[str, Origin] = {}
     for order, default in enumerate(defaults.defaults):
-        where, tree = _content(default, own.runtime.config_sources)
+        where, tree = _content(default, composed.hydra.runtime.config_sources)
         prefix = default.package or ""
         # An experiment and a primary config hold keys of the whole run; the file of a group, those of its group.
         is_default = default.config_path == SCHEMA or bool(prefix)

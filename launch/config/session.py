@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ftdist.base.errors import ConfigError
-from ftdist.launch.config import messages
+from ftdist.launch.config import hydra_private, messages
 
 PRIMARY = "run"
 SCHEMA = "run_schema"
@@ -59,7 +59,8 @@ def session(config_dir: Optional[str], schema: DictConfig) -> Iterator[ConfigLoa
     Plugins.instance().register(UserFolder)
     UserFolder.folder = None if config_dir is None else Path(config_dir).resolve()
     GlobalHydra.instance().clear()
-    with initialize_config_module("ftdist.conf", job_name="ftdist", version_base="1.3"):
+    initialized = initialize_config_module("ftdist.conf", job_name="ftdist", version_base="1.3")
+    with initialized, hydra_private.remembered_defaults():
         loader = GlobalHydra.instance().config_loader()
         try:
             yield loader

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal import config_loader_impl
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
@@ -11,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ftdist.launch.config import compose, hydra_private, sweeper
+from ftdist.launch.config.origins import COMMAND_LINE, find_origins
 from ftdist.launch.config.session import SCHEMA, session
 
 LAUNCH = Path(__file__).resolve().parents[4] / "launch"
@@ -59,6 +62,24 @@ def test_hydra_still_lists_defaults_in_the_order_of_merging() -> None:
         "the order of merging has changed"
     )
     assert [override.key_or_group for override in found.config_overrides] == ["seed"]
+
+
+def test_hydra_still_composes_with_a_defaults_list_that_can_be_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, computed = config_loader_impl.create_defaults_list, []
+
+    def counted(**how: Any) -> Any:
+        computed.append([override.input_line for override in how["overrides_list"]])
+        return compute(**how)
+
+    monkeypatch.setattr(config_loader_impl, "create_defaults_list", counted)
+    words = ["seed=3", "experiment=smoke", "hydra.verbose=true", "optim=wsd"]
+    with session(None, compose.schema()) as loader:
+        composed = loader.load_configuration("run", words, RunMode.RUN)
+        found = find_origins(composed, loader)
+        assert computed == [words], "Hydra no longer composes with this function: the defaults list is computed twice"
+        other = find_origins(loader.load_configuration("run", ["experiment=smoke"], RunMode.RUN), loader)
+    assert found["seed"].where == COMMAND_LINE and "seed" not in other
+    assert config_loader_impl.create_defaults_list is counted
 
 
 def test_hydra_still_tells_where_it_found_config_files(tmp_path: Path) -> None:
