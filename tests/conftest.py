@@ -38,6 +38,9 @@ for _name in [name for name in os.environ if SECRET.search(name) or name in RANK
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"  # Debian's `su` leaves them out; Slurm's daemons are there
+# Before any test imports torch. By default each test process would start a thread for each core, and threads that wait
+# for one another without a core of their own use several times the CPU time of one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any test imports huggingface_hub
 
 

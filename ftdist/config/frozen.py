@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,11 @@ def parse_config(text: str, origin: str) -> RunConfig:
         ConfigError: See load_config.
     """
     try:
-        defaults = OmegaConf.structured(RunConfig)
-        for key, before in ADDED_LATER.items():
-            if "*" in key:
-                continue
-            OmegaConf.update(defaults, key, before)
-        merged = OmegaConf.merge(defaults, _renamed(OmegaConf.create(text)))
+        before = OmegaConf.create({})
+        for key, value in ADDED_LATER.items():
+            if "*" not in key:
+                OmegaConf.update(before, key, value, force_add=True)
+        merged = OmegaConf.merge(_schema(), before, _renamed(OmegaConf.create(text)))
         # Interpolations are looked for in the values, not in the text: YAML can write a $ as \x24.
         if any("${" in value for _, value in texts("", OmegaConf.to_container(merged, resolve=False))):
             raise ConfigError(
@@ -77,6 +77,12 @@ def parse_config(text: str, origin: str) -> RunConfig:
         raise ConfigError(f"{origin}: {' '.join(str(error).split())}", EXPECTED, FIX) from error
     assert isinstance(config, RunConfig)
     return config
+
+
+@lru_cache
+def _schema() -> DictConfig:
+    """Return the schema with its defaults. All callers share it: merge it, which copies it."""
+    return OmegaConf.structured(RunConfig)
 
 
 def _renamed(tree: Any) -> Any:

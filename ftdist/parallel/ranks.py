@@ -72,8 +72,8 @@ def start_process_group(config: RunConfig, ranks: Ranks) -> None:
     import deepspeed.ops
 
     # DeepSpeed would compile a shared-memory all-reduce here, which training never calls. It takes 20 s and needs a
-    # compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # compiler. Without this dict it also runs the compiler to find out which operators it could build.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     # Without the number of local ranks, ZeRO-3 on CPU runs `numactl` at every reduction of gradients to count them.
     # That fails if a folder of PATH is not accessible.
