@@ -43,22 +43,22 @@ def remembered_defaults() -> Iterator[None]:
 
     Hydra does not return it, and to compute it again takes 30 % of the time of composing.
     """
+    global _last
     compute = config_loader_impl.create_defaults_list
 
     def remember(repo: Any, config_name: Any, overrides_list: Any, **how: Any) -> Any:
         global _last
         found = compute(repo=repo, config_name=config_name, overrides_list=overrides_list, **how)
         # A composed config lists Hydra's own overrides apart from the others.
-        own, task = ([o.input_line for o in overrides_list if o.is_hydra_override() == which] for which in (True, False))
-        _last = (config_name, [*own, *task], how["skip_missing"]), found
+        words = sorted(overrides_list, key=lambda override: not override.is_hydra_override())
+        _last = (config_name, [override.input_line for override in words], how["skip_missing"]), found
         return found
 
     config_loader_impl.create_defaults_list = remember
     try:
         yield
     finally:
-        config_loader_impl.create_defaults_list = compute
-        globals()["_last"] = None
+        config_loader_impl.create_defaults_list, _last = compute, None
 
 
 def defaults_list(composed: DictConfig, loader: ConfigLoader) -> Any:

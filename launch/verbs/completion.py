@@ -1,11 +1,11 @@
 """Tab completion: verbs, flags and their values, Hydra's groups and options, config keys, run directories.
 
 No library is used, for measured reasons. argcomplete 3.7.2, with the functions below as its completers, offers the same
-for all 38 lines in tests/unit/launch/test_cli.py. It takes the same time: 74 ms of CPU for ``ftdist pre``, 0.4 s for
-``ftdist train optim.l``, most of it in Hydra. But it offers nothing for an override after a flag (``ftdist train seed=1
---dry-run optim.l``), because it does not parse flags and overrides in any order, as ftdist does. It would replace about
-60 lines here, and depends on private parts of argparse in 44 places. shtab writes static scripts, which cannot offer
-config groups or run directories.
+for all 38 lines in tests/unit/launch/verbs/test_completion.py. It takes the same time: 74 ms of CPU for ``ftdist pre``,
+0.4 s for ``ftdist train optim.l``, most of it in Hydra. But it offers nothing for an override after a flag (``ftdist
+train seed=1 --dry-run optim.l``), because it does not parse flags and overrides in any order, as ftdist does. It would
+replace about 60 lines here, and depends on private parts of argparse in 44 places. shtab writes static scripts, which
+cannot offer config groups or run directories.
 """
 
 import argparse

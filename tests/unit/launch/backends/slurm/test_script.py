@@ -6,13 +6,13 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Optional
 
 import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.data import SourceConfig
-from ftdist.config.launch import Container, GpuOption, Profile, check_launch
+from ftdist.config.launch import Container, Profile, check_launch
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.run.hub import hub_cache
@@ -266,48 +266,6 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
     assert (used.ru_utime + used.ru_stime - before) / 3 < 2
 
 
-@pytest.mark.parametrize(
-    ("how", "kind", "options", "asked"),
-    [
-        ("gpus_per_node", None, [], ["--gpus-per-node=8"]),
-        ("gpus_per_node", "h100", [], ["--gpus-per-node=h100:8"]),
-        ("gres", None, [], ["--gres=gpu:8"]),
-        ("gres", "h100", [], ["--gres=gpu:h100:8"]),
-        ("gpus", None, [], ["--gpus=16"]),
-        ("gpus", "a100", [], ["--gpus=a100:16"]),
-        ("gpus_per_task", None, [], ["--gpus-per-task=8"]),
-        ("none", "h100", [], []),
-        ("gpus_per_node", None, ["--gres=gpu:h100:8"], ["--gres=gpu:h100:8"]),  # the user's option replaces ours
-        ("gres", None, ["--gpus=4"], ["--gpus=4"]),
-        ("gpus_per_node", None, ["--gpus-per-socket=2"], ["--gpus-per-socket=2"]),
-        ("gres", None, ["--tres-per-task=gres:gpu:1"], ["--tres-per-task=gres:gpu:1"]),
-        ("gres", None, ["--gres=none"], []),
-        ("gpus_per_node", None, ["--gres=nvme:1"], ["--gpus-per-node=8"]),  # something else than GPUs
-        ("gres", "h100", ["--gres=nvme:1"], ["--gres=nvme:1,gpu:h100:8"]),
-    ],
-)
-def test_each_way_to_ask_for_gpus_has_its_option(
-    how: str, kind: Optional[str], options: List[str], asked: List[str]
-) -> None:
-    config = resolved(device=Device.cuda, nnodes=2, nproc_per_node=8)
-    slurm = config.launch.slurm
-    slurm.gpus, slurm.gpu_type, slurm.options = GpuOption[how], kind, options
-    assert [option for option in script.sbatch_options(config) if "gpu" in option] == asked
-
-
-@pytest.mark.parametrize(
-    "option",
-    ["--exclude=n[1-3]", "--dependency=afterok:7", "--licenses=x", "--gres=gpu:2,nvme:1", "--qos=high",
-     "--mail-user=me", "--constraint=a&b", "--reservation=mine", "--comment=it's", "--switches=1@10:00",
-     "--contiguous"],
-)  # fmt: skip
-def test_any_other_option_of_sbatch_is_passed_through(option: str) -> None:
-    config = resolved(options=[option], qos="low", constraint="c", reservation="theirs", mail_user="you")
-    check_launch(config.launch)
-    name = option.split("=")[0]
-    assert [line for line in script.sbatch_options(config) if line.split("=")[0] == name] == [option]
-
-
 @pytest.mark.parametrize(("line", "code"), [("export FOUND=$((6 * 7))", 0), ("false", 1), ("false  # comment", 1),
                                             ('[ -z "$NOT_SET" ]', 0)])  # fmt: skip
 def test_setup_lines_run_first_and_one_that_fails_ends_the_job(line: str, code: int) -> None:
@@ -335,17 +293,3 @@ def test_a_container_gets_what_the_run_needs(container: Container) -> None:
     config.data.heldout["h"].path = "/held,out/h.jsonl"
     with pytest.raises(ConfigError, match=r"data.heldout.h.path=/held,out/h.jsonl cannot be used with a container"):
         script.render(config)
-
-
-@pytest.mark.parametrize(
-    ("option", "like"),
-    [
-        ("--cpus-per-task=7", "--cpus"), ("--cpus-per-gpu=7", "--cpus"), ("--job-name=x", "--job"),
-        ("--time=2:00:00", "--ti"), ("--ti=2:00:00", "--ti"), ("--mem=0", "--mem"), ("--mem-per-cpu=2G", "--mem"),
-        ("--mem-per-gpu=2G", "--mem"),
-    ],
-)  # fmt: skip
-def test_an_option_of_the_user_replaces_ours(option: str, like: str) -> None:
-    config = resolved(device=Device.cpu, nproc_per_node=1, cpus_per_node=4, mem="9G", time="90", options=[option])
-    check_launch(config.launch)
-    assert [found for found in script.sbatch_options(config) if found.startswith(like)] == [option]
