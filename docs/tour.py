@@ -43,7 +43,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/config/texts.py", "launch/config/yaml_text.py", "launch/config/site.py",
         "launch/config/keys.py", "launch/config/messages.py", "launch/config/hydra_private.py",
         "ftdist/config/schema.py", "ftdist/config/data.py", "ftdist/config/method.py", "ftdist/config/optim.py",
-        "ftdist/config/sweep.py",
+        "ftdist/config/sweep.py", "ftdist/config/report.py",
         "ftdist/config/launch.py", "ftdist/config/zero.py", "ftdist/config/checks.py",
         "ftdist/config/login.py", "ftdist/config/track.py", "ftdist/config/debug.py",
     ],
@@ -58,6 +58,7 @@ TOUR: Dict[str, List[str]] = {
     ],
     "What both planes read": [
         "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/timeline.py", "ftdist/plan/goodput.py",
+        "ftdist/plan/cost.py", "ftdist/plan/pretraining.py",
         "ftdist/run/locations.py", "ftdist/run/prepared.py",
         "ftdist/run/identity.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
@@ -150,7 +151,8 @@ TOUR: Dict[str, List[str]] = {
     "The other verbs": [
         "launch/verbs/resume.py", "launch/verbs/status.py", "launch/verbs/logs.py", "launch/verbs/cancel.py",
         "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "launch/verbs/report.py", "ftdist/report/main.py",
-        "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/markdown.py",
+        "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/facts.py",
+        "ftdist/report/cost.py", "ftdist/report/markdown.py",
         "launch/verbs/export.py", "launch/verbs/chat.py",
         "ftdist/serve/chat.py", "launch/verbs/prepare.py", "launch/verbs/preview.py", "launch/verbs/verify.py",
         "launch/verbs/node.py", "launch/verbs/under_torchrun.py", "launch/backends/slurm/srun_task.py",

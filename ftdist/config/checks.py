@@ -56,6 +56,8 @@ def check_config(config: RunConfig) -> None:
     check_launch(config.launch)
     check_sweep(config.sweep, config.train.max_steps)
     check_track(config.track)
+    if config.report.price_per_device_hour is not None:
+        _check_range("report.price_per_device_hour", config.report.price_per_device_hour, 0)
     if config.debug.profile is not None:
         profiled_steps(config.debug.profile)
     _check_range("seed", config.seed, 0, 2**32 - 1)

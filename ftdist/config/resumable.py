@@ -18,6 +18,7 @@ CHANGEABLE = (
     "zero.expert_groups",
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.recompute_every", "train.offload_activations",
     "train.checkpoint_every", "train.keep_checkpoints", "train.async_checkpoint", "sweep.rungs", "debug.profile",
+    "report",
 )  # fmt: skip
 """Keys that ``ftdist resume RUN_DIR key=value`` may change, and all keys below them."""
 EVALUATED = (

@@ -27,6 +27,7 @@ from ftdist.config.method import MethodKind as MethodKind
 from ftdist.config.optim import OptimConfig as OptimConfig
 from ftdist.config.optim import OptimizerKind as OptimizerKind
 from ftdist.config.optim import Schedule as Schedule
+from ftdist.config.report import ReportConfig as ReportConfig
 from ftdist.config.sweep import Direction as Direction
 from ftdist.config.sweep import SweepConfig as SweepConfig
 
@@ -242,6 +243,7 @@ class RunConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 
 
@@ -262,6 +264,7 @@ ADDED_LATER: Dict[str, Any] = {
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
     "model.adapter": None,
     "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
+    "report": {"price_per_device_hour": None},
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behavior.

@@ -3,9 +3,11 @@
 import html
 import json
 import re
+from itertools import chain
 from typing import Any, Dict, Iterable, List, Optional
 
 from ftdist.base.terminal import format_seconds
+from ftdist.report.facts import first_and_last
 
 MOST_MOVED = 10
 """Number of tensors that are listed. The JSON file has all."""
@@ -14,12 +16,79 @@ KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm"
 
 def as_markdown(report: Dict[str, Any]) -> str:
     """Return the text of report.md."""
-    lines = [f"# {plain(report['run'])}", "", *moved_lines(report["moved"]), *goodput_lines(report["goodput"])]
+    parts = (moved_lines(report["moved"]), cost_lines(report["cost"]), goodput_lines(report["goodput"]))
+    lines = [f"# {plain(report['run'])}", "", *fact_lines(report), *chain.from_iterable(parts), *origin_lines(report)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def moved_lines(moved: Dict[str, Any]) -> List[str]:
+def fact_lines(report: Dict[str, Any]) -> List[str]:
+    """Return the summary, the held-out losses and the answers."""
+    steps, tokens = f"{report['step']} of {report['max_steps']} steps", report["tokens"]
+    reason = f" ({plain(report['reason'])})" if report["reason"] else ""
+    summary = [f"The run is {plain(str(report['state']))}{reason} after {steps}"
+               + (f" and {tokens:,} tokens." if tokens else ".")]  # fmt: skip
+    for name, points in report["heldout"].items():
+        before, after, change = first_and_last(points)
+        gain = f"went from {before} to {after} ({change})" if before else f"is {after}"
+        summary.append(f"The held-out loss of {plain(name)} {gain}.")
+    lines = [" ".join(summary), ""]
+    if report["heldout"]:
+        rows = [[plain(name), str(step), f"{float(loss):.4f}"] for name, points in report["heldout"].items()
+                for step, loss in points]  # fmt: skip
+        lines += ["## Held-out loss", "", *table(["set", "step", "loss (nats per token)"], rows)]
+    if report["answers"]:
+        rows = [
+            [plain(str(row[key])) for key in ("question", "before", "after", "reference")] for row in report["answers"]
+        ]
+        lines += [
+            "## Answers before and after",
+            "",
+            *table(["question", "base model", "trained model", "reference"], rows),
+        ]
+    return lines
+
+
+def origin_lines(report: Dict[str, Any]) -> List[str]:
+    """Return the faults, the settings and the commands."""
+    settings = [[plain(one["key"]), quoted(one["value"]), quoted(one["default"])] for one in report["settings"]]
+    commands, lines = report["commands"], []
+    if report["faults"]:
+        lines += ["## Faults and resumes", "", *(f"- {plain(fault)}" for fault in report["faults"]), ""]
+    lines += ["## Settings without their default", "", *table(["setting", "value", "default"], settings)]
+    git = commands.get("git")
+    where = [f"folder: {plain(str(commands['folder']))}"] if commands["folder"] else []
+    where += [f"commit: {plain(git['commit'])}, {git['changed_files']} changed files"] if git else []
+    where += [f"{plain(name)} {plain(str(version))}" for name, version in (commands.get("packages") or {}).items()]
+    given = "\n".join(text for text in (commands["repeat"], commands["continue"]) if text)
+    fence = "`" * (1 + max(2, *map(len, re.findall("`*", given))))  # longer than any inside
+    return [*lines, "## Again", "", *[f"- {line}" for line in where], "", fence, *given.splitlines(), fence, ""]
+
+
+def cost_lines(cost: Dict[str, Any]) -> List[str]:
+    """Return the lines about what the run cost."""
+    zero = cost["from_zero"]
+    tokens = f"published: {zero['source']}" if zero["source"] else "20 tokens a parameter, a low estimate"
+    rows = [
+        ["tokens", number(cost["tokens"]), f"{number(zero['tokens'])} ({tokens})"],
+        ["FLOPs", number(cost["flops"]), f"{number(zero['flops'])} (6 · N · D, N = {number(zero['parameters'])})"],
+        ["device-hours", number(cost["device_hours"]), number(zero["device_hours"])],
+        ["price", number(cost["price"]), number(zero["price"])],
+    ]
+    share = (
+        "" if zero["share"] is None else f" The run needed {percent(zero['share'])} of the operations of pretraining."
+    )
+    rate = (
+        "not known" if cost["flops_per_s"] is None else f"{number(cost['flops_per_s'])} FLOPs a second on all devices"
+    )
+    sentence = f"Measured rate in steps that count: {rate}. From zero means at this rate on the same devices.{share}"
+    head = ["", "this run", "this model from zero"]
+    return ["## What it cost", "", *table(head, rows), f"{sentence} The energy was not measured.", ""]
+
+
+def moved_lines(moved: Optional[Dict[str, Any]]) -> List[str]:
     """Return the lines about what training moved."""
+    if moved is None:
+        return []
     tensors = sorted(moved["tensors"], key=lambda one: one["relative"] or 0.0, reverse=True)
     lines = [
         "## What moved", "",
@@ -85,9 +154,16 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(re.sub(r"\s+", " ", text), quote=False))
 
 
-def quoted(text: str) -> str:
-    """Return Markdown that shows a token with its spaces and line breaks, as JSON writes them."""
-    return plain(json.dumps(text, ensure_ascii=not text.isprintable()))
+def quoted(value: Any) -> str:
+    """Return Markdown that shows a value as JSON writes it: a text with its spaces and line breaks."""
+    return plain(json.dumps(value, ensure_ascii=not str(value).isprintable()))
+
+
+def number(value: Optional[float]) -> str:
+    """Return a number as text with three digits."""
+    if value is None:
+        return "not known"
+    return f"{value:,.3g}" if not 1 <= abs(value) < 1e7 else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def percent(value: Optional[float]) -> str:

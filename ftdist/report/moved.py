@@ -120,7 +120,7 @@ def check_started_from(run: RunDir, config: RunConfig) -> None:
     if record is not None and (changed := changed_files(record, config, "model")):
         raise CheckpointError(f"{run.path} was started from other weights: {changed[0]}",
                               "the base model that the run was started with",
-                              "restore its files")  # fmt: skip
+                              "restore its files, or leave this part out with --quick")  # fmt: skip
 
 
 def change_of(name: str, kind: str, before: torch.Tensor, after: torch.Tensor) -> Change:

@@ -8,17 +8,22 @@ from ftdist.run.rundir import RunDir
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
+    parser.add_argument("--price", type=float, help="price of a device for an hour (report.price_per_device_hour)")
+    parser.add_argument("--quick", action="store_true", help="leave out what moved, which reads the whole model")
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the report of a run to RUN_DIR/report, as JSON and as Markdown.
+    """Write the report of each run to RUN_DIR/report, as JSON and as Markdown, and compare several.
 
     Raises:
         ConfigError: there is no such run or checkpoint.
     """
-    run = RunDir.open(args.run_dir)
-    run.find_checkpoint(args.checkpoint)
-    run_program(["ftdist.report.main", str(run.path), "--checkpoint", args.checkpoint])
+    runs = [RunDir.open(place) for place in args.run_dirs]
+    for run in runs:
+        if args.checkpoint != "last":
+            run.find_checkpoint(args.checkpoint)
+    more = [*([] if args.price is None else ["--price", str(args.price)]), *["--quick"] * args.quick]
+    run_program(["ftdist.report.main", "--checkpoint", args.checkpoint, *more, *(str(run.path) for run in runs)])
     return EXIT_DONE

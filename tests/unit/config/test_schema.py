@@ -83,6 +83,7 @@ BAD = [
         "train.offload_activations=true has no effect with train.gradient_checkpointing=none",
     ),
     ([("train.recompute_every", 0)], "train.recompute_every=0"),
+    ([("report.price_per_device_hour", -1.0)], "report.price_per_device_hour=-1"),
     ([("debug.profile", "5-3")], "debug.profile=5-3"),
     ([("debug.profile", "0-3")], "debug.profile=0-3"),
     ([("debug.profile", "3")], "debug.profile=3"),

@@ -1,10 +1,13 @@
 """The report as Markdown: its numbers, and hostile texts that stay texts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict
 
+from ftdist.plan.cost import cost_of
 from ftdist.plan.goodput import LOST, Attempt, Goodput
+from ftdist.plan.pretraining import Pretraining
 from ftdist.report.main import write_report
 from ftdist.report.markdown import as_markdown, percent, plain, quoted
 from ftdist.run.rundir import RunDir
@@ -17,7 +20,13 @@ def _tensor(name: str, kind: str, relative: Any, rank: Any = None, exceeds: bool
 
 
 REPORT = {
-    "run": "a|b<script>",
+    "run": "a|b<script>", "state": "done", "reason": "", "step": 4, "max_steps": 4, "tokens": 1234567,
+    "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]},
+    "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],
+    "settings": [{"key": "optim.lr", "value": "<u>", "default": None}], "faults": ["bad <step>"],
+    "commands": {"repeat": "ftdist train ```<x>", "folder": "/a_b", "continue": "ftdist resume x", "git": None},
+    "cost": cost_of(Goodput([Attempt(0, 0.0, {STEPS: 1800.0}, ranks=4)]), 1234567, 1.8e15, 2.5, 10**8,
+                    Pretraining(2e12, "https://arxiv.org/abs/2502.02737")).as_dict(),
     "moved": {
         "checkpoint": "step-00000004", "relative": 0.0123, "kinds": {"matrix": 0.02, "norm": 0.0, "vector": None},
         "tensors": [
@@ -42,6 +51,14 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     assert "Goodput: 50 % of 2:30 went into steps that count, in 2 attempts; 4 steps were done again" in text
     assert {"| queue | 50.0 s | 33.3 % |", "| lost | 15.0 s | 10 % |", "| 0 | 2 | 0 to 9 | 1:40 | failed |",
             "| 1 | ? |  | 50.0 s | not known |"} <= set(lines)  # fmt: skip
+    assert "The held-out loss of do&lt;b&gt;cs went from 3.0000 to 1.5000 (-50.0 %)." in text
+    assert {
+        "| tokens | 1,234,567 | 2e+12 (published: https://arxiv.org/abs/2502.02737) |",
+        "| device-hours | 2 | 1,333,333 |", "| FLOPs | 1.8e+15 | 1.2e+21 (6 · N · D, N = 1e+08) |",
+        "| price | 5 | 3,333,333 |",
+    } <= set(lines)  # fmt: skip
+    assert "1e+12 FLOPs a second on all devices" in text and "0.00015 % of the operations of pretraining" in text
+    assert "````\nftdist train ```<x>\nftdist resume x\n````\n" in text
     first = next(number for number, line in enumerate(lines) if line.startswith("| layers.1"))
     assert lines[first] == r"| layers.1.q\_proj.weight | 30 % | 0.25 | > 256 |"
     assert lines[first + 1] == r"| layers.0.q\_proj.weight | 2 % | 0.25 | 3 |"
@@ -49,7 +66,9 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
 
 def test_texts_from_outside_are_shown_as_text() -> None:
     text = as_markdown(REPORT)
-    assert "# a\\|b&lt;script&gt;" in text and "<script>" not in text and "<img>" not in text
+    assert "# a\\|b&lt;script&gt;" in text and not {"<script>", "<img>", "<b>", "<u>", "<step>"} & set(
+        re.findall("<.*?>", text)
+    )
     assert r'"\|\`\\n"' in text and "\u202e" not in text
     assert (plain("# a\n**b**"), quoted(" x")) == (r"\# a \*\*b\*\*", '" x"')
     assert [percent(value) for value in (None, 0.0, 1e-5, 12.0)] == ["new", "0", "0.001 %", "1,200 %"]

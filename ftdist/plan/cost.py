@@ -1,0 +1,81 @@
+"""What a run cost, beside what training its model from zero would cost on the same devices."""
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional
+
+from ftdist.plan.goodput import Goodput
+from ftdist.plan.pretraining import Pretraining
+from ftdist.run.timeline import QUEUE, STEPS
+
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Times, operations and money of a run."""
+
+    tokens: int
+    """Input tokens of the steps that count."""
+    flops: Optional[float]
+    """Floating point operations of these tokens (``ftdist.plan.flops``). None: the model does not say its sizes."""
+    steps_s: float
+    """Seconds of wall time in steps that count."""
+    device_s: float
+    """Seconds in which the run held devices, times their number."""
+    devices: float
+    """Mean number of devices over this time."""
+    price_per_device_hour: Optional[float]
+    parameters: int
+    pretraining: Pretraining
+
+    @property
+    def flops_per_s(self) -> Optional[float]:
+        """The measured rate of all devices together, in steps that count."""
+        return self.flops / self.steps_s if self.flops and self.steps_s else None
+
+    @property
+    def pretraining_flops(self) -> float:
+        """6 · N · D (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361)."""
+        return 6.0 * self.parameters * self.pretraining.tokens
+
+    def as_dict(self) -> Dict[str, Any]:
+        """Return the cost as a part of a report. What is not known is null."""
+        rate, from_zero = self.flops_per_s, self.pretraining_flops
+        seconds = from_zero / rate if rate else None
+        hours = None if seconds is None else seconds / HOUR_S * self.devices
+        return {
+            "tokens": self.tokens, "flops": self.flops, "flops_per_s": rate, "device_hours": self.device_s / HOUR_S,
+            "devices": self.devices, "price": self._price(self.device_s / HOUR_S),
+            "from_zero": {
+                "parameters": self.parameters, "tokens": self.pretraining.tokens, "source": self.pretraining.source,
+                "flops": from_zero, "device_hours": hours, "price": None if hours is None else self._price(hours),
+                "seconds": seconds, "share": self.flops / from_zero if self.flops and from_zero else None,
+            },
+        }  # fmt: skip
+
+    def _price(self, device_hours: float) -> Optional[float]:
+        return None if self.price_per_device_hour is None else device_hours * self.price_per_device_hour
+
+
+def cost_of(
+    goodput: Goodput, tokens: int, flops: Optional[float], price: Optional[float], parameters: int,
+    pretraining: Pretraining,
+) -> Cost:  # fmt: skip
+    """Return the cost of a run.
+
+    Devices are held in all phases but the queue, also in steps that were lost. A device is a GPU, or on CPU a rank. An
+    attempt that ended before its ranks met counts with the ranks of the others.
+
+    Args:
+        goodput: Where the wall time of the run went.
+        tokens: Input tokens of the steps that count. flops: Their operations.
+        price: Price of a device for an hour.
+        parameters: Number of parameters of the model, without adapters.
+    """
+    known = [attempt.ranks for attempt in goodput.attempts if attempt.ranks]
+    default = known[0] if known else 1
+    held = [(attempt.ranks or default, sum(attempt.seconds.values()) - attempt.seconds.get(QUEUE, 0.0))
+            for attempt in goodput.attempts]  # fmt: skip
+    device_s, wall_s = sum(ranks * seconds for ranks, seconds in held), sum(seconds for _, seconds in held)
+    devices = device_s / wall_s if wall_s else float(default)
+    return Cost(tokens, flops, goodput.seconds.get(STEPS, 0.0), device_s, devices, price, parameters, pretraining)

@@ -1,0 +1,43 @@
+"""The cost of a run for its report. The sizes are those of the model without its weights."""
+
+from typing import Any, Dict, Optional
+
+import numpy as np
+
+from ftdist.config.schema import RunConfig
+from ftdist.data.loader import PreparedSet, open_set
+from ftdist.method.check import method_on_meta
+from ftdist.model.check import build_on_meta
+from ftdist.plan.cost import cost_of
+from ftdist.plan.flops import step_flops
+from ftdist.plan.goodput import Goodput
+from ftdist.plan.pretraining import pretraining_of
+from ftdist.run.identity import recorded_folder
+from ftdist.run.prepared import is_ready
+from ftdist.run.rundir import RunDir
+from ftdist.train.throughput import model_size
+
+
+def run_cost(run: RunDir, config: RunConfig, goodput: Goodput, tokens: int, price: Optional[float]) -> Dict[str, Any]:
+    """Return the cost of a run as a part of the report.
+
+    Args:
+        tokens: Input tokens of the steps that count.
+        price: Price of a device for an hour. None: that of ``report.price_per_device_hour``.
+
+    Raises:
+        ConfigError: The config of the model cannot be read.
+    """
+    size, folder = model_size(method_on_meta(config)), recorded_folder(run, config)
+    flops = None
+    if size is not None and is_ready(folder):  # the prepared data may have been removed from the cache
+        flops = step_flops(size, tokens, tokens * squares_per_token(open_set(folder, "train")))
+    parameters = sum(parameter.numel() for parameter in build_on_meta(config).parameters())
+    price = config.report.price_per_device_hour if price is None else price
+    return cost_of(goodput, tokens, flops, price, parameters, pretraining_of(config, parameters)).as_dict()
+
+
+def squares_per_token(data: PreparedSet) -> float:
+    """Return the mean length of the document of a token: the sum of squared lengths divided by the sum of lengths."""
+    lengths = np.diff(data.offsets).astype(np.float64)[data.row_docs]
+    return float(np.square(lengths).sum() / lengths.sum()) if len(lengths) else 0.0

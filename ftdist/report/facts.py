@@ -1,0 +1,95 @@
+"""What a run directory knows about its run: curves, answers, settings, faults, and the commands to repeat it."""
+
+import math
+from typing import Any, Dict, List, Tuple
+
+from ftdist.base.output import quoted_path
+from ftdist.base.shell import override_word, shell_words
+from ftdist.config.schema import RunConfig
+from ftdist.run.rundir import RunDir
+from ftdist.track.report import answers, heldout_losses
+from ftdist.track.wandb_config import public_config, public_facts
+
+MAX_POINTS = 500
+"""Maximum number of points of a curve in the report. metrics.jsonl has all."""
+SHOWN_FIELDS = ("set", "question", "before", "after", "reference")
+
+
+def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
+    """Return the parts of the report that need no model."""
+    status, records = run.read_status(), run.read_metrics()
+    train = [[record["step"], record["train/loss"]] for record in records if {"train/loss", "step"} <= record.keys()]
+    seen = [record["train/tokens_seen"] for record in records if "train/tokens_seen" in record]
+    return {
+        "run": config.name, "folder": str(run.path), "state": status.get("state"), "reason": status.get("exit_reason"),
+        "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": seen[-1] if seen else None,
+        "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
+        "train": train[:: -(-len(train) // MAX_POINTS) or 1],
+        "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
+        "settings": changed_settings(config), "faults": faults_of(run, records), "commands": commands_of(run, config),
+    }  # fmt: skip
+
+
+def first_and_last(points: List[Any]) -> Tuple[str, str, str]:
+    """Return as texts the loss before the first step, the last one, and its change. Texts are empty if a loss is
+    missing.
+
+    Args:
+        points: (step, loss) of each evaluation.
+    """
+    (first, before), (last, after) = points[0], points[-1]
+    if first != 0 or last == 0:
+        return "", f"{float(after):.4f}", ""
+    change = 100 * (float(after) / float(before) - 1) if float(before) else math.nan
+    return f"{float(before):.4f}", f"{float(after):.4f}", f"{change:+.1f} %"
+
+
+def changed_settings(config: RunConfig) -> List[Dict[str, Any]]:
+    """Return the settings that do not have their default: ``key``, ``value``, ``default``. Secrets are left out.
+
+    A source of data has no default; its settings that are not empty are returned.
+    """
+    given, default = _flat(public_config(config)), _flat(public_config(RunConfig()))
+    return [
+        {"key": key, "value": value, "default": default.get(key)} for key, value in given.items()
+        if value != default.get(key) and (key in default or value not in (None, [], {}))
+    ]  # fmt: skip
+
+
+def faults_of(run: RunDir, records: List[Dict[str, Any]]) -> List[str]:
+    """Return one line for each thing that went wrong and each resume: bad steps, rollbacks, damaged checkpoints."""
+    found = []
+    for record in records:
+        if "train/rolled_back_from" in record:
+            found.append(f"rolled back from step {record['train/rolled_back_from']} to step {record['step'] - 1}: "
+                         f"{record.get('train/bad')}")  # fmt: skip
+        elif "train/bad" in record:
+            found.append(f"bad step {record['step']}: {record['train/bad']}; the weights were not updated")
+    found += [f"checkpoint {name} was damaged and set aside" for name in run.bad_checkpoints()]
+    resumes = run.read_provenance().get("resumes")
+    for resume in resumes if isinstance(resumes, list) else []:
+        found.append(f"resumed with other settings: {' '.join(map(str, resume.get('overrides', [])))}")
+    return found
+
+
+def commands_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
+    """Return the commands that repeat a run and that go on from it, and the versions that it ran with."""
+    origin, place = run.read_provenance(), quoted_path(run.path)
+    if run.read_status().get("state") != "done":
+        further = f"ftdist resume {place}"
+    elif config.method.kind.name in ("lora", "qlora"):
+        further = shell_words(["ftdist", "train", f"method={config.method.kind.name}", f"method.init_from={run.path}"])
+    else:
+        further = f"ftdist train model=folder {override_word('model.path', str(run.export))}"
+    return {"repeat": origin.get("command"), "folder": origin.get("cwd"), "continue": further, **public_facts(origin)}
+
+
+def _flat(tree: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """Return the values of a nested dict by their dotted keys."""
+    found: Dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -1,0 +1,58 @@
+"""The cost of a run for its report: its operations by hand, and the price."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftdist.config.schema import RunConfig
+from ftdist.data.loader import PreparedSet
+from ftdist.plan.goodput import Attempt, Goodput
+from ftdist.report import cost
+from ftdist.report.cost import run_cost, squares_per_token
+from ftdist.run.rundir import RunDir
+from ftdist.run.timeline import STEPS
+from tests.helpers.tiny import LLAMA
+from tests.unit.data_tools import data_config
+
+MATRICES = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 259 * 64
+NORMS = 5 * 64
+
+
+def _data(*lengths: int) -> PreparedSet:
+    """Prepared data with these documents. The last one is in no row."""
+    tokens, offsets = np.zeros(sum(lengths), np.int32), np.cumsum([0, *lengths])
+    rows = np.arange(len(lengths) - 1)
+    return PreparedSet(tokens, tokens.astype(np.uint8), offsets, rows, np.array([0, len(rows)]))
+
+
+def _config(folder: Path, *overrides: str) -> RunConfig:
+    return data_config(folder, *(f"model.config.{name}={value}" for name, value in LLAMA.items()), *overrides)
+
+
+def test_documents_outside_of_rows_do_not_count() -> None:
+    assert squares_per_token(_data(3, 5, 100)) == (9 + 25) / 8
+    assert squares_per_token(_data(7)) == 0
+
+
+@pytest.mark.parametrize("price", [None, 5.0])
+def test_the_operations_and_the_price_of_a_run(
+    tmp_path: Path, price: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "is_ready", lambda folder: True)
+    monkeypatch.setattr(cost, "open_set", lambda folder, name: _data(3, 5, 100))
+    config, goodput = (
+        _config(tmp_path, "report.price_per_device_hour=2"),
+        Goodput([Attempt(0, 0.0, {STEPS: 1800.0}, ranks=4)]),
+    )
+    found = run_cost(RunDir(tmp_path), config, goodput, 8000, price)
+    assert found["flops"] == 8000 * (6 * MATRICES + 6 * 2 * 64 * 34 / 8)
+    assert (found["device_hours"], found["price"]) == (2.0, 10.0 if price else 4.0)
+    parameters = MATRICES + 259 * 64 + NORMS
+    assert found["from_zero"]["parameters"] == parameters and found["from_zero"]["tokens"] == 20 * parameters
+    assert found["from_zero"]["flops"] == 6 * parameters * 20 * parameters
+
+
+def test_without_the_prepared_data_the_operations_are_not_known(tmp_path: Path) -> None:
+    found = run_cost(RunDir(tmp_path), _config(tmp_path), Goodput(), 8000, None)
+    assert found["flops"] is None and found["price"] is None and found["tokens"] == 8000

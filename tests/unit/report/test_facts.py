@@ -1,0 +1,72 @@
+"""What a run directory knows about its run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftdist.config.frozen import dump_config
+from ftdist.report import main
+from ftdist.report.facts import changed_settings, facts_of
+from ftdist.run.rundir import RunDir
+from tests.unit.data_tools import data_config
+
+RECORDS: list[dict[str, Any]] = [
+    {"step": 0, "eval/docs/loss": 3.0}, *({"step": n, "train/loss": 3.0 - n / 10, "train/tokens_seen": 100 * n}
+    for n in range(1, 4)), {"step": 4, "train/loss": "nan", "train/tokens_seen": 400, "train/bad": "loss is nan"},
+    {"step": 3, "train/rolled_back_from": 8, "train/bad": "loss is nan"}, {"step": 4, "eval/docs/loss": 2.5},
+]  # fmt: skip
+
+
+def _run(folder: Path, *overrides: str, **status: Any) -> RunDir:
+    run = RunDir(folder)
+    folder.mkdir()
+    run.config.write_text(dump_config(data_config(folder, "name=mine", *overrides)))
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    git = {"commit": "abc", "status": " M x\n"}
+    origin = {"command": "ftdist train experiment=demo", "cwd": "/home/me", "git": git,
+              "resumes": [{"overrides": ["zero.stage=1"]}], "packages": {"torch": "2"}}  # fmt: skip
+    run.provenance.write_text(json.dumps(origin))
+    run.write_status(**status)
+    return run
+
+
+def test_curves_faults_and_commands(tmp_path: Path) -> None:
+    run = _run(
+        tmp_path / "run", "optim.lr=0.5", state="failed", step=4, max_steps=9, exit_reason="rank 1: out of memory"
+    )
+    (run.checkpoints / "bad-step-00000002").mkdir(parents=True)
+    found = facts_of(run, data_config(tmp_path, "name=mine", "optim.lr=0.5"))
+    assert found["heldout"] == {"docs": [[0, 3.0], [4, 2.5]]} and found["tokens"] == 400
+    assert found["train"] == [[1, 2.9], [2, 2.8], [3, 2.7], [4, "nan"]]
+    assert found["faults"] == [
+        "bad step 4: loss is nan; the weights were not updated", "rolled back from step 8 to step 2: loss is nan",
+        "checkpoint bad-step-00000002 was damaged and set aside", "resumed with other settings: zero.stage=1",
+    ]  # fmt: skip
+    assert (
+        found["commands"]["repeat"] == "ftdist train experiment=demo" and found["commands"]["git"]["changed_files"] == 1
+    )
+    assert found["commands"]["continue"] == f"ftdist resume {run.path}"
+    assert {"key": "optim.lr", "value": 0.5, "default": 1e-05} in found["settings"]
+
+
+def test_only_settings_without_their_default_are_listed(tmp_path: Path) -> None:
+    config = data_config(tmp_path, "data.sources.mine.path=a.jsonl", "data.packing=false")
+    found = {one["key"]: one["value"] for one in changed_settings(config)}
+    assert found["data.sources.mine.path"] == "a.jsonl" and found["data.packing"] is False
+    assert not found.keys() & {"data.sources.mine.hub", "optim.lr", "zero.stage"}
+
+
+def test_runs_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "model.config.num_hidden_layers=1"
+    runs = [_run(tmp_path / name, model, state="done", step=4, max_steps=4) for name in ("a", "b")]
+    assert main.main(["--price", "3", *(str(run.path) for run in runs)]) == 0
+    said = capsys.readouterr().out
+    table = [line.split() for line in said.splitlines() if "docs" in line]
+    assert [row[1:5] for row in table] == [["docs", "3.0000", "2.5000", "-16.7"]] * 2 and said.count("report.md") == 2
+    text = (runs[0].report / "report.md").read_text()
+    assert "held-out loss of docs went from 3.0000 to 2.5000 (-16.7 %)" in text
+    assert "rolled back from step 8" in text and "ftdist train experiment=demo" in text
+    report = json.loads((runs[0].report / "report.json").read_text())
+    assert report["moved"] is None and report["cost"]["price"] == 0 and report["train"][-1] == [4, "nan"]
