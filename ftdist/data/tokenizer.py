@@ -91,6 +91,8 @@ def bytes_tokenizer() -> Any:
         tokenizer_object=backend,
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
+        # Every byte is known. But some model types (Qwen2) read it as a class of theirs, which would add its unk_token.
+        unk_token="<|pad|>",
         additional_special_tokens=["<|im_start|>"],
     )
     tokenizer.chat_template = template_text(_chatml())

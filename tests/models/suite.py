@@ -20,7 +20,7 @@ from typing import Collection, Dict, List, Optional, Tuple
 from tests.helpers.ranks import fork, preload
 from tests.models.alone import Outcome, examine, first_line
 from tests.models.pair import Failed, Pair
-from tests.models.whole_run import OWN_TOKENIZER, config_of, prepare_own_tokenizer, run_model
+from tests.models.whole_run import config_of, run_model
 
 OUTCOMES = Path(__file__).with_name("outcomes.json")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -67,8 +67,6 @@ def run(types: List[str], runs: Collection[str], jobs: int = 1) -> Dict[str, Out
         folder = Path(name)
         freeze_tiny(config_of(folder, save_tiny_model(folder / "models" / "any")), folder / "prepared", 2)
         found = _examine_all(types, jobs, folder)
-        for model_type in found.keys() & set(runs) & set(OWN_TOKENIZER):
-            prepare_own_tokenizer(folder, model_type)
         pair = Pair(run_model)
         try:
             for model_type, outcome in found.items():

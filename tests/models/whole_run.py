@@ -12,9 +12,6 @@ from typing import Any, Optional, Tuple
 STEPS = 2
 RANDOM = ("phimoe",)
 """Types whose router draws random numbers in training, so that no two steps are the same."""
-OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp")
-"""Types beside whose config transformers reads every tokenizer as one of the type's class. It adds a token to the byte
-tokenizer, so a run with that one is refused, as its export would have another."""
 LOGITS = 1e-4
 """Largest difference between the logits of the run and of its export, relative to the largest logit."""
 
@@ -41,25 +38,6 @@ def _any_config(folder: Path) -> Any:
     )  # fmt: skip
 
 
-def prepare_own_tokenizer(folder: Path, name: str) -> None:
-    """Save the byte tokenizer as one of the type's class, and prepare the data with it."""
-    from ftdist.base.json_files import write_json
-    from ftdist.data.prepare import prepare
-    from ftdist.data.tokenizer import bytes_tokenizer
-
-    tokenizer = folder / "tokenizers" / name
-    bytes_tokenizer().save_pretrained(tokenizer)
-    write_json(tokenizer / "config.json", {"model_type": name})
-    prepare(_run_config(folder, name))
-
-
-def _run_config(folder: Path, name: str) -> Any:
-    config = config_of(folder, folder / "models" / name)
-    if name in OWN_TOKENIZER:
-        config.model.tokenizer = str(folder / "tokenizers" / name)
-    return config
-
-
 def run_model(folder: Path, name: str, stage: int = 3) -> Tuple[str, str]:
     """Take the model ``folder/models/name`` through a run. Every rank must call it.
 
@@ -70,7 +48,7 @@ def run_model(folder: Path, name: str, stage: int = 3) -> Tuple[str, str]:
     from tests.helpers.training import assemble, save, start
 
     allowed = Allowed(loss=1e-5, grad_norm=1e-4, gradient=1e-3, update=1e-4, heldout=1e-5)
-    config = _run_config(folder, name)
+    config = config_of(folder, folder / "models" / name)
     config.zero.stage = stage
     ranks = start(config)
     training = assemble(config, folder / "runs" / name, ranks)

@@ -71,3 +71,13 @@ def test_the_bytes_tokenizer_is_reversible_and_its_ids_are_bytes() -> None:
     assert tokenizer(text).input_ids == list(text.encode())
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer) == 259
+
+
+def test_beside_a_config_of_qwen2_the_bytes_tokenizer_is_read_again_as_it_was_saved(tmp_path: Path) -> None:
+    """For some model types transformers reads any tokenizer as a class of the type, which adds the tokens it lacks."""
+    from transformers import AutoTokenizer
+
+    bytes_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(read).__name__ == "Qwen2Tokenizer" and len(read) == len(bytes_tokenizer())
