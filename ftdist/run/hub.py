@@ -95,7 +95,12 @@ def reads_only_hub_cache(config: RunConfig) -> bool:
     user has set the variable."""
     if not (repositories(config) or has_hub_data(config)):
         return False
-    return OFFLINE in offline_env(config) or os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
+    return OFFLINE in offline_env(config) or told_to_be_offline()
+
+
+def told_to_be_offline() -> bool:
+    """Return whether the user forbids to ask the hub. The words are those that huggingface_hub reads."""
+    return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def hub_cache() -> Path:

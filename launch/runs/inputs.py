@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import os
 import platform
 import subprocess
 import sys
@@ -17,7 +16,16 @@ from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
 from ftdist.launch.runs.programs import ProgramFailed, run_program
 from ftdist.plan.run_length import num_steps
-from ftdist.run.hub import OFFLINE, Repository, fetched_folder, has_hub_data, hub_commit, is_fetched, repositories
+from ftdist.run.hub import (
+    OFFLINE,
+    Repository,
+    fetched_folder,
+    has_hub_data,
+    hub_commit,
+    is_fetched,
+    repositories,
+    told_to_be_offline,
+)
 from ftdist.run.identity import (
     changed_files,
     check_adapter_bases,
@@ -92,7 +100,7 @@ def fetch_from_hub(config: RunConfig) -> bool:
     fixed = known and is_fetched(config)
     data = has_hub_data(config) and not is_ready(data_folder(pinned))
     reached = True
-    if OFFLINE not in os.environ and (data or (found and not fixed)):
+    if not told_to_be_offline() and (data or (found and not fixed)):
         try:
             run_program(["ftdist.model.fetch", "-", *["--data"] * data], config)
         except ProgramFailed as error:
@@ -109,6 +117,9 @@ def fetch_for_job(config: RunConfig) -> None:
     """Fetch everything that a job needs from the hub on this machine, because compute nodes often have no network.
 
     If this machine has no network either, or has no transformers because it only submits jobs, the job itself fetches.
+
+    Raises:
+        ConfigError: model or tokenizer are missing, and HF_HUB_OFFLINE, which the job inherits, forbids to fetch them.
     """
     if not (repositories(config) or has_hub_data(config)):
         return
@@ -117,6 +128,8 @@ def fetch_for_job(config: RunConfig) -> None:
     if missing:
         print(f"note: {missing} is not installed here, so the job itself fetches from the hub", flush=True)
     elif not fetch_from_hub(config):
+        if told_to_be_offline() and OFFLINE not in config.launch.slurm.env:
+            fetch_model(config)  # says what is missing
         print("note: the job itself will ask the hub, which needs a network on the compute nodes", flush=True)
     elif has_hub_data(config):
         prepare_data(config)  # data sets are read as a stream: only prepared data is kept

@@ -127,6 +127,10 @@ def test_a_submission_fetches_first_and_its_job_asks_nothing(
 
     monkeypatch.setattr(inputs, "_ASKED", set())
     monkeypatch.setattr(inputs, "run_program", unreachable)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="model.hub=org/name is not in the cache of the hub"):
+        inputs.fetch_for_job(config)  # the job would inherit the variable
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     inputs.fetch_for_job(config)
     assert "the job itself will ask the hub" in capsys.readouterr().out
     assert "HF_HUB_OFFLINE" not in script.render(config)
@@ -134,7 +138,9 @@ def test_a_submission_fetches_first_and_its_job_asks_nothing(
         inputs.fetch_model(config)  # in the job, on a node without a network
     assert "run ftdist prepare with these settings" in error.value.fix
     monkeypatch.setattr(inputs, "run_program", fetch)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the hub may be asked
     inputs.fetch_for_job(config)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     assert config.model.revision == commit and "export HF_HUB_OFFLINE=1\n" in script.render(config)
     inputs.fetch_model(config)
     config.model.revision = None  # the next trial of a sweep
