@@ -100,10 +100,8 @@ def account(records: Timeline, now: Optional[float], saved_step: Optional[int]) 
     for number, record in enumerate(records):
         attempt = _attempt_of(result, record)
         following = records[number + 1] if number + 1 < len(records) else None
-        if following is None and now is None:
-            break
-        end = max(float(following["time"]) if following is not None else float(now or 0), float(record["time"]))
-        seconds, phase = end - float(record["time"]), str(record["phase"])
+        end = float(following["time"]) if following is not None else float(now or 0)
+        seconds, phase = max(0.0, end - float(record["time"])), str(record["phase"])
         if phase not in (ENDED, QUEUE) and following is not None and following["attempt"] != record["attempt"]:
             gap = max(0.0, seconds - BEAT_S)
             seconds -= gap

@@ -7,7 +7,7 @@ from ftdist.base.output import quoted_path
 from ftdist.base.shell import override_word, shell_words
 from ftdist.config.schema import RunConfig
 from ftdist.run.rundir import RunDir
-from ftdist.track.report import answers, heldout_losses
+from ftdist.track.report import answers, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
 
 MAX_POINTS = 500
@@ -25,6 +25,7 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": seen[-1] if seen else None,
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
+        "step_times": step_times(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "settings": changed_settings(config), "faults": faults_of(run, records), "commands": commands_of(run, config),
     }  # fmt: skip

@@ -16,7 +16,7 @@ KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm"
 
 def as_markdown(report: Dict[str, Any]) -> str:
     """Return the text of report.md."""
-    parts = (moved_lines(report["moved"]), cost_lines(report["cost"]), goodput_lines(report["goodput"]))
+    parts = (moved_lines(report["moved"]), cost_lines(report["cost"]), goodput_lines(report))
     lines = [f"# {plain(report['run'])}", "", *fact_lines(report), *chain.from_iterable(parts), *origin_lines(report)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -121,8 +121,9 @@ def moved_lines(moved: Optional[Dict[str, Any]]) -> List[str]:
     return lines
 
 
-def goodput_lines(goodput: Dict[str, Any]) -> List[str]:
+def goodput_lines(report: Dict[str, Any]) -> List[str]:
     """Return the lines about where the wall time went."""
+    goodput = report["goodput"]
     lines, attempts, total = ["## Where the time went", ""], goodput["attempts"], goodput["total_s"]
     if goodput["goodput"] is None:
         return [*lines, "Not known: the run was started by a version of ftdist that recorded no times.", ""]
@@ -135,6 +136,24 @@ def goodput_lines(goodput: Dict[str, Any]) -> List[str]:
         f"{len(attempts)} attempt{several}{lost}.", "",
         *table(["phase", "time", "share"], rows),
         *table(["attempt", "ranks", "steps", "time", "end"], map(_attempt, attempts)),
+        *_step_lines(report["step_times"]),
+    ]  # fmt: skip
+
+
+def _step_lines(step_times: Dict[str, float]) -> List[str]:
+    """Return the lines about where the time of a step went.
+
+    Args:
+        step_times: Medians in seconds, from ``ftdist.track.report.step_times``.
+    """
+    whole = step_times.get("step_s")
+    phases = {name[:-2]: seconds for name, seconds in step_times.items() if name.endswith("_s") and name != "step_s"}
+    if not whole or not phases:
+        return []
+    rows = [[name, f"{seconds:.3g} s", percent(seconds / whole)] for name, seconds in phases.items()]
+    return [
+        f"A step takes {whole:.3g} s on rank 0 (median). Waiting for slower ranks is in `agreement`.", "",
+        *table(["phase of a step", "time", "share"], rows),
     ]  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The verb ``report``: write a report of a run."""
 
 import argparse
+import math
 
-from ftdist.base.errors import EXIT_DONE
+from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.launch.runs.programs import run_program
 from ftdist.run.rundir import RunDir
 
@@ -18,8 +19,10 @@ def report(args: argparse.Namespace) -> int:
     """Write the report of each run to RUN_DIR/report, as JSON and as Markdown, and compare several.
 
     Raises:
-        ConfigError: there is no such run or checkpoint.
+        ConfigError: there is no such run or checkpoint, or the price is no amount.
     """
+    if args.price is not None and not 0 <= args.price < math.inf:
+        raise ConfigError(f"--price {args.price:g}", "a number of at least 0", "--price 2.5, or leave it out")
     runs = [RunDir.open(place) for place in args.run_dirs]
     for run in runs:
         if args.checkpoint != "last":

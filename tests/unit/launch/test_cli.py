@@ -124,6 +124,12 @@ def test_optional_arguments_are_not_called_required(verb: str) -> None:
     assert "required: RUN_DIR" in error.value.found and "OVERRIDE" not in error.value.found
 
 
+@pytest.mark.parametrize("price", ["-1", "nan", "inf"])
+def test_a_price_is_an_amount(price: str) -> None:
+    with pytest.raises(ConfigError, match=f"--price {price}"):
+        cli.dispatch(["report", "run", "--price", price])
+
+
 @pytest.mark.parametrize("verb", ["eval", "report", "export", "logs", "chat"])
 def test_a_sweep_is_refused_where_one_run_is_expected(verb: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{}")

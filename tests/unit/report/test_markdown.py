@@ -24,6 +24,7 @@ REPORT = {
     "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]},
     "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],
     "settings": [{"key": "optim.lr", "value": "<u>", "default": None}], "faults": ["bad <step>"],
+    "step_times": {"step_s": 2.0, "forward_s": 0.5, "agreement_s": 0.25, "mfu": 0.4, "goodput": 0.5},
     "commands": {"repeat": "ftdist train ```<x>", "folder": "/a_b", "continue": "ftdist resume x", "git": None},
     "cost": cost_of(Goodput([Attempt(0, 0.0, {STEPS: 1800.0}, ranks=4)]), 1234567, 1.8e15, 2.5, 10**8,
                     Pretraining(2e12, "https://arxiv.org/abs/2502.02737")).as_dict(),
@@ -57,6 +58,7 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
         "| device-hours | 2 | 1,333,333 |", "| FLOPs | 1.8e+15 | 1.2e+21 (6 · N · D, N = 1e+08) |",
         "| price | 5 | 3,333,333 |",
     } <= set(lines)  # fmt: skip
+    assert {"| forward | 0.5 s | 25 % |", "| agreement | 0.25 s | 12.5 % |"} <= set(lines) and "| mfu" not in text
     assert "1e+12 FLOPs a second on all devices" in text and "0.00015 % of the operations of pretraining" in text
     assert "````\nftdist train ```<x>\nftdist resume x\n````\n" in text
     first = next(number for number, line in enumerate(lines) if line.startswith("| layers.1"))
