@@ -16,7 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import MethodConfig, RunConfig
-from ftdist.method.select import layer_of, modules_to_save, named, nothing_named, refuse_untrained_tokens
+from ftdist.method.select import (
+    ends_of,
+    layer_of,
+    modules_to_save,
+    named,
+    nothing_named,
+    refuse_untrained_tokens,
+)
 from ftdist.model.parts import freeze_other_parts
 from ftdist.model.quantized import is_quantized
 
@@ -62,7 +69,7 @@ def peft_config(model: PreTrainedModel, method: MethodConfig) -> Any:
     return LoraConfig(
         r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
         target_modules=target_modules(model, method), use_rslora=method.use_rslora, use_dora=method.use_dora,
-        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()), task_type="CAUSAL_LM",
     )  # fmt: skip
 
 
@@ -73,7 +80,7 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     adapter of a tied weight could not be merged. Parts for images or sound get none either, because they are frozen.
 
     Raises:
-        ConfigError: A pattern matches no linear layer, or there is no layer with a number.
+        ConfigError: A pattern matches no linear layer, there is no layer with a number, or no module is left.
     """
     head = model.get_output_embeddings()
     linear = [
@@ -89,7 +96,7 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     for pattern in method.target_modules:
         here = linear if pattern == ALL_LINEAR else [name for name in [*linear, *own_head] if named(name, pattern)]
         if not here:
-            raise nothing_named("method.target_modules", pattern, linear, "linear layer")
+            raise _no_layer(model, pattern, linear, tied)
         chosen |= dict.fromkeys(here)
     if method.layers_to_transform is None:
         return _shortest(model, list(chosen))
@@ -99,7 +106,31 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
             raise ConfigError(f"method.layers_to_transform: there is no layer {number}", f"0 to {count - 1}, or -1 to "
                               f"-{count} from the end", "method.layers_to_transform=[-1]")  # fmt: skip
     layers = {number % count for number in method.layers_to_transform}
-    return _shortest(model, [name for name in chosen if layer_of(name) in layers])
+    inside = [name for name in chosen if layer_of(name) in layers]
+    if not inside:
+        raise ConfigError("method.layers_to_transform: no module of method.target_modules is in these layers",
+                          "layers with such a module", "method.layers_to_transform=null")  # fmt: skip
+    return _shortest(model, inside)
+
+
+def _no_layer(model: PreTrainedModel, pattern: str, linear: List[str], tied: bool) -> ConfigError:
+    """Return the error for a pattern of ``method.target_modules`` that names no layer which can have an adapter.
+
+    Args:
+        linear: The layers that can have one. tied: Whether the output head is the embedding.
+    """
+    expected, fix = "modules that can have an adapter", "leave it out of method.target_modules"
+    head = model.get_output_embeddings()
+    if any(module is head and named(name, pattern) for name, module in model.named_modules()):
+        why = (
+            "is tied to the embedding, so that the sum could not be merged" if tied else "is in method.modules_to_save"
+        )
+        train = " and set method.modules_to_save=[lm_head] to train it" if tied else ""
+        return ConfigError(f"method.target_modules: '{pattern}' is the output head, which {why}", expected, fix + train)
+    if not linear:
+        return ConfigError("method.modules_to_save trains all linear layers whole; none is left for an adapter",
+                           expected, "fewer modules in method.modules_to_save, or method=partial")  # fmt: skip
+    return nothing_named("method.target_modules", pattern, ends_of(linear), "linear layer")
 
 
 def _shortest(model: PreTrainedModel, names: List[str]) -> List[str]:

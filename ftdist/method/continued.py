@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from ftdist.config.schema import RunConfig
 from ftdist.method.adapters import ADAPTER
-from ftdist.model.adapter import MAGNITUDE, Shape, misfit
+from ftdist.model.adapter import MAGNITUDE, Shape, misfit, trained_shapes
 from ftdist.model.vocabulary import gathered, whole_shape
-from ftdist.run.adapters import INIT_FROM, PREFIX, WEIGHTS, adapter_folder, tensor_shapes
+from ftdist.run.adapters import INIT_FROM, PREFIX, WEIGHTS, adapter_folder
 
 Names = Dict[torch.nn.Parameter, List[str]]
 
@@ -34,10 +34,11 @@ def check_continued(model: PreTrainedModel, config: RunConfig) -> Dict[torch.nn.
         The name in the file of each trained parameter.
 
     Raises:
-        ConfigError: A tensor is missing, belongs to no trained parameter, or has another shape.
+        ConfigError: A tensor is missing, belongs to no trained parameter, or has another shape; or see
+        ``trained_shapes``.
     """
     folder = adapter_folder(INIT_FROM, str(config.method.init_from))
-    shapes, names = tensor_shapes(folder / WEIGHTS), names_in_file(model)
+    shapes, names = trained_shapes(INIT_FROM, model, folder), names_in_file(model)
     found: Dict[torch.nn.Parameter, str] = {}
     for parameter, known in names.items():
         name = next((name for name in known if name in shapes), known[0])

@@ -14,6 +14,9 @@ from ftdist.config.schema import MethodConfig, RunConfig
 LAYER = re.compile(r"(?:^|.*?\.)(\d+)(?:\.|$)")
 """The number of a layer is the first number in a name. Later ones may number the experts of the layer."""
 
+GROUPS = ("embeddings", "head", "norms")
+"""Groups of parameters that ``method.trainable`` can name."""
+
 
 def named(name: str, pattern: str) -> bool:
     """Return whether a pattern matches the name of a module or parameter, or its end: ``q_proj``, ``layers.0.*``."""
@@ -26,17 +29,22 @@ def layer_of(name: str) -> int:
     return int(found.group(1)) if found else -1
 
 
-def nothing_named(setting: str, pattern: str, names: Iterable[str], what: str) -> ConfigError:
+def nothing_named(setting: str, pattern: str, ends: Iterable[str], what: str) -> ConfigError:
     """Return the error for a pattern that matches nothing.
 
     Args:
         setting: The setting with the pattern.
-        names: The names that it could have matched. what: What they are, for the message.
+        ends: What it could have been, without the parts before it. what: What they are, for the message.
     """
-    ends = sorted({name.rpartition(".")[2] for name in names})
-    near = nearest(pattern, ends) or ends[:8]
+    known = sorted(set(ends))
+    near = nearest(pattern, known) or known[:8]
     return ConfigError(f"{setting}: '{pattern}' matches no {what} of the model", f"names such as {', '.join(near)}",
                        f"{setting}=[{near[0] if near else ''}]")  # fmt: skip
+
+
+def ends_of(names: Iterable[str]) -> List[str]:
+    """Return the last parts of names."""
+    return [name.rpartition(".")[2] for name in names]
 
 
 def modules_to_save(model: PreTrainedModel, method: MethodConfig) -> Dict[str, torch.nn.Module]:
@@ -50,7 +58,7 @@ def modules_to_save(model: PreTrainedModel, method: MethodConfig) -> Dict[str, t
     for pattern in method.modules_to_save:
         here = {name: module for name, module in modules.items() if named(name, pattern)}
         if not here:
-            raise nothing_named("method.modules_to_save", pattern, modules, "module")
+            raise nothing_named("method.modules_to_save", pattern, ends_of(modules), "module")
         found |= here
     saved = {id(parameter) for module in found.values() for parameter in module.parameters()}
     tied = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -75,7 +83,10 @@ def partial_parameters(model: PreTrainedModel, method: MethodConfig) -> Set[int]
         group = _group(model, pattern)
         here = [p for name, p in parameters.items() if named(name, pattern)] if group is None else group
         if not here:
-            raise nothing_named("method.trainable", pattern, parameters, "parameter")
+            whole = [f"{pattern}.*"] if any(named(name, f"{pattern}.*") for name in parameters) else []
+            owners = ends_of(name.rpartition(".")[0] for name in parameters)
+            known = whole or [*GROUPS, *(f"{owner}.*" for owner in owners)]
+            raise nothing_named("method.trainable", pattern, known, "parameter")
         chosen |= {id(parameter) for parameter in here}
     if method.last_layers:
         layers = {layer_of(name) for name in parameters} - {-1}

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.vocabulary import gathered, whole_shape
-from ftdist.run.adapters import FOLDED, PREFIX, WEIGHTS, adapter_settings, tensor_shapes
+from ftdist.run.adapters import BASE_COPY, FOLDED, PREFIX, WEIGHTS, adapter_settings, tensor_shapes
 
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """Ends of the names of an adapter's tensors. The magnitude is that of DoRA."""
@@ -22,9 +22,9 @@ def check_folded(model: PreTrainedModel, folder: Path) -> None:
     """Check that an adapter fits a model, which may have no weights.
 
     Raises:
-        ConfigError: A tensor belongs to no layer of the model, or has another shape.
+        ConfigError: A tensor belongs to no layer of the model, or has another shape; or see ``trained_shapes``.
     """
-    settings, shapes = adapter_settings(FOLDED, folder), tensor_shapes(folder / WEIGHTS)
+    settings, shapes = adapter_settings(FOLDED, folder), trained_shapes(FOLDED, model, folder)
     expected: Dict[str, Optional[Shape]] = {}
     for module in _adapted(shapes):
         out, into = _sizes(model, module)
@@ -39,6 +39,36 @@ def check_folded(model: PreTrainedModel, folder: Path) -> None:
     for name in sorted(expected):
         if shapes.get(name) != expected[name]:
             raise misfit(FOLDED, folder, name, shapes.get(name), expected[name])
+
+
+def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, Shape]:
+    """Return the shapes of the trained tensors of an adapter, by name.
+
+    Args:
+        key: The setting that names the adapter, for messages.
+        model: The model that it is for, which may have no weights.
+
+    Raises:
+        ConfigError: The embedding and the output head are one tensor in the model, but not in the adapter. PEFT trains
+        copies of the modules that are saved, and unties them.
+    """
+    shapes = {name: shape for name, shape in tensor_shapes(folder / WEIGHTS).items() if not name.endswith(BASE_COPY)}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return shapes
+    names = [f"{name}.weight" for name, module in model.named_modules() if module is embedding or module is head]
+    there = [name for name in names if PREFIX + name in shapes]
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        first, *others = [file.get_tensor(PREFIX + name) for name in there] or [torch.empty(0)]
+        equal = all(other.equal(first) for other in others)
+    if there and not (equal and there == names):
+        what = f"other numbers in {there[0]} than in {there[1]}" if there[1:] else f"{there[0]} alone"
+        raise ConfigError(
+            f"{key}={folder} holds {what}, but the model has one tensor for {' and '.join(names)}",
+            "an adapter in which they are equal (ensure_weight_tying in PEFT)",
+            "merge it into its base with PEFT, save that with tie_word_embeddings=false, and set model.path to it",
+        )  # fmt: skip
+    return shapes
 
 
 def misfit(key: str, folder: Path, name: str, found: Optional[Shape], expected: Optional[Shape]) -> ConfigError:
@@ -85,11 +115,11 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
         ConfigError: The adapter does not fit the model.
     """
     check_folded(model, folder)
-    settings = adapter_settings(FOLDED, folder)
+    settings, shapes = adapter_settings(FOLDED, folder), trained_shapes(FOLDED, model, folder)
     scale = adapter_scale(settings["r"], settings["lora_alpha"], settings["use_rslora"])
     own = dict(model.named_parameters(remove_duplicate=False))
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        names = sorted(file.keys())  # the same order on every rank, because each layer is gathered from all of them
+        names = sorted(shapes)  # the same order on every rank, because each layer is gathered from all of them
         for module in _adapted(dict.fromkeys(names, ())):
             layer: Any = model.get_submodule(module)
             tensors = {name.rpartition(f"{module}.")[2]: file.get_tensor(name)

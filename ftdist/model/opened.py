@@ -12,7 +12,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.model.parts import auto_class
 from ftdist.model.quantized import quantize, quantized_layers
-from ftdist.run.adapters import MARK
+from ftdist.run.adapters import MARK, PREFIX, tensor_shapes
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GENERATION = "generation_config.json"
@@ -36,16 +36,17 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
 
     settings = PeftConfig.from_pretrained(folder)
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        names = list(file.keys())
-        dtype: torch.dtype = file.get_tensor(names[0]).dtype
-        rows = {file.get_slice(name).get_shape()[0] for name in names if name.endswith("embed_tokens.weight")}
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     if base is None:
         if not settings.base_model_name_or_path:
             raise ConfigError(f"{folder} holds an adapter of a model with random weights, which is in no folder",
                               "a base model in a folder or on the hub", "ftdist export RUN_DIR --merged")  # fmt: skip
         base = _load(settings.base_model_name_or_path, dtype, settings.revision, trust_remote_code)
-    if rows and rows != {base.get_input_embeddings().weight.shape[0]}:  # the run has added tokens
-        base.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    embedding = base.get_input_embeddings()
+    name = next(name for name, module in base.named_modules() if module is embedding)
+    shape = tensor_shapes(folder / ADAPTER_WEIGHTS).get(f"{PREFIX}{name}.weight")
+    if shape and shape != tuple(embedding.weight.shape):  # the run has added tokens
+        base.resize_token_embeddings(shape[0], mean_resizing=False)
     if (folder / MARK).is_file() and read_json(folder / MARK).get("quantization"):
         quantize(base, quantized_layers(base, settings.modules_to_save or []), dtype)
     if (folder / GENERATION).is_file():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import CheckpointError
 from ftdist.base.json_files import read_json
@@ -159,10 +160,20 @@ def adapter_changes(model: Any, stored: Stored, shapes: Dict[str, List[int]], co
         name, weight = f"{module}.weight", layer.weight.float()
         kind = HEAD if layer is model.get_output_embeddings() else MATRIX
         if MAGNITUDE in tensors:
+            tensors[MAGNITUDE] *= _rounding_of_lengths(layer)
             yield change_of(name, kind, weight, folded(layer, tensors, scale))
         else:
             norm, rank = norm_and_rank_of_product(tensors[B], tensors[A], scale)
             yield Change(name, kind, norm_of(weight), norm, rank)
+
+
+def _rounding_of_lengths(layer: Any) -> torch.Tensor:
+    """Return the length of each row of a weight, as a multiple of the length in the type of the weight.
+
+    The run divides the magnitudes by lengths in this type, which is where the magnitudes also started.
+    """
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    return torch.linalg.norm(weight.float(), dim=1) / torch.linalg.norm(weight, dim=1).float()
 
 
 def kinds_of(model: Any) -> Dict[str, str]:

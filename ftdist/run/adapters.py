@@ -23,6 +23,8 @@ MAX_HEADER = 100_000_000
 """Maximum number of bytes of the header of a safetensors file. Source: the safetensors library."""
 PREFIX = "base_model.model."
 """PEFT's wrapper around the model, in the names of a saved adapter."""
+BASE_COPY = ".base_layer.weight"
+"""End of the name of a copy of a base weight, which PEFT writes beside the adapter of an output head."""
 INIT_FROM, FOLDED = "method.init_from", "model.adapter"
 EXPECTED = "a folder with a LoRA adapter in PEFT's format, or a run with method=lora and its export"
 FREE_STARTS = (True, False, "gaussian", "eva", "orthogonal")
@@ -72,17 +74,19 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
     other = [f"{name}={found[name]}" for name, plain in _PLAIN.items() if name in found and found[name] not in plain]
     if found.get("peft_type") != "LORA":
         other.insert(0, f"peft_type={found.get('peft_type')}")
+    elif not other and any(".lora_embedding_" in name for name in tensor_shapes(folder / WEIGHTS)):
+        other = ["an adapter of an embedding"]
     if other:
-        raise ConfigError(f"{key}={folder} has {other[0]}, which ftdist cannot train", "a LoRA adapter with one rank, "
-                          "without biases and without an initialisation that changes the base model",
+        raise ConfigError(f"{key}={folder} has {other[0]}, which ftdist cannot train", "a LoRA adapter of linear "
+                          "layers with one rank, without biases, and with an initialisation that keeps the base model",
                           "merge it into its base with PEFT, and set model.path to the result")  # fmt: skip
-    targets = found.get("target_modules")
+    targets, saved = found.get("target_modules"), found.get("modules_to_save") or []
     if not isinstance(targets, list) or found.get("layers_to_transform") is not None or found.get("exclude_modules"):
         targets = adapted_modules(folder)  # the pattern is PEFT's; the weights say which modules it named
     return {
         "r": int(found["r"]), "lora_alpha": float(found["lora_alpha"]), "target_modules": sorted(targets),
         "layers_to_transform": None, "use_rslora": bool(found.get("use_rslora")),
-        "use_dora": bool(found.get("use_dora")), "modules_to_save": sorted(found.get("modules_to_save") or []),
+        "use_dora": bool(found.get("use_dora")), "modules_to_save": _saved_modules(folder, saved),
     }  # fmt: skip
 
 
@@ -103,6 +107,18 @@ def adapted_modules(folder: Path) -> List[str]:
     """Return the names of the modules that the weights of an adapter belong to."""
     names = {name.removeprefix(PREFIX).partition(".lora_A.") for name in tensor_shapes(folder / WEIGHTS)}
     return sorted({module for module, mark, _ in names if mark})
+
+
+def _saved_modules(folder: Path, given: List[str]) -> List[str]:
+    """Return the modules that an adapter has trained in full.
+
+    PEFT takes each module whose name ends with a given one: ``norm`` also means ``input_layernorm``. Then the names are
+    those of the weights.
+    """
+    names = {name.removeprefix(PREFIX) for name in tensor_shapes(folder / WEIGHTS)
+             if ".lora_" not in name and not name.endswith(BASE_COPY)}  # fmt: skip
+    other = [name for name in names if not any(f".{module}." in f".{name}" for module in given)]
+    return sorted({name.rpartition(".")[0] for name in names} if given and other else given)
 
 
 def tensor_shapes(file: Path) -> Dict[str, Tuple[int, ...]]:

@@ -89,6 +89,13 @@ def test_the_number_of_trained_parameters(settings: Any, trained: int, added: in
         ({"kind": "lora", "modules_to_save": ["head"]}, "'head' matches no module", "method.modules_to_save="),
         ({"kind": "lora", "layers_to_transform": [2]}, "there is no layer 2", "[-1]"),
         ({"kind": "partial", "trainable": ["norm_"]}, "'norm_' matches no parameter", "method.trainable="),
+        ({"kind": "partial", "trainable": ["q_proj"]}, "'q_proj' matches no parameter", "method.trainable=[q_proj.*]"),
+        ({"kind": "partial", "trainable": ["layers.0"]}, "matches no parameter", "method.trainable=[layers.0.*]"),
+        ({"kind": "lora", "target_modules": ["lm_head"], "modules_to_save": ["lm_head"]},
+         "'lm_head' is the output head, which is in method.modules_to_save", "leave it out of method.target_modules"),
+        ({"kind": "lora", "target_modules": ["lm_head"], "layers_to_transform": [0]},
+         "no module of method.target_modules is in these layers", "method.layers_to_transform=null"),
+        ({"kind": "lora", "modules_to_save": ["layers"]}, "trains all linear layers whole", "or method=partial"),
         ({"kind": "partial", "last_layers": 3}, "the model has 2 layers", "method.last_layers=2"),
     ],
 )  # fmt: skip
@@ -97,6 +104,13 @@ def test_names_that_match_nothing_are_refused_before_anything_starts(settings: A
     with pytest.raises(ConfigError) as caught:
         check_run(small(**settings))
     assert found in caught.value.found and fix in caught.value.fix
+
+
+def test_an_adapter_of_a_tied_head_is_refused_with_the_reason() -> None:
+    config = small(kind=MethodKind.lora, target_modules=["all-linear", "lm_head"])
+    config.model.config = {**LLAMA, "tie_word_embeddings": True}
+    with pytest.raises(ConfigError, match="'lm_head' is the output head, which is tied to the embedding"):
+        method_on_meta(config)
 
 
 @pytest.mark.parametrize("kind", [MethodKind.lora, MethodKind.partial])

@@ -1,14 +1,15 @@
 """A run that starts from a saved adapter: its first step computes what PEFT computes with it."""
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.method.check import check_run
-from ftdist.method.continued import start_from_adapter
+from ftdist.method.continued import check_continued, start_from_adapter
 from ftdist.method.lora import Lora
+from ftdist.model.adapter import check_folded
 from ftdist.run.adapters import INIT_FROM, adapter_settings
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model
@@ -25,8 +26,9 @@ def continuing(base: Path, adapter: Path) -> Any:
         {"target_modules": ["q_proj", "up_proj"]},
         {"target_modules": r".*layers\.1.*proj", "use_rslora": True, "modules_to_save": ["lm_head"]},
         {"target_modules": ["down_proj"], "use_dora": True},
+        {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["norm"]},
     ],
-    ids=["lora", "rslora", "dora"],
+    ids=["lora", "rslora", "dora", "head and all norms"],
 )
 def test_the_start_is_the_adapter_of_peft(settings: Dict[str, Any], tmp_path: Path) -> None:
     from peft import PeftModel
@@ -41,6 +43,19 @@ def test_the_start_is_the_adapter_of_peft(settings: Dict[str, Any], tmp_path: Pa
     start_from_adapter(model, config)
     expected = logits(PeftModel.from_pretrained(base_of(config), adapter).eval())
     assert logits(model).equal(expected) and not expected.equal(before)
+
+
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]], ids=str)
+def test_an_adapter_that_unties_the_embeddings_is_refused(saved: List[str], tmp_path: Path) -> None:
+    """PEFT trains a copy of each module that is saved. In a model with tied embeddings the copies become different."""
+    base = save_tiny_model(tmp_path / "model", tie_word_embeddings=True)
+    adapter = save_peft_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=saved)
+    config = continuing(base, adapter)
+    model = base_of(config)
+    for check in (lambda: check_continued(Lora().apply(model, config), config), lambda: check_folded(model, adapter)):
+        with pytest.raises(ConfigError, match="the model has one tensor for model.embed_tokens") as error:
+            check()
+        assert saved[0] in error.value.found and "tie_word_embeddings=false" in error.value.fix
 
 
 def test_an_export_with_tied_embeddings_and_more_tokens_is_continued(tmp_path: Path) -> None:

@@ -125,18 +125,24 @@ def test_an_adapter_is_one_of_peft_and_merges_into_the_base(
         assert whole.lm_head.weight.equal(weights["lm_head.weight"])
 
 
-def test_tied_and_resized_embeddings_are_exported_so_that_peft_computes_the_same(tmp_path: Path) -> None:
-    config = lora_config(
-        save_tiny_model(tmp_path / "model", tie_word_embeddings=True), modules_to_save=["embed_tokens"]
-    )
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 128, "tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "embedding"), [({"tie_word_embeddings": True}, "embed_tokens"), (GPT2, "wte")], ids=["llama", "gpt2"]
+)
+def test_tied_and_resized_embeddings_are_exported_so_that_peft_computes_the_same(
+    fields: Dict[str, Any], embedding: str, tmp_path: Path
+) -> None:
+    config = lora_config(save_tiny_model(tmp_path / "model", **fields), modules_to_save=[embedding])
     model = base_of(config)
     model.resize_token_embeddings(261)
-    model = Lora().apply(model, config).eval()
-    weights = trained(model)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    out = export(config, model, weights, tmp_path / "adapter")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        model = Lora().apply(model, config).eval()
+        weights = trained(model)
+        assert model.lm_head.weight is model.get_input_embeddings().weight
+        out = export(config, model, weights, tmp_path / "adapter")
         opened = open_exported(out).eval()
     assert not caught, "a chat would begin with warnings"
     assert logits(opened).equal(logits(model))

@@ -22,8 +22,9 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positi
         ({}, {"target_modules": r".*layers\.1.*proj", "use_rslora": True, "modules_to_save": ["lm_head"]}),
         ({}, {"target_modules": ["down_proj"], "use_dora": True}),
         (GPT2, {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}),
+        ({}, {"target_modules": ["q_proj", "lm_head"]}),
     ],
-    ids=["lora", "rslora", "dora", "gpt2"],
+    ids=["lora", "rslora", "dora", "gpt2", "head"],
 )
 @torch.no_grad()
 def test_the_sum_is_that_of_peft(model: Dict[str, Any], settings: Dict[str, Any], tmp_path: Path) -> None:

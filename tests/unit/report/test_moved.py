@@ -124,11 +124,15 @@ def test_an_adapter_moves_its_layers_by_scale_times_b_times_a(tmp_path: Path) ->
         what_moved(run, write_checkpoint_of(run, config, weights, 2, base="0" * 64), config)
 
 
-def test_with_dora_the_length_of_the_rows_moves_too(tmp_path: Path) -> None:
-    run, config = _run(tmp_path, *LORA, "method.use_dora=true")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_dora_the_length_of_the_rows_moves_too(tmp_path: Path, precision: str) -> None:
+    """The magnitudes start at the lengths of the rows in the precision of the run."""
+    run, config = _run(tmp_path, *LORA, "method.use_dora=true", f"train.precision={precision}")
     base, weights = _base(config), _adapter(1)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     for layer, factor in ((0, 1.0), (1, 1.25)):
         module = f"model.layers.{layer}.self_attn.q_proj"
-        weights[f"{module}.{MAGNITUDE}.{ADAPTER}.weight"] = factor * base[f"{module}.weight"].norm(dim=1)
+        start = base[f"{module}.weight"].to(dtype).norm(dim=1).float()
+        weights[f"{module}.{MAGNITUDE}.{ADAPTER}.weight"] = factor * start
     first, second = _moved(run, config, weights, base=base_identity(config))["tensors"]
     assert first["relative"] < 1e-6 and second["relative"] == pytest.approx(0.25, rel=1e-5)
