@@ -11,12 +11,14 @@ from typing import Optional
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
-from ftdist.launch.backends.base import ALIVE, newest_rank_log
+from ftdist.launch.backends.base import ALIVE, Seen, newest_rank_log
 from ftdist.launch.backends.registry import backend_of_status
-from ftdist.launch.runs.liveness import liveness
+from ftdist.launch.runs.liveness import liveness, observe
 from ftdist.run.rundir import RunDir
 
 POLL_S = 0.5
+ASK_S = 3.0
+"""Seconds between two questions to Slurm, whose controller serves all users of a cluster."""
 
 
 def add_logs_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +54,18 @@ def newest_log(run: RunDir, rank: Optional[int]) -> Optional[Path]:
 
 def _print(run: RunDir, rank: Optional[int], follow: bool) -> None:
     shown: Optional[Path] = None
-    offset = 0
+    offset, asked, said = 0, -ASK_S, ""
+    seen = Seen("")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a file that grows may end within a character
     while True:
-        alive = liveness(run.read_status()) in ALIVE  # before reading, so that nothing printed at the end is missed
+        status = run.read_status()
+        if status.get("state") not in ALIVE or time.monotonic() - asked >= ASK_S:
+            # before reading, so that nothing printed at the end is missed
+            (seen,), asked = observe([status]), time.monotonic()
         path = newest_log(run, rank)
+        if path is None and seen.state in ALIVE and seen.detail not in ("", said):
+            said = seen.detail
+            print(said, file=sys.stderr, flush=True)  # why there is no log yet
         if path is not None:
             offset = offset if path == shown else 0
             shown = path
@@ -66,6 +75,6 @@ def _print(run: RunDir, rank: Optional[int], follow: bool) -> None:
             offset += len(text)
             sys.stdout.write(decoder.decode(text))
             sys.stdout.flush()
-        if not follow or not alive:
+        if not follow or seen.state not in ALIVE:
             return
         time.sleep(POLL_S)

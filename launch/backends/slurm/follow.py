@@ -3,18 +3,20 @@
 import contextlib
 import sys
 import time
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, LaunchError
 from ftdist.base.shell import shell_words
 from ftdist.launch.attempt import lifecycle, signals
 from ftdist.launch.attempt.companion import stop_run_if_killed
-from ftdist.launch.backends.base import Status
+from ftdist.launch.backends.base import ALIVE, Status
 from ftdist.launch.backends.slurm import client
 from ftdist.launch.backends.slurm.stop import ask_to_stop, end_now
 from ftdist.run.rundir import PAUSED, RunDir
 
 POLL_S = 1.0
+ASK_S = 3.0
+"""Seconds between two questions to Slurm about the same jobs. Its controller serves all users of a cluster."""
 LOST_AFTER_S = 30.0
 """Seconds after which a job that Slurm does not know counts as over. Slurm forgets jobs minutes after their end."""
 
@@ -44,9 +46,21 @@ class JobWatch:
     def __init__(self) -> None:
         self._lost: Dict[str, float] = {}
         self._silent = False
+        self._asked: Tuple[List[str], float] = ([], 0.0)
+        self._answer: Optional[Dict[str, client.Job]] = None
 
-    def find(self, jobs: List[str]) -> Optional[Dict[str, client.Job]]:
-        """Return what Slurm knows about jobs, by id. None if it does not answer, which says nothing about the jobs."""
+    def find(self, jobs: List[str], now: bool = True) -> Optional[Dict[str, client.Job]]:
+        """Return what Slurm knows about jobs, by id. None if it does not answer, which says nothing about the jobs.
+
+        Args:
+            jobs: ids of the jobs.
+            now: ask Slurm. Otherwise an answer about the same jobs that is younger than ``ASK_S`` is returned again.
+        """
+        if now or self._asked[0] != jobs or time.monotonic() - self._asked[1] >= ASK_S:
+            self._asked, self._answer = (jobs, time.monotonic()), self._ask(jobs)
+        return self._answer
+
+    def _ask(self, jobs: List[str]) -> Optional[Dict[str, client.Job]]:
         try:
             found = client.find_jobs(jobs)
         except LaunchError as error:
@@ -78,7 +92,7 @@ def follow(run: RunDir, job: str) -> int:
     tail, said, watch = Tail(), "", JobWatch()
     with stop_run_if_killed(run.path), signals.stop_on_signals(lambda: ask_to_stop(run), lambda: end_now(run)):
         while True:
-            jobs = watch.find([job])
+            jobs = watch.find([job], now=run.read_status().get("state") not in ALIVE)
             tail.show(run, job)
             found = jobs.get(job) if jobs is not None else None
             if found is not None and found.waits and found.describe() != said:

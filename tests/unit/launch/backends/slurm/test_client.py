@@ -7,7 +7,7 @@ from typing import Any, List, Optional
 import pytest
 
 from ftdist.base.errors import LaunchError
-from ftdist.launch.backends.slurm import client
+from ftdist.launch.backends.slurm import client, follow
 from ftdist.launch.backends.slurm.backend import SlurmBackend
 from ftdist.launch.backends.slurm.follow import JobWatch
 
@@ -86,3 +86,19 @@ def test_only_the_states_before_a_job_runs_are_followed() -> None:
     """Slurm shows SIGNALING for a moment while it sends the signal before the time limit."""
     states = ("PENDING", "CONFIGURING", "SUSPENDED", "RUNNING", "SIGNALING", "COMPLETING", "TIMEOUT")
     assert [state for state in states if client.Job("7", state).waits] == ["PENDING", "CONFIGURING", "SUSPENDED"]
+
+
+def test_slurm_is_asked_seldom_about_a_job_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its controller serves all users. Other jobs, or a run that has ended, are asked about at once."""
+    answer(monkeypatch, 0, RUNNING, "")
+    asked: List[List[str]] = []
+    find_jobs, passed = client.find_jobs, [100.0]
+    monkeypatch.setattr(client, "find_jobs", lambda jobs: asked.append(jobs) or find_jobs(jobs))
+    monkeypatch.setattr(follow.time, "monotonic", lambda: passed[0])
+    watch = follow.JobWatch()
+    for seconds, jobs, now, total in (
+        (0, ["7"], False, 1), (1, ["7"], False, 1), (1, ["8"], False, 2), (1, ["8"], True, 3),
+        (1, ["8"], False, 3), (3, ["8"], False, 4),
+    ):  # fmt: skip
+        passed[0] += seconds
+        assert watch.find(jobs, now=now) == find_jobs(jobs) and len(asked) == total
