@@ -111,6 +111,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/train/main.py", "ftdist/parallel/ranks.py", "ftdist/parallel/rank_process.py",
         "ftdist/parallel/mesh.py", "ftdist/train/state.py", "ftdist/train/timeline.py", "ftdist/train/batches.py",
         "ftdist/train/phases.py", "ftdist/train/throughput.py", "ftdist/train/profile.py",
+        "ftdist/model/compiled.py",
         "ftdist/train/loop.py", "ftdist/objective/base.py",
         "ftdist/objective/build.py", "ftdist/objective/sft.py", "ftdist/objective/token_loss.py",
         "ftdist/objective/head.py", "ftdist/objective/chunked.py",

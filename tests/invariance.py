@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config.schema import LossHead, Precision, SourceConfig
+from ftdist.config.schema import Compile, LossHead, Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.helpers.correctness_page import write_table
 from tests.helpers.families import FAMILIES, OTHER_FAMILIES
@@ -24,6 +24,8 @@ from tests.helpers.training import each_training
 
 STEPS, ROWS = 3, 16
 CLIP = 0.05  # below every gradient norm here
+MOST_COMPILATIONS = 10
+"""With ``train.compile=layers``: the parts of a layer, and once more for rows of one document."""
 CHUNK = 7
 """Tokens of a chunk of the loss head: less than a row has."""
 
@@ -59,6 +61,8 @@ class Case(NamedTuple):
     clip: bool
     tied: bool
     head: LossHead = LossHead.chunked
+    compile: Compile = Compile.none
+    """Not an axis of the suite, because it takes long."""
 
     @property
     def reference(self) -> Tuple[str, bool, Precision, bool, bool]:
@@ -150,6 +154,7 @@ def case_config(case: Case, folder: Path) -> Any:
         f"batch.micro_batch_size={micro}", f"train.precision={case.precision.name}", f"zero.stage={case.stage}",
         f"train.gradient_checkpointing={recompute}", f"train.recompute_every={every}",
         f"train.offload_activations={str(offload).lower()}", f"objective.loss_head={case.head.name}",
+        f"train.compile={case.compile.name}",
         f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
         "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
         "train.max_steps=6", "launch.timeout_s=300",
@@ -215,13 +220,20 @@ def _references(cases: List[Case], folder: Path) -> None:
 def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     import torch
 
+    from ftdist.model import compiled
     from ftdist.objective import chunked
     from ftdist.verify.compare import measure_deviation
 
     chunked.CHUNK_BYTES["cpu"] = 4 * 259 * CHUNK
+    compiled.BACKEND = "aot_eager"  # graphs and gradients are those of inductor, but it compiles no C++
     expected = [torch.load(_reference_file(case, folder), weights_only=False) for case in cases]
     trainings = each_training([case_config(case, folder) for case in cases], folder)
-    return [measure_deviation(training, those, STEPS) for training, those in zip(trainings, expected, strict=True)]
+    found = []
+    for case, training, those in zip(cases, trainings, expected, strict=True):
+        found.append(measure_deviation(training, those, STEPS))
+        if case.compile is Compile.layers:
+            assert 0 < training.engine.compiled.count <= MOST_COMPILATIONS, training.engine.compiled.count
+    return found
 
 
 def table(found: Dict[Case, Deviation]) -> List[List[str]]:

@@ -57,6 +57,11 @@ class Recompute(Enum):
     selective = "selective"
 
 
+class Compile(Enum):
+    none = "none"
+    layers = "layers"
+
+
 class Wandb(Enum):
     auto = "auto"
     online = "online"
@@ -167,6 +172,9 @@ class TrainConfig:
     offload_activations: bool = False
     """Keep in host memory what recomputed layers keep. It is copied while the GPU computes. Without a GPU it saves
     nothing."""
+    compile: Compile = Compile.none
+    """``layers``: compile each layer with PyTorch's compiler. The first step takes longer, and needs a C++ compiler on
+    a machine without a GPU. Evaluation and sampling run the layers as they are."""
     log_every: int = 1
     """Optimizer steps between two metric records."""
     eval_every: Optional[int] = None
@@ -265,6 +273,7 @@ ADDED_LATER: Dict[str, Any] = {
     "model.adapter": None,
     "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
     "report": {"price_per_device_hour": None},
+    "train.compile": Compile.none,
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behavior.

@@ -6,17 +6,19 @@ Everything that ftdist relies on in DeepSpeed's own engine is in this package.
 import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import deepspeed
 import torch
+from deepspeed.utils import set_z3_leaf_module
 
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import Compile, RunConfig
 from ftdist.engine.expert_groups import group_experts, part_of
 from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
 from ftdist.engine.optimizers import LR_SCALE, build_optimizer
+from ftdist.model.compiled import Compiled, compile_layers
 from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
 from ftdist.plan.activations import recomputes_all
@@ -57,7 +59,10 @@ class StepEnd:
 class Engine(ForwardEngine):
     """The model in training. It owns the backward pass, the optimizer step, the update gate and the learning rate."""
 
-    def __init__(self, wrapped: Any, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, world_size: int) -> None:
+    def __init__(
+        self, wrapped: Any, optimizer: torch.optim.Optimizer, spec: OptimizerSpec, world_size: int,
+        compiled: Optional[Compiled] = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             wrapped: The DeepSpeed engine.
@@ -73,6 +78,8 @@ class Engine(ForwardEngine):
         """Decides about each update."""
         self.optimizer = optimizer
         """PyTorch's optimizer, which updates the master weights."""
+        self.compiled = compiled
+        """The layers that are compiled; None without ``train.compile=layers``."""
         self._fixed = fixed_parameters(self.module)
         self.updates = 0
         """Number of optimizer updates so far, over all attempts of the run."""
@@ -209,9 +216,12 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     import_muon()
     if config.zero.expert_groups > 1:
         group_experts(model, config.zero.expert_groups)
+    compiled = compile_layers(model) if config.train.compile is Compile.layers else None
+    for layer in compiled.layers if compiled else []:
+        set_z3_leaf_module(layer, True)  # its weights are gathered before its compiled code runs
     optimizer = build_optimizer(config.optim, model)
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    engine = Engine(wrapped, optimizer, optimizer_of(config), world_size)
+    engine = Engine(wrapped, optimizer, optimizer_of(config), world_size, compiled)
     if not engine.stage:
         optimizer.state.clear()
     if engine.stage == 3:

@@ -84,7 +84,15 @@ def _keep_attention(copies: Optional[HostCopies]) -> Tuple[AbstractContextManage
     return _Keep(kept, copies), _Replay(kept, copies)
 
 
-class _Keep(TorchDispatchMode):
+class _BesideCompiled(TorchDispatchMode):
+    """A mode in which PyTorch compiles layers (``ftdist.model.compiled``). By default it compiles none inside one."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+
+class _Keep(_BesideCompiled):
     """Keeps what attention returns."""
 
     def __init__(self, kept: Deque[List[Any]], copies: Optional[HostCopies]) -> None:
@@ -104,7 +112,7 @@ class _Keep(TorchDispatchMode):
         return self._copies.pack(alias) if self._copies else alias
 
 
-class _Replay(TorchDispatchMode):
+class _Replay(_BesideCompiled):
     """Returns what was kept in place of computing attention again."""
 
     def __init__(self, kept: Deque[List[Any]], copies: Optional[HostCopies]) -> None:

@@ -5,10 +5,13 @@ from typing import Any, List
 import torch
 
 from ftdist.config.schema import Recompute, RunConfig
+from ftdist.engine.engine import Engine
 from ftdist.engine.gathered_views import fused_modules
 from ftdist.model.attention_plan import AttentionPlan, Layout
+from ftdist.model.compiled import Compiled
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
+from ftdist.model.parts import describe_other_parts
 from ftdist.model.recompute import keeps_attention
 from ftdist.model.routers import has_experts
 from ftdist.objective.coefficient import model_coefficient
@@ -17,6 +20,7 @@ from ftdist.plan.disk import size_text
 from ftdist.plan.memory import eager_attention_bytes, gathered_bytes
 
 INDENT, EXPERTS, ACTIVATIONS = " " * len("attention: "), " " * len("experts: "), "activations: "
+COMPILED = " " * len("compiled: ")
 
 
 def describe_attention(
@@ -78,6 +82,23 @@ def describe_gathered(config: RunConfig, model: torch.nn.Module) -> List[str]:
     what = "one layer at once" if one else "one group of a layer at a time"
     less = "; zero.expert_groups divides them" if one else ""
     return [f"{EXPERTS}ZeRO-3 gathers those of {what}: {weights:,.1f} GiB{backward}{less}"]
+
+
+def describe_layers(config: RunConfig, engine: Engine, arch: Any, plan: AttentionPlan) -> List[str]:
+    """Return the lines that say which parts of a model are not trained, what its layers keep, and which are compiled.
+
+    Args:
+        arch: Config of the model.
+        plan: How documents run through the model.
+    """
+    lines = describe_other_parts(engine.module) + describe_activations(config, arch, plan)
+    return lines + (describe_compiled(engine.compiled) if engine.compiled else [])
+
+
+def describe_compiled(compiled: Compiled) -> List[str]:
+    """Return the lines that say which layers are compiled, and why others are not."""
+    lines = [f"compiled: {len(compiled.layers)} layers, when they first run in training"]
+    return lines + [f"{COMPILED}not {count} layers: {why}" for why, count in compiled.left_out.items()]
 
 
 def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> List[str]:

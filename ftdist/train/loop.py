@@ -86,6 +86,8 @@ def _run_steps(training: Training, profiler: StepProfiler) -> str:
         if training.engine.no_gradient.names and not named:
             training.progress.note(training.engine.no_gradient.describe())
         named = True
+        if compiled := training.engine.compiled and training.engine.compiled.news():
+            training.progress.note(f"step {state.step + 1}: {compiled}")
         state.step += 1
         state.tokens_seen += result.tokens
         state.trained_tokens += result.trained_tokens

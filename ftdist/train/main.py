@@ -34,7 +34,7 @@ from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import expert_load
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import DTYPES, load_model, model_config
-from ftdist.model.parts import describe_other_parts, is_multimodal, processor_files
+from ftdist.model.parts import is_multimodal, processor_files
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective, choose_head
 from ftdist.objective.coefficient import balance_coefficient
@@ -57,11 +57,11 @@ from ftdist.track.progress import Progress
 from ftdist.track.report import final_report
 from ftdist.track.tracker import Tracker
 from ftdist.train.describe import (
-    describe_activations,
     describe_attention,
     describe_experts,
     describe_gathered,
     describe_head,
+    describe_layers,
 )
 from ftdist.train.evaluate import add_stop_tokens
 from ftdist.train.loop import train
@@ -178,7 +178,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
     mesh = data_parallel(ranks)
     head, why = choose_head(config, engine, vocab_size, mesh)
-    about = describe_other_parts(engine.module) + describe_activations(config, arch, choice.plan) + describe_head(why)
+    about = describe_layers(config, engine, arch, choice.plan) + describe_head(why)
     if experts := describe_experts(config, arch, balance, bool(expert_load(engine))):
         about += experts + describe_gathered(config, engine.module)
     for line in describe_attention(config, arch, choice, proof, one_document) + about:

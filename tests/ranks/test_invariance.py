@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List
 
 import pytest
 
-from ftdist.config.schema import Precision
+from ftdist.config.schema import Compile, Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests import invariance
 from tests.helpers.ranks import run_ranks
@@ -145,6 +145,22 @@ def test_families_that_need_a_slower_way(
 ) -> None:
     assert not deviations[case].beyond(ALLOWED[case.precision])
     record_property("combinations", 1)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_numbers_of_the_reference(tmp_path: Path) -> None:
+    """A compiled layer that saw the empty weights of ZeRO-3 would fail, or compute something else."""
+    plain = Case("llama", 0, 1, 2, True, "", Precision.fp32, False, True, compile=Compile.layers)
+    cases = [
+        plain._replace(stage=stage, world_size=world_size, recompute=recompute)
+        for stage, world_size, recompute in (
+            (0, 1, ""), (3, 1, "selective"), (1, 2, "recompute"), (2, 2, "selective"), (3, 2, ""), (3, 2, "recompute"),
+            (3, 2, "offloaded"),
+        )
+    ]  # fmt: skip
+    found = invariance.run_cases([*cases, plain._replace(packing=False, stage=3, world_size=2)], tmp_path)
+    wrong = {invariance.name(case): beyond for case in found if (beyond := found[case].beyond(ALLOWED[case.precision]))}
+    assert not wrong
 
 
 @pytest.mark.slow

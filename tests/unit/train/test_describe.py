@@ -10,9 +10,16 @@ import torch
 
 from ftdist.config.schema import Recompute, RunConfig
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout
+from ftdist.model.compiled import Compiled
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
-from ftdist.train.describe import describe_activations, describe_attention, describe_experts, describe_gathered
+from ftdist.train.describe import (
+    describe_activations,
+    describe_attention,
+    describe_compiled,
+    describe_experts,
+    describe_gathered,
+)
 
 
 def _lines(plan: AttentionPlan, recompute: bool = True, **choice: Any) -> list[str]:
@@ -141,3 +148,11 @@ def test_the_memory_of_activations_is_said(settings: dict[str, Any], plan: Atten
 def test_the_memory_of_activations_of_a_mixture_of_experts_is_not_guessed() -> None:
     text = SimpleNamespace(num_experts=4, **LLAMA_8B)
     assert describe_activations(RunConfig(), SimpleNamespace(get_text_config=lambda: text), BY_DOCUMENT) == []
+
+
+def test_compiled_layers_are_counted_and_the_others_have_a_reason() -> None:
+    compiled = Compiled()
+    compiled.layers, compiled.left_out = [torch.nn.Identity()] * 3, {"its weights are quantized": 2}
+    assert describe_compiled(compiled) == [
+        "compiled: 3 layers, when they first run in training", "          not 2 layers: its weights are quantized",
+    ]  # fmt: skip

@@ -55,6 +55,7 @@ from ftdist.launch.verbs import completion
                     "gradient_checkpointing",
                     "recompute_every",
                     "offload_activations",
+                    "compile",
                     "checkpoint_every",
                     "keep_checkpoints",
                     "async_checkpoint",
