@@ -103,8 +103,11 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
 def _failed(name: str, done: "subprocess.CompletedProcess[str]") -> LaunchError:
     said = [re.sub(rf"^{name}: (?:error: )?", "", line) for line in done.stderr.strip().splitlines()]
     found = "; ".join(said or [f"exit code {done.returncode}"])
-    fixes = [fix for pattern, fix in REFUSED if name == "sbatch" and re.search(pattern, found, re.IGNORECASE)]
-    return LaunchError(f"{name}: {found}", fix=fixes[0] if fixes else "")
+    if answers.LATE.search(found):
+        return LaunchError(f"{name}: {found}", fix="run the command again when `scontrol ping` shows that Slurm is up")
+    fixes = [fix for pattern, fix in REFUSED if re.search(pattern, found, re.IGNORECASE)]
+    fixes.append("change the options of the job in launch.slurm")
+    return LaunchError(f"{name}: {found}", fix=fixes[0] if name == "sbatch" else "")
 
 
 def _squeue(fields: Sequence[str], *options: str) -> List[List[str]]:
