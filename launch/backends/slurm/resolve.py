@@ -185,8 +185,9 @@ def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
     slurm, ranks = launch.slurm, launch.nproc_per_node or 1
     asks = any(option_name(option) in CPU_OPTIONS for option in slurm.options)
     if slurm.cpus_per_gpu is None and slurm.cpus_per_node is None and not asks:
-        shares = [node.cpus // (node.gpus or ranks) for node in nodes or [] if node.cpus]
-        if launch.device is Device.cpu:
+        on_cpu = launch.device is Device.cpu
+        shares = [node.cpus // (ranks if on_cpu else node.gpus or ranks) for node in nodes or [] if node.cpus]
+        if on_cpu:
             slurm.cpus_per_gpu = min(CPUS_ON_CPU, max(1, max(shares, default=CPUS_ON_CPU)))
         else:
             slurm.cpus_per_gpu = max(1, min(shares)) if shares else 0 if slurm.exclusive else CPUS_PER_GPU

@@ -94,6 +94,8 @@ def test_nodes_that_do_not_fit_are_refused(
         ([(0, 96)], {"nproc_per_node": 8, "gpus": GpuOption.none}, 96),
         (None, {"nproc_per_node": 3, "device": Device.cpu}, 6),
         ([(0, 4)], {"nproc_per_node": 3, "device": Device.cpu}, 3),
+        ([(2, 6)], {"nproc_per_node": 3, "device": Device.cpu}, 6),  # the node's GPUs do not matter
+        ([(2, 4)], {"nproc_per_node": 3, "device": Device.cpu}, 3),
     ],
 )
 def test_a_job_asks_for_cpus(
