@@ -28,7 +28,7 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         base: The base model of an adapter. None: it is loaded from the location in the adapter's config.
 
     Raises:
-        ConfigError: The adapter does not say where its base is.
+        ConfigError: The adapter does not say where its base is, or it is no longer there.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return _load(str(folder), "auto", None, trust_remote_code)
@@ -41,6 +41,7 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         if not settings.base_model_name_or_path:
             raise ConfigError(f"{folder} holds an adapter of a model with random weights, which is in no folder",
                               "a base model in a folder or on the hub", "ftdist export RUN_DIR --merged")  # fmt: skip
+        _check_there(folder, Path(settings.base_model_name_or_path))
         base = _load(settings.base_model_name_or_path, dtype, settings.revision, trust_remote_code)
     embedding = base.get_input_embeddings()
     name = next(name for name, module in base.named_modules() if module is embedding)
@@ -55,6 +56,13 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a deprecated attribute of the model
         warnings.filterwarnings("ignore", "Model has .tie_word_embeddings=True")  # the adapter holds all tied modules
         return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
+
+
+def _check_there(folder: Path, base: Path) -> None:
+    """Check that the folder of an adapter's base model exists. A relative name may be one of the hub."""
+    if base.is_absolute() and not base.exists():
+        raise ConfigError(f"{folder} holds an adapter of {base}, which does not exist", "the adapter's base model",
+                          f"restore it, or change base_model_name_or_path in {ADAPTER_CONFIG}")  # fmt: skip
 
 
 def _load(name: str, dtype: str | torch.dtype, revision: Optional[str], trust_remote_code: bool) -> Any:

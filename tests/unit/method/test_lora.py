@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ftdist.base.errors import CheckpointError
+from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.method.lora import Lora, export_merged
 from ftdist.model.forward import evaluation_mode, keeps_logits
@@ -134,6 +134,8 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4, "n_positi
 def test_tied_and_resized_embeddings_are_exported_so_that_peft_computes_the_same(
     fields: Dict[str, Any], embedding: str, tmp_path: Path
 ) -> None:
+    import peft  # noqa: F401  # libraries that it loads warn
+
     config = lora_config(save_tiny_model(tmp_path / "model", **fields), modules_to_save=[embedding])
     model = base_of(config)
     model.resize_token_embeddings(261)
@@ -146,6 +148,9 @@ def test_tied_and_resized_embeddings_are_exported_so_that_peft_computes_the_same
         opened = open_exported(out).eval()
     assert not caught, "a chat would begin with warnings"
     assert logits(opened).equal(logits(model))
+    (tmp_path / "model").rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"holds an adapter of .*/model, which does not exist"):
+        open_exported(out)
 
 
 def test_weights_that_are_not_those_of_the_adapter_are_refused(tmp_path: Path) -> None:
