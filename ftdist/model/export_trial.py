@@ -23,11 +23,15 @@ from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import auto_class
 from ftdist.model.save import GENERATION, save_model
 from ftdist.model.standin import whole_standin_config
+from ftdist.model.vocabulary import fit_vocabulary, padded_rows
 from ftdist.run.locations import cache_root
 
 FORMAT_VERSION = 2
 """Increased when the trial or the way of saving changes."""
 VOCABULARY, TOKENS, FIRST_TOKEN = 300, 24, 10
+NEW_TOKENS, MULTIPLE = 5, 64
+"""If the embedding of the model gets new rows, a stand-in gets this many new tokens, and padding rows up to a multiple
+of this."""
 MAX_PARAMETERS = 50_000_000
 """Larger stand-ins are not tried: they have a part whose sizes are not known."""
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -35,34 +39,57 @@ ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 from equal weights, but tables of positions are made in the type of the weights."""
 
 
-def prove_export(config: RunConfig, arch: PretrainedConfig) -> None:
+def prove_export(config: RunConfig, arch: PretrainedConfig, num_tokens: int = 0) -> None:
     """Check that a model of this architecture is the same after it has been exported and read again.
 
     Args:
         arch: Config of the model.
+        num_tokens: Number of tokens of the tokenizer. If the embedding gets new rows for it, the embedding of the
+            stand-in does too.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The model is not the same, or it does not work with new rows.
     """
     try:
         fields = whole_standin_config(arch, VOCABULARY)
     except Exception:  # the stand-in of an unknown architecture can fail in many ways
         return
-    dtype = DTYPES[config.train.precision]
+    dtype, old = DTYPES[config.train.precision], getattr(arch.get_text_config(), "vocab_size", num_tokens)
+    new, rows = num_tokens > old, padded_rows(max(old, num_tokens), config.model.pad_vocab_to_multiple_of)
+    tokens = VOCABULARY + (NEW_TOKENS if new else 0)
+    multiple = MULTIPLE if rows > max(old, num_tokens) else 1
     key = {"version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"),
            "fields": fields, "dtype": str(dtype)}  # fmt: skip
+    problem = _tried(config, key, fields, dtype)
+    name = config.train.precision.name
+    if problem:
+        raise ConfigError(f"transformers cannot save a {arch.model_type} model in {name} and read it again: {problem}",
+                          "a model that is the same after it has been exported", "use another model")  # fmt: skip
+    if rows > old and (problem := _tried(config, {**key, "rows": (tokens, multiple)}, fields, dtype, tokens, multiple)):
+        raise ConfigError(
+            f"the embedding of a {arch.model_type} model cannot be enlarged from {old} to {rows} rows: {problem}",
+            f"no more than {old} tokens" if new else f"{old} rows",
+            _fewer_tokens(config) if new else "model.pad_vocab_to_multiple_of=1",
+        )
+
+
+def _fewer_tokens(config: RunConfig) -> str:
+    if config.model.new_special_tokens:
+        return "remove model.new_special_tokens"
+    return "use the tokenizer of the model (model.tokenizer)" if config.model.tokenizer else "use another model"
+
+
+def _tried(config: RunConfig, key: Dict[str, Any], fields: Dict[str, Any], dtype: torch.dtype, *rows: int) -> str:
+    """Return what ``try_export`` returns, or returned at an earlier start."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     file = cache_root(config) / "checked" / f"export-{digest}.json"
     problem = _read(file)
     if problem is None:
-        problem = try_export(fields, dtype)
+        problem = try_export(fields, dtype, *rows)
         with suppress(OSError):  # without the cache, the export is tried again at the next start
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"problem": problem})
-    if problem:
-        name = config.train.precision.name
-        raise ConfigError(f"transformers cannot save a {arch.model_type} model in {name} and read it again: {problem}",
-                          "a model that is the same after it has been exported", "use another model")  # fmt: skip
+    return problem
 
 
 def _read(file: Path) -> Optional[str]:
@@ -72,12 +99,14 @@ def _read(file: Path) -> Optional[str]:
     return None
 
 
-def try_export(fields: Dict[str, Any], dtype: torch.dtype) -> str:
+def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABULARY, multiple: int = 1) -> str:
     """Save and read a random model with this config. Returns what is wrong, or "" if nothing is.
 
     Args:
         fields: Config of the model, with ``model_type``.
         dtype: Type of the weights in the files.
+        tokens: Number of tokens after the embedding has got new rows.
+        multiple: The number of rows is then rounded up to a multiple of this.
     """
     build_whole()
     values = dict(fields)
@@ -93,21 +122,34 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype) -> str:
     except Exception:  # the sizes of the stand-in do not fit together, which says nothing about the model
         return ""
     _draw(model, dtype)
+    larger = tokens > VOCABULARY or multiple > 1
     with tempfile.TemporaryDirectory(prefix="ftdist-export-") as folder:
         try:
-            expected = _logits(model)
+            expected = _logits(model, VOCABULARY)
         except Exception:
             expected = None  # only the weights are compared
+        if larger and expected is not None:
+            try:
+                fit_vocabulary(model, VOCABULARY, tokens, multiple)
+                expected = _logits(model, tokens)
+            except Exception as error:  # another part of the model depends on the number of tokens
+                return _first_line(error)
+            if expected.shape[-1] < tokens:
+                return f"it computes {expected.shape[-1]} logits for {tokens} tokens"
         try:
-            return _save_and_compare(model, dtype, expected, Path(folder))
+            return _save_and_compare(model, dtype, expected, Path(folder), tokens)
         except CheckpointError as error:
             return error.found.replace(f"{folder}: ", "")
         except Exception as error:  # transformers cannot read what it has written
-            lines = str(error).strip().splitlines() or [""]
-            return f"{type(error).__name__}: {lines[0]}"[:200]
+            return _first_line(error)
 
 
-def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.Tensor], out: Path) -> str:
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:200]
+
+
+def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.Tensor], out: Path, tokens: int) -> str:
     saved = model.state_dict().keys()
     weights = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
     weights |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
@@ -116,7 +158,7 @@ def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.T
     save_model(weights, AutoConfig.from_pretrained(out), out, trust_remote_code=False)
     if expected is None:
         return ""
-    found = _logits(auto_class(model.config).from_pretrained(out, dtype="auto").eval())
+    found = _logits(auto_class(model.config).from_pretrained(out, dtype="auto").eval(), tokens)
     off = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
     return "" if off <= ROUNDING[dtype] else f"the logits differ by {off:.1g} although the weights are equal"
 
@@ -138,7 +180,9 @@ def _draw(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def _logits(model: Any) -> torch.Tensor:
+def _logits(model: Any, tokens: int) -> torch.Tensor:
+    """Return the logits of a text. If there are new tokens, it contains them."""
     ids = torch.randint(FIRST_TOKEN, VOCABULARY, (1, TOKENS), generator=torch.Generator().manual_seed(2))
+    ids[0, 1 : 1 + tokens - VOCABULARY] = torch.arange(VOCABULARY, tokens)
     logits: torch.Tensor = copy.deepcopy(model).float()(input_ids=ids, use_cache=False).logits
     return logits

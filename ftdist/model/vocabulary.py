@@ -26,7 +26,7 @@ def fit_vocabulary(model: PreTrainedModel, num_known: int, num_tokens: int, pad_
     """
     old = model.config.get_text_config().vocab_size
     real = max(old, num_tokens)
-    padded = -(-real // pad_to_multiple_of) * pad_to_multiple_of
+    padded = padded_rows(real, pad_to_multiple_of)
     if padded != old:
         model.resize_token_embeddings(padded, mean_resizing=False)
     fresh = [*range(num_known, num_tokens), *range(max(old, num_tokens), padded)]
@@ -44,6 +44,11 @@ def fit_vocabulary(model: PreTrainedModel, num_known: int, num_tokens: int, pad_
             if bias.shape[0]:
                 bias[fresh] = bias[:known].float().mean().to(bias.dtype)
     return real
+
+
+def padded_rows(rows: int, multiple: int) -> int:
+    """Return ``rows``, rounded up to a multiple of ``multiple``."""
+    return -(-rows // multiple) * multiple
 
 
 def whole_shape(parameter: torch.Tensor) -> torch.Size:

@@ -160,7 +160,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     arch = model_config(config)
     dtype = DTYPES[config.train.precision]
     one_document = never_two_documents(config)
-    on_rank_0(ranks, lambda: prove_export(config, arch))
+    on_rank_0(ranks, lambda: prove_export(config, arch, len(tokenizer)))
     choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, one_document))
     balance = on_rank_0(ranks, lambda: balance_coefficient(config.objective.router_aux_loss, arch))
     settings = read_settings(run.deepspeed, plan)

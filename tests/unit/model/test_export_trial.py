@@ -1,5 +1,6 @@
 """The export of a model is tried on a stand-in before the run."""
 
+import re
 from pathlib import Path
 from typing import Any, Dict
 
@@ -53,6 +54,35 @@ def test_a_type_whose_saved_form_cannot_be_read_is_refused(tmp_path: Path, monke
     with pytest.raises(ConfigError, match="cannot save a mllama model in bf16 and read it again: .*MllamaTextConfig"):
         prove_export(config, default_model_config("mllama"))
     assert len(list((tmp_path / "cache" / "checked").glob("export-*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "problem"),
+    [
+        ("marian", "size mismatch for model.decoder.embed_tokens.weight|RuntimeError"),  # decoder_vocab_size
+        ("deepseek_v4", "IndexError"),  # a table of the experts of each token
+        ("inkling2_text", "it computes 300 logits for 305 tokens"),  # unpadded_vocab_size
+        ("gptj", ""),  # a head with a bias
+    ],
+)
+def test_a_model_that_does_not_work_with_new_tokens(model_type: str, problem: str) -> None:
+    found = try_export(fields(model_type), torch.float32, export_trial.VOCABULARY + 5)
+    assert re.search(problem, found) if problem else not found
+    assert try_export(fields(model_type), torch.float32) == ""
+
+
+def test_new_rows_are_tried_only_if_the_run_adds_them(tmp_path: Path) -> None:
+    arch = default_model_config("inkling2_text")
+    arch.vocab_size = arch.unpadded_vocab_size = 1000
+    config = data_config(tmp_path, "model.config.model_type=inkling2_text", "model.tokenizer=bytes")
+    prove_export(config, arch, 1000)
+    with pytest.raises(
+        ConfigError, match="cannot be enlarged from 1000 to 1001 rows: it computes 300 logits"
+    ) as caught:
+        prove_export(config, arch, 1001)
+    assert caught.value.fix == "use the tokenizer of the model (model.tokenizer)"
+    config.model.pad_vocab_to_multiple_of = 64
+    prove_export(config, arch, 1000)  # its logits are those of the real tokens
 
 
 def test_a_tensor_that_is_read_differently_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
