@@ -26,12 +26,13 @@ from ftdist.model.standin import whole_standin_config
 from ftdist.model.vocabulary import fit_vocabulary, padded_rows
 from ftdist.run.locations import cache_root
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increased when the trial or the way of saving changes."""
 VOCABULARY, TOKENS, FIRST_TOKEN = 300, 24, 10
 NEW_TOKENS, MULTIPLE = 5, 64
 """If the embedding of the model gets new rows, a stand-in gets this many new tokens, and padding rows up to a multiple
 of this."""
+DISAGREE = "its logits with eager attention, which training is compared with, differ from those with its default one"
 MAX_PARAMETERS = 50_000_000
 """Larger stand-ins are not tried: they have a part whose sizes are not known."""
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -62,6 +63,10 @@ def prove_export(config: RunConfig, arch: PretrainedConfig, num_tokens: int = 0)
            "fields": fields, "dtype": str(dtype)}  # fmt: skip
     problem = _tried(config, key, fields, dtype)
     name = config.train.precision.name
+    if problem == DISAGREE:
+        raise ConfigError(f"transformers computes {arch.model_type} in two ways: {problem}",
+                          "a model whose logits do not depend on the attention implementation",
+                          "use another model")  # fmt: skip
     if problem:
         raise ConfigError(f"transformers cannot save a {arch.model_type} model in {name} and read it again: {problem}",
                           "a model that is the same after it has been exported", "use another model")  # fmt: skip
@@ -128,6 +133,8 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABUL
             expected = _logits(model, VOCABULARY)
         except Exception:
             expected = None  # only the weights are compared
+        if expected is not None and not larger and _disagree(model, expected):
+            return DISAGREE
         if larger and expected is not None:
             try:
                 fit_vocabulary(model, VOCABULARY, tokens, multiple)
@@ -142,6 +149,18 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABUL
             return error.found.replace(f"{folder}: ", "")
         except Exception as error:  # transformers cannot read what it has written
             return _first_line(error)
+
+
+def _disagree(model: Any, expected: torch.Tensor) -> bool:
+    """Return whether a model computes other logits than ``expected`` with eager attention."""
+    try:
+        with torch.random.fork_rng([]):
+            eager = auto_class(model.config).from_config(copy.deepcopy(model.config), attn_implementation="eager")
+        eager.float().load_state_dict(model.state_dict())
+        found = _logits(eager.eval(), VOCABULARY)
+    except Exception:  # it has another attention only
+        return False
+    return bool((found - expected).abs().max() > ROUNDING[torch.bfloat16] * expected.abs().max())
 
 
 def _first_line(error: Exception) -> str:

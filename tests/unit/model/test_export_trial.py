@@ -6,7 +6,7 @@ from typing import Any, Dict
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import write_json
@@ -40,8 +40,6 @@ def test_exports_that_once_failed(model_type: str, why: str) -> None:
 
 
 def test_tied_weights_whose_first_name_is_not_the_one_that_transformers_keeps() -> None:
-    from transformers import AutoConfig
-
     decoder = AutoConfig.for_model("camembert", is_decoder=True)
     assert try_export(whole_standin_config(decoder, export_trial.VOCABULARY), torch.float32) == ""
 
@@ -69,6 +67,14 @@ def test_a_model_that_does_not_work_with_new_tokens(model_type: str, problem: st
     found = try_export(fields(model_type), torch.float32, export_trial.VOCABULARY + 5)
     assert re.search(problem, found) if problem else not found
     assert try_export(fields(model_type), torch.float32) == ""
+
+
+def test_a_model_whose_two_attentions_disagree_is_refused(tmp_path: Path) -> None:
+    """transformers adds ALiBi twice to the scores of Falcon with eager attention, and once with SDPA."""
+    arch = AutoConfig.for_model("falcon", alibi=True)
+    with pytest.raises(ConfigError, match="transformers computes falcon in two ways: its logits with eager attention"):
+        prove_export(data_config(tmp_path, "model.config.model_type=falcon"), arch)
+    assert try_export(fields("falcon"), torch.bfloat16) == ""
 
 
 def test_new_rows_are_tried_only_if_the_run_adds_them(tmp_path: Path) -> None:
@@ -109,8 +115,6 @@ def test_the_result_is_kept_in_the_cache(tmp_path: Path) -> None:
 
 def test_parameters_that_the_model_never_trains_are_frozen_at_every_stage(tmp_path: Path) -> None:
     """transformers freezes them only with ZeRO-3. A checkpoint of one stage would then not fit another one."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     values = fields("afmoe")
     arch = AutoConfig.for_model(values.pop("model_type"), **values)
     AutoModelForCausalLM.from_config(arch).save_pretrained(tmp_path / "model")
