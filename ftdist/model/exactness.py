@@ -33,7 +33,7 @@ from ftdist.model.standin import standin_config, whole_standin_config
 from ftdist.model.standin_sizes import short_limits
 from ftdist.run.locations import cache_root
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increased when the comparison or the plans change."""
 LENGTHS = (40, 23, 57, 9)
 """Lengths of the documents in tokens."""

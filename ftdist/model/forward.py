@@ -37,10 +37,28 @@ class Batch(Protocol):
 
 def set_plan(causal_lm: torch.nn.Module, plan: AttentionPlan) -> None:
     """Note on a model how documents run through it. Its attention implementation must be that of the plan."""
+    if not hasattr(causal_lm, "ftdist_plan"):
+        forget_lengths(causal_lm)
     causal_lm.ftdist_plan = plan  # type: ignore[assignment]
     causal_lm.ftdist_position_padding = position_padding(causal_lm)  # type: ignore[assignment]
     if not hasattr(causal_lm, "ftdist_expert_load"):
         causal_lm.ftdist_expert_load = ExpertLoad(causal_lm)  # type: ignore[assignment]
+
+
+def forget_lengths(causal_lm: torch.nn.Module) -> None:
+    """Make dynamic rotary embeddings depend on the text of the forward pass only.
+
+    transformers keeps the frequencies of the longest text so far, so the logits of a document would depend on the
+    documents before it, and an exported model would compute others.
+    """
+
+    def forget(module: torch.nn.Module, args: Any) -> None:
+        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+            setattr(module, name, 0)
+
+    for module in causal_lm.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            module.register_forward_pre_hook(forget)
 
 
 def plan_of(model: Any) -> AttentionPlan:

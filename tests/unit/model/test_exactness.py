@@ -11,8 +11,9 @@ from transformers import AutoConfig
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, DataConfig, ModelConfig, RunConfig
 from ftdist.model import exactness
-from ftdist.model.attention_plan import BY_DOCUMENT, AttentionPlan, Layout, candidates
+from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
 from ftdist.model.exactness import EXACT, Trial, choose_plan
+from ftdist.model.forward import forward_logits
 from ftdist.model.standin import standin_config
 from ftdist.model.standin_sizes import short_limits
 
@@ -69,6 +70,17 @@ def test_a_rotary_embedding_that_grows_with_the_longest_document_needs_one_forwa
     standin = standin_config(AutoConfig.for_model("llama", rope_parameters=dynamic), exactness.VOCABULARY)
     plans = candidates(Attention.auto, AutoConfig.for_model("llama"), CPU, torch.float32)
     assert Trial(short_limits(standin, 10**6), CPU).choose(plans, torch.float32).plan.layout is Layout.alone
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
+def test_a_dynamic_rotary_embedding_does_not_depend_on_earlier_documents(model_type: str) -> None:
+    """transformers keeps the frequencies of the longest document so far."""
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0, "partial_rotary_factor": 1.0}
+    tried = trial(model_type, rope_parameters=dynamic, max_position_embeddings=16)
+    model, [first, _, longest, _] = tried._build(PLAIN, torch.float32), tried._documents
+    fresh, where = copy.deepcopy(model)(input_ids=first[None]).logits, torch.arange(len(first))
+    forward_logits(model, exactness.micro_batch([longest]), torch.arange(len(longest)))
+    assert torch.allclose(forward_logits(model, exactness.micro_batch([first]), where), fresh[0], atol=1e-5)
 
 
 def test_sparse_attention_that_sees_later_tokens_is_refused_if_documents_are_longer_than_its_blocks() -> None:
