@@ -89,11 +89,12 @@ def moved_lines(moved: Optional[Dict[str, Any]]) -> List[str]:
     """Return the lines about what training moved."""
     if moved is None:
         return []
+    matrices = f", the matrices by {percent(moved['kinds']['matrix'])}" if "matrix" in moved["kinds"] else ""
     tensors = sorted(moved["tensors"], key=lambda one: one["relative"] or 0.0, reverse=True)
     lines = [
         "## What moved", "",
         f"In {plain(moved['checkpoint'])} the {len(tensors)} trained tensors together differ from the base model by "
-        f"{percent(moved['relative'])} of its norm (‖ΔW‖/‖W‖).", "",
+        f"{percent(moved['relative'])} of its norm (‖ΔW‖/‖W‖){matrices}.", "",
         *table(["tensors", "‖ΔW‖/‖W‖"], [[KINDS[kind], percent(value)] for kind, value in moved["kinds"].items()]),
         "The tensors that moved most. Rank: the smallest rank that holds 99 % of ‖ΔW‖².", "",
         *table(["tensor", "‖ΔW‖/‖W‖", "‖ΔW‖", "rank of ΔW"],

@@ -265,8 +265,8 @@ def _save(training: Training, due: bool = True) -> None:
 
 def _finish_saving(training: Training) -> None:
     """Wait until the newest checkpoint is on the disk."""
-    with training.timeline.during(SAVING, training.state.step):
-        training.saver.finish()
+    training.timeline.enter(SAVING, training.state.step)  # no step follows
+    training.saver.finish()
 
 
 def _stop_early(training: Training, state: str = "preempted") -> str:

@@ -47,7 +47,7 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     text = write_report(run, REPORT).read_text(encoding="utf-8")
     assert json.loads((run.report / "report.json").read_text()) == REPORT
     lines = text.splitlines()
-    assert "the 4 trained tensors together differ from the base model by 1.23 %" in text
+    assert "together differ from the base model by 1.23 % of its norm (‖ΔW‖/‖W‖), the matrices by 2 %." in text
     assert {"| matrices | 2 % |", "| norms | 0 |", "| biases | new |", "| 1 | 30 % |"} <= set(lines)
     assert "Goodput: 50 % of 2:30 went into steps that count, in 2 attempts; 4 steps were done again" in text
     assert {"| queue | 50.0 s | 33.3 % |", "| lost | 15.0 s | 10 % |", "| 0 | 2 | 0 to 9 | 1:40 | failed |",
