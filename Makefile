@@ -68,9 +68,14 @@ bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, sa
 clean: ## remove the environment and everything that was built
 	@rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
+# Without __pycache__, into which the tests may write at the same time (see .ci/run).
+COPY := "$(BIN)/python" -c 'import shutil, sys; \
+  shutil.copytree(*sys.argv[1:], ignore=shutil.ignore_patterns("__pycache__"))'
+
 staged: $(VENV)/.ftdist-dev
-	@rm -rf $(STAGED) && mkdir -p $(STAGED)
-	@cp -Rp ftdist $(STAGED)/ && cp -Rp launch conf slurm $(STAGED)/ftdist/
+	@rm -rf $(STAGED)
+	@$(COPY) ftdist $(STAGED)/ftdist
+	@for folder in launch conf slurm; do $(COPY) $$folder $(STAGED)/ftdist/$$folder || exit 1; done
 
 # ---- the environment: each stamp file stands for a finished install; a wider install includes the narrower ones ----
 

@@ -27,7 +27,9 @@ from unittest import mock
 from tests.helpers import forked
 
 LIBRARIES = (
-    "deepspeed", "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.stage3", "transformers.masking_utils",
+    "deepspeed", "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.superoffload.superoffload_stage3", "deepspeed.module_inject.auto_ep_layer",
+    "transformers.masking_utils", "transformers.models.auto.tokenization_auto",
     "transformers.integrations.deepspeed", "transformers.core_model_loading", "transformers.loss.loss_utils",
     "transformers.models.llama.modeling_llama", "transformers.generation.utils", "peft", "datasets",
     "safetensors.torch", "gguf", "hydra._internal.config_loader_impl", "omegaconf", "rich.table", "rich.progress",

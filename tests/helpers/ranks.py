@@ -31,8 +31,11 @@ def free_port() -> int:
 
 def preload() -> None:
     """Import what ranks need, once in this process, so that no forked rank has to."""
+    import deepspeed.module_inject.auto_ep_layer
+    import deepspeed.runtime.superoffload.superoffload_stage3  # noqa: F401
     import torch
-    import transformers.integrations.deepspeed  # noqa: F401
+    import transformers.integrations.deepspeed
+    import transformers.models.auto.tokenization_auto  # noqa: F401
 
     import ftdist.train.main  # noqa: F401
     from ftdist.engine.muon import import_muon
