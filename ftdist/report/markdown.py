@@ -153,7 +153,7 @@ def _step_lines(step_times: Dict[str, float]) -> List[str]:
         return []
     rows = [[name, f"{seconds:.3g} s", percent(seconds / whole)] for name, seconds in phases.items()]
     return [
-        f"A step takes {whole:.3g} s on rank 0 (median). Waiting for slower ranks is in `agreement`.", "",
+        f"A step takes {whole:.3g} s on rank 0 (mean). Waiting for slower ranks is in `agreement`.", "",
         *table(["phase of a step", "time", "share"], rows),
     ]  # fmt: skip
 

@@ -5,7 +5,7 @@ import zlib
 from contextlib import suppress
 from math import exp
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any, Dict, List, Tuple
 
 from rich.console import Console
@@ -68,7 +68,7 @@ def heldout_losses(run: RunDir) -> Losses:
 
 
 def step_times(run: RunDir) -> Dict[str, float]:
-    """Return the median of each ``perf/`` metric over all records of steps, without the prefix; empty without records.
+    """Return the mean of each ``perf/`` metric over all records of steps, without the prefix; empty without records.
 
     The first step is left out if there are others, because it takes longer.
     """
@@ -77,7 +77,7 @@ def step_times(run: RunDir) -> Dict[str, float]:
         for key, value in record.items():
             if key.startswith("perf/") and isinstance(value, (int, float)):
                 found.setdefault(key[len("perf/") :], []).append(float(value))
-    return {name: median(values[1:] or values) for name, values in found.items()}
+    return {name: fmean(values[1:] or values) for name, values in found.items()}
 
 
 def answers(run: RunDir) -> List[Dict[str, Any]]:
