@@ -19,6 +19,7 @@ OTHER_NAMES = {
     "max_seq_length": ["data.max_seq_len"], "model_name": ["model.hub"],
     "model_name_or_path": ["model.path", "model.hub"], "output_dir": ["run_dir"],
     "save_steps": ["train.checkpoint_every"], "eval_steps": ["train.eval_every"], "logging_steps": ["train.log_every"],
+    "sweep.dir": ["runs_dir"],
 }  # fmt: skip
 """Names that other tools use, and the keys that mean the same here."""
 
@@ -59,8 +60,9 @@ def nearest_key(key: str) -> List[str]:
     """
     keys = list(schema_keys())
     section, _, name = key.rpartition(".")
-    if name in OTHER_NAMES:
-        return OTHER_NAMES[name]
+    for other in (key, name):
+        if other in OTHER_NAMES:
+            return OTHER_NAMES[other]
     same_name = [known for known in keys if known.rpartition(".")[2] == name]
     if same_name:
         return same_name[:3]

@@ -50,7 +50,8 @@ def freeze(
         run.checkpoints.mkdir()
         write_json(run.deepspeed, settings)
         write_json(run.provenance, provenance(["ftdist", *sys.argv[1:]] if argv is None else argv))
-        run.write_status(state="frozen", step=0, attempt=0)
+        known = {} if config.train.max_steps is None else {"max_steps": config.train.max_steps}
+        run.write_status(state="frozen", step=0, attempt=0, **known)
         run.config.write_text(dump_config(config), encoding="utf-8")
         run.config.chmod(run.config.stat().st_mode & ~0o222)
         _write_files(run, files or {})

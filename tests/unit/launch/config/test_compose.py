@@ -69,6 +69,7 @@ WRONG = [
     ("train.max_step=1", "there is no key 'train.max_step'", "train.max_steps=1"),
     ("+train.max_step=1", "there is no key 'train.max_step'", "train.max_steps"),
     ("lr=3", "there is no key 'lr'", "optim.lr=3"),
+    ("sweep.dir=x", "there is no key 'sweep.dir'", "runs_dir=x"),
     ("trian.max_steps=3", "there is no key 'trian.max_steps'", "train.max_steps=3"),
     ("optim.lrr=3", "there is no key 'optim.lrr'", "optim.lr=3"),
     ("data.sources.fake.wieght=2", "there is no key 'data.sources.fake.wieght'", "data.sources.fake.weight"),
