@@ -9,7 +9,7 @@ from ftdist.config.schema import RunConfig
 
 SECTIONS = (
     "name", "seed", "model", "data", "method", "objective", "batch", "optim", "zero", "train", "launch",
-    "debug", "sweep",
+    "debug", "sweep", "report",
 )  # fmt: skip
 """Sections of the config that may be published. A new section stays private until it is added here."""
 

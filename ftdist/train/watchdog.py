@@ -82,6 +82,8 @@ class Watchdog:
         self._run, self._ranks, self._attempt, self._limit_s = run, ranks, attempt, stall_timeout_s
         self._main, self._activity, self._closed = threading.get_ident(), "", threading.Event()
         self._store: Optional[TimeoutStore] = None
+        self._waited_s = 0.0
+        """Time that this rank has waited in its present collective, or since another rank was last found busy."""
         self._others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         if not self._others or "MASTER_PORT" not in os.environ:
             return
@@ -128,30 +130,33 @@ class Watchdog:
     # ---- the thread ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        waited_s, waits_in = 0.0, None
+        waits_in = None
         while not self._closed.wait(POLL_S):
             newest = read_collectives()
             current = (newest.group, newest.number) if newest is not None and newest.waits else None
             # Polls are counted instead of reading the clock: while a process is stopped (SIGSTOP) it does not wait.
-            waited_s = waited_s + POLL_S if current is not None and current == waits_in else 0.0
+            self._waited_s = self._waited_s + POLL_S if current is not None and current == waits_in else 0.0
             waits_in = current
             try:
-                alarm = self._find_alarm(waited_s)
+                alarm = self._find_alarm()
             except RuntimeError:
                 alarm = "the machine of rank 0 does not answer"
             if alarm and not self._closed.is_set():
                 self._exit(alarm)
 
-    def _find_alarm(self, waited_s: float) -> str:
+    def _find_alarm(self) -> str:
         """Return an alarm that another rank has raised, or a new one; "" if there is none."""
         if alarm := self._read_alarm():
             return alarm
         for rank in self._others:
             if self._has_ended(rank):
                 return f"the process of rank {rank} has ended"
-        if waited_s >= self._limit_s and not any(self._read("busy", rank) for rank in self._others):
-            return f"rank {self._ranks.rank} waited for {waited_s:.0f} s (launch.stall_timeout_s)"
-        return ""
+        if self._waited_s < self._limit_s:
+            return ""
+        if any(self._read("busy", rank) for rank in self._others):
+            self._waited_s = 0.0  # when that rank ends its activity, it still needs a moment to join the collective
+            return ""
+        return f"rank {self._ranks.rank} waited for {self._waited_s:.0f} s (launch.stall_timeout_s)"
 
     def _exit(self, alarm: str) -> None:
         """Report what this rank knows, and end its process."""

@@ -96,20 +96,25 @@ def test_the_rank_to_blame_is_named_first(folder: Path, tmp_path: Path, case: st
 
 def save_slowly() -> None:
     from ftdist.checkpoint.saver import Saver
+    from ftdist.train.watchdog import Watchdog
 
-    save = Saver.save
+    save, busy = Saver.save, Watchdog.busy
 
     def slow_save(saver: Saver, state: Dict[str, object]) -> None:
         time.sleep(2 * STALL_S)
         save(saver, state)
 
-    Saver.save = slow_save  # type: ignore[method-assign]
+    def slowly_busy(watchdog: Watchdog, activity: str) -> None:
+        busy(watchdog, activity)
+        time.sleep(0 if activity else 1)  # from the end of its activity until it joins the others
+
+    Saver.save, Watchdog.busy = slow_save, slowly_busy  # type: ignore[method-assign]
 
 
 @fault(
     "training",
     "a rank takes long to save",
-    "rank 1 sleeps during a save for twice launch.stall_timeout_s",
+    "rank 1 sleeps during a save for twice launch.stall_timeout_s, and a second after it",
     "the other ranks wait, without an alarm",
 )
 def test_a_long_save_is_no_stall(folder: Path, tmp_path: Path) -> None:
