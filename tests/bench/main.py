@@ -18,7 +18,7 @@ sys.path[0] = str(ROOT)  # this file is started by its path and imports tests.he
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from ftdist.launch.attempt.machine import visible_gpus  # noqa: E402
-from tests.bench import methods, preparation, saving, startup, tax  # noqa: E402
+from tests.bench import forgetting, methods, preparation, saving, startup, tax  # noqa: E402
 from tests.bench.figures import Section  # noqa: E402
 from tests.bench.report import machine, read_sections, write_report  # noqa: E402
 
@@ -28,7 +28,10 @@ BENCHMARKS: Dict[str, Callable[[Path, bool], Section]] = {
     "preparation": preparation.measure,
     "startup": startup.measure,
     "saving": saving.measure,
+    "forgetting": forgetting.measure,
 }
+LONG = ("forgetting",)
+"""Those that run only if they are named."""
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -38,7 +41,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the cleanup below runs
     here = machine()
     sections = read_sections(given.out, here) if given.out else {}
-    for name in given.only or BENCHMARKS:
+    for name in given.only or [name for name in BENCHMARKS if name not in LONG]:
         started = time.monotonic()
         print(f"{name} …", flush=True)
         folder = Path(tempfile.mkdtemp(prefix="ftdist-bench-"))

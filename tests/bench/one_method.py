@@ -2,6 +2,9 @@
 
 ``prepare`` makes the model, the rows and an adapter. ``ftdist`` takes the steps of a run, ``trainer`` those of a script
 with transformers' Trainer, which imports nothing of ftdist. Both write their times, losses and memory to OUT.
+
+For ``forgetting.py``, ``answers`` lets the base model answer questions, and ``train`` takes all steps of a run and
+measures its held-out losses before and after.
 """
 
 import json
@@ -25,7 +28,8 @@ def prepare(config: Any, folder: Path) -> Dict[str, Any]:
     from tests.bench.methods import model_file
     from tests.helpers.tiny import freeze_tiny
 
-    convert_gguf(model_file(), folder / "model")
+    if not (folder / "model").exists():
+        convert_gguf(model_file(), folder / "model")
     freeze_tiny(config, folder / "run", 1)
     rows = read_rows(data_folder(config) / "train")
     order = row_order(config.seed, len(rows), (WARMUP_STEPS + STEPS) * config.batch.global_batch_size)
@@ -60,6 +64,57 @@ def timed(step: Callable[[int], float]) -> Dict[str, Any]:
         found["wall"].append(time.perf_counter() - wall)
         found["cpu"].append(time.process_time() - cpu)
     return {**found, **{name: found[name][WARMUP_STEPS:] for name in ("wall", "cpu")}, "peak": peak_memory()}
+
+
+def answers(config: Any, folder: Path) -> Dict[str, Any]:
+    """Write ``own.jsonl``: the questions of ``general.jsonl``, with answers that the model samples at temperature 1.
+
+    They are drawn from the base model's own distribution, so the rise of their loss in training estimates the
+    divergence KL(base ‖ trained) of answers to these questions, up to the few texts that get other tokens when read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ftdist.model.convert import convert_gguf
+    from tests.bench.methods import model_file
+
+    convert_gguf(model_file(), folder / "model")
+    torch.manual_seed(config.seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    with (folder / "own.jsonl").open("w", encoding="utf-8") as file:
+        for line in Path(__file__).with_name("general.jsonl").read_text(encoding="utf-8").splitlines():
+            question = json.loads(line)["messages"][:1]
+            prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt",
+                                                   return_dict=True)  # fmt: skip
+            drawn = model.generate(**prompt, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=64)
+            text = tokenizer.decode(drawn[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+            answer = {"role": "assistant", "content": text}
+            file.write(json.dumps({"messages": [*question, answer]}) + "\n")
+    return {}
+
+
+def train(config: Any, folder: Path) -> Dict[str, Any]:
+    """Take all steps of a run. Returns the losses of each held-out set before and after, and its trained tokens."""
+    from ftdist.data.prepare import prepare as prepare_data
+    from ftdist.train.evaluate import evaluate
+    from tests.bench.subject import assemble_run, start_rank
+    from tests.bench.tax import _ftdist_step
+
+    prepare_data(config)
+    training = assemble_run(config, folder / f"run-{config.method.kind.name}-{config.seed}", start_rank(config))
+
+    def heldout() -> Dict[str, Any]:
+        return {
+            name: evaluate(training.engine, training.objective, dataset, training.mesh, 1, config.data.packing,
+                           training.tokenizer.pad_token_id) for name, dataset in training.heldout.items()
+        }  # fmt: skip
+
+    before, step = heldout(), _ftdist_step(training)
+    losses = [step(index) for index in range(config.train.max_steps)]
+    per_token = [{name: loss / tokens for name, (loss, tokens) in found.items()} for found in (before, heldout())]
+    tokens = {name: tokens for name, (_, tokens) in before.items()}
+    return {"before": per_token[0], "after": per_token[1], "tokens": tokens, "losses": losses}
 
 
 def trainer(config: Any, folder: Path) -> Dict[str, Any]:
@@ -139,7 +194,7 @@ def main(role: str, config: Path, folder: Path, out: Path) -> None:
         else:
             from ftdist.config.frozen import parse_config
 
-            run = {"prepare": prepare, "ftdist": ftdist}[role]
+            run = {"prepare": prepare, "ftdist": ftdist, "answers": answers, "train": train}[role]
             found = run(parse_config(config.read_text(), str(config)), folder)
     except Exception:
         found = {"error": traceback.format_exc()}  # a rank's own standard error leads nowhere
