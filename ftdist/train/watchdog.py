@@ -80,10 +80,14 @@ class Watchdog:
             start_timeout_s: Time to wait until the other ranks have started.
         """
         self._run, self._ranks, self._attempt, self._limit_s = run, ranks, attempt, stall_timeout_s
-        self._main, self._activity, self._closed = threading.get_ident(), "", threading.Event()
+        self._main, self._closed = threading.get_ident(), threading.Event()
+        self._activity, self._changes = "", 0
+        """What this rank is busy with, and how often that has changed."""
         self._store: Optional[TimeoutStore] = None
         self._waited_s = 0.0
         """Time that this rank has waited in its present collective, or since another rank was last found busy."""
+        self._activities: List[Any] = []
+        """What the other ranks were busy with when this rank began to wait, and their numbers of changes."""
         self._others = [rank for rank in range(ranks.world_size) if rank != ranks.rank]
         if not self._others or "MASTER_PORT" not in os.environ:
             return
@@ -101,8 +105,8 @@ class Watchdog:
         then the other ranks wait for this rank until their collectives time out after ``launch.timeout_s``.
         """
         if activity != self._activity and self._store is not None:
-            self._activity = activity
-            self._put("busy", activity)
+            self._activity, self._changes = activity, self._changes + 1
+            self._put("busy", [activity, self._changes])
 
     def close(self) -> None:
         """End the watchdog without an alarm."""
@@ -151,10 +155,13 @@ class Watchdog:
         for rank in self._others:
             if self._has_ended(rank):
                 return f"the process of rank {rank} has ended"
+        if POLL_S < self._waited_s < self._limit_s or not self._waited_s:
+            return ""
+        before, self._activities = self._activities, [self._read("busy", rank) for rank in self._others]
         if self._waited_s < self._limit_s:
             return ""
-        if any(self._read("busy", rank) for rank in self._others):
-            self._waited_s = 0.0  # when that rank ends its activity, it still needs a moment to join the collective
+        if self._activities != before or any(activity for activity, _ in self._activities):
+            self._waited_s = 0.0  # a rank that has ended its activity may need a moment to join the collective
             return ""
         return f"rank {self._ranks.rank} waited for {self._waited_s:.0f} s (launch.stall_timeout_s)"
 
