@@ -216,7 +216,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     import_muon()
     if config.zero.expert_groups > 1:
         group_experts(model, config.zero.expert_groups)
-    compiled = compile_layers(model) if config.train.compile is Compile.layers else None
+    compiled = compile_layers(model, config.zero.stage == 3) if config.train.compile is Compile.layers else None
     for layer in compiled.layers if compiled else []:
         set_z3_leaf_module(layer, True)  # its weights are gathered before its compiled code runs
     optimizer = build_optimizer(config.optim, model)

@@ -18,6 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.attention import DOCUMENTS, documents_attention
+from ftdist.model.attention_plan import Layout
+from ftdist.model.forward import plan_of
 from ftdist.model.quantized import is_quantized
 
 BACKEND = "inductor"
@@ -53,13 +55,22 @@ class Compiled:
         self.seconds += time.perf_counter() - self._started
 
 
-def compile_layers(model: PreTrainedModel) -> Compiled:
+def compile_layers(model: PreTrainedModel, sharded: bool = False) -> Compiled:
     """Make a model run its layers compiled in training. They are compiled when they first run.
 
+    Args:
+        sharded: Whether ZeRO-3 shards the parameters.
+
     Raises:
-        ConfigError: The model has no such layers, or there is no compiler on this machine.
+        ConfigError: The model has no such layers, there is no compiler on this machine, or the parameters are sharded
+            and documents run in one forward pass each.
     """
     _require_compiler()
+    if sharded and plan_of(model).layout is Layout.alone:
+        # DeepSpeed reduces the gradients of a module that is gathered as a whole after its first backward pass.
+        raise ConfigError("train.compile=layers, but documents of this model run in one forward pass each, and a layer "
+                          "that ZeRO-3 gathers as a whole can run only once in a step",
+                          "zero.stage up to 2, or layers that are not compiled", "train.compile=none")  # fmt: skip
     compiled, classes = Compiled(), {}
     for layer in _outermost(model):
         if why := _why_not(layer):

@@ -47,7 +47,9 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
         zero["offload_optimizer"] = {"device": config.zero.offload_optimizer.name, "pin_memory": False}
     if config.zero.offload_param is not Offload.none:
         zero["offload_param"] = {"device": config.zero.offload_param.name, "pin_memory": False}
-    if config.zero.expert_groups > 1:  # by default, DeepSpeed gathers the whole block of experts of some models at once
+    if config.zero.stage == 3:
+        # By default the experts of some models are leaf modules: DeepSpeed gathers each as a whole, and a leaf
+        # module may run only once before a backward pass.
         zero["leaf_module"] = {"classes": [], "names": [], "name_suffixes": []}
     settings: Dict[str, Any] = {
         MICRO_BATCH: plan.micro_batch_size,

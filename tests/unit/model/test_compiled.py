@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Recompute, TrainConfig
 from ftdist.model import compiled
-from ftdist.model.attention_plan import BY_DOCUMENT
+from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN
 from ftdist.model.compiled import compile_layers
 from ftdist.model.exactness import micro_batch
 from ftdist.model.forward import forward_logits, set_plan
@@ -112,10 +112,20 @@ def test_layers_with_quantized_weights_are_left_out() -> None:
     assert layers.left_out == {"its weights are quantized": 1} and layers.layers == [model.model.layers[1]]
 
 
-def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_it_is_refused() -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ConfigError, match="no C\\+\\+ compiler") as error:
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ConfigError, match="no C\\+\\+ compiler") as error,
+    ):
         compile_layers(_model())
     assert "train.compile=none" in error.value.fix
+
+
+def test_a_layer_that_runs_several_times_in_a_step_is_refused_with_zero_3() -> None:
+    model = _model()
+    set_plan(model, PLAIN)
+    with pytest.raises(ConfigError, match=r"run in one forward pass each.*\n.*\n.*train.compile=none"):
+        compile_layers(model, sharded=True)
+    assert len(compile_layers(model).layers) == LAYERS

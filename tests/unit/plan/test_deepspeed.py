@@ -27,6 +27,7 @@ def test_every_owned_value_comes_from_the_run_config(tmp_path: Path) -> None:
     assert settings["zero_optimization"]["stage"] == 3
     assert settings["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     assert settings["zero_optimization"]["offload_param"]["device"] == "cpu"
+    assert settings["zero_optimization"]["leaf_module"] == {"classes": [], "names": [], "name_suffixes": []}
     assert settings["bf16"] == {"enabled": True}
     assert settings["gradient_clipping"] == 0.7
     assert settings["train_micro_batch_size_per_gpu"] == 2
