@@ -38,6 +38,11 @@ class PreparedSet:
     def num_rows(self) -> int:
         return len(self.row_offsets) - 1
 
+    def document_lengths(self) -> np.ndarray:
+        """Return the number of tokens of each document in the rows: [documents in rows] float64."""
+        lengths: np.ndarray = np.diff(self.offsets).astype(np.float64)[self.row_docs]
+        return lengths
+
     def row(self, row: int) -> List[Tuple[np.ndarray, np.ndarray]]:
         """Return the documents of a row as pairs ``(ids, trained)``: [n] int32 and [n] uint8."""
         docs = self.row_docs[self.row_offsets[row] : self.row_offsets[row + 1]]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
+from ftdist.base.terminal import format_clock
 from ftdist.plan.goodput import Goodput
 from ftdist.plan.pretraining import Pretraining
 from ftdist.run.timeline import QUEUE, STEPS
@@ -79,3 +80,22 @@ def cost_of(
     device_s, wall_s = sum(ranks * seconds for ranks, seconds in held), sum(seconds for _, seconds in held)
     devices = device_s / wall_s if wall_s else float(default)
     return Cost(tokens, flops, goodput.seconds.get(STEPS, 0.0), device_s, devices, price, parameters, pretraining)
+
+
+def describe_estimate(steps: int, flops: float, rate: float, devices: int, price: Optional[float]) -> str:
+    """Return a line that says before the training what its steps need at least.
+
+    Args:
+        steps: Number of steps to come.
+        flops: Their floating point operations (``ftdist.plan.flops``).
+        rate: Measured rate of matrix products, in operations a second on all devices.
+        price: Price of a device for an hour. None: not known.
+    """
+    hours = flops / rate / HOUR_S * devices
+    money = "" if price is None else f", and cost {hours * price:.3g}"
+    many = f"{devices} devices" if devices > 1 else "one device"
+    return (
+        f"estimate: {steps:,} steps need {flops:.3g} operations. At the rate measured for matrix products "
+        f"({rate:.3g} a second on {many}) they take {format_clock(flops / rate)}, or {hours:.3g} device-hours{money}. "
+        "Real steps take this time divided by their MFU"
+    )

@@ -39,5 +39,5 @@ def run_cost(run: RunDir, config: RunConfig, goodput: Goodput, tokens: int, pric
 
 def squares_per_token(data: PreparedSet) -> float:
     """Return the mean length of the document of a token: the sum of squared lengths divided by the sum of lengths."""
-    lengths = np.diff(data.offsets).astype(np.float64)[data.row_docs]
+    lengths = data.document_lengths()
     return float(np.square(lengths).sum() / lengths.sum()) if len(lengths) else 0.0

@@ -64,6 +64,10 @@ def train(training: Training) -> str:
 def _run_steps(training: Training, profiler: StepProfiler) -> str:
     last, rolled_back, named = training.max_steps, False, False
     throughput = Throughput(training.engine, training.mesh, DTYPES[training.config.train.precision])
+    if line := throughput.estimate(
+        training.config, training.train_set, last - training.state.step, training.ranks.world_size
+    ):
+        training.progress.note(line)
     rung = next((step for step in training.config.sweep.rungs if step >= training.state.step), None)
     training.timeline.enter(STEPS, training.state.step)
     while True:

@@ -3,14 +3,18 @@
 import time
 from typing import Any, Dict, Optional
 
+import numpy as np
 import torch
 
+from ftdist.config.schema import RunConfig
+from ftdist.data.loader import PreparedSet
 from ftdist.engine.optimizers import parameter_shape
 from ftdist.model.forward import without_engine
 from ftdist.model.parts import other_parts
 from ftdist.model.quantized import is_quantized
 from ftdist.model.routers import has_experts, share_of_experts
 from ftdist.parallel.mesh import Mesh
+from ftdist.plan.cost import describe_estimate
 from ftdist.plan.flops import ModelSize, step_flops
 
 SIDES = {"cuda": 4096, "cpu": 512}
@@ -34,6 +38,20 @@ class Throughput:
         if self._size is None:
             return {}
         return {"perf/mfu": step_flops(self._size, tokens, squares) / step_s / self._rate}
+
+    def estimate(self, config: RunConfig, data: PreparedSet, steps: int, devices: int) -> str:
+        """Return a line about the time and cost of steps to come; "" if the size of the model is not known.
+
+        Args:
+            data: The training set. A step has as many tokens as ``batch.global_batch_size`` of its mean rows.
+            devices: Number of ranks.
+        """
+        if self._size is None or not steps:
+            return ""
+        lengths = data.document_lengths()
+        rows = steps * config.batch.global_batch_size / data.num_rows
+        flops = step_flops(self._size, rows * lengths.sum(), rows * np.square(lengths).sum())
+        return describe_estimate(steps, float(flops), self._rate, devices, config.report.price_per_device_hour)
 
 
 def model_size(model: Any) -> Optional[ModelSize]:

@@ -37,6 +37,8 @@ LINES = [
     r"earlier logits by 0",
     rf"activations: recomputed layers keep their inputs\. For 512 tokens all layers keep about {NUMBER} MiB, and the "
     rf"one that is recomputed {NUMBER} MiB more",
+    rf"estimate: 6 steps need {NUMBER} operations\. At the rate measured for matrix products \({NUMBER} a second on 2 "
+    rf"devices\) they take [\d:]+, or {NUMBER} device-hours\. Real steps take this time divided by their MFU",
     r"step \d: training waited [\d.]+ s for the checkpoint",
     r"step \d: held-out loss [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.plan.cost import cost_of
+from ftdist.plan.cost import cost_of, describe_estimate
 from ftdist.plan.goodput import LOST, Attempt, Goodput
 from ftdist.plan.pretraining import Pretraining, pretraining_of
 from ftdist.run.timeline import LOADING, QUEUE, STEPS
@@ -33,6 +33,13 @@ def test_what_is_not_known_is_not_invented() -> None:
     found = cost_of(Goodput(), 5, None, None, 10, Pretraining(200, "")).as_dict()
     assert [found[key] for key in ("flops", "flops_per_s", "price")] == [None] * 3
     assert [found["from_zero"][key] for key in ("seconds", "device_hours", "price", "share")] == [None] * 4
+
+
+def test_the_estimate_before_a_run() -> None:
+    line = describe_estimate(1000, flops=7.2e15, rate=1e12, devices=2, price=3.0)  # two hours on two devices
+    assert "1,000 steps need 7.2e+15 operations" in line and "(1e+12 a second on 2 devices)" in line
+    assert "take 2:00:00, or 4 device-hours, and cost 12. " in line
+    assert "on one device) they take 2:00:00, or 2 device-hours. " in describe_estimate(1, 7.2e15, 1e12, 1, None)
 
 
 @pytest.mark.parametrize(

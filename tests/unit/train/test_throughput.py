@@ -4,13 +4,17 @@ import time
 from types import SimpleNamespace
 from typing import Any, Dict
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ftdist.config.schema import RunConfig
+from ftdist.data.loader import PreparedSet
+from ftdist.plan.cost import describe_estimate
 from ftdist.plan.flops import ModelSize, step_flops
 from ftdist.train.phases import PhaseClock
-from ftdist.train.throughput import _attention_width, matrix_rate, model_size
+from ftdist.train.throughput import Throughput, _attention_width, matrix_rate, model_size
 
 CPU = torch.device("cpu")
 
@@ -77,6 +81,21 @@ def test_the_operations_of_a_step() -> None:
 def test_smollm2_is_the_example_of_the_docs() -> None:
     size = ModelSize(trained=134_479_872, frozen=0, attention=30 * 576)
     assert step_flops(size, 1, 512) == 859_963_392
+
+
+def test_the_estimate_counts_the_tokens_of_all_steps_and_ranks() -> None:
+    model, mesh = _model("llama"), SimpleNamespace(device=torch.device("cpu"), sum=lambda values: values)
+    throughput = Throughput(model, mesh, torch.float32)  # type: ignore[arg-type]
+    offsets, documents = np.array([0, 10, 14]), np.array([0, 1, 1])  # rows of 14 and 4 tokens
+    data = PreparedSet(np.zeros(14), np.zeros(14), offsets, documents, np.array([0, 2, 3]))
+    config = RunConfig()
+    config.batch.global_batch_size, config.report.price_per_device_hour = 4, 3.0
+    line = throughput.estimate(config, data, steps=5, devices=2)
+    size = model_size(model)
+    assert size is not None
+    flops = step_flops(size, 10 * (10 + 4 + 4), 10 * (10**2 + 4**2 + 4**2))  # 20 rows: each of the two rows ten times
+    assert line == describe_estimate(5, flops, throughput._rate, 2, 3.0)
+    assert throughput.estimate(config, data, steps=0, devices=2) == ""
 
 
 def test_the_rate_of_a_matrix_product_draws_no_random_numbers() -> None:
