@@ -99,7 +99,14 @@ def _method(config: RunConfig) -> str:
     if method.kind is MethodKind.full:
         return method.kind.name
     values = {name: getattr(method, name) for name in READ_BY[method.kind]}
-    return f"{method.kind.name}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value)
+    return f"{method.kind.name}: " + ", ".join(f"{name} {_plain(value)}" for name, value in values.items() if value)
+
+
+def _plain(value: Any) -> str:
+    """Return a setting without Python's marks: ``32`` for 32.0, ``q_proj and v_proj`` for a list."""
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _rows(config: RunConfig, checkpoint: str, state: Dict[str, Any], tested: str) -> Dict[str, str]:

@@ -10,9 +10,11 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
+from ftdist.base.output import quoted_path
 from ftdist.model.parts import auto_class
 from ftdist.model.quantized import quantize, quantized_layers
 from ftdist.run.adapters import MARK, PREFIX, tensor_shapes
+from ftdist.run.rundir import RunDir
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 GENERATION = "generation_config.json"
@@ -39,8 +41,11 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     if base is None:
         if not settings.base_model_name_or_path:
+            run = RunDir(folder.parent) if (folder.parent / "run.yaml").is_file() else RunDir("RUN_DIR")
+            merge = "" if run.merged.is_dir() else f"ftdist export {quoted_path(run.path)} --merged && "
             raise ConfigError(f"{folder} holds an adapter of a model with random weights, which is in no folder",
-                              "a base model in a folder or on the hub", "ftdist export RUN_DIR --merged")  # fmt: skip
+                              "a base model in a folder or on the hub",
+                              f"{merge}ftdist chat {quoted_path(run.merged)}")  # fmt: skip
         _check_there(folder, Path(settings.base_model_name_or_path))
         base = _load(settings.base_model_name_or_path, dtype, settings.revision, trust_remote_code)
     embedding = base.get_input_embeddings()

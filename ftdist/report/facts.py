@@ -4,8 +4,8 @@ import math
 from typing import Any, Dict, List, Tuple
 
 from ftdist.base.output import quoted_path
-from ftdist.base.shell import override_word, shell_words
 from ftdist.config.schema import RunConfig
+from ftdist.run.adapters import to_train_longer
 from ftdist.run.rundir import RunDir
 from ftdist.track.report import answers, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
@@ -78,10 +78,8 @@ def commands_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
     origin, place = run.read_provenance(), quoted_path(run.path)
     if run.read_status().get("state") != "done":
         further = f"ftdist resume {place}"
-    elif config.method.kind.name in ("lora", "qlora"):
-        further = shell_words(["ftdist", "train", f"method={config.method.kind.name}", f"method.init_from={run.path}"])
     else:
-        further = f"ftdist train model=folder {override_word('model.path', str(run.export))}"
+        further = f"ftdist train {to_train_longer(config, str(run.path))}"
     return {"repeat": origin.get("command"), "folder": origin.get("cwd"), "continue": further, **public_facts(origin)}
 
 

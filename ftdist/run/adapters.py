@@ -13,6 +13,7 @@ from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
 from ftdist.base.shell import override_word
+from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 
@@ -186,13 +187,15 @@ def check_base_of(key: str, given: str, bases: Collection[str]) -> None:
     mark = Path(given) / MARK
     trained_on = read_json(mark).get("base") if mark.is_file() else None
     if trained_on is not None and trained_on not in bases:
-        raise ConfigError(f"{key}={given} was trained on a base model with other weights "
-                          f"({base_name(given) or 'random'})", "the base model that it was trained on",
-                          f"set model.path or model.hub to that model, or leave out {key}")  # fmt: skip
+        name = base_name(given)
+        same = "set model.path or model.hub to that model" if name else "set model.config and seed to those of its run"
+        raise ConfigError(f"{key}={given} was trained on a base model with other weights ({name or 'random'})",
+                          "the base model that it was trained on", f"{same}, or leave out {key}")  # fmt: skip
 
 
 def base_name(given: str) -> str:
-    """Return the folder or hub id of the base model that an adapter names. Empty if it names none."""
+    """Return the folder or hub id of the base model that an adapter names. Empty if it names none: the weights of its
+    base were random."""
     return str(_read_settings("", Path(given)).get("base_model_name_or_path") or "")
 
 
@@ -206,3 +209,15 @@ def base_warning(config: RunConfig) -> str:
             if theirs and Path(theirs).name.lower() != Path(ours).name.lower():
                 return f"{key} says that its base model is {theirs}; the run has {ours or 'random weights'}"
     return ""
+
+
+def to_train_longer(config: RunConfig, place: str) -> str:
+    """Return overrides, as words of a shell command, with which a new run goes on from the export of a finished run.
+
+    Args:
+        config: The config of the finished run.
+        place: Its run directory, as the message shall name it.
+    """
+    if config.method.kind in ADAPTERS and not config.model.adapter:  # else the export is a whole model
+        return f"method={config.method.kind.name} {override_word(INIT_FROM, place)}"
+    return f"model=folder {override_word('model.path', f'{place}/export')}"

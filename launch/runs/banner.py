@@ -19,7 +19,7 @@ from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.data_warnings import data_warnings
 from ftdist.plan.memory import placement
-from ftdist.run.adapters import base_warning
+from ftdist.run.adapters import SETTINGS, base_name, base_warning
 from ftdist.run.model_facts import describe_method, describe_model, length_problem, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
@@ -110,7 +110,11 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
     if code != EXIT_DONE or run.read_status().get("state") != "done":  # a job that has only been submitted
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
-    merge = [f"ftdist export {place} --merged"] if (run.export / "adapter_config.json").is_file() else []
+    merge = []
+    if (run.export / SETTINGS).is_file():
+        merge = [f"ftdist export {place} --merged"]
+        if not base_name(str(run.export)):  # random weights: only a merged model can be loaded
+            chat, merge = [], [*merge, f"ftdist chat {escape(quoted_path(run.merged))}"]
     here = [] if shutil.which("ftdist") else [f"source {escape(quoted_path(sys.prefix))}/bin/activate"]
     runs = escape(quoted_path(run.path.parent))
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"

@@ -7,7 +7,6 @@ from typing import List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, LaunchError
 from ftdist.base.output import quoted_path, short_path
-from ftdist.base.shell import override_word
 from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig
@@ -23,6 +22,7 @@ from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
 from ftdist.plan.batch import plan_resumed
 from ftdist.plan.layout import layout_of
+from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import PAUSED, RunDir
 from ftdist.run.timeline import PREPARING
@@ -64,7 +64,7 @@ def resume(args: argparse.Namespace) -> int:
     if state == "done":
         if under_torchrun.is_first_rank():
             print(f"{short_path(run.path)} is done; to train longer, start a new run: "
-                  f"ftdist train … model=folder {override_word('model.path', short_path(run.export))}")  # fmt: skip
+                  f"ftdist train … {to_train_longer(config, short_path(run.path))}")  # fmt: skip
         return EXIT_DONE
     if under_torchrun.is_rank():
         if args.overrides:

@@ -27,7 +27,7 @@ add_demo_arguments = add_train_arguments
 
 def demo(args: argparse.Namespace) -> int:
     """Run ``train`` with the demo's experiment: on every GPU, or on two ranks on CPU. Returns the exit code."""
-    rate = [f"optim.lr={DEMO_LORA_LR:g}"] if "method=lora" in args.overrides else []
+    rate = [f"optim.lr={DEMO_LORA_LR:g}"] if {"method=lora", "method=qlora"} & set(args.overrides) else []
     args.overrides = ["experiment=demo", *_demo_on_gpus(len(visible_gpus())), *rate, *args.overrides]
     if args.cfg or args.info or args.dry_run or args.multirun or under_torchrun.is_rank():
         return train(args)

@@ -69,6 +69,7 @@ def test_the_versions_are_those_with_which_the_type_was_tested(model_type: str, 
     assert f"| tested with transformers | {versions} |" in model_card(config, "step-00000040", STATE, model_type)
     config.method.kind = MethodKind.lora  # an adapter is read with PEFT
     adapter, merged = (model_card(config, "step-00000040", STATE, model_type, None, text) for text in ("", "merged"))
+    assert "| method | lora: r 16, lora_alpha 32, target_modules all-linear |" in adapter
     assert "| tested with transformers | 5.23 |" in adapter and "| made to be read by | PEFT; other" in adapter
     assert "| made to be read by | vLLM" in merged
     gguf = _card(merged, ["model-F16.gguf: equal"])

@@ -155,8 +155,9 @@ def test_flags_can_stand_anywhere(tmp_path: Path) -> None:
 
 
 def test_the_demo_is_an_experiment_and_takes_overrides(tmp_path: Path) -> None:
-    done = ftdist("demo", "seed=5", "--cfg", "job", cwd=tmp_path)
+    done = ftdist("demo", "seed=5", "method=qlora", "--cfg", "job", cwd=tmp_path)
     assert "name: demo\n" in done.stdout and "seed: 5\n" in done.stdout
+    assert "  lr: 0.001\n" in done.stdout, "adapters need about ten times the rate of the demo"
 
 
 def test_the_demo_under_torchrun_starts_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ftdist.base.errors import CheckpointError, ConfigError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.method.lora import Lora, export_merged
 from ftdist.model.forward import evaluation_mode, keeps_logits
@@ -151,6 +152,14 @@ def test_tied_and_resized_embeddings_are_exported_so_that_peft_computes_the_same
     (tmp_path / "model").rename(tmp_path / "moved")
     with pytest.raises(ConfigError, match=r"holds an adapter of .*/model, which does not exist"):
         open_exported(out)
+    write_json(out / "adapter_config.json", read_json(out / "adapter_config.json") | {"base_model_name_or_path": None})
+    for made, fix in (("RUN_DIR", ""), (tmp_path, "run.yaml"), (tmp_path, "export-merged/")):
+        if fix:
+            (tmp_path / fix).mkdir() if fix.endswith("/") else (tmp_path / fix).touch()
+        with pytest.raises(ConfigError, match="random weights") as error:
+            open_exported(out)
+        merge = "" if fix.endswith("/") else f"ftdist export {made} --merged && "
+        assert error.value.fix == f"{merge}ftdist chat {made}/export-merged"
 
 
 def test_weights_that_are_not_those_of_the_adapter_are_refused(tmp_path: Path) -> None:

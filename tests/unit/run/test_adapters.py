@@ -1,13 +1,15 @@
 """Saved adapters: which settings are taken over, what is refused, and which base model they belong to."""
 
 import json
+import shlex
 import struct
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Optional
 
 import pytest
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.method import MethodKind
 from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import (
     FOLDED,
@@ -20,6 +22,7 @@ from ftdist.run.adapters import (
     base_warning,
     find_adapters,
     tensor_shapes,
+    to_train_longer,
 )
 from ftdist.run.identity import base_identity, check_adapter_bases, describe_files
 from ftdist.run.model_facts import _file
@@ -117,7 +120,12 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     (first / MARK).write_text(json.dumps({"base": "another"}))
     with pytest.raises(ConfigError, match="model.adapter=.*first was trained on a base model with other weights"):
         check_adapter_bases(config)
+    save_adapter(first, base_model_name_or_path=None)
+    with pytest.raises(ConfigError, match=r"other weights \(random\)") as error:
+        check_adapter_bases(config)
+    assert error.value.fix == "set model.config and seed to those of its run, or leave out model.adapter"
     assert not base_warning(config), "the identity of the base is known"
+    save_adapter(first)
     (first / MARK).unlink()
     assert "model.adapter says that its base model is org/base-1b" in base_warning(config)
     config.model.path = "/models/Base-1B"
@@ -139,3 +147,19 @@ def test_the_identity_of_a_run_and_its_base_covers_the_adapters(tmp_path: Path) 
     assert describe_files(continued)[INIT_FROM].startswith("gone: ")
     with pytest.raises(ConfigError, match="model.adapter=.* holds no"):
         find_adapters(folded)
+
+
+@pytest.mark.parametrize(
+    ("kind", "folded", "words"),
+    [
+        ("full", None, ["model=folder", "model.path=it's a run/export"]),
+        ("partial", "an adapter", ["model=folder", "model.path=it's a run/export"]),
+        ("lora", None, ["method=lora", "method.init_from=it's a run"]),
+        ("qlora", None, ["method=qlora", "method.init_from=it's a run"]),
+        ("lora", "an adapter", ["model=folder", "model.path=it's a run/export"]),
+    ],
+)
+def test_a_finished_run_goes_on_from_what_its_export_is(kind: str, folded: Optional[str], words: List[str]) -> None:
+    config = RunConfig()
+    config.method.kind, config.model.adapter = MethodKind[kind], folded
+    assert shlex.split(to_train_longer(config, "it's a run")) == words

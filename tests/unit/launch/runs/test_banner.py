@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED
+from ftdist.base.json_files import write_json
 from ftdist.launch.attempt import failure
 from ftdist.launch.runs import banner, resolve
 from ftdist.run.model_facts import ModelFacts, write_facts
@@ -41,9 +42,16 @@ def test_the_printed_next_commands_work_from_the_current_folder(here: Path, caps
         assert commands[-1].strip() == status and f"ftdist eval {place} --checkpoint best" in commands[-2]
         assert "--merged" not in said
         run.export.mkdir()
-        (run.export / "adapter_config.json").touch()
+        settings = {"r": 8, "lora_alpha": 16, "base_model_name_or_path": "models/base"}
+        write_json(run.export / "adapter_config.json", settings)
         banner.show_next(run, 0, 3.0)
-        assert f"ftdist export {place} --merged\n" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"ftdist export {place} --merged\n" in said and f"ftdist chat {place}\n" in said
+        write_json(run.export / "adapter_config.json", {**settings, "base_model_name_or_path": None})
+        banner.show_next(run, 0, 3.0)
+        said = capsys.readouterr().out
+        assert f"ftdist chat {place}\n" not in said, "the base has random weights and is in no folder"
+        assert said.index(f"ftdist export {place} --merged\n") < said.index(f"ftdist chat {place}/export-merged\n")
 
 
 def test_the_printed_resume_command_quotes_the_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
