@@ -9,7 +9,7 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.plan.batch import BatchPlan, plan_batch, plan_resumed
-from ftdist.plan.deepspeed import check_frozen, deepspeed_settings, read_settings
+from ftdist.plan.deepspeed import REDUCE_BUCKET, check_frozen, deepspeed_settings, read_settings
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
 from tests.helpers.tiny import tiny_config
 
@@ -42,6 +42,8 @@ def test_further_keys_are_merged(tmp_path: Path) -> None:
     )
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
     assert settings["zero_optimization"]["stage"] == 2
+    assert _settings(tmp_path)["zero_optimization"]["reduce_bucket_size"] == REDUCE_BUCKET
+    assert "reduce_bucket_size" not in _settings(tmp_path, "zero.stage=0")["zero_optimization"]
     assert settings["comms_logger"] == {"enabled": True}
 
 
