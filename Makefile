@@ -59,7 +59,7 @@ invariance: $(VENV)/.ftdist-test ## run the invariance suite and write what it m
 models: $(VENV)/.ftdist-test ## run every causal model type of transformers, tiny, and write docs/models.md (minutes)
 	@"$(BIN)/python" -m tests.models.suite
 
-mutations: $(VENV)/.ftdist-test ## put sixteen bugs into a copy of the code, one at a time: the tests must fail on each (minutes)
+mutations: $(VENV)/.ftdist-test ## put bugs into a copy of the code, one at a time: the tests must fail on each (minutes)
 	@"$(BIN)/python" -m tests.mutations $(JOBS)
 
 bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, saving (minutes)

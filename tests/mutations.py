@@ -103,6 +103,29 @@ METHOD_MUTATIONS = [
              "        model.forward = lambda *args, **kwargs: inner(*args, **kwargs)\n        if"),
 ]  # fmt: skip
 
+CHUNKED, RECOMPUTE = "ftdist/objective/chunked.py", "ftdist/model/recompute.py"
+HEAD_MUTATIONS = [
+    Mutation("scale of the logits forgotten", CHUNKED,
+             "return outputs if self.scale == 1.0 else outputs.mul_(self.scale)", "return outputs"),
+    Mutation("soft cap forgotten", CHUNKED, "outputs.mul_(self.scale / self.cap).tanh_().mul_(self.cap)",
+             "outputs.mul_(self.scale)"),
+    Mutation("padded rows of the vocabulary counted", CHUNKED,
+             "weights[0][:vocab_size], None if bias is None else bias[:vocab_size]).to(dtype)",
+             "weights[0], bias).to(dtype)"),
+    Mutation("gradient of the head summed in bf16", CHUNKED, "torch.zeros(w.shape, dtype=dtype,",
+             "torch.zeros(w.shape, dtype=w.dtype,"),
+    Mutation("chunk border off by one", CHUNKED, "pairwise([*range(0, tokens, size), tokens])",
+             "pairwise([*range(0, tokens, size), tokens - 1])"),
+    Mutation("a recomputed layer with other dropout", RECOMPUTE, 'return not given.get("dropout_p")', "return True"),
+    Mutation("kept attention returned in another order", RECOMPUTE, "self._kept.popleft()", "self._kept.pop()"),
+]  # fmt: skip
+HEAD_SUITES = {
+    "tests": [
+        "tests/unit/objective/test_chunked.py", "tests/unit/objective/test_head.py",
+        "tests/unit/model/test_recompute.py",
+    ],
+}  # fmt: skip
+
 
 def copy_code(to: Path) -> None:
     """Copy the code as one tree, as in the wheel, so that nothing is imported from the checkout."""
@@ -147,9 +170,13 @@ def prove(mutation: Optional[Mutation], suites: Dict[str, List[str]]) -> Dict[st
 
 def main(jobs: int) -> int:
     with ThreadPoolExecutor(jobs) as pool:  # each thread waits for a process
-        return run_all("mutations", MUTATIONS, SUITES, pool) + run_all(
-            "method mutations", METHOD_MUTATIONS, METHOD_SUITES, pool
-        )
+        return sum(
+            run_all(table, mutations, suites, pool)
+            for table, mutations, suites in (
+                ("mutations", MUTATIONS, SUITES), ("method mutations", METHOD_MUTATIONS, METHOD_SUITES),
+                ("head mutations", HEAD_MUTATIONS, HEAD_SUITES),
+            )
+        )  # fmt: skip
 
 
 def run_all(table: str, mutations: List[Mutation], suites: Dict[str, List[str]], pool: ThreadPoolExecutor) -> int:
@@ -160,7 +187,12 @@ def run_all(table: str, mutations: List[Mutation], suites: Dict[str, List[str]],
     assert not any(unchanged.values()), f"tests fail without a bug: {unchanged}"
     for mutation, caught in zip(mutations, found, strict=True):
         missed += not caught[first]
-        rows.append([mutation.bug, *(f"{len(names)}: `{names[0]}`" if names else "–" for names in caught.values())])
+        rows.append(
+            [
+                mutation.bug,
+                *(f"{len(names)}: `{names[0].split('[')[0]}`" if names else "–" for names in caught.values()),
+            ]
+        )
         print(f"{mutation.bug}: {', '.join(f'{len(names)} of {suite}' for suite, names in caught.items())}", flush=True)
     write_table(table, ["bug", *suites], rows)
     return missed
