@@ -35,7 +35,7 @@ OWNED_ELSEWHERE = {
 }
 
 REDUCE_BUCKET = 50_000_000
-"""Number of gradients that ranks reduce together. On a GPU DeepSpeed allocates a buffer of this size. Its own default is
+"""Number of gradients that ranks reduce together. On a GPU DeepSpeed allocates a buffer of this size. Its default is
 ten times as large: 1 GB in bf16. A bucket of 100 MB is four times that of PyTorch's DistributedDataParallel."""
 
 
