@@ -70,10 +70,13 @@ def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Batc
     return BatchPlan(batch.micro_batch_size, accum, dp_world_size, max_seq_len)
 
 
-def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> BatchPlan:
+def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int, nnodes: int = 1) -> BatchPlan:
     """Derive ``grad_accum_steps`` of a run that may continue on another number of ranks than before.
 
     The global batch size stays the same, whatever ``grad_accum_steps`` was.
+
+    Args:
+        nnodes: number of machines on which the ranks are, for the settings that an error names.
 
     Raises:
         ConfigError: the rows of a step cannot be divided over these ranks. The message has the nearest settings that
@@ -86,11 +89,11 @@ def plan_resumed(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Ba
         f"a resumed run keeps batch.global_batch_size={rows}, which is not divisible by micro_batch_size × ranks = "
         f"{micro} × {dp_world_size} = {micro * dp_world_size}",
         f"a micro_batch_size and a number of ranks whose product divides {rows}",
-        ", or ".join(_nearest_choices(rows, micro, dp_world_size)),
+        ", or ".join(_nearest_choices(rows, micro, dp_world_size, nnodes)),
     )
 
 
-def _nearest_choices(rows: int, micro: int, dp_world_size: int) -> List[str]:
+def _nearest_choices(rows: int, micro: int, dp_world_size: int, nnodes: int) -> List[str]:
     """Return the closest settings with which ``rows`` can be divided: a smaller micro-batch on the same ranks, and
     another number of ranks."""
     smaller = [size for size in range(1, micro) if rows % (size * dp_world_size) == 0]
@@ -98,7 +101,13 @@ def _nearest_choices(rows: int, micro: int, dp_world_size: int) -> List[str]:
     divisor = max(size for size in range(1, micro + 1) if rows % size == 0)
     if divisor == micro or not smaller:  # otherwise another number of ranks alone is not enough
         counts = [count for count in range(1, rows // divisor + 1) if rows % (divisor * count) == 0]
-        nearest = min(counts, key=lambda count: (abs(count - dp_world_size), -count))
+        on_all = [count for count in counts if count % nnodes == 0]
+        if on_all:
+            nearest = min(on_all, key=lambda count: (abs(count - dp_world_size), -count))
+            setting = f"launch.nproc_per_node={nearest // nnodes}"
+        else:  # the ranks of one machine, because a machine has no room for those of all
+            nearest = min(counts, key=lambda count: (abs(count - dp_world_size // nnodes), -count))
+            setting = f"launch.nnodes=1 launch.nproc_per_node={nearest}"
         with_size = "" if divisor == micro else f" with batch.micro_batch_size={divisor}"
-        choices.append(f"{_count(nearest, 'rank')} (launch.nproc_per_node={nearest}){with_size}")
+        choices.append(f"{_count(nearest, 'rank')} ({setting}){with_size}")
     return choices

@@ -7,7 +7,9 @@ from typing import Any, Dict, List, Optional, Protocol, Sequence
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.run.rundir import RunDir
 
-ALIVE = ("queued", "starting", "running")
+STOPPING = "stopping"
+"""State of a run whose ranks have ended, while its job still ends or is about to be requeued."""
+ALIVE = ("queued", "starting", "running", STOPPING)
 """States of a run that is under way."""
 DEAD = "dead?"
 """State of a run that has not ended according to its status.json, although nothing runs it any more."""
@@ -21,7 +23,7 @@ class Seen:
     """The state of a run, as far as it can be seen from this machine."""
 
     state: str
-    """A state from status.json, or DEAD."""
+    """A state from status.json, STOPPING, or DEAD."""
     detail: str = ""
     """What a scheduler reports about the job of a run that is under way."""
 
@@ -57,8 +59,12 @@ class Backend(Protocol):
             ConfigError: a value cannot be written into one of them.
         """
 
-    def dry_run(self, config: RunConfig, run: RunDir) -> str:
-        """Return what ``start`` would start, as text."""
+    def dry_run(self, config: RunConfig, run: RunDir, changed: bool = False) -> str:
+        """Return what ``start`` would start, as text.
+
+        Args:
+            changed: the config is not the one in the run directory, into which nothing is written.
+        """
 
     def start(self, config: RunConfig, run: RunDir) -> int:
         """Start or resume a run. Returns its exit code, or 0 if a job was submitted and the launcher does not wait for

@@ -48,9 +48,10 @@ class DeepspeedBackend(ForegroundBackend):
         resolve_hosts(config)
         resolve_ranks_per_node(config.launch, gpus)
 
-    def dry_run(self, config: RunConfig, run: RunDir) -> str:
-        write_files(config, run)
-        return plan_deepspeed(config, run, 0).shell()
+    def dry_run(self, config: RunConfig, run: RunDir, changed: bool = False) -> str:
+        if not changed:
+            write_files(config, run)
+        return plan_deepspeed(config, run, lifecycle.next_attempt(run)).shell()
 
     def start(self, config: RunConfig, run: RunDir) -> int:
         check_torch(config.launch)

@@ -30,8 +30,8 @@ class LocalBackend(ForegroundBackend):
             )
         resolve_ranks_per_node(launch, gpus)
 
-    def dry_run(self, config: RunConfig, run: RunDir) -> str:
-        return plan_local(config, *rank_program(str(run.path), 0)).shell()
+    def dry_run(self, config: RunConfig, run: RunDir, changed: bool = False) -> str:
+        return plan_local(config, *rank_program(str(run.path), lifecycle.next_attempt(run))).shell()
 
     def start(self, config: RunConfig, run: RunDir) -> int:
         check_torch(config.launch)

@@ -45,10 +45,11 @@ class NodesBackend(ForegroundBackend):
                               f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
         resolve_ranks_per_node(launch, gpus)
 
-    def dry_run(self, config: RunConfig, run: RunDir) -> str:
-        lines = []
+    def dry_run(self, config: RunConfig, run: RunDir, changed: bool = False) -> str:
+        lines, attempt = [], lifecycle.next_attempt(run)
         for rank in range(config.launch.nnodes):
-            command = ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else node_command(run, rank, 0)
+            over_ssh = bool(config.launch.nodes.hosts)
+            command = ssh_command(config, run, rank, attempt) if over_ssh else node_command(run, rank, attempt)
             lines += [f"# {machine_name(config, rank)}:", shell_words(command)]
         return "\n".join(lines)
 

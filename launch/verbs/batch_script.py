@@ -19,6 +19,8 @@ from ftdist.run.timeline import PREPARING, QUEUE, STARTING
 
 MAX_IDLE = 2
 """Number of consecutive attempts without a newer checkpoint, after which a job does not requeue itself."""
+BY_SLURM = "Slurm requeued the job: a node was lost, or a job of higher priority ended it before it could save"
+"""Why an attempt stopped that has left no reason."""
 REQUEUE = "requeue"
 """What ``_end`` prints if the script must requeue the job."""
 
@@ -72,7 +74,7 @@ def begin(args: argparse.Namespace) -> int:
     attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
                               requeues=requeues, begun_after=status.get("last_checkpoint_step"),
                               exit_code=None, exit_reason="")  # fmt: skip
-    why = before_this(status) or ("Slurm requeued the job, for example because a node was lost" if again else "")
+    why = before_this(status) or (BY_SLURM if again else "")
     print(f"attempt {attempt} of job {args.job} on {nodes}" + (f", after: {why}" if why else ""), flush=True)
     run.record_phase(PREPARING, attempt)
     try:

@@ -3,10 +3,11 @@
 import argparse
 import time
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, LaunchError
 from ftdist.base.output import quoted_path, short_path
+from ftdist.base.shell import shell_words
 from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig
@@ -20,7 +21,7 @@ from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.sweeps import sweep
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
-from ftdist.plan.batch import plan_resumed
+from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.layout import layout_of
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import check_files
@@ -32,6 +33,8 @@ def add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR|SWEEP_DIR", help="a run or a sweep")
     parser.add_argument("overrides", nargs="*", default=[], metavar="OVERRIDE",
                         help="settings to change for the rest of the run, for example zero.stage=1")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print what would be started (a batch script under Slurm), change nothing")  # fmt: skip
 
 
 def resume(args: argparse.Namespace) -> int:
@@ -50,6 +53,7 @@ def resume(args: argparse.Namespace) -> int:
     started = time.monotonic()
     check_changes(args.overrides)
     if SweepDir(args.run_dir).exists:
+        _refuse_dry_run(args, "a sweep", f"resume one trial: ftdist resume {quoted_path(args.run_dir)}/000 --dry-run")
         if under_torchrun.is_rank() and SweepDir(args.run_dir).read_status().get("state") != "done":
             raise ConfigError("a sweep cannot be resumed under torchrun, or under srun with several tasks",
                               "a command that is started once",
@@ -67,6 +71,8 @@ def resume(args: argparse.Namespace) -> int:
                   f"ftdist train … {to_train_longer(config, short_path(run.path))}")  # fmt: skip
         return EXIT_DONE
     if under_torchrun.is_rank():
+        _refuse_dry_run(args, "torchrun, or under srun with several tasks",
+                        "run `ftdist resume --dry-run …` without torchrun, or with srun --ntasks=1")  # fmt: skip
         if args.overrides:
             raise ConfigError(f"overrides ('{args.overrides[0]}') cannot be used under torchrun, because every rank "
                               "would rewrite run.yaml", "ftdist resume RUN_DIR without overrides",
@@ -76,6 +82,8 @@ def resume(args: argparse.Namespace) -> int:
         raise LaunchError(f"{args.run_dir} is {state}{_who(run.read_status())}", "a run that has stopped",
                           f"wait until it ends, or stop it: ftdist cancel {quoted_path(run.path)}")  # fmt: skip
     banner.show_resume(run)
+    if args.dry_run:
+        return _dry_run(run, config, args.overrides)
     with owned(run, submits=backend_of(config).uses_scheduler):
         if args.overrides:
             config = change_config(run, config, args.overrides)
@@ -132,20 +140,47 @@ def _sweep_waits(overrides: List[str]) -> Optional[bool]:
     return wait
 
 
+def _refuse_dry_run(args: argparse.Namespace, what: str, fix: str) -> None:
+    if args.dry_run:
+        raise ConfigError(f"--dry-run cannot be used with {what}", "the directory of one run", fix)
+
+
+def _dry_run(run: RunDir, config: RunConfig, overrides: List[str]) -> int:
+    """Print what a resume would start, and change nothing. Returns the exit code.
+
+    Raises:
+        ConfigError: the run cannot be resumed with these overrides.
+    """
+    if overrides:
+        config, plan = _changed(run, config, overrides)
+        print(f"{'batch':10} {plan.describe()}")
+    _check_not_paused(run, config)
+    print(backend_of(config).dry_run(config, run, changed=bool(overrides)))
+    command = shell_words(["ftdist", "resume", short_path(run.path), *overrides])
+    print(f"nothing was changed or started; resume it with: {command}")
+    return EXIT_DONE
+
+
 def change_config(run: RunDir, config: RunConfig, overrides: List[str]) -> RunConfig:
     """Change the config of a run and write it into the run directory. The old config is kept beside it.
 
     Raises:
         ConfigError: the global batch cannot be divided among the ranks, or the ranks cannot be started.
     """
+    changed, plan = _changed(run, config, overrides)
+    freeze.freeze_again(run, changed, plan, overrides, backend_of(changed).files(changed))
+    print(f"{'batch':10} {plan.describe()}")
+    return changed
+
+
+def _changed(run: RunDir, config: RunConfig, overrides: List[str]) -> Tuple[RunConfig, BatchPlan]:
+    """Return the config with overrides, and its batch plan. Nothing is written."""
     changed = compose.change(config, overrides)
     changed.run_dir = str(run.path)  # the run directory may have been moved
     keys = [override.split("=")[0] for override in overrides]
     if "launch.nproc_per_node" in keys and "launch.threads_per_rank" not in keys:
         changed.launch.threads_per_rank = None  # follows from the number of ranks again
     resolve.resolve_ranks(changed)
-    plan = plan_resumed(changed.batch, layout_of(changed).data, changed.data.max_seq_len)
+    plan = plan_resumed(changed.batch, layout_of(changed).data, changed.data.max_seq_len, changed.launch.nnodes)
     changed.batch.grad_accum_steps = plan.grad_accum_steps
-    freeze.freeze_again(run, changed, plan, overrides, backend_of(changed).files(changed))
-    print(f"{'batch':10} {plan.describe()}")
-    return changed
+    return changed, plan

@@ -10,8 +10,8 @@ from ftdist.base.shell import shell_word
 from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import check_torch
-from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status
-from ftdist.launch.backends.slurm import client, follow, script, stop
+from ftdist.launch.backends.base import ALIVE, DEAD, STOPPING, Seen, Status
+from ftdist.launch.backends.slurm import answers, client, follow, script, stop
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.backends.slurm.resolve import resolve_ranks
 from ftdist.run.rundir import SUBMIT, RunDir
@@ -30,7 +30,9 @@ class SlurmBackend:
     def files(self, config: RunConfig) -> Dict[str, str]:
         return {SUBMIT: script.render(config)}
 
-    def dry_run(self, config: RunConfig, run: RunDir) -> str:
+    def dry_run(self, config: RunConfig, run: RunDir, changed: bool = False) -> str:
+        if changed:
+            return script.render(config)
         return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shell_word(str(run.submit))}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
@@ -75,4 +77,12 @@ def _seen(status: Status, jobs: Optional[Mapping[str, client.Job]]) -> Seen:
         return Seen(DEAD if state in ALIVE else state)
     if job.state in ("PENDING", "REQUEUED"):
         return Seen("queued", job.describe())
+    if job.state == "COMPLETING" or (state not in ALIVE and _written_by(status, job)):
+        return Seen(STOPPING, job.describe())
     return Seen(state if state in ALIVE else "starting", job.describe())
+
+
+def _written_by(status: Status, job: client.Job) -> bool:
+    """Return whether status.json was written since a job has started, and not by the job's attempt before."""
+    began = answers.local_time(job.start)
+    return began is not None and float(status.get("time") or 0) > began

@@ -105,12 +105,12 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
     given = max((node.default_s for node in nodes), default=math.inf) if asked is None else seconds(asked)
     if given <= stop:
         found = "a job without launch.slurm.time gets a limit of" if asked is None else f"launch.slurm.time={asked} is"
-        needed = -(-stop // 60) + 5
+        needed = int(min(-(-stop // 60) + 5, largest / 60))
         longer = f"set launch.slurm.time={needed} (minutes)"
         raise ConfigError(
             f"{found} {given:.0f} s, but the run is asked to stop {slurm.stop_before_limit_s} to {stop} s before this "
             "limit", f"a time limit of more than {stop} s",
-            f"{longer if needed * 60 <= largest else 'launch.slurm.partition=NAME, of one that allows longer jobs'}, "
+            f"{longer if needed * 60 > stop else 'launch.slurm.partition=NAME, of one that allows longer jobs'}, "
             "or lower launch.slurm.stop_before_limit_s",
         )  # fmt: skip
     if asked is not None and given > largest:

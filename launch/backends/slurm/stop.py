@@ -19,6 +19,8 @@ def ask_to_stop(run: RunDir) -> str:
         client.cancel(job)
         lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
         return f"job {job} was removed from the queue; it had not started"
+    if found is not None and found.state == "COMPLETING":
+        return f"job {job} is ending already"
     return lifecycle.ask_to_stop(run)
 
 

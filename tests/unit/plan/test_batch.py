@@ -64,6 +64,20 @@ def test_a_resume_that_does_not_divide_names_the_nearest_that_does(rows: int, mi
     assert error.value.fix == fix
 
 
+@pytest.mark.parametrize(
+    ("rows", "ranks", "fix"),
+    [
+        (1, 2, "1 rank (launch.nnodes=1 launch.nproc_per_node=1)"),
+        (12, 10, "12 ranks (launch.nproc_per_node=6)"),
+        (9, 6, "3 ranks (launch.nnodes=1 launch.nproc_per_node=3)"),
+    ],
+)
+def test_the_ranks_that_divide_are_those_of_two_machines(rows: int, ranks: int, fix: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_resumed(BatchConfig(global_batch_size=rows, micro_batch_size=1), ranks, 16, nnodes=2)
+    assert error.value.fix == fix
+
+
 def test_every_resume_is_planned_or_refused_with_a_choice() -> None:
     for rows, micro, ranks in itertools.product(range(1, 13), range(1, 14), range(1, 7)):
         batch = BatchConfig(global_batch_size=rows, micro_batch_size=micro)

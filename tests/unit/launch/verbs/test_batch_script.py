@@ -62,7 +62,7 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
 ) -> None:
     """max_requeues is 2. Slurm requeues the job, with or without a signal before, or the job requeues itself."""
     why = {"preempted": "stopped by Slurm", "near its limit": "near the time limit",
-           "killed": "Slurm requeued the job, for example because a node was lost"}[how]  # fmt: skip
+           "killed": batch_script.BY_SLURM}[how]  # fmt: skip
     for requeues in range(3):
         before = before_this(run.read_status())
         assert before == (why if requeues and how != "killed" else ""), "what the follower says while the job waits"

@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import pytest
 
@@ -133,6 +133,48 @@ def test_a_resume_with_overrides_renders_the_batch_script_again(here: Path) -> N
     script = run.submit.read_text()
     assert "--nodes=2" in script and "night" in script and str(run.path) in script
     assert read_json(run.deepspeed)["gradient_accumulation_steps"] == 3  # 12 rows on 2 nodes × 2 ranks
+
+
+def _files(run: RunDir) -> Dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_prints_the_next_job_and_changes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = stopped_run(here / "my run")
+    config = load_config(run.config)
+    config.launch.kind, config.launch.nproc_per_node = LaunchKind.slurm, 2
+    run.config.unlink()
+    run.config.write_text(dump_config(config))
+    _resume(run, "launch.slurm.partition=day")
+    before = _files(run)
+    capsys.readouterr()
+    for overrides, holds in (((), "day"), (("launch.nnodes=2", "launch.slurm.partition=night"), "night")):
+        assert cli.dispatch(["resume", "my run", *overrides, "--dry-run"]) == EXIT_DONE
+        printed = capsys.readouterr().out
+        assert f'#SBATCH --partition="{holds}"' in printed and (f"sbatch '{run.submit}'" in printed) == (not overrides)
+        assert shlex.split(printed.rsplit("resume it with: ", 1)[1]) == ["ftdist", "resume", "my run", *overrides]
+    assert _files(run) == before
+    for override, says in (("optim.lr=1", "cannot change"), ("launch.nnodes=5", "launch.nnodes=1 launch.nproc_per_")):
+        with pytest.raises(ConfigError, match=says):
+            cli.dispatch(["resume", "my run", override, "--dry-run"])
+
+
+def test_a_dry_run_on_this_machine_prints_the_command_of_the_next_attempt(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stopped_run(here / "run")
+    before = _files(run)
+    assert cli.dispatch(["resume", "run", "--dry-run", "launch.nproc_per_node=2"]) == EXIT_DONE
+    printed = capsys.readouterr().out
+    assert "--nproc-per-node 2" in printed and "--attempt 1" in printed and _files(run) == before
+
+
+def test_a_dry_run_of_a_sweep_names_a_trial(here: Path) -> None:
+    (here / "a-sweep").mkdir()
+    (here / "a-sweep" / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="a sweep") as error:
+        cli.dispatch(["resume", "a-sweep", "--dry-run"])
+    assert error.value.fix.endswith("ftdist resume a-sweep/000 --dry-run")
 
 
 @pytest.mark.parametrize("own_torchrun", [False, True])

@@ -7,9 +7,10 @@ from typing import Any, List, Optional
 import pytest
 
 from ftdist.base.errors import LaunchError
-from ftdist.launch.backends.slurm import client, follow
+from ftdist.launch.backends.slurm import answers, client, follow
 from ftdist.launch.backends.slurm.backend import SlurmBackend
 from ftdist.launch.backends.slurm.follow import JobWatch
+from tests.unit.launch.run_tools import make_run
 
 AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
 RUNNING = "Welcome!\nftdist|7|RUNNING|None|2026-01-01T00:00:00\n"
@@ -49,6 +50,34 @@ def test_a_slurm_that_does_not_answer_says_nothing_about_jobs(
         for ask in (lambda: client.find_job("7"), lambda: client.find_running("7")):
             with pytest.raises(LaunchError, match="connect failure"):
                 ask()
+
+
+@pytest.mark.parametrize(
+    ("state", "job", "written", "seen"),
+    [
+        ("preempted", "RUNNING", 60, "stopping"),  # the script of the job has not ended yet
+        ("preempted", "RUNNING", -60, "starting"),  # requeued: the status is that of the attempt before
+        ("preempted", "PENDING", -60, "queued"),
+        ("running", "RUNNING", 60, "running"),
+        ("queued", "COMPLETING", -60, "stopping"),  # cancelled before it has written anything
+        ("preempted", "CANCELLED", 60, "preempted"),
+    ],
+)
+def test_a_job_whose_ranks_have_ended_is_not_shown_as_starting(
+    state: str, job: str, written: float, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = "2026-01-01T00:00:00"
+    answer(monkeypatch, 0, f"ftdist|7|{job}|None|{began}\n", "")
+    status = {"state": state, "job_id": "7", "time": (answers.local_time(began) or 0) + written}
+    assert [found.state for found in SlurmBackend().states([status])] == [seen]
+
+
+def test_a_cancel_of_a_job_that_ends_does_not_promise_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", state="queued", job_id="7", backend="slurm")
+    answer(monkeypatch, 0, "ftdist|7|COMPLETING|None|2026-01-01T00:00:00\n", "")
+    assert SlurmBackend().stop(run) == "job 7 is ending already" and run.cancel.exists()
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,7 @@ def test_a_time_limit_that_leaves_no_time_is_refused(limit: Optional[str], stop:
         (None, 120, 3600, "a job without launch.slurm.time gets a limit of 120 s", "set launch.slurm.time=8"),
         (None, 120, 120, "a job without launch.slurm.time gets a limit of 120 s", "launch.slurm.partition=NAME"),
         ("2", 120, 120, "launch.slurm.time=2 is 120 s", "launch.slurm.partition=NAME"),
+        ("2", 120, 240, "launch.slurm.time=2 is 120 s", "set launch.slurm.time=4"),
         ("30", 120, 600, None, "longer than the 10 minutes that the partition allows"),
         ("10", 120, 600, None, ""),
         (None, 600, 600, None, ""),
