@@ -123,7 +123,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/engine/muon_adamw.py", "ftdist/engine/no_gradient.py",
         "ftdist/engine/gathered_views.py", "ftdist/engine/expert_groups.py",
         "ftdist/train/describe.py", "ftdist/train/schedule.py",
-        "ftdist/train/evaluate.py",
+        "ftdist/train/evaluate.py", "ftdist/train/base_texts.py", "ftdist/train/forgetting.py",
         "ftdist/train/bad_steps.py", "ftdist/train/preempt.py", "ftdist/train/time_limit.py",
         "ftdist/train/out_of_memory.py",
         "ftdist/parallel/device_memory.py", "ftdist/train/watchdog.py", "ftdist/parallel/collectives.py",

@@ -58,6 +58,11 @@ def check_config(config: RunConfig) -> None:
     check_track(config.track)
     if config.report.price_per_device_hour is not None:
         _check_range("report.price_per_device_hour", config.report.price_per_device_hour, 0)
+    _check_range("report.forgetting.texts", config.report.forgetting.texts, 0)
+    _check_range("report.forgetting.tokens", config.report.forgetting.tokens, 1)
+    if config.report.forgetting.texts == 1:
+        raise ConfigError("report.forgetting.texts=1", "0, or at least 2, so that the error can be estimated",
+                          "report.forgetting.texts=32")  # fmt: skip
     if config.debug.profile is not None:
         profiled_steps(config.debug.profile)
     _check_range("seed", config.seed, 0, 2**32 - 1)

@@ -1,7 +1,16 @@
 """The section ``report`` of the run config."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
+
+
+@dataclass
+class ForgettingConfig:
+    texts: int = 32
+    """Number of texts that the base model writes before the first step. At every evaluation, the divergence KL(base ‖
+    now) is measured on them. 0: forgetting is not measured."""
+    tokens: int = 64
+    """Maximum number of tokens that the base model writes in each text."""
 
 
 @dataclass
@@ -9,3 +18,4 @@ class ReportConfig:
     price_per_device_hour: Optional[float] = None
     """What one device (a GPU, or on CPU a rank) costs for an hour, in any currency, for ``ftdist report``. null: not
     known."""
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)

@@ -27,6 +27,7 @@ from ftdist.config.method import MethodKind as MethodKind
 from ftdist.config.optim import OptimConfig as OptimConfig
 from ftdist.config.optim import OptimizerKind as OptimizerKind
 from ftdist.config.optim import Schedule as Schedule
+from ftdist.config.report import ForgettingConfig as ForgettingConfig
 from ftdist.config.report import ReportConfig as ReportConfig
 from ftdist.config.sweep import Direction as Direction
 from ftdist.config.sweep import SweepConfig as SweepConfig
@@ -272,7 +273,8 @@ ADDED_LATER: Dict[str, Any] = {
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
     "model.adapter": None,
     "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
-    "report": {"price_per_device_hour": None},
+    "report": {"price_per_device_hour": None, "forgetting": {"texts": 0, "tokens": 64}},
+    "report.forgetting": {"texts": 0, "tokens": 64},
     "train.compile": Compile.none,
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip

@@ -3,7 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
 
+import numpy as np
 import torch
+
+
+@dataclass(frozen=True)
+class SegmentLosses:
+    """The loss of each segment of a micro-batch, for evaluation. A segment is a document or padding."""
+
+    losses: np.ndarray
+    """[segments] float64: sums of the losses of the segment's units."""
+    weights: np.ndarray
+    """[segments] float64: numbers of these units; 0 for padding."""
 
 
 @dataclass(frozen=True)
@@ -47,4 +58,10 @@ class Objective(Protocol):
         """Run ``model`` on a micro-batch and return its loss.
 
         ``model`` may be an engine. With ZeRO-3, weights can only be read inside the engine's forward.
+        """
+
+    def segment_losses(self, model: Any, batch: Any) -> SegmentLosses:
+        """Run ``model`` on a micro-batch without gradients, and return the loss of each segment.
+
+        Together they are the loss that ``loss`` returns, up to rounding.
         """

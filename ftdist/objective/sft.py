@@ -10,9 +10,9 @@ import torch
 from ftdist.model.forward import expert_load
 from ftdist.model.routers import RouterLogits
 from ftdist.objective.balance import BalanceLoss
-from ftdist.objective.base import LossSum
+from ftdist.objective.base import LossSum, SegmentLosses
 from ftdist.objective.head import Head
-from ftdist.objective.token_loss import token_loss
+from ftdist.objective.token_loss import segment_losses, token_loss
 
 
 class SupervisedFineTuning:
@@ -54,3 +54,7 @@ class SupervisedFineTuning:
         routers = RouterLogits()
         loss = token_loss(model, batch, self._vocab_size, self._head, routers)
         return LossSum(loss, penalty=self._balance.share(model, routers))
+
+    def segment_losses(self, model: Any, batch: Any) -> SegmentLosses:
+        """Return the sum of the cross-entropies of each segment's trained tokens, and their number."""
+        return segment_losses(model, batch, self._vocab_size, self._head)

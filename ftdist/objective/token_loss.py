@@ -5,12 +5,14 @@
 
 from typing import Any, Optional
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ftdist.data.loader import IGNORED
 from ftdist.model.forward import Batch, forward_logits
 from ftdist.model.routers import RouterLogits
+from ftdist.objective.base import SegmentLosses
 from ftdist.objective.head import Head, target_logprobs
 
 
@@ -37,3 +39,25 @@ def token_loss(
         return -target_logprobs(model, batch, positions, targets[positions], vocab_size, head, True, routers).sum()
     logits = forward_logits(model, batch, positions, routers)[:, :vocab_size]
     return F.cross_entropy(logits.float(), targets[positions], reduction="sum")
+
+
+def segment_losses(model: Any, batch: Batch, vocab_size: int, head: Optional[Head] = None) -> SegmentLosses:
+    """Return the cross-entropy of the trained tokens of one micro-batch, summed for each segment.
+
+    The sums are computed on the host, one token after another, so they do not depend on the device.
+    See ``token_loss`` for the arguments.
+    """
+    targets = batch.labels[0, 1:]
+    positions = (targets != IGNORED).nonzero()[:, 0]
+    found = torch.zeros(0)
+    if not len(positions):
+        token_loss(model, batch, vocab_size, head)  # see there
+    elif head is not None:
+        found = target_logprobs(model, batch, positions, targets[positions], vocab_size, head)
+    else:
+        logits = forward_logits(model, batch, positions)[:, :vocab_size]
+        found = -F.cross_entropy(logits.float(), targets[positions], reduction="none")
+    segments, count = np.asarray(batch.limits[1:]), len(batch.limits) - 1
+    of_token = np.searchsorted(segments, positions.cpu().numpy() + 1, side="right")
+    losses = -found.double().cpu().numpy()
+    return SegmentLosses(np.bincount(of_token, losses, count), np.bincount(of_token, minlength=count).astype(float))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import List, Sequence, Union
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -32,6 +33,13 @@ class Mesh:
                 tensor[place] = value
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def sum_array(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum of an array of float64 over all ranks. Every rank must call it."""
+        tensor = torch.from_numpy(values).to(self.device, copy=True)
+        dist.all_reduce(tensor)
+        summed: np.ndarray = tensor.cpu().numpy()
+        return summed
 
 
 def data_parallel(ranks: Ranks) -> Mesh:

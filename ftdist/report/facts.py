@@ -1,13 +1,13 @@
 """What a run directory knows about its run: curves, answers, settings, faults, and the commands to repeat it."""
 
 import math
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.rundir import RunDir
-from ftdist.track.report import answers, heldout_losses, step_times
+from ftdist.track.report import answers, forgetting_curve, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
 
 MAX_POINTS = 500
@@ -25,10 +25,18 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": seen[-1] if seen else None,
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
-        "step_times": step_times(run),
+        "forgetting": forgetting_of(run), "step_times": step_times(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "settings": changed_settings(config), "faults": faults_of(run, records), "commands": commands_of(run, config),
     }  # fmt: skip
+
+
+def forgetting_of(run: RunDir) -> Optional[Dict[str, Any]]:
+    """Return how far the model has moved from the base model: ``curve`` with step, KL(base ‖ now) in nats per token and
+    its standard error. None if the run did not measure it.
+    """
+    curve = forgetting_curve(run)
+    return {"curve": [list(point) for point in curve]} if curve else None
 
 
 def first_and_last(points: List[Any]) -> Tuple[str, str, str]:

@@ -36,6 +36,10 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
         rows = [[plain(name), str(step), f"{float(loss):.4f}"] for name, points in report["heldout"].items()
                 for step, loss in points]  # fmt: skip
         lines += ["## Held-out loss", "", *table(["set", "step", "loss (nats per token)"], rows)]
+    if report["forgetting"]:
+        rows = [[str(step), f"{float(kl):.4f}", f"{float(error):.4f}"] for step, kl, error in
+                report["forgetting"]["curve"]]  # fmt: skip
+        lines += ["## Forgetting", "", *table(["step", "KL(base ‖ now) (nats per token)", "standard error"], rows)]
     if report["answers"]:
         rows = [
             [plain(str(row[key])) for key in ("question", "before", "after", "reference")] for row in report["answers"]

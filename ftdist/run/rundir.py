@@ -82,6 +82,7 @@ class RunDir:
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
+        self.base_texts = self.path / "base_texts.npz"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"

@@ -138,7 +138,7 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
                 report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
-            losses[name] = measured
+            losses[name] = measured.loss, measured.weight
     return losses
 
 

@@ -41,6 +41,8 @@ def final_report(run: RunDir, console: Console) -> None:
     losses = heldout_losses(run)
     if losses:
         _print_losses(losses, console)
+    if curve := forgetting_curve(run):
+        _print_forgetting(curve, console)
     if times := step_times(run):
         _print_times(times, console)
     samples = answers(run)
@@ -64,6 +66,16 @@ def heldout_losses(run: RunDir) -> Losses:
             if key.startswith("eval/") and key.endswith("/loss") and isinstance(record.get("step"), int):
                 with suppress(TypeError, ValueError):  # the tracker did not write this value
                     found.setdefault(key[len("eval/") : -len("/loss")], []).append((record["step"], float(value)))
+    return found
+
+
+def forgetting_curve(run: RunDir) -> List[Tuple[int, float, float]]:
+    """Return the step, KL(base ‖ now) in nats per token, and its standard error, of every evaluation."""
+    found = []
+    for record in read_records(run.metrics):
+        if {"forgetting/kl", "forgetting/kl_error"} <= record.keys() and isinstance(record.get("step"), int):
+            with suppress(TypeError, ValueError):  # the tracker did not write this value
+                found.append((record["step"], float(record["forgetting/kl"]), float(record["forgetting/kl_error"])))
     return found
 
 
@@ -144,6 +156,13 @@ def _print_losses(losses: Losses, console: Console) -> None:
         else:
             row = ["", f"{after:.4f}", "", perplexity(after)]
         table.add_row(Text(name), *row)
+    show_table(console, table)
+
+
+def _print_forgetting(curve: List[Tuple[int, float, float]], console: Console) -> None:
+    table = plain_table("forgetting (nats per token)", "before", "after")
+    (first_step, before, _), (_, after, error) = curve[0], curve[-1]
+    table.add_row("KL(base ‖ now)", f"{before:.4f}" if first_step == 0 else "", f"{after:.4f} ± {error:.4f}")
     show_table(console, table)
 
 

@@ -1,7 +1,9 @@
-"""Evaluation: the held-out loss as a sum and a number of tokens, and the model's answers to held-out prompts."""
+"""Evaluation: the losses of the documents of a held-out set, and the model's answers to held-out prompts."""
 
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -14,16 +16,36 @@ from ftdist.track.report import TRUNCATION_MARK
 from ftdist.train.preempt import Preemption
 
 
+@dataclass(frozen=True)
+class DocumentLosses:
+    """The losses of the documents of a set, over all ranks. A document that is in several rows is listed for each."""
+
+    losses: np.ndarray
+    """[documents] float64: sums of the losses in nats, in the order of the rows."""
+    weights: np.ndarray
+    """[documents] float64: the weights (for SFT the numbers of trained tokens)."""
+
+    @property
+    def loss(self) -> float:
+        """The sum of all losses."""
+        return float(self.losses.sum())
+
+    @property
+    def weight(self) -> int:
+        """The sum of all weights."""
+        return int(self.weights.sum())
+
+
 @torch.no_grad()
 def evaluate(
     engine: ForwardEngine, objective: Objective, dataset: PreparedSet, mesh: Mesh, rows_per_rank: int, packing: bool,
     pad_id: int, preemption: Optional[Preemption] = None,
     report: Callable[[int, int], None] = lambda done, rows: None,
-) -> Optional[Tuple[float, int]]:  # fmt: skip
-    """Compute the loss of a whole held-out set. Every rank must call it.
+) -> Optional[DocumentLosses]:  # fmt: skip
+    """Compute the losses of a whole held-out set. Every rank must call it.
 
     The rows are distributed over the ranks. All ranks run the same number of forward passes: a rank that has no row
-    left runs row 0 again and does not count it.
+    left runs row 0 again and does not count it. On any number of ranks, a forward pass has the same rows.
 
     Args:
         rows_per_rank: Number of rows that a rank runs in one forward pass.
@@ -31,24 +53,25 @@ def evaluate(
         report: Is called with the number of rows done so far and the number of all rows.
 
     Returns:
-        The sum of the losses and the sum of the weights (for SFT the number of trained tokens), over all ranks. None if
-        the run was asked to stop during the evaluation.
+        The losses over all ranks. None if the run was asked to stop during the evaluation.
     """
-    loss, weight = 0.0, 0
+    found = np.zeros((2, len(dataset.row_docs)))
     rows_per_round = rows_per_rank * mesh.data_size
     with engine.evaluation():
         for start in range(0, dataset.num_rows, rows_per_round):
             mine = range(start + mesh.data_rank * rows_per_rank, start + (mesh.data_rank + 1) * rows_per_rank)
             rows = [row for row in mine if row < dataset.num_rows]
-            batch = micro_batch(dataset, rows or [0], packing, pad_id).to(mesh.device)
-            batch_loss = float(objective.loss(engine, batch).loss)
+            batch = micro_batch(dataset, rows or [0], packing, pad_id)
+            begins = torch.tensor(batch.limits[:-1])
+            real = slice(None) if batch.real is None else batch.real[0][begins].numpy()  # without padding
+            measured = objective.segment_losses(engine, batch.to(mesh.device))
             if rows:
-                loss, weight = loss + batch_loss, weight + objective.weight(batch)
+                documents = slice(*dataset.row_offsets[[rows[0], rows[-1] + 1]])
+                found[:, documents] = measured.losses[real], measured.weights[real]
             report(min(start + rows_per_round, dataset.num_rows), dataset.num_rows)
             if preemption is not None and mesh.sum([float(preemption.requested())])[0]:
                 return None
-    total_loss, total_weight = mesh.sum([loss, weight])
-    return total_loss, int(total_weight)
+    return DocumentLosses(*mesh.sum_array(found))
 
 
 def report_rows(say: Callable[[str], None], name: str, done: int, rows: int) -> None:
@@ -71,6 +94,30 @@ def generate_answer(
         stop_ids: Ids of the tokens that end an answer.
         vocab_size: Number of rows of the embedding that are real tokens. Other ids are never generated.
     """
+    ids = torch.tensor([list(prompt_ids)], device=device)
+    generated: List[int] = []
+    with engine.evaluation():
+        for new in next_tokens(engine, ids, vocab_size, lambda logits: logits.argmax(-1)):
+            if int(new) in stop_ids:
+                break
+            generated.append(int(new))
+            if len(generated) == max_tokens:
+                break
+    return generated
+
+
+def next_tokens(
+    engine: ForwardEngine, ids: torch.Tensor, vocab_size: int, choose: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """Continue several texts of the same length by one token after another, without an end. Yields each column.
+
+    Every rank must make the same calls, see ``generate_answer``. The engine must be in evaluation mode.
+
+    Args:
+        ids: [texts, length].
+        vocab_size: Number of rows of the embedding that are real tokens. Other ids are never generated.
+        choose: Returns the next tokens [texts] for the logits [texts, vocab_size]. What rank 0 chooses counts.
+    """
     from transformers import DynamicCache
 
     cached = plan_of(engine).cached
@@ -79,19 +126,12 @@ def generate_answer(
         options = {"past_key_values": DynamicCache(config=engine.module.config), "use_cache": True}
     if keeps_logits(engine.module):
         options["logits_to_keep"] = 1
-    ids = torch.tensor([list(prompt_ids)], device=device)
-    generated: List[int] = []
-    with engine.evaluation():
-        while len(generated) < max_tokens:
-            new = engine(input_ids=ids, **options).logits[:, -1, :vocab_size].argmax(-1, keepdim=True)
-            if dist.is_initialized():
-                dist.broadcast(new, src=0)
-            ids = new if cached else torch.cat([ids, new], dim=1)
-            token = int(new)
-            if token in stop_ids:
-                break
-            generated.append(token)
-    return generated
+    while True:
+        new = choose(engine(input_ids=ids, **options).logits[:, -1, :vocab_size])
+        if dist.is_initialized():
+            dist.broadcast(new, src=0)
+        yield new
+        ids = new[:, None] if cached else torch.cat([ids, new[:, None]], dim=1)
 
 
 def add_stop_tokens(generation_config: Any, *token_ids: Optional[int]) -> None:

@@ -15,6 +15,7 @@ from ftdist.run.rundir import PAUSED
 from ftdist.run.timeline import EVALUATING, SAVING, STEPS
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
+from ftdist.train.forgetting import KL, KL_ERROR
 from ftdist.train.profile import StepProfiler
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
@@ -235,22 +236,39 @@ def _evaluate_all(training: Training) -> bool:
             )  # fmt: skip
             if measured is None:
                 return False
-            metrics[f"eval/{name}/loss"] = measured[0] / measured[1]
-            loss_sum, num_tokens = loss_sum + measured[0], num_tokens + measured[1]
+            metrics[f"eval/{name}/loss"] = measured.loss / measured.weight
+            loss_sum, num_tokens = loss_sum + measured.loss, num_tokens + measured.weight
+        forgetting = training.forgetting.measure(say)
+        if forgetting is None:
+            return False
         rows = answer_prompts(training, say)
-    if not metrics:
+    if not metrics and not forgetting:
         return True
     state = training.state
-    state.evaluated_step, state.eval_loss = state.step, loss_sum / num_tokens
+    state.evaluated_step, state.eval_loss = state.step, loss_sum / num_tokens if num_tokens else None
     if training.ranks.first:
         value = goodput_of(training.run, alive=True).value
-        training.tracker.log(state.step, {**metrics, **({} if value is None else {"perf/goodput": value})})
+        goodput = {} if value is None else {"perf/goodput": value}
+        training.tracker.log(state.step, {**metrics, **forgetting, **goodput})
         if rows:
             training.tracker.samples(state.step, rows)
-        values = [f"{name.split('/')[1]} {value:.4f}" for name, value in metrics.items()]
-        shown = ", ".join(values) if len(values) > 1 else f"{state.eval_loss:.4f}"
-        training.progress.note(f"step {state.step}: held-out loss {shown}")
+        training.progress.note(f"step {state.step}: {describe_evaluation(metrics, forgetting)}")
     return True
+
+
+def describe_evaluation(metrics: Dict[str, float], forgetting: Dict[str, float]) -> str:
+    """Return the results of an evaluation as text.
+
+    Args:
+        metrics: ``eval/<name>/loss`` of each held-out set.
+        forgetting: The metrics of forgetting, or empty.
+    """
+    losses = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items()}
+    named = [f"{name} {loss}" for name, loss in losses.items()] if len(losses) > 1 else list(losses.values())
+    parts = [f"held-out loss {', '.join(named)}"] if losses else []
+    if forgetting:
+        parts.append(f"KL(base ‖ now) {forgetting[KL]:.4f} ± {forgetting[KL_ERROR]:.4f}")
+    return "; ".join(parts)
 
 
 def _save(training: Training, due: bool = True) -> None:

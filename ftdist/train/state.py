@@ -14,6 +14,7 @@ from ftdist.run.rundir import RunDir
 from ftdist.track.progress import Progress
 from ftdist.track.tracker import Tracker
 from ftdist.train.batches import BatchReader
+from ftdist.train.forgetting import Forgetting
 from ftdist.train.phases import PhaseClock
 from ftdist.train.preempt import Preemption
 from ftdist.train.timeline import TrainingTimeline
@@ -94,9 +95,12 @@ class Training:
     """Records the phases of the run."""
     batches: BatchReader = field(init=False)
     """Reads the micro-batches of the steps."""
+    forgetting: Forgetting = field(init=False)
+    """Measures forgetting at evaluations."""
 
     def __post_init__(self) -> None:
         self.clock = PhaseClock(self.mesh.device)
         self.timeline = TrainingTimeline(self.run, self.ranks.first)
+        self.forgetting = Forgetting(self)
         self.batches = BatchReader(self.config, self.train_set, self.plan, self.mesh, self.tokenizer.pad_token_id,
                                    lambda batch: self.objective.weight(batch))  # fmt: skip

@@ -177,7 +177,7 @@ def _heldout_loss(training: Training) -> float:
             config.data.packing, training.tokenizer.pad_token_id,
         )  # fmt: skip
         assert measured is not None
-        total, tokens = total + measured[0], tokens + measured[1]
+        total, tokens = total + measured.loss, tokens + measured.weight
     return total / tokens if tokens else 0.0
 
 

@@ -112,8 +112,8 @@ def train(config: Any, folder: Path) -> Dict[str, Any]:
 
     before, step = heldout(), _ftdist_step(training)
     losses = [step(index) for index in range(config.train.max_steps)]
-    per_token = [{name: loss / tokens for name, (loss, tokens) in found.items()} for found in (before, heldout())]
-    tokens = {name: tokens for name, (_, tokens) in before.items()}
+    per_token = [{name: of.loss / of.weight for name, of in found.items()} for found in (before, heldout())]
+    tokens = {name: of.weight for name, of in before.items()}
     return {"before": per_token[0], "after": per_token[1], "tokens": tokens, "losses": losses}
 
 

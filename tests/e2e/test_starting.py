@@ -40,10 +40,12 @@ LINES = [
     rf"estimate: 6 steps need {NUMBER} operations\. At the rate measured for matrix products \({NUMBER} a second on 2 "
     rf"devices\) they take [\d:]+, or {NUMBER} device-hours\. Real steps take this time divided by their MFU",
     r"step \d: training waited [\d.]+ s for the checkpoint",
-    r"step \d: held-out loss [\d.]+",
+    r"step \d: held-out loss [\d.]+; KL\(base ‖ now\) [\d.]+ ± [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
     r"held-out loss +before +after +change +perplexity",
     rf"heldout +{NUMBER} +{NUMBER} +-{NUMBER} % +\d+ → \d+",
+    r"forgetting \(nats per token\) +before +after",
+    rf"KL\(base ‖ now\) +{NUMBER} +{NUMBER} ± {NUMBER}",
     r"time of a step +seconds +share",
     r"(data|forward|backward|agreement|update|other) +[\d.]+ +[\d.]+%",
     r"all +[\d.]+ +MFU [\d.]+%",

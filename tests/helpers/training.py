@@ -68,6 +68,12 @@ def steps(training: Any, count: int) -> List[Tuple[float, float]]:
     return results
 
 
+def forgetting(training: Any) -> Dict[str, float]:
+    """Measure forgetting as an evaluation does. Before the first step, the base texts are drawn."""
+    found: Dict[str, float] = training.forgetting.measure(lambda label: None)
+    return found
+
+
 def save(training: Any) -> None:
     """Save a checkpoint and wait until it is published."""
     from ftdist.train.loop import _save

@@ -17,7 +17,7 @@ from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.exports import open_plainly
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
-from tests.helpers.training import assemble, fingerprint, save, start, steps
+from tests.helpers.training import assemble, fingerprint, forgetting, save, start, steps
 
 pytestmark = pytest.mark.timeout(900)
 STEPS, ROWS, PARITY_STEPS, SAVED_AT = 3, 8, 20, 2
@@ -25,7 +25,8 @@ SETTINGS = (
     f"train.max_steps={PARITY_STEPS}", f"batch.global_batch_size={ROWS}", "optim.lr=1e-2", "optim.weight_decay=0.1",
     "optim.schedule=constant", "optim.max_grad_norm=0.5", "train.num_samples=0", "data.heldout_share=0",
     "data.heldout.test.builtin=fake", "data.heldout.test.max_documents=5", "data.max_heldout_documents=null",
-    "train.export=false", "train.gradient_checkpointing=none",
+    "train.export=false", "train.gradient_checkpointing=none", "report.forgetting.texts=3",
+    "report.forgetting.tokens=6",
 )  # fmt: skip
 LORA = ("method.kind=lora", "method.r=4")
 METHODS: Dict[str, Tuple[str, ...]] = {
@@ -158,6 +159,8 @@ class Found:
     """Bytes of the tensors in the checkpoint, by state."""
     heldout: Tuple[float, float]
     """Held-out loss of the run at the checkpoint, and what ``ftdist eval`` computes."""
+    forgetting: List[float]
+    """Divergence from the base model before the first step, at the checkpoint, and there without the adapters."""
     answers: List[List[int]]
     """Tokens that the export generates after a prompt, and the merged export of an adapter."""
 
@@ -183,14 +186,19 @@ def _cases(configs: List[Any], folder: Path) -> List[Found]:
 def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, count: int) -> Found:
     from ftdist.checkpoint.tensors import Stored
     from ftdist.engine.shards import unsharded
+    from ftdist.method.adapters import adapters_off
     from ftdist.serve.evaluate import measure
     from ftdist.verify.compare import _heldout_loss
 
     training = assemble(config, path, ranks)
     if config.zero.stage == 3:
         assert unsharded(training.engine) == []
+    forgotten = [forgetting(training)]
     losses = steps(training, SAVED_AT)
     save(training)
+    forgotten.append(forgetting(training))
+    with adapters_off(training.engine.module):
+        forgotten.append(forgetting(training))
     before, heldout = fingerprint(training.engine), _heldout_loss(training)
     losses += steps(training, count - SAVED_AT)
     after, checkpoint = fingerprint(training.engine), training.run.published_checkpoints()[-1]
@@ -205,7 +213,8 @@ def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, coun
     sizes: Dict[str, int] = {}
     for (state, _), parts in stored._parts.items():
         sizes[state] = sizes.get(state, 0) + sum(count for _, count, _ in parts)
-    return Found(deviation, [loss for loss, _ in losses], exact, sizes, (heldout, loss / tokens), answers)
+    kl = [metrics["forgetting/kl"] for metrics in forgotten]
+    return Found(deviation, [loss for loss, _ in losses], exact, sizes, (heldout, loss / tokens), kl, answers)
 
 
 def _exported_answers(config: Any, run: Any, checkpoint: Path) -> List[List[int]]:
@@ -263,6 +272,16 @@ def test_gradients_and_updates_equal_plain_peft_and_a_resume_is_exact(number: in
     assert evaluated == pytest.approx(trained, rel=1e-6)
     assert len(case.answers) == (1 if CASES[number][0] == "partial" else 2)
     assert case.answers[0] == case.answers[-1] and len(case.answers[0]) > 5
+
+
+def test_the_base_model_of_forgetting_is_the_model_without_new_adapters(found: List[Found]) -> None:
+    for number, ((method, *_), case) in enumerate(zip(CASES, found, strict=True)):
+        unchanged, moved, without = case.forgetting
+        assert unchanged == 0 and moved > 1e-3, method
+        if ADAPTERS.get(number) == "method.init_from":
+            assert without > 1e-3, "the base model is the model with the adapter that the run continues"
+        elif method not in ("partial", "last_layer"):  # these also train weights of the model itself
+            assert without == pytest.approx(0, abs=1e-6), method
 
 
 def test_twenty_steps_equal_a_plain_loop(found: List[Found], plain_losses: Dict[str, List[float]]) -> None:

@@ -6,9 +6,10 @@ from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import pytest
 
+from ftdist.train.base_texts import BaseTexts
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
-from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, save, start, steps
+from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, forgetting, save, start, steps
 
 STEPS, SAVED_AT = 5, 2
 FP32, BF16 = "train.precision=fp32", "train.precision=bf16"
@@ -22,6 +23,10 @@ KINDS = [
     (1, BF16, OFFLOAD), (2, BF16, OFFLOAD), (2, FP32, ROUND_ROBIN), (3, BF16, OFFLOAD), (3, BF16, OFFLOAD, PARAMS),
     (3, FP32, OFFLOAD, PARAMS), (3, BF16, SUB_GROUPS, NONE_WHOLE),
 ]  # fmt: skip
+FORGETTING = ("report.forgetting.texts=3", "report.forgetting.tokens=6")
+MEASURED = ((0, BF16), (1, FP32), (2, BF16), (3, FP32), (3, BF16))
+"""Kinds in which forgetting is measured too."""
+UNCHANGED = {"forgetting/kl": 0.0, "forgetting/kl_error": 0.0}
 OPTIMIZERS = {"AdamW", "FP16_UnfusedOptimizer", "BF16_Optimizer", "DeepSpeedZeroOptimizer",
               "DeepSpeedZeroOptimizer_Stage3"}  # fmt: skip
 
@@ -32,18 +37,22 @@ def _exact(configs: List[Any], folder: Path) -> Set[str]:
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
         optimizers.add(type(training.engine.zero_optimizer).__name__)
+        what = f"stage {config.zero.stage}, {config.train.precision.name}, {config.zero.deepspeed}"
+        assert forgetting(training) == (UNCHANGED if config.report.forgetting.texts else {}), what
         first = steps(training, SAVED_AT)
         save(training)
         before = fingerprint(training.engine)
+        moved = forgetting(training)
+        assert fingerprint(training.engine) == before, what
         rest = steps(training, STEPS - SAVED_AT)
         after = fingerprint(training.engine)
         training.engine.destroy()
 
         resumed = assemble(config, folder / f"run-{number}", ranks)
-        what = f"stage {config.zero.stage}, {config.train.precision.name}, {config.zero.deepspeed}"
         assert resumed.state.step == SAVED_AT, what
         assert fingerprint(resumed.engine) == before, what
         assert resumed.engine.no_gradient.names == [], what
+        assert forgetting(resumed) == moved and moved != UNCHANGED, what
         assert steps(resumed, STEPS - SAVED_AT) == rest, what
         assert fingerprint(resumed.engine) == after, what
         assert len(set(first + rest)) == STEPS
@@ -64,7 +73,7 @@ def _config(folder: Path, stage: int, *overrides: str) -> Any:
 
 
 def test_resume_is_bit_for_bit(folder: Path, tmp_path: Path) -> None:
-    configs = [_config(folder, *kind) for kind in KINDS]
+    configs = [_config(folder, *kind, *(FORGETTING if kind in MEASURED else ())) for kind in KINDS]
     freeze_tiny(configs[0], tmp_path / "run", 2)
     assert run_ranks(_exact, 2, configs, tmp_path)[0] == OPTIMIZERS
 
@@ -84,7 +93,8 @@ STAGES = ((3, 1, 2, 0), (1, 3, 0, 2), (0, 3, 1, 3), (2, 0, 3, 1))
 
 
 def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
-    """Take the next steps of every run. Returns the loaded state, the steps, the saved state and the random state."""
+    """Take the next steps of every run. Returns the loaded state, the steps, the saved state, the random state, and
+    what forgetting was before and after."""
     import torch
 
     from ftdist.checkpoint.state import tensors_to_save
@@ -95,9 +105,11 @@ def _attempt(configs: List[Any], folder: Path, count: int) -> List[Any]:
     ranks, outcomes = start(configs[0]), []
     for number, config in enumerate(configs):
         training = assemble(config, folder / f"run-{number}", ranks)
+        before = forgetting(training)["forgetting/kl"]
         loaded, results = whole(), steps(training, count)
         save(training)
-        outcomes.append((loaded, results, whole(), torch.get_rng_state().sum().item()))
+        after = forgetting(training)["forgetting/kl"]
+        outcomes.append((loaded, results, whole(), torch.get_rng_state().sum().item(), (before, after)))
         training.engine.destroy()
     return outcomes
 
@@ -114,12 +126,15 @@ def _merged(parts: Sequence[Dict[str, Any]]) -> Dict[str, str]:
 
 
 def test_resume_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None:
-    plain = ("model.path=" + str(save_tiny_model(tmp_path / "model", hidden_size=48, intermediate_size=100)),)
+    model = save_tiny_model(tmp_path / "model", hidden_size=48, intermediate_size=100)
+    plain = (f"model.path={model}", *FORGETTING)
     straight = _config(folder, 0, *plain)
     freeze_tiny(straight, tmp_path / "run", 1)
-    ((_, expected, _, _),) = run_ranks(_attempt, 1, [straight], tmp_path / "straight", STEPS)[0]
+    ((_, expected, _, _, (unchanged, forgotten)),) = run_ranks(_attempt, 1, [straight], tmp_path / "straight", STEPS)[0]
+    assert unchanged == 0 and forgotten > 1e-4
+    texts = BaseTexts.load(tmp_path / "straight" / "run-0" / "base_texts.npz")
     saved: List[Dict[str, str]] = []
-    done = 0
+    done, kl = 0, [0.0] * len(STAGES)
     for attempt, world_size in enumerate(WORLDS):
         count = 2 if attempt == 0 else 1
         configs = [_config(folder, stages[attempt], *plain) for stages in STAGES]
@@ -130,9 +145,16 @@ def test_resume_on_other_ranks_and_stages(folder: Path, tmp_path: Path) -> None:
                 assert _merged([rank[number][0] for rank in ranks]) == saved[number], what
             losses = [loss for loss, _ in ranks[0][number][1]]
             assert losses == pytest.approx([loss for loss, _ in expected[done : done + count]], rel=1e-6), what
+            assert len({rank[number][4] for rank in ranks}) == 1, what
+            kl_before, kl_after = ranks[0][number][4]
+            assert kl_before == pytest.approx(kl[number], abs=1e-6), what
+            kl[number] = kl_after
         saved = [_merged([rank[number][2] for rank in ranks]) for number in range(len(STAGES))]
         done += count
-    assert done == STEPS
+    assert done == STEPS and kl == pytest.approx([forgotten] * len(STAGES), abs=1e-6)
+    for number in range(len(STAGES)):
+        drawn = BaseTexts.load(tmp_path / f"run-{number}" / "base_texts.npz")
+        assert drawn.tokens.tolist() == texts.tokens.tolist() and drawn.losses == pytest.approx(texts.losses, rel=1e-6)
     draws = [rank[0][3] for rank in ranks]
     assert len(set(draws)) == len(draws), "ranks that are new draw the same random numbers"
 

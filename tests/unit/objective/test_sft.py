@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ftdist.data.loader import IGNORED, MicroBatch
 from ftdist.model.attention_plan import BY_DOCUMENT
 from ftdist.model.forward import set_plan
-from ftdist.objective.token_loss import token_loss
+from ftdist.objective.head import find_head
+from ftdist.objective.token_loss import segment_losses, token_loss
 from tests.helpers.families import TINY
 
 VOCAB = TINY["vocab_size"]
@@ -63,6 +64,22 @@ def test_the_gradient_of_the_loss_is_that_of_the_plain_computation(model: Any) -
         loss.backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert torch.linalg.norm(grads[0] - grads[1]) <= 1e-6 * torch.linalg.norm(grads[1])
+
+
+@torch.no_grad()
+def test_the_losses_of_segments_are_those_of_their_documents(model: Any) -> None:
+    lengths, begin = [5, 12, 3, 4], [2, 7, 3, 1]
+    batch = _batch(lengths, begin)
+    head = find_head(model, VOCAB, torch.device("cpu"))
+    assert not isinstance(head, str)
+    for found in (segment_losses(model, batch, VOCAB), segment_losses(model, batch, VOCAB, head)):
+        assert found.weights.tolist() == [3, 5, 0, 3]
+        limits = batch.limits
+        for segment, loss in enumerate(found.losses):
+            row = batch.input_ids[:, limits[segment] : limits[segment + 1]]
+            logprobs = model(input_ids=row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])
+            assert loss == pytest.approx(-float(logprobs[begin[segment] - 1 :].sum()), rel=1e-6)
+    assert segment_losses(model, _batch([4], [4]), VOCAB).losses.tolist() == [0.0]
 
 
 def test_the_first_token_of_a_document_is_not_predicted_from_the_one_before(model: Any) -> None:

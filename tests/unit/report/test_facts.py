@@ -16,6 +16,7 @@ RECORDS: list[dict[str, Any]] = [
     {"step": 0, "eval/docs/loss": 3.0}, *({"step": n, "train/loss": 3.0 - n / 10, "train/tokens_seen": 100 * n}
     for n in range(1, 4)), {"step": 4, "train/loss": "nan", "train/tokens_seen": 400, "train/bad": "loss is nan"},
     {"step": 3, "train/rolled_back_from": 8, "train/bad": "loss is nan"}, {"step": 4, "eval/docs/loss": 2.5},
+    *({"step": step, "forgetting/kl": kl, "forgetting/kl_error": kl / 25} for step, kl in ((0, 0.0), (4, 0.25))),
 ]  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def test_curves_faults_and_commands(tmp_path: Path) -> None:
     (run.checkpoints / "bad-step-00000002").mkdir(parents=True)
     found = facts_of(run, data_config(tmp_path, "name=mine", "optim.lr=0.5"))
     assert found["heldout"] == {"docs": [[0, 3.0], [4, 2.5]]} and found["tokens"] == 400
+    assert found["forgetting"] == {"curve": [[0, 0.0, 0.0], [4, 0.25, 0.01]]}
     assert found["train"] == [[1, 2.9], [2, 2.8], [3, 2.7], [4, "nan"]]
     assert found["faults"] == [
         "bad step 4: loss is nan; the weights were not updated", "rolled back from step 8 to step 2: loss is nan",
@@ -67,6 +69,7 @@ def test_runs_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFi
     assert [row[1:5] for row in table] == [["docs", "3.0000", "2.5000", "-16.7"]] * 2 and said.count("report.md") == 2
     text = (runs[0].report / "report.md").read_text()
     assert "held-out loss of docs went from 3.0000 to 2.5000 (-16.7 %)" in text
+    assert "| 4 | 0.2500 | 0.0100 |" in text
     assert "rolled back from step 8" in text and "ftdist train experiment=demo" in text
     report = json.loads((runs[0].report / "report.json").read_text())
     assert report["moved"] is None and report["cost"]["price"] == 0 and report["train"][-1] == [4, "nan"]

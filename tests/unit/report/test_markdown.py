@@ -21,7 +21,7 @@ def _tensor(name: str, kind: str, relative: Any, rank: Any = None, exceeds: bool
 
 REPORT = {
     "run": "a|b<script>", "state": "done", "reason": "", "step": 4, "max_steps": 4, "tokens": 1234567,
-    "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]},
+    "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]}, "forgetting": None,
     "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],
     "settings": [{"key": "optim.lr", "value": "<u>", "default": None}], "faults": ["bad <step>"],
     "step_times": {"step_s": 2.0, "forward_s": 0.5, "agreement_s": 0.25, "mfu": 0.4, "goodput": 0.5},
