@@ -1,8 +1,9 @@
 # Variables that you may set: PYTHON (the interpreter to start from), VENV (where the environment goes),
-# ARGS (passed on to pytest, the demo or the benchmark), JOBS (test processes; more than cores, since many tests wait).
+# ARGS (passed on to pytest, the demo or the benchmark), JOBS (test processes; more than cores, since many tests wait,
+# but no test of the fast tier does).
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 3
+JOBS ?= $(if $(filter test-fast,$(MAKECMDGOALS)),2,3)
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -30,7 +31,7 @@ test: $(VENV)/.ftdist-test ## install, then run the tests (ARGS="-k name", ARGS=
 	@$(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.ftdist-test ## install, then run the tests that start no ranks or launchers
-	@$(PYTEST) -m "not process" $(ARGS)
+	@$(PYTEST) -m "not process" tests/unit $(ARGS)
 
 checks: lint types contracts test ## everything that must pass before a commit: lint, types, import contracts, tests
 

@@ -13,6 +13,7 @@ import pytest
 from ftdist.base.errors import EXIT_DONE, EXIT_USAGE
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import Done, environment, ftdist, succeed
+from tests.helpers.forkserver import forking
 from tests.helpers.runs import SMOKE
 
 NAME = "größe 5→ü"
@@ -28,10 +29,11 @@ SHORT = (
 
 def on_terminal(encoding: str, *words: str | Path, **how: str) -> Done:
     """Run ``ftdist`` with standard streams in an encoding. Its output must be text in that encoding."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ftdist", *map(str, words)], capture_output=True, timeout=120,
-        cwd=how.pop("cwd", None), env=environment(PYTHONIOENCODING=encoding), input=how.pop("stdin", "").encode(),
-    )  # fmt: skip
+    with forking():
+        done = subprocess.run(
+            [sys.executable, "-m", "ftdist", *map(str, words)], capture_output=True, timeout=120,
+            cwd=how.pop("cwd", None), env=environment(PYTHONIOENCODING=encoding), input=how.pop("stdin", "").encode(),
+        )  # fmt: skip
     done.stdout.decode(encoding)
     done.stderr.decode(encoding)
     return Done(done.returncode, done.stdout.decode(encoding), done.stderr.decode(encoding), 0.0, 0.0)

@@ -41,7 +41,8 @@ if __name__ == "__main__":
     found = [facts()]
     if sys.argv[1:] == ["twice"]:
         inner = subprocess.run([sys.executable, "-u", "-m", "facts", "a b"], capture_output=True, text=True,
-                               env={**os.environ, "RANK": "1"}, start_new_session=True)
+                               env={**os.environ, "RANK": "1", "PYTHONIOENCODING": "latin-1:replace"},
+                               start_new_session=True)
         inner = json.loads(inner.stdout)[0]
         inner.pop("libraries")
         assert inner.pop("parent") == os.getpid()

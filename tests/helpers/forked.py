@@ -10,6 +10,7 @@ interpreter's own shutdown.
 
 import atexit
 import builtins
+import codecs
 import contextlib
 import ctypes
 import gc
@@ -34,7 +35,7 @@ VARIABLES = frozenset({
     "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY", "TOKENIZERS_PARALLELISM",
     "TQDM_DISABLE", "PYTHONSAFEPATH", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "TMPDIR", "PATH", "COLUMNS",
-    "PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK", "PYTHONIOENCODING",
 })  # fmt: skip
 """Variables of a forked program that may differ from those with which the libraries were imported. The libraries read
 them later, or on a machine without a GPU they do not use them."""
@@ -116,6 +117,8 @@ class Image(NamedTuple):
     """``sys.path`` without its first place."""
     torchrun: Set[str]
     """The modules that torchrun needs."""
+    streams: Dict[str, Tuple[str, str]]
+    """Encoding and error handler of standard input, output and error, without PYTHONIOENCODING."""
 
 
 class _Memory(ctypes.Structure):
@@ -237,13 +240,17 @@ def _forget(module: str, image: Image) -> None:
         torch.set_num_threads(int(threads))
 
 
-def _open_streams(unbuffered: bool) -> None:
+def _open_streams(image: Image, unbuffered: bool) -> None:
     """Open standard input, output and error as the interpreter does when it starts (create_stdio in pylifecycle.c)."""
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        before = getattr(sys, f"__{name}__")
+    asked, _, handler = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    for number, (name, (encoding, errors)) in enumerate(image.streams.items()):
+        mode = "r" if name == "stdin" else "w"
         buffer = os.fdopen(number, mode + "b", 0 if unbuffered and mode == "w" else -1, closefd=False)
         by_lines = not unbuffered and (buffer.isatty() or name == "stderr")
-        stream = io.TextIOWrapper(buffer, before.encoding, before.errors, "\n", by_lines, unbuffered)
+        if asked:
+            encoding = codecs.lookup(asked).name
+            errors = "backslashreplace" if name == "stderr" else handler or "strict"
+        stream = io.TextIOWrapper(buffer, encoding, errors, "\n", by_lines, unbuffered)
         stream.mode = mode
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
@@ -253,7 +260,7 @@ def _run(program: Program, image: Image) -> int:
     """Run the module as ``python -m`` does. Returns the exit code."""
     module = program.argv[program.place]
     _forget(module, image)
-    _open_streams("-u" in program.argv[: program.place] or bool(program.env.get("PYTHONUNBUFFERED")))
+    _open_streams(image, "-u" in program.argv[: program.place] or bool(program.env.get("PYTHONUNBUFFERED")))
     sys.argv, sys.orig_argv = program.argv[program.place :], list(program.argv)
     # The current folder comes first, unless PYTHONSAFEPATH is set. ftdist/__main__.py removes the first place if a flag
     # of the interpreter, which cannot be set here, does not say that it is safe.
