@@ -221,7 +221,7 @@ def _wrong_option(error: MissingConfigException, loader: ConfigLoader) -> Config
     return ConfigError(
         f"{group} has no option '{option}'",
         "one of: " + ", ".join(sorted(options)),
-        " or ".join(f"{group}={word}" for word in near),
+        " or ".join(f"{group}={word}" for word in near) or f"--config-dir FOLDER, if you have FOLDER/{missing}.yaml",
     )
 
 

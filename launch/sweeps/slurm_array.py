@@ -7,7 +7,6 @@ from typing import Dict, List, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
 from ftdist.base.ranges import ranges
-from ftdist.base.shell import shell_word
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.companion import stop_run_if_killed
@@ -47,7 +46,7 @@ def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
     shown = []
     for path, text, _ in scripts(folder, trials):
         path.write_text(text, encoding="utf-8")
-        shown.append(f"{text}\nsubmit it with: sbatch {shell_word(str(path))}")
+        shown.append(f"{text}\nsubmit it with: {client.submit_command(path)}")
     return "\n".join(shown)
 
 

@@ -6,7 +6,6 @@ from typing import Dict, List, Mapping, Optional, Sequence
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
 from ftdist.base.output import quoted_path
-from ftdist.base.shell import shell_word
 from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import check_torch
@@ -33,7 +32,7 @@ class SlurmBackend:
     def dry_run(self, config: RunConfig, run: RunDir, changed: bool = False) -> str:
         if changed:
             return script.render(config)
-        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: sbatch {shell_word(str(run.submit))}"
+        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: {client.submit_command(run.submit)}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
         if config.launch.slurm.python is None and config.launch.slurm.container is Container.none:

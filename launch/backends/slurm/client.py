@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set
 
 from ftdist.base.errors import LaunchError
+from ftdist.base.shell import shell_words
 from ftdist.config.launch import LaunchKind
 from ftdist.launch.backends.slurm import answers
 from ftdist.run.rundir import RunDir
@@ -139,7 +140,7 @@ def sbatch(script: Path, *runs: RunDir) -> str:
         LaunchError: Slurm refuses the script, or it is not known whether Slurm has accepted it. The message quotes
         Slurm's.
     """
-    if mine := sorted(name for name in os.environ if name.startswith("SBATCH_")):
+    if mine := _own_defaults():
         print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
               file=sys.stderr)  # fmt: skip
     before = jobs_of(script)
@@ -159,6 +160,17 @@ def sbatch(script: Path, *runs: RunDir) -> str:
                           "the id of a submitted job",
                           "if `squeue --me` does not show the job, correct launch.slurm.options")  # fmt: skip
     return found
+
+
+def submit_command(script: Path) -> str:
+    """Return the command that submits a batch script by hand. It unsets the user's variables that would replace
+    options in the script."""
+    unset = [word for name in _own_defaults() for word in ("-u", name)]
+    return shell_words([*(["env", *unset] if unset else []), "sbatch", str(script)])
+
+
+def _own_defaults() -> List[str]:
+    return sorted(name for name in os.environ if name.startswith("SBATCH_"))
 
 
 def jobs_of(script: Path) -> Set[str]:

@@ -1,6 +1,7 @@
 """Follow a Slurm job to its end: print its state in the queue, then what rank 0 prints. Ctrl-C stops the run."""
 
 import contextlib
+import os
 import sys
 import time
 from typing import Dict, List, Optional, Tuple
@@ -19,6 +20,8 @@ ASK_S = 3.0
 """Seconds between two questions to Slurm about the same jobs. Its controller serves all users of a cluster."""
 LOST_AFTER_S = 30.0
 """Seconds after which a job that Slurm does not know counts as over. Slurm forgets jobs minutes after their end."""
+LAST_WORDS = 10000
+"""Bytes at the end of a job's log in which its last error is searched."""
 
 
 class Tail:
@@ -141,6 +144,22 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
     if state == "queued" and run.cancel.exists():
         lifecycle.mark_stopped(run, "cancelled before it began", exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED
-    error = LaunchError(f"{how}\n  logs: {run.logs}", fix=shell_words(["ftdist", "resume", str(run.path)]))
+    if job and job.state == "FAILED" and (said := _last_words(run, str(number))):
+        how += f"; its log says: {said}"
+    fix = shell_words(["ftdist", "resume", str(run.path)])
+    if job and job.state == "TIMEOUT":
+        fix += " launch.slurm.stop_before_limit_s=SECONDS, more than before: the run did not stop in this time"
+    error = LaunchError(f"{how}\n  logs: {run.logs}", fix=fix)
     lifecycle.mark_failed(run, error, exit_code=EXIT_FAILED)
     raise error
+
+
+def _last_words(run: RunDir, job: str) -> str:
+    """Return the last line of a job's log that tells of an error, or else the last line. Empty if there is none."""
+    try:
+        with run.job_log(job).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_WORDS))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")

@@ -65,6 +65,7 @@ def test_an_error_in_a_users_file_names_the_file(tmp_path: Path) -> None:
 WRONG = [
     ("experiment=dmo", "experiment has no option 'dmo'", "experiment=demo"),
     ("model=llama31_8", "model has no option 'llama31_8'", "model=llama31_8b"),
+    ("launch/site=mine", "has no option 'mine'", "--config-dir FOLDER, if you have FOLDER/launch/site/mine.yaml"),
     ("optin=wsd", "there is no key or group 'optin'", "optim=wsd"),
     ("train.max_step=1", "there is no key 'train.max_step'", "train.max_steps=1"),
     ("+train.max_step=1", "there is no key 'train.max_step'", "train.max_steps"),

@@ -1,5 +1,7 @@
 """Whether Slurm has answered: a job that it does not know is an answer, a controller that is away is none."""
 
+import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any, List, Optional
@@ -78,6 +80,40 @@ def test_a_cancel_of_a_job_that_ends_does_not_promise_a_checkpoint(
     run = make_run(tmp_path / "run", state="queued", job_id="7", backend="slurm")
     answer(monkeypatch, 0, "ftdist|7|COMPLETING|None|2026-01-01T00:00:00\n", "")
     assert SlurmBackend().stop(run) == "job 7 is ending already" and run.cancel.exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "log", "says"),
+    [
+        ("FAILED", "line 28: module: command not found\nerror: module load cuda/9 failed\nquota: 1\n\n",
+         "FAILED; its log says: error: module load cuda/9 failed"),
+        ("FAILED", "Welcome\nline 40: /x/python: No such file or directory\n",
+         "FAILED; its log says: line 40: /x/python: No such file or directory"),
+        ("FAILED", None, "FAILED"),
+        ("TIMEOUT", "srun: error: task 0: Exited with exit code 1\n", "TIMEOUT"),
+    ],
+)  # fmt: skip
+def test_a_job_whose_script_fails_is_explained_by_the_last_words_of_its_log(
+    state: str, log: Optional[str], says: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", state="queued", job_id="7_0")
+    if log is not None:
+        run.job_log("7_0").write_text(log)
+    with pytest.raises(LaunchError) as error:
+        follow.outcome(run, client.Job("7_0", state))
+    assert ("launch.slurm.stop_before_limit_s=" in error.value.fix) == (state == "TIMEOUT")
+    assert run.read_status()["exit_reason"] == f"Slurm ended job 7_0: {says}"
+
+
+def test_a_script_is_submitted_by_hand_without_the_variables_that_replace_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
+        monkeypatch.delenv(name)
+    script = tmp_path / "my run" / "submit.sbatch"
+    assert shlex.split(client.submit_command(script)) == ["sbatch", str(script)]
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    assert shlex.split(client.submit_command(script)) == ["env", "-u", "SBATCH_PARTITION", "sbatch", str(script)]
 
 
 @pytest.mark.parametrize(
