@@ -6,7 +6,10 @@ from typing import Any, Dict, List, Optional, Tuple
 from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import to_train_longer
+from ftdist.run.identity import recorded_folder
+from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir
+from ftdist.run.sample import joined
 from ftdist.track.report import answers, forgetting_curve, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
 
@@ -27,7 +30,24 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
         "forgetting": forgetting_of(run), "step_times": step_times(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
-        "settings": changed_settings(config), "faults": faults_of(run, records), "commands": commands_of(run, config),
+        "data": data_of(run, config), "settings": changed_settings(config), "faults": faults_of(run, records),
+        "commands": commands_of(run, config),
+    }  # fmt: skip
+
+
+def data_of(run: RunDir, config: RunConfig) -> Optional[Dict[str, Any]]:
+    """Return the prepared data of a run: ``sources`` (counts by name), ``warnings``, and ``sample``: one document as
+    texts, each with whether it is trained. None: the data was removed from the cache.
+    """
+    folder = recorded_folder(run, config)
+    if not is_ready(folder):
+        return None
+    meta = read_meta(folder)
+    sources = {**meta["sources"], **{f"{name} (held out)": one for name, one in meta["heldout_sources"].items()}}
+    return {
+        "sources": {name: {"documents": one["documents"], "tokens": one["tokens"], "trained": one["trained_tokens"],
+                           "dropped": sum(one["dropped"].values())} for name, one in sources.items()},
+        "warnings": meta["warnings"], "sample": [list(piece) for piece in joined(meta["sample"])],
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
-"""Write the reports of runs as JSON and Markdown: ``python -m ftdist.report.main RUN_DIR…``."""
+"""Write the reports of runs as a page, Markdown and JSON: ``python -m ftdist.report.main RUN_DIR…``."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -16,14 +17,18 @@ from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import task
 from ftdist.config.frozen import load_config
 from ftdist.plan.goodput import goodput_of
+from ftdist.report.compare import HEAD, compared
 from ftdist.report.cost import run_cost
-from ftdist.report.facts import facts_of, first_and_last
-from ftdist.report.markdown import as_markdown, percent
+from ftdist.report.facts import facts_of
+from ftdist.report.markdown import as_markdown
 from ftdist.report.moved import what_moved
+from ftdist.report.page_compare import compare_page
+from ftdist.report.page_run import run_page
 from ftdist.run.rundir import RunDir
 from ftdist.track.jsonl import to_json
 
-JSON, MARKDOWN = "report.json", "report.md"
+JSON, MARKDOWN, PAGE = "report.json", "report.md", "report.html"
+COMPARED = "compare.html"
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -33,6 +38,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
     parser.add_argument("--price", type=float, help="price of a device for an hour")
     parser.add_argument("--quick", action="store_true", help="leave out what moved")
+    parser.add_argument("--compare", type=Path, help="where the page that compares several runs is written")
     args = parser.parse_args(argv)
     return run_main(lambda: _report(args))
 
@@ -44,7 +50,9 @@ def _report(args: argparse.Namespace) -> int:
         reports.append(build_report(run, args.checkpoint, args.price, args.quick))
         print(f"report: {short_path(write_report(run, reports[-1]))}")
     if len(runs) > 1:
-        _compare(runs, reports)
+        page = args.compare or runs[0].report / COMPARED
+        _compare(runs, reports, page)
+        print(f"comparison: {short_path(page)}")
     return EXIT_DONE
 
 
@@ -73,23 +81,25 @@ def build_report(
 
 
 def write_report(run: RunDir, report: Dict[str, Any]) -> Path:
-    """Write the report in both formats, and return the path of the Markdown file."""
+    """Write the report in each format, and return the path of the page."""
     run.report.mkdir(exist_ok=True)
     write_json(run.report / JSON, report)
-    path = run.report / MARKDOWN
-    path.write_text(as_markdown(report), encoding="utf-8")
-    return path
+    (run.report / MARKDOWN).write_text(as_markdown(report), encoding="utf-8")
+    page = run.report / PAGE
+    page.write_text(run_page(report), encoding="utf-8")
+    return page
 
 
-def _compare(runs: List[RunDir], reports: List[Dict[str, Any]]) -> None:
-    """Print a table of runs with one row for each held-out set."""
-    table = plain_table("run", "held-out set", "before", "after", "change", "moved", "goodput", texts=2)
-    for run, report in zip(runs, reports, strict=True):
-        numbers = [(report["moved"] or {}).get("relative"), report["goodput"]["goodput"]]
-        shared = ["-" if value is None else percent(value) for value in numbers]
-        for name, points in report["heldout"].items():
-            before, after, change = first_and_last(points)
-            table.add_row(*map(Text, [short_path(run.path), name, before, after, change, *shared]))
+def _compare(runs: List[RunDir], reports: List[Dict[str, Any]], page: Path) -> None:
+    """Write the page that compares runs, and print its table."""
+    names = [short_path(run.path) for run in runs]
+    shared = Path(os.path.commonpath([run.path.resolve() for run in runs]))
+    short = [str(run.path.resolve().relative_to(shared)) for run in runs]
+    pages = [os.path.relpath(run.report / PAGE, page.parent) for run in runs]
+    page.write_text(compare_page(shared.name, reports, short, pages), encoding="utf-8")
+    table = plain_table(*HEAD, texts=2)
+    for row in compared(reports, names):
+        table.add_row(*map(Text, row))
     show_table(Console(highlight=False), table)
 
 

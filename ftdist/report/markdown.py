@@ -7,11 +7,12 @@ from itertools import chain
 from typing import Any, Dict, Iterable, List, Optional
 
 from ftdist.base.terminal import format_seconds
-from ftdist.report.facts import first_and_last
+from ftdist.report.rows import KINDS, attempt_rows, cost_rows, cost_text, phase_rows, step_rows, tensor_rows
+from ftdist.report.summary import sentences
+from ftdist.report.texts import percent
 
 MOST_MOVED = 10
 """Number of tensors that are listed. The JSON file has all."""
-KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
 
 
 def as_markdown(report: Dict[str, Any]) -> str:
@@ -23,15 +24,7 @@ def as_markdown(report: Dict[str, Any]) -> str:
 
 def fact_lines(report: Dict[str, Any]) -> List[str]:
     """Return the summary, the held-out losses and the answers."""
-    steps, tokens = f"{report['step']} of {report['max_steps']} steps", report["tokens"]
-    reason = f" ({plain(report['reason'])})" if report["reason"] else ""
-    summary = [f"The run is {plain(str(report['state']))}{reason} after {steps}"
-               + (f" and {tokens:,} tokens." if tokens else ".")]  # fmt: skip
-    for name, points in report["heldout"].items():
-        before, after, change = first_and_last(points)
-        gain = f"went from {before} to {after} ({change})" if before else f"is {after}"
-        summary.append(f"The held-out loss of {plain(name)} {gain}.")
-    lines = [" ".join(summary), ""]
+    lines = [" ".join(sentences(report, plain)), ""]
     if report["heldout"]:
         rows = [[plain(name), str(step), f"{float(loss):.4f}"] for name, points in report["heldout"].items()
                 for step, loss in points]  # fmt: skip
@@ -70,23 +63,8 @@ def origin_lines(report: Dict[str, Any]) -> List[str]:
 
 def cost_lines(cost: Dict[str, Any]) -> List[str]:
     """Return the lines about what the run cost."""
-    zero = cost["from_zero"]
-    tokens = f"published: {zero['source']}" if zero["source"] else "20 tokens a parameter, a low estimate"
-    rows = [
-        ["tokens", number(cost["tokens"]), f"{number(zero['tokens'])} ({tokens})"],
-        ["FLOPs", number(cost["flops"]), f"{number(zero['flops'])} (6 · N · D, N = {number(zero['parameters'])})"],
-        ["device-hours", number(cost["device_hours"]), number(zero["device_hours"])],
-        ["price", number(cost["price"]), number(zero["price"])],
-    ]
-    share = (
-        "" if zero["share"] is None else f" The run needed {percent(zero['share'])} of the operations of pretraining."
-    )
-    rate = (
-        "not known" if cost["flops_per_s"] is None else f"{number(cost['flops_per_s'])} FLOPs a second on all devices"
-    )
-    sentence = f"Measured rate in steps that count: {rate}. From zero means at this rate on the same devices.{share}"
     head = ["", "this run", "this model from zero"]
-    return ["## What it cost", "", *table(head, rows), f"{sentence} The energy was not measured.", ""]
+    return ["## What it cost", "", *table(head, cost_rows(cost)), cost_text(cost), ""]
 
 
 def moved_lines(moved: Optional[Dict[str, Any]]) -> List[str]:
@@ -94,16 +72,14 @@ def moved_lines(moved: Optional[Dict[str, Any]]) -> List[str]:
     if moved is None:
         return []
     matrices = f", the matrices by {percent(moved['kinds']['matrix'])}" if "matrix" in moved["kinds"] else ""
-    tensors = sorted(moved["tensors"], key=lambda one: one["relative"] or 0.0, reverse=True)
     lines = [
         "## What moved", "",
-        f"In {plain(moved['checkpoint'])} the {len(tensors)} trained tensors together differ from the base model by "
-        f"{percent(moved['relative'])} of its norm (‖ΔW‖/‖W‖){matrices}.", "",
+        f"In {plain(moved['checkpoint'])} the {len(moved['tensors'])} trained tensors together differ from the base "
+        f"model by {percent(moved['relative'])} of its norm (‖ΔW‖/‖W‖){matrices}.", "",
         *table(["tensors", "‖ΔW‖/‖W‖"], [[KINDS[kind], percent(value)] for kind, value in moved["kinds"].items()]),
         "The tensors that moved most. Rank: the smallest rank that holds 99 % of ‖ΔW‖².", "",
         *table(["tensor", "‖ΔW‖/‖W‖", "‖ΔW‖", "rank of ΔW"],
-               [[plain(one["name"]), percent(one["relative"]), f"{one['norm']:.3g}", _rank(one)]
-                for one in tensors[:MOST_MOVED]]),
+               [[plain(name), *cells] for name, *cells in tensor_rows(moved, MOST_MOVED)]),
     ]  # fmt: skip
     grid = moved["map"]
     if grid["layers"]:
@@ -134,38 +110,25 @@ def goodput_lines(report: Dict[str, Any]) -> List[str]:
         return [*lines, "Not known: the run was started by a version of ftdist that recorded no times.", ""]
     lost = f"; {goodput['lost_steps']} steps were done again or not saved" if goodput["lost_steps"] else ""
     several = "s" if len(attempts) > 1 else ""
-    rows = [[phase, format_seconds(seconds), percent(seconds / total)] for phase, seconds in goodput["seconds"].items()]
     return [
         *lines,
         f"Goodput: {percent(goodput['goodput'])} of {format_seconds(total)} went into steps that count, in "
         f"{len(attempts)} attempt{several}{lost}.", "",
-        *table(["phase", "time", "share"], rows),
-        *table(["attempt", "ranks", "steps", "time", "end"], map(_attempt, attempts)),
+        *table(["phase", "time", "share"], phase_rows(goodput)),
+        *table(["attempt", "ranks", "steps", "time", "end"], attempt_rows(goodput)),
         *_step_lines(report["step_times"]),
     ]  # fmt: skip
 
 
 def _step_lines(step_times: Dict[str, float]) -> List[str]:
-    """Return the lines about where the time of a step went.
-
-    Args:
-        step_times: Medians in seconds, from ``ftdist.track.report.step_times``.
-    """
-    whole = step_times.get("step_s")
-    phases = {name[:-2]: seconds for name, seconds in step_times.items() if name.endswith("_s") and name != "step_s"}
-    if not whole or not phases:
+    """Return the lines about where the time of a step went."""
+    rows = step_rows(step_times)
+    if not rows:
         return []
-    rows = [[name, f"{seconds:.3g} s", percent(seconds / whole)] for name, seconds in phases.items()]
     return [
-        f"A step takes {whole:.3g} s on rank 0 (mean). Waiting for slower ranks is in `agreement`.", "",
+        f"A step takes {step_times['step_s']:.3g} s on rank 0 (mean). Waiting for slower ranks is in `agreement`.", "",
         *table(["phase of a step", "time", "share"], rows),
     ]  # fmt: skip
-
-
-def _attempt(attempt: Dict[str, Any]) -> List[str]:
-    steps = "" if attempt["first_step"] is None else f"{attempt['first_step']} to {attempt['last_step']}"
-    time = format_seconds(sum(attempt["seconds"].values()))
-    return [str(attempt["number"]), str(attempt["ranks"] or "?"), steps, time, attempt["state"] or "not known"]
 
 
 def table(head: List[str], rows: Iterable[List[str]]) -> List[str]:
@@ -183,26 +146,8 @@ def quoted(value: Any) -> str:
     return plain(json.dumps(value, ensure_ascii=not str(value).isprintable()))
 
 
-def number(value: Optional[float]) -> str:
-    """Return a number as text with three digits."""
-    if value is None:
-        return "not known"
-    return f"{value:,.3g}" if not 1 <= abs(value) < 1e7 else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def percent(value: Optional[float]) -> str:
-    """Return a share as text; "new" if there was nothing before."""
-    if not value:
-        return "new" if value is None else "0"
-    return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
-
-
 def _row(cells: List[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _rank(tensor: Dict[str, Any]) -> str:
-    return "" if tensor["rank"] is None else f"> {tensor['rank']}" if tensor["rank_exceeds"] else str(tensor["rank"])
 
 
 def _texts(texts: List[str]) -> str:

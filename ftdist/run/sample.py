@@ -56,7 +56,7 @@ def print_tokens(tokens: List[List[Any]], console: Console) -> None:
     """
     if console.is_terminal:
         parts = Text()
-        for text, trained in _joined(tokens):
+        for text, trained in joined(tokens):
             parts.append(text, style=TRAINED if trained else CONTEXT)
         console.print(parts)
     else:
@@ -65,10 +65,10 @@ def print_tokens(tokens: List[List[Any]], console: Console) -> None:
 
 def plain_tokens(tokens: List[List[Any]]) -> str:
     """Return tokens as plain text, with ``[[`` and ``]]`` around consecutive trained tokens."""
-    return "".join(f"[[{text}]]" if trained else text for text, trained in _joined(tokens))
+    return "".join(f"[[{text}]]" if trained else text for text, trained in joined(tokens))
 
 
-def _joined(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
+def joined(tokens: List[List[Any]]) -> Iterator[Tuple[str, bool]]:
     """Yield the text of consecutive tokens that are all trained or all not trained, and which of the two it is."""
     for trained, group in groupby(tokens, key=lambda token: bool(token[1])):
         text = "".join(text for text, _ in group)

@@ -106,7 +106,7 @@ def test_an_export_opens_as_an_ordinary_model(run: RunDir, tmp_path: Path) -> No
                      "same_logits": True}  # fmt: skip
     done = succeed("report", run.path, "--checkpoint", "best")
     moved = json.loads((run.report / "report.json").read_text())["moved"]
-    assert str(run.report / "report.md") in done.out and 0 < moved["relative"] < 1
+    assert str(run.report / "report.html") in done.out and 0 < moved["relative"] < 1
     assert moved["map"]["layers"] == [0, 1] and moved["tokens"], "a run with ZeRO-3 and a padded vocabulary"
     files = ("model.safetensors", "config.json", "tokenizer.json", "README.md")
     assert all((tmp_path / "model" / n).read_bytes() == (run.export / n).read_bytes() for n in files)

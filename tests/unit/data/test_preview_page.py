@@ -1,13 +1,8 @@
 """The preview as an HTML page, viewed in a real browser."""
 
-import json
 import math
 import re
-import shutil
-import subprocess
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +11,9 @@ from ftdist.data.main import main
 from ftdist.data.prepare import prepare
 from ftdist.data.preview_page import html_page
 from ftdist.data.preview_rows import collect_rows
+from tests.helpers.browser import look, needs_browser
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ANSWER = "<b>bold</b> & 'quoted' é"
 
 # The browser runs this script after layout. It replaces the page with the values that the test compares.
@@ -42,20 +37,7 @@ addEventListener("load", () => {
 """
 
 
-def view_in_browser(folder: Path, text: str) -> Any:
-    """Show a page in the browser, and return what the script found in it."""
-    (folder / "page.html").write_text(text.replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
-    command = [
-        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=400,800",
-        f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder / 'page.html'}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="found">(.*)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(unescape(found.group(1)))
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs a browser; after apt install chromium: make test")
+@needs_browser
 def test_a_browser_shows_which_tokens_are_trained_and_which_have_a_high_loss(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("<script>alert(1)</script>?", ANSWER), chat("again", "yes")])
     config = data_config(tmp_path, f"data.sources.mine.path={source}", "name=<mine>")
@@ -63,7 +45,9 @@ def test_a_browser_shows_which_tokens_are_trained_and_which_have_a_high_loss(tmp
     def losses(ids: np.ndarray) -> np.ndarray:
         return np.array([math.nan, *(0.0 if token < 256 else 9.0 for token in ids[1:])])
 
-    found = view_in_browser(tmp_path, html_page(config.name, collect_rows(config, prepare(config), 1, losses), 256))
+    page, text = tmp_path / "page.html", html_page(config.name, collect_rows(config, prepare(config), 1, losses), 256)
+    page.write_text(text.replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
+    found, _ = look(page, "--window-size=400,800")
     assert len(found["documents"]) == 2
     assert found["documents"][0] != found["documents"][1]
     assert sorted(found["trained"].split("<|im_end|>")) == sorted(["yes", ANSWER, ""])

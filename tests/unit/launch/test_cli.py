@@ -130,7 +130,7 @@ def test_a_price_is_an_amount(price: str) -> None:
         cli.dispatch(["report", "run", "--price", price])
 
 
-@pytest.mark.parametrize("verb", ["eval", "report", "export", "logs", "chat"])
+@pytest.mark.parametrize("verb", ["eval", "export", "logs", "chat"])
 def test_a_sweep_is_refused_where_one_run_is_expected(verb: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a sweep") as error:

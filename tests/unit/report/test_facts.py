@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from ftdist.config.frozen import dump_config
+from ftdist.data.prepare import prepare
 from ftdist.report import main
-from ftdist.report.facts import changed_settings, facts_of
+from ftdist.report.facts import changed_settings, data_of, facts_of
 from ftdist.run.rundir import RunDir
-from tests.unit.data_tools import data_config
+from tests.unit.data_tools import chat, data_config, write_jsonl
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 0, "eval/docs/loss": 3.0}, *({"step": n, "train/loss": 3.0 - n / 10, "train/tokens_seen": 100 * n}
@@ -53,6 +54,18 @@ def test_curves_faults_and_commands(tmp_path: Path) -> None:
     assert {"key": "optim.lr", "value": 0.5, "default": 1e-05} in found["settings"]
 
 
+def test_the_data_of_a_run_has_its_counts_and_a_sample(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [chat("what?", "an answer"), chat("why?", "because")])
+    config = data_config(tmp_path, f"data.sources.mine.path={source}")
+    run = RunDir(tmp_path / "run")
+    assert data_of(run, config) is None, "not prepared"
+    prepare(config)
+    data = data_of(run, config)
+    assert data and data["sources"]["mine"].items() >= {"documents": 2, "dropped": 0}.items()
+    assert next(text for text, trained in data["sample"] if trained).startswith(("an answer", "because"))
+    assert 0 < data["sources"]["mine"]["trained"] < data["sources"]["mine"]["tokens"]
+
+
 def test_only_settings_without_their_default_are_listed(tmp_path: Path) -> None:
     config = data_config(tmp_path, "data.sources.mine.path=a.jsonl", "data.packing=false")
     found = {one["key"]: one["value"] for one in changed_settings(config)}
@@ -66,7 +79,9 @@ def test_runs_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFi
     assert main.main(["--price", "3", *(str(run.path) for run in runs)]) == 0
     said = capsys.readouterr().out
     table = [line.split() for line in said.splitlines() if "docs" in line]
-    assert [row[1:5] for row in table] == [["docs", "3.0000", "2.5000", "-16.7"]] * 2 and said.count("report.md") == 2
+    assert [row[1:5] for row in table] == [["docs", "3.0000", "2.5000", "-16.7"]] * 2 and said.count("report.html") == 2
+    page, pages = (runs[0].report / "report.html").read_text(), (runs[0].report / "compare.html").read_text()
+    assert "<h1>mine</h1>" in page and 'href="../../b/report/report.html"' in pages and ">docs<" in pages
     text = (runs[0].report / "report.md").read_text()
     assert "held-out loss of docs went from 3.0000 to 2.5000 (-16.7 %)" in text
     assert "| 4 | 0.2500 | 0.0100 |" in text

@@ -9,7 +9,8 @@ from ftdist.plan.cost import cost_of
 from ftdist.plan.goodput import LOST, Attempt, Goodput
 from ftdist.plan.pretraining import Pretraining
 from ftdist.report.main import write_report
-from ftdist.report.markdown import as_markdown, percent, plain, quoted
+from ftdist.report.markdown import as_markdown, plain, quoted
+from ftdist.report.texts import percent
 from ftdist.run.rundir import RunDir
 from ftdist.run.timeline import LOADING, QUEUE, STEPS
 
@@ -20,7 +21,8 @@ def _tensor(name: str, kind: str, relative: Any, rank: Any = None, exceeds: bool
 
 
 REPORT = {
-    "run": "a|b<script>", "state": "done", "reason": "", "step": 4, "max_steps": 4, "tokens": 1234567,
+    "run": "a|b<script>", "folder": "/runs/a", "state": "done", "reason": "", "train": [], "data": None,
+    "step": 4, "max_steps": 4, "tokens": 1234567,
     "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]}, "forgetting": None,
     "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],
     "settings": [{"key": "optim.lr", "value": "<u>", "default": None}], "faults": ["bad <step>"],
@@ -44,7 +46,8 @@ REPORT = {
 
 def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    text = write_report(run, REPORT).read_text(encoding="utf-8")
+    assert write_report(run, REPORT) == run.report / "report.html"
+    text = (run.report / "report.md").read_text(encoding="utf-8")
     assert json.loads((run.report / "report.json").read_text()) == REPORT
     lines = text.splitlines()
     assert "together differ from the base model by 1.23 % of its norm (‖ΔW‖/‖W‖), the matrices by 2 %." in text

@@ -1,0 +1,72 @@
+"""The tables of a report as rows of texts, which each format shows in its way."""
+
+from typing import Any, Dict, List
+
+from ftdist.base.terminal import format_seconds
+from ftdist.report.texts import finite, number, percent
+
+KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
+
+Rows = List[List[str]]
+
+
+def cost_rows(cost: Dict[str, Any]) -> Rows:
+    """Return what is counted, for this run, and for the training of this model from zero."""
+    zero = cost["from_zero"]
+    tokens = f"published: {zero['source']}" if zero["source"] else "20 tokens a parameter, a low estimate"
+    return [
+        ["tokens", number(cost["tokens"]), f"{number(zero['tokens'])} ({tokens})"],
+        ["FLOPs", number(cost["flops"]), f"{number(zero['flops'])} (6 · N · D, N = {number(zero['parameters'])})"],
+        ["device-hours", number(cost["device_hours"]), number(zero["device_hours"])],
+        ["price", number(cost["price"]), number(zero["price"])],
+    ]
+
+
+def cost_text(cost: Dict[str, Any]) -> str:
+    """Return how to read the rows of the cost."""
+    share, rate = cost["from_zero"]["share"], cost["flops_per_s"]
+    measured = "not known" if rate is None else f"{number(rate)} FLOPs a second on all devices"
+    pretraining = "" if share is None else f" The run needed {percent(share)} of the operations of pretraining."
+    return (f"Measured rate in steps that count: {measured}. From zero means at this rate on the same devices."
+            f"{pretraining} The energy was not measured.")  # fmt: skip
+
+
+def phase_rows(goodput: Dict[str, Any]) -> Rows:
+    """Return phase, time and share."""
+    total = goodput["total_s"]
+    return [[phase, format_seconds(seconds), percent(seconds / total)] for phase, seconds in goodput["seconds"].items()]
+
+
+def attempt_rows(goodput: Dict[str, Any]) -> Rows:
+    """Return number, ranks, steps, time and end of each attempt."""
+    return [
+        [str(one["number"]), str(one["ranks"] or "?"),
+         "" if one["first_step"] is None else f"{one['first_step']} to {one['last_step']}",
+         format_seconds(sum(one["seconds"].values())), one["state"] or "not known"]
+        for one in goodput["attempts"]
+    ]  # fmt: skip
+
+
+def step_rows(step_times: Dict[str, float]) -> Rows:
+    """Return phase, time and share of a step, without the step as a whole. Empty if it is not known.
+
+    Args:
+        step_times: Means in seconds, from ``ftdist.track.report.step_times``.
+    """
+    whole = step_times.get("step_s")
+    return [[name.removesuffix("_s"), f"{seconds:.3g} s", percent(seconds / whole)]
+            for name, seconds in step_times.items() if whole and name.endswith("_s") and name != "step_s"]  # fmt: skip
+
+
+def tensor_rows(moved: Dict[str, Any], most: int) -> Rows:
+    """Return name, ‖ΔW‖/‖W‖, ‖ΔW‖ and rank of the tensors that moved most.
+
+    Args:
+        most: Number of rows.
+    """
+    tensors = sorted(moved["tensors"], key=lambda one: finite(one["relative"]) or 0.0, reverse=True)
+    return [[one["name"], percent(one["relative"]), number(one["norm"]), _rank(one)] for one in tensors[:most]]
+
+
+def _rank(tensor: Dict[str, Any]) -> str:
+    return "" if tensor["rank"] is None else f"> {tensor['rank']}" if tensor["rank_exceeds"] else str(tensor["rank"])

@@ -1,0 +1,103 @@
+"""The summary of a report: its main numbers, and about five sentences with them."""
+
+from typing import Any, Callable, Dict, List, Optional
+
+from ftdist.base.terminal import format_seconds
+from ftdist.report.facts import first_and_last
+from ftdist.report.texts import finite, number, percent
+
+MAX_SETS = 3
+"""Number of held-out sets that the sentences name."""
+
+Report = Dict[str, Any]
+
+
+def headline(report: Report) -> Dict[str, Optional[float]]:
+    """Return the main numbers of a run. None: not measured.
+
+    Returns:
+        ``gain``: how much the loss of the first held-out set fell, in nats per token. ``forgetting``: KL(base ‖ now) in
+        nats per token at the last evaluation. ``goodput``: from 0 to 1. ``device_hours``. ``cost``: their price.
+    """
+    curve = (report.get("forgetting") or {}).get("curve") or []
+    return {
+        "gain": gain_of(report, next(iter(report["heldout"]), "")),
+        "forgetting": finite(curve[-1][1]) if curve else None,
+        "goodput": finite(report["goodput"]["goodput"]), "device_hours": finite(report["cost"]["device_hours"]),
+        "cost": finite(report["cost"]["price"]),
+    }  # fmt: skip
+
+
+def gain_of(report: Report, name: str) -> Optional[float]:
+    """Return how much the loss of a held-out set fell since before the first step, in nats per token."""
+    points = report["heldout"].get(name) or []
+    if len(points) < 2 or points[0][0] != 0:
+        return None
+    before, after = finite(points[0][1]), finite(points[-1][1])
+    return None if before is None or after is None else before - after
+
+
+def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
+    """Return the summary.
+
+    Args:
+        show: Makes a text from outside one of the format of the report.
+    """
+    steps, tokens = f"{report['step']} of {report['max_steps']} steps", report["tokens"]
+    reason = f" ({show(report['reason'])})" if report["reason"] else ""
+    found = [f"The run is {show(str(report['state']))}{reason} after {steps}"
+             + (f" and {tokens:,} tokens." if tokens else ".")]  # fmt: skip
+    found += [_gain(report, name, show) for name in list(report["heldout"])[:MAX_SETS]]
+    if (more := len(report["heldout"]) - MAX_SETS) > 0:
+        found.append(f"The losses of {more} more held-out sets are below.")
+    found += [_forgetting(report, show), _moved(report["moved"], show), _cost(report)]
+    return found
+
+
+def own_texts(forgetting: Report) -> str:
+    """Return what the forgetting was measured on, with the number of texts if it is known."""
+    return f"{forgetting['texts']} texts" if forgetting.get("texts") else "texts"
+
+
+def _gain(report: Report, name: str, show: Callable[[str], str]) -> str:
+    before, after, change = first_and_last(report["heldout"][name])
+    measured = (report.get("gain") or {}).get(name)
+    interval = ""
+    if measured:
+        low, high = (finite(measured["change"][end]) for end in ("low", "high"))
+        if low is not None and high is not None:
+            interval = f"; 95 % interval of the change: {low:+.4f} to {high:+.4f} nats per token"
+    gain = f"went from {before} to {after} ({change}{interval})" if before else f"is {after}"
+    return f"The held-out loss of {show(name)} {gain}."
+
+
+def _forgetting(report: Report, show: Callable[[str], str]) -> str:
+    found = report.get("forgetting")
+    if not found or not found["curve"]:
+        return "Forgetting was not measured."
+    step, distance, error = found["curve"][-1]
+    at = f"On {own_texts(found)} that the base model wrote, the model at step {step} differs from it by"
+    warning = f" {show(found['warning'])}" if found.get("warning") else ""
+    return f"{at} {_nats(distance)} ± {_nats(error)} nats per token (forgetting).{warning}"
+
+
+def _moved(moved: Optional[Dict[str, Any]], show: Callable[[str], str]) -> str:
+    if moved is None:
+        return "What moved was not compared."
+    return f"The trained weights moved by {percent(moved['relative'])} of the norm of the base (‖ΔW‖/‖W‖)."
+
+
+def _cost(report: Report) -> str:
+    cost, goodput = report["cost"], report["goodput"]
+    price = "" if cost["price"] is None else f" at a price of {number(cost['price'])}"
+    if goodput["goodput"] is None:
+        return "Where the time went is not known."
+    held = f"{number(cost['devices'])} device{'' if cost['devices'] == 1 else 's'}"
+    return (f"The run held {held} for {number(cost['device_hours'])} device-hours{price}; "
+            f"{percent(goodput['goodput'])} of {format_seconds(goodput['total_s'])} went into steps that "
+            "count.")  # fmt: skip
+
+
+def _nats(value: Any) -> str:
+    known = finite(value)
+    return "nan" if known is None else f"{known:.4f}"

@@ -1,0 +1,33 @@
+"""Numbers of the report as texts."""
+
+import math
+from typing import Any, Optional, Union
+
+
+def number(value: Union[float, str, None]) -> str:
+    """Return a number as text with three digits. One that is not finite is a text already."""
+    if value is None or isinstance(value, str):
+        return value or "not known"
+    return f"{value:,.3g}" if not 1 <= abs(value) < 1e7 else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def percent(value: Union[float, str, None]) -> str:
+    """Return a share as text; "new" if there was nothing before. One that is not finite is a text already."""
+    if not value or isinstance(value, str):
+        return "new" if value is None else str(value or 0)
+    return f"{100 * value:.3g} %" if value < 10 else f"{100 * value:,.0f} %"
+
+
+def finite(value: Any) -> Optional[float]:
+    """Return a number of the report. None if there is none, or if it is not finite: such numbers are texts in JSON."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def drawable(value: Any) -> float:
+    """Return a number of the report for a chart, which leaves out nan."""
+    number = finite(value)
+    return math.nan if number is None else number
