@@ -50,7 +50,9 @@ class Head:
         layer: Any = self.module
         if type(layer) is torch.nn.Linear:
             return [(hidden, layer.weight)]
-        [name] = layer.active_adapters  # a LoRA layer of PEFT
+        if layer.disable_adapters:  # a LoRA layer of PEFT
+            return [(hidden, layer.base_layer.weight)]
+        [name] = layer.active_adapters
         below = layer.lora_dropout[name](hidden.to(layer.lora_A[name].weight.dtype))
         inner = F.linear(below, layer.lora_A[name].weight) * layer.scaling[name]
         return [(hidden, layer.base_layer.weight), (inner, layer.lora_B[name].weight)]

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftdist.data.loader import IGNORED
+from ftdist.method.adapters import adapters_off
 from ftdist.model.attention_plan import PLAIN, AttentionPlan, Layout
 from ftdist.model.exactness import micro_batch
 from ftdist.model.forward import set_plan
@@ -154,6 +155,12 @@ def test_a_head_with_a_lora_layer(dropout: float) -> None:
     assert isinstance(head, Head) and head.transform.scale == pytest.approx(0.0625)
     model.train(dropout == 0.0)
     assert_same(model, head)
+    model.eval()
+    with_adapter = token_loss(model, batch(), VOCAB, head)
+    with adapters_off(model):
+        without = token_loss(model, batch(), VOCAB, head)
+        assert without == pytest.approx(token_loss(model, batch(), VOCAB).item(), rel=1e-5)
+    assert abs(without - with_adapter) > 1e-3 * with_adapter
     if dropout:  # in training it is active
         model.train()
         assert loss_and_gradients(model, head)[0] != loss_and_gradients(model, head)[0]
