@@ -16,6 +16,7 @@ from ftdist.config.checks import check_config
 from ftdist.config.launch import Runner, check_launch
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.attempt.command import LaunchPlan
+from ftdist.launch.attempt.lifecycle import next_attempt
 from ftdist.launch.backends import deepspeed, nodes
 from ftdist.run.rundir import RunDir
 from tests.helpers.ranks import free_port
@@ -149,7 +150,9 @@ def test_the_printed_commands_are_quoted_for_a_shell(value: str, tmp_path: Path)
 
 
 def expected_words(config: RunConfig, run: RunDir, rank: int) -> List[str]:
-    return nodes.ssh_command(config, run, rank, 0) if config.launch.nodes.hosts else nodes.node_command(run, rank, 0)
+    attempt = next_attempt(run)
+    over_ssh = bool(config.launch.nodes.hosts)
+    return nodes.ssh_command(config, run, rank, attempt) if over_ssh else nodes.node_command(run, rank, attempt)
 
 
 def test_options_of_srun_are_refused_for_other_runners() -> None:
