@@ -167,7 +167,9 @@ def _check_zero(zero: ZeroConfig) -> None:
     _check_range("zero.stage", zero.stage, 0, 3)
     if zero.offload_optimizer is not Offload.none and not ModelState.optimizer_states.is_sharded(zero.stage):
         raise ConfigError(
-            "zero.offload_optimizer does not work with zero.stage=0", "zero.stage=1, 2 or 3", "zero.stage=1"
+            "zero.offload_optimizer does not work with zero.stage=0",
+            "zero.stage=1, 2 or 3",
+            "zero.stage=1, or zero.offload_optimizer=none",
         )
     if zero.offload_param is not Offload.none and not ModelState.parameters.is_sharded(zero.stage):
         raise ConfigError(

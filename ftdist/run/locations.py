@@ -109,6 +109,10 @@ def check_model_folder(config: RunConfig) -> None:
     inside = sorted(entry.name for entry in path.iterdir())
     held = f"it holds {', '.join(inside[:8])}{', …' if len(inside) > 8 else ''}" if inside else "it is empty"
     if not (path / "config.json").is_file():
+        if (path / ADAPTER).is_file():
+            raise ConfigError(f"model.path={path} holds an adapter ({ADAPTER}) and not its base model", expected,
+                              "set model.path or model.hub to the base model, and continue the adapter with "
+                              f"method=lora {override_word('method.init_from', str(path))}")  # fmt: skip
         raise ConfigError(f"model.path={path} holds no config.json; {held}", expected,
                           "set model.path to the folder of the model, for example the export/ of a run")  # fmt: skip
     if "model_type" not in _read_object(path / "config.json"):

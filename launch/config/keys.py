@@ -19,7 +19,8 @@ OTHER_NAMES = {
     "max_seq_length": ["data.max_seq_len"], "model_name": ["model.hub"],
     "model_name_or_path": ["model.path", "model.hub"], "output_dir": ["run_dir"],
     "save_steps": ["train.checkpoint_every"], "eval_steps": ["train.eval_every"], "logging_steps": ["train.log_every"],
-    "sweep.dir": ["runs_dir"],
+    "sweep.dir": ["runs_dir"], "lora_r": ["method.r"], "lora_rank": ["method.r"],
+    "lora_target": ["method.target_modules"],
 }  # fmt: skip
 """Names that other tools use, and the keys that mean the same here."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import re
-from typing import Any, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
@@ -20,7 +20,14 @@ INSTEAD = {
     "job.name": "name=NAME", "launcher": "launch=slurm or launch=nodes",
 }  # fmt: skip
 """Keys of Hydra itself, and the settings of ftdist that take their place."""
-
+OTHER_OPTIONS: Dict[str, Dict[str, List[str]]] = {
+    "method": {
+        "dora": ["lora method.use_dora=true"], "rslora": ["lora method.use_rslora=true"],
+        "qdora": ["qlora method.use_dora=true"], "lora+": ["lora optim.lora_plus_ratio=16"],
+        "loraplus": ["lora optim.lora_plus_ratio=16"], "freeze": ["partial"],
+    },
+}  # fmt: skip
+"""Options of a group that other tools have, and what means the same here."""
 
 KEY_PART = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|0|[1-9](_?[0-9])*")
 """A part of a key that Hydra's grammar can read."""
@@ -146,9 +153,20 @@ def _wrong_key_or_value(text: str, loader: ConfigLoader) -> ConfigError:
         near = nearest(value, list(kind.__members__)) if isinstance(kind, type) and issubclass(kind, enum.Enum) else []
         if renamed := RENAMED_VALUES.get(key, {}).get(value.lower()):
             near = [renamed]
-        fix = override_word(key, value) if given and is_text(kind) else " or ".join(f"{key}={word}" for word in near)
+        fix = _as_type(key, value, kind) if given else ""
+        fix = fix or " or ".join(f"{key}={word}" for word in near)
         return ConfigError(f"{where}{key}={value}", describe_type(kind), fix)
     return _unknown(text)
+
+
+def _as_type(key: str, value: str, kind: Any) -> str:
+    """Return the override that was meant, if the value only has to be written otherwise. Else an empty text."""
+    if is_text(kind):
+        return override_word(key, value)
+    one_of = next((item for name, item in ((List[str], str), (List[int], int)) if kind in (name, Optional[name])), None)
+    if one_of is None or value[:1] in "[{" or (one_of is int and not re.fullmatch(r"-?\d+", value)):
+        return ""
+    return override_list(key, [value]) if one_of is str else f"{key}=[{value}]"
 
 
 def _unknown(text: str) -> ConfigError:
@@ -217,7 +235,7 @@ def _wrong_option(error: MissingConfigException, loader: ConfigLoader) -> Config
         )
     group, option = missing.rsplit("/", 1)
     options = loader.get_group_options(group, ObjectType.CONFIG)
-    near = nearest(option, options)
+    near = OTHER_OPTIONS.get(group, {}).get(option.lower()) or nearest(option, options)
     return ConfigError(
         f"{group} has no option '{option}'",
         "one of: " + ", ".join(sorted(options)),

@@ -199,7 +199,7 @@ def test_model_folders_that_cannot_be_loaded_are_refused(tmp_path: Path) -> None
     folder.mkdir()
     assert "holds no config.json; it is empty" in refusal()
     (folder / "adapter_config.json").write_text("{}")
-    assert "holds no config.json; it holds adapter_config.json" in refusal()
+    assert "holds an adapter (adapter_config.json) and not its base model" in refusal()
     (folder / "config.json").write_text("{")
     assert "is not JSON" in refusal()
     (folder / "config.json").write_text("{}")
