@@ -94,8 +94,9 @@ def describe_estimate(steps: int, flops: float, rate: float, devices: int, price
     hours = flops / rate / HOUR_S * devices
     money = "" if price is None else f", and cost {hours * price:.3g}"
     many = f"{devices} devices" if devices > 1 else "one device"
+    needed, they = (f"{steps:,} steps need", "they take") if steps != 1 else ("1 step needs", "it takes")
     return (
-        f"estimate: {steps:,} steps need {flops:.3g} operations. At the rate measured for matrix products "
-        f"({rate:.3g} a second on {many}) they take {format_clock(flops / rate)}, or {hours:.3g} device-hours{money}. "
+        f"estimate: {needed} {flops:.3g} operations. At the rate measured for matrix products "
+        f"({rate:.3g} a second on {many}) {they} {format_clock(flops / rate)}, or {hours:.3g} device-hours{money}. "
         "Real steps take this time divided by their MFU"
     )
