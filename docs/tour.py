@@ -57,7 +57,8 @@ TOUR: Dict[str, List[str]] = {
         "launch/runs/verify.py",
     ],
     "What both planes read": [
-        "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/timeline.py", "ftdist/plan/goodput.py",
+        "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/timeline.py", "ftdist/run/task_results.py",
+        "ftdist/plan/goodput.py",
         "ftdist/plan/cost.py", "ftdist/plan/pretraining.py",
         "ftdist/run/locations.py", "ftdist/run/prepared.py",
         "ftdist/run/identity.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
@@ -151,7 +152,9 @@ TOUR: Dict[str, List[str]] = {
     ],
     "The other verbs": [
         "launch/verbs/resume.py", "launch/verbs/status.py", "launch/verbs/logs.py", "launch/verbs/cancel.py",
-        "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "launch/verbs/report.py", "ftdist/report/main.py",
+        "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "ftdist/serve/opened.py", "ftdist/serve/tasks.py",
+        "ftdist/serve/questions.py", "ftdist/serve/choices.py", "ftdist/serve/accuracy.py",
+        "launch/verbs/report.py", "ftdist/report/main.py",
         "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/facts.py",
         "ftdist/report/cost.py", "ftdist/report/summary.py", "ftdist/report/rows.py", "ftdist/report/texts.py",
         "ftdist/report/markdown.py", "ftdist/report/page_run.py", "ftdist/report/page.py",

@@ -10,7 +10,7 @@ import random
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 from ftdist.base.errors import DataError
 
@@ -50,19 +50,38 @@ QUESTIONS = {
     ),
 }
 
-Docstring = Tuple[str, str, str, str, str]
-"""Kind (a key of QUESTIONS), qualified name, module, arguments, text."""
+
+class Docstring(NamedTuple):
+    """A docstring of the standard library."""
+
+    kind: str
+    """A key of QUESTIONS."""
+    name: str
+    """Qualified name of what is documented."""
+    module: str
+    arguments: str
+    """Arguments of a function as Python source."""
+    text: str
 
 
 def stdlib_docs() -> Iterator[Tuple[str, Dict[str, Any]]]:
     """Yield chats of one question and one answer from the docstrings of the running Python's standard library.
 
-    The source files are parsed, not imported. The chats are sorted by a hash of the documented name. This order is
-    always the same and mixes the modules, so the first chats are a representative sample. If several docstrings are
-    equal, only the first one is used.
-
     Yields:
         ``(location, record)``: a record has the field ``messages``.
+
+    Raises:
+        DataError: See ``stdlib_docstrings``.
+    """
+    return map(docstring_chat, stdlib_docstrings())
+
+
+def stdlib_docstrings() -> Iterator[Docstring]:
+    """Yield the docstrings of the running Python's standard library.
+
+    The source files are parsed, not imported. The docstrings are sorted by a hash of the documented name. This order is
+    always the same and mixes the modules, so the first ones are a representative sample. If several docstrings are
+    equal, only the first one is used.
 
     Raises:
         DataError: The source files of the standard library are not installed.
@@ -76,13 +95,17 @@ def stdlib_docs() -> Iterator[Tuple[str, Dict[str, Any]]]:
             "install that source, or use another data set",
         )
     seen = set()
-    for kind, name, module, arguments, answer in sorted(found, key=lambda item: _digest(item[1])):
-        if answer in seen:
-            continue
-        seen.add(answer)
-        phrasings = QUESTIONS[kind]
-        question = phrasings[_digest(name) % len(phrasings)].format(name=name, module=module, arguments=arguments)
-        yield f"stdlib_docs: {name}", _chat([question, answer])
+    for item in sorted(found, key=lambda item: _digest(item.name)):
+        if item.text not in seen:
+            seen.add(item.text)
+            yield item
+
+
+def docstring_chat(item: Docstring) -> Tuple[str, Dict[str, Any]]:
+    """Return the location and the record of the chat about a docstring."""
+    phrasings = QUESTIONS[item.kind]
+    question = phrasings[_digest(item.name) % len(phrasings)].format(**item._asdict())
+    return f"stdlib_docs: {item.name}", _chat([question, item.text])
 
 
 def fake_chats(seed: str, count: int) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -163,4 +186,4 @@ def _members(parent: ast.AST, prefix: str, module: str) -> Iterator[Docstring]:
 def _answer(kind: str, name: str, module: str, arguments: str, node: Any) -> Iterator[Docstring]:
     answer = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").strip()
     if MIN_ANSWER <= len(answer) <= MAX_ANSWER:
-        yield kind, name, module, arguments, answer
+        yield Docstring(kind, name, module, arguments, answer)

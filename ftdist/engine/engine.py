@@ -44,6 +44,11 @@ class ForwardEngine:
         """Put the model into evaluation mode inside a ``with`` block, and restore its mode afterwards."""
         return evaluation_mode(self.module)
 
+    def destroy(self) -> None:
+        """Free what DeepSpeed holds outside the engine, so that another engine can be built in this process."""
+        if self._run_forward is not self.module:
+            self._run_forward.destroy()
+
 
 @dataclass(frozen=True)
 class StepEnd:
@@ -157,10 +162,6 @@ class Engine(ForwardEngine):
         """
         saved = self.module.state_dict().keys()
         return {name: tensor for name, tensor in self.module.named_buffers() if name in saved} | self._fixed
-
-    def destroy(self) -> None:
-        """Free what DeepSpeed holds outside the engine, so that another engine can be built in this process."""
-        self._wrapped.destroy()
 
 
 class UpdateGate:

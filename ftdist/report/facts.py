@@ -10,6 +10,7 @@ from ftdist.run.identity import recorded_folder
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir
 from ftdist.run.sample import joined
+from ftdist.run.task_results import read_results
 from ftdist.track.report import answers, forgetting_curve, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
 
@@ -28,7 +29,7 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": seen[-1] if seen else None,
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
-        "forgetting": forgetting_of(run), "step_times": step_times(run),
+        "forgetting": forgetting_of(run), "step_times": step_times(run), "tasks": read_results(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "data": data_of(run, config), "settings": changed_settings(config), "faults": faults_of(run, records),
         "commands": commands_of(run, config),

@@ -7,7 +7,18 @@ from itertools import chain
 from typing import Any, Dict, Iterable, List, Optional
 
 from ftdist.base.terminal import format_seconds
-from ftdist.report.rows import KINDS, attempt_rows, cost_rows, cost_text, phase_rows, step_rows, tensor_rows
+from ftdist.report.rows import (
+    KINDS,
+    TASK_HEAD,
+    TASK_TEXT,
+    attempt_rows,
+    cost_rows,
+    cost_text,
+    phase_rows,
+    step_rows,
+    task_rows,
+    tensor_rows,
+)
 from ftdist.report.summary import sentences
 from ftdist.report.texts import percent
 
@@ -18,7 +29,8 @@ MOST_MOVED = 10
 def as_markdown(report: Dict[str, Any]) -> str:
     """Return the text of report.md."""
     parts = (moved_lines(report["moved"]), cost_lines(report["cost"]), goodput_lines(report))
-    lines = [f"# {plain(report['run'])}", "", *fact_lines(report), *chain.from_iterable(parts), *origin_lines(report)]
+    lines = [f"# {plain(report['run'])}", "", *fact_lines(report), *task_lines(report["tasks"]),
+             *chain.from_iterable(parts), *origin_lines(report)]  # fmt: skip
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -43,6 +55,14 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
             *table(["question", "base model", "trained model", "reference"], rows),
         ]
     return lines
+
+
+def task_lines(tasks: List[Dict[str, Any]]) -> List[str]:
+    """Return the lines about the tasks before and after."""
+    if not tasks:
+        return []
+    rows = [[plain(name), *numbers] for name, *numbers in task_rows(tasks)]
+    return ["## Tasks before and after", "", *table(TASK_HEAD, rows), TASK_TEXT, ""]
 
 
 def origin_lines(report: Dict[str, Any]) -> List[str]:

@@ -6,7 +6,17 @@ from typing import Any, Dict, List
 from ftdist.base.terminal import format_seconds
 from ftdist.report.charts import Series, Words, bar_chart, heat_map, xy_chart
 from ftdist.report.page import charts, details, document, figure, numbers, pairs, paragraph, section, shown, table
-from ftdist.report.rows import KINDS, attempt_rows, cost_rows, cost_text, step_rows, tensor_rows
+from ftdist.report.rows import (
+    KINDS,
+    TASK_HEAD,
+    TASK_TEXT,
+    attempt_rows,
+    cost_rows,
+    cost_text,
+    step_rows,
+    task_rows,
+    tensor_rows,
+)
 from ftdist.report.summary import headline, own_texts, sentences
 from ftdist.report.texts import drawable, number, percent
 
@@ -22,8 +32,8 @@ def run_page(report: Report) -> str:
     """Return the page of a run."""
     head = f"<header>\n<h1>{shown(report['run'])}</h1>\n{paragraph(str(report['folder']), 'soft')}\n</header>"
     return document(f"{report['run']}: report", [
-        head, _summary(report), _curves(report), _samples(report), _data(report), _moved(report), _goodput(report),
-        _cost(report), _settings(report), _faults(report), _commands(report),
+        head, _summary(report), _curves(report), _samples(report), _tasks(report), _data(report), _moved(report),
+        _goodput(report), _cost(report), _settings(report), _faults(report), _commands(report),
     ])  # fmt: skip
 
 
@@ -111,6 +121,13 @@ def _trade(report: Report) -> str:
                   "forgetting (nats per token)", "gain (nats per token)")  # fmt: skip
     chart = xy_chart(words, [Series(name, points, labels=[f"step {step}" for step, _ in steps])], zero=True)
     return figure(chart, "Gain against forgetting at each evaluation. Further up and further left is better.")
+
+
+def _tasks(report: Report) -> str:
+    if not report["tasks"]:
+        return ""
+    rows = table("Tasks before and after", TASK_HEAD, task_rows(report["tasks"]))
+    return section("Tasks before and after", [rows, paragraph(TASK_TEXT, "soft")], "tasks")
 
 
 def _gains(report: Report) -> str:

@@ -6,6 +6,8 @@ from ftdist.base.terminal import format_seconds
 from ftdist.report.texts import finite, number, percent
 
 KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
+TASK_HEAD = ["task", "step", "measure", "questions", "base model", "trained model", "gained", "lost", "p"]
+TASK_TEXT = "In brackets: 95 % interval. p: McNemar's exact test on the same questions."
 
 Rows = List[List[str]]
 
@@ -29,6 +31,20 @@ def cost_text(cost: Dict[str, Any]) -> str:
     pretraining = "" if share is None else f" The run needed {percent(share)} of the operations of pretraining."
     return (f"Measured rate in steps that count: {measured}. From zero means at this rate on the same devices."
             f"{pretraining} The energy was not measured.")  # fmt: skip
+
+
+def task_rows(tasks: List[Dict[str, Any]]) -> Rows:
+    """Return a row for each measure of each task. ``TASK_HEAD`` names the columns."""
+    return [
+        [str(one["task"]), str(one["step"]), measure, str(one["questions"]), _with_interval(found["base"]),
+         _with_interval(found["run"]), str(found["gained"]), str(found["lost"]), f"{found['p']:.2g}"]
+        for one in tasks for measure, found in one["measures"].items()
+    ]  # fmt: skip
+
+
+def _with_interval(found: Dict[str, float]) -> str:
+    low, share, high = (100 * found[name] for name in ("low", "share", "high"))
+    return f"{share:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def phase_rows(goodput: Dict[str, Any]) -> Rows:

@@ -1,6 +1,7 @@
 """Compute the held-out loss of a checkpoint: ``python -m ftdist.serve.evaluate RUN_DIR``, on any number of ranks.
 
-``--config`` names another run.yaml whose data is evaluated instead of the run's own.
+``--config`` names another run.yaml whose data is evaluated instead of the run's own. With ``--tasks``, the checkpoint
+and its base model answer questions instead.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
@@ -22,27 +22,20 @@ from ftdist.base.output import accept_any_text
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
-from ftdist.checkpoint.export import EXPORT_MARK, check_trained, export_checkpoint
-from ftdist.checkpoint.state import load_trained
+from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import ModelConfig, RunConfig
-from ftdist.data.tokenizer import load_tokenizer
-from ftdist.engine.engine import build_forward_engine
+from ftdist.config.schema import RunConfig
 from ftdist.method.build import METHODS
-from ftdist.model.exactness import choose_plan
-from ftdist.model.load import DTYPES, load_model, model_config
-from ftdist.model.vocabulary import fit_vocabulary
-from ftdist.objective.build import build_objective, choose_head
 from ftdist.parallel import rank_process
-from ftdist.parallel.mesh import data_parallel
-from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
-from ftdist.plan.batch import BatchPlan
-from ftdist.plan.deepspeed import read_settings
+from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.run.identity import recorded_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
+from ftdist.run.task_results import task_places
+from ftdist.serve.opened import open_model
+from ftdist.serve.tasks import compare_on_tasks
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, report_rows
-from ftdist.train.main import never_two_documents, open_heldout
+from ftdist.train.main import open_heldout
 
 Losses = Dict[str, Tuple[float, int]]
 """For each held-out set the sum of the token losses in nats, and the number of trained tokens."""
@@ -54,6 +47,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument("run_dir", help="a run directory")
     parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
     parser.add_argument("--config", help="a run.yaml whose data is evaluated; its folder has a deepspeed.json")
+    parser.add_argument("--tasks", help="tasks that are answered instead: names or files, with commas between them")
     parser.add_argument("--attempt", type=int, default=0, help="number in the names of the log files")
     args = parser.parse_args(argv)
     rank_process.die_with_parent()
@@ -62,10 +56,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.config:
         settings = Path(args.config).with_name(run.deepspeed.name)
     ranks = read_ranks(config)
-    rank_process.run_rank(run, ranks.rank, args.attempt, lambda: _run(config, settings, run, ranks, args.checkpoint))
+    work = partial(_run, config, settings, run, ranks, args.checkpoint, args.tasks)
+    rank_process.run_rank(run, ranks.rank, args.attempt, work)
 
 
-def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, which: str) -> int:
+def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, which: str, tasks: Optional[str]) -> int:
     rank_process.quiet_libraries()
     checkpoint = run.find_checkpoint(which)
     kept = run.export / EXPORT_MARK
@@ -81,9 +76,13 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, whic
             export_checkpoint(checkpoint, folder, load_config(run.config))
     folder = exchange_path("ftdist/eval_model", folder if ranks.first else None)
     start_process_group(config, ranks)
-    losses = measure(config, settings_file, folder, ranks)
+    if tasks:
+        compare_on_tasks(config, settings_file, run, checkpoint, folder, ranks, task_places(tasks))
+    else:
+        losses = measure(config, settings_file, folder, ranks)
+        if ranks.first:
+            _report(run, checkpoint, losses)
     if ranks.first:
-        _report(run, checkpoint, losses)
         shutil.rmtree(scratch, ignore_errors=True)
     return EXIT_DONE
 
@@ -104,38 +103,13 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
     if not heldout:
         raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",
                           "set one of them, for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
-    tokenizer = load_tokenizer(config)
-    method = METHODS[config.method.kind]
-    if method.whole:
-        config = replace(config, model=replace(ModelConfig(), path=str(model_folder), attention=config.model.attention,
-                                               trust_remote_code=config.model.trust_remote_code))  # fmt: skip
-    else:
-        on_rank_0(ranks, lambda: check_trained(model_folder, config))
-    plan = BatchPlan(config.batch.micro_batch_size, 1, ranks.world_size, config.data.max_seq_len)
-    settings = read_settings(settings_file, plan)
-    arch = model_config(config)
-    dtype = DTYPES[config.train.precision]
-    choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, never_two_documents(config)))
-    with task("loading the model", ranks.first):
-        model = load_model(config, arch, choice.plan, settings)
-        # An export already has the rows of new tokens.
-        known, padding = len(tokenizer), 1
-        if not method.whole:
-            known, padding = tokenizer.num_known_tokens, config.model.pad_vocab_to_multiple_of
-        vocab_size = fit_vocabulary(model, known, len(tokenizer), padding)
-        if not method.whole:
-            method.apply(model, config)
-            load_trained(model, model_folder)
-        engine = build_forward_engine(model.eval(), settings, ranks.device)
-    mesh = data_parallel(ranks)
-    head, _ = choose_head(config, engine, vocab_size, mesh)
+    opened = open_model(config, settings_file, model_folder, ranks)
     losses: Losses = {}
     with task("evaluating", ranks.first) as say:
         for name, dataset in heldout.items():
             measured = evaluate(
-                engine, build_objective(config, vocab_size, head), dataset, mesh, plan.micro_batch_size,
-                config.data.packing, tokenizer.pad_token_id,
-                report=partial(report_rows, say, name),
+                opened.engine, opened.objective, dataset, opened.mesh, opened.plan.micro_batch_size,
+                config.data.packing, opened.tokenizer.pad_token_id, report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
             losses[name] = measured.loss, measured.weight

@@ -21,6 +21,7 @@ from ftdist.plan.layout import layout_of
 from ftdist.run.identity import recorded_folder
 from ftdist.run.prepared import is_ready
 from ftdist.run.rundir import RunDir
+from ftdist.run.task_results import task_places
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,17 +30,23 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", default=[], metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl"
     )
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
+    parser.add_argument("--tasks", metavar="TASKS", help="questions for it and its base model: stdlib_docs, x.jsonl")
 
 
 def eval(args: argparse.Namespace) -> int:
     """Print the held-out losses of a checkpoint, on this machine: on the run's own held-out data or on other data.
 
+    With ``--tasks``, print how many questions the checkpoint and its base model answer rightly instead.
+
     Raises:
-        ConfigError: there is no such run or checkpoint, or an override that ``ftdist eval`` does not take.
+        ConfigError: there is no such run, checkpoint or task, or an override that ``ftdist eval`` does not take.
         LaunchError: a rank failed.
     """
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
+    tasks = [] if args.tasks is None else ["--tasks", ",".join(task_places(args.tasks).values())]
+    if tasks:  # they do not depend on the data
+        check_changes(args.overrides, "eval --tasks", [key for key in EVALUATED if key != "data"])
     check_changes(args.overrides, "eval", EVALUATED)
     run.find_checkpoint(args.checkpoint)
     config = load_config(run.config)
@@ -62,7 +69,7 @@ def eval(args: argparse.Namespace) -> int:
         if own_data and run.inputs.is_file():
             shutil.copyfile(run.inputs, frozen.inputs)
         write_json(frozen.deepspeed, deepspeed_settings(config, plan))
-        return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(frozen.config)])
+        return _evaluate(config, run, ["--checkpoint", args.checkpoint, "--config", str(frozen.config), *tasks])
 
 
 def _evaluate(config: RunConfig, run: RunDir, arguments: List[str]) -> int:

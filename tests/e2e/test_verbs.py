@@ -85,6 +85,17 @@ def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
     assert "│" not in done.out and not re.search(r" $", done.out, re.MULTILINE)
 
 
+@pytest.mark.slow
+def test_eval_lets_a_run_and_its_base_model_answer_questions(run: RunDir, tmp_path: Path) -> None:
+    record = {"question": "two and two", "choices": [" is four", " is not"], "answer": 0}
+    (tmp_path / "quiz.jsonl").write_text(json.dumps(record) + "\n")
+    done = succeed("eval", run.path, "--tasks", "quiz.jsonl", cwd=tmp_path)
+    result = json.loads((run.tasks / "quiz-step-00000006.json").read_text())
+    [answer] = result["answers"]
+    assert answer["base"] != answer["run"] and max(*answer["base"], *answer["run"]) < 0
+    assert "quiz: 1 questions" in done.out and "normalised" in done.out and not list(run.path.glob(".*"))
+
+
 def test_eval_on_another_data_set(run: RunDir, tmp_path: Path) -> None:
     """In another folder, with a path that is relative to it."""
     (tmp_path / "mine.jsonl").write_text('{"prompt": "two and two", "completion": " is four"}\n' * 3)

@@ -161,6 +161,8 @@ class Found:
     """Held-out loss of the run at the checkpoint, and what ``ftdist eval`` computes."""
     forgetting: List[float]
     """Divergence from the base model before the first step, at the checkpoint, and there without the adapters."""
+    quiz: Any
+    """The answers of the base model and of the checkpoint to a question; None for cases that are not resumed later."""
     answers: List[List[int]]
     """Tokens that the export generates after a prompt, and the merged export of an adapter."""
 
@@ -179,11 +181,26 @@ def _cases(configs: List[Any], folder: Path) -> List[Found]:
             deviation = measure_deviation(training, torch.load(reference, weights_only=False), STEPS)
             training.engine.destroy()
         count = PARITY_STEPS if number in PARITY else SAVED_AT + 3
-        found.append(_saved_and_resumed(config, folder / f"run-{number}", ranks, deviation, count))
+        found.append(_saved_and_resumed(config, folder / f"run-{number}", ranks, deviation, count, number in MOVED))
     return found
 
 
-def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, count: int) -> Found:
+def _quiz(config: Any, run: Any, ranks: Any) -> Any:
+    """Let the base model and the checkpoint answer questions, as ``ftdist eval --tasks`` does. Rank 0 returns it."""
+    import json
+
+    from ftdist.serve.tasks import compare_on_tasks
+
+    path, [checkpoint] = run.path.parent / "quiz.jsonl", run.published_checkpoints()
+    if ranks.first:
+        sizes = (3, 40, 12, 90, 7)  # in tokens: several rows
+        questions = [{"question": "x" * size, "choices": ["yes", "it is not"], "answer": size % 2} for size in sizes]
+        path.write_text("".join(json.dumps(one) + "\n" for one in questions))
+    compare_on_tasks(config, run.deepspeed, run, checkpoint, checkpoint, ranks, {"quiz": str(path)})
+    return json.loads((run.tasks / f"quiz-{checkpoint.name}.json").read_text()) if ranks.first else None
+
+
+def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, count: int, quiz: bool) -> Found:
     from ftdist.checkpoint.tensors import Stored
     from ftdist.engine.shards import unsharded
     from ftdist.method.adapters import adapters_off
@@ -208,13 +225,14 @@ def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, coun
     exact &= steps(resumed, count - SAVED_AT) == losses[SAVED_AT:] and fingerprint(resumed.engine) == after
     resumed.engine.destroy()
     loss, tokens = measure(config, resumed.run.deepspeed, checkpoint, ranks)["test"]
+    answered = _quiz(config, resumed.run, ranks) if quiz else None
     answers = _exported_answers(config, resumed.run, checkpoint) if ranks.first else []
     stored = Stored(sorted(checkpoint.glob("rank-*.safetensors")))
     sizes: Dict[str, int] = {}
     for (state, _), parts in stored._parts.items():
         sizes[state] = sizes.get(state, 0) + sum(count for _, count, _ in parts)
     kl = [metrics["forgetting/kl"] for metrics in forgotten]
-    return Found(deviation, [loss for loss, _ in losses], exact, sizes, (heldout, loss / tokens), kl, answers)
+    return Found(deviation, [loss for loss, _ in losses], exact, sizes, (heldout, loss / tokens), kl, answered, answers)
 
 
 def _exported_answers(config: Any, run: Any, checkpoint: Path) -> List[List[int]]:
@@ -321,21 +339,26 @@ def test_every_kind_of_export_opens_without_ftdist(folder: Path, found: List[Fou
         assert chat == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
 
 
-def _elsewhere(configs: List[Any], changed: Any, folder: Path) -> Tuple[List[List[float]], str]:
-    """Resume runs on another number of ranks, at another stage. Returns their losses, and the error of another base."""
+def _elsewhere(configs: List[Any], changed: Any, folder: Path) -> Tuple[List[List[float]], List[Any], str]:
+    """Resume runs on another number of ranks, at another stage.
+
+    Returns:
+        Their losses, their answers to questions, and the error of another base.
+    """
     from ftdist.base.errors import CheckpointError
 
-    ranks, losses = start(configs[0]), []
+    ranks, losses, quizzes = start(configs[0]), [], []
     for config, number in zip(configs, MOVED, strict=True):
         training = assemble(config, folder / f"run-{number}", ranks)
         assert training.state.step == SAVED_AT
         losses.append([loss for loss, _ in steps(training, 3)])
         training.engine.destroy()
+        quizzes.append(_quiz(config, training.run, ranks))
     try:
         assemble(changed, folder / "run-0", ranks)
     except CheckpointError as error:
-        return losses, str(error)
-    return losses, ""
+        return losses, quizzes, str(error)
+    return losses, quizzes, ""
 
 
 MOVED = (0, 4, 8, 10)
@@ -350,7 +373,13 @@ def test_a_resume_on_other_ranks_continues_and_another_base_is_refused(folder: P
     save_tiny_model(other, initializer_range=0.03)
     changed = case_config(folder, 1, CASES[0])
     changed.model.path = str(other)
-    losses, error = run_ranks(_elsewhere, 1, configs, changed, folder)[0]
+    losses, quizzes, error = run_ranks(_elsewhere, 1, configs, changed, folder)[0]
     for number, continued in zip(MOVED, losses, strict=True):
         assert continued == pytest.approx(found[number].losses[SAVED_AT : SAVED_AT + 3], rel=1e-6)
     assert "the base model now has other weights" in error
+    for number, quiz in zip(MOVED, quizzes, strict=True):
+        assert [one["questions"] for one in (quiz, found[number].quiz)] == [5, 5]
+        for one, other in zip(quiz["answers"], found[number].quiz["answers"], strict=True):
+            assert one["base"] != pytest.approx(one["run"], rel=1e-3), "training has changed the model"
+            for model in ("base", "run"):
+                assert one[model] == pytest.approx(other[model], rel=1e-6)

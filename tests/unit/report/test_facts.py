@@ -11,6 +11,7 @@ from ftdist.data.prepare import prepare
 from ftdist.report import main
 from ftdist.report.facts import changed_settings, data_of, facts_of
 from ftdist.run.rundir import RunDir
+from ftdist.run.task_results import write_result
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
 RECORDS: list[dict[str, Any]] = [
@@ -64,6 +65,17 @@ def test_the_data_of_a_run_has_its_counts_and_a_sample(tmp_path: Path) -> None:
     assert data and data["sources"]["mine"].items() >= {"documents": 2, "dropped": 0}.items()
     assert next(text for text, trained in data["sample"] if trained).startswith(("an answer", "because"))
     assert 0 < data["sources"]["mine"]["trained"] < data["sources"]["mine"]["tokens"]
+
+
+def test_the_results_of_tasks_are_read_in_the_order_of_the_steps(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run")
+    assert facts_of(run, data_config(tmp_path))["tasks"] == []
+    for task, step in (("b", 10), ("a", 100), ("a", 20)):
+        write_result(run, {"task": task, "step": step, "checkpoint": f"step-{step}", "answers": [1], "measures": {}})
+    (run.tasks / "c.json").write_text("{")
+    found = facts_of(run, data_config(tmp_path))["tasks"]
+    assert [(one["task"], one["step"]) for one in found] == [("a", 20), ("a", 100), ("b", 10)]
+    assert found[0] == {"task": "a", "step": 20, "checkpoint": "step-20", "measures": {}}
 
 
 def test_only_settings_without_their_default_are_listed(tmp_path: Path) -> None:

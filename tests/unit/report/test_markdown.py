@@ -24,6 +24,9 @@ REPORT = {
     "run": "a|b<script>", "folder": "/runs/a", "state": "done", "reason": "", "train": [], "data": None,
     "step": 4, "max_steps": 4, "tokens": 1234567,
     "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]}, "forgetting": None,
+    "tasks": [{"task": "quiz<b>", "step": 4, "questions": 10, "measures": {"accuracy": {
+        "base": {"share": 0.5, "low": 0.2366, "high": 0.7634}, "run": {"share": 0.8, "low": 0.49, "high": 0.943},
+        "gained": 4, "lost": 1, "p": 0.375}}}],
     "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],
     "settings": [{"key": "optim.lr", "value": "<u>", "default": None}], "faults": ["bad <step>"],
     "step_times": {"step_s": 2.0, "forward_s": 0.5, "agreement_s": 0.25, "mfu": 0.4, "goodput": 0.5},
@@ -63,6 +66,9 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     } <= set(lines)  # fmt: skip
     assert {"| forward | 0.5 s | 25 % |", "| agreement | 0.25 s | 12.5 % |"} <= set(lines) and "| mfu" not in text
     assert "1e+12 FLOPs a second on all devices" in text and "0.00015 % of the operations of pretraining" in text
+    assert ("| quiz&lt;b&gt; | 4 | accuracy | 10 | 50.0 % (23.7 to 76.3) | 80.0 % (49.0 to 94.3) | 4 | 1 | 0.38 |"
+            in lines)  # fmt: skip
+    assert "## Tasks" not in as_markdown({**REPORT, "tasks": []})
     assert "````\nftdist train ```<x>\nftdist resume x\n````\n" in text
     first = next(number for number, line in enumerate(lines) if line.startswith("| layers.1"))
     assert lines[first] == r"| layers.1.q\_proj.weight | 30 % | 0.25 | > 256 |"

@@ -79,7 +79,7 @@ def test_the_page_has_the_facts_of_the_report() -> None:
         "On 32 texts that the base model wrote, the model at step 4 differs from it by 0.2500 ± 0.0300 nats",
         "moved by 1.23 % of the norm", "+1.5000", "<td class=\"short\">464,664</td>", "<mark>the answer</mark>",
         "lost 10 %", "queue 33.3 %", "<td class=\"short\">1,333,333</td>", "2e+12 (published:", "KL(base ‖ now)",
-        "0 to 9", "&gt; 256", "ftdist resume x",
+        "80.0 % (49.0 to 94.3)", "quiz&lt;b&gt;", "0 to 9", "&gt; 256", "ftdist resume x",
     ):  # fmt: skip
         assert fact in page, fact
 

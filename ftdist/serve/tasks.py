@@ -1,0 +1,97 @@
+"""Tasks before and after: a checkpoint and its base model answer the same questions."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from rich.console import Console
+from rich.text import Text
+
+from ftdist.base.output import short_path
+from ftdist.base.tables import plain_table, show_table
+from ftdist.base.terminal import task
+from ftdist.config.schema import RunConfig
+from ftdist.parallel.ranks import Ranks, on_rank_0
+from ftdist.run.rundir import RunDir, checkpoint_step
+from ftdist.run.task_results import DOCSTRINGS, write_result
+from ftdist.serve.choices import Scores, by_question, choice_set, result_of
+from ftdist.serve.opened import open_model
+from ftdist.serve.questions import QUESTIONS, Question, content_hash, load_questions
+from ftdist.train.evaluate import evaluate, report_rows
+
+Tasks = Dict[str, List[Question]]
+
+
+def compare_on_tasks(
+    config: RunConfig, settings_file: Path, run: RunDir, checkpoint: Path, folder: Path, ranks: Ranks,
+    places: Dict[str, str],
+) -> None:  # fmt: skip
+    """Let the base model and a checkpoint answer the questions, write the results and print them.
+
+    Every rank must call it. The models are loaded one after the other.
+
+    Args:
+        config: The config of the run.
+        settings_file: The settings of DeepSpeed (``deepspeed.json``).
+        folder: The model of the checkpoint, see ``open_model``.
+        places: From ``task_places``.
+
+    Raises:
+        DataError: A file of questions is invalid, see ``load_questions``.
+    """
+    with task("reading the questions", ranks.first):
+        tasks = on_rank_0(ranks, lambda: {name: load_questions(place, run, config)
+                                          for name, place in places.items()})  # fmt: skip
+    base = answer(config, settings_file, None, ranks, tasks)
+    now = answer(config, settings_file, folder, ranks, tasks)
+    if not ranks.first:
+        return
+    found = [
+        {"task": name, "file": None if places[name] == DOCSTRINGS else places[name],
+         "sha256": content_hash(questions), "step": checkpoint_step(checkpoint), "checkpoint": checkpoint.name,
+         **result_of(questions, base[name], now[name])}
+        for name, questions in tasks.items()
+    ]  # fmt: skip
+    written = [write_result(run, one) for one in found]
+    show(found)
+    print("answers: " + ", ".join(map(short_path, written)))
+
+
+def answer(
+    config: RunConfig, settings_file: Path, folder: Optional[Path], ranks: Ranks, tasks: Tasks
+) -> Dict[str, Scores]:
+    """Return the scores of a model for each task. See ``open_model`` for the arguments. Every rank must call it."""
+    opened, packing, scores = open_model(config, settings_file, folder, ranks), config.data.packing, {}
+    with task("answering", ranks.first) as say:
+        for name, questions in tasks.items():
+            data = choice_set(questions, opened.tokenizer, config.data.max_seq_len, packing, opened.max_positions)
+            measured = evaluate(
+                opened.engine, opened.objective, data, opened.mesh, opened.plan.micro_batch_size, packing,
+                opened.tokenizer.pad_token_id, report=partial(report_rows, say, name),
+            )  # fmt: skip
+            assert measured is not None
+            scores[name] = by_question(questions, data, measured.losses)
+    opened.close()
+    return scores
+
+
+def show(results: List[Dict[str, Any]]) -> None:
+    """Print the results of some tasks as a table."""
+    table = plain_table("task", "measure", "base model", results[0]["checkpoint"], "gained", "lost", "p", texts=2)
+    for one in results:
+        for measure, found in one["measures"].items():
+            shares = [_with_interval(found[of]) for of in ("base", "run")]
+            cells = [one["task"], measure, *shares, str(found["gained"]), str(found["lost"]), f"{found['p']:.2g}"]
+            table.add_row(*map(Text, cells))
+    console = Console(highlight=False)
+    for one in results:
+        few = "" if one["file"] or one["questions"] >= QUESTIONS else ", fewer than " \
+              f"{QUESTIONS}: the run trains the other docstrings"  # fmt: skip
+        print(f"{one['task']}: {one['questions']} questions{few}")
+    show_table(console, table)
+    print("In brackets: 95 % interval. p: McNemar's exact test.")
+
+
+def _with_interval(found: Dict[str, Any]) -> str:
+    low, share, high = (100 * found[name] for name in ("low", "share", "high"))
+    return f"{share:.1f} % ({low:.1f} to {high:.1f})"
