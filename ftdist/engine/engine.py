@@ -33,7 +33,7 @@ class ForwardEngine:
     """
 
     def __init__(self, run_forward: torch.nn.Module, module: torch.nn.Module) -> None:
-        self._run_forward = run_forward
+        self._run_forward: Any = run_forward
         self.module: Any = module
         """The model itself, as transformers built it."""
 
