@@ -11,6 +11,7 @@ from typing import Any, Dict
 
 import pytest
 
+from ftdist.launch.attempt.signals import end_with_launcher
 from tests.helpers import forkserver
 from tests.helpers.cli import environment, ftdist
 
@@ -52,8 +53,10 @@ if __name__ == "__main__":
         atexit.register(print, "the end")
         raise ValueError("no")
     if sys.argv[1:] == ["wait"]:
-        import time
-        print("ready", flush=True)
+        import ctypes, time
+        at_end_of_parent = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(at_end_of_parent))  # PR_GET_PDEATHSIG
+        print("ready", at_end_of_parent.value, "torch" in sys.modules, flush=True)
         time.sleep(60)
     print(json.dumps(found))
     print("something", file=sys.stderr)
@@ -108,10 +111,13 @@ def test_a_forked_program_fails_as_a_new_interpreter(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_a_forked_program(number: int, folder: Path) -> None:
+    """Also after its ``preexec_fn`` has run, if that is a function of a module."""
     with forkserver.forking():
-        process = subprocess.Popen([*COMMAND, "wait"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                   env=environment(), start_new_session=True)  # fmt: skip
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process = subprocess.Popen(
+            [*COMMAND, "wait"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(),
+            start_new_session=True, preexec_fn=end_with_launcher,
+        )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline().split() == [b"ready", b"15", b"True"]
     process.send_signal(number)
     assert process.wait(timeout=20) == -number
     process.stdout.close()

@@ -12,6 +12,7 @@ from ftdist.launch import cli
 from ftdist.launch.attempt import torchrun
 from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.run.rundir import RunDir
+from tests.helpers.forkserver import forking
 from tests.helpers.ranks import fork, free_port, preload
 
 Arm = Callable[[], None]
@@ -103,10 +104,12 @@ def start_attempt(
 def ftdist_with_forked_ranks(*words: str | Path) -> int:
     """Run ``ftdist WORDS…`` in this process, with forked ranks in place of torchrun. Returns the exit code.
 
+    Other programs that it starts, such as the one that prepares data, are forked too (see forkserver.py).
+
     This saves ten seconds of CPU time in tests that are not about the start of processes. Signals do not reach the
     ranks. ``capfd`` captures the output.
     """
-    with mock.patch.object(torchrun, "run_ranks", run_plan):
+    with mock.patch.object(torchrun, "run_ranks", run_plan), forking():
         return cli.dispatch([*map(str, words)])
 
 
