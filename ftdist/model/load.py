@@ -17,7 +17,7 @@ from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.forward import set_plan
-from ftdist.model.parts import auto_class
+from ftdist.model.parts import auto_class, unread_weights
 from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes
 from ftdist.model.vocabulary import gathered
@@ -118,7 +118,7 @@ def _build_or_read(
         _draw_weights(model, config.seed)
         return _with_adapter(model, config)
     try:
-        with whole_shapes():
+        with whole_shapes(), unread_weights() as unread:
             model, report = auto_class(arch).from_pretrained(
                 model_location(config), config=arch, dtype=dtype, attn_implementation=plan.implementation,
                 revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
@@ -138,6 +138,7 @@ def _build_or_read(
                           "use another model") from error  # fmt: skip
     if report["missing_keys"]:
         raise _missing(config, sorted(report["missing_keys"]))
+    model.ftdist_unread = unread
     _freeze_fixed(model, config, arch)
     return _with_adapter(model, config)
 

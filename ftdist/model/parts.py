@@ -2,9 +2,12 @@
 not use.
 
 Such a model is fine-tuned on text only: its language part is trained. The other parts are not trained, and exports
-contain them unchanged.
+contain them unchanged. The files of any model can also have weights that transformers does not read.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -15,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMultimodalLM,
     PretrainedConfig,
+    PreTrainedModel,
 )
 from transformers.utils.hub import cached_file
 
@@ -25,6 +29,12 @@ ENCODERS_INSIDE = ("vqmodel",)
 """Names of image encoders that are inside the decoder of a model (Chameleon)."""
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """Files of a model folder that say how images and sound are prepared."""
+CONSTANTS = re.compile(
+    r"inv_freq|position_ids|masked_bias|(attn|attention)\.bias$|\.version$|relative_position_index|num_batches_tracked"
+)
+"""Names of tensors in old files that a model computes itself."""
+SHOWN = 4
+"""Maximum number of parts that the log names."""
 
 
 def processor_files(location: str, revision: Optional[str]) -> List[Path]:
@@ -84,3 +94,43 @@ def describe_other_parts(model: Any) -> List[str]:
     numbers = sum(getattr(p, "ds_numel", p.numel()) for parameters in parts.values() for p in parameters)
     names = ", ".join(parts)
     return [f"not trained: {names} ({numbers:,} parameters). Text does not use them; exports contain them unchanged"]
+
+
+@contextmanager
+def unread_weights() -> Iterator[List[str]]:
+    """Collect the names of the weights in a model's files that ``from_pretrained`` does not read inside a ``with``
+    block.
+
+    transformers knows some of them (layers that predict several tokens at once, the speech part of Qwen2.5-Omni), and
+    then does not report them.
+    """
+    adjust = PreTrainedModel._adjust_missing_and_unexpected_keys
+    names: List[str] = []
+
+    def note(self: Any, loading_info: Any) -> None:
+        names.extend(sorted(name for name in loading_info.unexpected_keys if not CONSTANTS.search(name)))
+        adjust(self, loading_info)
+
+    PreTrainedModel._adjust_missing_and_unexpected_keys = note  # type: ignore[method-assign]
+    try:
+        yield names
+    finally:
+        PreTrainedModel._adjust_missing_and_unexpected_keys = adjust  # type: ignore[method-assign]
+
+
+def describe_unread_weights(model: Any) -> List[str]:
+    """Return the line of the log that names the weights of the model's files that transformers does not read."""
+    names = getattr(model, "ftdist_unread", [])
+    if not names:
+        return []
+    groups = list(dict.fromkeys(_part_of_unread(name) for name in names))
+    more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+    shown = ", ".join(groups[:SHOWN]) + more
+    return [f"left out: {shown} ({len(names)} tensors in the files of the model). transformers does not read them: "
+            "they are not trained, and an exported model lacks them"]  # fmt: skip
+
+
+def _part_of_unread(name: str) -> str:
+    """Return the part of a model that a weight belongs to, for instance ``mtp`` or ``model.layers.61``."""
+    layer, path = re.match(r"model\..*?\.\d+(?=\.)", name), name.split(".")
+    return layer[0] if layer else ".".join(path[: 2 if path[0] == "model" else 1])

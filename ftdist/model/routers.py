@@ -67,5 +67,6 @@ def _first(arch: PretrainedConfig, names: Tuple[str, ...]) -> Any:
 
 
 def active_experts(causal_lm: Any) -> int:
-    """Return the number of experts for each token. Every model of transformers with a balance loss has this field."""
-    return int(causal_lm.num_experts_per_tok)
+    """Return the number of experts for each token. Models with images say it in their config only."""
+    own = getattr(causal_lm, "num_experts_per_tok", None)
+    return int(_first(causal_lm.config, ACTIVE) if own is None else own)

@@ -28,6 +28,8 @@ VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "cls_token_id", "sep_token_id",
           "mask_token_id", "unk_index", "mask_index", "pad_index", "bos_index", "eos_index")  # fmt: skip
 
+ENCODER_LAYERS = ("vision_feature_layer",)
+"""Numbers of the layers of an image encoder whose outputs are used."""
 SPECIAL_NAMES, IMAGE_NAMES = ("<image>", "<|extra_200|>"), ("IMGIMG", "<|visual token")
 """Tokens, and the beginnings of names of tokens, in the ``vocabulary_map`` of models that write images as tokens."""
 
@@ -101,6 +103,8 @@ def _reduced(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
             fields[name] = vocab_size
         elif name in TOKENS:
             fields[name] = _inside(value, vocab_size)
+        elif name in ENCODER_LAYERS and value is not None:  # the stand-in of the encoder has few layers
+            fields[name] = [-1] * len(value) if isinstance(value, (list, tuple)) else -1
         elif name == "vocabulary_map" and value:
             fields[name] = _special_names(value)
     return {**fields, "model_type": arch.model_type}

@@ -5,11 +5,12 @@ Lengths (of positions or RoPE) are not changed, because they cost no memory. Win
 """
 
 import math
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Sequence
 
 SHORT = 16
 """Limits of a stand-in are at most this long: shorter than most of the documents."""
-LIMITS = ("window", "chunk_size", "chunk_length", "topk", "block_size", "original_max_position", "local_attention")
+LIMITS = ("window", "chunk_size", "chunk_length", "topk", "block_size", "original_max_position", "local_attention",
+          "compressed_attention")  # fmt: skip
 """Config fields with one of these in their names are limits: a token does not see further, or the computation is
 another one beyond this length."""
 ROW_LIMITS = ("floor_scale",)
@@ -20,7 +21,8 @@ HIDDEN, INNER, EXPERT, HEADS, HEAD, ROTARY, EXPERTS, ACTIVE, WINDOW, CHUNK, STAT
 _BY_SIZE = (
     (HIDDEN, "hidden_size d_model n_embd embedding_size input_embedding_size output_embedding_size word_embed_proj_dim "
              "emb_dim embedding_dim lru_width attention_hidden_size out_hidden_size output_dim backbone_hidden_size "
-             "embed_dim adapter_in_dim adapter_out_dim adapter_input_size hidden_size_global"),
+             "embed_dim adapter_in_dim adapter_out_dim adapter_input_size hidden_size_global "
+             "text_hidden_size"),
     (INNER, "intermediate_size n_inner d_inner dff dim_ff ffn_dim decoder_ffn_dim encoder_ffn_dim feed_forward_size "
             "ffn_hidden_size intermediate_size_mlp dense_intermediate_size mlp_dim"),
     (EXPERT, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size "
@@ -67,7 +69,7 @@ def reduce_sizes(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping
         part, whole = names.get(part, part), names.get(whole, whole)
         if isinstance(real.get(part), int) and isinstance(real.get(whole), int):
             fields[part] = max(1, math.ceil(fields[whole] * real[part] / real[whole]))
-    _fit_attention(fields, names)
+    _fit_attention(fields, real, names)
     _fit_experts(fields, real, names)
     _fit_state_space(fields, names)
     _fit_rope(fields, names)
@@ -126,13 +128,13 @@ def _at_most(value: Any, size: int) -> Any:
     return min(value, size) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _fit_attention(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
+def _fit_attention(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """Make the sizes of heads consistent."""
     if "qk_nope_head_dim" in fields:  # latent attention (DeepSeek): a head has a part with and a part without RoPE
         heads = fields["qk_nope_head_dim"] + fields["qk_rope_head_dim"]
         fields.update({"qk_head_dim": heads} if "qk_head_dim" in fields else {})
         if isinstance(fields.get("head_dim"), int):
-            fields["head_dim"] = fields["qk_rope_head_dim"]
+            fields["head_dim"] = heads if _is_whole_head(real) else fields["qk_rope_head_dim"]
     if fields.get("attention_hidden_size") and names.get("head_dim") == "attention_head_dim":  # Zamba
         fields["attention_hidden_size"] = 2 * fields["hidden_size"]
         fields["attention_head_dim"] = fields["attention_hidden_size"] // fields["num_attention_heads"]
@@ -141,6 +143,12 @@ def _fit_attention(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
         fields["num_attention_heads_per_layer"] = [
             HEADS if heads == max(heads_per_layer) else HEADS // 2 for heads in heads_per_layer
         ]
+
+
+def _is_whole_head(fields: Mapping[str, Any]) -> bool:
+    """Return whether ``head_dim`` is the size of both parts of a head (Mistral 4), and not of the part with RoPE."""
+    parts = fields.get("qk_nope_head_dim"), fields.get("qk_rope_head_dim")
+    return None not in parts and fields.get("head_dim") == sum(parts)
 
 
 def _fit_experts(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping[str, str]) -> None:
@@ -184,15 +192,32 @@ def _fit_rope(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
         return
     width = fields.get("qk_rope_head_dim") or fields.get("head_dim") or hidden // heads
     for part in [rope, *(rope[name] for name in nested)]:
+        if "partial_rotary_factor" in part and _is_whole_head(fields):
+            part["partial_rotary_factor"] = width / fields["head_dim"]
         rotated = int(width * part.get("partial_rotary_factor", 1.0)) // 2
         part.update({name: part[name][:rotated] for name in ("long_factor", "short_factor") if part.get(name)})
         real = part.get("mrope_section") or _SECTIONS.get(fields.get("model_type", ""))
         if real:  # the pairs of sizes that are rotated by time, height and width
-            sections = [max(1, rotated * size // sum(real)) for size in real]
-            part["mrope_section"] = [rotated - sum(sections[1:]), *sections[1:]]
+            part["mrope_section"] = _sections(real, rotated)
 
 
-_SECTIONS = {"qwen2_vl_text": [16, 24, 24], "qwen2_5_vl_text": [16, 24, 24]}
+def _sections(real: Sequence[int], total: int) -> List[int]:
+    """Return sections in proportion to those of the model, with this sum. Sections of one size keep one size, which
+    Ernie 4.5 VL requires."""
+    sections = [max(1, total * size // sum(real)) for size in real]
+    rest = total - sum(sections)
+    growing = next((size for size in real if rest % real.count(size) == 0), None)
+    if growing is None:
+        return [sections[0] + rest, *sections[1:]]
+    return [section + rest // real.count(growing) * (size == growing)
+            for section, size in zip(sections, real, strict=True)]  # fmt: skip
+
+
+_SECTIONS = {
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "paddleocr_vl_text"), (16, 24, 24)),
+    **dict.fromkeys(("glm4v_text", "glm4v_moe_text", "glm_ocr_text"), (8, 12, 12)),
+    "ernie4_5_vl_moe_text": (22, 22, 20),
+}
 """``mrope_section`` of models that have it as a constant in their code if their config lacks it."""
 _ABSENT: Dict[str, Dict[str, Any]] = {
     "head_dim": {"ministral": HEAD, "hunyuan_v1_dense": HEAD, "hunyuan_v1_moe": HEAD},

@@ -41,5 +41,7 @@ def why_not_text_only(arch: PretrainedConfig) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    """Return the kind of an error and its reason, which is the last line of a validation error."""
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:160]
+    line = lines[-1] if "validation error" in lines[0] else lines[0]
+    return f"{type(error).__name__}: {line.strip()}"[:160]

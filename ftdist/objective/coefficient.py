@@ -8,9 +8,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.load import build_whole
-from ftdist.model.parts import auto_class
+from ftdist.model.parts import auto_class, is_multimodal
 from ftdist.model.routers import RouterLogits, active_experts, expert_counts, probability_sums
-from ftdist.model.standin import standin_config
+from ftdist.model.standin import standin_config, whole_standin_config
 
 VOCABULARY, TOKENS = 300, 48
 """Number of tokens of the stand-in, and of the text with which its balance loss is compared."""
@@ -57,7 +57,8 @@ def why_not_balanced(arch: PretrainedConfig) -> str:
     """
     build_whole()
     try:
-        fields = copy.deepcopy(standin_config(arch, VOCABULARY))
+        reduced = whole_standin_config if is_multimodal(arch) else standin_config
+        fields = copy.deepcopy(reduced(arch, VOCABULARY))
         with torch.random.fork_rng([]), torch.no_grad():
             small = AutoConfig.for_model(fields.pop("model_type"), **fields)
             model = auto_class(small).from_config(small, dtype=torch.float32, attn_implementation="eager").eval()

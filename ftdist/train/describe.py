@@ -11,7 +11,7 @@ from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.compiled import Compiled
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
-from ftdist.model.parts import describe_other_parts
+from ftdist.model.parts import describe_other_parts, describe_unread_weights
 from ftdist.model.recompute import keeps_attention
 from ftdist.model.routers import has_experts
 from ftdist.objective.coefficient import model_coefficient
@@ -91,7 +91,8 @@ def describe_layers(config: RunConfig, engine: Engine, arch: Any, plan: Attentio
         arch: Config of the model.
         plan: How documents run through the model.
     """
-    lines = describe_other_parts(engine.module) + describe_activations(config, arch, plan)
+    model = engine.module
+    lines = [*describe_other_parts(model), *describe_unread_weights(model), *describe_activations(config, arch, plan)]
     return lines + (describe_compiled(engine.compiled) if engine.compiled else [])
 
 

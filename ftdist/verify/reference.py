@@ -172,5 +172,6 @@ def transformers_balance_loss(model: torch.nn.Module, documents: List[Document])
     found = [inner(input_ids=row, use_cache=False, output_router_logits=True).router_logits for row in rows]
     layers = tuple(torch.cat([logits.flatten(0, -2) for logits in layer]) for layer in zip(*found, strict=True))
     compute = sys.modules[type(inner).__module__].load_balancing_loss_func
-    loss: torch.Tensor = compute(layers, inner.num_experts, inner.num_experts_per_tok)
+    says = inner if hasattr(inner, "num_experts_per_tok") else inner.config.get_text_config()
+    loss: torch.Tensor = compute(layers, layers[0].shape[-1], says.num_experts_per_tok)
     return loss

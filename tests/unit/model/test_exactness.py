@@ -107,9 +107,11 @@ def test_chunks_are_masked_where_no_row_reaches_the_limit_of_another_scale() -> 
 
 def test_limits_that_no_document_reaches_are_not_shortened() -> None:
     rope = {"original_max_position_embeddings": 900}
+    rates = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}  # tokens of one key (DeepSeek-V4)
     fields: Dict[str, Any] = {"sliding_window": 4096, "attention_chunk_size": 128, "rope": rope, "hidden_size": 64,
-                              "window": None, "use_sliding_window": True}  # fmt: skip
-    shortened = {"attention_chunk_size": 16, "rope": {"original_max_position_embeddings": 16}}
+                              "window": None, "use_sliding_window": True, "compress_rates": rates}  # fmt: skip
+    shortened = {"attention_chunk_size": 16, "rope": {"original_max_position_embeddings": 16},
+                 "compress_rates": {**rates, "heavily_compressed_attention": 16}}  # fmt: skip
     assert short_limits(fields, 1000) == {**fields, **shortened}
     assert short_limits(fields, 100) == fields
     dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 512}

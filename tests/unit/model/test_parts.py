@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from ftdist.base.errors import ConfigError
@@ -14,11 +15,11 @@ from ftdist.model.attention_plan import PLAIN, candidates
 from ftdist.model.check import check_model
 from ftdist.model.exactness import EXACT, VOCABULARY, Trial
 from ftdist.model.load import load_model, model_config
-from ftdist.model.parts import auto_class, describe_other_parts, processor_files
+from ftdist.model.parts import auto_class, describe_other_parts, describe_unread_weights, processor_files
 from ftdist.model.standin import whole_standin_config
 from ftdist.model.standin_sizes import short_limits
 from ftdist.model.text_only import why_not_text_only
-from tests.helpers.families import QWEN3_VL
+from tests.helpers.families import OTHER_FAMILIES, QWEN3_VL
 from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.models.configs import MULTIMODAL
 
@@ -73,6 +74,11 @@ def test_text_alone_trains_the_language_part(name: str) -> None:
     assert Trial(short_limits(fields, 10**6), cpu).choose(plans, torch.float32).gradient <= EXACT.gradient
 
 
+@pytest.mark.parametrize("model_type", ["ernie4_5_vl_moe", "glm4v", "inkling2", "mistral4", "molmo2"])
+def test_no_model_is_refused_because_the_sizes_of_its_stand_in_do_not_fit(model_type: str) -> None:
+    assert why_not_text_only(AutoConfig.for_model(model_type)) == ""
+
+
 def test_the_facts_count_what_is_trained() -> None:
     model = AutoModelForMultimodalLM.from_config(AutoConfig.for_model(**QWEN3_VL))
     facts = check_model(config(**QWEN3_VL))
@@ -91,8 +97,12 @@ def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "why"), [("florence2", "its text goes into an encoder"), ("blip-2", "cannot be fine-tuned on text")]
-)
+    ("model_type", "why"),
+    [
+        ("florence2", "its text goes into an encoder"), ("blip-2", "cannot be fine-tuned on text"),
+        ("fun_asr_nano", "no stand-in of it can be built (StrictDataclassClassValidationError: ValueError: `adaptor_"),
+    ],
+)  # fmt: skip
 def test_a_model_that_needs_more_than_text_is_refused(model_type: str, why: str) -> None:
     with pytest.raises(ConfigError, match=f"model.config: {model_type} cannot be fine-tuned on text alone.*") as caught:
         check_model(config(model_type=model_type))
@@ -104,3 +114,16 @@ def test_the_files_of_a_folder_that_prepare_images(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("{}")
     assert processor_files(str(tmp_path), None) == [tmp_path / "preprocessor_config.json"]
     assert processor_files("", None) == []
+
+
+def test_weights_that_transformers_does_not_read_are_named(tmp_path: Path) -> None:
+    """DeepSeek-V3 has a layer that predicts a second token. transformers skips it without a word."""
+    made, folder = RunConfig(), save_tiny_model(tmp_path / "model", **OTHER_FAMILIES["deepseek_v3"])
+    made.model.path, file = str(folder), folder / "model.safetensors"
+    skipped = ("model.layers.61.eh_proj.weight", "model.layers.61.enorm.weight", "mtp.fc.weight", "model.extra.weight")
+    constant = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save_file(load_file(file) | {name: torch.zeros(2) for name in (*skipped, constant)}, file, {"format": "pt"})
+    model = load_model(made, model_config(made), PLAIN, {"zero_optimization": {"stage": 2}})
+    [line] = describe_unread_weights(model)
+    assert line.startswith("left out: model.extra, model.layers.61, mtp (4 tensors in the files of the model)")
+    assert describe_unread_weights(AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))) == []

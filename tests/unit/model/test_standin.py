@@ -7,7 +7,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftdist.config.schema import OptimizerKind
-from ftdist.model.standin import active_dropouts, count_parameters, fits_in_memory, model_type_from_name, standin_config
+from ftdist.model.standin import (
+    active_dropouts,
+    count_parameters,
+    fits_in_memory,
+    model_type_from_name,
+    standin_config,
+    whole_standin_config,
+)
 from ftdist.plan.optimizers import OPTIMIZERS
 from tests.helpers.families import FAMILIES
 
@@ -66,6 +73,25 @@ def test_factors_of_rope_have_the_size_of_the_stand_ins_heads() -> None:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
     phi = AutoConfig.for_model("phi3", original_max_position_embeddings=4096, rope_parameters=rope)
     assert len(standin_config(phi, 300)["rope_parameters"]["long_factor"]) == 8
+
+
+def test_the_parts_of_a_stand_in_with_images_fit_each_other() -> None:
+    def parts(model_type: str) -> Dict[str, Any]:
+        return whole_standin_config(AutoConfig.for_model(model_type), 300)
+
+    def sections(model_type: str) -> Any:
+        return parts(model_type)["text_config"]["rope_parameters"]["mrope_section"]
+
+    assert sections("ernie4_5_vl_moe") == [3, 3, 2]  # 22, 22 and 20 in the model; the first two must be equal
+    assert (sections("glm4v"), sections("qwen2_5_omni_thinker")) == ([2, 3, 3], [2, 3, 3])
+    mistral = standin_config(AutoConfig.for_model("mistral4"), 300)  # head_dim is that of both parts of a head
+    assert (mistral["head_dim"], mistral["qk_rope_head_dim"]) == (16, 8)
+    assert mistral["rope_parameters"]["partial_rotary_factor"] == 0.5
+    molmo = parts("molmo2")
+    assert all(layer >= -molmo["vision_config"]["num_hidden_layers"] for layer in
+               molmo["adapter_config"]["vision_feature_layer"])  # fmt: skip
+    inkling = parts("inkling2")
+    assert inkling["vision_config"]["text_hidden_size"] == inkling["text_config"]["hidden_size"]
 
 
 def test_the_tokens_of_a_stand_in_are_in_its_vocabulary() -> None:

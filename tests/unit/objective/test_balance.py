@@ -5,28 +5,32 @@ from typing import Any, Dict, List
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout
 from ftdist.model.exactness import micro_batch
 from ftdist.model.forward import set_plan
+from ftdist.model.parts import auto_class
 from ftdist.objective.balance import BALANCE, BalanceLoss
 from ftdist.objective.coefficient import balance_coefficient
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.verify.reference import transformers_balance_loss
-from tests.helpers.families import FAMILIES
+from tests.helpers.families import FAMILIES, QWEN3_VL_MOE
 
 LENGTHS = ((11, 5, 9), (20, 3))
 """Lengths of the documents of each micro-batch. The last one of the first is padding."""
 COEFFICIENT = 0.25
 
 
-def _model(plan: AttentionPlan) -> Any:
-    fields = dict(FAMILIES["mixtral"])
-    arch = AutoConfig.for_model(fields.pop("model_type"), **fields)
+PADDED = AttentionPlan(PLAIN.backend, "sdpa", Layout.padded)
+MIXTRAL = FAMILIES["mixtral"]
+
+
+def _model(plan: AttentionPlan, fields: Dict[str, Any] = MIXTRAL) -> Any:
+    arch = AutoConfig.for_model(**fields)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(arch, attn_implementation=plan.implementation)
+    model = auto_class(arch).from_config(arch, attn_implementation=plan.implementation)
     set_plan(model, plan)
     return model
 
@@ -52,10 +56,14 @@ def _gradients(model: Any) -> Dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "plan", [BY_DOCUMENT, AttentionPlan(PLAIN.backend, "sdpa", Layout.padded), PLAIN], ids=lambda plan: plan.layout.name
+    ("plan", "fields"),
+    [(BY_DOCUMENT, MIXTRAL), (PADDED, MIXTRAL), (PLAIN, MIXTRAL), (PADDED, QWEN3_VL_MOE)],
+    ids=lambda value: value.layout.name if isinstance(value, AttentionPlan) else value["model_type"],
 )
-def test_the_shares_of_micro_batches_add_up_to_the_loss_of_the_global_batch(plan: AttentionPlan) -> None:
-    model, batches = _model(plan), _batches()
+def test_the_shares_of_micro_batches_add_up_to_the_loss_of_the_global_batch(
+    plan: AttentionPlan, fields: Dict[str, Any]
+) -> None:
+    model, batches = _model(plan, fields), _batches()
     loss = transformers_balance_loss(model, [*_documents(batches[0])[:-1], *_documents(batches[1])])
     (COEFFICIENT * loss).backward()
     expected = _gradients(model)
@@ -97,6 +105,7 @@ def test_an_evaluation_has_no_balance_loss() -> None:
         ("qwen3_moe", {"output_router_logits": True, "router_aux_loss_coef": 0.3}, None, 0.3),
         ("jetmoe", {"output_router_logits": True}, None, 0.01),  # it has another name for the coefficient
         ("gpt_oss", {}, 0.7, 0.7),
+        ("qwen3_vl_moe", {}, 0.7, 0.7),  # with images
         ("llama", {}, None, 0.0),
     ],
 )
