@@ -57,10 +57,10 @@ def check_model(config: RunConfig) -> ModelFacts:
                           EXPECTED_MODEL, "use another model")  # fmt: skip
     _check_generation(config)
     model = _build(config, arch, "meta")
-    _check_direction(config, model)
-    _check_layers_run(config, model)
     if is_multimodal(arch):
         _check_text_only(config, arch)
+    _check_direction(config, model)
+    _check_layers_run(config, model)
     facts = _facts(arch, model)
     prove_export(config, arch)
     if config.model.config:  # the config of a trained model is known to be valid

@@ -25,8 +25,8 @@ from transformers.utils.hub import cached_file
 from ftdist.model.grouped_mm import allow_any_size
 
 allow_any_size()  # every model is built by the class that ``auto_class`` returns
-ENCODERS_INSIDE = ("vqmodel",)
-"""Names of image encoders that are inside the decoder of a model (Chameleon)."""
+ENCODERS_INSIDE = ("vqmodel", "embed_tokens_extend", "image_encoder", "visual_projection")
+"""Names of encoders, and what follows them, that are inside the decoder of a model (Chameleon, Phi-4, GIT)."""
 PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """Files of a model folder that say how images and sound are prepared."""
 CONSTANTS = re.compile(
@@ -75,7 +75,8 @@ def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if id(parameter) not in reached:
             path = name.split(".")
-            parts.setdefault(".".join(path[: 2 if path[0] == "model" else 1]), []).append(parameter)
+            shown = 2 if path[0] in ("model", model.base_model_prefix) else 1
+            parts.setdefault(".".join(path[:shown]), []).append(parameter)
     return parts
 
 
@@ -101,8 +102,7 @@ def unread_weights() -> Iterator[List[str]]:
     """Collect the names of the weights in a model's files that ``from_pretrained`` does not read inside a ``with``
     block.
 
-    transformers knows some of them (layers that predict several tokens at once, the speech part of Qwen2.5-Omni), and
-    then does not report them.
+    transformers knows some of them (layers that predict several tokens at once), and then does not report them.
     """
     adjust = PreTrainedModel._adjust_missing_and_unexpected_keys
     names: List[str] = []

@@ -23,6 +23,10 @@ LAST_LAYERS = ("num_kv_shared_layers",)
 """Number of layers at the end that are of another kind."""
 LAST_LAYER = ("moe_layer_end_index",)
 """Number of the last layer of a kind."""
+FIRST_LAYER = ("local_attention", "n_layers_per_attn_res_block")
+"""Fields of models whose first layer lacks a part that all others have (ModernBERT, Inkling 2)."""
+PATTERNS = ("block_types",)
+"""Lists of kinds that are repeated until every layer has one (RecurrentGemma)."""
 PERIODS = (("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", "expert_layer_offset"),
            ("decoder_sparse_step", ""), ("moe_layer_interval", ""), ("moe_layer_freq", ""),
            ("interleave_moe_layer_step", ""), ("no_rope_layer_interval", ""))  # fmt: skip
@@ -67,6 +71,8 @@ def _describe(fields: Dict[str, Any], depth: int) -> Dict[str, List[Any]]:
     for name, value in fields.items():
         if name in LAYER_NUMBERS and isinstance(value, (list, tuple)):
             found[name] = [layer in value for layer in layers]
+        elif name in PATTERNS and value:
+            found[name] = [value[layer % len(value)] for layer in layers]
         elif isinstance(value, (list, tuple)) and len(value) == depth and name not in NOT_LAYERS:
             found[name] = list(value)
         elif name in FIRST_LAYERS and isinstance(value, int):
@@ -75,6 +81,8 @@ def _describe(fields: Dict[str, Any], depth: int) -> Dict[str, List[Any]]:
             found[name] = [layer >= depth - value for layer in layers]
         elif name in LAST_LAYER and isinstance(value, int):
             found[name] = [value < 0 or layer <= value for layer in layers]
+        elif name in FIRST_LAYER:
+            found[name] = [layer == 0 for layer in layers]
     if fields.get(PER_LAYER):
         numbers = {int(number): value for number, value in fields[PER_LAYER].items()}
         found[PER_LAYER] = [numbers.get(layer) for layer in layers]

@@ -147,8 +147,8 @@ def _fit_attention(fields: Dict[str, Any], real: Mapping[str, Any], names: Mappi
 
 def _is_whole_head(fields: Mapping[str, Any]) -> bool:
     """Return whether ``head_dim`` is the size of both parts of a head (Mistral 4), and not of the part with RoPE."""
-    parts = fields.get("qk_nope_head_dim"), fields.get("qk_rope_head_dim")
-    return None not in parts and fields.get("head_dim") == sum(parts)
+    parts: List[Any] = [fields.get("qk_nope_head_dim"), fields.get("qk_rope_head_dim")]
+    return None not in parts and bool(fields.get("head_dim") == sum(parts))
 
 
 def _fit_experts(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping[str, str]) -> None:

@@ -55,6 +55,17 @@ def test_only_the_language_part_is_trained() -> None:
     assert describe_other_parts(text) == []
 
 
+@pytest.mark.parametrize(
+    ("model_type", "names"),
+    [("phi4_multimodal", "model.embed_tokens_extend"), ("git", "git.image_encoder, git.visual_projection")],
+)
+def test_encoders_inside_the_decoder_are_not_trained(model_type: str, names: str) -> None:
+    arch = AutoConfig.for_model(**whole_standin_config(AutoConfig.for_model(model_type), 300))
+    with torch.device("meta"):
+        [line] = describe_other_parts(auto_class(arch).from_config(arch))
+    assert line.startswith(f"not trained: {names} (")
+
+
 SLOW = (
     "Llama-4-Scout-17B-16E",
     "Mistral-Small-3.1-24B",
@@ -100,6 +111,7 @@ def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
     ("model_type", "why"),
     [
         ("florence2", "its text goes into an encoder"), ("blip-2", "cannot be fine-tuned on text"),
+        ("udop", "its text goes into an encoder"),  # is_decoder=true would not help
         ("fun_asr_nano", "no stand-in of it can be built (StrictDataclassClassValidationError: ValueError: `adaptor_"),
     ],
 )  # fmt: skip

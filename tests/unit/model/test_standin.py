@@ -61,10 +61,14 @@ def test_a_stand_in_has_each_kind_of_layer_once() -> None:
     assert gemma["per_layer_config"] == {1: {"head_dim": 32}}  # twice the size of the others, as in the model
     jamba = standin_config(AutoConfig.for_model("jamba"), 300)  # attention in every eighth layer, from 4 on
     assert (jamba["num_hidden_layers"], jamba["attn_layer_period"]) == (5, 8)
+    recurrent = standin_config(AutoConfig.for_model("recurrent_gemma"), 300)  # two recurrent layers, then attention
+    assert (recurrent["num_hidden_layers"], recurrent["block_types"]) == (2, ["recurrent", "attention"])
     zamba = standin_config(AutoConfig.for_model("zamba"), 300)
     assert zamba["layers_block_type"].count("hybrid") == 2  # these two share a block
     shared = standin_config(AutoConfig.for_model("gemma3n_text"), 300)
     assert shared["num_kv_shared_layers"] == 2 and len(shared["intermediate_size"]) == shared["num_hidden_layers"]
+    modern = standin_config(AutoConfig.for_model("modernbert-decoder"), 300)  # its first layer has no norm of attention
+    assert modern["layer_types"] == ["full_attention", "sliding_attention", "full_attention"]
     ernie = standin_config(AutoConfig.for_model("ernie4_5_moe"), 300)
     assert (ernie["moe_layer_start_index"], ernie["moe_layer_end_index"]) == (1, 1)
 
