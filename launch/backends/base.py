@@ -25,7 +25,7 @@ class Seen:
     state: str
     """A state from status.json, STOPPING, or DEAD."""
     detail: str = ""
-    """What a scheduler reports about the job of a run that is under way."""
+    """What a scheduler reports about the job of a run that is under way or should be."""
 
 
 class Backend(Protocol):

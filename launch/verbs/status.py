@@ -15,7 +15,7 @@ from ftdist.base.names import near_paths
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.permissions import describe_rights, require_access
 from ftdist.base.tables import plain_table, show_table
-from ftdist.launch.backends.base import ALIVE, Seen, Status
+from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status
 from ftdist.launch.runs.banner import cell
 from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.plan.goodput import goodput_of
@@ -109,7 +109,7 @@ def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = 
     state = shown_state(found, seen)
     goodput = goodput_of(run, seen.state in ALIVE).value
     reason = found.get("exit_reason") if state in ("failed", "preempted") else None
-    if state in ALIVE and seen.detail:
+    if state in (*ALIVE, DEAD) and seen.detail:
         reason = seen.detail
     why = str(reason or "")
     if longest and len(why) > longest:

@@ -73,7 +73,8 @@ def _seen(status: Status, jobs: Optional[Mapping[str, client.Job]]) -> Seen:
         return Seen(state)
     job = jobs.get(str(status.get("job_id")))
     if job is None or job.over:
-        return Seen(DEAD if state in ALIVE else state)
+        ended = job.describe() if job else f"Slurm no longer knows job {status.get('job_id')}"
+        return Seen(DEAD, ended) if state in ALIVE else Seen(state)
     if job.state in ("PENDING", "REQUEUED"):
         return Seen("queued", job.describe())
     if job.state == "COMPLETING" or (state not in ALIVE and _written_by(status, job)):

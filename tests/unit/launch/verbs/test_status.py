@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.launch import cli
+from ftdist.launch.backends.slurm import client
 from ftdist.launch.verbs import status
 from tests.helpers.users import as_other_user, needs_root, open_to_all
 from tests.unit.launch.run_tools import make_run
@@ -66,6 +68,20 @@ def test_a_run_that_cannot_be_read_is_named(here: Path, capfd: pytest.CaptureFix
     assert as_other_user(lambda: cli.dispatch(["status", str(here / "runs")])) == "0"
     said = "is left out: it belongs to root and has mode 0700"
     assert capfd.readouterr().err == f"note: runs/b {said}\nnote: runs/x-sweep/000 {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [("ftdist|7|FAILED|None|N/A\n", "dead?: job 7 failed"), ("", "dead?: Slurm no longer knows job 7")],
+)
+def test_a_job_that_ended_without_a_trace_shows_what_slurm_says(
+    answer: str, says: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(here / "run", state="queued", job_id="7", backend="slurm")
+    monkeypatch.setattr(client, "_run", lambda *command: subprocess.CompletedProcess(command, 0, answer, ""))
+    monkeypatch.setattr(client, "available", lambda: True)
+    assert cli.dispatch(["status", "run"]) == EXIT_DONE
+    assert says in capsys.readouterr().out
 
 
 def test_a_run_that_was_requeued_shows_its_attempt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
