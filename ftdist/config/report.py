@@ -19,3 +19,6 @@ class ReportConfig:
     """What one device (a GPU, or on CPU a rank) costs for an hour, in any currency, for ``ftdist report``. null: not
     known."""
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
+    at_end: bool = True
+    """Write the report at the end of a run, without what moved, which would read the whole model. ``ftdist report``
+    writes all of it at any time."""

@@ -273,8 +273,8 @@ ADDED_LATER: Dict[str, Any] = {
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
     "model.adapter": None,
     "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
-    "report": {"price_per_device_hour": None, "forgetting": {"texts": 0, "tokens": 64}},
-    "report.forgetting": {"texts": 0, "tokens": 64},
+    "report": {"price_per_device_hour": None, "forgetting": {"texts": 0, "tokens": 64}, "at_end": False},
+    "report.forgetting": {"texts": 0, "tokens": 64}, "report.at_end": False,
     "train.compile": Compile.none,
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 
 from ftdist.config.schema import RunConfig
 from ftdist.data.loader import PreparedSet, open_set
+from ftdist.engine.size import model_size
 from ftdist.method.check import method_on_meta
 from ftdist.model.check import build_on_meta
 from ftdist.plan.cost import cost_of
@@ -15,7 +16,6 @@ from ftdist.plan.pretraining import pretraining_of
 from ftdist.run.identity import recorded_folder
 from ftdist.run.prepared import is_ready
 from ftdist.run.rundir import RunDir
-from ftdist.train.throughput import model_size
 
 
 def run_cost(run: RunDir, config: RunConfig, goodput: Goodput, tokens: int, price: Optional[float]) -> Dict[str, Any]:

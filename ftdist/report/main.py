@@ -10,24 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from ftdist.base.errors import EXIT_DONE
-from ftdist.base.json_files import write_json
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, short_path
 from ftdist.base.tables import plain_table, show_table
-from ftdist.base.terminal import task
-from ftdist.config.frozen import load_config
-from ftdist.plan.goodput import goodput_of
+from ftdist.report.build import build_report, write_report
 from ftdist.report.compare import HEAD, compared
-from ftdist.report.cost import run_cost
-from ftdist.report.facts import facts_of
-from ftdist.report.markdown import as_markdown
-from ftdist.report.moved import what_moved
 from ftdist.report.page_compare import compare_page
-from ftdist.report.page_run import run_page
 from ftdist.run.rundir import RunDir
-from ftdist.track.jsonl import to_json
 
-JSON, MARKDOWN, PAGE = "report.json", "report.md", "report.html"
 COMPARED = "compare.html"
 
 
@@ -56,46 +46,12 @@ def _report(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def build_report(
-    run: RunDir, which: str = "last", price: Optional[float] = None, quick: bool = False
-) -> Dict[str, Any]:
-    """Return the report of a run as a value that JSON can hold.
-
-    Args:
-        which: The checkpoint that is compared with the base model: ``last``, ``best`` or a step.
-        price: Price of a device for an hour. None: that of the config.
-        quick: Leave out what moved, which reads the whole model.
-
-    Raises:
-        CheckpointError: See ``what_moved``.
-        ConfigError: There is no such checkpoint, or the config or the model cannot be read.
-    """
-    config, goodput, moved = load_config(run.config), goodput_of(run), None
-    facts = facts_of(run, config)
-    if not quick and (which != "last" or run.published_checkpoints()):
-        checkpoint = run.find_checkpoint(which)
-        with task(f"comparing {checkpoint.name} with the base model"):
-            moved = what_moved(run, checkpoint, config)
-    cost = run_cost(run, config, goodput, facts["tokens"] or 0, price)
-    return dict(to_json({**facts, "moved": moved, "goodput": goodput.as_dict(), "cost": cost}))
-
-
-def write_report(run: RunDir, report: Dict[str, Any]) -> Path:
-    """Write the report in each format, and return the path of the page."""
-    run.report.mkdir(exist_ok=True)
-    write_json(run.report / JSON, report)
-    (run.report / MARKDOWN).write_text(as_markdown(report), encoding="utf-8")
-    page = run.report / PAGE
-    page.write_text(run_page(report), encoding="utf-8")
-    return page
-
-
 def _compare(runs: List[RunDir], reports: List[Dict[str, Any]], page: Path) -> None:
     """Write the page that compares runs, and print its table."""
     names = [short_path(run.path) for run in runs]
     shared = Path(os.path.commonpath([run.path.resolve() for run in runs]))
     short = [str(run.path.resolve().relative_to(shared)) for run in runs]
-    pages = [os.path.relpath(run.report / PAGE, page.parent) for run in runs]
+    pages = [os.path.relpath(run.report_page, page.parent) for run in runs]
     page.write_text(compare_page(shared.name, reports, short, pages), encoding="utf-8")
     table = plain_table(*HEAD, texts=2)
     for row in compared(reports, names):

@@ -243,7 +243,7 @@ def _commands(report: Report) -> str:
     about += [[name, version] for name, version in packages.items()]
     return section("Again", [
         f"<h3>Repeat the run</h3>\n<pre>{shown(commands['repeat'])}</pre>" if commands["repeat"] else "",
-        f"<h3>Go on from it</h3>\n<pre>{shown(commands['continue'])}</pre>",
+        f"<h3>Go on from it</h3>\n<pre>{shown(commands['continue'])}</pre>" if commands["continue"] else "",
         details("where, and with which versions", table("Versions", ["", ""], about)),
     ], "again")  # fmt: skip
 

@@ -89,6 +89,7 @@ class RunDir:
         self.merged = self.path / "export-merged"
         self.gguf = self.path / "export-gguf"
         self.report = self.path / "report"
+        self.report_page = self.report / "report.html"
         self.tasks = self.path / "eval"
         self.timeline = self.path / "timeline.jsonl"
         self.wandb = self.path / "wandb"

@@ -18,6 +18,15 @@ class Sink(Protocol):
     def samples(self, step: int, rows: List[Dict[str, Any]]) -> None:
         """Log sample answers, each with ``set``, ``index``, ``question``, ``prompt``, ``answer``, ``reference``."""
 
+    def report(self, files: Mapping[str, str], numbers: Mapping[str, float]) -> None:
+        """Receive the part of the report of the run that may be published.
+
+        Args:
+            files: The text of each file, by name.
+            numbers: The main numbers of the run, by name: those of ``gain``, ``forgetting``, ``goodput``,
+                ``device_hours`` and ``cost`` that are known.
+        """
+
     def rewind(self, step: int, evaluated: bool) -> None:
         """Remove what was logged after ``step``, because the run goes back to it and repeats the later steps.
 

@@ -43,6 +43,9 @@ class RunRecord:
         for row in rows:
             self._append(self._samples, {"step": step, "time": time.time(), **row})
 
+    def report(self, files: Mapping[str, str], numbers: Mapping[str, float]) -> None:
+        """Do nothing: the report is in the run directory already."""
+
     def rewind(self, step: int, evaluated: bool) -> None:
         """Remove the records after ``step``, also those that could not be written yet."""
         for file in (self._metrics, self._samples):

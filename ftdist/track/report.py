@@ -6,7 +6,7 @@ from contextlib import suppress
 from math import exp
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from rich.console import Console
 from rich.table import Table
@@ -36,8 +36,12 @@ Losses = Dict[str, List[Tuple[int, float]]]
 """(optimizer step, loss in nats per token) of every evaluation, by held-out set."""
 
 
-def final_report(run: RunDir, console: Console) -> None:
-    """Print held-out losses and answers of the base model and the trained model, and where the results are."""
+def final_report(run: RunDir, console: Console, summary: Sequence[str] = ()) -> None:
+    """Print held-out losses and answers of the base model and the trained model, and where the results are.
+
+    Args:
+        summary: Sentences about the run.
+    """
     losses = heldout_losses(run)
     if losses:
         _print_losses(losses, console)
@@ -53,6 +57,10 @@ def final_report(run: RunDir, console: Console) -> None:
         _print_text(console, "trained model", sample["after"], "green")
         _print_text(console, "reference", str(sample.get("reference", "")), "bright_black")
     console.print()
+    if summary:
+        for sentence in summary:
+            console.print(Text(sentence), soft_wrap=True)
+        console.print()
     for label, value in places(run):
         # Do not wrap: users copy the path.
         console.print(Text(f"{label:{LABEL_WIDTH}} {value}"), soft_wrap=True)

@@ -46,6 +46,11 @@ class Tracker:
         for sink in self._sinks:
             sink.samples(step, rows)
 
+    def report(self, files: Mapping[str, str], numbers: Mapping[str, float]) -> None:
+        """Pass on the report of the run. See ``Sink.report``."""
+        for sink in self._sinks:
+            sink.report(files, numbers)
+
     def rewind(self, step: int, evaluated: bool) -> None:
         """Remove what was logged after ``step``, because the run goes back to it. See ``Sink.rewind``."""
         for sink in self._sinks:

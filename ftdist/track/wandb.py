@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ftdist.base.json_files import read_records
@@ -78,6 +79,26 @@ class WandbRun:
             client.log({"step": step, "samples": wandb.Table(columns=TABLE_COLUMNS, data=data)}, step=step)
 
         self._put(log_table)
+
+    def report(self, files: Mapping[str, str], numbers: Mapping[str, float]) -> None:
+        """Record the files of the report as an artifact, and the main numbers in the summary of the run.
+
+        A sweep can use the names in the summary: ``gain``, ``forgetting``, ``goodput``, ``device_hours``, ``cost``.
+        """
+
+        def log_report(client: Any) -> None:
+            import wandb
+
+            client.summary.update(dict(numbers))
+            artifact = wandb.Artifact(f"report-{client.id}", type="report")
+            folder = Path(client.dir).parent / "report"  # of this attempt, because an upload may come much later
+            folder.mkdir(exist_ok=True)
+            for name, text in files.items():
+                (folder / name).write_text(text, encoding="utf-8")
+                artifact.add_file(str(folder / name), policy="immutable", skip_cache=True)
+            client.log_artifact(artifact)
+
+        self._put(log_report)
 
     def rewind(self, step: int, evaluated: bool) -> None:
         """Do nothing, because W&B accepts each step only once. It ignores the steps that are repeated."""

@@ -47,6 +47,7 @@ from ftdist.plan.disk import checkpoints_to_come, require_space
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
+from ftdist.report.at_end import report_at_end
 from ftdist.run.identity import base_identity, recorded_folder
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
@@ -129,18 +130,29 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
         raise
     training.progress.close()
     finished = state == "done"
-    if finished and ranks.first and config.train.export:
-        run.record_phase(EXPORTING, attempt)
-        with task("exporting the model"):
-            export_checkpoint(run.find_checkpoint("last"), run.export, config)
+    summary = end_training(config, run, attempt, training.tracker) if finished and ranks.first else []
     # The exit code is 0 even if the run was stopped. Torchrun would treat any other code as a crash.
     training.tracker.finish(EXIT_PREEMPTED if state == "preempted" else EXIT_DONE)
     if ranks.first:
         reason = NEAR_LIMIT if preemption.near_limit else STOPPED
         run.write_status(state=state, exit_reason=reason if state == "preempted" else "")
         if finished:
-            final_report(run, Console(highlight=False))
+            final_report(run, Console(highlight=False), summary)
     return EXIT_DONE
+
+
+def end_training(config: RunConfig, run: RunDir, attempt: int, tracker: Tracker) -> List[str]:
+    """Export the model and write the report of a run that has done its last step. Only rank 0 calls it.
+
+    Returns:
+        See ``report_at_end``.
+    """
+    if config.train.export or config.report.at_end:
+        run.record_phase(EXPORTING, attempt)
+    if config.train.export:
+        with task("exporting the model"):
+            export_checkpoint(run.find_checkpoint("last"), run.export, config)
+    return report_at_end(run, tracker) if config.report.at_end else []
 
 
 def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemption) -> Training:

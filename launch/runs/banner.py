@@ -121,3 +121,5 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
     commands = [*here, *chat, *merge, f"ftdist eval {place} --checkpoint best", status]
     console.print(f"[bold]{'time':13}[/bold] {took}")
     console.print(f"[bold]{'next':13}[/bold] " + f"\n{'':13} ".join(commands))
+    if run.report_page.is_file():
+        console.print(f"[bold]{'report':13}[/bold] {escape(short_path(run.report_page))}", soft_wrap=True)

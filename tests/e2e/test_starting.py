@@ -59,6 +59,13 @@ LINES = [
     r"(next)? +ftdist chat \S+",
     r" +ftdist eval \S+ --checkpoint best",
     r" +ftdist status",
+    r"report +\S+/report/report\.html",
+    r"The run is done after 6 of 6 steps and [\d,]+ tokens\.",
+    rf"The held-out loss of heldout went from {NUMBER} to {NUMBER} \(-{NUMBER} %.*\)\.",
+    r"Forgetting was not measured\.|On (\d+ )?texts that the base model wrote, .*",
+    r"What moved was not compared\.",
+    rf"The run held {NUMBER} devices? for {NUMBER} device-hours; {NUMBER} % of [\d.:]+( s)? went into steps that "
+    r"count\.",
 ]
 
 
@@ -71,6 +78,7 @@ def test_a_run_prints_only_known_lines() -> None:
         line for line in printed.splitlines() if line and not any(re.fullmatch(known, line.rstrip()) for known in LINES)
     ]
     assert not strange
+    assert printed.splitlines()[-1].endswith("/report/report.html")
     # Also inside lines that match a pattern above.
     assert not re.search(r"warn|deprecat|it/s|\d%\|", printed, re.IGNORECASE)
     assert len(printed.splitlines()) < 80

@@ -19,6 +19,8 @@ class OfflineRun:
     run: Any = None
     config: Dict[str, Any] = field(default_factory=dict)
     history: List[Dict[str, Any]] = field(default_factory=list)
+    summary: Dict[str, Any] = field(default_factory=dict)
+    artifacts: List[Any] = field(default_factory=list)
     metrics: List[Any] = field(default_factory=list)
     num_stats: int = 0
     exit_code: Optional[int] = None
@@ -65,6 +67,10 @@ def read_run(folder: Path) -> OfflineRun:
         elif kind == "history":
             items = record.history.item
             found.history.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
+        elif kind == "summary":
+            _update(found.summary, record.summary)
+        elif kind == "artifact":
+            found.artifacts.append(record.artifact)
         elif kind == "metric":
             found.metrics.append(record.metric)
         elif kind == "stats":

@@ -22,7 +22,8 @@ RECORDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def _run(folder: Path, *overrides: str, **status: Any) -> RunDir:
+def make_run(folder: Path, *overrides: str, **status: Any) -> RunDir:
+    """Make a run directory with a config, metrics, and where it came from."""
     run = RunDir(folder)
     folder.mkdir()
     run.config.write_text(dump_config(data_config(folder, "name=mine", *overrides)))
@@ -36,7 +37,7 @@ def _run(folder: Path, *overrides: str, **status: Any) -> RunDir:
 
 
 def test_curves_faults_and_commands(tmp_path: Path) -> None:
-    run = _run(
+    run = make_run(
         tmp_path / "run", "optim.lr=0.5", state="failed", step=4, max_steps=9, exit_reason="rank 1: out of memory"
     )
     (run.checkpoints / "bad-step-00000002").mkdir(parents=True)
@@ -68,7 +69,7 @@ def test_the_data_of_a_run_has_its_counts_and_a_sample(tmp_path: Path) -> None:
 
 
 def test_the_results_of_tasks_are_read_in_the_order_of_the_steps(tmp_path: Path) -> None:
-    run = _run(tmp_path / "run")
+    run = make_run(tmp_path / "run")
     assert facts_of(run, data_config(tmp_path))["tasks"] == []
     for task, step in (("b", 10), ("a", 100), ("a", 20)):
         write_result(run, {"task": task, "step": step, "checkpoint": f"step-{step}", "answers": [1], "measures": {}})
@@ -87,7 +88,7 @@ def test_only_settings_without_their_default_are_listed(tmp_path: Path) -> None:
 
 def test_runs_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = "model.config.num_hidden_layers=1"
-    runs = [_run(tmp_path / name, model, state="done", step=4, max_steps=4) for name in ("a", "b")]
+    runs = [make_run(tmp_path / name, model, state="done", step=4, max_steps=4) for name in ("a", "b")]
     assert main.main(["--price", "3", *(str(run.path) for run in runs)]) == 0
     said = capsys.readouterr().out
     table = [line.split() for line in said.splitlines() if "docs" in line]

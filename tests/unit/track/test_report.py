@@ -85,6 +85,10 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
         "model         run with space/export",
         "W&B           offline; upload it with: wandb sync 'run with space/wandb'/offline-run-*",
     ]
+    console = Console(file=io.StringIO(), width=80)
+    final_report(run, console, ["It is [bold]done[/bold].", "x " * 60])
+    with_summary = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert with_summary[-6:] == ["It is [bold]done[/bold].", "x " * 60, "", *lines[-3:]]
     (run.export / "adapter_config.json").touch()
     assert "adapter       run with space/export\n" in report(run)
 

@@ -62,6 +62,8 @@ for step in range(first, last):
     time.sleep(ask.get("sleep", 0))
 print("LOGGED", longest, flush=True)
 time.sleep(ask.get("wait", 0))
+if ask.get("report"):
+    tracker.report({"report.html": "<p>é"}, {"gain": 0.5, "goodput": 0.75})
 started = time.perf_counter()
 tracker.finish(3)
 print("FINISHED", time.perf_counter() - started, flush=True)
@@ -133,7 +135,7 @@ def silent_server() -> Iterator[str]:
 def test_the_offline_run_file_holds_config_history_tables_and_exit_code(tmp_path: Path) -> None:
     # wandb itself would refuse each of the other values, although all these settings are passed to it.
     env = environment(tmp_path, WANDB_X_STATS_SAMPLING_INTERVAL="0.2", **INVALID)
-    run, _, notes = track(tmp_path, env, wait=0.7)
+    run, _, notes = track(tmp_path, env, wait=0.7, report=True)
     assert notes == []
     (found,) = read_runs(run.wandb)
     assert has_record(found.folder)
@@ -151,6 +153,10 @@ def test_the_offline_run_file_holds_config_history_tables_and_exit_code(tmp_path
     assert len(tables) == 10
     assert tables[-1]["columns"] == ["step", "set", "index", "question", "prompt", "answer", "reference"]
     assert [(row[0], row[5]) for row in tables[-1]["data"]] == [(0, "meow 0"), (90, "meow 90")]
+    assert (found.summary["gain"], found.summary["goodput"]) == (0.5, 0.75)
+    (artifact,) = [one for one in found.artifacts if one.type == "report"]
+    assert artifact.name == "report-abcd1234"
+    assert [entry.path for entry in artifact.manifest.contents] == ["report.html"]
     home = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert not home, f"files outside of the run directory: {home}"
 

@@ -11,10 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftdist.config.schema import RunConfig
 from ftdist.data.loader import PreparedSet
+from ftdist.engine.size import _attention_width, model_size
 from ftdist.plan.cost import describe_estimate
 from ftdist.plan.flops import ModelSize, step_flops
 from ftdist.train.phases import PhaseClock
-from ftdist.train.throughput import Throughput, _attention_width, matrix_rate, model_size
+from ftdist.train.throughput import Throughput, matrix_rate
 
 CPU = torch.device("cpu")
 

@@ -52,6 +52,10 @@ def test_the_printed_next_commands_work_from_the_current_folder(here: Path, caps
         said = capsys.readouterr().out
         assert f"ftdist chat {place}\n" not in said, "the base has random weights and is in no folder"
         assert said.index(f"ftdist export {place} --merged\n") < said.index(f"ftdist chat {place}/export-merged\n")
+        run.report.mkdir()
+        run.report_page.touch()
+        banner.show_next(run, 0, 3.0)
+        assert capsys.readouterr().out.splitlines()[-1] == f"report        {place}/report/report.html"
 
 
 def test_the_printed_resume_command_quotes_the_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

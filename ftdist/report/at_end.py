@@ -1,0 +1,34 @@
+"""The report at the end of a run, written by rank 0 before it closes the tracker.
+
+The model is compared with its base only by ``ftdist report``, which needs the memory of a whole model.
+"""
+
+from typing import List
+
+from ftdist.base.output import quoted_path
+from ftdist.base.redact import redact
+from ftdist.model.load import build_whole
+from ftdist.report.build import build_report, public_files, write_report
+from ftdist.report.summary import headline, sentences
+from ftdist.run.rundir import RunDir
+from ftdist.track.tracker import Tracker
+
+
+def report_at_end(run: RunDir, tracker: Tracker) -> List[str]:
+    """Write the report of a run that is about to be done, and pass it to the tracker. Only rank 0 calls it.
+
+    Nothing that goes wrong here can fail the run: the user is told in one line.
+
+    Returns:
+        The summary, or the reason why there is no report.
+    """
+    try:
+        build_whole()  # the cost needs the sizes of the model
+        report = build_report(run, quick=True, ending="done")
+        write_report(run, report)
+        numbers = {name: value for name, value in headline(report).items() if value is not None}
+        tracker.report(public_files(run, report), numbers)
+        return sentences(report)
+    except Exception as error:
+        words = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return [f"no report: {redact(words)[:200]}; to write it: ftdist report {quoted_path(run.path)}"]

@@ -1,0 +1,66 @@
+"""Build the report of a run from its parts, and write it in each format."""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from ftdist.base.json_files import write_json
+from ftdist.base.redact import redact
+from ftdist.base.terminal import task
+from ftdist.config.frozen import load_config
+from ftdist.plan.goodput import goodput_of
+from ftdist.report.cost import run_cost
+from ftdist.report.facts import facts_of
+from ftdist.report.markdown import as_markdown
+from ftdist.report.moved import what_moved
+from ftdist.report.page_run import run_page
+from ftdist.run.rundir import RunDir
+from ftdist.track.jsonl import to_json
+
+JSON, MARKDOWN = "report.json", "report.md"
+
+
+def build_report(
+    run: RunDir, which: str = "last", price: Optional[float] = None, quick: bool = False, ending: str = ""
+) -> Dict[str, Any]:
+    """Return the report of a run as a value that JSON can hold.
+
+    Args:
+        which: The checkpoint that is compared with the base model: ``last``, ``best`` or a step.
+        price: Price of a device for an hour. None: that of the config.
+        quick: Leave out what moved, which reads the whole model.
+        ending: The state that the run is about to have. Empty: the one that it has written.
+
+    Raises:
+        CheckpointError: See ``what_moved``.
+        ConfigError: There is no such checkpoint, or the config or the model cannot be read.
+    """
+    config, goodput, moved = load_config(run.config), goodput_of(run, alive=True if ending else None), None
+    facts = facts_of(run, config)
+    facts["state"] = ending or facts["state"]
+    if not quick and (which != "last" or run.published_checkpoints()):
+        checkpoint = run.find_checkpoint(which)
+        with task(f"comparing {checkpoint.name} with the base model"):
+            moved = what_moved(run, checkpoint, config)
+    cost = run_cost(run, config, goodput, facts["tokens"] or 0, price)
+    return dict(to_json({**facts, "moved": moved, "goodput": goodput.as_dict(), "cost": cost}))
+
+
+def write_report(run: RunDir, report: Dict[str, Any]) -> Path:
+    """Write the report in each format, and return the path of the page."""
+    run.report.mkdir(exist_ok=True)
+    write_json(run.report / JSON, report)
+    (run.report / MARKDOWN).write_text(as_markdown(report), encoding="utf-8", errors="backslashreplace")
+    run.report_page.write_text(run_page(report), encoding="utf-8")
+    return run.report_page
+
+
+def public_files(run: RunDir, report: Dict[str, Any]) -> Dict[str, str]:
+    """Return the files of a report that may be published, by name.
+
+    Without paths, commands and the sample of the data: the command line can hold anything, and the data is private.
+    """
+    commands = {**report["commands"], "repeat": None, "folder": None, "continue": None}
+    data = {**report["data"], "sample": []} if report["data"] else None
+    public = {**report, "folder": "", "commands": commands, "data": data, "faults": list(map(redact, report["faults"]))}
+    return {run.report_page.name: run_page(public), JSON: json.dumps(public, indent=2) + "\n"}
