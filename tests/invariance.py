@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
@@ -101,7 +102,20 @@ def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Cas
         best = max(tries, key=lambda case: len(missing & pairs(case)))
         chosen.append(best)
         missing -= pairs(best)
-    return chosen
+    return _on_fewer_ranks(chosen)
+
+
+def _on_fewer_ranks(cases: List[Case]) -> List[Case]:
+    """Return the cases on as few ranks as leave every pair in one of them: each rank costs CPU time."""
+    counts = Counter(pair for case in cases for pair in pairs(case))
+    fewer: List[Case] = []
+    for case in cases:
+        others = [case._replace(world_size=n) for n in AXES["world_size"] if n < case.world_size]
+        found = next((o for o in others if all(counts[pair] > 1 for pair in pairs(case) - pairs(o))), case)
+        counts.subtract(pairs(case))
+        counts.update(pairs(found))
+        fewer.append(found)
+    return fewer
 
 
 def other_families() -> List[Case]:

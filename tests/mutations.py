@@ -37,7 +37,7 @@ def a_case(**choices: object) -> str:
     return f"{INVARIANCE}[{invariance.name(found)}]"
 
 
-ONE_RANK = a_case(world_size=1, accum=4)
+ONE_RANK = a_case(world_size=1, accum=4, packing=False)
 CASES = [ONE_RANK, a_case(world_size=2, packing=True), a_case(world_size=1, family="gpt2")]
 """Packed and padded, on one rank and on two. Only GPT-2 adds its positions to the embeddings; the others use
 differences of positions."""
