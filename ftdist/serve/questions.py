@@ -183,9 +183,10 @@ def split_docstrings(run: RunDir, config: RunConfig) -> Tuple[List[Docstring], L
     checkpoints of a run get the same questions. A run whose data has no source ``builtin=stdlib_docs`` trains none.
 
     Raises:
-        ConfigError: The run was trained on the docstrings of another version of Python.
+        ConfigError: The run was trained on the docstrings of another version of Python, or they cannot be recognized.
     """
-    sources = [one for one in list_sources(config) if one.set_name == TRAIN and one.source.builtin == DOCSTRINGS]
+    all_sources = [one for one in list_sources(config) if one.set_name == TRAIN]
+    sources = [one for one in all_sources if one.source.builtin == DOCSTRINGS]
     docstrings = list(stdlib_docstrings())
     if not sources:
         return docstrings, []
@@ -200,9 +201,14 @@ def split_docstrings(run: RunDir, config: RunConfig) -> Tuple[List[Docstring], L
     tokenizer = load_tokenizer(config)
     trained = trained_documents(run, config)
     settings = [encode_settings(config, source, tokenizer) for source in sources]
-    was_trained = [any(_documents(one, item) & trained for one in settings) for item in docstrings]
-    pairs = list(zip(docstrings, was_trained, strict=True))
-    return [item for item, was in pairs if not was], [item for item, was in pairs if was]
+    made = [set().union(*(_documents(one, item) for one in settings)) for item in docstrings]
+    unknown = trained - set().union(*made)
+    if unknown and len(sources) == len(all_sources):
+        raise ConfigError(f"{len(unknown):,} of {len(trained):,} documents that {run.path} trains are not recognized "
+                          "as docstrings of this Python", "all of them, so that no question is about a trained one",
+                          "use the ftdist and Python that started the run, or --tasks questions.jsonl")  # fmt: skip
+    pairs = list(zip(docstrings, made, strict=True))
+    return [item for item, own in pairs if not own & trained], [item for item, own in pairs if own & trained]
 
 
 def trained_documents(run: RunDir, config: RunConfig) -> Set[bytes]:

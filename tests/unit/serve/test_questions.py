@@ -159,7 +159,11 @@ def test_no_question_holds_a_docstring_that_the_run_trains(more: Tuple[str, ...]
 
 def _another_python(run: RunDir, config: RunConfig) -> None:
     """Docstrings of another Python are refused: a docstring that has changed would not be recognized."""
+    config.data.chat_template = str(run.path / "other.jinja")
+    (run.path / "other.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
     text = run.inputs.read_text()
+    with pytest.raises(ConfigError, match=r"documents that .* trains are not recognized"):
+        split_docstrings(run, config)
     assert platform.python_version() in text
     run.inputs.write_text(text.replace(platform.python_version(), "3.9.1"))
     with pytest.raises(ConfigError, match=r"trained on the docstrings of Python 3\.9\.1"):
