@@ -96,17 +96,20 @@ def describe_model(config: RunConfig) -> str:
     model, facts = config.model, read_facts(config)
     revision = f"@{model.revision}" if model.revision else ""
     name = model.path or model.builtin or (f"{model.hub}{revision}" if model.hub else "random weights")
-    return name + (f": {facts.model_type}, {facts.parameters:,} parameters" if facts else "")
+    folded = f", with the adapter {model.adapter}" if model.adapter else ""
+    return name + (f": {facts.model_type}, {facts.parameters:,} parameters" if facts else "") + folded
 
 
 def describe_method(config: RunConfig) -> str:
     """Return one line that says how much of the model is trained, for the banner at the start of a run."""
     facts, name = read_facts(config), config.method.kind.name
+    continued = f"; continues {config.method.init_from}" if config.method.init_from else ""
     if facts is None or facts.trained is None:
-        return name
+        return name + continued
     whole = facts.parameters + facts.added
     packed = f"; {facts.quantized:,} have 4 bits" if facts.quantized else ""
-    return f"{name}: {facts.trained:,} of {whole:,} parameters are trained ({facts.trained / whole:.2%}){packed}"
+    share = f"{facts.trained:,} of {whole:,} parameters are trained ({facts.trained / whole:.2%})"
+    return f"{name}: {share}{packed}{continued}"
 
 
 def _file(config: RunConfig) -> Path:

@@ -7,9 +7,10 @@ import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED
 from ftdist.base.json_files import write_json
+from ftdist.config.schema import MethodKind
 from ftdist.launch.attempt import failure
 from ftdist.launch.runs import banner, resolve
-from ftdist.run.model_facts import ModelFacts, write_facts
+from ftdist.run.model_facts import ModelFacts, describe_method, describe_model, write_facts
 from ftdist.run.rundir import RunDir
 from tests.unit.launch.run_tools import make_run, smoke
 
@@ -28,6 +29,11 @@ def test_the_banner_names_the_model_and_the_data_and_warns_about_long_rows(
     banner.show_run(config, plan, here / "nothing")
     said = capsys.readouterr().out
     assert "model      random weights: llama, 1,234 parameters\n" in said
+    config.model.adapter, config.method.kind, config.method.init_from = "/a/folded", MethodKind.lora, "/a/first"
+    assert describe_method(config) == "lora; continues /a/first"
+    write_facts(config, ModelFacts("llama", 1234, 2048, has_position_table=False, recomputes=True, trained=50))
+    assert describe_model(config) == "random weights: llama, 1,234 parameters, with the adapter /a/folded"
+    assert describe_method(config) == "lora: 50 of 1,234 parameters are trained (4.05%); continues /a/first"
     assert "warning: data.max_seq_len=4,096, but the model was made for 2,048 positions\n" in said
 
 
