@@ -101,6 +101,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/model/sharded_load.py", "ftdist/model/opened.py", "ftdist/model/adapter.py",
         "ftdist/model/quantized.py",
         "ftdist/model/attention.py", "ftdist/model/attention_plan.py", "ftdist/model/exactness.py",
+        "ftdist/model/cache_trial.py",
         "ftdist/model/forward.py", "ftdist/model/recompute.py", "ftdist/model/host_copies.py",
         "ftdist/model/routers.py", "ftdist/model/expert_load.py",
         "ftdist/model/isolation.py", "ftdist/model/save.py",

@@ -19,13 +19,14 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, DynamicCache, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.model.attention import DOCUMENTS
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
+from ftdist.model.cache_trial import cache_works
 from ftdist.model.forward import forward_logits, set_plan
 from ftdist.model.load import build_whole
 from ftdist.model.parts import auto_class, is_multimodal
@@ -58,10 +59,6 @@ EXACT = Tolerance(loss=1e-5, gradient=1e-3)
 ROUGH = Tolerance(loss=5e-2, gradient=5e-1)
 """In bf16, for the gradient of all parameters together. It is this large because rounding can send a token to another
 expert. A plan that mixes documents has already been found in fp32."""
-GENERATED = ((3, 24), (36, 40))
-"""Lengths (of the prompt, of the whole text) with which a cache is tried. The first prompt is shorter than the
-convolutions of some models, and its text becomes longer than every limit while tokens are generated. The second prompt
-is longer than every limit from the beginning."""
 Gradients = Dict[str, torch.Tensor]
 
 
@@ -97,14 +94,16 @@ def choose_plan(
     plans = candidates(config.model.attention, arch, device, dtype)
     try:
         small = whole_standin_config if is_multimodal(arch) else standin_config
-        longest = config.data.max_seq_len
-        fields = short_limits(small(arch, VOCABULARY), longest, longest * config.batch.micro_batch_size)
+        whole, longest = small(arch, VOCABULARY), config.data.max_seq_len
+        row, answer = longest * config.batch.micro_batch_size, _answer_tokens(config)
+        fields = short_limits(whole, longest, row)
+        sampled = short_limits(whole, longest + answer, row + answer)
     except Exception as error:  # the stand-in of an unknown architecture can fail in many ways
         return _unproven(config.model.attention, plans, error)
     key = {
         "version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"),
         "fields": fields, "plans": [str(plan) for plan in plans], "device": device.type, "dtype": str(dtype),
-        "one_document": one_document,
+        "one_document": one_document, "sampled": sampled,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     file = cache_root(config) / "checked" / f"attention-{digest}.json"
@@ -116,8 +115,16 @@ def choose_plan(
         except Exception as error:
             return _unproven(config.model.attention, plans, error)
         choice = trial.choose(plans, dtype)
+        if choice.plan.cached and sampled != fields:  # with its answer, a text exceeds a limit that no document reaches
+            works = Trial(sampled, device, one_document).cache_works(choice.plan)
+            choice = replace(choice, plan=replace(choice.plan, cached=works))
         _write(file, choice)
     return choice
+
+
+def _answer_tokens(config: RunConfig) -> int:
+    """Return by how many tokens an answer that the run samples can be longer than a document."""
+    return config.train.sample_tokens if config.train.num_samples else 0
 
 
 def _unproven(wanted: Attention, plans: List[AttentionPlan], error: Exception) -> Choice:
@@ -197,7 +204,7 @@ class Trial:
                     problem = "the model does not support it"
                     unsupported.add(plan.implementation)
             if not problem:
-                return Choice(replace(plan, cached=self._cache_works(plan)), rejected, loss, gradient)
+                return Choice(replace(plan, cached=self.cache_works(plan)), rejected, loss, gradient)
             rejected.append(f"{plan.describe()}: {problem}")
         raise ConfigError(
             f"{self._arch.model_type} does not give the same numbers in a row of several documents and for each "
@@ -289,25 +296,9 @@ class Trial:
         set_plan(model, plan)
         return model.to(self._device).train(self._training)
 
-    @torch.no_grad()
-    def _cache_works(self, plan: AttentionPlan) -> bool:
-        """Return whether tokens that are generated with a cache get the logits of the whole text.
-
-        The prompt is read at once, and then one token after the other, as ``ftdist.train.evaluate`` does it.
-        """
-        try:
-            model = self._build(plan, torch.float32).eval()
-            whole = model(input_ids=self._documents[0][None], use_cache=False).logits[0]
-            for prompt, end in GENERATED:
-                text = self._documents[0][None, :end]
-                options: Dict[str, Any] = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
-                parts = [text[:, :prompt], *text[:, prompt:].split(1, dim=1)]
-                cached = torch.stack([model(input_ids=part, **options).logits[0, -1] for part in parts])
-                if not (cached - whole[prompt - 1 : end]).abs().max() <= EXACT.gradient * whole.abs().max():
-                    return False
-        except Exception:  # the model has a cache of another kind
-            return False
-        return True
+    def cache_works(self, plan: AttentionPlan) -> bool:
+        """Return whether text can be generated with a cache."""
+        return cache_works(self._build(plan, torch.float32).eval(), self._documents[0])
 
 
 def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:

@@ -36,6 +36,7 @@ _BY_SIZE = (
     (ROTARY, "rotary_dim qk_rope_head_dim qk_nope_head_dim"),
     (EXPERTS, "num_experts num_local_experts n_routed_experts moe_num_experts zero_expert_num"),
     (ACTIVE, "num_experts_per_tok num_experts_per_token moe_k moe_topk n_group topk_group num_expert_group moe_top_k "
+             "top_k_experts "
              "n_shared_experts moe_num_shared_experts num_shared_experts index_n_heads indexer_n_heads "
              "indexer_kv_heads o_groups n_groups mamba_n_groups mamba_ngroups n_layers_per_attn_res_block "
              "num_layers_per_stack n_mamba_heads hc_count hc_mult heads_per_ngram"),

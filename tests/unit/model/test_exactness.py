@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict
 
@@ -172,6 +173,19 @@ def test_the_choice_is_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(exactness, "Trial", None)  # a second comparison would fail
     assert choose_plan(_config(tmp_path), arch, CPU, torch.float32) == first
     assert first.plan.implementation == "sdpa"
+
+
+def test_a_cache_is_tried_with_answers_that_are_longer_than_every_document(tmp_path: Path) -> None:
+    """With longrope, all frequencies change when a text becomes longer than 64 tokens. Those in the cache do not."""
+    arch = AutoConfig.for_model(
+        "phi3", hidden_size=64, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+        rope_parameters=copy.deepcopy(LONGROPE), original_max_position_embeddings=64,
+    )  # fmt: skip
+    config = _config(tmp_path)
+    config.data.max_seq_len, config.train.num_samples, config.train.sample_tokens = 64, 0, 16
+    assert choose_plan(config, arch, CPU, torch.float32).plan == BY_DOCUMENT
+    config.train.num_samples = 1
+    assert choose_plan(config, arch, CPU, torch.float32).plan == replace(BY_DOCUMENT, cached=False)
 
 
 def test_a_model_without_a_stand_in_runs_one_document_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

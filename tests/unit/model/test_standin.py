@@ -59,6 +59,8 @@ def test_a_stand_in_has_each_kind_of_layer_once() -> None:
     gemma = standin_config(AutoConfig.for_model("gemma4_text"), 300)
     assert gemma["layer_types"] == ["sliding_attention", "full_attention"]
     assert gemma["per_layer_config"] == {1: {"head_dim": 32}}  # twice the size of the others, as in the model
+    mixture = AutoConfig.for_model("gemma4_text", enable_moe_block=True, num_experts=128, top_k_experts=8)
+    assert (standin_config(mixture, 300)["num_experts"], standin_config(mixture, 300)["top_k_experts"]) == (4, 2)
     jamba = standin_config(AutoConfig.for_model("jamba"), 300)  # attention in every eighth layer, from 4 on
     assert (jamba["num_hidden_layers"], jamba["attn_layer_period"]) == (5, 8)
     recurrent = standin_config(AutoConfig.for_model("recurrent_gemma"), 300)  # two recurrent layers, then attention
