@@ -115,6 +115,8 @@ def test_an_export_opens_as_an_ordinary_model(run: RunDir, tmp_path: Path) -> No
     facts = json.loads(opened.out.splitlines()[-1])
     assert facts == {"vocab_size": 320, "template": True, "dtype": "torch.float32", "same_weights": True,
                      "same_logits": True}  # fmt: skip
+    at_end = json.loads((run.report / "report.json").read_text())
+    assert at_end["state"] == "done" and at_end["moved"] is None and at_end["cost"]["flops"] > 0, "written by rank 0"
     done = succeed("report", run.path, "--checkpoint", "best")
     moved = json.loads((run.report / "report.json").read_text())["moved"]
     assert str(run.report / "report.html") in done.out and 0 < moved["relative"] < 1
