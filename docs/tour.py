@@ -143,7 +143,7 @@ TOUR: Dict[str, List[str]] = {
     ],
     "What a run reports": [
         "ftdist/track/tracker.py", "ftdist/track/base.py", "ftdist/track/jsonl.py", "ftdist/track/wandb.py",
-        "ftdist/track/wandb_config.py", "ftdist/track/progress.py", "ftdist/track/report.py",
+        "ftdist/track/wandb_config.py", "ftdist/track/progress.py", "ftdist/track/report.py", "ftdist/track/gain.py",
     ],
     "Verification": [
         "ftdist/verify/main.py", "ftdist/verify/trial.py", "ftdist/verify/reference.py",

@@ -11,6 +11,7 @@ from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir
 from ftdist.run.sample import joined
 from ftdist.run.task_results import read_results
+from ftdist.track.gain import forgets_too_much, gain_of
 from ftdist.track.report import answers, forgetting_curve, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
 
@@ -29,7 +30,7 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": seen[-1] if seen else None,
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
-        "forgetting": forgetting_of(run), "step_times": step_times(run), "tasks": read_results(run),
+        **gain_and_forgetting(run, config), "step_times": step_times(run), "tasks": read_results(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "data": data_of(run, config), "settings": changed_settings(config), "faults": faults_of(run, records),
         "commands": commands_of(run, config),
@@ -52,12 +53,17 @@ def data_of(run: RunDir, config: RunConfig) -> Optional[Dict[str, Any]]:
     }  # fmt: skip
 
 
-def forgetting_of(run: RunDir) -> Optional[Dict[str, Any]]:
-    """Return how far the model has moved from the base model: ``curve`` with step, KL(base ‖ now) in nats per token and
-    its standard error. None if the run did not measure it.
+def gain_and_forgetting(run: RunDir, config: RunConfig) -> Dict[str, Any]:
+    """Return ``gain`` (see ``ftdist.track.gain.gain_of``) and ``forgetting``.
+
+    ``forgetting`` is None if the run did not measure it. Else ``curve`` has step, KL(base ‖ now) in nats per token and
+    its standard error, and ``warning`` is a sentence if it has outrun the gain, else None.
     """
-    curve = forgetting_curve(run)
-    return {"curve": [list(point) for point in curve]} if curve else None
+    gain, curve = gain_of(run, heldout_losses(run)), forgetting_curve(run)
+    if not curve:
+        return {"gain": gain, "forgetting": None}
+    warning = forgets_too_much(gain, curve[-1], config.optim.lr)
+    return {"gain": gain, "forgetting": {"curve": [list(point) for point in curve], "warning": warning}}
 
 
 def first_and_last(points: List[Any]) -> Tuple[str, str, str]:

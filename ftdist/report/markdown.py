@@ -41,6 +41,17 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
         rows = [[plain(name), str(step), f"{float(loss):.4f}"] for name, points in report["heldout"].items()
                 for step, loss in points]  # fmt: skip
         lines += ["## Held-out loss", "", *table(["set", "step", "loss (nats per token)"], rows)]
+    if report["gain"]:
+        rows = [[plain(name), *(interval(found[part]) for part in ("before", "after", "change")),
+                 f"{found['documents']:,}"] for name, found in report["gain"].items()]  # fmt: skip
+        lines += [
+            "## Gain",
+            "",
+            "Losses in nats per token, with 95 % intervals (bootstrap over documents). The change "
+            "is that of the same documents.",
+            "",
+            *table(["set", "before", "after", "change", "documents"], rows),
+        ]
     if report["forgetting"]:
         rows = [[str(step), f"{float(kl):.4f}", f"{float(error):.4f}"] for step, kl, error in
                 report["forgetting"]["curve"]]  # fmt: skip
@@ -63,6 +74,11 @@ def task_lines(tasks: List[Dict[str, Any]]) -> List[str]:
         return []
     rows = [[plain(name), *numbers] for name, *numbers in task_rows(tasks)]
     return ["## Tasks before and after", "", *table(TASK_HEAD, rows), TASK_TEXT, ""]
+
+
+def interval(found: Dict[str, Any]) -> str:
+    """Return a loss and its interval as text."""
+    return f"{float(found['loss']):.4f} ({float(found['low']):.4f} to {float(found['high']):.4f})"
 
 
 def origin_lines(report: Dict[str, Any]) -> List[str]:

@@ -83,6 +83,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.base_texts = self.path / "base_texts.npz"
+        self.evaluations = self.path / "evaluations"
         self.logs = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"

@@ -16,6 +16,7 @@ from ftdist.base.json_files import read_records
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show, show_table
 from ftdist.run.rundir import RunDir
+from ftdist.track.gain import gain_of
 
 SHOWN_ANSWERS = 2
 """Number of questions whose answers are printed. samples.jsonl has all questions."""
@@ -45,6 +46,8 @@ def final_report(run: RunDir, console: Console, summary: Sequence[str] = ()) -> 
     losses = heldout_losses(run)
     if losses:
         _print_losses(losses, console)
+    if gain := gain_of(run, losses):
+        _print_gain(gain, console)
     if curve := forgetting_curve(run):
         _print_forgetting(curve, console)
     if times := step_times(run):
@@ -164,6 +167,15 @@ def _print_losses(losses: Losses, console: Console) -> None:
         else:
             row = ["", f"{after:.4f}", "", perplexity(after)]
         table.add_row(Text(name), *row)
+    show_table(console, table)
+
+
+def _print_gain(gain: Dict[str, Dict[str, Any]], console: Console) -> None:
+    table = plain_table("change (nats per token)", "loss", "95 % interval", "documents")
+    for name, found in gain.items():
+        change = found["change"]
+        interval = f"{change['low']:+.4f} to {change['high']:+.4f}"
+        table.add_row(Text(name), f"{change['loss']:+.4f}", interval, f"{found['documents']:,}")
     show_table(console, table)
 
 

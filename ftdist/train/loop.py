@@ -13,6 +13,7 @@ from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.plan.goodput import goodput_of
 from ftdist.run.rundir import PAUSED
 from ftdist.run.timeline import EVALUATING, SAVING, STEPS
+from ftdist.track.gain import Documents, write_evaluation
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
 from ftdist.train.forgetting import KL, KL_ERROR
@@ -225,6 +226,7 @@ def _evaluate_all(training: Training) -> bool:
         False if the run was asked to stop during the evaluation. Nothing is recorded then.
     """
     metrics: Dict[str, float] = {}
+    documents: Dict[str, Documents] = {}
     loss_sum, num_tokens = 0.0, 0
     step, progress = training.state.step, training.progress
     with training.timeline.during(EVALUATING, step), progress.during("evaluating") as say:
@@ -237,6 +239,7 @@ def _evaluate_all(training: Training) -> bool:
             if measured is None:
                 return False
             metrics[f"eval/{name}/loss"] = measured.loss / measured.weight
+            documents[name] = measured.losses, measured.weights
             loss_sum, num_tokens = loss_sum + measured.loss, num_tokens + measured.weight
         forgetting = training.forgetting.measure(say)
         if forgetting is None:
@@ -247,6 +250,8 @@ def _evaluate_all(training: Training) -> bool:
     state = training.state
     state.evaluated_step, state.eval_loss = state.step, loss_sum / num_tokens if num_tokens else None
     if training.ranks.first:
+        with contextlib.suppress(OSError):  # without the file, the report has no intervals
+            write_evaluation(training.run, state.step, documents)
         value = goodput_of(training.run, alive=True).value
         goodput = {} if value is None else {"perf/goodput": value}
         training.tracker.log(state.step, {**metrics, **forgetting, **goodput})

@@ -44,6 +44,8 @@ LINES = [
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
     r"held-out loss +before +after +change +perplexity",
     rf"heldout +{NUMBER} +{NUMBER} +-{NUMBER} % +\d+ → \d+",
+    r"change \(nats per token\) +loss +95 % interval +documents",
+    rf"heldout +[+-]{NUMBER} +[+-]{NUMBER} to [+-]{NUMBER} +\d+",
     r"forgetting \(nats per token\) +before +after",
     rf"KL\(base ‖ now\) +{NUMBER} +-?{NUMBER} ± {NUMBER}",
     r"time of a step +seconds +share",

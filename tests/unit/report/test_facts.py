@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ftdist.config.frozen import dump_config
@@ -12,6 +13,7 @@ from ftdist.report import main
 from ftdist.report.facts import changed_settings, data_of, facts_of
 from ftdist.run.rundir import RunDir
 from ftdist.run.task_results import write_result
+from ftdist.track.gain import write_evaluation
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
 RECORDS: list[dict[str, Any]] = [
@@ -43,7 +45,13 @@ def test_curves_faults_and_commands(tmp_path: Path) -> None:
     (run.checkpoints / "bad-step-00000002").mkdir(parents=True)
     found = facts_of(run, data_config(tmp_path, "name=mine", "optim.lr=0.5"))
     assert found["heldout"] == {"docs": [[0, 3.0], [4, 2.5]]} and found["tokens"] == 400
-    assert found["forgetting"] == {"curve": [[0, 0.0, 0.0], [4, 0.25, 0.01]]}
+    assert found["forgetting"] == {"curve": [[0, 0.0, 0.0], [4, 0.25, 0.01]], "warning": None} and found["gain"] == {}
+    tokens = np.array([2.0, 2.0])
+    for step, loss in ((0, 3.0), (4, 2.875)):
+        write_evaluation(run, step, {"docs": (loss * tokens, tokens)})
+    found = facts_of(run, data_config(tmp_path, "name=mine", "optim.lr=0.5"))
+    assert found["gain"]["docs"]["change"] == {"loss": -0.125, "low": -0.125, "high": -0.125}
+    assert "optim.lr=1.7e-01" in found["forgetting"]["warning"], "0.25 - 2 · 0.01 is more than 0.125"
     assert found["train"] == [[1, 2.9], [2, 2.8], [3, 2.7], [4, "nan"]]
     assert found["faults"] == [
         "bad step 4: loss is nan; the weights were not updated", "rolled back from step 8 to step 2: loss is nan",

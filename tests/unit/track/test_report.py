@@ -7,10 +7,12 @@ import zlib
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from ftdist.run.rundir import RunDir
+from ftdist.track.gain import write_evaluation
 from ftdist.track.report import final_report
 
 WHOLE = b":W&B\xe1\xbe\x00" + struct.pack("<IHB", zlib.crc32(b"\1" + bytes(20)), 20, 1) + bytes(20)
@@ -64,8 +66,13 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
         *(sample(5, index, "middle") for index in range(3)),
         *(sample(10, index, f"Return it {index}\nsecond line ") for index in range(3)),
     )
+    tokens = np.array([4.0, 4.0])
+    for step, loss in ((0, 3.0), (10, 2.875)):
+        write_evaluation(run, step, {"docs": (loss * tokens, tokens)})
     said = report(run)
     lines = said.splitlines()
+    del lines[3:5]
+    assert ["docs", "-0.1250", "-0.1250", "to", "-0.1250", "2"] in [line.split() for line in said.splitlines()]
     assert lines[0].split() == ["held-out", "loss", "before", "after", "change", "perplexity"]
     assert lines[1].split() == ["docs", "3.0000", "2.0000", "-33.3", "%", "20.09", "→", "7.39"]
     assert lines[2].split() == ["other", "2.0000", "1.5000", "-25.0", "%", "7.39", "→", "4.48"]
