@@ -3,7 +3,7 @@
 ``ftdist.train.loop.train_step`` divides the sum by the number of trained tokens of the global batch.
 """
 
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ def token_loss(
         head: The head of the model. None: the loss is computed from the model's own logits.
         routers: Collects the logits of the routers of a mixture of experts.
     """
-    targets = batch.labels[0, 1:]
-    positions = (targets != IGNORED).nonzero()[:, 0]
+    targets, positions = _trained(batch)
     if not len(positions):
         # A rank without a trained token still runs the model: the other ranks wait for it in ZeRO's collectives.
         first = torch.zeros(1, dtype=torch.long, device=targets.device)
@@ -47,8 +46,7 @@ def segment_losses(model: Any, batch: Batch, vocab_size: int, head: Optional[Hea
     The sums are computed on the host, one token after another, so they do not depend on the device.
     See ``token_loss`` for the arguments.
     """
-    targets = batch.labels[0, 1:]
-    positions = (targets != IGNORED).nonzero()[:, 0]
+    targets, positions = _trained(batch)
     found = torch.zeros(0)
     if not len(positions):
         token_loss(model, batch, vocab_size, head)  # see there
@@ -61,3 +59,9 @@ def segment_losses(model: Any, batch: Batch, vocab_size: int, head: Optional[Hea
     of_token = np.searchsorted(segments, positions.cpu().numpy() + 1, side="right")
     losses = -found.double().cpu().numpy()
     return SegmentLosses(np.bincount(of_token, losses, count), np.bincount(of_token, minlength=count).astype(float))
+
+
+def _trained(batch: Batch) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Return the token after each position, [T - 1] int64, and the positions before trained tokens, [n] int64."""
+    targets = batch.labels[0, 1:]
+    return targets, (targets != IGNORED).nonzero()[:, 0]
