@@ -53,14 +53,7 @@ def resume(args: argparse.Namespace) -> int:
     started = time.monotonic()
     check_changes(args.overrides)
     if SweepDir(args.run_dir).exists:
-        _refuse_dry_run(args, "a sweep", f"resume one trial: ftdist resume {quoted_path(args.run_dir)}/000 --dry-run")
-        if under_torchrun.is_rank() and SweepDir(args.run_dir).read_status().get("state") != "done":
-            raise ConfigError("a sweep cannot be resumed under torchrun, or under srun with several tasks",
-                              "a command that is started once",
-                              f"without torchrun, or with srun --ntasks=1: ftdist resume {quoted_path(args.run_dir)}",
-                              )  # fmt: skip
-        quiet = not under_torchrun.is_first_rank()
-        return sweep.resume_sweep(Path(args.run_dir), quiet, _sweep_waits(args.overrides))
+        return _resume_sweep(args)
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     config = load_config(run.config)
@@ -101,6 +94,17 @@ def resume(args: argparse.Namespace) -> int:
     code = backend.start(config, run)
     banner.show_next(run, code, time.monotonic() - started)
     return code
+
+
+def _resume_sweep(args: argparse.Namespace) -> int:
+    _refuse_dry_run(args, "a sweep", f"resume one trial: ftdist resume {quoted_path(args.run_dir)}/000 --dry-run")
+    if under_torchrun.is_rank() and SweepDir(args.run_dir).read_status().get("state") != "done":
+        raise ConfigError("a sweep cannot be resumed under torchrun, or under srun with several tasks",
+                          "a command that is started once",
+                          f"without torchrun, or with srun --ntasks=1: ftdist resume {quoted_path(args.run_dir)}",
+                          )  # fmt: skip
+    quiet = not under_torchrun.is_first_rank()
+    return sweep.resume_sweep(Path(args.run_dir), quiet, _sweep_waits(args.overrides))
 
 
 def _who(status: Status) -> str:

@@ -15,6 +15,7 @@ from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.exports import open_plainly
+from tests.helpers.plain_methods import plain_loop, plain_model
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, fingerprint, forgetting, save, start, steps
@@ -68,33 +69,8 @@ def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[
                        *more)  # fmt: skip
 
 
-def _plain_model(config: Any) -> Any:
-    """Return the model as plain PEFT makes it, with the A that ftdist draws."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from ftdist.method.build import METHODS as OURS
-    from ftdist.verify.reference_method import apply_plainly, put_by_name
-    from ftdist.verify.reference_model import merged_plainly, plain_base
-
-    def whole() -> Any:
-        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
-        return merged_plainly(model, config.model.adapter) if config.model.adapter else model
-
-    def fresh() -> Any:
-        return plain_base(config) if config.method.kind.name == "qlora" else whole()
-
-    if config.method.init_from:
-        return PeftModel.from_pretrained(fresh(), config.method.init_from, is_trainable=True)
-    ours = OURS[config.method.kind].apply(whole(), config)
-    plain = apply_plainly(fresh(), config.method)
-    put_by_name(plain, dict(ours.named_parameters()))
-    return plain
-
-
 def _references(configs: List[Any], folder: Path) -> Dict[str, List[float]]:
-    """Write what the reference gives for each config. Returns the losses of ``_plain_loop`` by method."""
+    """Write what the reference gives for each config. Returns the losses of ``plain_loop`` by method."""
     import torch
 
     from ftdist.run.prepared import data_folder
@@ -109,40 +85,9 @@ def _references(configs: List[Any], folder: Path) -> Dict[str, List[float]]:
         data = data_folder(config)
         rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
         order = row_order(config.seed, len(rows), PARITY_STEPS * ROWS)
-        torch.save(run_reference(_plain_model(config), config, rows, order, STEPS, heldout), folder / f"{number}.pt")
+        torch.save(run_reference(plain_model(config), config, rows, order, STEPS, heldout), folder / f"{number}.pt")
         if number in PARITY:
-            losses[CASES[number][0]] = _plain_loop(_plain_model(config), config, rows, order)
-    return losses
-
-
-def _plain_loop(model: Any, config: Any, rows: Any, order: List[int]) -> List[float]:
-    """Train as a script with PEFT and transformers does: the model's own loss, PyTorch's clipping and AdamW."""
-    import torch
-
-    optim = config.optim
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim > 1]},
-              {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0}]  # fmt: skip
-    adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=optim.lr, betas=(0.9, 0.95), eps=1e-8,
-        weight_decay=optim.weight_decay,
-    )  # fmt: skip
-    losses = []
-    for step in range(PARITY_STEPS):
-        documents = [document for row in order[step * ROWS : (step + 1) * ROWS] for document in rows[row]]
-        total = sum(int(trained[1:].sum()) for _, trained in documents)
-        mean = 0.0
-        for ids, trained_tokens in documents:
-            tokens = torch.tensor(ids, dtype=torch.long)[None]
-            labels = torch.where(torch.tensor(trained_tokens.astype(bool))[None], tokens, -100)
-            loss = model(input_ids=tokens, labels=labels, num_items_in_batch=torch.tensor(total)).loss
-            if trained_tokens[1:].any():
-                loss.backward()
-                mean += float(loss)
-        torch.nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
-        adamw.step()
-        adamw.zero_grad()
-        losses.append(mean)
+            losses[CASES[number][0]] = plain_loop(plain_model(config), config, rows, order, PARITY_STEPS)
     return losses
 
 

@@ -63,33 +63,6 @@ def outcome(folder: Path, tmp_path: Path, known: Dict[Any, List[float]]) -> Call
     return run
 
 
-def _with_rungs(first: Path, second: Path) -> List[Any]:
-    """Run ``first`` to its end, and ``second`` with pauses. Returns how each start ended, and its last step."""
-    from ftdist.train.loop import train
-
-    config, ends = load_config(RunDir(first).config), []
-    ranks = start(config)
-    for path, rungs in ((first, []), (second, [2]), (second, [2]), (second, [])):
-        config.sweep.rungs = rungs
-        training = assemble(config, path, ranks)
-        ends.append((train(training), training.state.step))
-        training.tracker.finish(0)
-        training.engine.destroy()
-    return ends
-
-
-def test_a_trial_pauses_at_a_rung_and_goes_on_as_if_it_had_not(folder: Path, tmp_path: Path) -> None:
-    """If it is started again without a decision, it pauses again where it is."""
-    runs = [freeze_tiny(tiny_config(folder, *BASE), tmp_path / name, 1) for name in ("whole", "paused")]
-    (ends,) = run_ranks(_with_rungs, 1, *(run.path for run in runs))
-    assert ends == [("done", 3), ("paused", 2), ("paused", 2), ("done", 3)]
-    timed = ("time", "perf/", "mem/")
-    whole, paused = ([{k: v for k, v in record.items() if not k.startswith(timed)} for record in run.read_metrics()]
-                     for run in runs)  # fmt: skip
-    at_rung = [record for record in paused if record["step"] == 2 and any(name.startswith("eval/") for name in record)]
-    assert len(at_rung) == 1 and [record for record in paused if record not in at_rung] == whole
-
-
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offload_keeps_the_numbers(outcome: Callable[..., Any], stage: int) -> None:
     def look(training: Any) -> Any:
