@@ -67,7 +67,7 @@ def different_settings(reports: Sequence[Report]) -> List[List[str]]:
 
 def forgetting_error(report: Report) -> float:
     """Return the standard error of the forgetting at the last evaluation; nan if there is none."""
-    curve = (report.get("forgetting") or {}).get("curve") or []
+    curve = (report["forgetting"] or {}).get("curve") or []
     return drawable(curve[-1][2]) if curve else float("nan")
 
 
@@ -78,7 +78,7 @@ def _forgetting(report: Report) -> str:
 
 def _interval(report: Report, name: str) -> str:
     """Return the interval of the change of a loss in percent of the loss before; empty if there is none."""
-    found = (report.get("gain") or {}).get(name)
+    found = report["gain"].get(name)
     if not found:
         return ""
     before, low, high = finite(found["before"]["loss"]), *(finite(found["change"][end]) for end in ("low", "high"))

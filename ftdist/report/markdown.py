@@ -20,7 +20,7 @@ from ftdist.report.rows import (
     tensor_rows,
 )
 from ftdist.report.summary import sentences
-from ftdist.report.texts import percent
+from ftdist.report.texts import interval, percent
 
 MOST_MOVED = 10
 """Number of tensors that are listed. The JSON file has all."""
@@ -74,11 +74,6 @@ def task_lines(tasks: List[Dict[str, Any]]) -> List[str]:
         return []
     rows = [[plain(name), *numbers] for name, *numbers in task_rows(tasks)]
     return ["## Tasks before and after", "", *table(TASK_HEAD, rows), TASK_TEXT, ""]
-
-
-def interval(found: Dict[str, Any]) -> str:
-    """Return a loss and its interval as text."""
-    return f"{float(found['loss']):.4f} ({float(found['low']):.4f} to {float(found['high']):.4f})"
 
 
 def origin_lines(report: Dict[str, Any]) -> List[str]:

@@ -17,8 +17,8 @@ from ftdist.report.rows import (
     task_rows,
     tensor_rows,
 )
-from ftdist.report.summary import headline, own_texts, sentences
-from ftdist.report.texts import drawable, number, percent
+from ftdist.report.summary import headline, sentences
+from ftdist.report.texts import drawable, interval, number, percent
 
 LOG_FACTOR = 20.0
 """Losses that differ by a larger factor have a logarithmic axis."""
@@ -81,19 +81,15 @@ def loss_chart(key: str, lines: Dict[str, List[List[Any]]], title: str, train: s
 
 def _curves(report: Report) -> str:
     losses = {**report["heldout"], **({"training": report["train"]} if report["train"] else {})}
-    forgetting = report.get("forgetting") or {}
-    general = forgetting.get("general") or {}
-    figures, rows = [], [[name, step, f"{drawable(loss):.4f}"] for name, points in [*report["heldout"].items(),
-                         *general.items()] for step, loss in points]  # fmt: skip
+    forgetting, figures = report["forgetting"], []
+    rows = [[name, step, f"{drawable(loss):.4f}"] for name, points in report["heldout"].items()
+            for step, loss in points]  # fmt: skip
     if losses:
         figures.append(figure(loss_chart("loss", losses, "Loss over steps", "training"),
                               "Loss of training, and of the held-out sets."))  # fmt: skip
-    if forgetting.get("curve"):
+    if forgetting:
         figures += [_forgetting_curve(forgetting), _trade(report)]
-    if general:
-        figures.append(figure(loss_chart("general", general, "Loss on general texts"),
-                              "Loss on general texts, which the training does not teach."))  # fmt: skip
-    missing = "" if forgetting.get("curve") else "Forgetting: not measured."
+    missing = "" if forgetting else "Forgetting: not measured."
     return section("Curves", [charts(figures), paragraph(missing, "soft"), details("held-out losses as a table", table(
         "Held-out losses", ["set", "step", "loss (nats per token)"], rows)), _gains(report)], "curves")  # fmt: skip
 
@@ -104,8 +100,8 @@ def _forgetting_curve(forgetting: Dict[str, Any]) -> str:
     words = Words("forgetting", "Forgetting over steps", f"KL(base ‖ now) is {points[-1][1]:.4g} nats per token at "
                   f"step {points[-1][0]:g}.", "step", "nats per token")  # fmt: skip
     return figure(xy_chart(words, [Series("KL(base ‖ now)", points, errors)], zero=True),
-                  f"Forgetting: how far the model is from the base model on {own_texts(forgetting)} that the base "
-                  "model wrote. Bars: one standard error.")  # fmt: skip
+                  "Forgetting: how far the model is from the base model on texts that the base model wrote. Bars: one "
+                  "standard error.")  # fmt: skip
 
 
 def _trade(report: Report) -> str:
@@ -132,16 +128,12 @@ def _tasks(report: Report) -> str:
 
 def _gains(report: Report) -> str:
     rows = [
-        [name, *(_interval(found[part]) for part in ("before", "after", "change")), found["documents"]]
-        for name, found in (report.get("gain") or {}).items()
+        [name, *(interval(found[part]) for part in ("before", "after", "change")), found["documents"]]
+        for name, found in report["gain"].items()
     ]
     head = ["set", "loss before", "loss after", "change", "documents"]
     note = paragraph("With 95 % intervals over documents, in nats per token.", "soft") if rows else ""
     return table("Gain with intervals", head, rows) + note
-
-
-def _interval(found: Dict[str, Any]) -> str:
-    return f"{drawable(found['loss']):.4f} ({drawable(found['low']):.4f} to {drawable(found['high']):.4f})"
 
 
 def _samples(report: Report) -> str:

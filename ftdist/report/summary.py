@@ -19,16 +19,16 @@ def headline(report: Report) -> Dict[str, Optional[float]]:
         ``gain``: how much the loss of the first held-out set fell, in nats per token. ``forgetting``: KL(base ‖ now) in
         nats per token at the last evaluation. ``goodput``: from 0 to 1. ``device_hours``. ``cost``: their price.
     """
-    curve = (report.get("forgetting") or {}).get("curve") or []
+    curve = (report["forgetting"] or {}).get("curve") or []
     return {
-        "gain": gain_of(report, next(iter(report["heldout"]), "")),
+        "gain": fall_of(report, next(iter(report["heldout"]), "")),
         "forgetting": finite(curve[-1][1]) if curve else None,
         "goodput": finite(report["goodput"]["goodput"]), "device_hours": finite(report["cost"]["device_hours"]),
         "cost": finite(report["cost"]["price"]),
     }  # fmt: skip
 
 
-def gain_of(report: Report, name: str) -> Optional[float]:
+def fall_of(report: Report, name: str) -> Optional[float]:
     """Return how much the loss of a held-out set fell since before the first step, in nats per token."""
     points = report["heldout"].get(name) or []
     if len(points) < 2 or points[0][0] != 0:
@@ -54,14 +54,9 @@ def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
     return found
 
 
-def own_texts(forgetting: Report) -> str:
-    """Return what the forgetting was measured on, with the number of texts if it is known."""
-    return f"{forgetting['texts']} texts" if forgetting.get("texts") else "texts"
-
-
 def _gain(report: Report, name: str, show: Callable[[str], str]) -> str:
     before, after, change = first_and_last(report["heldout"][name])
-    measured = (report.get("gain") or {}).get(name)
+    measured = report["gain"].get(name)
     interval = ""
     if measured:
         low, high = (finite(measured["change"][end]) for end in ("low", "high"))
@@ -72,12 +67,12 @@ def _gain(report: Report, name: str, show: Callable[[str], str]) -> str:
 
 
 def _forgetting(report: Report, show: Callable[[str], str]) -> str:
-    found = report.get("forgetting")
-    if not found or not found["curve"]:
+    found = report["forgetting"]
+    if not found:
         return "Forgetting was not measured."
     step, distance, error = found["curve"][-1]
-    at = f"On {own_texts(found)} that the base model wrote, the model at step {step} differs from it by"
-    warning = f" {show(found['warning'])}" if found.get("warning") else ""
+    at = f"On texts that the base model wrote, the model at step {step} differs from it by"
+    warning = f" {show(found['warning'])}" if found["warning"] else ""
     return f"{at} {_nats(distance)} ± {_nats(error)} nats per token (forgetting).{warning}"
 
 

@@ -1,7 +1,7 @@
 """Numbers of the report as texts."""
 
 import math
-from typing import Any, Optional, Union
+from typing import Any, Dict, Optional, Union
 
 
 def number(value: Union[float, str, None]) -> str:
@@ -31,3 +31,9 @@ def drawable(value: Any) -> float:
     """Return a number of the report for a chart, which leaves out nan."""
     number = finite(value)
     return math.nan if number is None else number
+
+
+def interval(found: Dict[str, Any]) -> str:
+    """Return a loss and its interval as text, from a part of ``gain``."""
+    loss, low, high = (drawable(found[name]) for name in ("loss", "low", "high"))
+    return f"{loss:.4f} ({low:.4f} to {high:.4f})"

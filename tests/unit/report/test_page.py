@@ -16,8 +16,7 @@ from tests.unit.report.test_markdown import REPORT
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b\u202e"
 FORGETTING = {
-    "curve": [[0, 0.0, 0.0], [2, 0.1, 0.02], [4, 0.25, 0.03]], "texts": 32, "tokens": 3977,
-    "general": {"english": [[0, 3.0], [4, 3.1]]}, "warning": f"forgetting outruns gain {ATTACK}",
+    "curve": [[0, 0.0, 0.0], [2, 0.1, 0.02], [4, 0.25, 0.03]], "warning": f"forgetting outruns gain {ATTACK}",
 }  # fmt: skip
 GAIN = {
     "documents": 64, "tokens": 5120, "before": {"loss": 3.0, "low": 2.9, "high": 3.1},
@@ -76,7 +75,7 @@ def test_the_page_has_the_facts_of_the_report() -> None:
     page = run_page(hostile(heldout={"docs": [[0, 3.0], [4, 1.5]]}, gain={"docs": GAIN}))
     for fact in (
         "went from 3.0000 to 1.5000 (-50.0 %; 95 % interval of the change: -1.6000 to -1.4000 nats per token)",
-        "On 32 texts that the base model wrote, the model at step 4 differs from it by 0.2500 ± 0.0300 nats",
+        "On texts that the base model wrote, the model at step 4 differs from it by 0.2500 ± 0.0300 nats",
         "moved by 1.23 % of the norm", "+1.5000", "<td class=\"short\">464,664</td>", "<mark>the answer</mark>",
         "lost 10 %", "queue 33.3 %", "<td class=\"short\">1,333,333</td>", "2e+12 (published:", "KL(base ‖ now)",
         "80.0 % (49.0 to 94.3)", "quiz&lt;b&gt;", "0 to 9", "&gt; 256", "ftdist resume x",
@@ -138,7 +137,7 @@ def test_a_browser_shows_the_pages_on_a_phone_in_light_and_dark_without_a_compla
     for page in found:
         assert page["overflow"] <= 0 and page["wide"] == [] and page["outside"] == []
         assert page["charts"] and all(height > 50 for _, height in page["charts"]) and page["small"] > 10
-    assert "<script>alert(1)</script>" in light["text"] and len(light["charts"]) == 6
+    assert "<script>alert(1)</script>" in light["text"] and len(light["charts"]) == 5
     assert [title for title, _ in compared_runs["charts"]] == ["Gain against forgetting", "Held-out loss of docs"]
     shades = [sum(map(int, re.findall(r"\d+", page[name]))) for page in (light, dark) for name in ("ink", "paper")]
     assert shades[0] < 250 < 700 < shades[1] and shades[3] < 250 < 650 < shades[2], json.dumps(shades)
