@@ -6,7 +6,9 @@ import platform
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ftdist.base.process import is_alive
 
@@ -18,6 +20,25 @@ def temporary_path(target: Path) -> Path:
     can then have put a link there.
     """
     return target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, flush it to the disk, and rename it to ``path``: that file is complete or as it was before.
+
+    Raises:
+        OSError: It cannot be written. Nothing is left behind.
+    """
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def remove_leftovers(targets: Path) -> None:

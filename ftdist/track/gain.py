@@ -5,14 +5,13 @@ draws the documents of a set again and again: their number and their differences
 """
 
 import zipfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 import numpy as np
 
-from ftdist.base.temporary import temporary_path
+from ftdist.base.temporary import replace_file
 from ftdist.run.rundir import RunDir
 
 RESAMPLES = 1000
@@ -46,16 +45,9 @@ def write_evaluation(run: RunDir, step: int, sets: Mapping[str, Documents]) -> N
         OSError: They cannot be written.
     """
     run.evaluations.mkdir(exist_ok=True)
-    path = evaluation_file(run, step)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open("xb") as file:
-            arrays: Dict[str, Any] = {str(number): np.stack(both) for number, both in enumerate(sets.values())}
-            np.savez(file, names=np.array(list(sets)), **arrays)
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    arrays: Dict[str, Any] = {str(number): np.stack(both) for number, both in enumerate(sets.values())}
+    with replace_file(evaluation_file(run, step)) as file:
+        np.savez(file, names=np.array(list(sets)), **arrays)
 
 
 def read_evaluation(run: RunDir, step: int) -> Dict[str, Documents]:

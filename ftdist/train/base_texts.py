@@ -5,9 +5,7 @@ of them begin with the first token of a text alone, the others with a general pr
 give the same texts, so that the forgetting of several runs can be compared.
 """
 
-import os
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any, Callable, List, Optional, Sequence
 import numpy as np
 import torch
 
-from ftdist.base.temporary import temporary_path
+from ftdist.base.temporary import replace_file
 from ftdist.config.schema import DataConfig, Format
 from ftdist.data.chat_forms import USUAL
 from ftdist.data.loader import PreparedSet
@@ -60,16 +58,8 @@ class BaseTexts:
         Raises:
             OSError: It cannot be written.
         """
-        temporary = temporary_path(path)
-        try:
-            with temporary.open("xb") as file:
-                np.savez(file, **vars(self))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        with replace_file(path) as file:
+            np.savez(file, **vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "BaseTexts":
