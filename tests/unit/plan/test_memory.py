@@ -18,8 +18,10 @@ from ftdist.plan.memory import (
     rank_memory,
 )
 from ftdist.plan.optimizers import OptimizerSpec
+from tests.unit.compose_tools import composed
 
-STEP_PAGE = Path(__file__).parents[3] / "docs" / "step.md"
+DOCS = Path(__file__).parents[3] / "docs"
+STEP_PAGE, ADAPTERS_PAGE = DOCS / "step.md", DOCS / "adapters.md"
 ADAMW = OptimizerSpec(("exp_avg", "exp_avg_sq"))
 SMOLLM = 134_515_008
 """Parameters of SmolLM2-135M."""
@@ -118,6 +120,26 @@ def test_the_memory_of_a_config_is_that_of_its_settings() -> None:
     config = RunConfig()
     config.train.precision, config.zero.stage = Precision.bf16, 2
     assert memory_of(config, SMOLLM, Layout(2, 4)) == memory(2)
+
+
+LLAMA_8B, LLAMA_70B = (8_030_261_248, 32, 4096, 14336), (70_553_706_496, 80, 8192, 28672)
+"""Llama 3.1: parameters, layers, width, width of the MLP. Keys and values are 1024 wide."""
+
+
+@pytest.mark.parametrize(
+    ("experiment", "model", "gpu"),
+    [("llama31_8b_lora", LLAMA_8B, 24), ("llama31_8b_qlora", LLAMA_8B, 24), ("llama31_70b_lora", LLAMA_70B, 80)],
+)
+def test_the_adapter_experiments_fit_as_the_documentation_says(experiment: str, model: tuple, gpu: int) -> None:
+    """docs/adapters.md, "Memory". At least a quarter of the GPU is left for activations."""
+    config, (whole, layers, width, mlp) = composed(f"experiment={experiment}"), model
+    sides = [(width, width), (width, 1024), (width, 1024), (width, width), *[(width, mlp)] * 3]
+    adapters = layers * config.method.r * sum(one + other for one, other in sides)
+    packed = layers * sum(one * other for one, other in sides) if experiment.endswith("qlora") else 0
+    layout = Layout.of_world(config.launch.nproc_per_node)
+    found = memory_of(config, whole + adapters, layout, adapters, packed).device.total / 1e9
+    said = re.search(rf"^\| `experiment={experiment}`.* ([\d.]+) GB of states", ADAPTERS_PAGE.read_text("utf-8"), re.M)
+    assert f"{found:.2g}" == said.group(1) and found < 0.75 * gpu
 
 
 @pytest.mark.parametrize(
