@@ -57,7 +57,8 @@ def test_a_hostile_identifier_is_never_executed(key: str, slurm: Cluster, tmp_pa
     value = "x$(touch PWNED);`touch PWNED`\" 'y"
     done = submit(slurm, "launch.device=cpu", f"launch.slurm.{key}={quoted(value)}", f"run_dir={tmp_path / 'run'}")
     if done.returncode != 0:  # without accounting Slurm accepts any account and qos
-        assert done.stderr.startswith("error: sbatch: ") and "Traceback" not in done.stderr
+        assert done.stderr.startswith(("error: sbatch: ", f"error: launch.slurm.{key}="))
+        assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("PWNED")) and not Path("PWNED").exists()
 
 
@@ -70,6 +71,13 @@ def test_nodes_with_different_gpus_are_refused(slurm: Cluster, tmp_path: Path) -
         assert done.returncode == 0 and '--gpus-per-node="4"' in done.stdout, done.stderr
     done = submit(slurm, "--dry-run", "launch.nproc_per_node=5", f"run_dir={tmp_path / 'c'}")
     assert done.returncode == 2 and "no node that the job can use has more than 4 GPUs" in done.stderr
+
+
+def test_names_that_slurm_does_not_know_are_refused_by_a_dry_run(slurm: Cluster, tmp_path: Path) -> None:
+    for setting, known in (("partition=mian", "four, main, urgent"), ("constraint=gpus3", "gpus2, gpus4")):
+        done = submit(slurm, "launch.device=cpu", f"launch.slurm.{setting}", "--dry-run", f"run_dir={tmp_path / 'a'}")
+        assert done.returncode == 2 and f"error: launch.slurm.{setting}: " in done.stderr and known in done.stderr
+        assert not (tmp_path / "a").exists()
 
 
 def test_status_logs_cancel_and_resume_of_a_queued_job(slurm: Cluster, tmp_path: Path) -> None:

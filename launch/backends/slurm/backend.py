@@ -10,7 +10,7 @@ from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.base import ALIVE, DEAD, STOPPING, Seen, Status
-from ftdist.launch.backends.slurm import answers, client, follow, script, stop
+from ftdist.launch.backends.slurm import answers, client, follow, names, script, stop
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.backends.slurm.resolve import resolve_ranks
 from ftdist.run.rundir import SUBMIT, RunDir
@@ -24,7 +24,8 @@ class SlurmBackend:
     uses_scheduler = True
 
     def resolve(self, config: RunConfig) -> None:
-        resolve_ranks(config.launch)
+        if resolve_ranks(config.launch):
+            names.check_names(config)
 
     def files(self, config: RunConfig) -> Dict[str, str]:
         return {SUBMIT: script.render(config)}

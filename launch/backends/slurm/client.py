@@ -102,13 +102,19 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _failed(name: str, done: "subprocess.CompletedProcess[str]") -> LaunchError:
-    said = [re.sub(rf"^{name}: (?:error: )?", "", line) for line in done.stderr.strip().splitlines()]
-    found = "; ".join(said or [f"exit code {done.returncode}"])
+    found = _said(name, done)
     if answers.LATE.search(found):
         return LaunchError(f"{name}: {found}", fix="run the command again when `scontrol ping` shows that Slurm is up")
     fixes = [fix for pattern, fix in REFUSED if re.search(pattern, found, re.IGNORECASE)]
     fixes.append("change the options of the job in launch.slurm")
     return LaunchError(f"{name}: {found}", fix=fixes[0] if name == "sbatch" else "")
+
+
+def _said(name: str, done: "subprocess.CompletedProcess[str]") -> str:
+    """Return what a command of Slurm wrote to standard error, in one line."""
+    said = [re.sub(rf"^(?:{name}: (?:error: )?|allocation failure: )", "", line)
+            for line in done.stderr.strip().splitlines()]  # fmt: skip
+    return "; ".join(said or [f"exit code {done.returncode}"])
 
 
 def _squeue(fields: Sequence[str], *options: str) -> List[List[str]]:
@@ -127,6 +133,25 @@ def _squeue(fields: Sequence[str], *options: str) -> List[List[str]]:
 def available() -> bool:
     """Return whether Slurm's commands are installed on this machine."""
     return shutil.which("sinfo") is not None
+
+
+def command_output(*command: str) -> str:
+    """Return the standard output of one of Slurm's commands. Empty if it is not there, does not answer, or fails."""
+    with contextlib.suppress(LaunchError):
+        return run_command(*command)
+    return ""
+
+
+def refusal(options: Sequence[str]) -> str:
+    """Return why sbatch would refuse a job with these options. Nothing is submitted.
+
+    The result is empty if it would accept the job or cannot be asked. A reason may also be that no node is free now,
+    with which the job would only wait: the caller chooses the reasons that it acts on.
+    """
+    with contextlib.suppress(LaunchError):
+        done = _run("sbatch", "--test-only", *options, "--wrap=true")
+        return _said("sbatch", done) if done.returncode != 0 else ""
+    return ""
 
 
 def sbatch(script: Path, *runs: RunDir) -> str:

@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Set
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.attempt.cpus import FEW_CPUS
-from ftdist.launch.backends.slurm import answers
+from ftdist.launch.backends.slurm import answers, names
 from ftdist.launch.backends.slurm.client import available, run_command
 from ftdist.launch.backends.slurm.script import CPU_OPTIONS, cpus_asked, option_name, setting_or_option
 
@@ -35,18 +35,27 @@ class Node:
 
 
 def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
-    """Return the nodes that the job can use. None if Slurm cannot be asked."""
+    """Return the nodes that the job can use. None if Slurm cannot be asked.
+
+    Raises:
+        ConfigError: there is no such partition, or no node of it has the features that the job asks for.
+    """
     if not available():
         return None
     partition = setting_or_option(launch.slurm, "partition")
     where = ["--partition", partition] if partition else []
     form = answers.line_format("%N", "%P", "%f", "%c", "%L", "%l", "%G")
     listed = run_command("sinfo", "--noheader", "--Node", f"--format={form}", *where, check=False)
-    return read_nodes(listed, launch) or None
+    rows = answers.rows(listed, 7)
+    names.check_partitions(launch, [row[1].rstrip("*") for row in rows])
+    nodes = read_nodes(listed, launch)
+    if rows and not nodes:
+        names.refuse_features(launch, {name for row in rows for name in row[2].split(",")} - {"(null)"})
+    return nodes or None
 
 
 def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:
-    """Return the nodes that the job can use.
+    """Return the nodes that the job can use. Empty if there are none in the list.
 
     Args:
         listed: what sinfo prints: node, partition, features, CPUs, default and largest time limit, GRES. The default
@@ -118,11 +127,14 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
               "allows; the job may never start", file=sys.stderr)  # fmt: skip
 
 
-def resolve_ranks(launch: LaunchConfig) -> None:
+def resolve_ranks(launch: LaunchConfig) -> bool:
     """Fill in, in place, the device, nproc_per_node and cpus_per_gpu from what the nodes have.
 
     If Slurm cannot be asked, one GPU per node is assumed, and a note is printed. A job on CPU must be requested:
     nodes may have GPUs that Slurm does not know of.
+
+    Returns:
+        Whether Slurm could be asked.
 
     Raises:
         ConfigError: Slurm reports that the nodes have no GPUs, different numbers of GPUs, or fewer than the config asks
@@ -138,6 +150,7 @@ def resolve_ranks(launch: LaunchConfig) -> None:
         nodes = _resolve_gpus(launch, nodes)
     _resolve_cpus(launch, nodes)
     _check_size(launch, nodes or [])
+    return nodes is not None
 
 
 def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional[List[Node]]:
