@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from ftdist.plan.goodput import goodput_of
 from ftdist.run.rundir import RunDir
 
 WATCH_S = 5
+COLUMNS = ("run", "state", "step", "loss", "tokens/s", "goodput", "checkpoint")
 REASON_LENGTH = 70
 """Characters of a reason in a table of several runs. A table of one run shows the whole reason."""
 
@@ -29,7 +30,8 @@ REASON_LENGTH = 70
 def add_status_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="default: the runs in ./runs")
     parser.add_argument("--watch", action="store_true",
-                        help=f"show it again every {WATCH_S} s until no run is under way, or Ctrl-C")  # fmt: skip
+                        help=f"show it again every {WATCH_S} s until no run is under way, or Ctrl-C; in a file or a "
+                             "pipe: one line for each change of a state or a newest checkpoint")  # fmt: skip
 
 
 def status(args: argparse.Namespace) -> int:
@@ -40,8 +42,9 @@ def status(args: argparse.Namespace) -> int:
     """
     places = [Path(place) for place in args.run_dirs] or [Path("runs")]
     console = Console(highlight=False)
+    watch = _Watch(places, console)
     with contextlib.suppress(KeyboardInterrupt):  # the usual end of --watch
-        while _show(places, console, clear=args.watch) and args.watch:
+        while watch.show(clear=args.watch) and args.watch:
             time.sleep(WATCH_S)
     for folder in (folder for place in places for folder in _unreadable(place)):
         print(f"note: {short_path(folder)} is left out: it {describe_rights(folder)}", file=sys.stderr)
@@ -58,24 +61,52 @@ def status(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _show(places: List[Path], console: Console, clear: bool = False) -> bool:
-    """Print the table of the runs at some places, if there are any. Returns whether one of them is under way.
+class _Watch:
+    """Shows the table of the runs at some places: again and again on a terminal, in a file once and then changes."""
 
-    Args:
-        clear: remove what a terminal shows before.
-    """
-    runs = [run for place in places for run in find_runs(place)]
-    statuses = [run.read_status() for run in runs]
-    where = observe(statuses)
-    table = plain_table("run", "state", "step", "loss", "tokens/s", "goodput", "checkpoint", texts=2)
-    longest = None if len(runs) == 1 else REASON_LENGTH
-    for run, found, seen in zip(runs, statuses, where, strict=True):
-        table.add_row(*map(cell, status_row(run, found, seen, longest)))
-    if clear:
-        console.clear()  # does nothing if this is not a terminal
-    if runs:
-        show_table(console, table)
-    return any(seen.state in ALIVE for seen in where)
+    def __init__(self, places: List[Path], console: Console) -> None:
+        self._places, self._console = places, console
+        self._shown: Dict[Path, Tuple[object, ...]] = {}
+        """The state and the newest checkpoint of each run, as they were printed last."""
+
+    def show(self, clear: bool) -> bool:
+        """Print the table if there are runs, or only what has changed. Returns whether a run is under way.
+
+        Args:
+            clear: remove what a terminal shows before.
+        """
+        runs = [run for place in self._places for run in find_runs(place)]
+        statuses = [run.read_status() for run in runs]
+        where = observe(statuses)
+        longest = None if len(runs) == 1 else REASON_LENGTH
+        rows = [status_row(run, found, seen, longest) for run, found, seen in zip(runs, statuses, where, strict=True)]
+        marks = {run.path: (row[1], found.get("last_checkpoint_step"))
+                 for run, found, row in zip(runs, statuses, rows, strict=True)}  # fmt: skip
+        if self._console.is_terminal or not self._shown:
+            self._show_table(rows, clear)
+        else:
+            for run, row in zip(runs, rows, strict=True):
+                if marks[run.path] != self._shown.get(run.path):
+                    print(_describe_change(row), flush=True)
+        self._shown = marks
+        return any(seen.state in ALIVE for seen in where)
+
+    def _show_table(self, rows: List[List[str]], clear: bool) -> None:
+        table = plain_table(*COLUMNS, texts=2)
+        for row in rows:
+            table.add_row(*map(cell, row))
+        if clear:
+            self._console.clear()  # does nothing if this is not a terminal
+        if rows:
+            show_table(self._console, table)
+            sys.stdout.flush()
+
+
+def _describe_change(row: List[str]) -> str:
+    """Return a row in one line, with the time: ``2026-01-01 12:00:00  runs/a  running  step 5/10  loss 1.2``."""
+    values = [f"{name} {value}" for name, value in zip(COLUMNS[2:-1], row[2:-1], strict=True) if value != "-"]
+    saved = [f"checkpoint {row[-1].partition(',')[0]}"] if row[-1] != "-" else []
+    return "  ".join([time.strftime("%Y-%m-%d %H:%M:%S"), row[0], row[1], *values, *saved])
 
 
 def find_runs(place: Path) -> List[RunDir]:

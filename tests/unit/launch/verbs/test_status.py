@@ -104,18 +104,23 @@ def test_a_long_reason_is_cut_only_in_a_table_of_several_runs(here: Path, capsys
         assert f"preempted: {shown}" in capsys.readouterr().out
 
 
-def test_watching_ends_when_no_run_is_under_way(
+def test_watching_in_a_file_prints_changes_and_ends_when_no_run_is_under_way(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(here / "runs" / "a", state="running", host=platform.node(), pid=os.getpid(), step=1, max_steps=2)
+    run = make_run(here / "runs" / "a", state="running", host=platform.node(), pid=os.getpid(), step=1, max_steps=4)
+    make_run(here / "runs" / "b", state="done")
+    later = [{"step": 2}, {"step": 3}, {"last_checkpoint_step": 3, "last_checkpoint_time": time.time(), "loss": 1.5},
+             {}, {"state": "done", "step": 4}]  # fmt: skip
 
     def pass_time(seconds: float) -> None:
-        run.write_status(state="done", step=2)
+        run.write_status(**later.pop(0))
 
     monkeypatch.setattr(status.time, "sleep", pass_time)
     assert cli.dispatch(["status", "--watch", "runs"]) == EXIT_DONE
-    shown = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()[1::2]]
-    assert shown == [["running", "1/2"], ["done", "2/2"]]
+    _, first, second, saved, done = capsys.readouterr().out.splitlines()
+    assert first.split()[1:3] == ["running", "1/4"] and second.split()[:2] == ["runs/b", "done"]
+    assert saved.split()[2:] == ["runs/a", "running", "step", "3/4", "loss", "1.5000", "checkpoint", "step", "3"]
+    assert done.split()[2:5] == ["runs/a", "done", "step"] and not later
 
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
