@@ -174,14 +174,14 @@ TOUR: Dict[str, List[str]] = {
         "launch/verbs/sweep.py", "launch/config/sweeper.py", "launch/sweeps/sweep.py", "launch/sweeps/folder.py",
         "launch/sweeps/objective.py", "launch/sweeps/replicates.py", "launch/sweeps/rungs.py",
         "launch/sweeps/this_machine.py", "launch/sweeps/slurm_array.py", "launch/sweeps/table.py",
-        "launch/sweeps/stop.py",
+        "launch/sweeps/preview.py", "launch/sweeps/stop.py",
     ],
     "Used everywhere": [
         "ftdist/__init__.py", "ftdist/base/errors.py", "ftdist/base/redact.py", "ftdist/base/names.py",
         "ftdist/base/output.py", "ftdist/base/shell.py", "ftdist/base/permissions.py", "ftdist/base/terminal.py",
         "ftdist/base/tables.py",
         "ftdist/base/json_files.py", "ftdist/base/temporary.py", "ftdist/base/process.py",
-        "ftdist/base/ranges.py",
+        "ftdist/base/ranges.py", "ftdist/base/counts.py",
     ],
 }  # fmt: skip
 

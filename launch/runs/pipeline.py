@@ -19,6 +19,26 @@ from ftdist.run.rundir import RunDir
 from ftdist.run.timeline import PREPARING
 
 
+def check_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Tuple[BatchPlan, Mapping[str, str]]:
+    """Check everything that is known before model and data are prepared. Nothing is started or written.
+
+    Args:
+        config: changed in place: every value becomes explicit.
+        ranks: (nproc_per_node, nnodes) if torchrun has already started the ranks.
+
+    Returns:
+        How the global batch is divided among the ranks, and the files that the backend needs in the run directory.
+
+    Raises:
+        FtdistError: the run cannot be started with this config or machine.
+    """
+    plan = resolve.resolve(config, ranks)
+    resolve.check_run_dir(config)
+    deepspeed_settings(config, plan)
+    data_folder(config)  # reads the files of the sources, so that a missing one is reported first
+    return plan, backend_of(config).files(config)
+
+
 def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
                 verify_first: bool = False) -> Callable[[], RunDir]:  # fmt: skip
     """Do everything that comes before the start of the ranks, except writing the run directory: checks, model, data.
@@ -36,12 +56,8 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         FtdistError: the run cannot be started with this config, model, data or machine.
     """
     asked = config.track.wandb
-    plan = resolve.resolve(config, ranks)
-    resolve.check_run_dir(config)
-    deepspeed_settings(config, plan)
-    data_folder(config)  # reads the files of the sources, so that a missing one is reported first
+    plan, files = check_run(config, ranks)
     backend = backend_of(config)
-    files = backend.files(config)
     if shown:
         if not backend.uses_scheduler:
             banner.show_machine()

@@ -24,30 +24,21 @@ def runs_as_array(config: RunConfig) -> bool:
     return config.launch.kind is LaunchKind.slurm
 
 
-def scripts(folder: SweepDir, trials: List[Trial]) -> List[Tuple[Path, str, List[Trial]]]:
+def scripts(folder: SweepDir, trials: List[Tuple[Trial, RunConfig]]) -> List[Tuple[Path, str, List[Trial]]]:
     """Return the batch scripts of a sweep: path, text, and the trials that are elements of its array.
 
     Trials whose scripts differ in more than the trial, such as the number of nodes, are in different arrays.
     """
-    together: Dict[str, List[Trial]] = {}
-    for trial in trials:
-        alike = script.render(load_config(trial.run.config), array=script.Array(folder.path, []))
-        together.setdefault(alike, []).append(trial)
+    together: Dict[str, List[Tuple[Trial, RunConfig]]] = {}
+    for trial, config in trials:
+        alike = script.render(config, array=script.Array(folder.path, []))
+        together.setdefault(alike, []).append((trial, config))
     found = []
     for members in together.values():
-        array = script.Array(folder.path, [trial.number for trial in members])
-        text = script.render(load_config(members[0].run.config), array=array)
-        found.append((folder.path / f"array-{members[0].number:03d}.sbatch", text, members))
+        array = script.Array(folder.path, [trial.number for trial, _ in members])
+        text = script.render(members[0][1], array=array)
+        found.append((folder.path / f"array-{array.numbers[0]:03d}.sbatch", text, [trial for trial, _ in members]))
     return found
-
-
-def dry_run(folder: SweepDir, trials: List[Trial]) -> str:
-    """Write the batch scripts into the sweep's folder. Returns them and the commands that would submit them."""
-    shown = []
-    for path, text, _ in scripts(folder, trials):
-        path.write_text(text, encoding="utf-8")
-        shown.append(f"{text}\nsubmit it with: {client.submit_command(path)}")
-    return "\n".join(shown)
 
 
 def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = None) -> Dict[int, int]:
@@ -64,7 +55,7 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
     """
     seen = observe([trial.run.read_status() for trial in trials])
     new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]
-    for path, text, members in scripts(folder, new):
+    for path, text, members in scripts(folder, [(trial, load_config(trial.run.config)) for trial in new]):
         path.write_text(text, encoding="utf-8")
         job = client.sbatch(path, *(trial.run for trial in members))
         print(f"submitted job {job}: trials {ranges(trial.number for trial in members)}", flush=True)

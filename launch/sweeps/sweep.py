@@ -12,9 +12,9 @@ import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, FtdistError
+from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, DataError, FtdistError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.permissions import explain_os_error
@@ -27,17 +27,22 @@ from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import sweeper
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.liveness import liveness
-from ftdist.launch.runs.pipeline import prepare_run
-from ftdist.launch.sweeps import rungs, slurm_array, this_machine
+from ftdist.launch.runs.pipeline import check_run, prepare_run
+from ftdist.launch.sweeps import preview, rungs, slurm_array, this_machine
 from ftdist.launch.sweeps.folder import SweepDir, Trial
 from ftdist.launch.sweeps.objective import ENDED, objective, require_values
 from ftdist.launch.sweeps.table import show_table, varied_overrides
+from ftdist.run.rundir import RunDir
 
 Batch = List[Tuple[List[str], sweeper.ComposeTrial]]
 
 
 class _Stopped(Exception):
     """The sweep was asked to stop, and its trials have stopped."""
+
+
+class _Shown(Exception):
+    """A dry run has shown the first trials of a sweeper that proposes more when it knows their objectives."""
 
 
 def start_sweep(args: argparse.Namespace) -> int:
@@ -119,6 +124,8 @@ class _Sweep:
 
     def run(self) -> int:
         """Run the sweep to its end. Returns the exit code of the first trial that did not end well, or 0."""
+        if self._dry_run:
+            return self._show()
         self.folder.cancel.unlink(missing_ok=True)
         try:
             sweeper.sweep(self.request, self._run_batch)
@@ -131,14 +138,31 @@ class _Sweep:
             if self.folder.exists:
                 self._end("failed", (str(error).splitlines() or ["a trial's model or data was refused"])[0])
             raise
-        if self._dry_run:
-            self._end("frozen")
-            return EXIT_DONE
         code = next((code for _, code in sorted(self.codes.items()) if code), EXIT_DONE)
         states = {trial.state for trial in self.folder.trials()}
         self._end("submitted" if states & set(ALIVE) else "done")
         show_table(self.folder)
         return code
+
+    def _show(self) -> int:
+        """Print what the sweep would start. Nothing is written."""
+
+        def show_batch(batch: Batch, first: int) -> List[float]:
+            new = self._compose(batch, self._trials(batch, first))
+            for trial, config in new:
+                with _named([trial for trial, _ in new], trial):
+                    check_run(config)
+            preview.show(self.folder, new, self.plan.rungs)
+            if self.plan.learns:
+                raise _Shown
+            return [math.inf] * len(batch)
+
+        try:
+            sweeper.sweep(self.request, show_batch)
+        except _Shown:
+            print("the sweeper proposes more trials when it knows the objectives of these")
+        print("nothing was written or started; without --dry-run this command starts the sweep")
+        return EXIT_DONE
 
     def _end(self, state: str, reason: str = "") -> None:
         self.folder.write_status(state=state, exit_reason=reason, pid=None)
@@ -148,9 +172,6 @@ class _Sweep:
         trials = self._freeze(batch, first)
         told = self.folder.read_objectives() if self.plan.learns else {}
         left = [trial for trial in trials if trial.number not in told]
-        if self._dry_run:
-            print(_dry_run(self.folder, [trial for trial in left if trial.state != "done"]))
-            return [math.inf] * len(trials)
         settings = load_config(trials[0].run.config).sweep
         settings.rungs = self.plan.rungs  # a trial's run.yaml loses the rungs that it has passed
         self.codes |= rungs.run_trials(self.folder, left, settings, lambda some: _run(self.folder, some, self._wait))
@@ -167,7 +188,26 @@ class _Sweep:
 
         No run directory is written before all new trials have been composed, checked and prepared.
         """
-        trials = [self.folder.trial(number, overrides) for number, (overrides, _) in enumerate(batch, first)]
+        trials = self._trials(batch, first)
+        known = {trial.number for trial in self.folder.trials()}
+        fresh = self._compose(batch, trials)
+        for trial, config in fresh:
+            with _named(trials, trial):
+                resolve.resolve(config)
+        writes: List[Callable[[], RunDir]] = []
+        for trial, config in fresh:
+            with _named(trials, trial):
+                writes.append(prepare_run(config, shown=trial.number == 0))
+        self._announce(trials, [trial for trial in trials if trial.number not in known])
+        for write in writes:
+            write()
+        return trials
+
+    def _trials(self, batch: Batch, first: int) -> List[Trial]:
+        return [self.folder.trial(number, overrides) for number, (overrides, _) in enumerate(batch, first)]
+
+    def _compose(self, batch: Batch, trials: List[Trial]) -> List[Tuple[Trial, RunConfig]]:
+        """Return the trials of a batch that have no run directory yet, each with its config. Nothing is written."""
         known = {trial.number: trial for trial in self.folder.trials()}
         fresh: List[Tuple[Trial, RunConfig]] = []
         for trial, (_, compose_trial) in zip(trials, batch, strict=True):
@@ -180,18 +220,12 @@ class _Sweep:
                 )  # fmt: skip
             if not trial.run.config.is_file():
                 fresh.append((trial, compose_trial()))
-        self._check([config for _, config in fresh], first)
+        self._check([config for _, config in fresh])
         for trial, config in fresh:
             config.run_dir, config.track.group = str(trial.run.path), config.track.group or self.folder.path.name
-            with _named(trials, trial):
-                resolve.resolve(config)
-        writes = [prepare_run(config, shown=trial.number == 0) for trial, config in fresh]
-        self._announce(trials, [trial for trial in trials if trial.number not in known])
-        for write in writes:
-            write()
-        return trials
+        return fresh
 
-    def _check(self, configs: List[RunConfig], first: int) -> None:
+    def _check(self, configs: List[RunConfig]) -> None:
         for config in configs:
             launch = config.launch
             if config.run_dir is not None:
@@ -232,26 +266,13 @@ def _named(trials: List[Trial], trial: Trial) -> Iterator[None]:
     """Put what makes a trial different from the others of its batch into the errors of the ``with`` block."""
     try:
         yield
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         words = varied_overrides(trials)[trial.number]
-        raise ConfigError(f"trial {words}: {error.found}", error.expected, error.fix) from error
+        raise type(error)(f"trial {words}: {error.found}", error.expected, error.fix) from error
 
 
 def _run(folder: SweepDir, trials: List[Trial], wait: Optional[bool]) -> Dict[int, int]:
     """Run trials. Returns their exit codes by number."""
-    if _as_array(trials):
+    if slurm_array.runs_as_array(load_config(trials[0].run.config)):
         return slurm_array.run_trials(folder, trials, wait)
     return this_machine.run_trials(folder, trials)
-
-
-def _dry_run(folder: SweepDir, trials: List[Trial]) -> str:
-    """Return what would be started, as text."""
-    if _as_array(trials):
-        return slurm_array.dry_run(folder, trials)
-    configs = [load_config(trial.run.config) for trial in trials]
-    commands = [backend_of(config).dry_run(config, trial.run) for config, trial in zip(configs, trials, strict=True)]
-    return "\n".join(commands)
-
-
-def _as_array(trials: List[Trial]) -> bool:
-    return slurm_array.runs_as_array(load_config(trials[0].run.config))

@@ -80,8 +80,10 @@ class _Watch:
         where = observe(statuses)
         longest = None if len(runs) == 1 else REASON_LENGTH
         rows = [status_row(run, found, seen, longest) for run, found, seen in zip(runs, statuses, where, strict=True)]
-        marks = {run.path: (row[1], found.get("last_checkpoint_step"))
-                 for run, found, row in zip(runs, statuses, rows, strict=True)}  # fmt: skip
+        marks: Dict[Path, Tuple[object, ...]] = {
+            run.path: (row[1], found.get("last_checkpoint_step"))
+            for run, found, row in zip(runs, statuses, rows, strict=True)
+        }
         if self._console.is_terminal or not self._shown:
             self._show_table(rows, clear)
         else:

@@ -19,7 +19,9 @@ DEMO_LORA_LR = 1e-3
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     compose.add_arguments(parser, sweep=True)
-    parser.add_argument("--dry-run", action="store_true", help="write the run directory and print the command")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="write the run directory and print the command; with -m: print the trials and their "
+                             "batch scripts, and write nothing")  # fmt: skip
 
 
 add_demo_arguments = add_train_arguments

@@ -131,10 +131,11 @@ def slurm_trial(folder: SweepDir, number: int, **launch: object) -> Trial:
 
 
 def test_trials_with_the_same_script_form_one_array(folder: SweepDir) -> None:
+    from ftdist.config.frozen import load_config
     from ftdist.launch.sweeps import slurm_array
 
     trials = [slurm_trial(folder, number, nnodes=1 + (number == 2), trials_at_once=2) for number in (0, 1, 2, 3, 5)]
-    found = slurm_array.scripts(folder, trials)
+    found = slurm_array.scripts(folder, [(trial, load_config(trial.run.config)) for trial in trials])
     lines: Dict[str, str] = {path.name: next(x for x in text.splitlines() if "--array" in x) for path, text, _ in found}
     assert lines == {"array-000.sbatch": '#SBATCH --array="0-1,3,5%2"', "array-002.sbatch": '#SBATCH --array="2%2"'}
     assert f'RUN_DIR={folder.path}/$(printf %03d "$SLURM_ARRAY_TASK_ID")' in found[0][1]

@@ -7,7 +7,7 @@ from typing import Callable, Dict, List, Optional
 
 import pytest
 
-from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError
+from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError, DataError
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import RunConfig
 from ftdist.launch import cli
@@ -113,19 +113,39 @@ def test_a_sweep_that_was_stopped_is_resumed(go: Callable[..., int], tmp_path: P
     assert go(again) == EXIT_DONE and again.seen == [1, 2]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("launch", ["slurm", "local"])
-def test_a_dry_run_prints_what_would_be_started(
-    launch: str, go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert go(ending({}), "seed=1,2", f"launch={launch}", "launch.device=cpu", "--dry-run") == EXIT_DONE
-    (sweep,) = tmp_path.glob("runs/*-sweep")
-    said = capsys.readouterr().out
-    if launch == "slurm":  # one array, not a job for each
-        script = sweep / "array-000.sbatch"
-        assert script.read_text() in said and f"submit it with: sbatch {script}" in said
-        assert said.count("submit it with") == 1 and '--array="0-1"' in said
-    else:
-        assert said.count("torch.distributed.run") == 2
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.lr=1e-3,1e-4", "launch.nproc_per_node=3"], ["2 trials in", "  001  optim.lr=0.0001",
+                                                             "1 at a time, each on 3 ranks on cpu\n"]),
+        (["seed=1,2,3", "launch=slurm", "launch.trials_at_once=2", "launch.slurm.time=60"],
+         ["array-000.sbatch: trials 0-2, 2 at a time, each on 1 rank on cpu, 2 CPUs on a node, a time limit of 60\n",
+          '#SBATCH --array="0-2%2"', "-sweep/$(printf %03d"]),
+        (["launch.nnodes=1,2", "launch=slurm", "sweep.rungs=[2,4]", "launch.wait=true"],
+         ["array-000.sbatch: trials 0, 1 at a time",
+          "array-001.sbatch: trials 1, 1 at a time, each on 2 nodes with 1 rank each on cpu",
+          "pauses after step 2, step 4, where the best 50% of the trials continue"]),
+    ],
+)  # fmt: skip
+def test_a_dry_run_prints_what_would_be_started_and_writes_nothing(
+    words: List[str], said: List[str], go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("FTDIST_CACHE", str(tmp_path / "cache"))
+    data = ["data.sources={a:{path:a.jsonl}}", "batch.global_batch_size=12"]
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    assert go(ending({}), *words, *data, "launch.device=cpu", "--dry-run") == EXIT_DONE
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in said), shown
+    assert shown.endswith("nothing was written or started; without --dry-run this command starts the sweep\n")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["a.jsonl"]
+
+
+def test_a_trial_whose_data_does_not_exist_is_named(go: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"^trial data.sources.a.path=b.jsonl: data.sources.a.path=.*does not exist"):
+        go(ending({}), "data.sources={a:{path:a.jsonl}}", "data.sources.a.path=a.jsonl,b.jsonl", "--dry-run")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize(
