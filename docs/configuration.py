@@ -35,7 +35,17 @@ def field_texts() -> dict[str, dict[str, str]]:
     """Return the text under each field, by class and field."""
     sources = [
         (ROOT / "ftdist" / "config" / name).read_text(encoding="utf-8")
-        for name in ("schema.py", "data.py", "debug.py", "launch.py", "method.py", "optim.py", "report.py", "sweep.py")
+        for name in (
+            "schema.py",
+            "data.py",
+            "debug.py",
+            "launch.py",
+            "method.py",
+            "optim.py",
+            "report.py",
+            "stop_when.py",
+            "sweep.py",
+        )
     ]
     texts: dict[str, dict[str, str]] = {}
     for node in [node for source in sources for node in ast.parse(source).body]:

@@ -24,6 +24,7 @@ from ftdist.config.schema import (
     TrainConfig,
     ZeroConfig,
 )
+from ftdist.config.stop_when import check_stop_when
 from ftdist.config.sweep import check_sweep
 from ftdist.config.track import check_track
 from ftdist.config.zero import ModelState
@@ -63,6 +64,9 @@ def check_config(config: RunConfig) -> None:
     if config.report.forgetting.texts == 1:
         raise ConfigError("report.forgetting.texts=1", "0, or at least 2, so that the error can be estimated",
                           "report.forgetting.texts=32")  # fmt: skip
+    heldout = [*config.data.heldout, *(["heldout"] if config.data.heldout_share else [])]
+    check_stop_when(config.train.stop_when, config.train.best, heldout, config.report.forgetting.texts,
+                    config.train.eval_every, config.train.checkpoint_every)  # fmt: skip
     if config.debug.profile is not None:
         profiled_steps(config.debug.profile)
     _check_range("seed", config.seed, 0, 2**32 - 1)

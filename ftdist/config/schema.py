@@ -29,6 +29,7 @@ from ftdist.config.optim import OptimizerKind as OptimizerKind
 from ftdist.config.optim import Schedule as Schedule
 from ftdist.config.report import ForgettingConfig as ForgettingConfig
 from ftdist.config.report import ReportConfig as ReportConfig
+from ftdist.config.stop_when import StopWhenConfig as StopWhenConfig
 from ftdist.config.sweep import Direction as Direction
 from ftdist.config.sweep import SweepConfig as SweepConfig
 
@@ -205,6 +206,10 @@ class TrainConfig:
     """Number of held-out prompts that are answered at every evaluation (greedy decoding). 0: none."""
     sample_tokens: int = 64
     """Maximum length of a sampled answer in tokens."""
+    best: Optional[str] = None
+    """Name of the held-out set by whose loss checkpoints are compared. The best one is kept. null: the mean loss of all
+    held-out tokens."""
+    stop_when: StopWhenConfig = field(default_factory=StopWhenConfig)
     export: bool = True
     """Write the trained model in Hugging Face format to ``export/`` at the end."""
 
@@ -275,7 +280,7 @@ ADDED_LATER: Dict[str, Any] = {
     "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
     "report": {"price_per_device_hour": None, "forgetting": {"texts": 0, "tokens": 64}, "at_end": False},
     "report.forgetting": {"texts": 0, "tokens": 64}, "report.at_end": False,
-    "train.compile": Compile.none,
+    "train.compile": Compile.none, "train.best": None, "train.stop_when": {"patience": None, "max_forgetting": None},
     "sweep": {"objective": None, "direction": Direction.minimize, "rungs": [], "keep": 0.5},
 }  # fmt: skip
 """Settings that were added after the first release, each with the value that means the old behavior.

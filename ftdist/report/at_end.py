@@ -14,8 +14,11 @@ from ftdist.run.rundir import RunDir
 from ftdist.track.tracker import Tracker
 
 
-def report_at_end(run: RunDir, tracker: Tracker) -> List[str]:
+def report_at_end(run: RunDir, tracker: Tracker, reason: str = "") -> List[str]:
     """Write the report of a run that is about to be done, and pass it to the tracker. Only rank 0 calls it.
+
+    Args:
+        reason: Why the run ended before its last step, if it did.
 
     Nothing that goes wrong here can fail the run: the user is told in one line.
 
@@ -24,7 +27,7 @@ def report_at_end(run: RunDir, tracker: Tracker) -> List[str]:
     """
     try:
         build_whole()  # the cost needs the sizes of the model
-        report = build_report(run, quick=True, ending="done")
+        report = build_report(run, quick=True, ending="done", reason=reason)
         write_report(run, report)
         numbers = {name: value for name, value in headline(report).items() if value is not None}
         tracker.report(public_files(run, report), numbers)

@@ -21,8 +21,9 @@ JSON, MARKDOWN = "report.json", "report.md"
 
 
 def build_report(
-    run: RunDir, which: str = "last", price: Optional[float] = None, quick: bool = False, ending: str = ""
-) -> Dict[str, Any]:
+    run: RunDir, which: str = "last", price: Optional[float] = None, quick: bool = False, ending: str = "",
+    reason: str = "",
+) -> Dict[str, Any]:  # fmt: skip
     """Return the report of a run as a value that JSON can hold.
 
     Args:
@@ -30,6 +31,7 @@ def build_report(
         price: Price of a device for an hour. None: that of the config.
         quick: Leave out what moved, which reads the whole model.
         ending: The state that the run is about to have. Empty: the one that it has written.
+        reason: Why the run is about to have it.
 
     Raises:
         CheckpointError: See ``what_moved``.
@@ -37,7 +39,8 @@ def build_report(
     """
     config, goodput, moved = load_config(run.config), goodput_of(run, alive=True if ending else None), None
     facts = facts_of(run, config)
-    facts["state"] = ending or facts["state"]
+    if ending:
+        facts |= {"state": ending, "reason": reason}
     if not quick and (which != "last" or run.published_checkpoints()):
         checkpoint = run.find_checkpoint(which)
         with task(f"comparing {checkpoint.name} with the base model"):

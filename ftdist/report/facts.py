@@ -8,7 +8,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import recorded_folder
 from ftdist.run.prepared import is_ready, read_meta
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.sample import joined
 from ftdist.run.task_results import read_results
 from ftdist.track.gain import forgets_too_much, gain_of
@@ -22,12 +22,13 @@ SHOWN_FIELDS = ("set", "question", "before", "after", "reference")
 
 def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
     """Return the parts of the report that need no model."""
-    status, records = run.read_status(), run.read_metrics()
+    status, records, best = run.read_status(), run.read_metrics(), run.best_checkpoint()
     train = [[record["step"], record["train/loss"]] for record in records if {"train/loss", "step"} <= record.keys()]
     seen = [record["train/tokens_seen"] for record in records if "train/tokens_seen" in record]
     return {
         "run": config.name, "folder": str(run.path), "state": status.get("state"), "reason": status.get("exit_reason"),
         "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": seen[-1] if seen else None,
+        "best": None if best is None else {"step": checkpoint_step(best), "loss": read_manifest(best)["eval_loss"]},
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
         **gain_and_forgetting(run, config), "step_times": step_times(run), "tasks": read_results(run),

@@ -47,6 +47,8 @@ def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
     reason = f" ({show(report['reason'])})" if report["reason"] else ""
     found = [f"The run is {show(str(report['state']))}{reason} after {steps}"
              + (f" and {tokens:,} tokens." if tokens else ".")]  # fmt: skip
+    if (best := report["best"]) and best["step"] != report["step"]:
+        found.append(f"Its best checkpoint is that of step {best['step']} (held-out loss {best['loss']:.4f}).")
     found += [_gain(report, name, show) for name in list(report["heldout"])[:MAX_SETS]]
     if (more := len(report["heldout"]) - MAX_SETS) > 0:
         found.append(f"The losses of {more} more held-out sets are below.")

@@ -6,18 +6,21 @@ ratio of the sums over all texts.
 """
 
 import math
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
+from ftdist.base.terminal import format_seconds
 from ftdist.parallel.ranks import on_rank_0
 from ftdist.train.base_texts import BaseTexts, as_set, draw_texts, prompts_of, rows_of
 from ftdist.train.evaluate import DocumentLosses, evaluate, report_rows
 
 KL, KL_ERROR = "forgetting/kl", "forgetting/kl_error"
 """Names of the metrics."""
+NO_LIMIT = ". train.stop_when.max_forgetting has no effect any more"
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,18 @@ class Forgetting:
         training = self._training
         self._texts = self._texts or on_rank_0(training.ranks, self._kept)
         if self._texts is None and training.state.step > 0:
-            self._wanted = False
+            self._wanted, limited = False, training.config.train.stop_when.max_forgetting is not None
             training.progress.note("forgetting is not measured: the base model writes its texts before the first step, "
-                                   f"but {training.run.base_texts.name} is not in the run directory")  # fmt: skip
+                                   f"but {training.run.base_texts.name} is not in the run directory"
+                                   f"{NO_LIMIT if limited else ''}")  # fmt: skip
             return {}
         if self._texts is None:
+            begun = time.monotonic()
             self._texts = self._draw(say)
+            if self._texts is not None:
+                took = format_seconds(time.monotonic() - begun)
+                training.progress.note(f"the base model wrote the {len(self._texts.losses)} texts on which forgetting "
+                                       f"is measured in {took} (report.forgetting.texts=0: not at all)")  # fmt: skip
         now = self._losses(self._texts, say) if self._texts else None
         if self._texts is None or now is None:
             return None

@@ -20,6 +20,7 @@ from ftdist.train.forgetting import KL, KL_ERROR
 from ftdist.train.profile import StepProfiler
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
+from ftdist.train.stop_when import count_evaluation
 from ftdist.train.throughput import Throughput
 
 LONG_SAVE_S = 1.0
@@ -76,13 +77,15 @@ def _run_steps(training: Training, profiler: StepProfiler) -> str:
         state = training.state
         if _evaluation_due(training) and not _evaluate_all(training):
             return _stop_early(training)
-        if state.step == rung:
+        if state.step == rung and not state.stop_reason:
             return _stop_early(training, PAUSED)
         if _saving_due(training) and not rolled_back:
             _save(training)
-        if state.step == last:
+        if state.step == last or state.stop_reason:
+            if state.stop_reason:
+                training.progress.note(f"the run ends after step {state.step}: {state.stop_reason}")
             _finish_saving(training)
-            write_status(training)
+            write_status(training, step=state.step, max_steps=last)
             return "done"
         started = time.perf_counter()
         with profiler.step(state.step + 1):
@@ -131,7 +134,7 @@ def _saving_due(training: Training) -> bool:
     """
     state = training.state
     due = bool(state.step) and _due(state.step, training.config.train.checkpoint_every) and not state.bad_in_a_row
-    return due or state.step == training.max_steps
+    return due or state.step == training.max_steps or bool(state.stop_reason)
 
 
 def train_step(training: Training, index: int) -> StepResult:
@@ -247,8 +250,11 @@ def _evaluate_all(training: Training) -> bool:
         rows = answer_prompts(training, say)
     if not metrics and not forgetting:
         return True
-    state = training.state
-    state.evaluated_step, state.eval_loss = state.step, loss_sum / num_tokens if num_tokens else None
+    state, train = training.state, training.config.train
+    mean = loss_sum / num_tokens if num_tokens else None
+    state.evaluated_step, state.eval_loss = state.step, metrics[f"eval/{train.best}/loss"] if train.best else mean
+    if state.step in (0, training.max_steps) or _due(state.step, train.eval_every):  # not only at a rung
+        count_evaluation(state, train.stop_when, forgetting.get(KL))
     if training.ranks.first:
         with contextlib.suppress(OSError):  # without the file, the report has no intervals
             write_evaluation(training.run, state.step, documents)

@@ -129,20 +129,24 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
             training.tracker.finish(EXIT_FAILED)
         raise
     training.progress.close()
-    finished = state == "done"
-    summary = end_training(config, run, attempt, training.tracker) if finished and ranks.first else []
+    finished, reason = state == "done", training.state.stop_reason
+    if state == "preempted":
+        reason = NEAR_LIMIT if preemption.near_limit else STOPPED
+    summary = end_training(config, run, attempt, training.tracker, reason) if finished and ranks.first else []
     # The exit code is 0 even if the run was stopped. Torchrun would treat any other code as a crash.
     training.tracker.finish(EXIT_PREEMPTED if state == "preempted" else EXIT_DONE)
     if ranks.first:
-        reason = NEAR_LIMIT if preemption.near_limit else STOPPED
-        run.write_status(state=state, exit_reason=reason if state == "preempted" else "")
+        run.write_status(state=state, exit_reason=reason)
         if finished:
             final_report(run, Console(highlight=False), summary)
     return EXIT_DONE
 
 
-def end_training(config: RunConfig, run: RunDir, attempt: int, tracker: Tracker) -> List[str]:
-    """Export the model and write the report of a run that has done its last step. Only rank 0 calls it.
+def end_training(config: RunConfig, run: RunDir, attempt: int, tracker: Tracker, stopped: str = "") -> List[str]:
+    """Export the model and write the report of a run that is done. Only rank 0 calls it.
+
+    Args:
+        stopped: Why ``train.stop_when`` has ended the run. Then its best checkpoint is exported.
 
     Returns:
         See ``report_at_end``.
@@ -151,8 +155,9 @@ def end_training(config: RunConfig, run: RunDir, attempt: int, tracker: Tracker)
         run.record_phase(EXPORTING, attempt)
     if config.train.export:
         with task("exporting the model"):
-            export_checkpoint(run.find_checkpoint("last"), run.export, config)
-    return report_at_end(run, tracker) if config.report.at_end else []
+            best = run.best_checkpoint() if stopped else None
+            export_checkpoint(best or run.find_checkpoint("last"), run.export, config)
+    return report_at_end(run, tracker, stopped) if config.report.at_end else []
 
 
 def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemption) -> Training:

@@ -34,9 +34,17 @@ class TrainState:
     trained_tokens: int = 0
     """Number of tokens with a label so far, over all ranks."""
     eval_loss: Optional[float] = None
-    """Mean loss of all held-out tokens in the newest evaluation, in nats."""
+    """Held-out loss of the newest evaluation in nats per token, by which checkpoints are compared (``train.best``)."""
     evaluated_step: Optional[int] = None
     """Step of the newest evaluation."""
+    best_loss: Optional[float] = None
+    """The lowest ``eval_loss`` so far."""
+    best_step: Optional[int] = None
+    """Step of the evaluation with ``best_loss``."""
+    since_best: int = 0
+    """Number of evaluations since then."""
+    stop_reason: str = ""
+    """Why the run ends before its last step (``train.stop_when``). Empty: it goes on."""
     bad_in_a_row: int = 0
     """Number of bad steps since the last good one. The update of a bad step is left out."""
     skipped: List[List[int]] = field(default_factory=list)

@@ -60,7 +60,9 @@ def resume(args: argparse.Namespace) -> int:
     state = liveness(run.read_status())
     if state == "done":
         if under_torchrun.is_first_rank():
-            print(f"{short_path(run.path)} is done; to train longer, start a new run: "
+            reason = run.read_status().get("exit_reason")
+            done = f"done ({reason})" if reason else "done"
+            print(f"{short_path(run.path)} is {done}; to train longer, start a new run: "
                   f"ftdist train … {to_train_longer(config, short_path(run.path))}")  # fmt: skip
         return EXIT_DONE
     if under_torchrun.is_rank():

@@ -141,7 +141,7 @@ def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = 
     loss, speed = found.get("loss"), found.get("tokens_per_s")
     state = shown_state(found, seen)
     goodput = goodput_of(run, seen.state in ALIVE).value
-    reason = found.get("exit_reason") if state in ("failed", "preempted") else None
+    reason = found.get("exit_reason") if state in ("failed", "preempted", "done") else None
     if state in (*ALIVE, DEAD) and seen.detail:
         reason = seen.detail
     why = str(reason or "")

@@ -21,7 +21,7 @@ def _tensor(name: str, kind: str, relative: Any, rank: Any = None, exceeds: bool
 
 
 REPORT = {
-    "run": "a|b<script>", "folder": "/runs/a", "state": "done", "reason": "", "train": [], "data": None,
+    "run": "a|b<script>", "folder": "/runs/a", "state": "done", "reason": "", "train": [], "data": None, "best": None,
     "step": 4, "max_steps": 4, "tokens": 1234567,
     "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]}, "forgetting": None,
     "tasks": [{"task": "quiz<b>", "step": 4, "questions": 10, "measures": {"accuracy": {
