@@ -64,11 +64,12 @@ def method_on_meta(config: RunConfig) -> PreTrainedModel:
 
 
 def trained_table(model: torch.nn.Module) -> List[str]:
-    """Return one entry for each kind of trained parameter: its name without the layer, its shape, and how many."""
+    """Return one entry for each kind of trained parameter: how many, its name without the number of the layer, its
+    shape."""
     counts: Dict[Tuple[str, str], int] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            words = [word for word in name.split(".") if word not in ("weight", "default")]
+            words = [word for word in name.split(".") if word not in ("weight", "default") and not word.isdigit()]
             kind = ".".join(words[-2:]), " × ".join(map(str, getattr(parameter, "ds_shape", parameter.shape)))
             counts[kind] = counts.get(kind, 0) + 1
     return [f"{number} × {name} [{shape}]" for (name, shape), number in counts.items()]
