@@ -1,7 +1,7 @@
 """Bugs that other frameworks have had, put into a copy of the code one at a time: the tests must fail on each.
 
-Ten are in the loss and the data, six in the adapters. Importing torch and transformers takes longer than most tests, so
-all tests of a bug run in one process.
+Ten are in the loss and the data, six in the adapters; others are in the loss head and in evaluation. Importing torch
+and transformers takes longer than most tests, so all tests of a bug run in one process.
 
 ``make mutations`` runs all of them, ``JOBS`` at the same time, and writes the tables into docs/correctness.md.
 """
@@ -119,6 +119,15 @@ HEAD_MUTATIONS = [
     Mutation("a recomputed layer with other dropout", RECOMPUTE, 'return not given.get("dropout_p")', "return True"),
     Mutation("kept attention returned in another order", RECOMPUTE, "self._kept.popleft()", "self._kept.pop()"),
 ]  # fmt: skip
+EVALUATION_MUTATIONS = [
+    Mutation("token accuracy as a mean of the documents' means", "ftdist/track/gain.py",
+             "float(sums.sum()) / self.weight", "float((sums / self.weights).mean())"),
+    Mutation("a padded row of the vocabulary counted as the most probable token", CHUNKED,
+             "F.linear(own, weight[:vocab_size])", "F.linear(own, weight[-vocab_size:])"),
+    Mutation("the change of a set as the change of two independent samples", "ftdist/track/gain.py",
+             '"change": after - before}', '"change": after[::-1] - before}'),
+]  # fmt: skip
+EVALUATION_SUITES = {"tests": ["tests/unit/track/test_gain.py", "tests/unit/objective/test_chunked.py"]}
 HEAD_SUITES = {
     "tests": [
         "tests/unit/objective/test_chunked.py", "tests/unit/objective/test_head.py",
@@ -175,6 +184,7 @@ def main(jobs: int) -> int:
             for table, mutations, suites in (
                 ("mutations", MUTATIONS, SUITES), ("method mutations", METHOD_MUTATIONS, METHOD_SUITES),
                 ("head mutations", HEAD_MUTATIONS, HEAD_SUITES),
+                ("evaluation mutations", EVALUATION_MUTATIONS, EVALUATION_SUITES),
             )
         )  # fmt: skip
 

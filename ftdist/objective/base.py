@@ -15,6 +15,8 @@ class SegmentLosses:
     """[segments] float64: sums of the losses of the segment's units."""
     weights: np.ndarray
     """[segments] float64: numbers of these units; 0 for padding."""
+    metrics: Dict[str, np.ndarray] = field(default_factory=dict)
+    """[segments] float64: sums of the metrics that ``Objective.document_metrics`` names, over the same units."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Objective(Protocol):
     metrics: Tuple[str, ...]
     """Names of the metrics in ``LossSum.metrics``, for instance ``rewards/margin``. Their means are logged under
     these names."""
+    document_metrics: Tuple[str, ...]
+    """Names of the metrics in ``SegmentLosses.metrics``. Their means over a held-out set are logged as
+    ``eval/<set>/<name>``."""
 
     def begin_step(self, model: Any, batches: Sequence[Any], total: Callable[[Sequence[float]], List[float]]) -> None:
         """Prepare for the micro-batches of this rank in one optimizer step. Every rank must call it.
@@ -61,7 +66,7 @@ class Objective(Protocol):
         """
 
     def segment_losses(self, model: Any, batch: Any) -> SegmentLosses:
-        """Run ``model`` on a micro-batch without gradients, and return the loss of each segment.
+        """Run ``model`` on a micro-batch without gradients, and return the loss and the metrics of each segment.
 
         Together they are the loss that ``loss`` returns, up to rounding.
         """

@@ -8,7 +8,7 @@ the sum would lose small terms.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,10 @@ import torch.nn.functional as F
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 """Size of the fp32 logits of a chunk by type of device. Smaller chunks are slower: their products are small, and the
 gradient of the weight is added to its sum more often."""
+SCORES = ("log-probability", "correct", "entropy")
+"""What ``token_scores`` returns of each target token: its log-probability in nats; 1 if it has
+the largest logit (of several equal ones, the smallest id has it, as in greedy decoding), else 0; and the entropy of the
+model's distribution at its place in nats."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,68 @@ def token_logprobs(
             results, and the logits are not computed a second time, which saves a quarter of the products.
         chunk: Number of tokens of a chunk. By default as many as ``CHUNK_BYTES`` allows.
     """
-    if chunk is None:
-        chunk = max(1, CHUNK_BYTES.get(targets.device.type, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
+    chunk = _most_tokens(targets, vocab_size) if chunk is None else chunk
     flat = [tensor for pair in factors for tensor in pair]
     equal = equal and torch.is_grad_enabled()
     result: torch.Tensor = _TokenLogProbs.apply(targets, vocab_size, transform, equal, chunk, bias, *flat)
     return result
+
+
+def token_scores(
+    factors: Sequence[Tuple[torch.Tensor, torch.Tensor]],
+    bias: Optional[torch.Tensor],
+    targets: torch.Tensor,
+    vocab_size: int,
+    transform: LogitTransform = LogitTransform(),
+    chunk: Optional[int] = None,
+) -> torch.Tensor:
+    """Return what an evaluation needs to know about each target token, without gradients: ``SCORES``.
+
+    See ``token_logprobs`` for the arguments and the type. The logits of a chunk are computed once.
+
+    Returns:
+        [n, 3].
+    """
+    hidden, weights = [h for h, _ in factors], [w for _, w in factors]
+    exact = torch.float64 if hidden[0].dtype == torch.float64 else torch.float32
+
+    def logits(part: slice) -> torch.Tensor:
+        return _logits([h[part] for h in hidden], weights, bias, vocab_size, transform, exact)
+
+    return _scores(logits, targets, _most_tokens(targets, vocab_size) if chunk is None else chunk)
+
+
+def scores_of_logits(logits: torch.Tensor, targets: torch.Tensor, chunk: Optional[int] = None) -> torch.Tensor:
+    """Return the same from whole logits [n, vocab_size], which are copied to fp32 one chunk at a time. See
+    ``token_scores``.
+    """
+    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    most = _most_tokens(targets, logits.shape[1]) if chunk is None else chunk
+    return _scores(lambda part: logits[part].to(exact, copy=True), targets, most)
+
+
+@torch.no_grad()
+def _scores(logits: Callable[[slice], torch.Tensor], targets: torch.Tensor, chunk: int) -> torch.Tensor:
+    """Return the scores of all targets.
+
+    Args:
+        logits: Returns the logits of a part of the tokens, in a tensor of their own.
+    """
+    found: List[torch.Tensor] = []
+    for part in _chunks(len(targets), chunk):
+        ours, wanted = logits(part), targets[part][:, None]
+        correct = ours.argmax(-1, keepdim=True) == wanted
+        logprobs = ours.log_softmax(-1)
+        of_target = logprobs.gather(1, wanted)
+        probabilities = torch.exp(logprobs, out=ours)
+        entropies = torch.special.entr(probabilities, out=logprobs).sum(-1, keepdim=True)
+        found.append(torch.cat([of_target, correct.to(of_target.dtype), entropies], 1))
+    return torch.cat(found)
+
+
+def _most_tokens(targets: torch.Tensor, vocab_size: int) -> int:
+    """Return the number of tokens of a chunk that ``CHUNK_BYTES`` allows."""
+    return max(1, CHUNK_BYTES.get(targets.device.type, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
 
 
 class _Gradients:

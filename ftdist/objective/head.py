@@ -22,7 +22,7 @@ from ftdist.model.exactness import micro_batch
 from ftdist.model.forward import Batch, Index, evaluation_mode, forward, without_engine
 from ftdist.model.isolation import ROUNDING
 from ftdist.model.routers import RouterLogits
-from ftdist.objective.chunked import LogitTransform, token_logprobs
+from ftdist.objective.chunked import LogitTransform, token_logprobs, token_scores
 
 SAME = 1e-5
 """Largest relative difference of logits that are equal up to rounding in fp32."""
@@ -33,6 +33,9 @@ LARGE = 1e6
 TEXT = (5, 3, 8, 2, 7, 4)
 """Ids of a short text that the model runs on."""
 
+Factors = List[Tuple[torch.Tensor, torch.Tensor]]
+"""Pairs of hidden states [n, k] and a weight [rows, k]. The outputs of the head are the sum of their products."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -41,8 +44,8 @@ class Head:
     module: torch.nn.Module
     transform: LogitTransform
 
-    def factors(self, hidden: torch.Tensor) -> List[Tuple[torch.Tensor, torch.Tensor]]:
-        """Return the pairs of hidden states [n, k] and a weight [rows, k] whose products are added.
+    def factors(self, hidden: torch.Tensor) -> Factors:
+        """Return the factors of the outputs.
 
         Args:
             hidden: [n, hidden size].
@@ -87,12 +90,41 @@ def target_logprobs(
         routers: Collects the logits of the routers of a mixture of experts.
     """
 
+    def compute(factors: Factors, bias: Optional[torch.Tensor], which: Index) -> torch.Tensor:
+        return token_logprobs(factors, bias, targets[which], vocab_size, head.transform, equal)
+
+    return _from_hidden_states(model, batch, positions, head, compute, routers)
+
+
+def target_scores(
+    model: Any, batch: Batch, positions: torch.Tensor, targets: torch.Tensor, vocab_size: int, head: Head
+) -> torch.Tensor:
+    """Run the model without gradients, and return the ``SCORES`` of each target, [n, 3] in fp32.
+
+    See ``target_logprobs`` for the arguments.
+    """
+
+    def compute(factors: Factors, bias: Optional[torch.Tensor], which: Index) -> torch.Tensor:
+        return token_scores(factors, bias, targets[which], vocab_size, head.transform)
+
+    return _from_hidden_states(model, batch, positions, head, compute)
+
+
+def _from_hidden_states(
+    model: Any, batch: Batch, positions: torch.Tensor, head: Head,
+    compute: Callable[[Factors, Optional[torch.Tensor], Index], torch.Tensor], routers: Optional[RouterLogits] = None,
+) -> torch.Tensor:  # fmt: skip
+    """Run the model, and compute something in the place of its head.
+
+    Args:
+        compute: Gets the factors and the bias of the head, and which of the positions they belong to.
+    """
+
     def read(run: Callable[[], Any], place: Tuple[Index, Index], which: Index) -> torch.Tensor:
         found: List[torch.Tensor] = []
 
         def instead(hidden: torch.Tensor) -> torch.Tensor:
-            factors = head.factors(hidden[place])
-            found.append(token_logprobs(factors, head.bias, targets[which], vocab_size, head.transform, equal))
+            found.append(compute(head.factors(hidden[place]), head.bias, which))
             # With ZeRO-3 the backward pass of what the head returns gathers its weight. The loss must depend on it.
             return (found[0].sum() * 0.0).to(hidden.dtype).expand(*hidden.shape[:-1], 1)
 

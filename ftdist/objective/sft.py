@@ -12,7 +12,7 @@ from ftdist.model.routers import RouterLogits
 from ftdist.objective.balance import BalanceLoss
 from ftdist.objective.base import LossSum, SegmentLosses
 from ftdist.objective.head import Head
-from ftdist.objective.token_loss import segment_losses, token_loss
+from ftdist.objective.token_loss import DOCUMENT_METRICS, segment_losses, token_loss
 
 
 class SupervisedFineTuning:
@@ -22,6 +22,7 @@ class SupervisedFineTuning:
     """
 
     metrics: Tuple[str, ...] = ()
+    document_metrics: Tuple[str, ...] = DOCUMENT_METRICS
 
     def __init__(self, vocab_size: int, balance: Optional[BalanceLoss] = None, head: Optional[Head] = None) -> None:
         """
@@ -56,5 +57,5 @@ class SupervisedFineTuning:
         return LossSum(loss, penalty=self._balance.share(model, routers))
 
     def segment_losses(self, model: Any, batch: Any) -> SegmentLosses:
-        """Return the sum of the cross-entropies of each segment's trained tokens, and their number."""
+        """Return the sums of the cross-entropies and the metrics of each segment's trained tokens, and their number."""
         return segment_losses(model, batch, self._vocab_size, self._head)

@@ -13,7 +13,8 @@ from ftdist.data.loader import IGNORED
 from ftdist.model.forward import Batch, forward_logits
 from ftdist.model.routers import RouterLogits
 from ftdist.objective.base import SegmentLosses
-from ftdist.objective.head import Head, target_logprobs
+from ftdist.objective.chunked import SCORES, scores_of_logits
+from ftdist.objective.head import Head, target_logprobs, target_scores
 
 
 def token_loss(
@@ -40,25 +41,32 @@ def token_loss(
     return F.cross_entropy(logits.float(), targets[positions], reduction="sum")
 
 
+DOCUMENT_METRICS = ("accuracy", "entropy")
+"""Sums over the trained tokens of a segment: how many of them the model finds most probable, and the entropies of its
+distributions in nats."""
+
+
+@torch.no_grad()
 def segment_losses(model: Any, batch: Batch, vocab_size: int, head: Optional[Head] = None) -> SegmentLosses:
-    """Return the cross-entropy of the trained tokens of one micro-batch, summed for each segment.
+    """Return the cross-entropy and the ``DOCUMENT_METRICS`` of the trained tokens of one micro-batch, by segment.
 
     The sums are computed on the host, one token after another, so they do not depend on the device.
     See ``token_loss`` for the arguments.
     """
     targets, positions = _trained(batch)
-    found = torch.zeros(0)
+    scores = torch.zeros(0, len(SCORES))
     if not len(positions):
         token_loss(model, batch, vocab_size, head)  # see there
     elif head is not None:
-        found = target_logprobs(model, batch, positions, targets[positions], vocab_size, head)
+        scores = target_scores(model, batch, positions, targets[positions], vocab_size, head)
     else:
         logits = forward_logits(model, batch, positions)[:, :vocab_size]
-        found = -F.cross_entropy(logits.float(), targets[positions], reduction="none")
+        scores = scores_of_logits(logits, targets[positions])
     segments, count = np.asarray(batch.limits[1:]), len(batch.limits) - 1
     of_token = np.searchsorted(segments, positions.cpu().numpy() + 1, side="right")
-    losses = -found.double().cpu().numpy()
-    return SegmentLosses(np.bincount(of_token, losses, count), np.bincount(of_token, minlength=count).astype(float))
+    logprobs, *metrics = (np.bincount(of_token, column, count) for column in scores.double().cpu().numpy().T)
+    weights = np.bincount(of_token, minlength=count).astype(float)
+    return SegmentLosses(-logprobs, weights, dict(zip(DOCUMENT_METRICS, metrics, strict=True)))
 
 
 def _trained(batch: Batch) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -81,7 +81,7 @@ def _interval(report: Report, name: str) -> str:
     found = report["gain"].get(name)
     if not found:
         return ""
-    before, low, high = finite(found["before"]["loss"]), *(finite(found["change"][end]) for end in ("low", "high"))
+    before, low, high = finite(found["before"]["value"]), *(finite(found["change"][end]) for end in ("low", "high"))
     if not before or low is None or high is None:
         return ""
     return f" ({100 * low / before:+.1f} to {100 * high / before:+.1f} %)"

@@ -8,19 +8,22 @@ from typing import Any, Dict, Iterable, List, Optional
 
 from ftdist.base.terminal import format_seconds
 from ftdist.report.rows import (
+    GAIN_HEAD,
+    GAIN_TEXT,
     KINDS,
     TASK_HEAD,
     TASK_TEXT,
     attempt_rows,
     cost_rows,
     cost_text,
+    gain_rows,
     phase_rows,
     step_rows,
     task_rows,
     tensor_rows,
 )
 from ftdist.report.summary import sentences
-from ftdist.report.texts import interval, percent
+from ftdist.report.texts import percent
 
 MOST_MOVED = 10
 """Number of tensors that are listed. The JSON file has all."""
@@ -42,16 +45,8 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
                 for step, loss in points]  # fmt: skip
         lines += ["## Held-out loss", "", *table(["set", "step", "loss (nats per token)"], rows)]
     if report["gain"]:
-        rows = [[plain(name), *(interval(found[part]) for part in ("before", "after", "change")),
-                 f"{found['documents']:,}"] for name, found in report["gain"].items()]  # fmt: skip
-        lines += [
-            "## Gain",
-            "",
-            "Losses in nats per token, with 95 % intervals (bootstrap over documents). The change "
-            "is that of the same documents.",
-            "",
-            *table(["set", "before", "after", "change", "documents"], rows),
-        ]
+        rows = [[plain(name), *cells] for name, *cells in gain_rows(report["gain"])]
+        lines += ["## Gain", "", GAIN_TEXT, "", *table(GAIN_HEAD, rows)]
     if report["forgetting"]:
         rows = [[str(step), f"{float(kl):.4f}", f"{float(error):.4f}"] for step, kl, error in
                 report["forgetting"]["curve"]]  # fmt: skip

@@ -7,18 +7,21 @@ from ftdist.base.terminal import format_seconds
 from ftdist.report.charts import Series, Words, bar_chart, heat_map, xy_chart
 from ftdist.report.page import charts, details, document, figure, numbers, pairs, paragraph, section, shown, table
 from ftdist.report.rows import (
+    GAIN_HEAD,
+    GAIN_TEXT,
     KINDS,
     TASK_HEAD,
     TASK_TEXT,
     attempt_rows,
     cost_rows,
     cost_text,
+    gain_rows,
     step_rows,
     task_rows,
     tensor_rows,
 )
 from ftdist.report.summary import headline, sentences
-from ftdist.report.texts import drawable, interval, number, percent
+from ftdist.report.texts import drawable, number, percent
 
 LOG_FACTOR = 20.0
 """Losses that differ by a larger factor have a logarithmic axis."""
@@ -127,13 +130,9 @@ def _tasks(report: Report) -> str:
 
 
 def _gains(report: Report) -> str:
-    rows = [
-        [name, *(interval(found[part]) for part in ("before", "after", "change")), found["documents"]]
-        for name, found in report["gain"].items()
-    ]
-    head = ["set", "loss before", "loss after", "change", "documents"]
-    note = paragraph("With 95 % intervals over documents, in nats per token.", "soft") if rows else ""
-    return table("Gain with intervals", head, rows) + note
+    rows = gain_rows(report["gain"])
+    note = paragraph(GAIN_TEXT, "soft") if rows else ""
+    return table("Gain with intervals", GAIN_HEAD, rows) + note
 
 
 def _samples(report: Report) -> str:

@@ -3,13 +3,26 @@
 from typing import Any, Dict, List
 
 from ftdist.base.terminal import format_seconds
-from ftdist.report.texts import finite, number, percent
+from ftdist.report.texts import finite, interval, number, percent
 
 KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
 TASK_HEAD = ["task", "step", "measure", "questions", "base model", "trained model", "gained", "lost", "p"]
 TASK_TEXT = "In brackets: 95 % interval. p: McNemar's exact test on the same questions."
 
+GAIN_HEAD = ["set", "of a token", "before", "after", "change", "documents"]
+GAIN_TEXT = ("Means over tokens, losses and entropies in nats, with 95 % intervals (bootstrap over documents). The "
+             "change is that of the same documents.")  # fmt: skip
+
 Rows = List[List[str]]
+
+
+def gain_rows(gain: Dict[str, Any]) -> Rows:
+    """Return the loss and each metric of each held-out set, before and after. ``GAIN_HEAD`` names the columns."""
+    return [
+        [name, measure, *(interval(found[part], share=measure == "accuracy") for part in ("before", "after", "change")),
+         f"{one['documents']:,}"]
+        for name, one in gain.items() for measure, found in {"loss": one, **one.get("metrics", {})}.items()
+    ]  # fmt: skip
 
 
 def cost_rows(cost: Dict[str, Any]) -> Rows:

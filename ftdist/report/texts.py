@@ -33,7 +33,13 @@ def drawable(value: Any) -> float:
     return math.nan if number is None else number
 
 
-def interval(found: Dict[str, Any]) -> str:
-    """Return a loss and its interval as text, from a part of ``gain``."""
-    loss, low, high = (drawable(found[name]) for name in ("loss", "low", "high"))
-    return f"{loss:.4f} ({low:.4f} to {high:.4f})"
+def interval(found: Dict[str, Any], share: bool = False) -> str:
+    """Return a number and its interval as text, from a part of ``gain``.
+
+    Args:
+        share: The number is a share, and shown in percent.
+    """
+    value, low, high = (drawable(found[name]) for name in ("value", "low", "high"))
+    if share:
+        return f"{100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+    return f"{value:.4f} ({low:.4f} to {high:.4f})"

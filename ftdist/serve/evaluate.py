@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional
 
 from rich.console import Console
 
@@ -33,12 +33,13 @@ from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.task_results import task_places
 from ftdist.serve.opened import open_model
 from ftdist.serve.tasks import compare_on_tasks
+from ftdist.track.gain import DocumentLosses
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, report_rows
 from ftdist.train.main import open_heldout
 
-Losses = Dict[str, Tuple[float, int]]
-"""For each held-out set the sum of the token losses in nats, and the number of trained tokens."""
+Losses = Dict[str, DocumentLosses]
+"""The losses and metrics of each held-out set."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -88,7 +89,7 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, whic
 
 
 def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: Ranks) -> Losses:
-    """Compute the loss of a model on each held-out set of the config's data. Every rank must call it.
+    """Compute the loss and the metrics of a model on each held-out set of the config's data. Every rank must call it.
 
     Args:
         settings_file: The settings of DeepSpeed (``deepspeed.json``).
@@ -112,7 +113,7 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
                 config.data.packing, opened.tokenizer.pad_token_id, report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
-            losses[name] = measured.loss, measured.weight
+            losses[name] = measured
     return losses
 
 
@@ -124,16 +125,18 @@ def _step_of_export(mark: Path) -> Optional[int]:
 
 
 def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
-    """Print the table of losses, and append it to eval.jsonl."""
-    table = plain_table("set", "loss (nats per token)", "perplexity", "tokens")
-    for name, (loss, tokens) in losses.items():
-        table.add_row(name, f"{loss / tokens:.4f}", perplexity(loss / tokens), f"{tokens:,}")
+    """Print the table of losses, and append all metrics to eval.jsonl."""
+    table = plain_table("set", "loss (nats per token)", "perplexity", "accuracy", "tokens")
+    means = {name: measured.means() for name, measured in losses.items()}
+    for name, found in means.items():
+        cells = [f"{found['loss']:.4f}", perplexity(found["loss"]), f"{100 * found['accuracy']:.1f} %"]
+        table.add_row(name, *cells, f"{losses[name].weight:,}")
     print(f"held-out loss of {checkpoint.name}")
     show_table(Console(highlight=False), table)
     record = {
         "step": read_manifest(checkpoint)["step"],
         "time": time.time(),
-        **{f"eval/{name}/loss": loss / tokens for name, (loss, tokens) in losses.items()},
+        **{f"eval/{name}/{metric}": value for name, found in means.items() for metric, value in found.items()},
     }
     with (run.path / "eval.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

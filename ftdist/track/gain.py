@@ -1,11 +1,12 @@
 """Gain: how far the loss of each held-out document has fallen, with intervals over documents.
 
-Every evaluation writes the losses of all held-out documents to ``RUN_DIR/evaluations/step-NNNNNNNN.npz``. A bootstrap
-draws the documents of a set again and again: their number and their differences decide how well the loss is known.
+Every evaluation writes the losses and metrics of all held-out documents to
+``RUN_DIR/evaluations/step-NNNNNNNN.npz``. A bootstrap draws the documents of a set again and again: their number and
+their differences decide how well the loss is known.
 """
 
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
@@ -20,15 +21,38 @@ LEVEL = 0.95
 CHUNK = 1 << 22
 """Largest number of documents that are drawn at once."""
 
-Documents = Tuple[np.ndarray, np.ndarray]
-"""[documents] sums of the losses in nats, and numbers of trained tokens."""
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """The losses of the documents of a set, over all ranks. A document that is in several rows is listed for each."""
+
+    losses: np.ndarray
+    """[documents] float64: sums of the losses in nats, in the order of the rows."""
+    weights: np.ndarray
+    """[documents] float64: the weights (for SFT the numbers of trained tokens)."""
+    metrics: Dict[str, np.ndarray] = field(default_factory=dict)
+    """[documents] float64: sums of other metrics over the same tokens, by name, for instance ``accuracy``."""
+
+    @property
+    def loss(self) -> float:
+        """The sum of all losses."""
+        return float(self.losses.sum())
+
+    @property
+    def weight(self) -> int:
+        """The sum of all weights."""
+        return int(self.weights.sum())
+
+    def means(self) -> Dict[str, float]:
+        """Return ``loss`` and each metric as a mean over all tokens, not over documents."""
+        return {name: float(sums.sum()) / self.weight for name, sums in {"loss": self.losses, **self.metrics}.items()}
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A loss in nats per token, and the bootstrap interval of ``LEVEL`` around it."""
+    """A mean over tokens, for instance a loss in nats per token, and the bootstrap interval of ``LEVEL`` around it."""
 
-    loss: float
+    value: float
     low: float
     high: float
 
@@ -38,23 +62,33 @@ def evaluation_file(run: RunDir, step: int) -> Path:
     return run.evaluations / f"step-{step:08d}.npz"
 
 
-def write_evaluation(run: RunDir, step: int, sets: Mapping[str, Documents]) -> None:
-    """Keep the losses of the documents of each held-out set.
+def write_evaluation(run: RunDir, step: int, sets: Mapping[str, DocumentLosses]) -> None:
+    """Keep the losses of the documents of each held-out set. All sets have the same metrics.
 
     Raises:
         OSError: They cannot be written.
     """
     run.evaluations.mkdir(exist_ok=True)
-    arrays: Dict[str, Any] = {str(number): np.stack(both) for number, both in enumerate(sets.values())}
+    arrays: Dict[str, Any] = {str(number): np.stack([one.losses, one.weights, *one.metrics.values()])
+                              for number, one in enumerate(sets.values())}  # fmt: skip
+    metrics = next((list(one.metrics) for one in sets.values()), [])
     with replace_file(evaluation_file(run, step)) as file:
-        np.savez(file, names=np.array(list(sets)), **arrays)
+        np.savez(file, names=np.array(list(sets)), metrics=np.array(metrics, dtype=np.str_), **arrays)
 
 
-def read_evaluation(run: RunDir, step: int) -> Dict[str, Documents]:
-    """Return the losses of the documents of each held-out set; empty if they were not kept or are damaged."""
+def read_evaluation(run: RunDir, step: int) -> Dict[str, DocumentLosses]:
+    """Return the losses of the documents of each held-out set; empty if they were not kept or are damaged.
+
+    Runs of earlier versions kept no metrics.
+    """
+    sets: Dict[str, DocumentLosses] = {}
     try:
         with np.load(evaluation_file(run, step), allow_pickle=False) as found:
-            return {str(name): tuple(found[str(number)]) for number, name in enumerate(found["names"])}
+            metrics = list(map(str, found["metrics"])) if "metrics" in found else []
+            for number, name in enumerate(found["names"]):
+                losses, weights, *sums = found[str(number)]
+                sets[str(name)] = DocumentLosses(losses, weights, dict(zip(metrics, sums, strict=True)))
+            return sets
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
 
@@ -66,30 +100,39 @@ def gain_of(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]
         losses: (step, loss) of every evaluation by held-out set, from ``ftdist.track.report.heldout_losses``.
 
     Returns:
-        For each set ``documents``, ``tokens``, and ``loss``, ``low`` and ``high`` of ``before``, ``after`` and
-        ``change`` (after minus before, of the same documents: negative if the model has gained).
+        For each set ``documents``, ``tokens``, and ``value``, ``low`` and ``high`` of the loss ``before`` and
+        ``after``, and of its ``change`` (after minus before, of the same documents: negative if the model has gained).
+        ``metrics`` has the same three of each metric by its name, such as ``accuracy``.
     """
     found: Dict[str, Dict[str, Any]] = {}
     for name, points in losses.items():
         (first, _), (last, _) = points[0], points[-1]
         before, after = (read_evaluation(run, step).get(name) for step in (first, last))
-        if first != 0 or last == 0 or before is None or after is None or before[1].tolist() != after[1].tolist():
+        if first != 0 or last == 0 or before is None or after is None:
             continue
-        tokens = before[1]
-        sums = {"before": before[0], "after": after[0], "change": after[0] - before[0]}
-        found[name] = {"documents": int((tokens > 0).sum()), "tokens": int(tokens.sum()),
-                       **{part: asdict(interval_of(values, tokens)) for part, values in sums.items()}}  # fmt: skip
+        tokens = before.weights
+        if tokens.tolist() == after.weights.tolist():
+            both = sorted(before.metrics.keys() & after.metrics.keys())
+            metrics = {metric: _compared(before.metrics[metric], after.metrics[metric], tokens) for metric in both}
+            found[name] = {"documents": int((tokens > 0).sum()), "tokens": int(tokens.sum()),
+                           **_compared(before.losses, after.losses, tokens), "metrics": metrics}  # fmt: skip
     return found
 
 
+def _compared(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> Dict[str, Any]:
+    """Return the interval of sums over documents before and after, and of their change."""
+    sums = {"before": before, "after": after, "change": after - before}
+    return {part: asdict(interval_of(values, tokens)) for part, values in sums.items()}
+
+
 def interval_of(losses: np.ndarray, tokens: np.ndarray, seed: int = 0) -> Interval:
-    """Return a loss per token, which is a ratio of sums over documents, with its percentile bootstrap interval.
+    """Return a mean over tokens, which is a ratio of sums over documents, with its percentile bootstrap interval.
 
     (Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.) For the difference of two models,
     ``losses`` are the differences of the same documents.
 
     Args:
-        losses: [documents] sums over the tokens of each document.
+        losses: [documents] sums over the tokens of each document, of losses or of a metric.
         tokens: [documents] numbers of tokens. Documents without any are left out.
     """
     losses, tokens = losses[tokens > 0], tokens[tokens > 0]
@@ -124,7 +167,7 @@ def forgets_too_much(
     tokens = sum(part["tokens"] for part in gain.values())
     if not tokens or curve is None:
         return None
-    gained = -sum(part["change"]["loss"] * part["tokens"] for part in gain.values()) / tokens
+    gained = -sum(part["change"]["value"] * part["tokens"] for part in gain.values()) / tokens
     _, kl, error = curve
     if not kl - 2 * error > gained:
         return None

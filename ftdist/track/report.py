@@ -175,8 +175,16 @@ def _print_gain(gain: Dict[str, Dict[str, Any]], console: Console) -> None:
     for name, found in gain.items():
         change = found["change"]
         interval = f"{change['low']:+.4f} to {change['high']:+.4f}"
-        table.add_row(Text(name), f"{change['loss']:+.4f}", interval, f"{found['documents']:,}")
+        table.add_row(Text(name), f"{change['value']:+.4f}", interval, f"{found['documents']:,}")
     show_table(console, table)
+    known = {name: found["metrics"]["accuracy"] for name, found in gain.items() if "accuracy" in found["metrics"]}
+    table = plain_table("token accuracy", "before", "after", "change", "95 % interval")
+    for name, accuracy in known.items():
+        before, after = (f"{100 * accuracy[when]['value']:.1f} %" for when in ("before", "after"))
+        value, low, high = (f"{100 * accuracy['change'][part]:+.2f}" for part in ("value", "low", "high"))
+        table.add_row(Text(name), before, after, value, f"{low} to {high}")
+    if known:
+        show_table(console, table)
 
 
 def _print_forgetting(curve: List[Tuple[int, float, float]], console: Console) -> None:

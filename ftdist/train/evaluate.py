@@ -1,6 +1,5 @@
 """Evaluation: the losses of the documents of a held-out set, and the model's answers to held-out prompts."""
 
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -12,28 +11,9 @@ from ftdist.engine.engine import ForwardEngine
 from ftdist.model.forward import keeps_logits, plan_of
 from ftdist.objective.base import Objective
 from ftdist.parallel.mesh import Mesh
+from ftdist.track.gain import DocumentLosses
 from ftdist.track.report import TRUNCATION_MARK
 from ftdist.train.preempt import Preemption
-
-
-@dataclass(frozen=True)
-class DocumentLosses:
-    """The losses of the documents of a set, over all ranks. A document that is in several rows is listed for each."""
-
-    losses: np.ndarray
-    """[documents] float64: sums of the losses in nats, in the order of the rows."""
-    weights: np.ndarray
-    """[documents] float64: the weights (for SFT the numbers of trained tokens)."""
-
-    @property
-    def loss(self) -> float:
-        """The sum of all losses."""
-        return float(self.losses.sum())
-
-    @property
-    def weight(self) -> int:
-        """The sum of all weights."""
-        return int(self.weights.sum())
 
 
 @torch.no_grad()
@@ -55,7 +35,8 @@ def evaluate(
     Returns:
         The losses over all ranks. None if the run was asked to stop during the evaluation.
     """
-    found = np.zeros((2, len(dataset.row_docs)))
+    names = objective.document_metrics
+    found = np.zeros((2 + len(names), len(dataset.row_docs)))
     rows_per_round = rows_per_rank * mesh.data_size
     with engine.evaluation():
         for start in range(0, dataset.num_rows, rows_per_round):
@@ -67,11 +48,13 @@ def evaluate(
             measured = objective.segment_losses(engine, batch.to(mesh.device))
             if rows:
                 documents = slice(*dataset.row_offsets[[rows[0], rows[-1] + 1]])
-                found[:, documents] = measured.losses[real], measured.weights[real]
+                sums = measured.losses, measured.weights, *(measured.metrics[name] for name in names)
+                found[:, documents] = [values[real] for values in sums]
             report(min(start + rows_per_round, dataset.num_rows), dataset.num_rows)
             if preemption is not None and mesh.sum([float(preemption.requested())])[0]:
                 return None
-    return DocumentLosses(*mesh.sum_array(found))
+    losses, weights, *metrics = mesh.sum_array(found)
+    return DocumentLosses(losses, weights, dict(zip(names, metrics, strict=True)))
 
 
 def report_rows(say: Callable[[str], None], name: str, done: int, rows: int) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from ftdist.base.terminal import format_seconds
 from ftdist.parallel.ranks import on_rank_0
+from ftdist.track.gain import DocumentLosses
 from ftdist.train.base_texts import BaseTexts, as_set, draw_texts, prompts_of, rows_of
-from ftdist.train.evaluate import DocumentLosses, evaluate, report_rows
+from ftdist.train.evaluate import evaluate, report_rows
 
 KL, KL_ERROR = "forgetting/kl", "forgetting/kl_error"
 """Names of the metrics."""

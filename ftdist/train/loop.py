@@ -13,7 +13,7 @@ from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.plan.goodput import goodput_of
 from ftdist.run.rundir import PAUSED
 from ftdist.run.timeline import EVALUATING, SAVING, STEPS
-from ftdist.track.gain import Documents, write_evaluation
+from ftdist.track.gain import DocumentLosses, write_evaluation
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
 from ftdist.train.forgetting import KL, KL_ERROR
@@ -229,7 +229,7 @@ def _evaluate_all(training: Training) -> bool:
         False if the run was asked to stop during the evaluation. Nothing is recorded then.
     """
     metrics: Dict[str, float] = {}
-    documents: Dict[str, Documents] = {}
+    documents: Dict[str, DocumentLosses] = {}
     loss_sum, num_tokens = 0.0, 0
     step, progress = training.state.step, training.progress
     with training.timeline.during(EVALUATING, step), progress.during("evaluating") as say:
@@ -241,8 +241,8 @@ def _evaluate_all(training: Training) -> bool:
             )  # fmt: skip
             if measured is None:
                 return False
-            metrics[f"eval/{name}/loss"] = measured.loss / measured.weight
-            documents[name] = measured.losses, measured.weights
+            metrics |= {f"eval/{name}/{metric}": value for metric, value in measured.means().items()}
+            documents[name] = measured
             loss_sum, num_tokens = loss_sum + measured.loss, num_tokens + measured.weight
         forgetting = training.forgetting.measure(say)
         if forgetting is None:
@@ -271,10 +271,10 @@ def describe_evaluation(metrics: Dict[str, float], forgetting: Dict[str, float])
     """Return the results of an evaluation as text.
 
     Args:
-        metrics: ``eval/<name>/loss`` of each held-out set.
+        metrics: ``eval/<name>/loss`` and other metrics of each held-out set.
         forgetting: The metrics of forgetting, or empty.
     """
-    losses = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items()}
+    losses = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items() if name.endswith("/loss")}
     named = [f"{name} {loss}" for name, loss in losses.items()] if len(losses) > 1 else list(losses.values())
     parts = [f"held-out loss {', '.join(named)}"] if losses else []
     if forgetting:

@@ -50,8 +50,9 @@ def run(tmp_path: Path) -> RunDir:
     return copy_of(finished_run(*PADDED_ZERO3), tmp_path / "run")
 
 
-def heldout_losses(run: RunDir) -> Dict[int, float]:
-    return {r["step"]: r["eval/heldout/loss"] for r in run.read_metrics() if "eval/heldout/loss" in r}
+def heldout_metrics(run: RunDir) -> Dict[int, Dict[str, float]]:
+    return {r["step"]: {name: r[name] for name in r if name.startswith("eval/heldout/")} for r in run.read_metrics()
+            if "eval/heldout/loss" in r}  # fmt: skip
 
 
 def test_status_shows_a_finished_run(run: RunDir, tmp_path: Path) -> None:
@@ -78,9 +79,12 @@ def test_eval_gives_the_loss_of_the_run(checkpoint: str, run: RunDir) -> None:
     record = json.loads((run.path / "eval.jsonl").read_text())
     assert f"step-{record['step']:08d}" in done.out and f"{record['eval/heldout/loss']:.4f}" in done.out
     assert record["step"] == (4 if checkpoint == "4" else 6)
-    expected = heldout_losses(run)
+    expected = heldout_metrics(run)
     if record["step"] in expected:
-        assert record["eval/heldout/loss"] == pytest.approx(expected[record["step"]], rel=1e-5)
+        assert {name: record[name] for name in expected[record["step"]]} == pytest.approx(
+            expected[record["step"]], rel=1e-5
+        )
+        assert 0 < record["eval/heldout/accuracy"] < 1 < record["eval/heldout/entropy"]
     assert not list(run.path.glob(".*")), "the exported models of this eval and of a killed one are removed"
     assert "│" not in done.out and not re.search(r" $", done.out, re.MULTILINE)
 

@@ -169,7 +169,7 @@ def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, coun
     exact = fingerprint(resumed.engine) == before
     exact &= steps(resumed, count - SAVED_AT) == losses[SAVED_AT:] and fingerprint(resumed.engine) == after
     resumed.engine.destroy()
-    loss, tokens = measure(config, resumed.run.deepspeed, checkpoint, ranks)["test"]
+    evaluated = measure(config, resumed.run.deepspeed, checkpoint, ranks)["test"].means()["loss"]
     answered = _quiz(config, resumed.run, ranks) if quiz else None
     answers = _exported_answers(config, resumed.run, checkpoint) if ranks.first else []
     stored = Stored(sorted(checkpoint.glob("rank-*.safetensors")))
@@ -177,7 +177,7 @@ def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, coun
     for (state, _), parts in stored._parts.items():
         sizes[state] = sizes.get(state, 0) + sum(count for _, count, _ in parts)
     kl = [metrics["forgetting/kl"] for metrics in forgotten]
-    return Found(deviation, [loss for loss, _ in losses], exact, sizes, (heldout, loss / tokens), kl, answered, answers)
+    return Found(deviation, [loss for loss, _ in losses], exact, sizes, (heldout, evaluated), kl, answered, answers)
 
 
 def _exported_answers(config: Any, run: Any, checkpoint: Path) -> List[List[int]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.mutations import (
+    EVALUATION_MUTATIONS,
+    EVALUATION_SUITES,
     HEAD_MUTATIONS,
     HEAD_SUITES,
     METHOD_MUTATIONS,
@@ -23,7 +25,7 @@ ONE_CASE = {"invariance suite": [ONE_RANK]}
 
 
 def test_every_mutation_applies_to_the_code(tmp_path: Path) -> None:
-    for mutation in (*MUTATIONS, *METHOD_MUTATIONS, *HEAD_MUTATIONS):
+    for mutation in (*MUTATIONS, *METHOD_MUTATIONS, *HEAD_MUTATIONS, *EVALUATION_MUTATIONS):
         path = tmp_path / mutation.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / mutation.file).read_text(encoding="utf-8"), encoding="utf-8")
@@ -56,3 +58,10 @@ def test_each_bug_of_an_adapter_is_caught(mutation: Mutation) -> None:
 @pytest.mark.parametrize("mutation", HEAD_MUTATIONS, ids=lambda m: m.bug)
 def test_each_bug_of_the_loss_head_and_of_recomputation_is_caught(mutation: Mutation) -> None:
     assert prove(mutation, HEAD_SUITES)["tests"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mutation", EVALUATION_MUTATIONS, ids=lambda m: m.bug)
+def test_each_bug_of_evaluation_is_caught(mutation: Mutation) -> None:
+    assert prove(mutation, EVALUATION_SUITES)["tests"]

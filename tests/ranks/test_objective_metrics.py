@@ -50,6 +50,26 @@ def _expected_means(config: RunConfig) -> List[float]:
     return means
 
 
+def _plain_means(config: RunConfig) -> Dict[str, float]:
+    """Return loss, accuracy and entropy of a held-out token before the first step, one document after another."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
+    logprobs, rights, entropies = [], [], []
+    for ids, trained in (document for row in read_rows(data_folder(config) / "heldout") for document in row):
+        tokens = torch.tensor(ids).long()
+        with torch.no_grad():
+            found = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+        here = torch.tensor(trained[1:] == 1)
+        found, targets = found[here], tokens[1:][here]
+        logprobs.append(found.gather(1, targets[:, None])[:, 0])
+        rights.append((found.argmax(-1) == targets).double())
+        entropies.append(-(found.exp() * found).sum(-1))
+    loss, accuracy, entropy = (float(torch.cat(values).mean()) for values in (logprobs, rights, entropies))
+    return {"loss": -loss, "accuracy": accuracy, "entropy": entropy}
+
+
 def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
     config = tiny_config(
@@ -62,3 +82,6 @@ def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: 
     expected = _expected_means(config)
     assert [record[METRIC] for record in records] == pytest.approx(expected, rel=1e-12)
     assert expected[0] != pytest.approx(expected[1], rel=1e-3), "the steps cannot be told apart"
+    [before, _] = [record for record in run.read_metrics() if "eval/heldout/loss" in record]
+    found = {name: before[f"eval/heldout/{name}"] for name in ("loss", "accuracy", "entropy")}
+    assert found == pytest.approx(_plain_means(config), rel=1e-6)

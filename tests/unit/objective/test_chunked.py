@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ftdist.objective.chunked import LogitTransform, token_logprobs
+from ftdist.objective.chunked import LogitTransform, scores_of_logits, token_logprobs, token_scores
 
 N, HIDDEN, ROWS, VOCAB, RANK = 11, 6, 19, 17, 2
 TRANSFORMS = {
@@ -65,6 +65,40 @@ def test_values_and_gradients_equal_the_plain_computation(how: LogitTransform, c
     (expected * weights).sum().backward()
     for mine, plains in zip([bias, *factors], [other_bias, *others], strict=True):
         torch.testing.assert_close(mine.grad, plains.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_scores_equal_those_of_whole_logits_in_fp64(how: LogitTransform, chunk: int) -> None:
+    """Log-probability, whether the target has the largest logit, and entropy. Rows of padding do not count."""
+    factors, bias, targets = inputs(torch.float64, low_rank=True)
+    with torch.no_grad():
+        bias[VOCAB:] = 100.0
+        outputs = sum(h @ w.T for h, w in zip(factors[0::2], factors[1::2], strict=True)) + bias
+        scaled = outputs * how.scale
+        logits = (scaled if how.cap is None else how.cap * torch.tanh(scaled / how.cap))[:, :VOCAB]
+    targets[2:6] = logits.argmax(-1)[2:6]
+    chosen = logits.log_softmax(-1)
+    correct = (logits.argmax(-1) == targets).double()
+    assert 4 <= correct.sum() < N
+    entropies = torch.distributions.Categorical(logits=logits).entropy()
+    expected = torch.stack([chosen.gather(1, targets[:, None])[:, 0], correct, entropies], 1)
+    for dtype, rtol in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        given = [tensor.to(dtype) for tensor in factors]
+        pairs = list(zip(given[0::2], given[1::2], strict=True))
+        found = token_scores(pairs, bias.to(dtype), targets, VOCAB, how, chunk)
+        assert not found.requires_grad
+        torch.testing.assert_close(found.double(), expected, rtol=rtol, atol=rtol)
+        copy_of = logits.to(dtype).clone()
+        torch.testing.assert_close(scores_of_logits(copy_of, targets, chunk).double(), expected, rtol=rtol, atol=rtol)
+        assert torch.equal(copy_of, logits.to(dtype)), "the logits of the caller are not overwritten"
+
+
+def test_of_equal_logits_the_first_is_chosen_and_impossible_tokens_have_no_entropy() -> None:
+    logits = torch.tensor([[1.0, 1.0, float("-inf")], [float("-inf"), 5.0, float("-inf")]])
+    found = scores_of_logits(torch.cat([logits, logits]), torch.tensor([0, 1, 1, 0]))
+    assert found[:, 1].tolist() == [1, 1, 0, 0]
+    torch.testing.assert_close(found[:, 2], torch.tensor([2.0, 1.0, 2.0, 1.0]).log())
 
 
 def test_rows_of_padding_have_no_probability_and_no_gradient() -> None:

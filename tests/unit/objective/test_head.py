@@ -1,5 +1,6 @@
 """The head of a model is found, and losses from its hidden states equal those from the model's own logits."""
 
+from itertools import pairwise
 from typing import Any, Dict, Tuple
 
 import pytest
@@ -14,7 +15,7 @@ from ftdist.model.forward import set_plan
 from ftdist.objective import chunked
 from ftdist.objective.chunked import LogitTransform
 from ftdist.objective.head import Head, find_head
-from ftdist.objective.token_loss import token_loss
+from ftdist.objective.token_loss import segment_losses, token_loss
 from tests.helpers.families import COMMON, GROUPED
 
 VOCAB = 250
@@ -59,6 +60,31 @@ def loss_and_gradients(model: Any, head: Any) -> Tuple[float, Dict[str, torch.Te
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@torch.no_grad()
+def assert_same_scores(model: Any, head: Any) -> None:
+    """Compare losses and metrics of segments with those of the model's own logits in fp64."""
+    documents, count, every = batch(), 0, []
+    for begin, end in pairwise(documents.limits):
+        logits = model(input_ids=documents.input_ids[:, begin:end]).logits[0, :-1, :VOCAB].double()
+        every.append(logits)
+        documents.labels[0, begin + 2 : end : 3] = logits.argmax(-1)[1::3]  # a random model is hardly ever right
+    found, own = segment_losses(model, documents, VOCAB, head), segment_losses(model, documents, VOCAB)
+    for segment, (begin, end) in enumerate(pairwise(documents.limits)):
+        targets = documents.labels[0, begin + 1 : end]
+        here = targets != IGNORED
+        logits, targets = every[segment][here], targets[here]
+        expected = {
+            "loss": torch.nn.functional.cross_entropy(logits, targets, reduction="sum"),
+            "accuracy": (logits.argmax(-1) == targets).sum(),
+            "entropy": torch.distributions.Categorical(logits=logits).entropy().sum(),
+        }
+        count += int(expected["accuracy"])
+        for one in (found, own):
+            sums = {"loss": one.losses[segment], **{name: values[segment] for name, values in one.metrics.items()}}
+            assert sums == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+    assert 0 < count < found.weights.sum(), "some targets are the most probable tokens, and some are not"
+
+
 def assert_same(model: Any, head: Any) -> None:
     loss, gradients = loss_and_gradients(model, head)
     expected, plain = loss_and_gradients(model, None)
@@ -67,6 +93,8 @@ def assert_same(model: Any, head: Any) -> None:
     whole = float(torch.stack([g.norm() for g in plain.values()]).norm())
     for name, gradient in gradients.items():
         assert float((gradient - plain[name]).norm()) <= 1e-5 * max(float(plain[name].norm()), 1e-2 * whole), name
+    model.eval()
+    assert_same_scores(model, head)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from ftdist.report import main
 from ftdist.report.facts import changed_settings, data_of, facts_of
 from ftdist.run.rundir import RunDir
 from ftdist.run.task_results import write_result
-from ftdist.track.gain import write_evaluation
+from ftdist.track.gain import DocumentLosses, write_evaluation
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
 RECORDS: list[dict[str, Any]] = [
@@ -48,9 +48,9 @@ def test_curves_faults_and_commands(tmp_path: Path) -> None:
     assert found["forgetting"] == {"curve": [[0, 0.0, 0.0], [4, 0.25, 0.01]], "warning": None} and found["gain"] == {}
     tokens = np.array([2.0, 2.0])
     for step, loss in ((0, 3.0), (4, 2.875)):
-        write_evaluation(run, step, {"docs": (loss * tokens, tokens)})
+        write_evaluation(run, step, {"docs": DocumentLosses(loss * tokens, tokens)})
     found = facts_of(run, data_config(tmp_path, "name=mine", "optim.lr=0.5"))
-    assert found["gain"]["docs"]["change"] == {"loss": -0.125, "low": -0.125, "high": -0.125}
+    assert found["gain"]["docs"]["change"] == {"value": -0.125, "low": -0.125, "high": -0.125}
     assert "optim.lr=1.7e-01" in found["forgetting"]["warning"], "0.25 - 2 · 0.01 is more than 0.125"
     assert found["train"] == [[1, 2.9], [2, 2.8], [3, 2.7], [4, "nan"]]
     assert found["faults"] == [

@@ -19,8 +19,8 @@ FORGETTING = {
     "curve": [[0, 0.0, 0.0], [2, 0.1, 0.02], [4, 0.25, 0.03]], "warning": f"forgetting outruns gain {ATTACK}",
 }  # fmt: skip
 GAIN = {
-    "documents": 64, "tokens": 5120, "before": {"loss": 3.0, "low": 2.9, "high": 3.1},
-    "after": {"loss": 1.5, "low": 1.4, "high": 1.6}, "change": {"loss": -1.5, "low": -1.6, "high": -1.4},
+    "documents": 64, "tokens": 5120, "before": {"value": 3.0, "low": 2.9, "high": 3.1},
+    "after": {"value": 1.5, "low": 1.4, "high": 1.6}, "change": {"value": -1.5, "low": -1.6, "high": -1.4},
 }  # fmt: skip
 DATA = {
     "sources": {f"docs {ATTACK}": {"documents": 4635, "tokens": 464664, "trained": 228338, "dropped": 2}},

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from ftdist.run.rundir import RunDir
-from ftdist.track.gain import evaluation_file, forgets_too_much, gain_of, interval_of, read_evaluation, write_evaluation
+from ftdist.track.gain import (
+    DocumentLosses,
+    evaluation_file,
+    forgets_too_much,
+    gain_of,
+    interval_of,
+    read_evaluation,
+    write_evaluation,
+)
 
 
 def _documents(draw: np.random.Generator, count: int, loss: float) -> Tuple[np.ndarray, np.ndarray]:
@@ -21,40 +29,56 @@ def test_the_interval_holds_the_true_loss_in_95_of_100_samples() -> None:
     hits = 0
     for _ in range(200):
         found = interval_of(*_documents(draw, 60, 2.0))
-        assert found.low < found.loss < found.high < found.low + 1
+        assert found.low < found.value < found.high < found.low + 1
         hits += found.low <= 2.0 <= found.high
     assert 0.89 <= hits / 200 <= 0.99
 
 
 def test_the_loss_is_a_ratio_of_sums_and_documents_without_tokens_do_not_count() -> None:
     found = interval_of(np.array([8.0, 1.0, 0.0]), np.array([2.0, 1.0, 0.0]))
-    assert (found.loss, found.low, found.high) == (3.0, 1.0, 4.0)
+    assert (found.value, found.low, found.high) == (3.0, 1.0, 4.0)
     assert np.isnan(interval_of(np.array([np.nan, 1.0]), np.array([1.0, 1.0])).low)
 
 
 def test_the_change_is_paired_by_document(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     losses, tokens = _documents(np.random.default_rng(2), 50, 3.0)
-    write_evaluation(run, 0, {"docs/ä": (losses, tokens), "gone": (losses, tokens)})
-    write_evaluation(run, 9, {"docs/ä": (losses - 0.25 * tokens, tokens), "other": (losses, tokens)})
+    right = {"accuracy": 0.5 * tokens, "entropy": 2 * losses}
+    before = DocumentLosses(losses, tokens, right)
+    after = DocumentLosses(losses - 0.25 * tokens, tokens, {"accuracy": 0.75 * tokens, "new": tokens})
+    write_evaluation(run, 0, {"docs/ä": before, "gone": before})
+    write_evaluation(run, 9, {"docs/ä": after, "other": after})
     points = [(0, 3.0), (9, 2.75)]
     found = gain_of(run, {"docs/ä": points, "gone": points, "other": points, "once": [(0, 3.0)]})
     assert list(found) == ["docs/ä"] and found["docs/ä"]["documents"] == 50
     change = found["docs/ä"]["change"]
-    assert [change[part] for part in ("loss", "low", "high")] == pytest.approx([-0.25] * 3), "each document gained 0.25"
+    assert [change[part] for part in ("value", "low", "high")] == pytest.approx([-0.25] * 3), (
+        "each document gained 0.25"
+    )
     assert found["docs/ä"]["after"]["high"] - found["docs/ä"]["after"]["low"] > 0.1, "documents differ"
-    assert found["docs/ä"]["before"]["loss"] == pytest.approx(losses.sum() / tokens.sum())
+    assert found["docs/ä"]["before"]["value"] == pytest.approx(losses.sum() / tokens.sum())
+    assert list(found["docs/ä"]["metrics"]) == ["accuracy"], "only what both evaluations have"
+    accuracy = found["docs/ä"]["metrics"]["accuracy"]
+    assert accuracy["change"] == {"value": 0.25, "low": 0.25, "high": 0.25} and accuracy["before"]["value"] == 0.5
+
+
+def test_means_are_over_tokens_and_not_over_documents() -> None:
+    found = DocumentLosses(np.array([2.0, 9.0]), np.array([1.0, 9.0]), {"accuracy": np.array([1.0, 3.0])})
+    assert found.means() == {"loss": 1.1, "accuracy": 0.4}
 
 
 def test_an_evaluation_is_written_whole_and_a_damaged_one_is_not_used(tmp_path: Path) -> None:
-    run, documents = RunDir(tmp_path), (np.array([1.0, 2.0]), np.array([3.0, 4.0]))
-    write_evaluation(run, 3, {"a": documents})
-    assert [array.tolist() for array in read_evaluation(run, 3)["a"]] == [[1.0, 2.0], [3.0, 4.0]]
+    run, numbers = RunDir(tmp_path), np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 2.0]])
+    write_evaluation(run, 3, {"a": DocumentLosses(*numbers[:2], {"accuracy": numbers[2]})})
+    found = read_evaluation(run, 3)["a"]
+    assert [found.losses.tolist(), found.weights.tolist(), found.metrics["accuracy"].tolist()] == numbers.tolist()
     assert [path.name for path in run.evaluations.iterdir()] == ["step-00000003.npz"]
     for content in (b"", b"text", evaluation_file(run, 3).read_bytes()[:-30]):
         evaluation_file(run, 3).write_bytes(content)
         assert read_evaluation(run, 3) == {}
     assert read_evaluation(run, 4) == {}
+    np.savez(evaluation_file(run, 5), **{"names": np.array(["a"]), "0": numbers[:2]})
+    assert read_evaluation(run, 5)["a"].metrics == {}, "a run of an earlier version"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +86,7 @@ def test_an_evaluation_is_written_whole_and_a_damaged_one_is_not_used(tmp_path: 
 )
 def test_a_warning_names_one_setting_when_forgetting_outruns_gain(kl: float, error: float, warned: bool) -> None:
     def part(tokens: int, change: float) -> Dict[str, Any]:
-        return {"tokens": tokens, "change": {"loss": change}}
+        return {"tokens": tokens, "change": {"value": change}}
 
     gain = {"a": part(300, -0.4), "b": part(100, 0.0)}  # together 0.3 nats for each token, not the mean of 0.4 and 0
     found = forgets_too_much(gain, (9, kl, error), 3e-4)

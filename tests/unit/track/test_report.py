@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from ftdist.run.rundir import RunDir
-from ftdist.track.gain import write_evaluation
+from ftdist.track.gain import DocumentLosses, write_evaluation
 from ftdist.track.report import final_report
 
 WHOLE = b":W&B\xe1\xbe\x00" + struct.pack("<IHB", zlib.crc32(b"\1" + bytes(20)), 20, 1) + bytes(20)
@@ -67,12 +67,15 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
         *(sample(10, index, f"Return it {index}\nsecond line ") for index in range(3)),
     )
     tokens = np.array([4.0, 4.0])
-    for step, loss in ((0, 3.0), (10, 2.875)):
-        write_evaluation(run, step, {"docs": (loss * tokens, tokens)})
+    for step, loss, right in ((0, 3.0, 1.0), (10, 2.875, 2.0)):
+        right_tokens = {"accuracy": np.array([right, right]), "entropy": 3 * tokens}
+        write_evaluation(run, step, {"docs": DocumentLosses(loss * tokens, tokens, right_tokens)})
     said = report(run)
     lines = said.splitlines()
-    del lines[3:5]
-    assert ["docs", "-0.1250", "-0.1250", "to", "-0.1250", "2"] in [line.split() for line in said.splitlines()]
+    rows = [line.split() for line in lines]
+    assert ["docs", "25.0", "%", "50.0", "%", "+25.00", "+25.00", "to", "+25.00"] in rows
+    assert ["docs", "-0.1250", "-0.1250", "to", "-0.1250", "2"] in rows
+    del lines[3:7]
     assert lines[0].split() == ["held-out", "loss", "before", "after", "change", "perplexity"]
     assert lines[1].split() == ["docs", "3.0000", "2.0000", "-33.3", "%", "20.09", "→", "7.39"]
     assert lines[2].split() == ["other", "2.0000", "1.5000", "-25.0", "%", "7.39", "→", "4.48"]

@@ -18,8 +18,9 @@ from ftdist.model.attention_plan import BY_DOCUMENT
 from ftdist.model.forward import set_plan
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.parallel.mesh import Mesh
+from ftdist.track.gain import DocumentLosses
 from ftdist.train.base_texts import OPENINGS, QUESTIONS, BaseTexts, as_set, draw_texts, prompts_of
-from ftdist.train.evaluate import DocumentLosses, evaluate
+from ftdist.train.evaluate import evaluate
 from ftdist.train.forgetting import divergence
 from tests.helpers.families import TINY
 
