@@ -18,7 +18,7 @@ sys.path[0] = str(ROOT)  # this file is started by its path and imports tests.he
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from ftdist.launch.attempt.machine import visible_gpus  # noqa: E402
-from tests.bench import forgetting, methods, preparation, saving, startup, tax  # noqa: E402
+from tests.bench import beside_trl, forgetting, methods, preparation, saving, startup, tax  # noqa: E402
 from tests.bench.figures import Section  # noqa: E402
 from tests.bench.report import machine, read_sections, write_report  # noqa: E402
 
@@ -29,8 +29,9 @@ BENCHMARKS: Dict[str, Callable[[Path, bool], Section]] = {
     "startup": startup.measure,
     "saving": saving.measure,
     "forgetting": forgetting.measure,
+    "trl": beside_trl.measure,
 }
-LONG = ("forgetting",)
+LONG = ("forgetting", "trl")
 """Those that run only if they are named."""
 
 

@@ -1,7 +1,8 @@
 """One measurement in a process of its own: ``python -m tests.bench.one_method ROLE CONFIG FOLDER OUT``.
 
-``prepare`` makes the model, the rows and an adapter. ``ftdist`` takes the steps of a run, ``trainer`` those of a script
-with transformers' Trainer, which imports nothing of ftdist. Both write their times, losses and memory to OUT.
+``prepare`` makes the model, the rows and an adapter, ``documents`` the model and the documents of the rows. ``ftdist``
+takes the steps of a run, ``trainer`` those of a script with transformers' Trainer, which imports nothing of ftdist.
+Both write their times, losses and memory to OUT.
 
 For ``forgetting.py``, ``answers`` lets the base model answer questions, and ``train`` takes all steps of a run and
 measures its held-out losses before and after.
@@ -33,15 +34,39 @@ def prepare(config: Any, folder: Path) -> Dict[str, Any]:
     freeze_tiny(config, folder / "run", 1)
     rows = read_rows(data_folder(config) / "train")
     order = row_order(config.seed, len(rows), (WARMUP_STEPS + STEPS) * config.batch.global_batch_size)
-    documents = [rows[row][0] for row in order]
-    labels = [[int(token) if of and n else -100 for n, (token, of) in enumerate(zip(*d, strict=True))]
-              for d in documents]  # fmt: skip
-    examples = [{"input_ids": ids.tolist(), "labels": of} for (ids, _), of in zip(documents, labels, strict=True)]
-    (folder / "rows.json").write_text(json.dumps(examples))
+    (folder / "rows.json").write_text(json.dumps([example(*rows[row][0]) for row in order]))
     method = config.method
     settings = LoraConfig(r=method.r, lora_alpha=method.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "model"), settings).save_pretrained(folder / "adapter")
     return {}
+
+
+def documents(config: Any, folder: Path) -> Dict[str, Any]:
+    """Convert the model, prepare the data, and write the documents of the rows of all steps in their order.
+
+    Returns:
+        How many documents there are, and the tokens of each step.
+    """
+    from ftdist.model.convert import convert_gguf
+    from ftdist.run.prepared import data_folder
+    from ftdist.verify.reference import read_rows, row_order
+    from tests.bench.methods import model_file
+    from tests.helpers.tiny import freeze_tiny
+
+    convert_gguf(model_file(), folder / "model")
+    freeze_tiny(config, folder / "run", 1)
+    rows, batch = read_rows(data_folder(config) / "train"), config.batch.global_batch_size
+    order = row_order(config.seed, len(rows), (WARMUP_STEPS + STEPS) * batch)
+    examples = [example(*document) for row in order for document in rows[row]]
+    (folder / "documents.json").write_text(json.dumps(examples))
+    lengths = [sum(len(ids) for ids, _ in rows[row]) for row in order]
+    return {"documents": len(examples), "tokens": [sum(lengths[at : at + batch]) for at in range(0, len(order), batch)]}
+
+
+def example(ids: Any, trained: Any) -> Dict[str, List[int]]:
+    """Return a document as lists. The label of a token that is not trained is -100, and so is the first one."""
+    labels = [int(token) if of and n else -100 for n, (token, of) in enumerate(zip(ids, trained, strict=True))]
+    return {"input_ids": ids.tolist(), "labels": labels}
 
 
 def ftdist(config: Any, folder: Path) -> Dict[str, Any]:
@@ -194,11 +219,14 @@ def main(role: str, config: Path, folder: Path, out: Path) -> None:
         else:
             from ftdist.config.frozen import parse_config
 
-            run = {"prepare": prepare, "ftdist": ftdist, "answers": answers, "train": train}[role]
+            run = {"prepare": prepare, "documents": documents, "ftdist": ftdist, "answers": answers, "train": train}[
+                role
+            ]
             found = run(parse_config(config.read_text(), str(config)), folder)
     except Exception:
         found = {"error": traceback.format_exc()}  # a rank's own standard error leads nowhere
     out.write_text(json.dumps(found))
+    sys.exit("error" in found)
 
 
 if __name__ == "__main__":
