@@ -25,6 +25,7 @@ from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import MethodKind, Precision, RunConfig
+from ftdist.method.adapters import weight_of_rows
 from ftdist.method.build import METHODS
 from ftdist.method.lora import export_merged
 from ftdist.method.qlora import export_merged_quantized
@@ -139,7 +140,8 @@ def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
 
 
 def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:
-    """Return the weights without the padding rows of the embedding, and set the vocabulary size in the config."""
+    """Return the weights without the padding rows of the embedding and of adapters of the head, and set the vocabulary
+    size in the config."""
     text_config = model_config.get_text_config()
     padded, text_config.vocab_size = text_config.vocab_size, vocab_size
     if padded == vocab_size:
@@ -147,5 +149,5 @@ def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: 
     with torch.device("meta"):
         model = auto_class(model_config).from_config(model_config)
     names = {name for name, p in model.named_parameters(remove_duplicate=False) if p.shape[0] == vocab_size}
-    cut = {n for n, t in weights.items() if n in names and t.shape[0] == padded}
+    cut = {n for n, t in weights.items() if weight_of_rows(n) in names and t.shape[0] == padded}
     return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}

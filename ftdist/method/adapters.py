@@ -7,6 +7,7 @@ its ``forward`` accepts any arguments, which hides the arguments that the model 
 
 import hashlib
 import math
+import re
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List
 
@@ -181,6 +182,12 @@ def fold_adapters(model: torch.nn.Module) -> None:
             dtype = base.weight.dtype
             module.float().merge(safe_merge=True)
             base.to(dtype)
+
+
+def weight_of_rows(name: str) -> str:
+    """Return the name of the weight that has as many rows as a tensor: that of the layer for B and for the magnitude of
+    DoRA, and the tensor itself for others."""
+    return re.sub(rf"\.lora_(B|magnitude_vector)\.{ADAPTER}\.weight$", ".weight", name)
 
 
 def without_adapters(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:

@@ -54,13 +54,15 @@ def check_continued(model: PreTrainedModel, config: RunConfig) -> Dict[torch.nn.
 def _fits(model: PreTrainedModel, parameter: torch.nn.Parameter, shape: Shape | None) -> bool:
     """Return whether a tensor of the file can be put into a parameter.
 
-    An embedding may have more rows than the file: for tokens that this run adds, and for padding. On the meta device
-    new tokens are not yet added.
+    An embedding, and an adapter of the output head, may have more rows than the file: for tokens that this run adds,
+    and for padding. On the meta device new tokens are not yet added.
     """
     mine = tuple(whole_shape(parameter))
-    owners = (model.get_input_embeddings(), model.get_output_embeddings())
-    if shape is not None and any(owner is not None and parameter is owner.weight for owner in owners):
-        return shape[1:] == mine[1:] and (parameter.is_meta or shape[0] <= mine[0])
+    owners = [one for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one is not None]
+    for owner in owners:
+        rows = whole_shape(owner.weight)[0]
+        if shape is not None and mine[0] == rows and any(parameter is one for one in owner.parameters()):
+            return shape[1:] == mine[1:] and (parameter.is_meta or shape[0] <= rows)
     return shape == mine
 
 

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+import torch
 
 from ftdist.base.errors import ConfigError
+from ftdist.checkpoint.export import _remove_padding
 from ftdist.method.check import check_run
 from ftdist.method.continued import check_continued, start_from_adapter
 from ftdist.method.lora import Lora
 from ftdist.model.adapter import check_folded
+from ftdist.model.opened import open_exported
+from ftdist.objective.head import find_head
 from ftdist.run.adapters import INIT_FROM, adapter_settings
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model
@@ -75,6 +79,26 @@ def test_an_export_with_tied_embeddings_and_more_tokens_is_continued(tmp_path: P
     small = Lora().apply(base_of(again), again)
     with pytest.raises(ConfigError, match=r"has the shape \[261, 64\], and the model needs \[259, 64\]"):
         start_from_adapter(small, again)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_adapter_of_a_padded_head_is_exported_without_padding_and_continued_with_it(
+    use_dora: bool, tmp_path: Path
+) -> None:
+    config = lora_config(save_tiny_model(tmp_path / "model"), target_modules=["q_proj", "lm_head"], use_dora=use_dora)
+    model = base_of(config)
+    model.resize_token_embeddings(320, mean_resizing=False)
+    model = Lora().apply(model, config).eval()
+    assert find_head(model, 259, torch.device("cpu")) == "its head has an adapter"
+    weights = _remove_padding(trained(model), model.config, 259)
+    adapter = export(config, model, weights, tmp_path / "adapter")
+    again = continuing(Path(str(config.model.path)), adapter)
+    new = base_of(again)
+    new.resize_token_embeddings(264, mean_resizing=False)
+    new = Lora().apply(new, again).eval()
+    start_from_adapter(new, again)
+    expected = logits(model)[..., :259]
+    assert logits(new)[..., :259].equal(expected) and logits(open_exported(adapter).eval()).equal(expected)
 
 
 @pytest.mark.parametrize(
