@@ -59,7 +59,7 @@ TOUR: Dict[str, List[str]] = {
     "What both planes read": [
         "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/timeline.py", "ftdist/run/task_results.py",
         "ftdist/plan/goodput.py",
-        "ftdist/plan/cost.py", "ftdist/plan/pretraining.py",
+        "ftdist/plan/cost.py", "ftdist/plan/energy.py", "ftdist/plan/pretraining.py",
         "ftdist/run/locations.py", "ftdist/run/prepared.py",
         "ftdist/run/identity.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
@@ -131,7 +131,8 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/train/stop_when.py",
         "ftdist/train/bad_steps.py", "ftdist/train/preempt.py", "ftdist/train/time_limit.py",
         "ftdist/train/out_of_memory.py",
-        "ftdist/parallel/device_memory.py", "ftdist/train/watchdog.py", "ftdist/parallel/collectives.py",
+        "ftdist/parallel/device_memory.py", "ftdist/parallel/energy.py", "ftdist/train/watchdog.py",
+        "ftdist/parallel/collectives.py",
         "ftdist/train/from_deepspeed.py",
     ],
     "Checkpoints": [

@@ -29,6 +29,8 @@ class Ranks:
     restart: int
     """Number of times that torchrun has restarted the ranks."""
     device: torch.device
+    local_size: int = 1
+    """Number of ranks on its machine."""
 
     @property
     def first(self) -> bool:
@@ -49,6 +51,7 @@ def read_ranks(config: RunConfig) -> Ranks:
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         restart=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
         device=torch.device("cuda", local_rank) if cuda else torch.device("cpu"),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 

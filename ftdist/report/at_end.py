@@ -3,6 +3,7 @@
 The model is compared with its base only by ``ftdist report``, which needs the memory of a whole model.
 """
 
+import threading
 from typing import List
 
 from ftdist.base.output import quoted_path
@@ -13,21 +14,36 @@ from ftdist.report.summary import headline, sentences
 from ftdist.run.rundir import RunDir
 from ftdist.track.tracker import Tracker
 
+FAILED_LIMIT_S = 20.0
+"""Longest time that the report of a run that has failed may take. It must not keep the launcher from saying so."""
 
-def report_at_end(run: RunDir, tracker: Tracker, reason: str = "") -> List[str]:
-    """Write the report of a run that is about to be done, and pass it to the tracker. Only rank 0 calls it.
+
+def report_failure(run: RunDir, tracker: Tracker, error: BaseException) -> None:
+    """Write the report of a run that has failed, and pass it to the tracker. Only rank 0 calls it.
+
+    It waits for it for at most ``FAILED_LIMIT_S``, and raises nothing.
+    """
+    reason = redact(next(iter(str(error).splitlines()), "") or type(error).__name__)
+    work = threading.Thread(target=report_at_end, args=(run, tracker, reason, "failed"), daemon=True)
+    work.start()
+    work.join(FAILED_LIMIT_S)
+
+
+def report_at_end(run: RunDir, tracker: Tracker, reason: str = "", ending: str = "done") -> List[str]:
+    """Write the report of a run that is about to end, and pass it to the tracker. Only rank 0 calls it.
 
     Args:
-        reason: Why the run ended before its last step, if it did.
+        reason: Why the run ends before its last step, if it does.
+        ending: The state that the run is about to have.
 
-    Nothing that goes wrong here can fail the run: the user is told in one line.
+    Nothing that goes wrong here changes how the run ends: the user is told in one line.
 
     Returns:
         The summary, or the reason why there is no report.
     """
     try:
         build_whole()  # the cost needs the sizes of the model
-        report = build_report(run, quick=True, ending="done", reason=reason)
+        report = build_report(run, quick=True, ending=ending, reason=reason)
         write_report(run, report)
         numbers = {name: value for name, value in headline(report).items() if value is not None}
         tracker.report(public_files(run, report), numbers)

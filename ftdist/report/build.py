@@ -8,6 +8,7 @@ from ftdist.base.json_files import write_json
 from ftdist.base.redact import redact
 from ftdist.base.terminal import task
 from ftdist.config.frozen import load_config
+from ftdist.plan.energy import energy_of
 from ftdist.plan.goodput import goodput_of
 from ftdist.report.cost import run_cost
 from ftdist.report.facts import facts_of
@@ -41,11 +42,14 @@ def build_report(
     facts = facts_of(run, config)
     if ending:
         facts |= {"state": ending, "reason": reason}
+        for attempt in goodput.attempts[-1:]:
+            attempt.state = ending
     if not quick and (which != "last" or run.published_checkpoints()):
         checkpoint = run.find_checkpoint(which)
         with task(f"comparing {checkpoint.name} with the base model"):
             moved = what_moved(run, checkpoint, config)
     cost = run_cost(run, config, goodput, facts["tokens"] or 0, price)
+    cost["energy"] = energy_of(run.energy, goodput)
     return dict(to_json({**facts, "moved": moved, "goodput": goodput.as_dict(), "cost": cost}))
 
 

@@ -43,7 +43,17 @@ def cost_text(cost: Dict[str, Any]) -> str:
     measured = "not known" if rate is None else f"{number(rate)} FLOPs a second on all devices"
     pretraining = "" if share is None else f" The run needed {percent(share)} of the operations of pretraining."
     return (f"Measured rate in steps that count: {measured}. From zero means at this rate on the same devices."
-            f"{pretraining} The energy was not measured.")  # fmt: skip
+            f"{pretraining} {energy_text(cost['energy'])}")  # fmt: skip
+
+
+def energy_text(energy: Dict[str, Any]) -> str:
+    """Return the energy of a run as a sentence."""
+    kinds = {"GPUs": energy["gpu_kwh"], "processors and their memory": energy["cpu_kwh"]}
+    known = [f"{kind} {number(kwh)} kWh" for kind, kwh in kinds.items() if kwh is not None]
+    if not known:
+        return "The energy is not known: the machines do not tell it."
+    least = "" if energy["complete"] else ", at least, because some machines or attempts did not tell it"
+    return f"Energy: {', '.join(known)}{least}."
 
 
 def task_rows(tasks: List[Dict[str, Any]]) -> Rows:

@@ -18,14 +18,22 @@ def headline(report: Report) -> Dict[str, Optional[float]]:
     Returns:
         ``gain``: how much the loss of the first held-out set fell, in nats per token. ``forgetting``: KL(base ‖ now) in
         nats per token at the last evaluation. ``goodput``: from 0 to 1. ``device_hours``. ``cost``: their price.
+        ``energy_kwh``: None if it is not known of all machines and attempts.
     """
     curve = (report["forgetting"] or {}).get("curve") or []
     return {
         "gain": fall_of(report, next(iter(report["heldout"]), "")),
         "forgetting": finite(curve[-1][1]) if curve else None,
         "goodput": finite(report["goodput"]["goodput"]), "device_hours": finite(report["cost"]["device_hours"]),
-        "cost": finite(report["cost"]["price"]),
+        "cost": finite(report["cost"]["price"]), "energy_kwh": energy_kwh(report),
     }  # fmt: skip
+
+
+def energy_kwh(report: Report) -> Optional[float]:
+    """Return the energy of a run, of GPUs and processors as far as the machines tell it, in kWh."""
+    energy = report["cost"]["energy"]
+    known = [kwh for kwh in (finite(energy[name]) for name in ("gpu_kwh", "cpu_kwh")) if kwh is not None]
+    return sum(known) if known and energy["complete"] else None
 
 
 def fall_of(report: Report, name: str) -> Optional[float]:

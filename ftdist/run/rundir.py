@@ -92,6 +92,7 @@ class RunDir:
         self.report = self.path / "report"
         self.report_page = self.report / "report.html"
         self.tasks = self.path / "eval"
+        self.energy = self.path / "energy"
         self.timeline = self.path / "timeline.jsonl"
         self.wandb = self.path / "wandb"
 

@@ -39,6 +39,7 @@ from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective, choose_head
 from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel import rank_process
+from ftdist.parallel.energy import EnergyMeter
 from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
 from ftdist.plan.batch import plan_resumed
@@ -47,7 +48,7 @@ from ftdist.plan.disk import checkpoints_to_come, require_space
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
-from ftdist.report.at_end import report_at_end
+from ftdist.report.at_end import report_at_end, report_failure
 from ftdist.run.identity import base_identity, recorded_folder
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
@@ -112,6 +113,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
         run.write_status(state="starting", attempt=attempt, pid=os.getppid(), host=platform.node())
         run.record_phase(LOADING, attempt, ranks=ranks.world_size)
     watchdog = Watchdog(run, ranks, attempt, config.launch.stall_timeout_s, config.launch.timeout_s)
+    meter = EnergyMeter(run, ranks, attempt)
     training: Optional[Training] = None
     try:
         training = assemble(config, run, ranks, preemption)
@@ -126,12 +128,16 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
         if training is not None:
             training.saver.join(LAST_SAVE_S)  # the checkpoint that is being written is still valid
             training.progress.close()
+            meter.close()
+            if config.report.at_end and ranks.first:
+                report_failure(run, training.tracker, error)
             training.tracker.finish(EXIT_FAILED)
         raise
     training.progress.close()
     finished, reason = state == "done", training.state.stop_reason
     if state == "preempted":
         reason = NEAR_LIMIT if preemption.near_limit else STOPPED
+    meter.record()  # the report has it
     summary = end_training(config, run, attempt, training.tracker, reason) if finished and ranks.first else []
     # The exit code is 0 even if the run was stopped. Torchrun would treat any other code as a crash.
     training.tracker.finish(EXIT_PREEMPTED if state == "preempted" else EXIT_DONE)
@@ -139,6 +145,7 @@ def run_training(config: RunConfig, run: RunDir, ranks: Ranks, attempt: int) -> 
         run.write_status(state=state, exit_reason=reason)
         if finished:
             final_report(run, Console(highlight=False), summary)
+    meter.close()
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ftdist.base.json_files import read_json
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.config.frozen import load_config
 from ftdist.run.rundir import checkpoint_step
@@ -38,6 +39,8 @@ def test_a_run_that_has_stopped_gaining_ends_and_exports_its_best_checkpoint(tmp
     report = json.loads((run.report / "report.json").read_text())
     assert (report["state"], report["reason"], report["best"]["step"]) == ("done", status["exit_reason"], best)
     assert f"Its best checkpoint is that of step {best}" in (run.report / "report.md").read_text()
+    assert report["goodput"]["attempts"][-1]["state"] == "done", "not the state of a run that is under way"
+    assert read_json(run.energy / "attempt-00000.00000.json").items() >= {"attempt": 0, "groups": 1}.items()
     again = ftdist("resume", run.path)
     assert again.code == 0 and status["exit_reason"] in again.text and "is done (it has stopped gaining" in again.text
 

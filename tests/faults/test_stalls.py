@@ -1,5 +1,6 @@
 """One rank raises, ends early, is killed, stops or sleeps: the others notice in time, name it, and all ranks end."""
 
+import json
 import os
 import resource
 import signal
@@ -142,10 +143,12 @@ def run_out_of_memory() -> None:
     "the message lists what uses the memory and the one change that frees the most; all ranks end at once",
 )
 def test_a_failed_allocation_lists_what_uses_memory(folder: Path, tmp_path: Path) -> None:
-    run, fallen = strike(folder, tmp_path, run_out_of_memory, 1, "train.gradient_checkpointing=none")
+    run, fallen = strike(folder, tmp_path, run_out_of_memory, 0, "train.gradient_checkpointing=none")
     text = str(explain_failure(run, 0, [run.logs / "no-torchrun.log"], EXIT_FAILED))
     print(text)
     assert fallen.codes == {0: EXIT_FAILED, 1: EXIT_FAILED}
-    assert text.startswith(f"rank 1 on {os.uname().nodename}: memory ran out at step 4: ")
+    assert text.startswith(f"rank 0 on {os.uname().nodename}: memory ran out at step 4: ")
     assert "GiB for optimizer states" in text and "can't allocate memory" in text
     assert "train.gradient_checkpointing=full (frees about " in text
+    report = json.loads((run.report / "report.json").read_text())
+    assert report["state"] == "failed" and "memory ran out at step 4" in report["reason"], "rank 0 wrote its report"

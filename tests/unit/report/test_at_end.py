@@ -1,13 +1,16 @@
 """The report at the end of a run."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Dict, List
 
 import pytest
 
 from ftdist.config.frozen import load_config
-from ftdist.report.at_end import report_at_end
+from ftdist.report import at_end
+from ftdist.report.at_end import report_at_end, report_failure
 from ftdist.run.rundir import RunDir
 from ftdist.track.tracker import Tracker
 from ftdist.train.main import end_training
@@ -62,3 +65,23 @@ def test_a_report_that_fails_is_one_line_and_fails_nothing(run: RunDir) -> None:
     said = report_at_end(run, tracker_of(run, told))
     assert told == [] and len(said) == 1 and "\n" not in said[0]
     assert said[0].startswith("no report: ") and said[0].endswith(f"to write it: ftdist report {run.path}")
+
+
+def test_a_run_that_fails_has_a_report_with_its_error_and_no_secret(run: RunDir) -> None:
+    run.record_phase("steps", 0, step=4, ranks=1)
+    told: Told = []
+    report_failure(run, tracker_of(run, told), RuntimeError("out of memory with token hf_" + "a" * 34 + "\nand more"))
+    report = json.loads((run.report / "report.json").read_text())
+    assert (report["state"], report["goodput"]["attempts"][-1]["state"]) == ("failed", "failed") and len(told) == 1
+    assert report["reason"].startswith("out of memory") and "aaaa" not in report["reason"] + run.report_page.read_text()
+    assert run.read_status()["state"] == "running"
+
+
+def test_a_report_that_hangs_does_not_keep_a_failed_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(at_end, "FAILED_LIMIT_S", 0.1)
+    monkeypatch.setattr(at_end, "build_report", lambda *args, **kwargs: ended.wait(60))
+    begun = time.monotonic()
+    report_failure(run, tracker_of(run, []), ValueError())
+    assert time.monotonic() - begun < 20
+    ended.set()

@@ -37,7 +37,8 @@ REPORT = {
     "step_times": {"step_s": 2.0, "forward_s": 0.5, "agreement_s": 0.25, "mfu": 0.4, "goodput": 0.5},
     "commands": {"repeat": "ftdist train ```<x>", "folder": "/a_b", "continue": "ftdist resume x", "git": None},
     "cost": cost_of(Goodput([Attempt(0, 0.0, {STEPS: 1800.0}, ranks=4)]), 1234567, 1.8e15, 2.5, 10**8,
-                    Pretraining(2e12, "https://arxiv.org/abs/2502.02737")).as_dict(),
+                    Pretraining(2e12, "https://arxiv.org/abs/2502.02737")).as_dict()
+    | {"energy": {"gpu_kwh": 1.5, "cpu_kwh": 0.25, "complete": False}},
     "moved": {
         "checkpoint": "step-00000004", "relative": 0.0123, "kinds": {"matrix": 0.02, "norm": 0.0, "vector": None},
         "tensors": [

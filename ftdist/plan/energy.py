@@ -1,0 +1,66 @@
+"""The energy that a run used, from what its machines recorded in ``RUN_DIR/energy``.
+
+Each machine writes one file for each attempt. The time between attempts is in no file.
+"""
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from ftdist.base.json_files import read_json
+from ftdist.plan.goodput import Goodput
+
+KWH_J = 3.6e6
+
+
+def record_name(attempt: int, group: int) -> str:
+    """Return the name of the file in which a group of ranks on one machine records the energy of an attempt."""
+    return f"attempt-{attempt:05d}.{group:05d}.json"
+
+
+def energy_of(folder: Path, goodput: Goodput) -> Dict[str, Any]:
+    """Return the energy of a run over all machines and attempts.
+
+    Returns:
+        ``gpu_kwh`` and ``cpu_kwh`` (processors and their memory), each None if no machine tells it. ``complete``: the
+        numbers that are given are those of all machines in all attempts whose ranks began.
+    """
+    records = [record for path in sorted(folder.glob("attempt-*.json")) if (record := _read(path))]
+    devices = _largest((record["attempt"], uuid, joules) for record in records for uuid, joules in _devices(record))
+    hosts = _largest((record["attempt"], record["host"], record["cpu_j"]) for record in records
+                     if record.get("cpu_j") is not None)  # fmt: skip
+    told: Dict[int, int] = {}
+    for record in records:
+        known = record.get("gpu") is not None if record["cuda"] else record.get("cpu_j") is not None
+        told[record["attempt"]] = told.get(record["attempt"], 0) + known
+    wanted = {record["attempt"]: record["groups"] for record in records}
+    begun = [attempt.number for attempt in goodput.attempts if attempt.ranks]
+    complete = bool(begun) and all(told.get(number, 0) == wanted.get(number, 1) for number in begun)
+    return {"gpu_kwh": _kwh(devices), "cpu_kwh": _kwh(hosts), "complete": complete}
+
+
+def _largest(found: Any) -> Dict[Tuple[int, str], float]:
+    """Return the joules of each counter in each attempt. Two groups of ranks on one machine read the same counters, so
+    the larger number holds, and not the sum.
+    """
+    largest: Dict[Tuple[int, str], float] = {}
+    for attempt, counter, joules in found:
+        largest[attempt, counter] = max(joules, largest.get((attempt, counter), 0.0))
+    return largest
+
+
+def _devices(record: Dict[str, Any]) -> List[Tuple[str, float]]:
+    return list((record.get("gpu") or {}).items())
+
+
+def _kwh(joules: Dict[Tuple[int, str], float]) -> Optional[float]:
+    return sum(joules.values()) / KWH_J if joules else None
+
+
+def _read(path: Path) -> Optional[Dict[str, Any]]:
+    """Return a record; None if it is damaged."""
+    try:
+        record = read_json(path)
+    except (OSError, ValueError):
+        return None
+    good = {"attempt": int, "host": str, "groups": int, "cuda": bool}
+    return record if all(isinstance(record.get(name), kind) for name, kind in good.items()) else None
