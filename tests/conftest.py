@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.helpers import cli, ranks
+from tests.helpers.reaper import start_reaper
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -56,6 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.update(FTDIST_CACHE=f"{cache}/ftdist", HF_HOME=f"{cache}/huggingface",
                           FTDIST_SITE=f"{cache}/site.yaml", TMPDIR=f"{cache}/tmp")  # fmt: skip
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+    # Each worker has one, too. All of them end by themselves, after this process.
+    start_reaper({cli.MARK: str(os.getpid())}, [] if hasattr(config, "workerinput") else [cache])
 
 
 def has_gpu() -> bool:

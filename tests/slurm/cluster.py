@@ -2,7 +2,8 @@
 
 Each node is a slurmd in its own UTS and mount namespace, with its own host name and /etc/hosts. All nodes share the
 network of the machine; node i has the address 127.0.1.i. Every daemon dies with the process that started it. Processes
-that jobs leave behind become children of that process and are ended with the cluster.
+that jobs leave behind become children of that process and are ended with the cluster. If that process is killed, a
+reaper ends everything that has the cluster's SLURM_CONF, and removes its folder.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence
 import psutil
 
 from tests.helpers.cli import start
+from tests.helpers.reaper import start_reaper
 
 IF_LOADED = 5
 """Factor of all time limits, which only end tests that hang. A machine may be busy with other tests."""
@@ -91,6 +93,7 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         self._before = set(psutil.Process().children(recursive=True))
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        start_reaper({"SLURM_CONF": self.env["SLURM_CONF"]}, [str(self.base)])  # ended as the other children
         try:
             self._configure()
             files = [f"--{name}-file={self.base}/munge.{name}" for name in ("key", "pid", "seed", "log")]
