@@ -12,16 +12,17 @@ import deepspeed
 import torch
 from deepspeed.utils import set_z3_leaf_module
 
-from ftdist.config.schema import Compile, RunConfig
+from ftdist.config.schema import Compile, Precision, RunConfig
 from ftdist.engine.expert_groups import group_experts, part_of
 from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
-from ftdist.engine.optimizers import LR_SCALE, build_optimizer
-from ftdist.model.compiled import Compiled, compile_layers
+from ftdist.engine.optimizers import LR_SCALE, build_optimizer, parameter_shape
+from ftdist.model.compiled import Compiled, compile_layers, outermost_layers
 from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
 from ftdist.plan.activations import recomputes_all
+from ftdist.plan.communication import ModelSizes, exchange_bytes, with_sizes
 from ftdist.plan.optimizers import OptimizerSpec, optimizer_of
 
 
@@ -149,6 +150,11 @@ class Engine(ForwardEngine):
         for group in self.zero_optimizer.param_groups:
             group["lr"] = lr * group[LR_SCALE]
 
+    def exchange_bytes(self, precision: Precision) -> int:
+        """Return the bytes that DeepSpeed has on this rank for communication."""
+        zero = self._wrapped._config.zero_config.model_dump(by_alias=True)
+        return exchange_bytes(zero, model_sizes(self.module), precision)
+
     def trained_shapes(self) -> Dict[str, List[int]]:
         """Return the whole shape of each parameter that is trained, by name."""
         parts = [part_of(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
@@ -221,6 +227,7 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     for layer in compiled.layers if compiled else []:
         set_z3_leaf_module(layer, True)  # its weights are gathered before its compiled code runs
     optimizer = build_optimizer(config.optim, model)
+    settings = with_sizes(settings, model_sizes(model))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     engine = Engine(wrapped, optimizer, optimizer_of(config), world_size, compiled)
     if not engine.stage:
@@ -238,10 +245,20 @@ def build_forward_engine(model: torch.nn.Module, settings: Dict[str, Any], devic
         model = model.to(device)
         return ForwardEngine(model, model)
     kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
-    slim = {key: settings[key] for key in kept}
+    slim = with_sizes({key: settings[key] for key in kept}, model_sizes(model))
     import_muon()
     wrapped, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)
     return ForwardEngine(wrapped, wrapped.module)
+
+
+def model_sizes(model: torch.nn.Module) -> ModelSizes:
+    """Return the sizes on which those of DeepSpeed's communication depend."""
+
+    def count(module: torch.nn.Module, trained_only: bool = False) -> int:
+        return sum(parameter_shape(p).numel() for p in module.parameters() if p.requires_grad or not trained_only)
+
+    whole = count(model)
+    return ModelSizes(whole, count(model, trained_only=True), max(map(count, outermost_layers(model)), default=whole))
 
 
 def _leave_forwards_untraced(engine: Engine) -> None:

@@ -72,7 +72,7 @@ def compile_layers(model: PreTrainedModel, sharded: bool = False) -> Compiled:
                           "that ZeRO-3 gathers as a whole can run only once in a step",
                           "zero.stage up to 2, or layers that are not compiled", "train.compile=none")  # fmt: skip
     compiled, classes = Compiled(), {}
-    for layer in _outermost(model):
+    for layer in outermost_layers(model):
         if why := _why_not(layer):
             compiled.left_out[why] += 1
             continue
@@ -95,7 +95,7 @@ def compile_layers(model: PreTrainedModel, sharded: bool = False) -> Compiled:
     return compiled
 
 
-def _outermost(model: torch.nn.Module) -> List[torch.nn.Module]:
+def outermost_layers(model: torch.nn.Module) -> List[torch.nn.Module]:
     """Return the layers of a model, without layers that are inside others."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     inside = {id(part) for layer in layers for part in layer.modules() if part is not layer}

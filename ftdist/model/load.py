@@ -21,6 +21,7 @@ from ftdist.model.parts import auto_class, unread_weights
 from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes
 from ftdist.model.vocabulary import gathered
+from ftdist.plan.communication import without_sizes
 from ftdist.run.locations import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -211,7 +212,7 @@ def _register_zero3(settings: Dict[str, Any]) -> None:
 
     build_whole()
     if settings["zero_optimization"]["stage"] == 3:
-        _zero3_registration = HfDeepSpeedConfig(settings)
+        _zero3_registration = HfDeepSpeedConfig(without_sizes(settings))
 
 
 def build_whole() -> None:

@@ -14,6 +14,7 @@ from ftdist.base.names import as_typed, nearest
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.schema import Offload, Precision, RunConfig
 from ftdist.plan.batch import BatchPlan
+from ftdist.plan.communication import exchange_settings, is_same
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
 
 NEVER = 2**31 - 1
@@ -33,10 +34,6 @@ OWNED_ELSEWHERE = {
     "tensorboard": "track",
     "activation_checkpointing": "train.gradient_checkpointing",
 }
-
-REDUCE_BUCKET = 50_000_000
-"""Number of gradients that ranks reduce together. On a GPU DeepSpeed allocates a buffer of this size. Its default is
-ten times as large: 1 GB in bf16. A bucket of 100 MB is four times that of PyTorch's DistributedDataParallel."""
 
 
 def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
@@ -76,8 +73,8 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
             )
     _check_known(config.zero.deepspeed)
     merged = _merge(settings, config.zero.deepspeed, "zero.deepspeed")
-    if config.zero.stage:
-        merged["zero_optimization"].setdefault("reduce_bucket_size", REDUCE_BUCKET)
+    given = config.zero.deepspeed.get("zero_optimization", {})
+    merged["zero_optimization"].update(exchange_settings(config.zero.stage, given))
     return merged
 
 
@@ -119,7 +116,7 @@ def check_frozen(file: Path, config: RunConfig) -> None:
     plan = BatchPlan(config.batch.micro_batch_size, accumulation, 1, config.data.max_seq_len)
     computed = dict(_leaves(json.loads(json.dumps(deepspeed_settings(config, plan), default=str))))
     for key, value in _leaves(frozen):
-        if key not in computed or computed[key] != value:
+        if key not in computed or not is_same(key, value, computed[key]):
             gives = f"gives {as_typed(computed[key])}" if key in computed else "does not give it"
             raise ConfigError(
                 f"{file} has {key}={as_typed(value)}, but run.yaml {gives}",

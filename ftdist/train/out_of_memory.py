@@ -45,12 +45,18 @@ class Account:
     activations: float
     scores: float = 0.0
     """The part of the activations that are scores of eager attention."""
+    exchange: float = 0.0
+    """The part that DeepSpeed has for communication: its buffers, and weights that are gathered."""
+
+    def with_exchange(self, size: int) -> "Account":
+        """Return the account with the bytes of communication apart."""
+        return replace(self, exchange=min(self.activations - self.scores, size))
 
     def __str__(self) -> str:
         parts = {"parameters": self.states.parameters, "gradients": self.states.gradients,
                  "optimizer states": self.states.optimizer_states,
-                 "the scores of eager attention": self.scores,
-                 "activations and the rest": self.activations - self.scores}  # fmt: skip
+                 "communication": self.exchange, "the scores of eager attention": self.scores,
+                 "activations and the rest": self.activations - self.scores - self.exchange}  # fmt: skip
         return ", ".join(f"{size / GIB:.1f} GiB for {name}" for name, size in parts.items() if size)
 
 
@@ -84,6 +90,8 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
         scores = partial(eager_bytes, arch=engine.module.config, plan=plan_of(engine))
         when = f"at step {training.state.step + 1}"
         account = account_for(config, parameters, layout, peak, cuda, scores, trained)
+        if cuda:  # in host memory, only those pages of a buffer take memory that were written
+            account = account.with_exchange(engine.exchange_bytes(config.train.precision))
         held = f". At its peak of {peak / GIB:.1f} GiB the rank used about {account}"
     change, freed = best_change(config, parameters or 1, layout, peak, cuda, scores, trained)
     frees = f" (frees about {freed / GIB:.1f} GiB)" if parameters else ""

@@ -81,6 +81,62 @@ def test_on_another_number_of_ranks_the_accumulation_changes(run: RunDir) -> Non
     assert run_ranks(_given, 1, run.path) == [({**frozen, "gradient_accumulation_steps": 8}, BUCKET)]
 
 
+def _exchange(configs: List[Any], folder: Path) -> List[Any]:
+    """Take two steps of each config. Returns the loss and norm of each, the sizes that DeepSpeed has, those that are
+    computed, and the most bytes that its buffers of gradients have."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    from ftdist.engine.engine import model_sizes
+    from ftdist.plan import communication
+    from ftdist.train.loop import train_step
+
+    communication.SMALLEST, communication.LARGEST = 3_000, 30_000  # so that this small model has several messages
+    held, found = [], []
+    allocate = DeepSpeedZeroOptimizer.setup_buckets
+
+    def watched(optimizer: Any) -> None:
+        allocate(optimizer)
+        held.append(sum(b.nbytes for bucket in optimizer.ipg_buckets.values() for b in bucket.buffer))
+
+    DeepSpeedZeroOptimizer.setup_buckets = watched
+    for number, config in enumerate(configs):
+        held.clear()
+        training = _assemble(config, RunDir(folder / f"run-{number}"))
+        steps = [(step.loss, step.grad_norm) for step in (train_step(training, index) for index in range(2))]
+        optimizer, sizes = training.engine.zero_optimizer, communication.sizes_of(model_sizes(training.engine.module))
+        has = {"reduce_bucket_size": optimizer.reduce_bucket_size}
+        if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+            offload = optimizer.parameter_offload
+            coordinator = offload.get_param_coordinator()
+            has["stage3_prefetch_bucket_size"] = coordinator._PartitionedParameterCoordinator__prefetch_bucket_sz
+            held.append(sum(bucket.buffer.nbytes for bucket in optimizer.ipg_buckets.values()))
+            assert offload.param_numel_persistence_threshold == 100_000
+            assert offload._max_available_parameters_in_numel == offload._max_reuse_distance_in_numel == 10**9
+        found.append((steps, has, {name: sizes[name] for name in has}, max(held)))
+        training.engine.destroy()
+    return found
+
+
+def test_sizes_that_follow_from_the_model_reach_deepspeed_and_change_no_number(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    whole = [f"zero.deepspeed.zero_optimization.{name}=50000000"
+             for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size")]  # fmt: skip
+    configs = [
+        tiny_config(tmp_path, *SETTINGS, f"zero.stage={stage}", "train.precision=bf16", *given[: 1 + (stage == 3)])
+        for stage in (1, 2, 3) for given in ([], whole)
+    ]  # fmt: skip
+    freeze_tiny(configs[0], tmp_path / "run", 2)
+    for number, config in enumerate(configs):
+        make_run_dir(config, tmp_path / f"run-{number}", 2)
+    for rank in run_ranks(_exchange, 2, configs, tmp_path):
+        for (steps, has, computed, held), (others, given, _, _) in zip(rank[::2], rank[1::2], strict=True):
+            assert has == computed and 3_000 <= has["reduce_bucket_size"] < 30_000
+            assert set(given.values()) == {50_000_000}
+            assert steps == others
+            assert held == has["reduce_bucket_size"] * 2  # as it is priced in bf16
+
+
 def _refused(run_dir: Path) -> str:
     try:
         _given(run_dir)

@@ -9,7 +9,7 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.plan.batch import BatchPlan, plan_batch, plan_resumed
-from ftdist.plan.deepspeed import REDUCE_BUCKET, check_frozen, deepspeed_settings, read_settings
+from ftdist.plan.deepspeed import check_frozen, deepspeed_settings, read_settings
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
 from tests.helpers.tiny import tiny_config
 
@@ -42,8 +42,8 @@ def test_further_keys_are_merged(tmp_path: Path) -> None:
     )
     assert settings["zero_optimization"]["reduce_bucket_size"] == 1000
     assert settings["zero_optimization"]["stage"] == 2
-    assert _settings(tmp_path)["zero_optimization"]["reduce_bucket_size"] == REDUCE_BUCKET
-    assert "reduce_bucket_size" not in _settings(tmp_path, "zero.stage=0")["zero_optimization"]
+    assert _settings(tmp_path)["zero_optimization"]["reduce_bucket_size"] == "auto"
+    assert _settings(tmp_path, "zero.stage=0")["zero_optimization"] == {"stage": 0}
     assert settings["comms_logger"] == {"enabled": True}
 
 
@@ -191,6 +191,18 @@ def test_a_key_that_an_older_version_did_not_write_may_be_missing(file: Path, co
     _edit(file, "zero_force_ds_cpu_optimizer", None)
     check_frozen(file, config)
     assert "zero_force_ds_cpu_optimizer" not in read_settings(file, _plan(config, 2))
+
+
+def test_a_run_of_an_earlier_version_keeps_the_size_of_its_bucket(tmp_path: Path) -> None:
+    made, file = tiny_config(tmp_path), tmp_path / "deepspeed.json"
+    settings = deepspeed_settings(made, _plan(made, 2))
+    settings["zero_optimization"] = {"stage": 2, "reduce_bucket_size": 50_000_000}
+    file.write_text(json.dumps(settings))
+    check_frozen(file, made)
+    assert read_settings(file, _plan(made, 2))["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 50_000_000}
+    _edit(file, "zero_optimization.reduce_bucket_size", 40_000_000)
+    with pytest.raises(ConfigError, match="reduce_bucket_size=40000000, but run.yaml gives auto"):
+        check_frozen(file, made)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"zero_optimization": 3}', '{"zero_optimization": {}}'])

@@ -89,6 +89,14 @@ def test_the_scores_of_eager_attention_are_named_and_shrink_with_the_square_of_t
     assert scores(config(3, recompute=False)) == 28 * scores(made)
 
 
+def test_what_communication_needs_is_a_part_of_the_rest() -> None:
+    layout = Layout.of_world(8)
+    held = account_for(config(2), BILLION, layout, 0.0, cuda=True).states.total
+    account = account_for(config(2), BILLION, layout, held + 2 * GIB, True).with_exchange(GIB // 2)
+    assert str(account).endswith("0.5 GiB for communication, 1.5 GiB for activations and the rest")
+    assert account.with_exchange(3 * GIB).exchange == pytest.approx(2 * GIB)  # no more than the peak that was measured
+
+
 def test_an_error_while_loading_names_the_memory_that_the_model_needs(tmp_path: Path) -> None:
     made = config(2)
     made.model.config, made.cache_dir = {"model_type": "llama"}, str(tmp_path)
