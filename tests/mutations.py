@@ -118,6 +118,7 @@ HEAD_MUTATIONS = [
              "pairwise([*range(0, tokens, size), tokens - 1])"),
     Mutation("a recomputed layer with other dropout", RECOMPUTE, 'return not given.get("dropout_p")', "return True"),
     Mutation("kept attention returned in another order", RECOMPUTE, "self._kept.popleft()", "self._kept.pop()"),
+    Mutation("tied weight gathered twice", ENGINE, "        _leave_forwards_untraced(engine)\n", ""),
 ]  # fmt: skip
 EVALUATION_MUTATIONS = [
     Mutation("token accuracy as a mean of the documents' means", "ftdist/track/gain.py",
@@ -128,8 +129,10 @@ EVALUATION_MUTATIONS = [
              '"change": after - before}', '"change": after[::-1] - before}'),
 ]  # fmt: skip
 EVALUATION_SUITES = {"tests": ["tests/unit/track/test_gain.py", "tests/unit/objective/test_chunked.py"]}
+TIED = "tests/ranks/test_settings.py::test_zero3_gathers_a_tied_weight_once_in_a_micro_step"
 HEAD_SUITES = {
     "tests": [
+        TIED,
         "tests/unit/objective/test_chunked.py", "tests/unit/objective/test_head.py",
         "tests/unit/model/test_recompute.py",
     ],

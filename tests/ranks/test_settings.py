@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
 import torch
@@ -247,6 +247,38 @@ def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable
     )
     proven = outcome(*sharded, look=look)
     assert plain == proven > 0
+
+
+def test_zero3_gathers_a_tied_weight_once_in_a_micro_step(folder: Path, outcome: Callable[..., Any]) -> None:
+    """The embedding and the head of a model with tied embeddings are one parameter, which stays gathered between its
+    four uses in the forward and the backward pass."""
+    save_tiny_model(folder / "tied", tie_word_embeddings=True)
+
+    def look(training: Any) -> Tuple[int, int]:
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        from ftdist.train.loop import train_step
+
+        weight = training.engine.module.lm_head.weight
+        assert weight is training.engine.module.model.embed_tokens.weight
+        train_step(training, 3)  # after the last evaluation one parameter is still whole
+        coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
+        name, gathers = "_PartitionedParameterCoordinator__all_gather_params", []
+        gather = getattr(coordinator, name)
+
+        def noted(params: Any, *rest: Any) -> Any:
+            gathers.append(sum(p is weight and p.ds_status is ZeroParamStatus.NOT_AVAILABLE for p in params))
+            return gather(params, *rest)
+
+        setattr(coordinator, name, noted)
+        train_step(training, 3)
+        return sum(gathers), training.plan.grad_accum_steps
+
+    gathers, micro_steps = outcome(
+        "zero.stage=3", "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0",
+        f"model.path={folder / 'tied'}", look=look,
+    )  # fmt: skip
+    assert gathers == micro_steps > 1
 
 
 RANDOM = ("model.path=null", *(f"model.config.{key}={value}" for key, value in {**LLAMA, "vocab_size": 320}.items()))
