@@ -1,16 +1,19 @@
 """The verb ``resume``: continue a run or a sweep that has stopped."""
 
 import argparse
+import contextlib
+import math
 import time
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from ftdist.base.errors import EXIT_DONE, ConfigError, LaunchError
+from ftdist.base.counts import count
+from ftdist.base.errors import EXIT_DONE, CheckpointError, ConfigError, LaunchError
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.shell import shell_words
 from ftdist.config.frozen import load_config
 from ftdist.config.resumable import check_changes
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import OptimizerKind, RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.backends.base import ALIVE, Status
 from ftdist.launch.backends.registry import backend_of, backend_of_status
@@ -25,7 +28,7 @@ from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.layout import layout_of
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import check_files
-from ftdist.run.rundir import PAUSED, RunDir
+from ftdist.run.rundir import PAUSED, RunDir, read_manifest
 from ftdist.run.timeline import PREPARING
 
 
@@ -189,4 +192,32 @@ def _changed(run: RunDir, config: RunConfig, overrides: List[str]) -> Tuple[RunC
     resolve.resolve_ranks(changed)
     plan = plan_resumed(changed.batch, layout_of(changed).data, changed.data.max_seq_len, changed.launch.nnodes)
     changed.batch.grad_accum_steps = plan.grad_accum_steps
+    _check_states_fit(run, changed)
     return changed, plan
+
+
+def _check_states_fit(run: RunDir, config: RunConfig) -> None:
+    """Check that the ranks can take over optimizer states in 8 bits. With ZeRO they fit only the parts of the ranks
+    that saved them. The ranks would refuse others, but only after run.yaml was changed.
+
+    Raises:
+        ConfigError: the newest checkpoint was saved by another number of ranks, or at another ZeRO stage.
+    """
+    if config.optim.optimizer is not OptimizerKind.adamw_8bit:
+        return
+    manifest: Dict[str, Any] = {}
+    with contextlib.suppress(CheckpointError):  # damaged: the ranks find an older one
+        for newest in run.published_checkpoints()[-1:]:
+            manifest = read_manifest(newest)
+    ranks, stage = layout_of(config).data, config.zero.stage
+    before = manifest.get("world_size", ranks), manifest.get("zero_stage", stage)
+    if before == (ranks, stage) or not (stage or before[1]) or not manifest["optimizer_step"]:
+        return
+    nodes = math.gcd(before[0], config.launch.nnodes)
+    words = [f"launch.nnodes={nodes}"] * (nodes != config.launch.nnodes)
+    words += [f"launch.nproc_per_node={before[0] // nodes}", f"zero.stage={before[1]}"]
+    raise ConfigError(f"{newest.name} was saved by {count(before[0], 'rank')} with zero.stage={before[1]}; the run "
+                      f"would go on with {count(ranks, 'rank')} and zero.stage={stage}. The states of "
+                      "optim.optimizer=adamw_8bit have one scale for each block of a rank's part, so that they cannot "
+                      "be cut in another way",
+                      "the number of ranks and the stage that it was saved with", " ".join(words))  # fmt: skip

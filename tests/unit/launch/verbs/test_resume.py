@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import pytest
 
@@ -12,10 +12,10 @@ from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, 
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import check_changes, config_hash
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.schema import LaunchKind, OptimizerKind, RunConfig
 from ftdist.launch import cli
 from ftdist.launch.verbs import resume, under_torchrun
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import MANIFEST, RunDir, manifest_text
 from tests.unit.launch.run_tools import make_run, stopped_run
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -90,6 +90,41 @@ def test_a_resume_on_other_ranks_writes_the_new_config_and_keeps_the_old_one(her
     _resume(run, "zero.stage=2")
     assert len(read_json(run.provenance)["resumes"]) == 1, "nothing needs what it said"
     assert not list(run.path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "updates", "overrides", "allowed"),
+    [
+        ((4, 1), 5, ["launch.nproc_per_node=2"], False),
+        ((4, 1), 5, ["zero.stage=0"], False),
+        ((2, 1), 5, ["launch.threads_per_rank=2"], False),  # whatever changed the ranks before
+        ((4, 1), 5, ["launch.threads_per_rank=2"], True),
+        ((2, 1), 5, ["launch.nproc_per_node=2"], True),
+        ((4, 0), 5, ["launch.nproc_per_node=2", "zero.stage=0"], True),  # every rank has whole states
+        ((4, 1), 0, ["launch.nproc_per_node=2"], True),
+    ],
+)
+def test_8_bit_states_stay_with_the_ranks_that_saved_them(
+    saved: Tuple[int, int], updates: int, overrides: List[str], allowed: bool, here: Path
+) -> None:
+    run = stopped_run(here / "run")
+    config = load_config(run.config)
+    config.optim.optimizer, config.zero.stage = OptimizerKind.adamw_8bit, 1
+    run.config.chmod(0o644)
+    run.config.write_text(dump_config(config))
+    (checkpoint := run.checkpoint(5)).mkdir(parents=True)
+    manifest = {"world_size": saved[0], "zero_stage": saved[1], "optimizer_step": updates}
+    (checkpoint / MANIFEST).write_text(manifest_text(manifest))
+    before = run.config.read_text()
+    if allowed:
+        _resume(run, *overrides)
+        return
+    with pytest.raises(ConfigError, match="cannot be cut in another way") as error:
+        _resume(run, *overrides)
+    assert error.value.fix == f"launch.nproc_per_node={saved[0]} zero.stage={saved[1]}"
+    assert run.config.read_text() == before
+    (checkpoint / MANIFEST).write_text("damaged")  # the ranks say so, and look for an older checkpoint
+    _resume(run, *overrides)
 
 
 @pytest.mark.parametrize(
