@@ -17,6 +17,8 @@ from ftdist.base.errors import ConfigError
 Output = Tuple[torch.Tensor, None]
 DOCUMENTS, VARLEN = "ftdist_documents", "ftdist_varlen"
 """Names of this module's backends in transformers."""
+SHARED_KEYS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+"""Whether heads of queries can share keys and values in PyTorch's variable-length kernel. Older versions get copies."""
 
 
 def document_kwargs(cu_seqlens: torch.Tensor, max_seqlen: int, limits: List[int]) -> Dict[str, Any]:
@@ -147,10 +149,16 @@ def varlen_attention(
         raise ConfigError(f"model.attention=varlen does not support the attention dropout {dropout} of this model",
                           "a backend that supports dropout",
                           "model.attention=documents")  # fmt: skip
+    options: Dict[str, Any] = {}
+    if query.shape[1] != key.shape[1]:
+        if SHARED_KEYS:
+            options = {"enable_gqa": True}
+        else:
+            key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # [T, heads, dim]
     out = varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0), **options,
     )  # fmt: skip
     assert isinstance(out, torch.Tensor)  # the kernel returns a tuple only if auxiliary outputs are requested
     return out[None], None
