@@ -15,7 +15,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast checks lint types contracts format docs invariance models mutations bench clean staged
+.PHONY: help demo test test-fast checks lint types contracts format docs invariance models mutations bench bench-gpu \
+  gpu-wheels gpu clean staged
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -65,6 +66,15 @@ mutations: $(VENV)/.ftdist-test ## put bugs into a copy of the code, one at a ti
 
 bench: $(VENV)/.ftdist-test ## measure: framework tax, preparation, start-up, saving (minutes)
 	@"$(BIN)/python" tests/bench/main.py $(ARGS)
+
+bench-gpu: $(VENV)/.ftdist-test ## measure on one GPU of 80 GB or more, at most 8 minutes (ARGS=--rehearse: on a CPU)
+	@"$(BIN)/python" -m tests.bench.gpu $(ARGS)
+
+gpu-wheels: $(VENV)/.ftdist-test ## collect what a GPU machine without network lacks (build/gpu-wheels)
+	@PYTHON="$(BIN)/python" tests/bench/gpu/wheels.sh $(ARGS)
+
+gpu: ## there, with python3 or PYTHON: the tests that need a GPU, then bench-gpu, at most 14 minutes (build/gpu)
+	@PYTHON="$(PYTHON)" tests/bench/gpu/session.sh $(ARGS)
 
 clean: ## remove the environment and everything that was built
 	@rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

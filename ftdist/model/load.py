@@ -90,10 +90,19 @@ def load_model(
         found = f"transformers cannot load a {arch.model_type} model with ZeRO-3: {type(error).__name__}: {error}"
         raise ConfigError(found.splitlines()[0][:200], "a model that can be sharded while it is created",
                           "zero.stage=2") from error  # fmt: skip
+    return ready_to_train(model, config, plan)
+
+
+def ready_to_train(model: PreTrainedModel, config: RunConfig, plan: AttentionPlan) -> PreTrainedModel:
+    """Return a model in training mode that runs documents as ``plan`` says, with gradient checkpointing as configured.
+
+    Its attention implementation must be that of the plan.
+    """
     model.config.use_cache = False
     set_plan(model, plan)
     set_recomputation(model, config.train, plan)
-    return model.train()
+    trained: PreTrainedModel = model.train()
+    return trained
 
 
 def load_whole(config: RunConfig) -> PreTrainedModel:
