@@ -158,7 +158,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "The other verbs": [
         "launch/verbs/resume.py", "launch/verbs/status.py", "launch/verbs/logs.py", "launch/verbs/cancel.py",
-        "launch/verbs/eval.py", "ftdist/serve/evaluate.py", "ftdist/serve/opened.py", "ftdist/serve/tasks.py",
+        "launch/verbs/eval.py", "launch/verbs/eval_model.py",
+        "ftdist/serve/evaluate.py", "ftdist/serve/opened.py", "ftdist/serve/tasks.py",
         "ftdist/serve/questions.py", "ftdist/serve/choices.py", "ftdist/serve/accuracy.py",
         "launch/verbs/report.py", "ftdist/report/main.py",
         "ftdist/report/build.py", "ftdist/report/at_end.py",

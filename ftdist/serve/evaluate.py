@@ -32,7 +32,7 @@ from ftdist.run.identity import recorded_folder
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.task_results import task_places
 from ftdist.serve.opened import open_model
-from ftdist.serve.tasks import compare_on_tasks
+from ftdist.serve.tasks import answer_alone, compare_on_tasks
 from ftdist.track.gain import DocumentLosses
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, report_rows
@@ -49,6 +49,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument("--checkpoint", default="last", help="last, best or a step number")
     parser.add_argument("--config", help="a run.yaml whose data is evaluated; its folder has a deepspeed.json")
     parser.add_argument("--tasks", help="tasks that are answered instead: names or files, with commas between them")
+    parser.add_argument("--base", action="store_true", help="only the base model of the config answers the tasks")
     parser.add_argument("--attempt", type=int, default=0, help="number in the names of the log files")
     args = parser.parse_args(argv)
     rank_process.die_with_parent()
@@ -57,8 +58,18 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.config:
         settings = Path(args.config).with_name(run.deepspeed.name)
     ranks = read_ranks(config)
-    work = partial(_run, config, settings, run, ranks, args.checkpoint, args.tasks)
+    if args.base:
+        work = partial(_answer_alone, config, settings, run, ranks, args.tasks)
+    else:
+        work = partial(_run, config, settings, run, ranks, args.checkpoint, args.tasks)
     rank_process.run_rank(run, ranks.rank, args.attempt, work)
+
+
+def _answer_alone(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, tasks: str) -> int:
+    rank_process.quiet_libraries()
+    start_process_group(config, ranks)
+    answer_alone(config, settings_file, run, ranks, task_places(tasks))
+    return EXIT_DONE
 
 
 def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, which: str, tasks: Optional[str]) -> int:

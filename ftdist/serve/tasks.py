@@ -1,5 +1,6 @@
 """Tasks before and after: a checkpoint and its base model answer the same questions."""
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -14,7 +15,8 @@ from ftdist.config.schema import RunConfig
 from ftdist.parallel.ranks import Ranks, on_rank_0
 from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.task_results import DOCSTRINGS, write_result
-from ftdist.serve.choices import Scores, by_question, choice_set, result_of
+from ftdist.serve.accuracy import accuracy
+from ftdist.serve.choices import Scores, by_question, choice_set, result_of, right_answers
 from ftdist.serve.opened import open_model
 from ftdist.serve.questions import QUESTIONS, Question, content_hash, load_questions
 from ftdist.train.evaluate import evaluate, report_rows
@@ -39,9 +41,7 @@ def compare_on_tasks(
     Raises:
         DataError: A file of questions is invalid, see ``load_questions``.
     """
-    with task("reading the questions", ranks.first):
-        tasks = on_rank_0(ranks, lambda: {name: load_questions(place, run, config)
-                                          for name, place in places.items()})  # fmt: skip
+    tasks = _load(config, run, ranks, places)
     base = answer(config, settings_file, None, ranks, tasks)
     now = answer(config, settings_file, folder, ranks, tasks)
     if not ranks.first:
@@ -55,6 +55,27 @@ def compare_on_tasks(
     written = [write_result(run, one) for one in found]
     show(found)
     print("answers: " + ", ".join(map(short_path, written)))
+
+
+def answer_alone(
+    config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, places: Dict[str, str]
+) -> None:  # fmt: skip
+    """Let the base model of a config answer the questions, and print the shares. See ``compare_on_tasks``."""
+    tasks = _load(config, run, ranks, places)
+    scores = answer(config, settings_file, None, ranks, tasks)
+    if not ranks.first:
+        return
+    table = plain_table("task", "measure", "right", "questions", texts=2)
+    for name, questions in tasks.items():
+        for measure, right in right_answers(questions, scores[name]).items():
+            table.add_row(*map(Text, (name, measure, _with_interval(asdict(accuracy(right))), f"{len(right):,}")))
+    show_table(Console(highlight=False), table)
+    print("In brackets: 95 % interval.")
+
+
+def _load(config: RunConfig, run: RunDir, ranks: Ranks, places: Dict[str, str]) -> Tasks:
+    with task("reading the questions", ranks.first):
+        return on_rank_0(ranks, lambda: {name: load_questions(place, run, config) for name, place in places.items()})
 
 
 def answer(

@@ -15,6 +15,7 @@ from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.config import compose
 from ftdist.launch.runs import inputs, resolve
+from ftdist.launch.verbs.eval_model import eval_model, is_model
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.plan.layout import layout_of
@@ -25,7 +26,7 @@ from ftdist.run.task_results import task_places
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parser.add_argument("run_dir", metavar="RUN_DIR|MODEL", help="a run; with --tasks also a model folder or org/name")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl"
     )
@@ -36,12 +37,15 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
 def eval(args: argparse.Namespace) -> int:
     """Print the held-out losses of a checkpoint, on this machine: on the run's own held-out data or on other data.
 
-    With ``--tasks``, print how many questions the checkpoint and its base model answer rightly instead.
+    With ``--tasks``, print how many questions the checkpoint and its base model answer rightly instead, or how many a
+    model without a run does.
 
     Raises:
         ConfigError: there is no such run, checkpoint or task, or an override that ``ftdist eval`` does not take.
         LaunchError: a rank failed.
     """
+    if is_model(args.run_dir):
+        return eval_model(args)
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())
     tasks = [] if args.tasks is None else ["--tasks", ",".join(task_places(args.tasks).values())]

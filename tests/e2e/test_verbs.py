@@ -98,6 +98,10 @@ def test_eval_lets_a_run_and_its_base_model_answer_questions(run: RunDir, tmp_pa
     [answer] = result["answers"]
     assert answer["base"] != answer["run"] and max(*answer["base"], *answer["run"]) < 0
     assert "quiz: 1 questions" in done.out and "normalised" in done.out and not list(run.path.glob(".*"))
+    alone = succeed("eval", run.export, "--tasks", "quiz.jsonl", "train.precision=bf16", cwd=tmp_path)
+    share = 100 * result["measures"]["accuracy"]["run"]["share"]
+    assert re.search(rf"quiz +accuracy +{share:.1f} % \(.*\) +1$", alone.out, re.MULTILINE), alone.out
+    assert not list(tmp_path.glob("runs*"))
 
 
 def test_eval_on_another_data_set(run: RunDir, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""``ftdist eval MODEL --tasks TASKS``: how many questions a model answers rightly, without a run."""
+
+import argparse
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.json_files import write_json
+from ftdist.config.frozen import dump_config
+from ftdist.config.resumable import EVALUATED, check_changes
+from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.launch.attempt import failure, torchrun
+from ftdist.launch.attempt.command import plan_local
+from ftdist.launch.config import compose
+from ftdist.launch.runs import inputs, resolve
+from ftdist.plan.batch import BatchPlan
+from ftdist.plan.deepspeed import deepspeed_settings
+from ftdist.plan.layout import layout_of
+from ftdist.run.locations import check_model_folder, is_gguf
+from ftdist.run.rundir import RunDir
+from ftdist.run.task_results import task_places
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+CHANGEABLE = (*(key for key in EVALUATED if key != "data"), "train.precision", "model.revision",
+              "model.trust_remote_code")  # fmt: skip
+"""Keys that ``ftdist eval MODEL key=value`` may change."""
+
+
+def is_model(given: str) -> bool:
+    """Return whether a word names a model and not a run: a model folder, a .gguf file, or a name on the hub."""
+    path = Path(given)
+    if path.exists():
+        return (path / "config.json").is_file() or (path.is_file() and is_gguf(given))
+    return bool(HUB_NAME.fullmatch(given)) and not path.parent.exists()  # else it is a path with a spelling mistake
+
+
+def eval_model(args: argparse.Namespace) -> int:
+    """Print how many questions a model answers rightly.
+
+    Raises:
+        ConfigError: there is no such model or task, or an override that does not fit.
+        LaunchError: a rank failed.
+    """
+    if args.tasks is None:
+        raise ConfigError(f"{args.run_dir} is a model, and there are no questions for it", "a run, or --tasks",
+                          "--tasks stdlib_docs, or --tasks questions.jsonl")  # fmt: skip
+    if args.checkpoint != "last":
+        raise ConfigError(f"--checkpoint {args.checkpoint}: {args.run_dir} is a model, which has no checkpoints",
+                          "a run, or no --checkpoint", "leave out --checkpoint")  # fmt: skip
+    places = ",".join(task_places(args.tasks).values())
+    check_changes(args.overrides, "eval MODEL", CHANGEABLE)
+    config = compose.change(_config(args.run_dir), args.overrides)
+    resolve.resolve_paths(config)
+    check_model_folder(config)
+    resolve.resolve_ranks(config)
+    inputs.prepare_model(config)
+    run = RunDir(tempfile.mkdtemp(prefix="ftdist-eval-"))  # if a rank fails, its log stays here
+    run.logs.mkdir()
+    run.config.write_text(dump_config(config), encoding="utf-8")
+    plan = BatchPlan(config.batch.micro_batch_size, 1, layout_of(config).data, config.data.max_seq_len)
+    write_json(run.deepspeed, deepspeed_settings(config, plan))
+    log = run.logs / "eval.log"
+    code = torchrun.run_ranks(
+        plan_local(config, "ftdist.serve.evaluate", str(run.path), "--base", "--tasks", places), log
+    )
+    if code:
+        raise failure.explain_failure(run, 0, [log], code)
+    shutil.rmtree(run.path, ignore_errors=True)
+    return EXIT_DONE
+
+
+def _config(given: str) -> RunConfig:
+    """Return the config of a run with this model. It needs a source of data, which is never read."""
+    config = RunConfig(name="eval")
+    config.model.path, config.model.hub = (given, None) if Path(given).exists() else (None, given)
+    config.data.sources = {"none": SourceConfig(builtin="fake")}
+    config.train.max_steps = 1
+    return config
