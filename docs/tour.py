@@ -185,7 +185,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/base/output.py", "ftdist/base/shell.py", "ftdist/base/permissions.py", "ftdist/base/terminal.py",
         "ftdist/base/tables.py",
         "ftdist/base/json_files.py", "ftdist/base/temporary.py", "ftdist/base/process.py",
-        "ftdist/base/ranges.py", "ftdist/base/counts.py",
+        "ftdist/base/ranges.py", "ftdist/base/collector.py", "ftdist/base/counts.py",
     ],
 }  # fmt: skip
 

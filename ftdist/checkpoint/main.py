@@ -1,5 +1,10 @@
 """Export a checkpoint of a run: ``python -m ftdist.checkpoint.main RUN_DIR``."""
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 import argparse
 import sys
 from pathlib import Path
@@ -45,5 +50,6 @@ def _export(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    resume_collector()
     accept_any_text()
     sys.exit(main())

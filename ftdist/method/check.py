@@ -5,6 +5,11 @@ part of it is then applied to the model on the meta device, so that names in the
 before anything starts. The facts are stored in the cache (``ftdist.run.model_facts``).
 """
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -91,5 +96,6 @@ def main(argv: List[str]) -> int:
 
 
 if __name__ == "__main__":
+    resume_collector()
     accept_any_text()
     sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,11 @@ The model and the tokenizer are written into the cache of the hub, from which th
 With ``--data``, the program also checks that the hub has the data sets of the run. ``ftdist.data.main`` reads them.
 """
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 import sys
 import time
 from typing import List, Sequence
@@ -127,5 +132,6 @@ def _fetch_all() -> int:
 
 
 if __name__ == "__main__":
+    resume_collector()
     accept_any_text()
     sys.exit(main())

@@ -4,6 +4,11 @@
 and its base model answer questions instead.
 """
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 import argparse
 import json
 import shutil
@@ -154,5 +159,6 @@ def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
 
 
 if __name__ == "__main__":
+    resume_collector()
     accept_any_text()
     main(sys.argv[1:])

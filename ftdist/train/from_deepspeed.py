@@ -6,9 +6,16 @@ import threading
 
 sys.path.pop(0)  # the script's own folder, from which nothing must be imported
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 from ftdist.base.errors import EXIT_FAILED
 from ftdist.base.output import accept_any_text, show_absolute_paths
 from ftdist.train.main import main
+
+resume_collector()
 
 RANK_VARIABLES = {
     "RANK": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),

@@ -3,6 +3,11 @@
 This module builds the parts of a run, starts the training loop, and records how the run ended.
 """
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 import argparse
 import math
 import os
@@ -283,5 +288,6 @@ def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) 
 
 
 if __name__ == "__main__":
+    resume_collector()
     accept_any_text()
     main(sys.argv[1:])

@@ -3,6 +3,11 @@
 Rank 0 checks the model and the data while the other ranks wait. Then all ranks check the numbers.
 """
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 import argparse
 import copy
 import json
@@ -260,5 +265,6 @@ def check_learning_rate(config: RunConfig, max_steps: int) -> checks.Check:
 
 
 if __name__ == "__main__":
+    resume_collector()
     accept_any_text()
     main(sys.argv[1:])

@@ -1,5 +1,10 @@
 """Preview the data with the base model's loss of each token: ``python -m ftdist.verify.preview CONFIG``."""
 
+from ftdist.base.collector import pause_collector, resume_collector
+
+if __name__ == "__main__":
+    pause_collector()
+
 import argparse
 import sys
 from dataclasses import replace
@@ -63,6 +68,7 @@ def base_losses(config: RunConfig) -> TokenLosses:
 
 
 if __name__ == "__main__":
+    resume_collector()
     accept_any_text()
     quiet_libraries()
     sys.exit(main())

@@ -1,0 +1,18 @@
+"""Import the modules of a program without garbage collections, which take a third of the CPU time of its imports
+and of its end.
+
+What is imported stays until the program ends, so a search for garbage in it finds nothing.
+"""
+
+import gc
+
+
+def pause_collector() -> None:
+    """Stop garbage collections. A program calls this before its other imports."""
+    gc.disable()
+
+
+def resume_collector() -> None:
+    """Start garbage collections again. They leave out the objects that exist now."""
+    gc.freeze()
+    gc.enable()
