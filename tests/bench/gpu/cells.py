@@ -113,9 +113,7 @@ def cells() -> List[Cell]:
         _reference(SHORT),
         *(_training(SHORT, way) for way in PLAIN_WAYS[:3]),
         _training(FROZEN, "recompute all but attention, compiled"),
-        _training(SHORT, "recompute none, compiled"),
         _training(LONG, "recompute all, compiled"),
-        _training(LONG, "recompute all but attention, compiled"),
     ]
 
 

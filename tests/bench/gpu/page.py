@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from tests.bench.figures import Spread
-from tests.bench.gpu.cells import Cell, Sizes
+from tests.bench.gpu.cells import REHEARSAL, Cell, Sizes
 from tests.helpers.alone import OK, Outcome
 
 NAME = "bench-gpu"
@@ -41,7 +41,8 @@ def write(folder: Path, machine: Dict[str, Any], sizes: Sizes, results: Results,
 
 def markdown(machine: Dict[str, Any], sizes: Sizes, results: Results, seconds: float, compared: int) -> str:
     found = {cell.kind: outcome.figures for cell, outcome in results if outcome.status == OK}
-    parts = ["# One GPU", _device(machine, found.get("device")), ABOUT.format(compared=compared, steps=sizes.steps)]
+    title = "# Rehearsal at toy sizes: no figure means anything" if sizes == REHEARSAL else "# One GPU"
+    parts = [title, _device(machine, found.get("device")), ABOUT.format(compared=compared, steps=sizes.steps)]
     if "head" in found:
         parts.append(_head(found["head"]))
     for subject in sizes.subjects:

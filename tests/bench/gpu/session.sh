@@ -17,11 +17,14 @@ export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 
 if compgen -G "$wheels/*.whl" >/dev/null; then
   # A wheel is installed only if the machine lacks the package: its own versions fit its torch.
+  missing=()
   for wheel in "$wheels"/*.whl; do
     name=$(basename "$wheel" | cut -d- -f1)
-    "$python" -c "import importlib.metadata as m, sys; m.version(sys.argv[1])" "$name" 2>/dev/null ||
-      "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$wheel" || exit 2
+    "$python" -I -c "import importlib.metadata as m, sys; m.version(sys.argv[1])" "$name" 2>/dev/null || missing+=("$wheel")
   done
+  if [ ${#missing[@]} -gt 0 ]; then
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "${missing[@]}" || exit 2
+  fi
   export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
