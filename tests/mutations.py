@@ -128,6 +128,25 @@ EVALUATION_MUTATIONS = [
     Mutation("the change of a set as the change of two independent samples", "ftdist/track/gain.py",
              '"change": after - before}', '"change": after[::-1] - before}'),
 ]  # fmt: skip
+REPORT_MUTATIONS = [
+    Mutation("the texts of the base model drawn again after a resume", "ftdist/train/forgetting.py",
+             "if self._texts is None and training.state.step > 0:",
+             "self._texts = None\n        if False:"),
+    Mutation("what moved, against the base model in fp32 and not as it was loaded", "ftdist/report/moved.py",
+             "model, tokenizer = load_whole(config), load_tokenizer(config)",
+             "config.train.precision = type(config.train.precision).fp32\n"
+             "    model, tokenizer = load_whole(config), load_tokenizer(config)"),
+    Mutation("energy of a counter that two groups of ranks read counted twice", "ftdist/plan/energy.py",
+             "max(joules, largest.get((attempt, counter), 0.0))", "joules + largest.get((attempt, counter), 0.0)"),
+    Mutation("energy lost when a counter wraps around", "ftdist/parallel/energy.py",
+             "self.joules += now + limit - self._last", "pass"),
+]  # fmt: skip
+REPORT_SUITES = {
+    "tests": [
+        "tests/unit/train/test_forgetting.py", "tests/unit/report/test_moved.py",
+        "tests/unit/plan/test_energy.py", "tests/unit/parallel/test_energy.py",
+    ],
+}  # fmt: skip
 EVALUATION_SUITES = {"tests": ["tests/unit/track/test_gain.py", "tests/unit/objective/test_chunked.py"]}
 TIED = "tests/ranks/test_settings.py::test_zero3_gathers_a_tied_weight_once_in_a_micro_step"
 HEAD_SUITES = {
@@ -188,6 +207,7 @@ def main(jobs: int) -> int:
                 ("mutations", MUTATIONS, SUITES), ("method mutations", METHOD_MUTATIONS, METHOD_SUITES),
                 ("head mutations", HEAD_MUTATIONS, HEAD_SUITES),
                 ("evaluation mutations", EVALUATION_MUTATIONS, EVALUATION_SUITES),
+                ("report mutations", REPORT_MUTATIONS, REPORT_SUITES),
             )
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ from ftdist.train.forgetting import KL, KL_ERROR
 from ftdist.train.profile import StepProfiler
 from ftdist.train.schedule import learning_rate
 from ftdist.train.state import Training
-from ftdist.train.stop_when import count_evaluation
+from ftdist.train.stop_when import count_evaluation, gain_metrics
 from ftdist.train.throughput import Throughput
 
 LONG_SAVE_S = 1.0
@@ -253,6 +253,7 @@ def _evaluate_all(training: Training) -> bool:
     state, train = training.state, training.config.train
     mean = loss_sum / num_tokens if num_tokens else None
     state.evaluated_step, state.eval_loss = state.step, metrics[f"eval/{train.best}/loss"] if train.best else mean
+    gain = gain_metrics(state, forgetting.get(KL))
     if state.step in (0, training.max_steps) or _due(state.step, train.eval_every):  # not only at a rung
         count_evaluation(state, train.stop_when, forgetting.get(KL))
     if training.ranks.first:
@@ -260,7 +261,7 @@ def _evaluate_all(training: Training) -> bool:
             write_evaluation(training.run, state.step, documents)
         value = goodput_of(training.run, alive=True).value
         goodput = {} if value is None else {"perf/goodput": value}
-        training.tracker.log(state.step, {**metrics, **forgetting, **goodput})
+        training.tracker.log(state.step, {**metrics, **forgetting, **gain, **goodput})
         if rows:
             training.tracker.samples(state.step, rows)
         training.progress.note(f"step {state.step}: {describe_evaluation(metrics, forgetting)}")

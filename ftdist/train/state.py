@@ -37,6 +37,8 @@ class TrainState:
     """Held-out loss of the newest evaluation in nats per token, by which checkpoints are compared (``train.best``)."""
     evaluated_step: Optional[int] = None
     """Step of the newest evaluation."""
+    first_loss: Optional[float] = None
+    """``eval_loss`` before the first step."""
     best_loss: Optional[float] = None
     """The lowest ``eval_loss`` so far."""
     best_step: Optional[int] = None

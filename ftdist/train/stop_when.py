@@ -5,10 +5,32 @@ resumed decides the same.
 """
 
 import math
-from typing import Optional
+from typing import Dict, Optional
 
 from ftdist.config.stop_when import StopWhenConfig
 from ftdist.train.state import TrainState
+
+GAIN, NET_GAIN = "gain/loss", "gain/net"
+"""Names of the metrics: how much the held-out loss has fallen, and that minus forgetting, in nats per token."""
+
+
+def gain_metrics(state: TrainState, kl: Optional[float]) -> Dict[str, float]:
+    """Return the metrics of the gain at an evaluation. Before the first step, the state keeps its loss.
+
+    Args:
+        state: ``step`` and ``eval_loss`` are those of the evaluation.
+        kl: KL(base ‖ now) in nats per token. None: not measured.
+
+    Returns:
+        ``GAIN`` and ``NET_GAIN`` as far as they are known. Empty before the first step.
+    """
+    if state.step == 0:
+        state.first_loss = state.eval_loss
+        return {}
+    if state.first_loss is None or state.eval_loss is None:
+        return {}
+    gain = state.first_loss - state.eval_loss
+    return {GAIN: gain} if kl is None else {GAIN: gain, NET_GAIN: gain - kl}
 
 
 def count_evaluation(state: TrainState, stop: StopWhenConfig, kl: Optional[float]) -> None:

@@ -27,6 +27,9 @@ def test_a_run_that_has_stopped_gaining_ends_and_exports_its_best_checkpoint(tmp
     run = reference_run(*SETTINGS)
     status, config = run.read_status(), load_config(run.config)
     losses = [record["eval/heldout/loss"] for record in run.read_metrics() if "eval/heldout/loss" in record]
+    kl = [record["forgetting/kl"] for record in run.read_metrics() if "forgetting/kl" in record]
+    net = [record["gain/net"] for record in run.read_metrics() if "gain/net" in record]
+    assert net == pytest.approx([losses[0] - loss - far for loss, far in zip(losses[1:], kl[1:], strict=True)])
     best = losses.index(min(losses))
     assert (status["state"], status["step"], status["max_steps"]) == ("done", best + 2, 12) and 0 < best < 10
     assert len(losses) == best + 3, "two evaluations after the best one"

@@ -13,6 +13,8 @@ from tests.mutations import (
     METHOD_SUITES,
     MUTATIONS,
     ONE_RANK,
+    REPORT_MUTATIONS,
+    REPORT_SUITES,
     ROOT,
     SUITES,
     Mutation,
@@ -25,7 +27,7 @@ ONE_CASE = {"invariance suite": [ONE_RANK]}
 
 
 def test_every_mutation_applies_to_the_code(tmp_path: Path) -> None:
-    for mutation in (*MUTATIONS, *METHOD_MUTATIONS, *HEAD_MUTATIONS, *EVALUATION_MUTATIONS):
+    for mutation in (*MUTATIONS, *METHOD_MUTATIONS, *HEAD_MUTATIONS, *EVALUATION_MUTATIONS, *REPORT_MUTATIONS):
         path = tmp_path / mutation.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / mutation.file).read_text(encoding="utf-8"), encoding="utf-8")
@@ -65,3 +67,10 @@ def test_each_bug_of_the_loss_head_and_of_recomputation_is_caught(mutation: Muta
 @pytest.mark.parametrize("mutation", EVALUATION_MUTATIONS, ids=lambda m: m.bug)
 def test_each_bug_of_evaluation_is_caught(mutation: Mutation) -> None:
     assert prove(mutation, EVALUATION_SUITES)["tests"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mutation", REPORT_MUTATIONS, ids=lambda m: m.bug)
+def test_each_bug_of_the_report_is_caught(mutation: Mutation) -> None:
+    assert prove(mutation, REPORT_SUITES)["tests"]

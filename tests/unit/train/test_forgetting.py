@@ -3,6 +3,7 @@
 import itertools
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator, List, Tuple
 
 import numpy as np
@@ -11,17 +12,20 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftdist.config.schema import DataConfig
+from ftdist.config.schema import DataConfig, ForgettingConfig, ReportConfig, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.engine.engine import ForwardEngine
 from ftdist.model.attention_plan import BY_DOCUMENT
 from ftdist.model.forward import set_plan
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.parallel.mesh import Mesh
+from ftdist.parallel.ranks import Ranks
+from ftdist.run.rundir import RunDir
 from ftdist.track.gain import DocumentLosses
 from ftdist.train.base_texts import OPENINGS, QUESTIONS, BaseTexts, as_set, draw_texts, prompts_of
 from ftdist.train.evaluate import evaluate
-from ftdist.train.forgetting import divergence
+from ftdist.train.forgetting import KL, KL_ERROR, Forgetting, divergence
+from ftdist.train.state import TrainState
 from tests.helpers.families import TINY
 
 VOCAB, STOP, LENGTH, CPU = 6, 0, 4, torch.device("cpu")
@@ -165,3 +169,33 @@ def test_texts_are_kept_and_damage_is_found(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="."):
             BaseTexts.load(path)
+
+
+def test_a_resumed_run_measures_on_the_texts_that_the_base_model_wrote(mesh: Mesh, tmp_path: Path) -> None:
+    tokenizer, notes = bytes_tokenizer(), []
+    torch.manual_seed(0)
+    arch = AutoConfig.for_model("llama", **{**TINY, "vocab_size": len(tokenizer), "initializer_range": 0.4})
+    model = AutoModelForCausalLM.from_config(arch, attn_implementation=BY_DOCUMENT.implementation)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    set_plan(model, BY_DOCUMENT)
+    config = RunConfig(report=ReportConfig(forgetting=ForgettingConfig(texts=4, tokens=6)))
+    training = SimpleNamespace(
+        config=config, run=RunDir(tmp_path), ranks=Ranks(0, 0, 1, 0, CPU), mesh=mesh,
+        engine=ForwardEngine(model, model), objective=SupervisedFineTuning(len(tokenizer)), tokenizer=tokenizer,
+        vocab_size=len(tokenizer),
+        plan=SimpleNamespace(micro_batch_size=2), preemption=SimpleNamespace(requested=lambda: False),
+        progress=SimpleNamespace(note=notes.append), state=TrainState(),
+    )  # fmt: skip
+    first = Forgetting(training)
+    assert first.measure(lambda label: None) == {KL: 0.0, KL_ERROR: 0.0}
+    (said,) = notes
+    assert said.startswith("the base model wrote the 4 texts") and "report.forgetting.texts=0" in said
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    training.state.step = 5
+    now = first.measure(lambda label: None)
+    assert now is not None and now[KL] != 0.0
+    assert Forgetting(training).measure(lambda label: None) == now, "another process, which resumes the run"
+    training.run.base_texts.unlink()
+    training.config.train.stop_when.max_forgetting = 1.0
+    assert Forgetting(training).measure(lambda label: None) == {} and "max_forgetting has no effect" in notes[-1]

@@ -7,7 +7,7 @@ import pytest
 
 from ftdist.config.stop_when import StopWhenConfig
 from ftdist.train.state import TrainState
-from ftdist.train.stop_when import count_evaluation
+from ftdist.train.stop_when import GAIN, NET_GAIN, count_evaluation, gain_metrics
 
 Evaluation = Tuple[Optional[float], Optional[float]]
 """Held-out loss and KL(base ‖ now)."""
@@ -59,3 +59,13 @@ def test_a_model_that_forgets_too_much_ends_the_run_and_is_never_the_best() -> N
     assert stopped_at(stop, [(3, 0.0), (2, math.nan)]).stop_reason
     assert not stopped_at(stop, [(3, None), (2, None)]).stop_reason, "not measured"
     assert not stopped_at(StopWhenConfig(), [(3, 0.0), (2, 9.0)]).stop_reason
+
+
+def test_the_gain_is_the_fall_of_the_loss_and_the_net_gain_is_less_by_what_was_forgotten() -> None:
+    state = TrainState(eval_loss=3.0)
+    assert gain_metrics(state, 0.0) == {}
+    state = TrainState.from_dict(state.as_dict())
+    state.step, state.eval_loss = 10, 2.5
+    assert gain_metrics(state, 0.125) == {GAIN: 0.5, NET_GAIN: 0.375}
+    assert gain_metrics(state, None) == {GAIN: 0.5}
+    assert gain_metrics(TrainState(step=10, eval_loss=2.5), 0.125) == {}, "a run of an earlier version"
