@@ -99,7 +99,8 @@ TOUR: Dict[str, List[str]] = {
     ],
     "Model": [
         "ftdist/model/__init__.py", "ftdist/model/fetch.py",
-        "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py", "ftdist/model/vocabulary.py",
+        "ftdist/model/check.py", "ftdist/model/convert.py", "ftdist/model/load.py",
+        "ftdist/model/random_weights.py", "ftdist/model/vocabulary.py",
         "ftdist/model/sharded_load.py", "ftdist/model/opened.py", "ftdist/model/adapter.py",
         "ftdist/model/quantized.py",
         "ftdist/model/attention.py", "ftdist/model/attention_plan.py", "ftdist/model/exactness.py",

@@ -29,9 +29,8 @@ from ftdist.method.adapters import weight_of_rows
 from ftdist.method.build import METHODS
 from ftdist.method.lora import export_merged
 from ftdist.method.qlora import export_merged_quantized
-from ftdist.model.load import DTYPES, build_whole
+from ftdist.model.load import DTYPES, build_whole, identity_of_base
 from ftdist.model.parts import auto_class
-from ftdist.run.identity import base_identity
 from ftdist.run.rundir import read_manifest
 
 State = Dict[str, torch.Tensor]
@@ -119,7 +118,7 @@ def check_trained(checkpoint: Path, config: RunConfig) -> None:
         found = f"{checkpoint}: {problem}"
         raise CheckpointError(found, "a checkpoint whose files are unchanged", "pass another one with --checkpoint")
     whole = METHODS[config.method.kind].whole
-    check_base(checkpoint.name, read_manifest(checkpoint), None if whole else base_identity(config), config)
+    check_base(checkpoint.name, read_manifest(checkpoint), None if whole else identity_of_base(config), config)
 
 
 def _copy_hf_files(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:

@@ -33,10 +33,11 @@ from ftdist.config.resumable import config_hash
 from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.data.tokenizer import SENTENCEPIECE
 from ftdist.engine.engine import Engine
+from ftdist.model.load import identity_of_base
 from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import FP32_BYTES, optimizer_of
-from ftdist.run.identity import base_identity, read_inputs
+from ftdist.run.identity import read_inputs
 from ftdist.run.rundir import RunDir, read_manifest
 
 Note = Callable[[str], None]
@@ -260,7 +261,7 @@ def check_base(name: str, manifest: Dict[str, Any], base: Optional[str], config:
         CheckpointError: It was trained on another one.
     """
     saved = manifest.get("base")
-    if saved != base and (saved is None or base is None or saved != base_identity(config, first=True)):
+    if saved != base and (saved is None or base is None or saved != identity_of_base(config, first=True)):
         raise CheckpointError(f"{name} holds only the trained parameters, and the base model now has other weights",
                               "the base model that the run was started with",
                               "restore the files of the base model, or start a new run")  # fmt: skip

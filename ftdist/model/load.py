@@ -3,7 +3,6 @@
 With ZeRO-3, parameters are sharded while they are created.
 """
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Set
@@ -18,10 +17,11 @@ from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class, unread_weights
+from ftdist.model.random_weights import draw_weights, drawn_vectors
 from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes
-from ftdist.model.vocabulary import gathered
 from ftdist.plan.communication import without_sizes
+from ftdist.run.identity import base_identity
 from ftdist.run.locations import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
@@ -124,8 +124,9 @@ def _build_or_read(
     """
     dtype = DTYPES[config.train.precision]
     if config.model.config:
+        vectors = _drawn_vectors(arch, config.seed)
         model = auto_class(arch).from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
-        _draw_weights(model, config.seed)
+        draw_weights(model, config.seed, vectors)
         return _with_adapter(model, config)
     try:
         with whole_shapes(), unread_weights() as unread:
@@ -151,6 +152,24 @@ def _build_or_read(
     model.ftdist_unread = unread
     _freeze_fixed(model, config, arch)
     return _with_adapter(model, config)
+
+
+def identity_of_base(config: RunConfig, first: bool = False) -> str:
+    """Return the identity of the base model of a run (see ``ftdist.run.identity.base_identity``)."""
+    drawn = bool(config.model.config) and bool(_drawn_vectors(model_config(config), config.seed))
+    return base_identity(config, first=first, drawn=drawn)
+
+
+def _drawn_vectors(arch: PretrainedConfig, seed: int) -> Dict[str, torch.Tensor]:
+    """Return ``drawn_vectors``. No parameter is sharded meanwhile."""
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        return drawn_vectors(arch, seed)
+    finally:
+        if _zero3_registration is not None:
+            set_hf_deepspeed_config(_zero3_registration)
 
 
 def _with_adapter(model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
@@ -195,24 +214,6 @@ def _reason(error: Exception) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:200]
-
-
-@torch.no_grad()
-def _draw_weights(model: PreTrainedModel, seed: int) -> None:
-    """Initialise each matrix from the seed and its name, with the standard deviation that transformers uses.
-
-    So the weights do not depend on how the model is sharded. The initialisation of transformers depends on it: under
-    ZeRO-3, it draws the weights in another order.
-    """
-    std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
-    for name, weight in model.named_parameters():
-        shape = getattr(weight, "ds_shape", weight.shape)
-        if len(shape) > 1:
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            draw = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            with gathered([weight]):
-                if weight.shape[0]:
-                    weight.copy_(torch.empty(shape).normal_(0.0, std, generator=draw))
 
 
 def _register_zero3(settings: Dict[str, Any]) -> None:

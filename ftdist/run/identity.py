@@ -241,7 +241,7 @@ def _tokenizer_files(config: RunConfig, hashes: FileHashes) -> Any:
     return _plain(tokenizer_key(config, hashes))
 
 
-def base_identity(config: RunConfig, folded: bool = True, first: bool = False) -> str:
+def base_identity(config: RunConfig, folded: bool = True, first: bool = False, drawn: bool = False) -> str:
     """Return a hash that identifies the weights of the base model. Checkpoints that hold only the trained part record
     it.
 
@@ -250,6 +250,7 @@ def base_identity(config: RunConfig, folded: bool = True, first: bool = False) -
     Args:
         folded: Whether the adapter that is added to the model (``model.adapter``) is a part of it.
         first: As older versions computed it.
+        drawn: Random weights have vectors that are drawn (``ftdist.model.random_weights``). Older versions drew others.
     """
     model, hashes = config.model, FileHashes(cache_root(config))
     files = _first_model_files(config) if first else _model_files(config, hashes)
@@ -257,7 +258,7 @@ def base_identity(config: RunConfig, folded: bool = True, first: bool = False) -
     if isinstance(files, dict):
         files.pop("generation_config.json", None)
     random: Record = {"config": model.config, "seed": config.seed} if model.config else {}
-    found: Record = {"files": files, "hub": model.hub, **random}
+    found: Record = {"files": files, "hub": model.hub, **random, **({"drawn vectors": 1} if drawn else {})}
     if folded and model.adapter:
         found["adapter"] = adapter_content(model.adapter, hashes)
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
@@ -273,7 +274,9 @@ def check_adapter_bases(config: RunConfig) -> None:
     """
     for key, given, folded in ((FOLDED, config.model.adapter, False), (INIT_FROM, config.method.init_from, True)):
         if given and Path(given).is_dir():
-            check_base_of(key, given, [base_identity(config, folded, first) for first in (False, True)])
+            drawn = (False, True) if config.model.config else (False,)
+            bases = [base_identity(config, folded, first, one) for first in (False, True) for one in drawn]
+            check_base_of(key, given, bases)
 
 
 def _plain(key: Any) -> Any:

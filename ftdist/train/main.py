@@ -38,7 +38,7 @@ from ftdist.model.exactness import choose_plan
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import expert_load
 from ftdist.model.isolation import prove_isolation
-from ftdist.model.load import DTYPES, load_model, model_config
+from ftdist.model.load import DTYPES, identity_of_base, load_model, model_config
 from ftdist.model.parts import is_multimodal, processor_files
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective, choose_head
@@ -54,7 +54,7 @@ from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.report.at_end import report_at_end, report_failure
-from ftdist.run.identity import base_identity, recorded_folder
+from ftdist.run.identity import recorded_folder
 from ftdist.run.locations import model_location
 from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
 from ftdist.run.rundir import NEAR_LIMIT, STOPPED, RunDir
@@ -220,7 +220,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     others = processor_files(model_location(config), config.model.revision) if is_multimodal(arch) else []
     files = hf_files(engine.module, tokenizer, others)
     on_rank_0(ranks, lambda: check_saved(files, tokenizer, config))
-    base = None if method.whole else on_rank_0(ranks, lambda: base_identity(config))
+    base = None if method.whole else on_rank_0(ranks, lambda: identity_of_base(config))
     saver = Saver(engine, run, config, files, lambda text: _print_on_rank_0(ranks, text), base)
     state = _resume(saver, run, ranks, config.train.log_every)
     progress = Progress(ranks.first, max_steps, state.step if state else 0)

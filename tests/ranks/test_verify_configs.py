@@ -41,6 +41,8 @@ def test_every_check_passes(tmp_path: Path) -> None:
     for name, fields in {**CONFIGS, **MULTIMODAL}.items():
         configs[name] = tiny_config(tmp_path, *SETTINGS)
         configs[name].model.config = whole_standin_config(AutoConfig.for_model(**fields), 259)
+    configs["adapters"] = tiny_config(tmp_path, *SETTINGS, "method.kind=lora")  # the base draws vectors
+    configs["adapters"].model.config = configs["gemma-3-4b-it"].model.config
     freeze_tiny(next(iter(configs.values())), tmp_path / "prepared", 2)
     found: Dict[str, List[Any]] = {}
     names = list(configs)
