@@ -18,6 +18,11 @@ FUSED_LAYERS = {"full_attention", "sliding_attention", "linear_attention"}
 """Kinds of attention layers for which ``documents`` and ``varlen`` can be exact. These two compute causal attention,
 with or without a sliding window. Linear attention has kernels of its own, which are told where the documents begin."""
 
+BOTH_WAYS = "use_bidirectional_attention"
+"""Field of models that read a text, or the prompt that ``token_type_ids`` marks, in both directions (EmbeddingGemma,
+PaliGemma). For a text without marks, transformers 5.23 leaves the choice to the attention: PaliGemma is causal with
+eager attention, and sees later tokens with SDPA."""
+
 
 class Layout(Enum):
     """How the documents of a micro-batch are arranged for the model."""

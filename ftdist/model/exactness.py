@@ -25,7 +25,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.model.attention import DOCUMENTS
-from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
+from ftdist.model.attention_plan import BOTH_WAYS, BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
 from ftdist.model.cache_trial import cache_works
 from ftdist.model.forward import forward_logits, set_plan
 from ftdist.model.load import build_whole
@@ -188,6 +188,8 @@ class Trial:
             where, fix = "", "use another model"
             if getattr(self._arch, "attention_type", "") == "block_sparse":
                 where, fix = " in long documents, where it is sparse", "attention_type=original_full in its config"
+            elif getattr(self._arch.get_text_config(), BOTH_WAYS, False):
+                where, fix = f" ({BOTH_WAYS}=true)", f"{BOTH_WAYS}=false in its config, or use another model"
             raise ConfigError(f"tokens of {self._arch.model_type} can see later tokens{where}",
                               "a model in which no token sees a later one", fix)  # fmt: skip
         rejected: List[str] = []

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig
 from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig
+from ftdist.model.attention_plan import BOTH_WAYS
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import auto_class
 from ftdist.model.save import GENERATION, save_model
@@ -26,13 +27,14 @@ from ftdist.model.standin import whole_standin_config
 from ftdist.model.vocabulary import fit_vocabulary, padded_rows
 from ftdist.run.locations import cache_root
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Increased when the trial or the way of saving changes."""
 VOCABULARY, TOKENS, FIRST_TOKEN = 300, 24, 10
 NEW_TOKENS, MULTIPLE = 5, 64
 """If the embedding of the model gets new rows, a stand-in gets this many new tokens, and padding rows up to a multiple
 of this."""
 DISAGREE = "its logits with eager attention, which training is compared with, differ from those with its default one"
+LOOKS_AHEAD = "with its default attention tokens see later tokens, and with eager attention they do not"
 MAX_PARAMETERS = 50_000_000
 """Larger stand-ins are not tried: they have a part whose sizes are not known."""
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -63,6 +65,8 @@ def prove_export(config: RunConfig, arch: PretrainedConfig, num_tokens: int = 0)
            "fields": fields, "dtype": str(dtype)}  # fmt: skip
     problem = _tried(config, key, fields, dtype)
     name = config.train.precision.name
+    if problem == LOOKS_AHEAD:
+        raise _reads_both_ways(config, arch)
     if problem == DISAGREE:
         raise ConfigError(f"transformers computes {arch.model_type} in two ways: {problem}",
                           "a model whose logits do not depend on the attention implementation",
@@ -76,6 +80,18 @@ def prove_export(config: RunConfig, arch: PretrainedConfig, num_tokens: int = 0)
             f"no more than {old} tokens" if new else f"{old} rows",
             _fewer_tokens(config) if new else "model.pad_vocab_to_multiple_of=1",
         )
+
+
+def _reads_both_ways(config: RunConfig, arch: PretrainedConfig) -> ConfigError:
+    """Return the error for a model in whose default attention tokens see later tokens."""
+    text, fix = arch.get_text_config(), "use another model"
+    found = f"{arch.model_type} reads text in both directions: {LOOKS_AHEAD}"
+    if getattr(text, BOTH_WAYS, False):
+        found += f" ({BOTH_WAYS}=true)"
+        part = "" if text is arch else "text_config."
+        fix = f"model.config.{part}{BOTH_WAYS}=false, or use another model" if config.model.config else (
+            f"use another model, or a copy with {part}{BOTH_WAYS}=false in its config.json")  # fmt: skip
+    return ConfigError(found, "a model in which no token sees a later one", fix)
 
 
 def _fewer_tokens(config: RunConfig) -> str:
@@ -134,7 +150,7 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABUL
         except Exception:
             expected = None  # only the weights are compared
         if expected is not None and not larger and _disagree(model, expected):
-            return DISAGREE
+            return LOOKS_AHEAD if _looks_ahead(model, expected) else DISAGREE
         if larger and expected is not None:
             try:
                 fit_vocabulary(model, VOCABULARY, tokens, multiple)
@@ -161,6 +177,12 @@ def _disagree(model: Any, expected: torch.Tensor) -> bool:
     except Exception:  # it has another attention only
         return False
     return bool((found - expected).abs().max() > ROUNDING[torch.bfloat16] * expected.abs().max())
+
+
+def _looks_ahead(model: Any, expected: torch.Tensor) -> bool:
+    """Return whether the last token of a text changes the logits before it."""
+    moved = (_logits(model, VOCABULARY, last=FIRST_TOKEN) - expected)[:, :-1].abs().max()
+    return bool(moved > ROUNDING[torch.float32] * expected.abs().max())
 
 
 def _first_line(error: Exception) -> str:
@@ -199,9 +221,15 @@ def _draw(model: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def _logits(model: Any, tokens: int) -> torch.Tensor:
-    """Return the logits of a text. If there are new tokens, it contains them."""
+def _logits(model: Any, tokens: int, last: Optional[int] = None) -> torch.Tensor:
+    """Return the logits of a text. If there are new tokens, it contains them.
+
+    Args:
+        last: The last token. By default it is a random one.
+    """
     ids = torch.randint(FIRST_TOKEN, VOCABULARY, (1, TOKENS), generator=torch.Generator().manual_seed(2))
     ids[0, 1 : 1 + tokens - VOCABULARY] = torch.arange(VOCABULARY, tokens)
+    if last is not None:
+        ids[0, -1] = last
     logits: torch.Tensor = copy.deepcopy(model).float()(input_ids=ids, use_cache=False).logits
     return logits

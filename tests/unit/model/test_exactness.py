@@ -139,6 +139,12 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         choose("bert", Attention.mask)
 
 
+def test_the_setting_with_which_a_model_sees_later_tokens_is_named() -> None:
+    with pytest.raises(ConfigError, match="tokens of gemma3_text can see later tokens") as caught:
+        choose("gemma3_text", use_bidirectional_attention=True)
+    assert caught.value.fix.startswith("use_bidirectional_attention=false in its config")
+
+
 def test_a_model_that_cannot_be_trained_on_text_of_any_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot train a small reformer model on documents of any length"):
         choose("reformer", is_decoder=True, axial_pos_embds=False)

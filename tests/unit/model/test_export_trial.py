@@ -77,6 +77,24 @@ def test_a_model_whose_two_attentions_disagree_is_refused(tmp_path: Path) -> Non
     assert try_export(fields("falcon"), torch.bfloat16) == ""
 
 
+def test_a_model_that_reads_its_prompt_in_both_directions_is_refused_with_this_reason(tmp_path: Path) -> None:
+    """PaliGemma is a prefix language model. With SDPA, transformers also drops the causal mask of a text."""
+    arch = default_model_config("paligemma")
+    config = data_config(tmp_path)
+    config.model.config = {}
+    with pytest.raises(
+        ConfigError, match="paligemma reads text in both directions: with its default .*=true"
+    ) as caught:
+        prove_export(config, arch)
+    assert caught.value.fix.endswith("a copy with text_config.use_bidirectional_attention=false in its config.json")
+    config.model.config = {"model_type": "paligemma"}
+    with pytest.raises(ConfigError) as caught:
+        prove_export(config, arch)
+    assert caught.value.fix.startswith("model.config.text_config.use_bidirectional_attention=false")
+    arch.text_config.use_bidirectional_attention = False
+    prove_export(config, arch)
+
+
 def test_new_rows_are_tried_only_if_the_run_adds_them(tmp_path: Path) -> None:
     arch = default_model_config("inkling2_text")
     arch.vocab_size = arch.unpadded_vocab_size = 1000
