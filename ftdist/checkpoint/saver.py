@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
+from ftdist.base.counts import count
 from ftdist.base.errors import CheckpointError
 from ftdist.base.json_files import read_json
 from ftdist.checkpoint.exported_template import save_tokenizer
@@ -232,15 +233,16 @@ class Saver:
         check_base(name, manifest, self._base, self._config)
         if manifest.get("layout") != self._layout and manifest["optimizer_step"]:
             by = _ranks(manifest["world_size"], manifest["zero_stage"])
-            raise CheckpointError(f"{name} was saved by {by}; the run now has {self.together.world_size} ranks with "
-                                  f"ZeRO-{self._engine.stage}, or other settings of ZeRO. The 8-bit states of "
+            raise CheckpointError(f"{name} was saved by {by}; the run now has "
+                                  f"{count(self.together.world_size, 'rank')} with ZeRO-{self._engine.stage}, or "
+                                  f"other settings of ZeRO. The 8-bit states of "
                                   f"{self._config.optim.optimizer.name} have one scale for each block of a rank's flat "
                                   "part, so they cannot be cut in another way",
                                   "the ranks, the stage and the settings of ZeRO that it was saved with",
                                   f"resume with {by}")  # fmt: skip
         saved = manifest.get("data")  # older versions did not write it
         if saved and self._data and saved["sha256"] != self._data["sha256"]:
-            raise CheckpointError(f"{name} was saved by a run on other data ({saved['rows']['train']:,} rows)",
+            raise CheckpointError(f"{name} was saved by a run on other data ({count(saved['rows']['train'], 'row')})",
                                   "the inputs.json of that run", "restore this file, or start a new run")  # fmt: skip
         # The config hash of another version may differ because it has other settings.
         same_version = manifest["versions"]["ftdist"] == self._versions["ftdist"]
@@ -279,7 +281,7 @@ def _shape(shape: Optional[List[int]]) -> str:
 
 
 def _ranks(world_size: int, stage: int) -> str:
-    return f"{world_size} rank{'s' if world_size > 1 else ''} with ZeRO-{stage}"
+    return f"{count(world_size, 'rank')} with ZeRO-{stage}"
 
 
 def hf_files(model: Any, tokenizer: Any, others: Sequence[Path] = ()) -> Dict[str, bytes]:

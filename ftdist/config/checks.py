@@ -3,6 +3,7 @@
 from dataclasses import is_dataclass
 from typing import Any, Dict, List, get_type_hints
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import require_utf8
 from ftdist.base.redact import secret_problem
@@ -229,7 +230,8 @@ def check_schedule_fits(optim: OptimConfig, steps: int, why: str) -> None:
     if optim.decay_steps + (steps // 10 if warmup else 0) > steps:
         fixes.append(f"optim.decay_steps={max(1, steps // 10)}")
     raise ConfigError(
-        f"optim.warmup_steps + optim.decay_steps = {warmup + optim.decay_steps}, but the run has {steps} steps ({why})",
+        f"optim.warmup_steps + optim.decay_steps = {warmup + optim.decay_steps}, but the run has "
+        f"{count(steps, 'step')} ({why})",
         "warm-up and decay that fit into the run",
         " ".join(fixes),
     )

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Tuple, TypeVar
 
+from ftdist.base.counts import count
 from ftdist.base.errors import DataError
 from ftdist.config.schema import BadRecords
 
@@ -121,7 +122,8 @@ class BadRecordList:
         share = -(-100 * num_bad // num_read) / 100  # rounded up to whole percents
         fix = f"correct the records, or data.max_bad_share={share:g}"
         raise DataError(
-            f"{source}: {num_bad:,} of {num_read:,} records are bad ({counted}); for example {first.found}",
+            f"{source}: {num_bad:,} of {count(num_read, 'record')} {'is' if num_bad == 1 else 'are'} bad "
+            f"({counted}); for example {first.found}",
             first.expected if all_bad else f"at most {self._max_share:.0%} of the records (data.max_bad_share)",
             first.fix or "correct the records" if all_bad else fix,
         )

@@ -5,6 +5,7 @@ from typing import Any, Dict, List
 
 import numpy as np
 
+from ftdist.base.counts import count
 from ftdist.base.errors import DataError
 from ftdist.config.schema import RunConfig
 from ftdist.data.bad_records import DROPPED_BAD
@@ -121,11 +122,12 @@ def preparation_warnings(config: RunConfig, meta: Dict[str, Any], num_leaked: in
         if stats["kept"] + stats["heldout"] == 0:
             found.append(f"every document of the source '{name}' was dropped: {stats['dropped']}")
     for name, stats in {**meta["sources"], **meta["heldout_sources"]}.items():
-        found += [f"'{name}': in {n:,} of {stats['documents']:,} records, {note}" for note, n in stats["notes"].items()]
+        records = count(stats["documents"], "record")
+        found += [f"'{name}': in {n:,} of {records}, {note}" for note, n in stats["notes"].items()]
         bad = sum(number for why, number in stats["dropped"].items() if f"{DROPPED}{why}".startswith(DROPPED_BAD))
         if bad:
             found.append(
-                f"{bad:,} of {stats['documents']:,} records of '{name}' are bad and were dropped: {BAD_RECORDS} in the "
+                f"{bad:,} of {records} of '{name}' {'is' if bad == 1 else 'are'} bad and dropped: {BAD_RECORDS} in the "
                 "run directory and beside the prepared data lists them"
             )
     for name, source in {**config.data.sources, **config.data.heldout}.items():
@@ -153,8 +155,8 @@ def check_not_empty(name: str, writer: SetWriter, counts: List[Dict[str, int]]) 
     if len(writer.kept()):
         return
     total: Dict[str, int] = {}
-    for count in counts:
-        for what, number in count.items():
+    for counted in counts:
+        for what, number in counted.items():
             total[what] = total.get(what, 0) + number
     outcomes = ", ".join(f"{number:,} {what}" for what, number in sorted(total.items())) or "no documents"
     if name == "heldout":

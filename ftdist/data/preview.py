@@ -9,6 +9,7 @@ from typing import List, Optional
 from rich.console import Console
 from rich.text import Text
 
+from ftdist.base.counts import count
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import build
 from ftdist.data.preview_answers import SourceAnswers, collect_answers
@@ -52,7 +53,7 @@ def _show(config: RunConfig, folder: Path, num_rows: int, html: Optional[Path], 
     answers = list(collect_answers(config, load_tokenizer(config), PREVIEW_DOCUMENTS))
     if html is not None:
         html.write_text(html_page(config.name, rows, config.data.max_seq_len, answers), encoding="utf-8")
-        print(f"preview of {len(rows)} rows written to {html}")
+        print(f"preview of {count(len(rows), 'row')} written to {html}")
         return
     print_legend(console)
     for row in rows:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Dict, Iterator, List, Tuple
 
+from ftdist.base.counts import count
 from ftdist.base.errors import DataError
 from ftdist.config.schema import LongDocuments, RunConfig
 from ftdist.data.answers import Answer, answers_of
@@ -71,7 +72,7 @@ class SourceAnswers:
             return f"the answers of {self.config_key} cannot be shown: {self.problem}"
         answers, records = len(self.answers), self.num_records
         of = f"the first {records:,} records" if records > 1 else "the first record"
-        return f"{answers:,} answer{'s' if answers > 1 else ''} in {of} of {self.config_key}"
+        return f"{count(answers, 'answer')} in {of} of {self.config_key}"
 
     def rules(self) -> List[Tuple[bool, str]]:
         """Return for each rule whether it holds for all answers, and how many there are."""

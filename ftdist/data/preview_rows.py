@@ -6,6 +6,7 @@ from typing import Callable, List, Optional
 
 import numpy as np
 
+from ftdist.base.counts import count
 from ftdist.config.schema import RunConfig
 from ftdist.data.loader import open_set
 from ftdist.data.row_order import row_ids
@@ -42,7 +43,7 @@ class ShownDocument:
         return sum(losses) / self.num_trained if losses else None
 
     def describe(self) -> str:
-        counts = f"{self.num_tokens} tokens, {self.num_trained} trained"
+        counts = f"{count(self.num_tokens, 'token')}, {self.num_trained} trained"
         return counts if self.loss is None else f"{counts}, base model loss {self.loss:.2f} nats per trained token"
 
 

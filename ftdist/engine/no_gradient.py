@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List
 import torch
 import torch.distributed as dist
 
+from ftdist.base.counts import count
 from ftdist.engine.expert_groups import part_of
 from ftdist.engine.shards import held_slices
 
@@ -61,7 +62,8 @@ class NoGradient:
         """Return one sentence that names the parameters."""
         rest = len(self.names) - SHOWN
         shown = ", ".join(self.names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-        return f"{len(self.names)} tensors get no gradient and stay as they are: {shown}"
+        what = ("tensor gets no gradient and stays as it is", "tensors get no gradient and stay as they are")
+        return f"{count(len(self.names), *what)}: {shown}"
 
     @contextmanager
     def unchanged(self, engine: Any) -> Iterator[None]:

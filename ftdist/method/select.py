@@ -7,6 +7,7 @@ from typing import Dict, Iterable, List, Set
 import torch
 from transformers import PreTrainedModel
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
 from ftdist.config.schema import MethodConfig, RunConfig
@@ -91,7 +92,8 @@ def partial_parameters(model: PreTrainedModel, method: MethodConfig) -> Set[int]
     if method.last_layers:
         layers = {layer_of(name) for name in parameters} - {-1}
         if method.last_layers > len(layers):
-            raise ConfigError(f"method.last_layers={method.last_layers}, but the model has {len(layers)} layers",
+            raise ConfigError(f"method.last_layers={method.last_layers}, but the model has "
+                              + count(len(layers), "layer"),
                               f"at most {len(layers)}", f"method.last_layers={min(2, len(layers))}")  # fmt: skip
         last = sorted(layers)[-method.last_layers :]
         chosen |= {id(p) for name, p in parameters.items() if layer_of(name) in last}

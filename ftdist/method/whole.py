@@ -5,6 +5,7 @@ from typing import Callable, Dict
 import torch
 from transformers import PreTrainedModel
 
+from ftdist.base.counts import count
 from ftdist.base.errors import CheckpointError
 from ftdist.config.schema import RunConfig
 from ftdist.data.tokenizer import load_tokenizer
@@ -48,7 +49,8 @@ def put_weights(model: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> Non
     other += [name for name in tensors.keys() & weights.keys() if tensors[name].shape != weights[name].shape]
     if other:
         raise CheckpointError(
-            f"the checkpoint does not fit the model: {len(other)} tensors differ, for example {other[0]}",
+            f"the checkpoint does not fit the model: {count(len(other), 'tensor differs', 'tensors differ')}, for "
+            f"example {other[0]}",
             "the tensors that the run trains", "restore the run.yaml of the run",
         )  # fmt: skip
     for name, tensor in tensors.items():

@@ -16,6 +16,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ftdist.base import counts
 from ftdist.base.errors import ConfigError
 from ftdist.model.attention import DOCUMENTS, documents_attention
 from ftdist.model.attention_plan import Layout
@@ -43,7 +44,7 @@ class Compiled:
         """Return what was compiled since the last call, as text; "" for nothing."""
         count, seconds = self.count - self._said[0], self.seconds - self._said[1]
         self._said = self.count, self.seconds
-        return f"compiled {count} parts of layers in {seconds:.1f} s" if count else ""
+        return f"compiled {counts.count(count, 'part')} of layers in {seconds:.1f} s" if count else ""
 
     def begin(self, *_: Any) -> None:
         """PyTorch begins to compile a part of a layer."""

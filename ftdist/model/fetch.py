@@ -16,6 +16,7 @@ from typing import List, Sequence
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_DONE, EXIT_UNREACHABLE, ConfigError
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
@@ -81,7 +82,8 @@ def fetch(repository: Repository) -> str:
         raise ConfigError(f"{repository.key}={repository.name} has no {lacks}",
                           "a repository that transformers can load", f"{repository.key}=ORG/NAME")  # fmt: skip
     size = size_text(sum(file.size or 0 for file in info.siblings or [] if file.rfilename in names))
-    how = "found" if before == folder else f"{len(names)} files, {size}, fetched in {time.monotonic() - started:.1f} s"
+    fetched = f"{count(len(names), 'file')}, {size}, fetched in {time.monotonic() - started:.1f} s"
+    how = "found" if before == folder else fetched
     return f"{repository.name} at {folder.name[:12]}: {how} in {folder}"
 
 

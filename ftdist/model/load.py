@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.adapter import fold_adapter
@@ -201,9 +202,9 @@ def _missing(config: RunConfig, names: List[str]) -> ConfigError:
         with safe_open(file, framework="pt") as opened:
             files.update(opened.keys())
     if files.issuperset(names):
-        found = f"transformers does not load {len(names)} weights of {folder} with ZeRO-3 ({some} …)"
+        found = f"transformers does not load {count(len(names), 'weight')} of {folder} with ZeRO-3 ({some} …)"
         return ConfigError(found, "a model whose weights all have the names that it reads", "zero.stage=2")
-    return ConfigError(f"{model_location(config)} lacks {len(names)} weights ({some} …)",
+    return ConfigError(f"{model_location(config)} lacks {count(len(names), 'weight')} ({some} …)",
                        "every weight of the model", "use a complete model folder")  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
+from ftdist.base.counts import count
 from ftdist.model.grouped_mm import allow_any_size
 
 allow_any_size()  # every model is built by the class that ``auto_class`` returns
@@ -126,8 +127,8 @@ def describe_unread_weights(model: Any) -> List[str]:
     groups = list(dict.fromkeys(_part_of_unread(name) for name in names))
     more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
     shown = ", ".join(groups[:SHOWN]) + more
-    return [f"left out: {shown} ({len(names)} tensors in the files of the model). transformers does not read them: "
-            "they are not trained, and an exported model lacks them"]  # fmt: skip
+    return [f"left out: {shown} ({count(len(names), 'tensor')} in the files of the model). transformers does not "
+            "read them: they are not trained, and an exported model lacks them"]  # fmt: skip
 
 
 def _part_of_unread(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Tuple
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
+from ftdist.base.counts import count
 from ftdist.config.schema import Precision, ZeroConfig
 from ftdist.model.parts import auto_class
 from ftdist.model.standin_layers import PER_LAYER, select_layers
@@ -156,4 +157,5 @@ def fits_in_memory(parameters: int, ranks: int, memory: int, optimizer: Optimize
     """
     one = rank_memory(parameters, parameters, Precision.fp32, ZeroConfig(stage=1), Layout.of_world(1), optimizer)
     needed = one.device.total * (ranks + 1)
-    return needed <= memory / 2, f"{needed / 2**30:.1f} GiB for {parameters / 1e6:,.0f}M parameters on {ranks} ranks"
+    what = f"{parameters / 1e6:,.0f}M parameters on {count(ranks, 'rank')}"
+    return needed <= memory / 2, f"{needed / 2**30:.1f} GiB for {what}"

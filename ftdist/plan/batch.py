@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import List
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import BatchConfig
 
@@ -33,14 +34,10 @@ class BatchPlan:
     def describe(self) -> str:
         """Return the arithmetic as one line for the banner."""
         return (
-            f"{_count(self.global_batch_size, 'row')} a step ({self.micro_batch_size} per rank × "
-            f"{_count(self.grad_accum_steps, 'accumulation step')} × {_count(self.dp_world_size, 'rank')}) × "
-            f"{self.max_seq_len} tokens = {self.tokens_per_step:,} tokens a step"
+            f"{count(self.global_batch_size, 'row')} a step ({self.micro_batch_size} per rank × "
+            f"{count(self.grad_accum_steps, 'accumulation step')} × {count(self.dp_world_size, 'rank')}) × "
+            f"{self.max_seq_len} tokens = {count(self.tokens_per_step, 'token')} a step"
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> BatchPlan:
@@ -62,8 +59,8 @@ def plan_batch(batch: BatchConfig, dp_world_size: int, max_seq_len: int) -> Batc
         )
     if batch.grad_accum_steps not in (None, accum):
         raise ConfigError(
-            f"batch.grad_accum_steps={batch.grad_accum_steps}, but {batch.global_batch_size} rows / "
-            f"({batch.micro_batch_size} × {dp_world_size} ranks) = {accum}",
+            f"batch.grad_accum_steps={batch.grad_accum_steps}, but {count(batch.global_batch_size, 'row')} / "
+            f"({batch.micro_batch_size} × {count(dp_world_size, 'rank')}) = {accum}",
             "micro_batch_size × grad_accum_steps × ranks = global_batch_size",
             f"batch.grad_accum_steps={accum}, or leave it out",
         )
@@ -109,5 +106,5 @@ def _nearest_choices(rows: int, micro: int, dp_world_size: int, nnodes: int) -> 
             nearest = min(counts, key=lambda count: (abs(count - dp_world_size // nnodes), -count))
             setting = f"launch.nnodes=1 launch.nproc_per_node={nearest}"
         with_size = "" if divisor == micro else f" with batch.micro_batch_size={divisor}"
-        choices.append(f"{_count(nearest, 'rank')} ({setting}){with_size}")
+        choices.append(f"{count(nearest, 'rank')} ({setting}){with_size}")
     return choices

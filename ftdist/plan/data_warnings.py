@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, List
 
+from ftdist.base.counts import count
 from ftdist.config.schema import RunConfig
 
 TINY_DOCUMENTS = 100
@@ -21,14 +22,14 @@ def data_warnings(config: RunConfig, meta: Dict[str, Any]) -> List[str]:
     rows, wanted = meta["sets"]["train"]["rows"], config.batch.global_batch_size
     if rows < wanted:
         found.append(
-            f"one epoch has {rows} rows, fewer than batch.global_batch_size={wanted}: "
+            f"one epoch has {count(rows, 'row')}, fewer than batch.global_batch_size={wanted}: "
             "each step takes some rows more than once"
         )
     heldout = sum(source["heldout"] for source in meta["sources"].values())
     documents = heldout + sum(source["kept"] for source in meta["sources"].values())
     if documents < TINY_DOCUMENTS and heldout > LARGE_SHARE * documents:
         found.append(
-            f"{heldout} of {documents} documents ({heldout / documents:.0%}) are held out because of "
+            f"{heldout} of {count(documents, 'document')} ({heldout / documents:.0%}) are held out because of "
             f"data.heldout_share={config.data.heldout_share:g}. Set data.max_heldout_documents to hold out fewer"
         )
     return found

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.base.names import as_typed, nearest
@@ -94,7 +95,7 @@ def read_settings(file: Path, plan: BatchPlan) -> Dict[str, Any]:
     settings = _read(file)
     if settings[MICRO_BATCH] != plan.micro_batch_size:
         raise ConfigError(
-            f"{file} gives DeepSpeed micro-batches of {settings[MICRO_BATCH]} rows, run.yaml has "
+            f"{file} gives DeepSpeed micro-batches of {count(settings[MICRO_BATCH], 'row')}, run.yaml has "
             f"batch.micro_batch_size={plan.micro_batch_size}",
             "a deepspeed.json that was written from this run.yaml",
             WRITE_AGAIN,

@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from typing import Optional
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.checks import check_schedule_fits
 from ftdist.config.schema import OptimConfig, RunConfig
@@ -27,7 +28,9 @@ def fit_schedule(config: RunConfig, rows: int) -> Optional[str]:
         ConfigError: Warm-up and decay do not fit into the run.
     """
     train, steps = config.train, num_steps(config, rows)
-    why = f"{rows} rows × {train.epochs or 0:g} epochs / {config.batch.global_batch_size} rows per step"
+    why = (
+        f"{count(rows, 'row')} × epochs={train.epochs or 0:g} / {count(config.batch.global_batch_size, 'row')} per step"
+    )
     note = fit_warmup(config.optim, steps)
     check_schedule_fits(config.optim, steps, f"train.max_steps={steps}" if train.max_steps else why)
     return note
@@ -56,8 +59,8 @@ def fit_warmup(optim: OptimConfig, steps: int) -> Optional[str]:
         warmup = math.ceil(Fraction(str(ratio)) * steps)  # exact, unlike floats: 0.07 of 100 steps are 7
         if warmup > room and not optim.shorten_warmup:
             raise ConfigError(
-                f"optim.warmup_ratio={ratio:g} gives {warmup} warm-up steps, but with optim.decay_steps="
-                f"{optim.decay_steps} only {room} of {steps} steps remain",
+                f"optim.warmup_ratio={ratio:g} gives {count(warmup, 'warm-up step')}, but with optim.decay_steps="
+                f"{optim.decay_steps} only {room} of {count(steps, 'step')} remain",
                 "warm-up and decay that fit into the run",
                 f"optim.warmup_ratio={min(1 / SHORTENED, room / steps):g}",
             )
@@ -65,7 +68,8 @@ def fit_warmup(optim: OptimConfig, steps: int) -> Optional[str]:
     note = None
     if optim.shorten_warmup and optim.warmup_steps > room:
         shorter = min(steps // SHORTENED, room)
-        note = f"the warm-up is {shorter} steps instead of {optim.warmup_steps}, because the run has only {steps} steps"
+        note = f"the warm-up is {count(shorter, 'step')} instead of {optim.warmup_steps}, because the run has only "
+        note += count(steps, "step")
         note += f", {optim.decay_steps} of them decay" if optim.decay_steps else ""
         optim.warmup_steps = shorter
     optim.shorten_warmup = False

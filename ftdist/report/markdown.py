@@ -6,6 +6,7 @@ import re
 from itertools import chain
 from typing import Any, Dict, Iterable, List, Optional
 
+from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
 from ftdist.report.rows import (
     GAIN_HEAD,
@@ -134,7 +135,8 @@ def goodput_lines(report: Dict[str, Any]) -> List[str]:
     lines, attempts, total = ["## Where the time went", ""], goodput["attempts"], goodput["total_s"]
     if goodput["goodput"] is None:
         return [*lines, "Not known: the run was started by a version of ftdist that recorded no times.", ""]
-    lost = f"; {goodput['lost_steps']} steps were done again or not saved" if goodput["lost_steps"] else ""
+    again = count(goodput["lost_steps"] or 0, "step was", "steps were")
+    lost = f"; {again} done again or not saved" if goodput["lost_steps"] else ""
     several = "s" if len(attempts) > 1 else ""
     return [
         *lines,

@@ -3,6 +3,7 @@
 import json
 from typing import Any, Dict, List
 
+from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
 from ftdist.report.charts import Series, Words, bar_chart, heat_map, xy_chart
 from ftdist.report.page import charts, details, document, figure, numbers, pairs, paragraph, section, shown, table
@@ -198,7 +199,7 @@ def _goodput(report: Report) -> str:
     total, seconds, lost = goodput["total_s"], goodput["seconds"], goodput["lost_steps"]
     parts = "; ".join(f"{phase} {percent(value / total)}" for phase, value in seconds.items())
     chart = bar_chart(Words("goodput", "Where the time went", f"Shares of {format_seconds(total)}: {parts}."), seconds)
-    again = f" {lost} steps were done again or not saved." if lost else ""
+    again = f" {count(lost, 'step was', 'steps were')} done again or not saved." if lost else ""
     return section("Where the time went", [
         figure(chart, f"Goodput {percent(goodput['goodput'])}: the share of {format_seconds(total)} in steps that "
                       f"count.{again}"),

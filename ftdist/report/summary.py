@@ -2,6 +2,7 @@
 
 from typing import Any, Callable, Dict, List, Optional
 
+from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
 from ftdist.report.facts import first_and_last
 from ftdist.report.texts import finite, number, percent
@@ -51,15 +52,15 @@ def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
     Args:
         show: Makes a text from outside one of the format of the report.
     """
-    steps, tokens = f"{report['step']} of {report['max_steps']} steps", report["tokens"]
+    steps, tokens = f"{report['step']} of {count(report['max_steps'], 'step')}", report["tokens"]
     reason = f" ({show(report['reason'])})" if report["reason"] else ""
     found = [f"The run is {show(str(report['state']))}{reason} after {steps}"
-             + (f" and {tokens:,} tokens." if tokens else ".")]  # fmt: skip
+             + (f" and {count(tokens, 'token')}." if tokens else ".")]  # fmt: skip
     if (best := report["best"]) and best["step"] != report["step"]:
         found.append(f"Its best checkpoint is that of step {best['step']} (held-out loss {best['loss']:.4f}).")
     found += [_gain(report, name, show) for name in list(report["heldout"])[:MAX_SETS]]
     if (more := len(report["heldout"]) - MAX_SETS) > 0:
-        found.append(f"The losses of {more} more held-out sets are below.")
+        found.append(f"The losses of {count(more, 'more held-out set')} are below.")
     found += [_forgetting(report, show), _moved(report["moved"], show), _cost(report)]
     return found
 

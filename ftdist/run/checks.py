@@ -3,11 +3,13 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import List
+from typing import List, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ftdist.base.counts import count
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 MARKS = {PASSED: ("✓", "green"), FAILED: ("✗", "bold red"), NOT_RUN: ("–", "yellow")}
@@ -40,6 +42,17 @@ def failed(name: str, cause: str, measured: str = "") -> Check:
 def not_run(name: str, cause: str) -> Check:
     """Return the result of a check that could not run."""
     return Check(name, NOT_RUN, "", cause)
+
+
+def differing(weights: Sequence[str], what: str) -> List[str]:
+    """Return the problem that weights differ, as a list for ``judge``. Empty if there are no such weights.
+
+    Args:
+        weights: names of the weights that differ.
+        what: what they should equal.
+    """
+    found = count(len(weights), "weight differs", "weights differ")
+    return [f"{found} from {what}, for example {weights[0]}"] if weights else []
 
 
 def judge(name: str, problems: List[str], measured: str) -> Check:

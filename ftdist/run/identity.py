@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path
@@ -145,7 +146,7 @@ def check_data(run: RunDir, config: RunConfig, folder: Path) -> None:
     unpinned = [name for name, source in config.data.sources.items() if source.hub and not source.revision]
     cause = f"; the hub data set of '{unpinned[0]}' has no revision and may have changed" if unpinned else ""
     raise DataError(
-        f"{folder} is not the data that {run.path} was started with ({rows:,} rows; at the start "
+        f"{folder} is not the data that {run.path} was started with ({count(rows, 'row')}; at the start "
         f"{record['data']['rows']['train']:,}){cause}", "data with the recorded hash",
         f"rm -r {quoted_path(folder)}, then resume, so that the data is prepared again. Or start a new run",
     )  # fmt: skip

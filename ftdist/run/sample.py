@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 from rich.console import Console
 from rich.text import Text
 
+from ftdist.base.counts import count
 from ftdist.base.tables import plain_table, show_table
 from ftdist.run.prepared import read_meta
 
@@ -36,7 +37,7 @@ def shown_parts(length: int) -> Tuple[slice, slice]:
 def print_left_out(tokens: int, trained: int, console: Console) -> None:
     """Print how many tokens a preview does not show, and how many of them are trained."""
     if tokens:
-        console.print(Text(f"… {_n(tokens)} tokens not shown ({_n(trained)} of them are trained) …", style="cyan"))
+        console.print(Text(f"… {count(tokens, 'token')} not shown ({_n(trained)} of them trained) …", style="cyan"))
 
 
 def print_legend(console: Console) -> None:
@@ -87,9 +88,10 @@ def describe_data(meta: Dict[str, Any]) -> str:
     """Return one line that describes prepared data, for the banner at the start of a run."""
     train, *heldout = meta["sets"].values()
     names = ", ".join(meta["sources"])
-    counts = f"{_n(train['rows'])} rows, {_n(train['tokens'])} tokens, {_n(train['trained_tokens'])} of them trained"
+    sizes = f"{count(train['rows'], 'row')}, {count(train['tokens'], 'token')}"
+    counts = f"{sizes}, {_n(train['trained_tokens'])} of them trained"
     out = sum(stats["documents"] for stats in heldout)
-    return f"{names}: {counts}; {_n(out) if out else 'no'} documents held out"
+    return f"{names}: {counts}; {count(out, 'document') if out else 'no documents'} held out"
 
 
 def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None:
@@ -124,11 +126,11 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
     show_table(console, sources)
     for name, stats in rows.items():
         if stats["split_chats"]:
-            chats = f"{_n(stats['split_chats'])} chat{'s' if stats['split_chats'] > 1 else ''}"
+            chats = count(stats["split_chats"], "chat")
             console.print(f"{name}: {chats} became "
-                          f"{_n(stats['documents_of_split_chats'])} documents, with "
-                          f"{_n(stats['tokens_of_split_chats'])} more tokens, because the chat template shows answers "
-                          "differently when more messages follow (data.turns)")  # fmt: skip
+                          f"{count(stats['documents_of_split_chats'], 'document')}, with "
+                          f"{count(stats['tokens_of_split_chats'], 'more token')}, because the chat template shows "
+                          "answers differently when more messages follow (data.turns)")  # fmt: skip
     console.print()
     show_table(console, sets)
     print_warnings(meta, console)

@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.schema import RunConfig
@@ -204,8 +205,9 @@ def split_docstrings(run: RunDir, config: RunConfig) -> Tuple[List[Docstring], L
     made = [set().union(*(_documents(one, item) for one in settings)) for item in docstrings]
     unknown = trained - set().union(*made)
     if unknown and len(sources) == len(all_sources):
-        raise ConfigError(f"{len(unknown):,} of {len(trained):,} documents that {run.path} trains are not recognized "
-                          "as docstrings of this Python", "all of them, so that no question is about a trained one",
+        raise ConfigError(f"{len(unknown):,} of {count(len(trained), 'document')} that {run.path} trains are not "
+                          "recognized as docstrings of this Python",
+                          "all of them, so that no question is about a trained one",
                           "use the ftdist and Python that started the run, or --tasks questions.jsonl")  # fmt: skip
     pairs = list(zip(docstrings, made, strict=True))
     return [item for item, own in pairs if not own & trained], [item for item, own in pairs if own & trained]

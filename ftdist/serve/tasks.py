@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 from rich.console import Console
 from rich.text import Text
 
+from ftdist.base.counts import count
 from ftdist.base.output import short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import task
@@ -108,7 +109,7 @@ def show(results: List[Dict[str, Any]]) -> None:
     for one in results:
         few = "" if one["file"] or one["questions"] >= QUESTIONS else ", fewer than " \
               f"{QUESTIONS}: the run trains the other docstrings"  # fmt: skip
-        print(f"{one['task']}: {one['questions']} questions{few}")
+        print(f"{one['task']}: {count(one['questions'], 'question')}{few}")
     show_table(console, table)
     print("In brackets: 95 % interval. p: McNemar's exact test.")
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
+from ftdist.base.counts import count
 from ftdist.base.json_files import read_records
 from ftdist.base.permissions import follow_umask
 from ftdist.base.redact import redact
@@ -121,7 +122,7 @@ class WandbRun:
         with suppress(OSError):  # wandb writes its files with rights of its own
             follow_umask(self._run.wandb)
         if self._dropped:
-            self._note(f"W&B: {self._dropped} records dropped; metrics.jsonl has them all")
+            self._note(f"W&B: {count(self._dropped, 'record')} dropped; metrics.jsonl has all")
 
     def _put(self, call: Optional[Call]) -> None:
         if self._finished.is_set():

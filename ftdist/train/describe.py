@@ -4,6 +4,7 @@ from typing import Any, List
 
 import torch
 
+from ftdist.base.counts import count
 from ftdist.config.schema import Recompute, RunConfig
 from ftdist.engine.engine import Engine
 from ftdist.engine.gathered_views import fused_modules
@@ -98,8 +99,8 @@ def describe_layers(config: RunConfig, engine: Engine, arch: Any, plan: Attentio
 
 def describe_compiled(compiled: Compiled) -> List[str]:
     """Return the lines that say which layers are compiled, and why others are not."""
-    lines = [f"compiled: {len(compiled.layers)} layers, when they first run in training"]
-    return lines + [f"{COMPILED}not {count} layers: {why}" for why, count in compiled.left_out.items()]
+    lines = [f"compiled: {count(len(compiled.layers), 'layer')}, on first use in training"]
+    return lines + [f"{COMPILED}not {count(number, 'layer')}: {why}" for why, number in compiled.left_out.items()]
 
 
 def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> List[str]:
@@ -124,7 +125,8 @@ def describe_activations(config: RunConfig, arch: Any, plan: AttentionPlan) -> L
     kept = kept_activations(train, sizes, layers, tokens, keeps)
     device, host, working = map(size_text, (kept.device, kept.host, kept.working))
     if train.gradient_checkpointing is Recompute.none:
-        return [f"{ACTIVATIONS}{layers} layers keep about {device} for {tokens:,} tokens, and nothing is recomputed"]
+        keep = count(layers, "layer keeps", "layers keep")
+        return [f"{ACTIVATIONS}{keep} about {device} for {tokens:,} tokens, and nothing is recomputed"]
     what = "their inputs and the outputs of attention" if keeps else "their inputs"
     every = f" (one in {train.recompute_every})" if train.recompute_every > 1 else ""
     where = f" and {host} of host memory" if kept.host else ""
@@ -157,7 +159,7 @@ def _memory(config: RunConfig, arch: Any, choice: Choice) -> str:
     change = "data.max_seq_len or batch.micro_batch_size" + (
         "" if recomputes_all(config.train) else ", or set train.gradient_checkpointing=full train.recompute_every=1"
     )
-    what = f"if {rows} documents have {length:,} tokens"
+    what = f"if {count(rows, 'document has', 'documents have')} {length:,} tokens"
     if choice.plan.layout in (Layout.row, Layout.masks):
         what = f"for {rows * length:,} tokens in a row"
     return f"eager attention keeps {size:,.1f} GiB of scores {what}; to reduce it, lower {change}"

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
+from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
 from ftdist.parallel.ranks import on_rank_0
 from ftdist.track.gain import DocumentLosses
@@ -117,7 +118,7 @@ class Forgetting:
         stops = training.engine.module.generation_config.eos_token_id
 
         def stopped(column: int) -> bool:
-            say(f"the base model writes {len(prompts)} texts, token {column}")
+            say(f"the base model writes {count(len(prompts), 'text')}, token {column}")
             return bool(training.mesh.sum([float(training.preemption.requested())])[0])
 
         drawn = draw_texts(

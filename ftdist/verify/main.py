@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional
 
+from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_DONE, ConfigError, DataError, FtdistError
 from ftdist.base.output import accept_any_text
 from ftdist.config.frozen import dump_config, load_config
@@ -216,11 +217,11 @@ def check_data_order(config: RunConfig, rows: int, wanted_ranks: int) -> checks.
     for ranks, at_once in ((wanted_ranks, micro), other):
         plan = plan_resumed(replace(config.batch, micro_batch_size=at_once), ranks, config.data.max_seq_len)
         if _rows_taken(config.seed, rows, plan) != expected:
-            problems.append(f"{ranks} ranks use other rows than the reference")
+            problems.append(f"{count(ranks, 'rank uses', 'ranks use')} other rows than the reference")
     if sorted(expected[:rows]) != list(range(rows)):
         problems.append("an epoch does not use every row exactly once")
-    return checks.judge(ORDER, problems, f"rows {expected[0]} … {expected[-1]} in two epochs of {rows} rows, on "
-                                         f"{wanted_ranks} and {other[0]} ranks")  # fmt: skip
+    epoch, both = count(rows, "row"), f"{wanted_ranks} and {count(other[0], 'rank')}"
+    return checks.judge(ORDER, problems, f"rows {expected[0]} … {expected[-1]} in two epochs of {epoch}, on {both}")
 
 
 def _rows_taken(seed: int, rows: int, plan: BatchPlan) -> List[int]:
@@ -261,7 +262,7 @@ def check_learning_rate(config: RunConfig, max_steps: int) -> checks.Check:
     problems = [f"{len(wrong)} of {max_steps} steps have a wrong rate, for example step {wrong[0] + 1}: "
                 f"{found[wrong[0]]:g}"] if wrong else []  # fmt: skip
     return checks.judge(RATE, problems, f"{optim.schedule.name}, highest {max(found):g}, {found[-1]:g} in the last of "
-                                        f"{max_steps:,} steps")  # fmt: skip
+                                        f"{count(max_steps, 'step')}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any, Callable, List, Optional, Tuple
 import torch
 import torch.distributed as dist
 
+from ftdist.base.counts import count
 from ftdist.base.errors import FtdistError
 from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
@@ -40,7 +41,7 @@ from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
-from ftdist.run.checks import Check, failed, judge, not_run, passed
+from ftdist.run.checks import Check, differing, failed, judge, not_run, passed
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir
 from ftdist.train.loop import train, train_step
@@ -197,13 +198,12 @@ def _report_deviation(
 ) -> None:
     beyond = deviation.beyond(allowed := allowed_with(training.config, ALLOWED_FP32))
     updates = [text for text in beyond if text.startswith("update")]
-    what = f"{training.ranks.world_size} ranks, ZeRO-{training.config.zero.stage}, in fp32"
+    what = f"{count(training.ranks.world_size, 'rank')}, ZeRO-{training.config.zero.stage}, in fp32"
     if not training.engine.module.training:
         what += ", in evaluation mode because the model draws random numbers in training"
-    problems = (
-        [f"{len(other)} weights differ from the weights of the loaded model, for example {other[0]}"] if other else []
-    )
-    problems += [f"ZeRO-3 leaves {len(whole)} parameters whole on every rank, for example {whole[0]}"] if whole else []
+    problems = differing(other, "the weights of the loaded model")
+    left = count(len(whole), "parameter")
+    problems += [f"ZeRO-3 leaves {left} whole on every rank, for example {whole[0]}"] if whole else []
     report(judge(LOSS, [*problems, *(text for text in beyond if text not in updates)],
                  f"loss differs by {deviation.loss:.1e} (limit {allowed.loss:.0e}), a gradient by at most "
                  f"{deviation.gradient:.1e} ({allowed.gradient:.0e}), held-out loss by {deviation.heldout:.1e}; "
@@ -267,14 +267,14 @@ def _check_resume(
     after = _recorded_steps(run)
     problems = [] if after == record else [f"uninterrupted {record[-1]}, resumed {after[-1]}"]
     problems += _different_weights(found, weights)  # the recorded numbers do not depend on the moments, the weights do
-    last = f"loss {float(after[-1]['train/loss']):.6f}, {after[-1]['train/trained_tokens']} trained tokens"
+    last = f"loss {float(after[-1]['train/loss']):.6f}, {count(after[-1]['train/trained_tokens'], 'trained token')}"
     report(judge(RESUME, problems, last))
 
 
 def _different_weights(found: Tensors, expected: Tensors) -> List[str]:
     """Describe the weights that are not bit for bit those of the uninterrupted run."""
     other = [name for name, weight in expected.items() if not found[name].equal(weight)]
-    return [f"{len(other)} weights differ from those of the uninterrupted run, for example {other[0]}"] if other else []
+    return differing(other, "those of the uninterrupted run")
 
 
 def _recorded_steps(run: RunDir) -> List[Any]:
@@ -327,7 +327,7 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     other = [name for name, weight in ({} if whole else saved_names(model)).items()
              if not (own := stored(weight)).equal(weights[name][: len(own)].to(own.device, own.dtype))]  # fmt: skip
     problems = ["the exported model gives other logits"] if not difference <= limit else []
-    problems += [f"{len(other)} weights differ from those of the run, for example {other[0]}"] if other else []
+    problems += differing(other, "those of the run")
     measured = f"logits of the exported model differ by {difference:.1g} (limit {limit:.0e})"
     return judge(EXPORT, problems, measured + ("" if other else ", its weights are equal") + merged)
 

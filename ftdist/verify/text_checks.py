@@ -11,6 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 
 import numpy as np
 
+from ftdist.base.counts import count
 from ftdist.config.schema import TrainOn
 from ftdist.data.chat_forms import USUAL, Form
 from ftdist.data.messages import Message
@@ -76,7 +77,7 @@ def check_decoded_text(tokenizer: Any, samples: List[Sample]) -> Check:
             normalised += 1
         else:
             different.append((document.location, expected, found))
-    measured = f"{len(samples) - len(different)} of {len(samples)} documents"
+    measured = f"{len(samples) - len(different)} of {count(len(samples), 'document')}"
     measured += f", {normalised} of them with characters in another Unicode form (NFKC)" if normalised else ""
     return judge(TEXT, [_describe_difference(len(different), *different[0])] if different else [], measured)
 
@@ -114,7 +115,7 @@ def _describe_difference(documents: int, location: str, expected: List[str], fou
     at = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
     half = SHOWN_CHARACTERS // 2
     here, there = (text[max(at - half, 0) : at + half] for text in (before, after))
-    return f"{documents} documents ({location} …) decode to another text: {why}; {here!r} became {there!r}"
+    return f"{count(documents, 'document')} ({location} …) with another text: {why}; {here!r} became {there!r}"
 
 
 def check_messages(train_on: TrainOn, samples: List[Sample]) -> Check:
@@ -135,9 +136,11 @@ def check_messages(train_on: TrainOn, samples: List[Sample]) -> Check:
             checked += 1
             if SWITCH.sub("", _content(message)).strip() not in rendered:
                 missing.append(f"{document.location}, message {number} ({message['role']})")
-    problems = [f"the text lacks {len(missing)} messages, or parts of them ({missing[0]}): fix the chat template"
+    problems = [f"the text lacks {count(len(missing), 'message')}, or a part ({missing[0]}): fix the chat template"
                 ] if missing else []  # fmt: skip
-    return judge(MESSAGES, problems, f"{checked - len(missing)} of {checked} messages of {len(chats)} chats")
+    return judge(
+        MESSAGES, problems, f"{checked - len(missing)} of {count(checked, 'message')} of {count(len(chats), 'chat')}"
+    )
 
 
 def _rendered_messages(sample: Sample, train_on: TrainOn) -> List[Message]:
@@ -171,9 +174,9 @@ def check_prompts(renderer: Renderer, samples: List[Sample]) -> Check:
             trained, given = (tokenizer.decode(list(tokens[at : at + 6])) for tokens in (ids, prompt))
             different.append(f"{document.location}: at token {at} training has {trained!r}, a chat program gives "
                              f"{given!r}")  # fmt: skip
-    problems = [f"{len(different)} of {len(chats)} prompts differ; {different[0]}: fix the chat template"
+    problems = [f"different prompts: {len(different)} of {len(chats)}; {different[0]}: fix the chat template"
                 ] if different else []  # fmt: skip
-    return judge(PROMPT, problems, f"{len(chats) - len(different)} of {len(chats)} chats")
+    return judge(PROMPT, problems, f"{len(chats) - len(different)} of {count(len(chats), 'chat')}")
 
 
 def check_bos(renderer: Renderer, samples: List[Sample]) -> Check:
@@ -195,15 +198,15 @@ def check_bos(renderer: Renderer, samples: List[Sample]) -> Check:
     checked = slice(2) if bos == tokenizer.eos_token_id else slice(None)
     twice = [s.document.location for s in samples if _two_in_a_row(s.ids[checked] == bos)]
     if twice:
-        problems.append(f"{len(twice)} documents ({twice[0]} …) have two {tokenizer.bos_token} in a row: fix the "
-                        "chat template")  # fmt: skip
+        problems.append(f"{count(len(twice), 'document')} ({twice[0]} …) with two {tokenizer.bos_token} in a row: "
+                        "fix the chat template")  # fmt: skip
     without = [s.document.location for s in samples if s.ids[:1].tolist() != [bos]]
     if without and renderer.bos:
         problems.append(
-            f"{len(without)} documents ({without[0]} …) do not start with a BOS token, although the tokenizer is "
-            "configured to add one"
+            f"{count(len(without), 'document')} ({without[0]} …) without a BOS token at the start, although the "
+            "tokenizer is configured to add one"
         )
-    measured = f"{tokenizer.bos_token} before {len(samples) - len(without)} of {len(samples)} documents"
+    measured = f"{tokenizer.bos_token} before {len(samples) - len(without)} of {count(len(samples), 'document')}"
     return judge(BOS, problems, measured + ("" if renderer.bos else "; the tokenizer adds none"))
 
 
@@ -227,11 +230,11 @@ def check_answers(tokenizer: Any, train_on: TrainOn, samples: List[Sample]) -> C
             wrong.setdefault(problem, []).append(sample.document.location)
     for location in _with_other_answers(chosen, train_on):
         wrong.setdefault("other answers than data.train_on selects are trained", []).append(location)
-    problems = [f"{what} in {len(where)} documents ({where[0]} …)" for what, where in wrong.items()]
+    problems = [f"{what} in {count(len(where), 'document')} ({where[0]} …)" for what, where in wrong.items()]
     if problems:
         problems[-1] += ": fix the {% generation %} marks of the chat template; ftdist preview shows what is trained"
     correct = sum(all(sample.document.location not in where for where in wrong.values()) for sample in chosen)
-    return judge(ANSWERS, problems, f"{correct} of {len(chosen)} documents")
+    return judge(ANSWERS, problems, f"{correct} of {count(len(chosen), 'document')}")
 
 
 def _decoded(tokenizer: Any, ids: np.ndarray) -> str:

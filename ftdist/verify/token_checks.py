@@ -8,6 +8,7 @@ from typing import Any, FrozenSet, Iterator, List, Optional, Tuple
 
 import numpy as np
 
+from ftdist.base.counts import count
 from ftdist.config.schema import Format, LongDocuments, RunConfig
 from ftdist.data.answers import Answer, answers_of
 from ftdist.data.bad_records import read_good
@@ -96,12 +97,12 @@ def check_rules(answers: List[Answer]) -> List[Check]:
     lost = [f"{one.location}: the documents do not show {', '.join(one.lost)} once" for one in answers if one.lost]
     after = [f"{one.location}, message {one.message}" for one in answers if not one.ends]
     stripped = sum(bool(one.stripped) for one in answers)
-    shown = f"{len(answers) - len(lost)} of {len(answers)} answers"
+    shown = f"{len(answers) - len(lost)} of {count(len(answers), 'answer')}"
     without = f", {stripped} of them without the reasoning of earlier answers" if stripped else ""
     return [
         judge(FIELDS, lost[:1], shown + without),
         judge(ENDS, [f"text is trained after the stop of {after[0]}"] if after else [],
-              f"{len(answers) - len(after)} of {len(answers)} answers"),
+              f"{len(answers) - len(after)} of {count(len(answers), 'answer')}"),
     ]  # fmt: skip
 
 
@@ -186,12 +187,14 @@ def check_documents(config: RunConfig, folder: Path) -> Check:
         packed = [document for row in read_rows(folder / name) for document in row]
         found = len(packed), sum(len(ids) for ids, _ in packed)
         if found != (stats["documents"], stats["tokens"]):
-            problems.append(f"the rows of '{name}' contain {found[0]} documents with {found[1]} tokens; expected "
-                            f"{stats['documents']} documents with {stats['tokens']} tokens")  # fmt: skip
+            contained = f"{count(found[0], 'document')} with {count(found[1], 'token')}"
+            problems.append(f"the rows of '{name}' contain {contained}; expected "
+                            f"{count(stats['documents'], 'document')} with {count(stats['tokens'], 'token')}",
+                            )  # fmt: skip
     cut, split = (sum(source[what] for source in sources.values()) for what in ("truncated", "split"))
     total, rows = sum(source["documents"] for source in sources.values()), meta["sets"]["train"]
-    measured = (f"{cut} of {total} documents are cut and {split} are split; the {rows['rows']} rows contain "
-                f"{rows['documents']} documents")  # fmt: skip
+    measured = (f"documents: {cut} of {total} cut, {split} split, {rows['documents']} in "
+                f"{count(rows['rows'], 'row')}")  # fmt: skip
     return judge(COMPLETE, problems, measured)
 
 
@@ -204,8 +207,8 @@ def _check_padding(tokenizer: Any, folder: Path, vocab_rows: Optional[int]) -> C
     inside = sum(pad in ids for ids, _ in _documents(folder))
     if inside and pad not in ends:
         problems.append(
-            f"the padding token {tokenizer.pad_token!r} also occurs as normal text in {inside} documents. Programs "
-            "that mask padding by token id will ignore these tokens. Set pad_token to a special token in "
+            f"the padding token {tokenizer.pad_token!r} also occurs as normal text in {count(inside, 'document')}. "
+            "Programs that mask padding by token id will ignore these tokens. Set pad_token to a special token in "
             "tokenizer_config.json"
         )
     if pad == tokenizer.bos_token_id and pad != tokenizer.eos_token_id:

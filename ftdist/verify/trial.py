@@ -13,6 +13,7 @@ from typing import Any, List, Optional, Tuple
 import psutil
 import torch
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import (
@@ -243,8 +244,9 @@ def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> N
     micro = min(batch.micro_batch_size, 2)
     accum = min(max(1, batch.global_batch_size // (batch.micro_batch_size * wanted_ranks)), 2)
     length = min(data.max_seq_len, SEQ_LEN)
-    trial.notes.append(f"{STEPS} steps of {micro} × {accum} × {ranks} rows (micro-batch × accumulation × ranks) of "
-                       f"{length} tokens; at most {HELDOUT_DOCUMENTS} documents of each held-out set")  # fmt: skip
+    rows = f"{micro} × {accum} × {count(ranks, 'row')} (micro-batch × accumulation × ranks)"
+    trial.notes.append(f"{STEPS} steps of {rows} of {length} tokens; at most {HELDOUT_DOCUMENTS} documents of each "
+                       "held-out set")  # fmt: skip
     batch.micro_batch_size, batch.grad_accum_steps, batch.global_batch_size = micro, accum, micro * accum * ranks
     data.max_seq_len, data.max_heldout_documents = length, HELDOUT_DOCUMENTS
     optim, train = steps.optim, steps.train

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set, Tuple
 
+from ftdist.base.counts import count
 from ftdist.base.ranges import parse_ranges, ranges
 
 SYS = Path("/sys")
@@ -45,7 +46,8 @@ class Division:
     def describe(self) -> str:
         """Return the division in one line."""
         bound = "; ".join(ranges(cpus) for cpus in self.cpus)
-        return f"{self.each} CPUs and {self.threads} threads for each rank" + (f", bound to {bound}" if bound else "")
+        each = f"{count(self.each, 'CPU')} and {count(self.threads, 'thread')} for each rank"
+        return each + (f", bound to {bound}" if bound else "")
 
 
 def divide(topology: Topology, ranks: int, granted: Optional[int] = None) -> Division:

@@ -11,6 +11,7 @@ from typing import Dict, List, Optional, Sequence
 
 import psutil
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import AccessError, user_name
@@ -81,8 +82,8 @@ def resolve_ranks_per_node(launch: LaunchConfig, gpus: int) -> None:
         launch.nproc_per_node = gpus if launch.device is Device.cuda else 1
     if launch.device is Device.cuda and launch.nproc_per_node > gpus:
         raise ConfigError(
-            f"launch.nproc_per_node={launch.nproc_per_node}, but this machine has {gpus} visible "
-            f"GPU{'s' if gpus > 1 else ''}",
+            f"launch.nproc_per_node={launch.nproc_per_node}, but this machine has "
+            f"{count(gpus, 'visible GPU')}",
             "at most one rank per GPU", f"launch.nproc_per_node={gpus}",
         )  # fmt: skip
     if launch.threads_per_rank is None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Dict
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.launch import HOST
@@ -72,7 +73,7 @@ def resolve_hosts(config: RunConfig) -> None:
         launch.nnodes, launch.nproc_per_node, launch.deepspeed.hostfile = len(found), ranks, None
     if len(launch.nodes.hosts) != launch.nnodes:
         raise ConfigError(f"launch=deepspeed needs a host for each of launch.nnodes={launch.nnodes} machines, but "
-                          f"{len(launch.nodes.hosts)} are given",
+                          f"{count(len(launch.nodes.hosts), 'is given', 'are given')}",
                           "one host for each machine", "launch.deepspeed.hostfile=FILE")  # fmt: skip
     carried = {"run_dir": config.run_dir, "python": sys.executable, "host": ",".join(launch.nodes.hosts)}
     for name, value in carried.items():

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import List, Optional, TextIO
 
+from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.base.shell import shell_words
 from ftdist.config.schema import LaunchKind, RunConfig
@@ -41,7 +42,7 @@ class NodesBackend(ForegroundBackend):
         gpus = resolve_device(launch)
         if launch.nodes.hosts and len(launch.nodes.hosts) != launch.nnodes:
             raise ConfigError(f"launch.nnodes={launch.nnodes} contradicts launch.nodes.hosts, which has "
-                              f"{len(launch.nodes.hosts)} hosts", "one host for each machine",
+                              f"{count(len(launch.nodes.hosts), 'host')}", "one host for each machine",
                               f"launch.nnodes={len(launch.nodes.hosts)}")  # fmt: skip
         resolve_ranks_per_node(launch, gpus)
 

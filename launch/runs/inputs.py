@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Set
 
+from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError, DataError, LaunchError
 from ftdist.base.permissions import require_readable_folder
 from ftdist.base.terminal import task
@@ -199,7 +200,8 @@ def check_length(run: RunDir, config: RunConfig, rows: int) -> None:
     before, now = run.read_status().get("max_steps"), num_steps(config, rows)
     if before and run.checkpoint_folders() and before != now:
         raise DataError(
-            f"the data of {run.path} has changed: with {rows:,} rows, it would have {now} steps instead of {before}",
+            f"the data of {run.path} has changed: with {count(rows, 'row')}, it would have {count(now, 'step')} "
+            f"instead of {before}",
             "the data that the run was started with",
             "restore it, or start a new run",
         )

@@ -10,6 +10,7 @@ from typing import List
 
 from rich.console import Console
 
+from ftdist.base.counts import count
 from ftdist.base.errors import LaunchError
 from ftdist.base.terminal import task
 from ftdist.config.frozen import dump_config
@@ -119,7 +120,7 @@ def _fit_ranks(config: RunConfig, wanted: int) -> List[str]:
         notes.append("this machine has no GPU, so GPU kernels are not checked")
     ranks = min(wanted, gpus if device is Device.cuda else max(2, cpu_cores()))
     if ranks != wanted:
-        notes.append(f"the run uses {wanted} ranks; this check uses {ranks}")
+        notes.append(f"the run uses {count(wanted, 'rank')}; this check uses {ranks}")
     threads = max(1, cpu_cores() // ranks)
     config.launch = LaunchConfig(
         device=device, nproc_per_node=ranks, threads_per_rank=threads, timeout_s=launch.timeout_s

@@ -8,6 +8,7 @@ it continue, the sweep removes this rung from its run.yaml. It is then resumed l
 import math
 from typing import Callable, Dict, List, Optional
 
+from ftdist.base.counts import count
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import SweepConfig
 from ftdist.launch.backends.registry import backend_of
@@ -47,7 +48,7 @@ def run_trials(folder: SweepDir, trials: List[Trial], sweep: SweepConfig, run: R
             if not promoted:  # all have failed; a resume tries them again
                 break
             folder.add_promoted(rung, trials, promoted)
-            print(f"step {rung}: {len(promoted)} of {len(trials)} trials continue: "
+            print(f"step {rung}: {len(promoted)} of {count(len(trials), 'trial continues', 'trials continue')}: "
                   + " ".join(f"{trial.number:03d}" for trial in promoted), flush=True)  # fmt: skip
         trials = promoted
         for trial in trials:

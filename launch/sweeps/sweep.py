@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
+from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, ConfigError, DataError, FtdistError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path, short_path
@@ -256,7 +257,7 @@ class _Sweep:
         self.folder.write_status(state="running", pid=os.getpid(), host=platform.node(), exit_reason="")
         self.folder.add_trials(new)
         words = varied_overrides(self.folder.trials())
-        print(f"{len(trials)} trials in {short_path(self.folder.path)}", flush=True)
+        print(f"{count(len(trials), 'trial')} in {short_path(self.folder.path)}", flush=True)
         for trial in trials:
             print(f"  {trial.number:03d}  {words[trial.number]}", flush=True)
 

@@ -65,7 +65,7 @@ def begin(args: argparse.Namespace) -> int:
     again = status.get("job_id") == args.job and status.get("state") != "queued"
     requeues = int(status.get("requeues", 0)) + again
     if run.cancel.exists() or requeues > config.launch.max_requeues:
-        often = f"not started, because it was requeued more than launch.max_requeues={config.launch.max_requeues} times"
+        often = f"not started: requeued more often than launch.max_requeues={config.launch.max_requeues} allows"
         reason = "cancelled before it began" if run.cancel.exists() else often
         lifecycle.mark_stopped(run, reason, job_id=args.job, exit_code=EXIT_PREEMPTED)
         return EXIT_PREEMPTED

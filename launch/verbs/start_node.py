@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 
+from ftdist.base.counts import count
 from ftdist.base.process import RANK_CPUS
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import Device, LaunchConfig
@@ -66,7 +67,7 @@ def divide_cpus(launch: LaunchConfig, node: str) -> None:
     if division.each < cpus.FEW_CPUS:
         fix = f"launch.slurm.cpus_per_gpu={cpus.FEW_CPUS} asks for more"
         if (asked := cpus_asked(launch) or 0) >= cpus.FEW_CPUS * launch.nproc_per_node:
-            fix = f"The job asked for {asked} CPUs on each node, but can use fewer there"
+            fix = f"The job asked for {count(asked, 'CPU')} on each node, but can use fewer there"
         print(f"note: {node} has {division.each or 'less than one'} CPU for each rank; it may be slow. {fix}",
               flush=True)  # fmt: skip
     if division.cpus:

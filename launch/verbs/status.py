@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Tuple
 
 from rich.console import Console
 
+from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.names import near_paths
 from ftdist.base.output import quoted_path, short_path
@@ -148,7 +149,7 @@ def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = 
     if longest and len(why) > longest:
         why = why[: longest - 1] + "…"
     times = int(found.get("requeues") or 0)
-    chain = f" (attempt {int(found.get('attempt', 0)) + 1}, {times} requeue{'s' * (times > 1)})" if times else ""
+    chain = f" (attempt {int(found.get('attempt', 0)) + 1}, {count(times, 'requeue')})" if times else ""
     return [
         short_path(run.path),
         state + chain + (f": {why}" if why else ""),

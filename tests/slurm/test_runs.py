@@ -55,7 +55,7 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> Non
     assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
     job = slurm.job(status["job_id"])
     assert (job["JobState"], job["CPUs/Task"], job["Comment"]) == ("COMPLETED", "4", "ftdist:")
-    assert "CPUs and 1 threads for each rank" in (there.logs / "node-1.attempt-0.log").read_text()
+    assert "and 1 thread for each rank" in (there.logs / "node-1.attempt-0.log").read_text()
     assert {path.name for path in there.logs.glob("rank-*.attempt-0.log")} == {
         f"rank-0000{r}.attempt-0.log" for r in range(4)
     }

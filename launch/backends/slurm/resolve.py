@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Set
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.attempt.cpus import FEW_CPUS
@@ -123,8 +124,8 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
             "or lower launch.slurm.stop_before_limit_s",
         )  # fmt: skip
     if asked is not None and given > largest:
-        print(f"note: launch.slurm.time={asked} is longer than the {largest / 60:.0f} minutes that the partition "
-              "allows; the job may never start", file=sys.stderr)  # fmt: skip
+        print(f"note: launch.slurm.time={asked} is longer than the {count(round(largest / 60), 'minute')} that the "
+              "partition allows; the job may never start", file=sys.stderr)  # fmt: skip
 
 
 def resolve_ranks(launch: LaunchConfig) -> bool:
@@ -184,7 +185,7 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
     if most < launch.nproc_per_node:
         raise ConfigError(
             f"launch.nproc_per_node={launch.nproc_per_node}, but no node that the job can use has more than "
-            f"{most} GPUs", "at most one rank per GPU", f"launch.nproc_per_node={most}",
+            f"{count(most, 'GPU')}", "at most one rank per GPU", f"launch.nproc_per_node={most}",
         )  # fmt: skip
     return [node for node in nodes if node.gpus >= (launch.nproc_per_node or 0)]
 
@@ -205,8 +206,8 @@ def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
         else:
             slurm.cpus_per_gpu = max(1, min(shares)) if shares else 0 if slurm.exclusive else CPUS_PER_GPU
     if (asked := cpus_asked(launch)) and asked < ranks * FEW_CPUS and not asks:
-        print(f"note: the job asks for {asked} CPUs on each node for {ranks} ranks, fewer than {FEW_CPUS} for each, "
-              "which may be slow", file=sys.stderr)  # fmt: skip
+        print(f"note: the job asks for {count(asked, 'CPU')} on each node for {count(ranks, 'rank')}, fewer than "
+              f"{FEW_CPUS} for each, which may be slow", file=sys.stderr)  # fmt: skip
 
 
 def _check_size(launch: LaunchConfig, nodes: List[Node]) -> None:
@@ -222,11 +223,12 @@ def _check_size(launch: LaunchConfig, nodes: List[Node]) -> None:
         fix = f"launch.slurm.cpus_per_node={most}" if launch.slurm.cpus_per_node else ""
         each = most // ranks
         fix = fix or (f"launch.slurm.cpus_per_gpu={each}" if each else f"launch.nproc_per_node={most}")
-        raise ConfigError(f"the job asks for {asked} CPUs on each node for {ranks} ranks, but no node that it can use "
-                          f"has more than {most}", f"at most {most} CPUs", f"{fix}, or {CHOOSE_NODES}")  # fmt: skip
+        raise ConfigError(f"the job asks for {count(asked, 'CPU')} on each node for {count(ranks, 'rank')}, but no "
+                          f"node that it can use has more than {most}",
+                          f"at most {count(most, 'CPU')}", f"{fix}, or {CHOOSE_NODES}")  # fmt: skip
     if nodes and len(fitting) < launch.nnodes:
         raise ConfigError(f"launch.nnodes={launch.nnodes}, but the nodes with enough GPUs and CPUs that the job can "
-                          f"use are {len(fitting)}", f"a job of at most {len(fitting)} nodes",
+                          f"use are {len(fitting)}", f"a job of at most {count(len(fitting), 'node')}",
                           f"launch.nnodes={len(fitting)}, or {CHOOSE_NODES}")  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def test_bad_records_are_dropped_counted_and_listed(
     ]
     assert [line["reason"] for line in found] == ["an empty answer", "not JSON", "an empty answer", refused]
     assert "no system" in found[3]["error"]
-    assert "4 of 44 records of 'mine' are bad and were dropped" in meta["warnings"][0]
+    assert "4 of 44 records of 'mine' are bad and dropped" in meta["warnings"][0]
     print_table(meta, Console(width=300))
     assert "2 bad (an empty answer)" in capsys.readouterr().out
     run = tmp_path / "run"
@@ -96,7 +96,7 @@ def test_one_bad_record_of_few_is_allowed_and_no_list_is_written_without_any(tmp
 def test_if_all_records_are_bad_the_error_is_that_of_a_record(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(config_of(tmp_path, ['{"foo": 1}'], "data.max_bad_share=1"))
-    assert "1 of 1 records are bad (1 fields that match no known format)" in caught.value.found
+    assert "1 of 1 record is bad (1 fields that match no known format)" in caught.value.found
     assert "data.sources.NAME.fields" in caught.value.fix
 
 

@@ -118,7 +118,7 @@ def test_preview_warns_if_the_template_writes_no_stop_token(tmp_path: Path, caps
     assert main(["preview", str(config)]) == 0
     out = capsys.readouterr().out
     assert "[[a<|im_end|>]]" in out
-    said = "warning: 'mine': in 1 of 1 records, the chat template writes no special token after an answer"
+    said = "warning: 'mine': in 1 of 1 record, the chat template writes no special token after an answer"
     assert said in " ".join(out.split())
 
 

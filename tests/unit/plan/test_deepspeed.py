@@ -163,7 +163,7 @@ def test_ranks_refuse_a_file_with_another_micro_batch(file: Path, config: RunCon
     config.batch.micro_batch_size = 2
     with pytest.raises(ConfigError) as error:
         read_settings(file, _plan(config, 2))
-    assert "micro-batches of 1 rows, run.yaml has batch.micro_batch_size=2" in error.value.found
+    assert "micro-batches of 1 row, run.yaml has batch.micro_batch_size=2" in error.value.found
     assert "delete deepspeed.json and run ftdist resume RUN_DIR, which writes it again" in error.value.fix
 
 

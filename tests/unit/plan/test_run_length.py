@@ -41,7 +41,7 @@ def test_a_schedule_that_does_not_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(ConfigError) as error:
         fit_schedule(short, rows=20)
     assert error.value.found == (
-        "optim.warmup_steps + optim.decay_steps = 6, but the run has 5 steps (20 rows × 1 epochs / 4 rows per step)"
+        "optim.warmup_steps + optim.decay_steps = 6, but the run has 5 steps (20 rows × epochs=1 / 4 rows per step)"
     )
     assert error.value.fix == "optim.warmup_steps=0"
     fit_schedule(short, rows=21)

@@ -154,5 +154,5 @@ def test_compiled_layers_are_counted_and_the_others_have_a_reason() -> None:
     compiled = Compiled()
     compiled.layers, compiled.left_out = [torch.nn.Identity()] * 3, {"its weights are quantized": 2}
     assert describe_compiled(compiled) == [
-        "compiled: 3 layers, when they first run in training", "          not 2 layers: its weights are quantized",
+        "compiled: 3 layers, on first use in training", "          not 2 layers: its weights are quantized",
     ]  # fmt: skip

@@ -107,7 +107,7 @@ PAIR = {"prompt": "Complete: one, two,", "completion": " three, four"}
 @pytest.mark.parametrize(
     ("record", "train_on", "outcome", "said"),
     [
-        (PAIR, TrainOn.auto, PASSED, "1 of 1 documents"), (PAIR, TrainOn.completion, PASSED, "1 of 1 documents"),
+        (PAIR, TrainOn.auto, PASSED, "1 of 1 document"), (PAIR, TrainOn.completion, PASSED, "1 of 1 document"),
         (PAIR, TrainOn.all, NOT_RUN, "data.train_on=all"), ({"text": "plain"}, TrainOn.auto, NOT_RUN, "plain text"),
     ],
 )  # fmt: skip
@@ -216,7 +216,7 @@ def batch_of(size: int, micro: int, tmp_path: Path) -> RunConfig:
 
 @pytest.mark.parametrize(
     ("size", "micro", "ranks", "shown"),
-    [(8, 2, 2, "2 and 1 ranks"), (4, 4, 1, "1 and 2 ranks"), (3, 3, 1, "1 and 3 ranks"), (3, 1, 3, "3 and 1 ranks")],
+    [(8, 2, 2, "2 and 1 rank"), (4, 4, 1, "1 and 2 ranks"), (3, 3, 1, "1 and 3 ranks"), (3, 1, 3, "3 and 1 rank")],
 )
 def test_the_data_order_is_compared_for_another_number_of_ranks(
     size: int, micro: int, ranks: int, shown: str, tmp_path: Path
@@ -238,7 +238,7 @@ def test_a_wrong_data_order_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert main.check_data_order(config, 11, 1).outcome == FAILED
     monkeypatch.setattr(main, "train_rows", lambda step, micro, rank, plan: taken(step, micro, 0, plan))
     check = main.check_data_order(config, 11, 1)
-    assert "2 ranks use other rows" in check.cause and "1 ranks" not in check.cause
+    assert "2 ranks use other rows" in check.cause and "1 rank uses" not in check.cause
 
 
 @pytest.mark.parametrize("schedule", Schedule)
@@ -274,5 +274,5 @@ def test_a_note_says_how_the_checked_steps_differ_from_the_run(tmp_path: Path) -
     )
     trial = make_trial(config, tmp_path / "scratch", 1, 1, quick=False)
     [note] = [note for note in trial.notes if "steps" in note]
-    assert note.startswith("2 steps of 1 × 2 × 1 rows (")
+    assert note.startswith("2 steps of 1 × 2 × 1 row (")
     assert note.endswith("at most 4 documents of each held-out set")
