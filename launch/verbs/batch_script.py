@@ -156,6 +156,7 @@ def moved(args: argparse.Namespace) -> int:
         raise LaunchError(f"sbatch printed no job id: {args.job!r}", "the id of a submitted job",
                           "if `squeue --me` does not show a job of the run: ftdist resume RUN_DIR")  # fmt: skip
     run.write_status(state="queued", job_id=job, requeues=int(status.get("requeues", 0)) + 1)
+    print(f"this job may not be requeued, so the run continues in another one: job {job}", file=sys.stderr)
     return EXIT_DONE
 
 

@@ -79,10 +79,11 @@ def resume(args: argparse.Namespace) -> int:
     if state in ALIVE:
         raise LaunchError(f"{args.run_dir} is {state}{_who(run.read_status())}", "a run that has stopped",
                           f"wait until it ends, or stop it: ftdist cancel {quoted_path(run.path)}")  # fmt: skip
-    banner.show_resume(run)
     if args.dry_run:
+        banner.show_resume(run)
         return _dry_run(run, config, args.overrides)
     with owned(run, submits=backend_of(config).uses_scheduler):
+        banner.show_resume(run)
         if args.overrides:
             config = change_config(run, config, args.overrides)
         else:

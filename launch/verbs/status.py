@@ -149,7 +149,7 @@ def status_row(run: RunDir, found: Status, seen: Seen, longest: Optional[int] = 
     if longest and len(why) > longest:
         why = why[: longest - 1] + "…"
     times = int(found.get("requeues") or 0)
-    chain = f" (attempt {int(found.get('attempt', 0)) + 1}, {count(times, 'requeue')})" if times else ""
+    chain = f" (attempt {int(found.get('attempt', 0))}, {count(times, 'requeue')})" if times else ""
     return [
         short_path(run.path),
         state + chain + (f": {why}" if why else ""),

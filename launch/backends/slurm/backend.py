@@ -80,7 +80,8 @@ def _seen(status: Status, jobs: Optional[Mapping[str, client.Job]]) -> Seen:
         return Seen("queued", job.describe())
     if job.state == "COMPLETING" or (state not in ALIVE and _written_by(status, job)):
         return Seen(STOPPING, job.describe())
-    return Seen(state if state in ALIVE else "starting", job.describe())
+    # In the state queued, the job has begun and has not yet recorded it.
+    return Seen(state if state in ALIVE and state != "queued" else "starting", job.describe())
 
 
 def _written_by(status: Status, job: client.Job) -> bool:

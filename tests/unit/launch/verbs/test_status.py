@@ -85,14 +85,14 @@ def test_a_job_that_ended_without_a_trace_shows_what_slurm_says(
 
 
 def test_a_run_that_was_requeued_shows_its_attempt(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also one that goes on in jobs of a chain, on sites that forbid to requeue."""
+    """Also one that goes on in jobs of a chain, on sites that forbid to requeue. Logs have the same number."""
     make_run(here / "runs" / "a", state="preempted", attempt=2, requeues=2, exit_reason="near the time limit")
     make_run(here / "runs" / "b", state="done", attempt=1, requeues=1)
     make_run(here / "runs" / "c", state="done", attempt=1, requeues=0)  # resumed by its user
     assert cli.dispatch(["status"]) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
-    assert "preempted (attempt 3, 2 requeues): near the time limit" in lines[1]
-    assert "done (attempt 2, 1 requeue) " in lines[2] and "attempt" not in lines[3]
+    assert "preempted (attempt 2, 2 requeues): near the time limit" in lines[1]
+    assert "done (attempt 1, 1 requeue) " in lines[2] and "attempt" not in lines[3]
 
 
 def test_a_long_reason_is_cut_only_in_a_table_of_several_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,8 @@ def test_a_slurm_that_does_not_answer_says_nothing_about_jobs(
         ("preempted", "RUNNING", 60, "stopping"),  # the script of the job has not ended yet
         ("preempted", "RUNNING", -60, "starting"),  # requeued: the status is that of the attempt before
         ("preempted", "PENDING", -60, "queued"),
+        ("queued", "RUNNING", -60, "starting"),  # the script has not yet begun the attempt
+        ("queued", "PENDING", -60, "queued"),
         ("running", "RUNNING", 60, "running"),
         ("queued", "COMPLETING", -60, "stopping"),  # cancelled before it has written anything
         ("preempted", "CANCELLED", 60, "preempted"),
