@@ -1,6 +1,5 @@
 """The table of the trials of a sweep."""
 
-import os
 import statistics
 from collections import Counter
 from typing import Dict, List, Set, Tuple
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from ftdist.base.errors import LaunchError
 from ftdist.base.output import short_path
+from ftdist.base.tables import FILE_WIDTH, show
 from ftdist.config.schema import SweepConfig
 from ftdist.launch.backends.base import Seen, Status
 from ftdist.launch.runs import banner
@@ -55,7 +55,7 @@ def show_table(folder: SweepDir) -> None:
         overrides = " ".join(word for word in shown if not repeated or not word.startswith("seed="))
         paths = [short_path(group.trials[0].run.path), *(f"{trial.number:03d}" for trial in group.trials[1:])]
         table.add_row(*map(banner.cell, [*row, overrides, " ".join(paths)]))
-    Console(highlight=False, width=None if os.isatty(1) else 200).print(table)
+    show(Console(highlight=False), table, FILE_WIDTH)
     if sweep.objective is not None:  # it may be misspelt
         try:
             require_values(trials, sweep)

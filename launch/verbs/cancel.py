@@ -46,11 +46,12 @@ def _cancel_sweep(sweep: SweepDir, now: bool) -> int:
     if not alive and not launcher_alive:
         raise ConfigError(f"no trial of {sweep.path} is under way", "a sweep that is under way",
                           f"run ftdist sweep {quoted_path(sweep.path)} to see its trials")  # fmt: skip
-    print(stop_sweep(sweep))
-    if now:
-        jobs = [run for run in alive if backend_of_status(run.read_status()).uses_scheduler]
-        for run in jobs:
-            backend_of_status(run.read_status()).stop(run, now=True)
-        if launcher_alive and not jobs:  # the trials end with their launcher
-            backend_of_status(status).stop(sweep, now=True)
+    jobs = any(backend_of_status(run.read_status()).uses_scheduler for run in alive)
+    said = stop_sweep(sweep, now)
+    if now and launcher_alive and not jobs:  # the trials end with their launcher
+        backend_of_status(status).stop(sweep, now=True)
+        said = dict.fromkeys(said, "stopped without saving a checkpoint")
+    for number, text in said.items():
+        print(f"trial {number:03d}: {text}")
+    print("no other trial of the sweep starts")
     return EXIT_DONE

@@ -119,6 +119,10 @@ def test_a_sweep_is_an_array_with_one_element_per_trial(slurm: Cluster, tmp_path
                            capture_output=True, timeout=300).stdout  # fmt: skip
     assert shown.count("queued") == 2 and "optim.lr=0.001" in shown and "experiment" not in shown, shown
     assert len(slurm.run("squeue", "--array", "-h", "-o", "%A").split()) == 2
+    said = subprocess.run([sys.executable, "-m", "ftdist", "cancel", "--now", str(folder)], env=slurm.env, text=True,
+                          capture_output=True, timeout=300).stdout.splitlines()  # fmt: skip
+    assert [line[:15] for line in said] == ["trial 000: job ", "trial 001: job ", "no other trial "]
+    assert sum("was removed from the queue" in line for line in said) == 2 and not slurm.run("squeue", "-h").strip()
 
 
 def test_slurm_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: Path) -> None:
