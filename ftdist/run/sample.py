@@ -37,7 +37,7 @@ def shown_parts(length: int) -> Tuple[slice, slice]:
 def print_left_out(tokens: int, trained: int, console: Console) -> None:
     """Print how many tokens a preview does not show, and how many of them are trained."""
     if tokens:
-        console.print(Text(f"… {count(tokens, 'token')} not shown ({_n(trained)} of them trained) …", style="cyan"))
+        console.print(Text(f"… {count(tokens, 'token')} not shown ({_n(trained)} of them are trained) …", style="cyan"))
 
 
 def print_legend(console: Console) -> None:

@@ -79,7 +79,7 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
     status = run.read_status()
     assert (status["state"], status["attempt"]) == ("preempted", 2)
     limit = "the limit of launch.max_requeues=2 is reached"
-    too_often = "not started, because it was requeued more than launch.max_requeues=2 times"
+    too_often = "not started: requeued more often than launch.max_requeues=2 allows"
     assert status["exit_reason"] == (f"near the time limit; not requeued, because {limit}" if how == "near its limit"
                                      else too_often)  # fmt: skip
     client.mark_queued(run, "7")  # submitted anew
