@@ -1,5 +1,5 @@
-"""Check the names of a job (partition, account, QOS, features) before anything is submitted. If Slurm cannot tell
-whether it knows a name, nothing is checked."""
+"""Check the names of a job (partition, account, QOS, features, reservation) before anything is submitted. If Slurm
+cannot tell whether it knows a name, nothing is checked."""
 
 import functools
 import os
@@ -9,16 +9,17 @@ from typing import Collection, List, NoReturn, Optional, Sequence, Tuple
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
-from ftdist.config.launch import LaunchConfig
+from ftdist.config.launch import LaunchConfig, SlurmConfig
 from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.slurm import answers
 from ftdist.launch.backends.slurm.client import command_output, refusal
-from ftdist.launch.backends.slurm.script import option_name, sbatch_options, setting_or_option
+from ftdist.launch.backends.slurm.script import assignment, option_name, sbatch_options, setting_or_option
 
 NOT_TESTED = {"job-name", "output", "open-mode"}
 """Options that differ between the trials of a sweep and say nothing about whether Slurm accepts a job."""
 ACCOUNT, QOS = re.compile(r"account", re.IGNORECASE), re.compile(r"\bqos\b", re.IGNORECASE)
-"""What sbatch says if it knows no such account or QOS, or if the user may not use it."""
+RESERVATION, RESERVATION_NAME = re.compile(r"reservation", re.IGNORECASE), re.compile(r"\bReservationName=(\S+)")
+"""What sbatch says if it knows no such account, QOS or reservation, or if the user may not use it."""
 ASSOCIATION = re.compile(r"^([\w.@+-]+)\|([\w.@+,-]*)$", re.MULTILINE)
 """A line of ``sacctmgr --parsable2``: account and its QOS. A banner has spaces."""
 
@@ -37,7 +38,14 @@ def check_partitions(launch: LaunchConfig, listed: Sequence[str]) -> None:
     missing = [name for name in asked if name and name not in listed]
     known = _partitions("--all") if missing else []
     if known and (wrong := [name for name in missing if name not in known]):
-        _refuse("partition", ",".join(asked), f"Slurm has no partition {wrong[0]}", "a partition", _partitions())
+        _refuse(
+            launch.slurm,
+            "partition",
+            ",".join(asked),
+            f"Slurm has no partition {wrong[0]}",
+            "a partition",
+            _partitions(),
+        )
 
 
 def refuse_features(launch: LaunchConfig, known: Collection[str]) -> NoReturn:
@@ -47,7 +55,8 @@ def refuse_features(launch: LaunchConfig, known: Collection[str]) -> NoReturn:
         ConfigError: always. The message names the features that the nodes have.
     """
     asked = setting_or_option(launch.slurm, "constraint")
-    _refuse("constraint", asked, "no node that the job can use has these features", "features of the nodes", known)
+    _refuse(launch.slurm, "constraint", asked, "no node that the job can use has these features",
+            "features of the nodes", known)  # fmt: skip
 
 
 def _partitions(*options: str) -> List[str]:
@@ -56,20 +65,23 @@ def _partitions(*options: str) -> List[str]:
 
 
 def check_names(config: RunConfig) -> None:
-    """Check that Slurm accepts the account and the QOS of a job, also if the job names none and has no default.
+    """Check that Slurm accepts the account, QOS and reservation of a job, also if the job names none.
 
     Raises:
-        ConfigError: Slurm refuses one of them. The message names the accounts or QOS that the user has.
+        ConfigError: Slurm refuses one of them. The message names those that the user may use.
     """
     options = [option for option in sbatch_options(config) if option_name(option) not in NOT_TESTED]
     said = _refusal(tuple(options))
     slurm, known = config.launch.slurm, _associations() if ACCOUNT.search(said) or QOS.search(said) else []
     account, qos = setting_or_option(slurm, "account"), setting_or_option(slurm, "qos")
     if ACCOUNT.search(said):
-        _refuse("account", account, said, "one of your accounts", [name for name, _ in known])
+        _refuse(slurm, "account", account, said, "one of your accounts", [name for name, _ in known])
     if QOS.search(said):
-        _refuse("qos", qos, said, f"a QOS of {account}" if account else "a QOS that you may use",
+        _refuse(slurm, "qos", qos, said, f"a QOS of {account}" if account else "a QOS that you may use",
                 [name for other, names in known if other == (account or other) for name in names])  # fmt: skip
+    if RESERVATION.search(said):
+        found = RESERVATION_NAME.findall(command_output("scontrol", "--oneliner", "show", "reservation"))
+        _refuse(slurm, "reservation", setting_or_option(slurm, "reservation"), said, "a reservation", found)
 
 
 @functools.lru_cache
@@ -88,10 +100,13 @@ def _associations() -> List[Tuple[str, List[str]]]:
     return [(account, names.split(",") if names else []) for account, names in ASSOCIATION.findall(printed)]
 
 
-def _refuse(key: str, given: Optional[str], said: str, wanted: str, known: Collection[str]) -> NoReturn:
+def _refuse(
+    slurm: SlurmConfig, key: str, given: Optional[str], said: str, wanted: str, known: Collection[str]
+) -> NoReturn:
     names = sorted(set(known))
     near = nearest(given or "", names)
-    setting = f"launch.slurm.{key}"
-    raise ConfigError(f"{setting}={given}: {said}" if given else f"{setting} is not set, and Slurm says: {said}",
+    right = near[0] if near else names[0] if len(names) == 1 else "NAME"
+    found = f"{assignment(slurm, key, given)}: {said}" if given else f"launch.slurm.{key} is not set: {said}"
+    raise ConfigError(found,
                       wanted + (f": {', '.join(names)}" if names else ""),
-                      f"{setting}={near[0] if near else names[0] if len(names) == 1 else 'NAME'}")  # fmt: skip
+                      assignment(slurm, key, right))  # fmt: skip

@@ -12,7 +12,7 @@ from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile,
 from ftdist.launch.attempt.cpus import FEW_CPUS
 from ftdist.launch.backends.slurm import answers, names
 from ftdist.launch.backends.slurm.client import available, run_command
-from ftdist.launch.backends.slurm.script import CPU_OPTIONS, cpus_asked, option_name, setting_or_option
+from ftdist.launch.backends.slurm.script import CPU_OPTIONS, assignment, cpus_asked, option_name, setting_or_option
 
 GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
 ASKS_EARLIER_S = 60
@@ -114,9 +114,13 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
     largest = max((node.limit_s for node in nodes), default=math.inf)
     given = max((node.default_s for node in nodes), default=math.inf) if asked is None else seconds(asked)
     if given <= stop:
-        found = "a job without launch.slurm.time gets a limit of" if asked is None else f"launch.slurm.time={asked} is"
+        found = (
+            "a job without launch.slurm.time gets a limit of"
+            if asked is None
+            else f"{assignment(slurm, 'time', asked)} is"
+        )
         needed = int(min(-(-stop // 60) + 5, largest / 60))
-        longer = f"set launch.slurm.time={needed} (minutes)"
+        longer = f"set {assignment(slurm, 'time', str(needed))} (minutes)"
         raise ConfigError(
             f"{found} {given:.0f} s, but the run is asked to stop {slurm.stop_before_limit_s} to {stop} s before this "
             "limit", f"a time limit of more than {stop} s",
@@ -124,8 +128,9 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
             "or lower launch.slurm.stop_before_limit_s",
         )  # fmt: skip
     if asked is not None and given > largest:
-        print(f"note: launch.slurm.time={asked} is longer than the {count(round(largest / 60), 'minute')} that the "
-              "partition allows; the job may never start", file=sys.stderr)  # fmt: skip
+        print(f"note: {assignment(slurm, 'time', asked)} is longer than the "
+              f"{count(round(largest / 60), 'minute')} that the partition allows; the job may never start",
+              file=sys.stderr)  # fmt: skip
 
 
 def resolve_ranks(launch: LaunchConfig) -> bool:

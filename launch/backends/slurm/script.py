@@ -85,6 +85,12 @@ def setting_or_option(slurm: SlurmConfig, name: str) -> Optional[str]:
     return value
 
 
+def assignment(slurm: SlurmConfig, name: str, value: str) -> str:
+    """Return in words how the user gives a job a value: ``launch.slurm.time=60``, or the option that replaces it."""
+    given = any(option_name(option) == name for option in slurm.options)
+    return f"--{name}={value} in launch.slurm.options" if given else f"launch.slurm.{name}={value}"
+
+
 def _other_gres(option: str) -> bool:
     """Return whether an option asks for another resource than GPUs: ``--gres=nvme:1``."""
     return option.startswith("--gres=") and "gpu" not in option and option != "--gres=none"

@@ -15,6 +15,7 @@ BANNER = "*** Welcome | 2026 ***\n"
 NODES = "ftdist|n1|gpu*|a100,ib|64|n/a|infinite|gpu:8\nftdist|n2|gpu*|h100,ib|64|n/a|infinite|gpu:8\n"
 ACCOUNTS = "physics|high,normal\nmath|normal\n"
 BAD_ACCOUNT = "allocation failure: Invalid account or account/partition combination specified\n"
+BAD_RESERVATION = "allocation failure: Requested reservation is invalid\n"
 BAD_QOS = "allocation failure: Invalid qos specification\n"
 WAITS = "allocation failure: Requested node configuration is not available\n"
 """What sbatch says if the nodes are drained. The job itself would be accepted, and wait."""
@@ -24,7 +25,8 @@ WAITS = "allocation failure: Requested node configuration is not available\n"
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
     """Return what Slurm's commands answer. ``sbatch`` is what it writes to standard error: it then fails."""
     names._refusal.cache_clear()
-    said = {"sinfo": NODES, "partitions": "ftdist|gpu\nftdist|empty\n", "sacctmgr": ACCOUNTS, "sbatch": ""}
+    said = {"sinfo": NODES, "partitions": "ftdist|gpu\nftdist|empty\n", "sacctmgr": ACCOUNTS, "sbatch": "",
+            "scontrol": "ReservationName=maint StartTime=2026-01-01T00:00:00\n"}  # fmt: skip
 
     def run(*command: str) -> "subprocess.CompletedProcess[str]":
         name = command[0] if "--format=ftdist|%R" not in command else "partitions"
@@ -47,14 +49,18 @@ def refused(*words: str) -> str:
     [
         (["partition=gpuu"], "", ["no partition gpuu", "a partition: empty, gpu", "launch.slurm.partition=gpu"]),
         (["partition='gpu,cpu'"], "", ["no partition cpu"]),
-        (["options=['--partition=gpuu']"], "", ["no partition gpuu"]),
+        (["options=['--partition=gpuu']"], "", ["--partition=gpuu in launch.slurm.options: Slurm has no partition gpuu",
+                                                 "fix:      --partition=gpu in launch.slurm.options"]),
+        (["reservation=maintt"], BAD_RESERVATION, ["launch.slurm.reservation=maintt: Requested reservation is invalid",
+                                                   "a reservation: maint", "launch.slurm.reservation=maint"]),
         (["constraint=h10"], "", ["no node", "a100, h100, ib", "launch.slurm.constraint=h100"]),
         (["account=physisc"], BAD_ACCOUNT, ["launch.slurm.account=physisc: Invalid account or account/partition",
                                             "one of your accounts: math, physics", "launch.slurm.account=physics"]),
-        ([], BAD_ACCOUNT, ["launch.slurm.account is not set, and Slurm says: Invalid account"]),
+        ([], BAD_ACCOUNT, ["launch.slurm.account is not set: Invalid account"]),
         (["account=math", "qos=high"], BAD_QOS, ["launch.slurm.qos=high: Invalid qos", "a QOS of math: normal",
                                                  "launch.slurm.qos=normal"]),
-        (["qos=low"], BAD_QOS, ["a QOS that you may use: high, normal", "launch.slurm.qos=NAME"]),
+        (["qos=low"], BAD_QOS, ["launch.slurm.qos=low: Invalid qos", "a QOS that you may use: high, normal",
+                                "launch.slurm.qos=NAME"]),
     ],
 )  # fmt: skip
 def test_a_name_that_slurm_does_not_know_is_refused_with_those_that_it_knows(
@@ -66,7 +72,7 @@ def test_a_name_that_slurm_does_not_know_is_refused_with_those_that_it_knows(
     if sbatch:
         slurm["sacctmgr"] = ""  # a site without it
         names._refusal.cache_clear()
-        assert "Invalid" in refused(*(f"launch.slurm.{word}" for word in words))
+        assert said[0] in refused(*(f"launch.slurm.{word}" for word in words))
 
 
 @pytest.mark.parametrize(
