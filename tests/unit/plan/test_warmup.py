@@ -2,6 +2,7 @@
 
 import pytest
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import OptimConfig
 from ftdist.plan.warmup import fit_warmup
@@ -30,7 +31,7 @@ def test_a_warm_up_is_shortened_only_where_it_does_not_fit(warmup: int, decay: i
         assert note is None
     else:
         assert note is not None
-        assert f"{fits} steps instead of {warmup}" in note and f"{steps} steps" in note
+        assert f"{count(fits, 'step')} instead of {warmup}" in note and f"{steps} steps" in note
         assert (f"{decay} of them decay" in note) == bool(decay)
 
 
