@@ -23,6 +23,8 @@ from tests.unit.wandb_reader import read_runs
 pytestmark = pytest.mark.process
 CANARY = "CANARY-5b7e0c"
 LIMIT_S = 40
+HEADLINE = {"gain": 0.5, "forgetting": 0.125, "goodput": 0.75, "device_hours": 2.0, "cost": 5.0, "energy_kwh": 1.25}
+"""The names that ``ftdist.report.summary.headline`` returns: a W&B sweep can use them."""
 INVALID = {"WANDB_RUN_ID": " ", "WANDB_PROJECT": "team/proj", "WANDB_MODE": "offlin", "WANDB_TAGS": "a" * 65,
            "WANDB_RESUME": "perhaps", "WANDB_CONSOLE": "loud", "WANDB_INIT_TIMEOUT": "soon"}  # fmt: skip
 
@@ -63,7 +65,8 @@ for step in range(first, last):
 print("LOGGED", longest, flush=True)
 time.sleep(ask.get("wait", 0))
 if ask.get("report"):
-    tracker.report({"report.html": "<p>é"}, {"gain": 0.5, "goodput": 0.75})
+    tracker.log(last, {"gain/loss": 0.5, "gain/net": 0.375, "forgetting/kl": 0.125})
+    tracker.report({"report.html": "<p>é", "report.json": "{}"}, ask["report"])
 started = time.perf_counter()
 tracker.finish(3)
 print("FINISHED", time.perf_counter() - started, flush=True)
@@ -135,7 +138,7 @@ def silent_server() -> Iterator[str]:
 def test_the_offline_run_file_holds_config_history_tables_and_exit_code(tmp_path: Path) -> None:
     # wandb itself would refuse each of the other values, although all these settings are passed to it.
     env = environment(tmp_path, WANDB_X_STATS_SAMPLING_INTERVAL="0.2", **INVALID)
-    run, _, notes = track(tmp_path, env, wait=0.7, report=True)
+    run, _, notes = track(tmp_path, env, wait=0.7, report=HEADLINE)
     assert notes == []
     (found,) = read_runs(run.wandb)
     assert has_record(found.folder)
@@ -144,7 +147,7 @@ def test_the_offline_run_file_holds_config_history_tables_and_exit_code(tmp_path
     assert found.config["optim"]["lr"] == 1e-5 and found.config["zero"]["stage"] == 2
     assert found.config["model"]["config"] == {"model_type": "llama", "deep": [{}]}
     assert found.config["provenance"]["git"] == {"commit": "c0ffee", "changed_files": 1}
-    assert found.rows("step") == found.rows("_step") == list(range(100))
+    assert found.rows("step") == found.rows("_step") == list(range(101))
     assert found.rows("train/loss") == [1.0 / (step + 1) for step in range(100)]
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in found.metrics)
     assert found.exit_code == 3
@@ -153,10 +156,11 @@ def test_the_offline_run_file_holds_config_history_tables_and_exit_code(tmp_path
     assert len(tables) == 10
     assert tables[-1]["columns"] == ["step", "set", "index", "question", "prompt", "answer", "reference"]
     assert [(row[0], row[5]) for row in tables[-1]["data"]] == [(0, "meow 0"), (90, "meow 90")]
-    assert (found.summary["gain"], found.summary["goodput"]) == (0.5, 0.75)
+    assert found.summary.items() >= HEADLINE.items()
+    assert [found.rows(name) for name in ("gain/loss", "gain/net", "forgetting/kl")] == [[0.5], [0.375], [0.125]]
     (artifact,) = [one for one in found.artifacts if one.type == "report"]
     assert artifact.name == "report-abcd1234"
-    assert [entry.path for entry in artifact.manifest.contents] == ["report.html"]
+    assert [entry.path for entry in artifact.manifest.contents] == ["report.html", "report.json"]
     home = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert not home, f"files outside of the run directory: {home}"
 
