@@ -127,6 +127,11 @@ EVALUATION_MUTATIONS = [
              "F.linear(own, weight[:vocab_size])", "F.linear(own, weight[-vocab_size:])"),
     Mutation("the change of a set as the change of two independent samples", "ftdist/track/gain.py",
              '"change": after - before}', '"change": after[::-1] - before}'),
+    Mutation("the general set leaks into training", "ftdist/data/prepare.py",
+             "writers[source.set_name].append(kept, number)",
+             "writers[source.set_name if source.set_name in result.prompts else TRAIN].append(kept, number)"),
+    Mutation("training documents stay in the general set", "ftdist/data/general.py",
+             "writer.exclude(trained)", "writer.exclude(trained[:0])"),
 ]  # fmt: skip
 REPORT_MUTATIONS = [
     Mutation("the texts of the base model drawn again after a resume", "ftdist/train/forgetting.py",
@@ -147,7 +152,11 @@ REPORT_SUITES = {
         "tests/unit/plan/test_energy.py", "tests/unit/parallel/test_energy.py",
     ],
 }  # fmt: skip
-EVALUATION_SUITES = {"tests": ["tests/unit/track/test_gain.py", "tests/unit/objective/test_chunked.py"]}
+EVALUATION_SUITES = {
+    "tests": [
+        "tests/unit/track/test_gain.py", "tests/unit/objective/test_chunked.py", "tests/unit/data/test_general.py",
+    ],
+}  # fmt: skip
 TIED = "tests/ranks/test_settings.py::test_zero3_gathers_a_tied_weight_once_in_a_micro_step"
 HEAD_SUITES = {
     "tests": [

@@ -7,7 +7,7 @@ from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import require_utf8
 from ftdist.base.redact import secret_problem
-from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
+from ftdist.config.data import BUILTIN_GENERAL, RESERVED_TEMPLATE_KWARGS, named_sources
 from ftdist.config.debug import profiled_steps
 from ftdist.config.launch import check_launch, refuse_control_characters, texts
 from ftdist.config.method import check_method
@@ -123,10 +123,13 @@ def check_data(data: DataConfig) -> None:
     """
     if not data.sources:
         raise ConfigError("data.sources is empty", "at least one source", "data.sources.mine.path=train.jsonl")
-    for name, source in data.sources.items():
-        _check_source(f"data.sources.{name}", source)
-    for name, source in data.heldout.items():
-        _check_source(f"data.heldout.{name}", source)
+    for key, source in named_sources(data).items():
+        _check_source(key, source)
+    for name in data.general:
+        if name == BUILTIN_GENERAL or "/" in name:
+            raise ConfigError(f"data.general.{name} cannot be the name of a general set",
+                              f"a name other than {BUILTIN_GENERAL} and without /",
+                              f"rename data.general.{name}")  # fmt: skip
     if data.heldout_share and "heldout" in data.heldout:
         raise ConfigError("data.heldout_share and data.heldout.heldout are both set", "one of them",
                           "rename data.heldout.heldout")  # fmt: skip

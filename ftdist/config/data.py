@@ -4,6 +4,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, Optional
 
+SOURCE_KINDS = ("sources", "heldout", "general")
+"""The fields of ``data`` that hold sources by name."""
+BUILTIN_GENERAL = "builtin"
+"""The name of the general set that ftdist ships."""
+
 
 class Format(Enum):
     auto = "auto"
@@ -93,6 +98,12 @@ class DataConfig:
     """Training sources, each under a name that you choose."""
     heldout: Dict[str, SourceConfig] = field(default_factory=dict)
     """Held-out sources by name. Each is evaluated separately, as ``eval/<name>/loss``."""
+    builtin_general: bool = True
+    """Evaluate the short general texts that ftdist ships (prose, reports, instructions, code, arithmetic, questions) as
+    ``general/builtin/loss``. Its rise is forgetting. false: they are not used."""
+    general: Dict[str, SourceConfig] = field(default_factory=dict)
+    """Other general texts by name, evaluated as ``general/<name>/loss``. They are never trained on: a document that is
+    also a training document is left out."""
     heldout_share: float = 0.0
     """Share (0 to 0.5) of the documents of ``sources`` that is held out and evaluated as ``eval/heldout/loss``.
     Documents are chosen by a hash of their content: records with equal content are always in the same set (training or
@@ -140,3 +151,15 @@ class DataConfig:
     documents, or it is dropped."""
     num_workers: Optional[int] = None
     """Number of processes that tokenize. null: one for each CPU core."""
+
+
+def named_sources(data: DataConfig) -> Dict[str, SourceConfig]:
+    """Return the sources that the config names, by their key: ``data.sources.NAME``, ``data.heldout.NAME`` and
+    ``data.general.NAME``.
+    """
+    return {f"data.{kind}.{name}": source for kind in SOURCE_KINDS for name, source in getattr(data, kind).items()}
+
+
+def general_sources(data: DataConfig) -> Dict[str, SourceConfig]:
+    """Return the general sets by name, with the built-in one."""
+    return {**({BUILTIN_GENERAL: SourceConfig(builtin="general")} if data.builtin_general else {}), **data.general}

@@ -267,7 +267,7 @@ ADDED_LATER: Dict[str, Any] = {
     "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None, "optim.momentum": None,
     "optim.lora_plus_ratio": None, "optim.shorten_warmup": False,
     "data.reasoning": Reasoning.keep, "data.sources.*.fields": {}, "data.heldout.*.fields": {},
-    "data.turns": Turns.auto, "data.chat_template_kwargs": {},
+    "data.general": {}, "data.builtin_general": False, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
     "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,
     "launch.slurm.gpu_type": None, "launch.slurm.cpus_per_gpu": None,
     "launch.slurm.setup": [],

@@ -13,7 +13,7 @@ import torch
 from ftdist.base.errors import DataError
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
-from ftdist.run.prepared import is_ready, read_meta
+from ftdist.run.prepared import GENERAL, is_ready, read_meta
 
 IGNORED = -100
 """Label of a token that is not trained (``ignore_index`` of PyTorch's cross-entropy)."""
@@ -100,7 +100,7 @@ def open_set(folder: Path, name: str) -> PreparedSet:
 
     Args:
         folder: Folder of the prepared data in the cache.
-        name: ``train`` or the name of a held-out set.
+        name: ``train``, the name of a held-out set, or ``general/`` and the name of a general set.
 
     Raises:
         DataError: The folder contains no prepared data, the set does not exist, or its files are damaged.
@@ -108,7 +108,8 @@ def open_set(folder: Path, name: str) -> PreparedSet:
     """
     if not is_ready(folder):
         raise DataError(f"{folder} holds no prepared data", "a folder of prepared data", "run ftdist prepare")
-    sets = read_meta(folder)["sets"]
+    meta = read_meta(folder)
+    sets = {**meta["sets"], **{f"{GENERAL}/{one}": stats for one, stats in meta.get(GENERAL, {}).items()}}
     if name not in sets:
         raise DataError(f"{folder} has no set '{name}'", f"one of {', '.join(sets)}", f"add data.heldout.{name}")
     files = (

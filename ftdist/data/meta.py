@@ -130,7 +130,7 @@ def preparation_warnings(config: RunConfig, meta: Dict[str, Any], num_leaked: in
                 f"{bad:,} of {records} of '{name}' {'is' if bad == 1 else 'are'} bad and dropped: {BAD_RECORDS} in the "
                 "run directory and beside the prepared data lists them"
             )
-    for name, source in {**config.data.sources, **config.data.heldout}.items():
+    for name, source in {**config.data.sources, **config.data.heldout, **config.data.general}.items():
         if source.hub and not source.revision:
             found.append(
                 f"the hub data set of '{name}' has no revision: the cache keeps the version that was read today, and "

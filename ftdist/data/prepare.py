@@ -14,9 +14,18 @@ import numpy as np
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import write_json
 from ftdist.base.temporary import remove_leftovers, temporary_path
+from ftdist.config.data import general_sources
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.data.bad_records import BadRecordList
 from ftdist.data.encode import Encoded, EncodeSettings, HashedPrompt, content_hash, encode, smallest_prompts
+from ftdist.data.general import (
+    TRAINED,
+    finish_general,
+    general_set,
+    general_warnings,
+    is_general,
+    without_stops,
+)
 from ftdist.data.meta import (
     check_not_empty,
     data_settings,
@@ -36,7 +45,7 @@ from ftdist.data.text_files import LocatedRecord
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.worker_pool import available_cores, ordered_map
 from ftdist.run.locations import require_writable_cache
-from ftdist.run.prepared import BAD_RECORDS, FORMAT_VERSION, META, data_folder, is_ready
+from ftdist.run.prepared import BAD_RECORDS, FORMAT_VERSION, GENERAL, META, data_folder, is_ready
 
 CHUNK_DOCUMENTS = 128
 CHUNK_CHARACTERS = 1_000_000
@@ -90,9 +99,10 @@ def prepare(config: RunConfig) -> Path:
 def build(config: RunConfig, folder: Path) -> None:
     """Write the prepared data of a config to a new folder, without using the cache."""
     tokenizer = load_tokenizer(config)
-    sources = list_sources(config)
+    sources = list_sources(config) + list_general(config)
     settings = [encode_settings(config, source, tokenizer) for source in sources]
-    set_names = [TRAIN, *sorted(config.data.heldout), *([HELDOUT] if config.data.heldout_share else [])]
+    set_names = [TRAIN, *sorted(config.data.heldout), *([HELDOUT] if config.data.heldout_share else []),
+                 *(source.set_name for source in sources if is_general(source.set_name))]  # fmt: skip
     writers = {name: SetWriter(folder / name) for name in set_names}
     try:
         with show_progress() as report:
@@ -130,10 +140,17 @@ def list_sources(config: RunConfig) -> List[SetSource]:
     return heldout + train
 
 
+def list_general(config: RunConfig) -> List[SetSource]:
+    """Return the sources of the general sets."""
+    return [SetSource(name, general_set(name), f"data.general.{name}", source)
+            for name, source in sorted(general_sources(config.data).items())]  # fmt: skip
+
+
 def encode_settings(config: RunConfig, source: SetSource, tokenizer: Any) -> EncodeSettings:
     data = config.data
     stop_ids = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    heldout_below = int(data.heldout_share * NUM_HASHES) if source.set_name == TRAIN else NUM_HASHES
+    general = is_general(source.set_name)
+    heldout_below = int(data.heldout_share * NUM_HASHES) if source.set_name == TRAIN else 0 if general else NUM_HASHES
     return EncodeSettings(
         format=source.source.format,
         fields=source.source.fields,
@@ -141,7 +158,11 @@ def encode_settings(config: RunConfig, source: SetSource, tokenizer: Any) -> Enc
         bad_records=data.bad_records,
         heldout_by=data.heldout_by,
         renderer=make_renderer(
-            tokenizer, data.train_on, data.turns, data.chat_template_kwargs, data.chat_template_date
+            tokenizer,
+            TRAINED if general else data.train_on,
+            data.turns,
+            data.chat_template_kwargs,
+            data.chat_template_date,
         ),
         max_seq_len=data.max_seq_len,
         long_documents=data.long_documents,
@@ -165,7 +186,8 @@ def _encode_sources(
     config: RunConfig, sources: List[SetSource], settings: List[EncodeSettings], writers: Dict[str, SetWriter],
     report: ReportProgress, bad: BadRecordList,
 ) -> _EncodingResult:  # fmt: skip
-    result = _EncodingResult([Counter() for _ in sources], {name: [] for name in writers if name != TRAIN}, 0)
+    with_prompts = [name for name in writers if name != TRAIN and not is_general(name)]
+    result = _EncodingResult([Counter() for _ in sources], {name: [] for name in with_prompts}, 0)
     heldout: Set[int] = set()
     num_leaked = documents = tokens = 0
     workers = config.data.num_workers or available_cores()
@@ -175,7 +197,9 @@ def _encode_sources(
         counts.update(bad.add(source.config_key, encoded.bad))
         bad.check(source.config_key, counts["read"], finished=False)
         kept = encoded
-        if source.set_name != TRAIN:
+        if is_general(source.set_name):
+            kept = without_stops(encoded)
+        elif source.set_name != TRAIN:
             heldout.update(encoded.hashes.tolist())
         else:
             num_leaked += sum(digest in heldout for digest in encoded.hashes.tolist()) if heldout else 0
@@ -204,7 +228,7 @@ def _numbered_chunks(config: RunConfig, sources: List[SetSource]) -> Iterator[Tu
     """Yield ``(number of the source, chunk of its records)``."""
     for number, (_, set_name, config_key, source) in enumerate(sources):
         records = read_source(config_key, source)
-        if set_name != TRAIN and config.data.max_heldout_documents:
+        if set_name != TRAIN and not is_general(set_name) and config.data.max_heldout_documents:
             records = (located for located, _ in zip(records, range(config.data.max_heldout_documents), strict=False))
         for chunk in chunk_records(records, CHUNK_DOCUMENTS, CHUNK_CHARACTERS):
             yield number, chunk
@@ -261,6 +285,8 @@ def _finish(
         "prompts": {name: [prompt for _, prompt in prompts] for name, prompts in result.prompts.items()},
     }
     for set_name, writer in writers.items():
+        if is_general(set_name):
+            continue
         numbers = [number for number, source in enumerate(sources) if source.set_name == set_name]
         check_not_empty(set_name, writer, [result.counts[number] for number in numbers or range(len(sources))])
         items = _epoch_items(config, sources, writer) if set_name == TRAIN else writer.kept()
@@ -276,7 +302,8 @@ def _finish(
             name, weight = sources[number].name, sources[number].source.weight
             stats[name] = source_stats(writer, number, result.counts[number], weight, items)
     meta["sample"] = sample_document(writers[TRAIN], tokenizer)
-    meta["warnings"] = preparation_warnings(config, meta, result.num_leaked)
+    meta[GENERAL] = finish_general(config, writers, writers[TRAIN], tokenizer)
+    meta["warnings"] = preparation_warnings(config, meta, result.num_leaked) + general_warnings(meta[GENERAL])
     return meta
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ftdist.base.counts import count
+from ftdist.config.data import named_sources
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import build
 from ftdist.data.preview_answers import SourceAnswers, collect_answers
@@ -40,7 +41,7 @@ def preview(
         return
     few = copy.deepcopy(config)
     few.data.num_workers = 1
-    for source in [*few.data.sources.values(), *few.data.heldout.values()]:
+    for source in named_sources(few.data).values():
         source.max_documents = min(source.max_documents or PREVIEW_DOCUMENTS, PREVIEW_DOCUMENTS)
     with tempfile.TemporaryDirectory() as temporary:
         build(few, Path(temporary) / "data")

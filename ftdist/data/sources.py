@@ -10,6 +10,7 @@ from ftdist.data.arrow_files import read_arrow, read_parquet, read_saved, withou
 from ftdist.data.builtin_sources import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
 from ftdist.data.csv_files import read_csv
 from ftdist.data.text_files import LocatedRecord, read_json, read_txt
+from ftdist.run.prepared import GENERAL, GENERAL_TEXTS
 from ftdist.run.source_files import data_suffix, is_saved_dataset, source_files
 
 
@@ -31,6 +32,8 @@ def read_source(config_key: str, source: SourceConfig) -> Iterator[LocatedRecord
         return fake_chats(config_key, source.max_documents or DEFAULT_FAKE_DOCUMENTS)
     if source.builtin == "stdlib_docs":
         records = stdlib_docs()
+    elif source.builtin == GENERAL:
+        records = read_json(GENERAL_TEXTS, config_key, source.split)
     elif source.hub:
         records = _read_hub(config_key, source)
     else:

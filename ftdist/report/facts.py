@@ -12,7 +12,7 @@ from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.sample import joined
 from ftdist.run.task_results import read_results
 from ftdist.track.gain import forgets_too_much, gain_of
-from ftdist.track.report import answers, forgetting_curve, heldout_losses, step_times
+from ftdist.track.report import answers, forgetting_curve, general_gain, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
 
 MAX_POINTS = 500
@@ -31,7 +31,8 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "best": None if best is None else {"step": checkpoint_step(best), "loss": read_manifest(best)["eval_loss"]},
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
-        **gain_and_forgetting(run, config), "step_times": step_times(run), "tasks": read_results(run),
+        **gain_and_forgetting(run, config), "general": general_gain(run), "step_times": step_times(run),
+        "tasks": read_results(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "data": data_of(run, config), "settings": changed_settings(config), "faults": faults_of(run, records),
         "commands": commands_of(run, config),

@@ -11,6 +11,7 @@ from ftdist.base.terminal import format_seconds
 from ftdist.report.rows import (
     GAIN_HEAD,
     GAIN_TEXT,
+    GENERAL_TEXT,
     KINDS,
     TASK_HEAD,
     TASK_TEXT,
@@ -52,6 +53,9 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
         rows = [[str(step), f"{float(kl):.4f}", f"{float(error):.4f}"] for step, kl, error in
                 report["forgetting"]["curve"]]  # fmt: skip
         lines += ["## Forgetting", "", *table(["step", "KL(base ‖ now) (nats per token)", "standard error"], rows)]
+    if report["general"]:
+        rows = [[plain(name), *cells] for name, *cells in gain_rows(report["general"])]
+        lines += ["## General texts", "", GENERAL_TEXT, GAIN_TEXT, "", *table(GAIN_HEAD, rows)]
     if report["answers"]:
         rows = [
             [plain(str(row[key])) for key in ("question", "before", "after", "reference")] for row in report["answers"]

@@ -10,6 +10,7 @@ from ftdist.report.page import charts, details, document, figure, numbers, pairs
 from ftdist.report.rows import (
     GAIN_HEAD,
     GAIN_TEXT,
+    GENERAL_TEXT,
     KINDS,
     TASK_HEAD,
     TASK_TEXT,
@@ -131,9 +132,12 @@ def _tasks(report: Report) -> str:
 
 
 def _gains(report: Report) -> str:
-    rows = gain_rows(report["gain"])
-    note = paragraph(GAIN_TEXT, "soft") if rows else ""
-    return table("Gain with intervals", GAIN_HEAD, rows) + note
+    found = ""
+    for title, gain, about in (("Gain with intervals", report["gain"], GAIN_TEXT),
+                               ("General texts", report["general"], f"{GENERAL_TEXT} {GAIN_TEXT}")):  # fmt: skip
+        rows = gain_rows(gain)
+        found += table(title, GAIN_HEAD, rows) + (paragraph(about, "soft") if rows else "")
+    return found
 
 
 def _samples(report: Report) -> str:

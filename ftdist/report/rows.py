@@ -16,6 +16,9 @@ GAIN_TEXT = ("Means over tokens, losses and entropies in nats, with 95 % interva
 Rows = List[List[str]]
 
 
+GENERAL_TEXT = "Loss of general texts that the run was not trained on. A rise is forgetting."
+
+
 def gain_rows(gain: Dict[str, Any]) -> Rows:
     """Return the loss and each metric of each held-out set, before and after. ``GAIN_HEAD`` names the columns."""
     return [

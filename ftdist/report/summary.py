@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional
 from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
 from ftdist.report.facts import first_and_last
-from ftdist.report.texts import finite, number, percent
+from ftdist.report.texts import drawable, finite, number, percent
 
 MAX_SETS = 3
 """Number of held-out sets that the sentences name."""
@@ -61,7 +61,7 @@ def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
     found += [_gain(report, name, show) for name in list(report["heldout"])[:MAX_SETS]]
     if (more := len(report["heldout"]) - MAX_SETS) > 0:
         found.append(f"The losses of {count(more, 'more held-out set')} are below.")
-    found += [_forgetting(report, show), _moved(report["moved"], show), _cost(report)]
+    found += [_forgetting(report, show), *_general(report, show), _moved(report["moved"], show), _cost(report)]
     return found
 
 
@@ -85,6 +85,16 @@ def _forgetting(report: Report, show: Callable[[str], str]) -> str:
     at = f"On texts that the base model wrote, the model at step {step} differs from it by"
     warning = f" {show(found['warning'])}" if found["warning"] else ""
     return f"{at} {_nats(distance)} ± {_nats(error)} nats per token (forgetting).{warning}"
+
+
+def _general(report: Report, show: Callable[[str], str]) -> List[str]:
+    """Return a sentence about the general texts; none if they were not measured."""
+    changes = []
+    for name, found in list(report["general"].items())[:MAX_SETS]:
+        before, after = (_nats(found[when]["value"]) for when in ("before", "after"))
+        change = " to ".join(f"{drawable(found['change'][end]):+.4f}" for end in ("low", "high"))
+        changes.append(f"from {before} to {after} ({show(name)}; 95 % interval of the change: {change})")
+    return [f"The loss on general text went {', '.join(changes)}."] if changes else []
 
 
 def _moved(moved: Optional[Dict[str, Any]], show: Callable[[str], str]) -> str:

@@ -12,6 +12,7 @@ from typing import Dict, List, Optional
 
 from ftdist.base.names import require_utf8
 from ftdist.base.permissions import require_access
+from ftdist.config.data import named_sources
 from ftdist.config.schema import RunConfig
 from ftdist.run.locations import TOKENIZER
 from ftdist.run.prepared import data_folder, is_ready
@@ -51,7 +52,7 @@ def _is_path(name: str) -> bool:
 
 def has_hub_data(config: RunConfig) -> bool:
     """Return whether a source of the data is on the hub."""
-    return any(source.hub for source in (*config.data.sources.values(), *config.data.heldout.values()))
+    return any(source.hub for source in named_sources(config.data).values())
 
 
 def hub_commit(name: str, revision: Optional[str]) -> Optional[str]:

@@ -15,6 +15,7 @@ from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path
+from ftdist.config.data import named_sources
 from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import FOLDED, INIT_FROM, adapter_content, check_base_of
 from ftdist.run.file_hashes import FileHashes
@@ -221,14 +222,12 @@ def describe_files(config: RunConfig, samples: bool = False) -> Record:
         found["chat template"] = hashlib.sha256((template_text(config) or "").encode()).hexdigest()
     except ConfigError as error:
         found["chat template"] = f"gone: {error.found}"
-    for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
-        for name, source in sources.items():
-            where = f"data.{kind}.{name}"
-            try:
-                key = source_key(where, source, hashes)
-                found[where] = _plain(key["path"] if source.path else key)
-            except DataError as error:
-                found[where] = f"gone: {error.found}"
+    for where, source in named_sources(config.data).items():
+        try:
+            key = source_key(where, source, hashes)
+            found[where] = _plain(key["path"] if source.path else key)
+        except DataError as error:
+            found[where] = f"gone: {error.found}"
     hashes.save()
     return dict(json.loads(json.dumps(found)))
 

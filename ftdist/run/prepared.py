@@ -20,6 +20,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
+from ftdist.config.data import SOURCE_KINDS, general_sources
 from ftdist.config.schema import RunConfig, SourceConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location, tokenizer_revision
@@ -39,6 +40,10 @@ FIRST_SOURCE_SETTINGS = {"path", "hub", "builtin", "subset", "split", "revision"
 
 TEMPLATES = Path(__file__).parents[1] / "data"
 """Folder of the chat templates that ftdist ships."""
+GENERAL_TEXTS = TEMPLATES / "general_texts.jsonl"
+"""The built-in general texts. They were written for ftdist and have its licence."""
+GENERAL = "general"
+"""Name of their source, of the folder of general sets in prepared data, and of their field in meta.json."""
 META = "meta.json"
 BAD_RECORDS = "bad_records.jsonl"
 """List of the records that were dropped because they are bad. The file exists only if there are any."""
@@ -98,7 +103,7 @@ def known_before(name: str) -> bool:
 def content_hash(config: RunConfig, folder: Path) -> str:
     """Return a hash of all tokens, masks and rows of prepared data. Files that did not change are not read again."""
     hashes = FileHashes(cache_root(config))
-    files = sorted(path for path in folder.glob("*/*") if path.is_file())
+    files = sorted(path for depth in ("*/*", f"{GENERAL}/*/*") for path in folder.glob(depth) if path.is_file())
     names = [str(path.relative_to(folder)) for path in files]
     text = json.dumps(list(zip(names, hashes.of_all(files), strict=True)))
     hashes.save()
@@ -165,7 +170,7 @@ def key_parts(config: RunConfig) -> Dict[str, Any]:
     """Return everything that changes the result of the preparation."""
     data = config.data
     settings = asdict(data)
-    for not_a_setting in ("sources", "heldout", "num_workers", "chat_template"):
+    for not_a_setting in (*SOURCE_KINDS, "builtin_general", "num_workers", "chat_template"):
         del settings[not_a_setting]
     hashes = FileHashes(cache_root(config))
     parts = {
@@ -178,6 +183,8 @@ def key_parts(config: RunConfig) -> Dict[str, Any]:
         "heldout": {name: source_key(f"data.heldout.{name}", source, hashes) for name, source in data.heldout.items()},
         "seed": config.seed if any(source.weight % 1 for source in data.sources.values()) else None,
     }
+    if general := general_sources(data):  # without any, the key is that of earlier versions
+        parts["general"] = {name: source_key(f"data.general.{name}", one, hashes) for name, one in general.items()}
     hashes.save()
     return parts
 
@@ -189,6 +196,8 @@ def source_key(where: str, source: SourceConfig, hashes: FileHashes) -> Dict[str
         key["path"] = list(zip([file.name for file in files], hashes.of_all(files), strict=True))
     if source.builtin == "stdlib_docs":
         key["python"] = platform.python_version()
+    if source.builtin == GENERAL:
+        key["texts"] = hashlib.sha256(GENERAL_TEXTS.read_bytes()).hexdigest()
     return key
 
 

@@ -11,6 +11,7 @@ from ftdist.base.names import near_paths, nearest, require_utf8
 from ftdist.base.shell import override_word
 from ftdist.run.split_names import (
     contradicting_folder,
+    is_for_training,
     is_split_name,
     missing_split,
     same_split,
@@ -131,12 +132,12 @@ def _nothing_found(where: str, path: str, found: Path) -> DataError:
 def _may_be_meant(where: str, typed: Optional[str], near: Path) -> bool:
     """Return whether a path may be suggested for one that does not exist: never ``test_sft`` for ``train_sft``."""
     kind = split_kind(near.name)
-    return kind in (None, typed) or (typed is None and (kind == "train") == (not where.startswith("data.heldout.")))
+    return kind in (None, typed) or (typed is None and (kind == "train") == is_for_training(where))
 
 
 def _of_use(where: str, splits: Dict[Path, Optional[str]]) -> List[Path]:
     """Return the files that a message may suggest: never files of a test or validation split for training."""
-    for_training = not where.startswith("data.heldout.")
+    for_training = is_for_training(where)
     names = sorted({name for name in splits.values() if name and (split_kind(name) == "train") == for_training})
     return [file for file, name in splits.items() if name == (names[0] if names else None)]
 
@@ -209,7 +210,7 @@ def _files_of_folder(where: str, path: str, folder: Path, split: str) -> List[Pa
 def _without_split(where: str, path: str, folder: Path, split: str, splits: Dict[Path, Optional[str]]) -> List[Path]:
     """Return the files for training in a folder where only the other splits have names, such as ``test.jsonl``."""
     files = [file for file, name in splits.items() if not name]
-    for_training = same_split("train", split) and not where.startswith("data.heldout.")
+    for_training = same_split("train", split) and is_for_training(where)
     if not files or not for_training or "train" in map(split_kind, filter(None, splits.values())):
         return []
     doubtful = [(file, name) for file, name in splits.items() if name and not is_split_name(file.relative_to(folder))]

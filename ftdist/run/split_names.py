@@ -82,6 +82,11 @@ def same_split(name: str, wanted: str) -> bool:
     return SPLITS.get(name.lower(), name) == SPLITS.get(wanted.lower(), wanted)
 
 
+def is_for_training(where: str) -> bool:
+    """Return whether a source is for training, by its name in the config, such as ``data.sources.mine``."""
+    return not where.startswith(("data.heldout.", "data.general."))
+
+
 def missing_split(where: str, place: str, split: str, names: Iterable[str]) -> DataError:
     """Return the error about a split that a data set does not have.
 
@@ -94,7 +99,7 @@ def missing_split(where: str, place: str, split: str, names: Iterable[str]) -> D
         names: The splits that it has.
     """
     found = sorted(names)
-    for_training = not where.startswith("data.heldout.")
+    for_training = is_for_training(where)
     fitting = [name for name in found if (split_kind(name) in (None, "train")) == for_training]
     fitting.sort(key=lambda name: split_kind(name) != split_kind(split))
     if fitting:

@@ -34,6 +34,7 @@ from ftdist.method.build import METHODS
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.run.identity import recorded_folder
+from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.task_results import task_places
 from ftdist.serve.opened import open_model
@@ -41,10 +42,10 @@ from ftdist.serve.tasks import answer_alone, compare_on_tasks
 from ftdist.track.gain import DocumentLosses
 from ftdist.track.report import perplexity
 from ftdist.train.evaluate import evaluate, report_rows
-from ftdist.train.main import open_heldout
+from ftdist.train.main import open_general, open_heldout
 
 Losses = Dict[str, DocumentLosses]
-"""The losses and metrics of each held-out set."""
+"""The losses and metrics of each held-out set, and of each general set, whose name begins with ``general/``."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -105,7 +106,9 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, whic
 
 
 def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: Ranks) -> Losses:
-    """Compute the loss and the metrics of a model on each held-out set of the config's data. Every rank must call it.
+    """Compute the loss and the metrics of a model on each held-out and general set of the config's data.
+
+    Every rank must call it.
 
     Args:
         settings_file: The settings of DeepSpeed (``deepspeed.json``).
@@ -120,10 +123,11 @@ def measure(config: RunConfig, settings_file: Path, model_folder: Path, ranks: R
     if not heldout:
         raise ConfigError("the config has no held-out data", "data.heldout or data.heldout_share",
                           "set one of them, for example +data.heldout.mine.path=test.jsonl")  # fmt: skip
+    sets = {**heldout, **{f"{GENERAL}/{name}": dataset for name, dataset in open_general(data).items()}}
     opened = open_model(config, settings_file, model_folder, ranks)
     losses: Losses = {}
     with task("evaluating", ranks.first) as say:
-        for name, dataset in heldout.items():
+        for name, dataset in sets.items():
             measured = evaluate(
                 opened.engine, opened.objective, dataset, opened.mesh, opened.plan.micro_batch_size,
                 config.data.packing, opened.tokenizer.pad_token_id, report=partial(report_rows, say, name),
@@ -152,7 +156,11 @@ def _report(run: RunDir, checkpoint: Path, losses: Losses) -> None:
     record = {
         "step": read_manifest(checkpoint)["step"],
         "time": time.time(),
-        **{f"eval/{name}/{metric}": value for name, found in means.items() for metric, value in found.items()},
+        **{
+            f"{name if name.startswith(f'{GENERAL}/') else f'eval/{name}'}/{metric}": value
+            for name, found in means.items()
+            for metric, value in found.items()
+        },
     }
     with (run.path / "eval.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

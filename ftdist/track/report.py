@@ -15,6 +15,7 @@ from rich.text import Text
 from ftdist.base.json_files import read_records
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show, show_table
+from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import RunDir
 from ftdist.track.gain import gain_of
 
@@ -48,8 +49,9 @@ def final_report(run: RunDir, console: Console, summary: Sequence[str] = ()) -> 
         _print_losses(losses, console)
     if gain := gain_of(run, losses):
         _print_gain(gain, console)
-    if curve := forgetting_curve(run):
-        _print_forgetting(curve, console)
+    curve, general = forgetting_curve(run), general_gain(run)
+    if curve or general:
+        _print_forgetting(curve, general, console)
     if times := step_times(run):
         _print_times(times, console)
     samples = answers(run)
@@ -69,14 +71,20 @@ def final_report(run: RunDir, console: Console, summary: Sequence[str] = ()) -> 
         console.print(Text(f"{label:{LABEL_WIDTH}} {value}"), soft_wrap=True)
 
 
-def heldout_losses(run: RunDir) -> Losses:
-    """Return the step and the loss of every evaluation, by held-out set."""
+def general_gain(run: RunDir) -> Dict[str, Dict[str, Any]]:
+    """Return the change of each general set by its name, as ``gain_of`` does for held-out sets."""
+    losses = {f"{GENERAL}/{name}": points for name, points in heldout_losses(run, GENERAL).items()}
+    return {name.split("/", 1)[1]: found for name, found in gain_of(run, losses).items()}
+
+
+def heldout_losses(run: RunDir, kind: str = "eval") -> Losses:
+    """Return the step and the loss of every evaluation, by held-out set; with ``general`` those of general sets."""
     found: Losses = {}
     for record in read_records(run.metrics):
         for key, value in record.items():
-            if key.startswith("eval/") and key.endswith("/loss") and isinstance(record.get("step"), int):
+            if key.startswith(f"{kind}/") and key.endswith("/loss") and isinstance(record.get("step"), int):
                 with suppress(TypeError, ValueError):  # the tracker did not write this value
-                    found.setdefault(key[len("eval/") : -len("/loss")], []).append((record["step"], float(value)))
+                    found.setdefault(key[len(f"{kind}/") : -len("/loss")], []).append((record["step"], float(value)))
     return found
 
 
@@ -187,10 +195,17 @@ def _print_gain(gain: Dict[str, Dict[str, Any]], console: Console) -> None:
         show_table(console, table)
 
 
-def _print_forgetting(curve: List[Tuple[int, float, float]], console: Console) -> None:
+def _print_forgetting(
+    curve: List[Tuple[int, float, float]], general: Dict[str, Dict[str, Any]], console: Console
+) -> None:
     table = plain_table("forgetting (nats per token)", "before", "after")
-    (first_step, before, _), (_, after, error) = curve[0], curve[-1]
-    table.add_row("KL(base ‖ now)", f"{before:.4f}" if first_step == 0 else "", f"{after:.4f} ± {error:.4f}")
+    if curve:
+        (first_step, before, _), (_, after, error) = curve[0], curve[-1]
+        table.add_row("KL(base ‖ now)", f"{before:.4f}" if first_step == 0 else "", f"{after:.4f} ± {error:.4f}")
+    for name, found in general.items():
+        low, high = (f"{found['change'][end]:+.4f}" for end in ("low", "high"))
+        after_and_change = f"{found['after']['value']:.4f} ({low} to {high})"
+        table.add_row(Text(f"loss on general text: {name}"), f"{found['before']['value']:.4f}", after_and_change)
     show_table(console, table)
 
 

@@ -11,6 +11,7 @@ import torch
 from ftdist.model.load import DTYPES
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.plan.goodput import goodput_of
+from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import PAUSED
 from ftdist.run.timeline import EVALUATING, SAVING, STEPS
 from ftdist.track.gain import DocumentLosses, write_evaluation
@@ -19,7 +20,7 @@ from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
 from ftdist.train.forgetting import KL, KL_ERROR
 from ftdist.train.profile import StepProfiler
 from ftdist.train.schedule import learning_rate
-from ftdist.train.state import Training
+from ftdist.train.state import HELDOUT, Training
 from ftdist.train.stop_when import count_evaluation, gain_metrics
 from ftdist.train.throughput import Throughput
 
@@ -233,17 +234,18 @@ def _evaluate_all(training: Training) -> bool:
     loss_sum, num_tokens = 0.0, 0
     step, progress = training.state.step, training.progress
     with training.timeline.during(EVALUATING, step), progress.during("evaluating") as say:
-        for name, dataset in training.heldout.items():
+        for key, dataset in training.evaluated_sets().items():
             measured = evaluate(
                 training.engine, training.objective, dataset, training.mesh, training.plan.micro_batch_size,
                 training.config.data.packing, training.tokenizer.pad_token_id, training.preemption,
-                report=partial(report_rows, say, name),
+                report=partial(report_rows, say, key.removeprefix(HELDOUT)),
             )  # fmt: skip
             if measured is None:
                 return False
-            metrics |= {f"eval/{name}/{metric}": value for metric, value in measured.means().items()}
-            documents[name] = measured
-            loss_sum, num_tokens = loss_sum + measured.loss, num_tokens + measured.weight
+            metrics |= {f"{key}/{metric}": value for metric, value in measured.means().items()}
+            documents[key.removeprefix(HELDOUT)] = measured
+            if key.startswith(HELDOUT):
+                loss_sum, num_tokens = loss_sum + measured.loss, num_tokens + measured.weight
         forgetting = training.forgetting.measure(say)
         if forgetting is None:
             return False
@@ -272,12 +274,15 @@ def describe_evaluation(metrics: Dict[str, float], forgetting: Dict[str, float])
     """Return the results of an evaluation as text.
 
     Args:
-        metrics: ``eval/<name>/loss`` and other metrics of each held-out set.
+        metrics: ``eval/<name>/loss`` and other metrics of each held-out set, and ``general/<name>/loss``.
         forgetting: The metrics of forgetting, or empty.
     """
-    losses = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items() if name.endswith("/loss")}
-    named = [f"{name} {loss}" for name, loss in losses.items()] if len(losses) > 1 else list(losses.values())
-    parts = [f"held-out loss {', '.join(named)}"] if losses else []
+    parts = []
+    for prefix, what in ((HELDOUT, "held-out loss"), (f"{GENERAL}/", "loss on general text")):
+        losses = {name.split("/")[1]: f"{value:.4f}" for name, value in metrics.items()
+                  if name.startswith(prefix) and name.endswith("/loss")}  # fmt: skip
+        named = [f"{name} {loss}" for name, loss in losses.items()] if len(losses) > 1 else list(losses.values())
+        parts += [f"{what} {', '.join(named)}"] if losses else []
     if forgetting:
         parts.append(f"KL(base ‖ now) {forgetting[KL]:.4f} ± {forgetting[KL_ERROR]:.4f}")
     return "; ".join(parts)

@@ -56,7 +56,7 @@ from ftdist.plan.warmup import fit_warmup
 from ftdist.report.at_end import report_at_end, report_failure
 from ftdist.run.identity import recorded_folder
 from ftdist.run.locations import model_location
-from ftdist.run.prepared import copy_bad_records, is_ready, read_meta
+from ftdist.run.prepared import GENERAL, copy_bad_records, is_ready, read_meta
 from ftdist.run.rundir import NEAR_LIMIT, STOPPED, RunDir
 from ftdist.run.timeline import EXPORTING, LOADING
 from ftdist.track.jsonl import record_gap, rewind_record
@@ -229,7 +229,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     return Training(
         config=config, run=run, ranks=ranks, plan=plan, mesh=mesh, engine=engine,
         objective=build_objective(config, vocab_size, head, balance), tokenizer=tokenizer, vocab_size=vocab_size,
-        train_set=train_set, heldout=open_heldout(folder), prompts=meta["prompts"], max_steps=max_steps,
+        train_set=train_set, heldout=open_heldout(folder), general=open_general(folder), prompts=meta["prompts"],
+        max_steps=max_steps,
         tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
     )  # fmt: skip
 
@@ -260,6 +261,12 @@ def _set_debug_modes(debug: DebugConfig) -> None:
 def open_heldout(folder: Path) -> Dict[str, PreparedSet]:
     """Open the held-out sets of prepared data, by name."""
     return {name: open_set(folder, name) for name in read_meta(folder)["sets"] if name != "train"}
+
+
+def open_general(folder: Path) -> Dict[str, PreparedSet]:
+    """Open the general sets of prepared data that hold a document, by name. Earlier versions prepared none."""
+    sets = read_meta(folder).get(GENERAL, {})
+    return {name: open_set(folder, f"{GENERAL}/{name}") for name, stats in sets.items() if stats["rows"]}
 
 
 def _print_on_rank_0(ranks: Ranks, text: str) -> None:

@@ -10,6 +10,7 @@ from ftdist.objective.base import Objective
 from ftdist.parallel.mesh import Mesh
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import BatchPlan
+from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import RunDir
 from ftdist.track.progress import Progress
 from ftdist.track.tracker import Tracker
@@ -18,6 +19,9 @@ from ftdist.train.forgetting import Forgetting
 from ftdist.train.phases import PhaseClock
 from ftdist.train.preempt import Preemption
 from ftdist.train.timeline import TrainingTimeline
+
+HELDOUT = "eval/"
+"""Begin of the names of metrics of held-out sets."""
 
 
 @dataclass
@@ -90,6 +94,8 @@ class Training:
     """Held-out sets by name."""
     prompts: Dict[str, Any]
     """Prompts that the model answers at each evaluation, by held-out set."""
+    general: Dict[str, Any]
+    """General texts by name. They show what the model forgets."""
     max_steps: int
     """Number of optimizer steps of the whole run."""
     tracker: Tracker
@@ -107,6 +113,11 @@ class Training:
     """Reads the micro-batches of the steps."""
     forgetting: Forgetting = field(init=False)
     """Measures forgetting at evaluations."""
+
+    def evaluated_sets(self) -> Dict[str, Any]:
+        """Return the sets of an evaluation by the names of their metrics: ``eval/<name>`` and ``general/<name>``."""
+        heldout = {f"{HELDOUT}{name}": dataset for name, dataset in self.heldout.items()}
+        return {**heldout, **{f"{GENERAL}/{name}": dataset for name, dataset in self.general.items()}}
 
     def __post_init__(self) -> None:
         self.clock = PhaseClock(self.mesh.device)

@@ -15,6 +15,7 @@ import torch
 
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
+from ftdist.config.data import named_sources
 from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import (
     Format,
@@ -138,7 +139,7 @@ def make_trial(
                            "each forward pass gives other numbers")  # fmt: skip
     config.model = _resolve_path(config)  # before the cache is changed, in which the model may be
     config.cache_dir, config.data.num_workers = str(scratch / "cache"), 1
-    for source in (*config.data.sources.values(), *config.data.heldout.values()):
+    for source in named_sources(config.data).values():
         limit = QUICK_DOCUMENTS if quick else DOCUMENTS
         source.max_documents = min(source.max_documents or limit, limit)
     trial.data_config, trial.steps_config = config, copy.deepcopy(config)
@@ -161,7 +162,7 @@ def make_trial(
 def use_generated_chats(steps: RunConfig, trial: Trial) -> None:
     """Replace the data of the run by generated chats. The checks of numbers work with any tokens."""
     steps.data.sources = {"fake": SourceConfig(builtin="fake", max_documents=DOCUMENTS, format=Format.auto)}
-    steps.data.heldout, steps.data.heldout_share = {}, 0.05
+    steps.data.heldout, steps.data.heldout_share, steps.data.general = {}, 0.05, {}
     steps.data.long_documents = LongDocuments.truncate
     if steps.data.train_on is TrainOn.completion:
         steps.data.train_on = TrainOn.auto

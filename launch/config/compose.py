@@ -35,6 +35,7 @@ class _OpenData(DataConfig):
     # Hydra cannot add an item of a dataclass type. The types of sources are checked when the RunConfig is made.
     sources: Dict[str, Any] = field(default_factory=dict)
     heldout: Dict[str, Any] = field(default_factory=dict)
+    general: Dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

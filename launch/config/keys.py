@@ -8,7 +8,7 @@ from typing import Any, Dict, List
 from ftdist.base.names import nearest
 from ftdist.config.schema import RunConfig
 
-FREE_MAPPINGS = ("data.sources", "data.heldout", "model.config", "zero.deepspeed", "launch.slurm.env",
+FREE_MAPPINGS = ("data.sources", "data.heldout", "data.general", "model.config", "zero.deepspeed", "launch.slurm.env",
                  "data.chat_template_kwargs")  # fmt: skip
 """Mappings whose keys the user chooses."""
 

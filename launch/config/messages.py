@@ -12,6 +12,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import as_typed, nearest
 from ftdist.base.shell import override_list, override_word, shell_word
+from ftdist.config.data import SOURCE_KINDS
 from ftdist.config.schema import RENAMED_VALUES, SourceConfig
 from ftdist.launch.config.keys import OTHER_NAMES, describe_type, is_text, nearest_key, schema_keys, type_at
 
@@ -69,7 +70,7 @@ def check_source_keys(data: Mapping[str, Any]) -> None:
         ConfigError: A key is wrong. The message names the first wrong key, and the nearest right ones.
     """
     fields = [field.name for field in dataclasses.fields(SourceConfig)]
-    for kind in ("sources", "heldout"):
+    for kind in SOURCE_KINDS:
         for name, source in (data.get(kind) or {}).items():
             where = f"data.{kind}.{name}"
             if not isinstance(source, Mapping):

@@ -12,6 +12,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.names import near_paths, require_utf8
 from ftdist.base.output import quoted_path
 from ftdist.base.shell import override_word
+from ftdist.config.data import named_sources
 from ftdist.config.launch import texts
 from ftdist.config.login import resolve_mode
 from ftdist.config.schema import Attention, Device, MethodKind, RunConfig
@@ -75,9 +76,8 @@ def resolve_paths(config: RunConfig) -> None:
         DataError: a source does not exist, but one with a similar name does.
         ConfigError: the cache folder cannot be made, or a path or the hub's cache is not in UTF-8.
     """
-    for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
-        for name, source in sources.items():
-            _check_spelling(f"data.{kind}.{name}.path", source.path)
+    for key, source in named_sources(config.data).items():
+        _check_spelling(f"{key}.path", source.path)
     config.runs_dir = _absolute(config.runs_dir)
     config.run_dir = _absolute(config.run_dir or _new_run_dir(config.runs_dir, config.name))
     config.cache_dir = _absolute(str(cache_root(config)))
@@ -87,7 +87,7 @@ def resolve_paths(config: RunConfig) -> None:
     for section, name in ((config.model, "path"), (config.model, "adapter"), (config.method, "init_from")):
         if (value := getattr(section, name)) is not None:
             setattr(section, name, _absolute(value))
-    for source in (*config.data.sources.values(), *config.data.heldout.values()):
+    for source in named_sources(config.data).values():
         if source.path is not None:
             source.path = _absolute(source.path)
     for owner, name in ((config.model, "tokenizer"), (config.data, "chat_template")):

@@ -206,7 +206,7 @@ def _on_one_path(key: str, known: str) -> bool:
 
 def _keys(start: str) -> List[str]:
     """Return the keys of the schema that begin with ``start``, up to the next dot."""
-    source = re.match(r"(data\.(?:sources|heldout)\.[^.]+\.)", start)
+    source = re.match(r"(data\.(?:sources|heldout|general)\.[^.]+\.)", start)
     if source:
         keys = [source.group(1) + field.name for field in dataclasses.fields(SourceConfig)]
     else:

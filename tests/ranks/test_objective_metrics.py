@@ -1,5 +1,6 @@
 """The metrics of an objective: they are logged as means over all micro-steps and ranks of a step."""
 
+import json
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -9,6 +10,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.objective.base import LossSum
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.run.prepared import data_folder
+from ftdist.track.gain import read_evaluation
 from ftdist.verify.reference import read_rows, row_order
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -50,14 +52,14 @@ def _expected_means(config: RunConfig) -> List[float]:
     return means
 
 
-def _plain_means(config: RunConfig) -> Dict[str, float]:
-    """Return loss, accuracy and entropy of a held-out token before the first step, one document after another."""
+def _plain_means(config: RunConfig, name: str) -> Dict[str, float]:
+    """Return loss, accuracy and entropy of a token of a set before the first step, one document after another."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
     logprobs, rights, entropies = [], [], []
-    for ids, trained in (document for row in read_rows(data_folder(config) / "heldout") for document in row):
+    for ids, trained in (document for row in read_rows(data_folder(config) / name) for document in row):
         tokens = torch.tensor(ids).long()
         with torch.no_grad():
             found = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
@@ -74,7 +76,7 @@ def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: 
     save_tiny_model(tmp_path / "model")
     config = tiny_config(
         tmp_path, f"train.max_steps={STEPS}", "batch.global_batch_size=8", "batch.micro_batch_size=2",
-        "train.num_samples=0", "train.export=false", "train.log_every=1",
+        "train.num_samples=0", "train.export=false", "train.log_every=1", "data.builtin_general=true",
     )  # fmt: skip
     run = freeze_tiny(config, tmp_path / "run", RANKS)
     run_ranks(_train, RANKS, config, run.path)
@@ -83,5 +85,14 @@ def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: 
     assert [record[METRIC] for record in records] == pytest.approx(expected, rel=1e-12)
     assert expected[0] != pytest.approx(expected[1], rel=1e-3), "the steps cannot be told apart"
     [before, _] = [record for record in run.read_metrics() if "eval/heldout/loss" in record]
-    found = {name: before[f"eval/heldout/{name}"] for name in ("loss", "accuracy", "entropy")}
-    assert found == pytest.approx(_plain_means(config), rel=1e-6)
+    for name in ("eval/heldout", "general/builtin"):
+        found = {metric: before[f"{name}/{metric}"] for metric in ("loss", "accuracy", "entropy")}
+        assert found == pytest.approx(_plain_means(config, name.removeprefix("eval/")), rel=1e-6)
+    state = json.loads((run.published_checkpoints()[-1] / "state.json").read_text())
+    [_, after] = [record for record in run.read_metrics() if "eval/heldout/loss" in record]
+    assert state["eval_loss"] == after["eval/heldout/loss"] != after["general/builtin/loss"]
+    kept = read_evaluation(run, STEPS)
+    assert {name: one.means() for name, one in kept.items()} == {
+        name.removeprefix("eval/"): {metric: after[f"{name}/{metric}"] for metric in ("loss", "accuracy", "entropy")}
+        for name in ("eval/heldout", "general/builtin")
+    }

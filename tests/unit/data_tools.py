@@ -49,7 +49,7 @@ def data_config(folder: Path, *overrides: str) -> RunConfig:
     """Return a config with the bytes tokenizer and its cache in ``folder``. Overrides have the form ``a.b=value``."""
     values = OmegaConf.from_dotlist([
         f"cache_dir={folder / 'cache'}", "model.config.model_type=llama", "model.tokenizer=bytes",
-        "data.num_workers=1", "data.max_seq_len=256", *overrides,
+        "data.num_workers=1", "data.max_seq_len=256", "data.builtin_general=false", *overrides,
     ])  # fmt: skip
     return parse_config(OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.structured(RunConfig), values)), "test")
 

@@ -15,6 +15,7 @@ from typing import Dict, List, Optional
 from ftdist.base.errors import ConfigError
 from ftdist.base.permissions import explain_os_error
 from ftdist.base.ranges import ranges
+from ftdist.config.data import named_sources
 from ftdist.config.launch import Container, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
 from ftdist.config.schema import Device, RunConfig
 from ftdist.launch.attempt.command import ranks_env
@@ -149,8 +150,7 @@ def _needed(config: RunConfig, place: str) -> Dict[str, str]:
     assert config.cache_dir
     found = {"run_dir": place, "cache_dir": config.cache_dir, "model.path": config.model.path,
              "model.tokenizer": config.model.tokenizer, "data.chat_template": config.data.chat_template}  # fmt: skip
-    for kind, sources in (("sources", config.data.sources), ("heldout", config.data.heldout)):
-        found |= {f"data.{kind}.{name}.path": source.path for name, source in sources.items()}
+    found |= {f"{key}.path": source.path for key, source in named_sources(config.data).items()}
     if reads_only_hub_cache(config):
         found["HF_HUB_CACHE"] = str(hub_cache())
     paths: Dict[str, str] = {}

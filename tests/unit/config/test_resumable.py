@@ -24,7 +24,7 @@ OF_EVERY_CONFIG = [key for key in ADDED_LATER if "*" not in key]
 def old_config() -> RunConfig:
     """Return the default config of the first release. Settings whose default has changed since have their old value."""
     config = RunConfig()
-    config.data.heldout_by = HeldoutBy.rendering
+    config.data.heldout_by, config.data.builtin_general = HeldoutBy.rendering, False
     config.objective.router_aux_loss, config.objective.loss_head = 0.0, LossHead.logits
     config.optim.beta1, config.optim.beta2, config.optim.eps = 0.9, 0.95, 1e-8
     return config
