@@ -11,7 +11,7 @@ from ftdist.config.schema import MethodKind
 from ftdist.launch.attempt import failure
 from ftdist.launch.runs import banner, resolve
 from ftdist.run.model_facts import ModelFacts, describe_method, describe_model, write_facts
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import MANIFEST, RunDir, manifest_text
 from tests.unit.launch.run_tools import make_run, smoke
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -62,6 +62,10 @@ def test_the_printed_next_commands_work_from_the_current_folder(here: Path, caps
         run.report_page.touch()
         banner.show_next(run, 0, 3.0)
         assert capsys.readouterr().out.splitlines()[-1] == f"report        {place}/report/report.html"
+        run.checkpoint(1).mkdir(parents=True)
+        (run.checkpoint(1) / MANIFEST).write_text(manifest_text({"eval_loss": None}))
+        banner.show_next(run, 0, 3.0)
+        assert "--checkpoint best" not in capsys.readouterr().out, "no checkpoint is the best one"
 
 
 def test_the_printed_resume_command_quotes_the_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
