@@ -17,8 +17,7 @@ def ask_to_stop(run: RunDir) -> str:
         found = client.find_job(job)
     if found is not None and found.state == "PENDING":
         client.cancel(job)
-        lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
-        return f"job {job} was removed from the queue; it had not started"
+        return _removed(run, job)
     if found is not None and found.state == "COMPLETING":
         return f"job {job} is ending already"
     return lifecycle.ask_to_stop(run)
@@ -31,6 +30,12 @@ def end_now(run: RunDir) -> str:
     found = client.find_job(job)
     client.cancel(job)
     if found is not None and found.state == "PENDING":  # nothing of the run is left that could write this
-        lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
-        return f"job {job} was removed from the queue; it had not started"
+        return _removed(run, job)
     return f"job {job} was cancelled without saving a checkpoint"
+
+
+def _removed(run: RunDir, job: str) -> str:
+    """Record that a job was removed from the queue. Returns this for the user."""
+    begun = int(run.read_status().get("attempt", -1)) >= 0  # in this job before a requeue, or in an earlier job
+    lifecycle.mark_stopped(run, "cancelled in the queue", exit_code=EXIT_PREEMPTED)
+    return f"job {job} was removed from the queue" + ("" if begun else "; it had not started")

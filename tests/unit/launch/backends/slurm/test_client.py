@@ -84,6 +84,17 @@ def test_a_cancel_of_a_job_that_ends_does_not_promise_a_checkpoint(
     assert SlurmBackend().stop(run) == "job 7 is ending already" and run.cancel.exists()
 
 
+@pytest.mark.parametrize(("attempt", "more"), [(-1, "; it had not started"), (0, "")])
+@pytest.mark.parametrize("now", [False, True])
+def test_a_job_that_waits_again_is_not_said_to_have_never_started(
+    attempt: int, more: str, now: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", state="queued", job_id="7", backend="slurm", attempt=attempt)
+    answer(monkeypatch, 0, "ftdist|7|PENDING|None|N/A\n", "")
+    assert SlurmBackend().stop(run, now) == f"job 7 was removed from the queue{more}"
+    assert run.read_status()["exit_reason"] == "cancelled in the queue"
+
+
 @pytest.mark.parametrize(
     ("state", "log", "says"),
     [
