@@ -11,7 +11,7 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.companion import stop_run_if_killed
 from ftdist.launch.attempt.signals import touch_on_signals
-from ftdist.launch.backends.base import ALIVE
+from ftdist.launch.backends.base import ALIVE, STOPPING
 from ftdist.launch.backends.slurm import client, follow, script
 from ftdist.launch.backends.slurm.stop import ask_to_stop
 from ftdist.launch.runs.liveness import observe
@@ -55,6 +55,10 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
     """
     seen = observe([trial.run.read_status() for trial in trials])
     new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]
+    stopping = [trial.number for trial, found in zip(trials, seen, strict=True) if found.state == STOPPING]
+    if stopping:
+        print(f"trials {ranges(stopping)} are not submitted again, because they are still stopping; resume the sweep "
+              "again when they have stopped", flush=True)  # fmt: skip
     for path, text, members in scripts(folder, [(trial, load_config(trial.run.config)) for trial in new]):
         path.write_text(text, encoding="utf-8")
         job = client.sbatch(path, *(trial.run for trial in members))

@@ -142,6 +142,18 @@ def test_trials_with_the_same_script_form_one_array(folder: SweepDir) -> None:
     assert f'--output="{folder.path}/%3a/logs/slurm-%A_%a.out"' in found[0][1]
 
 
+def test_a_trial_that_is_stopping_is_named_and_not_submitted(
+    folder: SweepDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ftdist.launch.backends.base import STOPPING, Seen
+    from ftdist.launch.sweeps import slurm_array
+
+    trials = [slurm_trial(folder, number) for number in range(3)]
+    monkeypatch.setattr(slurm_array, "observe", lambda statuses: [Seen(STOPPING), Seen("queued"), Seen(STOPPING)])
+    assert slurm_array.run_trials(folder, trials, wait=False) == {0: 0, 1: 0, 2: 0}
+    assert "trials 0,2 are not submitted again, because they are still stopping" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2], "0-2"), ([5], "5"), ([7, 0, 2, 1, 4], "0-2,4,7")])
 def test_numbers_of_an_array_are_written_as_ranges(numbers: List[int], text: str) -> None:
     assert ranges(numbers) == text and parse_ranges(text) == set(numbers)
