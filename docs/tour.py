@@ -166,6 +166,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/verbs/report.py", "ftdist/report/main.py",
         "ftdist/report/build.py", "ftdist/report/at_end.py",
         "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/facts.py",
+        "ftdist/report/documents.py",
         "ftdist/report/cost.py", "ftdist/report/summary.py", "ftdist/report/rows.py", "ftdist/report/texts.py",
         "ftdist/report/markdown.py", "ftdist/report/page_run.py", "ftdist/report/page.py",
         "ftdist/report/page_style.py", "ftdist/report/charts.py", "ftdist/report/axis.py",

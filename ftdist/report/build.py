@@ -65,9 +65,16 @@ def write_report(run: RunDir, report: Dict[str, Any]) -> Path:
 def public_files(run: RunDir, report: Dict[str, Any]) -> Dict[str, str]:
     """Return the files of a report that may be published, by name.
 
-    Without paths, commands and the sample of the data: the command line can hold anything, and the data is private.
+    Without paths, commands, and texts of the data: the command line can hold anything, and the data is private.
     """
     commands = {**report["commands"], "repeat": None, "folder": None, "continue": None}
     data = {**report["data"], "sample": []} if report["data"] else None
-    public = {**report, "folder": "", "commands": commands, "data": data, "faults": list(map(redact, report["faults"]))}
+    public = {
+        **report,
+        "documents": {},
+        "folder": "",
+        "commands": commands,
+        "data": data,
+        "faults": list(map(redact, report["faults"])),
+    }
     return {run.report_page.name: run_page(public), JSON: json.dumps(public, indent=2) + "\n"}

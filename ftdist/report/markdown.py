@@ -9,6 +9,8 @@ from typing import Any, Dict, Iterable, List, Optional
 from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
 from ftdist.report.rows import (
+    DOCUMENT_HEAD,
+    DOCUMENT_TITLES,
     GAIN_HEAD,
     GAIN_TEXT,
     GENERAL_TEXT,
@@ -18,6 +20,7 @@ from ftdist.report.rows import (
     attempt_rows,
     cost_rows,
     cost_text,
+    document_rows,
     gain_rows,
     phase_rows,
     step_rows,
@@ -27,6 +30,8 @@ from ftdist.report.rows import (
 from ftdist.report.summary import sentences
 from ftdist.report.texts import percent
 
+MOST_CHANGED = 5
+"""Number of documents of a set that are listed of those that gained most, and of those that lost most."""
 MOST_MOVED = 10
 """Number of tensors that are listed. The JSON file has all."""
 
@@ -56,6 +61,10 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
     if report["general"]:
         rows = [[plain(name), *cells] for name, *cells in gain_rows(report["general"])]
         lines += ["## General texts", "", GENERAL_TEXT, GAIN_TEXT, "", *table(GAIN_HEAD, rows)]
+    for kind, title in DOCUMENT_TITLES.items():
+        if rows := document_rows(report["documents"], kind, MOST_CHANGED):
+            shown = [[plain(name), plain(text), *cells] for name, text, *cells in rows]
+            lines += [f"## {title}", "", *table(DOCUMENT_HEAD, shown)]
     if report["answers"]:
         rows = [
             [plain(str(row[key])) for key in ("question", "before", "after", "reference")] for row in report["answers"]

@@ -8,6 +8,8 @@ from ftdist.base.terminal import format_seconds
 from ftdist.report.charts import Series, Words, bar_chart, heat_map, xy_chart
 from ftdist.report.page import charts, details, document, figure, numbers, pairs, paragraph, section, shown, table
 from ftdist.report.rows import (
+    DOCUMENT_HEAD,
+    DOCUMENT_TITLES,
     GAIN_HEAD,
     GAIN_TEXT,
     GENERAL_TEXT,
@@ -17,6 +19,7 @@ from ftdist.report.rows import (
     attempt_rows,
     cost_rows,
     cost_text,
+    document_rows,
     gain_rows,
     step_rows,
     task_rows,
@@ -27,6 +30,8 @@ from ftdist.report.texts import drawable, number, percent
 
 LOG_FACTOR = 20.0
 """Losses that differ by a larger factor have a logarithmic axis."""
+MOST_CHANGED = 15
+"""Number of documents of a set that are listed of those that gained most, and of those that lost most."""
 MOST_MOVED = 20
 """Number of tensors that are listed. The JSON file has all."""
 
@@ -137,6 +142,9 @@ def _gains(report: Report) -> str:
                                ("General texts", report["general"], f"{GENERAL_TEXT} {GAIN_TEXT}")):  # fmt: skip
         rows = gain_rows(gain)
         found += table(title, GAIN_HEAD, rows) + (paragraph(about, "soft") if rows else "")
+    for kind, title in DOCUMENT_TITLES.items():
+        changed = document_rows(report["documents"], kind, MOST_CHANGED)
+        found += details(f"{title} (nats per token)", table(title, DOCUMENT_HEAD, changed))
     return found
 
 

@@ -3,7 +3,7 @@
 from typing import Any, Dict, List
 
 from ftdist.base.terminal import format_seconds
-from ftdist.report.texts import finite, interval, number, percent
+from ftdist.report.texts import drawable, finite, interval, number, percent
 
 KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
 TASK_HEAD = ["task", "step", "measure", "questions", "base model", "trained model", "gained", "lost", "p"]
@@ -16,7 +16,23 @@ GAIN_TEXT = ("Means over tokens, losses and entropies in nats, with 95 % interva
 Rows = List[List[str]]
 
 
+DOCUMENT_HEAD = ["set", "begin of the text", "tokens", "before", "after", "change"]
+DOCUMENT_TITLES = {"gained": "The held-out documents that gained most", "lost": "The held-out documents that lost most"}
 GENERAL_TEXT = "Loss of general texts that the run was not trained on. A rise is forgetting."
+
+
+def document_rows(documents: Dict[str, Any], kind: str, most: int) -> Rows:
+    """Return the documents that gained or lost most. ``DOCUMENT_HEAD`` names the columns; losses are in nats per token.
+
+    Args:
+        kind: ``gained`` or ``lost``.
+        most: Number of documents of a set.
+    """
+    return [
+        [name, str(one["text"]), str(one["tokens"]), *(f"{drawable(one[when]):.4f}" for when in ("before", "after")),
+         f"{drawable(one['change']):+.4f}"]
+        for name, found in documents.items() for one in found[kind][:most]
+    ]  # fmt: skip
 
 
 def gain_rows(gain: Dict[str, Any]) -> Rows:

@@ -105,17 +105,23 @@ def gain_of(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]
         ``metrics`` has the same three of each metric by its name, such as ``accuracy``.
     """
     found: Dict[str, Dict[str, Any]] = {}
+    for name, (before, after) in compared_evaluations(run, losses).items():
+        tokens = before.weights
+        both = sorted(before.metrics.keys() & after.metrics.keys())
+        metrics = {metric: _compared(before.metrics[metric], after.metrics[metric], tokens) for metric in both}
+        found[name] = {"documents": int((tokens > 0).sum()), "tokens": int(tokens.sum()),
+                       **_compared(before.losses, after.losses, tokens), "metrics": metrics}  # fmt: skip
+    return found
+
+
+def compared_evaluations(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, Tuple[DocumentLosses, DocumentLosses]]:
+    """Return the first and the last evaluation of each set, if both are of the same documents. See ``gain_of``."""
+    found = {}
     for name, points in losses.items():
         (first, _), (last, _) = points[0], points[-1]
         before, after = (read_evaluation(run, step).get(name) for step in (first, last))
-        if first != 0 or last == 0 or before is None or after is None:
-            continue
-        tokens = before.weights
-        if tokens.tolist() == after.weights.tolist():
-            both = sorted(before.metrics.keys() & after.metrics.keys())
-            metrics = {metric: _compared(before.metrics[metric], after.metrics[metric], tokens) for metric in both}
-            found[name] = {"documents": int((tokens > 0).sum()), "tokens": int(tokens.sum()),
-                           **_compared(before.losses, after.losses, tokens), "metrics": metrics}  # fmt: skip
+        if first == 0 < last and before and after and before.weights.tolist() == after.weights.tolist():
+            found[name] = before, after
     return found
 
 

@@ -32,6 +32,8 @@ REPORT = {
         "change": {"value": 0.25, "low": 0.2, "high": 0.3}}},
         "before": {"value": 3.0, "low": 2.5, "high": 3.5}, "after": {
         "value": 1.5, "low": 1.0, "high": "nan"}, "change": {"value": -1.5, "low": -1.75, "high": -1.25}}},
+    "documents": {"do<b>cs": {"gained": [{"text": "<i>x|\n", "tokens": 9, "before": 3.0, "after": 1.0, "change": -2.0}],
+                              "lost": []}},
     "general": {"built<b>in": {"documents": 54, "tokens": 9, "before": {"value": 2.0, "low": 1.5, "high": 2.5},
         "after": {"value": 2.25, "low": 1.75, "high": 2.75}, "change": {"value": 0.25, "low": 0.125, "high": 0.375}}},
     "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],
@@ -74,6 +76,7 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
         "| built&lt;b&gt;in | loss | 2.0000 (1.5000 to 2.5000) | 2.2500 (1.7500 to 2.7500) | "
         "0.2500 (0.1250 to 0.3750) | 54 |",
     } <= set(lines)  # fmt: skip
+    assert r"| do&lt;b&gt;cs | &lt;i&gt;x\|  | 9 | 3.0000 | 1.0000 | -2.0000 |" in text and "lost most" not in text
     assert ("The loss on general text went from 2.0000 to 2.2500 (built&lt;b&gt;in; 95 % interval of the change: "
             "+0.1250 to +0.3750).") in text  # fmt: skip
     assert "The held-out loss of do&lt;b&gt;cs went from 3.0000 to 1.5000 (-50.0 %; 95 % interval" in text

@@ -26,6 +26,8 @@ DATA = {
     "sources": {f"docs {ATTACK}": {"documents": 4635, "tokens": 464664, "trained": 228338, "dropped": 2}},
     "warnings": [ATTACK], "sample": [[f"question {ATTACK}", False], ["the answer", True]],
 }  # fmt: skip
+DOCUMENTS = {ATTACK: {kind: [{"text": ATTACK * 3, "tokens": 9, "before": 3.0, "after": "nan", "change": -2.0}] * 3
+                      for kind in ("gained", "lost")}}  # fmt: skip
 HOST = """<body style="margin:0">{frames}<script>
 addEventListener("load", () => {{
   const found = [...document.querySelectorAll("iframe")].map(frame => {{
@@ -56,7 +58,8 @@ def hostile(**changes: Any) -> Dict[str, Any]:
     report: Dict[str, Any] = copy.deepcopy(REPORT) | {
         "run": ATTACK, "reason": ATTACK, "folder": f"/runs/{ATTACK}", "train": [[1, 2.9], [2, "nan"], [3, 2.7]],
         "heldout": {f"docs {ATTACK}": [[0, 3.0], [2, 2.0], [4, 1.5]]}, "forgetting": FORGETTING,
-        "gain": {f"docs {ATTACK}": GAIN}, "general": {ATTACK: GAIN}, "data": DATA, "faults": [ATTACK],
+        "gain": {f"docs {ATTACK}": GAIN}, "general": {ATTACK: GAIN}, "documents": DOCUMENTS, "data": DATA,
+        "faults": [ATTACK],
         "answers": [dict.fromkeys(("question", "before", "after", "reference"), ATTACK)],
         "settings": [{"key": f"data.{ATTACK}", "value": {"a": ATTACK}, "default": None}],
     }  # fmt: skip
@@ -84,9 +87,8 @@ def test_the_page_has_the_facts_of_the_report() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    report = hostile(
-        forgetting=None, gain={}, general={}, moved=None, data=None, heldout={}, train=[], answers=[], faults=[]
-    )
+    report = hostile(forgetting=None, gain={}, general={}, documents={}, moved=None, data=None)
+    report |= {"heldout": {}, "train": [], "answers": [], "faults": []}
     report["goodput"] = Goodput().as_dict()
     page = run_page(report)
     assert "Forgetting: not measured." in page and "Forgetting was not measured." in page
