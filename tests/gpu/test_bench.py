@@ -11,7 +11,7 @@ from typing import Any, Dict
 
 import pytest
 
-from tests.bench.gpu.cells import REHEARSAL, Cell, cells
+from tests.bench.gpu.cells import FULL_SIZE, REHEARSAL, Cell, cells
 from tests.bench.gpu.page import markdown
 from tests.helpers.alone import FAILED, OK, SKIPPED, STOPPED, Outcome, Skip, run_alone
 
@@ -91,6 +91,22 @@ def test_a_wrong_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = _wrong("cpu", tmp_path)
     assert found["status"] == OK, found["why"]
     assert "gradient off by" in found["wrong"]
+
+
+def test_the_largest_cells_are_expected_to_fit_80_gb(tmp_path: Path) -> None:
+    import torch
+
+    from tests.bench.gpu.measure import MARGIN, prediction
+    from tests.bench.gpu.subject import config_of
+
+    needed = {}
+    for cell in cells():
+        if cell.name.endswith("recompute none"):
+            subject = FULL_SIZE.subjects[cell.subject]
+            config = config_of(cell, subject, tmp_path, torch.device("cuda"))
+            needed[cell.name] = prediction(config, subject)["total_bytes"] + MARGIN
+    assert len(needed) == len(FULL_SIZE.subjects) and max(needed.values()) < 75e9, needed
+    assert needed["1.5B, 8k: recompute none"] > 1.54e9 * 16  # its model states
 
 
 def _return(value: int) -> Dict[str, Any]:

@@ -84,6 +84,8 @@ def training(cell: Cell, subject: Subject, steps: int, own: Path, folder: Path, 
     assembled_s = time.perf_counter() - began
     plan = plan_of(run.engine)
     predicted = prediction(config, subject, plan, run.engine.module)
+    predicted["exchange_bytes"] = run.engine.exchange_bytes(config.train.precision)
+    predicted["total_bytes"] += predicted["exchange_bytes"]
     deviation = guard.compare(run, cell, folder)
     throughput = Throughput(run.engine, run.mesh, torch.bfloat16)
     train_step(run, guard.STEPS)

@@ -22,8 +22,8 @@ relative difference of the loss, `gradient off` that of the gradient of the firs
 {steps} that are measured.
 
 `MFU` counts the operations of the model, without what is recomputed, against the rate of a matrix product on this
-device. `predicted` is what ftdist computes before a run: model states + activations of the layers. The loss head, the
-buffers of DeepSpeed and those of the attention kernels come on top. `peak` is what PyTorch allocated at most."""
+device. `predicted` is what ftdist computes: model states + activations of the layers + buffers for reducing gradients.
+The loss head and the buffers of the attention kernels come on top. `peak` is what PyTorch allocated at most."""
 
 
 def write(folder: Path, machine: Dict[str, Any], sizes: Sizes, results: Results, seconds: float, compared: int) -> Path:
@@ -101,8 +101,9 @@ def _training(subject: str, measured: Results) -> str:
         rows.append([
             cell.name.split(": ")[1], Spread(**figures["step_s"]).show("ms", 1000, 0),
             f"{figures['tokens_per_s']:,.0f}", f"{figures['mfu']:.1%}", _gib(figures["peak_bytes"]),
-            f"{_gib(predicted['total_bytes'])} ({predicted['states_bytes'] / GIB:.1f} + "
-            f"{predicted['activations_bytes'] / GIB:.1f})",
+            f"{_gib(predicted['total_bytes'])} ("
+            + " + ".join(f"{predicted[f'{part}_bytes'] / GIB:.1f}" for part in ("states", "activations", "exchange"))
+            + ")",
             "" if compiled is None else f"{compiled['seconds']:.0f} s", f"{figures['guard']['loss']:.1e}",
             f"{figures['guard']['gradient']:.1e}",
         ])  # fmt: skip
