@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from ftdist.plan.goodput import Goodput
+from ftdist.report.build import public_files
 from ftdist.report.compare import compared, different_settings, pareto
 from ftdist.report.page_compare import compare_page
 from ftdist.report.page_run import run_page
 from ftdist.report.summary import headline
+from ftdist.run.rundir import RunDir
 from tests.helpers.browser import look, needs_browser
 from tests.unit.report.test_markdown import REPORT
 
@@ -107,6 +109,15 @@ def test_hostile_texts_are_texts_and_the_page_needs_nothing_else() -> None:
         policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
         assert policy and policy[1].startswith("default-src 'none'; style-src 'sha256-")
         assert not re.search(r"url\(|@import|https?:", page.replace("https://arxiv.org/abs/2502.02737", ""))
+
+
+def test_what_is_published_has_no_texts_of_the_data(tmp_path: Path) -> None:
+    private = [{"text": "a private text", "tokens": 9, "before": 3.0, "after": 1.0, "change": -2.0}]
+    report = hostile(documents={"docs": {"gained": private, "lost": private}},
+                     data=DATA | {"sample": [["a private text", True]]})  # fmt: skip
+    assert run_page(report).count("a private text") == 3
+    files = public_files(RunDir(tmp_path), report)
+    assert sorted(files) == ["report.html", "report.json"] and "a private text" not in "".join(files.values())
 
 
 def test_runs_are_compared_with_intervals_and_their_best_trade_offs() -> None:
