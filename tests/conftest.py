@@ -6,6 +6,7 @@ process or a changed environment behind, and the summary names every reason for 
 
 import collections
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -59,6 +60,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
     # Each worker has one, too. All of them end by themselves, after this process.
     start_reaper({cli.MARK: str(os.getpid())}, [] if hasattr(config, "workerinput") else [cache])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect the tests (and import libraries) without garbage collections. Later ones leave out what exists then."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def has_gpu() -> bool:
