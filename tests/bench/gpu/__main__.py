@@ -20,7 +20,7 @@ os.environ |= {
 }  # fmt: skip
 
 from tests.bench.gpu import page  # noqa: E402
-from tests.bench.gpu.cells import FULL_SIZE, REHEARSAL, Cell, Sizes, cells  # noqa: E402
+from tests.bench.gpu.cells import FULL_SIZE, REHEARSAL, Sizes, cells  # noqa: E402
 from tests.bench.report import machine  # noqa: E402
 from tests.helpers.alone import FAILED, OK, SKIPPED, Outcome, run_alone  # noqa: E402
 
@@ -63,16 +63,17 @@ def _measure(given: argparse.Namespace, here: Dict[str, Any], sizes: Sizes, fold
         import peft  # noqa: F401
 
     begun, start, results = ends - given.limit, "fork", []
-    device = "cpu" if given.rehearse else "cuda"
+    device, patience = ("cpu", 5.0) if given.rehearse else ("cuda", 1.0)  # a rehearsal may share its CPU with others
     for cell in cells():
-        if given.only and not any(text in cell.name for text in given.only):
+        if given.only and cell.kind != "device" and not any(text in cell.name for text in given.only):
             continue
         log = folder / f"{len(results):02d}.log"
         arguments = cell, sizes, folder, device
-        outcome = _run(measure.run_cell, cell, log, start, ends, arguments)
+        outcome = _run(measure.run_cell, cell.budget_s * patience, log, start, ends, arguments)
         if cell.kind == "device" and outcome.status == FAILED:  # CUDA may not work in a forked process
             start = "spawn"
-            outcome = _run(measure.run_cell, cell, log.with_suffix(".again.log"), start, ends, arguments)
+            log = log.with_name(f"again-{log.name}")
+            outcome = _run(measure.run_cell, cell.budget_s, log, start, ends, arguments)
         results.append((cell, outcome))
         wrong = outcome.figures.get("wrong", "")
         print(f"{outcome.seconds:5.0f} s  {cell.name}: {'; '.join(filter(None, [outcome.status, outcome.why, wrong]))}",
@@ -85,12 +86,12 @@ def _measure(given: argparse.Namespace, here: Dict[str, Any], sizes: Sizes, fold
 
 
 def _run(
-    function: Callable[..., Dict[str, Any]], cell: Cell, log: Path, start: str, ends: float, arguments: Any
+    function: Callable[..., Dict[str, Any]], budget_s: float, log: Path, start: str, ends: float, arguments: Any
 ) -> Outcome:
     left = ends - time.monotonic()
     if left < LAST_S:
         return Outcome(SKIPPED, "there was no time left")
-    return run_alone(function, log, min(left, cell.budget_s), start, *arguments)
+    return run_alone(function, log, min(left, budget_s), start, *arguments)
 
 
 def _parse(argv: Optional[List[str]]) -> argparse.Namespace:
