@@ -96,7 +96,7 @@ def assemble(config: RunConfig, subject: Subject, folder: Path, ranks: Ranks) ->
     return Training(
         config=config, run=run, ranks=ranks, plan=batches, mesh=mesh, engine=engine,
         objective=build_objective(config, vocab_size, head), tokenizer=SimpleNamespace(pad_token_id=0),
-        vocab_size=vocab_size, train_set=random_rows(subject), heldout={}, prompts={},
+        vocab_size=vocab_size, train_set=random_rows(subject), heldout={}, general={}, prompts={},
         max_steps=config.train.max_steps or 1, tracker=None, progress=SimpleNamespace(note=print),
         preemption=Preemption(run, 0), saver=None,
     )  # type: ignore[arg-type]  # fmt: skip
