@@ -15,10 +15,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config.schema import Compile, LossHead, Precision, SourceConfig
+from ftdist.config.schema import Compile, LossHead, MethodKind, Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.helpers.correctness_page import write_table
 from tests.helpers.families import FAMILIES, OTHER_FAMILIES
+from tests.helpers.plain_methods import plain_model
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
@@ -64,17 +65,20 @@ class Case(NamedTuple):
     head: LossHead = LossHead.chunked
     compile: Compile = Compile.none
     """Not an axis of the suite, because it takes long."""
+    lora: bool = False
+    """Whether adapters are trained. Not an axis either: tests/ranks/test_methods.py has cases of its own."""
 
     @property
-    def reference(self) -> Tuple[str, bool, Precision, bool, bool]:
+    def reference(self) -> Tuple[str, bool, Precision, bool, bool, bool]:
         """The choices that the reference depends on."""
-        return self.family, self.packing, self.precision, self.clip, self.tied
+        return self.family, self.packing, self.precision, self.clip, self.tied, self.lora
 
 
 def name(case: Case) -> str:
     """Return a name such as ``llama-stage3-2ranks-accum4-packed-bf16-clip``."""
     also = [word for word, on in ((case.recompute, case.recompute), ("clip", case.clip), ("tied", case.tied),
-                                ("logits", case.head is LossHead.logits)) if on]  # fmt: skip
+                                ("logits", case.head is LossHead.logits), ("lora", case.lora),
+                                ("compiled", case.compile is Compile.layers)) if on]  # fmt: skip
     layout = "packed" if case.packing else "padded"
     sizes = [f"stage{case.stage}", f"{case.world_size}ranks", f"accum{case.accum}"]
     return "-".join([case.family, *sizes, layout, case.precision.name, *also])
@@ -173,6 +177,8 @@ def case_config(case: Case, folder: Path) -> Any:
         "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
         "train.max_steps=6", "launch.timeout_s=300",
     )  # fmt: skip
+    if case.lora:
+        config.method.kind, config.method.r = MethodKind.lora, 4
     config.data.sources = {"mine": SourceConfig(path=str(folder / "train.jsonl"))}
     return config
 
@@ -182,7 +188,7 @@ def _model(case: Case, folder: Path) -> Path:
 
 
 def _reference_file(case: Case, folder: Path) -> Path:
-    return folder / (f"{case.family}-{case.packing}-{case.precision.name}-{case.clip}-{case.tied}" + ".pt")
+    return folder / f"{case.family}-{case.precision.name}-{case.packing}-{case.clip}-{case.tied}-{case.lora}.pt"
 
 
 def run_cases(cases: List[Case], folder: Path) -> Dict[Case, Deviation]:
@@ -219,12 +225,14 @@ def _references(cases: List[Case], folder: Path) -> None:
     for case in {case.reference: case for case in cases}.values():
         config = case_config(case, folder)
         dtype = DTYPES[case.precision]
-        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=dtype, attn_implementation="eager")
+        model = plain_model(config) if case.lora else AutoModelForCausalLM.from_pretrained(
+            config.model.path, dtype=dtype, attn_implementation="eager")  # fmt: skip
         data = data_folder(config)
         rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
         order = row_order(config.seed, len(rows), STEPS * ROWS)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".vision_tower." not in name and ".multi_modal_projector." not in name)
+            if ".vision_tower." in name or ".multi_modal_projector." in name:
+                parameter.requires_grad_(False)
         asked = getattr(model.config, "output_router_logits", False)
         balance = model.config.router_aux_loss_coef if asked else 0.0
         expected = run_reference(model, config, rows, order, STEPS, heldout, None, balance)

@@ -226,6 +226,8 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     compiled = compile_layers(model, config.zero.stage == 3) if config.train.compile is Compile.layers else None
     for layer in compiled.layers if compiled else []:
         set_z3_leaf_module(layer, True)  # its weights are gathered before its compiled code runs
+        if config.zero.stage == 3 and any(p.requires_grad for p in layer.parameters()):
+            layer.register_forward_pre_hook(_with_input_gradient, with_kwargs=True)
     optimizer = build_optimizer(config.optim, model)
     settings = with_sizes(settings, model_sizes(model))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
@@ -237,6 +239,17 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
         if not recomputes_all(config.train):  # a recomputed layer saves no views in the forward
             save_no_views(engine.module)
     return engine
+
+
+def _with_input_gradient(layer: torch.nn.Module, args: Any, kwargs: Dict[str, Any]) -> Any:
+    """Make the first input of a layer need a gradient, also where everything before the layer is frozen.
+
+    DeepSpeed reduces the gradients of a layer that is gathered as a whole in a backward hook of the layer. PyTorch
+    calls such a hook before the gradients exist if no input of the layer needs one.
+    """
+    if not args or args[0].requires_grad or not torch.is_grad_enabled():
+        return None
+    return (args[0].detach().requires_grad_(), *args[1:]), kwargs
 
 
 def build_forward_engine(model: torch.nn.Module, settings: Dict[str, Any], device: torch.device) -> ForwardEngine:

@@ -156,20 +156,44 @@ def test_families_that_need_a_slower_way(
     record_property("combinations", 1)
 
 
-@pytest.mark.slow
-def test_compiled_layers_give_the_numbers_of_the_reference(tmp_path: Path) -> None:
-    """A compiled layer that saw the empty weights of ZeRO-3 would fail, or compute something else."""
-    plain = Case("llama", 0, 1, 2, True, "", Precision.fp32, False, True, compile=Compile.layers)
-    cases = [
-        plain._replace(stage=stage, world_size=world_size, recompute=recompute)
-        for stage, world_size, recompute in (
-            (0, 1, ""), (3, 1, "selective"), (1, 2, "recompute"), (2, 2, "selective"), (3, 2, ""), (3, 2, "recompute"),
-            (3, 2, "offloaded"),
-        )
-    ]  # fmt: skip
-    found = invariance.run_cases([*cases, plain._replace(packing=False, stage=3, world_size=2)], tmp_path)
+COMPILED = Case("llama", 0, 1, 2, True, "", Precision.fp32, False, True, compile=Compile.layers)
+"""Rows of different documents. A compiled layer that saw the empty weights of ZeRO-3 would fail, or compute something
+else. Each case asserts the number of compilations."""
+
+
+def _compare_compiled(cases: List[Case], folder: Path, record_property: Record) -> None:
+    found = invariance.run_cases(cases, folder)
     wrong = {invariance.name(case): beyond for case in found if (beyond := found[case].beyond(ALLOWED[case.precision]))}
     assert not wrong
+    record_property("combinations", len(cases))
+
+
+def test_compiled_layers_with_adapters_give_the_numbers_of_the_reference(
+    tmp_path: Path, record_property: Record
+) -> None:
+    _compare_compiled([COMPILED._replace(stage=3, world_size=2, lora=True)], tmp_path, record_property)
+
+
+COMPILED_CASES = {
+    "fp32": [
+        COMPILED._replace(stage=stage, world_size=world_size, recompute=recompute, packing=packing)
+        for stage, world_size, recompute, packing in (
+            (0, 1, "", True), (3, 1, "selective", True), (1, 2, "recompute", True), (2, 2, "selective", True),
+            (3, 2, "", True), (3, 2, "recompute", True), (3, 2, "offloaded", True), (3, 2, "", False),
+            (1, 4, "", True), (2, 4, "recompute", False), (3, 4, "selective", True),
+        )
+    ],
+    "bf16": [
+        COMPILED._replace(stage=stage, world_size=world_size, recompute=recompute, precision=Precision.bf16)
+        for stage, world_size, recompute in ((0, 1, ""), (2, 2, "recompute"), (3, 2, ""), (3, 4, "selective"))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", COMPILED_CASES)
+def test_compiled_layers_give_the_numbers_of_the_reference(group: str, tmp_path: Path, record_property: Record) -> None:
+    _compare_compiled(COMPILED_CASES[group], tmp_path, record_property)
 
 
 @pytest.mark.slow
