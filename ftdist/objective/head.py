@@ -148,8 +148,6 @@ def find_head(model: Any, vocab_size: int, device: torch.device) -> Union[Head, 
     """
     causal_lm = without_engine(model)
     module = causal_lm.get_output_embeddings()
-    if hasattr(module, "lora_A"):
-        return "its head has an adapter"
     if not _is_known(module):
         return f"its head is not a linear layer ({type(module).__name__})"
     row = micro_batch([torch.tensor(TEXT, device=device) % vocab_size])
