@@ -204,7 +204,7 @@ def _print_forgetting(
         table.add_row("KL(base ‖ now)", f"{before:.4f}" if first_step == 0 else "", f"{after:.4f} ± {error:.4f}")
     for name, found in general.items():
         low, high = (f"{found['change'][end]:+.4f}" for end in ("low", "high"))
-        after_and_change = f"{found['after']['value']:.4f} ({low} to {high})"
+        after_and_change = f"{found['after']['value']:.4f} (change {low} to {high})"
         table.add_row(Text(f"loss on general text: {name}"), f"{found['before']['value']:.4f}", after_and_change)
     show_table(console, table)
 

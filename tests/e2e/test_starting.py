@@ -40,13 +40,18 @@ LINES = [
     rf"estimate: 6 steps need {NUMBER} operations\. At the rate measured for matrix products \({NUMBER} a second on 2 "
     rf"devices\) they take [\d:]+, or {NUMBER} device-hours\. Real steps take this time divided by their MFU",
     r"step \d: training waited [\d.]+ s for the checkpoint",
-    r"step \d: held-out loss [\d.]+; KL\(base ‖ now\) -?[\d.]+ ± [\d.]+",
+    r"the base model wrote the \d+ texts on which forgetting is measured in [\d.]+ s "
+    r"\(report\.forgetting\.texts=0: not at all\)",
+    r"step \d: held-out loss [\d.]+; loss on general text [\d.]+; KL\(base ‖ now\) -?[\d.]+ ± [\d.]+",
     rf"step \d/6  loss {NUMBER}  {NUMBER} tok/s  {NUMBER} GiB  lr {NUMBER}  norm {NUMBER}  ([\d:]+|\?) left",
     r"held-out loss +before +after +change +perplexity",
     rf"heldout +{NUMBER} +{NUMBER} +-{NUMBER} % +\d+ → \d+",
     r"change \(nats per token\) +loss +95 % interval +documents",
     rf"heldout +[+-]{NUMBER} +[+-]{NUMBER} to [+-]{NUMBER} +\d+",
+    r"token accuracy +before +after +change +95 % interval",
+    rf"heldout +{NUMBER} % +{NUMBER} % +[+-]{NUMBER} +[+-]{NUMBER} to [+-]{NUMBER}",
     r"forgetting \(nats per token\) +before +after",
+    rf"loss on general text: builtin +{NUMBER} +{NUMBER} \(change [+-]{NUMBER} to [+-]{NUMBER}\)",
     rf"KL\(base ‖ now\) +{NUMBER} +-?{NUMBER} ± {NUMBER}",
     r"time of a step +seconds +share",
     r"(data|forward|backward|agreement|update|other) +[\d.]+ +[\d.]+%",
@@ -65,6 +70,7 @@ LINES = [
     r"The run is done after 6 of 6 steps and [\d,]+ tokens\.",
     rf"The held-out loss of heldout went from {NUMBER} to {NUMBER} \(-{NUMBER} %.*\)\.",
     r"Forgetting was not measured\.|On (\d+ )?texts that the base model wrote, .*",
+    rf"The loss on general text went from {NUMBER} to {NUMBER} \(builtin; .*\)\.",
     r"What moved was not compared\.",
     rf"The run held {NUMBER} devices? for {NUMBER} device-hours; {NUMBER} % of [\d.:]+( s)? went into steps that "
     r"count\.",

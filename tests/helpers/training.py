@@ -101,3 +101,25 @@ def fingerprint(engine: Any) -> Dict[str, str]:
         found[f"weight {name}"] = getattr(parameter, "ds_tensor", parameter.detach())
     return {key: hashlib.sha256(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
             for key, tensor in found.items()}  # fmt: skip
+
+
+def gathers_of_a_step(training: Any) -> List[List[bool]]:
+    """Take a step. Returns, for each gather of ZeRO-3, whether each parameter that it gathers is a tied weight."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    from ftdist.train.loop import train_step
+
+    # After the last evaluation one parameter is still whole, and this step does not gather it.
+    train_step(training, 3)
+    head, embedding = training.engine.module.lm_head.weight, training.engine.module.model.embed_tokens.weight
+    coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
+    name, calls = "_PartitionedParameterCoordinator__all_gather_params", []
+    gather = getattr(coordinator, name)
+
+    def noted(params: Any, *rest: Any) -> Any:
+        calls.append([p is head is embedding for p in params if p.ds_status is ZeroParamStatus.NOT_AVAILABLE])
+        return gather(params, *rest)
+
+    setattr(coordinator, name, noted)
+    train_step(training, 3)
+    return calls

@@ -13,7 +13,7 @@ from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
-from tests.helpers.training import assemble, start
+from tests.helpers.training import assemble, gathers_of_a_step, start
 
 BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim.lr=1e-3")
 
@@ -226,27 +226,15 @@ def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
     assert losses == pytest.approx(outcome("train.max_steps=8"), rel=1e-3)
 
 
+SHARDED = ("zero.stage=3", "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+
+
 def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable[..., Any]) -> None:
     """The isolation check and the first evaluation only run forward. ZeRO-3 must not record its gathers from them."""
-
-    def look(training: Any) -> int:
-        from ftdist.train.loop import train_step
-
-        # After the last evaluation one parameter is still whole, and this step does not gather it.
-        train_step(training, 3)
-        coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
-        name = "_PartitionedParameterCoordinator__all_gather_params"
-        gather, calls = getattr(coordinator, name), []
-        setattr(coordinator, name, lambda *args, **kwargs: (calls.append(1), gather(*args, **kwargs))[1])
-        train_step(training, 3)
-        return len(calls)
-
-    sharded = ("zero.stage=3", "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
-    plain = outcome(
-        *sharded, "data.packing=false", "data.heldout_share=0", "data.max_heldout_documents=null", look=look
-    )
-    proven = outcome(*sharded, look=look)
-    assert plain == proven > 0
+    plain = outcome(*SHARDED, "data.packing=false", "data.heldout_share=0", "data.max_heldout_documents=null",
+                    look=gathers_of_a_step)  # fmt: skip
+    proven = outcome(*SHARDED, look=gathers_of_a_step)
+    assert len(plain) == len(proven) > 0
 
 
 def test_zero3_gathers_a_tied_weight_once_in_a_micro_step(folder: Path, outcome: Callable[..., Any]) -> None:
@@ -255,29 +243,9 @@ def test_zero3_gathers_a_tied_weight_once_in_a_micro_step(folder: Path, outcome:
     save_tiny_model(folder / "tied", tie_word_embeddings=True)
 
     def look(training: Any) -> Tuple[int, int]:
-        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+        return sum(map(sum, gathers_of_a_step(training))), training.plan.grad_accum_steps
 
-        from ftdist.train.loop import train_step
-
-        weight = training.engine.module.lm_head.weight
-        assert weight is training.engine.module.model.embed_tokens.weight
-        train_step(training, 3)  # after the last evaluation one parameter is still whole
-        coordinator = training.engine.zero_optimizer.parameter_offload.get_param_coordinator()
-        name, gathers = "_PartitionedParameterCoordinator__all_gather_params", []
-        gather = getattr(coordinator, name)
-
-        def noted(params: Any, *rest: Any) -> Any:
-            gathers.append(sum(p is weight and p.ds_status is ZeroParamStatus.NOT_AVAILABLE for p in params))
-            return gather(params, *rest)
-
-        setattr(coordinator, name, noted)
-        train_step(training, 3)
-        return sum(gathers), training.plan.grad_accum_steps
-
-    gathers, micro_steps = outcome(
-        "zero.stage=3", "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0",
-        f"model.path={folder / 'tied'}", look=look,
-    )  # fmt: skip
+    gathers, micro_steps = outcome(*SHARDED, f"model.path={folder / 'tied'}", look=look)
     assert gathers == micro_steps > 1
 
 
