@@ -123,7 +123,7 @@ HEAD_MUTATIONS = [
 EVALUATION_MUTATIONS = [
     Mutation("token accuracy as a mean of the documents' means", "ftdist/track/gain.py",
              "float(sums.sum()) / self.weight", "float((sums / self.weights).mean())"),
-    Mutation("a padded row of the vocabulary counted as the most probable token", CHUNKED,
+    Mutation("the last rows of a padded head used instead of the first ones", CHUNKED,
              "F.linear(own, weight[:vocab_size])", "F.linear(own, weight[-vocab_size:])"),
     Mutation("the change of a set as the change of two independent samples", "ftdist/track/gain.py",
              '"change": after - before}', '"change": after[::-1] - before}'),

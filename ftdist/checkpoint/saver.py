@@ -264,6 +264,13 @@ def check_base(name: str, manifest: Dict[str, Any], base: Optional[str], config:
     """
     saved = manifest.get("base")
     if saved != base and (saved is None or base is None or saved != identity_of_base(config, first=True)):
+        if config.model.config:  # random weights have no files
+            raise CheckpointError(f"{name} holds only the trained parameters, and its random base model had other "
+                                  "weights: model.config or the seed was changed, or another version of ftdist drew "
+                                  "them",
+                                  "the random weights that the run was started with",
+                                  "use the run.yaml and the version of ftdist of that run, or start a new "
+                                  "run")  # fmt: skip
         raise CheckpointError(f"{name} holds only the trained parameters, and the base model now has other weights",
                               "the base model that the run was started with",
                               "restore the files of the base model, or start a new run")  # fmt: skip

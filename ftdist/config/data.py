@@ -100,7 +100,7 @@ class DataConfig:
     """Held-out sources by name. Each is evaluated separately, as ``eval/<name>/loss``."""
     builtin_general: bool = True
     """Evaluate the short general texts that ftdist ships (prose, reports, instructions, code, arithmetic, questions) as
-    ``general/builtin/loss``. Its rise is forgetting. false: they are not used."""
+    ``general/builtin/loss``. If this loss rises, the model forgets. false: these texts are not used."""
     general: Dict[str, SourceConfig] = field(default_factory=dict)
     """Other general texts by name, evaluated as ``general/<name>/loss``. They are never trained on: a document that is
     also a training document is left out."""

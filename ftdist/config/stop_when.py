@@ -36,9 +36,10 @@ def check_stop_when(
                           "train.best=null, or add the set to data.heldout")  # fmt: skip
     if stop.patience is not None and stop.patience < 1:
         raise ConfigError(f"train.stop_when.patience={stop.patience}", "at least 1", "train.stop_when.patience=3")
-    if stop.patience is not None and not heldout:
-        raise ConfigError("train.stop_when.patience is set, but there is no held-out data", "held-out documents",
-                          "data.heldout_share=0.05, or train.stop_when.patience=null")  # fmt: skip
+    if stop != StopWhenConfig() and not heldout:
+        raise ConfigError("train.stop_when is set, but there is no held-out data",
+                          "held-out documents, whose loss tells which checkpoint is the best one",
+                          "data.heldout_share=0.05, or leave out train.stop_when")  # fmt: skip
     if stop.max_forgetting is not None and not stop.max_forgetting > 0:
         raise ConfigError(f"train.stop_when.max_forgetting={stop.max_forgetting:g}", "more than 0",
                           "train.stop_when.max_forgetting=0.1")  # fmt: skip

@@ -1,8 +1,9 @@
 """General texts: sets whose loss shows what a model forgets. They are evaluated, and never trained on.
 
-Each set of ``data.general``, and the built-in one, is prepared as a held-out set is, with two differences. A document
-that is also a training document is left out. The stop token at the end of a document does not count: whether a model
-ends a text there is not what it knows.
+Each set of ``data.general``, and the built-in one, is prepared like a held-out set, with these differences. A document
+that is also a training document is left out. The stop token at the end of a document does not count, because it does
+not show what a model knows. ``data.train_on`` and ``data.max_heldout_documents`` do not apply, and no answers are
+sampled.
 """
 
 from functools import partial
@@ -77,6 +78,6 @@ def general_warnings(sets: Dict[str, Dict[str, Any]]) -> List[str]:
         if stats["left_out"]:
             found.append(f"{count(stats['left_out'], 'document')} of the training data left out of the general set "
                          f"'{name}'")  # fmt: skip
-        if not stats["rows"]:
-            found.append(f"no document of the general set '{name}' is left: its loss is not measured")
+        if not stats["trained_tokens"]:
+            found.append(f"no token of the general set '{name}' counts: its loss is not measured")
     return found

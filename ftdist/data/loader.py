@@ -111,7 +111,8 @@ def open_set(folder: Path, name: str) -> PreparedSet:
     meta = read_meta(folder)
     sets = {**meta["sets"], **{f"{GENERAL}/{one}": stats for one, stats in meta.get(GENERAL, {}).items()}}
     if name not in sets:
-        raise DataError(f"{folder} has no set '{name}'", f"one of {', '.join(sets)}", f"add data.heldout.{name}")
+        key = name.replace("/", ".") if name.startswith(f"{GENERAL}/") else f"heldout.{name}"
+        raise DataError(f"{folder} has no set '{name}'", f"one of {', '.join(sets)}", f"add data.{key}")
     files = (
         ("tokens.i32", "<i4"),
         ("trained.u8", "u1"),

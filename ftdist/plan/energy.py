@@ -3,6 +3,7 @@
 Each machine writes one file for each attempt. The time between attempts is in no file.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -28,13 +29,15 @@ def energy_of(folder: Path, goodput: Goodput) -> Dict[str, Any]:
     devices = _largest((record["attempt"], uuid, joules) for record in records for uuid, joules in _devices(record))
     hosts = _largest((record["attempt"], record["host"], record["cpu_j"]) for record in records
                      if record.get("cpu_j") is not None)  # fmt: skip
-    told: Dict[int, int] = {}
-    for record in records:
-        known = record.get("gpu") is not None if record["cuda"] else record.get("cpu_j") is not None
-        told[record["attempt"]] = told.get(record["attempt"], 0) + known
+    told = {key: Counter(record["attempt"] for record in records if record.get(key) is not None)
+            for key in ("gpu", "cpu_j")}  # fmt: skip
+    # What a run computes with must be known, and what some machines tell, all must tell.
+    kinds = {"gpu" if record["cuda"] else "cpu_j" for record in records} | {key for key in told if told[key]}
     wanted = {record["attempt"]: record["groups"] for record in records}
     begun = [attempt.number for attempt in goodput.attempts if attempt.ranks]
-    complete = bool(begun) and all(told.get(number, 0) == wanted.get(number, 1) for number in begun)
+    complete = bool(begun and kinds) and all(
+        told[kind][number] == wanted.get(number, 1) for number in begun for kind in kinds
+    )
     return {"gpu_kwh": _kwh(devices), "cpu_kwh": _kwh(hosts), "complete": complete}
 
 

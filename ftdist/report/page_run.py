@@ -6,6 +6,7 @@ from typing import Any, Dict, List
 from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
 from ftdist.report.charts import Series, Words, bar_chart, heat_map, xy_chart
+from ftdist.report.documents import SHOWN
 from ftdist.report.page import charts, details, document, figure, numbers, pairs, paragraph, section, shown, table
 from ftdist.report.rows import (
     DOCUMENT_HEAD,
@@ -30,8 +31,6 @@ from ftdist.report.texts import drawable, number, percent
 
 LOG_FACTOR = 20.0
 """Losses that differ by a larger factor have a logarithmic axis."""
-MOST_CHANGED = 15
-"""Number of documents of a set that are listed of those that gained most, and of those that lost most."""
 MOST_MOVED = 20
 """Number of tensors that are listed. The JSON file has all."""
 
@@ -143,7 +142,7 @@ def _gains(report: Report) -> str:
         rows = gain_rows(gain)
         found += table(title, GAIN_HEAD, rows) + (paragraph(about, "soft") if rows else "")
     for kind, title in DOCUMENT_TITLES.items():
-        changed = document_rows(report["documents"], kind, MOST_CHANGED)
+        changed = document_rows(report["documents"], kind, SHOWN)
         found += details(f"{title} (nats per token)", table(title, DOCUMENT_HEAD, changed))
     return found
 

@@ -9,14 +9,14 @@ KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm"
 TASK_HEAD = ["task", "step", "measure", "questions", "base model", "trained model", "gained", "lost", "p"]
 TASK_TEXT = "In brackets: 95 % interval. p: McNemar's exact test on the same questions."
 
-GAIN_HEAD = ["set", "of a token", "before", "after", "change", "documents"]
+GAIN_HEAD = ["set", "measure", "before", "after", "change", "documents"]
 GAIN_TEXT = ("Means over tokens, losses and entropies in nats, with 95 % intervals (bootstrap over documents). The "
              "change is that of the same documents.")  # fmt: skip
 
 Rows = List[List[str]]
 
 
-DOCUMENT_HEAD = ["set", "begin of the text", "tokens", "before", "after", "change"]
+DOCUMENT_HEAD = ["set", "beginning of the text", "tokens", "before", "after", "change"]
 DOCUMENT_TITLES = {"gained": "The held-out documents that gained most", "lost": "The held-out documents that lost most"}
 GENERAL_TEXT = "Loss of general texts that the run was not trained on. A rise is forgetting."
 

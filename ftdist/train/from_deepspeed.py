@@ -15,7 +15,8 @@ from ftdist.base.errors import EXIT_FAILED
 from ftdist.base.output import accept_any_text, show_absolute_paths
 from ftdist.train.main import main
 
-resume_collector()
+if __name__ == "__main__":
+    resume_collector()
 
 RANK_VARIABLES = {
     "RANK": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),

@@ -186,8 +186,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     plan = plan_resumed(config.batch, ranks.world_size, config.data.max_seq_len)
     train_set = open_set(folder, "train")
     tokenizer = load_tokenizer(config)
-    arch = model_config(config)
-    dtype = DTYPES[config.train.precision]
+    arch, dtype = model_config(config), DTYPES[config.train.precision]
     one_document = never_two_documents(config)
     on_rank_0(ranks, lambda: prove_export(config, arch, len(tokenizer)))
     choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, one_document))
@@ -230,8 +229,8 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         config=config, run=run, ranks=ranks, plan=plan, mesh=mesh, engine=engine,
         objective=build_objective(config, vocab_size, head, balance), tokenizer=tokenizer, vocab_size=vocab_size,
         train_set=train_set, heldout=open_heldout(folder), general=open_general(folder), prompts=meta["prompts"],
-        max_steps=max_steps,
-        tracker=tracker, progress=progress, preemption=preemption, saver=saver, state=state or TrainState(),
+        max_steps=max_steps, tracker=tracker, progress=progress, preemption=preemption, saver=saver,
+        state=state or TrainState(),
     )  # fmt: skip
 
 
@@ -264,9 +263,10 @@ def open_heldout(folder: Path) -> Dict[str, PreparedSet]:
 
 
 def open_general(folder: Path) -> Dict[str, PreparedSet]:
-    """Open the general sets of prepared data that hold a document, by name. Earlier versions prepared none."""
+    """Open the general sets of prepared data in which a token counts, by name. Earlier versions prepared none."""
     sets = read_meta(folder).get(GENERAL, {})
-    return {name: open_set(folder, f"{GENERAL}/{name}") for name, stats in sets.items() if stats["rows"]}
+    return {name: open_set(folder, f"{GENERAL}/{name}") for name, stats in sets.items()
+            if stats["trained_tokens"]}  # fmt: skip
 
 
 def _print_on_rank_0(ranks: Ranks, text: str) -> None:

@@ -21,7 +21,7 @@ from ftdist.train.preempt import Preemption
 from ftdist.train.timeline import TrainingTimeline
 
 HELDOUT = "eval/"
-"""Begin of the names of metrics of held-out sets."""
+"""Prefix of the names of metrics of held-out sets."""
 
 
 @dataclass

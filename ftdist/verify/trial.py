@@ -256,7 +256,8 @@ def _shorten(steps: RunConfig, trial: Trial, wanted_ranks: int, ranks: int) -> N
     if optim.schedule is Schedule.wsd:
         optim.decay_steps, optim.warmup_steps = 1, min(optim.warmup_steps, 1)
     train.epochs, train.max_steps, train.checkpoint_every, train.eval_every = None, STEPS, 1, None
-    train.stop_when = type(train.stop_when)()
+    train.best, train.stop_when = None, type(train.stop_when)()
+    data.general, data.builtin_general = {}, False
     train.num_samples, train.export, train.log_every, train.keep_checkpoints = 0, False, 1, STEPS
     steps.track.wandb, steps.sweep = type(steps.track.wandb).disabled, type(steps.sweep)()
     if not torch.cuda.is_available() and steps.zero.offload_optimizer is not Offload.none:

@@ -118,10 +118,9 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
     here = [] if shutil.which("ftdist") else [f"source {escape(quoted_path(sys.prefix))}/bin/activate"]
     runs = escape(quoted_path(run.path.parent))
     status = "ftdist status" if runs == "runs" else f"ftdist status {runs}"
-    none_is_best = (
-        run.published_checkpoints() and run.best_checkpoint() is None
-    )  # no held-out data, or all forget too much
-    evaluate = f"ftdist eval {place}" + ("" if none_is_best else " --checkpoint best")
+    # Without held-out data, and if every checkpoint forgets too much, none is the best one.
+    no_best = run.published_checkpoints() and run.best_checkpoint() is None
+    evaluate = f"ftdist eval {place}" + ("" if no_best else " --checkpoint best")
     commands = [*here, *chat, *merge, evaluate, status]
     console.print(f"[bold]{'time':13}[/bold] {took}")
     console.print(f"[bold]{'next':13}[/bold] " + f"\n{'':13} ".join(commands))

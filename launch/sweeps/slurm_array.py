@@ -57,8 +57,8 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
     new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]
     stopping = [trial.number for trial, found in zip(trials, seen, strict=True) if found.state == STOPPING]
     if stopping:
-        print(f"trials {ranges(stopping)} are not submitted again, because they are still stopping; resume the sweep "
-              "again when they have stopped", flush=True)  # fmt: skip
+        print(f"not submitted again, because still stopping: trials {ranges(stopping)}. Resume the sweep again when "
+              "nothing is stopping", flush=True)  # fmt: skip
     for path, text, members in scripts(folder, [(trial, load_config(trial.run.config)) for trial in new]):
         path.write_text(text, encoding="utf-8")
         job = client.sbatch(path, *(trial.run for trial in members))

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import tempfile
+from pathlib import Path
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE
@@ -26,7 +27,8 @@ from ftdist.run.task_results import task_places
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR|MODEL", help="a run; with --tasks also a model folder or org/name")
+    models = "a run; with --tasks also a model folder, a .gguf file or org/name"
+    parser.add_argument("run_dir", metavar="RUN_DIR|MODEL", help=models)
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl"
     )
@@ -44,7 +46,7 @@ def eval(args: argparse.Namespace) -> int:
         ConfigError: there is no such run, checkpoint or task, or an override that ``ftdist eval`` does not take.
         LaunchError: a rank failed.
     """
-    if is_model(args.run_dir):
+    if is_model(args.run_dir) and (args.tasks is not None or Path(args.run_dir).exists()):
         return eval_model(args)
     run = RunDir.open(args.run_dir)
     run = RunDir(run.path.resolve())

@@ -41,7 +41,9 @@ VERBS: Dict[str, Verb] = {
     "logs": Verb("logs", "RUN_DIR", "print the output of a run; -f follows it"),
     "cancel": Verb("cancel", "RUN_DIR|SWEEP_DIR", "save a checkpoint and stop a run or sweep; --now stops at once"),
     "node": Verb("node", "RUN_DIR --rank N", "start the ranks of this machine, for a run on several machines"),
-    "eval": Verb("eval", "RUN_DIR|MODEL [OVERRIDE…]", "compute the held-out loss of a checkpoint"),
+    "eval": Verb(
+        "eval", "RUN_DIR|MODEL [OVERRIDE…]", "compute the held-out loss of a checkpoint; --tasks: its answers"
+    ),
     "report": Verb("report", "RUN_DIR…", "write a report as a page: gain, what moved in the model, cost, goodput"),
     "export": Verb("export", "RUN_DIR", "write a checkpoint in Hugging Face format"),
     "chat": Verb("chat", "RUN_DIR|MODEL", "talk to a trained model"),

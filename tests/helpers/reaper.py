@@ -38,13 +38,14 @@ def start_reaper(variables: Mapping[str, str], folders: List[str]) -> "subproces
 
 
 def find_left(variables: Set[bytes], folders: List[str]) -> List[int]:
-    """Return the processes with one of these variables, or with a file of one of these folders mounted."""
+    """Return the processes with one of these variables, or with a file of one of these folders mounted only there."""
     names = [os.fsencode(f"/{Path(folder).name}/") for folder in folders]
-    found = []
+    mine, found = Path("/proc/self/ns/mnt").readlink(), []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone, a zombie, or not ours
             words = (place / "environ").read_bytes().split(b"\0")
-            mounts = (place / "mountinfo").read_bytes() if names else b""
+            # All processes that share a mount namespace have the same mounts, so only those in one of their own count.
+            mounts = (place / "mountinfo").read_bytes() if names and (place / "ns/mnt").readlink() != mine else b""
             if variables.intersection(words) or any(name in mounts for name in names):
                 found.append(int(place.name))
     return found

@@ -143,8 +143,8 @@ def test_slurm_variables_of_the_shell_change_nothing(slurm: Cluster, tmp_path: P
 
 
 def test_the_message_of_a_refused_submission_is_shown(slurm: Cluster, tmp_path: Path) -> None:
-    done = submit(slurm, "launch.device=cpu", "launch.slurm.partition=none", f"run_dir={tmp_path / 'run'}")
-    assert done.returncode == 1 and "invalid partition specified: none" in done.stderr
+    done = submit(slurm, "launch.device=cpu", "launch.slurm.options=['--nodelist=none']", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 1 and "Invalid node name specified" in done.stderr
     assert done.stderr.count("\n") <= 3
 
 

@@ -17,9 +17,12 @@ from ftdist.launch.backends.slurm.script import assignment, option_name, sbatch_
 
 NOT_TESTED = {"job-name", "output", "open-mode"}
 """Options that differ between the trials of a sweep and say nothing about whether Slurm accepts a job."""
-ACCOUNT, QOS = re.compile(r"account", re.IGNORECASE), re.compile(r"\bqos\b", re.IGNORECASE)
-RESERVATION, RESERVATION_NAME = re.compile(r"reservation", re.IGNORECASE), re.compile(r"\bReservationName=(\S+)")
-"""What sbatch says if it knows no such account, QOS or reservation, or if the user may not use it."""
+ACCOUNT = re.compile(r"invalid account|account not permitted", re.IGNORECASE)
+QOS = re.compile(r"invalid qos|qos not permitted", re.IGNORECASE)
+RESERVATION = re.compile(r"reservation is invalid|denied to requested reservation", re.IGNORECASE)
+"""What sbatch says if it knows no such account, QOS or reservation, or if the user may not use it. Slurm also names
+them where a job has to wait or a limit is reached. That is no reason to refuse it here."""
+RESERVATION_NAME = re.compile(r"\bReservationName=(\S+)")
 ASSOCIATION = re.compile(r"^([\w.@+-]+)\|([\w.@+,-]*)$", re.MULTILINE)
 """A line of ``sacctmgr --parsable2``: account and its QOS. A banner has spaces."""
 
@@ -38,14 +41,10 @@ def check_partitions(launch: LaunchConfig, listed: Sequence[str]) -> None:
     missing = [name for name in asked if name and name not in listed]
     known = _partitions("--all") if missing else []
     if known and (wrong := [name for name in missing if name not in known]):
-        _refuse(
-            launch.slurm,
-            "partition",
-            ",".join(asked),
-            f"Slurm has no partition {wrong[0]}",
-            "a partition",
-            _partitions(),
-        )
+        names = _partitions()
+        right = [(nearest(name, names) or ["NAME"])[0] if name in wrong else name for name in asked]
+        _refuse(launch.slurm, "partition", ",".join(asked), f"Slurm has no partition {wrong[0]}", "a partition", names,
+                right=",".join(dict.fromkeys(right)))  # fmt: skip
 
 
 def refuse_features(launch: LaunchConfig, known: Collection[str]) -> NoReturn:
@@ -101,11 +100,13 @@ def _associations() -> List[Tuple[str, List[str]]]:
 
 
 def _refuse(
-    slurm: SlurmConfig, key: str, given: Optional[str], said: str, wanted: str, known: Collection[str]
-) -> NoReturn:
+    slurm: SlurmConfig, key: str, given: Optional[str], said: str, wanted: str, known: Collection[str],
+    right: Optional[str] = None,
+) -> NoReturn:  # fmt: skip
     names = sorted(set(known))
-    near = nearest(given or "", names)
-    right = near[0] if near else names[0] if len(names) == 1 else "NAME"
+    others = [name for name in names if name != given]  # the given one may exist and not be allowed here
+    near = nearest(given or "", others)
+    right = right or (near[0] if near else others[0] if len(others) == 1 else "NAME")
     found = f"{assignment(slurm, key, given)}: {said}" if given else f"launch.slurm.{key} is not set: {said}"
     raise ConfigError(found,
                       wanted + (f": {', '.join(names)}" if names else ""),

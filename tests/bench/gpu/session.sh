@@ -2,7 +2,7 @@
 # On a machine with one GPU: run the tests of the mark gpu, then the benchmark, in at most 14 minutes. No network.
 # usage: tests/bench/gpu/session.sh [OUT]     default: build/gpu
 # It uses python3 (or $PYTHON), which must have torch, transformers, accelerate and pytest. What else is needed is
-# installed for this session from the folder that tests/bench/gpu/wheels.sh has made (build/gpu-wheels, or $WHEELS).
+# installed into a temporary folder from the folder that tests/bench/gpu/wheels.sh has made (build/gpu-wheels, or $WHEELS).
 # PARTS=tests or PARTS=bench runs one of the two, TEST_ARGS="-k head" and BENCH_ARGS="--only head" a part of it.
 # OUT gets tests.log, bench-gpu.md and bench-gpu.json. The exit code is 0 if all tests passed and all numbers were right.
 set -uo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Collect what a GPU machine without network lacks beside torch, transformers, accelerate and peft: a few small wheels.
+# Collect what a GPU machine without network lacks beside torch, transformers, accelerate and pytest: a few small wheels.
 # usage: tests/bench/gpu/wheels.sh [FOLDER [PYTHON_VERSION]]     default: build/gpu-wheels 3.12
 # Run it where there is network, in the environment of this checkout. Then take the checkout and the folder along.
 set -euo pipefail

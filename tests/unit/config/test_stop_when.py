@@ -20,6 +20,7 @@ def test_good_settings_are_accepted(words: list[str]) -> None:
 @pytest.mark.parametrize(("words", "said"), [
     (["train.stop_when.patience=0"], "at least 1"),
     (["train.stop_when.patience=1", "data.heldout_share=0"], "no held-out data"),
+    (["train.stop_when.max_forgetting=0.1", "data.heldout_share=0"], "no held-out data"),
     (["train.stop_when.patience=1", "train.eval_every=null"], "train.eval_every is not"),
     (["train.stop_when.patience=1", "train.checkpoint_every=3"], "train.checkpoint_every=4"),
     (["train.stop_when.patience=1", "train.checkpoint_every=null"], "train.checkpoint_every=null"),

@@ -54,6 +54,13 @@ def test_what_is_not_known_is_said_and_never_invented(tmp_path: Path) -> None:
     assert energy_of(tmp_path, TWO_ATTEMPTS) == {"gpu_kwh": 3.0, "cpu_kwh": None, "complete": True}
 
 
+def test_processors_that_only_one_machine_tells_are_not_the_energy_of_all(tmp_path: Path) -> None:
+    goodput = Goodput([Attempt(0, 0.0, ranks=2)])
+    _write(tmp_path, 0, 0, "a", {"GPU-1": KWH_J}, KWH_J)
+    _write(tmp_path, 0, 1, "b", {"GPU-2": KWH_J}, None)
+    assert energy_of(tmp_path, goodput) == {"gpu_kwh": 2.0, "cpu_kwh": 1.0, "complete": False}
+
+
 def test_the_processors_are_the_energy_of_a_run_without_gpus(tmp_path: Path) -> None:
     goodput = Goodput([Attempt(0, 0.0, ranks=2)])
     _write(tmp_path, 0, 0, "a", None, None, 1, cuda=False)

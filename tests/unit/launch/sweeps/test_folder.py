@@ -151,7 +151,7 @@ def test_a_trial_that_is_stopping_is_named_and_not_submitted(
     trials = [slurm_trial(folder, number) for number in range(3)]
     monkeypatch.setattr(slurm_array, "observe", lambda statuses: [Seen(STOPPING), Seen("queued"), Seen(STOPPING)])
     assert slurm_array.run_trials(folder, trials, wait=False) == {0: 0, 1: 0, 2: 0}
-    assert "trials 0,2 are not submitted again, because they are still stopping" in capsys.readouterr().out
+    assert "not submitted again, because still stopping: trials 0,2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([0, 1, 2], "0-2"), ([5], "5"), ([7, 0, 2, 1, 4], "0-2,4,7")])

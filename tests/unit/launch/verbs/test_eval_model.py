@@ -42,6 +42,7 @@ def test_models_are_told_from_runs_and_from_mistyped_paths(model: Path, tmp_path
     (["model", "--tasks", "quiz.jsonl", "data.max_seq_len=64"], "leave out data.max_seq_len=64"),
     (["model", "--tasks", "quiz.jsonl"], "holds no weights"),
     (["runs/typo", "--tasks", "quiz.jsonl"], "does not exist"),
+    (["other/typo"], "other/typo does not exist"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(model: Path, tmp_path: Path, words: list[str], said: str) -> None:
     (tmp_path / "runs").mkdir()

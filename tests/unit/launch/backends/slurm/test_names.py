@@ -17,6 +17,7 @@ ACCOUNTS = "physics|high,normal\nmath|normal\n"
 BAD_ACCOUNT = "allocation failure: Invalid account or account/partition combination specified\n"
 BAD_RESERVATION = "allocation failure: Requested reservation is invalid\n"
 BAD_QOS = "allocation failure: Invalid qos specification\n"
+POLICY = "allocation failure: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)\n"
 WAITS = "allocation failure: Requested node configuration is not available\n"
 """What sbatch says if the nodes are drained. The job itself would be accepted, and wait."""
 
@@ -48,7 +49,10 @@ def refused(*words: str) -> str:
     ("words", "sbatch", "said"),
     [
         (["partition=gpuu"], "", ["no partition gpuu", "a partition: empty, gpu", "launch.slurm.partition=gpu"]),
+        (["partition='gpu,emptyy'"], "", ["no partition emptyy", "launch.slurm.partition=gpu,empty"]),
         (["partition='gpu,cpu'"], "", ["no partition cpu"]),
+        (["account=physics"], BAD_ACCOUNT, ["launch.slurm.account=physics: Invalid",
+                                            "fix:      launch.slurm.account=math"]),
         (["options=['--partition=gpuu']"], "", ["--partition=gpuu in launch.slurm.options: Slurm has no partition gpuu",
                                                  "fix:      --partition=gpu in launch.slurm.options"]),
         (["reservation=maintt"], BAD_RESERVATION, ["launch.slurm.reservation=maintt: Requested reservation is invalid",
@@ -83,6 +87,9 @@ def test_a_name_that_slurm_does_not_know_is_refused_with_those_that_it_knows(
         (["account=any", "qos=any"], {}),
         (["account=any"], {"sbatch": WAITS}),
         (["account=any"], {"sinfo": "", "sbatch": BAD_ACCOUNT}),  # Slurm cannot be asked
+        (["account=any"], {"sbatch": POLICY}),
+        (["reservation=any"], {"sbatch": "sbatch: error: Requested reservation not usable now"}),
+        (["account=any"], {"sbatch": "charged to account any\nRequested node configuration is not available"}),
     ],
 )
 def test_nothing_is_refused_that_slurm_does_not_call_unknown(
