@@ -96,7 +96,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/data/loader.py",
         "ftdist/data/preview.py", "ftdist/data/preview_rows.py", "ftdist/data/preview_page.py",
         "ftdist/data/preview_answers.py",
-        "ftdist/data/token_text.py",
+        "ftdist/data/token_text.py", "ftdist/data/words.py",
     ],
     "Model": [
         "ftdist/model/__init__.py", "ftdist/model/fetch.py",
@@ -150,6 +150,7 @@ TOUR: Dict[str, List[str]] = {
     "What a run reports": [
         "ftdist/track/tracker.py", "ftdist/track/base.py", "ftdist/track/jsonl.py", "ftdist/track/wandb.py",
         "ftdist/track/wandb_config.py", "ftdist/track/progress.py", "ftdist/track/report.py", "ftdist/track/gain.py",
+        "ftdist/track/token_losses.py",
     ],
     "Verification": [
         "ftdist/verify/main.py", "ftdist/verify/trial.py", "ftdist/verify/reference.py",
@@ -166,7 +167,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/verbs/report.py", "ftdist/report/main.py",
         "ftdist/report/build.py", "ftdist/report/at_end.py",
         "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/facts.py",
-        "ftdist/report/documents.py",
+        "ftdist/report/documents.py", "ftdist/report/words.py",
         "ftdist/report/cost.py", "ftdist/report/summary.py", "ftdist/report/rows.py", "ftdist/report/texts.py",
         "ftdist/report/markdown.py", "ftdist/report/page_run.py", "ftdist/report/page.py",
         "ftdist/report/page_style.py", "ftdist/report/charts.py", "ftdist/report/axis.py",

@@ -15,6 +15,8 @@ class SegmentLosses:
     """[segments] float64: sums of the losses of the segment's units."""
     weights: np.ndarray
     """[segments] float64: numbers of these units; 0 for padding."""
+    token_losses: np.ndarray
+    """[tokens] float64: the loss of each token of the micro-batch; 0 for tokens that are not trained."""
     metrics: Dict[str, np.ndarray] = field(default_factory=dict)
     """[segments] float64: sums of the metrics that ``Objective.document_metrics`` names, over the same units."""
 

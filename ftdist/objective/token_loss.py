@@ -63,10 +63,14 @@ def segment_losses(model: Any, batch: Batch, vocab_size: int, head: Optional[Hea
         logits = forward_logits(model, batch, positions)[:, :vocab_size]
         scores = scores_of_logits(logits, targets[positions])
     segments, count = np.asarray(batch.limits[1:]), len(batch.limits) - 1
-    of_token = np.searchsorted(segments, positions.cpu().numpy() + 1, side="right")
-    logprobs, *metrics = (np.bincount(of_token, column, count) for column in scores.double().cpu().numpy().T)
+    places = positions.cpu().numpy() + 1
+    of_token = np.searchsorted(segments, places, side="right")
+    columns = scores.double().cpu().numpy().T
+    logprobs, *metrics = (np.bincount(of_token, column, count) for column in columns)
     weights = np.bincount(of_token, minlength=count).astype(float)
-    return SegmentLosses(-logprobs, weights, dict(zip(DOCUMENT_METRICS, metrics, strict=True)))
+    token_losses = np.zeros(batch.limits[-1])
+    token_losses[places] = -columns[0]
+    return SegmentLosses(-logprobs, weights, token_losses, dict(zip(DOCUMENT_METRICS, metrics, strict=True)))
 
 
 def _trained(batch: Batch) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -72,6 +72,7 @@ def public_files(run: RunDir, report: Dict[str, Any]) -> Dict[str, str]:
     public = {
         **report,
         "documents": {},
+        "words": {**report["words"], "sets": {}, "missing": "the words of the data are not published"},
         "folder": "",
         "commands": commands,
         "data": data,

@@ -14,7 +14,7 @@ from ftdist.run.rundir import RunDir
 from ftdist.track.gain import compared_evaluations
 
 SHOWN = 15
-"""Largest number of documents of each set that gained most, and of those that gained least."""
+"""Largest number of documents, or words, of each set in a list."""
 MIN_TOKENS = 8
 """Documents with fewer trained tokens are not listed: the loss of a few tokens says little."""
 SHOWN_TOKENS = 60
@@ -42,7 +42,7 @@ def changed_documents(run: RunDir, config: RunConfig, losses: Mapping[str, Any])
         for name, (before, after) in pairs.items():
             dataset = open_set(folder, name)
             tokens = before.weights
-            if tokens.tolist() == _trained(dataset).tolist():
+            if tokens.tolist() == trained_tokens(dataset).tolist():
                 means = np.stack([before.losses, after.losses]) / np.maximum(tokens, 1)
                 order = [int(d) for d in np.argsort(means[1] - means[0], kind="stable") if tokens[d] >= MIN_TOKENS]
                 chosen = {
@@ -56,7 +56,7 @@ def changed_documents(run: RunDir, config: RunConfig, losses: Mapping[str, Any])
     return found
 
 
-def _trained(dataset: PreparedSet) -> np.ndarray:
+def trained_tokens(dataset: PreparedSet) -> np.ndarray:
     """Return the number of trained tokens of each document, in the order of the rows. The first token has no loss."""
     counted = np.array(dataset.trained, dtype=np.int64)
     counted[dataset.offsets[:-1]] = 0

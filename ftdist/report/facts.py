@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig
 from ftdist.report.documents import changed_documents
+from ftdist.report.words import changed_words
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import recorded_folder
 from ftdist.run.prepared import is_ready, read_meta
@@ -33,7 +34,8 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
         **gain_and_forgetting(run, config), "general": general_gain(run), "step_times": step_times(run),
-        "documents": changed_documents(run, config, heldout_losses(run)), "tasks": read_results(run),
+        "documents": changed_documents(run, config, heldout_losses(run)),
+        "words": changed_words(run, config, heldout_losses(run)), "tasks": read_results(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "data": data_of(run, config), "settings": changed_settings(config), "faults": faults_of(run, records),
         "commands": commands_of(run, config),

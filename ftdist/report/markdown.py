@@ -15,23 +15,30 @@ from ftdist.report.rows import (
     GAIN_TEXT,
     GENERAL_TEXT,
     KINDS,
+    RARITY_HEAD,
+    RARITY_TITLE,
     TASK_HEAD,
     TASK_TEXT,
+    WORD_HEAD,
+    WORD_TITLES,
     attempt_rows,
     cost_rows,
     cost_text,
     document_rows,
     gain_rows,
     phase_rows,
+    rarity_rows,
     step_rows,
     task_rows,
     tensor_rows,
+    word_rows,
+    word_text,
 )
 from ftdist.report.summary import sentences
 from ftdist.report.texts import percent
 
 MOST_CHANGED = 5
-"""Number of documents of a set that are listed of those that gained most, and of those that lost most."""
+"""Number of documents and of words of a set that are listed of those that gained most, and of those that lost most."""
 MOST_MOVED = 10
 """Number of tensors that are listed. The JSON file has all."""
 
@@ -65,6 +72,7 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
         if rows := document_rows(report["documents"], kind, MOST_CHANGED):
             shown = [[plain(name), plain(text), *cells] for name, text, *cells in rows]
             lines += [f"## {title}", "", *table(DOCUMENT_HEAD, shown)]
+    lines += word_lines(report["words"])
     if report["answers"]:
         rows = [
             [plain(str(row[key])) for key in ("question", "before", "after", "reference")] for row in report["answers"]
@@ -74,6 +82,18 @@ def fact_lines(report: Dict[str, Any]) -> List[str]:
             "",
             *table(["question", "base model", "trained model", "reference"], rows),
         ]
+    return lines
+
+
+def word_lines(words: Dict[str, Any]) -> List[str]:
+    """Return the lines about the words whose loss changed most."""
+    lines = ["## Words", "", plain(word_text(words)), ""]
+    for kind, title in WORD_TITLES.items():
+        if rows := word_rows(words, kind, MOST_CHANGED):
+            shown = [[plain(name), plain(text), *cells] for name, text, *cells in rows]
+            lines += [f"{title}:", "", *table(WORD_HEAD, shown)]
+    if rows := rarity_rows(words):
+        lines += [f"{RARITY_TITLE}:", "", *table(RARITY_HEAD, [[plain(name), *cells] for name, *cells in rows])]
     return lines
 
 

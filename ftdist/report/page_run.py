@@ -15,16 +15,23 @@ from ftdist.report.rows import (
     GAIN_TEXT,
     GENERAL_TEXT,
     KINDS,
+    RARITY_HEAD,
+    RARITY_TITLE,
     TASK_HEAD,
     TASK_TEXT,
+    WORD_HEAD,
+    WORD_TITLES,
     attempt_rows,
     cost_rows,
     cost_text,
     document_rows,
     gain_rows,
+    rarity_rows,
     step_rows,
     task_rows,
     tensor_rows,
+    word_rows,
+    word_text,
 )
 from ftdist.report.summary import headline, sentences
 from ftdist.report.texts import drawable, number, percent
@@ -41,8 +48,8 @@ def run_page(report: Report) -> str:
     """Return the page of a run."""
     head = f"<header>\n<h1>{shown(report['run'])}</h1>\n{paragraph(str(report['folder']), 'soft')}\n</header>"
     return document(f"{report['run']}: report", [
-        head, _summary(report), _curves(report), _samples(report), _tasks(report), _data(report), _moved(report),
-        _goodput(report), _cost(report), _settings(report), _faults(report), _commands(report),
+        head, _summary(report), _curves(report), _words(report), _samples(report), _tasks(report), _data(report),
+        _moved(report), _goodput(report), _cost(report), _settings(report), _faults(report), _commands(report),
     ])  # fmt: skip
 
 
@@ -145,6 +152,14 @@ def _gains(report: Report) -> str:
         changed = document_rows(report["documents"], kind, SHOWN)
         found += details(f"{title} (nats per token)", table(title, DOCUMENT_HEAD, changed))
     return found
+
+
+def _words(report: Report) -> str:
+    words = report["words"]
+    lists = [details(title, table(title, WORD_HEAD, word_rows(words, kind, SHOWN)))
+             for kind, title in WORD_TITLES.items()]  # fmt: skip
+    rarity = table(RARITY_TITLE, RARITY_HEAD, rarity_rows(words))
+    return section("Words", [rarity, *lists, paragraph(word_text(words), "soft")], "words")
 
 
 def _samples(report: Report) -> str:

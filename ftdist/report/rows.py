@@ -18,6 +18,16 @@ Rows = List[List[str]]
 
 DOCUMENT_HEAD = ["set", "beginning of the text", "tokens", "before", "after", "change"]
 DOCUMENT_TITLES = {"gained": "The held-out documents that gained most", "lost": "The held-out documents that lost most"}
+WORD_HEAD = ["set", "word", "times", "tokens", "before", "after", "change each time", "change in total"]
+WORD_TITLES = {"gained": "The words that gained most in total", "lost": "The words that lost most in total",
+               "gained_each": "The words that gained most each time",
+               "lost_each": "The words that lost most each time"}  # fmt: skip
+RARITY_HEAD = ["set", "in general texts", "words", "times", "tokens", "before", "after", "change"]
+RARITY_TITLE = "How rare the words are in general texts"
+WORD_TEXT = ("Losses before and after are in nats per token, changes each time and in total in nats of the whole word. "
+             "The lists by the change each time have only words that occur at least {times} times. Rarity is how often "
+             "a word occurs, whatever its case, in the built-in general texts. No word: punctuation, white space and "
+             "special tokens.")  # fmt: skip
 GENERAL_TEXT = "Loss of general texts that the run was not trained on. A rise is forgetting."
 
 
@@ -33,6 +43,41 @@ def document_rows(documents: Dict[str, Any], kind: str, most: int) -> Rows:
          f"{drawable(one['change']):+.4f}"]
         for name, found in documents.items() for one in found[kind][:most]
     ]  # fmt: skip
+
+
+def word_rows(words: Dict[str, Any], kind: str, most: int) -> Rows:
+    """Return the words of a list. ``WORD_HEAD`` names the columns.
+
+    Args:
+        kind: A key of ``WORD_TITLES``.
+        most: Number of words of a set.
+    """
+    return [
+        [name, str(one["word"]), *_counts_and_losses(one), *(f"{drawable(one[key]):+.4g}" for key in ("each", "total"))]
+        for name, found in words["sets"].items() for one in found[kind][:most]
+    ]  # fmt: skip
+
+
+def rarity_rows(words: Dict[str, Any]) -> Rows:
+    """Return the words by how often they occur in the general texts. ``RARITY_HEAD`` names the columns."""
+    return [
+        [name, str(one["group"]), f"{one['words']:,}", *_counts_and_losses(one), f"{drawable(one['change']):+.4f}"]
+        for name, found in words["sets"].items() for one in found["rarity"]
+    ]  # fmt: skip
+
+
+def word_text(words: Dict[str, Any]) -> str:
+    """Return how to read the tables of words, or why there are none."""
+    if words["missing"]:
+        return f"Not known: {words['missing']}."
+    cut = [f" Of {name}, the first {one['documents']:,} of {one['all']:,} documents were read."
+           for name, one in words["sets"].items() if one["documents"] < one["all"]]  # fmt: skip
+    return WORD_TEXT.format(times=words["min_times"]) + "".join(cut)
+
+
+def _counts_and_losses(one: Dict[str, Any]) -> List[str]:
+    losses = (f"{drawable(one[when]):.4f}" for when in ("before", "after"))
+    return [f"{one['times']:,}", f"{one['tokens']:,}", *losses]
 
 
 def gain_rows(gain: Dict[str, Any]) -> Rows:

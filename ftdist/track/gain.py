@@ -32,6 +32,9 @@ class DocumentLosses:
     """[documents] float64: the weights (for SFT the numbers of trained tokens)."""
     metrics: Dict[str, np.ndarray] = field(default_factory=dict)
     """[documents] float64: sums of other metrics over the same tokens, by name, for instance ``accuracy``."""
+    token_losses: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """[tokens] float64: losses of the tokens of the first documents (``ftdist.data.words.kept_limits``); 0 for tokens
+    that are not trained."""
 
     @property
     def loss(self) -> float:

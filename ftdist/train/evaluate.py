@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ftdist.data.loader import PreparedSet, micro_batch
+from ftdist.data.words import kept_limits
 from ftdist.engine.engine import ForwardEngine
 from ftdist.model.forward import keeps_logits, plan_of
 from ftdist.objective.base import Objective
@@ -36,7 +37,8 @@ def evaluate(
         The losses over all ranks. None if the run was asked to stop during the evaluation.
     """
     names = objective.document_metrics
-    found = np.zeros((2 + len(names), len(dataset.row_docs)))
+    found, limits = np.zeros((2 + len(names), len(dataset.row_docs))), kept_limits(dataset)
+    tokens = np.zeros(limits[-1])
     rows_per_round = rows_per_rank * mesh.data_size
     with engine.evaluation():
         for start in range(0, dataset.num_rows, rows_per_round):
@@ -50,11 +52,29 @@ def evaluate(
                 documents = slice(*dataset.row_offsets[[rows[0], rows[-1] + 1]])
                 sums = measured.losses, measured.weights, *(measured.metrics[name] for name in names)
                 found[:, documents] = [values[real] for values in sums]
+                _keep(tokens, limits, documents.start, measured.token_losses, batch.real)
             report(min(start + rows_per_round, dataset.num_rows), dataset.num_rows)
             if preemption is not None and mesh.sum([float(preemption.requested())])[0]:
                 return None
-    losses, weights, *metrics = mesh.sum_array(found)
-    return DocumentLosses(losses, weights, dict(zip(names, metrics, strict=True)))
+    summed = mesh.sum_array(np.concatenate([found.ravel(), tokens]))
+    losses, weights, *metrics = summed[: found.size].reshape(found.shape)
+    return DocumentLosses(losses, weights, dict(zip(names, metrics, strict=True)), summed[found.size :])
+
+
+def _keep(
+    kept: np.ndarray, limits: np.ndarray, document: int, losses: np.ndarray, real: Optional[torch.Tensor]
+) -> None:
+    """Write the losses of the tokens of a micro-batch to their places among the kept ones.
+
+    Args:
+        limits: Where the documents begin, see ``kept_limits``.
+        document: The first document of the micro-batch.
+        real: [1, tokens]: False for padding.
+    """
+    if document < len(limits):
+        place = kept[limits[document] :]
+        losses = losses if real is None else losses[real[0].numpy()]
+        place[: len(losses)] = losses[: len(place)]
 
 
 def report_rows(say: Callable[[str], None], name: str, done: int, rows: int) -> None:

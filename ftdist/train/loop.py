@@ -15,6 +15,7 @@ from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import PAUSED
 from ftdist.run.timeline import EVALUATING, SAVING, STEPS
 from ftdist.track.gain import DocumentLosses, write_evaluation
+from ftdist.track.token_losses import write_token_losses
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
 from ftdist.train.forgetting import KL, KL_ERROR
@@ -261,6 +262,8 @@ def _evaluate_all(training: Training) -> bool:
     if training.ranks.first:
         with contextlib.suppress(OSError):  # without the file, the report has no intervals
             write_evaluation(training.run, state.step, documents)
+            heldout = {name: documents[name].token_losses for name in training.heldout}
+            write_token_losses(training.run, state.step, heldout)
         value = goodput_of(training.run, alive=True).value
         goodput = {} if value is None else {"perf/goodput": value}
         training.tracker.log(state.step, {**metrics, **forgetting, **gain, **goodput})

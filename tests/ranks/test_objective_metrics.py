@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 import pytest
 
@@ -11,6 +11,7 @@ from ftdist.objective.base import LossSum
 from ftdist.objective.sft import SupervisedFineTuning
 from ftdist.run.prepared import data_folder
 from ftdist.track.gain import read_evaluation
+from ftdist.track.token_losses import read_token_losses
 from ftdist.verify.reference import read_rows, row_order
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -52,8 +53,9 @@ def _expected_means(config: RunConfig) -> List[float]:
     return means
 
 
-def _plain_means(config: RunConfig, name: str) -> Dict[str, float]:
-    """Return loss, accuracy and entropy of a token of a set before the first step, one document after another."""
+def _plain_means(config: RunConfig, name: str) -> Tuple[Dict[str, float], List[float]]:
+    """Return loss, accuracy and entropy of a token of a set before the first step, and the losses of all trained
+    tokens, one document after another."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -69,7 +71,7 @@ def _plain_means(config: RunConfig, name: str) -> Dict[str, float]:
         rights.append((found.argmax(-1) == targets).double())
         entropies.append(-(found.exp() * found).sum(-1))
     loss, accuracy, entropy = (float(torch.cat(values).mean()) for values in (logprobs, rights, entropies))
-    return {"loss": -loss, "accuracy": accuracy, "entropy": entropy}
+    return {"loss": -loss, "accuracy": accuracy, "entropy": entropy}, (-torch.cat(logprobs)).tolist()
 
 
 def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: Path) -> None:
@@ -87,7 +89,12 @@ def test_the_logged_metric_is_the_mean_over_all_ranks_and_micro_steps(tmp_path: 
     [before, _] = [record for record in run.read_metrics() if "eval/heldout/loss" in record]
     for name in ("eval/heldout", "general/builtin"):
         found = {metric: before[f"{name}/{metric}"] for metric in ("loss", "accuracy", "entropy")}
-        assert found == pytest.approx(_plain_means(config, name.removeprefix("eval/")), rel=1e-6)
+        means, plain = _plain_means(config, name.removeprefix("eval/"))
+        assert found == pytest.approx(means, rel=1e-6)
+        if name == "eval/heldout":
+            losses = read_token_losses(run, 0)
+            assert list(losses) == ["heldout"], "words are those of held-out documents"
+            assert losses["heldout"][losses["heldout"] != 0].tolist() == pytest.approx(plain, rel=1e-5)
     state = json.loads((run.published_checkpoints()[-1] / "state.json").read_text())
     [_, after] = [record for record in run.read_metrics() if "eval/heldout/loss" in record]
     assert state["eval_loss"] == after["eval/heldout/loss"] != after["general/builtin/loss"]

@@ -79,7 +79,11 @@ def test_the_losses_of_segments_are_those_of_their_documents(model: Any) -> None
             row = batch.input_ids[:, limits[segment] : limits[segment + 1]]
             logprobs = model(input_ids=row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])
             assert loss == pytest.approx(-float(logprobs[begin[segment] - 1 :].sum()), rel=1e-6)
-    assert segment_losses(model, _batch([4], [4]), VOCAB).losses.tolist() == [0.0]
+            of_tokens = found.token_losses[limits[segment] : limits[segment + 1]]
+            assert of_tokens[begin[segment] :] == pytest.approx(-logprobs[begin[segment] - 1 :, 0].numpy(), rel=1e-5)
+            assert not of_tokens[: begin[segment]].any()
+    nothing = segment_losses(model, _batch([4], [4]), VOCAB)
+    assert nothing.losses.tolist() == [0.0] and nothing.token_losses.tolist() == [0.0] * 4
 
 
 def test_the_first_token_of_a_document_is_not_predicted_from_the_one_before(model: Any) -> None:

@@ -30,6 +30,11 @@ DATA = {
 }  # fmt: skip
 DOCUMENTS = {ATTACK: {kind: [{"text": ATTACK * 3, "tokens": 9, "before": 3.0, "after": "nan", "change": -2.0}] * 3
                       for kind in ("gained", "lost")}}  # fmt: skip
+WORDS = {"missing": "", "min_times": 5, "sets": {ATTACK: {
+    **{kind: [{"word": ATTACK * 3, "times": 9, "tokens": 9, "before": 3.0, "after": "nan", "change": "nan",
+               "each": -2.0, "total": -18.0}] * 3 for kind in ("gained", "lost", "gained_each", "lost_each")},
+    "rarity": [{"group": "never", "words": 1, "times": 9, "tokens": 9, "before": 3.0, "after": 1.0, "change": -2.0}],
+    "documents": 9, "all": 9}}}  # fmt: skip
 HOST = """<body style="margin:0">{frames}<script>
 addEventListener("load", () => {{
   const found = [...document.querySelectorAll("iframe")].map(frame => {{
@@ -60,7 +65,8 @@ def hostile(**changes: Any) -> Dict[str, Any]:
     report: Dict[str, Any] = copy.deepcopy(REPORT) | {
         "run": ATTACK, "reason": ATTACK, "folder": f"/runs/{ATTACK}", "train": [[1, 2.9], [2, "nan"], [3, 2.7]],
         "heldout": {f"docs {ATTACK}": [[0, 3.0], [2, 2.0], [4, 1.5]]}, "forgetting": FORGETTING,
-        "gain": {f"docs {ATTACK}": GAIN}, "general": {ATTACK: GAIN}, "documents": DOCUMENTS, "data": DATA,
+        "gain": {f"docs {ATTACK}": GAIN}, "general": {ATTACK: GAIN}, "documents": DOCUMENTS, "words": WORDS,
+        "data": DATA,
         "faults": [ATTACK],
         "answers": [dict.fromkeys(("question", "before", "after", "reference"), ATTACK)],
         "settings": [{"key": f"data.{ATTACK}", "value": {"a": ATTACK}, "default": None}],
@@ -89,11 +95,13 @@ def test_the_page_has_the_facts_of_the_report() -> None:
 
 
 def test_what_was_not_measured_is_said() -> None:
-    report = hostile(forgetting=None, gain={}, general={}, documents={}, moved=None, data=None)
+    report = hostile(forgetting=None, gain={}, general={}, documents={}, moved=None, data=None,
+                     words={"sets": {}, "min_times": 5, "missing": "nothing was evaluated"})  # fmt: skip
     report |= {"heldout": {}, "train": [], "answers": [], "faults": []}
     report["goodput"] = Goodput().as_dict()
     page = run_page(report)
     assert "Forgetting: not measured." in page and "Forgetting was not measured." in page
+    assert "Not known: nothing was evaluated." in page
     assert "Not compared: ftdist report RUN_DIR" in page and "Where the time went is not known." in page
     assert 'id="data"' not in page and 'id="answers"' not in page and "<p>None.</p>" in page
     assert headline(report) == {"gain": None, "forgetting": None, "goodput": None, "device_hours": 2.0, "cost": 5.0,
@@ -113,9 +121,11 @@ def test_hostile_texts_are_texts_and_the_page_needs_nothing_else() -> None:
 
 def test_what_is_published_has_no_texts_of_the_data(tmp_path: Path) -> None:
     private = [{"text": "a private text", "tokens": 9, "before": 3.0, "after": 1.0, "change": -2.0}]
-    report = hostile(documents={"docs": {"gained": private, "lost": private}},
+    words = copy.deepcopy(WORDS)
+    words["sets"][ATTACK]["gained"][0]["word"] = "a private text"
+    report = hostile(documents={"docs": {"gained": private, "lost": private}}, words=words,
                      data=DATA | {"sample": [["a private text", True]]})  # fmt: skip
-    assert run_page(report).count("a private text") == 3
+    assert run_page(report).count("a private text") == 6
     files = public_files(RunDir(tmp_path), report)
     assert sorted(files) == ["report.html", "report.json"] and "a private text" not in "".join(files.values())
 
