@@ -25,7 +25,7 @@ from tests.bench.one_method import STEPS, WARMUP_STEPS
 from tests.helpers.ranks import free_port
 
 RANKS = 2
-ROUNDS = 3
+ROUNDS = 2
 DOCUMENTS_A_BATCH = 4
 """Of TRL without packing, on each rank."""
 SAME_LOSS = 0.03
