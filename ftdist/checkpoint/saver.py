@@ -37,7 +37,7 @@ from ftdist.engine.engine import Engine
 from ftdist.model.load import identity_of_base
 from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
-from ftdist.plan.optimizers import FP32_BYTES, optimizer_of
+from ftdist.plan.optimizers import BLOCKS_CANNOT_BE_CUT, FP32_BYTES, optimizer_of
 from ftdist.run.identity import read_inputs
 from ftdist.run.rundir import RunDir, read_manifest
 
@@ -235,9 +235,7 @@ class Saver:
             by = _ranks(manifest["world_size"], manifest["zero_stage"])
             raise CheckpointError(f"{name} was saved by {by}; the run now has "
                                   f"{count(self.together.world_size, 'rank')} with ZeRO-{self._engine.stage}, or "
-                                  f"other settings of ZeRO. The 8-bit states of "
-                                  f"{self._config.optim.optimizer.name} have one scale for each block of a rank's flat "
-                                  "part, so they cannot be cut in another way",
+                                  f"other settings of ZeRO. {BLOCKS_CANNOT_BE_CUT}",
                                   "the ranks, the stage and the settings of ZeRO that it was saved with",
                                   f"resume with {by}")  # fmt: skip
         saved = manifest.get("data")  # older versions did not write it

@@ -17,9 +17,9 @@ CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 """Size of the fp32 logits of a chunk by type of device. Smaller chunks are slower: their products are small, and the
 gradient of the weight is added to its sum more often."""
 SCORES = ("log-probability", "correct", "entropy")
-"""What ``token_scores`` returns of each target token: its log-probability in nats; 1 if it has
-the largest logit (of several equal ones, the smallest id has it, as in greedy decoding), else 0; and the entropy of the
-model's distribution at its place in nats."""
+"""What ``token_scores`` returns of each target token: its log-probability in nats; 1 if it has the largest logit (of
+several equal ones, the smallest id has it, as in greedy decoding), else 0; and the entropy of the model's distribution
+at its place in nats."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from ftdist.config.optim import values_of
 from ftdist.config.schema import OptimizerKind, RunConfig
 
 FP32_BYTES = 4
+BLOCKS_CANNOT_BE_CUT = ("The 8-bit states of adamw_8bit have one scale for each block of a rank's flat part, so they "
+                        "cannot be cut in another way")  # fmt: skip
+"""Why a run with 8-bit states goes on only with the ranks and the stage that it was saved with."""
 
 
 @dataclass(frozen=True)

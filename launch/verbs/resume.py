@@ -26,6 +26,7 @@ from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
 from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.layout import layout_of
+from ftdist.plan.optimizers import BLOCKS_CANNOT_BE_CUT
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import PAUSED, RunDir, read_manifest
@@ -218,7 +219,5 @@ def _check_states_fit(run: RunDir, config: RunConfig) -> None:
     words = [f"launch.nnodes={nodes}"] * (nodes != config.launch.nnodes)
     words += [f"launch.nproc_per_node={before[0] // nodes}", f"zero.stage={before[1]}"]
     raise ConfigError(f"{newest.name} was saved by {count(before[0], 'rank')} with zero.stage={before[1]}; the run "
-                      f"would go on with {count(ranks, 'rank')} and zero.stage={stage}. The states of "
-                      "optim.optimizer=adamw_8bit have one scale for each block of a rank's part, so that they cannot "
-                      "be cut in another way",
+                      f"would go on with {count(ranks, 'rank')} and zero.stage={stage}. {BLOCKS_CANNOT_BE_CUT}",
                       "the number of ranks and the stage that it was saved with", " ".join(words))  # fmt: skip
