@@ -3,7 +3,7 @@ plain transformers, with eager attention and one document at a time."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from tests.models.whole_run import RANDOM, config_of
 
@@ -41,8 +41,12 @@ GIVEN: Dict[str, Dict[str, Any]] = {
 sees later tokens in documents longer than its blocks."""
 
 
-def tiny_config_of(model_type: str) -> Any:
-    """Return the transformers config of a tiny model of a type. Types that can be encoders become decoders."""
+def tiny_config_of(model_type: str, **changed: Any) -> Any:
+    """Return the transformers config of a tiny model of a type. Types that can be encoders become decoders.
+
+    Args:
+        changed: Fields that get other values.
+    """
     from transformers import AutoConfig
 
     from ftdist.model.check import DIRECTIONS
@@ -52,17 +56,21 @@ def tiny_config_of(model_type: str) -> Any:
     arch = default_model_config(model_type)
     if decoder := {name: one for name, both, one in DIRECTIONS if getattr(arch, name, None) == both}:
         arch = AutoConfig.for_model(model_type, **decoder)
-    fields = {**short_limits(whole_standin_config(arch, VOCABULARY), 10**9), **GIVEN.get(model_type, {})}
+    fields = {**short_limits(whole_standin_config(arch, VOCABULARY), 10**9), **GIVEN.get(model_type, {}), **changed}
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-def save_tiny(model_type: str, folder: Path) -> None:
-    """Save a tiny model of a type as it would be published. Its scores of attention are not close to 0."""
+def save_tiny(model_type: str, folder: Path, **changed: Any) -> None:
+    """Save a tiny model of a type as it would be published. Its scores of attention are not close to 0.
+
+    Args:
+        changed: Fields of its config that get other values.
+    """
     import torch
 
     from ftdist.model.parts import auto_class
 
-    arch = tiny_config_of(model_type)
+    arch = tiny_config_of(model_type, **changed)
     torch.manual_seed(1)
     model = auto_class(arch).from_config(arch, dtype=torch.float32)
     draw = torch.Generator().manual_seed(12)
@@ -72,11 +80,16 @@ def save_tiny(model_type: str, folder: Path) -> None:
                 weight.copy_(torch.randn(weight.shape, generator=draw) * weight.shape[-1] ** -0.5)
         model.eval()(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
     model.save_pretrained(folder)
-    tiny_config_of(model_type).save_pretrained(folder)  # the config of all parts, if the model is only one of them
+    # The config of all parts, if the model is only one of them.
+    tiny_config_of(model_type, **changed).save_pretrained(folder)
 
 
-def examine(model_type: str, folder: Path) -> Outcome:
-    """Take one type through the check, the choice of how documents run, loading, and the proof of isolation."""
+def examine(model_type: str, folder: Path, changed: Optional[Dict[str, Any]] = None) -> Outcome:
+    """Take one type through the check, the choice of how documents run, loading, and the proof of isolation.
+
+    Args:
+        changed: Fields of its config that get other values.
+    """
     import torch
 
     from ftdist.base.errors import FtdistError
@@ -89,7 +102,7 @@ def examine(model_type: str, folder: Path) -> Outcome:
     device, dtype, path = torch.device("cpu"), torch.float32, folder / "models" / model_type
     config = config_of(folder, path)
     try:
-        save_tiny(model_type, path)
+        save_tiny(model_type, path, **(changed or {}))
     except Exception as error:  # transformers cannot build the type, or the reduced sizes do not fit together
         return _not_saved(model_type, config, error)
     try:
@@ -160,6 +173,7 @@ def plain(model: Any, rows: int) -> Tuple[Numbers, List[str]]:
     import torch
 
     from ftdist.model.parts import auto_class
+    from ftdist.verify.reference import token_losses
 
     arch = copy.deepcopy(model.config)
     reference = auto_class(arch).from_config(arch, dtype=torch.float32, attn_implementation="eager")
@@ -167,9 +181,7 @@ def plain(model: Any, rows: int) -> Tuple[Numbers, List[str]]:
     reference.train(_mode(model))
     loss = torch.zeros(())
     for ids, trained in documents(rows):
-        logits = reference(input_ids=ids[None], use_cache=False).logits[0, :-1, :rows]
-        each = torch.nn.functional.cross_entropy(logits.float(), ids[1:], reduction="none")
-        loss = loss + each[trained[1:]].sum()
+        loss = loss + token_losses(reference, ids.numpy(), rows)[trained[1:]].sum()
     loss.backward()
     gradients = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
     return (float(loss.detach()), gradients), list(gradients)

@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Collection, Dict, List, Optional, Tuple
+from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 from tests.helpers.ranks import fork, preload
 from tests.models.alone import Outcome, examine, first_line
@@ -38,6 +39,10 @@ CI_RUNS = ["afmoe", "apertus", "camembert", "deepseek_v3", "doge", "gemma4_text"
            "olmo_hybrid"]  # fmt: skip
 """Those that CI also takes through a whole run: every kind of tensor that an export once lacked.
 tests/ranks/test_export.py exports common types such as llama."""
+
+
+Case = Callable[[Path], Outcome]
+"""Examines a model in a folder that all cases share."""
 
 
 def all_types() -> List[str]:
@@ -66,7 +71,7 @@ def run(types: List[str], runs: Collection[str], jobs: int = 1) -> Dict[str, Out
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         freeze_tiny(config_of(folder, save_tiny_model(folder / "models" / "any")), folder / "prepared", 2)
-        found = _examine_all(types, jobs, folder)
+        found = examine_all({name: partial(examine, name) for name in types}, jobs, folder)
         pair = Pair(run_model)
         try:
             for model_type, outcome in found.items():
@@ -93,33 +98,34 @@ def _run(pair: Pair, model_type: str, outcome: Outcome, folder: Path, stage: int
     )  # fmt: skip
 
 
-def _examine_all(types: List[str], jobs: int, folder: Path) -> Dict[str, Outcome]:
+def examine_all(cases: Dict[str, Case], jobs: int, folder: Path) -> Dict[str, Outcome]:
+    """Return the outcome of each case. Each runs in a forked process."""
     found: Dict[str, Outcome] = {}
     running: Dict[int, Tuple[str, float]] = {}
-    for model_type in types:
+    for name, case in cases.items():
         while len(running) >= jobs:
             _collect(running, found, folder)
         pid = fork()
         if pid == 0:
-            _child(model_type, folder)
-        running[pid] = model_type, time.monotonic()
+            _child(name, case, folder)
+        running[pid] = name, time.monotonic()
     while running:
         _collect(running, found, folder)
     return dict(sorted(found.items()))
 
 
-def _child(model_type: str, folder: Path) -> None:
+def _child(name: str, case: Case, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
     try:
-        outcome = examine(model_type, folder)
+        outcome = case(folder)
     except BaseException as error:
         outcome = Outcome("wrong", note=f"traceback: {first_line(error)}")
         if "can't allocate memory" in outcome.note:
             outcome = Outcome("unmeasured", note=TOO_LARGE)
-    (folder / f"{model_type}.pickle").write_bytes(pickle.dumps(outcome))
+    (folder / f"{name}.pickle").write_bytes(pickle.dumps(outcome))
     os._exit(0)
 
 

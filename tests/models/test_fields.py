@@ -1,0 +1,26 @@
+"""Fields of configs that change the attention of a type: exact, or refused with the reason."""
+
+from typing import Dict
+
+import pytest
+
+from tests.models import fields
+from tests.models.alone import Outcome
+from tests.models.fields import CI, REFUSED, ROWS, VARIANTS
+
+
+@pytest.fixture(scope="module")
+def found(request: pytest.FixtureRequest) -> Dict[str, Outcome]:
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_a_variant"]
+    return fields.run([item.callspec.params["name"] for item in items])  # type: ignore[attr-defined]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in CI else [pytest.mark.slow]) for n in VARIANTS])
+def test_a_variant(name: str, found: Dict[str, Outcome]) -> None:
+    outcome = found[name]
+    if name in REFUSED:
+        assert outcome.result == "refused" and REFUSED[name] in outcome.note
+        return
+    assert outcome.result == ("rows" if name in ROWS else "packed"), outcome
+    assert outcome.checkpointing == "exact"
