@@ -31,8 +31,8 @@ PYTEST := "$(BIN)/python" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-re
 test: $(VENV)/.ftdist-test ## install, then run the tests (ARGS="-k name", ARGS=--slow)
 	@$(PYTEST) $(ARGS)
 
-test-fast: $(VENV)/.ftdist-test ## install, then run the tests that start no ranks or launchers
-	@$(PYTEST) -m "not process" tests/unit $(ARGS)
+test-fast: $(VENV)/.ftdist-test ## install, then run the short unit tests, in less than 90 s on 2 cores
+	@$(PYTEST) -m "not process and not thorough" tests/unit $(ARGS)
 
 checks: lint types contracts test ## everything that must pass before a commit: lint, types, import contracts, tests
 

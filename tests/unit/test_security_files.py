@@ -164,6 +164,7 @@ def run(config: RunConfig) -> RunDir:
 
 
 @pytest.mark.parametrize("content", STATUS.values(), ids=STATUS)
+@pytest.mark.thorough
 def test_a_status_with_wrong_types_is_refused_by_every_command(content: Any, run: RunDir) -> None:
     run.status.write_text(json.dumps(content))
     for verb in ("resume", "status", "logs", "cancel", "chat"):

@@ -71,6 +71,7 @@ def exported(folder: Path, out: Path, name: str = "F32") -> str:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.thorough
 def test_every_family_is_read_as_the_same_model(name: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "hf", name)
     text = exported(folder, tmp_path)

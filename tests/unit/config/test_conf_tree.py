@@ -39,12 +39,14 @@ def test_the_tree_has_the_known_groups() -> None:
 @pytest.mark.parametrize(
     ("group", "choices"), [("method", MethodKind), ("objective", ObjectiveKind), ("launch", LaunchKind)]
 )
+@pytest.mark.thorough
 def test_every_choice_of_a_seam_is_an_option(group: str, choices: Type[Enum]) -> None:
     for choice in choices:
         assert getattr(composed("experiment=smoke", f"{group}={choice.name}"), group).kind is choice
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.thorough
 def test_every_option_composes_and_round_trips(group: str, option: str) -> None:
     base = [] if group == "experiment" else ["experiment=smoke"]
     config = composed(*base, f"{group}={option}", *NEEDS.get((group, option), []))
@@ -84,6 +86,7 @@ def value_at(tree: Any, path: Tuple[str, ...]) -> Any:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
+@pytest.mark.thorough
 def test_no_leaf_repeats_its_default(group: str, option: str) -> None:
     text = (CONF / group / f"{option}.yaml").read_text()
     content = yaml.safe_load(text) or {}

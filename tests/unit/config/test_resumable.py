@@ -60,6 +60,7 @@ def test_a_whole_section_can_be_added_later(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize("key", OF_EVERY_CONFIG)
+@pytest.mark.thorough
 def test_an_old_run_yaml_gets_the_value_of_the_old_behaviour(key: str, tmp_path: Path) -> None:
     whole = OmegaConf.create(dump_config(old_config()))
     *owners, name = key.split(".")

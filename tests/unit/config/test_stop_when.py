@@ -28,6 +28,7 @@ def test_good_settings_are_accepted(words: list[str]) -> None:
     (["train.stop_when.max_forgetting=0.1", "report.forgetting.texts=0"], "forgetting is not measured"),
     (["train.best=wiki"], "one of the held-out sets: heldout"),
 ])  # fmt: skip
+@pytest.mark.thorough
 def test_settings_that_cannot_work_are_refused(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_config(composed(*GOOD, *words))

@@ -37,6 +37,7 @@ def answers(family: str, record: Any, max_seq_len: int = NO_LIMIT) -> list[Answe
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.thorough
 def test_the_rules_hold_for_every_answer_that_is_trained(family: str) -> None:
     found = []
     for record in CONVERSATIONS.values():

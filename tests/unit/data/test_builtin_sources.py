@@ -3,9 +3,12 @@
 import hashlib
 import time
 
+import pytest
+
 from ftdist.data.builtin_sources import fake_chats, stdlib_docs
 
 
+@pytest.mark.thorough
 def test_stdlib_docs_are_thousands_of_different_answers_in_a_fixed_order() -> None:
     pairs = list(stdlib_docs())
     answers = [record["messages"][1]["content"] for _, record in pairs]

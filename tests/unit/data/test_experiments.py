@@ -59,6 +59,7 @@ def expected_documents(family: str, kinds: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.thorough
 def test_an_experiment_prepares_turns_reasoning_and_tool_calls_as_its_model_writes_them(
     name: str, tmp_path: Path
 ) -> None:

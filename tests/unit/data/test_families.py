@@ -196,6 +196,7 @@ def differences(family: str, records: dict[str, tuple[str, dict[str, Any]]]) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.thorough
 def test_the_documents_of_each_conversation_are_what_the_model_has_to_produce(family: str) -> None:
     assert not differences(family, {name: (name, record) for name, record in CONVERSATIONS.items()})
 

@@ -137,6 +137,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
+@pytest.mark.thorough
 def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     config = data_config(
         tmp_path, "data.sources.b.builtin=fake", "data.sources.a.builtin=fake", "data.sources.b.weight=0.5",

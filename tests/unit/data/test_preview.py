@@ -176,6 +176,7 @@ def test_the_table_shows_dropped_documents_and_warnings() -> None:
         assert part in " ".join(out.getvalue().split())
 
 
+@pytest.mark.thorough
 def test_preview_shows_the_loss_of_the_base_model_for_each_token(tmp_path: Path) -> None:
     """A model whose head is zero gives every token the same probability."""
     import torch

@@ -49,6 +49,7 @@ FAST = [
 
 
 @pytest.mark.parametrize(("words", "code"), FAST, ids=[" ".join(words) for words, _ in FAST])
+@pytest.mark.thorough
 def test_help_and_usage_errors_are_fast_and_load_nothing_heavy(words: List[str], code: int, tmp_path: Path) -> None:
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     before = cpu_s()
@@ -177,6 +178,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("name", list(BAD_DATA))
+@pytest.mark.thorough
 def test_bad_data_leaves_no_run_directory(name: str, tmp_path: Path) -> None:
     content = BAD_DATA[name]
     if content is not None:

@@ -69,6 +69,7 @@ LAYER_LORA = (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128)) * 4
         ({"kind": "partial", "trainable": ["embeddings", "mlp.up_proj.*"]}, 259 * 64 + 2 * 64 * 128, 0),
     ],
 )  # fmt: skip
+@pytest.mark.thorough
 def test_the_number_of_trained_parameters(settings: Any, trained: int, added: int, tmp_path: Path) -> None:
     settings["kind"] = MethodKind[settings["kind"]]
     config = small(**settings)

@@ -69,6 +69,7 @@ def _compare(mode: Recompute, *rows: Tuple[int, ...]) -> compiled.Compiled:
     return layers
 
 
+@pytest.mark.thorough
 def test_packed_rows_of_any_documents_need_one_compilation_of_each_part() -> None:
     layers = _compare(Recompute.none, (20, 30), (7, 11, 13), (64, 33))
     assert layers.count == PARTS and len(layers.layers) == LAYERS

@@ -63,6 +63,7 @@ def test_a_type_whose_saved_form_cannot_be_read_is_refused(tmp_path: Path, monke
         ("gptj", ""),  # a head with a bias
     ],
 )
+@pytest.mark.thorough
 def test_a_model_that_does_not_work_with_new_tokens(model_type: str, problem: str) -> None:
     found = try_export(fields(model_type), torch.float32, export_trial.VOCABULARY + 5)
     assert re.search(problem, found) if problem else not found

@@ -76,6 +76,7 @@ SLOW = (
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in MULTIMODAL])
+@pytest.mark.thorough
 def test_text_alone_trains_the_language_part(name: str) -> None:
     """Documents run through the whole stand-in as through plain transformers, each alone."""
     arch = AutoConfig.for_model(**MULTIMODAL[name])

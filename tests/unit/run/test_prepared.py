@@ -41,6 +41,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.thorough
 def test_settings_that_change_the_result_change_the_hash(tmp_path: Path, source: Path, change: str) -> None:
     assert key(tmp_path, change) != key(tmp_path)
 

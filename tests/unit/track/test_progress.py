@@ -66,6 +66,7 @@ def on_a_terminal(command: list[str], columns: int, exit_code: int = 0) -> str:
 
 
 @pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.thorough
 def test_a_terminal_shows_one_live_line(columns: int) -> None:
     raw = on_a_terminal(child(total=40, sleep=0.03), columns)
     said = ESCAPE.sub("", raw)
@@ -91,6 +92,7 @@ def test_a_process_that_is_killed_leaves_the_cursor_visible() -> None:
     assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")
 
 
+@pytest.mark.thorough
 def test_a_pipe_gets_about_fifty_plain_lines() -> None:
     done = subprocess.run(child(total=4000), capture_output=True, text=True, check=True)
     assert "\x1b" not in done.stdout and done.stderr == ""
@@ -105,6 +107,7 @@ def test_a_pipe_gets_about_fifty_plain_lines() -> None:
     assert lines[-3:] == ["evaluating [docs] 1/3 …", "somebody prints", "after"]
 
 
+@pytest.mark.thorough
 def test_the_run_continues_when_the_reader_of_its_output_ends() -> None:
     ending = "\nimport os; os.write(2, b'alive')"
     command = child(total=3000)

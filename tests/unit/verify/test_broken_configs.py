@@ -225,6 +225,7 @@ BROKEN: Dict[Callable[[Path], Broken], Tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
+@pytest.mark.thorough
 def test_a_broken_config_or_data_set_fails_the_right_check(broken: Callable[[Path], Broken], tmp_path: Path) -> None:
     name, cause = BROKEN[broken]
     overrides, records = broken(tmp_path)

@@ -76,6 +76,7 @@ def test_the_chatml_template_passes(record: Any, tmp_path: Path) -> None:
     ],
     ids=["each turn", "each turn and tokenizer", "smollm2", "bos is eos", "no bos", "switches", "no bos token"],
 )
+@pytest.mark.thorough
 def test_templates_of_known_models_pass(tokenizer: Any, bos: str, tmp_path: Path) -> None:
     found = run_checks(tmp_path, [CONVERSATION] * 3, tokenizer=tokenizer)
     failed = {check.name for check in found.values() if check.outcome == FAILED}
@@ -155,6 +156,7 @@ def test_training_every_answer_or_only_the_last_fails_under_the_other_setting(tm
 @pytest.mark.parametrize("train_on", [TrainOn.auto, TrainOn.all])
 @pytest.mark.parametrize("long_documents", [LongDocuments.split, LongDocuments.truncate])
 @pytest.mark.parametrize("length", range(28, 38))
+@pytest.mark.thorough
 def test_an_answer_that_is_cut_or_split_needs_no_stop_token(
     length: int, long_documents: LongDocuments, train_on: TrainOn, tmp_path: Path
 ) -> None:

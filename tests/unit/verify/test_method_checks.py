@@ -50,6 +50,7 @@ def verified(folder: Path, scratch: Path, *overrides: str) -> Tuple[Dict[str, Ch
     ],
     ids=["lora", "continued", "partial"],
 )
+@pytest.mark.thorough
 def test_a_table_says_what_is_trained(overrides: Any, rows: List[str], folder: Path, tmp_path: Path) -> None:
     found, notes = verified(folder, tmp_path, *(word.format(folder=folder) for word in overrides))
     assert found[MODEL].outcome == found[TRAINED].outcome == PASSED, found

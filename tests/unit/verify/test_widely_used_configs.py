@@ -33,6 +33,7 @@ def test_there_are_at_least_40() -> None:
 
 
 @pytest.mark.parametrize("name", _names())
+@pytest.mark.thorough
 def test_the_stand_in_gives_the_numbers_of_plain_transformers(name: str) -> None:
     arch = AutoConfig.for_model(**CONFIGS[name])
     fields = standin_config(arch, VOCABULARY)

@@ -105,6 +105,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("word", "found", "fix"), WRONG, ids=[word for word, _, _ in WRONG])
+@pytest.mark.thorough
 def test_a_misspelt_word_gets_the_nearest_right_one(word: str, found: str, fix: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", word)
@@ -180,6 +181,7 @@ TYPES = [
 
 
 @pytest.mark.parametrize(("word", "expected"), TYPES, ids=[word for word, _ in TYPES])
+@pytest.mark.thorough
 def test_a_wrong_type_is_reported_with_the_value_and_the_type(word: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed("experiment=smoke", word)

@@ -78,6 +78,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("words", LENGTHS)
+@pytest.mark.thorough
 def test_the_more_specific_run_length_wins(words: str, folder: str) -> None:
     start = () if "experiment=" in words else TINY
     assert length(folder, *start, *words.split()) == LENGTHS[words]
@@ -156,6 +157,7 @@ WARMUPS = {
 
 
 @pytest.mark.parametrize("words", WARMUPS)
+@pytest.mark.thorough
 def test_the_more_specific_warm_up_wins(words: str, folder: str) -> None:
     assert warmup(folder, *words.split()) == WARMUPS[words]
 

@@ -24,6 +24,7 @@ def smoke(*words: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("text", NUMBERS)
+@pytest.mark.thorough
 def test_the_command_line_is_taken_as_text(text: str) -> None:
     places = ["name", "track.group", "++model.revision", "launch.slurm.env.A", "+data.sources.mine.path"]
     config = smoke(*(f"{key}={text}" for key in places))
@@ -139,6 +140,7 @@ def test_names_in_a_file_stay_what_they_are_or_are_refused(tmp_path: Path) -> No
         (["seed=1,2", "name=12e3"], ["12e3", "12e3"]),
     ],
 )
+@pytest.mark.thorough
 def test_a_sweep_keeps_text(words: List[str], names: List[str]) -> None:
     found: List[str] = []
 
@@ -302,6 +304,7 @@ def test_spaces_around_a_text_stay(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["'tis", '"', "[a", "(a", "{a", "a,b", "1,2", "choice(a)", "NULL", "[1]", "{a:1}"])
+@pytest.mark.thorough
 def test_the_fix_for_a_text_that_is_hydras_syntax_gives_that_text(value: str) -> None:
     with pytest.raises(ConfigError) as error:
         smoke(f"name={value}")

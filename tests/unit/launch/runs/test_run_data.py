@@ -111,6 +111,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.thorough
 def test_what_changed_is_named_if_the_data_is_no_longer_in_the_cache(
     change: Callable[[Path], Any], message: str, config: RunConfig, run: RunDir, tmp_path: Path
 ) -> None:

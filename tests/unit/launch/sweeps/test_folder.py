@@ -103,12 +103,14 @@ def run_on_gpus(
     return used
 
 
+@pytest.mark.thorough
 def test_no_gpu_is_used_by_two_trials(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     used = run_on_gpus(folder, [gpu_trial(folder, number, 2) for number in range(4)], tmp_path, monkeypatch)
     assert max(map(len, used)) == 4 and {gpu for now in used for gpu in now} <= set("01234")
 
 
+@pytest.mark.thorough
 def test_hidden_gpus_are_not_used(folder: SweepDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1,4")
     used = run_on_gpus(folder, [gpu_trial(folder, number, 1, at_once=2) for number in range(4)], tmp_path, monkeypatch)
@@ -196,6 +198,7 @@ def test_only_optunas_own_samplers_can_be_named(override: str) -> None:
         sweeper.peek_sweep(request(*optuna, override))
 
 
+@pytest.mark.thorough
 def test_optuna_proposes_the_same_trials_for_the_same_objectives() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     asked = request("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.n_startup_trials=2",

@@ -44,6 +44,7 @@ def frozen(folder: SweepDir, count: int) -> List[Trial]:
     return trials
 
 
+@pytest.mark.thorough
 def test_the_best_half_goes_on_at_each_rung(folder: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
     trials, runs = frozen(folder, 5), Runs({4: 2, 3: 4})
     assert run_trials(folder, trials, RUNGS, runs) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1}

@@ -73,6 +73,7 @@ def test_a_trial_that_does_not_fit_the_machine_is_named(go: Callable[..., int]) 
     assert error.value.fix == "batch.global_batch_size=8"
 
 
+@pytest.mark.thorough
 def test_a_resume_of_a_sweep_changes_only_whether_it_waits(
     go: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_resume_of_a_sweep_changes_only_whether_it_waits(
             cli.dispatch(["resume", place, word])
 
 
+@pytest.mark.thorough
 def test_a_failed_trial_stops_no_other_and_runs_again_on_resume(
     go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_failed_trial_stops_no_other_and_runs_again_on_resume(
     assert "sweep is done; its trials, best first: ftdist sweep runs/" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_was_stopped_is_resumed(go: Callable[..., int], tmp_path: Path) -> None:
     again = ending({})
     assert go(ending({1: "preempted", 2: "frozen"}, stop=True), "seed=1,2,3") == EXIT_PREEMPTED
@@ -127,6 +130,7 @@ def test_a_sweep_that_was_stopped_is_resumed(go: Callable[..., int], tmp_path: P
           "pauses after step 2, step 4, where the best 50% of the trials continue"]),
     ],
 )  # fmt: skip
+@pytest.mark.thorough
 def test_a_dry_run_prints_what_would_be_started_and_writes_nothing(
     words: List[str], said: List[str], go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -157,6 +161,7 @@ def test_a_trial_whose_data_does_not_exist_is_named(go: Callable[..., int], tmp_
         (["seed=1,2", "sweep.rungs=[2]", "launch=slurm", "launch.device=cpu"], "but sweep.rungs compares the trials"),
     ],
 )
+@pytest.mark.thorough
 def test_a_refused_sweep_leaves_nothing(words: List[str], says: str, go: Callable[..., int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         go(ending({}), *words)
@@ -174,6 +179,7 @@ OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sam
           "optim.lr=tag(log,interval(1e-6,1e-1))")  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_sweeper_resumes_with_the_objectives_that_it_was_given(go: Callable[..., int], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     again = ending({})

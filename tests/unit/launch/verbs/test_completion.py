@@ -94,6 +94,7 @@ def test_words_are_completed(line: str, offers: List[str], tmp_path: Path, monke
         ("resume ru\t", "resume runs/b:1"),
     ],
 )
+@pytest.mark.thorough
 def test_a_real_bash_completes(typed: str, given: str, tmp_path: Path) -> None:
     """Type keys into an interactive shell, and compare the arguments that the command gets."""
     tool = tmp_path / "bin" / "ftdist"

@@ -104,6 +104,7 @@ def test_a_resume_on_other_ranks_writes_the_new_config_and_keeps_the_old_one(her
         ((4, 1), 0, ["launch.nproc_per_node=2"], True),
     ],
 )
+@pytest.mark.thorough
 def test_8_bit_states_stay_with_the_ranks_that_saved_them(
     saved: Tuple[int, int], updates: int, overrides: List[str], allowed: bool, here: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_8_bit_states_stay_with_the_ranks_that_saved_them(
         (["launch.nproc"], r"cannot change"),
     ],
 )
+@pytest.mark.thorough
 def test_a_resume_changes_only_how_a_run_is_computed(here: Path, overrides: List[str], offers: Optional[str]) -> None:
     run = stopped_run(here / "run")
     before = run.config.read_text()

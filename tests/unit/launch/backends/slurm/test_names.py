@@ -67,6 +67,7 @@ def refused(*words: str) -> str:
                                 "launch.slurm.qos=NAME"]),
     ],
 )  # fmt: skip
+@pytest.mark.thorough
 def test_a_name_that_slurm_does_not_know_is_refused_with_those_that_it_knows(
     words: List[str], sbatch: str, said: List[str], slurm: Dict[str, str]
 ) -> None:

@@ -50,6 +50,7 @@ def race(run: RunDir, ready: Any, tried: Any, won: Any) -> None:
 
 
 @pytest.mark.parametrize("before", ["nobody", "a dead launcher"])
+@pytest.mark.thorough
 def test_of_many_launchers_one_gets_the_run(before: str, run: RunDir) -> None:
     context, count = multiprocessing.get_context("fork"), 8
     for number in range(5):

@@ -216,6 +216,7 @@ def test_a_template_copied_before_the_torchrun_word_existed_still_works(tmp_path
     assert script.render(resolved(template=str(mine), max_restarts=3)) == "4 8 3 120  command"
 
 
+@pytest.mark.thorough
 def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
     """With the control plane's libraries alone, and an empty PATH, in under two seconds."""
     light = [

@@ -43,6 +43,7 @@ SITES = {
 
 
 @pytest.mark.parametrize("site", SITES)
+@pytest.mark.thorough
 def test_a_job_at_a_site(site: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     node, asked, part = SITES[site]
     found: Optional[List[resolve.Node]] = [resolve.Node(name, *node) for name in ("n1", "n2")] if node else None
