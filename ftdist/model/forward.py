@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Protocol, Tuple, Union
 
@@ -13,7 +13,7 @@ from transformers.masking_utils import create_masks_for_generate
 from ftdist.model.attention import document_kwargs
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.expert_load import ExpertLoad
-from ftdist.model.routers import RouterLogits
+from ftdist.model.routers import RouterLogits, without_balance_loss
 
 
 class Batch(Protocol):
@@ -153,7 +153,8 @@ def _run(model: Any, real: torch.Tensor, routers: Optional[RouterLogits], **inpu
         real: [rows, length] bool: False for padding, whose tokens are not counted.
     """
     more = routers.arguments if routers else {}
-    with expert_load(model).counting(real):
+    quiet = without_balance_loss(without_engine(model)) if routers else nullcontext()
+    with expert_load(model).counting(real), quiet:
         # With a cache, transformers silently drops its own block mask.
         outputs = model(use_cache=False, **inputs, **more)
     if routers:

@@ -1,5 +1,8 @@
 """The routers of a mixture of experts: what they compute in a forward pass."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, List, Optional, Tuple
 
 import torch
@@ -28,6 +31,26 @@ class RouterLogits:
         """
         for logits in outputs.router_logits:
             self.logits.append(logits.reshape(-1, logits.shape[-1])[real.reshape(-1)])
+
+
+@contextmanager
+def without_balance_loss(causal_lm: Any) -> Iterator[None]:
+    """Keep transformers from computing its balance loss with the logits of the routers inside a ``with`` block.
+
+    It is the loss of one forward pass, which nothing uses. gpt_oss fails in it if masks are given for each kind of
+    layer.
+    """
+    inner = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm  # without PEFT's wrapper
+    code, name = sys.modules[type(inner).__module__], "load_balancing_loss_func"
+    before = getattr(code, name, None)
+    if before is None:
+        yield
+        return
+    setattr(code, name, lambda *args, **kwargs: torch.zeros(()))
+    try:
+        yield
+    finally:
+        setattr(code, name, before)
 
 
 def expert_counts(logits: List[torch.Tensor], active: int) -> torch.Tensor:

@@ -51,9 +51,10 @@ OTHER_FAMILIES: Dict[str, Dict[str, Any]] = {
         "attention_dropout": 0.0, "hidden_dropout": 0.0, "bos_token_id": None, "eos_token_id": 257, "pad_token_id": 257,
     },
     "gemma2": {"model_type": "gemma2", **GROUPED, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
-    "gpt_oss": {  # sinks
+    "gpt_oss": {  # sinks, and the balance loss of its experts
         "model_type": "gpt_oss", **GROUPED, "head_dim": 16, "sliding_window": 8, "num_local_experts": 4,
-        "num_experts_per_tok": 2, "layer_types": ["sliding_attention", "full_attention"],
+        "num_experts_per_tok": 2, "layer_types": ["sliding_attention", "full_attention"], "output_router_logits": True,
+        "router_aux_loss_coef": 0.5,
     },
     "bart": {  # its cross-attention gets no gradient, because there is no encoder
         "model_type": "bart", "vocab_size": 259, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4,
