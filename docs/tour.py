@@ -96,7 +96,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/data/loader.py",
         "ftdist/data/preview.py", "ftdist/data/preview_rows.py", "ftdist/data/preview_page.py",
         "ftdist/data/preview_answers.py",
-        "ftdist/data/token_text.py", "ftdist/data/words.py",
+        "ftdist/data/token_text.py", "ftdist/data/words.py", "ftdist/data/roles.py",
     ],
     "Model": [
         "ftdist/model/__init__.py", "ftdist/model/fetch.py",
@@ -167,7 +167,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/verbs/report.py", "ftdist/report/main.py",
         "ftdist/report/build.py", "ftdist/report/at_end.py",
         "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/facts.py",
-        "ftdist/report/documents.py", "ftdist/report/words.py",
+        "ftdist/report/documents.py", "ftdist/report/words.py", "ftdist/report/roles.py",
         "ftdist/report/cost.py", "ftdist/report/summary.py", "ftdist/report/rows.py", "ftdist/report/texts.py",
         "ftdist/report/markdown.py", "ftdist/report/page_run.py", "ftdist/report/page.py",
         "ftdist/report/page_style.py", "ftdist/report/charts.py", "ftdist/report/axis.py",

@@ -141,6 +141,15 @@ REPORT_MUTATIONS = [
              "model, tokenizer = load_whole(config), load_tokenizer(config)",
              "config.train.precision = type(config.train.precision).fp32\n"
              "    model, tokenizer = load_whole(config), load_tokenizer(config)"),
+    Mutation("losses of words taken from the tokens before them", "ftdist/report/words.py",
+             "[before[begin + trained], after[begin + trained]]",
+             "[before[begin + trained - 1], after[begin + trained - 1]]"),
+    Mutation("the first documents of the data read, not those of the rows", "ftdist/report/words.py",
+             "for one in dataset.row_docs[: len(limits) - 1]]", "for one in range(len(limits) - 1)]"),
+    Mutation("tokens that are not trained counted in the losses by role", "ftdist/report/roles.py",
+             " & (dataset.trained[places] == 1)", ""),
+    Mutation("calls of tools counted as answers", "ftdist/data/roles.py", "yield place, end, CALL",
+             "yield place, end, ASSISTANT"),
     Mutation("energy of a counter that two groups of ranks read counted twice", "ftdist/plan/energy.py",
              "max(joules, largest.get((attempt, counter), 0.0))", "joules + largest.get((attempt, counter), 0.0)"),
     Mutation("energy lost when a counter wraps around", "ftdist/parallel/energy.py",
@@ -149,6 +158,7 @@ REPORT_MUTATIONS = [
 REPORT_SUITES = {
     "tests": [
         "tests/unit/train/test_forgetting.py", "tests/unit/report/test_moved.py",
+        "tests/unit/report/test_words.py", "tests/unit/report/test_roles.py", "tests/unit/data/test_roles.py",
         "tests/unit/plan/test_energy.py", "tests/unit/parallel/test_energy.py",
     ],
 }  # fmt: skip

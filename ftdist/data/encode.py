@@ -16,6 +16,7 @@ from ftdist.config.schema import BadRecords, Format, HeldoutBy, LongDocuments, R
 from ftdist.data.bad_records import BadRecord, read_good
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Rendered, Renderer, render
+from ftdist.data.roles import with_roles
 from ftdist.data.text_files import LocatedRecord
 from ftdist.data.tokenise import Tokenised, tokenise
 
@@ -61,6 +62,8 @@ class Encoded:
     """[tokens] int32: token ids of all documents, one document after another."""
     trained: np.ndarray
     """[tokens] uint8: 1 for trained tokens, 0 for the others."""
+    roles: np.ndarray
+    """[tokens] uint8: roles of the tokens of held-out documents (``ftdist.data.roles.ROLES``), 0 for the others."""
     lengths: np.ndarray
     """[documents] int64: number of tokens."""
     num_trained: np.ndarray
@@ -86,16 +89,18 @@ def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
         DataError: A record is bad, and bad records are not dropped. The message names its location.
     """
     good, bad = read_good(chunk, partial(read_and_render, settings), settings.bad_records)
-    documents, rendered = [document for document, _ in good], [text for _, text in good]
+    # All documents of a record have the same hash, so they stay together.
+    by_content = settings.heldout_by is HeldoutBy.content
+    digests = [document.content_hash() if by_content else content_hash("".join(text.text for text in texts))
+               for document, texts in good]  # fmt: skip
+    rendered = [[with_roles(document, text, settings.renderer) for text in texts] if digest < settings.heldout_below
+                else texts for (document, texts), digest in zip(good, digests, strict=True)]  # fmt: skip
     tokenised = iter(tokenise([text for texts in rendered for text in texts], settings.renderer))
     counts = Counter({"read": len(chunk)})
     pieces: List[Tokenised] = []
     hashes: List[int] = []
     prompts: List[HashedPrompt] = []
-    for document, texts in zip(documents, rendered, strict=True):
-        # All documents of a record have the same hash, so they stay together.
-        by_content = settings.heldout_by is HeldoutBy.content
-        digest = document.content_hash() if by_content else content_hash("".join(text.text for text in texts))
+    for (document, _), texts, digest in zip(good, rendered, digests, strict=True):
         _count_documents(texts, counts)
         last: List[HashedPrompt] = []
         for text in texts:
@@ -111,6 +116,7 @@ def encode(settings: EncodeSettings, chunk: List[LocatedRecord]) -> Encoded:
     return Encoded(
         ids=np.concatenate([piece.ids for piece in pieces] or [np.empty(0, np.int32)]),
         trained=np.concatenate([piece.trained for piece in pieces] or [np.empty(0, np.uint8)]),
+        roles=np.concatenate([piece.roles for piece in pieces] or [np.empty(0, np.uint8)]),
         lengths=lengths,
         num_trained=np.array([piece.trained.sum(dtype=np.int64) for piece in pieces], dtype=np.int64),
         hashes=np.array(hashes, dtype=np.uint64),
@@ -184,9 +190,10 @@ def _cut_to_length(tokens: Tokenised, settings: EncodeSettings, counts: "Counter
 
 
 def _piece(tokens: Tokenised, start: int, limit: int) -> Tokenised:
-    trained = tokens.trained[start : start + limit].copy()
+    part = slice(start, start + limit)
+    trained = tokens.trained[part].copy()
     trained[0] = 0
-    return Tokenised(tokens.ids[start : start + limit], trained, tokens.answer_start - start)
+    return Tokenised(tokens.ids[part], trained, tokens.roles[part], tokens.answer_start - start)
 
 
 def _stop_token(piece: Tokenised, stop_ids: FrozenSet[int]) -> int:

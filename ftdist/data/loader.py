@@ -13,7 +13,7 @@ import torch
 from ftdist.base.errors import DataError
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
-from ftdist.run.prepared import GENERAL, is_ready, read_meta
+from ftdist.run.prepared import GENERAL, ROLES_FILE, is_ready, read_meta
 
 IGNORED = -100
 """Label of a token that is not trained (``ignore_index`` of PyTorch's cross-entropy)."""
@@ -33,6 +33,9 @@ class PreparedSet:
     """[documents in rows] int64: document numbers in row order. A document can be in several rows, or in none."""
     row_offsets: np.ndarray
     """[rows + 1] int64: row r consists of the documents ``row_docs[row_offsets[r]:row_offsets[r + 1]]``."""
+    roles: Optional[np.ndarray] = None
+    """[tokens] uint8: roles of the tokens (``ftdist.data.roles.ROLES``). None if they were not kept: only held-out sets
+    have them, and earlier versions did not write them."""
 
     @property
     def num_rows(self) -> int:
@@ -122,7 +125,10 @@ def open_set(folder: Path, name: str) -> PreparedSet:
     )
     try:
         opened = PreparedSet(*(np.memmap(folder / name / file, dtype=dtype, mode="r") for file, dtype in files))
+        if (roles := folder / name / ROLES_FILE).is_file():
+            opened = replace(opened, roles=np.memmap(roles, dtype="u1", mode="r"))
         sizes_match = len(opened.tokens) == len(opened.trained) == opened.offsets[-1]
+        sizes_match &= opened.roles is None or len(opened.roles) == len(opened.tokens)
         sizes_match &= (
             len(opened.row_docs) == opened.row_offsets[-1] and len(opened.row_offsets) == sets[name]["rows"] + 1
         )

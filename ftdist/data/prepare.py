@@ -103,7 +103,7 @@ def build(config: RunConfig, folder: Path) -> None:
     settings = [encode_settings(config, source, tokenizer) for source in sources]
     set_names = [TRAIN, *sorted(config.data.heldout), *([HELDOUT] if config.data.heldout_share else []),
                  *(source.set_name for source in sources if is_general(source.set_name))]  # fmt: skip
-    writers = {name: SetWriter(folder / name) for name in set_names}
+    writers = {name: SetWriter(folder / name, name != TRAIN and not is_general(name)) for name in set_names}
     try:
         with show_progress() as report:
             bad = BadRecordList(folder / BAD_RECORDS, config.data.max_bad_share)

@@ -25,6 +25,10 @@ class Renderer:
     """Text of the BOS token. Empty if the tokenizer does not begin texts with one."""
 
 
+RoleSpan = Tuple[int, int, int]
+"""``(start, end, role)``: characters, and the number of their role in ``ftdist.data.roles.ROLES``."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     text: str
@@ -38,6 +42,8 @@ class Rendered:
     """The plan of the document, in such a chat."""
     whole: Optional[Form] = None
     """The form in which the template got the messages, in a chat in which everything is trained."""
+    roles: Tuple[RoleSpan, ...] = ()
+    """The roles of its characters, as far as they are known. Only held-out documents have them."""
 
 
 def make_renderer(

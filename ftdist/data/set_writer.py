@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import numpy as np
 
 from ftdist.data.encode import Encoded
+from ftdist.run.prepared import ROLES_FILE
 
 
 class SetWriter:
@@ -16,9 +17,14 @@ class SetWriter:
     are appended.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, with_roles: bool = False) -> None:
+        """
+        Args:
+            with_roles: Write the roles of the tokens too, to ``roles.u8``.
+        """
         folder.mkdir(parents=True)
         self.folder = folder
+        self._roles = (folder / ROLES_FILE).open("wb") if with_roles else None
         self._tokens = (folder / "tokens.i32").open("wb")
         self._trained = (folder / "trained.u8").open("wb")
         self._columns: Dict[str, List[np.ndarray]] = {
@@ -34,6 +40,8 @@ class SetWriter:
         """
         encoded.ids.astype("<i4").tofile(self._tokens)
         encoded.trained.tofile(self._trained)
+        if self._roles is not None:
+            encoded.roles.tofile(self._roles)
         for name in ("lengths", "num_trained", "hashes", "stops"):
             self._columns[name].append(getattr(encoded, name))
         self._columns["source"].append(np.full(len(encoded.lengths), source, dtype=np.int32))
@@ -62,13 +70,14 @@ class SetWriter:
         return tokens, np.memmap(self.folder / "trained.u8", dtype="u1", mode="r"), offsets
 
     def documents(self, numbers: np.ndarray) -> Iterator[Encoded]:
-        """Yield the documents with these numbers, one at a time."""
+        """Yield the documents with these numbers, one at a time, without their roles."""
         tokens, trained, offsets = self.read()
         columns = {name: self.column(name) for name in ("lengths", "num_trained", "hashes", "stops")}
         for number in numbers.tolist():
             span = slice(offsets[number], offsets[number + 1])
             one: Dict[str, Any] = {name: column[number : number + 1] for name, column in columns.items()}
-            yield Encoded(ids=tokens[span], trained=trained[span], **one)
+            unknown = np.zeros(offsets[number + 1] - offsets[number], dtype=np.uint8)
+            yield Encoded(ids=tokens[span], trained=trained[span], roles=unknown, **one)
 
     def exclude(self, numbers: np.ndarray) -> None:
         """Exclude these documents from the rows of the set. Their tokens stay in the files."""
@@ -93,6 +102,8 @@ class SetWriter:
     def close(self) -> None:
         self._tokens.close()
         self._trained.close()
+        if self._roles is not None:
+            self._roles.close()
 
 
 def select_documents(encoded: Encoded, keep: np.ndarray) -> Encoded:
@@ -103,6 +114,7 @@ def select_documents(encoded: Encoded, keep: np.ndarray) -> Encoded:
     return Encoded(
         encoded.ids[tokens],
         encoded.trained[tokens],
+        encoded.roles[tokens],
         encoded.lengths[keep],
         encoded.num_trained[keep],
         encoded.hashes[keep],

@@ -7,12 +7,12 @@ beginning of an answer. At inference the prompt is tokenised alone, so the model
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, List, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
 from ftdist.data.chat_template import Span
-from ftdist.data.render import Rendered, Renderer
+from ftdist.data.render import Rendered, Renderer, RoleSpan
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Tokenised:
     """[n] int32."""
     trained: np.ndarray
     """[n] uint8: 1 for trained tokens. The first token is never trained, because nothing predicts it."""
+    roles: np.ndarray
+    """[n] uint8: numbers of their roles (``ftdist.data.roles.ROLES``), 0 where they are not known."""
     answer_start: int
     """Index of the first token of the last trained span, or n if there is none. In a piece of a split document, it can
     be outside the piece."""
@@ -31,7 +33,7 @@ def tokenise(rendered: List[Rendered], renderer: Renderer) -> List[Tokenised]:
     backend, made = renderer.tokenizer.backend_tokenizer, []
     encodings = backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
     for encoding, one in zip(encodings, rendered, strict=True):
-        tokens = _mark(encoding, len(one.text), one.spans)
+        tokens = _mark(encoding, len(one.text), one.spans, one.roles)
         if cuts := _cuts(encoding, one.spans):
             parts = _tokenise_in_parts(one, cuts, backend)
             if _decoded(parts, backend) == _decoded(tokens, backend):  # SentencePiece adds a space before each part
@@ -52,16 +54,19 @@ def _tokenise_in_parts(rendered: Rendered, cuts: List[int], backend: Any) -> Tok
     parts: List[Tokenised] = []
     for begin, end in pairwise([0, *cuts, len(rendered.text)]):
         spans = [(max(a, begin) - begin, min(b, end) - begin) for a, b in rendered.spans if a < end and b > begin]
-        parts.append(_mark(backend.encode(rendered.text[begin:end], add_special_tokens=False), end - begin, spans))
-    ids, trained = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "trained"))
-    return Tokenised(ids, trained, len(ids) - len(parts[-1].ids) + parts[-1].answer_start)
+        roles = [(max(a, begin) - begin, min(b, end) - begin, role) for a, b, role in rendered.roles
+                 if a < end and b > begin]  # fmt: skip
+        encoding = backend.encode(rendered.text[begin:end], add_special_tokens=False)
+        parts.append(_mark(encoding, end - begin, spans, roles))
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "trained", "roles")}
+    return Tokenised(**arrays, answer_start=len(arrays["ids"]) - len(parts[-1].ids) + parts[-1].answer_start)
 
 
 def _decoded(tokens: Tokenised, backend: Any) -> str:
     return str(backend.decode(tokens.ids.tolist(), skip_special_tokens=False))
 
 
-def _mark(encoding: Any, length: int, spans: List[Span]) -> Tokenised:
+def _mark(encoding: Any, length: int, spans: Sequence[Span], role_spans: Sequence[RoleSpan]) -> Tokenised:
     ids = np.array(encoding.ids, dtype=np.int32)
     trained = np.zeros(len(ids), dtype=np.uint8)
     first = len(ids)
@@ -69,7 +74,10 @@ def _mark(encoding: Any, length: int, spans: List[Span]) -> Tokenised:
         found = overlapping_tokens(encoding, length, span)
         trained[found] = 1
         first = int(found.start)
-    return Tokenised(ids, trained, first)
+    roles = np.zeros(len(ids), dtype=np.uint8)
+    for begin, end, role in reversed(role_spans):  # a token with characters of two parts belongs to the first one
+        roles[overlapping_tokens(encoding, length, (begin, end))] = role
+    return Tokenised(ids, trained, roles, first)
 
 
 def overlapping_tokens(encoding: Any, length: int, span: Span) -> slice:

@@ -17,6 +17,8 @@ from ftdist.report.rows import (
     KINDS,
     RARITY_HEAD,
     RARITY_TITLE,
+    ROLE_HEAD,
+    ROLE_TITLE,
     TASK_HEAD,
     TASK_TEXT,
     WORD_HEAD,
@@ -28,6 +30,7 @@ from ftdist.report.rows import (
     gain_rows,
     phase_rows,
     rarity_rows,
+    role_rows,
     step_rows,
     task_rows,
     tensor_rows,
@@ -92,8 +95,10 @@ def word_lines(words: Dict[str, Any]) -> List[str]:
         if rows := word_rows(words, kind, MOST_CHANGED):
             shown = [[plain(name), plain(text), *cells] for name, text, *cells in rows]
             lines += [f"{title}:", "", *table(WORD_HEAD, shown)]
-    if rows := rarity_rows(words):
-        lines += [f"{RARITY_TITLE}:", "", *table(RARITY_HEAD, [[plain(name), *cells] for name, *cells in rows])]
+    rarity, roles = (RARITY_TITLE, RARITY_HEAD, rarity_rows(words)), (ROLE_TITLE, ROLE_HEAD, role_rows(words))
+    for title, head, rows in (roles, rarity):
+        if rows:
+            lines += [f"{title}:", "", *table(head, [[plain(name), *cells] for name, *cells in rows])]
     return lines
 
 

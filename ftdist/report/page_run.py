@@ -17,6 +17,8 @@ from ftdist.report.rows import (
     KINDS,
     RARITY_HEAD,
     RARITY_TITLE,
+    ROLE_HEAD,
+    ROLE_TITLE,
     TASK_HEAD,
     TASK_TEXT,
     WORD_HEAD,
@@ -27,6 +29,7 @@ from ftdist.report.rows import (
     document_rows,
     gain_rows,
     rarity_rows,
+    role_rows,
     step_rows,
     task_rows,
     tensor_rows,
@@ -159,7 +162,8 @@ def _words(report: Report) -> str:
     lists = [details(title, table(title, WORD_HEAD, word_rows(words, kind, SHOWN)))
              for kind, title in WORD_TITLES.items()]  # fmt: skip
     rarity = table(RARITY_TITLE, RARITY_HEAD, rarity_rows(words))
-    return section("Words", [rarity, *lists, paragraph(word_text(words), "soft")], "words")
+    roles = table(ROLE_TITLE, ROLE_HEAD, role_rows(words))
+    return section("Words", [roles, rarity, *lists, paragraph(word_text(words), "soft")], "words")
 
 
 def _samples(report: Report) -> str:

@@ -24,10 +24,13 @@ WORD_TITLES = {"gained": "The words that gained most in total", "lost": "The wor
                "lost_each": "The words that lost most each time"}  # fmt: skip
 RARITY_HEAD = ["set", "in general texts", "words", "times", "tokens", "before", "after", "change"]
 RARITY_TITLE = "How rare the words are in general texts"
+ROLE_HEAD = ["set", "role", "documents", "tokens", "before", "after", "change"]
+ROLE_TITLE = "Losses by the role of the message"
 WORD_TEXT = ("Losses before and after are in nats per token, changes each time and in total in nats of the whole word. "
              "The lists by the change each time have only words that occur at least {times} times. Rarity is how often "
              "a word occurs, whatever its case, in the built-in general texts. No word: punctuation, white space and "
-             "special tokens.")  # fmt: skip
+             "special tokens. Losses by role are means over tokens in nats, with 95 % intervals over "
+             "documents.")  # fmt: skip
 GENERAL_TEXT = "Loss of general texts that the run was not trained on. A rise is forgetting."
 
 
@@ -63,6 +66,15 @@ def rarity_rows(words: Dict[str, Any]) -> Rows:
     return [
         [name, str(one["group"]), f"{one['words']:,}", *_counts_and_losses(one), f"{drawable(one['change']):+.4f}"]
         for name, found in words["sets"].items() for one in found["rarity"]
+    ]  # fmt: skip
+
+
+def role_rows(words: Dict[str, Any]) -> Rows:
+    """Return the losses by role. ``ROLE_HEAD`` names the columns."""
+    return [
+        [name, str(one["role"]), f"{one['documents']:,}", f"{one['tokens']:,}",
+         *(interval(one[part]) for part in ("before", "after", "change"))]
+        for name, found in words["sets"].items() for one in found["roles"]
     ]  # fmt: skip
 
 

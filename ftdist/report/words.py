@@ -13,6 +13,7 @@ from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.data.words import TokenWord, kept_limits, token_words, words_of
 from ftdist.report.documents import SHOWN, trained_tokens
+from ftdist.report.roles import by_role
 from ftdist.run.identity import recorded_folder
 from ftdist.run.prepared import GENERAL_TEXTS, is_ready
 from ftdist.run.rundir import RunDir
@@ -53,7 +54,8 @@ def changed_words(run: RunDir, config: RunConfig, losses: Mapping[str, Any]) -> 
         ``sets`` by name, ``min_times``, and ``missing``: why there are no sets, else empty. A set has the lists of
         words ``gained`` and ``lost`` (by the change of the sum of their losses), ``gained_each`` and ``lost_each`` (by
         that divided by the number of times that they occur), ``rarity`` (all tokens, by how often their words occur in
-        the general texts), the number of ``documents`` that were read, and that of ``all`` documents.
+        the general texts), ``roles`` (from ``by_role``), the number of ``documents`` that were read, and that of
+        ``all`` documents.
     """
     pairs, folder = compared_evaluations(run, losses), recorded_folder(run, config)
     if not pairs:
@@ -71,6 +73,7 @@ def changed_words(run: RunDir, config: RunConfig, losses: Mapping[str, Any]) -> 
             if same and limits[-1] and len(before) == len(after) == limits[-1]:
                 words = _add_up(dataset, tokenizer, limits, before, after)
                 found[name] = {**_most_changed(words), "rarity": _by_rarity(words, general),
+                               "roles": by_role(dataset, limits, before, after),
                                "documents": len(limits) - 1, "all": len(dataset.row_docs)}  # fmt: skip
     except (FtdistError, OSError, ValueError):
         return _without("the prepared data or the tokenizer cannot be read")

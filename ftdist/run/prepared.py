@@ -45,6 +45,8 @@ GENERAL_TEXTS = TEMPLATES / "general_texts.jsonl"
 GENERAL = "general"
 """Name of their source, of the folder of general sets in prepared data, and of their field in meta.json."""
 META = "meta.json"
+ROLES_FILE = "roles.u8"
+"""The roles of the tokens of a held-out set. Data of earlier versions has no such file."""
 BAD_RECORDS = "bad_records.jsonl"
 """List of the records that were dropped because they are bad. The file exists only if there are any."""
 FIRST_TOKENIZER_FILES = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
@@ -101,9 +103,13 @@ def known_before(name: str) -> bool:
 
 
 def content_hash(config: RunConfig, folder: Path) -> str:
-    """Return a hash of all tokens, masks and rows of prepared data. Files that did not change are not read again."""
+    """Return a hash of all tokens, masks and rows of prepared data. Files that did not change are not read again.
+
+    Roles do not count: earlier versions did not write them, and nothing is trained by them.
+    """
     hashes = FileHashes(cache_root(config))
-    files = sorted(path for depth in ("*/*", f"{GENERAL}/*/*") for path in folder.glob(depth) if path.is_file())
+    files = sorted(path for depth in ("*/*", f"{GENERAL}/*/*") for path in folder.glob(depth)
+                   if path.is_file() and path.name != ROLES_FILE)  # fmt: skip
     names = [str(path.relative_to(folder)) for path in files]
     text = json.dumps(list(zip(names, hashes.of_all(files), strict=True)))
     hashes.save()

@@ -111,9 +111,9 @@ def gain_of(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]
     for name, (before, after) in compared_evaluations(run, losses).items():
         tokens = before.weights
         both = sorted(before.metrics.keys() & after.metrics.keys())
-        metrics = {metric: _compared(before.metrics[metric], after.metrics[metric], tokens) for metric in both}
+        metrics = {metric: compared(before.metrics[metric], after.metrics[metric], tokens) for metric in both}
         found[name] = {"documents": int((tokens > 0).sum()), "tokens": int(tokens.sum()),
-                       **_compared(before.losses, after.losses, tokens), "metrics": metrics}  # fmt: skip
+                       **compared(before.losses, after.losses, tokens), "metrics": metrics}  # fmt: skip
     return found
 
 
@@ -128,7 +128,7 @@ def compared_evaluations(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, Tu
     return found
 
 
-def _compared(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> Dict[str, Any]:
+def compared(before: np.ndarray, after: np.ndarray, tokens: np.ndarray) -> Dict[str, Any]:
     """Return the interval of sums over documents before and after, and of their change."""
     sums = {"before": before, "after": after, "change": after - before}
     return {part: asdict(interval_of(values, tokens)) for part, values in sums.items()}

@@ -39,7 +39,11 @@ REPORT = {
                     "each": -4.0, "total": -4800.0}],
         "lost": [], "gained_each": [], "lost_each": [],
         "rarity": [{"group": "never", "words": 1, "times": 1200, "tokens": 2400, "before": 3.0, "after": 1.0,
-                    "change": -2.0}], "documents": 10, "all": 1000}}},
+                    "change": -2.0}],
+        "roles": [{"role": "tool call", "documents": 7, "tokens": 1100,
+                   "before": {"value": 3.0, "low": 2.5, "high": 3.5}, "after": {"value": 1.0, "low": 0.5, "high": 1.5},
+                   "change": {"value": -2.0, "low": -2.5, "high": -1.5}}],
+        "documents": 10, "all": 1000}}},
     "general": {"built<b>in": {"documents": 54, "tokens": 9, "before": {"value": 2.0, "low": 1.5, "high": 2.5},
         "after": {"value": 2.25, "low": 1.75, "high": 2.75}, "change": {"value": 0.25, "low": 0.125, "high": 0.375}}},
     "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],
@@ -84,7 +88,9 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     } <= set(lines)  # fmt: skip
     assert r"| do&lt;b&gt;cs | &lt;i&gt;x\|  | 9 | 3.0000 | 1.0000 | -2.0000 |" in text and "lost most" not in text
     assert {r"| do&lt;b&gt;cs | x\|\_&lt;i&gt; | 1,200 | 2,400 | 3.0000 | 1.0000 | -4 | -4800 |",
-            "| do&lt;b&gt;cs | never | 1 | 1,200 | 2,400 | 3.0000 | 1.0000 | -2.0000 |"} <= set(lines)  # fmt: skip
+            "| do&lt;b&gt;cs | never | 1 | 1,200 | 2,400 | 3.0000 | 1.0000 | -2.0000 |",
+            "| do&lt;b&gt;cs | tool call | 7 | 1,100 | 3.0000 (2.5000 to 3.5000) | 1.0000 (0.5000 to 1.5000) "
+            "| -2.0000 (-2.5000 to -1.5000) |"} <= set(lines)  # fmt: skip
     assert r"at least 5 times" in text and "Of do&lt;b&gt;cs, the first 10 of 1,000 documents were read." in text
     assert ("The loss on general text went from 2.0000 to 2.2500 (built&lt;b&gt;in; 95 % interval of the change: "
             "+0.1250 to +0.3750).") in text  # fmt: skip

@@ -34,7 +34,8 @@ WORDS = {"missing": "", "min_times": 5, "sets": {ATTACK: {
     **{kind: [{"word": ATTACK * 3, "times": 9, "tokens": 9, "before": 3.0, "after": "nan", "change": "nan",
                "each": -2.0, "total": -18.0}] * 3 for kind in ("gained", "lost", "gained_each", "lost_each")},
     "rarity": [{"group": "never", "words": 1, "times": 9, "tokens": 9, "before": 3.0, "after": 1.0, "change": -2.0}],
-    "documents": 9, "all": 9}}}  # fmt: skip
+    "roles": [{"role": "tool call", "documents": 9, "tokens": 9, **{part: {"value": "nan", "low": "nan", "high": "nan"}
+               for part in ("before", "after", "change")}}], "documents": 9, "all": 9}}}  # fmt: skip
 HOST = """<body style="margin:0">{frames}<script>
 addEventListener("load", () => {{
   const found = [...document.querySelectorAll("iframe")].map(frame => {{
