@@ -24,6 +24,7 @@ CHANGEABLE = (
 """Keys that ``ftdist resume RUN_DIR key=value`` may change, and all keys below them."""
 EVALUATED = (
     "data", "cache_dir", "batch.micro_batch_size", "model.attention", "zero.stage", "zero.offload_param",
+    "zero.expert_groups",
     "launch.device", "launch.nproc_per_node", "launch.threads_per_rank", "launch.timeout_s",
 )  # fmt: skip
 """Keys that ``ftdist eval RUN_DIR key=value`` may change.

@@ -252,11 +252,19 @@ def _with_input_gradient(layer: torch.nn.Module, args: Any, kwargs: Dict[str, An
     return (args[0].detach().requires_grad_(), *args[1:]), kwargs
 
 
-def build_forward_engine(model: torch.nn.Module, settings: Dict[str, Any], device: torch.device) -> ForwardEngine:
-    """Build an engine for evaluation only. With ZeRO-3 its parameters are sharded; otherwise it is the plain model."""
+def build_forward_engine(
+    model: torch.nn.Module, settings: Dict[str, Any], device: torch.device, expert_groups: int = 1
+) -> ForwardEngine:
+    """Build an engine for evaluation only. With ZeRO-3 its parameters are sharded; otherwise it is the plain model.
+
+    Args:
+        expert_groups: Number of groups into which the experts of each layer are divided with ZeRO-3.
+    """
     if settings["zero_optimization"]["stage"] < 3:
         model = model.to(device)
         return ForwardEngine(model, model)
+    if expert_groups > 1:
+        group_experts(model, expert_groups)
     kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
     slim = with_sizes({key: settings[key] for key in kept}, model_sizes(model))
     import_muon()

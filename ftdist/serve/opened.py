@@ -76,7 +76,7 @@ def open_model(config: RunConfig, settings_file: Path, folder: Optional[Path], r
         if not method.whole and folder is not None:
             method.apply(model, config)
             load_trained(model, folder)
-        engine = build_forward_engine(model.eval(), settings, ranks.device)
+        engine = build_forward_engine(model.eval(), settings, ranks.device, config.zero.expert_groups)
     mesh = data_parallel(ranks)
     head, _ = choose_head(config, engine, vocab_size, mesh)
     limit = getattr(arch.get_text_config(), "max_position_embeddings", None)

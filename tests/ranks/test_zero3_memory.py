@@ -115,9 +115,9 @@ FETCH_LATE = tuple(  # DeepSpeed gathers a module when it runs, and not before
 )
 
 
-def _with_and_without_groups(grouped: Any, whole: Any, path: Path) -> Tuple[Any, Any, bool]:
-    """Return ``_large_tensors`` with and without groups of experts, and whether a checkpoint that was saved with groups
-    holds the same weights when it is read without them."""
+def _with_and_without_groups(grouped: Any, whole: Any, path: Path, settings: Path) -> Tuple[Any, Any, bool, Any]:
+    """Return ``_large_tensors`` with and without groups of experts, whether a checkpoint that was saved with groups
+    holds the same weights when it is read without them, and what ``_evaluated`` returns with and without groups."""
     from ftdist.engine.whole import whole_weights
 
     first = _large_tensors(grouped, path / "grouped")
@@ -125,7 +125,23 @@ def _with_and_without_groups(grouped: Any, whole: Any, path: Path) -> Tuple[Any,
     resumed = assemble(whole, path / "grouped", start(whole))
     after = whole_weights(resumed.engine)
     same = first[1].keys() == after.keys() and all(after[name].equal(value) for name, value in first[1].items())
-    return first, second, same and resumed.state.step == 2
+    resumed.engine.destroy()
+    evaluated = [_evaluated(config, settings, resumed.ranks) for config in (grouped, whole)]
+    return first, second, same and resumed.state.step == 2, evaluated
+
+
+def _evaluated(config: Any, settings: Path, ranks: Any) -> Tuple[Any, int]:
+    """Return the logits of a text in an engine for evaluation, and the size of the largest parameter of its experts."""
+    import torch
+
+    from ftdist.serve.opened import open_model
+
+    opened = open_model(config, settings, None, ranks)
+    with torch.no_grad(), opened.engine.evaluation():
+        logits = opened.engine(input_ids=torch.arange(5, 25)[None], use_cache=False).logits
+    experts = [p for name, p in opened.engine.module.named_parameters() if ".experts." in name]
+    opened.close()
+    return logits, max(p.ds_numel for p in experts)
 
 
 def _large_tensors(config: Any, path: Path) -> Tuple[Dict[str, float], Any]:
@@ -197,8 +213,9 @@ def test_gathered_experts_are_freed_after_each_layer_or_group(tmp_path: Path) ->
                 "data.heldout_share=0", "data.max_heldout_documents=null", f"data.max_seq_len={LENGTH}", *FETCH_LATE,
                 "zero.deepspeed.zero_optimization.reduce_bucket_size=1000")  # fmt: skip
     whole, grouped = (tiny_config(tmp_path, *settings, f"zero.expert_groups={groups}") for groups in (1, GROUPS))
-    freeze_tiny(whole, tmp_path / "prepared", 2)
-    for *runs, same in run_ranks(_with_and_without_groups, 2, grouped, whole, tmp_path / "runs"):
+    deepspeed = freeze_tiny(whole, tmp_path / "prepared", 2).deepspeed
+    found = run_ranks(_with_and_without_groups, 2, grouped, whole, tmp_path / "runs", deepspeed)
+    for *runs, same, ((logits, largest), (expected_logits, whole_largest)) in found:
         for (measured, _), groups in zip(runs, (GROUPS, 1), strict=True):
             experts = EXPERTS * 3 * WIDTH * WIDTH // groups
             print(f"{groups} groups: {measured}")
@@ -210,3 +227,5 @@ def test_gathered_experts_are_freed_after_each_layer_or_group(tmp_path: Path) ->
             assert with_groups[name] == pytest.approx(without[name], rel=1e-5)
         assert all((weights[name] - value).norm() <= 1e-4 * value.norm() for name, value in expected.items())
         assert same, "a checkpoint does not depend on the groups"
+        assert GROUPS * largest == whole_largest, "an evaluation gathers one group at a time"
+        assert (logits - expected_logits).norm() <= 1e-5 * expected_logits.norm()
