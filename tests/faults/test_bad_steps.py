@@ -10,6 +10,7 @@ import pytest
 
 from ftdist.base.errors import TrainError
 from ftdist.config.frozen import load_config
+from ftdist.config.schema import Precision
 from ftdist.run.rundir import RunDir
 from ftdist.verify.reference import Reference, read_rows
 from tests.faults.bad_batches import make_batches_bad
@@ -67,11 +68,12 @@ def _steps(config: Any, run: RunDir, at: int, kind: str) -> Outcome:
 def _compare(configs: List[Any], folder: Path) -> List[Tuple[Any, Dict[str, Outcome]]]:
     found = []
     for number, config in enumerate(configs):
-        for at in (0, 2):
-            run = RunDir(folder / f"run-{number}")
-            kinds = ("left out", "loss", "gradient") if at == 0 else ("left out", "loss", "gradient", "spike")
-            found.append(((config.zero.stage, config.train.precision.name, at),
-                          {kind: _steps(config, run, at, kind) for kind in kinds}))  # fmt: skip
+        # The first step at two stages and the third at the others: the precision decides which.
+        at = 2 * ((config.zero.stage + (config.train.precision is Precision.bf16)) % 2)
+        run = RunDir(folder / f"run-{number}")
+        kinds = ("left out", "loss", "gradient") if at == 0 else ("left out", "loss", "gradient", "spike")
+        found.append(((config.zero.stage, config.train.precision.name, at),
+                      {kind: _steps(config, run, at, kind) for kind in kinds}))  # fmt: skip
     return found
 
 
