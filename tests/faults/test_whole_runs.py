@@ -52,13 +52,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
+@pytest.mark.slow  # test_collective_saves.py tests this with forked ranks
 @fault(
     "training",
     "the disk of the run is full for a while",
     "a tmpfs that is full for 3 s while checkpoints are due",
     "no step is lost; metrics.jsonl is complete; later checkpoints are saved; exit code 0",
 )
-@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_run_survives_a_full_disk(tmp_path: Path, disk: Path, method: str) -> None:
     run = RunDir(disk / "run")
     settings = (*RUN, "track=offline", f"method={method}")
