@@ -9,7 +9,7 @@ from ftdist.report.documents import changed_documents
 from ftdist.report.words import changed_words
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import recorded_folder
-from ftdist.run.prepared import is_ready, read_meta
+from ftdist.run.prepared import GENERAL, is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.sample import joined
 from ftdist.run.task_results import read_results
@@ -33,7 +33,10 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "best": None if best is None else {"step": checkpoint_step(best), "loss": read_manifest(best)["eval_loss"]},
         "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
-        **gain_and_forgetting(run, config), "general": general_gain(run), "step_times": step_times(run),
+        **gain_and_forgetting(run, config), "general": general_gain(run),
+        "general_losses": {name: [list(point) for point in points]
+                           for name, points in heldout_losses(run, GENERAL).items()},
+        "step_times": step_times(run),
         "documents": changed_documents(run, config, heldout_losses(run)),
         "words": changed_words(run, config, heldout_losses(run)), "tasks": read_results(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],

@@ -99,18 +99,20 @@ def loss_chart(key: str, lines: Dict[str, List[List[Any]]], title: str, train: s
 
 
 def _curves(report: Report) -> str:
-    losses = {**report["heldout"], **({"training": report["train"]} if report["train"] else {})}
+    general = {f"general text: {name}": points for name, points in report["general_losses"].items()}
+    evaluated = {**report["heldout"], **general}
+    losses = {**evaluated, **({"training": report["train"]} if report["train"] else {})}
     forgetting, figures = report["forgetting"], []
-    rows = [[name, step, f"{drawable(loss):.4f}"] for name, points in report["heldout"].items()
-            for step, loss in points]  # fmt: skip
+    rows = [[name, step, f"{drawable(loss):.4f}"] for name, points in evaluated.items() for step, loss in points]
     if losses:
         figures.append(figure(loss_chart("loss", losses, "Loss over steps", "training"),
-                              "Loss of training, and of the held-out sets."))  # fmt: skip
+                              "Loss of training, of the held-out sets, and of general texts."))  # fmt: skip
     if forgetting:
         figures += [_forgetting_curve(forgetting), _trade(report)]
     missing = "" if forgetting else "Forgetting: not measured."
-    return section("Curves", [charts(figures), paragraph(missing, "soft"), details("held-out losses as a table", table(
-        "Held-out losses", ["set", "step", "loss (nats per token)"], rows)), _gains(report)], "curves")  # fmt: skip
+    numbers = table("Losses of evaluations", ["set", "step", "loss (nats per token)"], rows)
+    parts = [charts(figures), paragraph(missing, "soft"), details("losses of evaluations as a table", numbers)]
+    return section("Curves", [*parts, _gains(report)], "curves")
 
 
 def _forgetting_curve(forgetting: Dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ftdist.base.counts import count
 from ftdist.base.tables import plain_table, show_table
-from ftdist.run.prepared import read_meta
+from ftdist.run.prepared import GENERAL, read_meta
 
 TRAINED, CONTEXT = "bold green", "dim"
 SHOWN_FIRST, SHOWN_LAST = 120, 60
@@ -113,7 +113,8 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
             share,
         )
     sets = plain_table("set", "rows", "documents", "tokens", "trained", "rows filled", "stop token")
-    for name, stats in meta["sets"].items():
+    general = {f"{GENERAL}/{name}": stats for name, stats in meta.get(GENERAL, {}).items()}
+    for name, stats in {**meta["sets"], **general}.items():
         sets.add_row(
             name,
             _n(stats["rows"]),

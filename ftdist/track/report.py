@@ -15,6 +15,8 @@ from rich.text import Text
 from ftdist.base.json_files import read_records
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show, show_table
+from ftdist.base.terminal import format_seconds
+from ftdist.plan.goodput import goodput_of
 from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import RunDir
 from ftdist.track.gain import gain_of
@@ -28,6 +30,10 @@ ANSWER_TYPES = {"step": int, "set": str, "index": int, "answer": str}
 """Fields that a record of samples.jsonl must have to be shown, and their types."""
 TRUNCATION_MARK = "…"
 """Ends an answer that was cut off because it reached its maximum number of tokens."""
+
+FORGETTING_TIME = "perf/forgetting_seconds"
+"""The metric of an evaluation that has the time in which forgetting was measured: on the texts of the base model, which
+it wrote in the first one, and on general texts."""
 
 WANDB_MAGIC = b":W&B"
 RECORD_HEADER = struct.Struct("<3xIHB")
@@ -51,7 +57,7 @@ def final_report(run: RunDir, console: Console, summary: Sequence[str] = ()) -> 
         _print_gain(gain, console)
     curve, general = forgetting_curve(run), general_gain(run)
     if curve or general:
-        _print_forgetting(curve, general, console)
+        _print_forgetting(curve, general, forgetting_time(run), console)
     if times := step_times(run):
         _print_times(times, console)
     samples = answers(run)
@@ -98,6 +104,14 @@ def forgetting_curve(run: RunDir) -> List[Tuple[int, float, float]]:
     return found
 
 
+def forgetting_time(run: RunDir) -> Tuple[float, float]:
+    """Return the seconds in which forgetting was measured (``FORGETTING_TIME``), and their share of the run."""
+    found = [record[FORGETTING_TIME] for record in read_records(run.metrics) if FORGETTING_TIME in record]
+    seconds = sum(float(value) for value in found if isinstance(value, (int, float)))
+    total = goodput_of(run, alive=True).total_s
+    return seconds, seconds / total if total else 0.0
+
+
 def step_times(run: RunDir) -> Dict[str, float]:
     """Return the mean of each ``perf/`` metric over all records of steps, without the prefix; empty without records.
 
@@ -106,7 +120,7 @@ def step_times(run: RunDir) -> Dict[str, float]:
     found: Dict[str, List[float]] = {}
     for record in read_records(run.metrics):
         for key, value in record.items():
-            if key.startswith("perf/") and isinstance(value, (int, float)):
+            if key.startswith("perf/") and key != FORGETTING_TIME and isinstance(value, (int, float)):
                 found.setdefault(key[len("perf/") :], []).append(float(value))
     return {name: fmean(values[1:] or values) for name, values in found.items()}
 
@@ -196,8 +210,9 @@ def _print_gain(gain: Dict[str, Dict[str, Any]], console: Console) -> None:
 
 
 def _print_forgetting(
-    curve: List[Tuple[int, float, float]], general: Dict[str, Dict[str, Any]], console: Console
-) -> None:
+    curve: List[Tuple[int, float, float]], general: Dict[str, Dict[str, Any]], time: Tuple[float, float],
+    console: Console,
+) -> None:  # fmt: skip
     table = plain_table("forgetting (nats per token)", "before", "after")
     if curve:
         (first_step, before, _), (_, after, error) = curve[0], curve[-1]
@@ -206,6 +221,8 @@ def _print_forgetting(
         low, high = (f"{found['change'][end]:+.4f}" for end in ("low", "high"))
         after_and_change = f"{found['after']['value']:.4f} (change {low} to {high})"
         table.add_row(Text(f"loss on general text: {name}"), f"{found['before']['value']:.4f}", after_and_change)
+    if time[0]:
+        table.add_row("time to measure it", "", f"{format_seconds(time[0])}, {time[1]:.1%} of the run")
     show_table(console, table)
 
 

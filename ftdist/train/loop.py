@@ -15,6 +15,7 @@ from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import PAUSED
 from ftdist.run.timeline import EVALUATING, SAVING, STEPS
 from ftdist.track.gain import DocumentLosses, write_evaluation
+from ftdist.track.report import FORGETTING_TIME
 from ftdist.track.token_losses import write_token_losses
 from ftdist.train.bad_steps import count_step, report_bad_step, roll_back, why_bad
 from ftdist.train.evaluate import answer_prompts, evaluate, report_rows
@@ -232,10 +233,11 @@ def _evaluate_all(training: Training) -> bool:
     """
     metrics: Dict[str, float] = {}
     documents: Dict[str, DocumentLosses] = {}
-    loss_sum, num_tokens = 0.0, 0
+    loss_sum, num_tokens, general_s = 0.0, 0, 0.0
     step, progress = training.state.step, training.progress
     with training.timeline.during(EVALUATING, step), progress.during("evaluating") as say:
         for key, dataset in training.evaluated_sets().items():
+            begun = time.monotonic()
             measured = evaluate(
                 training.engine, training.objective, dataset, training.mesh, training.plan.micro_batch_size,
                 training.config.data.packing, training.tokenizer.pad_token_id, training.preemption,
@@ -247,7 +249,11 @@ def _evaluate_all(training: Training) -> bool:
             documents[key.removeprefix(HELDOUT)] = measured
             if key.startswith(HELDOUT):
                 loss_sum, num_tokens = loss_sum + measured.loss, num_tokens + measured.weight
+            else:
+                general_s += time.monotonic() - begun
+        begun = time.monotonic()
         forgetting = training.forgetting.measure(say)
+        times = {FORGETTING_TIME: general_s + time.monotonic() - begun}
         if forgetting is None:
             return False
         rows = answer_prompts(training, say)
@@ -266,7 +272,7 @@ def _evaluate_all(training: Training) -> bool:
             write_token_losses(training.run, state.step, heldout)
         value = goodput_of(training.run, alive=True).value
         goodput = {} if value is None else {"perf/goodput": value}
-        training.tracker.log(state.step, {**metrics, **forgetting, **gain, **goodput})
+        training.tracker.log(state.step, {**metrics, **forgetting, **gain, **goodput, **times})
         if rows:
             training.tracker.samples(state.step, rows)
         training.progress.note(f"step {state.step}: {describe_evaluation(metrics, forgetting)}")

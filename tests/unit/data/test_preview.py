@@ -169,10 +169,11 @@ def test_the_table_shows_dropped_documents_and_warnings() -> None:
     split = {"split_chats": 3, "documents_of_split_chats": 8, "tokens_of_split_chats": 4321}
     out = io.StringIO()
     heldout = {"h": source | {"dropped": {}}}
-    meta = {"sources": {"s": source | dropped | split}, "heldout_sources": heldout, "sets": {"train": sets}}
+    meta = {"sources": {"s": source | dropped | split}, "heldout_sources": heldout, "sets": {"train": sets},
+            "general": {"mine": {**sets, "rows": 321}}}  # fmt: skip
     print_table(meta | {"warnings": ["look here"]}, Console(file=out, width=120))
     for part in ("1,000", "7 nothing to train", "25.0%", "h (held out)", "98.7%", "none", "warning: look here",
-                 "s: 3 chats became 8 documents, with 4,321 more tokens"):  # fmt: skip
+                 "general/mine 321", "s: 3 chats became 8 documents, with 4,321 more tokens"):  # fmt: skip
         assert part in " ".join(out.getvalue().split())
 
 

@@ -44,6 +44,7 @@ REPORT = {
                    "before": {"value": 3.0, "low": 2.5, "high": 3.5}, "after": {"value": 1.0, "low": 0.5, "high": 1.5},
                    "change": {"value": -2.0, "low": -2.5, "high": -1.5}}],
         "documents": 10, "all": 1000}}},
+    "general_losses": {"built<b>in": [[0, 2.0], [9, 2.25]]},
     "general": {"built<b>in": {"documents": 54, "tokens": 9, "before": {"value": 2.0, "low": 1.5, "high": 2.5},
         "after": {"value": 2.25, "low": 1.75, "high": 2.75}, "change": {"value": 0.25, "low": 0.125, "high": 0.375}}},
     "answers": [{"question": "<i>?", "before": "|", "after": "`", "reference": "*"}],

@@ -66,7 +66,8 @@ def hostile(**changes: Any) -> Dict[str, Any]:
     report: Dict[str, Any] = copy.deepcopy(REPORT) | {
         "run": ATTACK, "reason": ATTACK, "folder": f"/runs/{ATTACK}", "train": [[1, 2.9], [2, "nan"], [3, 2.7]],
         "heldout": {f"docs {ATTACK}": [[0, 3.0], [2, 2.0], [4, 1.5]]}, "forgetting": FORGETTING,
-        "gain": {f"docs {ATTACK}": GAIN}, "general": {ATTACK: GAIN}, "documents": DOCUMENTS, "words": WORDS,
+        "gain": {f"docs {ATTACK}": GAIN}, "general": {ATTACK: GAIN},
+        "general_losses": {ATTACK: [[0, 2.0], [9, 2.25]]}, "documents": DOCUMENTS, "words": WORDS,
         "data": DATA,
         "faults": [ATTACK],
         "answers": [dict.fromkeys(("question", "before", "after", "reference"), ATTACK)],

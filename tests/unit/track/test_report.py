@@ -58,8 +58,9 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
         {"step": 0, "eval/docs/loss": 3.0, "eval/other/loss": 2.0, "forgetting/kl": 0.0, "forgetting/kl_error": 0.0},
         {"step": 5, "train/loss": 2.5},
         {"step": 5, "eval/docs/loss": 2.5, "eval/other/loss": "nan"},
-        {"step": 10, "eval/docs/loss": 2.0, "eval/other/loss": 1.5, "forgetting/kl": 0.25, "forgetting/kl_error": 0.01},
-    )
+        {"step": 10, "eval/docs/loss": 2.0, "eval/other/loss": 1.5, "forgetting/kl": 0.25, "forgetting/kl_error": 0.01,
+         "perf/forgetting_seconds": 90.0},
+    )  # fmt: skip
     write(
         run.samples,
         *(sample(0, index, f"As a model {index}") for index in range(3)),
@@ -81,6 +82,7 @@ def test_the_report_shows_losses_answers_and_paths(run: RunDir) -> None:
     assert lines[2].split() == ["other", "2.0000", "1.5000", "-25.0", "%", "7.39", "→", "4.48"]
     assert lines[3].split() == ["forgetting", "(nats", "per", "token)", "before", "after"]
     assert lines[4].split() == ["KL(base", "‖", "now)", "0.0000", "0.2500", "±", "0.0100"]
+    assert lines[5].split()[:5] == ["time", "to", "measure", "it", "1:30,"]
     answers = [line for line in lines if line.startswith(("question", "base", "trained", "reference"))]
     assert [" ".join(line.split()) for line in answers] == [
         "question 1 What is [bold]0[/bold]?", "base model As a model 0", "trained model Return it 0",
