@@ -163,7 +163,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/verbs/resume.py", "launch/verbs/status.py", "launch/verbs/logs.py", "launch/verbs/cancel.py",
         "launch/verbs/eval.py", "launch/verbs/eval_model.py",
         "ftdist/serve/evaluate.py", "ftdist/serve/opened.py", "ftdist/serve/tasks.py",
-        "ftdist/serve/questions.py", "ftdist/serve/choices.py", "ftdist/serve/accuracy.py",
+        "ftdist/serve/questions.py", "ftdist/serve/choices.py", "ftdist/serve/harness.py", "ftdist/serve/accuracy.py",
         "launch/verbs/report.py", "ftdist/report/main.py",
         "ftdist/report/build.py", "ftdist/report/at_end.py",
         "ftdist/report/moved.py", "ftdist/report/rank.py", "ftdist/report/neighbours.py", "ftdist/report/facts.py",

@@ -25,8 +25,13 @@ from tests.helpers.reaper import start_reaper
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|CREDENTIAL|PRIVATE_KEY", re.I)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-# By pytest, deepspeed, torch.
-SET_BY_IMPORTS = {"PYTEST_CURRENT_TEST", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"}
+# By pytest, deepspeed, torch, scikit-learn.
+SET_BY_IMPORTS = {
+    "PYTEST_CURRENT_TEST",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "KMP_DUPLICATE_LIB_OK",
+}
 SLURM_PACKAGES = "slurmctld slurmd slurm-client munge"
 FAST_FOLDER = Path(__file__).parent / "unit"
 """Tests in all other folders are marked ``process``, and so is a unit test that says so itself."""

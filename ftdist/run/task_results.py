@@ -15,6 +15,11 @@ MEASURES = ("accuracy", "normalised")
 the one with the largest log-probability for each byte of its text."""
 
 
+def is_harness_task(place: str) -> bool:
+    """Return whether a task is a YAML file of lm-eval."""
+    return place.endswith((".yaml", ".yml"))
+
+
 def task_places(given: str) -> Dict[str, str]:
     """Return the tasks that ``--tasks`` names: for each name a built-in task, or the absolute path of a file.
 
@@ -25,8 +30,8 @@ def task_places(given: str) -> Dict[str, str]:
     for word in filter(None, (word.strip() for word in given.split(","))):
         path = Path(word).expanduser()
         if word not in BUILTIN_TASKS and not path.is_file():
-            raise ConfigError(f"--tasks {word}: there is no such task", f"{', '.join(BUILTIN_TASKS)}, or a JSONL file "
-                              'with records {"question", "choices", "answer"}',
+            raise ConfigError(f"--tasks {word}: there is no such task", f"{', '.join(BUILTIN_TASKS)}, a JSONL file "
+                              'with records {"question", "choices", "answer"}, or a YAML file of lm-eval',
                               f"--tasks {DOCSTRINGS}, or the path of a file")  # fmt: skip
         name = word if word in BUILTIN_TASKS else path.stem
         if name in found:

@@ -11,7 +11,7 @@ from ftdist.base.errors import DataError
 from ftdist.config.schema import TrainOn
 from ftdist.data.loader import PreparedSet
 from ftdist.data.pack import one_per_row, pack
-from ftdist.data.render import Rendered, make_renderer, with_one_bos
+from ftdist.data.render import Rendered, Renderer, make_renderer, with_one_bos
 from ftdist.data.tokenise import tokenise
 from ftdist.run.task_results import MEASURES
 from ftdist.serve.accuracy import compare
@@ -40,11 +40,24 @@ def choice_set(
     """
     renderer = make_renderer(tokenizer, TrainOn.auto)
     pairs = [(one, choice) for one in questions for choice in one.choices]
-    documents = tokenise([with_one_bos(_rendered(*pair), renderer.bos) for pair in pairs], renderer)
+    texts = [with_one_bos(_rendered(*pair), renderer.bos) for pair in pairs]
+    return packed_documents(texts, [one.location for one, _ in pairs], renderer, max_seq_len, packing, limit)
+
+
+def packed_documents(
+    texts: Sequence[Rendered], locations: Sequence[str], renderer: Renderer, max_seq_len: int, packing: bool,
+    limit: Optional[int],
+) -> PreparedSet:  # fmt: skip
+    """Return a set with these texts as documents, in their order. See ``choice_set``.
+
+    Args:
+        locations: Where each text comes from, for errors.
+    """
+    documents = tokenise(list(texts), renderer)
     lengths = np.array([len(document.ids) for document in documents])
     if limit and lengths.max() > limit:
-        raise DataError(f"{pairs[int(lengths.argmax())][0].location}: the question with a choice has {lengths.max():,} "
-                        "tokens", f"at most {limit:,}, the positions of the model", "shorten it")  # fmt: skip
+        raise DataError(f"{locations[int(lengths.argmax())]}: the question with a choice has {lengths.max():,} tokens",
+                        f"at most {limit:,}, the positions of the model", "shorten it")  # fmt: skip
     rows = pack(lengths, max(max_seq_len, int(lengths.max()))) if packing else one_per_row(lengths)
     return PreparedSet(
         np.concatenate([document.ids for document in documents]),

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Union
 
 from rich.console import Console
 from rich.text import Text
@@ -13,16 +13,19 @@ from ftdist.base.output import short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
+from ftdist.data.loader import PreparedSet
 from ftdist.parallel.ranks import Ranks, on_rank_0
 from ftdist.run.rundir import RunDir, checkpoint_step
-from ftdist.run.task_results import DOCSTRINGS, write_result
-from ftdist.serve.accuracy import accuracy
-from ftdist.serve.choices import Scores, by_question, choice_set, result_of, right_answers
+from ftdist.run.task_results import DOCSTRINGS, is_harness_task, write_result
+from ftdist.serve.accuracy import accuracy, compare
+from ftdist.serve.choices import by_question, choice_set, result_of, right_answers
+from ftdist.serve.harness import HarnessTask, harness_answers, load_harness_task, request_scores, request_set
 from ftdist.serve.opened import open_model
 from ftdist.serve.questions import QUESTIONS, Question, content_hash, load_questions
 from ftdist.train.evaluate import evaluate, report_rows
 
-Tasks = Dict[str, List[Question]]
+Task = Union[List[Question], HarnessTask]
+Tasks = Dict[str, Task]
 
 
 def compare_on_tasks(
@@ -49,8 +52,8 @@ def compare_on_tasks(
         return
     found = [
         {"task": name, "file": None if places[name] == DOCSTRINGS else places[name],
-         "sha256": content_hash(questions), "step": checkpoint_step(checkpoint), "checkpoint": checkpoint.name,
-         **result_of(questions, base[name], now[name])}
+         "sha256": _hash(questions), "step": checkpoint_step(checkpoint), "checkpoint": checkpoint.name,
+         **_result(questions, base[name], now[name])}
         for name, questions in tasks.items()
     ]  # fmt: skip
     written = [write_result(run, one) for one in found]
@@ -68,7 +71,7 @@ def answer_alone(
         return
     table = plain_table("task", "measure", "right", "questions", texts=2)
     for name, questions in tasks.items():
-        for measure, right in right_answers(questions, scores[name]).items():
+        for measure, right in _right(questions, scores[name]).items():
             table.add_row(*map(Text, (name, measure, _with_interval(asdict(accuracy(right))), f"{len(right):,}")))
     show_table(Console(highlight=False), table)
     print("In brackets: 95 % interval.")
@@ -76,25 +79,54 @@ def answer_alone(
 
 def _load(config: RunConfig, run: RunDir, ranks: Ranks, places: Dict[str, str]) -> Tasks:
     with task("reading the questions", ranks.first):
-        return on_rank_0(ranks, lambda: {name: load_questions(place, run, config) for name, place in places.items()})
+        return on_rank_0(
+            ranks,
+            lambda: {
+                name: load_harness_task(place) if is_harness_task(place) else load_questions(place, run, config)
+                for name, place in places.items()
+            },
+        )
 
 
 def answer(
     config: RunConfig, settings_file: Path, folder: Optional[Path], ranks: Ranks, tasks: Tasks
-) -> Dict[str, Scores]:
+) -> Dict[str, Any]:
     """Return the scores of a model for each task. See ``open_model`` for the arguments. Every rank must call it."""
     opened, packing, scores = open_model(config, settings_file, folder, ranks), config.data.packing, {}
     with task("answering", ranks.first) as say:
         for name, questions in tasks.items():
-            data = choice_set(questions, opened.tokenizer, config.data.max_seq_len, packing, opened.max_positions)
+            by_harness = isinstance(questions, HarnessTask)
+            made_by: Callable[..., PreparedSet] = request_set if by_harness else choice_set
+            data = made_by(questions, opened.tokenizer, config.data.max_seq_len, packing, opened.max_positions)
             measured = evaluate(
                 opened.engine, opened.objective, data, opened.mesh, opened.plan.micro_batch_size, packing,
                 opened.tokenizer.pad_token_id, report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
-            scores[name] = by_question(questions, data, measured.losses)
+            scores[name] = (by_question(questions, data, measured.losses) if isinstance(questions, list)
+                            else request_scores(data, measured))  # fmt: skip
     opened.close()
     return scores
+
+
+def _hash(questions: Task) -> str:
+    return questions.sha256 if isinstance(questions, HarnessTask) else content_hash(questions)
+
+
+def _right(questions: Task, scores: Any) -> Dict[str, List[bool]]:
+    if isinstance(questions, HarnessTask):
+        return harness_answers(questions, scores)
+    return right_answers(questions, scores)
+
+
+def _result(questions: Task, base: Any, run: Any) -> Dict[str, Any]:
+    if not isinstance(questions, HarnessTask):
+        return result_of(questions, base, run)
+    before, after = harness_answers(questions, base), harness_answers(questions, run)
+    measures = {name: compare(before[name], after[name]) for name in before if name in after}
+    answers = [{"text": text, "continuation": continuation, "base": b[0], "run": r[0]}
+               for (text, continuation), b, r in zip(questions.requests, base, run, strict=True)]  # fmt: skip
+    return {"questions": len(next(iter(before.values()))), "measures": measures, "answers": answers}
 
 
 def show(results: List[Dict[str, Any]]) -> None:

@@ -33,7 +33,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", default=[], metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl"
     )
     parser.add_argument("--checkpoint", metavar="CHECKPOINT", default="last", help="last (default), best or a step")
-    parser.add_argument("--tasks", metavar="TASKS", help="questions for it and its base model: stdlib_docs, x.jsonl")
+    parser.add_argument("--tasks", metavar="TASKS", help="questions for both models: stdlib_docs, x.jsonl, x.yaml")
 
 
 def eval(args: argparse.Namespace) -> int:
