@@ -60,16 +60,21 @@ def expected_lr(optim: Any, step: int, total: int) -> float:
     return low + (optim.lr - low) * ((1 + math.cos(math.pi * progress)) / 2 if kind == "cosine" else 1 - progress)
 
 
+def forget_longest(model: torch.nn.Module) -> None:
+    """Reset dynamic rotary embeddings, which keep the frequencies of the longest document so far."""
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+                setattr(module, name, 0)
+
+
 def token_losses(model: torch.nn.Module, ids: np.ndarray, vocab_size: Optional[int] = None) -> torch.Tensor:
     """Return the cross-entropy in nats of each token of one document except the first, [n - 1] in fp32.
 
     Each token is predicted from the tokens before it.
     """
     device = next(model.parameters()).device
-    for module in model.modules():  # a dynamic rotary embedding keeps the frequencies of the longest document so far
-        if "dynamic" in str(getattr(module, "rope_type", "")):
-            for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
-                setattr(module, name, 0)
+    forget_longest(model)
     row = torch.from_numpy(ids.astype(np.int64))[None].to(device)
     logits = model(input_ids=row, use_cache=False).logits[0, :-1, :vocab_size].float()
     return torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none")

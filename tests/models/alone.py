@@ -26,6 +26,8 @@ class Outcome:
     """``exact``: two steps on two ranks are those of plain transformers; or what is wrong."""
     export: str = ""
     """``exact``: the export gives the logits of the run; or what is wrong."""
+    cache: str = ""
+    """``not used``: sample answers are generated without a cache of keys and values."""
     note: str = ""
     """Why the type is refused or what is wrong with it."""
 
@@ -127,7 +129,8 @@ def examine(model_type: str, folder: Path, changed: Optional[Dict[str, Any]] = N
         except Exception as error:
             checkpointing = first_line(error)
     one_row = plan.backend.name != "rows"
-    return Outcome("packed" if one_row else "rows", plan.describe(), checkpointing)
+    cache = "" if plan.cached else "not used"
+    return Outcome("packed" if one_row else "rows", plan.describe(), checkpointing, cache=cache)
 
 
 def _not_saved(model_type: str, config: Any, error: Exception) -> Outcome:

@@ -5,15 +5,12 @@ micro-batch, as a run computes them, are those of plain transformers with eager 
 """
 
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from tests.helpers.ranks import preload
 from tests.models.alone import Outcome, examine
-from tests.models.suite import examine_all
-from tests.models.whole_run import config_of
+from tests.models.suite import examine_all, prepared_folder
 
 WINDOW = 8
 """Shorter than every document but one."""
@@ -102,18 +99,7 @@ CI = ("falcon, alibi", "gemma2, all full", "gpt2, scaled by layer", "llama, rope
 
 def run(names: List[str], jobs: int = 2) -> Dict[str, Outcome]:
     """Return the outcome of each variant."""
-    import torch
-    import transformers
-
-    from tests.helpers.tiny import freeze_tiny, save_tiny_model
-
-    preload()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        freeze_tiny(config_of(folder, save_tiny_model(folder / "models" / "any")), folder / "prepared", 2)
+    with prepared_folder() as folder:
         return examine_all({name: partial(_in_a_folder, name) for name in names}, jobs, folder)
 
 

@@ -12,7 +12,10 @@ import pickle
 import resource
 import sys
 import tempfile
+import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -59,6 +62,21 @@ def run(types: List[str], runs: Collection[str], jobs: int = 1) -> Dict[str, Out
         runs: Types that also go through a whole run.
         jobs: Number of processes.
     """
+    with prepared_folder() as folder:
+        found = examine_all({name: partial(examine, name) for name in types}, jobs, folder)
+        pair = Pair(run_model)
+        try:
+            for model_type, outcome in found.items():
+                if outcome.result in ("packed", "rows") and model_type in runs:
+                    found[model_type] = _run(pair, model_type, outcome, folder)
+        finally:
+            pair.close()
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def prepared_folder() -> Iterator[Path]:
+    """Make a temporary folder with prepared data, and import what the cases need, so that each fork has it."""
     import torch
     import transformers
 
@@ -71,15 +89,7 @@ def run(types: List[str], runs: Collection[str], jobs: int = 1) -> Dict[str, Out
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         freeze_tiny(config_of(folder, save_tiny_model(folder / "models" / "any")), folder / "prepared", 2)
-        found = examine_all({name: partial(examine, name) for name in types}, jobs, folder)
-        pair = Pair(run_model)
-        try:
-            for model_type, outcome in found.items():
-                if outcome.result in ("packed", "rows") and model_type in runs:
-                    found[model_type] = _run(pair, model_type, outcome, folder)
-        finally:
-            pair.close()
-    return dict(sorted(found.items()))
+        yield folder
 
 
 def _run(pair: Pair, model_type: str, outcome: Outcome, folder: Path, stage: int = 3) -> Outcome:
@@ -169,6 +179,9 @@ page with tiny random models, in fp32 on a CPU.
 - *ZeRO-3*: two steps on two ranks have the losses, gradients and updates of plain transformers ({zero3} types).
 - *export*: a checkpoint of these two ranks was exported, and `from_pretrained` gives the logits of the run ({export}
   types). In bf16 the export of a stand-in has the same weights and logits.
+- *samples*: the most likely answers of 40 tokens are those of plain transformers without a cache of keys and values
+  ({exact} types, `tests/models/test_samples.py`). A run uses a cache, except for
+{uncached}.
 
 {trainable} types can be trained with ZeRO-3, {smaller} more with smaller stages. Encoders such as BERT need
 `model.config.is_decoder=true` (XLM `causal=true`, XLNet `attn_type=uni`); they are listed as decoders. BigBird is
@@ -194,8 +207,13 @@ def page(found: Dict[str, Outcome], version: str) -> str:
         unmeasured=UNMEASURED.format(kinds["unmeasured"]) if kinds["unmeasured"] else "",
         recompute=sum(o.checkpointing == "exact" for o in trained), zero3=sum(o.zero3 == "exact" for o in trained),
         export=sum(o.export == "exact" for o in trained), trainable=sum(o.zero3 == "exact" for o in trained),
+        exact=len(trained), uncached=_wrapped(", ".join(f"`{name}`" for name, o in found.items() if o.cache)),
         smaller=sum(o.zero3 == "refused" for o in trained),
     ) + "\n".join(rows) + "\n"  # fmt: skip
+
+
+def _wrapped(names: str) -> str:
+    return textwrap.fill(names, 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _cell(text: str) -> str:
