@@ -12,6 +12,9 @@ from ftdist.config.schema import Direction, RunConfig, SweepConfig
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.sweeps.objective import best_value, describe_value, objective, require_values
 from ftdist.launch.sweeps.table import show_table
+from ftdist.train.forgetting import KL
+from ftdist.train.state import TrainState
+from ftdist.train.stop_when import gain_metrics
 from tests.unit.launch.sweeps.tools import make_trial
 
 
@@ -76,3 +79,27 @@ def test_a_metric_that_no_trial_has_is_an_error_that_names_the_others(
     assert shown.split()[0] == "eval/b/loss" and f"note: {error.value}" in shown
     with pytest.raises(LaunchError, match="held-out loss"):
         require_values([make_trial(folder, 3, [5.0], "done")], SweepConfig())
+
+
+def test_a_sweep_for_gain_prefers_another_trial_than_one_for_gain_minus_forgetting(
+    folder: SweepDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each trial gains more than the one before it, and forgets more."""
+    trials = [make_trial(folder, number, [], "done") for number in (1, 2, 3)]
+    for trial, (loss, kl) in zip(trials, ((2.75, 0.0625), (2.25, 0.25), (2.0, 1.5)), strict=True):
+        step, state = {"step": 4, "eval/a/loss": loss, KL: kl}, TrainState(step=4, first_loss=3.0, eval_loss=loss)
+        trial.run.metrics.write_text(json.dumps({**step, **gain_metrics(state, kl)}) + "\n")
+    folder.add_trials(trials)
+    order = {}
+    for name in ("gain/loss", "gain/net"):
+        config = RunConfig()
+        config.sweep.objective, config.sweep.direction = name, Direction.maximize
+        for trial in trials:
+            trial.run.config.write_text(dump_config(config))
+        show_table(folder)
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+        order[name] = [(row[0], row[2]) for row in rows]
+    assert order == {
+        "gain/loss": [("1", "optim.lr=0.3"), ("0.75", "optim.lr=0.2"), ("0.25", "optim.lr=0.1")],
+        "gain/net": [("0.5", "optim.lr=0.2"), ("0.1875", "optim.lr=0.1"), ("-0.5", "optim.lr=0.3")],
+    }
