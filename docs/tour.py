@@ -51,7 +51,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/runs/pipeline.py", "launch/runs/resolve.py", "launch/attempt/machine.py", "launch/runs/inputs.py",
         "launch/runs/programs.py", "ftdist/plan/batch.py", "ftdist/plan/layout.py", "ftdist/plan/run_length.py",
         "ftdist/plan/warmup.py", "ftdist/plan/optimizers.py", "ftdist/plan/memory.py",
-        "ftdist/plan/activations.py", "ftdist/plan/flops.py", "ftdist/plan/disk.py",
+        "ftdist/plan/activations.py", "ftdist/plan/loss_head.py", "ftdist/plan/flops.py", "ftdist/plan/disk.py",
         "ftdist/plan/deepspeed.py", "ftdist/plan/deepspeed_keys.py", "ftdist/plan/communication.py",
         "ftdist/plan/data_warnings.py",
         "launch/runs/freeze.py", "ftdist/config/frozen.py", "ftdist/config/resumable.py", "launch/runs/banner.py",

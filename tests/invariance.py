@@ -243,10 +243,10 @@ def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     import torch
 
     from ftdist.model import compiled
-    from ftdist.objective import chunked
+    from ftdist.plan import loss_head
     from ftdist.verify.compare import measure_deviation
 
-    chunked.CHUNK_BYTES["cpu"] = 4 * 259 * CHUNK
+    loss_head.CHUNK_BYTES["cpu"] = 4 * 259 * CHUNK
     compiled.BACKEND = "aot_eager"  # graphs and gradients are those of inductor, but it compiles no C++
     expected = [torch.load(_reference_file(case, folder), weights_only=False) for case in cases]
     trainings = each_training([case_config(case, folder) for case in cases], folder)

@@ -5,7 +5,6 @@ fp32, whatever the length of the row is. The gradient of the head's weight is su
 the sum would lose small terms.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
@@ -13,9 +12,8 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 
-CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
-"""Size of the fp32 logits of a chunk by type of device. Smaller chunks are slower: their products are small, and the
-gradient of the weight is added to its sum more often."""
+from ftdist.plan.loss_head import chunk_size, most_tokens
+
 SCORES = ("log-probability", "correct", "entropy")
 """What ``token_scores`` returns of each target token: its log-probability in nats; 1 if it has the largest logit (of
 several equal ones, the smallest id has it, as in greedy decoding), else 0; and the entropy of the model's distribution
@@ -65,9 +63,9 @@ def token_logprobs(
         transform: What the model does with the outputs of its head.
         equal: The loss depends on the results only through their sum. Then the gradients are computed together with the
             results, and the logits are not computed a second time, which saves a quarter of the products.
-        chunk: Number of tokens of a chunk. By default as many as ``CHUNK_BYTES`` allows.
+        chunk: Number of tokens of a chunk. By default as many as ``ftdist.plan.loss_head`` allows.
     """
-    chunk = _most_tokens(targets, vocab_size) if chunk is None else chunk
+    chunk = most_tokens(targets.device.type, vocab_size) if chunk is None else chunk
     flat = [tensor for pair in factors for tensor in pair]
     equal = equal and torch.is_grad_enabled()
     result: torch.Tensor = _TokenLogProbs.apply(targets, vocab_size, transform, equal, chunk, bias, *flat)
@@ -95,7 +93,7 @@ def token_scores(
     def logits(part: slice) -> torch.Tensor:
         return _logits([h[part] for h in hidden], weights, bias, vocab_size, transform, exact)
 
-    return _scores(logits, targets, _most_tokens(targets, vocab_size) if chunk is None else chunk)
+    return _scores(logits, targets, most_tokens(targets.device.type, vocab_size) if chunk is None else chunk)
 
 
 def scores_of_logits(logits: torch.Tensor, targets: torch.Tensor, chunk: Optional[int] = None) -> torch.Tensor:
@@ -103,7 +101,7 @@ def scores_of_logits(logits: torch.Tensor, targets: torch.Tensor, chunk: Optiona
     ``token_scores``.
     """
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    most = _most_tokens(targets, logits.shape[1]) if chunk is None else chunk
+    most = most_tokens(targets.device.type, logits.shape[1]) if chunk is None else chunk
     return _scores(lambda part: logits[part].to(exact, copy=True), targets, most)
 
 
@@ -124,11 +122,6 @@ def _scores(logits: Callable[[slice], torch.Tensor], targets: torch.Tensor, chun
         entropies = torch.special.entr(probabilities, out=logprobs).sum(-1, keepdim=True)
         found.append(torch.cat([of_target, correct.to(of_target.dtype), entropies], 1))
     return torch.cat(found)
-
-
-def _most_tokens(targets: torch.Tensor, vocab_size: int) -> int:
-    """Return the number of tokens of a chunk that ``CHUNK_BYTES`` allows."""
-    return max(1, CHUNK_BYTES.get(targets.device.type, CHUNK_BYTES["cuda"]) // (4 * vocab_size))
 
 
 class _Gradients:
@@ -197,6 +190,8 @@ class _TokenLogProbs(torch.autograd.Function):
             if gradients:
                 d_logits = _d_logits(logprobs, targets[part], torch.ones_like(result[part]))
                 gradients.add(part, transform.backward_(d_logits, logits), inputs)
+                del d_logits
+            del logits, logprobs  # otherwise they are in memory together with those of the next chunk
         ctx.gradients, ctx.types = gradients, [None if bias is None else bias.dtype, *(f.dtype for f in factors)]
         if gradients is None:
             ctx.save_for_backward(targets, *hidden)
@@ -220,6 +215,7 @@ class _TokenLogProbs(torch.autograd.Function):
             logits = _logits(inputs, ctx.weights, ctx.bias, vocab_size, transform, exact)
             d_logits = _d_logits(logits.log_softmax(-1), targets[part], gradient[part].to(exact))
             gradients.add(part, transform.backward_(d_logits, logits), inputs)
+            del logits, d_logits
         return (*nothing, *gradients.scaled(torch.ones_like(gradient[0]), ctx.types))
 
 
@@ -235,7 +231,7 @@ def _d_logits(logprobs: torch.Tensor, targets: torch.Tensor, gradient: torch.Ten
 
 def _chunks(tokens: int, most: int) -> Iterator[slice]:
     """Iterate over parts of at most ``most`` tokens, as equal as possible."""
-    size = math.ceil(tokens / math.ceil(tokens / most))
+    size = chunk_size(tokens, most)
     for start, end in pairwise([*range(0, tokens, size), tokens]):
         yield slice(start, end)
 

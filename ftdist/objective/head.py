@@ -62,9 +62,25 @@ class Head:
 
     @property
     def bias(self) -> Optional[torch.Tensor]:
-        layer: Any = self.module
-        bias: Optional[torch.Tensor] = getattr(layer, "base_layer", layer).bias
+        bias: Optional[torch.Tensor] = self._linear.bias
         return bias
+
+    @property
+    def _linear(self) -> Any:
+        return getattr(self.module, "base_layer", self.module)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._linear.in_features)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weight is trained. A LoRA layer does not count: it is small."""
+        return bool(self._linear.weight.requires_grad)
+
+    @property
+    def device_type(self) -> str:
+        return str(self._linear.weight.device.type)
 
 
 def target_logprobs(

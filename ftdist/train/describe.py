@@ -1,6 +1,6 @@
 """Lines of the log that describe a run before its first step."""
 
-from typing import Any, List
+from typing import Any, List, Optional
 
 import torch
 
@@ -16,8 +16,10 @@ from ftdist.model.parts import describe_other_parts, describe_unread_weights
 from ftdist.model.recompute import keeps_attention
 from ftdist.model.routers import has_experts
 from ftdist.objective.coefficient import model_coefficient
+from ftdist.objective.head import Head
 from ftdist.plan.activations import kept_activations, layer_sizes, recomputes_all
 from ftdist.plan.disk import size_text
+from ftdist.plan.loss_head import chunk_size, head_bytes, most_tokens
 from ftdist.plan.memory import eager_attention_bytes, gathered_bytes
 
 INDENT, EXPERTS, ACTIVATIONS = " " * len("attention: "), " " * len("experts: "), "activations: "
@@ -141,12 +143,25 @@ def _field(config: Any, name: str) -> Any:
         return None
 
 
-def describe_head(reason: str) -> List[str]:
-    """Return the line that says why the loss is not computed in chunks; none if it is.
+def describe_head(config: RunConfig, head: Optional[Head], vocab_size: int, reason: str) -> List[str]:
+    """Return the line that says what memory the loss needs, or why it is not computed in chunks.
+
+    There is none if the config asks for the model's own logits.
 
     Args:
-        reason: Why the model's own logits are used; "" if they are not, or if the config asks for them.
+        head: The head of the model; None if its own logits are used.
+        vocab_size: Number of rows of the embedding that are real tokens.
+        reason: Why the model's own logits are used.
     """
+    if head is not None:
+        most = most_tokens(head.device_type, vocab_size)
+        tokens = config.batch.micro_batch_size * config.data.max_seq_len
+        size = head_bytes(
+            head.hidden_size, vocab_size, tokens, most, config.train.precision, head.device_type, head.trained
+        )
+        weight = ", with the gradient of its weight in fp32" if head.trained else ""
+        return [f"loss: the head computes {count(chunk_size(tokens, most), 'token')} at a time and needs up to "
+                f"{size_text(size)}{weight}"]  # fmt: skip
     return [f"loss: from the logits of all trained tokens of a row, because of the model: {reason}"] if reason else []
 
 

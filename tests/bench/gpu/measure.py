@@ -14,6 +14,7 @@ from ftdist.model.forward import plan_of
 from ftdist.model.recompute import keeps_attention
 from ftdist.plan.activations import kept_activations, layer_sizes
 from ftdist.plan.layout import Layout
+from ftdist.plan.loss_head import head_bytes, most_tokens
 from ftdist.plan.memory import memory_of
 from ftdist.train.loop import train_step
 from ftdist.train.throughput import Throughput, matrix_rate
@@ -28,7 +29,7 @@ from tests.helpers.alone import Skip
 
 GIB = 2**30
 MARGIN = 4 * GIB
-"""Memory that a cell needs besides what is predicted: the loss head, buffers, the CUDA context."""
+"""Memory that a cell needs besides what is predicted: buffers, the CUDA context."""
 
 
 def run_cell(cell: Cell, sizes: Sizes, folder: Path, device_type: str) -> Dict[str, Any]:
@@ -138,7 +139,12 @@ def prediction(
     assert sizes is not None
     kept = kept_activations(config.train, sizes, fields["num_hidden_layers"], subject.rows * subject.tokens,
                             plan is not None and keeps_attention(config.train, plan))  # fmt: skip
-    return {"states_bytes": states, "activations_bytes": kept.peak, "total_bytes": states + kept.peak}
+    tokens, device = subject.rows * subject.tokens, config.launch.device.name
+    head = head_bytes(fields["hidden_size"], fields["vocab_size"], tokens, most_tokens(device, fields["vocab_size"]),
+                      config.train.precision, device, bool(updated) and subject.method == "full")  # fmt: skip
+    # The head is computed before a layer is recomputed.
+    total = states + kept.device + max(kept.working, head)
+    return {"states_bytes": states, "activations_bytes": kept.peak, "head_bytes": head, "total_bytes": total}
 
 
 def require_memory(needed: float, device: torch.device) -> None:

@@ -12,10 +12,10 @@ from ftdist.method.adapters import adapters_off
 from ftdist.model.attention_plan import PLAIN, AttentionPlan, Layout
 from ftdist.model.exactness import micro_batch
 from ftdist.model.forward import set_plan
-from ftdist.objective import chunked
 from ftdist.objective.chunked import LogitTransform
 from ftdist.objective.head import Head, find_head
 from ftdist.objective.token_loss import segment_losses, token_loss
+from ftdist.plan import loss_head
 from tests.helpers.families import COMMON, GROUPED
 
 VOCAB = 250
@@ -99,7 +99,7 @@ def assert_same(model: Any, head: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(chunked.CHUNK_BYTES, "cpu", 4 * VOCAB * 5)
+    monkeypatch.setitem(loss_head.CHUNK_BYTES, "cpu", 4 * VOCAB * 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

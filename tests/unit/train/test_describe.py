@@ -13,12 +13,15 @@ from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layou
 from ftdist.model.compiled import Compiled
 from ftdist.model.exactness import Choice
 from ftdist.model.isolation import Isolation
+from ftdist.objective.chunked import LogitTransform
+from ftdist.objective.head import Head
 from ftdist.train.describe import (
     describe_activations,
     describe_attention,
     describe_compiled,
     describe_experts,
     describe_gathered,
+    describe_head,
 )
 
 
@@ -156,3 +159,17 @@ def test_compiled_layers_are_counted_and_the_others_have_a_reason() -> None:
     assert describe_compiled(compiled) == [
         "compiled: 3 layers, on first use in training", "          not 2 layers: its weights are quantized",
     ]  # fmt: skip
+
+
+def test_the_memory_of_the_head_is_said() -> None:
+    linear = torch.nn.Linear(576, 49152, bias=False)
+    config, head = RunConfig(), Head(linear, LogitTransform())
+    config.data.max_seq_len, config.batch.micro_batch_size = 1024, 1
+    [line] = describe_head(config, head, 49152, "")
+    assert line == ("loss: the head computes 512 tokens at a time and needs up to 511.2 MiB, with the gradient of its "
+                    "weight in fp32")  # fmt: skip
+    linear.requires_grad_(False)
+    [line] = describe_head(config, head, 49152, "")
+    assert line.endswith("up to 241.1 MiB")
+    assert describe_head(config, None, 49152, "") == []
+    assert "because of the model: it is odd" in describe_head(config, None, 49152, "it is odd")[0]
