@@ -227,7 +227,10 @@ def _print_forgetting(
 
 
 def _print_times(times: Dict[str, float], console: Console) -> None:
-    """Print where the time of a step goes. Phases that take less than a thousandth of it are left out."""
+    """Print where the time of a step goes.
+
+    Phases that take less than a thousandth of it are left out, except the wait for data.
+    """
     whole = times.get("step_s", 0.0)
     phases = {
         name[: -len("_s")]: seconds for name, seconds in times.items() if name.endswith("_s") and name != "step_s"
@@ -237,7 +240,7 @@ def _print_times(times: Dict[str, float], console: Console) -> None:
     phases["other"] = max(0.0, whole - sum(phases.values()))
     table = plain_table("time of a step", "seconds", "share")
     for name, seconds in phases.items():
-        if seconds >= whole / 1000:
+        if name == "data" or seconds >= whole / 1000:
             table.add_row(name, f"{seconds:.3f}", f"{seconds / whole:.1%}")
     utilization = f"MFU {times['mfu']:.1%}" if "mfu" in times else ""
     table.add_row("all", f"{whole:.3f}", utilization)

@@ -38,6 +38,8 @@ LINES = [
     r"earlier logits by 0",
     rf"activations: recomputed layers keep their inputs\. For 512 tokens all layers keep about {NUMBER} MiB, and the "
     rf"one that is recomputed {NUMBER} MiB more",
+    rf"loss: the head computes 512 tokens at a time and needs up to {NUMBER} MiB, "
+    "with the gradient of its weight in fp32",
     rf"estimate: 6 steps need {NUMBER} operations\. At the rate measured for matrix products \({NUMBER} a second on 2 "
     rf"devices\) they take [\d:]+, or {NUMBER} device-hours\. Real steps take this time divided by their MFU",
     r"step \d: training waited [\d.]+ s for the checkpoint",
@@ -91,7 +93,7 @@ def test_a_run_prints_only_known_lines() -> None:
     assert printed.splitlines()[-1].endswith("/report/report.html")
     # Also inside lines that match a pattern above.
     assert not re.search(r"warn|deprecat|it/s|\d%\|", printed, re.IGNORECASE)
-    assert len(printed.splitlines()) < 80
+    assert len(printed.splitlines()) <= 81
 
 
 @pytest.mark.parametrize("overrides", [SMOKE, PADDED_ZERO3], ids=["smoke", "ZeRO-3"])

@@ -95,6 +95,7 @@ def training(cell: Cell, subject: Subject, steps: int, own: Path, folder: Path, 
     run.clock.end_step()
     seconds: List[float] = []
     mfu: List[float] = []
+    data: List[float] = []
     tokens = 0
     for index in range(guard.STEPS + 1, guard.STEPS + 1 + steps):
         started = time.perf_counter()
@@ -103,11 +104,12 @@ def training(cell: Cell, subject: Subject, steps: int, own: Path, folder: Path, 
         seconds.append(time.perf_counter() - started)
         mfu.append(throughput.metrics(result.tokens, result.squares, seconds[-1])["perf/mfu"])
         phases, tokens = run.clock.end_step(), result.tokens
+        data.append(phases["perf/data_s"] / seconds[-1])
     compiled = run.engine.compiled
     return {
         "attention": plan.describe(), "step_s": asdict(spread(seconds)), "tokens_per_s": tokens / median(seconds),
-        "mfu": median(mfu), "phases": phases, "assembled_s": assembled_s, "predicted": predicted,
-        "peak_bytes": peak(device),
+        "mfu": median(mfu), "data_share": median(data), "phases": phases, "assembled_s": assembled_s,
+        "predicted": predicted, "peak_bytes": peak(device),
         "compiled": None if compiled is None else {"parts": compiled.count, "seconds": compiled.seconds},
         **guard.as_figures(deviation, config.train.precision),
     }  # fmt: skip
@@ -142,9 +144,9 @@ def prediction(
     tokens, device = subject.rows * subject.tokens, config.launch.device.name
     head = head_bytes(fields["hidden_size"], fields["vocab_size"], tokens, most_tokens(device, fields["vocab_size"]),
                       config.train.precision, device, bool(updated) and subject.method == "full")  # fmt: skip
-    # The head is computed before a layer is recomputed.
-    total = states + kept.device + max(kept.working, head)
-    return {"states_bytes": states, "activations_bytes": kept.peak, "head_bytes": head, "total_bytes": total}
+    working = max(kept.working, head)  # the head is computed before a layer is recomputed
+    return {"states_bytes": states, "activations_bytes": kept.device, "working_bytes": working,
+            "total_bytes": states + kept.device + working}  # fmt: skip
 
 
 def require_memory(needed: float, device: torch.device) -> None:

@@ -12,6 +12,8 @@ from tests.helpers.alone import OK, Outcome
 
 NAME = "bench-gpu"
 GIB = 2**30
+PARTS = ("states", "activations", "working", "exchange")
+"""Of the predicted memory."""
 Results = List[Tuple[Cell, Outcome]]
 
 ABOUT = """\
@@ -22,8 +24,9 @@ relative difference of the loss, `gradient off` that of the gradient of the firs
 {steps} that are measured.
 
 `MFU` counts the operations of the model, without what is recomputed, against the rate of a matrix product on this
-device. `predicted` is what ftdist computes: model states + activations of the layers + buffers for reducing gradients.
-The loss head and the buffers of the attention kernels come on top. `peak` is what PyTorch allocated at most."""
+device. `data` is the share of a step in which the host waits for its rows. `predicted` is what ftdist computes: model
+states + what the layers keep + the loss head, or the layer that is recomputed if it needs more + buffers for reducing
+gradients. The buffers of the attention kernels come on top. `peak` is what PyTorch allocated at most."""
 
 
 def write(folder: Path, machine: Dict[str, Any], sizes: Sizes, results: Results, seconds: float, compared: int) -> Path:
@@ -100,14 +103,15 @@ def _training(subject: str, measured: Results) -> str:
         compiled, predicted = figures["compiled"], figures["predicted"]
         rows.append([
             cell.name.split(": ")[1], Spread(**figures["step_s"]).show("ms", 1000, 0),
-            f"{figures['tokens_per_s']:,.0f}", f"{figures['mfu']:.1%}", _gib(figures["peak_bytes"]),
+            f"{figures['tokens_per_s']:,.0f}", f"{figures['mfu']:.1%}", f"{figures['data_share']:.2%}",
+            _gib(figures["peak_bytes"]),
             f"{_gib(predicted['total_bytes'])} ("
-            + " + ".join(f"{predicted[f'{part}_bytes'] / GIB:.1f}" for part in ("states", "activations", "exchange"))
+            + " + ".join(f"{predicted[f'{part}_bytes'] / GIB:.1f}" for part in PARTS)
             + ")",
             "" if compiled is None else f"{compiled['seconds']:.0f} s", f"{figures['guard']['loss']:.1e}",
             f"{figures['guard']['gradient']:.1e}",
         ])  # fmt: skip
-    header = ["", "step", "tokens/s", "MFU", "peak", "predicted", "compilation", "loss off", "gradient off"]
+    header = ["", "step", "tokens/s", "MFU", "data", "peak", "predicted", "compilation", "loss off", "gradient off"]
     return f"## {subject} (attention: {measured[0][1].figures['attention']})\n\n{_table(header, rows)}"
 
 

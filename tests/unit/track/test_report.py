@@ -124,13 +124,14 @@ def test_a_record_of_wandb_that_cannot_be_uploaded_is_not_offered(content: Optio
 
 def test_the_report_shows_the_mean_time_of_a_step_after_the_first(run: RunDir) -> None:
     run.path.mkdir()
-    first = {"perf/step_s": 90.0, "perf/forward_s": 80.0, "perf/mfu": 0.01}
+    first = {"perf/step_s": 90.0, "perf/data_s": 1.0, "perf/forward_s": 80.0, "perf/mfu": 0.01}
     phases = {"perf/data_s": 0.001, "perf/forward_s": 0.5, "perf/backward_s": 1.25, "perf/mfu": 0.4}
     later = [{"perf/step_s": 2.0 + more, **phases} for more in (-0.5, 0.0, 5.0)]
     write(run.metrics, *({"step": step, **times} for step, times in enumerate([first, *later], 1)))
-    table = [line.split() for line in report(run).splitlines()[:5]]
+    table = [line.split() for line in report(run).splitlines()[:6]]
     assert table == [
-        ["time", "of", "a", "step", "seconds", "share"], ["forward", "0.500", "14.3%"], ["backward", "1.250", "35.7%"],
+        ["time", "of", "a", "step", "seconds", "share"], ["data", "0.001", "0.0%"],
+        ["forward", "0.500", "14.3%"], ["backward", "1.250", "35.7%"],
         ["other", "1.749", "50.0%"], ["all", "3.500", "MFU", "40.0%"],
     ]  # fmt: skip
     write(run.metrics, {"step": 1, "train/loss": 1.0, "perf/step_s": 2.0})  # a run of an earlier version

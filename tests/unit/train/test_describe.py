@@ -170,6 +170,6 @@ def test_the_memory_of_the_head_is_said() -> None:
                     "weight in fp32")  # fmt: skip
     linear.requires_grad_(False)
     [line] = describe_head(config, head, 49152, "")
-    assert line.endswith("up to 241.1 MiB")
+    assert line.endswith("up to 241.2 MiB")
     assert describe_head(config, None, 49152, "") == []
     assert "because of the model: it is odd" in describe_head(config, None, 49152, "it is odd")[0]
