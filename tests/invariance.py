@@ -28,6 +28,9 @@ STEPS, ROWS = 3, 16
 CLIP = 0.05  # below every gradient norm here
 MOST_COMPILATIONS = 10
 """With ``train.compile=layers``: the parts of a layer, and once more for rows of one document."""
+MORE_WITH_ADAPTERS = 3
+"""Up to ZeRO-2 the input of the first layer needs no gradient if everything before it is frozen. The parts that read it
+are compiled once more: the layer, its attention, and what follows attention."""
 CHUNK = 7
 """Tokens of a chunk of the loss head: less than a row has."""
 
@@ -254,7 +257,8 @@ def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     for case, training, those in zip(cases, trainings, expected, strict=True):
         found.append(measure_deviation(training, those, STEPS))
         if case.compile is Compile.layers:
-            assert 0 < training.engine.compiled.count <= MOST_COMPILATIONS, training.engine.compiled.count
+            most = MOST_COMPILATIONS + (MORE_WITH_ADAPTERS if case.lora and case.stage < 3 else 0)
+            assert 0 < training.engine.compiled.count <= most, training.engine.compiled.count
     return found
 
 

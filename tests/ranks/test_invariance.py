@@ -187,6 +187,10 @@ COMPILED_CASES = {
         COMPILED._replace(stage=stage, world_size=world_size, recompute=recompute, precision=Precision.bf16)
         for stage, world_size, recompute in ((0, 1, ""), (2, 2, "recompute"), (3, 2, ""), (3, 4, "selective"))
     ],
+    "adapters": [
+        COMPILED._replace(stage=stage, world_size=world_size, lora=True)
+        for stage, world_size in ((0, 1), (2, 2))
+    ],
 }  # fmt: skip
 
 
