@@ -14,15 +14,21 @@ from ftdist.launch.sweeps.table import varied_overrides
 from ftdist.launch.sweeps.this_machine import trials_at_once
 
 
-def show(folder: SweepDir, trials: List[Tuple[Trial, RunConfig]], rungs: List[int]) -> None:
-    """Print the trials of a batch, and what would run them: batch scripts, or processes of this machine.
+def show(folder: SweepDir, batch: List[Trial], trials: List[Tuple[Trial, RunConfig]], rungs: List[int]) -> None:
+    """Print the trials of a batch that would run, and what would run them: batch scripts, or processes of this machine.
 
     Args:
-        trials: the trials, each with its checked config.
+        batch: all trials of the batch.
+        trials: those that would run next, each with its checked config.
         rungs: ``sweep.rungs``.
     """
-    words = varied_overrides([trial for trial, _ in trials])
-    print(f"{count(len(trials), 'trial')} in a folder such as {short_path(folder.path)}")
+    words = varied_overrides(batch)
+    if folder.exists:
+        print(f"{len(trials)} of {count(len(batch), 'trial')} in {short_path(folder.path)} would run")
+    else:
+        print(f"{count(len(trials), 'trial')} in a folder such as {short_path(folder.path)}")
+    if not trials:
+        return
     for trial, _ in trials:
         print(f"  {trial.number:03d}  {words[trial.number]}")
     configs = {trial.number: config for trial, config in trials}

@@ -56,6 +56,19 @@ def run_trials(folder: SweepDir, trials: List[Trial], sweep: SweepConfig, run: R
     return codes
 
 
+def next_trials(folder: SweepDir, trials: List[Trial], sweep: SweepConfig) -> List[Trial]:
+    """Return the trials that ``run_trials`` would run first. Nothing is written."""
+    for rung in [*sweep.rungs, None]:
+        promoted = folder.read_promoted(rung, trials)
+        if promoted is None:
+            waiting = [trial for trial in trials if not _is_there(trial, rung)]
+            if waiting or rung is None:
+                return waiting
+            promoted = choose(trials, sweep)
+        trials = promoted
+    return []
+
+
 def _is_there(trial: Trial, rung: Optional[int]) -> bool:
     """Return whether a trial has reached a rung, or its end."""
     status = trial.run.read_status()

@@ -53,9 +53,9 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
     Raises:
         LaunchError: Slurm refuses a batch script.
     """
-    seen = observe([trial.run.read_status() for trial in trials])
-    new = [trial for trial, found in zip(trials, seen, strict=True) if found.state not in ALIVE]
-    stopping = [trial.number for trial, found in zip(trials, seen, strict=True) if found.state == STOPPING]
+    states = _states(trials)
+    new = [trial for trial, state in zip(trials, states, strict=True) if state not in ALIVE]
+    stopping = [trial.number for trial, state in zip(trials, states, strict=True) if state == STOPPING]
     if stopping:
         print(f"not submitted again, because still stopping: trials {ranges(stopping)}. Resume the sweep again when "
               "nothing is stopping", flush=True)  # fmt: skip
@@ -69,6 +69,15 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
         return dict.fromkeys((trial.number for trial in trials), EXIT_DONE)
     with stop_run_if_killed(folder.path):
         return _wait(folder, trials)
+
+
+def without_job(trials: List[Trial]) -> List[Trial]:
+    """Return the trials that have no job in Slurm's queue."""
+    return [trial for trial, state in zip(trials, _states(trials), strict=True) if state not in ALIVE]
+
+
+def _states(trials: List[Trial]) -> List[str]:
+    return [found.state for found in observe([trial.run.read_status() for trial in trials])]
 
 
 def _wait(folder: SweepDir, trials: List[Trial]) -> Dict[int, int]:

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -62,12 +62,13 @@ def start_sweep(args: argparse.Namespace) -> int:
     return _Sweep(folder, request, plan, args.dry_run).run()
 
 
-def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) -> int:
+def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None, dry_run: bool = False) -> int:
     """Resume a sweep: trials that are done are not run again, the others resume from their checkpoints.
 
     Args:
         quiet: do not print that the sweep is done, because another process does.
         wait: what to use in place of ``launch.wait`` of the trials.
+        dry_run: only print what would be started.
 
     Returns:
         The exit code: 0 if the sweep was done before, else that of the first trial that did not end well.
@@ -99,6 +100,8 @@ def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None) 
     plan = sweeper.peek_sweep(request)
     if wait is False:
         _check_wait(plan)
+    if dry_run:
+        return _Sweep(folder, request, plan, dry_run=True).run()
     with owned(folder):
         return _Sweep(folder, request, plan, wait=wait).run()
 
@@ -149,21 +152,41 @@ class _Sweep:
         """Print what the sweep would start. Nothing is written."""
 
         def show_batch(batch: Batch, first: int) -> List[float]:
-            new = self._compose(batch, self._trials(batch, first))
+            trials = self._trials(batch, first)
+            new = self._compose(batch, trials)
             for trial, config in new:
                 with _named([trial for trial, _ in new], trial):
                     check_run(config)
-            preview.show(self.folder, new, self.plan.rungs)
-            if self.plan.learns:
+            told = self.folder.read_objectives() if self.plan.learns else {}
+            preview.show(self.folder, trials, self._left(trials, new, told), self.plan.rungs)
+            if self.plan.learns and any(trial.number not in told for trial in trials):
                 raise _Shown
-            return [math.inf] * len(batch)
+            return [told.get(trial.number, math.inf) for trial in trials]
 
         try:
             sweeper.sweep(self.request, show_batch)
         except _Shown:
             print("the sweeper proposes more trials when it knows the objectives of these")
-        print("nothing was written or started; without --dry-run this command starts the sweep")
+        does = "resumes" if self.folder.exists else "starts"
+        print(f"nothing was written or started; without --dry-run this command {does} the sweep")
         return EXIT_DONE
+
+    def _left(
+        self, trials: List[Trial], new: List[Tuple[Trial, RunConfig]], told: Dict[int, float]
+    ) -> List[Tuple[Trial, RunConfig]]:
+        """Return those of the trials of a batch that would run next, each with its config.
+
+        Args:
+            new: the trials that have no run directory yet, each with its config.
+            told: objectives that the sweeper was given, by number of the trial.
+        """
+        configs = {trial.number: config for trial, config in new}
+        configs |= {trial.number: load_config(trial.run.config) for trial in trials if trial.number not in configs}
+        settings = replace(configs[trials[0].number].sweep, rungs=self.plan.rungs)
+        left = rungs.next_trials(self.folder, [trial for trial in trials if trial.number not in told], settings)
+        if left and self.folder.exists and slurm_array.runs_as_array(configs[left[0].number]):
+            left = slurm_array.without_job(left)
+        return [(trial, configs[trial.number]) for trial in left]
 
     def _end(self, state: str, reason: str = "") -> None:
         self.folder.write_status(state=state, exit_reason=reason, pid=None)

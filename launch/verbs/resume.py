@@ -70,8 +70,10 @@ def resume(args: argparse.Namespace) -> int:
                   f"ftdist train … {to_train_longer(config, short_path(run.path))}")  # fmt: skip
         return EXIT_DONE
     if under_torchrun.is_rank():
-        _refuse_dry_run(args, "torchrun, or under srun with several tasks",
-                        "run `ftdist resume --dry-run …` without torchrun, or with srun --ntasks=1")  # fmt: skip
+        if args.dry_run:
+            raise ConfigError("--dry-run cannot be used with torchrun, or under srun with several tasks",
+                              "a command that is started once",
+                              "run `ftdist resume --dry-run …` without torchrun, or with srun --ntasks=1")  # fmt: skip
         if args.overrides:
             raise ConfigError(f"overrides ('{args.overrides[0]}') cannot be used under torchrun, because every rank "
                               "would rewrite run.yaml", "ftdist resume RUN_DIR without overrides",
@@ -104,14 +106,13 @@ def resume(args: argparse.Namespace) -> int:
 
 
 def _resume_sweep(args: argparse.Namespace) -> int:
-    _refuse_dry_run(args, "a sweep", f"resume one trial: ftdist resume {quoted_path(args.run_dir)}/000 --dry-run")
     if under_torchrun.is_rank() and SweepDir(args.run_dir).read_status().get("state") != "done":
         raise ConfigError("a sweep cannot be resumed under torchrun, or under srun with several tasks",
                           "a command that is started once",
                           f"without torchrun, or with srun --ntasks=1: ftdist resume {quoted_path(args.run_dir)}",
                           )  # fmt: skip
     quiet = not under_torchrun.is_first_rank()
-    return sweep.resume_sweep(Path(args.run_dir), quiet, _sweep_waits(args.overrides))
+    return sweep.resume_sweep(Path(args.run_dir), quiet, _sweep_waits(args.overrides), args.dry_run)
 
 
 def _who(status: Status) -> str:
@@ -149,11 +150,6 @@ def _sweep_waits(overrides: List[str]) -> Optional[bool]:
                               f"leave out {word}, or resume one trial: ftdist resume SWEEP_DIR/000 …")  # fmt: skip
         wait = value.lower() == "true"
     return wait
-
-
-def _refuse_dry_run(args: argparse.Namespace, what: str, fix: str) -> None:
-    if args.dry_run:
-        raise ConfigError(f"--dry-run cannot be used with {what}", "the directory of one run", fix)
 
 
 def _dry_run(run: RunDir, config: RunConfig, overrides: List[str]) -> int:

@@ -36,6 +36,9 @@ def test_a_throttled_array_goes_on_after_a_failed_trial(slurm: Cluster, tmp_path
     assert jobs == [f"{jobs[0].split('_')[0]}_{number}" for number in range(3)]
     assert most_at_once(slurm, sweep) == 2
     assert sweep.read_objectives() == {trial.number: objective(trial.run, SweepConfig()) for trial in sweep.trials()}
+    shown = finish(slurm.ftdist("resume", str(sweep.path), "--dry-run"))
+    assert "1 of 3 trials in" in shown and "array-001.sbatch: trials 1, 1 at a time" in shown and "#SBATCH" in shown
+    assert sweep.trials()[1].run.read_status()["job_id"] == jobs[1]
 
 
 @pytest.mark.slow

@@ -105,6 +105,7 @@ def test_experiments_have_the_expected_ranks_and_stages() -> None:
     assert (demo.zero.stage, demo.launch.nproc_per_node, demo.model.builtin) == (2, 2, "smollm2-135m-instruct")
     large = composed("experiment=llama31_70b")
     assert (large.launch.nnodes, large.launch.nproc_per_node, large.zero.stage) == (4, 8, 3)
+    assert composed("experiment=llama31_70b", "launch=slurm").launch.nnodes == 4
     smoke = composed("experiment=smoke")
     assert smoke.model.config and smoke.model.tokenizer == "bytes" and smoke.launch.device.name == "cpu"
     for name in ("smollm2_135m", "llama31_8b", "qwen3_8b", "continued_pretraining"):

@@ -8,7 +8,7 @@ import pytest
 from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.schema import Device, SweepConfig
 from ftdist.launch.sweeps.folder import SweepDir, Trial
-from ftdist.launch.sweeps.rungs import choose, run_trials
+from ftdist.launch.sweeps.rungs import choose, next_trials, run_trials
 from tests.unit.launch.run_tools import smoke
 from tests.unit.launch.sweeps.tools import make_trial
 
@@ -64,8 +64,17 @@ def test_a_sweep_that_was_stopped_between_rungs_goes_on_where_it_was(folder: Swe
     assert runs.seen == [[0, 1, 2, 3], [2, 3]] and len(folder.rungs.read_text().splitlines()) == 1
     folder.cancel.unlink()
     trials[2].run.write_status(state="preempted", step=3)
+    assert next_trials(folder, trials, RUNGS) == [trials[2]]
     run_trials(folder, trials, RUNGS, again)
     assert again.seen == [[2], [3]], "trial 3 is at the second rung already, and is the better one"
+    assert next_trials(folder, trials, RUNGS) == []
+
+
+def test_the_next_trials_are_the_best_of_a_rung_where_all_have_paused(folder: SweepDir) -> None:
+    trials, runs = frozen(folder, 4), Runs({})
+    assert next_trials(folder, trials, RUNGS) == trials
+    runs(trials)
+    assert next_trials(folder, trials, RUNGS) == trials[2:] and not folder.rungs.exists()
 
 
 def test_if_all_trials_fail_at_a_rung_a_resume_tries_them_again(folder: SweepDir) -> None:

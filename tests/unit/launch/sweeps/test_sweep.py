@@ -35,11 +35,11 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Start a sweep, or resume it if there are no words. ``run`` stands in for the function that runs trials."""
     monkeypatch.chdir(tmp_path)
 
-    def start(run: Run, *words: str) -> int:
+    def start(run: Run, *words: str, dry_run: bool = False) -> int:
         monkeypatch.setattr(sweep, "_run", run)
         monkeypatch.setattr(sweep, "prepare_run", freeze)
         if not words:
-            return sweep.resume_sweep(next(tmp_path.glob("runs/*-sweep")))
+            return sweep.resume_sweep(next(tmp_path.glob("runs/*-sweep")), dry_run=dry_run)
         parser = argparse.ArgumentParser()
         train.add_train_arguments(parser)
         return sweep.start_sweep(parser.parse_intermixed_args(["experiment=smoke", "-m", *words]))
@@ -109,10 +109,19 @@ def test_a_failed_trial_stops_no_other_and_runs_again_on_resume(
 
 
 @pytest.mark.thorough
-def test_a_sweep_that_was_stopped_is_resumed(go: Callable[..., int], tmp_path: Path) -> None:
+def test_a_sweep_that_was_stopped_is_resumed(
+    go: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     again = ending({})
     assert go(ending({1: "preempted", 2: "frozen"}, stop=True), "seed=1,2,3") == EXIT_PREEMPTED
     assert SweepDir(next(tmp_path.glob("runs/*-sweep"))).read_status()["state"] == "preempted"
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert go(again, dry_run=True) == EXIT_DONE and not hasattr(again, "seen")
+    shown = capsys.readouterr().out
+    assert "2 of 3 trials in runs/" in shown and "  001  seed=2\n  002  seed=3\n" in shown and "000" not in shown
+    assert shown.endswith("without --dry-run this command resumes the sweep\n")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert go(again) == EXIT_DONE and again.seen == [1, 2]  # type: ignore[attr-defined]
 
 

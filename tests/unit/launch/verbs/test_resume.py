@@ -206,14 +206,6 @@ def test_a_dry_run_on_this_machine_prints_the_command_of_the_next_attempt(
     assert "--nproc-per-node 2" in printed and "--attempt 1" in printed and _files(run) == before
 
 
-def test_a_dry_run_of_a_sweep_names_a_trial(here: Path) -> None:
-    (here / "a-sweep").mkdir()
-    (here / "a-sweep" / "sweep.json").write_text("{}")
-    with pytest.raises(ConfigError, match="a sweep") as error:
-        cli.dispatch(["resume", "a-sweep", "--dry-run"])
-    assert error.value.fix.endswith("ftdist resume a-sweep/000 --dry-run")
-
-
 @pytest.mark.parametrize("own_torchrun", [False, True])
 def test_a_resume_refuses_a_deepspeed_config_that_was_edited(
     here: Path, monkeypatch: pytest.MonkeyPatch, own_torchrun: bool
