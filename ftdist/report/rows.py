@@ -84,7 +84,9 @@ def word_text(words: Dict[str, Any]) -> str:
         return f"Not known: {words['missing']}."
     cut = [f" Of {name}, the first {one['documents']:,} of {one['all']:,} documents were read."
            for name, one in words["sets"].items() if one["documents"] < one["all"]]  # fmt: skip
-    return WORD_TEXT.format(times=words["min_times"]) + "".join(cut)
+    old = [f" The roles of {name} are not known: an earlier version of ftdist prepared the data."
+           for name, one in words["sets"].items() if not one["roles"]]  # fmt: skip
+    return WORD_TEXT.format(times=words["min_times"]) + "".join(cut + old)
 
 
 def _counts_and_losses(one: Dict[str, Any]) -> List[str]:

@@ -6,6 +6,7 @@ import pytest
 from ftdist.data.loader import PreparedSet
 from ftdist.data.roles import ROLES
 from ftdist.report.roles import by_role
+from ftdist.report.rows import word_text
 from ftdist.track.gain import interval_of
 
 DOCUMENTS = [  # the role of each token, and whether it is trained
@@ -41,3 +42,10 @@ def test_losses_by_role_are_those_of_its_trained_tokens() -> None:
     assert by_role(PreparedSet(*list(vars(dataset).values())[:-1]), limits, before, after) == []
     first = by_role(dataset, limits[:2], before[:3], after[:3])  # the evaluations kept the losses of one document
     assert [row["tokens"] for row in first] == [1, 1]
+
+
+def test_the_text_says_why_there_are_no_roles() -> None:
+    some = {"documents": 1, "all": 1, "roles": [{"role": "assistant"}]}
+    text = word_text({"missing": "", "min_times": 5, "sets": {"chats": some, "old": {**some, "roles": []}}})
+    assert text.endswith(" The roles of old are not known: an earlier version of ftdist prepared the data.")
+    assert "roles of chats" not in text
