@@ -1,6 +1,8 @@
-"""Training methods as plain PEFT and PyTorch do them: what ftdist's methods are compared with."""
+"""Training methods as plain PEFT and transformers do them: what ftdist's methods are compared with."""
 
-from typing import Any, List
+import os
+from pathlib import Path
+from typing import Any, Dict, List
 
 
 def plain_model(config: Any) -> Any:
@@ -28,14 +30,19 @@ def plain_model(config: Any) -> Any:
     return plain
 
 
-def plain_loop(model: Any, config: Any, rows: Any, order: List[int], steps: int) -> List[float]:
-    """Train as a script with PEFT and transformers does: the model's own loss, PyTorch's clipping and AdamW.
+def trainer_losses(model: Any, config: Any, rows: Any, order: List[int], steps: int, folder: Path) -> List[float]:
+    """Train with the ``Trainer`` of transformers, and return the loss of each step.
 
-    Returns the mean loss of each step.
+    Each document of a step is a row of its own, padded: the Trainer knows nothing of packing. A step is one batch.
+
+    Args:
+        folder: Where the Trainer may write. It writes no files.
     """
     import torch
+    from transformers import Trainer, TrainingArguments
 
-    optim, each = config.optim, config.batch.global_batch_size
+    os.environ.pop("LOCAL_RANK", None)  # with it, the Trainer wraps the model in DistributedDataParallel
+    optim, each, losses = config.optim, config.batch.global_batch_size, []
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.ndim > 1]},
               {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0}]  # fmt: skip
@@ -43,20 +50,37 @@ def plain_loop(model: Any, config: Any, rows: Any, order: List[int], steps: int)
         [group for group in groups if group["params"]], lr=optim.lr, betas=(0.9, 0.95), eps=1e-8,
         weight_decay=optim.weight_decay,
     )  # fmt: skip
-    losses = []
-    for step in range(steps):
-        documents = [document for row in order[step * each : (step + 1) * each] for document in rows[row]]
-        total = sum(int(trained[1:].sum()) for _, trained in documents)
-        mean = 0.0
-        for ids, trained_tokens in documents:
-            tokens = torch.tensor(ids, dtype=torch.long)[None]
-            labels = torch.where(torch.tensor(trained_tokens.astype(bool))[None], tokens, -100)
-            loss = model(input_ids=tokens, labels=labels, num_items_in_batch=torch.tensor(total)).loss
-            if trained_tokens[1:].any():
-                loss.backward()
-                mean += float(loss)
-        torch.nn.utils.clip_grad_norm_(trained, optim.max_grad_norm)
-        adamw.step()
-        adamw.zero_grad()
-        losses.append(mean)
+
+    class Noting(Trainer):
+        def training_step(self, *args: Any, **options: Any) -> Any:
+            loss = super().training_step(*args, **options)
+            losses.append(float(loss))
+            return loss
+
+    arguments = TrainingArguments(
+        str(folder), max_steps=steps, per_device_train_batch_size=1, train_sampling_strategy="sequential",
+        lr_scheduler_type="constant", max_grad_norm=optim.max_grad_norm, use_cpu=True, save_strategy="no",
+        logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    batches = [[d for row in order[n * each : (n + 1) * each] for d in rows[row]] for n in range(steps)]
+    Noting(
+        model, arguments, data_collator=lambda items: _padded(items[0]), train_dataset=batches,
+        optimizers=(adamw, None),
+    ).train()  # fmt: skip
     return losses
+
+
+def _padded(documents: List[Any]) -> Dict[str, Any]:
+    """Return a batch with a row for each document. Labels are -100 where no loss is computed."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    tokens = [torch.tensor(ids, dtype=torch.long) for ids, _ in documents]
+    labels = [torch.where(torch.tensor(trained.astype(bool)), ids, -100)
+              for ids, (_, trained) in zip(tokens, documents, strict=True)]  # fmt: skip
+    masks = [torch.ones_like(ids) for ids in tokens]
+    batch = {"input_ids": pad_sequence(tokens, True), "attention_mask": pad_sequence(masks, True),
+             "labels": pad_sequence(labels, True, -100)}  # fmt: skip
+    batch["labels"][:, 0] = -100  # the first token of a document has no loss, so it must not be counted
+    return batch

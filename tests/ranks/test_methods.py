@@ -15,7 +15,7 @@ from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.exports import open_plainly
-from tests.helpers.plain_methods import plain_loop, plain_model
+from tests.helpers.plain_methods import plain_model, trainer_losses
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, fingerprint, forgetting, save, start, steps
@@ -74,7 +74,7 @@ def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[
 
 
 def _references(configs: List[Any], folder: Path) -> Dict[str, List[float]]:
-    """Write what the reference gives for each config. Returns the losses of ``plain_loop`` by method."""
+    """Write what the reference gives for each config. Returns the losses of transformers' ``Trainer`` by method."""
     import torch
 
     from ftdist.run.prepared import data_folder
@@ -91,7 +91,8 @@ def _references(configs: List[Any], folder: Path) -> Dict[str, List[float]]:
         order = row_order(config.seed, len(rows), PARITY_STEPS * ROWS)
         torch.save(run_reference(plain_model(config), config, rows, order, STEPS, heldout), folder / f"{number}.pt")
         if number in PARITY:
-            losses[CASES[number][0]] = plain_loop(plain_model(config), config, rows, order, PARITY_STEPS)
+            plain = trainer_losses(plain_model(config), config, rows, order, PARITY_STEPS, folder / "trainer")
+            losses[CASES[number][0]] = plain
     return losses
 
 
@@ -264,7 +265,7 @@ def test_the_base_model_of_forgetting_is_the_model_without_new_adapters(found: L
             assert without == pytest.approx(0, abs=1e-6), method
 
 
-def test_twenty_steps_equal_a_plain_loop(found: List[Found], plain_losses: Dict[str, List[float]]) -> None:
+def test_twenty_steps_equal_peft_with_the_trainer(found: List[Found], plain_losses: Dict[str, List[float]]) -> None:
     assert set(plain_losses) == {"lora", "dora"}
     for number, losses in zip(PARITY, (plain_losses["lora"], plain_losses["dora"]), strict=True):
         assert found[number].losses == pytest.approx(losses, rel=1e-4)
