@@ -59,8 +59,8 @@ from ftdist.verify.compare import (
     run_reference,
 )
 from ftdist.verify.reference import read_rows, row_order
-from ftdist.verify.reference_method import apply_plainly, put_by_name, saved_names, weights_of_another_adapter
-from ftdist.verify.reference_model import plain_base, stored, weights_of_another_model
+from ftdist.verify.reference_method import apply_plainly, put_by_name, weights_of_another_adapter
+from ftdist.verify.reference_model import changed_weights, plain_base, weights_of_another_model
 
 Report = Callable[[Check], None]
 ISOLATION, LOSS, UPDATE, PRECISION = (
@@ -324,8 +324,7 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     difference = float((exported - expected).abs().max() / expected.abs().max())
     limit = ROUNDING[DTYPES[config.train.precision]]
     whole = config.method.kind in ADAPTERS and config.model.adapter  # its weights are sums
-    other = [name for name, weight in ({} if whole else saved_names(model)).items()
-             if not (own := stored(weight)).equal(weights[name][: len(own)].to(own.device, own.dtype))]  # fmt: skip
+    other = [] if whole else changed_weights(model, weights)
     problems = ["the exported model gives other logits"] if not difference <= limit else []
     problems += differing(other, "those of the run")
     measured = f"logits of the exported model differ by {difference:.1g} (limit {limit:.0e})"

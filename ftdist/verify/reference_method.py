@@ -36,15 +36,6 @@ def own_names(model: torch.nn.Module) -> Dict[str, torch.nn.Parameter]:
     return {name.removeprefix(WRAPPER): p for name, p in model.named_parameters()}
 
 
-def saved_names(model: torch.nn.Module) -> Dict[str, torch.nn.Parameter]:
-    """Return the parameters of an export that PEFT has opened, by the names that they have in a model of ftdist.
-
-    PEFT keeps a trained copy beside each module of ``modules_to_save``, and does not use the original.
-    """
-    return {name.replace(".modules_to_save.default.", "."): p for name, p in own_names(model).items()
-            if ".original_module." not in name}  # fmt: skip
-
-
 def put_by_name(model: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> None:
     """Replace every parameter by the weight of its name in a model of ftdist. Those in 4 bits stay as they are."""
     with torch.no_grad():

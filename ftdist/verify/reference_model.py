@@ -10,7 +10,7 @@ from ftdist.method.adapters import without_adapters
 from ftdist.model.load import load_whole, model_config
 from ftdist.model.parts import auto_class
 from ftdist.run.locations import model_location
-from ftdist.verify.reference_method import in_4_bits
+from ftdist.verify.reference_method import WRAPPER, in_4_bits, own_names
 
 
 def plain_base(config: RunConfig, **options: Any) -> Any:
@@ -81,3 +81,28 @@ def weights_of_another_model(config: RunConfig, weights: Dict[str, torch.Tensor]
 def _nearly_equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return whether two weights differ by no more than the rounding of a sum in fp32."""
     return torch.allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def changed_weights(opened: torch.nn.Module, weights: Dict[str, torch.Tensor]) -> List[str]:
+    """Return the names of the weights of an opened export that are not those of the run, apart from rounding to their
+    type.
+
+    PEFT keeps a trained copy beside each module of ``modules_to_save``, and does not use the original. Of tied modules
+    it keeps two copies, where the run has one parameter under one of their names.
+
+    Args:
+        weights: The run's weights, by name.
+    """
+    tied: Dict[int, List[str]] = {}
+    for name, parameter in opened.named_parameters(remove_duplicate=False):
+        if ".modules_to_save." not in name:
+            tied.setdefault(id(parameter), []).append(name.removeprefix(WRAPPER).replace(".original_module.", "."))
+    names = {name: next((one for one in group if one in weights), name) for group in tied.values() for name in group}
+    saved = {name.replace(".modules_to_save.default.", "."): parameter
+             for name, parameter in own_names(opened).items() if ".original_module." not in name}  # fmt: skip
+    changed = []
+    for name, parameter in saved.items():
+        own = stored(parameter)  # without the rows that only pad an embedding
+        if not own.equal(weights[names.get(name, name)][: len(own)].to(own.device, own.dtype)):
+            changed.append(name)
+    return changed
