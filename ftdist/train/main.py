@@ -206,8 +206,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     proof = prove_isolation(engine, vocab_size, ranks.device, dtype, choice.plan.describe(), one_document)
     mesh = data_parallel(ranks)
     head, why = choose_head(config, engine, vocab_size, mesh)
-    about = describe_layers(config, engine, arch, choice.plan)
-    about += describe_head(config, head, vocab_size, why)
+    about = describe_layers(config, engine, arch, choice.plan) + describe_head(config, head, vocab_size, why)
     if experts := describe_experts(config, arch, balance, bool(expert_load(engine))):
         about += experts + describe_gathered(config, engine.module)
     for line in describe_attention(config, arch, choice, proof, one_document) + about:

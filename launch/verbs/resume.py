@@ -58,8 +58,7 @@ def resume(args: argparse.Namespace) -> int:
     check_changes(args.overrides)
     if SweepDir(args.run_dir).exists:
         return _resume_sweep(args)
-    run = RunDir.open(args.run_dir)
-    run = RunDir(run.path.resolve())
+    run = RunDir(RunDir.open(args.run_dir).path.resolve())
     config = load_config(run.config)
     state = liveness(run.read_status())
     if state == "done":
@@ -83,7 +82,6 @@ def resume(args: argparse.Namespace) -> int:
         raise LaunchError(f"{args.run_dir} is {state}{_who(run.read_status())}", "a run that has stopped",
                           f"wait until it ends, or stop it: ftdist cancel {quoted_path(run.path)}")  # fmt: skip
     if args.dry_run:
-        banner.show_resume(run)
         return _dry_run(run, config, args.overrides)
     with owned(run, submits=backend_of(config).uses_scheduler):
         banner.show_resume(run)
@@ -158,6 +156,7 @@ def _dry_run(run: RunDir, config: RunConfig, overrides: List[str]) -> int:
     Raises:
         ConfigError: the run cannot be resumed with these overrides.
     """
+    banner.show_resume(run)
     if overrides:
         config, plan = _changed(run, config, overrides)
         print(f"{'batch':10} {plan.describe()}")
