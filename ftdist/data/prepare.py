@@ -5,6 +5,7 @@ This happens once, before ranks are started. Ranks only read the result.
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
@@ -109,7 +110,7 @@ def build(config: RunConfig, folder: Path) -> None:
             bad = BadRecordList(folder / BAD_RECORDS, config.data.max_bad_share)
             encoded = _encode_sources(config, sources, settings, writers, report, bad)
         if config.data.heldout_share and not len(writers[HELDOUT].column("hashes")):
-            _hold_one_out(writers[TRAIN], writers[HELDOUT], encoded)
+            _hold_one_out(config, sources, settings, writers, encoded)
         if config.data.heldout_share and config.data.max_heldout_documents:
             _move_surplus_to_train(writers[HELDOUT], writers[TRAIN], config.data.max_heldout_documents, encoded)
         meta = _finish(config, tokenizer, sources, writers, encoded)
@@ -254,20 +255,27 @@ def _move_surplus_to_train(heldout: SetWriter, train: SetWriter, limit: int, res
     result.prompts[HELDOUT] = [prompt for prompt in result.prompts[HELDOUT] if prompt[0] < int(first_over)]
 
 
-def _hold_one_out(train: SetWriter, heldout: SetWriter, result: _EncodingResult) -> None:
+def _hold_one_out(
+    config: RunConfig, sources: List[SetSource], settings: List[EncodeSettings], writers: Dict[str, SetWriter],
+    result: _EncodingResult,
+) -> None:  # fmt: skip
     """Hold out the document with the smallest hash, and all documents equal to it.
 
     A small ``data.heldout_share`` of few documents can otherwise select none. Does nothing if all documents are equal.
+    The sources are encoded once more, because only documents that are held out get roles.
     """
-    hashes = train.column("hashes")
-    chosen = np.flatnonzero(hashes == hashes.min()) if len(hashes) else hashes
-    if not len(chosen) or len(chosen) == len(hashes):
+    hashes = writers[TRAIN].column("hashes")
+    smallest = int(hashes.min()) if len(hashes) else 0
+    if (hashes == smallest).all():
         return
-    sources = train.column("source")
-    for number, document in zip(chosen.tolist(), train.documents(chosen), strict=True):
-        heldout.append(document, int(sources[number]))
-        result.counts[sources[number]]["heldout"] += 1
-    train.exclude(chosen)
+    again = [replace(one, heldout_below=smallest + 1) for one in settings]
+    chunks = (item for item in _numbered_chunks(config, sources) if sources[item[0]].set_name == TRAIN)
+    for number, encoded in ordered_map(partial(_encode, again), chunks, config.data.num_workers or available_cores()):
+        out = encoded.hashes == smallest
+        if out.any():
+            writers[HELDOUT].append(select_documents(encoded, out), number)
+            result.counts[number]["heldout"] += int(out.sum())
+    writers[TRAIN].exclude(np.flatnonzero(hashes == smallest))
 
 
 def _finish(

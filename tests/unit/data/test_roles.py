@@ -9,11 +9,11 @@ import pytest
 
 from ftdist.config.schema import SourceConfig
 from ftdist.data.loader import open_set
-from ftdist.data.prepare import TRAIN, prepare
+from ftdist.data.prepare import HELDOUT, TRAIN, prepare
 from ftdist.data.roles import ROLES
 from ftdist.data.tokenizer import bytes_tokenizer
-from ftdist.run.prepared import ROLES_FILE, content_hash
-from tests.unit.data_tools import data_config, write_jsonl
+from ftdist.run.prepared import ROLES_FILE, content_hash, read_meta
+from tests.unit.data_tools import chat, data_config, write_jsonl
 
 CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}]
 CHAT = {"messages": [
@@ -74,6 +74,17 @@ def test_a_split_document_keeps_the_roles_of_its_pieces(tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "answer " * 20}]}
     found = parts(tmp_path, long, "data.max_seq_len=64", "data.long_documents=split", "data.chat_template=chatml")
     assert "".join(text for text, role, _ in found if role == "assistant").count("answer") == 20
+
+
+def test_the_one_document_that_a_small_share_holds_out_has_its_roles(tmp_path: Path) -> None:
+    chats = [chat(f"What is {number}?", f"It is {number}.") for number in (1, 2, 3)]
+    path = write_jsonl(tmp_path / "a.jsonl", [*chats, *chats])  # equal documents are held out together
+    folder = prepare(data_config(tmp_path, f"data.sources.mine.path={path}", f"data.sources.more.path={path}",
+                                 "data.heldout_share=0.0001", "data.chat_template=chatml"))  # fmt: skip
+    dataset, meta = open_set(folder, HELDOUT), read_meta(folder)
+    assert dataset.roles is not None and len(dataset.row_docs) == 4 and meta["sets"][TRAIN]["documents"] == 8
+    trained = dataset.roles[dataset.trained == 1]
+    assert len(trained) and {ROLES[role] for role in trained} == {"assistant"}
 
 
 def test_only_held_out_sets_have_roles_and_the_hash_of_the_data_is_as_before(tmp_path: Path) -> None:
