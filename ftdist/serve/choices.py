@@ -3,6 +3,7 @@
 Each choice with its question is a document. The documents run through the model as held-out documents do.
 """
 
+from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -15,10 +16,34 @@ from ftdist.data.render import Rendered, Renderer, make_renderer, with_one_bos
 from ftdist.data.tokenise import tokenise
 from ftdist.run.task_results import MEASURES
 from ftdist.serve.accuracy import compare
-from ftdist.serve.questions import Question
+from ftdist.serve.questions import Question, content_hash
+from ftdist.track.gain import DocumentLosses
 
 Scores = List[List[float]]
 """For each question the log-probability of each choice in nats."""
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """Questions with several choices, as a ``Task`` (``ftdist.serve.tasks``)."""
+
+    questions: List[Question]
+
+    @property
+    def sha256(self) -> str:
+        return content_hash(self.questions)
+
+    def documents(self, tokenizer: Any, max_seq_len: int, packing: bool, limit: Optional[int]) -> PreparedSet:
+        return choice_set(self.questions, tokenizer, max_seq_len, packing, limit)
+
+    def scores(self, data: PreparedSet, measured: DocumentLosses) -> Scores:
+        return by_question(self.questions, data, measured.losses)
+
+    def right(self, scores: Scores) -> Dict[str, List[bool]]:
+        return right_answers(self.questions, scores)
+
+    def result(self, base: Scores, run: Scores) -> Dict[str, Any]:
+        return result_of(self.questions, base, run)
 
 
 def choice_set(

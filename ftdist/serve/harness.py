@@ -20,6 +20,7 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.config.schema import TrainOn
 from ftdist.data.loader import PreparedSet
 from ftdist.data.render import Rendered, make_renderer, with_one_bos
+from ftdist.serve.accuracy import compare
 from ftdist.serve.choices import packed_documents
 from ftdist.track.gain import DocumentLosses
 
@@ -31,13 +32,29 @@ Scores = List[Tuple[float, bool]]
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task of lm-eval."""
+    """A task of lm-eval, as a ``Task`` (``ftdist.serve.tasks``)."""
 
     file: str
     requests: List[Request]
     """All different requests, in the order in which lm-eval makes them."""
     sha256: str
     """Hash of the requests."""
+
+    def documents(self, tokenizer: Any, max_seq_len: int, packing: bool, limit: Optional[int]) -> PreparedSet:
+        return request_set(self, tokenizer, max_seq_len, packing, limit)
+
+    def scores(self, data: PreparedSet, measured: DocumentLosses) -> Scores:
+        return request_scores(data, measured)
+
+    def right(self, scores: Scores) -> Dict[str, List[bool]]:
+        return harness_answers(self, scores)
+
+    def result(self, base: Scores, run: Scores) -> Dict[str, Any]:
+        before, after = self.right(base), self.right(run)
+        measures = {name: compare(before[name], after[name]) for name in before if name in after}
+        answers = [{"text": text, "continuation": continuation, "base": b[0], "run": r[0]}
+                   for (text, continuation), b, r in zip(self.requests, base, run, strict=True)]  # fmt: skip
+        return {"questions": len(next(iter(before.values()))), "measures": measures, "answers": answers}
 
 
 def load_harness_task(file: str) -> HarnessTask:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -17,14 +17,47 @@ from ftdist.data.loader import PreparedSet
 from ftdist.parallel.ranks import Ranks, on_rank_0
 from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.task_results import DOCSTRINGS, is_harness_task, write_result
-from ftdist.serve.accuracy import accuracy, compare
-from ftdist.serve.choices import by_question, choice_set, result_of, right_answers
-from ftdist.serve.harness import HarnessTask, harness_answers, load_harness_task, request_scores, request_set
+from ftdist.serve.accuracy import accuracy
+from ftdist.serve.choices import ChoiceTask
+from ftdist.serve.harness import load_harness_task
 from ftdist.serve.opened import open_model
-from ftdist.serve.questions import QUESTIONS, Question, content_hash, load_questions
+from ftdist.serve.questions import QUESTIONS, load_questions
+from ftdist.track.gain import DocumentLosses
 from ftdist.train.evaluate import evaluate, report_rows
 
-Task = Union[List[Question], HarnessTask]
+
+class Task(Protocol):
+    """Questions, and how they are answered: ``ChoiceTask`` or ``HarnessTask``."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the questions."""
+
+    def documents(
+        self, tokenizer: Any, max_seq_len: int, packing: bool, limit: Optional[int]
+    ) -> PreparedSet:  # fmt: skip
+        """Return the documents that a model is given. See ``choice_set``."""
+
+    def scores(self, data: PreparedSet, measured: DocumentLosses) -> Any:
+        """Return the scores of a model.
+
+        Args:
+            data: From ``documents``.
+            measured: From ``evaluate``, of these documents.
+        """
+
+    def right(self, scores: Any) -> Dict[str, List[bool]]:
+        """Return for each measure and each question whether the answer is right."""
+
+    def result(self, base: Any, run: Any) -> Dict[str, Any]:
+        """Return the number of questions, the measures and all answers, as a value that JSON can hold.
+
+        Args:
+            base: The scores of the base model.
+            run: The scores of the checkpoint.
+        """
+
+
 Tasks = Dict[str, Task]
 
 
@@ -52,9 +85,9 @@ def compare_on_tasks(
         return
     found = [
         {"task": name, "file": None if places[name] == DOCSTRINGS else places[name],
-         "sha256": _hash(questions), "step": checkpoint_step(checkpoint), "checkpoint": checkpoint.name,
-         **_result(questions, base[name], now[name])}
-        for name, questions in tasks.items()
+         "sha256": one.sha256, "step": checkpoint_step(checkpoint), "checkpoint": checkpoint.name,
+         **one.result(base[name], now[name])}
+        for name, one in tasks.items()
     ]  # fmt: skip
     written = [write_result(run, one) for one in found]
     show(found)
@@ -70,8 +103,8 @@ def answer_alone(
     if not ranks.first:
         return
     table = plain_table("task", "measure", "right", "questions", texts=2)
-    for name, questions in tasks.items():
-        for measure, right in _right(questions, scores[name]).items():
+    for name, one in tasks.items():
+        for measure, right in one.right(scores[name]).items():
             table.add_row(*map(Text, (name, measure, _with_interval(asdict(accuracy(right))), f"{len(right):,}")))
     show_table(Console(highlight=False), table)
     print("In brackets: 95 % interval.")
@@ -82,7 +115,9 @@ def _load(config: RunConfig, run: RunDir, ranks: Ranks, places: Dict[str, str]) 
         return on_rank_0(
             ranks,
             lambda: {
-                name: load_harness_task(place) if is_harness_task(place) else load_questions(place, run, config)
+                name: load_harness_task(place)
+                if is_harness_task(place)
+                else ChoiceTask(load_questions(place, run, config))
                 for name, place in places.items()
             },
         )
@@ -94,39 +129,16 @@ def answer(
     """Return the scores of a model for each task. See ``open_model`` for the arguments. Every rank must call it."""
     opened, packing, scores = open_model(config, settings_file, folder, ranks), config.data.packing, {}
     with task("answering", ranks.first) as say:
-        for name, questions in tasks.items():
-            by_harness = isinstance(questions, HarnessTask)
-            made_by: Callable[..., PreparedSet] = request_set if by_harness else choice_set
-            data = made_by(questions, opened.tokenizer, config.data.max_seq_len, packing, opened.max_positions)
+        for name, one in tasks.items():
+            data = one.documents(opened.tokenizer, config.data.max_seq_len, packing, opened.max_positions)
             measured = evaluate(
                 opened.engine, opened.objective, data, opened.mesh, opened.plan.micro_batch_size, packing,
                 opened.tokenizer.pad_token_id, report=partial(report_rows, say, name),
             )  # fmt: skip
             assert measured is not None
-            scores[name] = (by_question(questions, data, measured.losses) if isinstance(questions, list)
-                            else request_scores(data, measured))  # fmt: skip
+            scores[name] = one.scores(data, measured)
     opened.close()
     return scores
-
-
-def _hash(questions: Task) -> str:
-    return questions.sha256 if isinstance(questions, HarnessTask) else content_hash(questions)
-
-
-def _right(questions: Task, scores: Any) -> Dict[str, List[bool]]:
-    if isinstance(questions, HarnessTask):
-        return harness_answers(questions, scores)
-    return right_answers(questions, scores)
-
-
-def _result(questions: Task, base: Any, run: Any) -> Dict[str, Any]:
-    if not isinstance(questions, HarnessTask):
-        return result_of(questions, base, run)
-    before, after = harness_answers(questions, base), harness_answers(questions, run)
-    measures = {name: compare(before[name], after[name]) for name in before if name in after}
-    answers = [{"text": text, "continuation": continuation, "base": b[0], "run": r[0]}
-               for (text, continuation), b, r in zip(questions.requests, base, run, strict=True)]  # fmt: skip
-    return {"questions": len(next(iter(before.values()))), "measures": measures, "answers": answers}
 
 
 def show(results: List[Dict[str, Any]]) -> None:
