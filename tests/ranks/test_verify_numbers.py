@@ -72,12 +72,15 @@ BUGS: Dict[str, Patch] = {
 }  # fmt: skip
 
 
-def _checks(config: Any, dropout: Any, folder: Path) -> Dict[str, List[Any]]:
+def _checks(config: Any, dropout: Any, saved: Any, folder: Path) -> Dict[str, List[Any]]:
     """Run all checks without a bug, then with each bug. Returns the checks, by bug.
 
     Args:
         dropout: A config whose model has dropout, which is checked without a bug as well.
+        saved: A config with ZeRO-3 and ``modules_to_save``, compared with the reference while one of its modules is
+            said to be whole. tests/ranks/test_methods.py makes a module whole on two ranks, and it is found.
     """
+    from ftdist.verify import number_checks
     from ftdist.verify.number_checks import check_numbers
 
     ranks = start(config)
@@ -89,6 +92,10 @@ def _checks(config: Any, dropout: Any, folder: Path) -> Dict[str, List[Any]]:
             check_numbers(config, folder / str(number), ranks, False, found[bug].append)
     found["dropout"] = []
     check_numbers(dropout, folder / "dropout", ranks, False, found["dropout"].append)
+    found["whole"] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(number_checks, "unsharded", lambda engine: ["lm_head.weight"])
+        number_checks._compare_with_reference(saved, folder / "whole", ranks, found["whole"].append)
     return found
 
 
@@ -100,7 +107,11 @@ def test_each_bug_fails_the_check_that_looks_for_it(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, *settings)
     freeze_tiny(config, tmp_path / "prepared", 1)
     dropout = tiny_config(tmp_path, *settings, f"model.path={tmp_path / 'dropout'}")
-    found = run_ranks(_checks, 1, config, dropout, tmp_path, timeout_s=300)[0]
+    saved = tiny_config(tmp_path, *settings, "zero.stage=3", "method.kind=lora", "method.modules_to_save=[lm_head]")
+    found = run_ranks(_checks, 1, config, dropout, saved, tmp_path, timeout_s=300)[0]
+    [whole] = [check for check in found.pop("whole") if check.outcome == "failed"]
+    assert whole.name == "loss and gradient"
+    assert whole.cause == "ZeRO-3 leaves 1 parameter whole on every rank, for example lm_head.weight"
     failed = {bug: [check.name for check in checks if check.outcome == "failed"] for bug, checks in found.items()}
     assert not failed.pop("")
     assert not failed.pop("dropout"), "no two forward passes are equal in training mode"
