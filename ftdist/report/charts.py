@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from ftdist.report.axis import Axis, axis_of
+from ftdist.report.labels import CHARACTER, Box, Point, place_labels
 from ftdist.run.sample import printable
 
 WIDTH, HEIGHT = 420, 270
@@ -24,9 +25,6 @@ FILLS = 8
 """Number of different colours of parts. Each part has a number too."""
 MAX_MARKS = 40
 """A line with more points has no marks on it."""
-CHARACTER = 7.4
-"""Width of a character in a wide font, for the place that a text needs."""
-Point = Tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def xy_chart(words: Words, series: Sequence[Series], log_y: bool = False, zero: 
     drawn = list(enumerate(zip(series, points, strict=True)))
     for number, (one, found) in sorted(drawn, key=lambda entry: entry[1][0].marks):  # thin lines are behind the others
         parts += _draw_series(frame, one, found, number % STYLES)
-    return svg(words, HEIGHT, parts)
+    return svg(words, HEIGHT, [*parts, *_labels(frame, series, points)])
 
 
 def bar_chart(words: Words, parts: Dict[str, float]) -> str:
@@ -202,27 +200,23 @@ def _draw_series(frame: _Frame, series: Series, points: Sequence[Optional[Point]
     shown = [place for place in places if place is not None]
     if len(shown) == 1 or (series.marks and len(shown) <= MAX_MARKS):
         parts += [_mark(at, style) for at in shown]
-    return parts + _labels(places, series.labels)
+    return parts
 
 
-def _labels(places: Sequence[Optional[Point]], labels: Sequence[str]) -> List[str]:
-    """Return the labels of points, below them, without those that would cover another one.
-
-    The last point is the most important one.
-    """
-    taken: List[Tuple[float, float, float]] = []
+def _labels(frame: _Frame, series: Sequence[Series], points: Sequence[Sequence[Optional[Point]]]) -> List[str]:
+    """Return the labels of all points. The first series is the most important one, and in it the last point."""
+    drawn = [[None if point is None else frame.at(point) for point in found] for found in points]
+    texts = [(at, _short(label, 24)) for one, places in zip(series, drawn, strict=True)
+             for at, label in reversed(list(zip(places, one.labels, strict=False))) if at is not None]  # fmt: skip
+    marks = [at for one, places in zip(series, drawn, strict=True) if one.marks for at in places if at is not None]
     parts = []
-    for at, label in reversed(list(zip(places, labels, strict=False))):
-        if at is None:
-            continue
-        text = _short(label, 24)
-        length = CHARACTER * len(text)
-        left = at[0] + 6 + length > WIDTH
-        begin = at[0] + 6 - (length if left else 0)
-        box = (begin, begin + length, at[1])
-        if not any(box[0] < end and start < box[1] and abs(at[1] - y) < 14 for start, end, y in taken):
-            taken.append(box)
-            parts.append(_text(at[0] + 6, at[1] + 15, text, "end" if left else "start"))
+    for label in place_labels(texts, marks, Box(LEFT + 2, frame.top - 9, WIDTH, HEIGHT - BOTTOM)):
+        if label.far:
+            (x, y), (to_x, to_y) = label.point, label.end
+            parts.append(f'<path class="lead" d="M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}"/>')
+        on_the_left = label.box.left < label.point[0]
+        parts.append(_text(label.box.right if on_the_left else label.box.left, label.baseline, label.text,
+                           "end" if on_the_left else "start"))  # fmt: skip
     return parts
 
 

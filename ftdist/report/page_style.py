@@ -53,6 +53,7 @@ svg .on { fill: #111; font-weight: 600; }
 .s3 { stroke: var(--c3); } .mark.s3 { fill: var(--c3); } .line.s3 { stroke-dasharray: 9 3 2 3; }
 .s4 { stroke: var(--c4); } .mark.s4 { fill: none; } .line.s4 { stroke-dasharray: 12 4; }
 .s5 { stroke: var(--c5); } .mark.s5 { fill: var(--c5); } .line.s5 { stroke-dasharray: 4 2 1 2; }
+.lead { stroke: var(--soft); fill: none; }
 .line.thin { stroke-width: 1; stroke-dasharray: none; }
 .part { stroke: var(--paper); }
 .f0 { fill: #56b4e9; } .f1 { fill: #e69f00; } .f2 { fill: #2bb58a; } .f3 { fill: #f0e442; } .f4 { fill: #d7935f; }

@@ -106,6 +106,11 @@ def test_deeper_cells_moved_more() -> None:
     assert cells == {"q, layer 0: 10 %": 0.53, "k, layer 0: 0 %": 0.06, "k, layer 1: 20 %": 1.0}
 
 
-def test_labels_that_would_cover_another_one_are_left_out() -> None:
-    close = Series("a", [(0, 0), (10, 10), (10.01, 10.01)], labels=["first", "before", "last"])
-    assert {"first", "last"} <= set(texts(xy_chart(WORDS, [close]))) and "before" not in texts(xy_chart(WORDS, [close]))
+def test_labels_of_points_of_several_series_have_a_place_each_and_a_line_where_they_are_far() -> None:
+    names = [f"20261130-08{number:02}00-demo" for number in range(8)]
+    near = [Series("best", [(0.28 + n / 1e4, 0.78) for n in range(4)], labels=names[:4]),
+            Series("others", [(0.281 + n / 1e4, 0.78) for n in range(4)], labels=names[4:])]  # fmt: skip
+    drawn = xy_chart(WORDS, near, zero=True)
+    assert set(names) <= set(texts(drawn)) and len(paths(drawn, "lead")) == 7, "one fits beside the points"
+    places = {(one.attrib["x"], one.attrib["y"]) for one in read(drawn).iter("text") if one.text in names}
+    assert len(places) == 8 and drawn == xy_chart(WORDS, near, zero=True)
