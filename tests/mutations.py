@@ -137,6 +137,8 @@ REPORT_MUTATIONS = [
     Mutation("the texts of the base model drawn again after a resume", "ftdist/train/forgetting.py",
              "if self._texts is None and training.state.step > 0:",
              "self._texts = None\n        if False:"),
+    Mutation("KL(base ‖ now) as a mean of the texts' means", "ftdist/train/forgetting.py",
+             "kl = float(ratios.sum()) / total", "kl = float((ratios / tokens).mean())"),
     Mutation("what moved, against the base model in fp32 and not as it was loaded", "ftdist/report/moved.py",
              "model, tokenizer = load_whole(config), load_tokenizer(config)",
              "config.train.precision = type(config.train.precision).fp32\n"
@@ -154,6 +156,10 @@ REPORT_MUTATIONS = [
              "max(joules, largest.get((attempt, counter), 0.0))", "joules + largest.get((attempt, counter), 0.0)"),
     Mutation("energy lost when a counter wraps around", "ftdist/parallel/energy.py",
              "self.joules += now + limit - self._last", "pass"),
+    Mutation("energy between two readings counted again at the next one", "ftdist/parallel/energy.py",
+             "            self._last = now", "            pass"),
+    Mutation("energy of the idle machine before the attempt counted too", "ftdist/parallel/energy.py",
+             "        self.joules = 0.0", "        self.joules = self._last"),
 ]  # fmt: skip
 REPORT_SUITES = {
     "tests": [
