@@ -157,6 +157,9 @@ class LaunchConfig:
     """Ranks on each machine. null: one for each visible GPU (under Slurm: each GPU of a node), or 1 on CPU."""
     nnodes: int = 1
     """Number of machines of the run."""
+    made_for_gpus: Optional[int] = None
+    """GPUs that the other settings are made for. A run on fewer GPUs prints a note. If Slurm cannot be asked how many
+    GPUs a node has, each node is taken to have its share of them."""
     threads_per_rank: Optional[int] = None
     """CPU threads of each rank. null: the cores of the machine, divided among its ranks."""
     timeout_s: float = 1800.0
@@ -275,7 +278,7 @@ def check_launch(launch: LaunchConfig) -> None:
     slurm = launch.slurm
     for name, value, low in (
         ("max_restarts", launch.max_restarts, 0), ("max_requeues", launch.max_requeues, 0),
-        ("trials_at_once", launch.trials_at_once, 1),
+        ("trials_at_once", launch.trials_at_once, 1), ("made_for_gpus", launch.made_for_gpus, 1),
         ("slurm.cpus_per_node", slurm.cpus_per_node, 1), ("slurm.cpus_per_gpu", slurm.cpus_per_gpu, 0),
         ("slurm.stop_before_limit_s", slurm.stop_before_limit_s, 1),
         ("nodes.port", launch.nodes.port, 1), ("nodes.join_timeout_s", launch.nodes.join_timeout_s, 1),

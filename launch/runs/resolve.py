@@ -4,10 +4,12 @@ import glob
 import math
 import os
 import secrets
+import sys
 import time
 from pathlib import Path
 from typing import Optional, Tuple
 
+from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.names import near_paths, require_utf8
 from ftdist.base.output import quoted_path
@@ -15,7 +17,7 @@ from ftdist.base.shell import override_word
 from ftdist.config.data import named_sources
 from ftdist.config.launch import texts
 from ftdist.config.login import resolve_mode
-from ftdist.config.schema import Attention, Device, MethodKind, RunConfig
+from ftdist.config.schema import Attention, Device, LaunchConfig, LaunchKind, MethodKind, RunConfig
 from ftdist.config.track import check_track, use_variables
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.foreground import resolve_device, resolve_ranks_per_node
@@ -47,6 +49,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     check_model_folder(config)
     find_adapters(config)
     resolve_ranks(config, ranks)
+    note_few_gpus(config.launch)
     if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
         name = config.model.attention.name
         raise ConfigError(f"model.attention={name} cannot be used on CPU", "a CUDA device", "model.attention=documents")
@@ -135,6 +138,16 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
     config.launch.nproc_per_node, config.launch.nnodes = ranks
     srun_task.set_threads(config.launch)
     resolve_ranks_per_node(config.launch, ranks[0] if srun_task.has_own_gpu() else gpus)
+
+
+def note_few_gpus(launch: LaunchConfig) -> None:
+    """Print a note if the run has fewer GPUs than its settings are made for."""
+    ranks, needed = (launch.nproc_per_node or 1) * launch.nnodes, launch.made_for_gpus or 0
+    if launch.device is Device.cuda and ranks < needed:
+        nodes = -(-needed // (launch.nproc_per_node or 1))
+        more = "" if launch.kind is LaunchKind.local else f". For {needed}: launch.nnodes={nodes}"
+        print(f"note: the settings are made for {count(needed, 'GPU')}, and the run has {ranks}. Each of them holds a "
+              f"larger part of what ZeRO shards, and the run takes longer{more}", file=sys.stderr)  # fmt: skip
 
 
 def check_run_dir(config: RunConfig) -> None:

@@ -136,8 +136,8 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
 def resolve_ranks(launch: LaunchConfig) -> bool:
     """Fill in, in place, the device, nproc_per_node and cpus_per_gpu from what the nodes have.
 
-    If Slurm cannot be asked, one GPU per node is assumed, and a note is printed. A job on CPU must be requested:
-    nodes may have GPUs that Slurm does not know of.
+    If Slurm cannot be asked, a node is taken to have its share of ``made_for_gpus``, or one GPU, and a note is printed.
+    A job on CPU must be requested: nodes may have GPUs that Slurm does not know of.
 
     Returns:
         Whether Slurm could be asked.
@@ -169,9 +169,9 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
         return nodes
     if nodes is None:
         if launch.nproc_per_node is None:
-            print("note: could not get the number of GPUs per node from Slurm; using 1. "
+            launch.nproc_per_node = max(1, (launch.made_for_gpus or 1) // launch.nnodes)
+            print(f"note: could not get the number of GPUs per node from Slurm; using {launch.nproc_per_node}. "
                   "Set launch.nproc_per_node=N to change this", file=sys.stderr)  # fmt: skip
-        launch.nproc_per_node = launch.nproc_per_node or 1
         return None
     most = max(node.gpus for node in nodes)
     if not most:

@@ -1,5 +1,6 @@
 """The examples of sites in conf/launch/site work as they stand: what a job of 2 nodes asks for there."""
 
+import shlex
 from pathlib import Path
 from typing import List, Optional
 
@@ -8,7 +9,9 @@ import pytest
 import ftdist.conf
 from ftdist.config.launch import check_launch
 from ftdist.launch.backends.slurm import resolve, script
+from ftdist.launch.runs import resolve as runs_resolve
 from ftdist.launch.runs.resolve import resolve_paths
+from tests.unit.compose_tools import composed
 from tests.unit.launch.run_tools import smoke
 
 OURS = ("--job-name", "--output", "--open-mode", "--signal", "--requeue", "--nodes", "--ntasks-per-node")
@@ -56,6 +59,49 @@ def test_a_job_at_a_site(site: str, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert options == asked and part in script.render(config)
     own = smoke("launch=slurm", f"launch/site={site}", "launch.slurm.account=mine", f"run_dir={tmp_path}/run")
     assert own.launch.slurm.account == "mine"
+
+
+def test_the_nodes_with_80_gb_of_perlmutter_can_be_asked_for() -> None:
+    """With the words that the file of the site names, as a shell reads them."""
+    text = (Path(ftdist.conf.__path__[0]) / "launch" / "site" / "perlmutter.yaml").read_text()
+    (word,) = shlex.split(next(line for line in text.splitlines() if "hbm80g" in line).partition(": ")[2])
+    config = smoke("launch=slurm", "launch/site=perlmutter", word, "run_dir=/runs/a")
+    assert "--constraint=gpu&hbm80g" in script.sbatch_options(config)
+
+
+EXPERIMENTS = {
+    "continued_pretraining": 8, "demo": 2, "demo_lora_sweep": 2, "llama31_70b": 32, "llama31_70b_lora": 8,
+    "llama31_8b": 8, "llama31_8b_lora": 1, "llama31_8b_qlora": 1, "qwen3_8b": 8, "smoke": 1, "smollm2_135m": 8,
+}  # fmt: skip
+"""For each ready-made experiment, the GPUs that its job asks for where Slurm cannot be asked, as in README.md. The
+smoke test is for CPU; with ``launch=slurm`` alone it gets a GPU."""
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.thorough
+def test_a_job_of_an_experiment_asks_for_the_gpus_that_it_is_made_for(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nodes have 4 GPUs, the job gets all of them, and a note says how many nodes the experiment needs."""
+    needed, said = EXPERIMENTS[name], {}
+    for nodes in (None, [resolve.Node(f"n{number}", 4, 64) for number in range(8)]):
+        monkeypatch.setattr(resolve, "find_nodes", lambda launch, nodes=nodes: nodes)
+        config = composed(f"experiment={name}", "launch=slurm", f"run_dir={tmp_path}/run")
+        resolve_paths(config)
+        runs_resolve.resolve_ranks(config)
+        runs_resolve.note_few_gpus(config.launch)
+        per_node = {"demo": 2, "demo_lora_sweep": 2, "llama31_8b_lora": 1, "llama31_8b_qlora": 1}.get(name, 4)
+        options = script.sbatch_options(config)
+        assert f"--nodes={config.launch.nnodes}" in options
+        assert f"--gpus-per-node={per_node if nodes else needed // config.launch.nnodes}" in options
+        said[nodes is None] = capsys.readouterr().err
+    assert "made for" not in said[True] and ("made for" in said[False]) == (needed > 4)
+    assert needed <= 4 or f"launch.nnodes={needed // 4}\n" in said[False]
+
+
+def test_every_experiment_is_tested() -> None:
+    folder = Path(ftdist.conf.__path__[0]) / "experiment"
+    assert sorted(path.stem for path in folder.glob("*.yaml")) == sorted(EXPERIMENTS)
 
 
 def test_every_site_is_tested() -> None:
