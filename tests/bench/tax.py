@@ -34,7 +34,7 @@ tokens. Here all tokens are trained and a row is one document, so this gives no 
 The loops take turns in the same processes, {block} steps each, {rounds} rounds, in changing order. A tax is the ratio
 of the medians minus 1, with its 95 % interval (bootstrap over rounds). `CPU tax` is the same for the CPU time of all
 ranks, which other load of the machine hardly changes (on a GPU it includes waiting and says little). `noise` compares
-the bare loop with a second bare loop."""
+the bare loop with a second bare loop. `data` is the share of ftdist's step in which the host waits for its rows."""
 
 
 def measure(folder: Path, quick: bool) -> Section:
@@ -50,7 +50,7 @@ def measure(folder: Path, quick: bool) -> Section:
         ranks=num_ranks(), precision=config.train.precision.name, block=BLOCK_STEPS, rounds=rounds,
         difference=max(figures["loss_difference"] for figures in stages.values()),
     )  # fmt: skip
-    header = ["", "ftdist, a step", "bare, a step", "tax", "noise", "CPU tax", "CPU noise"]
+    header = ["", "ftdist, a step", "bare, a step", "tax", "noise", "CPU tax", "CPU noise", "data"]
     return Section("tax", "Framework tax", about, header, rows, stages)
 
 
@@ -70,19 +70,25 @@ def _on_rank(config: RunConfig, folder: Path, rounds: int) -> Dict[str, Any]:
     bare = BareLoop(config, data, ranks, steps)
     training = assemble_run(config, folder / f"zero{config.zero.stage}", ranks)
     twin = BareLoop(config, data, ranks, steps)
-    loops = {"bare": bare.step, "ftdist": _ftdist_step(training), "twin": twin.step}
+    shares: List[float] = []
+    loops = {"bare": bare.step, "ftdist": _ftdist_step(training, shares), "twin": twin.step}
     wall, cpu, losses = _take_turns(loops, rounds)
     difference = _largest_difference(losses, ranks)
     return {
         "wall": wall,
         "cpu": cpu,
         "loss_difference": difference,
+        "data_share": shares[WARMUP_STEPS:],
         "parameters": parameter_count(training.engine),
     }
 
 
-def _ftdist_step(training: Any) -> Step:
-    """One turn of ``ftdist.train.loop.train`` in which neither an evaluation nor a checkpoint is due."""
+def _ftdist_step(training: Any, shares: List[float]) -> Step:
+    """One turn of ``ftdist.train.loop.train`` in which neither an evaluation nor a checkpoint is due.
+
+    Args:
+        shares: Gets the share of each step in which the host waits for its rows.
+    """
     from ftdist.train import loop
 
     def step(index: int) -> float:
@@ -91,7 +97,9 @@ def _ftdist_step(training: Any) -> Step:
         training.state.step += 1
         training.state.tokens_seen += result.tokens
         training.state.trained_tokens += result.trained_tokens
-        loop._log_step(training, result, time.perf_counter() - started, training.clock.end_step())
+        seconds, phases = time.perf_counter() - started, training.clock.end_step()
+        shares.append(phases["perf/data_s"] / seconds)
+        loop._log_step(training, result, seconds, phases)
         return result.loss
 
     return step
@@ -155,6 +163,7 @@ def _figures(per_rank: List[Dict[str, Any]]) -> Dict[str, Any]:
         "cpu_tax": ratio_less_one(cpu["ftdist"], cpu["bare"]),
         "cpu_noise": ratio_less_one(cpu["twin"], cpu["bare"]),
         "loss_difference": per_rank[0]["loss_difference"],
+        "data_share": asdict(spread(per_rank[0]["data_share"])),
         "parameters": per_rank[0]["parameters"],
     }
 
@@ -184,7 +193,8 @@ def ratio_less_one(one: Blocks, other: Blocks) -> Dict[str, float]:
 
 def _row(stage: str, figures: Dict[str, Any]) -> List[str]:
     seconds = [Spread(**figures[name]).show("ms", 1000, 0) for name in ("ftdist_s", "bare_s")]
-    return [stage, *seconds, *(_percent(figures[name]) for name in ("tax", "noise", "cpu_tax", "cpu_noise"))]
+    return [stage, *seconds, *(_percent(figures[name]) for name in ("tax", "noise", "cpu_tax", "cpu_noise")),
+            Spread(**figures["data_share"]).show("%", 100)]  # fmt: skip
 
 
 def _percent(figure: Dict[str, float]) -> str:
