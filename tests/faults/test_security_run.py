@@ -97,7 +97,7 @@ class Finished:
     seen: Seen
 
 
-@pytest.fixture(scope="module", params=[0o077, 0o027], ids=oct)
+@pytest.fixture(scope="module", params=[pytest.param(0o077, marks=pytest.mark.slow), 0o027], ids=oct)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     home = tmp_path_factory.mktemp("home")
     work(home)

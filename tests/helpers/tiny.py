@@ -42,10 +42,10 @@ def tiny_config(folder: Path, *overrides: str) -> RunConfig:
         "name=tiny", f"runs_dir={folder / 'runs'}", f"cache_dir={folder / 'cache'}", f"model.path={folder / 'model'}",
         "model.tokenizer=bytes", "data.sources.chats.builtin=fake", "data.sources.chats.max_documents=200",
         "data.heldout_share=0.1", "data.max_heldout_documents=8", "data.max_seq_len=128", "data.num_workers=1",
-        "batch.global_batch_size=8", "train.precision=fp32", "train.max_steps=4", "train.num_samples=1",
-        "train.sample_tokens=8", "launch.device=cpu", "launch.threads_per_rank=1", "track.wandb=disabled",
-        "track.run_id=tiny", "launch.timeout_s=60", "report.forgetting.texts=0", "data.builtin_general=false",
-        *overrides,
+        "batch.global_batch_size=8", "batch.micro_batch_size=2", "train.precision=fp32", "train.max_steps=4",
+        "train.num_samples=1", "train.sample_tokens=8", "launch.device=cpu", "launch.threads_per_rank=1",
+        "track.wandb=disabled", "track.run_id=tiny", "launch.timeout_s=60", "report.forgetting.texts=0",
+        "data.builtin_general=false", *overrides,
     ])  # fmt: skip
     return parse_config(OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.structured(RunConfig), values)), "test")
 

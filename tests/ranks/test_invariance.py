@@ -1,6 +1,6 @@
 """However a batch is split and a model is sharded, a run equals the plain reference.
 
-There are two suites. The long one follows one model family for 20 steps: every combination of stage, accumulation and
+There are two suites. The long one follows one model family for 12 steps: every combination of stage, accumulation and
 recomputation at least once, and each of these choices with every number of ranks, packed and padded (``--slow``: the
 whole product). The wide one covers nine families and every pair of choices on nine axes (see tests/invariance.py).
 """
@@ -20,7 +20,7 @@ from tests.helpers.training import each_training
 from tests.invariance import AXES, Case, covering, every_case
 
 pytestmark = pytest.mark.timeout(900)
-STEPS, ROWS = 20, 16
+STEPS, ROWS = 12, 16
 REFERENCE = "reference.pt"
 SETTINGS = (
     f"train.max_steps={STEPS}", f"batch.global_batch_size={ROWS}", "optim.lr=3e-4", "optim.weight_decay=0.1",
@@ -90,13 +90,13 @@ def test_the_short_suite_contains_every_choice_and_every_pair() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_twenty_steps_equal_the_reference(reference: Any, world_size: int, record_property: Record) -> None:
+def test_twelve_steps_equal_the_reference(reference: Any, world_size: int, record_property: Record) -> None:
     _compare(reference, world_size, _choices_here(world_size, reference[1]), record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_twenty_steps_of_every_choice(reference: Any, world_size: int, record_property: Record) -> None:
+def test_twelve_steps_of_every_choice(reference: Any, world_size: int, record_property: Record) -> None:
     _compare(reference, world_size, CHOICES, record_property)
 
 

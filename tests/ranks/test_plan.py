@@ -64,7 +64,9 @@ def _given(run_dir: Path) -> Tuple[Dict[str, Any], int]:
 def run(tmp_path: Path) -> RunDir:
     """Frozen for two ranks: 8 rows a step, 4 micro-steps."""
     save_tiny_model(tmp_path / "model")
-    return freeze_tiny(tiny_config(tmp_path, *SETTINGS, *SMALL_BUFFERS), tmp_path / "run", 2)
+    return freeze_tiny(
+        tiny_config(tmp_path, *SETTINGS, *SMALL_BUFFERS, "batch.micro_batch_size=1"), tmp_path / "run", 2
+    )
 
 
 def test_deepspeed_is_given_the_frozen_file(run: RunDir) -> None:
@@ -218,7 +220,8 @@ def test_ranks_hold_the_bytes_that_are_computed(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=512)
     configs = [
         tiny_config(tmp_path, *SETTINGS, *SMALL_BUFFERS, NONE_WHOLE, f"zero.stage={stage}",
-                    f"train.precision={precision}", "batch.global_batch_size=4", "data.max_seq_len=64")
+                    f"train.precision={precision}", "batch.global_batch_size=4", "batch.micro_batch_size=1",
+                    "data.max_seq_len=64")
         for stage in range(4) for precision in ("bf16", "fp32")
     ]  # fmt: skip
     # 16 bytes for a trained parameter, 2 for a frozen one. DeepSpeed's buffers are a larger share of so few bytes.

@@ -327,7 +327,8 @@ def test_ranks_fit_the_warm_up_when_only_they_know_the_steps(outcome: Callable[.
 
     warmup = {"warmup_ratio": ("optim.warmup_ratio=0.5",),
               "shorten_warmup": ("optim.warmup_steps=1000", "optim.shorten_warmup=true")}[setting]  # fmt: skip
-    length = ("train.max_steps=null", "train.epochs=0.5", "optim.schedule=constant", "batch.global_batch_size=2")
+    length = ("train.max_steps=null", "train.epochs=0.5", "optim.schedule=constant", "batch.global_batch_size=2",
+              "batch.micro_batch_size=1")  # fmt: skip
     rates, steps = outcome(*length, *warmup, look=look)
     expected = -(-steps // 2) if setting == "warmup_ratio" else steps // 10
     assert steps >= 10 and rates == pytest.approx([1e-3 * min(1, (step + 1) / expected) for step in range(steps)])

@@ -209,7 +209,8 @@ def test_gathered_experts_are_freed_after_each_layer_or_group(tmp_path: Path) ->
         moe_intermediate_size=WIDTH, num_hidden_layers=EXPERT_LAYERS, head_dim=16, decoder_sparse_step=1,
         mlp_only_layers=[],
     )  # fmt: skip
-    settings = ("zero.stage=3", "train.gradient_checkpointing=none", "batch.global_batch_size=2", "train.num_samples=0",
+    settings = ("zero.stage=3", "train.gradient_checkpointing=none", "batch.global_batch_size=2",
+                "batch.micro_batch_size=1", "train.num_samples=0",
                 "data.heldout_share=0", "data.max_heldout_documents=null", f"data.max_seq_len={LENGTH}", *FETCH_LATE,
                 "zero.deepspeed.zero_optimization.reduce_bucket_size=1000")  # fmt: skip
     whole, grouped = (tiny_config(tmp_path, *settings, f"zero.expert_groups={groups}") for groups in (1, GROUPS))

@@ -25,7 +25,7 @@ SLURM = ("launch=slurm", "launch.nnodes=2", "launch.nproc_per_node=2", "launch.w
 SHORT = ("train.max_steps=12", "train.checkpoint_every=null")
 LONG = ("train.max_steps=500", "train.checkpoint_every=50")
 """Long enough for something that takes a minute to happen in the middle."""
-MIDDLE = ("train.max_steps=250", "train.checkpoint_every=50")
+MIDDLE = ("train.max_steps=150", "train.checkpoint_every=50")
 """Long enough for something that takes seconds to happen in the middle."""
 COMPARED = ("train/loss", "train/grad_norm", "train/lr", "train/tokens_seen", "eval/heldout/loss")
 

@@ -116,7 +116,8 @@ def test_the_known_keys_are_those_of_the_installed_deepspeed() -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     made = tiny_config(
-        tmp_path, "batch.grad_accum_steps=4", "zero.stage=3", "zero.offload_optimizer=cpu", "optim.max_grad_norm=0.7",
+        tmp_path, "batch.micro_batch_size=1", "batch.grad_accum_steps=4", "zero.stage=3",
+        "zero.offload_optimizer=cpu", "optim.max_grad_norm=0.7",
         "zero.deepspeed.zero_optimization.reduce_bucket_size=5e7", "zero.deepspeed.comms_logger.enabled=true",
     )  # fmt: skip
     return made
