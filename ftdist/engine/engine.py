@@ -13,7 +13,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_module
 
 from ftdist.config.schema import Compile, Precision, RunConfig
-from ftdist.engine.expert_groups import group_experts, part_of
+from ftdist.engine.expert_groups import experts_in_turn, group_experts, part_of
 from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
@@ -224,10 +224,11 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     if config.zero.expert_groups > 1:
         group_experts(model, config.zero.expert_groups)
     compiled = compile_layers(model, config.zero.stage == 3) if config.train.compile is Compile.layers else None
-    for layer in compiled.layers if compiled else []:
-        set_z3_leaf_module(layer, True)  # its weights are gathered before its compiled code runs
-        if config.zero.stage == 3 and any(p.requires_grad for p in layer.parameters()):
-            layer.register_forward_pre_hook(_with_input_gradient, with_kwargs=True)
+    # The weights of a leaf are gathered together before any of its code runs.
+    for leaf in compiled.layers if compiled else experts_in_turn(model):
+        set_z3_leaf_module(leaf, True)
+        if config.zero.stage == 3 and any(p.requires_grad for p in leaf.parameters()):
+            leaf.register_forward_pre_hook(_with_input_gradient, with_kwargs=True)
     optimizer = build_optimizer(config.optim, model)
     settings = with_sizes(settings, model_sizes(model))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
@@ -268,6 +269,8 @@ def build_forward_engine(
     kept = ("train_micro_batch_size_per_gpu", "bf16", "steps_per_print", "zero_optimization")
     slim = with_sizes({key: settings[key] for key in kept}, model_sizes(model))
     import_muon()
+    for leaf in experts_in_turn(model):
+        set_z3_leaf_module(leaf, True)
     wrapped, *_ = deepspeed.initialize(model=model, config=slim, dist_init_required=False)
     return ForwardEngine(wrapped, wrapped.module)
 

@@ -46,6 +46,17 @@ def part_of(name: str, parameter: torch.nn.Parameter) -> Part:
     return part
 
 
+def experts_in_turn(model: torch.nn.Module) -> List[torch.nn.Module]:
+    """Return the modules that call a submodule with weights once for each expert that has tokens (DBRX).
+
+    With ZeRO-3 the ranks would gather its weights different numbers of times, and wait for each other.
+    """
+    return [module for name, module in model.named_modules()
+            if name.endswith(".experts") and isinstance(getattr(module, "num_experts", None), int)
+            and not any(True for _ in module.parameters(recurse=False)) and any(True for _ in module.parameters())
+            and not hasattr(module, "groups")]  # fmt: skip
+
+
 @torch.no_grad()
 def group_experts(model: torch.nn.Module, groups: int) -> int:
     """Divide the experts of each layer into groups. With ZeRO-3 every rank must call it.

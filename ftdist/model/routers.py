@@ -86,7 +86,8 @@ def share_of_experts(arch: PretrainedConfig) -> Optional[float]:
 
 def _first(arch: PretrainedConfig, names: Tuple[str, ...]) -> Any:
     text = arch.get_text_config()
-    return next((value for name in names if (value := getattr(text, name, 0))), 0)
+    parts = (text, getattr(text, "ffn_config", None))  # DBRX describes its experts in a config of their own
+    return next((value for part in parts for name in names if (value := getattr(part, name, 0))), 0)
 
 
 def active_experts(causal_lm: Any) -> int:

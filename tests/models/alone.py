@@ -37,6 +37,7 @@ GIVEN: Dict[str, Dict[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": 3, "<|extra_200|>": 4, "<|visual token 000000|>": 5}},
     "chameleon": {"vocabulary_map": {"<image>": 3, "IMGIMGAZ": 4}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {"attn_config": {"rope_theta": 5e5, "clip_qkv": 8.0, "kv_n_heads": 2}},
     "reformer": {"axial_pos_embds": False},
 }
 """Fields that a published model of a type has, but the default config of the type has not. BigBird's sparse attention

@@ -15,7 +15,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,14 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 LIMIT_S, RUN_LIMIT_S, MEMORY = 100, 60, 8 << 30
 TOO_LARGE = "the reduced model takes more than 8 GiB or 100 s"
 CI = [
-    "afmoe", "apertus", "bloom", "camembert", "deepseek_v3", "doge", "ernie4_5_moe", "flint", "gemma2", "gemma3",
-    "gemma3_text", "gemma4_text", "glm4", "gpt_neox_japanese", "gpt_oss", "granitemoe_swa", "jamba", "jetmoe",
+    "afmoe", "apertus", "bloom", "camembert", "dbrx", "deepseek_v3", "doge", "ernie4_5_moe", "flint", "gemma2",
+    "gemma3", "gemma3_text", "gemma4_text", "glm4", "gpt_neox_japanese", "gpt_oss", "granitemoe_swa", "jamba", "jetmoe",
     "laguna", "lfm3", "llama", "llama4_text", "marian", "megatron-bert", "minimax", "mistral", "mixtral", "mllama",
     "mpt", "olmo3", "olmo_hybrid", "olmoe", "phi3", "qwen3", "qwen3_moe", "qwen3_next", "stablelm", "trocr", "xglm",
     "zaya",
 ]  # fmt: skip
 """Types that CI checks each time. They are small, and cover every way in which documents run."""
-CI_RUNS = ["afmoe", "apertus", "camembert", "deepseek_v3", "doge", "gemma4_text", "gpt_oss", "laguna", "marian",
+CI_RUNS = ["afmoe", "apertus", "camembert", "dbrx", "deepseek_v3", "doge", "gemma4_text", "gpt_oss", "laguna", "marian",
            "olmo_hybrid"]  # fmt: skip
 """Those that CI also takes through a whole run: every kind of tensor that an export once lacked.
 tests/ranks/test_export.py exports common types such as llama."""
@@ -64,13 +64,10 @@ def run(types: List[str], runs: Collection[str], jobs: int = 1) -> Dict[str, Out
     """
     with prepared_folder() as folder:
         found = examine_all({name: partial(examine, name) for name in types}, jobs, folder)
-        pair = Pair(run_model)
-        try:
+        with closing(Pair(run_model)) as pair:
             for model_type, outcome in found.items():
                 if outcome.result in ("packed", "rows") and model_type in runs:
-                    found[model_type] = _run(pair, model_type, outcome, folder)
-        finally:
-            pair.close()
+                    found[model_type] = whole_run(pair, model_type, outcome, folder)
     return dict(sorted(found.items()))
 
 
@@ -92,14 +89,14 @@ def prepared_folder() -> Iterator[Path]:
         yield folder
 
 
-def _run(pair: Pair, model_type: str, outcome: Outcome, folder: Path, stage: int = 3) -> Outcome:
+def whole_run(pair: Pair, model_type: str, outcome: Outcome, folder: Path, stage: int = 3) -> Outcome:
     """Return the outcome of a type after a whole run. If ZeRO-3 is refused, ZeRO-2 is tried."""
     try:
         steps, export = pair.call(folder, model_type, stage, timeout_s=RUN_LIMIT_S)
     except Failed as failed:
         if failed.refused and stage == 3:
             refused = replace(outcome, zero3="refused", note=str(failed).replace(f"{folder}/models/", ""))
-            return _run(pair, model_type, refused, folder, stage=2)
+            return whole_run(pair, model_type, refused, folder, stage=2)
         return replace(outcome, result="wrong", zero3="wrong", note=f"traceback: {failed}")
     wrong = "; ".join(filter(None, [steps, export]))
     return replace(
