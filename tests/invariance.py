@@ -4,7 +4,8 @@
 
 A case is one choice on each axis. Each case runs three steps through the real assembly and training loop and is
 compared with the plain reference, which knows neither ranks nor packing. ``covering`` returns a small set of cases that
-contains every pair of choices. ``every_case`` returns the whole product.
+contains every pair of choices. ``every_case`` returns the whole product. ``AXES`` are those of full fine-tuning of all
+families, ``METHOD_AXES`` those of the other methods, which plain PEFT applies in the reference.
 """
 
 import itertools
@@ -15,11 +16,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
-from ftdist.config.schema import Compile, LossHead, MethodKind, Precision, SourceConfig
+from ftdist.config.schema import Compile, LossHead, Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.helpers.correctness_page import write_table
 from tests.helpers.families import FAMILIES, OTHER_FAMILIES
-from tests.helpers.plain_methods import plain_model
+from tests.helpers.plain_methods import METHODS, plain_model
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
@@ -53,6 +54,13 @@ AXES: Axes = {
     "tied": [False, True],
     "head": list(LossHead),
 }
+METHOD_AXES: Axes = {
+    "method": [method for method in METHODS if method != "full"],
+    **{axis: AXES[axis] for axis in ("stage", "world_size", "accum", "packing", "recompute")},
+}
+SHARDED = "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=200"
+"""DeepSpeed leaves parameters of up to 100,000 numbers whole on every rank: all of these models. With this setting, all
+matrices and the larger adapters are sharded, and the smaller adapters are whole as in large models."""
 
 
 class Case(NamedTuple):
@@ -68,19 +76,22 @@ class Case(NamedTuple):
     head: LossHead = LossHead.chunked
     compile: Compile = Compile.none
     """Not an axis of the suite, because it takes long."""
-    lora: bool = False
-    """Whether adapters are trained. Not an axis either: tests/ranks/test_methods.py has cases of its own."""
+    method: str = "full"
 
     @property
-    def reference(self) -> Tuple[str, bool, Precision, bool, bool, bool]:
+    def reference(self) -> Tuple[str, bool, Precision, bool, bool, str]:
         """The choices that the reference depends on."""
-        return self.family, self.packing, self.precision, self.clip, self.tied, self.lora
+        return self.family, self.packing, self.precision, self.clip, self.tied, self.method
+
+
+FIRST = Case("llama", 0, 1, 1, True, "", Precision.fp32, True, False)
+"""The choices on axes that a set of cases does not have."""
 
 
 def name(case: Case) -> str:
     """Return a name such as ``llama-stage3-2ranks-accum4-packed-bf16-clip``."""
     also = [word for word, on in ((case.recompute, case.recompute), ("clip", case.clip), ("tied", case.tied),
-                                ("logits", case.head is LossHead.logits), ("lora", case.lora),
+                                ("logits", case.head is LossHead.logits), (case.method, case.method != "full"),
                                 ("compiled", case.compile is Compile.layers)) if on]  # fmt: skip
     layout = "packed" if case.packing else "padded"
     sizes = [f"stage{case.stage}", f"{case.world_size}ranks", f"accum{case.accum}"]
@@ -88,7 +99,7 @@ def name(case: Case) -> str:
 
 
 def every_case(axes: Axes = AXES) -> List[Case]:
-    return [Case(*choice) for choice in itertools.product(*axes.values())]
+    return [FIRST._replace(**dict(zip(axes, choice, strict=True))) for choice in itertools.product(*axes.values())]
 
 
 def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Case]:
@@ -105,22 +116,23 @@ def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Cas
         for _ in range(candidates):
             (a, va), (b, vb) = draw.choice(sorted(missing, key=str))
             fixed = {names[a]: va, names[b]: vb}
-            tries.append(Case(*(fixed.get(name, draw.choice(values)) for name, values in axes.items())))
-        best = max(tries, key=lambda case: len(missing & pairs(case)))
+            tries.append(FIRST._replace(**{n: fixed.get(n, draw.choice(values)) for n, values in axes.items()}))
+        best = max(tries, key=lambda case: len(missing & pairs(case, axes)))
         chosen.append(best)
-        missing -= pairs(best)
-    return _on_fewer_ranks(chosen)
+        missing -= pairs(best, axes)
+    return _on_fewer_ranks(chosen, axes)
 
 
-def _on_fewer_ranks(cases: List[Case]) -> List[Case]:
+def _on_fewer_ranks(cases: List[Case], axes: Axes) -> List[Case]:
     """Return the cases on as few ranks as leave every pair in one of them: each rank costs CPU time."""
-    counts = Counter(pair for case in cases for pair in pairs(case))
+    counts = Counter(pair for case in cases for pair in pairs(case, axes))
     fewer: List[Case] = []
     for case in cases:
         others = [case._replace(world_size=n) for n in AXES["world_size"] if n < case.world_size]
-        found = next((o for o in others if all(counts[pair] > 1 for pair in pairs(case) - pairs(o))), case)
-        counts.subtract(pairs(case))
-        counts.update(pairs(found))
+        own = pairs(case, axes)
+        found = next((o for o in others if all(counts[pair] > 1 for pair in own - pairs(o, axes))), case)
+        counts.subtract(own)
+        counts.update(pairs(found, axes))
         fewer.append(found)
     return fewer
 
@@ -137,9 +149,23 @@ def other_families() -> List[Case]:
             Case("mixtral_balanced", 2, 2, 4, False, "recompute", Precision.fp32, False, False)]  # fmt: skip
 
 
-def pairs(case: Case) -> set:
-    """Return the pairs of choices of a case: ((axis, value), (axis, value))."""
-    return set(itertools.combinations(enumerate(case), 2))
+def covering_methods() -> List[Case]:
+    """Return cases that contain every pair of choices of ``METHOD_AXES``: 24, which is as few as possible."""
+    return covering(METHOD_AXES, seed=24, candidates=150)
+
+
+def every_method() -> List[Case]:
+    """Return each method at each stage on each number of ranks, packed and padded. Accumulation and recomputation go
+    round."""
+    short: Axes = {axis: METHOD_AXES[axis] for axis in ("method", "stage", "world_size", "packing")}
+    rounds = itertools.cycle(itertools.product(METHOD_AXES["accum"], METHOD_AXES["recompute"]))
+    return [case._replace(accum=accum, recompute=recompute)
+            for case, (accum, recompute) in zip(every_case(short), rounds, strict=False)]  # fmt: skip
+
+
+def pairs(case: Case, axes: Axes = AXES) -> set:
+    """Return the pairs of choices of a case: ((axis, value), (axis, value)). Axes are numbers here."""
+    return set(itertools.combinations(enumerate(getattr(case, axis) for axis in axes), 2))
 
 
 def _pairs_of_axes(axes: Axes) -> Iterator[List[Any]]:
@@ -178,10 +204,9 @@ def case_config(case: Case, folder: Path) -> Any:
         f"train.compile={case.compile.name}",
         f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
         "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
-        "train.max_steps=6", "launch.timeout_s=300",
+        "train.max_steps=6", "launch.timeout_s=300", *METHODS[case.method],
+        *([] if case.method == "full" else [SHARDED]),
     )  # fmt: skip
-    if case.lora:
-        config.method.kind, config.method.r = MethodKind.lora, 4
     config.data.sources = {"mine": SourceConfig(path=str(folder / "train.jsonl"))}
     return config
 
@@ -191,11 +216,13 @@ def _model(case: Case, folder: Path) -> Path:
 
 
 def _reference_file(case: Case, folder: Path) -> Path:
-    return folder / f"{case.family}-{case.precision.name}-{case.packing}-{case.clip}-{case.tied}-{case.lora}.pt"
+    return folder / f"{'-'.join(map(str, case.reference))}.pt"
 
 
 def run_cases(cases: List[Case], folder: Path) -> Dict[Case, Deviation]:
     """Run the references in one process, then the cases, grouped by their number of ranks."""
+    if any(case.method != "full" for case in cases):
+        import peft  # noqa: F401 - so that no forked rank has to import it
     write_data(folder)
     for family, tied in {(case.family, case.tied) for case in cases}:
         save_tiny_model(
@@ -228,7 +255,7 @@ def _references(cases: List[Case], folder: Path) -> None:
     for case in {case.reference: case for case in cases}.values():
         config = case_config(case, folder)
         dtype = DTYPES[case.precision]
-        model = plain_model(config) if case.lora else AutoModelForCausalLM.from_pretrained(
+        model = plain_model(config) if case.method != "full" else AutoModelForCausalLM.from_pretrained(
             config.model.path, dtype=dtype, attn_implementation="eager")  # fmt: skip
         data = data_folder(config)
         rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
@@ -257,7 +284,7 @@ def _deviations(cases: List[Case], folder: Path) -> List[Deviation]:
     for case, training, those in zip(cases, trainings, expected, strict=True):
         found.append(measure_deviation(training, those, STEPS))
         if case.compile is Compile.layers:
-            most = MOST_COMPILATIONS + (MORE_WITH_ADAPTERS if case.lora and case.stage < 3 else 0)
+            most = MOST_COMPILATIONS + (MORE_WITH_ADAPTERS if case.method == "lora" and case.stage < 3 else 0)
             assert 0 < training.engine.compiled.count <= most, training.engine.compiled.count
     return found
 
@@ -268,17 +295,36 @@ def table(found: Dict[Case, Deviation]) -> List[List[str]]:
     for precision, family in itertools.product(Precision, AXES["family"]):
         here = [d for case, d in found.items() if (case.precision, case.family) == (precision, family)]
         if here:
-            numbers = [f"{max(getattr(d, number) for d in here):.1e}" for number in vars(ALLOWED[precision])]
-            rows.append([precision.name, family, str(len(here)), *numbers])
+            rows.append([precision.name, family, *_largest(here)])
     for precision, allowed in ALLOWED.items():
-        rows.append([precision.name, "allowed", "", *(f"{limit:.0e}" for limit in vars(allowed).values())])
+        rows.append([precision.name, "allowed", "", *_limits(allowed)])
     return rows
 
 
+def method_table(found: Dict[Case, Deviation]) -> List[List[str]]:
+    """Return one row for each method: the number of cases and the largest deviations."""
+    rows = [[method, *_largest([d for case, d in found.items() if case.method == method])]
+            for method in METHOD_AXES["method"]]  # fmt: skip
+    return [*rows, ["allowed", "", *_limits(ALLOWED[Precision.fp32])]]
+
+
+def _largest(deviations: List[Deviation]) -> List[str]:
+    """Return the number of cases, and the largest deviation of each number."""
+    numbers = vars(ALLOWED[Precision.fp32])
+    return [str(len(deviations)), *(f"{max(getattr(d, number) for d in deviations):.1e}" for number in numbers)]
+
+
+def _limits(allowed: Any) -> List[str]:
+    return [f"{limit:.0e}" for limit in vars(allowed).values()]
+
+
 def main() -> None:
+    numbers = list(vars(ALLOWED[Precision.fp32]))
     with tempfile.TemporaryDirectory() as folder:
-        found = run_cases(covering(), Path(folder))
-    write_table("suite", ["precision", "family", "cases", *vars(ALLOWED[Precision.fp32])], table(found))
+        found = run_cases([*covering(), *covering_methods()], Path(folder))
+    full = {case: deviation for case, deviation in found.items() if case.method == "full"}
+    write_table("suite", ["precision", "family", "cases", *numbers], table(full))
+    write_table("methods", ["method", "cases", *numbers], method_table(found))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,24 @@
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
+
+LORA = ("method.kind=lora", "method.r=4")
+METHODS: Dict[str, Tuple[str, ...]] = {
+    "full": (),
+    "lora": LORA,
+    "rslora": (*LORA, "method.use_rslora=true", "method.target_modules=[self_attn.q_proj,mlp.*,lm_head]"),
+    "dora": (*LORA, "method.use_dora=true"),
+    "last_layer": (
+        *LORA,
+        "method.use_dora=true",
+        "method.layers_to_transform=[-1]",
+        "method.modules_to_save=[lm_head]",
+    ),
+    "qlora": ("method.kind=qlora", "method.r=4"),
+    "partial": ("method.kind=partial", "method.last_layers=1", "method.trainable=[norms,embeddings]"),
+}
+"""Methods that tests compare with plain PEFT, as settings. ``last_layer`` also trains the whole output head."""
 
 
 def plain_model(config: Any) -> Any:

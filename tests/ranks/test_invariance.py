@@ -1,8 +1,9 @@
 """However a batch is split and a model is sharded, a run equals the plain reference.
 
-There are two suites. The long one follows one model family for 12 steps: every combination of stage, accumulation and
+There are three suites. The long one follows one model family for 12 steps: every combination of stage, accumulation and
 recomputation at least once, and each of these choices with every number of ranks, packed and padded (``--slow``: the
-whole product). The wide one covers nine families and every pair of choices on nine axes (see tests/invariance.py).
+whole product). The wide one covers nine families and every pair of choices on ten axes. The last one covers LoRA, DoRA,
+rsLoRA, QLoRA and partial training, and every pair of choices on six axes (see tests/invariance.py).
 """
 
 import itertools
@@ -17,7 +18,7 @@ from tests import invariance
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
-from tests.invariance import AXES, Case, covering, every_case
+from tests.invariance import AXES, METHOD_AXES, Axes, Case, covering, covering_methods, every_case, every_method
 
 pytestmark = pytest.mark.timeout(900)
 STEPS, ROWS = 12, 16
@@ -124,19 +125,26 @@ def test_the_loss_falls(reference: Any) -> None:
     assert losses[-1] < losses[0] - 0.1
 
 
-def test_the_covering_covers_every_pair() -> None:
-    chosen = covering()
-    assert {pair for case in every_case() for pair in invariance.pairs(case)} == {
-        pair for case in chosen for pair in invariance.pairs(case)
+@pytest.mark.parametrize(
+    ("axes", "chosen", "ranks"), [(AXES, covering(), 80), (METHOD_AXES, covering_methods(), 49)],
+    ids=["families", "methods"],
+)  # fmt: skip
+def test_the_covering_covers_every_pair(axes: Axes, chosen: List[Case], ranks: int) -> None:
+    assert {pair for case in every_case(axes) for pair in invariance.pairs(case, axes)} == {
+        pair for case in chosen for pair in invariance.pairs(case, axes)
     }
-    assert len(chosen) < 60 and sum(case.world_size for case in chosen) < 80
+    assert len(chosen) < 60 and sum(case.world_size for case in chosen) < ranks
     assert len(set(chosen)) == len(chosen)
 
 
 @pytest.fixture(scope="module")
 def deviations(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dict[Case, Deviation]:
     """Run all selected cases at once and return the deviation of each."""
-    names = ("test_every_pair_of_choices", "test_families_that_need_a_slower_way")
+    names = (
+        "test_every_pair_of_choices",
+        "test_families_that_need_a_slower_way",
+        "test_every_pair_of_a_method",
+    )
     here = [item for item in request.session.items if getattr(item, "originalname", "") in names]
     cases = [item.callspec.params["case"] for item in here]  # type: ignore[attr-defined]
     return invariance.run_cases(cases, tmp_path_factory.mktemp("covering"))
@@ -144,6 +152,12 @@ def deviations(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize("case", covering(), ids=invariance.name)
 def test_every_pair_of_choices(case: Case, deviations: Dict[Case, Deviation], record_property: Record) -> None:
+    assert not deviations[case].beyond(ALLOWED[case.precision])
+    record_property("combinations", 1)
+
+
+@pytest.mark.parametrize("case", covering_methods(), ids=invariance.name)
+def test_every_pair_of_a_method(case: Case, deviations: Dict[Case, Deviation], record_property: Record) -> None:
     assert not deviations[case].beyond(ALLOWED[case.precision])
     record_property("combinations", 1)
 
@@ -161,7 +175,7 @@ COMPILED = Case("llama", 0, 1, 2, True, "", Precision.fp32, False, True, compile
 else. Each case asserts the number of compilations."""
 
 
-def _compare_compiled(cases: List[Case], folder: Path, record_property: Record) -> None:
+def _compare_all(cases: List[Case], folder: Path, record_property: Record) -> None:
     found = invariance.run_cases(cases, folder)
     wrong = {invariance.name(case): beyond for case in found if (beyond := found[case].beyond(ALLOWED[case.precision]))}
     assert not wrong
@@ -171,7 +185,7 @@ def _compare_compiled(cases: List[Case], folder: Path, record_property: Record) 
 def test_compiled_layers_with_adapters_give_the_numbers_of_the_reference(
     tmp_path: Path, record_property: Record
 ) -> None:
-    _compare_compiled([COMPILED._replace(stage=3, world_size=2, lora=True)], tmp_path, record_property)
+    _compare_all([COMPILED._replace(stage=3, world_size=2, method="lora")], tmp_path, record_property)
 
 
 COMPILED_CASES = {
@@ -188,7 +202,7 @@ COMPILED_CASES = {
         for stage, world_size, recompute in ((0, 1, ""), (2, 2, "recompute"), (3, 2, ""), (3, 4, "selective"))
     ],
     "adapters": [
-        COMPILED._replace(stage=stage, world_size=world_size, lora=True)
+        COMPILED._replace(stage=stage, world_size=world_size, method="lora")
         for stage, world_size in ((0, 1), (2, 2))
     ],
 }  # fmt: skip
@@ -197,7 +211,7 @@ COMPILED_CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("group", COMPILED_CASES)
 def test_compiled_layers_give_the_numbers_of_the_reference(group: str, tmp_path: Path, record_property: Record) -> None:
-    _compare_compiled(COMPILED_CASES[group], tmp_path, record_property)
+    _compare_all(COMPILED_CASES[group], tmp_path, record_property)
 
 
 @pytest.mark.slow
@@ -206,7 +220,16 @@ def test_compiled_layers_give_the_numbers_of_the_reference(group: str, tmp_path:
 @pytest.mark.parametrize("family", AXES["family"])
 def test_the_whole_product(family: str, world_size: int, tmp_path: Path, record_property: Record) -> None:
     cases = [case for case in every_case() if (case.family, case.world_size) == (family, world_size)]
-    found = invariance.run_cases(cases, tmp_path)
-    wrong = {invariance.name(case): beyond for case in cases if (beyond := found[case].beyond(ALLOWED[case.precision]))}
-    assert not wrong
-    record_property("combinations", len(cases))
+    _compare_all(cases, tmp_path, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world_size", AXES["world_size"])
+@pytest.mark.parametrize("method", METHOD_AXES["method"])
+def test_every_method_at_every_stage_packed_and_padded(
+    method: str, world_size: int, tmp_path: Path, record_property: Record
+) -> None:
+    cases = [case for case in every_method() if (case.method, case.world_size) == (method, world_size)]
+    assert len(cases) == 8
+    _compare_all(cases, tmp_path, record_property)

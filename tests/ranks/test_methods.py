@@ -1,4 +1,6 @@
-"""LoRA, DoRA, rsLoRA and partial training: the numbers of plain PEFT, exact resumes, exports of what was trained.
+"""LoRA, DoRA, QLoRA and partial training: exact resumes, exports of what was trained, 20 steps of PEFT and the Trainer.
+
+tests/invariance.py compares their gradients with plain PEFT. Here it is done for runs that start from an adapter.
 
 All cases share one model and one group of ranks for each number of ranks, because starting ranks takes longer than a
 case.
@@ -15,7 +17,7 @@ from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.exports import open_plainly
-from tests.helpers.plain_methods import plain_model, trainer_losses
+from tests.helpers.plain_methods import METHODS, plain_model, trainer_losses
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, fingerprint, forgetting, save, start, steps
@@ -29,39 +31,21 @@ SETTINGS = (
     "train.export=false", "train.gradient_checkpointing=none", "report.forgetting.texts=3",
     "report.forgetting.tokens=6",
 )  # fmt: skip
-LORA = ("method.kind=lora", "method.r=4")
-METHODS: Dict[str, Tuple[str, ...]] = {
-    "lora": LORA,
-    "rslora": (*LORA, "method.use_rslora=true", "method.target_modules=[self_attn.q_proj,mlp.*]"),
-    "head": (*LORA, "method.target_modules=[self_attn.q_proj,lm_head]"),
-    "dora": (*LORA, "method.use_dora=true"),
-    "last_layer": (
-        *LORA,
-        "method.use_dora=true",
-        "method.layers_to_transform=[-1]",
-        "method.modules_to_save=[lm_head]",
-    ),
-    "dropout": (*LORA, "method.lora_dropout=0.5"),
-    "qlora": ("method.kind=qlora", "method.r=4"),
-    "partial": ("method.kind=partial", "method.last_layers=1", "method.trainable=[norms,embeddings]"),
-}
-PACKED, RECOMPUTE = "data.packing=true", "train.gradient_checkpointing=full"
+RECOMPUTE, DROPOUT = "train.gradient_checkpointing=full", "method.lora_dropout=0.5"
 SHARDED = "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=300"
 """By default DeepSpeed keeps parameters of up to 100,000 numbers whole on every rank: all of this model. With this
 setting, adapters of 64 numbers wide stay whole, as those of large models do, and all matrices and other adapters are
 sharded."""
 CASES: List[Tuple[str, int, int, Tuple[str, ...]]] = [  # method, stage, accumulation steps, more settings
-    ("lora", 0, 1, ()), ("head", 3, 2, (RECOMPUTE,)), ("rslora", 1, 4, ("data.packing=false",)),
-    ("dora", 2, 2, (RECOMPUTE,)), ("dora", 3, 1, ("data.packing=false",)), ("last_layer", 3, 2, (RECOMPUTE,)),
-    ("dropout", 2, 1, ()), ("partial", 1, 1, ("data.packing=false",)), ("partial", 3, 2, (RECOMPUTE,)),
-    ("qlora", 2, 2, ()), ("qlora", 3, 2, (RECOMPUTE,)),
+    ("lora", 0, 1, ()), ("dora", 3, 1, ("data.packing=false",)), ("last_layer", 3, 2, (RECOMPUTE, DROPOUT)),
+    ("partial", 1, 2, (RECOMPUTE,)), ("qlora", 3, 2, (RECOMPUTE,)),
 ]  # fmt: skip
-PARITY = (0, 3)
-"""Cases that run ``PARITY_STEPS`` steps: LoRA and DoRA."""
-
-
-ADAPTERS = {4: "method.init_from", 6: "model.adapter", 8: "model.adapter"}
+PARITY = {"lora": 0, "dora": 1}
+"""Cases that run ``PARITY_STEPS`` steps, by method."""
+ADAPTERS = {1: "method.init_from", 2: "model.adapter", 3: "model.adapter"}
 """Cases that start from an adapter that PEFT has written: they continue it, or add it to the base model."""
+COMPARED = (1, 3)
+"""Those of them without dropout are compared with the reference, the others in tests/ranks/test_invariance.py."""
 
 
 def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[str, ...]]) -> Any:
@@ -73,27 +57,36 @@ def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[
                        SHARDED, *more)  # fmt: skip
 
 
-def _references(configs: List[Any], folder: Path) -> Dict[str, List[float]]:
-    """Write what the reference gives for each config. Returns the losses of transformers' ``Trainer`` by method."""
+def _references(configs: Dict[int, Any], folder: Path) -> None:
+    """Write what the reference gives for each config, by number."""
     import torch
 
-    from ftdist.run.prepared import data_folder
     from ftdist.verify.compare import run_reference
-    from ftdist.verify.reference import read_rows, row_order
 
     torch.set_num_threads(1)
-    losses = {}
-    for number, config in enumerate(configs):
-        if config.method.lora_dropout:
-            continue
-        data = data_folder(config)
-        rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
-        order = row_order(config.seed, len(rows), PARITY_STEPS * ROWS)
+    for number, config in configs.items():
+        rows, heldout, order = _read(config)
         torch.save(run_reference(plain_model(config), config, rows, order, STEPS, heldout), folder / f"{number}.pt")
-        if number in PARITY:
-            plain = trainer_losses(plain_model(config), config, rows, order, PARITY_STEPS, folder / "trainer")
-            losses[CASES[number][0]] = plain
+
+
+def _plainly(compared: Dict[int, Any], parity: Dict[str, Any], folder: Path) -> Dict[str, List[float]]:
+    """Write the references. Returns the losses of transformers' ``Trainer`` by method."""
+    _references(compared, folder)
+    losses = {}
+    for method, config in parity.items():
+        rows, _, order = _read(config)
+        losses[method] = trainer_losses(plain_model(config), config, rows, order, PARITY_STEPS, folder / "trainer")
     return losses
+
+
+def _read(config: Any) -> Tuple[Any, List[Any], List[int]]:
+    """Return the rows of the training set, the held-out documents, and the order of the rows."""
+    from ftdist.run.prepared import data_folder
+    from ftdist.verify.reference import read_rows, row_order
+
+    data = data_folder(config)
+    rows, heldout = read_rows(data / "train"), [d for row in read_rows(data / "test") for d in row]
+    return rows, heldout, row_order(config.seed, len(rows), PARITY_STEPS * ROWS)
 
 
 @dataclass(frozen=True)
@@ -101,6 +94,7 @@ class Found:
     """What one case gave on two ranks."""
 
     deviation: Any
+    """From the reference; None for cases that are not compared."""
     losses: List[float]
     """Of a run that was saved after ``SAVED_AT`` steps and then went on."""
     exact: bool
@@ -130,7 +124,7 @@ def _cases(configs: List[Any], folder: Path) -> List[Found]:
             training = assemble(config, folder / f"compared-{number}", ranks)
             deviation = measure_deviation(training, torch.load(reference, weights_only=False), STEPS)
             training.engine.destroy()
-        count = PARITY_STEPS if number in PARITY else SAVED_AT + 3
+        count = PARITY_STEPS if number in PARITY.values() else SAVED_AT + 3
         found.append(_saved_and_resumed(config, folder / f"run-{number}", ranks, deviation, count, number in MOVED))
     return found
 
@@ -234,8 +228,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain_losses(folder: Path) -> Dict[str, List[float]]:
-    configs = [case_config(folder, 1, case) for case in CASES]
-    return run_ranks(_references, 1, configs, folder, timeout_s=600)[0]
+    compared = {number: case_config(folder, 1, CASES[number]) for number in COMPARED}
+    parity = {method: case_config(folder, 1, CASES[number]) for method, number in PARITY.items()}
+    return run_ranks(_plainly, 1, compared, parity, folder, timeout_s=600)[0]
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +239,10 @@ def found(folder: Path, plain_losses: Dict[str, List[float]]) -> List[Found]:
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case[:3])) for case in CASES])
-def test_gradients_and_updates_equal_plain_peft_and_a_resume_is_exact(number: int, found: List[Found]) -> None:
+def test_a_resume_is_exact_and_what_starts_from_an_adapter_equals_plain_peft(number: int, found: List[Found]) -> None:
     case = found[number]
     assert case.exact
-    if CASES[number][0] != "dropout":
+    if number in COMPARED:
         assert not case.deviation.beyond(ALLOWED[Precision.fp32])
     trained, evaluated = case.heldout
     assert evaluated == pytest.approx(trained, rel=1e-6)
@@ -266,9 +261,9 @@ def test_the_base_model_of_forgetting_is_the_model_without_new_adapters(found: L
 
 
 def test_twenty_steps_equal_peft_with_the_trainer(found: List[Found], plain_losses: Dict[str, List[float]]) -> None:
-    assert set(plain_losses) == {"lora", "dora"}
-    for number, losses in zip(PARITY, (plain_losses["lora"], plain_losses["dora"]), strict=True):
-        assert found[number].losses == pytest.approx(losses, rel=1e-4)
+    assert plain_losses.keys() == PARITY.keys()
+    for method, losses in plain_losses.items():
+        assert found[PARITY[method]].losses == pytest.approx(losses, rel=1e-4)
         assert losses[-1] < losses[0] - 0.3
 
 
@@ -290,8 +285,7 @@ def test_a_checkpoint_holds_what_is_trained_and_an_adapter_is_small(folder: Path
 
 
 def test_every_kind_of_export_opens_without_ftdist(folder: Path, found: List[Found]) -> None:
-    numbers = [next(n for n, case in enumerate(CASES) if case[0] == method) for method in METHODS]
-    exports = [folder / f"run-{n}" / name for n in numbers for name in ("export", "export-merged")]
+    exports = [folder / f"run-{n}" / name for n in range(len(CASES)) for name in ("export", "export-merged")]
     exports = [path for path in exports if path.is_dir()]
     for path, (adapter, answer, chat) in open_plainly(exports).items():
         number = int(path.parent.name.removeprefix("run-"))
@@ -324,7 +318,7 @@ def _elsewhere(configs: List[Any], changed: Any, folder: Path) -> Tuple[List[Lis
     return losses, quizzes, ""
 
 
-MOVED = (0, 4, 8, 10)
+MOVED = (0, 1, 3, 4)
 """Cases that are resumed on one rank instead of two, at the next stage."""
 
 

@@ -1,38 +1,28 @@
-"""LoRA, DoRA, QLoRA and partial training on four ranks: plain PEFT's numbers, and checkpoints that continue on two.
-QLoRA at every stage, offloaded, and with DoRA."""
+"""LoRA, DoRA, QLoRA and partial training on four ranks: exact resumes, and checkpoints that continue on two. QLoRA at
+every stage, offloaded, and with DoRA."""
 
-import shutil
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, List
 
 import pytest
 
 from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED
+from tests.helpers.plain_methods import METHODS
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_config
 from tests.helpers.training import assemble, start, steps
-from tests.ranks.test_methods import CASES, METHODS, ROWS, SAVED_AT, SETTINGS, _cases, _references, case_config
+from tests.ranks.test_methods import CASES, DROPOUT, ROWS, SAVED_AT, SETTINGS, _cases, _references, case_config
 from tests.ranks.test_methods import folder as folder
-from tests.ranks.test_methods import plain_losses as plain_losses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def test_four_ranks_give_the_numbers_of_plain_peft_and_their_checkpoints_continue_on_two(
-    folder: Path, plain_losses: Dict[str, List[float]], tmp_path: Path
-) -> None:
-    numbers = [
-        number for number, (method, _, accum, _) in enumerate(CASES) if accum <= ROWS // 4 and method != "dropout"
-    ]
-    assert {CASES[number][1] for number in numbers} == {0, 1, 2, 3}
-    for number in numbers:
-        shutil.copy(folder / f"{number}.pt", tmp_path / f"{numbers.index(number)}.pt")
-    configs = [case_config(folder, 4, CASES[number]) for number in numbers]
-    found = run_ranks(_cases, 4, configs, tmp_path, timeout_s=600)[0]
-    for case in found:
-        assert case.exact and not case.deviation.beyond(ALLOWED[Precision.fp32])
-    halved = [case_config(folder, 2, CASES[number]) for number in numbers]
+def test_a_resume_on_four_ranks_is_exact_and_its_checkpoint_continues_on_two(folder: Path, tmp_path: Path) -> None:
+    cases = [case for case in CASES if DROPOUT not in case[3]]
+    found = run_ranks(_cases, 4, [case_config(folder, 4, case) for case in cases], tmp_path, timeout_s=600)[0]
+    assert all(case.exact for case in found)
+    halved = [case_config(folder, 2, case) for case in cases]
     continued = run_ranks(_continued, 2, halved, tmp_path, timeout_s=600)[0]
     for case, losses in zip(found, continued, strict=True):
         assert losses == pytest.approx(case.losses[SAVED_AT : SAVED_AT + 3], rel=1e-6)
@@ -59,7 +49,7 @@ def test_qlora_at_every_stage_offloaded_and_with_dora(folder: Path, tmp_path: Pa
         micro = f"batch.micro_batch_size={ROWS // world_size // 2}"
         return [tiny_config(folder, *SETTINGS, *METHODS["qlora"], micro, *more) for more in QUANTIZED]
 
-    run_ranks(_references, 1, configs(1), tmp_path, timeout_s=600)
+    run_ranks(_references, 1, dict(enumerate(configs(1))), tmp_path, timeout_s=600)
     for case, more in zip(run_ranks(_cases, 2, configs(2), tmp_path, timeout_s=600)[0], QUANTIZED, strict=True):
         assert case.exact and not case.deviation.beyond(ALLOWED[Precision.fp32]), more
         assert case.answers[0] == case.answers[1] and case.heldout[0] == pytest.approx(case.heldout[1], rel=1e-6)
