@@ -13,7 +13,9 @@ from ftdist.config.launch import check_launch, refuse_control_characters, texts
 from ftdist.config.method import check_method
 from ftdist.config.optim import check_optimizer
 from ftdist.config.schema import (
+    Compile,
     DataConfig,
+    Kernels,
     LaunchKind,
     ModelConfig,
     Offload,
@@ -53,6 +55,10 @@ def check_config(config: RunConfig) -> None:
     check_optimizer(config.optim, config.method, config.zero.stage)
     _check_zero(config.zero)
     _check_train(config.train, config.optim)
+    if config.model.kernels is not Kernels.none and config.train.compile is not Compile.none:
+        found = f"model.kernels={config.model.kernels.name} and train.compile={config.train.compile.name} are both set"
+        raise ConfigError(found, "one of them, because both replace the same parts of a layer",
+                          "model.kernels=none, or train.compile=none")  # fmt: skip
     for name in ("nproc_per_node", "nnodes", "threads_per_rank", "timeout_s"):
         _check_range(f"launch.{name}", getattr(config.launch, name), 1)
     check_launch(config.launch)

@@ -17,7 +17,7 @@ CHANGEABLE = (
     "zero.stage", "zero.offload_optimizer", "zero.offload_param", "zero.deepspeed",
     "zero.expert_groups",
     "batch.micro_batch_size", "train.gradient_checkpointing", "train.recompute_every", "train.offload_activations",
-    "train.compile",
+    "train.compile", "model.kernels",
     "train.checkpoint_every", "train.keep_checkpoints", "train.async_checkpoint", "sweep.rungs", "debug.profile",
     "report",
 )  # fmt: skip

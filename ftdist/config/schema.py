@@ -59,6 +59,11 @@ class Recompute(Enum):
     selective = "selective"
 
 
+class Kernels(Enum):
+    none = "none"
+    liger = "liger"
+
+
 class Compile(Enum):
     none = "none"
     layers = "layers"
@@ -111,6 +116,9 @@ class ModelConfig:
     with every causal model. ``auto``: the first of varlen, documents, mask, flex and rows that runs on this device and
     gives the loss and the gradients of plain transformers on a small stand-in of the model. The isolation is tested
     again on the model itself at the start of every run."""
+    kernels: Kernels = Kernels.none
+    """``liger``: train with Liger's kernels for norms, the MLP and rotary embeddings (``pip install ftdist[liger]``),
+    on CUDA. At the start of a run they are compared with plain transformers on a small stand-in of the model."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you trust the author."""
 
@@ -276,7 +284,7 @@ ADDED_LATER: Dict[str, Any] = {
     "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],
     "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
     "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
-    "model.adapter": None,
+    "model.adapter": None, "model.kernels": Kernels.none,
     "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
     "report": {"price_per_device_hour": None, "forgetting": {"texts": 0, "tokens": 64}, "at_end": False},
     "report.forgetting": {"texts": 0, "tokens": 64}, "report.at_end": False,

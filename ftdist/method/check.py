@@ -22,12 +22,13 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
-from ftdist.config.schema import MethodKind, OptimizerKind, RunConfig
+from ftdist.config.schema import Kernels, MethodKind, OptimizerKind, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.method.continued import check_continued
 from ftdist.method.qlora import layers_in_4_bits
 from ftdist.model.adapter import check_folded
 from ftdist.model.check import build_on_meta, check_model
+from ftdist.model.kernels import use_kernels
 from ftdist.model.quantized import import_bitsandbytes
 from ftdist.run.model_facts import ModelFacts, write_facts
 
@@ -41,6 +42,8 @@ def check_run(config: RunConfig) -> ModelFacts:
     if config.optim.optimizer is OptimizerKind.adamw_8bit:
         import_bitsandbytes("optim.optimizer=adamw_8bit", "optim.optimizer=adamw")
     facts = check_model(config)
+    if config.model.kernels is not Kernels.none:
+        use_kernels(build_on_meta(config))
     if config.model.adapter:
         check_folded(build_on_meta(config), Path(config.model.adapter))
     if METHODS[config.method.kind].whole:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from ftdist.model.cache_trial import cache_works
 from ftdist.model.forward import forward_logits, set_plan
 from ftdist.model.load import build_whole
 from ftdist.model.parts import auto_class, is_multimodal
+from ftdist.model.random_weights import draw_like_trained
 from ftdist.model.standin import standin_config, whole_standin_config
 from ftdist.model.standin_sizes import short_limits
 from ftdist.run.locations import cache_root
@@ -60,6 +61,7 @@ ROUGH = Tolerance(loss=5e-2, gradient=5e-1)
 """In bf16, for the gradient of all parameters together. It is this large because rounding can send a token to another
 expert. A plan that mixes documents has already been found in fp32."""
 Gradients = Dict[str, torch.Tensor]
+Change = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,7 @@ def choose_plan(
     """
     plans = candidates(config.model.attention, arch, device, dtype)
     try:
-        small = whole_standin_config if is_multimodal(arch) else standin_config
-        whole, longest = small(arch, VOCABULARY), config.data.max_seq_len
-        row, answer = longest * config.batch.micro_batch_size, _answer_tokens(config)
-        fields = short_limits(whole, longest, row)
-        sampled = short_limits(whole, longest + answer, row + answer)
+        fields, sampled = standin_fields(config, arch)
     except Exception as error:  # the stand-in of an unknown architecture can fail in many ways
         return _unproven(config.model.attention, plans, error)
     key = {
@@ -122,9 +120,15 @@ def choose_plan(
     return choice
 
 
-def _answer_tokens(config: RunConfig) -> int:
-    """Return by how many tokens an answer that the run samples can be longer than a document."""
-    return config.train.sample_tokens if config.train.num_samples else 0
+def standin_fields(config: RunConfig, arch: PretrainedConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Return the config of a stand-in of a model, and that of one for documents with the answers that the run samples.
+
+    A document with its answer can exceed a limit in the config of the model that no document reaches.
+    """
+    small = whole_standin_config if is_multimodal(arch) else standin_config
+    whole, longest = small(arch, VOCABULARY), config.data.max_seq_len
+    row, answer = longest * config.batch.micro_batch_size, config.train.sample_tokens if config.train.num_samples else 0
+    return short_limits(whole, longest, row), short_limits(whole, longest + answer, row + answer)
 
 
 def _unproven(wanted: Attention, plans: List[AttentionPlan], error: Exception) -> Choice:
@@ -169,7 +173,7 @@ class Trial:
         self._documents = [torch.randint(FIRST_TOKEN, last, (n,), generator=draw).to(device) for n in LENGTHS]
         self._expected: Dict[torch.dtype, Tuple[float, Gradients]] = {}
         self._weights: Dict[str, torch.Tensor] = {}
-        self._weights = _draw_weights(self._build(PLAIN, torch.float32))
+        self._weights = draw_like_trained(self._build(PLAIN, torch.float32))
 
     def choose(self, plans: Sequence[AttentionPlan], dtype: torch.dtype) -> Choice:
         """Return the first plan that is exact.
@@ -224,7 +228,15 @@ class Trial:
         logits, again = (model(input_ids=ids, use_cache=False).logits[0, :-CHANGED] for ids in (text, changed))
         return not (logits - again).abs().max() <= EXACT.gradient * logits.abs().max()
 
-    def measure(self, plan: AttentionPlan, dtype: torch.dtype) -> Tuple[float, float, str]:
+    def measure_changed(self, plan: AttentionPlan, dtype: torch.dtype, change: Change,
+                        rough: Tolerance) -> Tuple[float, float, str]:  # fmt: skip
+        """Compare a plan with plain transformers. ``change`` is applied to the model of the plan. See ``measure``."""
+        if not self._repeats():
+            self._training, self._expected = False, {}
+        return self.measure(plan, dtype, change, rough)
+
+    def measure(self, plan: AttentionPlan, dtype: torch.dtype, change: Optional[Change] = None,
+                rough: Tolerance = ROUGH) -> Tuple[float, float, str]:  # fmt: skip
         """Compare a plan with plain transformers.
 
         Returns:
@@ -233,14 +245,15 @@ class Trial:
         """
         # varlen does not run in fp32. BY_DOCUMENT has the same layout.
         in_fp32 = BY_DOCUMENT if plan.backend is Attention.varlen else plan
-        loss, gradient, problem = self._compare(in_fp32, torch.float32, EXACT)
+        loss, gradient, problem = self._compare(in_fp32, torch.float32, EXACT, change)
         if not problem and dtype is not torch.float32:
-            problem = self._compare(plan, dtype, ROUGH)[2]
+            problem = self._compare(plan, dtype, rough, change)[2]
         return loss, gradient, problem
 
-    def _compare(self, plan: AttentionPlan, dtype: torch.dtype, allowed: Tolerance) -> Tuple[float, float, str]:
+    def _compare(self, plan: AttentionPlan, dtype: torch.dtype, allowed: Tolerance,
+                 change: Optional[Change] = None) -> Tuple[float, float, str]:  # fmt: skip
         expected_loss, expected = self._plain(dtype)
-        loss, found = self._run(plan, dtype)
+        loss, found = self._run(plan, dtype, change)
         off = abs(loss - expected_loss) / abs(expected_loss)
         whole = float(torch.stack([g.float().norm() for g in expected.values()]).norm())
         if found.keys() != expected.keys():
@@ -272,9 +285,11 @@ class Trial:
     def _micro_batches(self) -> List[List[torch.Tensor]]:
         return [[document] for document in self._documents] if self._one_document else [self._documents]
 
-    def _run(self, plan: AttentionPlan, dtype: torch.dtype) -> Tuple[float, Gradients]:
+    def _run(self, plan: AttentionPlan, dtype: torch.dtype, change: Optional[Change] = None) -> Tuple[float, Gradients]:
         """Return the sum of the losses of all tokens, and the gradients of the parameters that get one."""
         model = self._build(plan, dtype)
+        if change:
+            change(model)
         loss = 0.0
         for part in self._losses(model, self._micro_batches()):
             part.backward()  # type: ignore[no-untyped-call]
@@ -319,20 +334,6 @@ def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:
         limits=limits,
         real=None,
     )
-
-
-@torch.no_grad()
-def _draw_weights(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
-    """Draw each matrix so that its outputs are about as large as its inputs.
-
-    With the initial weights of transformers, all scores of attention are close to 0. Errors in positions or masks would
-    then hardly change the numbers.
-    """
-    draw = torch.Generator().manual_seed(1)
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            weight.copy_(torch.randn(weight.shape, generator=draw) * weight.shape[-1] ** -0.5)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -72,3 +72,17 @@ def _children_first(name: str, module: Any, owner: Any) -> Iterator[Tuple[str, A
 def _number(text: str) -> int:
     """Return a seed that follows from a text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+@torch.no_grad()
+def draw_like_trained(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
+    """Draw each matrix so that its outputs are about as large as its inputs, and return all weights.
+
+    With the initial weights of transformers, all scores of attention are close to 0. Errors in positions or masks would
+    then hardly change the numbers.
+    """
+    draw = torch.Generator().manual_seed(1)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.copy_(torch.randn(weight.shape, generator=draw) * weight.shape[-1] ** -0.5)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -14,7 +14,7 @@ from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.config.schema import MethodKind, Recompute, RunConfig
+from ftdist.config.schema import Kernels, MethodKind, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
 from ftdist.run.locations import cache_root, model_location
 
@@ -97,7 +97,8 @@ def describe_model(config: RunConfig) -> str:
     revision = f"@{model.revision}" if model.revision else ""
     name = model.path or model.builtin or (f"{model.hub}{revision}" if model.hub else "random weights")
     folded = f", with the adapter {model.adapter}" if model.adapter else ""
-    return name + (f": {facts.model_type}, {facts.parameters:,} parameters" if facts else "") + folded
+    kernels = ", with Liger's kernels" if model.kernels is Kernels.liger else ""
+    return name + (f": {facts.model_type}, {facts.parameters:,} parameters" if facts else "") + folded + kernels
 
 
 def describe_method(config: RunConfig) -> str:
@@ -126,6 +127,8 @@ def _file(config: RunConfig) -> Path:
     }
     if config.method.kind is not MethodKind.full:
         content["method"] = [asdict(config.method), model.new_special_tokens]
+    if config.model.kernels is not Kernels.none:
+        content["kernels"] = [config.model.kernels.name, version("liger-kernel")]
     adapters = [config.model.adapter, config.method.init_from]
     if any(adapters):
         content["adapters"] = [_layout(given) for given in adapters if given]

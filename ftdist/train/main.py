@@ -14,10 +14,11 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from rich.console import Console
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, DataError
 from ftdist.base.output import accept_any_text
@@ -28,16 +29,18 @@ from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.probes import check_saved
 from ftdist.checkpoint.saver import Saver, hf_files
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import DebugConfig, RunConfig
+from ftdist.config.schema import DebugConfig, Kernels, RunConfig
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import Engine, build_engine
 from ftdist.method.build import METHODS
 from ftdist.method.continued import start_from_adapter
+from ftdist.model.attention_plan import AttentionPlan
 from ftdist.model.exactness import choose_plan
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import expert_load
 from ftdist.model.isolation import prove_isolation
+from ftdist.model.kernels import describe_kernels, prove_kernels, use_kernels
 from ftdist.model.load import DTYPES, identity_of_base, load_model, model_config
 from ftdist.model.parts import is_multimodal, processor_files
 from ftdist.model.vocabulary import fit_vocabulary
@@ -190,16 +193,11 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     one_document = never_two_documents(config)
     on_rank_0(ranks, lambda: prove_export(config, arch, len(tokenizer)))
     choice = on_rank_0(ranks, lambda: choose_plan(config, arch, ranks.device, dtype, one_document))
+    kernels = on_rank_0(ranks, lambda: prove_kernels(config, arch, choice.plan, ranks.device, dtype, one_document))
     balance = on_rank_0(ranks, lambda: balance_coefficient(config.objective.router_aux_loss, arch))
     settings = read_settings(run.deepspeed, plan)
     with task("loading the model", ranks.first):
-        method = METHODS[config.method.kind]
-        model = load_model(config, arch, choice.plan, settings, method.load_options(config))
-        vocab_size = fit_vocabulary(
-            model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
-        )
-        add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
-        model = method.apply(model, config)
+        model, vocab_size = _model_to_train(config, arch, choice.plan, settings, tokenizer, meta)
         if config.method.init_from and not on_rank_0(ranks, lambda: bool(run.checkpoint_folders())):
             start_from_adapter(model, config)
         engine = build_engine(config, model, settings, ranks.world_size)
@@ -207,6 +205,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     mesh = data_parallel(ranks)
     head, why = choose_head(config, engine, vocab_size, mesh)
     about = describe_layers(config, engine, arch, choice.plan) + describe_head(config, head, vocab_size, why)
+    about += describe_kernels(engine.module, kernels)
     if experts := describe_experts(config, arch, balance, bool(expert_load(engine))):
         about += experts + describe_gathered(config, engine.module)
     for line in describe_attention(config, arch, choice, proof, one_document) + about:
@@ -219,7 +218,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     others = processor_files(model_location(config), config.model.revision) if is_multimodal(arch) else []
     files = hf_files(engine.module, tokenizer, others)
     on_rank_0(ranks, lambda: check_saved(files, tokenizer, config))
-    base = None if method.whole else on_rank_0(ranks, lambda: identity_of_base(config))
+    base = None if METHODS[config.method.kind].whole else on_rank_0(ranks, lambda: identity_of_base(config))
     saver = Saver(engine, run, config, files, lambda text: _print_on_rank_0(ranks, text), base)
     state = _resume(saver, run, ranks, config.train.log_every)
     progress = Progress(ranks.first, max_steps, state.step if state else 0)
@@ -232,6 +231,26 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         max_steps=max_steps, tracker=tracker, progress=progress, preemption=preemption, saver=saver,
         state=state or TrainState(),
     )  # fmt: skip
+
+
+def _model_to_train(
+    config: RunConfig, arch: PretrainedConfig, plan: AttentionPlan, settings: Dict[str, Any], tokenizer: Any,
+    meta: Dict[str, Any],
+) -> Tuple[PreTrainedModel, int]:  # fmt: skip
+    """Load the model, and apply the method of the run to it.
+
+    Returns:
+        The model, and the number of rows of its embedding that are real tokens.
+    """
+    method = METHODS[config.method.kind]
+    model = load_model(config, arch, plan, settings, method.load_options(config))
+    vocab_size = fit_vocabulary(
+        model, tokenizer.num_known_tokens, len(tokenizer), config.model.pad_vocab_to_multiple_of
+    )
+    if config.model.kernels is not Kernels.none:
+        use_kernels(model)
+    add_stop_tokens(model.generation_config, tokenizer.eos_token_id, meta["sets"]["train"]["stop_token_id"])
+    return method.apply(model, config), vocab_size
 
 
 def _data_folder(config: RunConfig, run: RunDir, ranks: Ranks) -> Path:

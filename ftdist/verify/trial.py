@@ -19,6 +19,7 @@ from ftdist.config.data import named_sources
 from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import (
     Format,
+    Kernels,
     LongDocuments,
     MethodKind,
     ModelConfig,
@@ -39,6 +40,7 @@ from ftdist.model.standin import (
     model_type_from_name,
     standin_config,
 )
+from ftdist.plan.kernels import run_on
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import model_location, tokenizer_location, tokenizer_revision
 from ftdist.run.prepared import template_text
@@ -152,6 +154,9 @@ def make_trial(
             steps.model.path, steps.model.config = str(scratch / "standin"), {}
     if quick or trial.tokenizer_missing:
         use_generated_chats(steps, trial)
+    if steps.model.kernels is not Kernels.none and not run_on("cuda" if torch.cuda.is_available() else "cpu"):
+        trial.notes.append("numbers are checked without Liger's kernels: this machine has no GPU")
+        steps.model.kernels = Kernels.none
     if steps.method.lora_dropout:
         trial.notes.append("numbers are checked without the dropout of the adapters")
         steps.method.lora_dropout = 0.0
@@ -212,7 +217,7 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
     location = "bytes" if trial.tokenizer_missing else tokenizer_location(steps)
     steps.model = ModelConfig(
         tokenizer=location, tokenizer_revision=tokenizer_revision(steps), attention=steps.model.attention,
-        new_special_tokens=steps.model.new_special_tokens,
+        kernels=steps.model.kernels, new_special_tokens=steps.model.new_special_tokens,
         pad_vocab_to_multiple_of=steps.model.pad_vocab_to_multiple_of,
     )  # fmt: skip
     tokenizer = load_tokenizer(steps)

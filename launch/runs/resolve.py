@@ -25,6 +25,7 @@ from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.backends.slurm import srun_task
 from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
+from ftdist.plan.kernels import check_kernels
 from ftdist.plan.layout import layout_of
 from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.adapters import find_adapters, tensor_shapes
@@ -53,6 +54,7 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
         name = config.model.attention.name
         raise ConfigError(f"model.attention={name} cannot be used on CPU", "a CUDA device", "model.attention=documents")
+    check_kernels(config.model.kernels, config.launch.device.name)
     plan = plan_batch(config.batch, layout_of(config).data, config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps
     if config.data.num_workers is None and not backend_of(config).uses_scheduler:

@@ -1,9 +1,12 @@
-"""Attention, the loss head, compiled layers and activations in host memory, on a CPU and on a GPU."""
+"""Attention, the loss head, compiled layers, other kernels and activations in host memory, on a CPU and on a GPU."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 import pytest
+
+from tests.helpers.interpreter import interpret_triton
 
 LENGTHS = (37, 9, 64, 20)
 ARCH = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2, "head_dim": 64,
@@ -239,6 +242,33 @@ def test_compiled_layers_give_the_same_gradients(run: Any) -> None:
     found = run(_compiled)
     assert found["layers"] == ARCH["num_hidden_layers"] and 0 < found["count"] <= 8
     assert found["off"] < 1e-5
+
+
+def _kernels(device: str, folder: Path) -> Dict[str, Any]:
+    import torch
+
+    from ftdist.model.attention_plan import BY_DOCUMENT
+    from ftdist.model.kernels import use_kernels
+
+    if device == "cpu":
+        interpret_triton()
+    found: Dict[str, Any] = {}
+    for dtype in (torch.float32, torch.bfloat16)[: 2 if device == "cuda" else 1]:  # numpy has no bf16
+        plain, used = _in_a_row(device, dtype, BY_DOCUMENT), _in_a_row(device, dtype, BY_DOCUMENT, use_kernels)
+        again = _in_a_row(device, dtype, BY_DOCUMENT)
+        found[str(dtype)] = {"off": _off(used, plain), "same": torch.equal(used, plain), "plain": _off(again, plain)}
+    return found
+
+
+@pytest.mark.skipif(
+    find_spec("liger_kernel") is None, reason="liger-kernel is not installed (pip install 'ftdist[liger]')"
+)
+def test_liger_gives_the_same_gradients_and_other_models_stay_plain(run: Any) -> None:
+    """On a CPU, Triton interprets the kernels."""
+    found = run(_kernels)
+    assert found["torch.float32"]["off"] < 1e-5 and found.get("torch.bfloat16", {"off": 0})["off"] < 5e-2
+    assert not any(one["same"] for one in found.values()), "the kernels did not run"
+    assert all(one["plain"] < 1e-6 for one in found.values())
 
 
 def _in_host_memory(device: str, folder: Path, mode: str) -> Dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from ftdist.base.errors import EXIT_USAGE, ConfigError
 from ftdist.config.checks import check_config
 from ftdist.config.frozen import dump_config, load_config, parse_config
-from ftdist.config.schema import Offload, Recompute, RunConfig, Schedule, SourceConfig
+from ftdist.config.schema import Compile, Kernels, Offload, Recompute, RunConfig, Schedule, SourceConfig
 from ftdist.data.main import main as prepare_main
 
 
@@ -83,6 +83,10 @@ BAD = [
         "train.offload_activations=true has no effect with train.gradient_checkpointing=none",
     ),
     ([("train.recompute_every", 0)], "train.recompute_every=0"),
+    (
+        [("model.kernels", Kernels.liger), ("train.compile", Compile.layers)],
+        "model.kernels=liger and train.compile=layers are both set",
+    ),
     ([("report.price_per_device_hour", -1.0)], "report.price_per_device_hour=-1"),
     ([("report.forgetting.texts", 1)], "report.forgetting.texts=1"),
     ([("report.forgetting.texts", -1)], "report.forgetting.texts=-1"),

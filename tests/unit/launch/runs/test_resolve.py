@@ -295,3 +295,16 @@ def test_an_attention_that_needs_a_gpu_is_refused_before_anything_starts(name: s
     config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", f"model.attention={name}")
     with pytest.raises(ConfigError, match=f"model.attention={name} cannot be used on CPU"):
         resolve.resolve(config)
+
+
+def test_kernels_that_need_a_gpu_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.helpers.tiny import tiny_config
+
+    config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", "model.kernels=liger")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match="model.kernels=liger cannot be used on CPU"):
+        resolve.resolve(config)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # then Triton runs them on a CPU
+    resolve.resolve(config)
