@@ -99,7 +99,13 @@ def test_right_and_wrong_follow_the_scores_and_an_empty_text_has_a_first_token(t
     task = harness.load_harness_task(task_file(tmp_path))
     best = [(0.0 if continuation in (" four", " Lima", " b") else -9.0, True) for _, continuation in task.requests]
     assert harness.harness_answers(task, best)["acc"] == [True, True, True]
-    assert harness.harness_answers(task, [(-one, True) for one, _ in best])["acc"] == [False, False, False]
+    worst = [(-one, True) for one, _ in best]
+    assert task.right(worst)["acc"] == [False, False, False]
+    result = task.result(worst, best)
+    assert (result["questions"], result["measures"]["acc"]["gained"]) == (3, 3)
+    assert [(one["base"], one["run"]) for one in result["answers"]] == [
+        (b[0], r[0]) for b, r in zip(worst, best, strict=True)
+    ]
     alone = harness.HarnessTask("x.yaml", [("", "ab")], "")
     data = harness.request_set(alone, bytes_tokenizer(), 40, True, None)
     assert data.trained.tolist() == [0, 1, 1]
