@@ -84,7 +84,7 @@ def fetch(repository: Repository) -> str:
     size = size_text(sum(file.size or 0 for file in info.siblings or [] if file.rfilename in names))
     fetched = f"{count(len(names), 'file')}, {size}, fetched in {time.monotonic() - started:.1f} s"
     how = "found" if before == folder else fetched
-    return f"{repository.name} at {folder.name[:12]}: {how} in {folder}"
+    return f"{repository.name} at {folder.name}: {how} in {folder}"
 
 
 def look_for_data(config: RunConfig) -> None:

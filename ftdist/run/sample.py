@@ -138,9 +138,9 @@ def print_table(meta: Dict[str, Any], console: Optional[Console] = None) -> None
 
 
 def print_warnings(meta: Dict[str, Any], console: Console) -> None:
-    """Print the warnings of prepared data."""
+    """Print the warnings of prepared data, in a file or a pipe each on one line."""
     for warning in meta["warnings"]:
-        console.print(Text(f"warning: {warning}", style="yellow"))
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
 def _n(number: int) -> str:

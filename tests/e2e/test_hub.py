@@ -23,7 +23,7 @@ def test_what_was_fetched_runs_without_a_network(tmp_path: Path, monkeypatch: py
     refused = ftdist("prepare", *WORDS, "model.hub=org/none", cwd=tmp_path)
     assert refused.code == 2 and "error: model.hub=org/none: " in refused.text and "hf auth login" in refused.text
     said = succeed("prepare", *WORDS, cwd=tmp_path).out
-    assert f"model      org/tiny at {COMMIT[:12]}: " in said and "fetched in" in said and "prepared in" in said
+    assert f"model      org/tiny at {COMMIT}: " in said and "fetched in" in said and "prepared in" in said
     assert not any("pytorch_model.bin" in path for path in hub.asked)
     hub.stop()
     done = succeed("train", *WORDS, cwd=tmp_path)

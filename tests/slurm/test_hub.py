@@ -26,7 +26,7 @@ def test_the_hub_goes_away_after_the_submission(
                                f"run_dir={run.path}"))  # fmt: skip
     asked = len(hub.asked)
     hub.stop()
-    assert f"model      org/tiny at {COMMIT[:12]}: " in said and "submitted job" in said
+    assert f"model      org/tiny at {COMMIT}: " in said and "submitted job" in said
     assert "export HF_HUB_OFFLINE=1" in run.submit.read_text()
     slurm.wait(lambda: run.read_status().get("state") in ("done", "failed", "preempted"), 240, "the job")
     assert run.read_status()["state"] == "done", run.job_log(run.read_status()["job_id"]).read_text()

@@ -171,10 +171,12 @@ def test_the_table_shows_dropped_documents_and_warnings() -> None:
     heldout = {"h": source | {"dropped": {}}}
     meta = {"sources": {"s": source | dropped | split}, "heldout_sources": heldout, "sets": {"train": sets},
             "general": {"mine": {**sets, "rows": 321}}}  # fmt: skip
-    print_table(meta | {"warnings": ["look here"]}, Console(file=out, width=120))
+    long = "look here" + " and there" * 20
+    print_table(meta | {"warnings": [long]}, Console(file=out, width=120))
     for part in ("1,000", "7 nothing to train", "25.0%", "h (held out)", "98.7%", "none", "warning: look here",
                  "general/mine 321", "s: 3 chats became 8 documents, with 4,321 more tokens"):  # fmt: skip
         assert part in " ".join(out.getvalue().split())
+    assert f"warning: {long}\n" in out.getvalue(), "not folded in a file"
 
 
 @pytest.mark.thorough
