@@ -7,7 +7,7 @@ from typing import Any, List
 import numpy as np
 import pytest
 
-from ftdist.config.schema import LongDocuments, OptimConfig, RunConfig, Schedule, TrainOn
+from ftdist.config.schema import Kernels, LongDocuments, OptimConfig, RunConfig, Schedule, TrainOn
 from ftdist.data import row_order
 from ftdist.data.prepare import encode_settings, list_sources, prepare
 from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer
@@ -278,3 +278,16 @@ def test_a_note_says_how_the_checked_steps_differ_from_the_run(tmp_path: Path) -
     [note] = [note for note in trial.notes if "steps" in note]
     assert note.startswith("2 steps of 1 × 2 × 1 row (")
     assert note.endswith("at most 4 documents of each held-out set")
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_kernels_that_do_not_run_here_are_left_out_with_a_note(
+    interpreted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in of a quick check keeps them where they run: on a CPU if Triton interprets them."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("TRITON_INTERPRET", str(int(interpreted)))
+    config = config_of(tmp_path, [chat("q", "a")] * 8, "model.kernels=liger")
+    trial = make_trial(config, tmp_path / "scratch", 1, 1, quick=True)
+    assert trial.steps_config.model.kernels is (Kernels.liger if interpreted else Kernels.none)
+    assert any("without Liger's kernels" in note for note in trial.notes) is not interpreted
