@@ -112,9 +112,9 @@ def covering(axes: Axes = AXES, seed: int = 0, candidates: int = 50) -> List[Cas
     missing = {pair for case in _pairs_of_axes(axes) for pair in case}
     chosen: List[Case] = []
     while missing:
-        tries = []
+        tries, open_pairs = [], sorted(missing, key=str)
         for _ in range(candidates):
-            (a, va), (b, vb) = draw.choice(sorted(missing, key=str))
+            (a, va), (b, vb) = draw.choice(open_pairs)
             fixed = {names[a]: va, names[b]: vb}
             tries.append(FIRST._replace(**{n: fixed.get(n, draw.choice(values)) for n, values in axes.items()}))
         best = max(tries, key=lambda case: len(missing & pairs(case, axes)))
@@ -197,7 +197,7 @@ def case_config(case: Case, folder: Path) -> Any:
     config = tiny_config(
         folder, f"model.path={_model(case, folder)}", f"model.tokenizer={folder / 'tokenizer'}",
         f"data.heldout.test.path={folder / 'test.jsonl'}", "data.heldout_share=0", "data.max_heldout_documents=null",
-        "data.max_seq_len=96", f"data.packing={str(case.packing).lower()}", f"batch.global_batch_size={ROWS}",
+        "data.max_seq_len=64", f"data.packing={str(case.packing).lower()}", f"batch.global_batch_size={ROWS}",
         f"batch.micro_batch_size={micro}", f"train.precision={case.precision.name}", f"zero.stage={case.stage}",
         f"train.gradient_checkpointing={recompute}", f"train.recompute_every={every}",
         f"train.offload_activations={str(offload).lower()}", f"objective.loss_head={case.head.name}",

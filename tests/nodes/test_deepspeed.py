@@ -47,7 +47,6 @@ def hosts(ssh: str, tmp_path: Path) -> List[str]:
             f"launch.nodes.ssh='{ssh}'"]  # fmt: skip
 
 
-@pytest.mark.parametrize("machines", ["hosts", "one_host"], indirect=True)
 def test_deepspeeds_launcher_gives_the_losses_of_a_local_run(
     machines: List[str], tmp_path: Path, local_losses: List[float]
 ) -> None:
