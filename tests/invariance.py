@@ -204,8 +204,7 @@ def case_config(case: Case, folder: Path) -> Any:
         f"train.compile={case.compile.name}",
         f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
         "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
-        "train.max_steps=6", "launch.timeout_s=300", *METHODS[case.method],
-        *([] if case.method == "full" else [SHARDED]),
+        "train.max_steps=6", "launch.timeout_s=300", SHARDED, *METHODS[case.method],
     )  # fmt: skip
     config.data.sources = {"mine": SourceConfig(path=str(folder / "train.jsonl"))}
     return config

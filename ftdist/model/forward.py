@@ -222,12 +222,15 @@ def _alone(
 ) -> torch.Tensor:
     """Run one forward pass for each document that ``positions`` are in.
 
-    With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number. A rank with fewer documents
-    repeats its last one, and the result is multiplied by 0.
+    With ZeRO-3 each forward pass gathers parameters, so all ranks must run the same number. They agree on it before the
+    first one, because collectives must come in the same order on all ranks. A rank with fewer documents repeats its
+    last one, and the result is multiplied by 0.
     """
     documents, limits = _documents_of(batch, positions), batch.limits
     parts: List[torch.Tensor] = []
-    for number in _documents_to_run(batch, positions, routers).tolist():
+    numbers = _documents_to_run(batch, positions, routers).tolist()
+    forwards = _most_forwards(model, len(numbers))
+    for number in numbers:
         start, end = limits[number], limits[number + 1]
         row = batch.input_ids[:, start:end]
         here = documents == number
@@ -235,7 +238,7 @@ def _alone(
         place = torch.zeros_like(columns), columns
         run = partial(_run, model, torch.ones_like(row, dtype=torch.bool), routers, input_ids=row)
         parts.append(read(run, place, here))
-    for _ in range(_most_forwards(model, len(parts)) - len(parts)):
+    for _ in range(forwards - len(numbers)):
         run = partial(_run, model, torch.zeros_like(row, dtype=torch.bool), None, input_ids=row)
         repeated = read(run, place, here)
         parts[-1] = parts[-1] + repeated.sum() * 0.0

@@ -28,6 +28,7 @@ from ftdist.config.schema import (
     Schedule,
     SourceConfig,
     TrainOn,
+    ZeroConfig,
 )
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.method.check import method_on_meta
@@ -223,12 +224,21 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
     tokenizer = load_tokenizer(steps)
     steps.model.config = standin_config(arch, tokenizer.num_known_tokens)
     steps.data.max_seq_len = min(steps.data.max_seq_len, STANDIN_SEQ_LEN)
+    _shard_small_parameters(steps.zero)
     parameters = count_parameters(model_config(steps))
     if steps.method.init_from:
         trial.notes.append("the stand-in does not start from the adapter of method.init_from")
         steps.method.init_from = None
     trial.notes.append(f"numbers are checked on a stand-in model: {steps.model.config['model_type']} with random "
                        f"weights, {parameters / 1e6:.1f}M parameters")  # fmt: skip
+
+
+def _shard_small_parameters(zero: ZeroConfig) -> None:
+    """With ZeRO-3, shard all parameters. DeepSpeed would leave small ones whole on every rank: all of a stand-in."""
+    if zero.stage == 3:
+        given = {**zero.deepspeed.get("zero_optimization", {})}
+        given.pop("param_persistence_threshold", None)
+        zero.deepspeed["zero_optimization"] = {**given, "stage3_param_persistence_threshold": 0}
 
 
 def _fit_method(steps: RunConfig, trial: Trial) -> None:

@@ -17,6 +17,10 @@ LLAMA = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False,
 }  # fmt: skip
 
+NONE_WHOLE = "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
+"""DeepSpeed leaves parameters of up to 100,000 numbers whole on every rank: all of a tiny model, so that ZeRO-3 gathers
+nothing. With this setting all parameters are sharded."""
+
 
 def save_tiny_model(folder: Path, **changes: Any) -> Path:
     """Save a random fp32 model in a folder. This does not run autograd, so ranks can be forked afterwards.

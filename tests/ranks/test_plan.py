@@ -16,7 +16,7 @@ from ftdist.plan.layout import Layout
 from ftdist.plan.memory import memory_of
 from ftdist.run.rundir import RunDir
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import freeze_tiny, make_run_dir, save_tiny_model, tiny_config
+from tests.helpers.tiny import NONE_WHOLE, freeze_tiny, make_run_dir, save_tiny_model, tiny_config
 
 SETTINGS = ("train.num_samples=0", "train.export=false", "train.async_checkpoint=false")
 BUCKET = 20_000
@@ -25,7 +25,6 @@ SMALL_BUFFERS = tuple(
     f"zero.deepspeed.zero_optimization.{name}={BUCKET}"
     for name in ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
 )
-NONE_WHOLE = "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 
 
 def _assemble(config: Any, run: RunDir) -> Any:

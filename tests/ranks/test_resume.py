@@ -8,7 +8,7 @@ import pytest
 
 from ftdist.train.base_texts import BaseTexts
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.tiny import NONE_WHOLE, freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import FIVE_STEPS, assemble, fingerprint, forgetting, save, start, steps
 
 STEPS, SAVED_AT = 5, 2
@@ -17,7 +17,6 @@ OFFLOAD, PARAMS = "zero.offload_optimizer=cpu", "zero.offload_param=cpu"
 BF16_OPTIMIZER = "zero.deepspeed.data_types.grad_accum_dtype=fp32"  # selects another class of DeepSpeed
 ROUND_ROBIN = "zero.deepspeed.zero_optimization.round_robin_gradients=true"
 SUB_GROUPS = "zero.deepspeed.zero_optimization.sub_group_size=20000"
-NONE_WHOLE = "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 KINDS = [
     (0, FP32), (0, BF16), (1, FP32), (1, BF16), (2, FP32), (2, BF16), (3, FP32), (3, BF16), (1, BF16, BF16_OPTIMIZER),
     (1, BF16, OFFLOAD), (2, BF16, OFFLOAD), (2, FP32, ROUND_ROBIN), (3, BF16, OFFLOAD), (3, BF16, OFFLOAD, PARAMS),

@@ -12,7 +12,7 @@ import torch
 from ftdist.config.frozen import load_config
 from ftdist.run.rundir import RunDir
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import LLAMA, freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.tiny import LLAMA, NONE_WHOLE, freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, gathers_of_a_step, start
 
 BASE = ("train.max_steps=3", "train.num_samples=0", "train.export=false", "optim.lr=1e-3")
@@ -226,7 +226,7 @@ def test_bf16_follows_fp32(outcome: Callable[..., Any], stage: int) -> None:
     assert losses == pytest.approx(outcome("train.max_steps=8"), rel=1e-3)
 
 
-SHARDED = ("zero.stage=3", "zero.deepspeed.zero_optimization.stage3_param_persistence_threshold=0")
+SHARDED = ("zero.stage=3", NONE_WHOLE)
 
 
 def test_passes_before_training_do_not_make_zero3_gather_twice(outcome: Callable[..., Any]) -> None:

@@ -10,14 +10,14 @@ import pytest
 
 from ftdist.config.schema import SourceConfig
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import freeze_tiny, tiny_config
+from tests.helpers.tiny import NONE_WHOLE, freeze_tiny, tiny_config
 from tests.helpers.training import start
 from tests.invariance import write_data
 from tests.models.configs import CONFIGS, MULTIMODAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SETTINGS = ("model.path=null", "train.max_steps=2", "train.checkpoint_every=1", "train.export=false", "zero.stage=3",
-            "train.precision=bf16", "train.num_samples=0", "optim.warmup_steps=2", "optim.weight_decay=0.1",
+            NONE_WHOLE, "train.precision=bf16", "train.num_samples=0", "optim.warmup_steps=2", "optim.weight_decay=0.1",
             "batch.global_batch_size=4", "data.max_seq_len=64")  # fmt: skip
 ALL = {**CONFIGS, **MULTIMODAL}
 WITH_ADAPTERS = "gemma-3-4b-it"

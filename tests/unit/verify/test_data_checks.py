@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from ftdist.config.schema import Kernels, LongDocuments, OptimConfig, RunConfig,
 from ftdist.data import row_order
 from ftdist.data.prepare import encode_settings, list_sources, prepare
 from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer
+from ftdist.plan.batch import plan_batch
+from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.checks import FAILED, NOT_RUN, PASSED, Check
 from ftdist.verify import main
 from ftdist.verify.text_checks import ANSWERS, BOS, MESSAGES, PROMPT, TEXT, check_answers, check_messages, check_prompts
@@ -291,3 +293,11 @@ def test_kernels_that_do_not_run_here_are_left_out_with_a_note(
     trial = make_trial(config, tmp_path / "scratch", 1, 1, quick=True)
     assert trial.steps_config.model.kernels is (Kernels.liger if interpreted else Kernels.none)
     assert any("without Liger's kernels" in note for note in trial.notes) is not interpreted
+
+
+@pytest.mark.parametrize("given", [(), ("zero.deepspeed.zero_optimization.param_persistence_threshold=10",)])
+def test_zero_3_shards_every_parameter_of_a_stand_in(given: Tuple[str, ...], tmp_path: Path) -> None:
+    config = config_of(tmp_path, [chat("q", "a")] * 8, "zero.stage=3", *given)
+    steps = make_trial(config, tmp_path / "scratch", 1, 1, quick=True).steps_config
+    settings = deepspeed_settings(steps, plan_batch(steps.batch, 1, steps.data.max_seq_len))["zero_optimization"]
+    assert settings["stage3_param_persistence_threshold"] == 0 and "param_persistence_threshold" not in settings
