@@ -173,7 +173,8 @@ page with tiny random models, in fp32 on a CPU.
 - *attention*: what `model.attention=auto` chooses on a CPU, see [Packing](data.md#packing). On a GPU the choice is made
   again.
 - *checkpointing*: the same comparison with `train.gradient_checkpointing=full` ({recompute} types).
-- *ZeRO-3*: two steps on two ranks have the losses, gradients and updates of plain transformers ({zero3} types).
+- *ZeRO-3*: two steps on two ranks that share every parameter have the losses, gradients and updates of plain
+  transformers ({zero3} types).
 - *export*: a checkpoint of these two ranks was exported, and `from_pretrained` gives the logits of the run ({export}
   types). In bf16 the export of a stand-in has the same weights and logits.
 - *samples*: the most likely answers of 40 tokens are those of plain transformers without a cache of keys and values

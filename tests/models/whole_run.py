@@ -27,10 +27,10 @@ def config_of(folder: Path, model: Path, precision: str = "fp32") -> Any:
 
 @functools.cache
 def _any_config(folder: Path) -> Any:
-    from tests.helpers.tiny import tiny_config
+    from tests.helpers.tiny import NONE_WHOLE, tiny_config
 
     return tiny_config(
-        folder, "zero.stage=3", f"train.max_steps={STEPS}",
+        folder, "zero.stage=3", NONE_WHOLE, f"train.max_steps={STEPS}",
         "data.sources.chats.max_documents=40", "data.heldout_share=0", "data.max_heldout_documents=null",
         "data.max_seq_len=96", "batch.global_batch_size=4", "batch.micro_batch_size=2", "train.num_samples=0",
         "train.gradient_checkpointing=none", "train.async_checkpoint=false", "optim.lr=1e-3", "optim.weight_decay=0.1",
