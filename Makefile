@@ -3,7 +3,7 @@
 # but no test of the fast tier does).
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= $(if $(filter test-fast,$(MAKECMDGOALS)),2,5)
+JOBS ?= $(if $(filter test-fast,$(MAKECMDGOALS)),2,4)
 ARGS ?=
 
 BIN := $(VENV)/bin
