@@ -100,6 +100,7 @@ def test_no_file_names_a_class_to_instantiate(path: Path) -> None:
     assert "_target_" not in path.read_text()
 
 
+@pytest.mark.thorough
 def test_experiments_have_the_expected_ranks_and_stages() -> None:
     demo = composed("experiment=demo")
     assert (demo.zero.stage, demo.launch.nproc_per_node, demo.model.builtin) == (2, 2, "smollm2-135m-instruct")

@@ -158,6 +158,7 @@ def test_the_result_does_not_depend_on_the_order_of_sources_in_the_config(tmp_pa
     assert data_folder(data_config(tmp_path, *names, *few)) == data_folder(data_config(tmp_path, *names[::-1], *few))
 
 
+@pytest.mark.thorough
 def test_processes_that_prepare_the_same_data_at_the_same_time_all_succeed(tmp_path: Path) -> None:
     config = data_config(tmp_path, "data.sources.a.builtin=fake", "data.num_workers=2")
     context = multiprocessing.get_context("fork")

@@ -36,6 +36,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
+@pytest.mark.thorough
 def test_prepare_prints_statistics_and_nothing_on_standard_error(config_file: Path) -> None:
     first = run("prepare", str(config_file))
     assert (first.returncode, first.stderr) == (0, "")

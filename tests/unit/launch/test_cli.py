@@ -202,6 +202,7 @@ def test_a_closed_pipe_is_not_an_error(words: List[str], tmp_path: Path) -> None
     assert "Broken" not in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_cfg_prints_one_part_of_the_config(tmp_path: Path) -> None:
     wrong = ftdist("train", "experiment=smoke", "--cfg", "job", "-p", "optim.lrr", cwd=tmp_path)
     assert wrong.returncode == 2 and not wrong.stdout

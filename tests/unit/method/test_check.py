@@ -15,6 +15,7 @@ from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.data_tools import data_config
 
 
+@pytest.mark.thorough
 def test_stored_facts_are_found_until_the_model_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftdist.config.frozen import dump_config
 

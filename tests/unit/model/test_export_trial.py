@@ -44,6 +44,7 @@ def test_tied_weights_whose_first_name_is_not_the_one_that_transformers_keeps() 
     assert try_export(whole_standin_config(decoder, export_trial.VOCABULARY), torch.float32) == ""
 
 
+@pytest.mark.thorough
 def test_a_type_whose_saved_form_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``AutoModelForCausalLM`` saves the language part of Mllama alone, which it cannot read again."""
     for module in (export_trial, save):

@@ -120,6 +120,7 @@ def test_the_run_continues_when_the_reader_of_its_output_ends() -> None:
     assert (process.returncode, errors) == (0, b"alive")
 
 
+@pytest.mark.thorough
 def test_a_short_or_resumed_run_shows_every_step() -> None:
     done = subprocess.run(child(total=1020, start=1000), capture_output=True, text=True, check=True)
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step")] == [

@@ -222,6 +222,7 @@ def test_one_wrong_trial_refuses_the_sweep(
     assert capsys.readouterr() == ("", "") and not any(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_an_error_in_a_trial_names_the_trial(tmp_path: Path) -> None:
     (tmp_path / "optim").mkdir()
     (tmp_path / "optim" / "mine.yaml").write_text("lrr: 1\n")
@@ -236,6 +237,7 @@ def test_an_error_in_a_trial_names_the_trial(tmp_path: Path) -> None:
         assert error.value.found == named
 
 
+@pytest.mark.thorough
 def test_a_frozen_config_can_be_changed() -> None:
     config = composed("experiment=smoke")
     changed = compose.change(config, ["data.heldout.mine.path=x.jsonl", "data.heldout_share=0"])

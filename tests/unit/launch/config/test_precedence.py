@@ -117,6 +117,7 @@ def test_no_length_is_an_error() -> None:
         composed("experiment=smoke", "train.max_steps=null")
 
 
+@pytest.mark.thorough
 def test_overrides_of_a_trial_count_as_the_command_line(folder: str) -> None:
     found: List[Tuple[Optional[float], Optional[int]]] = []
 
@@ -130,6 +131,7 @@ def test_overrides_of_a_trial_count_as_the_command_line(folder: str) -> None:
     assert found == [(1, None), (2, None), (None, 3), (None, 4), (None, 20)]
 
 
+@pytest.mark.thorough
 def test_a_frozen_config_is_changed_as_before() -> None:
     config = composed("experiment=smoke")
     changed = compose.change(config, ["zero.stage=1"])

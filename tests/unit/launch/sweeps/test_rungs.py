@@ -70,6 +70,7 @@ def test_a_sweep_that_was_stopped_between_rungs_goes_on_where_it_was(folder: Swe
     assert next_trials(folder, trials, RUNGS) == []
 
 
+@pytest.mark.thorough
 def test_the_next_trials_are_the_best_of_a_rung_where_all_have_paused(folder: SweepDir) -> None:
     trials, runs = frozen(folder, 4), Runs({})
     assert next_trials(folder, trials, RUNGS) == trials

@@ -67,6 +67,7 @@ def _resume(run: RunDir, *overrides: str) -> RunConfig:
     return config
 
 
+@pytest.mark.thorough
 def test_a_resume_on_other_ranks_writes_the_new_config_and_keeps_the_old_one(here: Path) -> None:
     run = stopped_run(here / "run")
     before = run.config.read_text()
