@@ -4,8 +4,9 @@
 
 A case is one choice on each axis. Each case runs three steps through the real assembly and training loop and is
 compared with the plain reference, which knows neither ranks nor packing. ``covering`` returns a small set of cases that
-contains every pair of choices. ``every_case`` returns the whole product. ``AXES`` are those of full fine-tuning of all
-families, ``METHOD_AXES`` those of the other methods, which plain PEFT applies in the reference.
+contains every pair of choices. ``AXES`` are those of full fine-tuning of all families, ``METHOD_AXES`` those of the
+other methods, which plain PEFT applies in the reference. The product of all ``AXES`` has 41,472 cases. The slow tests
+run the product of a few axes, and draw the others.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import random
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 from ftdist.config.schema import Compile, LossHead, Precision, SourceConfig
 from ftdist.verify.compare import ALLOWED, Deviation
@@ -99,6 +100,7 @@ def name(case: Case) -> str:
 
 
 def every_case(axes: Axes = AXES) -> List[Case]:
+    """Return the product of the axes."""
     return [FIRST._replace(**dict(zip(axes, choice, strict=True))) for choice in itertools.product(*axes.values())]
 
 
@@ -154,13 +156,11 @@ def covering_methods() -> List[Case]:
     return covering(METHOD_AXES, seed=24, candidates=150)
 
 
-def every_method() -> List[Case]:
-    """Return each method at each stage on each number of ranks, packed and padded. Accumulation and recomputation go
-    round."""
-    short: Axes = {axis: METHOD_AXES[axis] for axis in ("method", "stage", "world_size", "packing")}
-    rounds = itertools.cycle(itertools.product(METHOD_AXES["accum"], METHOD_AXES["recompute"]))
-    return [case._replace(accum=accum, recompute=recompute)
-            for case, (accum, recompute) in zip(every_case(short), rounds, strict=False)]  # fmt: skip
+def crossed(names: Sequence[str], axes: Axes = AXES) -> List[Case]:
+    """Return the product of the axes ``names``. The choices on the other axes are drawn."""
+    draw = random.Random(0)
+    return [case._replace(**{name: draw.choice(values) for name, values in axes.items() if name not in names})
+            for case in every_case({name: axes[name] for name in names})]  # fmt: skip
 
 
 def pairs(case: Case, axes: Axes = AXES) -> set:

@@ -4,6 +4,9 @@ There are three suites. The long one follows one model family for 12 steps: ever
 recomputation at least once, and each of these choices with every number of ranks, packed and padded (``--slow``: the
 whole product). The wide one covers nine families and every pair of choices on ten axes. The last one covers LoRA, DoRA,
 rsLoRA, QLoRA and partial training, and every pair of choices on six axes (see tests/invariance.py).
+
+With ``--slow``, each family also runs at every stage on every number of ranks in every precision, packed and padded.
+Each method runs at every stage on every number of ranks, packed and padded.
 """
 
 import itertools
@@ -18,7 +21,7 @@ from tests import invariance
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
-from tests.invariance import AXES, METHOD_AXES, Axes, Case, covering, covering_methods, every_case, every_method
+from tests.invariance import AXES, METHOD_AXES, Axes, Case, covering, covering_methods, crossed, every_case
 
 pytestmark = pytest.mark.timeout(900)
 STEPS, ROWS = 12, 16
@@ -218,8 +221,12 @@ def test_compiled_layers_give_the_numbers_of_the_reference(group: str, tmp_path:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("world_size", AXES["world_size"])
 @pytest.mark.parametrize("family", AXES["family"])
-def test_the_whole_product(family: str, world_size: int, tmp_path: Path, record_property: Record) -> None:
-    cases = [case for case in every_case() if (case.family, case.world_size) == (family, world_size)]
+def test_every_stage_of_a_family_in_every_precision_packed_and_padded(
+    family: str, world_size: int, tmp_path: Path, record_property: Record
+) -> None:
+    every = crossed(("family", "stage", "world_size", "packing", "precision"))
+    cases = [case for case in every if (case.family, case.world_size) == (family, world_size)]
+    assert len(cases) == 16
     _compare_all(cases, tmp_path, record_property)
 
 
@@ -227,9 +234,10 @@ def test_the_whole_product(family: str, world_size: int, tmp_path: Path, record_
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world_size", AXES["world_size"])
 @pytest.mark.parametrize("method", METHOD_AXES["method"])
-def test_every_method_at_every_stage_packed_and_padded(
+def test_every_stage_of_a_method_packed_and_padded(
     method: str, world_size: int, tmp_path: Path, record_property: Record
 ) -> None:
-    cases = [case for case in every_method() if (case.method, case.world_size) == (method, world_size)]
+    every = crossed(("method", "stage", "world_size", "packing"), METHOD_AXES)
+    cases = [case for case in every if (case.method, case.world_size) == (method, world_size)]
     assert len(cases) == 8
     _compare_all(cases, tmp_path, record_property)
