@@ -23,7 +23,7 @@ from tests.helpers.correctness_page import write_table
 from tests.helpers.families import FAMILIES, OTHER_FAMILIES
 from tests.helpers.plain_methods import METHODS, plain_model
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
+from tests.helpers.tiny import NONE_WHOLE, freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
 
 STEPS, ROWS = 3, 16
@@ -78,6 +78,8 @@ class Case(NamedTuple):
     compile: Compile = Compile.none
     """Not an axis of the suite, because it takes long."""
     method: str = "full"
+    none_whole: bool = False
+    """Whether ZeRO-3 shards every parameter, also the smallest. Not an axis: it changes nothing at the other stages."""
 
     @property
     def reference(self) -> Tuple[str, bool, Precision, bool, bool, str]:
@@ -93,7 +95,8 @@ def name(case: Case) -> str:
     """Return a name such as ``llama-stage3-2ranks-accum4-packed-bf16-clip``."""
     also = [word for word, on in ((case.recompute, case.recompute), ("clip", case.clip), ("tied", case.tied),
                                 ("logits", case.head is LossHead.logits), (case.method, case.method != "full"),
-                                ("compiled", case.compile is Compile.layers)) if on]  # fmt: skip
+                                ("compiled", case.compile is Compile.layers),
+                                ("none-whole", case.none_whole)) if on]  # fmt: skip
     layout = "packed" if case.packing else "padded"
     sizes = [f"stage{case.stage}", f"{case.world_size}ranks", f"accum{case.accum}"]
     return "-".join([case.family, *sizes, layout, case.precision.name, *also])
@@ -163,6 +166,13 @@ def crossed(names: Sequence[str], axes: Axes = AXES) -> List[Case]:
             for case in every_case({name: axes[name] for name in names})]  # fmt: skip
 
 
+def crossed_methods() -> List[Case]:
+    """Return each method at each stage on each number of ranks, packed and padded, and at stage 3 once more with every
+    parameter sharded."""
+    cases = crossed(("method", "stage", "world_size", "packing"), METHOD_AXES)
+    return cases + [case._replace(none_whole=True) for case in cases if case.stage == 3]
+
+
 def pairs(case: Case, axes: Axes = AXES) -> set:
     """Return the pairs of choices of a case: ((axis, value), (axis, value)). Axes are numbers here."""
     return set(itertools.combinations(enumerate(getattr(case, axis) for axis in axes), 2))
@@ -204,7 +214,7 @@ def case_config(case: Case, folder: Path) -> Any:
         f"train.compile={case.compile.name}",
         f"optim.max_grad_norm={CLIP if case.clip else 0}", "optim.lr=3e-3", "optim.weight_decay=0.1",
         "optim.warmup_steps=2", "optim.min_lr_ratio=0.1", "train.num_samples=0", "train.export=false",
-        "train.max_steps=6", "launch.timeout_s=300", SHARDED, *METHODS[case.method],
+        "train.max_steps=6", "launch.timeout_s=300", NONE_WHOLE if case.none_whole else SHARDED, *METHODS[case.method],
     )  # fmt: skip
     config.data.sources = {"mine": SourceConfig(path=str(folder / "train.jsonl"))}
     return config

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List
+from typing import Any, Collection, Dict, Iterator, List, Optional, Set
 
 import torch
 from transformers import PreTrainedModel
@@ -81,7 +81,8 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     adapter of a tied weight could not be merged. Parts for images or sound get none either, because they are frozen.
 
     Raises:
-        ConfigError: A pattern matches no linear layer, there is no layer with a number, or no module is left.
+        ConfigError: A pattern matches no linear layer, or none in ``method.layers_to_transform``, or there is no layer
+        with a number.
     """
     head = model.get_output_embeddings()
     linear = [
@@ -97,40 +98,58 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     for pattern in method.target_modules:
         here = linear if pattern == ALL_LINEAR else [name for name in [*linear, *own_head] if named(name, pattern)]
         if not here:
-            raise _no_layer(model, pattern, linear, tied)
+            raise _no_layer(model, pattern, linear, tied, saved)
+        layers = _layers(linear, method)
+        if layers is not None:
+            here = [name for name in here if layer_of(name) in layers]
+            if not here:
+                raise ConfigError(f"method.layers_to_transform={method.layers_to_transform}: '{pattern}' of "
+                                  "method.target_modules names no module in these layers",
+                                  "for each name, a module in one of the layers",
+                                  f"method.layers_to_transform=null, or leave '{pattern}' out of "
+                                  "method.target_modules")  # fmt: skip
         chosen |= dict.fromkeys(here)
+    return _shortest(model, list(chosen))
+
+
+def _layers(linear: List[str], method: MethodConfig) -> Optional[Set[int]]:
+    """Return the numbers of the layers with adapters, counted from the start. None: all, and modules outside of layers.
+
+    Raises:
+        ConfigError: There is no layer with a number.
+    """
     if method.layers_to_transform is None:
-        return _shortest(model, list(chosen))
-    count = 1 + max(layer_of(name) for name in linear)
+        return None
+    count = 1 + max(map(layer_of, linear), default=-1)
     for number in method.layers_to_transform:
         if not -count <= number < count:
             raise ConfigError(f"method.layers_to_transform: there is no layer {number}", f"0 to {count - 1}, or -1 to "
                               f"-{count} from the end", "method.layers_to_transform=[-1]")  # fmt: skip
-    layers = {number % count for number in method.layers_to_transform}
-    inside = [name for name in chosen if layer_of(name) in layers]
-    if not inside:
-        raise ConfigError("method.layers_to_transform: no module of method.target_modules is in these layers",
-                          "layers with such a module", "method.layers_to_transform=null")  # fmt: skip
-    return _shortest(model, inside)
+    return {number % count for number in method.layers_to_transform}
 
 
-def _no_layer(model: PreTrainedModel, pattern: str, linear: List[str], tied: bool) -> ConfigError:
+def _no_layer(
+    model: PreTrainedModel, pattern: str, linear: List[str], tied: bool, saved: Collection[str]
+) -> ConfigError:
     """Return the error for a pattern of ``method.target_modules`` that names no layer which can have an adapter.
 
     Args:
-        linear: The layers that can have one. tied: Whether the output head is the embedding.
+        linear: The layers that can have one. tied: Whether the output head is the embedding. saved: The modules that
+            are trained whole.
     """
     expected, fix = "modules that can have an adapter", "leave it out of method.target_modules"
     head = model.get_output_embeddings()
-    if any(module is head and named(name, pattern) for name, module in model.named_modules()):
-        why = (
-            "is tied to the embedding, so that the sum could not be merged" if tied else "is in method.modules_to_save"
-        )
-        train = " and set method.modules_to_save=[lm_head] to train it" if tied else ""
-        return ConfigError(f"method.target_modules: '{pattern}' is the output head, which {why}", expected, fix + train)
+    if tied and any(module is head and named(name, pattern) for name, module in model.named_modules()):
+        return ConfigError(f"method.target_modules: '{pattern}' is the output head, which is tied to the embedding, so "
+                           "that the sum could not be merged", expected,
+                           f"{fix} and set method.modules_to_save=[lm_head] to train it")  # fmt: skip
     if not linear:
         return ConfigError("method.modules_to_save trains all linear layers whole; none is left for an adapter",
                            expected, "fewer modules in method.modules_to_save, or method=partial")  # fmt: skip
+    inside = (name for name, _ in model.named_modules() if any(f"{name}.".startswith(f"{own}.") for own in saved))
+    if any(named(name, pattern) for name in inside):
+        return ConfigError(f"method.target_modules: '{pattern}' names only modules that method.modules_to_save trains "
+                           "whole", expected, fix)  # fmt: skip
     return nothing_named("method.target_modules", pattern, ends_of(linear), "linear layer")
 
 

@@ -21,7 +21,17 @@ from tests import invariance
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
-from tests.invariance import AXES, METHOD_AXES, Axes, Case, covering, covering_methods, crossed, every_case
+from tests.invariance import (
+    AXES,
+    METHOD_AXES,
+    Axes,
+    Case,
+    covering,
+    covering_methods,
+    crossed,
+    crossed_methods,
+    every_case,
+)
 
 pytestmark = pytest.mark.timeout(900)
 STEPS, ROWS = 12, 16
@@ -237,7 +247,6 @@ def test_every_stage_of_a_family_in_every_precision_packed_and_padded(
 def test_every_stage_of_a_method_packed_and_padded(
     method: str, world_size: int, tmp_path: Path, record_property: Record
 ) -> None:
-    every = crossed(("method", "stage", "world_size", "packing"), METHOD_AXES)
-    cases = [case for case in every if (case.method, case.world_size) == (method, world_size)]
-    assert len(cases) == 8
+    cases = [case for case in crossed_methods() if (case.method, case.world_size) == (method, world_size)]
+    assert len(cases) == 10
     _compare_all(cases, tmp_path, record_property)
