@@ -23,6 +23,7 @@ from ftdist.checkpoint.protocol import HF, STATE, rank_file, verify_checkpoint
 from ftdist.checkpoint.saver import check_base
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
+from ftdist.config.frozen import load_config
 from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.method.adapters import weight_of_rows
@@ -31,7 +32,7 @@ from ftdist.method.lora import export_merged
 from ftdist.method.qlora import export_merged_quantized
 from ftdist.model.load import DTYPES, build_whole, identity_of_base
 from ftdist.model.parts import auto_class
-from ftdist.run.rundir import read_manifest
+from ftdist.run.rundir import RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
 EXPORT_MARK = "ftdist_export.json"
@@ -119,6 +120,21 @@ def check_trained(checkpoint: Path, config: RunConfig) -> None:
         raise CheckpointError(found, "a checkpoint whose files are unchanged", "pass another one with --checkpoint")
     whole = METHODS[config.method.kind].whole
     check_base(checkpoint.name, read_manifest(checkpoint), None if whole else identity_of_base(config), config)
+
+
+def check_base_of_export(folder: Path) -> None:
+    """Check that the base model of an exported adapter is the one that it was trained on.
+
+    An export that is no longer in its run directory is not checked, because only the run knows where its base came
+    from.
+
+    Raises:
+        CheckpointError: It has other weights.
+    """
+    mark, run = folder / EXPORT_MARK, RunDir(folder.parent)
+    if mark.is_file() and run.config.is_file():
+        config = load_config(run.config)
+        check_base(str(folder), read_json(mark), identity_of_base(config), config)
 
 
 def _copy_hf_files(checkpoint: Path, manifest: Dict[str, Any], out: Path) -> None:

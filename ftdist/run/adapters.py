@@ -30,13 +30,21 @@ INIT_FROM, FOLDED = "method.init_from", "model.adapter"
 EXPECTED = "a folder with a LoRA adapter in PEFT's format, or a run with method=lora and its export"
 FREE_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Initialisations after which an adapter fits the unchanged base model."""
-# The values of PEFT's settings with which an adapter computes what ftdist computes. Missing keys mean the same.
-_PLAIN: Dict[str, Tuple[Any, ...]] = {
+PLAIN: Dict[str, Tuple[Any, ...]] = {
     "bias": ("none",), "lora_bias": (False,), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
     "layer_replication": (None,), "target_parameters": (None, []), "trainable_token_indices": (None,),
     "use_qalora": (False,), "use_bdlora": (None,), "alora_invocation_tokens": (None,), "arrow_config": (None,),
     "kasa_config": (None,), "velora_config": (None,), "monteclora_config": (None,), "init_lora_weights": FREE_STARTS,
 }  # fmt: skip
+"""Values of PEFT's settings with which an adapter computes what ftdist computes. Missing keys mean the same."""
+READ = ("peft_type", "r", "lora_alpha", "target_modules", "layers_to_transform", "use_rslora", "use_dora",
+        "modules_to_save", "exclude_modules")  # fmt: skip
+"""PEFT's settings that ``adapter_settings`` reads."""
+NO_EFFECT = ("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+              "lora_dropout", "fan_in_fan_out", "layers_pattern", "megatron_config", "megatron_core", "loftq_config",
+              "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
+              "ensure_weight_tying")  # fmt: skip
+"""PEFT's settings that do not change what a trained adapter computes."""
 
 
 def adapter_folder(key: str, given: str) -> Path:
@@ -72,7 +80,9 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
         ConfigError: The file cannot be read, or the adapter is of a kind that ftdist cannot train.
     """
     found = _read_settings(key, folder)
-    other = [f"{name}={found[name]}" for name, plain in _PLAIN.items() if name in found and found[name] not in plain]
+    other = [f"{name}={found[name]}" for name, plain in PLAIN.items() if name in found and found[name] not in plain]
+    unknown = sorted(found.keys() - {*PLAIN, *READ, *NO_EFFECT})
+    other += [f"{name}={found[name]}" for name in unknown if found[name]]  # newer versions of PEFT write more settings
     if found.get("peft_type") != "LORA":
         other.insert(0, f"peft_type={found.get('peft_type')}")
     elif not other and any(".lora_embedding_" in name for name in tensor_shapes(folder / WEIGHTS)):

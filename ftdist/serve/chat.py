@@ -48,6 +48,7 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
     Raises:
         ConfigError: The folder does not hold a model that transformers can load, or the model needs its own Python code
             and ``trust_remote_code`` is not set.
+        CheckpointError: The folder is the adapter of a run whose base model now has other weights.
     """
     require_readable_folder(folder)
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -56,11 +57,14 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
     import transformers
     from transformers import AutoTokenizer
 
-    from ftdist.model.opened import open_exported
+    from ftdist.checkpoint.export import check_base_of_export
+    from ftdist.model.opened import ADAPTER_CONFIG, open_exported
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (folder / ADAPTER_CONFIG).is_file():
+        check_base_of_export(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = open_exported(folder, trust_remote_code)

@@ -1,5 +1,6 @@
 """A run that starts from a saved adapter: its first step computes what PEFT computes with it."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -12,7 +13,7 @@ from ftdist.method.continued import check_continued, start_from_adapter
 from ftdist.method.lora import Lora
 from ftdist.model.adapter import check_folded
 from ftdist.model.opened import open_exported
-from ftdist.run.adapters import INIT_FROM, adapter_settings
+from ftdist.run.adapters import INIT_FROM, NO_EFFECT, PLAIN, READ, adapter_settings
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model
 from tests.unit.method.test_lora import base_of, export, logits, lora_config, trained
@@ -45,6 +46,12 @@ def test_the_start_is_the_adapter_of_peft(settings: Dict[str, Any], tmp_path: Pa
     start_from_adapter(model, config)
     expected = logits(PeftModel.from_pretrained(base_of(config), adapter).eval())
     assert logits(model).equal(expected) and not expected.equal(before)
+
+
+def test_all_settings_of_peft_are_known() -> None:
+    from peft import LoraConfig
+
+    assert {setting.name for setting in fields(LoraConfig)} == {*PLAIN, *READ, *NO_EFFECT}
 
 
 @pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]], ids=str)

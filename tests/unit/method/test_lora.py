@@ -1,5 +1,6 @@
 """Adapters in one process: what they start with, PEFT's format, folding them into the base model."""
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, Dict
@@ -10,12 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
+from ftdist.checkpoint.export import EXPORT_MARK
+from ftdist.config.frozen import dump_config
 from ftdist.config.schema import MethodKind, Precision, RunConfig
+from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.method.lora import Lora, export_merged
 from ftdist.model.forward import evaluation_mode, keeps_logits
-from ftdist.model.load import DTYPES
+from ftdist.model.load import DTYPES, identity_of_base
 from ftdist.model.opened import open_exported
-from tests.helpers.tiny import save_tiny_model
+from ftdist.serve.chat import load
+from tests.helpers.tiny import save_tiny_model, tiny_config
 
 IDS = torch.arange(3, 40)[None]
 
@@ -170,3 +175,20 @@ def test_weights_that_are_not_those_of_the_adapter_are_refused(tmp_path: Path) -
     empty = {**weights, name: weights[name][:0]}  # what a rank holds of a parameter that is sharded
     with pytest.raises(CheckpointError, match="does not fit the adapters"):
         export(config, model, empty, tmp_path / "adapter")
+
+
+def test_a_chat_with_an_adapter_whose_base_has_changed_is_refused(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "model")
+    config = tiny_config(tmp_path, "method.kind=lora")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text(dump_config(config))
+    model = Lora().apply(base_of(config), config)
+    out = export(config, model, trained(model), tmp_path / "run" / "export")
+    bytes_tokenizer().save_pretrained(out)
+    write_json(out / EXPORT_MARK, {"base": identity_of_base(config)})
+    load(out)
+    save_tiny_model(base, initializer_range=0.03)
+    with pytest.raises(CheckpointError, match="export holds only the trained parameters, and the base model now has"):
+        load(out)
+    shutil.copytree(out, tmp_path / "alone")
+    load(tmp_path / "alone")

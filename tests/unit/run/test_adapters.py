@@ -61,10 +61,19 @@ def test_the_settings_of_an_adapter_have_our_names(tmp_path: Path) -> None:
         assert adapter_settings(INIT_FROM, folder) == {**expected, "target_modules": sorted(NAMES)}, pattern
 
 
+def test_settings_of_newer_versions_of_peft_that_are_off_change_nothing(tmp_path: Path) -> None:
+    one, other = (
+        save_adapter(tmp_path / "one"),
+        save_adapter(tmp_path / "other", newer=None, newest={}),
+    )
+    assert adapter_settings(INIT_FROM, one) == adapter_settings(INIT_FROM, other)
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"peft_type": "LOHA"}, {"bias": "all"}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}},
-     {"init_lora_weights": "pissa"}, {"lora_bias": True}, {"target_parameters": ["experts"]}, {"r": None}],
+     {"init_lora_weights": "pissa"}, {"lora_bias": True}, {"target_parameters": ["experts"]},
+     {"use_newer": True}, {"r": None}],
     ids=str,
 )  # fmt: skip
 def test_adapters_that_compute_something_else_are_refused(changed: Dict[str, Any], tmp_path: Path) -> None:
