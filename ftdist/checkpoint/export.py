@@ -67,7 +67,8 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
     build_whole()  # this process may have trained with ZeRO-3, which would shard the model here too
     manifest, state = read_manifest(checkpoint), read_json(checkpoint / STATE)
     model_config = AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=config.model.trust_remote_code)
-    weights = _remove_padding(_read_weights(checkpoint, manifest), model_config, state["vocab_size"])
+    trust = config.model.trust_remote_code
+    weights = _remove_padding(_read_weights(checkpoint, manifest), model_config, state["vocab_size"], trust)
     remove_leftovers(out)
     unfinished = temporary_path(out)
     unfinished.mkdir(parents=True)
@@ -154,7 +155,7 @@ def _read_weights(checkpoint: Path, manifest: Dict[str, Any]) -> State:
     return weights | {name: stored.whole(BUFFER, name, shape) for name, shape in manifest["buffers"].items()}
 
 
-def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: int) -> State:
+def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: int, trust_remote_code: bool) -> State:
     """Return the weights without the padding rows of the embedding and of adapters of the head, and set the vocabulary
     size in the config."""
     text_config = model_config.get_text_config()
@@ -162,7 +163,7 @@ def _remove_padding(weights: State, model_config: PretrainedConfig, vocab_size: 
     if padded == vocab_size:
         return weights
     with torch.device("meta"):
-        model = auto_class(model_config).from_config(model_config)
+        model = auto_class(model_config).from_config(model_config, trust_remote_code=trust_remote_code)
     names = {name for name, p in model.named_parameters(remove_duplicate=False) if p.shape[0] == vocab_size}
     cut = {n for n, t in weights.items() if weight_of_rows(n) in names and t.shape[0] == padded}
     return {name: t[:vocab_size].clone() if name in cut else t for name, t in weights.items()}

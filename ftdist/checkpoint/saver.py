@@ -35,6 +35,7 @@ from ftdist.config.schema import MethodKind, RunConfig
 from ftdist.data.tokenizer import SENTENCEPIECE
 from ftdist.engine.engine import Engine
 from ftdist.model.load import identity_of_base
+from ftdist.model.parts import save_config
 from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import BLOCKS_CANNOT_BE_CUT, FP32_BYTES, optimizer_of
@@ -298,7 +299,7 @@ def hf_files(model: Any, tokenizer: Any, others: Sequence[Path] = ()) -> Dict[st
         others: Other files of the model's folder that belong to it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
+        save_config(model, Path(folder))
         # save_pretrained refuses values that have no effect, such as a temperature without do_sample. The model came
         # with them, and other programs read them: vLLM samples with them.
         generation = Path(folder) / "generation_config.json"

@@ -120,7 +120,8 @@ class ModelConfig:
     """``liger``: train with Liger's kernels for norms, the MLP and rotary embeddings (``pip install ftdist[liger]``),
     on CUDA. At the start of a run they are compared with plain transformers on a small stand-in of the model."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Leave it off unless you trust the author."""
+    """Run Python code that comes with the model. Leave it off unless you trust the author. If this code builds the
+    model, each document is a row of its own, and checkpoints and exports contain the code."""
 
 
 @dataclass

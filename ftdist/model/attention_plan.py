@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention
 from ftdist.model.attention import DOCUMENTS, VARLEN
+from ftdist.model.parts import runs_own_code
 
 FUSED_LAYERS = {"full_attention", "sliding_attention", "linear_attention"}
 """Kinds of attention layers for which ``documents`` and ``varlen`` can be exact. These two compute causal attention,
@@ -92,6 +93,9 @@ def candidates(
 ) -> List[AttentionPlan]:
     """Return the plans to try, the fastest first.
 
+    If Python code in its folder or hub repository builds the model, each document is a row of its own: such a model can
+    have layers of any kind, and limits that no stand-in makes shorter.
+
     Args:
         wanted: ``model.attention`` of the config.
         arch: Config of the model.
@@ -111,6 +115,8 @@ def candidates(
         raise ConfigError(
             found, "a CUDA device (flex attention has no backward pass on CPU)", "model.attention=documents"
         )
+    if wanted is Attention.auto and runs_own_code(arch):
+        return _ROWS
     fused = [_VARLEN, BY_DOCUMENT] if flash else [BY_DOCUMENT]
     flex = _with_masks(_FLEX)
     return {

@@ -23,7 +23,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
 from ftdist.model.load import model_config
-from ftdist.model.parts import auto_class, is_multimodal, other_parts
+from ftdist.model.parts import build, is_multimodal, other_parts, runs_own_code
 from ftdist.model.save import GENERATION
 from ftdist.model.text_only import why_not_text_only
 from ftdist.run.locations import model_location
@@ -50,9 +50,8 @@ def check_model(config: RunConfig) -> ModelFacts:
     if config.model.config:
         _check_model_type(config)
     arch = model_config(config)
-    own_code = getattr(arch, "auto_map", None) or {}
     known = type(arch) in MODEL_FOR_CAUSAL_LM_MAPPING or is_multimodal(arch)
-    if not known and "AutoModelForCausalLM" not in own_code:
+    if not known and not runs_own_code(arch):
         raise ConfigError(f"{_where(config)}: transformers has no causal language model of the type {arch.model_type}",
                           EXPECTED_MODEL, "use another model")  # fmt: skip
     _check_generation(config)
@@ -168,9 +167,8 @@ def build_on_meta(config: RunConfig) -> PreTrainedModel:
 def _build(config: RunConfig, arch: PretrainedConfig, device: str) -> PreTrainedModel:
     try:
         with torch.device(device):
-            return auto_class(arch).from_config(
-                arch, dtype=torch.bfloat16, trust_remote_code=config.model.trust_remote_code
-            )
+            model: PreTrainedModel = build(arch, dtype=torch.bfloat16)
+            return model
     except Exception as error:  # invalid values raise many kinds of exceptions
         raise _cannot_build(config, error) from error
 

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
@@ -29,9 +29,9 @@ from ftdist.model.attention_plan import BOTH_WAYS, BY_DOCUMENT, PLAIN, Attention
 from ftdist.model.cache_trial import cache_works
 from ftdist.model.forward import forward_logits, set_plan
 from ftdist.model.load import build_whole
-from ftdist.model.parts import auto_class, is_multimodal
+from ftdist.model.parts import build, is_multimodal, runs_own_code
 from ftdist.model.random_weights import draw_like_trained
-from ftdist.model.standin import standin_config, whole_standin_config
+from ftdist.model.standin import config_of_standin, standin_config, whole_standin_config
 from ftdist.model.standin_sizes import short_limits
 from ftdist.run.locations import cache_root
 
@@ -41,6 +41,7 @@ LENGTHS = (40, 23, 57, 9)
 """Lengths of the documents in tokens."""
 VOCABULARY, FIRST_TOKEN = 300, 10
 """Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
+OWN_CODE = "several documents in a row: Python code of the model builds its layers, whose limits are not known"
 CHANGED = 3  # tokens at the end of a document are changed, to find out whether other tokens see them
 SMALL_GRADIENT = 1e-3
 """The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
@@ -94,10 +95,12 @@ def choose_plan(
         ConfigError: ``model.attention`` does not run here, or no plan gives the numbers of plain transformers.
     """
     plans = candidates(config.model.attention, arch, device, dtype)
+    own_code = runs_own_code(arch)
     try:
         fields, sampled = standin_fields(config, arch)
     except Exception as error:  # the stand-in of an unknown architecture can fail in many ways
         return _unproven(config.model.attention, plans, error)
+    slower = [OWN_CODE] if own_code and config.model.attention is Attention.auto else []
     key = {
         "version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"),
         "fields": fields, "plans": [str(plan) for plan in plans], "device": device.type, "dtype": str(dtype),
@@ -105,19 +108,19 @@ def choose_plan(
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     file = cache_root(config) / "checked" / f"attention-{digest}.json"
-    choice = _read(file)
+    choice = None if own_code else _read(file)  # the code may change
     if choice is None:
         build_whole()  # only one rank builds the stand-in, so it must not be sharded
         try:
-            trial = Trial(fields, device, one_document)
+            trial = Trial(fields, device, one_document, arch)
         except Exception as error:
             return _unproven(config.model.attention, plans, error)
         choice = trial.choose(plans, dtype)
         if choice.plan.cached and sampled != fields:  # with its answer, a text exceeds a limit that no document reaches
-            works = Trial(sampled, device, one_document).cache_works(choice.plan)
+            works = Trial(sampled, device, one_document, arch).cache_works(choice.plan)
             choice = replace(choice, plan=replace(choice.plan, cached=works))
         _write(file, choice)
-    return choice
+    return replace(choice, rejected=slower + choice.rejected)
 
 
 def standin_fields(config: RunConfig, arch: PretrainedConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -159,14 +162,15 @@ def _write(file: Path, choice: Choice) -> None:
 class Trial:
     """A stand-in with fixed weights and documents, and the numbers that plain transformers computes for them."""
 
-    def __init__(self, fields: Dict[str, Any], device: torch.device, one_document: bool = False) -> None:
+    def __init__(self, fields: Dict[str, Any], device: torch.device, one_document: bool = False,
+                 like: Optional[PretrainedConfig] = None) -> None:  # fmt: skip
         """
         Args:
             fields: Config of the stand-in, with ``model_type``.
             one_document: Each document is a micro-batch of its own.
+            like: Config of the real model, whose own code, if it has any, builds the stand-in.
         """
-        values = dict(fields)
-        self._arch = AutoConfig.for_model(values.pop("model_type"), **values)
+        self._arch = config_of_standin(fields, like)
         self._device, self._one_document, self._training = device, one_document, True
         draw = torch.Generator().manual_seed(0)
         last = min(VOCABULARY, self._arch.get_text_config().vocab_size)
@@ -306,7 +310,7 @@ class Trial:
     def _build(self, plan: AttentionPlan, dtype: torch.dtype) -> Any:
         arch = copy.deepcopy(self._arch)
         with torch.random.fork_rng([]):
-            model = auto_class(arch).from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
+            model = build(arch, dtype=dtype, attn_implementation=plan.implementation)
         if self._weights:
             model.load_state_dict(self._weights)
         model.config.use_cache = False

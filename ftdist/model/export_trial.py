@@ -21,9 +21,9 @@ from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import RunConfig
 from ftdist.model.attention_plan import BOTH_WAYS
 from ftdist.model.load import DTYPES, build_whole
-from ftdist.model.parts import auto_class
+from ftdist.model.parts import auto_class, build, runs_own_code, save_config
 from ftdist.model.save import GENERATION, save_model
-from ftdist.model.standin import whole_standin_config
+from ftdist.model.standin import config_of_standin, whole_standin_config
 from ftdist.model.vocabulary import fit_vocabulary, padded_rows
 from ftdist.run.locations import cache_root
 
@@ -63,7 +63,7 @@ def prove_export(config: RunConfig, arch: PretrainedConfig, num_tokens: int = 0)
     multiple = MULTIPLE if rows > max(old, num_tokens) else 1
     key = {"version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"),
            "fields": fields, "dtype": str(dtype)}  # fmt: skip
-    problem = _tried(config, key, fields, dtype)
+    problem = _tried(config, key, arch, fields, dtype)
     name = config.train.precision.name
     if problem == LOOKS_AHEAD:
         raise _reads_both_ways(config, arch)
@@ -74,7 +74,8 @@ def prove_export(config: RunConfig, arch: PretrainedConfig, num_tokens: int = 0)
     if problem:
         raise ConfigError(f"transformers cannot save a {arch.model_type} model in {name} and read it again: {problem}",
                           "a model that is the same after it has been exported", "use another model")  # fmt: skip
-    if rows > old and (problem := _tried(config, {**key, "rows": (tokens, multiple)}, fields, dtype, tokens, multiple)):
+    larger = {**key, "rows": (tokens, multiple)}
+    if rows > old and (problem := _tried(config, larger, arch, fields, dtype, tokens, multiple)):
         raise ConfigError(
             f"the embedding of a {arch.model_type} model cannot be enlarged from {old} to {rows} rows: {problem}",
             f"no more than {old} tokens" if new else f"{old} rows",
@@ -100,13 +101,16 @@ def _fewer_tokens(config: RunConfig) -> str:
     return "use the tokenizer of the model (model.tokenizer)" if config.model.tokenizer else "use another model"
 
 
-def _tried(config: RunConfig, key: Dict[str, Any], fields: Dict[str, Any], dtype: torch.dtype, *rows: int) -> str:
+def _tried(config: RunConfig, key: Dict[str, Any], arch: PretrainedConfig, fields: Dict[str, Any],
+           dtype: torch.dtype, tokens: int = VOCABULARY, multiple: int = 1) -> str:  # fmt: skip
     """Return what ``try_export`` returns, or returned at an earlier start."""
+    if runs_own_code(arch):  # the code may change, so nothing is kept
+        return try_export(fields, dtype, tokens, multiple, arch)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     file = cache_root(config) / "checked" / f"export-{digest}.json"
     problem = _read(file)
     if problem is None:
-        problem = try_export(fields, dtype, *rows)
+        problem = try_export(fields, dtype, tokens, multiple)
         with suppress(OSError):  # without the cache, the export is tried again at the next start
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"problem": problem})
@@ -120,26 +124,27 @@ def _read(file: Path) -> Optional[str]:
     return None
 
 
-def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABULARY, multiple: int = 1) -> str:
-    """Save and read a random model with this config. Returns what is wrong, or "" if nothing is.
+def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABULARY, multiple: int = 1,
+               like: Optional[PretrainedConfig] = None) -> str:  # fmt: skip
+    """Save and read a random stand-in. Returns what is wrong, or "" if nothing is.
 
     Args:
-        fields: Config of the model, with ``model_type``.
+        fields: Config of the stand-in, with ``model_type``.
         dtype: Type of the weights in the files.
         tokens: Number of tokens after the embedding has got new rows.
         multiple: The number of rows is then rounded up to a multiple of this.
+        like: Config of the real model, whose own code, if it has any, builds the stand-in.
     """
     build_whole()
-    values = dict(fields)
     try:
-        arch = AutoConfig.for_model(values.pop("model_type"), **values)
+        arch = config_of_standin(fields, like)
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in auto_class(arch).from_config(arch).parameters())
+            parameters = sum(p.numel() for p in build(arch).parameters())
         if parameters > MAX_PARAMETERS:
             return ""
         with torch.random.fork_rng([]):
             torch.manual_seed(0)  # the trial must not depend on what was drawn before it
-            model = auto_class(arch).from_config(arch, dtype=dtype).eval()
+            model = build(arch, dtype=dtype).eval()
     except Exception:  # the sizes of the stand-in do not fit together, which says nothing about the model
         return ""
     _draw(model, dtype)
@@ -171,7 +176,7 @@ def _disagree(model: Any, expected: torch.Tensor) -> bool:
     """Return whether a model computes other logits than ``expected`` with eager attention."""
     try:
         with torch.random.fork_rng([]):
-            eager = auto_class(model.config).from_config(copy.deepcopy(model.config), attn_implementation="eager")
+            eager = build(copy.deepcopy(model.config), attn_implementation="eager")
         eager.float().load_state_dict(model.state_dict())
         found = _logits(eager.eval(), VOCABULARY)
     except Exception:  # it has another attention only
@@ -194,12 +199,14 @@ def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.T
     saved = model.state_dict().keys()
     weights = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
     weights |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    model.config.save_pretrained(out)
+    save_config(model, out)
+    trust = runs_own_code(model.config)
     (out / GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
-    save_model(weights, AutoConfig.from_pretrained(out), out, trust_remote_code=False)
+    save_model(weights, AutoConfig.from_pretrained(out, trust_remote_code=trust), out, trust)
     if expected is None:
         return ""
-    found = _logits(auto_class(model.config).from_pretrained(out, dtype="auto").eval(), tokens)
+    read = auto_class(model.config).from_pretrained(out, dtype="auto", trust_remote_code=trust)
+    found = _logits(read.eval(), tokens)
     off = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
     return "" if off <= ROUNDING[dtype] else f"the logits differ by {off:.1g} although the weights are equal"
 

@@ -103,7 +103,7 @@ def prove_kernels(
     _function_of(arch.model_type)
     build_whole()  # only one rank builds the stand-in, so it must not be sharded
     try:
-        trial = Trial(standin_fields(config, arch)[0], device, one_document)
+        trial = Trial(standin_fields(config, arch)[0], device, one_document, arch)
         rough = ROUGH if has_experts(arch) else CLOSE
         loss, gradient, problem = trial.measure_changed(plan, dtype, use_kernels, rough)
     except ConfigError:

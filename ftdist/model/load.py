@@ -5,7 +5,7 @@ With ZeRO-3, parameters are sharded while they are created.
 
 import pickle
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,10 +17,10 @@ from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.forward import set_plan
-from ftdist.model.parts import auto_class, unread_weights
+from ftdist.model.parts import auto_class, build, unread_weights
 from ftdist.model.random_weights import draw_weights, drawn_vectors
 from ftdist.model.recompute import set_recomputation
-from ftdist.model.sharded_load import whole_shapes
+from ftdist.model.sharded_load import whole_shapes, whole_values
 from ftdist.plan.communication import without_sizes
 from ftdist.run.identity import base_identity
 from ftdist.run.locations import model_location
@@ -48,7 +48,7 @@ def model_config(config: RunConfig) -> PretrainedConfig:
         if model.config:
             fields = dict(model.config)
             return AutoConfig.for_model(fields.pop("model_type"), **fields)
-        return AutoConfig.from_pretrained(
+        arch = AutoConfig.from_pretrained(
             model_location(config), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the validation of transformers raises many kinds of exceptions
@@ -56,8 +56,15 @@ def model_config(config: RunConfig) -> PretrainedConfig:
         if model.config:  # the last line of a validation error is its reason
             raise ConfigError(f"model.config: {lines[-1].strip()[:200]}", "values that the model type supports",
                               "correct model.config") from error  # fmt: skip
-        raise ConfigError(f"{model_location(config)}: {lines[0][:200]}", "a model that transformers can load",
-                          "check model.path or model.hub") from error  # fmt: skip
+        found = f"{model_location(config)}: {lines[0][:200]}"
+        if "trust_remote_code" in str(error):
+            found = f"{model_location(config)}: Python code in this folder or repository builds the model"
+            raise ConfigError(found, "a model that transformers builds",
+                              "model.trust_remote_code=true, if you trust the author") from error  # fmt: skip
+        raise ConfigError(found, "a model that transformers can load", "check model.path or model.hub") from error
+    if not model.trust_remote_code and hasattr(arch, "auto_map"):
+        del arch.auto_map  # names of classes in files that are not read
+    return arch
 
 
 def load_model(
@@ -126,28 +133,29 @@ def _build_or_read(
     dtype = DTYPES[config.train.precision]
     if config.model.config:
         vectors = _drawn_vectors(arch, config.seed)
-        model = auto_class(arch).from_config(arch, dtype=dtype, attn_implementation=plan.implementation)
+        model = build(arch, dtype=dtype, attn_implementation=plan.implementation)
         draw_weights(model, config.seed, vectors)
         return _with_adapter(model, config)
     try:
-        with whole_shapes(), unread_weights() as unread:
+        with whole_shapes(), whole_values(), unread_weights() as unread:
             model, report = auto_class(arch).from_pretrained(
                 model_location(config), config=arch, dtype=dtype, attn_implementation=plan.implementation,
                 revision=config.model.revision, trust_remote_code=config.model.trust_remote_code,
-                output_loading_info=True, **load_options,
+                output_loading_info=True, ignore_mismatched_sizes=True, **load_options,
             )  # fmt: skip
     except RuntimeError as error:
-        if "mismatch" not in str(error):
+        detail = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
+        if detail is None:
             raise
-        detail = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), "see the log")
-        found = (
-            f"the weights of {model_location(config)} do not have the shapes that its config.json says: {detail[:200]}"
-        )
-        raise ConfigError(found, "weights that fit their config", "use a folder whose files belong together") from error
+        raise _other_shapes(config, detail[:200]) from error
     except (pickle.UnpicklingError, SafetensorError) as error:
         found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
         raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",
                           "use another model") from error  # fmt: skip
+    if report["mismatched_keys"]:
+        name, in_file, here = min(report["mismatched_keys"])
+        raise _other_shapes(config, f"{name} is {_sizes(in_file)} in the files, and {_sizes(here)} by the config")
+    _check_tied(config, model)
     if report["missing_keys"]:
         raise _missing(config, sorted(report["missing_keys"]))
     model.ftdist_unread = unread
@@ -187,11 +195,36 @@ def _freeze_fixed(model: PreTrainedModel, config: RunConfig, arch: PretrainedCon
     if hasattr(next(model.parameters()), "ds_id"):
         return
     with torch.device("meta"):
-        plain = auto_class(arch).from_config(arch, trust_remote_code=config.model.trust_remote_code)
+        plain = build(arch)
     fixed = {name for name, parameter in plain.named_parameters() if not parameter.requires_grad}
     for name, parameter in model.named_parameters():
         if name in fixed:
             parameter.requires_grad_(False)
+
+
+def _other_shapes(config: RunConfig, detail: str) -> ConfigError:
+    found = f"the weights of {model_location(config)} do not have the shapes that its config.json says: {detail}"
+    return ConfigError(found, "weights that fit their config", "use a folder whose files belong together")
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _check_tied(config: RunConfig, model: PreTrainedModel) -> None:
+    """Refuse a model whose files have two different weights where its config says that they are the same one.
+
+    transformers does not tie them, but an export of the model would.
+    """
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    untied = sorted(tied.keys() - model.all_tied_weights_keys.keys())
+    if untied:
+        raise ConfigError(
+            f"the config of {model_location(config)} ties {untied[0]} to {tied[untied[0]]}, but its files have both of "
+            "them, with different values",
+            "a config that fits the weights",
+            "use a copy with tie_word_embeddings=false in its config.json",
+        )
 
 
 def _missing(config: RunConfig, names: List[str]) -> ConfigError:

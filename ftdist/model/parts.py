@@ -6,10 +6,10 @@ contain them unchanged. The files of any model can also have weights that transf
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 import torch
 from transformers import (
@@ -19,7 +19,10 @@ from transformers import (
     AutoModelForMultimodalLM,
     PretrainedConfig,
     PreTrainedModel,
+    modeling_utils,
 )
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import cached_file
 
 from ftdist.base.counts import count
@@ -64,6 +67,31 @@ def auto_class(arch: PretrainedConfig) -> Any:
     return AutoModelForMultimodalLM
 
 
+def runs_own_code(arch: PretrainedConfig) -> bool:
+    """Return whether a model is built by Python code in its folder or hub repository, in place of transformers.
+
+    ``ftdist.model.load.model_config`` removes ``auto_map`` unless ``model.trust_remote_code`` is set.
+    """
+    return auto_class(arch).__name__ in (getattr(arch, "auto_map", None) or {})
+
+
+def build(arch: PretrainedConfig, **options: Any) -> Any:
+    """Return the model of a config from ``ftdist.model.load.model_config``, or of a stand-in of it.
+
+    Args:
+        options: Arguments of ``from_config``.
+    """
+    return auto_class(arch).from_config(arch, trust_remote_code=runs_own_code(arch), **options)
+
+
+def save_config(model: Any, folder: Path) -> None:
+    """Write the config of a model, and the Python code that builds it if this is not in transformers."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # without PEFT's wrapper
+    if runs_own_code(inner.config):
+        custom_object_save(inner, folder, config=inner.config)
+    inner.config.save_pretrained(folder)
+
+
 def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
     """Return the parameters of a multimodal model that text does not use, by part, for instance ``model.visual``."""
     if not is_multimodal(model.config) or not hasattr(model, "get_decoder"):
@@ -105,18 +133,43 @@ def unread_weights() -> Iterator[List[str]]:
 
     transformers knows some of them (layers that predict several tokens at once), and then does not report them.
     """
-    adjust = PreTrainedModel._adjust_missing_and_unexpected_keys
+    adjust, load_sharded = (
+        PreTrainedModel._adjust_missing_and_unexpected_keys,
+        modeling_utils._load_state_dict_into_zero3_model,
+    )
     names: List[str] = []
 
-    def note(self: Any, loading_info: Any) -> None:
-        names.extend(sorted(name for name in loading_info.unexpected_keys if not CONSTANTS.search(name)))
+    def note(unexpected: Iterable[str]) -> None:
+        names.extend(sorted(name for name in unexpected if not CONSTANTS.search(name)))
+
+    def note_and_adjust(self: Any, loading_info: Any) -> None:
+        note(loading_info.unexpected_keys)
         adjust(self, loading_info)
 
-    PreTrainedModel._adjust_missing_and_unexpected_keys = note  # type: ignore[method-assign]
+    def note_and_load(model: Any, state_dict: Dict[str, Any], load_config: Any = None) -> Any:
+        note(_unknown_names(model, state_dict, load_config))
+        return load_sharded(model, state_dict, load_config)
+
+    PreTrainedModel._adjust_missing_and_unexpected_keys = note_and_adjust  # type: ignore[method-assign]
+    modeling_utils._load_state_dict_into_zero3_model = note_and_load  # type: ignore[assignment]
     try:
         yield names
     finally:
         PreTrainedModel._adjust_missing_and_unexpected_keys = adjust  # type: ignore[method-assign]
+        modeling_utils._load_state_dict_into_zero3_model = load_sharded
+
+
+def _unknown_names(model: Any, names: Iterable[str], load_config: Any) -> Set[str]:
+    """Return the names of weights in files that a model does not have. With ZeRO-3 transformers does not look for them.
+
+    Names in files are those of the model after the renamings that transformers knows for its type."""
+    changes = getattr(load_config, "weight_mapping", None) or []
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    known, prefix = model.state_dict(), model.base_model_prefix
+    found = {rename_source_key(name, renamings, converters, base_model_prefix=prefix, meta_state_dict=known)[0]
+             for name in names}  # fmt: skip
+    return {name for name in found if name not in known and f"{prefix}.{name}" not in known}
 
 
 def describe_unread_weights(model: Any) -> List[str]:

@@ -1,11 +1,14 @@
-"""The shapes of sharded weights while transformers reads the files of a model."""
+"""Sharded weights while transformers reads the files of a model: their whole shapes and values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from transformers import modeling_utils
 from transformers.core_model_loading import Transpose
+
+from ftdist.model.vocabulary import gathered
 
 
 class _WholeShapes:
@@ -38,3 +41,22 @@ def whole_shapes() -> Iterator[None]:
         yield
     finally:
         Transpose.convert = convert  # type: ignore[method-assign]
+
+
+@contextmanager
+def whole_values() -> Iterator[None]:
+    """Let transformers compare whole parameters inside a ``with`` block.
+
+    If the files of a model have both of two weights that its config ties, transformers ties them only if they are
+    equal. With ZeRO-3 both parameters are empty at that point, and would be tied in any case."""
+    compare = modeling_utils._tied_params_are_equal
+
+    def compare_whole(first: Any, second: Any) -> bool:
+        with gathered([first, second], changed=False):
+            return compare(first, second)
+
+    modeling_utils._tied_params_are_equal = compare_whole
+    try:
+        yield
+    finally:
+        modeling_utils._tied_params_are_equal = compare

@@ -2,13 +2,13 @@
 
 import copy
 import re
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
 from ftdist.base.counts import count
 from ftdist.config.schema import Precision, ZeroConfig
-from ftdist.model.parts import auto_class
+from ftdist.model.parts import build, runs_own_code
 from ftdist.model.standin_layers import PER_LAYER, select_layers
 from ftdist.model.standin_sizes import in_proportion, reduce_sizes
 from ftdist.plan.layout import Layout
@@ -76,6 +76,23 @@ def whole_standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, A
     return _reduced(arch, vocab_size)
 
 
+def config_of_standin(fields: Dict[str, Any], arch: Optional[PretrainedConfig] = None) -> PretrainedConfig:
+    """Return the transformers config of a stand-in.
+
+    Args:
+        fields: What ``standin_config`` or ``whole_standin_config`` returns.
+        arch: Config of the real model. If Python code in its folder or hub repository builds the model, it builds the
+            stand-in too.
+    """
+    values = dict(fields)
+    model_type = values.pop("model_type")
+    if arch is None or not runs_own_code(arch):
+        return AutoConfig.for_model(model_type, **values)
+    small = type(arch)(**values)
+    small.auto_map, small.name_or_path = dict(arch.auto_map), arch.name_or_path
+    return small
+
+
 def _several_parts(arch: PretrainedConfig) -> bool:
     """Whether a model has more than one part that reads text (MusicGen)."""
     return hasattr(arch, "text_encoder") and hasattr(arch, "decoder")
@@ -137,7 +154,7 @@ def count_parameters(arch: PretrainedConfig) -> int:
     import torch
 
     with torch.device("meta"):
-        return sum(p.numel() for p in auto_class(arch).from_config(arch).parameters())
+        return sum(p.numel() for p in build(arch).parameters())
 
 
 def fits_in_memory(parameters: int, ranks: int, memory: int, optimizer: OptimizerSpec) -> Tuple[bool, str]:

@@ -1,11 +1,11 @@
 """Find out on a stand-in whether a model that reads images or sound can be trained on text alone."""
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ftdist.model.load import build_whole
-from ftdist.model.parts import auto_class, other_parts
-from ftdist.model.standin import whole_standin_config
+from ftdist.model.parts import build, other_parts
+from ftdist.model.standin import config_of_standin, whole_standin_config
 
 VOCABULARY, TOKENS, CHANGED = 300, 24, 3
 
@@ -19,9 +19,9 @@ def why_not_text_only(arch: PretrainedConfig) -> str:
     build_whole()
     fields = whole_standin_config(arch, VOCABULARY)
     try:
-        small = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        small = config_of_standin(fields, arch)
         with torch.random.fork_rng([]):
-            model = auto_class(small).from_config(small, dtype=torch.float32, attn_implementation="eager").eval()
+            model = build(small, dtype=torch.float32, attn_implementation="eager").eval()
     except Exception as error:  # the sizes of the stand-in do not fit together
         return f"no stand-in of it can be built ({_first_line(error)})"
     text = torch.randint(10, VOCABULARY - 10, (1, TOKENS), generator=torch.Generator().manual_seed(0))

@@ -4,13 +4,13 @@ import copy
 from typing import Optional
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.load import build_whole
-from ftdist.model.parts import auto_class, is_multimodal
+from ftdist.model.parts import build, is_multimodal
 from ftdist.model.routers import RouterLogits, active_experts, expert_counts, probability_sums
-from ftdist.model.standin import standin_config, whole_standin_config
+from ftdist.model.standin import config_of_standin, standin_config, whole_standin_config
 
 VOCABULARY, TOKENS = 300, 48
 """Number of tokens of the stand-in, and of the text with which its balance loss is compared."""
@@ -60,8 +60,8 @@ def why_not_balanced(arch: PretrainedConfig) -> str:
         reduced = whole_standin_config if is_multimodal(arch) else standin_config
         fields = copy.deepcopy(reduced(arch, VOCABULARY))
         with torch.random.fork_rng([]), torch.no_grad():
-            small = AutoConfig.for_model(fields.pop("model_type"), **fields)
-            model = auto_class(small).from_config(small, dtype=torch.float32, attn_implementation="eager").eval()
+            small = config_of_standin(fields, arch)
+            model = build(small, dtype=torch.float32, attn_implementation="eager").eval()
             text = torch.arange(TOKENS)[None] * 5 % (VOCABULARY - 10) + 10
             found = RouterLogits()
             outputs = model(input_ids=text, use_cache=False, **found.arguments)

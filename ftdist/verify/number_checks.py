@@ -36,7 +36,7 @@ from ftdist.model.forward import forward_logits
 from ftdist.model.isolation import ROUNDING, measure_isolation
 from ftdist.model.load import DTYPES, build_whole, load_whole
 from ftdist.model.opened import open_exported
-from ftdist.model.parts import auto_class, freeze_other_parts
+from ftdist.model.parts import build, freeze_other_parts
 from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.batch import plan_batch
@@ -174,7 +174,7 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
         if (rows := arch.get_text_config().vocab_size) != model.config.get_text_config().vocab_size:
             model.resize_token_embeddings(rows, mean_resizing=False)
     else:
-        model = auto_class(arch).from_config(arch, dtype=torch.float32, attn_implementation="eager")
+        model = build(arch, dtype=torch.float32, attn_implementation="eager")
     if config.method.kind is MethodKind.full:
         trained = training.engine.trained_shapes()
         for name, parameter in model.named_parameters():

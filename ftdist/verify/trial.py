@@ -33,8 +33,10 @@ from ftdist.config.schema import (
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.method.check import method_on_meta
 from ftdist.model.load import load_whole, model_config
+from ftdist.model.parts import build, runs_own_code
 from ftdist.model.standin import (
     active_dropouts,
+    config_of_standin,
     count_parameters,
     default_model_config,
     fits_in_memory,
@@ -148,7 +150,7 @@ def make_trial(
     trial.data_config, trial.steps_config = config, copy.deepcopy(config)
     steps = trial.steps_config
     if not is_real or quick or not _real_model_fits(arch, ranks, trial):
-        _use_standin(steps, arch, trial)
+        _use_standin(steps, arch, trial, scratch)
         _fit_method(steps, trial)
         if steps.method.kind is MethodKind.qlora:  # the reference reads it from a folder
             load_whole(steps).save_pretrained(scratch / "standin")
@@ -213,8 +215,8 @@ def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     return enough
 
 
-def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
-    """Replace the model by a small one of the same class."""
+def _use_standin(steps: RunConfig, arch: Any, trial: Trial, scratch: Path) -> None:
+    """Replace the model by a small one of the same class. A model with Python code of its own is saved with it."""
     location = "bytes" if trial.tokenizer_missing else tokenizer_location(steps)
     steps.model = ModelConfig(
         tokenizer=location, tokenizer_revision=tokenizer_revision(steps), attention=steps.model.attention,
@@ -222,14 +224,19 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial) -> None:
         pad_vocab_to_multiple_of=steps.model.pad_vocab_to_multiple_of,
     )  # fmt: skip
     tokenizer = load_tokenizer(steps)
-    steps.model.config = standin_config(arch, tokenizer.num_known_tokens)
+    fields = standin_config(arch, tokenizer.num_known_tokens)
+    if runs_own_code(arch):
+        build(config_of_standin(fields, arch), dtype=torch.float32).save_pretrained(scratch / "small")
+        steps.model.path, steps.model.trust_remote_code = str(scratch / "small"), True
+    else:
+        steps.model.config = fields
     steps.data.max_seq_len = min(steps.data.max_seq_len, STANDIN_SEQ_LEN)
     _shard_small_parameters(steps.zero)
     parameters = count_parameters(model_config(steps))
     if steps.method.init_from:
         trial.notes.append("the stand-in does not start from the adapter of method.init_from")
         steps.method.init_from = None
-    trial.notes.append(f"numbers are checked on a stand-in model: {steps.model.config['model_type']} with random "
+    trial.notes.append(f"numbers are checked on a stand-in model: {fields['model_type']} with random "
                        f"weights, {parameters / 1e6:.1f}M parameters")  # fmt: skip
 
 

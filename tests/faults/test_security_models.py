@@ -134,7 +134,7 @@ def adapter(model: Path, canary: Path) -> None:
 
 
 REFUSED: dict[Callable[[Path, Path], None], str] = {
-    own_code: "custom code",
+    own_code: "Python code in this folder or repository builds the model",
     own_tokenizer: "trust_remote_code",
     pickle_for_weights: "is damaged or contains more than tensors",
     bare_pickle_for_weights: "is damaged or contains more than tensors",

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import write_json
-from ftdist.model import export_trial, save
+from ftdist.model import export_trial, parts, save
 from ftdist.model.attention_plan import BY_DOCUMENT
 from ftdist.model.export_trial import prove_export, try_export
 from ftdist.model.fixed import fixed_parameters, keep_fixed
@@ -47,7 +47,7 @@ def test_tied_weights_whose_first_name_is_not_the_one_that_transformers_keeps() 
 @pytest.mark.thorough
 def test_a_type_whose_saved_form_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``AutoModelForCausalLM`` saves the language part of Mllama alone, which it cannot read again."""
-    for module in (export_trial, save):
+    for module in (export_trial, parts, save):
         monkeypatch.setattr(module, "auto_class", lambda arch: AutoModelForCausalLM)
     config = data_config(tmp_path, "model.config.model_type=mllama")
     with pytest.raises(ConfigError, match="cannot save a mllama model in bf16 and read it again: .*MllamaTextConfig"):
