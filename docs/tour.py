@@ -39,7 +39,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/__init__.py", "ftdist/__main__.py", "launch/cli.py", "ftdist/base/main.py",
         "launch/verbs/table.py", "launch/verbs/train.py",
         "launch/config/compose.py", "launch/config/session.py", "launch/config/origins.py",
-        "launch/config/precedence.py", "launch/config/adapter.py",
+        "launch/config/places.py", "launch/config/precedence.py", "launch/config/adapter.py",
         "launch/config/texts.py", "launch/config/yaml_text.py", "launch/config/site.py",
         "launch/config/keys.py", "launch/config/messages.py", "launch/config/hydra_private.py",
         "ftdist/config/schema.py", "ftdist/config/data.py", "ftdist/config/method.py", "ftdist/config/optim.py",

@@ -13,6 +13,7 @@ from ftdist.base.main import run_main
 from ftdist.base.names import nearest, require_utf8
 from ftdist.base.output import accept_any_text
 from ftdist.base.shell import shell_words
+from ftdist.launch.config.places import naming_files
 from ftdist.launch.verbs.table import INTERNAL, VERBS, parser_of
 
 EXAMPLES = """\
@@ -77,7 +78,8 @@ def dispatch(argv: List[str]) -> int:
     if name in ONE_PROCESS and _is_one_of_several():
         raise ConfigError(f"torchrun or srun started `ftdist {name}` once for each rank", "one process",
                           f"start it without torchrun, or with srun --ntasks=1: ftdist {name}")  # fmt: skip
-    return int(getattr(verbs[name].load(), name.lstrip("_"))(args))
+    with naming_files():
+        return int(getattr(verbs[name].load(), name.lstrip("_"))(args))
 
 
 def _is_one_of_several() -> bool:

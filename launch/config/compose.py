@@ -22,6 +22,7 @@ from ftdist.config.schema import DataConfig, RunConfig
 from ftdist.launch.config import hydra_private, keys, messages, site
 from ftdist.launch.config.adapter import take_adapter
 from ftdist.launch.config.origins import find_origins
+from ftdist.launch.config.places import remember_files
 from ftdist.launch.config.precedence import settle
 from ftdist.launch.config.session import PRIMARY, SCHEMA, session
 from ftdist.launch.config.texts import quote_texts, restore_texts
@@ -105,9 +106,10 @@ def compose(args: argparse.Namespace) -> RunConfig:
 
 def complete_composed(composed: DictConfig, loader: ConfigLoader) -> None:
     """Post-process the composed config, in place. If two mutually exclusive settings are set, keep the more specific
-    one. Restore text values that YAML read as numbers.
+    one. Restore text values that YAML read as numbers. Remember the files that set values, for errors.
     """
     origins = find_origins(composed, loader)
+    remember_files({key: origin.file for key, origin in origins.items() if origin.file})
     settle(composed, origins)
     restore_texts(composed, origins)
     take_adapter(composed, origins)

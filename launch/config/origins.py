@@ -31,6 +31,11 @@ class Origin:
     text: Any
     """The value as it is written in a file: a str, or a list of them. None for the command line."""
 
+    @property
+    def file(self) -> str:
+        """The file. Empty for the command line."""
+        return self.where.removeprefix("in ") if self.where != COMMAND_LINE else ""
+
 
 def find_origins(composed: DictConfig, loader: ConfigLoader) -> Dict[str, Origin]:
     """Return the origin of each dotted key that a file or the command line sets.

@@ -4,17 +4,26 @@ import math
 import re
 import sys
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Set
+from typing import Dict, FrozenSet, List, Optional, Set
 
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
+from ftdist.base.names import nearest
 from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.attempt.cpus import FEW_CPUS
 from ftdist.launch.backends.slurm import answers, names
 from ftdist.launch.backends.slurm.client import available, run_command
-from ftdist.launch.backends.slurm.script import CPU_OPTIONS, assignment, cpus_asked, option_name, setting_or_option
+from ftdist.launch.backends.slurm.script import (
+    CPU_OPTIONS,
+    GpusAsked,
+    assignment,
+    cpus_asked,
+    gpus_asked,
+    option_name,
+    setting_or_option,
+)  # fmt: skip
 
-GPUS = re.compile(r"gpu:(?:[^:,()]+:)?(\d+)")
+GPUS = re.compile(r"(?<![\w-])gpu:(?:([^:,()]+):)?(\d+)")
 ASKS_EARLIER_S = 60
 """Seconds by which Slurm's signal before the time limit may come early."""
 CPUS_PER_GPU, CPUS_ON_CPU = 4, 2
@@ -28,11 +37,14 @@ class Node:
 
     name: str
     gpus: int
+    """Number of its GPUs of the type that the job asks for, or of all its GPUs."""
     cpus: int
     default_s: float = math.inf
     """Seconds that a job may run which asks for no time limit."""
     limit_s: float = math.inf
     """Seconds that a job may ask for."""
+    types: FrozenSet[str] = frozenset()
+    """Types of its GPUs. Empty text for GPUs without a type."""
 
 
 def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
@@ -61,20 +73,23 @@ def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:
     Args:
         listed: what sinfo prints: node, partition, features, CPUs, default and largest time limit, GRES. The default
             partition has a star after its name.
-        launch: names the partition and the features that a node must have.
+        launch: names the partition, the features that a node must have, and the type of the GPUs.
     """
     rows = answers.rows(listed, 7)
     if setting_or_option(launch.slurm, "partition") is None and any(row[1].endswith("*") for row in rows):
         rows = [row for row in rows if row[1].endswith("*")]
     found: Dict[str, Node] = {}
+    wanted = gpus_asked(launch).kind
     for name, _, features, cpus, default, limit, gres in rows:
         if _fits(set(features.split(",")), setting_or_option(launch.slurm, "constraint") or ""):
-            gpus = sum(int(number) for number in GPUS.findall(gres))
+            kinds = GPUS.findall(gres)
+            gpus = sum(int(number) for kind, number in kinds if wanted in (None, kind))
             limit_s = seconds(limit)
             default_s = min(limit_s, seconds(default))
             if name in found:  # in several partitions, of which the job may get any
                 default_s, limit_s = max(default_s, found[name].default_s), max(limit_s, found[name].limit_s)
-            found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0, default_s, limit_s)
+            found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0, default_s, limit_s,
+                               frozenset(kind for kind, _ in kinds))  # fmt: skip
     return [found[name] for name in sorted(found)]
 
 
@@ -161,6 +176,12 @@ def resolve_ranks(launch: LaunchConfig) -> bool:
 
 def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional[List[Node]]:
     """Fill in nproc_per_node. Returns the nodes with enough GPUs."""
+    asked = gpus_asked(launch)
+    launch.nproc_per_node = launch.nproc_per_node or asked.per_node
+    if asked.per_node is not None and (launch.nproc_per_node or 0) > asked.per_node:
+        raise ConfigError(f"launch.nproc_per_node={launch.nproc_per_node}, but {asked.given} asks for "
+                          f"{count(asked.per_node, 'GPU')} on each node", "at most one rank per GPU",
+                          f"launch.nproc_per_node={asked.per_node}")  # fmt: skip
     if launch.slurm.gpus is GpuOption.none:
         if launch.nproc_per_node is None:
             raise ConfigError("launch.slurm.gpus=none, so Slurm does not know how many GPUs a node has",
@@ -173,6 +194,7 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
             print(f"note: could not get the number of GPUs per node from Slurm; using {launch.nproc_per_node}. "
                   "Set launch.nproc_per_node=N to change this", file=sys.stderr)  # fmt: skip
         return None
+    _check_type(asked, nodes)
     most = max(node.gpus for node in nodes)
     if not most:
         number = launch.nproc_per_node or "N"
@@ -187,12 +209,30 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
                               "the same number of GPUs on every node",
                               f"{CHOOSE_NODES}, or launch.nproc_per_node={min(found)}")  # fmt: skip
         launch.nproc_per_node = found[0]
+    of_type = f" of type {asked.kind}" if asked.kind else ""
     if most < launch.nproc_per_node:
         raise ConfigError(
             f"launch.nproc_per_node={launch.nproc_per_node}, but no node that the job can use has more than "
-            f"{count(most, 'GPU')}", "at most one rank per GPU", f"launch.nproc_per_node={most}",
+            f"{count(most, 'GPU')}{of_type}", "at most one rank per GPU", f"launch.nproc_per_node={most}",
         )  # fmt: skip
     return [node for node in nodes if node.gpus >= (launch.nproc_per_node or 0)]
+
+
+def _check_type(asked: GpusAsked, nodes: List[Node]) -> None:
+    """Check that Slurm knows the type of GPUs that a job asks for.
+
+    Raises:
+        ConfigError: the nodes have GPUs, but not of this type.
+    """
+    wanted, known = asked.kind, frozenset[str]().union(*(node.types for node in nodes))
+    if wanted is None or wanted in known or not known:
+        return
+    types = sorted(known - {""})
+    near = nearest(wanted, types)[:1] or (types if len(types) == 1 else ["TYPE"])
+    fix = asked.given.replace(wanted, near[0]) if types else "leave out the type, or launch.slurm.gpu_type=null"
+    raise ConfigError(f"{asked.given}: no node that the job can use has GPUs of this type",
+                      f"a type that sinfo shows: {', '.join(types)}" if types else "no type, because sinfo shows none",
+                      fix)  # fmt: skip
 
 
 def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:

@@ -97,6 +97,35 @@ def _other_gres(option: str) -> bool:
     return option.startswith("--gres=") and "gpu" not in option and option != "--gres=none"
 
 
+@dataclass(frozen=True)
+class GpusAsked:
+    """The GPUs that the user's settings or options ask for."""
+
+    kind: Optional[str]
+    """Their type. None: any, or several types."""
+    per_node: Optional[int]
+    """Their number on each node, if an option names it."""
+    given: str
+    """The setting or option in words."""
+
+
+def gpus_asked(launch: LaunchConfig) -> GpusAsked:
+    """Return which GPUs the user asks for: by an option, or else by ``launch.slurm.gpu_type``."""
+    found = GpusAsked(launch.slurm.gpu_type, None, f"launch.slurm.gpu_type={launch.slurm.gpu_type}")
+    for option in launch.slurm.options:
+        name, _, value = option[2:].partition("=")
+        if name in GPU_OPTIONS and not _other_gres(option):
+            items = [item.split(":") for item in value.split(",")]
+            parts = [item[1:] for item in items if item[0] == "gpu"] if name == "gres" else items
+            kinds = {part[0] for part in parts if len(part) > 1 or (part and not part[0].isdigit())}
+            number = sum(int(part[-1]) if part and part[-1].isdigit() else 1 for part in parts)
+            nodes = launch.nnodes if name == "gpus" else 1
+            known = name in ("gres", "gpus-per-node", "gpus-per-task", "gpus") and number % nodes == 0 and number > 0
+            found = GpusAsked(kinds.pop() if len(kinds) == 1 and name != "tres-per-task" else None,
+                              number // nodes if known else None, f"{option} in launch.slurm.options")  # fmt: skip
+    return found
+
+
 def sbatch_options(config: RunConfig, array: Optional[Array] = None) -> List[str]:
     """Return the options of the job, ``--name=value``, unquoted."""
     launch, slurm, gpus = config.launch, config.launch.slurm, _gpus(config.launch)

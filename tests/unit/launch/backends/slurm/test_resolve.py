@@ -78,6 +78,66 @@ def test_nodes_that_do_not_fit_are_refused(
         assert error.value.found == found and fix in error.value.fix
 
 
+TYPED = """\
+ftdist|n1|gpu*|a|64|n/a|infinite|gpu:a100:8(S:0-1)
+ftdist|n2|gpu*|b|64|n/a|infinite|gpu:h100:4,gpu:1g.10gb:2,nvme:1
+ftdist|n3|gpu*|c|64|n/a|infinite|(null)
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "listed", "ranks", "error"),
+    [
+        ({"gpu_type": "h100"}, TYPED, 4, ()),  # the other nodes do not count
+        ({"gpu_type": "1g.10gb"}, TYPED, 2, ()),
+        ({"options": ["--gpus-per-node=a100:8"]}, TYPED, 8, ()),
+        ({"options": ["--gres=gpu:a100:8,nvme:1"]}, TYPED, 8, ()),
+        ({"gpu_type": "h200"}, TYPED, None, ("launch.slurm.gpu_type=h200: no node", "sinfo shows: 1g.10gb, a100, h100",
+                                            "launch.slurm.gpu_type=h100")),
+        ({"gpu_type": "V"}, TYPED, None, ("no node", "sinfo shows", "launch.slurm.gpu_type=TYPE")),
+        ({"options": ["--gres=gpu:A100:8"]}, TYPED, None, ("--gres=gpu:A100:8 in launch.slurm.options: no node", "a100",
+                                                         "--gres=gpu:a100:8 in launch.slurm.options")),
+        ({"gpu_type": "h100"}, TYPED.replace("a100:", "").replace("h100:", "").replace("1g.10gb:", ""), None,
+         ("no node", "sinfo shows none", "leave out the type")),
+        ({"gpu_type": "h100", "gpus": GpuOption.none}, TYPED, 4, ()),
+        ({"options": ["--gres=gpu:h100:2,gpu:a100:1"]}, TYPED, 3, ()),  # Slurm checks it
+        ({"options": ["--gres=gpu:3"]}, TYPED, 3, ()),
+        ({"options": ["--gpus=h100:2"]}, TYPED, 2, ()),
+        ({"options": ["--gpus-per-socket=2"], "gpu_type": "h100"}, TYPED, None, ("different numbers", "", "")),
+    ],
+)  # fmt: skip
+def test_a_type_of_gpus_that_slurm_does_not_know_is_refused(
+    settings: Dict[str, Any], listed: str, ranks: Optional[int], error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: resolve.read_nodes(listed, launch))
+    launch = LaunchConfig(slurm=SlurmConfig(**settings), nproc_per_node=ranks if "gpus" in settings else None)
+    if not error:
+        resolve.resolve_ranks(launch)
+        assert launch.nproc_per_node == ranks
+        return
+    with pytest.raises(ConfigError) as raised:
+        resolve.resolve_ranks(launch)
+    parts = (raised.value.found, raised.value.expected, raised.value.fix)
+    assert all(said in part for said, part in zip(error, parts, strict=True)), parts
+
+
+@pytest.mark.parametrize(
+    ("slurm", "found"),
+    [
+        (SlurmConfig(gpu_type="h100"), "no node that the job can use has more than 4 GPUs of type h100"),
+        (SlurmConfig(options=["--gres=gpu:4"]), "--gres=gpu:4 in launch.slurm.options asks for 4 GPUs on each node"),
+        (
+            SlurmConfig(options=["--gpus=4"], gpus=GpuOption.none),
+            "--gpus=4 in launch.slurm.options asks for 4 GPUs on each node",
+        ),
+    ],
+)
+def test_more_ranks_than_gpus_are_refused(slurm: SlurmConfig, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "find_nodes", lambda launch: resolve.read_nodes(TYPED, launch))
+    with pytest.raises(ConfigError, match=f"launch.nproc_per_node=8, but {found}"):
+        resolve.resolve_ranks(LaunchConfig(slurm=slurm, nproc_per_node=8))
+
+
 @pytest.mark.parametrize(
     ("nodes", "settings", "asked"),
     [
