@@ -69,6 +69,7 @@ TOUR: Dict[str, List[str]] = {
     "From a run directory to ranks": [
         "launch/backends/base.py", "launch/backends/registry.py", "launch/attempt/lifecycle.py",
         "launch/attempt/command.py", "launch/attempt/torchrun.py", "launch/attempt/signals.py",
+        "launch/attempt/agent.py",
         "launch/attempt/failure.py", "launch/attempt/companion.py", "launch/backends/foreground.py",
         "launch/backends/slurm/ownership.py",
         "launch/backends/local.py", "launch/backends/rendezvous.py", "launch/backends/nodes.py",

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, TextIO, Tuple, cast
+from typing import Any, Callable, Optional, TextIO, Tuple, cast
 
 from ftdist.base.shell import shell_word
 
@@ -23,7 +23,10 @@ ENCODE_ERRORS = "ftdist.stand_in"
 READER_ENDED = (errno.EPIPE, errno.ECONNRESET)
 """Errors of a stream that nobody reads any more. Output for it is dropped without a word."""
 
-_absolute = False
+USER_FOLDER = "FTDIST_USER_FOLDER"
+"""Environment variable with the current folder of the user, for a process that runs in another one."""
+
+_folder: Optional[str] = None
 _reported = False
 
 
@@ -67,17 +70,23 @@ def read_config_text() -> str:
     return sys.stdin.buffer.read().decode("utf-8")
 
 
-def show_absolute_paths() -> None:
-    """Print absolute paths from now on, because the current folder of this process is not that of its user."""
-    global _absolute
-    _absolute = True
+def show_paths_from(folder: str) -> None:
+    """Print paths relative to a folder from now on, because the current folder of this process is not that of its user.
+
+    Args:
+        folder: the current folder of the user. Empty if it is not known: paths are then absolute.
+    """
+    global _folder
+    _folder = folder
 
 
 def short_path(path: str | Path) -> str:
-    """Return a path relative to the current folder if it lies inside, otherwise unchanged."""
-    if _absolute:
-        return os.path.abspath(path)  # noqa: PTH100 - pathlib's absolute() keeps ".."
-    relative = os.path.relpath(path)
+    """Return a path relative to the current folder if it lies inside, otherwise unchanged. See ``show_paths_from``."""
+    if _folder is not None:
+        path = os.path.abspath(path)  # noqa: PTH100 - pathlib's absolute() keeps ".."
+        if not _folder:
+            return path
+    relative = os.path.relpath(path, _folder)
     return str(path) if relative.startswith("..") else relative
 
 

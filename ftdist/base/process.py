@@ -4,7 +4,10 @@ import contextlib
 import ctypes
 import math
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Optional
 
@@ -14,6 +17,8 @@ RANK_CPUS = "FTDIST_RANK_CPUS"
 """Environment variable with the CPUs of each rank of this machine, such as ``0,1;2,3``: commas separate CPUs, and
 semicolons separate ranks. The launcher sets it, and each rank binds itself to its CPUs."""
 PR_SET_PDEATHSIG = 1
+WATCH_S = 1.0
+"""Seconds between two looks at a process whose end this process waits for."""
 CLOCK_S = 1.0
 """Tolerance in seconds for start times of processes: the kernel gives the time of its boot in whole seconds."""
 
@@ -48,6 +53,18 @@ def find_process(pid: int, started_by: float = math.inf) -> Optional[psutil.Proc
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid) if is_alive(pid, started_by) else None
     return None
+
+
+def end_with(process: psutil.Process) -> None:
+    """Send this process SIGTERM when another process has ended, however it ends."""
+    born = process.create_time()
+
+    def watch() -> None:
+        while is_alive(process.pid, started_by=born):
+            time.sleep(WATCH_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="end_with").start()
 
 
 def end_with_parent(signal_number: int) -> None:

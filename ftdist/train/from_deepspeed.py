@@ -12,7 +12,7 @@ if __name__ == "__main__":
     pause_collector()
 
 from ftdist.base.errors import EXIT_FAILED
-from ftdist.base.output import accept_any_text, show_absolute_paths
+from ftdist.base.output import USER_FOLDER, accept_any_text, show_paths_from
 from ftdist.train.main import main
 
 if __name__ == "__main__":
@@ -44,5 +44,5 @@ if "--watch" in sys.argv:
     sys.argv.remove("--watch")
     threading.Thread(target=exit_when_input_closes, daemon=True).start()
 accept_any_text()
-show_absolute_paths()  # the current folder is the run directory
+show_paths_from(os.environ.get(USER_FOLDER, ""))  # the current folder is the run directory
 main(sys.argv[1:])

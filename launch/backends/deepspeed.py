@@ -17,6 +17,7 @@ from typing import List, Tuple
 
 import ftdist
 from ftdist.base.errors import LaunchError
+from ftdist.base.output import USER_FOLDER
 from ftdist.config.launch import Runner
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle, signals
@@ -24,7 +25,7 @@ from ftdist.launch.attempt.command import LaunchPlan, ranks_env
 from ftdist.launch.attempt.companion import end_group, stop_run_if_killed
 from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
-from ftdist.launch.backends.hostfile import resolve_hosts
+from ftdist.launch.backends.hostfile import PLAIN, resolve_hosts
 from ftdist.launch.backends.rendezvous import address, check_port
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.run.rundir import RunDir
@@ -113,6 +114,8 @@ def write_files(config: RunConfig, run: RunDir) -> None:
     # mpirun gives rank 0 a terminal, but what it prints goes to a file: TTY_COMPATIBLE=0 turns off rich's live display.
     env = {**ranks_env(config), "MASTER_ADDR": address(config), "MASTER_PORT": str(launch.nodes.port),
            "TTY_COMPATIBLE": "0"}  # fmt: skip
+    if PLAIN.fullmatch(here := str(Path.cwd())) and "," not in here:  # a comma separates variables for srun
+        env[USER_FOLDER] = here
     env_file(run).write_text("".join(f"{name}={value}\n" for name, value in env.items()), encoding="utf-8")
 
 

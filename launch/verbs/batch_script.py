@@ -7,6 +7,7 @@ import sys
 from typing import Tuple
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError, LaunchError
+from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, machine
@@ -30,7 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--job", required=True, help="id of the job")
 
 
-add_moved_arguments = _add_arguments
+def add_moved_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_arguments(parser)
+    parser.add_argument("--because", default="", help="what scontrol said when it refused to requeue the job")
 
 
 def add_begin_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,10 +156,12 @@ def moved(args: argparse.Namespace) -> int:
     if job is None and client.available():
         job = client.find_submitted(run.submit, {str(status.get("job_id")).split("_")[0]})
     if job is None:
+        resume = f"ftdist resume {quoted_path(run.path)}"
         raise LaunchError(f"sbatch printed no job id: {args.job!r}", "the id of a submitted job",
-                          "if `squeue --me` does not show a job of the run: ftdist resume RUN_DIR")  # fmt: skip
+                          f"if `squeue --me` does not show a job of the run: {resume}")  # fmt: skip
     run.write_status(state="queued", job_id=job, requeues=int(status.get("requeues", 0)) + 1)
-    print(f"this job may not be requeued, so the run continues in another one: job {job}", file=sys.stderr)
+    why = f" (scontrol: {'; '.join(args.because.splitlines())})" if args.because else ""
+    print(f"this job may not be requeued{why}, so the run continues in another one: job {job}", file=sys.stderr)
     return EXIT_DONE
 
 

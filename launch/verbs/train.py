@@ -4,6 +4,8 @@ import argparse
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.process import end_with
+from ftdist.launch.attempt.agent import sweep_agent
 from ftdist.launch.attempt.machine import visible_gpus
 from ftdist.launch.config import compose
 from ftdist.launch.runs.pipeline import run_from_config
@@ -57,6 +59,8 @@ def train(args: argparse.Namespace) -> int:
         if under_torchrun.is_first_rank():
             compose.show(args)
         return EXIT_DONE
+    if (agent := sweep_agent()) is not None:
+        end_with(agent)
     if under_torchrun.is_rank():
         if args.dry_run or args.multirun:
             flag = "--dry-run" if args.dry_run else "--multirun"

@@ -3,10 +3,12 @@
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Set
 
+import psutil
 import pytest
 import yaml
 
@@ -14,7 +16,17 @@ from ftdist.config.frozen import load_config
 from ftdist.config.schema import SweepConfig
 from ftdist.launch.sweeps.objective import objective
 from ftdist.run.rundir import RunDir
-from tests.helpers.cli import Done, ftdist, interrupt, kill_tree, processes_of, start, succeed, wait_until
+from tests.helpers.cli import (
+    Done,
+    ftdist,
+    interrupt,
+    kill_tree,
+    processes_of,
+    start,
+    succeed,
+    wait_until,
+    wait_until_gone,
+)
 from tests.helpers.sweeps import DIVERGES, TRIAL, only_sweep, states
 from tests.helpers.wandb_server import SweepServer, serving
 
@@ -146,37 +158,53 @@ def test_the_documented_command_of_the_wandb_agent_works(tmp_path: Path) -> None
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*-r1"))
 
 
-@pytest.mark.slow  # the agent asks its server every 5 s
-def test_wandbs_agent_runs_trials_and_ends_one_early(tmp_path: Path) -> None:
-    """The agent itself, with a stand-in of its server: one trial on two ranks is finished, another one is stopped."""
+ENDLESS = {"train.max_steps": 5000, "optim.schedule": "constant"}
+"""Settings of a trial that does not end by itself."""
+
+
+def tiny_sweep() -> str:
+    """Return the documented sweep, with tiny trials on two ranks, as YAML."""
     asked = documented_sweep()
     tiny = [word for word in TRIAL if not word.startswith(("experiment", "track", "launch.nproc", "train.max_steps"))]
     asked["command"] += [*tiny, "track=offline", "launch.nproc_per_node=2"]
-    ended: Set[str] = set()
+    return yaml.safe_dump(asked)
 
-    def proposal(name: str, **args: Any) -> Dict[str, Any]:
-        words = {"runs_dir": str(tmp_path), "run_dir": str(tmp_path / name), "optim.lr": 1e-3, **args}
-        return {"type": "run", "run_id": name, "program": "ftdist",
-                "args": {key: {"value": value} for key, value in words.items()}}  # fmt: skip
+
+def proposal(run_dir: Path, **args: Any) -> Dict[str, Any]:
+    """Return the command of the server to run a trial."""
+    words = {"runs_dir": str(run_dir.parent), "run_dir": str(run_dir), "optim.lr": 1e-3, **args}
+    return {"type": "run", "run_id": run_dir.name, "program": "ftdist",
+            "args": {key: {"value": value} for key, value in words.items()}}  # fmt: skip
+
+
+def run_agent(server: SweepServer, folder: Path) -> Done:
+    """Run W&B's agent with a server until it ends."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with serving(server):
+        return ftdist("me/ftdist/s1", command=[sys.executable, "-m", "wandb", "agent"], cwd=folder, PATH=path,
+                      WANDB_BASE_URL=server.url, WANDB_API_KEY="0" * 40, HOME=str(folder),
+                      WANDB_AGENT_MAX_INITIAL_FAILURES="1", timeout_s=LONG_S)  # fmt: skip
+
+
+@pytest.mark.slow  # the agent asks its server every 5 s
+def test_wandbs_agent_runs_trials_and_ends_one_early(tmp_path: Path) -> None:
+    """The agent itself, with a stand-in of its server: one trial on two ranks is finished, another one is stopped."""
+    ended: Set[str] = set()
 
     def commands(running: Dict[str, bool]) -> List[Dict[str, Any]]:
         if not ended:
             ended.add("started")
-            return [proposal("short", **{"train.max_steps": 4})]
+            return [proposal(tmp_path / "short", **{"train.max_steps": 4})]
         if running:
             step = RunDir(tmp_path / "long").read_status().get("step", 0)
             return [{"type": "stop", "run_id": "long"}] if "long" in running and step >= 5 else []
         if "long" in ended:
             return [{"type": "exit"}]
         ended.add("long")
-        return [proposal("long", **{"train.max_steps": 5000, "optim.schedule": "constant"})]
+        return [proposal(tmp_path / "long", **ENDLESS)]
 
-    server = SweepServer("s1", yaml.safe_dump(asked), commands)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with serving(server):
-        done = ftdist("me/ftdist/s1", command=[sys.executable, "-m", "wandb", "agent"], cwd=tmp_path, PATH=path,
-                      WANDB_BASE_URL=server.url, WANDB_API_KEY="0" * 40, HOME=str(tmp_path),
-                      WANDB_AGENT_MAX_INITIAL_FAILURES="1", timeout_s=LONG_S)  # fmt: skip
+    server = SweepServer("s1", tiny_sweep(), commands)
+    done = run_agent(server, tmp_path)
     short, long = RunDir(tmp_path / "short"), RunDir(tmp_path / "long")
     assert done.code == 0 and "failed runs" not in done.text, done.text + str(server.unknown)
     assert (short.read_status()["state"], short.read_status()["step"]) == ("done", 4), done.text
@@ -187,6 +215,23 @@ def test_wandbs_agent_runs_trials_and_ends_one_early(tmp_path: Path) -> None:
         assert (config.track.run_id, config.track.group) == (run.path.name, "s1")
         assert len(list(run.logs.glob("rank-*.log"))) == 2 and list(run.wandb.glob(f"offline-run-*-{run.path.name}"))
         assert not processes_of(run)
+
+
+@pytest.mark.slow
+def test_a_trial_is_saved_and_stopped_when_its_agent_is_killed(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "long")
+
+    def commands(running: Dict[str, bool]) -> List[Dict[str, Any]]:
+        if running and run.read_status().get("step", 0) >= 5:
+            (agent,) = [child for child in psutil.Process().children() if "agent" in child.cmdline()]
+            agent.kill()
+        return [] if running or run.config.exists() else [proposal(run.path, **ENDLESS)]
+
+    done = run_agent(SweepServer("s1", tiny_sweep(), commands), tmp_path)  # until the trial has closed its output, too
+    status = run.read_status()
+    assert done.code == -signal.SIGKILL and status["state"] == "preempted", done.text
+    assert status["last_checkpoint_step"] == status["step"] < 5000
+    wait_until_gone(run)
 
 
 @pytest.mark.slow

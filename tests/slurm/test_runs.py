@@ -222,7 +222,9 @@ def test_a_run_is_submitted_again_if_requeueing_is_not_allowed(slurm: Cluster, t
     status = run.read_status()
     assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 1), output
     assert status["job_id"] != first and slurm.job(first)["Restarts"] == "0"
-    assert f"may not be requeued, so the run continues in another one: job {status['job_id']}" in output
+    assert f"so the run continues in another one: job {status['job_id']}" in output
+    refused = "this job may not be requeued (scontrol: Requested operation is presently disabled for job"
+    assert refused in output and "\nRequested operation" not in output
     assert [r["step"] for r in metrics(run) if "train/loss" in r] == list(range(1, 201))
 
 

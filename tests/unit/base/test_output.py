@@ -14,7 +14,7 @@ from ftdist.base import output
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path / "runs")
-    monkeypatch.setattr(output, "_absolute", False)
+    monkeypatch.setattr(output, "_folder", None)
     return tmp_path / "runs"
 
 
@@ -28,9 +28,13 @@ def test_a_name_that_begins_like_an_option_is_a_path_in_a_command(here: Path) ->
     assert output.quoted_path(here / "~x") == "'./~x'" and output.short_path(here / "-x") == "-x"
 
 
-def test_a_process_in_another_folder_than_its_user_prints_absolute_paths(here: Path) -> None:
-    output.show_absolute_paths()
+def test_a_process_in_another_folder_prints_paths_for_its_user(here: Path) -> None:
+    output.show_paths_from("")
     assert output.short_path(here) == output.short_path(".") == str(here)
+    assert output.short_path("a") == str(here / "a")
+    output.show_paths_from(str(here.parent))
+    assert output.short_path(here / "a") == output.short_path("a") == f"{here.name}/a"
+    output.show_paths_from("/elsewhere")
     assert output.short_path("a") == str(here / "a")
 
 

@@ -72,6 +72,19 @@ def test_a_process_ends_with_its_parent() -> None:
         time.sleep(0.05)
 
 
+def test_a_process_gets_a_signal_when_another_one_has_ended() -> None:
+    code = "import psutil, signal, sys; from ftdist.base.process import end_with; "
+    code += "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); end_with(psutil.Process(int(sys.argv[1]))); "
+    code += "print(flush=True); signal.pause()"
+    other = subprocess.Popen(["sleep", "60"])
+    watching = subprocess.Popen([sys.executable, "-c", code, str(other.pid)], stdout=subprocess.PIPE)
+    assert watching.stdout is not None and watching.stdout.readline()
+    other.kill()  # and it stays a zombie
+    watching.communicate(timeout=60)
+    other.wait()
+    assert watching.returncode == 7
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds processes to CPUs")
 def test_a_rank_binds_itself_and_its_threads_to_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     before, other = os.sched_getaffinity(0), threading.Event()

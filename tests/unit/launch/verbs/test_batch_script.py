@@ -136,15 +136,17 @@ def test_a_job_on_gpus_with_a_torch_for_cpu_fails_before_its_ranks(
 
 @pytest.mark.parametrize("printed", ["8", "17\n8", ""], ids=["the id", "two numbers", "nothing"])
 def test_a_job_that_submits_itself_again_counts_as_a_requeue(
-    printed: str, run: RunDir, monkeypatch: pytest.MonkeyPatch
+    printed: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepared(run, monkeypatch)
     run.write_status(state="preempted")
     end(run, asked=True)
     monkeypatch.setattr(client, "available", lambda: True)
     monkeypatch.setattr(client, "jobs_of", lambda script: {"7", "8"} if script == run.submit else set())
-    batch_script.moved(argparse.Namespace(run_dir=str(run.path), job=printed))
+    batch_script.moved(argparse.Namespace(run_dir=str(run.path), job=printed, because="not now\nfor job 7"))
     assert run.read_status()["job_id"] == "8"
+    said = "this job may not be requeued (scontrol: not now; for job 7), so the run continues in another one: job 8"
+    assert said in capsys.readouterr().err
     monkeypatch.setattr(client, "available", lambda: False)
     assert batch_script.begin(argparse.Namespace(run_dir=str(run.path), job="8", old_request=False)) == 0
     assert run.read_status()["requeues"] == 1

@@ -117,14 +117,24 @@ def test_the_script_uses_the_id_of_its_own_job_or_element(array: Optional[script
     assert done.stdout == job
 
 
+def test_what_scontrol_says_when_it_refuses_a_requeue_is_part_of_the_message() -> None:
+    text = script.render(resolved())
+    stubs = "code=0 asked= ended= JOB=7 RUN_DIR=/r\nsleep() { :; }\nfinish() { :; }\nsbatch() { echo 8; }\n"
+    stubs += 'on_first_node() { echo requeue; [ "$1" = _end ] || printf "%s|" "$@" >&3; return 75; }\n'
+    stubs += "scontrol() { echo Welcome; echo 'not for job 7' >&2; return 1; }\n"
+    bash_text = "exec 3>&1\n" + stubs + text[text.index("# ---- after the ranks") :]
+    done = subprocess.run(["bash", "-c", bash_text], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("requeue\n_moved|/r|--job|8|--because|not for job 7|", "")
+
+
 @pytest.mark.parametrize(("printed", "requeued"), [("requeue", True), ("Welcome!\nrequeue\n\nused 3 h", True),
                                                   ("", False), ("Welcome! We requeue jobs", False)])  # fmt: skip
 def test_a_job_is_requeued_between_the_lines_of_a_wrapper(printed: str, requeued: bool) -> None:
     text = script.render(resolved())
     stubs = f"code=0 asked= ended= JOB=7 RUN_DIR=/r\non_first_node() {{ echo '{printed}'; return 75; }}\n"
-    stubs += 'scontrol() { echo "$*"; }\nsleep() { :; }\nfinish() { :; }\n'
+    stubs += 'scontrol() { echo "$*" >&3; }\nsleep() { :; }\nfinish() { :; }\n'
     bash_text = stubs + text[text.index("# ---- after the ranks") :]
-    done = subprocess.run(["bash", "-c", bash_text], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", "exec 3>&1\n" + bash_text], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "requeue 7\n" if requeued else ""), done.stderr
 
 

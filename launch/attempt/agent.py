@@ -1,0 +1,23 @@
+"""The agent of a W&B sweep, if it has started this process."""
+
+import os
+from typing import Optional
+
+import psutil
+
+SWEEP = "WANDB_SWEEP_ID"
+"""The environment variable that `wandb agent` sets for its trials."""
+
+
+def sweep_agent() -> Optional[psutil.Process]:
+    """Return the agent that has started this process, also through a shell or torchrun. None if no agent has.
+
+    The agent is the nearest ancestor that was itself started without the variable ``SWEEP``.
+    """
+    for ancestor in psutil.Process().parents() if SWEEP in os.environ else []:
+        try:
+            if SWEEP not in ancestor.environ():
+                return ancestor if ancestor.pid != 1 else None
+        except psutil.Error:  # it belongs to another user, or has just ended
+            return None
+    return None
