@@ -9,16 +9,18 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set
+from typing import Dict, Iterator, List, Optional, Sequence, Set
 
 from ftdist.base.errors import LaunchError
+from ftdist.base.output import quoted_path
 from ftdist.base.shell import shell_words
 from ftdist.config.launch import LaunchKind
 from ftdist.launch.backends.slurm import answers
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import SUBMIT, RunDir
 
 TIMEOUT_S = 60
 """Seconds within which a command of Slurm must answer."""
+AGAIN = "run the command again"
 LOOKS = 3
 """How many times the queue is searched for a new job after sbatch has printed no job id."""
 BETWEEN_LOOKS_S = 0.5
@@ -98,13 +100,13 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
                           "log in to the cluster, or print the script with --dry-run") from None  # fmt: skip
     except subprocess.TimeoutExpired:
         raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a running Slurm controller",
-                          "run the command again when `scontrol ping` shows that Slurm is up") from None  # fmt: skip
+                          f"{AGAIN} when `scontrol ping` shows that Slurm is up") from None  # fmt: skip
 
 
 def _failed(name: str, done: "subprocess.CompletedProcess[str]") -> LaunchError:
     found = _said(name, done)
     if answers.LATE.search(found):
-        return LaunchError(f"{name}: {found}", fix="run the command again when `scontrol ping` shows that Slurm is up")
+        return LaunchError(f"{name}: {found}", fix=f"{AGAIN} when `scontrol ping` shows that Slurm is up")
     fixes = [fix for pattern, fix in REFUSED if re.search(pattern, found, re.IGNORECASE)]
     fixes.append("change the options of the job in launch.slurm")
     return LaunchError(f"{name}: {found}", fix=fixes[0] if name == "sbatch" else "")
@@ -168,6 +170,11 @@ def sbatch(script: Path, *runs: RunDir) -> str:
     if mine := _own_defaults():
         print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
               file=sys.stderr)  # fmt: skip
+    with _saying_resume(script):
+        return _sbatch(script, runs)
+
+
+def _sbatch(script: Path, runs: Sequence[RunDir]) -> str:
     before = jobs_of(script)
     for run in runs:
         run.cancel.unlink(missing_ok=True)
@@ -185,6 +192,20 @@ def sbatch(script: Path, *runs: RunDir) -> str:
                           "the id of a submitted job",
                           "if `squeue --me` does not show the job, correct launch.slurm.options")  # fmt: skip
     return found
+
+
+@contextlib.contextmanager
+def _saying_resume(script: Path) -> Iterator[None]:
+    """Add to the fix of an error that the run or sweep of a script, whose folder stays, can be submitted again."""
+    try:
+        yield
+    except LaunchError as error:
+        resume = f"ftdist resume {quoted_path(script.parent)}"
+        if AGAIN in error.fix:
+            error.fix = error.fix.replace(AGAIN, resume)
+        elif error.fix.startswith(("launch.", "change ")) and script.name == SUBMIT:
+            error.fix = f"{resume} {error.fix}" if error.fix[0] == "l" else f"{error.fix}: {resume} KEY=VALUE"
+        raise
 
 
 def submit_command(script: Path) -> str:
@@ -248,7 +269,9 @@ def submit(run: RunDir) -> str:
     Raises:
         LaunchError: the run has a job already, or ``sbatch`` raised the error.
     """
-    if there := jobs_of(run.submit):
+    with _saying_resume(run.submit):
+        there = jobs_of(run.submit)
+    if there:
         raise LaunchError(f"job {min(there)} of this run is already queued or running", "a run that has no job",
                           f"wait for it, or end it first: scancel {min(there)}")  # fmt: skip
     job = sbatch(run.submit, run)

@@ -151,6 +151,14 @@ def test_a_job_that_sbatch_refuses_names_the_setting(said: str, fix: str, monkey
     with pytest.raises(LaunchError) as error:
         client.run_command("sbatch")
     assert error.value.fix.startswith(fix)
+    monkeypatch.setattr(client, "jobs_of", lambda script: set())
+    for name, again in (("submit.sbatch", "ftdist resume '/my runs/a'"), ("array-000.sbatch", "")):
+        with pytest.raises(LaunchError) as error:
+            client.sbatch(Path("/my runs/a") / name)
+        away = fix.startswith("run the command")
+        assert ("ftdist resume '/my runs/a'" in error.value.fix) == (bool(again) or away)
+        assert not away or error.value.fix.startswith("ftdist resume '/my runs/a' when `scontrol ping` shows")
+        assert not fix.startswith("launch.") or error.value.fix.startswith(f"{again} {fix}".strip())
 
 
 def test_a_banner_in_another_encoding_does_no_harm(tmp_path: Path) -> None:
