@@ -26,6 +26,9 @@ examples:
 
 OTHER_RANKS_S = 3.0
 """Seconds that the other ranks wait, so that rank 0 can print its message, if another launcher started them."""
+MPI_VARIABLES = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+                 ("PMI_SIZE", "PMI_RANK"))  # fmt: skip
+"""Environment variables with the number of ranks and the rank, of Open MPI, MVAPICH, and MPICH and Intel MPI."""
 ONE_PROCESS = ("chat", "eval", "export", "prepare", "preview", "report", "verify")
 """Verbs that start their own ranks or write files, and must not be started once for each rank."""
 
@@ -135,6 +138,30 @@ def _refuse_deepspeeds_launcher(argv: List[str]) -> None:
     )
 
 
+def _refuse_mpirun(verb: str) -> None:
+    """Refuse to run under mpirun, which starts a command once for each rank.
+
+    Raises:
+        ConfigError: It started this process. The message of a rank other than 0 is empty.
+    """
+    environ = os.environ
+    number, rank = next((names for names in MPI_VARIABLES if names[0] in environ), ("", ""))
+    size, started = environ.get(number, "1"), (*ONE_PROCESS, "demo", "resume", "train")
+    by_srun = number == "PMI_SIZE" and size == environ.get("SLURM_STEP_NUM_TASKS")  # srun --mpi=pmi2
+    by_other = by_srun or not {"TORCHELASTIC_RUN_ID", "WANDB_SWEEP_ID"}.isdisjoint(environ)
+    if size == "1" or verb not in started or by_other:
+        return
+    if environ.get(rank, "0") != "0":
+        time.sleep(OTHER_RANKS_S)  # one message is enough, and mpirun ends all ranks with the first
+        sys.exit(EXIT_USAGE)
+    raise ConfigError(
+        f"mpirun started `ftdist {verb}` {size} times, once for each rank",
+        "one process, which starts the ranks itself, or srun or torchrun, which ftdist supports",
+        f"without mpirun: ftdist {verb} … launch.nproc_per_node={size}; with mpirun on several machines: "
+        "launch=deepspeed launch.deepspeed.runner=openmpi",
+    )
+
+
 def main(argv: Optional[List[str]] = None) -> NoReturn:
     """Run the console script ``ftdist``: print errors, and end the process with the exit code."""
     accept_any_text()
@@ -144,6 +171,7 @@ def main(argv: Optional[List[str]] = None) -> NoReturn:
         _refuse_optimization()
         require_utf8("the folder for temporary files (TMPDIR)", tempfile.gettempdir())
         _refuse_deepspeeds_launcher(words)
+        _refuse_mpirun(words[0] if words else "")
         try:
             return dispatch(words)
         except FtdistError as error:

@@ -22,6 +22,8 @@ TRY_S = 5.0
 BETWEEN_TRIES_S = 0.2
 LOOPBACK = "127.0.0.1"
 READY = b"ready\n"
+LONGEST = 1000
+"""Largest number of characters that a node says."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def receive(
                 connection, _ = server.accept()
                 open_until_ready.enter_context(connection)
                 connection.settimeout(TRY_S)
-                name, _, address = connection.makefile().readline().strip().partition(" ")
+                said = connection.makefile(errors="replace").readline(LONGEST)  # a port scanner may say anything
+                name, _, address = said.strip().partition(" ")
             except TimeoutError:
                 if time.monotonic() < deadline:  # something else has connected, and says nothing
                     continue

@@ -82,6 +82,36 @@ def test_deepspeeds_launcher_is_told_how_ftdist_is_started(words: List[str], mon
     cli._refuse_deepspeeds_launcher([])
 
 
+@pytest.mark.parametrize(("size", "rank"), list(cli.MPI_VARIABLES))
+def test_mpirun_is_refused_by_one_of_its_processes(size: str, rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(size, "2")
+    monkeypatch.setenv(rank, "0")
+    with pytest.raises(ConfigError, match="mpirun started `ftdist train` 2 times") as error:
+        cli._refuse_mpirun("train")
+    assert "launch.nproc_per_node=2" in error.value.fix and "runner=openmpi" in error.value.fix
+    for verb in ("status", "node", "_begin", ""):
+        cli._refuse_mpirun(verb)
+    monkeypatch.setenv(rank, "1")
+    monkeypatch.setattr(cli, "OTHER_RANKS_S", 0)
+    with pytest.raises(SystemExit) as ended:
+        cli._refuse_mpirun("train")
+    assert ended.value.code == 2
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")  # each agent runs its own trials
+    cli._refuse_mpirun("train")
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")  # mpirun starts torchrun on each machine
+    cli._refuse_mpirun("train")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    if size == "PMI_SIZE":  # srun --mpi=pmi2
+        cli._refuse_mpirun("train")
+    else:  # in a job on two nodes, mpirun itself is started by srun
+        with pytest.raises(SystemExit):
+            cli._refuse_mpirun("train")
+    monkeypatch.setenv(size, "1")
+    cli._refuse_mpirun("train")
+
+
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.dispatch(["--help"]) == 0
     text = capsys.readouterr().out

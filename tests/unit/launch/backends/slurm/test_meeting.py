@@ -23,7 +23,8 @@ def test_nodes_meet_at_the_first_address_that_works() -> None:
     port = free_port()
     with ThreadPoolExecutor(3) as pool:
         head = pool.submit(meeting.receive, port, {"n2", "n3"}, "n1", 20)
-        _say(port, b"who\n")
+        for text in (b"who\n", b"\x16\x03\xff\n", b"GET / HTTP/1.0\r\n\r\n"):  # a port scanner
+            _say(port, text)
         found = list(pool.map(lambda name: meeting.join([UNKNOWN, "127.0.0.1"], port, name, 20), ["n2", "n3"]))
         first = head.result()
     assert first == meeting.Meeting("127.0.0.1", "127.0.0.1") and found == [first, first]
