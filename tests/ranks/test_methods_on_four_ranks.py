@@ -12,7 +12,7 @@ from tests.helpers.plain_methods import METHODS
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_config
 from tests.helpers.training import assemble, start, steps
-from tests.ranks.test_methods import CASES, DROPOUT, ROWS, SAVED_AT, SETTINGS, _cases, _references, case_config
+from tests.ranks.test_methods import CASES, DROPOUT, ROWS, SAVED_AT, SETTINGS, SHARDED, _cases, _references, case_config
 from tests.ranks.test_methods import folder as folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -47,7 +47,7 @@ QUANTIZED = [("zero.stage=0",), ("zero.stage=1",), ("zero.stage=1", OPTIMIZER), 
 def test_qlora_at_every_stage_offloaded_and_with_dora(folder: Path, tmp_path: Path) -> None:
     def configs(world_size: int) -> List[Any]:
         micro = f"batch.micro_batch_size={ROWS // world_size // 2}"
-        return [tiny_config(folder, *SETTINGS, *METHODS["qlora"], micro, *more) for more in QUANTIZED]
+        return [tiny_config(folder, *SETTINGS, *METHODS["qlora"], micro, SHARDED, *more) for more in QUANTIZED]
 
     run_ranks(_references, 1, dict(enumerate(configs(1))), tmp_path, timeout_s=600)
     for case, more in zip(run_ranks(_cases, 2, configs(2), tmp_path, timeout_s=600)[0], QUANTIZED, strict=True):

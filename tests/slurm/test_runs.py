@@ -21,7 +21,9 @@ RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2",
        "batch.global_batch_size=4", "data.max_seq_len=128", "data.sources.fake.max_documents=400",
        "train.eval_every=null", "train.num_samples=0", "train.export=false", "launch.timeout_s=120",
        "launch.threads_per_rank=1")  # fmt: skip
-SLURM = ("launch=slurm", "launch.nnodes=2", "launch.nproc_per_node=2", "launch.wait=true")
+NODES = ("launch=slurm", "launch.nnodes=2", "launch.wait=true")
+SLURM = (*NODES, "launch.nproc_per_node=1")
+"""Two ranks. The start of a rank takes most of the CPU time of these tests."""
 SHORT = ("train.max_steps=12", "train.checkpoint_every=null")
 LONG = ("train.max_steps=500", "train.checkpoint_every=50")
 """Long enough for something that takes a minute to happen in the middle."""
@@ -36,9 +38,9 @@ def metrics(run: RunDir) -> List[Dict[str, Any]]:
     ]
 
 
-def undisturbed(settings: Tuple[str, ...]) -> List[Dict[str, Any]]:
-    """Return the metrics of four ranks on this machine, without Slurm, that nobody interrupts."""
-    return metrics(reference_run(*RUN, *settings, "launch.nproc_per_node=4"))
+def undisturbed(settings: Tuple[str, ...], num_ranks: int = 2) -> List[Dict[str, Any]]:
+    """Return the metrics of ranks on this machine, without Slurm, that nobody interrupts."""
+    return metrics(reference_run(*RUN, *settings, f"launch.nproc_per_node={num_ranks}"))
 
 
 def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> None:
@@ -47,10 +49,10 @@ def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> Non
     there = RunDir(tmp_path / "there")
     (tmp_path / "bin").mkdir()
     with slurm.wrapped(tmp_path / "bin"), slurm.without_names():
-        output = finish(slurm.ftdist("train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
+        output = finish(slurm.ftdist("train", *RUN, *SHORT, *NODES, "launch.nproc_per_node=2", f"run_dir={there.path}"))
     assert "submitted job" in output and "step 12/12" in output
     assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]
-    assert metrics(there) == undisturbed(SHORT)
+    assert metrics(there) == undisturbed(SHORT, 4)
     status = there.read_status()
     assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
     job = slurm.job(status["job_id"])
@@ -94,7 +96,7 @@ def test_tasks_of_srun_save_before_the_time_limit_and_resume(slurm: Cluster, tmp
     assert status["last_checkpoint_step"] == status["step"] < 250
     finish(subprocess.Popen([*TASKS, "resume", str(run.path)], env=slurm.env, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT))  # fmt: skip
-    assert run.read_status()["attempt"] == 1 and metrics(run) == undisturbed(MIDDLE)
+    assert run.read_status()["attempt"] == 1 and metrics(run) == undisturbed(MIDDLE, 4)
 
 
 def test_one_task_of_srun_for_each_rank_gives_the_same_losses(slurm: Cluster, tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_one_task_of_srun_for_each_rank_gives_the_same_losses(slurm: Cluster, tm
     tasks = [*TASKS, "train", *RUN, *SHORT, f"run_dir={run.path}"]
     done, again = (subprocess.run(tasks, env=slurm.env, capture_output=True, text=True, timeout=900) for _ in range(2))
     assert done.returncode == 0 and done.stdout.count("step 12/12") == 1, done.stderr
-    assert metrics(run) == undisturbed(SHORT) and run.read_status()["state"] == "done"
+    assert metrics(run) == undisturbed(SHORT, 4) and run.read_status()["state"] == "done"
     assert len(list(run.logs.glob("rank-*.attempt-0.log"))) == 4
     assert again.returncode != 0 and again.stderr.count("already holds a run") == again.stderr.count("error: /") == 1
 
@@ -127,7 +129,7 @@ def test_a_node_whose_ranks_are_ended_while_they_start_leads_to_a_requeue(slurm:
 def through_deepspeed(tmp_path: Path) -> List[str]:
     """Return overrides for DeepSpeed's launcher with its Slurm runner, instead of a batch job."""
     hosts = tmp_path / "hosts"
-    hosts.write_text("node1 slots=2\nnode2 slots=2\n")
+    hosts.write_text("node1 slots=1\nnode2 slots=1\n")
     return ["launch=deepspeed", f"launch.deepspeed.hostfile={hosts}", "launch.deepspeed.runner=slurm",
             "launch.deepspeed.options=['--partition=urgent']", f"launch.nodes.port={free_port()}"]  # fmt: skip
 
