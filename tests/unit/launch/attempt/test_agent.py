@@ -16,12 +16,12 @@ subprocess.run(["sh", "-c", '"$0" -c "$1" && true', sys.executable, sys.argv[1]]
 """
 
 
-@pytest.mark.parametrize("name", [SWEEP, "OTHER"])
-def test_the_agent_is_found_through_a_shell(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "word"), [(SWEEP, "agent"), ("OTHER", "agent"), (SWEEP, "a user's script")])
+def test_the_agent_is_found_through_a_shell(name: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SWEEP, raising=False)
-    done = subprocess.run([sys.executable, "-c", AGENT, TRIAL, name], capture_output=True, text=True, check=True)
-    agent, found = done.stdout.split()
-    assert found == (agent if name == SWEEP else "None")
+    command = [sys.executable, "-c", AGENT, TRIAL, name, word]
+    agent, found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert found == (agent if (name, word) == (SWEEP, "agent") else "None")
 
 
 def test_without_a_sweep_there_is_no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
