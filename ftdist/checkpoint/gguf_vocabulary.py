@@ -63,8 +63,10 @@ def read_vocabulary(tokenizer: Any, size: int, llama_cpp: str) -> Vocabulary:
     model = backend["model"]
     merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
     if model["type"] != "BPE" or not merges:
+        # llama.cpp does not know a BPE tokenizer without merges (model.tokenizer=bytes) either.
+        fix = llama_cpp if merges or model["type"] != "BPE" else "leave out --gguf: an export in Hugging Face format"
         raise ConfigError(f"--gguf: the tokenizer is of type {model['type']} with {len(merges)} merges",
-                          "a BPE tokenizer with merges, as the models of these families have", llama_cpp)  # fmt: skip
+                          "a BPE tokenizer with merges, as the models of these families have", fix)  # fmt: skip
     byte_level = "ByteLevel" in json.dumps(backend["pre_tokenizer"])
     tokens, types = _tokens(tokenizer, backend, size, byte_level)
     if byte_level:

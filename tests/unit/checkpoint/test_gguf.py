@@ -22,6 +22,7 @@ from ftdist.checkpoint.gguf_types import TYPES
 from ftdist.checkpoint.gguf_vocabulary import Vocabulary, read_vocabulary
 from ftdist.checkpoint.gguf_write import logits_of, special_tokens, write_gguf
 from ftdist.config.schema import RunConfig
+from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.model.opened import open_exported
 from tests.helpers.tiny import save_tiny_model
 from tests.helpers.tokenizers import TURNS, byte_level, sentencepiece
@@ -249,6 +250,9 @@ def test_the_commands_for_llama_cpp() -> None:
                    "--outtype q8_0 --outfile model.gguf")  # fmt: skip
     two = gguf_export.llama_cpp_commands(Path("runs/a"), False, TYPES["Q4_0"])
     assert two.endswith("--outtype f16 --outfile f16.gguf && llama-quantize f16.gguf model.gguf Q4_0")
+    with pytest.raises(ConfigError, match="of type BPE with 0 merges") as error:
+        read_vocabulary(bytes_tokenizer(), 320, two)
+    assert error.value.fix.startswith("leave out --gguf"), "llama.cpp does not know such a tokenizer"
 
 
 @pytest.mark.parametrize(("template", "prefix"), [(None, True), ("hi {{ messages[0].content }}", True), (TURNS, False)])
