@@ -45,7 +45,7 @@ def check_model(config: RunConfig) -> ModelFacts:
 
     Raises:
         ConfigError: The model cannot be loaded or built, its generation config cannot be read, ``model.config`` has an
-            unknown key, the model is not a causal language model, or it cannot be exported.
+            unknown key, its weights are quantized, the model is not a causal language model, or it cannot be exported.
     """
     if config.model.config:
         _check_model_type(config)
@@ -54,6 +54,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     if not known and not runs_own_code(arch):
         raise ConfigError(f"{_where(config)}: transformers has no causal language model of the type {arch.model_type}",
                           EXPECTED_MODEL, "use another model")  # fmt: skip
+    _check_quantized(config, arch)
     _check_generation(config)
     model = _build(config, arch, "meta")
     if is_multimodal(arch):
@@ -112,6 +113,18 @@ def _check_layers_run(config: RunConfig, model: PreTrainedModel) -> None:
             "a model whose layers all run in every step",
             f"model.config.{name}=0" if config.model.config else f"set {name} to 0 in config.json of a local copy",
         )  # fmt: skip
+
+
+def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
+    """Refuse a model whose files have quantized weights. transformers would compute with them, or run out of parts that
+    they need, after the launch."""
+    for part in (arch, arch.get_text_config()):
+        how = getattr(part, "quantization_config", None)
+        if how:
+            method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", None)
+            raise ConfigError(f"the weights of {_where(config)} are quantized ({method or 'quantization_config'})",
+                              "weights in bf16, fp16 or fp32",
+                              "use a copy of the model whose weights are not quantized")  # fmt: skip
 
 
 def _check_generation(config: RunConfig) -> None:

@@ -94,11 +94,15 @@ def prove_isolation(
         one_document: A micro-batch never contains more than one document.
 
     Raises:
-        ConfigError: The model sees later tokens, or the backend lets documents see each other or does not restart
-            positions.
+        ConfigError: Logits are not finite, the model sees later tokens, or the backend lets documents see each other or
+            does not restart positions.
     """
     measured = measure_isolation(model, vocab_size, device, one_document)
     architecture = without_engine(model).config
+    if measured.looking_ahead != measured.looking_ahead:
+        raise ConfigError(f"the logits of the {architecture.model_type} model are not finite for random tokens",
+                          "weights with which all logits are finite",
+                          "use another copy of the model: its files may be damaged")  # fmt: skip
     allowed = ROUNDING[dtype] if has_experts(architecture) else 0.0
     if not measured.looking_ahead <= allowed:
         raise ConfigError(

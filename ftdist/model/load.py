@@ -148,6 +148,9 @@ def _build_or_read(
         if detail is None:
             raise
         raise _other_shapes(config, detail[:200]) from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename or error} does not exist, but an index of weights names it",
+                          "every weights file of the model", "use a complete model folder") from error  # fmt: skip
     except (pickle.UnpicklingError, SafetensorError) as error:
         found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
         raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",
