@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Recompute, RunConfig
-from ftdist.model import check
+from ftdist.model import parts
 from ftdist.model.check import check_model
 from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
 from tests.helpers.tiny import LLAMA
@@ -136,7 +136,7 @@ def test_a_library_that_the_code_of_a_model_lacks_is_named(monkeypatch: pytest.M
         def from_config(*args: Any, **kwargs: Any) -> None:
             raise ImportError("TimmWrapperModel requires the timm library.\nInstall it with `pip install timm`.")
 
-    monkeypatch.setattr(check, "auto_class", lambda arch: NeedsTimm)
+    monkeypatch.setattr(parts, "auto_class", lambda arch: NeedsTimm)
     with pytest.raises(ConfigError, match="needs a library that is not installed: TimmWrapperModel") as caught:
         check_model(model())
     assert caught.value.fix == "pip install timm"
