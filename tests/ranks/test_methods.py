@@ -48,13 +48,14 @@ COMPARED = (1, 3)
 """Those of them without dropout are compared with the reference, the others in tests/ranks/test_invariance.py."""
 
 
-def case_config(folder: Path, world_size: int, case: Tuple[str, int, int, Tuple[str, ...]]) -> Any:
-    method, stage, accum, more = case
+def case_config(folder: Path, world_size: int, number: int, *changes: str) -> Any:
+    """Return the config of a case. ``changes`` are settings that differ."""
+    method, stage, accum, more = CASES[number]
     micro = ROWS // world_size // accum
-    if key := ADAPTERS.get(CASES.index(case)):
+    if key := ADAPTERS.get(number):
         more = (*more, f"{key}={folder / 'adapter'}")
     return tiny_config(folder, *SETTINGS, *METHODS[method], f"zero.stage={stage}", f"batch.micro_batch_size={micro}",
-                       SHARDED, *more)  # fmt: skip
+                       SHARDED, *more, *changes)  # fmt: skip
 
 
 def _references(configs: Dict[int, Any], folder: Path) -> None:
@@ -228,14 +229,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain_losses(folder: Path) -> Dict[str, List[float]]:
-    compared = {number: case_config(folder, 1, CASES[number]) for number in COMPARED}
-    parity = {method: case_config(folder, 1, CASES[number]) for method, number in PARITY.items()}
+    compared = {number: case_config(folder, 1, number) for number in COMPARED}
+    parity = {method: case_config(folder, 1, number) for method, number in PARITY.items()}
     return run_ranks(_plainly, 1, compared, parity, folder, timeout_s=600)[0]
 
 
 @pytest.fixture(scope="module")
 def found(folder: Path, plain_losses: Dict[str, List[float]]) -> List[Found]:
-    return run_ranks(_cases, 2, [case_config(folder, 2, case) for case in CASES], folder, timeout_s=600)[0]
+    configs = [case_config(folder, 2, number) for number in range(len(CASES))]
+    return run_ranks(_cases, 2, configs, folder, timeout_s=600)[0]
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case[:3])) for case in CASES])
@@ -323,12 +325,12 @@ MOVED = (0, 1, 3, 4)
 
 
 def test_a_resume_on_other_ranks_continues_and_another_base_is_refused(folder: Path, found: List[Found]) -> None:
-    configs = [case_config(folder, 1, CASES[number]) for number in MOVED]
+    configs = [case_config(folder, 1, number) for number in MOVED]
     for config in configs:
         config.zero.stage = (config.zero.stage + 2) % 4
     other = shutil.copytree(folder / "model", folder / "other")
     save_tiny_model(other, initializer_range=0.03)
-    changed = case_config(folder, 1, CASES[0])
+    changed = case_config(folder, 1, 0)
     changed.model.path = str(other)
     losses, quizzes, error = run_ranks(_elsewhere, 1, configs, changed, folder)[0]
     for number, continued in zip(MOVED, losses, strict=True):
