@@ -85,12 +85,12 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
         suspects = []  # the ranks determined which one blocked them, and then ended
     if killed := min(suspects, key=lambda e: (e.aborted, e.time), default=None):
         who = f"rank {killed.rank} on {killed.host}"
-        why = f"was killed by {_signal_name(-killed.code)}{_why(-killed.code)}"
+        why = f"was killed by {signal_name(-killed.code)}{_why(-killed.code)}"
         return LaunchError(f"{who} {why}{_last_lines(run, killed.rank, attempt)}\n  {where}", fix=resume)
     if by := next(filter(None, map(KILLED_UNDER_DEEPSPEED.search, texts)), None):
         number, host = int(by["signal"] or by["number"]), by["host"] or by["node"]
         place = f" on {host}" if host else ""
-        said = f"a rank{place} was killed by {_signal_name(number)}{_why(number)}\n  {where}"
+        said = f"a rank{place} was killed by {signal_name(number)}{_why(number)}\n  {where}"
         return LaunchError(said, fix=resume)
     if first is not None:
         who = f"rank {first['rank']}" + (f" on {first['host']}" if "host" in first else "")
@@ -107,7 +107,7 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
         return LaunchError(f"{host} cannot be reached: {spoken[1] if spoken else 'ssh failed'}\n  {where}",
                            f"a host that `ssh {host} true` reaches without a password", resume)  # fmt: skip
     if code < 0:
-        return LaunchError(f"the ranks were ended by {_signal_name(-code)}\n  {where}", fix=resume)
+        return LaunchError(f"the ranks were ended by {signal_name(-code)}\n  {where}", fix=resume)
     found = "all ranks exited with code 0, but the run did not reach its last step"
     if code:
         found = f"the ranks ended with exit code {code} without recording an error"
@@ -200,7 +200,8 @@ def _quoted(text: str) -> str:
     return "".join(f"\n  | {line}" for line in text.splitlines()[-LAST_LINES:])
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return the name of a signal."""
     try:
         return signal.Signals(number).name
     except ValueError:

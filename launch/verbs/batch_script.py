@@ -129,10 +129,13 @@ def _conclude(run: RunDir, args: argparse.Namespace) -> int:
     cause = "" if state == "preempted" else failure.ended_from_outside(run, number, logs, args.code)
     before_ranks = args.asked and not any(run.logs.glob(f"rank-*.attempt-{number}.log"))
     reason, requeue = _stop_reason(run, load_config(run.config), args, state == "preempted", cause)
+    stopped = reason if state == "preempted" or args.ended or cause or before_ranks else ""
     try:
-        lifecycle.conclude(run, number, args.code, logs,
-                           reason if state == "preempted" or args.ended or cause or before_ranks else "")  # fmt: skip
+        if number < 0 and not stopped:
+            raise _failed_before_ranks(run, args.code)
+        lifecycle.conclude(run, number, args.code, logs, stopped)
     except LaunchError as error:
+        lifecycle.mark_failed(run, error)
         run.write_status(exit_code=error.exit_code)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -142,6 +145,16 @@ def _conclude(run: RunDir, args: argparse.Namespace) -> int:
         run.record_phase(QUEUE, lifecycle.next_attempt(run))
         print(REQUEUE)
     return EXIT_PREEMPTED
+
+
+def _failed_before_ranks(run: RunDir, code: int) -> LaunchError:
+    """Return the error for ``_begin``, if it has ended without recording a reason."""
+    number, resume = code - 128, f"ftdist resume {quoted_path(run.path)}"
+    how = f"was killed by {failure.signal_name(number)}" if number > 0 else f"ended with exit code {code}"
+    if number == signal.SIGKILL:
+        resume += " launch.slurm.mem=SIZE, more than before: the usual cause is that the job ran out of memory"
+    return LaunchError(f"the preparation of the model and the data {how}, before the ranks\n  logs: {run.logs}",
+                       fix=resume)  # fmt: skip
 
 
 def moved(args: argparse.Namespace) -> int:

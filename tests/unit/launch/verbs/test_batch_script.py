@@ -99,6 +99,19 @@ def test_a_job_whose_ranks_stop_before_its_limit_is_requeued(
     assert run.read_status()["exit_reason"] == "near the time limit"
 
 
+@pytest.mark.parametrize(("code", "how"), [(137, "was killed by SIGKILL"), (3, "ended with exit code 3")])
+def test_a_job_that_is_killed_while_it_prepares_says_so(
+    code: int, how: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(run, monkeypatch)
+    run.attempt.unlink()
+    assert end(run, code) == EXIT_FAILED
+    said, status = capsys.readouterr(), run.read_status()
+    assert f"the preparation of the model and the data {how}, before the ranks" in said.err and "requeue" not in said.out
+    assert ("ran out of memory" in said.err and "launch.slurm.mem=SIZE" in said.err) == (code == 137)
+    assert (status["state"], status["exit_code"]) == ("failed", EXIT_FAILED) and how in status["exit_reason"]
+
+
 def test_the_job_of_a_trial_that_pauses_ends_well(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
