@@ -3,8 +3,8 @@
 import math
 import re
 import sys
-from dataclasses import dataclass
-from typing import Dict, FrozenSet, List, Optional, Set
+from dataclasses import dataclass, field, replace
+from typing import Dict, List, Mapping, Optional, Set
 
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
@@ -12,7 +12,7 @@ from ftdist.base.names import nearest
 from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.attempt.cpus import FEW_CPUS
 from ftdist.launch.backends.slurm import answers, names
-from ftdist.launch.backends.slurm.client import available, run_command
+from ftdist.launch.backends.slurm.client import available, refusal, run_command
 from ftdist.launch.backends.slurm.script import (
     CPU_OPTIONS,
     GpusAsked,
@@ -37,14 +37,13 @@ class Node:
 
     name: str
     gpus: int
-    """Number of its GPUs of the type that the job asks for, or of all its GPUs."""
     cpus: int
     default_s: float = math.inf
     """Seconds that a job may run which asks for no time limit."""
     limit_s: float = math.inf
     """Seconds that a job may ask for."""
-    types: FrozenSet[str] = frozenset()
-    """Types of its GPUs. Empty text for GPUs without a type."""
+    types: Mapping[str, int] = field(default_factory=dict)
+    """Number of its GPUs of each type. Empty text for GPUs without a type."""
 
 
 def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
@@ -73,23 +72,23 @@ def read_nodes(listed: str, launch: LaunchConfig) -> List[Node]:
     Args:
         listed: what sinfo prints: node, partition, features, CPUs, default and largest time limit, GRES. The default
             partition has a star after its name.
-        launch: names the partition, the features that a node must have, and the type of the GPUs.
+        launch: names the partition and the features that a node must have.
     """
     rows = answers.rows(listed, 7)
     if setting_or_option(launch.slurm, "partition") is None and any(row[1].endswith("*") for row in rows):
         rows = [row for row in rows if row[1].endswith("*")]
     found: Dict[str, Node] = {}
-    wanted = gpus_asked(launch).kind
     for name, _, features, cpus, default, limit, gres in rows:
         if _fits(set(features.split(",")), setting_or_option(launch.slurm, "constraint") or ""):
-            kinds = GPUS.findall(gres)
-            gpus = sum(int(number) for kind, number in kinds if wanted in (None, kind))
+            types: Dict[str, int] = {}
+            for kind, number in GPUS.findall(gres):
+                types[kind] = types.get(kind, 0) + int(number)
+            gpus = sum(types.values())
             limit_s = seconds(limit)
             default_s = min(limit_s, seconds(default))
             if name in found:  # in several partitions, of which the job may get any
                 default_s, limit_s = max(default_s, found[name].default_s), max(limit_s, found[name].limit_s)
-            found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0, default_s, limit_s,
-                               frozenset(kind for kind, _ in kinds))  # fmt: skip
+            found[name] = Node(name, gpus, int(cpus) if cpus.isdigit() else 0, default_s, limit_s, types)
     return [found[name] for name in sorted(found)]
 
 
@@ -194,7 +193,7 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
             print(f"note: could not get the number of GPUs per node from Slurm; using {launch.nproc_per_node}. "
                   "Set launch.nproc_per_node=N to change this", file=sys.stderr)  # fmt: skip
         return None
-    _check_type(asked, nodes)
+    nodes = _with_type(launch.slurm, asked, nodes)
     most = max(node.gpus for node in nodes)
     if not most:
         number = launch.nproc_per_node or "N"
@@ -218,15 +217,22 @@ def _resolve_gpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> Optional
     return [node for node in nodes if node.gpus >= (launch.nproc_per_node or 0)]
 
 
-def _check_type(asked: GpusAsked, nodes: List[Node]) -> None:
-    """Check that Slurm knows the type of GPUs that a job asks for.
+def _with_type(slurm: SlurmConfig, asked: GpusAsked, nodes: List[Node]) -> List[Node]:
+    """Return the nodes with their GPUs of the type that the job asks for.
+
+    A site may translate types that sinfo does not show. If sbatch accepts such a type, all GPUs count.
 
     Raises:
-        ConfigError: the nodes have GPUs, but not of this type.
+        ConfigError: the nodes have GPUs, but not of this type, and sbatch refuses it.
     """
-    wanted, known = asked.kind, frozenset[str]().union(*(node.types for node in nodes))
-    if wanted is None or wanted in known or not known:
-        return
+    wanted, known = asked.kind, {kind for node in nodes for kind in node.types}
+    if wanted in known:
+        return [replace(node, gpus=node.types.get(wanted, 0)) for node in nodes]
+    if wanted is None or not known:
+        return nodes
+    where = {name: setting_or_option(slurm, name) for name in ("partition", "account", "qos", "constraint")}
+    if not refusal([f"--{name}={value}" for name, value in where.items() if value] + [f"--gres=gpu:{wanted}:1"]):
+        return nodes
     types = sorted(known - {""})
     near = nearest(wanted, types)[:1] or (types if len(types) == 1 else ["TYPE"])
     fix = asked.given.replace(wanted, near[0]) if types else "leave out the type, or launch.slurm.gpu_type=null"

@@ -109,7 +109,10 @@ ftdist|n3|gpu*|c|64|n/a|infinite|(null)
 def test_a_type_of_gpus_that_slurm_does_not_know_is_refused(
     settings: Dict[str, Any], listed: str, ranks: Optional[int], error: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tested: List[List[str]] = []
+    answers = ["Requested node configuration is not available", ""]
     monkeypatch.setattr(resolve, "find_nodes", lambda launch: resolve.read_nodes(listed, launch))
+    monkeypatch.setattr(resolve, "refusal", lambda options: tested.append(options) or answers[len(tested) - 1])
     launch = LaunchConfig(slurm=SlurmConfig(**settings), nproc_per_node=ranks if "gpus" in settings else None)
     if not error:
         resolve.resolve_ranks(launch)
@@ -119,6 +122,10 @@ def test_a_type_of_gpus_that_slurm_does_not_know_is_refused(
         resolve.resolve_ranks(launch)
     parts = (raised.value.found, raised.value.expected, raised.value.fix)
     assert all(said in part for said, part in zip(error, parts, strict=True)), parts
+    if tested:
+        assert tested[0][-1].startswith("--gres=gpu:")
+        launch.nproc_per_node = 3
+        resolve.resolve_ranks(launch)  # sbatch accepts it: the site translates the type
 
 
 @pytest.mark.parametrize(
