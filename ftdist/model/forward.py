@@ -262,13 +262,20 @@ def without_engine(model: Any) -> Any:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and afterwards back into the mode that it had before."""
+    """Put a model into evaluation mode, and afterwards back into the mode and to the weights that it had before.
+
+    RWKV halves the weights of later layers in place in evaluation mode, so that fp16 does not overflow, and doubles
+    them in the next training step. The optimizer and checkpoints must not read halved weights.
+    """
     was_training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(was_training)
+        for module in model.modules() if was_training else ():
+            if hasattr(module, "_rescale_layers"):
+                module._rescale_layers()
 
 
 def keeps_logits(causal_lm: torch.nn.Module) -> bool:

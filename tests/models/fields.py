@@ -154,6 +154,7 @@ VARIANTS: Dict[str, Variant] = {
     "nemotron_h, pattern": ("nemotron_h", _GROUPS | {
         "layers_block_type": [FULL, "linear_attention", "moe", "mlp", "linear_attention"], "moe_latent_size": 16,
         "num_nextn_predict_layers": 1, "use_mamba_kernels": False}),
+    "rwkv, rescaled": ("rwkv", {"rescale_every": 1, "num_hidden_layers": 3}),
     "gemma4_text, experts": ("gemma4_text", {
         "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}),
 }  # fmt: skip
@@ -167,8 +168,10 @@ REFUSED = {
 attention."""
 ROWS = ("bart, scaled embedding", "gemma3_text, rope dynamic in full layers", "gpt_neox, rope dynamic",
         "llama, rope dynamic", "llama, rope longrope", "llama4_text, short chunks", "llama4_text, tuned temperature",
-        "nemotron_h, pattern", "phi3, longrope", "recurrent_gemma, pattern")  # fmt: skip
+        "nemotron_h, pattern", "phi3, longrope", "recurrent_gemma, pattern", "rwkv, rescaled")  # fmt: skip
 """Variants in which each document must be a row of its own."""
+SMALLER_STAGES = ("rwkv, rescaled",)
+"""Variants of types that transformers cannot load with ZeRO-3. They run with ZeRO-2."""
 CI = ("falcon, alibi", "llama, rope dynamic", "qwen2, sliding")
 """Variants that CI checks each time."""
 

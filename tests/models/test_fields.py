@@ -6,7 +6,7 @@ import pytest
 
 from tests.models import fields
 from tests.models.alone import Outcome
-from tests.models.fields import CI, REFUSED, ROWS, VARIANTS
+from tests.models.fields import CI, REFUSED, ROWS, SMALLER_STAGES, VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +25,6 @@ def test_a_variant(name: str, found: Dict[str, Outcome]) -> None:
         return
     assert outcome.result == ("rows" if name in ROWS else "packed"), outcome
     assert outcome.checkpointing == "exact"
+    if name not in CI:
+        zero3 = "refused" if name in SMALLER_STAGES else "exact"
+        assert (outcome.zero3, outcome.export) == (zero3, "exact"), outcome
