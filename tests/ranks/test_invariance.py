@@ -23,6 +23,7 @@ from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
 from tests.invariance import (
     AXES,
+    FIRST,
     METHOD_AXES,
     Axes,
     Case,
@@ -250,3 +251,13 @@ def test_every_stage_of_a_method_packed_and_padded(
     cases = [case for case in crossed_methods() if (case.method, case.world_size) == (method, world_size)]
     assert len(cases) == 10
     _compare_all(cases, tmp_path, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma3"])
+def test_adapters_in_other_families_with_every_parameter_sharded(
+    family: str, tmp_path: Path, record_property: Record
+) -> None:
+    """Transposed weights with biases (GPT-2), experts that are one tensor (Mixtral), a scaled embedding (Gemma 3)."""
+    first = FIRST._replace(family=family, stage=3, world_size=2, accum=2, clip=True, none_whole=True)
+    _compare_all([first._replace(method=method) for method in ("dora", "qlora")], tmp_path, record_property)
