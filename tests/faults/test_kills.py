@@ -43,9 +43,9 @@ def sleep() -> None:
     ("stage", "precision", "moment", "method"),
     [
         (0, BF16, "at a step", FULL),
-        (1, BF16, "while a checkpoint is written", FULL),
+        pytest.param(1, BF16, "while a checkpoint is written", FULL, marks=slow),
         pytest.param(1, FP32, "at a step", FULL, marks=slow),
-        (2, BF16, "at a step", FULL),
+        pytest.param(2, BF16, "at a step", FULL, marks=slow),
         (2, FP32, "after the last checkpoint", FULL),
         pytest.param(3, BF16, "after the last checkpoint", FULL, marks=slow),
         (3, FP32, "while a checkpoint is written", FULL),

@@ -154,18 +154,19 @@ def test_files_respect_the_umask(finished: Finished) -> None:
     assert narrow == {}, "files that a member of the group, or a web server, could not read"
 
 
-@fault(
-    "security",
-    "an export",
-    "umask 077; --out is a link",
-    "no file has more permissions; a link is refused",
-)
+@pytest.mark.slow
+@fault("security", "an export", "umask 077", "no file has more permissions")
 @pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
-def test_an_export_respects_its_own_umask_and_refuses_a_link(finished: Finished, tmp_path: Path) -> None:
+def test_an_export_respects_its_own_umask(finished: Finished) -> None:
     out = finished.home / "out"
     seen = ftdist(finished.home, "export", str(finished.run.path), "--out", str(out), umask=0o077)
     assert seen.code == 0, seen.text
     assert [str(path) for path in [out, *out.rglob("*")] if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
+@fault("security", "an export", "--out is a link", "the link is refused")
+@pytest.mark.parametrize("finished", [0o027], indirect=True, ids=oct)
+def test_an_export_refuses_a_link(finished: Finished, tmp_path: Path) -> None:
     for target in (tmp_path / "empty", tmp_path / "new"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "link").symlink_to(target)
