@@ -153,7 +153,9 @@ def _run(model: Any, real: torch.Tensor, routers: Optional[RouterLogits], **inpu
         real: [rows, length] bool: False for padding, whose tokens are not counted.
     """
     more = routers.arguments if routers else {}
-    quiet = without_balance_loss(without_engine(model)) if routers else nullcontext()
+    causal_lm = without_engine(model)
+    computed = routers or getattr(causal_lm.config.get_text_config(), "output_router_logits", False)
+    quiet = without_balance_loss(causal_lm) if computed else nullcontext()
     with expert_load(model).counting(real), quiet:
         # With a cache, transformers silently drops its own block mask.
         outputs = model(use_cache=False, **inputs, **more)
@@ -275,7 +277,7 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         model.train(was_training)
         for module in model.modules() if was_training else ():
             if hasattr(module, "_rescale_layers"):
-                module._rescale_layers()
+                module._rescale_layers()  # type: ignore[operator]
 
 
 def keeps_logits(causal_lm: torch.nn.Module) -> bool:

@@ -65,6 +65,12 @@ def test_the_fastest_exact_plan_is_chosen(model_type: str, plan: AttentionPlan) 
     assert not any("KeyError" in reason for reason in choice.rejected)
 
 
+def test_a_model_that_asks_for_its_balance_loss_is_packed() -> None:
+    """transformers would compute the loss with the masks of all kinds of layers, and fail."""
+    choice = choose("gpt_oss", output_router_logits=True)
+    assert choice.plan == AttentionPlan(Attention.mask, "eager", Layout.masks)
+
+
 def test_a_rotary_embedding_that_depends_on_the_longest_document_needs_one_forward_for_each() -> None:
     """With longrope, the frequencies of a whole row change if one of its documents is long."""
     choice = choose("phi3", rope_parameters=copy.deepcopy(LONGROPE) | {"original_max_position_embeddings": 16},
