@@ -12,6 +12,7 @@ from tests.helpers.group import ftdist_with_forked_ranks
 from tests.helpers.runs import PADDED_ZERO3, finished_run, newest_step
 
 
+@pytest.mark.slow  # tests/ranks/test_resume.py continues runs on other ranks and stages
 def test_resume_with_fewer_ranks_and_another_zero_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = RunDir(tmp_path / "run")
     process = start("train", *PADDED_ZERO3, f"run_dir={run.path}")

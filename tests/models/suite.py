@@ -41,7 +41,7 @@ CI = [
 CI_RUNS = ["afmoe", "apertus", "camembert", "dbrx", "deepseek_v3", "doge", "gemma4_text", "gpt_oss", "laguna", "marian",
            "olmo_hybrid"]  # fmt: skip
 """Those that CI also takes through a whole run: every kind of tensor that an export once lacked.
-tests/ranks/test_export.py exports common types such as llama."""
+tests/ranks/test_export.py exports others."""
 
 
 Case = Callable[[Path], Outcome]

@@ -134,6 +134,7 @@ def through_deepspeed(tmp_path: Path) -> List[str]:
             "launch.deepspeed.options=['--partition=urgent']", f"launch.nodes.port={free_port()}"]  # fmt: skip
 
 
+@pytest.mark.slow  # tests/nodes starts DeepSpeed's launcher without Slurm
 def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     job = slurm.ftdist("train", *RUN, *SHORT, *through_deepspeed(tmp_path), f"run_dir={run.path}")
