@@ -62,7 +62,8 @@ class OptimConfig:
     replaced by warmup_steps when the number of steps is known."""
     shorten_warmup: bool = False
     """If the warm-up does not fit into the run, shorten it to at most a tenth of the run. false: such a run is refused.
-    It is set to true when the warm-up comes from a file of this group, such as ``optim=cosine``."""
+    It is set to true when the warm-up comes from a file of this group, such as ``optim=cosine``, or from an experiment
+    whose number of steps the command line changes."""
     decay_steps: int = 0
     """Optimizer steps of the final decay of ``wsd``."""
     min_lr_ratio: float = 0.0

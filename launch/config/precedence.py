@@ -16,15 +16,16 @@ def settle(composed: DictConfig, origins: Dict[str, Origin]) -> None:
 
     The level of a value is its place in the order in which Hydra merges. From the most to the least specific, they are
     the command line, an experiment, a primary config, and the file of a group. The value that loses becomes null
-    (``optim.warmup_steps``: 0).
+    (``optim.warmup_steps``: 0). A warm-up may be shortened if it is a default, or if the length of the run is set at a
+    more specific level.
 
     Raises:
         ConfigError: Both are set at the same level.
     """
-    _choose(composed, origins, ("train.max_steps", None), ("train.epochs", None))
+    length = _choose(composed, origins, ("train.max_steps", None), ("train.epochs", None))
     warmup = _choose(composed, origins, ("optim.warmup_steps", 0), ("optim.warmup_ratio", None))
     if "optim.shorten_warmup" not in origins and warmup is not NOT_SET:
-        _put(composed, "optim.shorten_warmup", warmup.is_default)
+        _put(composed, "optim.shorten_warmup", warmup.is_default or length.order > warmup.order)
 
 
 def _choose(

@@ -154,6 +154,10 @@ WARMUPS = {
     "experiment=ratio optim.warmup_ratio=null": (30, None, True),
     "experiment=none": (0, None, False),
     "experiment=demo": (4, None, False),
+    "experiment=demo train.max_steps=3": (4, None, True),
+    "experiment=demo train.max_steps=3 optim.warmup_steps=2": (2, None, False),
+    "experiment=demo optim.warmup_steps=2": (2, None, False),
+    "experiment=ratio train.epochs=1": (0, 0.5, True),
     "experiment=smoke optim=cosine optim.shorten_warmup=true optim.warmup_steps=9": (9, None, True),
 }
 
