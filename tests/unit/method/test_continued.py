@@ -94,7 +94,7 @@ def test_an_adapter_of_a_padded_head_is_exported_without_padding_and_continued_w
     model = base_of(config)
     model.resize_token_embeddings(320, mean_resizing=False)
     model = Lora().apply(model, config).eval()
-    weights = _remove_padding(trained(model), model.config, 259)
+    weights = _remove_padding(trained(model), model.config, 259, trust_remote_code=False)
     adapter = export(config, model, weights, tmp_path / "adapter")
     again = continuing(Path(str(config.model.path)), adapter)
     new = base_of(again)
