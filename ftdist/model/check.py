@@ -54,9 +54,9 @@ def check_model(config: RunConfig) -> ModelFacts:
     if not known and not runs_own_code(arch):
         raise ConfigError(f"{_where(config)}: transformers has no causal language model of the type {arch.model_type}",
                           EXPECTED_MODEL, "use another model")  # fmt: skip
-    _check_quantized(config, arch)
     _check_generation(config)
     model = _build(config, arch, "meta")
+    _check_quantized(config, arch)
     if is_multimodal(arch):
         _check_text_only(config, arch)
     _check_direction(config, model)

@@ -25,6 +25,10 @@ def alone(**fields: Any) -> RunConfig:
     return config
 
 
+WORDS = {"num_layers": 1, "vocab_size": 99}
+TWO_TEXT_PARTS = {"model_type": "musicgen", "text_encoder": {"model_type": "t5", "num_heads": 2, **WORDS},
+                  "audio_encoder": {"model_type": "encodec"},
+                  "decoder": {"model_type": "musicgen_decoder", **WORDS}}  # fmt: skip
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 99}
 
 
@@ -39,6 +43,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
         (model(num_attention_heads=0), "model.config.*ero", "model.config"),
         (model(num_key_value_heads=3), "cannot build a model from model.config: RuntimeError", "correct model.config"),
         (model(hidden_size=12), "cannot build a model from model.config: RuntimeError", "correct model.config"),
+        (alone(**TWO_TEXT_PARTS), "cannot build a model from model.config: AttributeError", "correct model.config"),
         (model(nonsense_key=1), "model.config.nonsense_key is not a field of a llama config", "remove model.config."),
         (model(hiden_size=32), "model.config.hiden_size is not a field", "model.config.hidden_size=32"),
         (model(hidden_size="wide"), "model.config.*hidden_size", "model.config"),
