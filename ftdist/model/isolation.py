@@ -14,6 +14,7 @@ A micro-batch contains several documents even without packing, because its rows 
 one row without packing contains a single document. Then only 2 is checked.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ def prove_isolation(
     """
     measured = measure_isolation(model, vocab_size, device, one_document)
     architecture = without_engine(model).config
-    if measured.looking_ahead != measured.looking_ahead:
+    if math.isnan(measured.looking_ahead):
         raise ConfigError(f"the logits of the {architecture.model_type} model are not finite for random tokens",
                           "weights with which all logits are finite",
                           "use another copy of the model: its files may be damaged")  # fmt: skip

@@ -22,7 +22,7 @@ def remember_files(files: Mapping[str, str]) -> None:
 
 @contextmanager
 def naming_files() -> Iterator[None]:
-    """Add to an error about a value that leaves the block: the file that sets the value."""
+    """If an error about a value leaves the block, add the name of the file that sets this value."""
     token = _FILES.set({})
     try:
         yield
