@@ -1,12 +1,13 @@
 """A tiny run for tests: a random Llama saved to a folder, generated chats, a frozen run directory."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ftdist.base.json_files import write_json
-from ftdist.config.frozen import dump_config, parse_config
+from ftdist.config.frozen import dump_config
 from ftdist.config.schema import RunConfig
 from ftdist.plan.batch import plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
@@ -51,7 +52,15 @@ def tiny_config(folder: Path, *overrides: str) -> RunConfig:
         "track.wandb=disabled", "track.run_id=tiny", "launch.timeout_s=60", "report.forgetting.texts=0",
         "data.builtin_general=false", *overrides,
     ])  # fmt: skip
-    return parse_config(OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.structured(RunConfig), values)), "test")
+    config = OmegaConf.to_object(OmegaConf.merge(_schema(), values))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+@lru_cache
+def _schema() -> DictConfig:
+    """Return the schema with its defaults. A merge copies it. To make it takes longer than all the rest of a config."""
+    return OmegaConf.structured(RunConfig)
 
 
 def freeze_tiny(config: RunConfig, path: Path, world_size: int) -> RunDir:
