@@ -56,6 +56,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Several test processes and their ranks share a core. As a batch, each computes longer before another takes over.
+    if hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if not hasattr(config, "workerinput"):  # workers of pytest-xdist inherit the folder
         cache = tempfile.mkdtemp(prefix="ftdist-tests-")
         # What is killed leaves its temporary files: they go with the folder. A short path: sockets lie there.

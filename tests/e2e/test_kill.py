@@ -53,14 +53,15 @@ def killed_and_resumed(folder: Path, overrides: Tuple[str, ...], moment: str) ->
     assert_same(run, reference)
 
 
+@pytest.mark.slow  # tests/faults kills forked ranks, and in test_soak.py and test_signals.py launchers with their ranks
 @pytest.mark.parametrize(
     ("stage", "precision", "more"),
     [
         (0, FP32, TRACKED),
-        pytest.param(0, BF16, TRACKED, marks=pytest.mark.slow),
-        pytest.param(1, FP32, PLAIN, marks=pytest.mark.slow),
-        pytest.param(2, FP32, (*PLAIN, DROPOUT), marks=pytest.mark.slow),
-        pytest.param(3, FP32, (*PLAIN, DROPOUT), marks=pytest.mark.slow),
+        (0, BF16, TRACKED),
+        (1, FP32, PLAIN),
+        (2, FP32, (*PLAIN, DROPOUT)),
+        (3, FP32, (*PLAIN, DROPOUT)),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(

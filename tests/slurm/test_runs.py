@@ -41,27 +41,6 @@ def undisturbed(settings: Tuple[str, ...], num_ranks: int = 4) -> List[Dict[str,
     return metrics(reference_run(*RUN, *settings, f"launch.nproc_per_node={num_ranks}"))
 
 
-def test_two_nodes_give_the_losses_of_one(slurm: Cluster, tmp_path: Path) -> None:
-    """Also on a site whose wrappers print a banner before what Slurm's commands print, and whose names of nodes do not
-    resolve on the nodes."""
-    there = RunDir(tmp_path / "there")
-    (tmp_path / "bin").mkdir()
-    with slurm.wrapped(tmp_path / "bin"), slurm.without_names():
-        output = finish(slurm.ftdist("train", *RUN, *SHORT, *SLURM, f"run_dir={there.path}"))
-    assert "submitted job" in output and "step 12/12" in output
-    assert [record["step"] for record in metrics(there)] == [0, *range(1, 13), 12]
-    assert metrics(there) == undisturbed(SHORT)
-    status = there.read_status()
-    assert (status["state"], status["exit_code"], status["attempt"]) == ("done", 0, 0)
-    job = slurm.job(status["job_id"])
-    assert (job["JobState"], job["CPUs/Task"], job["Comment"]) == ("COMPLETED", "4", "ftdist:")
-    assert "and 1 thread for each rank" in (there.logs / "node-1.attempt-0.log").read_text()
-    assert {path.name for path in there.logs.glob("rank-*.attempt-0.log")} == {
-        f"rank-0000{r}.attempt-0.log" for r in range(4)
-    }
-    assert "Traceback" not in there.job_log(status["job_id"]).read_text()
-
-
 def test_two_jobs_of_a_run_leave_one_record(slurm: Cluster, tmp_path: Path) -> None:
     """The script of a dry run is submitted by hand, twice."""
     run = RunDir(tmp_path / "run")
@@ -141,16 +120,28 @@ def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Pat
     assert "step 12/12" in finish(job) and metrics(run) == undisturbed(SHORT, 2)
 
 
-def test_a_preempted_run_continues(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_preempted_run_on_two_nodes_gives_the_losses_of_one_node(slurm: Cluster, tmp_path: Path) -> None:
+    """Also on a site whose wrappers print a banner before what Slurm's commands print, and whose names of nodes do not
+    resolve on the nodes."""
     run = RunDir(tmp_path / "run")
-    job = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, f"run_dir={run.path}")
-    wait_for_step(run, 20)
-    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    finish(job)
+    (tmp_path / "bin").mkdir()
+    with slurm.wrapped(tmp_path / "bin"), slurm.without_names():
+        waiting = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, f"run_dir={run.path}")
+        wait_for_step(run, 20)
+        slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        output = finish(waiting)
+    assert "submitted job" in output and "step 150/150" in output
+    assert [record["step"] for record in metrics(run)] == [0, *range(1, 151), 150]
     assert metrics(run) == undisturbed(MIDDLE)
     status = run.read_status()
-    assert (status["state"], status["attempt"], status["requeues"]) == ("done", 1, 1)
-    assert slurm.job(status["job_id"])["Restarts"] == "1"
+    assert (status["state"], status["exit_code"], status["attempt"], status["requeues"]) == ("done", 0, 1, 1)
+    job = slurm.job(status["job_id"])
+    assert (job["JobState"], job["Restarts"], job["CPUs/Task"]) == ("COMPLETED", "1", "4")
+    assert job["Comment"].startswith("ftdist:")
+    assert "and 1 thread for each rank" in (run.logs / "node-1.attempt-0.log").read_text()
+    logs = {path.name for path in run.logs.glob("rank-*.log")}
+    assert logs == {f"rank-0000{rank}.attempt-{attempt}.log" for rank in range(4) for attempt in range(2)}
+    assert "Traceback" not in run.job_log(status["job_id"]).read_text()
 
 
 @pytest.mark.slow
