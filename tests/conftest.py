@@ -170,6 +170,7 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         if name in variables:
             os.environ[name] = variables[name]
     started = (_children() - processes) | (set(cli.left_processes()) if ranks.allowed else set())
+    ranks.allowed = True  # fixtures of the next module are set up before this one
     _, left = psutil.wait_procs(started, timeout=LEAK_GRACE_S)
     found = [f"{process.pid} {' '.join(process.cmdline())[:200]}" for process in left if process.is_running()]
     for process in left:

@@ -2,8 +2,9 @@
 
 There are three suites. The long one follows one model family for 12 steps: every combination of stage, accumulation and
 recomputation at least once, and each of these choices with every number of ranks, packed and padded (``--slow``: the
-whole product). The wide one covers nine families and every pair of choices on ten axes. The last one covers LoRA, DoRA,
-rsLoRA, QLoRA and partial training, and every pair of choices on six axes (see tests/invariance.py).
+whole product). The wide one covers nine families on ten axes. The last one covers LoRA, DoRA, rsLoRA, QLoRA and partial
+training on six axes (see tests/invariance.py). In both, every choice on each axis runs with and without ZeRO-3
+(``--slow``: every pair of choices).
 
 With ``--slow``, each family also runs at every stage on every number of ranks in every precision, packed and padded.
 Each method runs at every stage on every number of ranks, packed and padded.
@@ -151,6 +152,39 @@ def test_the_covering_covers_every_pair(axes: Axes, chosen: List[Case], ranks: i
     assert len(set(chosen)) == len(chosen)
 
 
+def _for_ci(cases: List[Case], axes: Axes = AXES) -> List[Case]:
+    """Return the cases that CI runs: few that contain every choice on each axis with and without ZeRO-3."""
+
+    def choices(case: Case) -> set:
+        return {(case.stage == 3, axis, getattr(case, axis)) for axis in axes}
+
+    missing = set().union(*map(choices, cases))
+    chosen: List[Case] = []
+    while missing:
+        chosen.append(max(cases, key=lambda case: len(missing & choices(case)) / case.world_size))
+        missing -= choices(chosen[-1])
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("axes", "chosen"), [(AXES, _for_ci(covering())), (METHOD_AXES, _for_ci(covering_methods(), METHOD_AXES))],
+    ids=["families", "methods"],
+)  # fmt: skip
+def test_ci_runs_every_choice_with_and_without_zero3(axes: Axes, chosen: List[Case]) -> None:
+    for axis, values in axes.items():
+        for zero3 in (False, True):
+            here = {getattr(case, axis) for case in chosen if (case.stage == 3) is zero3}
+            assert here == {value for value in values if axis != "stage" or (value == 3) is zero3}, (axis, zero3)
+    assert sum(case.world_size for case in chosen) < 30
+
+
+def _marked(cases: List[Case], axes: Axes = AXES) -> List[Any]:
+    """Return the cases for ``parametrize``. Those that CI does not run are slow."""
+    fast = _for_ci(cases, axes)
+    return [pytest.param(case, id=invariance.name(case), marks=[] if case in fast else [pytest.mark.slow])
+            for case in cases]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def deviations(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dict[Case, Deviation]:
     """Run all selected cases at once and return the deviation of each."""
@@ -159,18 +193,19 @@ def deviations(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         "test_families_that_need_a_slower_way",
         "test_every_pair_of_a_method",
     )
-    here = [item for item in request.session.items if getattr(item, "originalname", "") in names]
+    items = [item for item in request.session.items if getattr(item, "originalname", "") in names]
+    here = [item for item in items if not item.get_closest_marker("skip")]
     cases = [item.callspec.params["case"] for item in here]  # type: ignore[attr-defined]
     return invariance.run_cases(cases, tmp_path_factory.mktemp("covering"))
 
 
-@pytest.mark.parametrize("case", covering(), ids=invariance.name)
+@pytest.mark.parametrize("case", _marked(covering()))
 def test_every_pair_of_choices(case: Case, deviations: Dict[Case, Deviation], record_property: Record) -> None:
     assert not deviations[case].beyond(ALLOWED[case.precision])
     record_property("combinations", 1)
 
 
-@pytest.mark.parametrize("case", covering_methods(), ids=invariance.name)
+@pytest.mark.parametrize("case", _marked(covering_methods(), METHOD_AXES))
 def test_every_pair_of_a_method(case: Case, deviations: Dict[Case, Deviation], record_property: Record) -> None:
     assert not deviations[case].beyond(ALLOWED[case.precision])
     record_property("combinations", 1)

@@ -23,7 +23,7 @@ from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import assemble, fingerprint, forgetting, save, start, steps
 
 pytestmark = pytest.mark.timeout(900)
-STEPS, ROWS, PARITY_STEPS, SAVED_AT = 3, 8, 20, 2
+STEPS, ROWS, PARITY_STEPS, SAVED_AT, RESUMED = 3, 8, 20, 2, 3
 SETTINGS = (
     f"train.max_steps={PARITY_STEPS}", f"batch.global_batch_size={ROWS}", "optim.lr=1e-2", "optim.weight_decay=0.1",
     "optim.schedule=constant", "optim.max_grad_norm=0.5", "train.num_samples=0", "data.heldout_share=0",
@@ -125,7 +125,7 @@ def _cases(configs: List[Any], folder: Path) -> List[Found]:
             training = assemble(config, folder / f"compared-{number}", ranks)
             deviation = measure_deviation(training, torch.load(reference, weights_only=False), STEPS)
             training.engine.destroy()
-        count = PARITY_STEPS if number in PARITY.values() else SAVED_AT + 3
+        count = PARITY_STEPS if number in PARITY.values() else SAVED_AT + RESUMED
         found.append(_saved_and_resumed(config, folder / f"run-{number}", ranks, deviation, count, number in MOVED))
     return found
 
@@ -162,14 +162,15 @@ def _saved_and_resumed(config: Any, path: Path, ranks: Any, deviation: Any, coun
     with adapters_off(training.engine.module):
         forgotten.append(forgetting(training))
     before, heldout = fingerprint(training.engine), _heldout_loss(training)
-    losses += steps(training, count - SAVED_AT)
+    losses += (next_steps := steps(training, RESUMED))
     after, checkpoint = fingerprint(training.engine), training.run.published_checkpoints()[-1]
+    losses += steps(training, count - SAVED_AT - RESUMED)
     if config.zero.stage == 3:
         assert _made_whole(training.engine.module) == unsharded(training.engine)
     training.engine.destroy()
     resumed = assemble(config, path, ranks)
     exact = fingerprint(resumed.engine) == before
-    exact &= steps(resumed, count - SAVED_AT) == losses[SAVED_AT:] and fingerprint(resumed.engine) == after
+    exact &= steps(resumed, RESUMED) == next_steps and fingerprint(resumed.engine) == after
     resumed.engine.destroy()
     evaluated = measure(config, resumed.run.deepspeed, checkpoint, ranks)["test"].means()["loss"]
     answered = _quiz(config, resumed.run, ranks) if quiz else None
