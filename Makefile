@@ -55,6 +55,9 @@ docs: $(VENV)/.ftdist-test ## write the generated pages
 	@"$(BIN)/python" docs/reliability.py
 	@"$(BIN)/python" docs/tour.py
 
+# Both fork processes, which have none of the OpenMP threads of their parent. Tests set the variable too.
+invariance models: export OMP_NUM_THREADS = 1
+
 invariance: $(VENV)/.ftdist-test ## run the invariance suite and write what it measures into docs/correctness.md
 	@"$(BIN)/python" -m tests.invariance
 
