@@ -39,7 +39,7 @@ def on_terminal(encoding: str, *words: str | Path, **how: str) -> Done:
     return Done(done.returncode, done.stdout.decode(encoding), done.stderr.decode(encoding), 0.0, 0.0)
 
 
-@pytest.fixture(scope="module", params=["ascii", "latin-1"])
+@pytest.fixture(scope="module", params=["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunDir, Done]:
     home = tmp_path_factory.mktemp(FOLDER)
     answer = {"role": "assistant", "content": "ja ✓"}

@@ -145,6 +145,7 @@ def test_a_run_killed_under_torchrun_resumes_without_it(tmp_path: Path) -> None:
     assert_same(run, finished_run(*SMOKE))
 
 
+@pytest.mark.slow  # tests/nodes runs the commands of a dry run for two nodes
 def test_the_command_of_a_dry_run_works(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a run")
     done = succeed("train", *SMOKE, "track=disabled", f"run_dir='{run.path}'", "--dry-run", cwd=tmp_path)

@@ -51,6 +51,7 @@ def losses_of(run: RunDir) -> List[Dict[str, Any]]:
     return [{name: record[name] for name in names if name in record} for record in run.read_metrics()]
 
 
+@pytest.mark.slow  # tests/unit/launch/sweeps compares what Optuna proposes
 def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra: pip install ftdist[sweep]")
     optuna = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2",

@@ -1,4 +1,4 @@
-"""Random faults at random times, for 20 seconds, or for ten minutes with --slow."""
+"""Random faults at random times, for ten seconds, or for ten minutes with --slow."""
 
 import os
 import random
@@ -11,12 +11,12 @@ from tests.faults.table import fault
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("minutes", [1 / 3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("minutes", [1 / 6, pytest.param(10, marks=pytest.mark.slow)])
 @fault(
     "training",
     "any of these faults at any time",
     "SIGKILL of a random rank or of everything, SIGTERM once, twice and followed by SIGKILL "
-    "after 2 s, SIGSTOP and SIGCONT, a full disk, at random times for 20 seconds and for 10 minutes",
+    "after 2 s, SIGSTOP and SIGCONT, a full disk, at random times for 10 seconds and for 10 minutes",
     "resumed, the run is bit for bit equal to the undisturbed one: metrics, samples, weights, checkpoints",
 )
 def test_soak(tmp_path: Path, minutes: float) -> None:
