@@ -9,7 +9,7 @@ TINY_DOCUMENTS = 100
 """With fewer documents, the held-out share can differ a lot from ``data.heldout_share``, because a hash chooses the
 documents that are held out."""
 LARGE_SHARE = 0.25
-"""Held-out share above which a small data set gets a warning."""
+"""Held-out share from which on a small data set gets a warning."""
 
 
 def data_warnings(config: RunConfig, meta: Dict[str, Any]) -> List[str]:
@@ -27,7 +27,7 @@ def data_warnings(config: RunConfig, meta: Dict[str, Any]) -> List[str]:
         )
     heldout = sum(source["heldout"] for source in meta["sources"].values())
     documents = heldout + sum(source["kept"] for source in meta["sources"].values())
-    if documents < TINY_DOCUMENTS and heldout > LARGE_SHARE * documents:
+    if documents < TINY_DOCUMENTS and heldout >= LARGE_SHARE * documents:
         found.append(
             f"{heldout} of {count(documents, 'document')} ({heldout / documents:.0%}) are held out because of "
             f"data.heldout_share={config.data.heldout_share:g}. Set data.max_heldout_documents to hold out fewer"

@@ -32,7 +32,8 @@ def test_an_epoch_shorter_than_a_step_gives_a_warning() -> None:
 @pytest.mark.parametrize(
     ("kept", "heldout", "says"),
     [
-        (9, 3, ""),  # a quarter
+        (9, 3, "3 of 12 documents (25%) are held out because of data.heldout_share=0.1"),  # a quarter
+        (10, 3, ""),
         (8, 3, "3 of 11 documents (27%) are held out because of data.heldout_share=0.1"),
         (60, 39, "39 of 99 documents (39%) are held out because of data.heldout_share=0.1"),
         (60, 40, ""),  # enough documents: this is what was asked for
