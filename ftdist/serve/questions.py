@@ -217,7 +217,8 @@ def trained_documents(run: RunDir, config: RunConfig) -> Set[bytes]:
     """Return the token ids, as bytes, of all documents in the rows that a run reads until its last step."""
     data = open_set(recorded_folder(run, config), TRAIN)
     left_out = [record["train/batches_left_out"] for record in run.read_metrics() if "train/batches_left_out" in record]
-    batches = num_steps(config, data.num_rows) + sum(last - first + 1 for first, last in left_out)
+    steps = num_steps(config, data.num_rows, run.read_status().get("max_steps"))
+    batches = steps + sum(last - first + 1 for first, last in left_out)
     count = min(batches * config.batch.global_batch_size, data.num_rows)  # the first pass reads each row once
     return {ids.tobytes() for row in row_ids(config.seed, data.num_rows, 0, count) for ids, _ in data.row(int(row))}
 

@@ -210,7 +210,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
         about += experts + describe_gathered(config, engine.module)
     for line in describe_attention(config, arch, choice, proof, one_document) + about:
         _print_on_rank_0(ranks, line)
-    max_steps = num_steps(config, train_set.num_rows)
+    max_steps = num_steps(config, train_set.num_rows, run.read_status().get("max_steps"))
     if note := fit_warmup(config.optim, max_steps):  # with train.epochs, a Slurm job knows the steps only now
         _print_on_rank_0(ranks, note)
     if ranks.first:

@@ -197,7 +197,8 @@ def check_length(run: RunDir, config: RunConfig, rows: int) -> None:
     Raises:
         DataError: the number of steps is another one, so the data must have changed.
     """
-    before, now = run.read_status().get("max_steps"), num_steps(config, rows)
+    before = run.read_status().get("max_steps")
+    now = num_steps(config, rows, before)
     if before and run.checkpoint_folders() and before != now:
         raise DataError(
             f"the data of {run.path} has changed: with {count(rows, 'row')}, it would have {count(now, 'step')} "

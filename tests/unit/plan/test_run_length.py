@@ -23,10 +23,20 @@ def config(epochs: float | None = None, max_steps: int | None = None, global_bat
         (2.0, 9, 4, 5),  # 18 rows: counted over both epochs, not 3 steps in each
         (0.5, 100, 8, 7),
         (1.0, 3, 8, 1),
+        (1.1, 100, 10, 11),  # exact: in floats, 1.1 × 100 is more than 110
+        (0.07, 100, 7, 1),
     ],
 )
 def test_steps_of_a_run_that_counts_epochs(epochs: float, rows: int, global_batch_size: int, steps: int) -> None:
     assert num_steps(config(epochs=epochs, global_batch_size=global_batch_size), rows) == steps
+
+
+def test_a_run_that_began_with_a_step_more_keeps_its_length() -> None:
+    """Earlier versions computed in floats: 12 steps instead of 11."""
+    begun = config(epochs=1.1, global_batch_size=10)
+    assert num_steps(begun, 100, recorded=12) == 12
+    assert num_steps(begun, 100, recorded=11) == num_steps(begun, 100) == 11
+    assert num_steps(begun, 100, recorded=50) == 11, "the data has changed"
 
 
 def test_max_steps_is_the_length_whatever_the_rows() -> None:

@@ -6,13 +6,14 @@ from typing import List, Optional
 
 import pytest
 
-from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError
+from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError, DataError
 from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.runs import inputs, programs
 from ftdist.launch.runs.pipeline import prepare_run
 from ftdist.run.model_facts import ModelFacts, write_facts
+from ftdist.run.rundir import RunDir
 from tests.unit.launch.run_tools import smoke
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -160,3 +161,17 @@ def test_a_submission_names_the_variables_of_wandb_that_have_no_effect(
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     prepare_run(smoke("launch=slurm", "launch.device=cpu", "launch.nproc_per_node=1", f"cache_dir={here}/cache"))
     assert capsys.readouterr().out == "note: WANDB_RUN_ID has no effect; set track.run_id\n"
+
+
+def test_a_run_that_began_with_a_step_more_is_resumed(tmp_path: Path) -> None:
+    """Earlier versions computed 1.1 epochs of 100 rows in floats."""
+    run, config = RunDir(tmp_path), RunConfig()
+    config.train.max_steps, config.train.epochs, config.batch.global_batch_size = None, 1.1, 10
+    (run.checkpoints / "step-00000005").mkdir(parents=True)
+    run.write_status(max_steps=12)
+    inputs.check_length(run, config, 100)
+    run.write_status(max_steps=11)
+    inputs.check_length(run, config, 100)
+    with pytest.raises(DataError, match="it would have 11 steps instead of 13"):
+        run.write_status(max_steps=13)
+        inputs.check_length(run, config, 100)
