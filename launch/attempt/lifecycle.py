@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED, FtdistError, LaunchError
 from ftdist.config.launch import LaunchKind
@@ -43,9 +43,15 @@ def begin(
     """
     number = next_attempt(run) if attempt is None else attempt
     clear(run, number, keep_requests)
-    owner = {"pid": os.getpid(), "host": platform.node(), "backend": kind.name}
-    run.write_status(state="starting", attempt=number, **{**owner, **fields})
+    run.write_status(state="starting", attempt=number, **{**owner(run, kind), **fields})
     return number
+
+
+def owner(run: RunDir, kind: LaunchKind) -> Dict[str, Any]:
+    """Return the fields of status.json that say that the current process starts the ranks. Those that a Slurm job of an
+    earlier attempt has left are emptied."""
+    left = {key: None for key in ("job_id", "nodes", "exit_code") if key in run.read_status()}
+    return {"pid": os.getpid(), "host": platform.node(), "backend": kind.name, **left}
 
 
 def clear(run: RunDir, attempt: int, keep_requests: bool = False) -> None:

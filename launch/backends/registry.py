@@ -25,8 +25,8 @@ def backend_of(config: RunConfig) -> Backend:
 def backend_of_status(status: Status) -> Backend:
     """Return the backend that started the newest attempt of a run or sweep, by its status.json.
 
-    A status without the name of a backend was written by an older version, by a sweep, or under a torchrun that the
-    user started. If such a status has the id of a job, the run belongs to Slurm.
+    A status without the name of a backend was written by an older version or by a sweep. If such a status has the id of
+    a job, the run belongs to Slurm.
     """
     if status.get("backend") in LaunchKind.__members__:
         return BACKENDS[LaunchKind[str(status["backend"])]]

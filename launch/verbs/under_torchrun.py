@@ -18,7 +18,7 @@ from typing import Any, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
 from ftdist.base.process import end_with_parent
-from ftdist.config.schema import RunConfig
+from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.launch.attempt.machine import check_torch
@@ -71,7 +71,7 @@ def train(args: argparse.Namespace) -> int:
                 return _run_other_rank(config, ["--from-store"])
             restarted = int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
             run = _frozen_before(config) if restarted else prepare_run(config, ranks)()
-            return _run_first_rank(config, run, ["--to-store"], started)
+            return _run_first_rank(config, run, 0, started)
     except FtdistError as error:
         if is_first_rank():
             raise
@@ -86,16 +86,15 @@ def resume(config: RunConfig, run: RunDir) -> int:
         ConfigError: deepspeed.json was edited, or torch cannot use the GPUs. On rank 0 only.
         LaunchError: the run failed. On rank 0 only.
     """
-    number = lifecycle.next_attempt(run)  # the same on all ranks: status.json changes only when all have started
-    attempt = ["--attempt", str(number)]
+    number = lifecycle.next_attempt(run)  # the same on all ranks: it changes only when all have started
     with _among_others():
         if is_first_rank():
-            return _resume_first_rank(config, run, number, attempt)
+            return _resume_first_rank(config, run, number)
         # It waits for rank 0, which may find that the run belongs to another launcher or job.
-        return _run_other_rank(config, ["--from-store", *attempt])
+        return _run_other_rank(config, ["--from-store", "--attempt", str(number)])
 
 
-def _resume_first_rank(config: RunConfig, run: RunDir, number: int, attempt: List[str]) -> int:
+def _resume_first_rank(config: RunConfig, run: RunDir, number: int) -> int:
     check_torch(config.launch)
     with owned(run):
         freeze.confirm_settings(run, config)
@@ -103,7 +102,7 @@ def _resume_first_rank(config: RunConfig, run: RunDir, number: int, attempt: Lis
         lifecycle.clear(run, number)
         banner.show_resume(run)
         banner.show_ignored_variables(config, config.track.wandb)
-        return _run_first_rank(config, run, ["--to-store", *attempt], time.monotonic())
+        return _run_first_rank(config, run, number, time.monotonic())
 
 
 def _frozen_before(config: RunConfig) -> RunDir:
@@ -124,12 +123,14 @@ def _frozen_before(config: RunConfig) -> RunDir:
     )
 
 
-def _run_first_rank(config: RunConfig, run: RunDir, arguments: List[str], started: float) -> int:
+def _run_first_rank(config: RunConfig, run: RunDir, attempt: int, started: float) -> int:
     """Run rank 0 and print how the run ended. A run that was stopped returns 0 under torchrun, which would treat 75 as
     a crash."""
     with owned(run):
-        code = _run_rank(config, [str(run.path), *arguments], run.preempt)
-        code = lifecycle.conclude(run, 0, code, [run.logs / "torchrun.log"])
+        # The attempt itself begins when all ranks have started: before that, others may not have read its number.
+        run.write_status(**lifecycle.owner(run, LaunchKind.local))
+        code = _run_rank(config, [str(run.path), "--to-store", "--attempt", str(attempt)], run.preempt)
+        code = lifecycle.conclude(run, attempt, code, [run.logs / "torchrun.log"])
     banner.show_next(run, code, time.monotonic() - started)
     return code if srun_task.is_task() else EXIT_DONE
 

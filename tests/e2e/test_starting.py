@@ -114,7 +114,8 @@ def test_a_run_under_the_users_torchrun_is_the_same(tmp_path: Path) -> None:
     assert re.search(r"^time +\S+.*\n *next .*ftdist status \S+$", done.out.rstrip(), re.MULTILINE | re.DOTALL)
     left = [path.name for path in temporary.iterdir()]
     assert not [name for name in left if not name.startswith("torchinductor_")], "only the cache of torch may stay"
-    assert run.read_status()["state"] == "done"
+    status = run.read_status()
+    assert (status["state"], status["backend"], status["attempt"]) == ("done", "local", 0)
     assert_same(run, finished_run(*SMOKE))
 
 

@@ -40,6 +40,10 @@ def test_the_status_says_who_runs_the_attempt(run: RunDir) -> None:
     lifecycle.begin(run, LaunchKind.slurm, pid=None, job_id="7")
     status = run.read_status()
     assert (status["attempt"], status["pid"], status["job_id"], status["backend"]) == (1, None, "7", "slurm")
+    run.write_status(state="preempted", nodes="n[1-2]", exit_code=EXIT_PREEMPTED)
+    begin(run)  # the job has nothing to do with this attempt
+    status = run.read_status()
+    assert (status["job_id"], status["nodes"], status["exit_code"], status["backend"]) == (None, None, None, "local")
 
 
 def test_an_attempt_begins_without_the_leftovers_of_earlier_ones(run: RunDir) -> None:
