@@ -43,7 +43,8 @@ def check_tokens(file: Path, tokenizer: Any, vocabulary: Vocabulary) -> int:
         ids, found = (t(text, add_special_tokens=False)["input_ids"] for t in (tokenizer, read))
         count += len(ids)
         if ids != found:
-            raise CheckpointError(f"{file}: other token ids for {first_difference(tokenizer, ids, found)}",
+            raise CheckpointError(f"{file}: its tokenizer gives other token ids than the run's for "
+                                  f"{first_difference(tokenizer, ids, found)}",
                                   "equal token ids", "use the export in Hugging Face format")  # fmt: skip
     return count
 
@@ -52,7 +53,7 @@ def check_tensors(file: Path, model: Any, family: Family, kind: GgufType) -> flo
     """Compare the tensors of a file with those of the model.
 
     Returns:
-        The largest error of a tensor, relative to its length.
+        The largest relative error of a tensor, in the Frobenius norm.
 
     Raises:
         CheckpointError: The error is larger than the rounding of the type.
@@ -64,7 +65,7 @@ def check_tensors(file: Path, model: Any, family: Family, kind: GgufType) -> flo
         error = float((read(place).view(expected.shape) - expected).norm() / expected.norm().clamp(min=1e-12))
         worst = max(worst, error)
         if not error <= kind.weights:
-            raise CheckpointError(f"{file}: the tensor '{place}' differs by {error:.1e} of its length",
+            raise CheckpointError(f"{file}: the tensor '{place}' has a relative error of {error:.1e} (Frobenius norm)",
                                   f"at most {kind.weights:g} for {kind.name}",
                                   "check the disk, then export again")  # fmt: skip
     return worst
@@ -135,14 +136,14 @@ def _put_into(file: Path, model: Any, family: Family) -> Any:
 
 
 def compare_logits(expected: torch.Tensor, found: torch.Tensor, kind: GgufType, file: Path) -> float:
-    """Return the error of the logits: root of the mean square, relative to the spread of the original's.
+    """Return the error of the logits: root of the mean square, relative to the standard deviation of the original's.
 
     Raises:
         CheckpointError: It is larger than the type allows.
     """
     error = float((found[:, : expected.shape[1]] - expected).pow(2).mean().sqrt() / expected.std())
     if not error <= kind.logits:
-        raise CheckpointError(f"{file}: the logits differ by {error:.1e} of their spread",
+        raise CheckpointError(f"{file}: the logits differ by {error:.1e} of their standard deviation",
                               f"at most {kind.logits:g} for {kind.name}",
                               "choose a type with more bits, such as Q8_0")  # fmt: skip
     return error

@@ -109,12 +109,12 @@ def _write_and_check(
     reader = "transformers' reader" if family.read else "gguf's reader, as transformers does not read this family"
     lines = [
         f"{file.name}: {file.stat().st_size / 2**20:,.1f} MiB, read with {reader}: {compared:,} token ids are equal",
-        f"{file.name}: tensors differ by at most {tensors:.1e} of their length (allowed: {kind.weights:g}), logits by "
-        f"{logits:.1e} of their spread (allowed: {kind.logits:g})",
+        f"{file.name}: tensors have a relative error of at most {tensors:.1e} (Frobenius norm; allowed: "
+        f"{kind.weights:g}), logits differ by {logits:.1e} of their standard deviation (allowed: {kind.logits:g})",
     ]
     if context_length(text, family) < text.max_position_embeddings:
-        lines.append(f"{file.name}: context of {context_length(text, family):,} tokens, the window of attention, as "
-                     "llama.cpp has no window in this family")  # fmt: skip
+        lines.append(f"{file.name}: context limited to {context_length(text, family):,} tokens, the attention window: "
+                     "llama.cpp does not implement windows for this family")  # fmt: skip
     if is_multimodal(model.config):
         lines.append(f"{file.name}: holds the language part only, not those for images")
     return lines

@@ -15,9 +15,10 @@ class GgufType:
 
     name: str
     weights: float
-    """Largest error of a tensor, relative to its length."""
+    """Largest relative error of a tensor, in the Frobenius norm."""
     logits: float
-    """Largest error of the logits over the probe text: root of the mean square, relative to their spread."""
+    """Largest error of the logits over the probe text: root of the mean square, relative to their standard
+    deviation."""
 
     @property
     def blocks(self) -> bool:

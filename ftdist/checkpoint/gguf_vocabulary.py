@@ -57,7 +57,7 @@ def read_vocabulary(tokenizer: Any, size: int, llama_cpp: str) -> Vocabulary:
         llama_cpp: The commands with which llama.cpp converts the export.
 
     Raises:
-        ConfigError: It is not a BPE tokenizer with merges, or splits text in a way that has no name here.
+        ConfigError: It is not a BPE tokenizer with merges, or llama.cpp has no pre-tokenizer that splits text like it.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     model = backend["model"]
@@ -148,5 +148,5 @@ def _split_name(backend: Any, llama_cpp: str) -> str:
         copy.pre_tokenizer = splitter
         if copy.encode(TEXT, add_special_tokens=False).ids == ids:
             return name
-    raise ConfigError("--gguf: the tokenizer splits text in a way that has no name here", ", ".join(candidates),
-                      llama_cpp)  # fmt: skip
+    raise ConfigError("--gguf: llama.cpp has no pre-tokenizer that splits text like this tokenizer",
+                      ", ".join(candidates), llama_cpp)  # fmt: skip

@@ -235,12 +235,13 @@ def check_schedule_fits(optim: OptimConfig, steps: int, why: str) -> None:
     warmup = 0 if optim.shorten_warmup else optim.warmup_steps
     if warmup + optim.decay_steps <= steps:
         return
+    parts = {"optim.warmup_steps": warmup, "optim.decay_steps": optim.decay_steps}
+    names = " + ".join(name for name, value in parts.items() if value)
     fixes = [f"optim.warmup_steps={steps // 10}"] if warmup else []
     if optim.decay_steps + (steps // 10 if warmup else 0) > steps:
         fixes.append(f"optim.decay_steps={max(1, steps // 10)}")
     raise ConfigError(
-        f"optim.warmup_steps + optim.decay_steps = {warmup + optim.decay_steps}, but the run has "
-        f"{count(steps, 'step')} ({why})",
+        f"{names} = {warmup + optim.decay_steps}, but the run has {count(steps, 'step')} ({why})",
         "warm-up and decay that fit into the run",
         " ".join(fixes),
     )

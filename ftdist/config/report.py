@@ -20,5 +20,5 @@ class ReportConfig:
     known."""
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     at_end: bool = True
-    """Write the report at the end of a run, without what moved, which would read the whole model. ``ftdist report``
-    writes all of it at any time."""
+    """Write the report at the end of a run. How far the weights moved is left out, because that needs the whole model;
+    ``ftdist report`` adds it."""

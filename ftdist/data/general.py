@@ -79,5 +79,5 @@ def general_warnings(sets: Dict[str, Dict[str, Any]]) -> List[str]:
             found.append(f"{count(stats['left_out'], 'document')} of the training data left out of the general set "
                          f"'{name}'")  # fmt: skip
         if not stats["trained_tokens"]:
-            found.append(f"no token of the general set '{name}' counts: its loss is not measured")
+            found.append(f"no token of the general set '{name}' would be evaluated, so its loss is not measured")
     return found

@@ -92,7 +92,8 @@ def _add_reasoning(location: str, record: Record, chat: Chat, names: Mapping[str
     if any(answer.get("reasoning_content") == thought for answer in answers):
         return
     if len(answers) > 1:
-        raise DataError(f"{location}: the record has {shown} and {len(answers)} answers to which it can belong",
+        raise DataError(f"{location}: the record has {shown}, and it is not clear to which of its "
+                        f"{len(answers)} answers it belongs",
                         "reasoning_content in the message of the answer", "move it there, or remove the record",
                         reason="a reasoning beside several answers")  # fmt: skip
     if answers[0].get("reasoning_content"):

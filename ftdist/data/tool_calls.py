@@ -43,8 +43,8 @@ def called_functions(where: str, message: Dict[str, Any]) -> List[Call]:
     known = [call["function"] for call in found[first]]
     for name in others:
         if any(call["function"] not in known for call in found[name]):
-            raise DataError(f"{where} has {first} and another {name}", "one of them", "remove one of them",
-                            reason=f"{first} and another {name}")  # fmt: skip
+            raise DataError(f"{where}: its fields {first} and {name} hold different calls", "one of them",
+                            "remove one of them", reason=f"different calls in {first} and {name}")  # fmt: skip
     return found[first]
 
 
@@ -143,8 +143,8 @@ def one_list(found: List[Optional[List[Any]]], location: str) -> Optional[List[A
     """
     lists = [tools for tools in found if tools]
     if any(tools != lists[0] for tools in lists):
-        raise DataError(f"{location}: the messages have different tools, or others than the record", "one list",
-                        "put all tools into the field tools of the record, or remove the record",
+        raise DataError(f"{location}: the lists of tools in the messages and in the record are not the same",
+                        "one list", "put all tools into the field tools of the record, or remove the record",
                         reason="several lists of tools")  # fmt: skip
     return lists[0] if lists else None
 

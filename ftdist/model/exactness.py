@@ -217,8 +217,8 @@ class Trial:
                 return Choice(replace(plan, cached=self.cache_works(plan)), rejected, loss, gradient)
             rejected.append(f"{plan.describe()}: {problem}")
         raise ConfigError(
-            f"{self._arch.model_type} does not give the same numbers in a row of several documents and for each "
-            f"document alone: {'; '.join(rejected[-2:])}",
+            f"{self._arch.model_type} gives other numbers for packed documents than for each document alone: "
+            f"{'; '.join(rejected[-2:])}",
             "a causal language model whose loss and gradients are those of plain transformers",
             "model.attention=auto" if len(plans) == 1 else "use another model",
         )

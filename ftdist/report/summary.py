@@ -99,7 +99,7 @@ def _general(report: Report, show: Callable[[str], str]) -> List[str]:
 
 def _moved(moved: Optional[Dict[str, Any]], show: Callable[[str], str]) -> str:
     if moved is None:
-        return "What moved was not compared."
+        return "The change of the weights was not measured."
     return f"The trained weights moved by {percent(moved['relative'])} of the norm of the base (‖ΔW‖/‖W‖)."
 
 

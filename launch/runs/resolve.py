@@ -148,8 +148,9 @@ def note_few_gpus(launch: LaunchConfig) -> None:
     if launch.device is Device.cuda and ranks < needed:
         nodes = -(-needed // (launch.nproc_per_node or 1))
         more = "" if launch.kind is LaunchKind.local else f". For {needed}: launch.nnodes={nodes}"
-        print(f"note: the settings are made for {count(needed, 'GPU')}, and the run has {ranks}. Each of them holds a "
-              f"larger part of what ZeRO shards, and the run takes longer{more}", file=sys.stderr)  # fmt: skip
+        print(f"note: the settings are made for {count(needed, 'GPU')}, and the run has {ranks}. With fewer GPUs, "
+              f"each one holds a larger part of what ZeRO shards, and the run takes longer{more}",
+              file=sys.stderr)  # fmt: skip
 
 
 def check_run_dir(config: RunConfig) -> None:

@@ -81,5 +81,5 @@ def require_values(trials: Iterable[Trial], sweep: SweepConfig) -> None:
             names = sorted({name for record in trial.run.read_metrics() for name in record if "/" in name})
             expected = f"one of the metrics that it has recorded: {', '.join(names)}"
             fix = " or ".join(f"sweep.objective={name}" for name in nearest(sweep.objective, names) or names[:1])
-        raise LaunchError(f"trial {trial.run.path} has no {objective_name(sweep)} after its first step, by which the "
-                          "trials are compared", expected, fix)  # fmt: skip
+        raise LaunchError(f"the trials are compared by {objective_name(sweep)}, and trial {trial.run.path} has none "
+                          "after its first step", expected, fix)  # fmt: skip

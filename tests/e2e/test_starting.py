@@ -75,7 +75,7 @@ LINES = [
     rf"The held-out loss of heldout went from {NUMBER} to {NUMBER} \(-{NUMBER} %.*\)\.",
     r"Forgetting was not measured\.|On (\d+ )?texts that the base model wrote, .*",
     rf"The loss on general text went from {NUMBER} to {NUMBER} \(builtin; .*\)\.",
-    r"What moved was not compared\.",
+    r"The change of the weights was not measured\.",
     rf"The run held {NUMBER} devices? for {NUMBER} device-hours; {NUMBER} % of [\d.:]+( s)? went into steps that "
     r"count\.",
 ]

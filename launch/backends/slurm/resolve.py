@@ -278,8 +278,9 @@ def _check_size(launch: LaunchConfig, nodes: List[Node]) -> None:
                           f"node that it can use has more than {most}",
                           f"at most {count(most, 'CPU')}", f"{fix}, or {CHOOSE_NODES}")  # fmt: skip
     if nodes and len(fitting) < launch.nnodes:
-        raise ConfigError(f"launch.nnodes={launch.nnodes}, but the nodes with enough GPUs and CPUs that the job can "
-                          f"use are {len(fitting)}", f"a job of at most {count(len(fitting), 'node')}",
+        raise ConfigError(f"launch.nnodes={launch.nnodes}, but only {count(len(fitting), 'node')} that the job can use "
+                          f"{'has' if len(fitting) == 1 else 'have'} enough GPUs and CPUs",
+                          f"a job of at most {count(len(fitting), 'node')}",
                           f"launch.nnodes={len(fitting)}, or {CHOOSE_NODES}")  # fmt: skip
 
 

@@ -73,13 +73,13 @@ def test_formats_are_recognised_by_their_fields() -> None:
         ([QUESTION, ANSWER | {"function_calls": "f(x=1)"}], "message 2 has a call that is not JSON: 'f(x=1)'"),
         (
             [QUESTION, ANSWER | {"tool_call": CALL, "function_call": {"name": "f"}}],
-            "function_call and another tool_call",
+            "its fields function_call and tool_call hold different calls",
         ),
         ({**chat("q", "a"), "images": ["x.png"]}, "file:1 has images, and only texts are trained"),
         ([QUESTION | {"image": {"bytes": b"1"}}, ANSWER], "message 1 has image, and only texts are trained"),
         (
             {"messages": [SYSTEM | {"tools": [{"name": "f"}]}, QUESTION, ANSWER], "tools": [{"name": "g"}]},
-            "the messages have different tools, or others than the record",
+            "the lists of tools in the messages and in the record are not the same",
         ),
         ({"messages": [QUESTION, _called("", "{}")]}, "message 2 has a call without the name of a function"),
         ({"messages": [QUESTION, ANSWER], "tools": 3}, "file:1: tools is not a list"),
@@ -102,7 +102,7 @@ def test_formats_are_recognised_by_their_fields() -> None:
         ([QUESTION, ANSWER | {"train": True, "weight": 0}], "message 2 has train=True and weight=0"),
         (
             [QUESTION, ANSWER | {"tool_calls": [CALL], "function_call": {"name": "f", "arguments": "{}"}}],
-            "message 2 has tool_calls and another function_call",
+            "message 2: its fields tool_calls and function_call hold different calls",
         ),
         ({"messages": [QUESTION, ANSWER], "chat_template_kwargs": "x"}, "chat_template_kwargs is not an object"),
         ({"messages": [SYSTEM, QUESTION, ANSWER], "system": "t"}, "the field system and another system message"),
@@ -134,7 +134,7 @@ def test_formats_are_recognised_by_their_fields() -> None:
         ),
         ({**chat("q", "a"), "history": "long"}, "file:1, history: the messages are a string"),
         ({**chat("q", "a"), "history": [["user", "q"]]}, "file:1: the history does not end with an answer"),
-        ({**chat("q", "a", "q", "b"), "thinking": "r"}, "the record has thinking and 2 answers to which it can belong"),
+        ({**chat("q", "a", "q", "b"), "thinking": "r"}, "it is not clear to which of its 2 answers it belongs"),
         ({"messages": [QUESTION, ANSWER | {"thinking": "s"}], "reasoning": "r"}, "its answer has another reasoning"),
         ({**chat("q", "a"), "reasoning": "r", "thinking": "s"}, "different reasonings in thinking and reasoning"),
         ({**chat("q", "a"), "reasoning": 3}, "file:1: reasoning is a number"),

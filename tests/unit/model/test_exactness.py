@@ -135,7 +135,7 @@ def test_one_document_in_a_micro_batch_needs_no_isolation() -> None:
 
 
 def test_a_plan_that_the_config_asks_for_is_refused_if_it_is_not_exact() -> None:
-    with pytest.raises(ConfigError, match="bloom does not give the same numbers") as caught:
+    with pytest.raises(ConfigError, match="bloom gives other numbers for packed documents") as caught:
         choose("bloom", Attention.documents)
     assert caught.value.fix == "model.attention=auto"
 

@@ -39,7 +39,7 @@ def test_each_document_is_a_row_of_its_own(model_type: str, tmp_path: Path) -> N
 
 def test_a_faster_way_that_is_requested_is_compared(tmp_path: Path) -> None:
     config = config_of(tmp_path, "llama", "model.attention=documents")
-    with pytest.raises(ConfigError, match="does not give the same numbers in a row of several documents"):
+    with pytest.raises(ConfigError, match="gives other numbers for packed documents"):
         exactness.choose_plan(config, model_config(config), CPU, torch.float32)
 
 

@@ -243,7 +243,7 @@ def test_the_time_limits_of_the_partition_count(
          "launch.nproc_per_node=2"),
         ({"cpus_per_gpu": 8}, "8 CPUs on each node for 1 rank", "launch.slurm.cpus_per_gpu=2"),
         ({"cpus_per_node": 8}, "8 CPUs on each node", "launch.slurm.cpus_per_node=2"),
-        ({"nnodes": 3}, "launch.nnodes=3, but the nodes with enough GPUs and CPUs that the job can use are 2",
+        ({"nnodes": 3}, "launch.nnodes=3, but only 2 nodes that the job can use have enough GPUs and CPUs",
          "launch.nnodes=2"),
         ({"nnodes": 2, "cpus_per_gpu": 0}, None, ""),
     ],

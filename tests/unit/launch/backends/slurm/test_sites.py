@@ -96,6 +96,7 @@ def test_a_job_of_an_experiment_asks_for_the_gpus_that_it_is_made_for(
         assert f"--gpus-per-node={per_node if nodes else needed // config.launch.nnodes}" in options
         said[nodes is None] = capsys.readouterr().err
     assert "made for" not in said[True] and ("made for" in said[False]) == (needed > 4)
+    assert needed <= 4 or "With fewer GPUs, each one holds a larger part of what ZeRO shards" in said[False]
     assert needed <= 4 or f"launch.nnodes={needed // 4}\n" in said[False]
 
 
