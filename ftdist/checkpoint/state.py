@@ -96,7 +96,7 @@ def restore(engine: Engine, stored: Stored, updates: int) -> None:
         for flat in {id(part.flat): part.flat for part in slices}.values():
             flat.zero_()  # sets the padding too, which no slice covers
             if updates:
-                states[flat] = empty_state(engine.optimizer, flat, updates)
+                states[flat] = empty_state(engine.optimizer, engine.spec, flat, updates)
         for part in slices:
             part.of(part.flat).copy_(stored.read(MASTER, part.name, part.start, part.length))
             state = states[part.flat] if updates else {}

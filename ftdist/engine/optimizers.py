@@ -8,6 +8,7 @@ from ftdist.config.optim import OptimConfig, OptimizerKind, values_of
 from ftdist.engine.lion import Lion
 from ftdist.engine.muon_adamw import MATRICES, MuonAdamW, embedding_ids
 from ftdist.model.quantized import import_bitsandbytes
+from ftdist.plan.optimizers import OptimizerSpec
 
 Groups = List[Dict[str, Any]]
 LR_SCALE = "lr_scale"
@@ -82,31 +83,36 @@ BUILDERS: Dict[OptimizerKind, Callable[[Groups, Dict[str, float]], torch.optim.O
 }  # fmt: skip
 
 
-def empty_state(optimizer: Any, flat: torch.Tensor, step: int) -> Dict[str, Any]:
+def empty_state(optimizer: Any, spec: OptimizerSpec, flat: torch.Tensor, step: int) -> Dict[str, Any]:
     """Return the states of a tensor that the optimizer has updated ``step`` times, with zeros in them.
 
     Args:
+        spec: What the optimizer keeps.
         flat: The tensor that the optimizer updates.
+
+    Raises:
+        NotImplementedError: The optimizer keeps states of another shape, and this function does not know them.
     """
     count = {"step": torch.tensor(float(step), device=flat.device)}
 
     def like(*names: str) -> Dict[str, Any]:
         return {name: torch.zeros_like(flat) for name in names}
 
-    if isinstance(optimizer, Lion):
-        return like("exp_avg")
-    if isinstance(optimizer, torch.optim.SGD):
-        return like("momentum_buffer") if optimizer.defaults["momentum"] else {}
+    if isinstance(optimizer, (Lion, torch.optim.SGD)):
+        return like(*spec.states)
     if isinstance(optimizer, torch.optim.Adafactor):
         if flat.ndim <= 1:
             return {"step": torch.tensor(float(step)), **like("variance")}
         rows, columns = (*flat.shape[:-1], 1), (*flat.shape[:-2], 1, flat.shape[-1])
         return {"step": torch.tensor(float(step)), "row_var": flat.new_zeros(rows), "col_var": flat.new_zeros(columns)}
-    if isinstance(optimizer, MuonAdamW) and optimizer.is_matrix(flat):
-        return like("momentum_buffer")
+    if isinstance(optimizer, MuonAdamW):
+        return like("momentum_buffer") if optimizer.is_matrix(flat) else {**count, **like("exp_avg", "exp_avg_sq")}
     if hasattr(optimizer, "name2qmap"):
         return {"step": step, **_blocks(optimizer, flat)}
-    return {**count, **like("exp_avg", "exp_avg_sq")}
+    if spec.others:
+        raise NotImplementedError(f"{type(optimizer).__name__} keeps {', '.join(spec.others)}, which do not have the "
+                                  "shape of the parameter: empty_state must say how they are made")  # fmt: skip
+    return {**count, **like(*spec.states)}
 
 
 BLOCK, SMALLEST = 256, 4096

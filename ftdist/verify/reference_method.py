@@ -8,6 +8,8 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
+from ftdist.base.errors import FtdistError
+
 WRAPPER = "base_model.model."
 """Prefix that PEFT's wrapper adds to the names of the model's parameters."""
 
@@ -18,11 +20,18 @@ def apply_plainly(model: Any, method: Any) -> torch.nn.Module:
     Args:
         method: The section ``method`` of the config.
         model: What is frozen in it stays frozen.
+
+    Raises:
+        FtdistError: The method has no reference.
     """
-    if method.kind.name in ("lora", "qlora"):
+    kind = method.kind.name
+    if kind in ("lora", "qlora"):
         return _lora(model, method)
-    if method.kind.name == "partial":
+    if kind == "partial":
         _partial(model, method)
+    elif kind != "full":
+        raise FtdistError(f"method={kind} has no reference, so there is nothing to compare its numbers with",
+                          f"a branch for it in {__name__}", "add one, or use another method")  # fmt: skip
     return model
 
 

@@ -7,6 +7,8 @@ from typing import Any, Collection, Dict, FrozenSet, List
 
 import torch
 
+from ftdist.base.errors import FtdistError
+
 USUAL_BETAS = {"adamw": (0.9, 0.95), "lion": (0.9, 0.99), "muon": (0.9, 0.95), "adamw_8bit": (0.9, 0.95)}
 
 
@@ -52,7 +54,11 @@ class PlainOptimizer:
 
 
 def _build(weight: torch.Tensor, optim: Any, decay: float, inner_matrix: bool) -> Any:
-    """Return an optimizer for one weight."""
+    """Return an optimizer for one weight.
+
+    Raises:
+        FtdistError: The optimizer has no reference.
+    """
     kind = optim.optimizer.name
     if kind == "adafactor":
         return torch.optim.Adafactor([weight], lr=0.0, weight_decay=decay, foreach=False)
@@ -63,6 +69,9 @@ def _build(weight: torch.Tensor, optim: Any, decay: float, inner_matrix: bool) -
     if kind == "sgd":
         momentum = 0.9 if optim.momentum is None else optim.momentum
         return torch.optim.SGD([weight], lr=0.0, momentum=momentum, weight_decay=decay, foreach=False)
+    if kind not in USUAL_BETAS:
+        raise FtdistError(f"optim.optimizer={kind} has no reference, so there is nothing to compare its numbers with",
+                          f"a branch for it in {__name__}", "add one, or use another optimizer")  # fmt: skip
     usual = USUAL_BETAS[kind]
     betas = (usual[0] if optim.beta1 is None else optim.beta1, usual[1] if optim.beta2 is None else optim.beta2)
     if kind == "lion":

@@ -6,7 +6,8 @@ from typing import Any, Dict, Set
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.optim import OptimConfig, OptimizerKind
+from ftdist.config.optim import OptimConfig, OptimizerKind, values_of
+from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
 from tests.helpers.tiny import LLAMA
 
 
@@ -67,3 +68,40 @@ def test_without_bitsandbytes_one_error_says_what_to_install(monkeypatch: pytest
         build_optimizer(OptimConfig(optimizer=OptimizerKind.adamw_8bit), _model())
     assert "optim.optimizer=adamw_8bit needs bitsandbytes" in caught.value.found
     assert "ftdist[quant]" in caught.value.fix and "or optim.optimizer=adamw" in caught.value.fix
+
+
+def _states(optimizer: Any, parameter: Any) -> Dict[str, Any]:
+    """Return the shape and type of each state of a parameter."""
+    return {name: (tuple(value.shape), value.dtype) for name, value in optimizer.state[parameter].items()}
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6,)])
+@pytest.mark.parametrize("kind", [*(kind for kind in OptimizerKind if kind is not OptimizerKind.adamw_8bit), None])
+def test_empty_states_are_those_that_the_optimizer_makes(kind: Any, shape: Any) -> None:
+    """None: an optimizer that ftdist does not have. Its entry in ``OPTIMIZERS`` is enough."""
+    import torch
+
+    from ftdist.engine.muon_adamw import MATRICES
+    from ftdist.engine.optimizers import BUILDERS, empty_state
+
+    parameter = torch.nn.Parameter(torch.ones(shape))
+    groups = [{"params": [parameter], MATRICES: len(shape) == 2}]
+    if kind is None:
+        optimizer, spec = torch.optim.RMSprop(groups), OptimizerSpec(("square_avg",))
+    else:
+        optimizer, spec = BUILDERS[kind](groups, values_of(OptimConfig(optimizer=kind))), OPTIMIZERS[kind]
+    parameter.grad = torch.ones(shape)
+    optimizer.step()
+    made = _states(optimizer, parameter)
+    optimizer.state[parameter] = empty_state(optimizer, spec, parameter, 1)
+    assert _states(optimizer, parameter) == made
+
+
+def test_states_of_another_shape_must_be_known() -> None:
+    import torch
+
+    from ftdist.engine.optimizers import empty_state
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(NotImplementedError, match="Rprop keeps row_sums"):
+        empty_state(torch.optim.Rprop([weight]), OptimizerSpec(("prev",), ("row_sums",)), weight, 1)
