@@ -9,8 +9,10 @@ LENGTHS = ((3, 24), (36, 40))
 """Lengths (of the prompt, of the whole text) with which a cache is tried. The first prompt is shorter than the
 convolutions of some models, and its text becomes longer than every limit while tokens are generated. The second prompt
 is longer than every limit from the beginning."""
-ROUNDING = 1e-3
-"""Largest difference of logits, relative to the largest logit."""
+ROUNDING = 3e-2
+"""Largest difference of logits, relative to the largest logit. Over all types of transformers 5.23, caches that work
+gave up to 4e-3 in hybrids with Mamba-2 (zamba2, nemotron_h), whose layers amplify rounding, and up to 2e-5 elsewhere.
+Caches that do not work gave 0.46 or more."""
 
 
 @torch.no_grad()
