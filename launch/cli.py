@@ -42,7 +42,7 @@ def usage() -> str:
         "ftdist: distributed fine-tuning of large language models", "",
         "usage: ftdist VERB …        ftdist VERB --help says more        ftdist --version", "",
         *lines, "", EXAMPLES, "",
-        "exit codes: 0 done, 1 failed, 2 wrong config or command line, 75 stopped for preemption (resumable)",
+        "exit codes: 0 done, 1 failed, 2 wrong config, data or command line, 75 stopped for preemption (resumable)",
     ])  # fmt: skip
 
 

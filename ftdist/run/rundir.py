@@ -229,12 +229,12 @@ class RunDir:
         """Change some fields of status.json. Only one process may write it at a time.
 
         Args:
-            changes: ``state`` (frozen, submitted, queued, starting, running, done, failed, preempted or paused),
-                ``step``, ``max_steps``, ``loss``, ``tokens_per_s``, ``last_checkpoint_step``,
-                ``last_checkpoint_time``, ``save_s`` (the longest time that a save has taken), ``exit_reason``,
-                ``attempt``. A run on this machine also has ``pid`` and ``host``; a Slurm job has ``job_id``, ``nodes``,
-                ``requeues``, ``begun_after`` (the step of the newest checkpoint when its attempt began) and ``idle``
-                (attempts in a row that saved no newer checkpoint).
+            changes: ``state`` (frozen, queued, starting, running, done, failed, preempted or paused), ``step``,
+                ``max_steps``, ``loss``, ``tokens_per_s``, ``last_checkpoint_step``, ``last_checkpoint_time``,
+                ``save_s`` (the longest time that a save has taken), ``exit_reason``, ``attempt``, ``backend`` (the
+                launcher). A run on this machine also has ``pid`` and ``host``; a Slurm job has ``job_id``, ``nodes``,
+                ``requeues``, ``begun_after`` (the step of the newest checkpoint when its attempt began), ``idle``
+                (attempts in a row that saved no newer checkpoint) and ``exit_code``.
         """
         before = self.read_status()
         after = {**before, **changes, "time": time.time()}

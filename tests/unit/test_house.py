@@ -16,7 +16,7 @@ import pytest
 from ftdist.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_LINES = 350
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 LIGHT = ("launch", "base", "config", "run", "plan")
 """Packages that load nothing heavy: a usage error answers in well under a second."""
 HEAVY = ["torch", "deepspeed", "transformers", "datasets", "wandb"]
@@ -74,6 +74,18 @@ def test_the_configuration_reference_leaves_nothing_out(reference: ModuleType) -
 def test_a_module_is_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, f"{lines} lines: split it"
+
+
+def test_a_function_is_short() -> None:
+    files = [*MODULES, *(path for folder in ("tests", "docs") for path in (ROOT / folder).rglob("*.py"))]
+    functions = [
+        (path.relative_to(ROOT).as_posix(), node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]  # fmt: skip
+    assert len(functions) > 1000
+    long = [found for found in functions if found[2] > MOST_LINES_OF_A_FUNCTION]
+    assert not long, f"split them: {long}"
 
 
 def test_the_light_packages_load_nothing_heavy() -> None:
