@@ -1,8 +1,8 @@
 """The memory that the model states of one rank take: parameters, gradients and optimizer states.
 
-Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted. The only
-exception is the attention scores of eager attention (``eager_attention_bytes``), which grow with the square of the row
-length.
+Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted. Of what
+comes on top, there are functions for the attention scores of eager attention (``eager_attention_bytes``), for the
+module that ZeRO-3 gathers (``gathered_bytes``) and for the weights while a model is loaded (``loading_bytes``).
 The formula for users is in docs/step.md, "What ZeRO shards".
 """
 
@@ -82,13 +82,17 @@ def rank_memory(
     return RankMemory(device, host)
 
 
-def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec) -> float:
-    """Return the bytes for one trained parameter: the states, and the fp32 master weight where it is a copy.
+def has_master_copy(precision: Precision, stage: int) -> bool:
+    """Return whether the fp32 master weights are a copy of the weights.
 
     In fp32 without ZeRO the weight is its own master. The ZeRO stages 1 to 3 keep a copy in any precision.
     """
-    own_master = precision is Precision.fp32 and stage == 0
-    return optimizer.bytes_per_parameter + (0 if own_master else FP32_BYTES)
+    return precision is not Precision.fp32 or stage > 0
+
+
+def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec) -> float:
+    """Return the bytes for one trained parameter: the states, and the fp32 master weight where it is a copy."""
+    return optimizer.bytes_per_parameter + (FP32_BYTES if has_master_copy(precision, stage) else 0)
 
 
 def memory_of(
@@ -166,15 +170,16 @@ def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
         memory = "host memory, " if offload is Offload.cpu else ""
         return memory + ("sharded over ranks" if kind.is_sharded(zero.stage) else "whole on every rank")
 
-    masters = "fp32, with master weights" if config.train.precision is Precision.bf16 else "fp32"
-    if config.optim.optimizer is OptimizerKind.adamw_8bit:
-        masters = "8 bits, with fp32 master weights"
+    in_8_bits = config.optim.optimizer is OptimizerKind.adamw_8bit
+    states = "8 bits" if in_8_bits else "fp32"
+    if has_master_copy(config.train.precision, zero.stage):
+        states += ", with fp32 master weights" if in_8_bits else ", with master weights"
     where_weights = where(ModelState.parameters, zero.offload_param)
     packed = [("frozen matrices", "NF4 (4 bits), scales whole on every rank", where_weights)]
     return [
         *(packed if config.method.kind is MethodKind.qlora else []),
         ("weights, activations", precision, where_weights),
         ("gradients", precision, where(ModelState.gradients)),
-        ("optimizer states", masters, where(ModelState.optimizer_states, zero.offload_optimizer)),
+        ("optimizer states", states, where(ModelState.optimizer_states, zero.offload_optimizer)),
         ("loss", "fp32", "over the tokens of all ranks"),
     ]

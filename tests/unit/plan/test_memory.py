@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from ftdist.plan.memory import (
     placement,
     rank_memory,
 )
-from ftdist.plan.optimizers import OptimizerSpec
+from ftdist.plan.optimizers import OptimizerSpec, optimizer_of
 from tests.unit.compose_tools import composed
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -171,6 +172,17 @@ def test_the_placement_names_types_and_offload() -> None:
     assert [row[:2] for row in placement(config)[:3]] == [
         ("weights, activations", "fp32"), ("gradients", "fp32"), ("optimizer states", "fp32"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [OptimizerKind.adamw, OptimizerKind.adamw_8bit])
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("stage", range(4))
+def test_the_placement_names_master_weights_where_they_take_memory(stage: int, precision: Any, kind: Any) -> None:
+    config = RunConfig()
+    config.zero.stage, config.train.precision, config.optim.optimizer = stage, precision, kind
+    (kept,) = (type_ for what, type_, _ in placement(config) if what == "optimizer states")
+    bytes_each = memory_of(config, 1000, Layout.of_world(1)).device.optimizer_states / 1000
+    assert ("master weights" in kept) == (bytes_each >= optimizer_of(config).bytes_per_parameter + 4)
 
 
 def test_the_scores_of_eager_attention_grow_with_the_square_of_the_row() -> None:
