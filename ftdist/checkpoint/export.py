@@ -32,12 +32,10 @@ from ftdist.method.lora import export_merged
 from ftdist.method.qlora import export_merged_quantized
 from ftdist.model.load import DTYPES, build_whole, identity_of_base
 from ftdist.model.parts import auto_class
+from ftdist.run.file_names import EXPORT_MARK
 from ftdist.run.rundir import RunDir, read_manifest
 
 State = Dict[str, torch.Tensor]
-EXPORT_MARK = "ftdist_export.json"
-"""A file with this name marks a folder as an export of ftdist. It holds the checkpoint's manifest, and what the chat
-template saw in training besides the conversations."""
 
 
 def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bool = False) -> str:

@@ -12,7 +12,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import write_json
 from ftdist.base.permissions import follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
-from ftdist.checkpoint.export import EXPORT_MARK, check_out, export_checkpoint
+from ftdist.checkpoint.export import check_out, export_checkpoint
 from ftdist.checkpoint.gguf_check import (
     check_settings,
     check_tensors,
@@ -31,6 +31,7 @@ from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import RunConfig
 from ftdist.model.opened import open_exported
 from ftdist.model.parts import is_multimodal
+from ftdist.run.file_names import EXPORT_MARK
 from ftdist.run.rundir import read_manifest
 
 MODELFILE = "Modelfile"

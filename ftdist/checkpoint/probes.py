@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Tuple
 from ftdist.base.errors import CheckpointError
 from ftdist.checkpoint.protocol import HF
 from ftdist.config.schema import RunConfig
+from ftdist.run.file_names import GENERATION_CONFIG
 
 TEXT = (
     "Hello, World! I'm don't WE'LL you've\n\n  two  spaces\tand tabs \n \r\n  end;\n}\n\nx = foo(bar_Baz[1234567]"
@@ -133,9 +134,8 @@ def check_exported(out: Path, checkpoint: Path, config: RunConfig) -> None:
     trust = config.model.trust_remote_code
     trained, read = (AutoTokenizer.from_pretrained(f, trust_remote_code=trust) for f in (checkpoint / HF, out))
     problem = tokenizer_difference(trained, read, config.data.chat_template_kwargs, defaults=True)
-    name = "generation_config.json"
-    if not problem and (out / name).read_bytes() != (checkpoint / HF / name).read_bytes():
-        problem = f"another {name}"
+    if not problem and (out / GENERATION_CONFIG).read_bytes() != (checkpoint / HF / GENERATION_CONFIG).read_bytes():
+        problem = f"another {GENERATION_CONFIG}"
     if problem:
         raise CheckpointError(f"{out}: not the tokenizer and settings of the run: {problem}", "those of the checkpoint",
                               "check the disk, then export again")  # fmt: skip

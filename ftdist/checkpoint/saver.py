@@ -39,6 +39,7 @@ from ftdist.model.parts import save_config
 from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
 from ftdist.plan.optimizers import BLOCKS_CANNOT_BE_CUT, FP32_BYTES, optimizer_of
+from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.identity import read_inputs
 from ftdist.run.rundir import RunDir, read_manifest
 
@@ -302,7 +303,7 @@ def hf_files(model: Any, tokenizer: Any, others: Sequence[Path] = ()) -> Dict[st
         save_config(model, Path(folder))
         # save_pretrained refuses values that have no effect, such as a temperature without do_sample. The model came
         # with them, and other programs read them: vLLM samples with them.
-        generation = Path(folder) / "generation_config.json"
+        generation = Path(folder) / GENERATION_CONFIG
         generation.write_text(model.generation_config.to_json_string(), encoding="utf-8")
         save_tokenizer(tokenizer, folder)
         sentencepiece = getattr(tokenizer, "sentencepiece_file", None)

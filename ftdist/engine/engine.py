@@ -17,10 +17,11 @@ from ftdist.engine.expert_groups import experts_in_turn, group_experts, part_of
 from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
-from ftdist.engine.optimizers import LR_SCALE, build_optimizer, parameter_shape
+from ftdist.engine.optimizers import LR_SCALE, build_optimizer
 from ftdist.model.compiled import Compiled, compile_layers, outermost_layers
 from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
+from ftdist.model.vocabulary import whole_shape
 from ftdist.plan.activations import recomputes_all
 from ftdist.plan.communication import ModelSizes, exchange_bytes, with_sizes
 from ftdist.plan.optimizers import OptimizerSpec, optimizer_of
@@ -279,7 +280,7 @@ def model_sizes(model: torch.nn.Module) -> ModelSizes:
     """Return the sizes on which those of DeepSpeed's communication depend."""
 
     def count(module: torch.nn.Module, trained_only: bool = False) -> int:
-        return sum(parameter_shape(p).numel() for p in module.parameters() if p.requires_grad or not trained_only)
+        return sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad or not trained_only)
 
     whole = count(model)
     return ModelSizes(whole, count(model, trained_only=True), max(map(count, outermost_layers(model)), default=whole))

@@ -19,9 +19,8 @@ from typing import Any, Dict, List
 import torch
 
 from ftdist.base.errors import ConfigError
-from ftdist.engine.optimizers import parameter_shape
 from ftdist.model.isolation import ROUNDING
-from ftdist.model.vocabulary import gathered
+from ftdist.model.vocabulary import gathered, whole_shape
 
 MARK = "ftdist_part"
 PROBE_TOKENS, PROBE_CHOICES = 16, 2
@@ -42,7 +41,7 @@ class Part:
 
 def part_of(name: str, parameter: torch.nn.Parameter) -> Part:
     """Return which part of which parameter of the model this is: of itself, if it does not belong to a group."""
-    part: Part = getattr(parameter, MARK, None) or Part(name, parameter_shape(parameter), 0)
+    part: Part = getattr(parameter, MARK, None) or Part(name, whole_shape(parameter), 0)
     return part
 
 
@@ -76,7 +75,7 @@ def group_experts(model: torch.nn.Module, groups: int) -> int:
                           "a mixture that runs through the common code of transformers (not Llama 4, LongCat, JetMoE)",
                           "zero.expert_groups=1")  # fmt: skip
     for number, (name, module) in enumerate(fused):
-        width = parameter_shape(module.down_proj)[2 if module.is_transposed else 1]
+        width = whole_shape(module.down_proj)[2 if module.is_transposed else 1]
         before = None if number else _probe(module, [module], width)
         _divide(module, name, groups)
         if before is not None:
@@ -93,7 +92,7 @@ def _is_fused(module: Any) -> bool:
     below = [parameter for child in module.children() for parameter in child.parameters()]
     if below or not hasattr(module, "_is_expert_parallel"):
         return False
-    return {parameter_shape(parameter)[0] for parameter in module.parameters()} == {module.num_experts}
+    return {whole_shape(parameter)[0] for parameter in module.parameters()} == {module.num_experts}
 
 
 def _divide(module: Any, name: str, groups: int) -> None:
@@ -104,7 +103,7 @@ def _divide(module: Any, name: str, groups: int) -> None:
     sizes = [len(part) for part in torch.arange(module.num_experts).tensor_split(min(groups, module.num_experts))]
     parts = [_empty_part(module, size) for size in sizes]
     for own_name, whole in list(module.named_parameters(recurse=False)):
-        shape, shared = parameter_shape(whole), hasattr(whole, "ds_id")
+        shape, shared = whole_shape(whole), hasattr(whole, "ds_id")
         row, first = math.prod(shape[1:]), 0
         with gathered([whole], changed=False):
             for part, size in zip(parts, sizes, strict=True):

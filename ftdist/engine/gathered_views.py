@@ -11,6 +11,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
 
+from ftdist.model.vocabulary import whole_shape
+
 
 class _Part(NamedTuple):
     """A view of a parameter."""
@@ -33,9 +35,7 @@ def save_no_views(model: torch.nn.Module) -> List[torch.nn.Module]:
 def fused_modules(model: torch.nn.Module) -> List[torch.nn.Module]:
     """Return the modules that have parameters of three dimensions, such as the weights of all experts of a layer."""
     return [
-        module
-        for module in model.modules()
-        if any(len(getattr(p, "ds_shape", p.shape)) > 2 for p in module.parameters(recurse=False))
+        module for module in model.modules() if any(len(whole_shape(p)) > 2 for p in module.parameters(recurse=False))
     ]
 
 

@@ -8,6 +8,7 @@ from ftdist.config.optim import OptimConfig, OptimizerKind, values_of
 from ftdist.engine.lion import Lion
 from ftdist.engine.muon_adamw import MATRICES, MuonAdamW, embedding_ids
 from ftdist.model.quantized import import_bitsandbytes
+from ftdist.model.vocabulary import whole_shape
 from ftdist.plan.optimizers import OptimizerSpec
 
 Groups = List[Dict[str, Any]]
@@ -29,7 +30,7 @@ def parameter_groups(model: torch.nn.Module, optim: OptimConfig) -> Groups:
     not_muon = embedding_ids(model) if optim.optimizer is OptimizerKind.muon else set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            dims = len(parameter_shape(parameter))
+            dims = len(whole_shape(parameter))
             scale = optim.lora_plus_ratio if optim.lora_plus_ratio and is_lora_b(name) else 1.0
             settings = {"weight_decay": optim.weight_decay if dims > 1 else 0.0, LR_SCALE: scale}
             if optim.optimizer is OptimizerKind.muon:
@@ -42,11 +43,6 @@ def parameter_groups(model: torch.nn.Module, optim: OptimConfig) -> Groups:
 def is_lora_b(name: str) -> bool:
     """Return whether a parameter is the matrix B of an adapter. It has PEFT's name."""
     return ".lora_B." in name or ".lora_embedding_B." in name
-
-
-def parameter_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """Return the shape of the whole parameter. With ZeRO-3 the tensor itself is empty."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _adamw(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:

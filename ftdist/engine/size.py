@@ -4,11 +4,11 @@ from typing import Any, Optional
 
 import torch
 
-from ftdist.engine.optimizers import parameter_shape
 from ftdist.model.forward import without_engine
 from ftdist.model.parts import other_parts
 from ftdist.model.quantized import is_quantized
 from ftdist.model.routers import has_experts, share_of_experts
+from ftdist.model.vocabulary import whole_shape
 from ftdist.plan.flops import ModelSize
 
 
@@ -36,7 +36,7 @@ def model_size(model: Any) -> Optional[ModelSize]:
 
 def _matrix_weights(parameter: Any) -> int:
     """Return the number of weights of a matrix, or of several in one parameter; 0 for vectors."""
-    shape = parameter.quant_state.shape if is_quantized(parameter) else parameter_shape(parameter)
+    shape = parameter.quant_state.shape if is_quantized(parameter) else whole_shape(parameter)
     return torch.Size(shape).numel() if len(shape) > 1 else 0
 
 

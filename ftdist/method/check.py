@@ -6,6 +6,7 @@ before anything starts. The facts are stored in the cache (``ftdist.run.model_fa
 """
 
 from ftdist.base.collector import pause_collector, resume_collector
+from ftdist.model.vocabulary import whole_shape
 
 if __name__ == "__main__":
     pause_collector()
@@ -78,7 +79,7 @@ def trained_table(model: torch.nn.Module) -> List[str]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             words = [word for word in name.split(".") if word not in ("weight", "default") and not word.isdigit()]
-            kind = ".".join(words[-2:]), " × ".join(map(str, getattr(parameter, "ds_shape", parameter.shape)))
+            kind = ".".join(words[-2:]), " × ".join(map(str, whole_shape(parameter)))
             counts[kind] = counts.get(kind, 0) + 1
     return [f"{number} × {name} [{shape}]" for (name, shape), number in counts.items()]
 

@@ -11,7 +11,8 @@ from ftdist.config.schema import RunConfig
 from ftdist.method.adapters import ADAPTER
 from ftdist.model.adapter import MAGNITUDE, Shape, misfit, trained_shapes
 from ftdist.model.vocabulary import gathered, whole_shape
-from ftdist.run.adapters import INIT_FROM, PREFIX, WEIGHTS, adapter_folder
+from ftdist.run.adapters import INIT_FROM, PREFIX, adapter_folder
+from ftdist.run.file_names import ADAPTER_WEIGHTS
 
 Names = Dict[torch.nn.Parameter, List[str]]
 
@@ -76,7 +77,7 @@ def start_from_adapter(model: PreTrainedModel, config: RunConfig) -> None:
         ConfigError: There is no such adapter, or it does not fit the model.
     """
     names = check_continued(model, config)
-    with safe_open(Path(str(config.method.init_from)) / WEIGHTS, framework="pt") as file:
+    with safe_open(Path(str(config.method.init_from)) / ADAPTER_WEIGHTS, framework="pt") as file:
         for parameter, name in names.items():
             with gathered([parameter]):
                 if parameter.numel():

@@ -18,11 +18,10 @@ from ftdist.model.load import DTYPES
 from ftdist.model.opened import open_exported
 from ftdist.model.parts import auto_class
 from ftdist.model.save import save_model
+from ftdist.run.adapters import PREFIX
+from ftdist.run.file_names import ADAPTER_WEIGHTS
 from ftdist.run.locations import model_location
 
-PREFIX = "base_model.model."
-"""PEFT's wrapper around the model, in the names of a saved adapter."""
-WEIGHTS = "adapter_model.safetensors"
 PROBE_TOKENS = 64
 
 
@@ -82,7 +81,7 @@ def _in_peft_format(
 def _write(model: PreTrainedModel, tensors: Dict[str, torch.Tensor], out: Path, config: RunConfig) -> None:
     from safetensors.torch import save_file
 
-    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     settings = model.peft_config[ADAPTER]
     settings.modules_to_save = list(modules_to_save(model, config.method)) or None
     settings.base_model_name_or_path = None if config.model.config else model_location(config)

@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.vocabulary import gathered, whole_shape
-from ftdist.run.adapters import BASE_COPY, FOLDED, PREFIX, WEIGHTS, adapter_settings, tensor_shapes
+from ftdist.run.adapters import BASE_COPY, FOLDED, PREFIX, adapter_settings, tensor_shapes
+from ftdist.run.file_names import ADAPTER_WEIGHTS
 
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 """Ends of the names of an adapter's tensors. The magnitude is that of DoRA."""
@@ -52,13 +53,15 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
         ConfigError: The embedding and the output head are one tensor in the model, but not in the adapter. PEFT trains
         copies of the modules that are saved, and unties them.
     """
-    shapes = {name: shape for name, shape in tensor_shapes(folder / WEIGHTS).items() if not name.endswith(BASE_COPY)}
+    shapes = {
+        name: shape for name, shape in tensor_shapes(folder / ADAPTER_WEIGHTS).items() if not name.endswith(BASE_COPY)
+    }
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:
         return shapes
     names = [f"{name}.weight" for name, module in model.named_modules() if module is embedding or module is head]
     there = [name for name in names if PREFIX + name in shapes]
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         first, *others = [file.get_tensor(PREFIX + name) for name in there] or [torch.empty(0)]
         equal = all(other.equal(first) for other in others)
     if there and not (equal and there == names):
@@ -118,7 +121,7 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
     settings, shapes = adapter_settings(FOLDED, folder), trained_shapes(FOLDED, model, folder)
     scale = adapter_scale(settings["r"], settings["lora_alpha"], settings["use_rslora"])
     own = dict(model.named_parameters(remove_duplicate=False))
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         names = sorted(shapes)  # the same order on every rank, because each layer is gathered from all of them
         for module in _adapted(dict.fromkeys(names, ())):
             layer: Any = model.get_submodule(module)

@@ -24,8 +24,8 @@ from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
 from ftdist.model.load import model_config
 from ftdist.model.parts import build, is_multimodal, other_parts, runs_own_code
-from ftdist.model.save import GENERATION
 from ftdist.model.text_only import why_not_text_only
+from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts
 
@@ -138,8 +138,8 @@ def _check_generation(config: RunConfig) -> None:
         return
     except Exception as error:  # invalid values raise many kinds of exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{location}/{GENERATION}: {reason[:200]}", "values that transformers accepts",
-                          f"correct or remove {GENERATION}") from error  # fmt: skip
+        raise ConfigError(f"{location}/{GENERATION_CONFIG}: {reason[:200]}", "values that transformers accepts",
+                          f"correct or remove {GENERATION_CONFIG}") from error  # fmt: skip
 
 
 def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:

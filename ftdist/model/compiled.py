@@ -22,6 +22,7 @@ from ftdist.model.attention import DOCUMENTS, documents_attention
 from ftdist.model.attention_plan import Layout
 from ftdist.model.forward import plan_of
 from ftdist.model.quantized import is_quantized
+from ftdist.model.vocabulary import whole_shape
 
 BACKEND = "inductor"
 RECOMPILE_LIMIT = 64
@@ -105,7 +106,7 @@ def outermost_layers(model: torch.nn.Module) -> List[torch.nn.Module]:
 
 def _why_not(layer: torch.nn.Module) -> Optional[str]:
     """Return why a layer is not compiled; None if it is."""
-    if any(len(getattr(p, "ds_shape", p.shape)) > 2 for p in layer.parameters()):
+    if any(len(whole_shape(p)) > 2 for p in layer.parameters()):
         return "the number of tokens of an expert changes"
     if any(is_quantized(p) for p in layer.parameters()):
         return "its weights are quantized"

@@ -22,9 +22,10 @@ from ftdist.config.schema import RunConfig
 from ftdist.model.attention_plan import BOTH_WAYS
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import auto_class, build, runs_own_code, save_config
-from ftdist.model.save import GENERATION, save_model
+from ftdist.model.save import save_model
 from ftdist.model.standin import config_of_standin, whole_standin_config
 from ftdist.model.vocabulary import fit_vocabulary, padded_rows
+from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root
 
 FORMAT_VERSION = 4
@@ -201,7 +202,7 @@ def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.T
     weights |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
     save_config(model, out)
     trust = runs_own_code(model.config)
-    (out / GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
+    (out / GENERATION_CONFIG).write_text(model.generation_config.to_json_string(), encoding="utf-8")
     save_model(weights, AutoConfig.from_pretrained(out, trust_remote_code=trust), out, trust)
     if expected is None:
         return ""

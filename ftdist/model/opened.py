@@ -13,11 +13,9 @@ from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.model.parts import auto_class
 from ftdist.model.quantized import quantize, quantized_layers
-from ftdist.run.adapters import MARK, PREFIX, tensor_shapes
+from ftdist.run.adapters import PREFIX, tensor_shapes
+from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK, GENERATION_CONFIG
 from ftdist.run.rundir import RunDir
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-GENERATION = "generation_config.json"
 
 
 def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[PreTrainedModel] = None) -> Any:
@@ -53,9 +51,9 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
     shape = tensor_shapes(folder / ADAPTER_WEIGHTS).get(f"{PREFIX}{name}.weight")
     if shape and shape != tuple(embedding.weight.shape):  # the run has added tokens
         base.resize_token_embeddings(shape[0], mean_resizing=False)
-    if (folder / MARK).is_file() and read_json(folder / MARK).get("quantization"):
+    if (folder / EXPORT_MARK).is_file() and read_json(folder / EXPORT_MARK).get("quantization"):
         quantize(base, quantized_layers(base, settings.modules_to_save or []), dtype)
-    if (folder / GENERATION).is_file():
+    if (folder / GENERATION_CONFIG).is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a deprecated attribute of the model

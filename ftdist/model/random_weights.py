@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ftdist.model.parts import auto_class
-from ftdist.model.vocabulary import gathered
+from ftdist.model.vocabulary import gathered, whole_shape
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def draw_weights(model: PreTrainedModel, seed: int, vectors: Dict[str, torch.Ten
     """
     std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     for name, weight in model.named_parameters():
-        shape = getattr(weight, "ds_shape", weight.shape)
+        shape = whole_shape(weight)
         if len(shape) > 1 or name in vectors:
             with gathered([weight]):
                 if weight.shape[0]:

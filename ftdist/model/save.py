@@ -9,8 +9,8 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from ftdist.base.errors import USE_SAME_VERSIONS, CheckpointError
 from ftdist.model.parts import auto_class
+from ftdist.run.file_names import GENERATION_CONFIG
 
-GENERATION = "generation_config.json"
 SHARD_SIZE = "5GB"
 """Maximum size of one weights file."""
 
@@ -42,11 +42,11 @@ def save_model(
             "the parameters that were trained",
             USE_SAME_VERSIONS,
         )
-    generation = (out / GENERATION).read_bytes()
+    generation = (out / GENERATION_CONFIG).read_bytes()
     model.generation_config = GenerationConfig()  # transformers would refuse to write some that it has read
     model.config.use_cache = True
     model.save_pretrained(out, max_shard_size=SHARD_SIZE)
-    (out / GENERATION).write_bytes(generation)
+    (out / GENERATION_CONFIG).write_bytes(generation)
     written = {name: (_digest(tensor), tensor.dtype) for name, tensor in model.state_dict().items()}
     weights.clear()
     del model

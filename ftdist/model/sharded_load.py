@@ -8,7 +8,7 @@ from typing import Any
 from transformers import modeling_utils
 from transformers.core_model_loading import Transpose
 
-from ftdist.model.vocabulary import gathered
+from ftdist.model.vocabulary import gathered, whole_shape
 
 
 class _WholeShapes:
@@ -19,7 +19,7 @@ class _WholeShapes:
 
     def get_parameter(self, name: str) -> Any:
         parameter = self._model.get_parameter(name)
-        return SimpleNamespace(shape=getattr(parameter, "ds_shape", parameter.shape))
+        return SimpleNamespace(shape=whole_shape(parameter))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from typing import Any, Dict, List
 
 from ftdist.base.terminal import format_seconds
-from ftdist.report.texts import drawable, finite, interval, number, percent
+from ftdist.report.texts import drawable, finite, interval, number, percent, share_with_interval
 
 KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
 TASK_HEAD = ["task", "step", "measure", "questions", "base model", "trained model", "gained", "lost", "p"]
@@ -137,15 +137,10 @@ def energy_text(energy: Dict[str, Any]) -> str:
 def task_rows(tasks: List[Dict[str, Any]]) -> Rows:
     """Return a row for each measure of each task. ``TASK_HEAD`` names the columns."""
     return [
-        [str(one["task"]), str(one["step"]), measure, str(one["questions"]), _with_interval(found["base"]),
-         _with_interval(found["run"]), str(found["gained"]), str(found["lost"]), f"{found['p']:.2g}"]
+        [str(one["task"]), str(one["step"]), measure, str(one["questions"]), share_with_interval(found["base"]),
+         share_with_interval(found["run"]), str(found["gained"]), str(found["lost"]), f"{found['p']:.2g}"]
         for one in tasks for measure, found in one["measures"].items()
     ]  # fmt: skip
-
-
-def _with_interval(found: Dict[str, float]) -> str:
-    low, share, high = (100 * found[name] for name in ("low", "share", "high"))
-    return f"{share:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def phase_rows(goodput: Dict[str, Any]) -> Rows:

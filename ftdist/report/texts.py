@@ -43,3 +43,9 @@ def interval(found: Dict[str, Any], share: bool = False) -> str:
     if share:
         return f"{100 * value:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
     return f"{value:.4f} ({low:.4f} to {high:.4f})"
+
+
+def share_with_interval(found: Dict[str, Any]) -> str:
+    """Return the share of right answers and its interval as text, in percent."""
+    low, share, high = (100 * found[name] for name in ("low", "share", "high"))
+    return f"{share:.1f} % ({low:.1f} to {high:.1f})"

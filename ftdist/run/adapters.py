@@ -16,10 +16,8 @@ from ftdist.base.shell import override_word
 from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
+from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
 
-SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MARK = "ftdist_export.json"
-"""The file of an export that says which base model its adapter was trained on."""
 MAX_HEADER = 100_000_000
 """Maximum number of bytes of the header of a safetensors file. Source: the safetensors library."""
 PREFIX = "base_model.model."
@@ -62,7 +60,7 @@ def adapter_folder(key: str, given: str) -> Path:
         if not folder.is_dir():
             found = f"{key}={given} is a run without an export"
             raise ConfigError(found, EXPECTED, f"ftdist export {quoted_path(given)}")
-    for name in (SETTINGS, WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             found = f"holds no {name}" if folder.is_dir() else "does not exist"
             whole = (folder / "config.json").is_file()
@@ -85,7 +83,7 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
     other += [f"{name}={found[name]}" for name in unknown if found[name]]  # newer versions of PEFT write more settings
     if found.get("peft_type") != "LORA":
         other.insert(0, f"peft_type={found.get('peft_type')}")
-    elif not other and any(".lora_embedding_" in name for name in tensor_shapes(folder / WEIGHTS)):
+    elif not other and any(".lora_embedding_" in name for name in tensor_shapes(folder / ADAPTER_WEIGHTS)):
         other = ["an adapter of an embedding"]
     if other:
         raise ConfigError(f"{key}={folder} has {other[0]}, which ftdist cannot train", "a LoRA adapter of linear "
@@ -103,20 +101,20 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
 
 def _read_settings(key: str, folder: Path) -> Dict[str, Any]:
     try:
-        found = read_json(folder / SETTINGS)
+        found = read_json(folder / ADAPTER_CONFIG)
         if not isinstance(found, dict) or not {"r", "lora_alpha"} <= found.keys():
             raise ValueError("r or lora_alpha is missing")
     except PermissionError as error:
         raise explain_os_error(error) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {folder / SETTINGS}: {error}", "the file that PEFT writes",
+        raise ConfigError(f"{key}: {folder / ADAPTER_CONFIG}: {error}", "the file that PEFT writes",
                           "export the adapter again") from error  # fmt: skip
     return found
 
 
 def adapted_modules(folder: Path) -> List[str]:
     """Return the names of the modules that the weights of an adapter belong to."""
-    names = {name.removeprefix(PREFIX).partition(".lora_A.") for name in tensor_shapes(folder / WEIGHTS)}
+    names = {name.removeprefix(PREFIX).partition(".lora_A.") for name in tensor_shapes(folder / ADAPTER_WEIGHTS)}
     return sorted({module for module, mark, _ in names if mark})
 
 
@@ -126,7 +124,7 @@ def _saved_modules(folder: Path, given: List[str]) -> List[str]:
     PEFT takes each module whose name ends with a given one: ``norm`` also means ``input_layernorm``. Then the names are
     those of the weights.
     """
-    names = {name.removeprefix(PREFIX) for name in tensor_shapes(folder / WEIGHTS)
+    names = {name.removeprefix(PREFIX) for name in tensor_shapes(folder / ADAPTER_WEIGHTS)
              if ".lora_" not in name and not name.endswith(BASE_COPY)}  # fmt: skip
     other = [name for name in names if not any(f".{module}." in f".{name}" for module in given)]
     return sorted({name.rpartition(".")[0] for name in names} if given and other else given)
@@ -170,7 +168,7 @@ def find_adapters(config: RunConfig) -> None:
 
 def adapter_content(given: str, hashes: FileHashes) -> Dict[str, str] | str:
     """Return the identity of an adapter: the hashes of its files, or that it is gone."""
-    files = [Path(given) / name for name in (SETTINGS, WEIGHTS)]
+    files = [Path(given) / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
     missing = next((file for file in files if not file.is_file()), None)
     return f"gone: {missing}" if missing else {file.name: hashes.of(file) for file in files}
 
@@ -181,7 +179,7 @@ def adapter_layout(given: str) -> Any:
     Raises:
         ConfigError: There is no adapter.
     """
-    return adapter_settings("", Path(given)), tensor_shapes(Path(given) / WEIGHTS)
+    return adapter_settings("", Path(given)), tensor_shapes(Path(given) / ADAPTER_WEIGHTS)
 
 
 def check_base_of(key: str, given: str, bases: Collection[str]) -> None:
@@ -194,7 +192,7 @@ def check_base_of(key: str, given: str, bases: Collection[str]) -> None:
     Raises:
         ConfigError: It was trained on another one.
     """
-    mark = Path(given) / MARK
+    mark = Path(given) / EXPORT_MARK
     trained_on = read_json(mark).get("base") if mark.is_file() else None
     if trained_on is not None and trained_on not in bases:
         name = base_name(given)
@@ -214,7 +212,7 @@ def base_warning(config: RunConfig) -> str:
     model = config.model
     ours = model.builtin or model.hub or model.path or ""
     for key, given in ((INIT_FROM, config.method.init_from), (FOLDED, model.adapter)):
-        if given and not (Path(given) / MARK).is_file():
+        if given and not (Path(given) / EXPORT_MARK).is_file():
             theirs = base_name(given)
             if theirs and Path(theirs).name.lower() != Path(ours).name.lower():
                 return f"{key} says that its base model is {theirs}; the run has {ours or 'random weights'}"

@@ -19,6 +19,7 @@ from ftdist.config.data import named_sources
 from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import FOLDED, INIT_FROM, adapter_content, check_base_of
 from ftdist.run.file_hashes import FileHashes
+from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.hub import hub_commit, repositories
 from ftdist.run.locations import cache_root, is_converted, is_gguf, model_location
 from ftdist.run.prepared import (
@@ -42,7 +43,7 @@ KEY = re.compile("[0-9a-f]{24}")
 BLOCK, BLOCKS = 1 << 16, 64
 """Size in bytes and number of the blocks of a weights file that older versions hashed, and a submission does."""
 WEIGHTS = (".safetensors", ".bin")
-MODEL_FILES = ("config.json", "generation_config.json", "*.py", "*.safetensors", "*.bin")
+MODEL_FILES = ("config.json", GENERATION_CONFIG, "*.py", "*.safetensors", "*.bin")
 NEW_RUN = "restore it, or start a new run"
 
 
@@ -256,7 +257,7 @@ def base_identity(config: RunConfig, folded: bool = True, first: bool = False, d
     files = _first_model_files(config) if first else _model_files(config, hashes)
     hashes.save()
     if isinstance(files, dict):
-        files.pop("generation_config.json", None)
+        files.pop(GENERATION_CONFIG, None)
     random: Record = {"config": model.config, "seed": config.seed} if model.config else {}
     found: Record = {"files": files, "hub": model.hub, **random, **({"drawn vectors": 1} if drawn else {})}
     if folded and model.adapter:

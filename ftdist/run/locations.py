@@ -13,9 +13,9 @@ from ftdist.base.shell import override_word
 from ftdist.base.terminal import print_if_long
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
+from ftdist.run.file_names import ADAPTER_CONFIG
 
 WEIGHTS = ("*.safetensors", "*.bin")
-ADAPTER = "adapter_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -109,8 +109,8 @@ def check_model_folder(config: RunConfig) -> None:
     inside = sorted(entry.name for entry in path.iterdir())
     held = f"it holds {', '.join(inside[:8])}{', …' if len(inside) > 8 else ''}" if inside else "it is empty"
     if not (path / "config.json").is_file():
-        if (path / ADAPTER).is_file():
-            raise ConfigError(f"model.path={path} holds an adapter ({ADAPTER}) and not its base model", expected,
+        if (path / ADAPTER_CONFIG).is_file():
+            raise ConfigError(f"model.path={path} holds an adapter ({ADAPTER_CONFIG}) and not its base model", expected,
                               "set model.path or model.hub to the base model, and continue the adapter with "
                               f"method=lora {override_word('method.init_from', str(path))}")  # fmt: skip
         raise ConfigError(f"model.path={path} holds no config.json; {held}", expected,
@@ -118,9 +118,10 @@ def check_model_folder(config: RunConfig) -> None:
     if "model_type" not in _read_object(path / "config.json"):
         raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model",
                           "copy config.json from the model's repository")  # fmt: skip
-    if (path / ADAPTER).is_file():  # transformers would load the base model that the adapter names, from any location
-        raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER})", "a complete model",
-                          f"merge the adapter into its model, or remove {ADAPTER}")  # fmt: skip
+    if (path / ADAPTER_CONFIG).is_file():
+        # transformers would load the base model that the adapter names, from any location
+        raise ConfigError(f"model.path={path} holds an adapter of another model ({ADAPTER_CONFIG})", "a complete model",
+                          f"merge the adapter into its model, or remove {ADAPTER_CONFIG}")  # fmt: skip
     if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
         raise ConfigError(f"model.path={path} holds no weights; {held}", "*.safetensors or *.bin",
                           "copy the weights there, or download the model again")  # fmt: skip

@@ -16,6 +16,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import Kernels, MethodKind, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
+from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root, model_location
 
 FORMAT_VERSION = 4
@@ -146,5 +147,5 @@ def _layout(given: str) -> Any:
 
 def _checked_files(folder: Path) -> Dict[str, str]:
     """Return the hashes of the files of a model that were checked: its configs and its Python files."""
-    files = [folder / "config.json", folder / "generation_config.json", *sorted(folder.glob("*.py"))]
+    files = [folder / "config.json", folder / GENERATION_CONFIG, *sorted(folder.glob("*.py"))]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}

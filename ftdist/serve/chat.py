@@ -11,6 +11,7 @@ from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text
 from ftdist.base.permissions import require_readable_folder
 from ftdist.base.terminal import task
+from ftdist.run.file_names import ADAPTER_CONFIG
 from ftdist.track.report import TRUNCATION_MARK
 
 Messages = List[Dict[str, str]]
@@ -51,14 +52,14 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
         CheckpointError: The folder is the adapter of a run whose base model now has other weights.
     """
     require_readable_folder(folder)
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
     import torch
     import transformers
     from transformers import AutoTokenizer
 
     from ftdist.checkpoint.export import check_base_of_export
-    from ftdist.model.opened import ADAPTER_CONFIG, open_exported
+    from ftdist.model.opened import open_exported
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -5,6 +5,7 @@ and its base model answer questions instead.
 """
 
 from ftdist.base.collector import pause_collector, resume_collector
+from ftdist.run.file_names import EXPORT_MARK
 
 if __name__ == "__main__":
     pause_collector()
@@ -27,7 +28,7 @@ from ftdist.base.output import accept_any_text
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.base.terminal import task
-from ftdist.checkpoint.export import EXPORT_MARK, export_checkpoint
+from ftdist.checkpoint.export import export_checkpoint
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import RunConfig
 from ftdist.method.build import METHODS

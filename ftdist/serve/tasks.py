@@ -15,6 +15,7 @@ from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
 from ftdist.data.loader import PreparedSet
 from ftdist.parallel.ranks import Ranks, on_rank_0
+from ftdist.report.texts import share_with_interval
 from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.task_results import DOCSTRINGS, is_harness_task, write_result
 from ftdist.serve.accuracy import accuracy
@@ -105,7 +106,7 @@ def answer_alone(
     table = plain_table("task", "measure", "right", "questions", texts=2)
     for name, one in tasks.items():
         for measure, right in one.right(scores[name]).items():
-            table.add_row(*map(Text, (name, measure, _with_interval(asdict(accuracy(right))), f"{len(right):,}")))
+            table.add_row(*map(Text, (name, measure, share_with_interval(asdict(accuracy(right))), f"{len(right):,}")))
     show_table(Console(highlight=False), table)
     print("In brackets: 95 % interval.")
 
@@ -146,7 +147,7 @@ def show(results: List[Dict[str, Any]]) -> None:
     table = plain_table("task", "measure", "base model", results[0]["checkpoint"], "gained", "lost", "p", texts=2)
     for one in results:
         for measure, found in one["measures"].items():
-            shares = [_with_interval(found[of]) for of in ("base", "run")]
+            shares = [share_with_interval(found[of]) for of in ("base", "run")]
             cells = [one["task"], measure, *shares, str(found["gained"]), str(found["lost"]), f"{found['p']:.2g}"]
             table.add_row(*map(Text, cells))
     console = Console(highlight=False)
@@ -156,8 +157,3 @@ def show(results: List[Dict[str, Any]]) -> None:
         print(f"{one['task']}: {count(one['questions'], 'question')}{few}")
     show_table(console, table)
     print("In brackets: 95 % interval. p: McNemar's exact test.")
-
-
-def _with_interval(found: Dict[str, Any]) -> str:
-    low, share, high = (100 * found[name] for name in ("low", "share", "high"))
-    return f"{share:.1f} % ({low:.1f} to {high:.1f})"

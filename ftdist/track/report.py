@@ -17,6 +17,7 @@ from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show, show_table
 from ftdist.base.terminal import format_seconds
 from ftdist.plan.goodput import goodput_of
+from ftdist.run.file_names import ADAPTER_CONFIG
 from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import RunDir
 from ftdist.track.gain import gain_of
@@ -149,7 +150,7 @@ def places(run: RunDir) -> List[Tuple[str, str]]:
     """Return labels and paths of the results that exist."""
     found = [("run", short_path(run.path))]
     if run.export.is_dir():
-        adapter = (run.export / "adapter_config.json").is_file()
+        adapter = (run.export / ADAPTER_CONFIG).is_file()
         found.append(("adapter" if adapter else "model", short_path(run.export)))
     # Every attempt has a folder. All belong to the same W&B run.
     folders = sorted(run.wandb.glob("offline-run-*"))

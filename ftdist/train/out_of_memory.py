@@ -10,8 +10,8 @@ from ftdist.base.errors import TrainError
 from ftdist.config.optim import WHOLE
 from ftdist.config.schema import Offload, Recompute, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
-from ftdist.engine.optimizers import parameter_shape
 from ftdist.model.forward import plan_of
+from ftdist.model.vocabulary import whole_shape
 from ftdist.parallel.device_memory import peak_memory_gib
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.activations import recomputes_all
@@ -82,7 +82,7 @@ def explain_out_of_memory(error: BaseException, config: RunConfig, ranks: Ranks,
             loaded = loading_bytes(config, facts.parameters, layout) / GIB
             held += f". Before the matrices have 4 bits, it holds {loaded:.1f} GiB of weights"
     else:
-        numbers = [(parameter_shape(p).numel(), p.requires_grad) for p in training.engine.module.parameters()]
+        numbers = [(whole_shape(p).numel(), p.requires_grad) for p in training.engine.module.parameters()]
         parameters = sum(count for count, _ in numbers)
         trained = sum(count for count, is_trained in numbers if is_trained)
         peak = peak_memory_gib(ranks.device) * GIB

@@ -19,7 +19,8 @@ from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.data_warnings import data_warnings
 from ftdist.plan.memory import placement
-from ftdist.run.adapters import SETTINGS, base_name, base_warning
+from ftdist.run.adapters import base_name, base_warning
+from ftdist.run.file_names import ADAPTER_CONFIG
 from ftdist.run.model_facts import describe_method, describe_model, length_problem, read_facts
 from ftdist.run.prepared import is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step
@@ -111,7 +112,7 @@ def show_next(run: RunDir, code: int, seconds: float) -> None:
         return
     chat = [f"ftdist chat {place}"] if run.export.is_dir() else []
     merge = []
-    if (run.export / SETTINGS).is_file():
+    if (run.export / ADAPTER_CONFIG).is_file():
         merge = [f"ftdist export {place} --merged"]
         if not base_name(str(run.export)):  # random weights: only a merged model can be loaded
             chat, merge = [], [*merge, f"ftdist chat {escape(quoted_path(run.merged))}"]

@@ -90,6 +90,6 @@ def assemble_run(config: RunConfig, path: Path, ranks: Any) -> Any:
 
 
 def parameter_count(engine: Any) -> int:
-    from ftdist.engine.optimizers import parameter_shape
+    from ftdist.model.vocabulary import whole_shape
 
-    return sum(parameter_shape(parameter).numel() for parameter in engine.module.parameters())
+    return sum(whole_shape(parameter).numel() for parameter in engine.module.parameters())

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.checkpoint.export import EXPORT_MARK
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import MethodKind, Precision, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
@@ -19,6 +18,7 @@ from ftdist.method.lora import Lora, export_merged
 from ftdist.model.forward import evaluation_mode, keeps_logits
 from ftdist.model.load import DTYPES, identity_of_base
 from ftdist.model.opened import open_exported
+from ftdist.run.file_names import EXPORT_MARK
 from ftdist.serve.chat import load
 from tests.helpers.tiny import save_tiny_model, tiny_config
 

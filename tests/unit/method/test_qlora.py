@@ -13,7 +13,7 @@ from ftdist.method.qlora import Qlora, export_merged_quantized
 from ftdist.model.load import load_whole
 from ftdist.model.opened import open_exported
 from ftdist.model.quantized import QUANTIZATION, is_quantized, quantize, quantized_layers
-from ftdist.run.adapters import MARK
+from ftdist.run.file_names import EXPORT_MARK
 from ftdist.run.model_facts import describe_method, write_facts
 from ftdist.verify.reference_model import plain_base, stored
 from tests.helpers.tiny import LLAMA, save_tiny_model
@@ -55,7 +55,7 @@ def test_an_export_is_opened_in_4_bits_and_the_nearer_merge_is_written(method: A
     expected = logits(model)
     out = export(config, model, weights, tmp_path / "adapter")
     assert not logits(open_exported(out).eval()).equal(expected), "the base has 16 bits"
-    (out / MARK).write_text(json.dumps({"quantization": QUANTIZATION}))
+    (out / EXPORT_MARK).write_text(json.dumps({"quantization": QUANTIZATION}))
     assert logits(open_exported(out).eval()).equal(expected)
 
     merged = tmp_path / "merged"

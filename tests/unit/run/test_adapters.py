@@ -14,9 +14,6 @@ from ftdist.config.schema import RunConfig
 from ftdist.run.adapters import (
     FOLDED,
     INIT_FROM,
-    MARK,
-    SETTINGS,
-    WEIGHTS,
     adapter_folder,
     adapter_settings,
     base_warning,
@@ -24,6 +21,7 @@ from ftdist.run.adapters import (
     tensor_shapes,
     to_train_longer,
 )
+from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
 from ftdist.run.identity import base_identity, check_adapter_bases, describe_files
 from ftdist.run.model_facts import _file
 
@@ -39,7 +37,7 @@ PEFT: Dict[str, Any] = {
 def save_adapter(folder: Path, byte: int = 0, **settings: Any) -> Path:
     """Write an adapter whose weights are all ``byte``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps({**PEFT, **settings}))
+    (folder / ADAPTER_CONFIG).write_text(json.dumps({**PEFT, **settings}))
     header, end = {}, 0
     for name in NAMES:
         for part, shape in (("A", [8, 64]), ("B", [64, 8])):
@@ -47,7 +45,7 @@ def save_adapter(folder: Path, byte: int = 0, **settings: Any) -> Path:
             header[f"base_model.model.{name}.lora_{part}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": at}
             end += 2048
     text = json.dumps(header).encode()
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + bytes([byte]) * end)
+    (folder / ADAPTER_WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + bytes([byte]) * end)
     return folder
 
 
@@ -79,9 +77,9 @@ def test_settings_of_newer_versions_of_peft_that_are_off_change_nothing(tmp_path
 def test_adapters_that_compute_something_else_are_refused(changed: Dict[str, Any], tmp_path: Path) -> None:
     folder = save_adapter(tmp_path / "adapter", **changed)
     if changed == {"r": None}:
-        settings = json.loads((folder / SETTINGS).read_text())
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text())
         del settings["r"]
-        (folder / SETTINGS).write_text(json.dumps(settings))
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match=r"which ftdist cannot train|r or lora_alpha is missing"):
         adapter_settings(INIT_FROM, folder)
 
@@ -95,16 +93,16 @@ def test_a_run_stands_for_its_export_and_other_folders_are_named(tmp_path: Path)
     assert caught.value.fix == f"ftdist export {run}"
     save_adapter(run / "export")
     assert adapter_folder(INIT_FROM, str(run)) == run / "export"
-    (run / "export" / WEIGHTS).rename(run / "export" / "other")
+    (run / "export" / ADAPTER_WEIGHTS).rename(run / "export" / "other")
     (run / "export" / "config.json").touch()
-    with pytest.raises(ConfigError, match=f"holds no {WEIGHTS}") as caught:
+    with pytest.raises(ConfigError, match=f"holds no {ADAPTER_WEIGHTS}") as caught:
         adapter_folder(FOLDED, str(run))
     assert caught.value.fix.startswith("model.path=")
     with pytest.raises(ConfigError, match="does not exist"):
         adapter_folder(FOLDED, str(tmp_path / "nothing"))
-    (run / "export" / WEIGHTS).write_bytes(b"short")
+    (run / "export" / ADAPTER_WEIGHTS).write_bytes(b"short")
     with pytest.raises(ConfigError, match="cannot be read"):
-        tensor_shapes(run / "export" / WEIGHTS)
+        tensor_shapes(run / "export" / ADAPTER_WEIGHTS)
 
 
 def config_of(tmp_path: Path, **adapters: Path) -> RunConfig:
@@ -120,13 +118,13 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     plain = base_identity(config_of(tmp_path))
     config = config_of(tmp_path, folded=first, init_from=second)
     check_adapter_bases(config)  # adapters of other programs do not say what their base was
-    (first / MARK).write_text(json.dumps({"base": plain}))
-    (second / MARK).write_text(json.dumps({"base": base_identity(config)}))
+    (first / EXPORT_MARK).write_text(json.dumps({"base": plain}))
+    (second / EXPORT_MARK).write_text(json.dumps({"base": base_identity(config)}))
     check_adapter_bases(config)
-    (second / MARK).write_text(json.dumps({"base": plain}))  # it was trained without the folded adapter
+    (second / EXPORT_MARK).write_text(json.dumps({"base": plain}))  # it was trained without the folded adapter
     with pytest.raises(ConfigError, match="method.init_from=.*second was trained on a base model with other weights"):
         check_adapter_bases(config)
-    (first / MARK).write_text(json.dumps({"base": "another"}))
+    (first / EXPORT_MARK).write_text(json.dumps({"base": "another"}))
     with pytest.raises(ConfigError, match="model.adapter=.*first was trained on a base model with other weights"):
         check_adapter_bases(config)
     save_adapter(first, base_model_name_or_path=None)
@@ -135,7 +133,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     assert error.value.fix == "set model.config and seed to those of its run, or leave out model.adapter"
     assert not base_warning(config), "the identity of the base is known"
     save_adapter(first)
-    (first / MARK).unlink()
+    (first / EXPORT_MARK).unlink()
     assert "model.adapter says that its base model is org/base-1b" in base_warning(config)
     config.model.path = "/models/Base-1B"
     assert not base_warning(config)
@@ -152,7 +150,7 @@ def test_the_identity_of_a_run_and_its_base_covers_the_adapters(tmp_path: Path) 
     assert describe_files(continued)[INIT_FROM] != inputs and _file(folded) == before[2]
     save_adapter(folder, r=4)
     assert _file(folded) != before[2], "the adapter would not be checked again"
-    (folder / WEIGHTS).unlink()
+    (folder / ADAPTER_WEIGHTS).unlink()
     assert describe_files(continued)[INIT_FROM].startswith("gone: ")
     with pytest.raises(ConfigError, match="model.adapter=.* holds no"):
         find_adapters(folded)

@@ -6,8 +6,8 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from ftdist.run.adapters import MARK
 from ftdist.run.checks import FAILED, NOTES, PASSED, Check, read_checks
+from ftdist.run.file_names import EXPORT_MARK
 from ftdist.verify.main import MODEL, TRAINED, check_before_ranks
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model, tiny_config
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(folder / "model")
     for name in ("adapter", "foreign"):
         save_peft_adapter(folder / "model", folder / name, target_modules=["q_proj", "v_proj"])
-    (folder / "foreign" / MARK).write_text(json.dumps({"base": "another"}))
+    (folder / "foreign" / EXPORT_MARK).write_text(json.dumps({"base": "another"}))
     return folder
 
 
