@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from yaml import YAMLError
 
 from ftdist.checkpoint.compatibility import tested_versions
-from ftdist.config.method import ADAPTERS, READ_BY
+from ftdist.config.method import ADAPTERS, METHOD_FACTS
 from ftdist.config.schema import MethodKind, RunConfig
 
 BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
@@ -98,7 +98,7 @@ def _method(config: RunConfig) -> str:
     method = config.method
     if method.kind is MethodKind.full:
         return method.kind.name
-    values = {name: getattr(method, name) for name in READ_BY[method.kind]}
+    values = {name: getattr(method, name) for name in METHOD_FACTS[method.kind].reads}
     return f"{method.kind.name}: " + ", ".join(f"{name} {_plain(value)}" for name, value in values.items() if value)
 
 

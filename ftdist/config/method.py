@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ftdist.base.errors import ConfigError
 
@@ -53,18 +53,26 @@ class MethodConfig:
 
 _LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora",
          "modules_to_save", "init_from")  # fmt: skip
-READ_BY: Dict[MethodKind, Tuple[str, ...]] = {
-    MethodKind.full: (), MethodKind.lora: _LORA, MethodKind.qlora: _LORA,
-    MethodKind.partial: ("trainable", "last_layers"),
-}  # fmt: skip
-"""The settings that each method reads."""
+_LORA_RATES, _RATES = (3e-5, 5e-3), (1e-7, 1e-3)  # adapters need about ten times the rate of full fine-tuning
+
+
+class MethodFacts(NamedTuple):
+    """What is known of a method."""
+
+    reads: Tuple[str, ...]
+    """The settings of the section that it reads."""
+    usual_rates: Tuple[float, float]
+    """Lowest and highest usual peak learning rate of AdamW."""
+
+
+METHOD_FACTS: Dict[MethodKind, MethodFacts] = {
+    MethodKind.full: MethodFacts((), _RATES),
+    MethodKind.lora: MethodFacts(_LORA, _LORA_RATES),
+    MethodKind.qlora: MethodFacts(_LORA, _LORA_RATES),
+    MethodKind.partial: MethodFacts(("trainable", "last_layers"), _RATES),
+}
 ADAPTERS = (MethodKind.lora, MethodKind.qlora)
 """The methods that train adapters."""
-USUAL_RATES: Dict[MethodKind, Tuple[float, float]] = {
-    MethodKind.full: (1e-7, 1e-3), MethodKind.lora: (3e-5, 5e-3), MethodKind.qlora: (3e-5, 5e-3),
-    MethodKind.partial: (1e-7, 1e-3),
-}  # fmt: skip
-"""Lowest and highest usual peak learning rate of AdamW. Adapters need about ten times the rate of full fine-tuning."""
 
 
 def check_method(method: MethodConfig, stage: int) -> None:
@@ -79,8 +87,8 @@ def check_method(method: MethodConfig, stage: int) -> None:
     """
     default = MethodConfig()
     for name in (entry.name for entry in fields(method) if entry.name != "kind"):
-        if getattr(method, name) != getattr(default, name) and name not in READ_BY[method.kind]:
-            reader = next(kind for kind, names in READ_BY.items() if name in names)
+        if getattr(method, name) != getattr(default, name) and name not in METHOD_FACTS[method.kind].reads:
+            reader = next(kind for kind, facts in METHOD_FACTS.items() if name in facts.reads)
             raise ConfigError(f"method.{name} is set, but method={method.kind.name} does not read it",
                               f"method.{name} only with method={reader.name}", f"method={reader.name}")  # fmt: skip
     if method.kind in ADAPTERS:

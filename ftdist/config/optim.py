@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Dict, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.method import ADAPTERS, USUAL_RATES, MethodConfig, MethodKind
+from ftdist.config.method import ADAPTERS, METHOD_FACTS, MethodConfig, MethodKind
 
 
 class Schedule(Enum):
@@ -71,31 +71,41 @@ class OptimConfig:
 
 
 _ADAMW = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
-USUAL: Dict[OptimizerKind, Dict[str, float]] = {
-    OptimizerKind.adamw: _ADAMW, OptimizerKind.adamw_8bit: _ADAMW, OptimizerKind.adafactor: {},
-    OptimizerKind.lion: {"beta1": 0.9, "beta2": 0.99}, OptimizerKind.muon: {"momentum": 0.95, **_ADAMW},
-    OptimizerKind.sgd: {"momentum": 0.9},
-}  # fmt: skip
-"""The settings that each optimizer reads, with the values that they have if they are null."""
-RATES: Dict[OptimizerKind, Tuple[float, float]] = {
-    OptimizerKind.adamw: (1, 1), OptimizerKind.adamw_8bit: (1, 1), OptimizerKind.adafactor: (10, 100),
-    OptimizerKind.lion: (0.1, 0.3), OptimizerKind.muon: (1, 1), OptimizerKind.sgd: (100, 10_000),
-}  # fmt: skip
-"""Lowest and highest usual learning rate of each optimizer, as a multiple of AdamW's (``USUAL_RATES``). The update of
-Lion has the size 1 in every element; the update of AdamW is smaller. The update of SGD has the size of the gradient.
-The update of Adafactor is relative to the size of the weights, which is a few hundredths. The update of Muon is scaled
-to the size of AdamW's."""
-WHOLE: Dict[OptimizerKind, str] = {
-    OptimizerKind.adafactor: "Adafactor keeps one number for each row and column of a matrix",
-    OptimizerKind.muon: "Muon makes the update of a whole matrix orthogonal",
+
+
+class OptimizerFacts(NamedTuple):
+    """What is known of an optimizer, besides the states that it keeps (``ftdist.plan.optimizers``)."""
+
+    usual: Dict[str, float]
+    """The settings that it reads, with the values that they have if they are null."""
+    rates: Tuple[float, float]
+    """Lowest and highest usual learning rate, as a multiple of AdamW's (``MethodFacts.usual_rates``)."""
+    whole: str = ""
+    """Why it needs whole matrices. Empty: it does not."""
+
+
+OPTIMIZER_FACTS: Dict[OptimizerKind, OptimizerFacts] = {
+    OptimizerKind.adamw: OptimizerFacts(_ADAMW, (1, 1)),
+    OptimizerKind.adamw_8bit: OptimizerFacts(_ADAMW, (1, 1)),
+    # The update is relative to the size of the weights, which is a few hundredths.
+    OptimizerKind.adafactor: OptimizerFacts(
+        {}, (10, 100), "Adafactor keeps one number for each row and column of a matrix"
+    ),
+    # The update has the size 1 in every element; that of AdamW is smaller.
+    OptimizerKind.lion: OptimizerFacts({"beta1": 0.9, "beta2": 0.99}, (0.1, 0.3)),
+    # The update is scaled to the size of AdamW's.
+    OptimizerKind.muon: OptimizerFacts(
+        {"momentum": 0.95, **_ADAMW}, (1, 1), "Muon makes the update of a whole matrix orthogonal"
+    ),
+    # The update has the size of the gradient.
+    OptimizerKind.sgd: OptimizerFacts({"momentum": 0.9}, (100, 10_000)),
 }
-"""Optimizers that need whole matrices, and why."""
 
 
 def values_of(optim: OptimConfig) -> Dict[str, float]:
     """Return the settings that the optimizer reads, by name. Those that are null have the optimizer's usual value."""
-    given = {name: getattr(optim, name) for name in USUAL[optim.optimizer]}
-    return {name: USUAL[optim.optimizer][name] if value is None else value for name, value in given.items()}
+    given = {name: (getattr(optim, name), usual) for name, usual in OPTIMIZER_FACTS[optim.optimizer].usual.items()}
+    return {name: usual if value is None else value for name, (value, usual) in given.items()}
 
 
 def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> None:
@@ -105,15 +115,15 @@ def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> Non
         ConfigError: A setting is set that the optimizer or the method does not read, or the optimizer needs whole
         matrices and the stage cuts them.
     """
-    chosen = optim.optimizer
-    if chosen in WHOLE and stage > 0:
-        raise ConfigError(f"optim.optimizer={chosen.name} with zero.stage={stage}: {WHOLE[chosen]}, and ZeRO stages 1 "
+    chosen, facts = optim.optimizer, OPTIMIZER_FACTS[optim.optimizer]
+    if facts.whole and stage > 0:
+        raise ConfigError(f"optim.optimizer={chosen.name} with zero.stage={stage}: {facts.whole}, and ZeRO stages 1 "
                           "to 3 cut all parameters into flat parts, one for each rank",
                           f"zero.stage=0 with optim.optimizer={chosen.name}",
                           "zero.stage=0, or optim.optimizer=lion, which keeps half of AdamW's states")  # fmt: skip
-    for name in dict.fromkeys(name for names in USUAL.values() for name in names):
-        if getattr(optim, name) is not None and name not in USUAL[chosen]:
-            readers = [kind.name for kind, names in USUAL.items() if name in names]
+    for name in dict.fromkeys(name for other in OPTIMIZER_FACTS.values() for name in other.usual):
+        if getattr(optim, name) is not None and name not in facts.usual:
+            readers = [kind.name for kind, other in OPTIMIZER_FACTS.items() if name in other.usual]
             raise ConfigError(f"optim.{name} is set, but optim.optimizer={chosen.name} does not read it",
                               f"optim.{name} only with optim.optimizer={' or '.join(readers)}",
                               f"optim.{name}=null")  # fmt: skip
@@ -125,7 +135,8 @@ def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> Non
 def rate_warning(method: MethodKind, optim: OptimConfig) -> str:
     """Return a warning if the peak learning rate is far from what is usual for the method and the optimizer. Otherwise
     an empty text."""
-    low, high = (rate * factor for rate, factor in zip(USUAL_RATES[method], RATES[optim.optimizer], strict=True))
+    rates, factors = METHOD_FACTS[method].usual_rates, OPTIMIZER_FACTS[optim.optimizer].rates
+    low, high = (rate * factor for rate, factor in zip(rates, factors, strict=True))
     lr, ratio = optim.lr, optim.lora_plus_ratio or 1.0
     with_optimizer = "" if optim.optimizer is OptimizerKind.adamw else f" with optim.optimizer={optim.optimizer.name}"
     usual = f"for method={method.name}{with_optimizer}; usual values are {low:g} to {high:g}"

@@ -12,8 +12,9 @@ from ftdist.config.schema import RunConfig
 class Method(Protocol):
     """A way to fine-tune a model. A checkpoint holds the parameters that require a gradient after ``apply``.
 
-    To add one: a member of ``MethodKind`` and its settings (``ftdist/config/schema.py``), a class with these methods, a
-    line in ``build.py``, and its file in ``conf/method/``. ``docs/design.md`` lists all steps.
+    To add one: a member of ``MethodKind``, its settings and its line in ``METHOD_FACTS`` (``ftdist/config/method.py``),
+    a class with these methods, a line in ``build.py``, and its file in ``conf/method/``. ``docs/design.md`` lists all
+    steps.
     """
 
     whole: bool
