@@ -1,4 +1,4 @@
-"""Nearest names: what a misspelt name, key or path may mean."""
+"""Nearest names: what a misspelled name, key or path may mean."""
 
 import difflib
 import os
@@ -13,14 +13,14 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> List[str]
     """Return at most three choices that are most similar to a word, the best one first.
 
     Args:
-        word: The misspelt word.
+        word: The misspelled word.
         choices: The right words.
         cutoff: Minimum similarity, from 0 to 1.
     """
     # difflib.get_close_matches is not used, for two reasons. It is case-sensitive, so it finds nothing for a verb in
-    # capital letters. It also returns words that are much less similar than the best one. For 1500 misspelt config keys
-    # (one letter missing, doubled or exchanged) it puts the right key first in 98.0% of the cases and returns 2.5 keys
-    # on average. This function puts it first in 99.9%, and returns 1.1 keys.
+    # capital letters. It also returns words that are much less similar than the best one. For 1500 misspelled config
+    # keys (one letter missing, doubled or exchanged) it puts the right key first in 98.0% of the cases and returns
+    # 2.5 keys on average. This function puts it first in 99.9%, and returns 1.1 keys.
     scores = {
         choice: difflib.SequenceMatcher(None, word.lower(), choice.lower()).ratio() for choice in sorted(set(choices))
     }

@@ -27,7 +27,7 @@ class Family:
     arch: str
     """Its name in llama.cpp."""
     permuted: bool = False
-    """Rows of q and k are in the order of llama.cpp's own rotary embedding, which turns neighbours and not halves."""
+    """Rows of q and k are in the order of llama.cpp's own rotary embedding, which turns neighbors and not halves."""
     norm_shift: float = 0.0
     """Added to the weights of norms: Gemma computes with 1 + weight, llama.cpp with the weight."""
     full_every: int = 0

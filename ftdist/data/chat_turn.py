@@ -216,7 +216,7 @@ def has_words(text: str) -> bool:
 def check_end(prompt: str, end: str) -> None:
     """Check that the text after an answer belongs to the answer.
 
-    Templates that ask for a judgement of a conversation (Llama Guard) write the same after any last message.
+    Templates that ask for a judgment of a conversation (Llama Guard) write the same after any last message.
 
     Args:
         prompt: The prompt after its last field.

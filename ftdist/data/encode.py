@@ -1,6 +1,6 @@
 """Encode records as token ids. One call encodes a chunk of records, in one worker process.
 
-A record is read into a document, rendered as text, tokenised, and cut to ``max_seq_len`` tokens. The tokenizer is
+A record is read into a document, rendered as text, tokenized, and cut to ``max_seq_len`` tokens. The tokenizer is
 called in ``ftdist.data.tokenise``.
 """
 

@@ -1,4 +1,4 @@
-"""Recognise the format of a record by the names of its fields.
+"""Recognize the format of a record by the names of its fields.
 
 Fields with other usual names are renamed, where only one reading is possible: ``question`` and ``answer`` become
 ``instruction`` and ``output``.
@@ -29,7 +29,7 @@ REQUIRED_FIELDS = {
     Format.alpaca: ("instruction", "output"),
     Format.text: ("text",),
 }
-"""The formats in the order in which they are recognised."""
+"""The formats in the order in which they are recognized."""
 MESSAGES = ("conversation", "dialogue", "dialog", "chat")
 """Other names of ``messages``, if the field holds a list."""
 QUESTIONS = ("instruction", "question", "query", "prompt", "user", "human", "inputs", "input")
@@ -75,7 +75,7 @@ def recognise(
     Args:
         location: Where the record was found. Error messages name it.
         record: The record, without fields that are None.
-        format: ``Format.auto`` recognises the format by the fields.
+        format: ``Format.auto`` recognizes the format by the fields.
         mapped: The setting ``fields``, which ``rename_fields`` has applied. Formats that need one of these names are
             tried first.
 

@@ -107,7 +107,7 @@ def _print_pieces(pieces: List[TextPiece], with_losses: bool, console: Console) 
 def _text_with_losses(pieces: List[TextPiece], with_brackets: bool) -> Text:
     """Return the text with the loss after each token, as ``text⟨1.23⟩``.
 
-    Trained text is green. If there are no colours, it is in ``[[ ]]``.
+    Trained text is green. If there are no colors, it is in ``[[ ]]``.
     """
     text = Text()
     for trained, run in groupby(pieces, key=lambda piece: piece.trained):

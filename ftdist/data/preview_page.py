@@ -8,7 +8,7 @@ from ftdist.data.preview_rows import ShownDocument, ShownRow, TextPiece
 from ftdist.run.sample import printable
 
 MAX_SHADED_LOSS = 8.0
-"""Loss with the deepest background colour, in nats."""
+"""Loss with the deepest background color, in nats."""
 
 STYLE = """
 body { font: 15px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }

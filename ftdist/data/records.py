@@ -1,7 +1,7 @@
 """Read records of all supported formats into documents. A document is a plain text, a prompt with its completion, or
 a chat.
 
-``ftdist.data.fields`` recognises the format, and ``ftdist.data.messages`` reads the messages of chats.
+``ftdist.data.fields`` recognizes the format, and ``ftdist.data.messages`` reads the messages of chats.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ def read_record(
         location: Where the record was found. Error messages name it.
         record: An object with the fields of one of the formats, or a list of messages. Fields that are null or NaN
             are treated as absent. A DataError is a record that could not be read from its file; it is raised.
-        format: ``Format.auto`` recognises the format by the fields.
+        format: ``Format.auto`` recognizes the format by the fields.
         fields: The setting ``fields`` of the source.
         reasoning: What happens to the reasoning in answers.
 

@@ -101,7 +101,7 @@ def render(document: Document, renderer: Renderer) -> List[Rendered]:
 def wanted_answers(document: Document, train_on: TrainOn) -> List[int]:
     """Return the numbers of the messages of a chat that are trained.
 
-    Marks of the author are honoured if ``train_on`` is ``auto`` and there are any, or if it is ``marked``.
+    Marks of the author are honored if ``train_on`` is ``auto`` and there are any, or if it is ``marked``.
 
     Raises:
         DataError: ``train_on`` is ``marked``, and no answer has a mark.

@@ -242,7 +242,7 @@ def _damaged(file: Path, error: Exception) -> DataError:
 
 
 def _check_encoding(file: Path, beginning: bytes) -> None:
-    """Refuse a file in UTF-16 or UTF-32. It is recognised by its byte order mark, or by the zero bytes of its text."""
+    """Refuse a file in UTF-16 or UTF-32. It is recognized by its byte order mark, or by the zero bytes of its text."""
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if beginning.startswith(mark)), None)
     encoding = encoding or _encoding_with_zeros(beginning)
     if encoding:
@@ -254,7 +254,7 @@ def _check_encoding(file: Path, beginning: bytes) -> None:
 
 
 def _encoding_with_zeros(text: bytes) -> Optional[str]:
-    """Recognise UTF-16 and UTF-32 without a byte order mark: letters, spaces and line ends of ASCII have zero bytes.
+    """Recognize UTF-16 and UTF-32 without a byte order mark: letters, spaces and line ends of ASCII have zero bytes.
 
     Other text can have some zero bytes too. In UTF-16, at least each line end has one.
 

@@ -1,8 +1,8 @@
-"""Tokenise rendered documents and mark the trained tokens.
+"""Tokenize rendered documents and mark the trained tokens.
 
 A token is trained if it overlaps a trained span. So the mask never depends on token ids (the padding token can be the
-same as the stop token). A text is tokenised in one step, with one exception: no token has the end of a prompt and the
-beginning of an answer. At inference the prompt is tokenised alone, so the model would never see such a token.
+same as the stop token). A text is tokenized in one step, with one exception: no token has the end of a prompt and the
+beginning of an answer. At inference the prompt is tokenized alone, so the model would never see such a token.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Tokenised:
 
 
 def tokenise(rendered: List[Rendered], renderer: Renderer) -> List[Tokenised]:
-    """Tokenise texts and mark the tokens that overlap the trained spans."""
+    """Tokenize texts and mark the tokens that overlap the trained spans."""
     backend, made = renderer.tokenizer.backend_tokenizer, []
     encodings = backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
     for encoding, one in zip(encodings, rendered, strict=True):
@@ -50,7 +50,7 @@ def _cuts(encoding: Any, spans: List[Span]) -> List[int]:
 
 
 def _tokenise_in_parts(rendered: Rendered, cuts: List[int], backend: Any) -> Tokenised:
-    """Tokenise the parts of a text between some positions, and join their tokens."""
+    """Tokenize the parts of a text between some positions, and join their tokens."""
     parts: List[Tokenised] = []
     for begin, end in pairwise([0, *cuts, len(rendered.text)]):
         spans = [(max(a, begin) - begin, min(b, end) - begin) for a, b in rendered.spans if a < end and b > begin]

@@ -71,7 +71,7 @@ def _fits(model: PreTrainedModel, parameter: torch.nn.Parameter, shape: Shape | 
 def start_from_adapter(model: PreTrainedModel, config: RunConfig) -> None:
     """Load the weights of the adapter that ``method.init_from`` names into a model with the method applied.
 
-    They are rounded to the precision of the run. With ZeRO-3 every rank must call it, before DeepSpeed is initialised.
+    They are rounded to the precision of the run. With ZeRO-3 every rank must call it, before DeepSpeed is initialized.
 
     Raises:
         ConfigError: There is no such adapter, or it does not fit the model.

@@ -18,7 +18,7 @@ from ftdist.base.temporary import remove_leftovers, temporary_path
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the config, weights, tokenizer and chat template of a GGUF file to ``folder``.
 
-    Quantised weights are dequantised; all weights are written in bfloat16. The folder is written under a temporary name
+    Quantized weights are dequantized; all weights are written in bfloat16. The folder is written under a temporary name
     and renamed, so it is never incomplete.
 
     Raises:

@@ -79,7 +79,7 @@ def load_model(
     Args:
         arch: Config of the model, from ``model_config``.
         plan: How documents run through the model, from ``ftdist.model.exactness.choose_plan``.
-        zero_settings: The dict that DeepSpeed is initialised with.
+        zero_settings: The dict that DeepSpeed is initialized with.
         load_options: Further arguments of ``from_pretrained``, from the method.
 
     Raises:

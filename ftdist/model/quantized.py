@@ -1,9 +1,9 @@
-"""The matrices of a frozen base model in 4 bits: NF4 with double quantisation (Dettmers 2023,
+"""The matrices of a frozen base model in 4 bits: NF4 with double quantization (Dettmers 2023,
 https://arxiv.org/abs/2305.14314), by bitsandbytes.
 
-A model is loaded in its 16-bit weights first, and then quantised layer by layer. So everything that changes a model
+A model is loaded in its 16-bit weights first, and then quantized layer by layer. So everything that changes a model
 while it is loaded works as for other methods, and with ZeRO-3 no rank ever holds the whole model: one layer at a time
-is gathered, quantised, and sharded again. The constants of the blocks stay whole on every rank.
+is gathered, quantized, and sharded again. The constants of the blocks stay whole on every rank.
 """
 
 from functools import cache
@@ -19,7 +19,7 @@ from ftdist.model.vocabulary import gathered, whole_shape
 from ftdist.plan.memory import NF4_BLOCK
 
 QUANTIZATION: Dict[str, Any] = {"type": "nf4", "double": True, "block": NF4_BLOCK}
-"""What checkpoints and exports record of the quantisation."""
+"""What checkpoints and exports record of the quantization."""
 MULTIPLE = 8
 """bitsandbytes packs the numbers of a matrix into elements of 2 or 4 bytes. It cuts off a part of an element."""
 
@@ -49,7 +49,7 @@ def is_quantized(tensor: Any) -> bool:
 
 
 def quantized_layers(model: PreTrainedModel, kept: Collection[str]) -> List[str]:
-    """Return the names of the layers that are quantised: the linear layers that text goes through, without the head.
+    """Return the names of the layers that are quantized: the linear layers that text goes through, without the head.
 
     Args:
         kept: Modules that are trained whole, and stay as they are with all that is in them.
@@ -69,7 +69,7 @@ def quantize(model: PreTrainedModel, names: Collection[str], dtype: torch.dtype)
     """Replace layers by layers of bitsandbytes with 4-bit weights. Their outputs are of type ``dtype``.
 
     The packed numbers are stored as elements of this type, because DeepSpeed shards tensors of one type together. With
-    ZeRO-3 every rank must call it. On a rank with a GPU the layers are quantised there.
+    ZeRO-3 every rank must call it. On a rank with a GPU the layers are quantized there.
     """
     for name in names:
         old: Any = model.get_submodule(name)

@@ -48,7 +48,7 @@ def drawn_vectors(arch: PretrainedConfig, seed: int) -> Dict[str, torch.Tensor]:
 
 
 def _initial_vectors(model: PreTrainedModel, seed: str) -> Dict[str, torch.Tensor]:
-    """Let transformers initialise the vectors of a model. The numbers of a module depend on its name only."""
+    """Let transformers initialize the vectors of a model. The numbers of a module depend on its name only."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dim() < 2:
@@ -61,7 +61,7 @@ def _initial_vectors(model: PreTrainedModel, seed: str) -> Dict[str, torch.Tenso
 
 
 def _children_first(name: str, module: Any, owner: Any) -> Iterator[Tuple[str, Any, Any]]:
-    """Yield each module with its name and the model that initialises it, in the order of transformers."""
+    """Yield each module with its name and the model that initializes it, in the order of transformers."""
     for child_name, child in module.named_children():
         yield from _children_first(
             f"{name}.{child_name}", child, child if isinstance(child, PreTrainedModel) else owner

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 def fit_vocabulary(model: PreTrainedModel, num_known: int, num_tokens: int, pad_to_multiple_of: int) -> int:
     """Enlarge the embedding, and the head if it is not tied, to the number of tokens, then to a padded size.
 
-    New rows are initialised with the mean of the rows of known tokens (Hewitt 2021,
+    New rows are initialized with the mean of the rows of known tokens (Hewitt 2021,
     https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
 
     Args:
         num_known: Number of tokens without the new special tokens. The new special tokens have the ids ``num_known`` to
-            ``num_tokens - 1``. Many models already have unused rows for some of these ids. They are initialised in the
+            ``num_tokens - 1``. Many models already have unused rows for some of these ids. They are initialized in the
             same way.
         num_tokens: Number of tokens of the tokenizer.
         pad_to_multiple_of: The number of rows is rounded up to a multiple of this.

@@ -1,8 +1,8 @@
 """Charts as SVG: pure functions from numbers to text.
 
 A chart library would weigh megabytes in a page that has to hold all it needs, and would need scripts. The shapes here
-have classes, and the style of the page (``page_style.py``) gives them colours for light, dark and print. Series differ
-also in the shape of their points and the dashes of their lines, and parts have numbers: no colour has to be told apart.
+have classes, and the style of the page (``page_style.py``) gives them colors for light, dark and print. Series differ
+also in the shape of their points and the dashes of their lines, and parts have numbers: no color has to be told apart.
 """
 
 import math
@@ -22,7 +22,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 40
 STYLES = 6
 """Number of different styles of series. More series begin again."""
 FILLS = 8
-"""Number of different colours of parts. Each part has a number too."""
+"""Number of different colors of parts. Each part has a number too."""
 MAX_MARKS = 40
 """A line with more points has no marks on it."""
 

@@ -5,7 +5,7 @@ from typing import Any, Dict, List
 import torch
 
 MOST_MOVED, NEAREST = 10, 5
-"""Number of tokens that are reported, and of their neighbours."""
+"""Number of tokens that are reported, and of their neighbors."""
 
 
 def most_moved(before: torch.Tensor, after: torch.Tensor, tokenizer: Any) -> List[Dict[str, Any]]:

@@ -27,7 +27,7 @@ BASE_COPY = ".base_layer.weight"
 INIT_FROM, FOLDED = "method.init_from", "model.adapter"
 EXPECTED = "a folder with a LoRA adapter in PEFT's format, or a run with method=lora and its export"
 FREE_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-"""Initialisations after which an adapter fits the unchanged base model."""
+"""Initializations after which an adapter fits the unchanged base model."""
 PLAIN: Dict[str, Tuple[Any, ...]] = {
     "bias": ("none",), "lora_bias": (False,), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
     "layer_replication": (None,), "target_parameters": (None, []), "trainable_token_indices": (None,),
@@ -87,7 +87,7 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
         other = ["an adapter of an embedding"]
     if other:
         raise ConfigError(f"{key}={folder} has {other[0]}, which ftdist cannot train", "a LoRA adapter of linear "
-                          "layers with one rank, without biases, and with an initialisation that keeps the base model",
+                          "layers with one rank, without biases, and with an initialization that keeps the base model",
                           "merge it into its base with PEFT, and set model.path to the result")  # fmt: skip
     targets, saved = found.get("target_modules"), found.get("modules_to_save") or []
     if not isinstance(targets, list) or found.get("layers_to_transform") is not None or found.get("exclude_modules"):

@@ -10,8 +10,8 @@ from ftdist.run.rundir import RunDir
 DOCSTRINGS = "stdlib_docs"
 BUILTIN_TASKS = (DOCSTRINGS,)
 """Names of the tasks that need no file."""
-MEASURES = ("accuracy", "normalised")
-"""Which choice counts as the answer of a model. ``accuracy``: the one with the largest log-probability. ``normalised``:
+MEASURES = ("accuracy", "normalized")
+"""Which choice counts as the answer of a model. ``accuracy``: the one with the largest log-probability. ``normalized``:
 the one with the largest log-probability for each byte of its text."""
 
 

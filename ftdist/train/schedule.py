@@ -12,7 +12,7 @@ def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:
     the warm-up it depends on the schedule:
 
     - constant: It stays at ``lr``.
-    - linear: It decreases linearly towards ``lr * min_lr_ratio``, which step ``max_steps`` would have.
+    - linear: It decreases linearly toward ``lr * min_lr_ratio``, which step ``max_steps`` would have.
     - cosine: It decreases to the same value along half a cosine (Loshchilov & Hutter 2017,
       https://arxiv.org/abs/1608.03983).
     - wsd (warmup-stable-decay): It stays at ``lr`` until the last ``decay_steps`` steps. Over these steps it decreases

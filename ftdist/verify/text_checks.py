@@ -67,18 +67,18 @@ def check_decoded_text(tokenizer: Any, samples: List[Sample]) -> Check:
     if not samples:
         return not_run(TEXT, NO_SAMPLES)
     added = _added_tokens(tokenizer)
-    normalised, different = 0, []
+    normalized, different = 0, []
     for document, text, ids, *_ in samples:
         decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         expected, found = (_pieces(part, added) for part in (text, decoded))
         if expected == found:
             continue
         if [_nfkc(piece) for piece in expected] == [_nfkc(piece) for piece in found]:
-            normalised += 1
+            normalized += 1
         else:
             different.append((document.location, expected, found))
     measured = f"{len(samples) - len(different)} of {count(len(samples), 'document')}"
-    measured += f", {normalised} of them with characters in another Unicode form (NFKC)" if normalised else ""
+    measured += f", {normalized} of them with characters in another Unicode form (NFKC)" if normalized else ""
     return judge(TEXT, [_describe_difference(len(different), *different[0])] if different else [], measured)
 
 

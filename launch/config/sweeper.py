@@ -193,10 +193,10 @@ def _refuse_foreign_code(composed: DictConfig) -> None:
 
 
 def _refuse_other_direction(composed: DictConfig) -> None:
-    """Refuse a sweeper that does not minimise what it is told.
+    """Refuse a sweeper that does not minimize what it is told.
 
     Raises:
-        ConfigError: it maximises, or it has several objectives.
+        ConfigError: it maximizes, or it has several objectives.
     """
     direction = OmegaConf.select(composed, "hydra.sweeper.direction")
     if direction is not None and getattr(direction, "name", direction) != "minimize":

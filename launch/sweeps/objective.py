@@ -39,7 +39,7 @@ def _value(record: Dict[str, Any], name: Optional[str]) -> Optional[float]:
 
 
 def objective(run: RunDir, sweep: SweepConfig) -> float:
-    """Return what a sweeper minimises. With ``sweep.direction=maximize`` it is minus the best value.
+    """Return what a sweeper minimizes. With ``sweep.direction=maximize`` it is minus the best value.
 
     It is infinite for a trial that is neither done nor paused at a rung, so that sweepers do not have to know about
     failures.

@@ -56,7 +56,7 @@ def show_table(folder: SweepDir) -> None:
         paths = [short_path(group.trials[0].run.path), *(f"{trial.number:03d}" for trial in group.trials[1:])]
         table.add_row(*map(banner.cell, [*row, overrides, " ".join(paths)]))
     show(Console(highlight=False), table, FILE_WIDTH)
-    if sweep.objective is not None:  # it may be misspelt
+    if sweep.objective is not None:  # it may be misspelled
         try:
             require_values(trials, sweep)
         except LaunchError as error:

@@ -1,4 +1,4 @@
-"""Preparation: reading, rendering, tokenising and packing generated chats, through ``ftdist prepare``."""
+"""Preparation: reading, rendering, tokenizing and packing generated chats, through ``ftdist prepare``."""
 
 import importlib.util
 import json

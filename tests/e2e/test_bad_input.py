@@ -30,11 +30,11 @@ class Case(NamedTuple):
 
 
 COMMAND_LINE = [
-    Case("misspelt key", [*SMOKE, "optim.lrr=1"], ["no key 'optim.lrr'", "optim.lr=1"]),
-    Case("misspelt key of a source", [*SMOKE, "data.sources.fake.max_docments=3"],
+    Case("misspelled key", [*SMOKE, "optim.lrr=1"], ["no key 'optim.lrr'", "optim.lr=1"]),
+    Case("misspelled key of a source", [*SMOKE, "data.sources.fake.max_docments=3"],
          ["no key .*max_docments", "fix: +data.sources.fake.max_documents"]),
-    Case("misspelt option", ["experiment=smok"], ["experiment has no option 'smok'", "fix: +experiment=smoke"]),
-    Case("misspelt group", ["experimnt=smoke"], ["no key or group 'experimnt'", "fix: +experiment=smoke"]),
+    Case("misspelled option", ["experiment=smok"], ["experiment has no option 'smok'", "fix: +experiment=smoke"]),
+    Case("misspelled group", ["experimnt=smoke"], ["no key or group 'experimnt'", "fix: +experiment=smoke"]),
     Case("wrong type", [*SMOKE, "zero.stage=two"], ["zero.stage=two", "an integer"]),
     Case("wrong word", [*SMOKE, "train.precision=bf8"], ["train.precision=bf8", "bf16", "fp32"]),
     Case("out of range", [*SMOKE, "zero.stage=5"], ["zero.stage=5", "between 0 and 3"]),

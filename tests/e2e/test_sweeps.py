@@ -60,7 +60,7 @@ def test_optuna_makes_the_held_out_loss_smaller(tmp_path: Path) -> None:
     sweep = only_sweep(tmp_path / "runs")
     losses = [objective(trial.run, SweepConfig()) for trial in sweep.trials()]
     assert states(sweep) == ["done"] * 4 and most_at_once(done) == 2
-    assert min(losses[2:]) < min(losses[:2]), losses  # what it learnt is better than what it drew blindly
+    assert min(losses[2:]) < min(losses[:2]), losses  # what it learned is better than what it drew blindly
     assert sweep.read_objectives() == dict(enumerate(losses))
     assert {load_config(trial.run.config).track.group for trial in sweep.trials()} == {sweep.path.name}
     assert "is done; its trials, best first" in succeed("resume", sweep.path).out

@@ -97,7 +97,7 @@ def test_eval_lets_a_run_and_its_base_model_answer_questions(run: RunDir, tmp_pa
     result = json.loads((run.tasks / "quiz-step-00000006.json").read_text())
     [answer] = result["answers"]
     assert answer["base"] != answer["run"] and max(*answer["base"], *answer["run"]) < 0
-    assert "quiz: 1 question" in done.out and "normalised" in done.out and not list(run.path.glob(".*"))
+    assert "quiz: 1 question" in done.out and "normalized" in done.out and not list(run.path.glob(".*"))
     alone = succeed("eval", run.export, "--tasks", "quiz.jsonl", "train.precision=bf16", cwd=tmp_path)
     share = 100 * result["measures"]["accuracy"]["run"]["share"]
     assert re.search(rf"quiz +accuracy +{share:.1f} % \(.*\) +1$", alone.out, re.MULTILINE), alone.out

@@ -87,7 +87,7 @@ def read(record: Any, format: Format = Format.auto) -> Document:
 
 
 def trained_text(tokenizer: Any, record: Any, train_on: TrainOn = TrainOn.auto) -> list[str]:
-    """Tokenise a record that becomes one document, and decode each run of consecutive trained tokens."""
+    """Tokenize a record that becomes one document, and decode each run of consecutive trained tokens."""
     renderer: Renderer = make_renderer(tokenizer, train_on)
     [tokens] = tokenise(render(read(record), renderer), renderer)
     runs: list[list[int]] = []

@@ -96,15 +96,6 @@ BAD = [
     ([("debug.profile", "3")], "debug.profile=3"),
     ([("optim.decay_steps", 3)], "optim.decay_steps=3 has no effect with optim.schedule=cosine"),
     ([("optim.warmup_steps", 11)], "optim.warmup_steps = 11, but the run has"),
-    (
-        [
-            ("optim.schedule", Schedule.wsd),
-            ("optim.decay_steps", 11),
-            ("optim.warmup_steps", 9),
-            ("optim.shorten_warmup", True),
-        ],
-        "optim.decay_steps = 11, but the run has",
-    ),
     ([("zero.stage", 4)], "zero.stage=4"),
     (
         [("zero.stage", 0), ("zero.offload_optimizer", Offload.cpu)],

@@ -134,7 +134,7 @@ def test_an_answer_that_ends_with_the_stop_has_it_once() -> None:
 
 
 REFUSED = {
-    "a judgement is asked of any last message": (
+    "a judgment is asked of any last message": (
         LOOP + "{{ m.role }}: {{ m.content }}\n" + END + "Is this safe?{{ '</s>' if add_generation_prompt else '' }}",
         "where an answer ends",
     ),

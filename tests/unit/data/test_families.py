@@ -164,7 +164,7 @@ def documents_of(name: str, record: dict[str, Any]) -> str:
 
 
 def with_brackets(rendered: Rendered) -> str:
-    """Return the text up to the end of the last trained span. What follows it has no influence on what is learnt."""
+    """Return the text up to the end of the last trained span. What follows it has no influence on what is learned."""
     text, position = "", 0
     for start, end in rendered.spans:
         text += f"{rendered.text[position:start]}[[{rendered.text[start:end]}]]"

@@ -26,7 +26,7 @@ addEventListener("load", () => {
     text: [...document.querySelectorAll(".tokens")].map(e => e.textContent),
     documents: [...document.querySelectorAll(".document")].map(e => e.getBoundingClientRect().top),
     trained: spans.filter(s => s.className === "t").map(s => s.textContent).join(""),
-    colours: [...new Set(spans.map(s => s.className + " " + style(s, "color")))].sort(),
+    colors: [...new Set(spans.map(s => s.className + " " + style(s, "color")))].sort(),
     shades: spans.map(s => [s.title, style(s, "backgroundColor")]),
     overflows: document.documentElement.scrollWidth > innerWidth,
   };
@@ -52,7 +52,7 @@ def test_a_browser_shows_which_tokens_are_trained_and_which_have_a_high_loss(tmp
     assert found["documents"][0] != found["documents"][1]
     assert sorted(found["trained"].split("<|im_end|>")) == sorted(["yes", ANSWER, ""])
     assert any("<script>alert(1)</script>?" in text for text in found["text"])
-    trained, context = (colour.split(" ", 1) for colour in sorted(found["colours"], reverse=True))
+    trained, context = (color.split(" ", 1) for color in sorted(found["colors"], reverse=True))
     assert (trained[0], context[0]) == ("t", "c")
     assert trained[1] != context[1]
     shades = dict(found["shades"])

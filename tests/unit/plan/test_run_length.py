@@ -55,3 +55,12 @@ def test_a_schedule_that_does_not_fit_is_refused_with_the_numbers() -> None:
     )
     assert error.value.fix == "optim.warmup_steps=0"
     fit_schedule(short, rows=21)
+
+
+def test_a_decay_that_does_not_fit_is_named_without_a_warmup_that_may_be_shortened() -> None:
+    short = config(epochs=1.0)
+    short.optim.warmup_steps, short.optim.decay_steps, short.optim.shorten_warmup = 5, 6, True
+    with pytest.raises(ConfigError) as error:
+        fit_schedule(short, rows=20)
+    assert error.value.found.startswith("optim.decay_steps = 6, but the run has 5 steps (")
+    assert error.value.fix == "optim.decay_steps=1"

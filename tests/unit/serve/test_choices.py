@@ -81,10 +81,10 @@ def _assert_plain(model: Any, tokenizer: Any, losses: np.ndarray, data: Any) -> 
 def test_the_largest_score_is_the_answer_with_and_without_the_length() -> None:
     scores = [[-4.0, -9.0, -3.0], [-7.0, -7.5], [-1.0, -2.0]]
     # a: "it" has the largest score, and "twenty-two" for each byte. b: "return" has it, and "yield x" for each byte.
-    assert right_answers(QUESTIONS, scores) == {"accuracy": [False, False, True], "normalised": [False, True, True]}
+    assert right_answers(QUESTIONS, scores) == {"accuracy": [False, False, True], "normalized": [False, True, True]}
     better = [[-2.0, -9.0, -3.0], *scores[1:]]
     found = result_of(QUESTIONS, scores, better)
     assert found["questions"] == 3 and found["answers"][0]["run"] == better[0]
     assert (found["measures"]["accuracy"]["base"]["correct"], found["measures"]["accuracy"]["gained"]) == (1, 1)
-    assert found["measures"]["normalised"]["run"]["correct"] == 3
+    assert found["measures"]["normalized"]["run"]["correct"] == 3
     assert np.isclose(found["measures"]["accuracy"]["p"], 1)

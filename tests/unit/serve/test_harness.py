@@ -85,14 +85,14 @@ def test_a_task_is_answered_as_by_the_plain_model(tmp_path: Path, packing: bool)
     assert [one[0] for one in scores] == pytest.approx([one[0] for one in plain], abs=1e-4)
     assert [one[1] for one in scores] == [one[1] for one in plain]
     found = harness.harness_answers(task, scores)
-    right, normalised, place = [], [], 0
+    right, normalized, place = [], [], 0
     for item in ITEMS:
         values = np.array([plain[place + n][0] for n in range(len(item["options"]))])
         sizes = np.array([len(option) for option in item["options"]])
         right.append(bool(values.argmax() == item["right"]))
-        normalised.append(bool((values / sizes).argmax() == item["right"]))
+        normalized.append(bool((values / sizes).argmax() == item["right"]))
         place += len(sizes)
-    assert found == {"acc": right, "acc_norm": normalised}
+    assert found == {"acc": right, "acc_norm": normalized}
 
 
 def test_right_and_wrong_follow_the_scores_and_an_empty_text_has_a_first_token(tmp_path: Path) -> None:
