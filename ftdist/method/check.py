@@ -6,7 +6,6 @@ before anything starts. The facts are stored in the cache (``ftdist.run.model_fa
 """
 
 from ftdist.base.collector import pause_collector, resume_collector
-from ftdist.model.vocabulary import whole_shape
 
 if __name__ == "__main__":
     pause_collector()
@@ -31,6 +30,7 @@ from ftdist.model.adapter import check_folded
 from ftdist.model.check import build_on_meta, check_model
 from ftdist.model.kernels import use_kernels
 from ftdist.model.quantized import import_bitsandbytes
+from ftdist.model.vocabulary import whole_shape
 from ftdist.run.model_facts import ModelFacts, write_facts
 
 

@@ -5,7 +5,6 @@ and its base model answer questions instead.
 """
 
 from ftdist.base.collector import pause_collector, resume_collector
-from ftdist.run.file_names import EXPORT_MARK
 
 if __name__ == "__main__":
     pause_collector()
@@ -34,6 +33,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.method.build import METHODS
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
+from ftdist.run.file_names import EXPORT_MARK
 from ftdist.run.identity import recorded_folder
 from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
