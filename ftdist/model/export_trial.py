@@ -221,7 +221,8 @@ def _draw(model: torch.nn.Module, dtype: torch.dtype) -> None:
     draw, buffers = torch.Generator().manual_seed(1), {name for name, _ in model.named_buffers()}
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=draw) * (tensor.shape[-1] ** -0.5 if tensor.dim() > 1 else 0.1)
+            scale = max(tensor.shape[-1], 1) ** -0.5 if tensor.dim() > 1 else 0.1  # a size can be 0
+            noise = torch.randn(tensor.shape, generator=draw) * scale
             if name in buffers:
                 tensor += noise * (tensor == 0)
             else:

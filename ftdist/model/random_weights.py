@@ -84,5 +84,5 @@ def draw_like_trained(model: torch.nn.Module) -> Dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     for weight in model.parameters():
         if weight.dim() > 1:
-            weight.copy_(torch.randn(weight.shape, generator=draw) * weight.shape[-1] ** -0.5)
+            weight.copy_(torch.randn(weight.shape, generator=draw) * max(weight.shape[-1], 1) ** -0.5)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}

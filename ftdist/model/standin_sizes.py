@@ -15,6 +15,10 @@ LIMITS = ("window", "chunk_size", "chunk_length", "topk", "block_size", "origina
 another one beyond this length."""
 ROW_LIMITS = ("floor_scale",)
 """Limits that a model compares with positions in the whole row instead of positions in the document (Llama 4)."""
+TABLES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+"""Numbers of positions. Some models cut a table of this length to the length of a row, not of a document (GPT-Neo)."""
+BETWEEN = 64
+"""Longer than the documents of the comparison, and shorter than a row of them."""
 HIDDEN, INNER, EXPERT, HEADS, HEAD, ROTARY, EXPERTS, ACTIVE, WINDOW, CHUNK, STATE, RANK = (
     64, 128, 32, 4, 16, 8, 4, 2, 16, 16, 8, 16,
 )  # fmt: skip
@@ -107,6 +111,8 @@ def short_limits(fields: Dict[str, Any], longest: int, row: int = 0) -> Dict[str
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         reached = value < longest and any(part in name for part in limits)
+        if name in TABLES and longest <= value < row:
+            return min(value, BETWEEN)
         return min(value, SHORT) if reached or (name in ROW_LIMITS and value < max(longest, row)) else value
 
     short_fields = short_all(fields)

@@ -12,6 +12,8 @@ from ftdist.engine.engine import ForwardEngine
 from ftdist.model.forward import keeps_logits, plan_of
 from ftdist.objective.base import Objective
 from ftdist.parallel.mesh import Mesh
+from ftdist.parallel.ranks import on_rank_0
+from ftdist.run.model_facts import read_facts
 from ftdist.track.gain import DocumentLosses
 from ftdist.track.report import TRUNCATION_MARK
 from ftdist.train.preempt import Preemption
@@ -156,19 +158,25 @@ def answer_prompts(training: Any, say: Callable[[str], None]) -> List[Dict[str, 
         say: Shows which prompt is being answered.
 
     Returns:
-        The rows of the table of samples. An answer that was cut at ``train.sample_tokens`` ends with "…".
+        The rows of the table of samples. An answer that was cut, at ``train.sample_tokens`` or at the end of the
+        model's table of positions, ends with "…".
     """
     config, stops = training.config, training.engine.module.generation_config.eos_token_id
-    limit = config.train.sample_tokens
+    facts = on_rank_0(training.ranks, lambda: read_facts(config))
+    # A text has no more tokens than a table of positions.
+    longest = facts.max_positions if facts and facts.has_position_table else None
     selected = [(name, index, prompt) for name, prompts in training.prompts.items()
                 for index, prompt in enumerate(prompts[: config.train.num_samples])]  # fmt: skip
     rows = []
     for number, (name, index, prompt) in enumerate(selected, 1):
         say(f"answering {number}/{len(selected)}")
+        limit = config.train.sample_tokens
+        if longest is not None:
+            limit = max(min(limit, longest - len(prompt["prompt_ids"])), 0)
         ids = generate_answer(
             training.engine, prompt["prompt_ids"], limit, stops if isinstance(stops, list) else [stops],
             training.vocab_size, training.ranks.device,
-        )  # fmt: skip
+        ) if limit else []  # fmt: skip
         text = training.tokenizer.decode(ids) + (TRUNCATION_MARK if len(ids) == limit else "")
         rows.append({"set": name, "index": index, "question": prompt["question"], "prompt": prompt["prompt_text"],
                      "answer": text, "reference": prompt["reference"]})  # fmt: skip

@@ -50,7 +50,7 @@ def begin(
 def owner(run: RunDir, kind: LaunchKind) -> Dict[str, Any]:
     """Return the fields of status.json that say that the current process starts the ranks. Those that a Slurm job of an
     earlier attempt has left are emptied."""
-    left = {key: None for key in ("job_id", "nodes", "exit_code") if key in run.read_status()}
+    left: Dict[str, Any] = {key: None for key in ("job_id", "nodes", "exit_code") if key in run.read_status()}
     return {"pid": os.getpid(), "host": platform.node(), "backend": kind.name, **left}
 
 

@@ -200,6 +200,20 @@ def test_a_cache_is_tried_with_answers_that_are_longer_than_every_document(tmp_p
     assert choose_plan(config, arch, CPU, torch.float32).plan == replace(BY_DOCUMENT, cached=False)
 
 
+def test_a_table_of_positions_that_is_shorter_than_a_row_of_documents_is_tried(tmp_path: Path) -> None:
+    """GPT-Neo cuts its causal mask out of a table that is as long as its positions."""
+    arch = AutoConfig.for_model(
+        "gpt_neo", hidden_size=64, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=4,
+        max_position_embeddings=140,
+    )  # fmt: skip
+    config = _config(tmp_path)
+    config.data.max_seq_len, config.train.num_samples = 140, 0
+    layouts = {}
+    for config.batch.micro_batch_size in (1, 2):
+        layouts[config.batch.micro_batch_size] = choose_plan(config, arch, CPU, torch.float32).plan.layout
+    assert layouts[1] is not Layout.padded and layouts[2] is Layout.padded
+
+
 def test_a_model_without_a_stand_in_runs_one_document_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exactness, "standin_config", lambda *_: {"model_type": "unheard-of"})
     choice = choose_plan(_config(tmp_path), AutoConfig.for_model("llama"), CPU, torch.float32)
