@@ -6,7 +6,10 @@ is refused if it cannot be built, is not a causal language model, reads text in 
 """
 
 import dataclasses
+import inspect
 import re
+import sys
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -16,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
@@ -23,11 +27,12 @@ from ftdist.config.schema import RunConfig
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
 from ftdist.model.load import model_config
-from ftdist.model.parts import build, is_multimodal, other_parts, runs_own_code
+from ftdist.model.parts import build, is_multimodal, names_in_model, other_parts, runs_own_code
 from ftdist.model.text_only import why_not_text_only
 from ftdist.run.file_names import GENERATION_CONFIG
-from ftdist.run.locations import model_location
+from ftdist.run.locations import is_converted, model_location
 from ftdist.run.model_facts import ModelFacts
+from ftdist.run.weight_files import TRAINED_TYPES, untrained_types
 
 EXPECTED_MODEL = "a decoder-only language model, for example llama, qwen3 or gpt2"
 MIN_SIMILARITY = 0.8
@@ -45,7 +50,8 @@ def check_model(config: RunConfig) -> ModelFacts:
 
     Raises:
         ConfigError: The model cannot be loaded or built, its generation config cannot be read, ``model.config`` has an
-            unknown key, its weights are quantized, the model is not a causal language model, or it cannot be exported.
+            unknown key, its weights are quantized or not floating-point numbers, the model is not a causal language
+            model, or it cannot be exported.
     """
     if config.model.config:
         _check_model_type(config)
@@ -57,6 +63,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     _check_generation(config)
     model = _build(config, arch, "meta")
     _check_quantized(config, arch)
+    _check_types(config, model)
     if is_multimodal(arch):
         _check_text_only(config, arch)
     _check_direction(config, model)
@@ -64,7 +71,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     facts = _facts(arch, model)
     prove_export(config, arch)
     if config.model.config:  # the config of a trained model is known to be valid
-        _check_keys(config, arch)
+        _check_keys(config, arch, model)
         if facts.parameters <= MAX_TRIAL_PARAMETERS:
             _run_forward(config, arch)
     return facts
@@ -111,7 +118,7 @@ def _check_layers_run(config: RunConfig, model: PreTrainedModel) -> None:
         raise ConfigError(
             f"{_where(config)}: {name}={share}, so {model.config.model_type} skips layers at random in training",
             "a model whose layers all run in every step",
-            f"model.config.{name}=0" if config.model.config else f"set {name} to 0 in config.json of a local copy",
+            f"model.config.{name}=0.0" if config.model.config else f"set {name} to 0 in config.json of a local copy",
         )  # fmt: skip
 
 
@@ -120,11 +127,31 @@ def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
     they need, after the launch."""
     for part in (arch, arch.get_text_config()):
         how = getattr(part, "quantization_config", None)
-        if how:
+        if how is not None:
             method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", None)
             raise ConfigError(f"the weights of {_where(config)} are quantized ({method or 'quantization_config'})",
                               "weights in bf16, fp16 or fp32",
                               "use a copy of the model whose weights are not quantized")  # fmt: skip
+
+
+def _check_types(config: RunConfig, model: PreTrainedModel) -> None:
+    """Refuse files in which a weight is not a floating-point number of 16 bits or more. transformers would convert it.
+
+    A buffer can have any type.
+    """
+    if not config.model.path or is_converted(config):
+        return
+    folder = Path(config.model.path)
+    types = untrained_types(folder)
+    if not types:
+        return
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    places = names_in_model(model, types, get_model_conversion_mapping(model))
+    found = sorted(name for name, place in places.items() if {place, f"{model.base_model_prefix}.{place}"} & weights)
+    if found:
+        raise ConfigError(f"{found[0]} has the type {types[found[0]]} in the files of {folder}",
+                          f"weights of the types {', '.join(TRAINED_TYPES)}",
+                          "use a copy of the model whose weights are not quantized")  # fmt: skip
 
 
 def _check_generation(config: RunConfig) -> None:
@@ -155,17 +182,26 @@ def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:
                           "use another model, or its language part as a model of its own")  # fmt: skip
 
 
-def _check_keys(config: RunConfig, arch: PretrainedConfig) -> None:
-    """Refuse unknown keys. transformers accepts any key, and stores unknown ones as attributes that nothing reads."""
+def _check_keys(config: RunConfig, arch: PretrainedConfig, model: PreTrainedModel) -> None:
+    """Refuse unknown keys. transformers accepts any key, and stores unknown ones as attributes that nothing reads.
+
+    The code of many models reads a field that their config class does not declare (``head_dim``).
+    """
     given = config.model.config
     known = {field.name for field in dataclasses.fields(type(arch))} | set(arch.attribute_map)
-    unread = [key for key in given if key not in known and key in vars(arch)]
+    unread = [key for key in given if key not in known and key in vars(arch) and not _reads(model, key)]
     if unread:
         near = nearest(unread[0], known, MIN_SIMILARITY)
         raise ConfigError(
             f"model.config.{unread[0]} is not a field of a {arch.model_type} config", "fields that the model reads",
             f"model.config.{near[0]}={given[unread[0]]}" if near else f"remove model.config.{unread[0]}",
         )  # fmt: skip
+
+
+def _reads(model: PreTrainedModel, key: str) -> bool:
+    """Return whether the code of a model reads a field of its config."""
+    code = inspect.getsource(sys.modules[type(model).__module__])
+    return re.search(rf'config(, "|\.){re.escape(key)}\b', code) is not None
 
 
 def build_on_meta(config: RunConfig) -> PreTrainedModel:

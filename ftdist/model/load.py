@@ -16,6 +16,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
+from ftdist.model.finite import check_finite
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class, build, unread_weights
 from ftdist.model.random_weights import draw_weights, drawn_vectors
@@ -83,7 +84,8 @@ def load_model(
         load_options: Further arguments of ``from_pretrained``, from the method.
 
     Raises:
-        ConfigError: Weights are missing from the folder, or a weights file is damaged or contains more than tensors.
+        ConfigError: Weights are missing from the folder or are not finite, or a weights file is damaged or contains
+            more than tensors.
     """
     _register_zero3(zero_settings)
     torch.manual_seed(config.seed)
@@ -161,6 +163,7 @@ def _build_or_read(
     _check_tied(config, model)
     if report["missing_keys"]:
         raise _missing(config, sorted(report["missing_keys"]))
+    check_finite(model, model_location(config))
     model.ftdist_unread = unread
     _freeze_fixed(model, config, arch)
     return _with_adapter(model, config)

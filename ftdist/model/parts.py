@@ -163,13 +163,23 @@ def _unknown_names(model: Any, names: Iterable[str], load_config: Any) -> Set[st
     """Return the names of weights in files that a model does not have. With ZeRO-3 transformers does not look for them.
 
     Names in files are those of the model after the renamings that transformers knows for its type."""
-    changes = getattr(load_config, "weight_mapping", None) or []
+    known, prefix = model.state_dict(), model.base_model_prefix
+    found = names_in_model(model, names, getattr(load_config, "weight_mapping", None) or []).values()
+    return {name for name in found if name not in known and f"{prefix}.{name}" not in known}
+
+
+def names_in_model(model: Any, names: Iterable[str], changes: Iterable[Any]) -> Dict[str, str]:
+    """Return the names that weights have in a model, by their names in its files.
+
+    Args:
+        changes: The changes that transformers makes to the weights of this type of model while it reads them.
+    """
+    changes = list(changes)
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     converters = [change for change in changes if isinstance(change, WeightConverter)]
     known, prefix = model.state_dict(), model.base_model_prefix
-    found = {rename_source_key(name, renamings, converters, base_model_prefix=prefix, meta_state_dict=known)[0]
-             for name in names}  # fmt: skip
-    return {name for name in found if name not in known and f"{prefix}.{name}" not in known}
+    return {name: rename_source_key(name, renamings, converters, base_model_prefix=prefix, meta_state_dict=known)[0]
+            for name in names}  # fmt: skip
 
 
 def describe_unread_weights(model: Any) -> List[str]:

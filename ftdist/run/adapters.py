@@ -3,8 +3,6 @@
 ``method.init_from`` names an adapter that a run continues, ``model.adapter`` one that is added to the base model.
 """
 
-import json
-import struct
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Tuple
 
@@ -17,9 +15,8 @@ from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
+from ftdist.run.weight_files import tensor_header
 
-MAX_HEADER = 100_000_000
-"""Maximum number of bytes of the header of a safetensors file. Source: the safetensors library."""
 PREFIX = "base_model.model."
 """PEFT's wrapper around the model, in the names of a saved adapter."""
 BASE_COPY = ".base_layer.weight"
@@ -137,20 +134,7 @@ def tensor_shapes(file: Path) -> Dict[str, Tuple[int, ...]]:
         ConfigError: The header cannot be read, or the file is cut off.
         AccessError: This user may not read the file.
     """
-    try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(min(length, MAX_HEADER)))
-        tensors = {name: found for name, found in header.items() if name != "__metadata__"}
-        needed = 8 + length + max((found["data_offsets"][1] for found in tensors.values()), default=0)
-        if file.stat().st_size < needed:
-            raise ValueError(f"it has {file.stat().st_size:,} bytes instead of {needed:,}")
-        return {name: tuple(found["shape"]) for name, found in tensors.items()}
-    except PermissionError as error:
-        raise explain_os_error(error) from error
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, MemoryError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}", "a complete safetensors file",
-                          "copy or export it again") from error  # fmt: skip
+    return {name: tuple(found["shape"]) for name, found in tensor_header(file).items()}
 
 
 def find_adapters(config: RunConfig) -> None:

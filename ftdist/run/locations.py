@@ -14,6 +14,7 @@ from ftdist.base.terminal import print_if_long
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.file_names import ADAPTER_CONFIG
+from ftdist.run.weight_files import COPY, check_weight_files
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -115,7 +116,8 @@ def check_model_folder(config: RunConfig) -> None:
                               f"method=lora {override_word('method.init_from', str(path))}")  # fmt: skip
         raise ConfigError(f"model.path={path} holds no config.json; {held}", expected,
                           "set model.path to the folder of the model, for example the export/ of a run")  # fmt: skip
-    if "model_type" not in _read_object(path / "config.json"):
+    arch = _read_object(path / "config.json")
+    if "model_type" not in arch:
         raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model",
                           "copy config.json from the model's repository")  # fmt: skip
     if (path / ADAPTER_CONFIG).is_file():
@@ -124,7 +126,8 @@ def check_model_folder(config: RunConfig) -> None:
                           f"merge the adapter into its model, or remove {ADAPTER_CONFIG}")  # fmt: skip
     if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
         raise ConfigError(f"model.path={path} holds no weights; {held}", "*.safetensors or *.bin",
-                          "copy the weights there, or download the model again")  # fmt: skip
+                          COPY)  # fmt: skip
+    check_weight_files(path, arch)
     if not config.model.tokenizer and not any((path / name).is_file() for name in TOKENIZER):
         raise ConfigError(
             f"model.path={path} holds no tokenizer; {held}",

@@ -138,7 +138,7 @@ REFUSED: dict[Callable[[Path, Path], None], str] = {
     own_tokenizer: "trust_remote_code",
     pickle_for_weights: "is damaged or contains more than tensors",
     bare_pickle_for_weights: "is damaged or contains more than tensors",
-    pickle_named_safetensors: "is damaged or contains more than tensors",
+    pickle_named_safetensors: "model.safetensors cannot be read",
     index_that_names_a_pickle: "is damaged or contains more than tensors",
     adapter: "adapter",
     tokenizer_elsewhere: "cannot load the tokenizer",

@@ -37,7 +37,7 @@ def _change(folder: Path, weights: Dict[str, Any], **fields: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
 
 
-def test_weights_that_are_not_read_are_named_and_wrong_ties_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_not_read_or_not_finite_are_named_and_wrong_ties_are_refused(tmp_path: Path) -> None:
     import torch
 
     more, tied, equal = (save_tiny_model(tmp_path / name) for name in ("more", "tied", "equal"))
@@ -46,8 +46,11 @@ def test_weights_that_are_not_read_are_named_and_wrong_ties_are_refused(tmp_path
     _change(tied, {}, tie_word_embeddings=True)
     _change(equal, {"lm_head.weight": torch.ones(259, 64), "model.embed_tokens.weight": torch.ones(259, 64)},
             tie_word_embeddings=True)  # fmt: skip
-    configs = [tiny_config(tmp_path, "zero.stage=3", NONE_WHOLE, f"model.path={f}") for f in (more, tied, equal)]
-    for unread, refused, accepted in run_ranks(_read, 2, configs, timeout_s=120):
+    bad = save_tiny_model(tmp_path / "bad")
+    _change(bad, {"model.norm.weight": torch.tensor([1.0] * 63 + [float("nan")])})  # in the part of the last rank
+    configs = [tiny_config(tmp_path, "zero.stage=3", NONE_WHOLE, f"model.path={f}") for f in (more, tied, equal, bad)]
+    for unread, refused, accepted, not_finite in run_ranks(_read, 2, configs, timeout_s=120):
+        assert "model.norm.weight holds NaN or infinity" in not_finite
         assert unread == ["model.layers.7.mlp.weight", "mtp.0.weight"]
         assert "ties lm_head.weight to model.embed_tokens.weight, but its files have both" in refused
         assert accepted == []

@@ -51,7 +51,9 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
         (model(model_type="bert"), "bert reads text in both directions", "model.config.is_decoder=true"),
         (model(model_type="xlm"), "xlm reads text in both directions", "causal=true"),
         (alone(model_type="xlnet", d_model=32, n_layer=1, n_head=2), "xlnet reads text", "type=uni"),
-        (model(model_type="opt", layerdrop=0.25), "layerdrop=0.25, so opt skips layers", "model.config.layerdrop=0"),
+        (model(model_type="opt", layerdrop=0.25), "layerdrop=0.25, so opt skips layers", "model.config.layerdrop=0.0"),
+        (alone(model_type="bart", is_encoder_decoder=False, decoder_layerdrop=0.2, d_model=32, **WORDS),
+         "decoder_layerdrop=0.2, so bart skips layers", "model.config.decoder_layerdrop=0.0"),
         (model(model_type="roberta"), "roberta reads text in both directions", "is_decoder=true"),
         (model(model_type="t5"), "no causal language model of the type t5", "use another model"),
     ],
@@ -77,6 +79,7 @@ def test_a_model_that_cannot_be_fine_tuned_is_refused(config: RunConfig, found: 
         ({"model_type": "bert", "is_decoder": True}, 512, True),
         ({"model_type": "roberta", "is_decoder": True, "max_position_embeddings": 66}, 64, True),  # padding id 1
         ({"model_type": "mixtral", "num_key_value_heads": 1, "num_local_experts": 2}, 4096 * 32, False),
+        ({"model_type": "qwen3_moe", "head_dim": 8, "num_key_value_heads": 1, "num_experts": 9}, 32768, False),
         ({"model_type": "mamba", "state_size": 4}, None, False),
     ],
     ids=lambda value: value.get("model_type", "llama") if isinstance(value, dict) else "",

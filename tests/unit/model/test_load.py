@@ -12,6 +12,7 @@ from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN
 from ftdist.model.check import check_model
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.load import load_model, model_config
+from ftdist.run.model_facts import read_facts, write_facts
 from tests.helpers.own_code import save_model_with_own_code
 from tests.helpers.tiny import save_tiny_model, tiny_config
 
@@ -63,12 +64,44 @@ def test_a_weights_file_that_is_missing_is_named(tmp_path: Path) -> None:
         load_model(config, model_config(config), PLAIN, STAGE_0)
 
 
-def test_weights_that_are_not_finite_are_not_called_a_model_that_looks_ahead(tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path / "model")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][0] = float("nan")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value: float, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights = load_file(save_tiny_model(tmp_path / "model") / "model.safetensors")
+    weights[name][0, 0] = value
+    config = tiny_config(tmp_path)
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"{name} holds NaN or infinity in the files of"):
+        load_model(config, model_config(config), BY_DOCUMENT, STAGE_0)
+
+
+def test_logits_that_are_not_finite_are_not_called_a_model_that_looks_ahead(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
     config = tiny_config(tmp_path)
     model = load_model(config, model_config(config), BY_DOCUMENT, STAGE_0)
+    model.model.norm.weight.data[0] = float("nan")
     with pytest.raises(ConfigError, match="the logits of the llama model are not finite"):
         prove_isolation(model, 259, torch.device("cpu"), torch.float32, "documents")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_a_weight_that_is_not_a_floating_point_number_is_named(dtype: torch.dtype, tmp_path: Path) -> None:
+    file, config = save_tiny_model(tmp_path / "model") / "model.safetensors", tiny_config(tmp_path)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weights = {name: weight.double() for name, weight in load_file(file).items()}
+    save_file({**weights, "model.table": torch.ones(2, dtype=dtype)}, file)  # no weight of the model
+    write_facts(config, check_model(config))
+    save_file({**weights, name: weights[name].to(dtype)}, file)
+    assert read_facts(config) is None, "the facts are those of other files"
+    with pytest.raises(ConfigError, match=f"{name} has the type .* in the files of"):
+        check_model(config)
+    without_prefix = {key.removeprefix("model."): weight for key, weight in weights.items()}
+    save_file({**without_prefix, name.removeprefix("model."): weights[name].to(dtype)}, file)
+    with pytest.raises(ConfigError, match="layers.0.self_attn.q_proj.weight has the type"):
+        check_model(config)
+
+
+def test_an_empty_quantization_config_is_refused(tmp_path: Path) -> None:
+    change_config(save_tiny_model(tmp_path / "model"), quantization_config={})
+    with pytest.raises(ConfigError, match=r"are quantized \(quantization_config\)"):
+        check_model(tiny_config(tmp_path))

@@ -19,6 +19,7 @@ from ftdist.run.locations import cache_root, check_model_folder, model_location,
 from ftdist.run.prepared import TOKENIZER_FILES, data_folder, is_ready, known_before, template_text
 from tests.helpers.users import as_other_user, needs_root, open_to_all
 from tests.unit.data_tools import chat, data_config, write_jsonl
+from tests.unit.run.test_weight_files import write_weights
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_model_folders_that_cannot_be_loaded_are_refused(tmp_path: Path) -> None
     assert "holds an adapter of another model" in refusal()
     (folder / "adapter_config.json").unlink()
     assert "holds no weights" in refusal()
-    (folder / "model.safetensors").write_bytes(b"")
+    write_weights(folder / "model.safetensors", {})
     assert "holds no tokenizer" in refusal()
     config.model.tokenizer = "bytes"
     check_model_folder(config)

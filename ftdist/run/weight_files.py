@@ -1,0 +1,118 @@
+"""The weights files of a model's folder, checked without reading any weights."""
+
+import json
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Dict, List
+
+from ftdist.base.errors import ConfigError
+from ftdist.base.permissions import explain_os_error
+
+MAX_HEADER = 100_000_000
+"""Maximum number of bytes of the header of a safetensors file. Source: the safetensors library."""
+WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What transformers loads a model from. It takes the first one that exists."""
+EXPLICIT = "transformers_weights"
+"""The field of config.json that names another file."""
+TRAINED_TYPES = ("F64", "F32", "F16", "BF16")
+"""Types of weights that can be trained, as the headers of safetensors files name them."""
+WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel"}
+"""Prefixes of the names of all weights of a wrapped model, and what wrapped it."""
+COPY = "copy the weights there, or download the model again"
+
+
+def check_weight_files(folder: Path, arch: Dict[str, Any]) -> None:
+    """Check that a folder has weights which transformers finds.
+
+    Args:
+        arch: The content of its config.json.
+
+    Raises:
+        ConfigError: There are none, a file is missing or damaged, or all names of weights have the prefix of a wrapper.
+    """
+    files = _weight_files(folder, arch)
+    names = [name for file in files if file.suffix == ".safetensors" for name in tensor_header(file)]
+    for prefix, wrapper in WRAPPERS.items():
+        if names and all(name.startswith(prefix) for name in names):
+            raise ConfigError(f"the names of all weights in {files[0]} begin with {prefix}, as {wrapper} names the "
+                              f"weights of the model that it wraps (for example {min(names)})",
+                              "the names of the model itself, as save_pretrained of the unwrapped model writes them",
+                              f"save the unwrapped model, or remove {prefix} from the names")  # fmt: skip
+
+
+def untrained_types(folder: Path) -> Dict[str, str]:
+    """Return the types of the tensors in a model's safetensors files that are not floating-point numbers of 16 bits or
+    more, by name. Such a tensor can be a buffer. There is none if ``check_weight_files`` would refuse the folder."""
+    types: Dict[str, str] = {}
+    with suppress(ConfigError, OSError, ValueError):
+        arch = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for file in _weight_files(folder, arch):
+            if file.suffix == ".safetensors":
+                types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
+    return {name: found for name, found in types.items() if found not in TRAINED_TYPES}
+
+
+def tensor_header(file: Path) -> Dict[str, Any]:
+    """Return what the header of a safetensors file says about each tensor, by name.
+
+    Raises:
+        ConfigError: The header cannot be read, or the file is cut off.
+        AccessError: This user may not read the file.
+    """
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(min(length, MAX_HEADER)))
+        tensors = {name: found for name, found in header.items() if name != "__metadata__"}
+        needed = 8 + length + max((found["data_offsets"][1] for found in tensors.values()), default=0)
+        if file.stat().st_size < needed:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes instead of {needed:,}")
+        if not all(isinstance(found["shape"], list) and isinstance(found["dtype"], str) for found in tensors.values()):
+            raise ValueError("its header does not say the shape and type of each tensor")
+        return tensors
+    except PermissionError as error:
+        raise explain_os_error(error) from error
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, MemoryError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}", "a complete safetensors file",
+                          "copy or export it again") from error  # fmt: skip
+
+
+def _weight_files(folder: Path, arch: Dict[str, Any]) -> List[Path]:
+    """Return the files that transformers loads the weights of a folder from.
+
+    Raises:
+        ConfigError: See ``check_weight_files``.
+    """
+    explicit = arch.get(EXPLICIT)
+    wanted = (str(explicit),) if explicit else WHOLE
+    first = next((folder / name for name in wanted if (folder / name).is_file()), None)
+    if first is None:
+        other = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+        found = f"model.path={folder} holds {', '.join(other[:4])}, and none of the files that transformers loads"
+        fix = "copy its *.index.json there, or download the model again" if len(other) > 1 else COPY
+        raise ConfigError(found, " or ".join(wanted), fix)
+    return _files_of_index(first) if first.name.endswith(".index.json") else [first]
+
+
+def _files_of_index(index: Path) -> List[Path]:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _bad_index(index, f"is not JSON: {error}") from error
+    except PermissionError as error:
+        raise explain_os_error(error) from error
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise _bad_index(index, "has no weight_map that names the file of each weight")
+    files = [index.parent / name for name in sorted(set(places.values()))]
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{file} does not exist, but {index.name} names it", "every weights file of the model",
+                              COPY)  # fmt: skip
+    return files
+
+
+def _bad_index(index: Path, problem: str) -> ConfigError:
+    return ConfigError(f"{index} {problem}", 'an index of weights: {"weight_map": {NAME: FILE, …}}',
+                       "copy the file from the model's repository")  # fmt: skip
