@@ -219,7 +219,7 @@ def test_a_run_without_disk_space_for_its_checkpoints_is_refused(
     header = {"__metadata__": {"format": "pt"}, "a": {"dtype": "BF16", "shape": [1000, 500], "data_offsets": [0, 10]},
               "b": {"dtype": "BF16", "shape": [], "data_offsets": [10, 12]}}  # fmt: skip
     text = json.dumps(header).encode()
-    (folder / "model-1.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
     for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text('{"model_type": "llama"}')
     assert resolve.count_parameters(folder) == 500_001
@@ -232,12 +232,12 @@ def test_a_run_without_disk_space_for_its_checkpoints_is_refused(
     assert "5.8 MiB free" in str(error.value) and "take 5.8 MiB each, one" in str(error.value)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 500_001 * 12 * 3))
     resolve.check_disk(config)
-    whole = (folder / "model-1.safetensors").read_bytes()
+    whole = (folder / "model.safetensors").read_bytes()
     for damaged in (whole[:-1], whole[:20], b"", b"\xff" * 99):
-        (folder / "model-1.safetensors").write_bytes(damaged)
-        with pytest.raises(ConfigError, match="model-1.safetensors cannot be read: "):
+        (folder / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ConfigError, match="model.safetensors cannot be read: "):
             resolve.check_disk(config)
-    (folder / "model-1.safetensors").write_bytes(whole)
+    (folder / "model.safetensors").write_bytes(whole)
     config.train.checkpoint_every, config.train.max_steps, config.data.heldout_share = 1, 100, 0.1
     with pytest.raises(ConfigError, match="4 at a time"):  # two that are kept, the best, the one being written
         resolve.check_disk(config)
