@@ -61,7 +61,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/run/__init__.py", "ftdist/run/rundir.py", "ftdist/run/timeline.py", "ftdist/run/task_results.py",
         "ftdist/plan/goodput.py",
         "ftdist/plan/cost.py", "ftdist/plan/energy.py", "ftdist/plan/pretraining.py",
-        "ftdist/run/file_names.py", "ftdist/run/locations.py", "ftdist/run/prepared.py",
+        "ftdist/run/file_names.py", "ftdist/run/locations.py", "ftdist/run/weight_files.py", "ftdist/run/prepared.py",
         "ftdist/run/identity.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
         "ftdist/run/sample.py", "ftdist/run/checks.py", "ftdist/run/hub.py",
@@ -111,7 +111,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/model/routers.py", "ftdist/model/expert_load.py",
         "ftdist/model/isolation.py", "ftdist/model/save.py",
         "ftdist/model/export_trial.py", "ftdist/model/grouped_mm.py",
-        "ftdist/model/fixed.py", "ftdist/model/parts.py", "ftdist/model/text_only.py",
+        "ftdist/model/fixed.py", "ftdist/model/finite.py", "ftdist/model/parts.py", "ftdist/model/text_only.py",
         "ftdist/model/standin.py", "ftdist/model/standin_layers.py", "ftdist/model/standin_sizes.py",
     ],
     "One training step": [
