@@ -74,6 +74,7 @@ def reduce_sizes(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping
         part, whole = names.get(part, part), names.get(whole, whole)
         if isinstance(real.get(part), int) and isinstance(real.get(whole), int):
             fields[part] = max(1, math.ceil(fields[whole] * real[part] / real[whole]))
+    _fit_heads(fields, names)
     _fit_attention(fields, real, names)
     _fit_experts(fields, real, names)
     _fit_state_space(fields, names)
@@ -133,6 +134,19 @@ def _at_most(value: Any, size: int) -> Any:
     if isinstance(value, (list, tuple)):
         return [_at_most(item, size) for item in value]
     return min(value, size) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _fit_heads(fields: Dict[str, Any], names: Mapping[str, str]) -> None:
+    """If the size of a head is a share of the hidden size that is no even number, change the hidden size."""
+    heads = fields.get(names.get("num_attention_heads", "num_attention_heads"))
+    hidden = fields.get(names.get("hidden_size", "hidden_size"))
+    given = fields.get(names.get("head_dim", "head_dim"))
+    if given or not (isinstance(heads, int) and isinstance(hidden, int)) or hidden % (2 * heads) == 0:
+        return
+    for name in _BY_SIZE[0][1].split():
+        name = names.get(name, name)
+        if fields.get(name) == hidden:
+            fields[name] = heads * HEAD
 
 
 def _fit_attention(fields: Dict[str, Any], real: Mapping[str, Any], names: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """The keys that DeepSpeed 0.19 reads, by their place in its config.
 
-DeepSpeed ignores unknown keys at the top level, so a misspelt one would change nothing; ftdist refuses it. A test
+DeepSpeed ignores unknown keys at the top level, so a misspelled one would change nothing; ftdist refuses it. A test
 compares these lists with the installed DeepSpeed. Any key is allowed in a place that is not listed here.
 """
 

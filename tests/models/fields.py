@@ -71,6 +71,7 @@ VARIANTS: Dict[str, Variant] = {
     "qwen2, sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1,
                                  "layer_types": [FULL, SLIDING]}),
     "qwen2, not sliding": ("qwen2", {"use_sliding_window": False, "sliding_window": WINDOW}),
+    "qwen2, three heads": ("qwen2", {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}),
     "qwen2, rope yarn": ("qwen2", ROPES["yarn"]),
     "qwen3, sliding": ("qwen3", {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": [SLIDING, FULL]}),
     "qwen3_moe, sliding": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": WINDOW}),

@@ -41,6 +41,21 @@ def test_the_stand_in_of_each_model_type_is_small_and_runs(model_type: str) -> N
         assert model(input_ids=torch.tensor([[1, 2, 299]]), use_cache=False).logits.shape == (1, 3, 300)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("qwen2", {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}),
+        ("qwen2", {"hidden_size": 60, "num_attention_heads": 5, "num_key_value_heads": 5}),
+        ("gpt2", {"n_embd": 192, "n_head": 3}),
+        ("opt", {"hidden_size": 192, "word_embed_proj_dim": 192, "num_attention_heads": 3}),
+        ("mpt", {"d_model": 192, "n_heads": 3}),
+    ],
+)
+def test_the_heads_of_a_stand_in_fit_its_hidden_size(model_type: str, fields: Dict[str, Any]) -> None:
+    model = AutoModelForCausalLM.from_config(_build(standin_config(AutoConfig.for_model(model_type, **fields), 300)))
+    assert model(input_ids=torch.tensor([[1, 2, 299]]), use_cache=False).logits.shape == (1, 3, 300)
+
+
 def test_a_stand_in_keeps_layer_kinds_head_groups_and_tied_embeddings() -> None:
     gemma = standin_config(AutoConfig.for_model("gemma3_text"), 300)
     assert set(gemma["layer_types"]) == {"sliding_attention", "full_attention"}
