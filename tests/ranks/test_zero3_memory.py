@@ -71,7 +71,7 @@ def _peak_while_loading(config: Any) -> Tuple[int, int, int]:
 
 
 def _save_model(folder: Path, hidden: int) -> int:
-    """Save a model with any weights in bf16. Returns the bytes of its file."""
+    """Save a model with equal weights in bf16. Returns the bytes of its file."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -83,6 +83,8 @@ def _save_model(folder: Path, hidden: int) -> int:
         model = AutoModelForCausalLM.from_config(arch, dtype=torch.bfloat16)
     model = model.to_empty(device="cpu")
     model.tie_weights()
+    for weight in model.parameters():
+        torch.nn.init.constant_(weight, 0.01)  # empty memory can hold NaN, which is refused
     model.save_pretrained(folder / "model")
     return sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
 
