@@ -302,6 +302,11 @@ def test_an_answer_cut_at_sample_tokens_is_marked(outcome: Callable[..., Any]) -
     assert answers[2:] == ["answering 1/1", "answering 1/1"]
 
 
+SMALL = ("model.path=null", "model.config.vocab_size=259", "model.config.hidden_size=32",
+         "model.config.num_hidden_layers=1", "train.max_steps=1", "train.gradient_checkpointing=none")  # fmt: skip
+GPT2 = ("model.config.model_type=gpt2", "model.config.n_head=2", "model.config.n_positions=128")
+
+
 def test_an_answer_ends_with_the_table_of_positions(outcome: Callable[..., Any]) -> None:
     def look(training: Any) -> List[int]:
         from ftdist.model.check import check_model
@@ -309,21 +314,12 @@ def test_an_answer_ends_with_the_table_of_positions(outcome: Callable[..., Any])
         from ftdist.train.evaluate import answer_prompts
 
         write_facts(training.config, check_model(training.config))
-        prompts = [
-            {"prompt_ids": [65] * size, "question": "", "prompt_text": "", "reference": ""} for size in (5, 126, 128)
-        ]
+        prompts = [{"prompt_ids": [65] * n, "question": "", "prompt_text": "", "reference": ""} for n in (5, 126, 128)]
         training.prompts, training.engine.module.generation_config.eos_token_id = {"test": prompts}, [0]
         return [len(row["answer"].encode()) for row in answer_prompts(training, lambda _: None)]
 
-    gpt2 = ("model.path=null", "model.config.model_type=gpt2", "model.config.vocab_size=259", "model.config.n_embd=32",
-            "model.config.n_layer=1", "model.config.n_head=2", "model.config.n_positions=128")  # fmt: skip
-    mark = len("…".encode())
-    whole, cut, none = outcome(*gpt2, "train.num_samples=3", "train.sample_tokens=4", look=look, world=1)
-    assert (cut, none) != (whole, whole) and none == mark < cut < whole
-
-
-SMALL = ("model.path=null", "model.config.vocab_size=259", "model.config.hidden_size=32",
-         "model.config.num_hidden_layers=1", "train.max_steps=1", "train.gradient_checkpointing=none")  # fmt: skip
+    whole, cut, none = outcome(*SMALL, *GPT2, "train.num_samples=3", "train.sample_tokens=4", look=look, world=1)
+    assert len("…".encode()) == none < cut < whole
 
 
 def test_isolation_is_proven_without_packing(outcome: Callable[..., Any]) -> None:
