@@ -55,6 +55,15 @@ def read_facts(config: RunConfig) -> Optional[ModelFacts]:
     return None
 
 
+def longest_text(config: RunConfig) -> Optional[int]:
+    """Return the number of tokens of the longest text that a model can read: the length of its table of positions.
+
+    None if it has no such table, or if it was not checked yet.
+    """
+    facts = read_facts(config)
+    return facts.max_positions if facts and facts.has_position_table else None
+
+
 def write_facts(config: RunConfig, facts: ModelFacts) -> None:
     """Store the facts about the model of a config in the cache."""
     file = _file(config)

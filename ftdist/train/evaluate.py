@@ -12,8 +12,6 @@ from ftdist.engine.engine import ForwardEngine
 from ftdist.model.forward import keeps_logits, plan_of
 from ftdist.objective.base import Objective
 from ftdist.parallel.mesh import Mesh
-from ftdist.parallel.ranks import on_rank_0
-from ftdist.run.model_facts import read_facts
 from ftdist.track.gain import DocumentLosses
 from ftdist.track.report import TRUNCATION_MARK
 from ftdist.train.preempt import Preemption
@@ -162,17 +160,14 @@ def answer_prompts(training: Any, say: Callable[[str], None]) -> List[Dict[str, 
         model's table of positions, ends with "…".
     """
     config, stops = training.config, training.engine.module.generation_config.eos_token_id
-    facts = on_rank_0(training.ranks, lambda: read_facts(config))
-    # A text has no more tokens than a table of positions.
-    longest = facts.max_positions if facts and facts.has_position_table else None
     selected = [(name, index, prompt) for name, prompts in training.prompts.items()
                 for index, prompt in enumerate(prompts[: config.train.num_samples])]  # fmt: skip
     rows = []
     for number, (name, index, prompt) in enumerate(selected, 1):
         say(f"answering {number}/{len(selected)}")
         limit = config.train.sample_tokens
-        if longest is not None:
-            limit = max(min(limit, longest - len(prompt["prompt_ids"])), 0)
+        if training.longest_text is not None:
+            limit = max(min(limit, training.longest_text - len(prompt["prompt_ids"])), 0)
         ids = generate_answer(
             training.engine, prompt["prompt_ids"], limit, stops if isinstance(stops, list) else [stops],
             training.vocab_size, training.ranks.device,

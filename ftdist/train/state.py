@@ -8,8 +8,9 @@ from ftdist.config.schema import RunConfig
 from ftdist.engine.engine import Engine
 from ftdist.objective.base import Objective
 from ftdist.parallel.mesh import Mesh
-from ftdist.parallel.ranks import Ranks
+from ftdist.parallel.ranks import Ranks, on_rank_0
 from ftdist.plan.batch import BatchPlan
+from ftdist.run.model_facts import longest_text
 from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import RunDir
 from ftdist.track.progress import Progress
@@ -113,6 +114,8 @@ class Training:
     """Reads the micro-batches of the steps."""
     forgetting: Forgetting = field(init=False)
     """Measures forgetting at evaluations."""
+    longest_text: Optional[int] = field(init=False)
+    """Number of tokens of the longest text that the model can read. None: no limit is known."""
 
     def evaluated_sets(self) -> Dict[str, Any]:
         """Return the sets of an evaluation by the names of their metrics: ``eval/<name>`` and ``general/<name>``."""
@@ -123,5 +126,6 @@ class Training:
         self.clock = PhaseClock(self.mesh.device)
         self.timeline = TrainingTimeline(self.run, self.ranks.first)
         self.forgetting = Forgetting(self)
+        self.longest_text = on_rank_0(self.ranks, lambda: longest_text(self.config))  # others may not have its cache
         self.batches = BatchReader(self.config, self.train_set, self.plan, self.mesh, self.tokenizer.pad_token_id,
                                    lambda batch: self.objective.weight(batch))  # fmt: skip

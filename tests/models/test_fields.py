@@ -11,7 +11,7 @@ from tests.models.fields import CI, REFUSED, ROWS, SMALLER_STAGES, VARIANTS
 
 @pytest.fixture(scope="module")
 def found(request: pytest.FixtureRequest) -> Dict[str, Outcome]:
-    """Examine the variants that are tested in this session: those of CI, and with ``--slow`` all that were selected."""
+    """Examine the variants whose tests run: those of CI, and with ``--slow`` all that were selected."""
     items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_a_variant"]
     tested = [item for item in items if not item.get_closest_marker("skip")]
     names = [item.callspec.params["name"] for item in tested]  # type: ignore[attr-defined]

@@ -310,12 +310,12 @@ GPT2 = ("model.config.model_type=gpt2", "model.config.n_head=2", "model.config.n
 def test_an_answer_ends_with_the_table_of_positions(outcome: Callable[..., Any]) -> None:
     def look(training: Any) -> List[int]:
         from ftdist.model.check import check_model
-        from ftdist.run.model_facts import write_facts
+        from ftdist.run.model_facts import longest_text, write_facts
         from ftdist.train.evaluate import answer_prompts
 
         write_facts(training.config, check_model(training.config))
         prompts = [{"prompt_ids": [65] * n, "question": "", "prompt_text": "", "reference": ""} for n in (5, 126, 128)]
-        training.prompts, training.engine.module.generation_config.eos_token_id = {"test": prompts}, [0]
+        training.prompts, training.longest_text = {"test": prompts}, longest_text(training.config)
         return [len(row["answer"].encode()) for row in answer_prompts(training, lambda _: None)]
 
     whole, cut, none = outcome(*SMALL, *GPT2, "train.num_samples=3", "train.sample_tokens=4", look=look, world=1)
