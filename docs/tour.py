@@ -78,7 +78,8 @@ TOUR: Dict[str, List[str]] = {
         "launch/backends/slurm/answers.py",
         "launch/verbs/start_node.py", "launch/backends/slurm/meeting.py", "launch/backends/slurm/hostlist.py",
         "launch/attempt/cpus.py",
-        "launch/backends/slurm/client.py", "launch/backends/slurm/follow.py", "launch/backends/slurm/stop.py",
+        "launch/backends/slurm/client.py", "launch/backends/slurm/submission.py",
+        "launch/backends/slurm/follow.py", "launch/backends/slurm/stop.py",
         "launch/runs/liveness.py",
     ],
     "Data": [

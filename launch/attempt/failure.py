@@ -36,6 +36,9 @@ SLURM_FAILED = re.compile(
 """srun's messages about a node that is lost or does not answer."""
 OWN_ERROR = re.compile(r"^error: (.+(?:\n  .+)*)", re.MULTILINE)
 """An error that ftdist itself printed before there were ranks."""
+RAISED = re.compile(r"^(?!\S*ChildFailedError)((?:\w+\.)*[A-Z]\w*(?:Error|Exception): .+)", re.MULTILINE)
+"""The last line of the traceback of a rank that could not record its error, for example because a library is missing.
+Torchrun's own error is left out."""
 UNREACHABLE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code 255", re.MULTILINE)
 BROKEN_EXCHANGE = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)Error|Connection (?:closed|reset) by peer")
 """Errors of a rank that has lost the connection to another one. Such a rank did not fail first."""
@@ -106,6 +109,10 @@ def explain_failure(run: RunDir, attempt: int, logs: List[Path], code: int) -> L
         spoken = re.search(f"^{re.escape(host)}: (.+)", by.string, re.MULTILINE)
         return LaunchError(f"{host} cannot be reached: {spoken[1] if spoken else 'ssh failed'}\n  {where}",
                            f"a host that `ssh {host} true` reaches without a password", resume)  # fmt: skip
+    if code > 0 and (by := next(filter(None, map(RAISED.search, texts)), None)):
+        until = _quoted(by.string[: by.end()])
+        return LaunchError(f"a rank ended before it could record its error: {by[1]}{until}\n  {where}",
+                           fix=f"remove the cause, then: {resume}")  # fmt: skip
     if code < 0:
         return LaunchError(f"the ranks were ended by {signal_name(-code)}\n  {where}", fix=resume)
     found = "all ranks exited with code 0, but the run did not reach its last step"

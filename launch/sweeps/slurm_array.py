@@ -12,7 +12,7 @@ from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.companion import stop_run_if_killed
 from ftdist.launch.attempt.signals import touch_on_signals
 from ftdist.launch.backends.base import ALIVE, STOPPING
-from ftdist.launch.backends.slurm import client, follow, script
+from ftdist.launch.backends.slurm import client, follow, script, submission
 from ftdist.launch.backends.slurm.stop import ask_to_stop
 from ftdist.launch.runs.liveness import observe
 from ftdist.launch.sweeps.folder import SweepDir, Trial
@@ -61,10 +61,10 @@ def run_trials(folder: SweepDir, trials: List[Trial], wait: Optional[bool] = Non
               "nothing is stopping", flush=True)  # fmt: skip
     for path, text, members in scripts(folder, [(trial, load_config(trial.run.config)) for trial in new]):
         path.write_text(text, encoding="utf-8")
-        job = client.sbatch(path, *(trial.run for trial in members))
+        job = submission.sbatch(path, *(trial.run for trial in members))
         print(f"submitted job {job}: trials {ranges(trial.number for trial in members)}", flush=True)
         for trial in members:
-            client.mark_queued(trial.run, f"{job}_{trial.number}")
+            submission.mark_queued(trial.run, f"{job}_{trial.number}")
     if not (load_config(trials[0].run.config).launch.wait if wait is None else wait):
         return dict.fromkeys((trial.number for trial in trials), EXIT_DONE)
     with stop_run_if_killed(folder.path):

@@ -11,7 +11,7 @@ from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt import failure, lifecycle, machine
-from ftdist.launch.backends.slurm import answers, client, ownership
+from ftdist.launch.backends.slurm import answers, client, ownership, submission
 from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.runs import banner, freeze, inputs
 from ftdist.run.identity import check_files
@@ -167,7 +167,7 @@ def moved(args: argparse.Namespace) -> int:
     status = run.read_status()
     job = answers.job_id(args.job)
     if job is None and client.available():
-        job = client.find_submitted(run.submit, {str(status.get("job_id")).split("_")[0]})
+        job = submission.find_submitted(run.submit, {str(status.get("job_id")).split("_")[0]})
     if job is None:
         resume = f"ftdist resume {quoted_path(run.path)}"
         raise LaunchError(f"sbatch printed no job id: {args.job!r}", "the id of a submitted job",

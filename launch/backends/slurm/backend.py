@@ -10,7 +10,7 @@ from ftdist.config.launch import Container
 from ftdist.config.schema import LaunchKind, RunConfig
 from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.base import ALIVE, DEAD, STOPPING, Seen, Status
-from ftdist.launch.backends.slurm import answers, client, follow, names, script, stop
+from ftdist.launch.backends.slurm import answers, client, follow, names, script, stop, submission
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.backends.slurm.resolve import resolve_ranks
 from ftdist.run.rundir import SUBMIT, RunDir
@@ -33,13 +33,13 @@ class SlurmBackend:
     def dry_run(self, config: RunConfig, run: RunDir, changed: bool = False) -> str:
         if changed:
             return script.render(config)
-        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: {client.submit_command(run.submit)}"
+        return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: {submission.submit_command(run.submit)}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
         if config.launch.slurm.python is None and config.launch.slurm.container is Container.none:
             check_torch(config.launch)  # the nodes use this environment
         with owned(run, submits=True):
-            job = client.submit(run)
+            job = submission.submit(run)
         print(f"submitted job {job}", flush=True)
         if config.launch.wait:
             return follow.follow(run, job)

@@ -1,46 +1,24 @@
-"""Talk to Slurm through its own commands: submit a job, ask about it, cancel it."""
+"""Talk to Slurm through its own commands: run one of them, ask about jobs, cancel them."""
 
 import contextlib
 import os
 import re
 import shutil
 import subprocess
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Set
+from typing import Dict, List, Optional, Sequence, Set
 
 from ftdist.base.errors import LaunchError
-from ftdist.base.output import quoted_path
-from ftdist.base.shell import shell_words
-from ftdist.config.launch import LaunchKind
 from ftdist.launch.backends.slurm import answers
-from ftdist.run.rundir import SUBMIT, RunDir
 
 TIMEOUT_S = 60
 """Seconds within which a command of Slurm must answer."""
-AGAIN = "run the command again"
-LOOKS = 3
-"""How many times the queue is searched for a new job after sbatch has printed no job id."""
-BETWEEN_LOOKS_S = 0.5
-"""Seconds between two of these searches."""
+WHEN_UP = "when `scontrol ping` shows that Slurm is up"
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
         "DEADLINE", "REVOKED"}  # fmt: skip
 """Slurm's names for the states of a job that has ended."""
 RUNS = {"RUNNING", "SIGNALING", "COMPLETING", "STAGE_OUT", "RESIZING"}
 """Slurm's names for the states of a job that has a script running, or has just ended."""
-REFUSED = (
-    (r"partition name|partition specified", "launch.slurm.partition=NAME (sinfo lists the partitions)"),
-    (r"account", "launch.slurm.account=NAME (`sacctmgr show associations user=$USER` lists yours)"),
-    (r"\bqos\b", "launch.slurm.qos=NAME (`sacctmgr show associations user=$USER format=Account,QOS` lists yours)"),
-    (r"time limit", "launch.slurm.time=HH:MM:SS, within the limits that sinfo shows"),
-    (r"feature", "launch.slurm.constraint=FEATURE (`sinfo -o '%P %f'` lists the features)"),
-    (r"node count|node configuration|cpu count|memory spec|generic resource|\bgres\b",
-     "change launch.nnodes, launch.nproc_per_node, launch.slurm.cpus_per_gpu or launch.slurm.mem to what the nodes "
-     "have (`sinfo -o '%P %D %c %m %G'`)"),
-)  # fmt: skip
-"""What sbatch says if it refuses a job, and the setting that helps."""
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_|SLURM_(?!CONF|JWT)")
 """Environment variables that change what Slurm's commands do: the user's defaults, and the variables of the job in
 which this process runs. sbatch uses them instead of the options in the script, and passes them on to the new job."""
@@ -75,6 +53,14 @@ class Job:
         return f"job {self.id} {words}"
 
 
+class NoAnswer(LaunchError):
+    """Slurm does not answer, for example because its controller is restarted."""
+
+
+class Refused(LaunchError):
+    """sbatch refuses a job."""
+
+
 def run_command(*command: str, check: bool = True) -> str:
     """Return the standard output of one of Slurm's commands.
 
@@ -99,17 +85,15 @@ def _run(*command: str) -> "subprocess.CompletedProcess[str]":
         raise LaunchError(f"there is no {command[0]} on this machine", "a machine with the commands of Slurm",
                           "log in to the cluster, or print the script with --dry-run") from None  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{command[0]} did not answer in {TIMEOUT_S} s", "a running Slurm controller",
-                          f"{AGAIN} when `scontrol ping` shows that Slurm is up") from None  # fmt: skip
+        raise NoAnswer(f"{command[0]} did not answer in {TIMEOUT_S} s", "a running Slurm controller",
+                       f"run the command again {WHEN_UP}") from None  # fmt: skip
 
 
 def _failed(name: str, done: "subprocess.CompletedProcess[str]") -> LaunchError:
-    found = _said(name, done)
+    found = f"{name}: {_said(name, done)}"
     if answers.LATE.search(found):
-        return LaunchError(f"{name}: {found}", fix=f"{AGAIN} when `scontrol ping` shows that Slurm is up")
-    fixes = [fix for pattern, fix in REFUSED if re.search(pattern, found, re.IGNORECASE)]
-    fixes.append("change the options of the job in launch.slurm")
-    return LaunchError(f"{name}: {found}", fix=fixes[0] if name == "sbatch" else "")
+        return NoAnswer(found, fix=f"run the command again {WHEN_UP}")
+    return Refused(found) if name == "sbatch" else LaunchError(found)
 
 
 def _said(name: str, done: "subprocess.CompletedProcess[str]") -> str:
@@ -119,7 +103,7 @@ def _said(name: str, done: "subprocess.CompletedProcess[str]") -> str:
     return "; ".join(said or [f"exit code {done.returncode}"])
 
 
-def _squeue(fields: Sequence[str], *options: str) -> List[List[str]]:
+def list_jobs(fields: Sequence[str], *options: str) -> List[List[str]]:
     """Return the fields of each job that squeue lists. Slurm not knowing a job is an answer, too.
 
     Raises:
@@ -156,98 +140,6 @@ def refusal(options: Sequence[str]) -> str:
     return ""
 
 
-def sbatch(script: Path, *runs: RunDir) -> str:
-    """Submit a batch script. Returns the id of the job.
-
-    Args:
-        script: the batch script.
-        runs: the runs that the job will run. Earlier requests to stop them are removed.
-
-    Raises:
-        LaunchError: Slurm refuses the script, or it is not known whether Slurm has accepted it. The message quotes
-        Slurm's.
-    """
-    if mine := _own_defaults():
-        print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
-              file=sys.stderr)  # fmt: skip
-    with _saying_resume(script):
-        return _sbatch(script, runs)
-
-
-def _sbatch(script: Path, runs: Sequence[RunDir]) -> str:
-    before = jobs_of(script)
-    for run in runs:
-        run.cancel.unlink(missing_ok=True)
-    try:
-        answer = run_command("sbatch", "--parsable", str(script))
-    except LaunchError as error:
-        # The controller may have accepted the job, and only its answer was lost, or a site's wrapper failed afterwards.
-        looks = LOOKS if answers.LATE.search(str(error)) else 1
-        if (found := find_submitted(script, before, looks)) is None:
-            raise
-        return found
-    found = answers.job_id(answer) or find_submitted(script, before)
-    if found is None:
-        raise LaunchError(f"sbatch printed no job id, and squeue shows no job of {script}: {answer.strip()!r}",
-                          "the id of a submitted job",
-                          "if `squeue --me` does not show the job, correct launch.slurm.options")  # fmt: skip
-    return found
-
-
-@contextlib.contextmanager
-def _saying_resume(script: Path) -> Iterator[None]:
-    """Add to the fix of an error that the run or sweep of a script, whose folder stays, can be submitted again."""
-    try:
-        yield
-    except LaunchError as error:
-        resume = f"ftdist resume {quoted_path(script.parent)}"
-        if AGAIN in error.fix:
-            error.fix = error.fix.replace(AGAIN, resume)
-        elif error.fix.startswith(("launch.", "change ")) and script.name == SUBMIT:
-            error.fix = f"{resume} {error.fix}" if error.fix[0] == "l" else f"{error.fix}: {resume} KEY=VALUE"
-        raise
-
-
-def submit_command(script: Path) -> str:
-    """Return the command that submits a batch script by hand. It unsets the user's variables that would replace
-    options in the script."""
-    unset = [word for name in _own_defaults() for word in ("-u", name)]
-    return shell_words([*(["env", *unset] if unset else []), "sbatch", str(script)])
-
-
-def _own_defaults() -> List[str]:
-    return sorted(name for name in os.environ if name.startswith("SBATCH_"))
-
-
-def jobs_of(script: Path) -> Set[str]:
-    """Return the ids of this user's jobs that run a batch script or wait in the queue with it.
-
-    The script is in the directory of its run or sweep, so jobs of other runs have other scripts. Its path may be
-    relative or contain links if a user has submitted it.
-
-    Raises:
-        LaunchError: Slurm does not answer.
-    """
-    wanted = (f"--user={os.getuid()}", "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED")
-    rows, place = _squeue(("%i", "%Z", "%o"), *wanted), script.resolve()
-    return {job.split("_")[0] for job, folder, command in rows if Path(folder, command).resolve() == place}
-
-
-def find_submitted(script: Path, before: Set[str], looks: int = LOOKS) -> Optional[str]:
-    """Return the id of a job that was submitted although sbatch printed no id. squeue may show it only after a second.
-
-    Args:
-        before: ids of earlier jobs of the script.
-        looks: number of times that the queue is searched.
-    """
-    for look in range(looks):
-        time.sleep(BETWEEN_LOOKS_S if look else 0)
-        with contextlib.suppress(LaunchError):
-            if found := jobs_of(script) - before:
-                return found.pop()
-    return None
-
-
 def jobs_of_user(user: int) -> Optional[Set[str]]:
     """Return the ids of a user's jobs that wait, run or are about to end. Each element of an array has its own id.
 
@@ -259,32 +151,8 @@ def jobs_of_user(user: int) -> Optional[Set[str]]:
     if not available():
         return None
     with contextlib.suppress(LaunchError):
-        return {row[0] for row in _squeue(("%i",), f"--user={user}", "--array")}
+        return {row[0] for row in list_jobs(("%i",), f"--user={user}", "--array")}
     return None
-
-
-def submit(run: RunDir) -> str:
-    """Submit the batch script of a run. Returns the id of the job.
-
-    Raises:
-        LaunchError: the run has a job already, or ``sbatch`` raised the error.
-    """
-    with _saying_resume(run.submit):
-        there = jobs_of(run.submit)
-    if there:
-        raise LaunchError(f"job {min(there)} of this run is already queued or running", "a run that has no job",
-                          f"wait for it, or end it first: scancel {min(there)}")  # fmt: skip
-    job = sbatch(run.submit, run)
-    mark_queued(run, job)
-    return job
-
-
-def mark_queued(run: RunDir, job: str) -> None:
-    """Write into status.json that a job of the run waits in the queue."""
-    if run.read_status().get("state") == "frozen":
-        run.write_status(attempt=-1)  # no attempt has begun
-    run.write_status(state="queued", backend=LaunchKind.slurm.name, job_id=job, pid=None, exit_reason="", requeues=0,
-                     idle=0)  # fmt: skip
 
 
 def find_jobs(ids: List[str]) -> Dict[str, Job]:
@@ -298,7 +166,7 @@ def find_jobs(ids: List[str]) -> Dict[str, Job]:
     found: Dict[str, Job] = {}
     whole = {job.split("_")[0] for job in ids}  # instead of each element of an array
     wanted = "--jobs=" + ",".join(sorted(whole))
-    for job, state, reason, start in _squeue(("%i", "%T", "%r", "%S"), "--array", "--states=all", wanted):
+    for job, state, reason, start in list_jobs(("%i", "%T", "%r", "%S"), "--array", "--states=all", wanted):
         if job in ids:
             found[job] = Job(job, state, reason, "" if start == "N/A" else start)
     return found
@@ -320,7 +188,7 @@ def find_running(job: str) -> Optional[RunningJob]:
     Raises:
         LaunchError: Slurm does not answer.
     """
-    for found, state, end, comment in _squeue(("%i", "%T", "%e", "%k"), "--states=all", f"--jobs={job}"):
+    for found, state, end, comment in list_jobs(("%i", "%T", "%e", "%k"), "--states=all", f"--jobs={job}"):
         if found == job:
             return RunningJob(state in OVER, answers.local_time(end), "" if comment == "(null)" else comment)
     return None

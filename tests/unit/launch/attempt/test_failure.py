@@ -174,3 +174,20 @@ def test_ranks_that_were_ended_from_outside_have_not_failed(
     assert said.startswith(found) and bool(said) == bool(found)
     write_error(run, 1, 10.0)  # a rank that failed makes srun end the others
     assert failure.ended_from_outside(run, 0, logs, code) == ""
+
+
+def test_an_error_that_a_rank_could_not_record_is_shown_without_what_torchrun_prints_after_it(run: RunDir) -> None:
+    """Here a library is missing, so a rank cannot import the module that would record its error."""
+    log = report(run, root=1, code=1)
+    trace = 'Traceback (most recent call last):\n  File "main.py", line 1, in <module>\n    import torch\n'
+    raised = "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory"
+    torchruns = (
+        "  raise ChildFailedError(\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: main FAILED\n"
+    )
+    log.write_text(f"W1130 run.py:766] Setting OMP_NUM_THREADS\n{trace}{raised}\n{trace}{torchruns}{log.read_text()}")
+    error = failure.explain_failure(run, 0, [log], 1)
+    assert error.found.startswith(f"a rank ended before it could record its error: {raised}\n  | W1130")
+    assert error.found.count(raised) == 2 and "ChildFailedError" not in error.found and "Root Cause" not in error.found
+    assert error.fix == f"remove the cause, then: ftdist resume {run.path}"
+    log.write_text(f"{trace}{torchruns}{REPORT}")
+    assert "without recording an error" in failure.explain_failure(run, 0, [log], 1).found

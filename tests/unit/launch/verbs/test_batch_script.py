@@ -11,7 +11,7 @@ from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchE
 from ftdist.config.frozen import dump_config, load_config
 from ftdist.config.schema import Device, LaunchKind, RunConfig
 from ftdist.launch.attempt import machine
-from ftdist.launch.backends.slurm import client, script
+from ftdist.launch.backends.slurm import client, script, submission
 from ftdist.launch.backends.slurm.backend import SlurmBackend
 from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.verbs import batch_script
@@ -82,7 +82,7 @@ def test_a_job_is_requeued_at_most_max_requeues_times(
     too_often = "not started: requeued more often than launch.max_requeues=2 allows"
     assert status["exit_reason"] == (f"near the time limit; not requeued, because {limit}" if how == "near its limit"
                                      else too_often)  # fmt: skip
-    client.mark_queued(run, "7")  # submitted anew
+    submission.mark_queued(run, "7")  # submitted anew
     assert before_this(run.read_status()) == ""
     assert prepared(run, monkeypatch) == 0 and run.read_status()["requeues"] == 0
 
@@ -157,7 +157,7 @@ def test_a_job_that_submits_itself_again_counts_as_a_requeue(
     run.write_status(state="preempted")
     end(run, asked=True)
     monkeypatch.setattr(client, "available", lambda: True)
-    monkeypatch.setattr(client, "jobs_of", lambda script: {"7", "8"} if script == run.submit else set())
+    monkeypatch.setattr(submission, "jobs_of", lambda script: {"7", "8"} if script == run.submit else set())
     batch_script.moved(argparse.Namespace(run_dir=str(run.path), job=printed, because="not now\nfor job 7"))
     assert run.read_status()["job_id"] == "8"
     said = "this job may not be requeued (scontrol: not now; for job 7), so the run continues in another one: job 8"

@@ -1,7 +1,5 @@
 """Whether Slurm has answered: a job that it does not know is an answer, a controller that is away is none."""
 
-import os
-import shlex
 import subprocess
 from pathlib import Path
 from typing import Any, List, Optional
@@ -116,49 +114,6 @@ def test_a_job_whose_script_fails_is_explained_by_the_last_words_of_its_log(
         follow.outcome(run, client.Job("7_0", state))
     assert ("launch.slurm.stop_before_limit_s=" in error.value.fix) == (state == "TIMEOUT")
     assert run.read_status()["exit_reason"] == f"Slurm ended job 7_0: {says}"
-
-
-def test_a_script_is_submitted_by_hand_without_the_variables_that_replace_its_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
-        monkeypatch.delenv(name)
-    script = tmp_path / "my run" / "submit.sbatch"
-    assert shlex.split(client.submit_command(script)) == ["sbatch", str(script)]
-    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
-    assert shlex.split(client.submit_command(script)) == ["env", "-u", "SBATCH_PARTITION", "sbatch", str(script)]
-
-
-@pytest.mark.parametrize(
-    ("said", "fix"),
-    [
-        ("invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition name specified",
-         "launch.slurm.partition="),
-        ("Batch job submission failed: Invalid account or account/partition combination specified",
-         "launch.slurm.account="),
-        ("Batch job submission failed: Invalid qos specification", "launch.slurm.qos="),
-        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
-         "launch.slurm.time="),
-        ("Batch job submission failed: Invalid feature specification", "launch.slurm.constraint="),
-        ("Batch job submission failed: Requested node configuration is not available", "change launch.nnodes"),
-        ("Batch job submission failed: Invalid generic resource (gres) specification", "change launch.nnodes"),
-        ("Batch job submission failed: Invalid license specification", "change the options of the job in launch.slurm"),
-        ("Batch job submission failed: Unable to contact slurm controller", "run the command again when"),
-    ],
-)  # fmt: skip
-def test_a_job_that_sbatch_refuses_names_the_setting(said: str, fix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer(monkeypatch, 1, "", f"sbatch: error: {said}\n")
-    with pytest.raises(LaunchError) as error:
-        client.run_command("sbatch")
-    assert error.value.fix.startswith(fix)
-    monkeypatch.setattr(client, "jobs_of", lambda script: set())
-    for name, again in (("submit.sbatch", "ftdist resume '/my runs/a'"), ("array-000.sbatch", "")):
-        with pytest.raises(LaunchError) as error:
-            client.sbatch(Path("/my runs/a") / name)
-        away = fix.startswith("run the command")
-        assert ("ftdist resume '/my runs/a'" in error.value.fix) == (bool(again) or away)
-        assert not away or error.value.fix.startswith("ftdist resume '/my runs/a' when `scontrol ping` shows")
-        assert not fix.startswith("launch.") or error.value.fix.startswith(f"{again} {fix}".strip())
 
 
 def test_a_banner_in_another_encoding_does_no_harm(tmp_path: Path) -> None:
