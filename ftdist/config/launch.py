@@ -63,8 +63,8 @@ class SlurmConfig:
     reservation: Optional[str] = None
     """Reservation to run in."""
     time: Optional[str] = None
-    """Time limit in Slurm's notation: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``. null: the limit of the
-    partition."""
+    """Time limit in Slurm's notation: ``90`` (minutes), ``12:00:00``, ``2-00:00:00``, or ``0`` for none. null: the
+    limit of the partition."""
     cpus_per_node: Optional[int] = None
     """CPUs on each node, as Slurm counts them: cores, or hardware threads. null: cpus_per_gpu for each rank."""
     cpus_per_gpu: Optional[int] = None
@@ -195,7 +195,9 @@ OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
 HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASCII)
 """Name or address of a machine for ssh, with an optional user. It becomes part of a command and must not look like an
 option."""
-TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|UNLIMITED")
+NO_LIMIT = re.compile("0+|infinite|unlimited", re.IGNORECASE)
+"""What Slurm takes for no time limit."""
+TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|" + NO_LIMIT.pattern, re.IGNORECASE)
 OWNED_OPTIONS = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket",
                  "output", "error", "open-mode", "chdir", "signal", "requeue", "no-requeue", "array", "wrap",
                  "parsable", "export")  # fmt: skip
@@ -257,7 +259,7 @@ def _check_slurm(slurm: SlurmConfig) -> None:
             "launch.slurm.stop_before_limit_s=600",
         )  # fmt: skip
     if slurm.time is not None and not TIME.fullmatch(slurm.time):
-        raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS or D-HH:MM:SS",
+        raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS, D-HH:MM:SS, or 0 for none",
                           "launch.slurm.time=12:00:00")  # fmt: skip
     for name in slurm.env:
         if not ENV_NAME.fullmatch(name):

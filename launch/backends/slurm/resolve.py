@@ -9,7 +9,7 @@ from typing import Dict, List, Mapping, Optional, Set
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
-from ftdist.config.launch import TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
+from ftdist.config.launch import NO_LIMIT, TIME, Device, GpuOption, LaunchConfig, Profile, SlurmConfig
 from ftdist.launch.attempt.cpus import FEW_CPUS
 from ftdist.launch.backends.slurm import answers, names
 from ftdist.launch.backends.slurm.client import available, refusal, run_command
@@ -103,8 +103,8 @@ def _fits(features: Set[str], constraint: str) -> bool:
 
 def seconds(limit: str) -> float:
     """Return the seconds of a time limit in Slurm's notation: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Other words,
-    such as UNLIMITED, infinite and n/a, mean no limit."""
-    if not TIME.fullmatch(limit) or limit == "UNLIMITED":
+    such as UNLIMITED, infinite and n/a, mean no limit, and so does 0."""
+    if not TIME.fullmatch(limit) or NO_LIMIT.fullmatch(limit):
         return math.inf
     days, dash, rest = limit.rpartition("-")
     parts = [int(part) for part in rest.split(":")]

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import GpuOption, SlurmConfig
+from ftdist.config.launch import GpuOption, SlurmConfig, check_launch
 from ftdist.config.schema import Device, LaunchConfig, RunConfig
 from ftdist.launch.backends.slurm import resolve, script
 
@@ -185,7 +185,7 @@ def test_a_job_asks_for_cpus(
     ("limit", "found"),
     [
         ("90", 5400), ("2:30", 150), ("12:00:00", 43200), ("1-0", 86400), ("2-12:30", 217800), ("1-01:01:01", 90061),
-        ("UNLIMITED", inf), ("infinite", inf), ("n/a", inf),
+        ("UNLIMITED", inf), ("infinite", inf), ("n/a", inf), ("0", inf),
     ],
 )  # fmt: skip
 def test_a_time_limit_is_read_as_slurm_reads_it(limit: str, found: float) -> None:
@@ -193,10 +193,12 @@ def test_a_time_limit_is_read_as_slurm_reads_it(limit: str, found: float) -> Non
 
 
 @pytest.mark.parametrize(("limit", "stop", "good"), [("2", 120, False), ("3", 120, False), ("4", 120, True),
-                                                     ("2", 30, True), (None, 120, True)])  # fmt: skip
+                                                     ("2", 30, True), (None, 120, True), ("0", 120, True),
+                                                     ("infinite", 120, True), ("Unlimited", 120, True)])  # fmt: skip
 def test_a_time_limit_that_leaves_no_time_is_refused(limit: Optional[str], stop: int, good: bool) -> None:
     launch = LaunchConfig(device=Device.cpu)
     launch.slurm.time, launch.slurm.stop_before_limit_s = limit, stop
+    check_launch(launch)
     if good:
         resolve.resolve_ranks(launch)
         return
