@@ -10,6 +10,7 @@ from ftdist.data.arrow_files import read_arrow, read_parquet, read_saved, withou
 from ftdist.data.builtin_sources import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
 from ftdist.data.csv_files import read_csv
 from ftdist.data.text_files import LocatedRecord, read_json, read_txt
+from ftdist.run.hub import OFFLINE, told_to_be_offline
 from ftdist.run.prepared import GENERAL, GENERAL_TEXTS
 from ftdist.run.source_files import data_suffix, is_saved_dataset, source_files
 
@@ -70,8 +71,15 @@ def _read_hub(config_key: str, source: SourceConfig) -> Iterator[LocatedRecord]:
             yield f"{name}: row {number}", without_added_nulls(record)
     except Exception as error:  # no network, no access, wrong name: the first line says which
         said = str(error).strip().splitlines()
+        found = f"{config_key}.hub={name}, split {source.split}: {said[0] if said else type(error).__name__}"
+        if told_to_be_offline():
+            raise DataError(
+                f"{found}. It is not prepared in the cache, and {OFFLINE} forbids to ask the hub",
+                "data that was prepared before with the same settings of the data, the tokenizer and the chat template",
+                "run ftdist prepare with these settings on a machine with a network and the same cache_dir",
+            ) from error
         raise DataError(
-            f"{config_key}.hub={name}, split {source.split}: {said[0] if said else type(error).__name__}",
+            found,
             "a data set, subset, split and revision that exist and that you have access to",
             f"check {config_key}.hub, .subset, .split, .revision and the network, or use a local file",
         ) from error

@@ -58,7 +58,7 @@ class NoAnswer(LaunchError):
 
 
 class Refused(LaunchError):
-    """sbatch refuses a job."""
+    """A command of Slurm refuses what it was asked for. The message quotes it."""
 
 
 def run_command(*command: str, check: bool = True) -> str:
@@ -93,7 +93,7 @@ def _failed(name: str, done: "subprocess.CompletedProcess[str]") -> LaunchError:
     found = f"{name}: {_said(name, done)}"
     if answers.LATE.search(found):
         return NoAnswer(found, fix=f"run the command again {WHEN_UP}")
-    return Refused(found) if name == "sbatch" else LaunchError(found)
+    return Refused(found)
 
 
 def _said(name: str, done: "subprocess.CompletedProcess[str]") -> str:

@@ -48,7 +48,7 @@ def sbatch(script: Path, *runs: RunDir) -> str:
     if mine := _own_defaults():
         print(f"note: the environment variables {', '.join(mine)} are ignored; set job options in launch.slurm",
               file=sys.stderr)  # fmt: skip
-    with _naming_folder(script):
+    with _saying_when(script):
         return _sbatch(script, runs)
 
 
@@ -62,7 +62,7 @@ def _sbatch(script: Path, runs: Sequence[RunDir]) -> str:
         # The controller may have accepted the job, and only its answer was lost, or a site's wrapper failed afterwards.
         looks = LOOKS if isinstance(error, NoAnswer) else 1
         if (found := find_submitted(script, before, looks)) is None:
-            raise
+            raise (_refused(error.found, script) if isinstance(error, Refused) else error) from None
         return found
     found = answers.job_id(answer) or find_submitted(script, before)
     if found is None:
@@ -72,21 +72,32 @@ def _sbatch(script: Path, runs: Sequence[RunDir]) -> str:
     return found
 
 
+def _resume(script: Path) -> str:
+    """Return the command that submits the run or sweep of a script again. Its folder stays after a failure."""
+    return f"ftdist resume {quoted_path(script.parent)}"
+
+
 @contextlib.contextmanager
-def _naming_folder(script: Path) -> Iterator[None]:
-    """Give the errors of Slurm a fix that names the run or sweep of a script, whose folder stays."""
-    resume, is_run = f"ftdist resume {quoted_path(script.parent)}", script.name == SUBMIT
+def _saying_when(script: Path) -> Iterator[None]:
+    """Give the error of a Slurm that does not answer a fix that names the run or sweep of a script."""
     try:
         yield
     except NoAnswer as error:
-        raise NoAnswer(error.found, error.expected, f"{resume} {WHEN_UP}") from None
-    except Refused as error:
-        setting, help = next((setting, help) for said, setting, help in REFUSED
-                             if re.search(said, error.found, re.IGNORECASE))  # fmt: skip
-        fix = f"{setting} {help}".lstrip()
-        if is_run:  # a sweep keeps its settings
-            fix = f"{resume} {fix}" if setting else f"{help}: {resume} KEY=VALUE"
-        raise Refused(error.found, fix=fix) from None
+        raise NoAnswer(error.found, error.expected, f"{_resume(script)} {WHEN_UP}") from None
+
+
+def _refused(said: str, script: Path) -> Refused:
+    """Return the error for a job that sbatch refuses, with the setting that helps.
+
+    Args:
+        said: the message of sbatch.
+        script: the batch script. A run can be resumed with another setting, and a sweep keeps its settings.
+    """
+    setting, how = next((setting, how) for words, setting, how in REFUSED if re.search(words, said, re.IGNORECASE))
+    fix = f"{setting} {how}".lstrip()
+    if script.name == SUBMIT:
+        fix = f"{_resume(script)} {fix}" if setting else f"{how}: {_resume(script)} KEY=VALUE"
+    return Refused(said, fix=fix)
 
 
 def submit_command(script: Path) -> str:
@@ -135,7 +146,7 @@ def submit(run: RunDir) -> str:
     Raises:
         LaunchError: the run has a job already, or ``sbatch`` raised the error.
     """
-    with _naming_folder(run.submit):
+    with _saying_when(run.submit):
         there = jobs_of(run.submit)
     if there:
         raise LaunchError(f"job {min(there)} of this run is already queued or running", "a run that has no job",

@@ -101,10 +101,17 @@ def test_maps_of_arrow_are_objects(tmp_path: Path) -> None:
     assert records(tmp_path / "a.parquet") == expected
 
 
-def test_a_hub_data_set_that_cannot_be_read_is_refused_in_one_line() -> None:
+def test_a_hub_data_set_that_cannot_be_read_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, the fix is to prepare it elsewhere."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(DataError) as caught:
         list(read_source("data.sources.mine", SourceConfig(hub="nobody/nothing")))
     assert "data.sources.mine.hub=nobody/nothing, split train" in caught.value.found
+    assert "check data.sources.mine.hub" in caught.value.fix
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE forbids to ask the hub") as caught:
+        list(read_source("data.sources.mine", SourceConfig(hub="nobody/nothing")))
+    assert caught.value.fix.startswith("run ftdist prepare with these settings")
     assert "\n" not in caught.value.found
 
 
