@@ -7,6 +7,7 @@ is refused if it cannot be built, is not a causal language model, reads text in 
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -23,22 +24,37 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
+from ftdist.base.permissions import require_access
 from ftdist.config.schema import RunConfig
+from ftdist.model.config_values import (
+    OddValue,
+    correction,
+    odd_value_error,
+    possible_cause,
+    refuse_odd_values,
+    with_cause,
+)
+from ftdist.model.exactness import wrong_precision
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
-from ftdist.model.load import model_config
+from ftdist.model.load import DTYPES, model_config
 from ftdist.model.parts import build, is_multimodal, names_in_model, other_parts, runs_own_code
+from ftdist.model.precision_trial import why_only_fp32
+from ftdist.model.reasons import reason_of
+from ftdist.model.standin import MAX_TRIAL_PARAMETERS, Unfit
+from ftdist.model.stored_weights import stored_types
 from ftdist.model.text_only import why_not_text_only
 from ftdist.run.file_names import GENERATION_CONFIG
-from ftdist.run.locations import is_converted, model_location
+from ftdist.run.hub import model_folder
+from ftdist.run.locations import WEIGHTS, is_converted, model_location
 from ftdist.run.model_facts import ModelFacts
-from ftdist.run.weight_files import TRAINED_TYPES, untrained_types
+from ftdist.run.weight_files import TRAINED_TYPES
 
 EXPECTED_MODEL = "a decoder-only language model, for example llama, qwen3 or gpt2"
 MIN_SIMILARITY = 0.8
 """The message suggests a known key if its similarity to the unknown one is at least this (0 to 1)."""
-MAX_TRIAL_PARAMETERS, TRIAL_TOKENS = 100_000_000, 8
-"""A model of at most this many parameters also runs one forward on this many tokens."""
+TRIAL_TOKENS, WINDOW = 8, "sliding_window"
+"""A small model also runs one forward on this many tokens."""
 DIRECTIONS = (("is_decoder", False, True), ("causal", False, True), ("attn_type", "bi", "uni"))
 """Fields with which models read text in both directions (BERT, XLM, XLNet), and their value for one direction."""
 MAX_EXTRA_POSITIONS = 8
@@ -55,6 +71,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     """
     if config.model.config:
         _check_model_type(config)
+    refuse_odd_values(config)
     arch = model_config(config)
     known = type(arch) in MODEL_FOR_CAUSAL_LM_MAPPING or is_multimodal(arch)
     if not known and not runs_own_code(arch):
@@ -62,6 +79,7 @@ def check_model(config: RunConfig) -> ModelFacts:
                           EXPECTED_MODEL, "use another model")  # fmt: skip
     _check_generation(config)
     model = _build(config, arch, "meta")
+    _check_window(config, arch)
     _check_quantized(config, arch)
     _check_types(config, model)
     if is_multimodal(arch):
@@ -69,7 +87,11 @@ def check_model(config: RunConfig) -> ModelFacts:
     _check_direction(config, model)
     _check_layers_run(config, model)
     facts = _facts(arch, model)
-    prove_export(config, arch)
+    _check_precision(config, arch)
+    try:
+        prove_export(config, arch)
+    except ConfigError as error:
+        raise with_cause(config, error) from error
     if config.model.config:  # the config of a trained model is known to be valid
         _check_keys(config, arch, model)
         if facts.parameters <= MAX_TRIAL_PARAMETERS:
@@ -137,12 +159,12 @@ def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
 def _check_types(config: RunConfig, model: PreTrainedModel) -> None:
     """Refuse files in which a weight is not a floating-point number of 16 bits or more. transformers would convert it.
 
-    A buffer can have any type.
+    A buffer can have any type. Damaged files are refused as well.
     """
-    if not config.model.path or is_converted(config):
-        return
-    folder = Path(config.model.path)
-    types = untrained_types(folder)
+    folder = None if is_converted(config) else model_folder(config)
+    if folder is None or not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        return  # without weights, no run gets this far
+    types = {name: found for name, found in stored_types(folder).items() if found not in TRAINED_TYPES}
     if not types:
         return
     weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -155,18 +177,48 @@ def _check_types(config: RunConfig, model: PreTrainedModel) -> None:
 
 
 def _check_generation(config: RunConfig) -> None:
-    """Refuse a generation config that transformers does not read. It would fail in the ranks, with the model."""
-    if config.model.config:
+    """Refuse a generation config that transformers does not read. It would fail in the ranks, with the model, or be
+    replaced by another one without a word."""
+    folder = model_folder(config)
+    if folder is None or not (folder / GENERATION_CONFIG).is_file():
         return
-    location = model_location(config)
+    file, fix = folder / GENERATION_CONFIG, f"correct or remove {GENERATION_CONFIG}"
+    require_access(file)
     try:
-        GenerationConfig.from_pretrained(location, revision=config.model.revision)
-    except OSError:  # there is none, or it is not JSON: transformers makes one from the config of the model
-        return
+        GenerationConfig.from_pretrained(folder)
+    except OSError as error:
+        raise ConfigError(f"{file} is not JSON: {_not_json(file)}", "an object in JSON", fix) from error
     except Exception as error:  # invalid values raise many kinds of exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{location}/{GENERATION_CONFIG}: {reason[:200]}", "values that transformers accepts",
-                          f"correct or remove {GENERATION_CONFIG}") from error  # fmt: skip
+        raise ConfigError(f"{file}: {reason[:200]}", "values that transformers accepts", fix) from error
+
+
+def _not_json(file: Path) -> str:
+    """Return why a file is not JSON."""
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        return str(error)[:200]
+    return "transformers cannot read it"
+
+
+def _check_window(config: RunConfig, arch: PretrainedConfig) -> None:
+    """Refuse a sliding window in which no token sees any token."""
+    text = arch.get_text_config()
+    declared = {field.name for field in dataclasses.fields(type(text))}
+    window, kinds = getattr(text, WINDOW, None), getattr(text, "layer_types", None)
+    slides = WINDOW in declared and (not kinds or any("sliding" in str(kind) for kind in kinds))
+    if slides and isinstance(window, (int, float)) and window <= 0:
+        place = "" if text is arch else "text_config."
+        raise odd_value_error(config, OddValue(f"{place}{WINDOW}", window, "a number greater than 0, or null for a "
+                                               "model whose layers see all earlier tokens"))  # fmt: skip
+
+
+def _check_precision(config: RunConfig, arch: PretrainedConfig) -> None:
+    """Refuse a model that transformers can compute in fp32, but not in the precision of the run."""
+    dtype = DTYPES[config.train.precision]
+    if dtype is not torch.float32 and (reason := why_only_fp32(arch, dtype)):
+        raise wrong_precision(arch.model_type, dtype, reason)
 
 
 def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:
@@ -175,7 +227,13 @@ def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:
     That is a model whose text goes into an encoder, or which computes nothing from text alone. The second is tried on
     a stand-in.
     """
-    problem = "its text goes into an encoder" if arch.is_encoder_decoder else why_not_text_only(arch)
+    try:
+        problem = "its text goes into an encoder" if arch.is_encoder_decoder else why_not_text_only(arch)
+    except Unfit as error:
+        raise ConfigError(f"{_where(config)}: ftdist cannot find out whether {arch.model_type} can be fine-tuned on "
+                          f"text alone: the small stand-in that it makes of the model {error.reason}",
+                          "a stand-in that can be built. The model is too large to try it itself", "use another model, "
+                          "or report the config.json of this one to the developers of ftdist") from error  # fmt: skip
     if problem:
         raise ConfigError(f"{_where(config)}: {arch.model_type} cannot be fine-tuned on text alone: {problem}",
                           "a model with a language part that reads text alone",
@@ -213,10 +271,11 @@ def build_on_meta(config: RunConfig) -> PreTrainedModel:
     return _build(config, model_config(config), "meta")
 
 
-def _build(config: RunConfig, arch: PretrainedConfig, device: str) -> PreTrainedModel:
+def _build(config: RunConfig, arch: PretrainedConfig, device: str,
+           dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:  # fmt: skip
     try:
         with torch.device(device):
-            model: PreTrainedModel = build(arch, dtype=torch.bfloat16)
+            model: PreTrainedModel = build(arch, dtype=dtype)
             return model
     except Exception as error:  # invalid values raise many kinds of exceptions
         raise _cannot_build(config, error) from error
@@ -225,7 +284,7 @@ def _build(config: RunConfig, arch: PretrainedConfig, device: str) -> PreTrained
 @torch.no_grad()
 def _run_forward(config: RunConfig, arch: PretrainedConfig) -> None:
     """Run one forward: some sizes that contradict each other cause an error only here."""
-    model = _build(config, arch, "cpu")
+    model = _build(config, arch, "cpu", DTYPES[config.train.precision])
     try:
         model.eval()(input_ids=torch.zeros(1, TRIAL_TOKENS, dtype=torch.long), use_cache=False)
     except Exception as error:
@@ -233,14 +292,17 @@ def _run_forward(config: RunConfig, arch: PretrainedConfig) -> None:
 
 
 def _cannot_build(config: RunConfig, error: Exception) -> ConfigError:
-    reason = (str(error).strip().splitlines() or [""])[0][:200]
     if isinstance(error, ImportError):
-        command, reason = re.search("`(pip install [^`]+)`", str(error)), reason.split(" You can install it")[0]
+        reason = (str(error).strip().splitlines() or [""])[0][:200].split(" You can install it")[0]
+        command = re.search("`(pip install [^`]+)`", str(error))
         return ConfigError(f"{_where(config)}: the code of the model needs a library that is not installed: {reason}",
                            "every library that the code of the model imports",
                            command[1] if command else "install the library")  # fmt: skip
-    return ConfigError(f"cannot build a model from {_where(config)}: {type(error).__name__}: {reason}",
-                       "consistent sizes (the heads divide hidden_size, no size is 0)",
+    reason = reason_of(error)
+    found = f"cannot build a model from {_where(config)}: {reason}"
+    if cause := possible_cause(config, reason):
+        return ConfigError(f"{found} ({cause.describe()} may be the cause)", cause.expected, correction(config, cause))
+    return ConfigError(found, "consistent sizes (the heads divide hidden_size, no size is 0)",
                        "correct model.config" if config.model.config else "use another model")  # fmt: skip
 
 

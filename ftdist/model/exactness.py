@@ -1,19 +1,15 @@
-"""Choose how documents run through a model: the fastest way that gives the numbers of plain transformers.
+"""Compare ways to run documents through a model with plain transformers.
 
 The numbers are compared on a small stand-in of the model, whose documents are longer than every limit in its config:
 sliding windows, chunks, sparse attention, the original length of rotary embeddings. The loss of a micro-batch and the
 gradient of each parameter must be equal to those that transformers computes with eager attention for each document
-alone. The choice is kept in the cache.
+alone.
 """
 
 import copy
-import hashlib
-import json
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+import math
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -22,26 +18,21 @@ import torch.nn.functional as F
 from transformers import PretrainedConfig
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.json_files import read_json, write_json
-from ftdist.config.schema import Attention, RunConfig
+from ftdist.config.schema import Attention
 from ftdist.model.attention import DOCUMENTS
-from ftdist.model.attention_plan import BOTH_WAYS, BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
+from ftdist.model.attention_plan import BOTH_WAYS, BY_DOCUMENT, PLAIN, AttentionPlan
 from ftdist.model.cache_trial import cache_works
 from ftdist.model.forward import forward_logits, set_plan
-from ftdist.model.load import build_whole
-from ftdist.model.parts import build, is_multimodal, runs_own_code
+from ftdist.model.load import DTYPES
+from ftdist.model.parts import build
 from ftdist.model.random_weights import draw_like_trained
-from ftdist.model.standin import config_of_standin, standin_config, whole_standin_config
-from ftdist.model.standin_sizes import short_limits
-from ftdist.run.locations import cache_root
+from ftdist.model.reasons import reason_of
+from ftdist.model.standin import Unfit, config_of_standin
 
-FORMAT_VERSION = 3
-"""Increased when the comparison or the plans change."""
 LENGTHS = (40, 23, 57, 9)
 """Lengths of the documents in tokens."""
 VOCABULARY, FIRST_TOKEN = 300, 10
 """Number of tokens of a stand-in, and the first one that its documents use. Ids below it can have a meaning."""
-OWN_CODE = "several documents in a row: Python code of the model builds its layers, whose limits are not known"
 CHANGED = 3  # tokens at the end of a document are changed, to find out whether other tokens see them
 SMALL_GRADIENT = 1e-3
 """The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
@@ -80,85 +71,6 @@ class Choice:
     """The reason why the numbers could not be compared. It is "" if they were compared."""
 
 
-def choose_plan(
-    config: RunConfig, arch: PretrainedConfig, device: torch.device, dtype: torch.dtype, one_document: bool = False
-) -> Choice:
-    """Return how documents run through the model of a run.
-
-    Args:
-        arch: Config of the model.
-        device: Device that the model is trained on.
-        dtype: Type of the weights.
-        one_document: A micro-batch never contains more than one document.
-
-    Raises:
-        ConfigError: ``model.attention`` does not run here, or no plan gives the numbers of plain transformers.
-    """
-    plans = candidates(config.model.attention, arch, device, dtype)
-    own_code = runs_own_code(arch)
-    try:
-        fields, sampled = standin_fields(config, arch)
-    except Exception as error:  # the stand-in of an unknown architecture can fail in many ways
-        return _unproven(config.model.attention, plans, error)
-    slower = [OWN_CODE] if own_code and config.model.attention is Attention.auto else []
-    key = {
-        "version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"),
-        "fields": fields, "plans": [str(plan) for plan in plans], "device": device.type, "dtype": str(dtype),
-        "one_document": one_document, "sampled": sampled,
-    }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    file = cache_root(config) / "checked" / f"attention-{digest}.json"
-    choice = None if own_code else _read(file)  # the code may change
-    if choice is None:
-        build_whole()  # only one rank builds the stand-in, so it must not be sharded
-        try:
-            trial = Trial(fields, device, one_document, arch)
-        except Exception as error:
-            return _unproven(config.model.attention, plans, error)
-        choice = trial.choose(plans, dtype)
-        if choice.plan.cached and sampled != fields:  # with its answer, a text exceeds a limit that no document reaches
-            works = Trial(sampled, device, one_document, arch).cache_works(choice.plan)
-            choice = replace(choice, plan=replace(choice.plan, cached=works))
-        _write(file, choice)
-    return replace(choice, rejected=slower + choice.rejected)
-
-
-def standin_fields(config: RunConfig, arch: PretrainedConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Return the config of a stand-in of a model, and that of one for documents with the answers that the run samples.
-
-    A document with its answer can exceed a limit in the config of the model that no document reaches.
-    """
-    small = whole_standin_config if is_multimodal(arch) else standin_config
-    whole, longest = small(arch, VOCABULARY), config.data.max_seq_len
-    row, answer = longest * config.batch.micro_batch_size, config.train.sample_tokens if config.train.num_samples else 0
-    return short_limits(whole, longest, row), short_limits(whole, longest + answer, row + answer)
-
-
-def _unproven(wanted: Attention, plans: List[AttentionPlan], error: Exception) -> Choice:
-    """Return the choice for a model without a stand-in: one document a row if ``model.attention`` is ``auto``."""
-    reason = f"no stand-in of the model can be built ({_first_line(error)})"
-    plan = replace(PLAIN, layout=Layout.padded) if wanted is Attention.auto else plans[0]
-    return Choice(replace(plan, cached=False), unproven=reason)
-
-
-def _read(file: Path) -> Optional[Choice]:
-    # There is no file, or another version wrote it.
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        saved = read_json(file)
-        plan = saved.pop("plan")
-        backend, layout = Attention[plan.pop("backend")], Layout[plan.pop("layout")]
-        return Choice(AttentionPlan(backend=backend, layout=layout, **plan), **saved)
-    return None
-
-
-def _write(file: Path, choice: Choice) -> None:
-    saved = asdict(choice)
-    saved["plan"] |= {"backend": choice.plan.backend.name, "layout": choice.plan.layout.name}
-    with suppress(OSError):  # without the cache, the plans are compared again at the next start
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, saved)
-
-
 class Trial:
     """A stand-in with fixed weights and documents, and the numbers that plain transformers computes for them."""
 
@@ -169,29 +81,35 @@ class Trial:
             fields: Config of the stand-in, with ``model_type``.
             one_document: Each document is a micro-batch of its own.
             like: Config of the real model, whose own code, if it has any, builds the stand-in.
+
+        Raises:
+            Unfit: It cannot be built.
         """
-        self._arch = config_of_standin(fields, like)
         self._device, self._one_document, self._training = device, one_document, True
-        draw = torch.Generator().manual_seed(0)
-        last = min(VOCABULARY, self._arch.get_text_config().vocab_size)
-        self._documents = [torch.randint(FIRST_TOKEN, last, (n,), generator=draw).to(device) for n in LENGTHS]
         self._expected: Dict[torch.dtype, Tuple[float, Gradients]] = {}
         self._weights: Dict[str, torch.Tensor] = {}
-        self._weights = draw_like_trained(self._build(PLAIN, torch.float32))
+        try:
+            self._arch = config_of_standin(fields, like)
+            draw = torch.Generator().manual_seed(0)
+            last = min(VOCABULARY, self._arch.get_text_config().vocab_size)
+            self._documents = [torch.randint(FIRST_TOKEN, last, (n,), generator=draw).to(device) for n in LENGTHS]
+            self._weights = draw_like_trained(self._build(PLAIN, torch.float32))
+        except Exception as error:
+            raise Unfit(f"cannot be built ({reason_of(error)})", built=False) from error
 
     def choose(self, plans: Sequence[AttentionPlan], dtype: torch.dtype) -> Choice:
         """Return the first plan that is exact.
 
         Raises:
-            ConfigError: No plan is, or plain transformers cannot train on documents of any length.
+            ConfigError: No plan is, tokens see later tokens, or transformers cannot compute in this type.
+            Unfit: Plain transformers cannot train the stand-in on documents of any length, or not twice alike.
         """
-        try:
-            repeats = self._repeats()
-        except Exception as error:
-            found = f"transformers cannot train a small {self._arch.model_type} model on documents of any length"
-            raise ConfigError(f"{found}: {_first_line(error)}", "a model that can", "use another model") from error
-        if not repeats:
-            self._training, self._expected = False, {}
+        self._settle()
+        if dtype is not torch.float32:
+            try:
+                self._plain(dtype)
+            except Exception as error:
+                raise wrong_precision(self._arch.model_type, dtype, reason_of(error)) from error
         if self._looks_ahead():
             where, fix = "", "use another model"
             if getattr(self._arch, "attention_type", "") == "block_sparse":
@@ -208,7 +126,7 @@ class Trial:
             try:
                 loss, gradient, problem = self.measure(plan, dtype)
             except Exception as error:  # the plan does not work with this model
-                loss, gradient, problem = 0.0, 0.0, _first_line(error)
+                loss, gradient, problem = 0.0, 0.0, reason_of(error, 160)
                 unknown = isinstance(error, KeyError) and error.args[0] in (DOCUMENTS, plan.implementation)
                 if unknown or "does not support an attention implementation" in problem:
                     problem = "the model does not support it"
@@ -235,8 +153,7 @@ class Trial:
     def measure_changed(self, plan: AttentionPlan, dtype: torch.dtype, change: Change,
                         rough: Tolerance) -> Tuple[float, float, str]:  # fmt: skip
         """Compare a plan with plain transformers. ``change`` is applied to the model of the plan. See ``measure``."""
-        if not self._repeats():
-            self._training, self._expected = False, {}
+        self._settle()
         return self.measure(plan, dtype, change, rough)
 
     def measure(self, plan: AttentionPlan, dtype: torch.dtype, change: Optional[Change] = None,
@@ -277,6 +194,25 @@ class Trial:
         if dtype not in self._expected:
             self._expected[dtype] = self._run(PLAIN, dtype)
         return self._expected[dtype]
+
+    def _settle(self) -> None:
+        """Choose a mode in which the numbers repeat: that of training, or else that of evaluation.
+
+        Raises:
+            Unfit: There is none.
+        """
+        try:
+            if self._repeats():
+                return
+            self._training, self._expected = False, {}
+            if self._repeats():
+                return
+            loss = self._plain(torch.float32)[0]
+        except Exception as error:
+            lengths = " and ".join(map(str, LENGTHS[:2]))
+            raise Unfit(f"cannot be trained on documents of {lengths} tokens ({reason_of(error)})") from error
+        raise Unfit("has a loss that is not finite" if not math.isfinite(loss) else
+                    "gives other numbers each time")  # fmt: skip
 
     def _repeats(self) -> bool:
         """Return whether plain transformers gives the same numbers twice. Some routers draw random numbers."""
@@ -340,8 +276,8 @@ def micro_batch(documents: List[torch.Tensor]) -> SimpleNamespace:
     )
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ConfigError):
-        return error.found
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:160]
+def wrong_precision(model_type: str, dtype: torch.dtype, reason: str) -> ConfigError:
+    """Return the error for a model that transformers can only compute in fp32."""
+    name = next(precision.name for precision, own in DTYPES.items() if own is dtype)
+    return ConfigError(f"transformers cannot train a {model_type} model in {name}: {reason}",
+                       "a precision in which the model computes", "train.precision=fp32")  # fmt: skip

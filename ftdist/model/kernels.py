@@ -24,10 +24,13 @@ from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Kernels, RunConfig
 from ftdist.model.attention_plan import AttentionPlan
-from ftdist.model.exactness import ROUGH, Tolerance, Trial, standin_fields
+from ftdist.model.exactness import ROUGH, Tolerance, Trial
 from ftdist.model.interpreted_kernels import prepare_interpreter
 from ftdist.model.load import build_whole
+from ftdist.model.plan_choice import standin_fields
+from ftdist.model.reasons import reason_of
 from ftdist.model.routers import has_experts
+from ftdist.model.standin import Unfit
 from ftdist.plan.kernels import check_kernels, interpreted
 
 LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
@@ -108,9 +111,10 @@ def prove_kernels(
         loss, gradient, problem = trial.measure_changed(plan, dtype, use_kernels, rough)
     except ConfigError:
         raise
-    except Exception as error:  # no stand-in can be built, or a kernel does not run on this device
+    except Exception as error:  # the stand-in is of no use, or a kernel does not run on this device
+        reason = f"this {error.reason}" if isinstance(error, Unfit) else reason_of(error)
         raise ConfigError("model.kernels=liger, but its numbers cannot be compared with plain transformers on a small "
-                          f"{arch.model_type} model: {type(error).__name__}: {str(error).strip()[:160]}",
+                          f"{arch.model_type} model: {reason}",
                           "a model and a device with which Liger's kernels run",
                           "model.kernels=none") from error  # fmt: skip
     if problem:

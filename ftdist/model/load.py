@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -16,10 +17,12 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
+from ftdist.model.config_values import shown_field
 from ftdist.model.finite import check_finite
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class, build, unread_weights
 from ftdist.model.random_weights import draw_weights, drawn_vectors
+from ftdist.model.reasons import reason_of
 from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes, whole_values
 from ftdist.plan.communication import without_sizes
@@ -53,11 +56,12 @@ def model_config(config: RunConfig) -> PretrainedConfig:
             model_location(config), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except Exception as error:  # the validation of transformers raises many kinds of exceptions
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        if model.config:  # the last line of a validation error is its reason
-            raise ConfigError(f"model.config: {lines[-1].strip()[:200]}", "values that the model type supports",
-                              "correct model.config") from error  # fmt: skip
-        found = f"{model_location(config)}: {lines[0][:200]}"
+        reason, place = reason_of(error), "model.config" if model.config else f"{model_location(config)}/config.json"
+        if model.config or isinstance(error, StrictDataclassError):
+            fix = "correct model.config" if model.config else "correct config.json in a local copy of the model"
+            raise ConfigError(f"{place}: {reason}{shown_field(config, reason)}", "values that the model type supports",
+                              fix) from error  # fmt: skip
+        found = f"{model_location(config)}: {reason}"
         if "trust_remote_code" in str(error):
             found = f"{model_location(config)}: Python code in this folder or repository builds the model"
             raise ConfigError(found, "a model that transformers builds",
@@ -97,8 +101,8 @@ def load_model(
                               "an attention that the model has", "model.attention=auto") from error  # fmt: skip
         if zero_settings["zero_optimization"]["stage"] < 3:
             raise
-        found = f"transformers cannot load a {arch.model_type} model with ZeRO-3: {type(error).__name__}: {error}"
-        raise ConfigError(found.splitlines()[0][:200], "a model that can be sharded while it is created",
+        found = f"transformers cannot load a {arch.model_type} model with ZeRO-3: {reason_of(error, 160)}"
+        raise ConfigError(found, "a model that can be sharded while it is created",
                           "zero.stage=2") from error  # fmt: skip
     return ready_to_train(model, config, plan)
 

@@ -10,7 +10,7 @@ from ftdist.base.counts import count
 from ftdist.config.schema import Precision, ZeroConfig
 from ftdist.model.parts import build, runs_own_code
 from ftdist.model.standin_layers import PER_LAYER, select_layers
-from ftdist.model.standin_sizes import in_proportion, reduce_sizes
+from ftdist.model.standin_sizes import fit_parts, in_proportion, reduce_sizes
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import rank_memory
 from ftdist.plan.optimizers import OptimizerSpec
@@ -27,8 +27,11 @@ OTHER_DEPTHS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_d
 VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "unpadded_vocab_size",
                 "encoder_hash_byte_group_vocab", "ngram_vocab_size_base")  # fmt: skip
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "cls_token_id", "sep_token_id",
-          "mask_token_id", "unk_index", "mask_index", "pad_index", "bos_index", "eos_index")  # fmt: skip
+          "mask_token_id", "blank_token_id", "unk_index", "mask_index", "pad_index", "bos_index",
+          "eos_index")  # fmt: skip
 
+MAX_TRIAL_PARAMETERS = 100_000_000
+"""A model of at most this many parameters can be tried itself, on a few short documents."""
 ENCODER_LAYERS = ("vision_feature_layer",)
 """Numbers of the layers of an image encoder whose outputs are used."""
 SPECIAL_NAMES, IMAGE_NAMES = ("<image>", "<|extra_200|>"), ("IMGIMG", "<|visual token")
@@ -39,6 +42,19 @@ FAMILIES = (("smollm3", "smollm3"), ("smollm", "llama"), ("tinyllama", "llama"),
             ("qwen2", "qwen2"), ("gemma3", "gemma3_text"), ("gemma2", "gemma2"), ("mixtral", "mixtral"),
             ("mistral", "mistral"), ("phi4", "phi3"), ("phi3", "phi3"), ("olmo2", "olmo2"), ("gptneox", "gpt_neox"),
             ("pythia", "gpt_neox"), ("gpt2", "gpt2"))  # fmt: skip
+
+
+class Unfit(Exception):
+    """A stand-in is of no use: it cannot be built or trained. This can be the fault of its sizes alone.
+
+    Args:
+        reason: What is wrong with it, as the end of a sentence.
+        built: Whether it can be built.
+    """
+
+    def __init__(self, reason: str, built: bool = True) -> None:
+        super().__init__(reason)
+        self.reason, self.built = reason, built
 
 
 def model_type_from_name(repository: str) -> str:
@@ -74,6 +90,33 @@ def whole_standin_config(arch: PretrainedConfig, vocab_size: int) -> Dict[str, A
     """Return the value of ``model.config`` for a stand-in that has every part of a model, including parts for
     images."""
     return _reduced(arch, vocab_size)
+
+
+def own_sizes(arch: PretrainedConfig, most: int = MAX_TRIAL_PARAMETERS) -> Optional[Dict[str, Any]]:
+    """Return the value of ``model.config`` for a model with every size of the real one, without dropout.
+
+    Returns:
+        None if it has more than ``most`` parameters, or cannot be built.
+    """
+    try:
+        small = count_parameters(arch) <= most
+    except Exception:  # invalid sizes raise many kinds of exceptions
+        return None
+    return _of_same_size(arch) if small else None
+
+
+def _of_same_size(arch: PretrainedConfig) -> Dict[str, Any]:
+    fields = {name: value for name, value in copy.deepcopy(arch.to_dict()).items() if name not in OMITTED_FIELDS}
+    for name, value in fields.items():
+        if isinstance(value, dict) and isinstance(getattr(arch, name, None), PretrainedConfig):
+            fields[name] = _of_same_size(getattr(arch, name))
+        elif _is_dropout(name, value):
+            fields[name] = 0.0
+    return {**fields, "model_type": arch.model_type}
+
+
+def _is_dropout(name: str, value: Any) -> bool:
+    return bool(DROPOUT.search(name)) and isinstance(value, float) and not name.startswith(OTHER_HEADS)
 
 
 def config_of_standin(fields: Dict[str, Any], arch: Optional[PretrainedConfig] = None) -> PretrainedConfig:
@@ -115,7 +158,7 @@ def _reduced(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
     for name, value in real.items():
         if isinstance(value, dict) and isinstance(getattr(arch, name, None), PretrainedConfig):
             fields[name] = _reduced(getattr(arch, name), vocab_size)
-        elif DROPOUT.search(name) and isinstance(value, float) and not name.startswith(OTHER_HEADS):
+        elif _is_dropout(name, value):
             fields[name] = 0.0
         elif name in VOCABULARIES and isinstance(value, int):
             fields[name] = vocab_size
@@ -125,7 +168,9 @@ def _reduced(arch: PretrainedConfig, vocab_size: int) -> Dict[str, Any]:
             fields[name] = [-1] * len(value) if isinstance(value, (list, tuple)) else -1
         elif name == "vocabulary_map" and value:
             fields[name] = _special_names(value)
-    return {**fields, "model_type": arch.model_type}
+    fields["model_type"] = arch.model_type
+    fit_parts(fields)
+    return fields
 
 
 def _inside(token: Any, vocab_size: int) -> Any:

@@ -26,7 +26,7 @@ _BY_SIZE = (
     (HIDDEN, "hidden_size d_model n_embd embedding_size input_embedding_size output_embedding_size word_embed_proj_dim "
              "emb_dim embedding_dim lru_width attention_hidden_size out_hidden_size output_dim backbone_hidden_size "
              "embed_dim adapter_in_dim adapter_out_dim adapter_input_size hidden_size_global "
-             "text_hidden_size"),
+             "text_hidden_size audio_hidden_size upsample_groups"),
     (INNER, "intermediate_size n_inner d_inner dff dim_ff ffn_dim decoder_ffn_dim encoder_ffn_dim feed_forward_size "
             "ffn_hidden_size intermediate_size_mlp dense_intermediate_size mlp_dim"),
     (EXPERT, "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size "
@@ -92,6 +92,15 @@ def in_proportion(own: Mapping[str, Any], real: Mapping[str, Any], fields: Mappi
             for name, value in own.items()}  # fmt: skip
 
 
+def fit_parts(fields: Dict[str, Any]) -> None:
+    """Make sizes in a config consistent with those of its parts."""
+    kind = fields["model_type"]
+    if kind == "fun_asr_nano":
+        fields["adaptor_config"]["intermediate_size"] = fields["text_config"]["hidden_size"] // 4
+    if kind == "kyutai_speech_to_text":  # the last row of an embedding of text and sounds
+        fields["audio_pad_token_id"] = fields["vocab_size"] + fields["num_codebooks"] * fields["codebook_vocab_size"]
+
+
 def short_limits(fields: Dict[str, Any], longest: int, row: int = 0) -> Dict[str, Any]:
     """Return fields of a config whose limits are shorter than the documents of the comparison.
 
@@ -102,14 +111,14 @@ def short_limits(fields: Dict[str, Any], longest: int, row: int = 0) -> Dict[str
         row: Length of the longest row of several documents, if it is longer.
     """
 
-    def short_all(fields: Mapping[str, Any]) -> Dict[str, Any]:
+    def short_all(fields: Mapping[Any, Any]) -> Dict[Any, Any]:
         limits = (*LIMITS, "max_position_embeddings") if _dynamic_rope(fields.get("rope_parameters")) else LIMITS
         return {name: short(name, value, limits) for name, value in fields.items()}
 
-    def short(name: str, value: Any, limits: Sequence[str]) -> Any:
+    def short(name: Any, value: Any, limits: Sequence[str]) -> Any:
         if isinstance(value, dict):
             return short_all(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool) or not isinstance(name, str):
             return value
         reached = value < longest and any(part in name for part in limits)
         if name in TABLES and longest <= value < row:
@@ -255,6 +264,8 @@ _RULES: Dict[str, Dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "chameleon_vqgan": {"base_channels": 32},
     "emu3_vqgan": {"base_channels": 32, "hidden_size": 128},  # the width of its last block
+    "nemotron3_diarization": {"chunk_left_context": 1, "chunk_right_context": 1},
+    "fun_asr_nano_encoder": {"num_timestamp_prediction_layers": 1},
     "dots3_note_text": {"head_dim": 20},  # qk_nope_head_dim of its layers with a window, and qk_rope_head_dim
 }
 """Fields with a rule of their own in a single class."""

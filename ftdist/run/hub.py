@@ -14,7 +14,7 @@ from ftdist.base.names import require_utf8
 from ftdist.base.permissions import require_access
 from ftdist.config.data import named_sources
 from ftdist.config.schema import RunConfig
-from ftdist.run.locations import TOKENIZER
+from ftdist.run.locations import TOKENIZER, model_location
 from ftdist.run.prepared import data_folder, is_ready
 
 OFFLINE = "HF_HUB_OFFLINE"
@@ -71,6 +71,14 @@ def fetched_folder(repository: Repository) -> Optional[Path]:
     if repository.holds_model:
         return folder if (folder / "config.json").is_file() and _has_weights(folder) else None
     return folder if has_tokenizer else None
+
+
+def model_folder(config: RunConfig) -> Optional[Path]:
+    """Return the folder that the model is loaded from. None if it has random weights, or if the cache of the hub lacks
+    it."""
+    if config.model.hub:
+        return fetched_folder(Repository("model.hub", config.model.hub, config.model.revision, True))
+    return Path(location) if (location := model_location(config)) else None
 
 
 def is_fetched(config: RunConfig) -> bool:

@@ -116,7 +116,7 @@ def check_model_folder(config: RunConfig) -> None:
                               f"method=lora {override_word('method.init_from', str(path))}")  # fmt: skip
         raise ConfigError(f"model.path={path} holds no config.json; {held}", expected,
                           "set model.path to the folder of the model, for example the export/ of a run")  # fmt: skip
-    arch = _read_object(path / "config.json")
+    arch = read_model_json(path / "config.json")
     if "model_type" not in arch:
         raise ConfigError(f"{path}/config.json has no model_type", "the config.json of a transformers model",
                           "copy config.json from the model's repository")  # fmt: skip
@@ -136,7 +136,12 @@ def check_model_folder(config: RunConfig) -> None:
         )
 
 
-def _read_object(path: Path) -> dict[str, object]:
+def read_model_json(path: Path) -> dict[str, object]:
+    """Return the object in a config.json.
+
+    Raises:
+        ConfigError: It is not JSON.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

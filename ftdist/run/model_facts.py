@@ -18,9 +18,9 @@ from ftdist.config.schema import Kernels, MethodKind, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
 from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root, is_converted, model_location
-from ftdist.run.weight_files import untrained_types
+from ftdist.run.weight_files import pickled_files, untrained_types
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of the facts. Increase it when the check finds more facts, or other facts about the same model."""
 
 
@@ -135,9 +135,11 @@ def _file(config: RunConfig) -> Path:
         "transformers": version("transformers"),
         "config": model.config or _checked_files(Path(location)) or [location, model.revision],
         "trust_remote_code": model.trust_remote_code,
+        "precision": config.train.precision.name,
     }
-    if model.path and not is_converted(config) and (types := untrained_types(Path(location))):
-        content["types"] = types
+    if model.path and not is_converted(config):
+        content["types"] = untrained_types(Path(location))
+        content["files"] = pickled_files(Path(location))
     if config.method.kind is not MethodKind.full:
         content["method"] = [asdict(config.method), model.new_special_tokens]
     if config.model.kernels is not Kernels.none:

@@ -4,7 +4,7 @@ import json
 import struct
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Collection, Dict, List
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.permissions import explain_os_error
@@ -31,14 +31,31 @@ def check_weight_files(folder: Path, arch: Dict[str, Any]) -> None:
     Raises:
         ConfigError: There are none, a file is missing or damaged, or all names of weights have the prefix of a wrapper.
     """
-    files = _weight_files(folder, arch)
-    names = [name for file in files if file.suffix == ".safetensors" for name in tensor_header(file)]
+    files = weight_files(folder, arch)
+    check_names([name for file in files if is_safetensors(file) for name in tensor_header(file)], files[0])
+
+
+def check_names(names: Collection[str], file: Path) -> None:
+    """Check that weights do not have the names that they have in a wrapped model.
+
+    Args:
+        names: Names of all weights.
+        file: The first of the files that hold them, for the message.
+
+    Raises:
+        ConfigError: They have.
+    """
     for prefix, wrapper in WRAPPERS.items():
         if names and all(name.startswith(prefix) for name in names):
-            raise ConfigError(f"the names of all weights in {files[0]} begin with {prefix}, as {wrapper} names the "
+            raise ConfigError(f"the names of all weights in {file} begin with {prefix}, as {wrapper} names the "
                               f"weights of the model that it wraps (for example {min(names)})",
                               "the names of the model itself, as save_pretrained of the unwrapped model writes them",
                               f"save the unwrapped model, or remove {prefix} from the names")  # fmt: skip
+
+
+def is_safetensors(file: Path) -> bool:
+    """Return whether a weights file has the format of safetensors. Others have that of ``torch.save``."""
+    return file.suffix == ".safetensors"
 
 
 def untrained_types(folder: Path) -> Dict[str, str]:
@@ -47,10 +64,22 @@ def untrained_types(folder: Path) -> Dict[str, str]:
     types: Dict[str, str] = {}
     with suppress(ConfigError, OSError, ValueError):
         arch = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for file in _weight_files(folder, arch):
-            if file.suffix == ".safetensors":
+        for file in weight_files(folder, arch):
+            if is_safetensors(file):
                 types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
     return {name: found for name, found in types.items() if found not in TRAINED_TYPES}
+
+
+def pickled_files(folder: Path) -> List[List[Any]]:
+    """Return the name, the size and the time of the last change of each weights file that ``torch.save`` has written.
+
+    This module cannot read what is in them. There is none if ``check_weight_files`` would refuse the folder.
+    """
+    with suppress(ConfigError, OSError, ValueError):
+        arch = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        files = [(file, file.stat()) for file in weight_files(folder, arch) if not is_safetensors(file)]
+        return [[file.name, found.st_size, found.st_mtime_ns] for file, found in files]
+    return []
 
 
 def tensor_header(file: Path) -> Dict[str, Any]:
@@ -78,7 +107,7 @@ def tensor_header(file: Path) -> Dict[str, Any]:
                           "copy or export it again") from error  # fmt: skip
 
 
-def _weight_files(folder: Path, arch: Dict[str, Any]) -> List[Path]:
+def weight_files(folder: Path, arch: Dict[str, Any]) -> List[Path]:
     """Return the files that transformers loads the weights of a folder from.
 
     Raises:
@@ -89,7 +118,7 @@ def _weight_files(folder: Path, arch: Dict[str, Any]) -> List[Path]:
     first = next((folder / name for name in wanted if (folder / name).is_file()), None)
     if first is None:
         other = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
-        found = f"model.path={folder} holds {', '.join(other[:4])}, and none of the files that transformers loads"
+        found = f"{folder} holds {', '.join(other[:4])}, and none of the files that transformers loads"
         fix = "copy its *.index.json there, or download the model again" if len(other) > 1 else COPY
         raise ConfigError(found, " or ".join(wanted), fix)
     return _files_of_index(first) if first.name.endswith(".index.json") else [first]

@@ -12,8 +12,8 @@ from ftdist.config.schema import ModelConfig, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import ForwardEngine, build_forward_engine
 from ftdist.method.build import METHODS
-from ftdist.model.exactness import choose_plan
 from ftdist.model.load import DTYPES, load_model, model_config
+from ftdist.model.plan_choice import choose_plan
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.base import Objective
 from ftdist.objective.build import build_objective, choose_head

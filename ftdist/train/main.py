@@ -36,13 +36,13 @@ from ftdist.engine.engine import Engine, build_engine
 from ftdist.method.build import METHODS
 from ftdist.method.continued import start_from_adapter
 from ftdist.model.attention_plan import AttentionPlan
-from ftdist.model.exactness import choose_plan
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import expert_load
 from ftdist.model.isolation import prove_isolation
 from ftdist.model.kernels import describe_kernels, prove_kernels, use_kernels
 from ftdist.model.load import DTYPES, identity_of_base, load_model, model_config
 from ftdist.model.parts import is_multimodal, processor_files
+from ftdist.model.plan_choice import choose_plan
 from ftdist.model.vocabulary import fit_vocabulary
 from ftdist.objective.build import build_objective, choose_head
 from ftdist.objective.coefficient import balance_coefficient

@@ -24,6 +24,7 @@ from ftdist.run.hub import (
     has_hub_data,
     hub_commit,
     is_fetched,
+    model_folder,
     repositories,
     told_to_be_offline,
 )
@@ -38,10 +39,17 @@ from ftdist.run.identity import (
     record_inputs,
     recorded_folder,
 )
-from ftdist.run.locations import cache_root, model_location, needs_conversion, require_writable_cache
+from ftdist.run.locations import (
+    cache_root,
+    model_location,
+    needs_conversion,
+    read_model_json,
+    require_writable_cache,
+)
 from ftdist.run.model_facts import check_fit, read_facts
 from ftdist.run.prepared import data_folder, is_ready, read_meta
 from ftdist.run.rundir import RunDir
+from ftdist.run.weight_files import check_weight_files
 
 _ASKED: Set[Repository] = set()
 """What this process has fetched. The trials of a sweep have the same model, so the hub is asked only once."""
@@ -57,6 +65,8 @@ def prepare_model(config: RunConfig) -> None:
         ConfigError: the settings do not fit the model, or it is not in the cache of a machine without a network.
     """
     fetch_model(config)
+    if config.model.hub and (folder := model_folder(config)):
+        check_weight_files(folder, read_model_json(folder / "config.json"))
     convert_model(config)
     facts = read_facts(config)
     if facts is None:

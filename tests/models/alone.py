@@ -97,10 +97,10 @@ def examine(model_type: str, folder: Path, changed: Optional[Dict[str, Any]] = N
 
     from ftdist.base.errors import FtdistError
     from ftdist.model.check import check_model
-    from ftdist.model.exactness import choose_plan
     from ftdist.model.export_trial import prove_export
     from ftdist.model.isolation import prove_isolation
     from ftdist.model.load import load_model, model_config
+    from ftdist.model.plan_choice import choose_plan
 
     device, dtype, path = torch.device("cpu"), torch.float32, folder / "models" / model_type
     config = config_of(folder, path)

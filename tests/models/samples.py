@@ -23,8 +23,8 @@ def _compare(model_type: str, folder: Path) -> Outcome:
     import torch
 
     from ftdist.engine.engine import ForwardEngine
-    from ftdist.model.exactness import choose_plan
     from ftdist.model.load import load_model, model_config
+    from ftdist.model.plan_choice import choose_plan
     from ftdist.train.evaluate import generate_answer
 
     device, path = torch.device("cpu"), folder / "models" / model_type

@@ -13,9 +13,9 @@ from ftdist.data.loader import PreparedSet
 from ftdist.engine.engine import build_engine
 from ftdist.method.build import METHODS
 from ftdist.model.attention_plan import AttentionPlan
-from ftdist.model.exactness import choose_plan
 from ftdist.model.load import DTYPES, model_config, ready_to_train
 from ftdist.model.parts import auto_class
+from ftdist.model.plan_choice import choose_plan
 from ftdist.objective.build import build_objective, choose_head
 from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.rank_process import quiet_libraries

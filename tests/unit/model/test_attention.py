@@ -14,9 +14,9 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, ModelConfig, RunConfig
 from ftdist.model.attention import documents_attention
 from ftdist.model.attention_plan import candidates
-from ftdist.model.exactness import choose_plan
 from ftdist.model.forward import set_plan
 from ftdist.model.isolation import measure_isolation, prove_isolation
+from ftdist.model.plan_choice import choose_plan
 from tests.helpers.families import TINY
 
 CPU = torch.device("cpu")

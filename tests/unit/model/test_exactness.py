@@ -12,12 +12,14 @@ from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, DataConfig, ModelConfig, RunConfig
-from ftdist.model import exactness
+from ftdist.model import exactness, plan_choice
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
-from ftdist.model.exactness import EXACT, Trial, choose_plan
+from ftdist.model.exactness import EXACT, Trial
 from ftdist.model.forward import forward_logits
-from ftdist.model.standin import standin_config
+from ftdist.model.plan_choice import choose_plan
+from ftdist.model.standin import Unfit, standin_config
 from ftdist.model.standin_sizes import short_limits
+from tests.helpers.tiny import LLAMA
 
 CPU = torch.device("cpu")
 LONGROPE = {
@@ -124,6 +126,8 @@ def test_limits_that_no_document_reaches_are_not_shortened() -> None:
     dynamic = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 512}
     assert short_limits(dynamic, 1000) == {**dynamic, "max_position_embeddings": 16}
     assert short_limits({**dynamic, "rope_parameters": None}, 1000) == {**dynamic, "rope_parameters": None}
+    numbered = {"projector_patch_to_query_dict": {1225: 128}}  # Aria
+    assert short_limits(numbered, 1000) == numbered
     in_rows = {"floor_scale": 8192, "sliding_window": 4096}
     assert short_limits(in_rows, 4096, 8192) == in_rows
     assert short_limits(in_rows, 4096, 8193) == {**in_rows, "floor_scale": 16}
@@ -152,7 +156,7 @@ def test_the_setting_with_which_a_model_sees_later_tokens_is_named() -> None:
 
 
 def test_a_model_that_cannot_be_trained_on_text_of_any_length_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot train a small reformer model on documents of any length"):
+    with pytest.raises(Unfit, match="cannot be trained on documents of 40 and 23 tokens \\(ValueError: If training"):
         choose("reformer", is_decoder=True, axial_pos_embds=False)
 
 
@@ -182,7 +186,7 @@ def _config(folder: Path) -> RunConfig:
 def test_the_choice_is_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arch = AutoConfig.for_model("stablelm")
     first = choose_plan(_config(tmp_path), arch, CPU, torch.float32)
-    monkeypatch.setattr(exactness, "Trial", None)  # a second comparison would fail
+    monkeypatch.setattr(plan_choice, "Trial", None)  # a second comparison would fail
     assert choose_plan(_config(tmp_path), arch, CPU, torch.float32) == first
     assert first.plan.implementation == "sdpa"
 
@@ -215,7 +219,31 @@ def test_a_table_of_positions_that_is_shorter_than_a_row_of_documents_is_tried(t
 
 
 def test_a_model_without_a_stand_in_runs_one_document_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exactness, "standin_config", lambda *_: {"model_type": "unheard-of"})
+    monkeypatch.setattr(plan_choice, "standin_config", lambda *_: {"model_type": "unheard-of"})
     choice = choose_plan(_config(tmp_path), AutoConfig.for_model("llama"), CPU, torch.float32)
     assert choice.plan.layout is Layout.padded
-    assert "no stand-in of the model can be built" in choice.unproven
+    assert "the small stand-in that ftdist makes of the model cannot be built (" in choice.unproven
+    small = choose_plan(_config(tmp_path), AutoConfig.for_model(**LLAMA), CPU, torch.float32)
+    assert (small.plan, small.unproven) == (BY_DOCUMENT, ""), "a small model is tried itself"
+
+
+@pytest.mark.parametrize(("problem", "reason"), [
+    ({"rms_norm_eps": float("nan")}, "has a loss that is not finite"),
+    ({"model_type": "reformer", "is_decoder": True, "axial_pos_embds": False}, "cannot be trained on documents of 40"),
+])  # fmt: skip
+def test_a_stand_in_that_is_of_no_use_is_not_blamed_on_the_model(
+    problem: Dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    useless = standin_config(AutoConfig.for_model(problem.get("model_type", "llama")), exactness.VOCABULARY)
+    monkeypatch.setattr(plan_choice, "standin_config", lambda *_: {**useless, **problem})
+    with pytest.raises(ConfigError, match="ftdist makes a small stand-in of a model") as caught:
+        choose_plan(_config(tmp_path), AutoConfig.for_model("llama"), CPU, torch.float32)
+    assert reason in caught.value.found and "too large to try it itself" in caught.value.expected
+    assert choose_plan(_config(tmp_path), AutoConfig.for_model(**LLAMA), CPU, torch.float32).plan == BY_DOCUMENT
+
+
+def test_a_model_that_transformers_computes_in_fp32_only_is_refused_in_bf16() -> None:
+    plans = candidates(Attention.auto, AutoConfig.for_model("xlnet"), CPU, torch.bfloat16)
+    with pytest.raises(ConfigError, match="transformers cannot train a xlnet model in bf16") as caught:
+        trial("xlnet", attn_type="uni").choose(plans, torch.bfloat16)
+    assert caught.value.fix == "train.precision=fp32"

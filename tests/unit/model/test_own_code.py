@@ -11,7 +11,7 @@ from ftdist.checkpoint.protocol import HF
 from ftdist.checkpoint.saver import hf_files
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.data.tokenizer import load_tokenizer
-from ftdist.model import exactness
+from ftdist.model import plan_choice
 from ftdist.model.attention_plan import Layout
 from ftdist.model.export_trial import prove_export
 from ftdist.model.load import load_whole, model_config
@@ -32,15 +32,15 @@ def config_of(folder: Path, model_type: str, *overrides: str) -> RunConfig:
 def test_each_document_is_a_row_of_its_own(model_type: str, tmp_path: Path) -> None:
     """The stand-in is built by the code of the model, also if transformers has a model of the same type."""
     config = config_of(tmp_path, model_type)
-    choice = exactness.choose_plan(config, model_config(config), CPU, torch.float32)
+    choice = plan_choice.choose_plan(config, model_config(config), CPU, torch.float32)
     assert choice.plan.layout is Layout.padded and not choice.unproven
-    assert choice.rejected == [exactness.OWN_CODE]
+    assert choice.rejected == [plan_choice.OWN_CODE]
 
 
 def test_a_faster_way_that_is_requested_is_compared(tmp_path: Path) -> None:
     config = config_of(tmp_path, "llama", "model.attention=documents")
     with pytest.raises(ConfigError, match="gives other numbers for packed documents"):
-        exactness.choose_plan(config, model_config(config), CPU, torch.float32)
+        plan_choice.choose_plan(config, model_config(config), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("model_type", ["own", "llama"])
@@ -65,7 +65,7 @@ def test_code_that_is_not_trusted_is_not_named_in_exports(tmp_path: Path) -> Non
     config.model.trust_remote_code = False
     arch = model_config(config)
     assert not hasattr(arch, "auto_map")
-    assert exactness.choose_plan(config, arch, CPU, torch.float32).plan.backend is Attention.documents
+    assert plan_choice.choose_plan(config, arch, CPU, torch.float32).plan.backend is Attention.documents
 
 
 def test_the_stand_in_of_verify_has_the_code(tmp_path: Path) -> None:

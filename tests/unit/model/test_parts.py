@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimoda
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.method.full import FullFineTuning
+from ftdist.model import text_only
 from ftdist.model.attention_plan import PLAIN, candidates
 from ftdist.model.check import check_model
 from ftdist.model.exactness import EXACT, VOCABULARY, Trial
@@ -86,9 +87,17 @@ def test_text_alone_trains_the_language_part(name: str) -> None:
     assert Trial(short_limits(fields, 10**6), cpu).choose(plans, torch.float32).gradient <= EXACT.gradient
 
 
-@pytest.mark.parametrize("model_type", ["ernie4_5_vl_moe", "glm4v", "inkling2", "mistral4", "molmo2"])
+@pytest.mark.parametrize("model_type", ["aria", "ernie4_5_vl_moe", "fun_asr_nano", "glm4v", "inkling2", "mistral4"])
 def test_no_model_is_refused_because_the_sizes_of_its_stand_in_do_not_fit(model_type: str) -> None:
     assert why_not_text_only(AutoConfig.for_model(model_type)) == ""
+
+
+def test_a_stand_in_that_cannot_be_built_is_not_blamed_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_only, "whole_standin_config", lambda *_: {"model_type": "unheard-of"})
+    with pytest.raises(ConfigError, match="ftdist cannot find out whether aria can be fine-tuned on text") as caught:
+        check_model(config(model_type="aria"))
+    assert "the small stand-in that it makes of the model cannot be built (" in caught.value.found
+    assert why_not_text_only(AutoConfig.for_model(**QWEN3_VL)) == "", "a small model is tried itself"
 
 
 def test_the_facts_count_what_is_trained() -> None:
@@ -113,7 +122,8 @@ def test_weights_of_other_shapes_are_refused(tmp_path: Path) -> None:
     [
         ("florence2", "its text goes into an encoder"), ("blip-2", "cannot be fine-tuned on text"),
         ("udop", "its text goes into an encoder"),  # is_decoder=true would not help
-        ("fun_asr_nano", "no stand-in of it can be built (StrictDataclassClassValidationError: ValueError: `adaptor_"),
+        ("molmo2", "in training it computes nothing from text alone (ValueError: `mm_token_type_ids` is required"),
+        ("kyutai_speech_to_text", "it computes nothing from text alone (RuntimeError: The size of tensor a (24)"),
     ],
 )  # fmt: skip
 def test_a_model_that_needs_more_than_text_is_refused(model_type: str, why: str) -> None:

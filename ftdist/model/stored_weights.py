@@ -1,0 +1,67 @@
+"""The weights in the files of a model, their names and types, found without reading the weights."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+
+from ftdist.base.errors import ConfigError
+from ftdist.run.weight_files import check_names, check_weight_files, is_safetensors, tensor_header, weight_files
+
+TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""Names of types, as the headers of safetensors files have them. Other types keep the name that PyTorch gives them."""
+
+
+def stored_types(folder: Path) -> Dict[str, str]:
+    """Return the type of each tensor in the weights files of a model, by name.
+
+    Raises:
+        ConfigError: A file is missing or damaged, holds something else than tensors, or has the names of a wrapped
+            model.
+    """
+    arch = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    check_weight_files(folder, arch)
+    types: Dict[str, str] = {}
+    for file in weight_files(folder, arch):
+        if is_safetensors(file):
+            types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
+        else:
+            types.update((name, _name(tensor)) for name, tensor in _pickled_tensors(file).items())
+    check_names(types, weight_files(folder, arch)[0])
+    return types
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return TYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+
+
+def _pickled_tensors(file: Path) -> Dict[str, torch.Tensor]:
+    """Return the tensors of a file that ``torch.save`` has written, without their numbers. No code in it is run."""
+    try:
+        found: Any = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file raises many kinds of exceptions
+        raise ConfigError(f"{file} is damaged or contains more than tensors: {_reason(error)}",
+                          "*.safetensors, or a *.bin that contains tensors only",
+                          "copy or download it again, or use another model") from error  # fmt: skip
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} holds a {type(found).__name__}", "tensors by name, as save_pretrained writes them",
+                          "save the state_dict of the model")  # fmt: skip
+    for name, tensor in found.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ConfigError(f"{file} holds {name}, a {type(tensor).__name__}, among its weights",
+                              "tensors by name, as save_pretrained writes them",
+                              "save the state_dict of the model alone")  # fmt: skip
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of an error that names the function which the file tried to call, or the first line.
+
+    The other lines of torch's message explain how to allow this call.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:200]
