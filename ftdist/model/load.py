@@ -22,7 +22,7 @@ from ftdist.model.finite import check_finite
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class, build, unread_weights
 from ftdist.model.random_weights import draw_weights, drawn_vectors
-from ftdist.model.reasons import reason_of
+from ftdist.model.reasons import pickle_reason, reason_of
 from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes, whole_values
 from ftdist.plan.communication import without_sizes
@@ -158,8 +158,8 @@ def _build_or_read(
         raise ConfigError(f"{error.filename or error} does not exist, but an index of weights names it",
                           "every weights file of the model", "use a complete model folder") from error  # fmt: skip
     except (pickle.UnpicklingError, SafetensorError) as error:
-        found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: {_reason(error)}"
-        raise ConfigError(found, "*.safetensors, or a *.bin that contains tensors only",
+        found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: "
+        raise ConfigError(found + pickle_reason(error), "*.safetensors, or a *.bin that contains tensors only",
                           "use another model") from error  # fmt: skip
     if report["mismatched_keys"]:
         name, in_file, here = min(report["mismatched_keys"])
@@ -249,15 +249,6 @@ def _missing(config: RunConfig, names: List[str]) -> ConfigError:
         return ConfigError(found, "a model whose weights all have the names that it reads", "zero.stage=2")
     return ConfigError(f"{model_location(config)} lacks {count(len(names), 'weight')} ({some} …)",
                        "every weight of the model", "use a complete model folder")  # fmt: skip
-
-
-def _reason(error: Exception) -> str:
-    """Return the line of an error that names the function which the file tried to call, or the first line.
-
-    The other lines of torch's message explain how to allow this call.
-    """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:200]
 
 
 def _register_zero3(settings: Dict[str, Any]) -> None:

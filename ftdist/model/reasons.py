@@ -32,3 +32,12 @@ def reason_of(error: BaseException, longest: int = LONGEST) -> str:
 def _types(found: re.Match[str]) -> str:
     names = [name.rpartition(".")[2] for name in re.findall(r"<class '([^']*)'>", found[2])]
     return f" expected {' or '.join(names)}, got {found[1]}"
+
+
+def pickle_reason(error: Exception) -> str:
+    """Return the line of an error of ``torch.load`` that names the function which a file tried to call, or the first.
+
+    The other lines of torch's message explain how to allow this call.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:200]

@@ -8,6 +8,7 @@ from typing import Any, Dict
 import torch
 
 from ftdist.base.errors import ConfigError
+from ftdist.model.reasons import pickle_reason
 from ftdist.run.weight_files import check_names, check_weight_files, is_safetensors, tensor_header, weight_files
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -44,7 +45,7 @@ def _pickled_tensors(file: Path) -> Dict[str, torch.Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file raises many kinds of exceptions
-        raise ConfigError(f"{file} is damaged or contains more than tensors: {_reason(error)}",
+        raise ConfigError(f"{file} is damaged or contains more than tensors: {pickle_reason(error)}",
                           "*.safetensors, or a *.bin that contains tensors only",
                           "copy or download it again, or use another model") from error  # fmt: skip
     if not isinstance(found, dict):
@@ -56,12 +57,3 @@ def _pickled_tensors(file: Path) -> Dict[str, torch.Tensor]:
                               "tensors by name, as save_pretrained writes them",
                               "save the state_dict of the model alone")  # fmt: skip
     return found
-
-
-def _reason(error: Exception) -> str:
-    """Return the line of an error that names the function which the file tried to call, or the first line.
-
-    The other lines of torch's message explain how to allow this call.
-    """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if "GLOBAL" in line), lines[0])[:200]
