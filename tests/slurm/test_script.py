@@ -177,8 +177,9 @@ def test_a_run_has_one_job(slurm: Cluster, tmp_path: Path) -> None:
     """``resume`` does not submit a second one beside a job that was submitted by hand, here by another path."""
     run = RunDir(tmp_path / "run")
     submit(slurm, "launch.device=cpu", "--dry-run", f"run_dir={run.path}")
-    (tmp_path / "link").symlink_to(run.path)
-    relative = subprocess.run(["sbatch", "--parsable", "--hold", "link/submit.sbatch"], env=slurm.env, cwd=tmp_path,
+    (folder := tmp_path / "läufe | a").mkdir()
+    (folder / "link").symlink_to(run.path)
+    relative = subprocess.run(["sbatch", "--parsable", "--hold", "link/submit.sbatch"], env=slurm.env, cwd=folder,
                               capture_output=True, text=True, check=True)  # fmt: skip
     job = relative.stdout.strip()
     again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,

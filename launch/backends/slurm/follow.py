@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from typing import Dict, List, Optional, Tuple
@@ -22,6 +23,10 @@ LOST_AFTER_S = 30.0
 """Seconds after which a job that Slurm does not know counts as over. Slurm forgets jobs minutes after their end."""
 LAST_WORDS = 10000
 """Bytes at the end of a job's log in which its last error is searched."""
+
+SRUN_ENDS = re.compile(r"srun: .*(Exited with exit code|Terminating)")
+"""What srun prints about a task that has ended, after the task has said why."""
+NO_FTDIST = re.compile(r"No module named '?ftdist\b")
 
 
 class Tail:
@@ -147,6 +152,8 @@ def outcome(run: RunDir, job: Optional[client.Job]) -> int:
     if job and job.state == "FAILED" and (said := _last_words(run, str(number))):
         how += f"; its log says: {said}"
     fix = shell_words(["ftdist", "resume", str(run.path)])
+    if NO_FTDIST.search(how):
+        fix = f"install ftdist for the job's Python, in a container in its image, or: {fix} launch.slurm.python=FILE"
     if job and job.state == "TIMEOUT":
         fix += " launch.slurm.stop_before_limit_s=SECONDS, more than before: the run did not stop in this time"
     error = LaunchError(f"{how}\n  logs: {run.logs}", fix=fix)
@@ -162,4 +169,5 @@ def _last_words(run: RunDir, job: str) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
+    lines = [line for line in lines if not SRUN_ENDS.match(line)]
     return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")

@@ -121,8 +121,15 @@ def jobs_of(script: Path) -> Set[str]:
         LaunchError: Slurm does not answer.
     """
     wanted = (f"--user={os.getuid()}", "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED")
-    rows, place = list_jobs(("%i", "%Z", "%o"), *wanted), script.resolve()
-    return {job.split("_")[0] for job, folder, command in rows if Path(folder, command).resolve() == place}
+    rows, place = list_jobs(("%i", "%Z|%o"), *wanted), script.resolve()
+    return {job.split("_")[0] for job, found in rows if _holds(found, place)}
+
+
+def _holds(found: str, place: Path) -> bool:
+    """Return whether ``FOLDER|SCRIPT`` is this script. Both may hold a ``|``."""
+    words = found.split("|")
+    splits = (("|".join(words[:end]), "|".join(words[end:])) for end in range(1, len(words)))
+    return any(Path(folder, command).resolve() == place for folder, command in splits)
 
 
 def find_submitted(script: Path, before: Set[str], looks: int = LOOKS) -> Optional[str]:

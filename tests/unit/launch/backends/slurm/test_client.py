@@ -100,6 +100,8 @@ def test_a_job_that_waits_again_is_not_said_to_have_never_started(
          "FAILED; its log says: error: module load cuda/9 failed"),
         ("FAILED", "Welcome\nline 40: /x/python: No such file or directory\n",
          "FAILED; its log says: line 40: /x/python: No such file or directory"),
+        ("FAILED", "pyxis: x\npython3: No module named ftdist\nsrun: error: n1: task 0: Exited with exit code 1\n",
+         "FAILED; its log says: python3: No module named ftdist"),
         ("FAILED", None, "FAILED"),
         ("TIMEOUT", "srun: error: task 0: Exited with exit code 1\n", "TIMEOUT"),
     ],
@@ -113,6 +115,7 @@ def test_a_job_whose_script_fails_is_explained_by_the_last_words_of_its_log(
     with pytest.raises(LaunchError) as error:
         follow.outcome(run, client.Job("7_0", state))
     assert ("launch.slurm.stop_before_limit_s=" in error.value.fix) == (state == "TIMEOUT")
+    assert ("launch.slurm.python=" in error.value.fix) == ("named ftdist" in says)
     assert run.read_status()["exit_reason"] == f"Slurm ended job 7_0: {says}"
 
 
