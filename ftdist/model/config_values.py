@@ -10,13 +10,16 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Dict, Optional, Tuple
 
 from transformers import CONFIG_MAPPING
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.names import nearest
 from ftdist.config.schema import RunConfig
 from ftdist.run.hub import model_folder
+from ftdist.run.locations import model_location
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "head_dim")  # fmt: skip
@@ -80,6 +83,16 @@ def with_cause(config: RunConfig, error: ConfigError) -> ConfigError:
         return error
     return ConfigError(f"{error.found} ({cause.describe()} may be the cause)", error.expected,
                        f"{correction(config, cause)} ({cause.expected}), or {error.fix}")  # fmt: skip
+
+
+def unknown_type(config: RunConfig) -> ConfigError:
+    """Return the error for a model folder or repository whose type transformers does not know."""
+    found = _given_fields(config).get("model_type")
+    near = nearest(str(found), CONFIG_MAPPING)
+    return ConfigError(f"{model_location(config)}/config.json: model_type={_shown(found)} is not a model type that "
+                       f"transformers {version('transformers')} knows", "a type of causal language models",
+                       f'correct it, for example "{near[0]}"' if near and isinstance(found, str) else
+                       "use another model, or a version of transformers that knows it")  # fmt: skip
 
 
 def shown_field(config: RunConfig, reason: str) -> str:

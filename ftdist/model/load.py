@@ -17,7 +17,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
-from ftdist.model.config_values import shown_field
+from ftdist.model.config_values import shown_field, unknown_type
 from ftdist.model.finite import check_finite
 from ftdist.model.forward import set_plan
 from ftdist.model.parts import auto_class, build, unread_weights
@@ -61,6 +61,8 @@ def model_config(config: RunConfig) -> PretrainedConfig:
             fix = "correct model.config" if model.config else "correct config.json in a local copy of the model"
             raise ConfigError(f"{place}: {reason}{shown_field(config, reason)}", "values that the model type supports",
                               fix) from error  # fmt: skip
+        if "does not recognize this architecture" in str(error):
+            raise unknown_type(config) from error
         found = f"{model_location(config)}: {reason}"
         if "trust_remote_code" in str(error):
             found = f"{model_location(config)}: Python code in this folder or repository builds the model"
@@ -166,7 +168,7 @@ def _build_or_read(
         raise _other_shapes(config, f"{name} is {_sizes(in_file)} in the files, and {_sizes(here)} by the config")
     _check_tied(config, model)
     if report["missing_keys"]:
-        raise _missing(config, sorted(report["missing_keys"]))
+        raise _missing(config, sorted(report["missing_keys"]), unread)
     check_finite(model, model_location(config))
     model.ftdist_unread = unread
     _freeze_fixed(model, config, arch)
@@ -237,8 +239,12 @@ def _check_tied(config: RunConfig, model: PreTrainedModel) -> None:
         )
 
 
-def _missing(config: RunConfig, names: List[str]) -> ConfigError:
-    """Return the error for weights that transformers did not find, which can be its own fault."""
+def _missing(config: RunConfig, names: List[str], unread: Sequence[str]) -> ConfigError:
+    """Return the error for weights that transformers did not find, which can be its own fault.
+
+    Args:
+        unread: Names of weights in the files that the model does not have.
+    """
     folder, some = Path(model_location(config)), ", ".join(names[:3])
     files: Set[str] = set()
     for file in folder.glob("*.safetensors"):
@@ -247,8 +253,12 @@ def _missing(config: RunConfig, names: List[str]) -> ConfigError:
     if files.issuperset(names):
         found = f"transformers does not load {count(len(names), 'weight')} of {folder} with ZeRO-3 ({some} …)"
         return ConfigError(found, "a model whose weights all have the names that it reads", "zero.stage=2")
-    return ConfigError(f"{model_location(config)} lacks {count(len(names), 'weight')} ({some} …)",
-                       "every weight of the model", "use a complete model folder")  # fmt: skip
+    others = f", and holds {count(len(unread), 'weight')} that the model does not have ({min(unread)} …)"
+    return ConfigError(
+        f"{model_location(config)} lacks {count(len(names), 'weight')} ({some} …){others if unread else ''}",
+        "every weight of the model" + ", with the name that save_pretrained gives it" * bool(unread),
+        "use a complete model folder" + ", or rename the weights" * bool(unread),
+    )
 
 
 def _register_zero3(settings: Dict[str, Any]) -> None:

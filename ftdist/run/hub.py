@@ -6,10 +6,12 @@ The layout of the cache: https://huggingface.co/docs/huggingface_hub/guides/mana
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
+from ftdist.base.json_files import read_json
 from ftdist.base.names import require_utf8
 from ftdist.base.permissions import require_access
 from ftdist.config.data import named_sources
@@ -141,12 +143,20 @@ def _folder(name: str) -> Path:
 def _other_code(file: Path) -> bool:
     """Return whether a config names Python code of another repository (``ORG/NAME--file.Class``), which is not
     fetched."""
-    return file.is_file() and "--" in json.dumps(json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}))
+    return file.is_file() and "--" in json.dumps(_object(file).get("auto_map", {}))
 
 
 def _has_weights(folder: Path) -> bool:
     for index in INDEXES:
         if (folder / index).is_file():
-            files = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
-            return all((folder / name).is_file() for name in files)
+            places = _object(folder / index).get("weight_map")
+            files = set(places.values()) if isinstance(places, dict) else set()
+            return all((folder / str(name)).is_file() for name in files)
     return any((folder / name).is_file() for name in WHOLE)
+
+
+def _object(file: Path) -> Dict[str, Any]:
+    """Return the object in a JSON file. A damaged file counts as an empty object: whoever needs it refuses it."""
+    with suppress(ValueError, RecursionError):
+        return read_json(file)
+    return {}

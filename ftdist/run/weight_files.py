@@ -17,7 +17,8 @@ EXPLICIT = "transformers_weights"
 """The field of config.json that names another file."""
 TRAINED_TYPES = ("F64", "F32", "F16", "BF16")
 """Types of weights that can be trained, as the headers of safetensors files name them."""
-WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel"}
+WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel",
+            "_fsdp_wrapped_module.": "FullyShardedDataParallel", "_forward_module.": "Lightning"}  # fmt: skip
 """Prefixes of the names of all weights of a wrapped model, and what wrapped it."""
 COPY = "copy the weights there, or download the model again"
 

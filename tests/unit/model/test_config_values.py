@@ -65,6 +65,16 @@ def test_the_file_of_a_folder_is_named(tmp_path: Path) -> None:
         check_model(config)
 
 
+@pytest.mark.parametrize(("given", "fix"), [("llamma", '"llama"'), (None, "another model"), (3, "another model")])
+def test_a_type_that_transformers_does_not_know_is_named(given: Any, fix: str, tmp_path: Path) -> None:
+    config = RunConfig()
+    config.model.path = str(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "model_type": given}))
+    with pytest.raises(ConfigError, match="config.json: model_type=.* is not a model type that transformers") as caught:
+        check_model(config)
+    assert fix in caught.value.fix
+
+
 def test_values_that_some_models_have_are_not_odd() -> None:
     fields = {**LLAMA, "max_position_embeddings": -1, "pad_token_id": -1, "head_dim": None, "num_key_value_heads": None,
               "attention_dropout": 0.0, "rope_parameters": LINEAR, "intermediate_size": [64, 64]}  # fmt: skip

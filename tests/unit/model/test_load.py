@@ -31,6 +31,15 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
         load_model(config, model_config(config), PLAIN, STAGE_0)
 
 
+def test_weights_with_names_of_another_model_are_named(tmp_path: Path) -> None:
+    file = save_tiny_model(tmp_path / "model") / "model.safetensors"
+    save_file({f"net.{name}": weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    config = tiny_config(tmp_path)
+    with pytest.raises(ConfigError, match="lacks 21 weights.*, and holds 21 weights that the model does not") as caught:
+        load_model(config, model_config(config), PLAIN, STAGE_0)
+    assert "(net.lm_head.weight …)" in caught.value.found and "rename the weights" in caught.value.fix
+
+
 def test_weights_that_are_tied_only_in_the_config_are_refused(tmp_path: Path) -> None:
     change_config(save_tiny_model(tmp_path / "model"), tie_word_embeddings=True)
     config = tiny_config(tmp_path)

@@ -56,6 +56,14 @@ def test_a_model_is_fetched_only_with_all_its_files(snapshot: Path, tmp_path: Pa
     assert is_fetched(config)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}'])
+def test_damaged_files_count_as_fetched_so_that_the_check_names_them(text: str, snapshot: Path, tmp_path: Path) -> None:
+    (snapshot / "config.json").write_text(text)
+    (snapshot / "model.safetensors.index.json").write_text(text)
+    config = on_hub(tmp_path)
+    assert is_fetched(config) and offline_env(config) == {"HF_HUB_OFFLINE": "1"}
+
+
 def test_no_request_is_made_if_everything_is_in_the_cache(
     snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

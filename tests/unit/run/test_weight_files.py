@@ -67,7 +67,8 @@ def _refused_name(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "wrapper"), [("_orig_mod.", "torch.compile"), ("module.", "DistributedDataParallel")]
+    ("prefix", "wrapper"),
+    [("_orig_mod.", "torch.compile"), ("module.", "DistributedDataParallel"), ("_forward_module.", "Lightning")],
 )
 def test_the_prefix_of_a_wrapped_model_is_named(prefix: str, wrapper: str, tmp_path: Path) -> None:
     write_weights(tmp_path / "model.safetensors", {f"{prefix}a": "F32", f"{prefix}b": "F32"})
