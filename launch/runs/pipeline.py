@@ -7,6 +7,7 @@ from typing import Callable, Mapping, Optional, Tuple
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.registry import backend_of
+from ftdist.launch.backends.slurm import srun_task
 from ftdist.launch.runs import banner, inputs, resolve, verify
 from ftdist.launch.runs.freeze import freeze
 from ftdist.plan.batch import BatchPlan
@@ -61,6 +62,8 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     if shown:
         if not backend.uses_scheduler:
             banner.show_machine()
+        if backend.on_this_machine:
+            srun_task.note_outside_allocation()
         banner.show_ignored_variables(config, asked)
     if backend.uses_scheduler:  # the job prepares model and data, without a network if it can
         inputs.fetch_for_job(config)

@@ -185,3 +185,14 @@ def test_a_run_has_one_job(slurm: Cluster, tmp_path: Path) -> None:
     again = subprocess.run([sys.executable, "-m", "ftdist", "resume", str(run.path)], env=slurm.env, text=True,
                            capture_output=True, timeout=300)  # fmt: skip
     assert again.returncode == 1 and f"job {job} of this run is already queued or running" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_run_in_the_shell_of_salloc_says_that_it_does_not_use_the_nodes(slurm: Cluster, tmp_path: Path) -> None:
+    """Under srun in the same shell it uses them."""
+    train = [sys.executable, "-m", "ftdist", "train", "experiment=smoke", "track=disabled", "--dry-run"]
+    for number, srun in enumerate(([], ["srun"])):
+        command = ["salloc", "--nodes=1", *srun, *train, f"run_dir={tmp_path}/{number}"]
+        done = subprocess.run(command, env=slurm.env, capture_output=True, text=True, timeout=300)
+        noted = "note: this shell has the nodes node" in done.stderr
+        assert (done.returncode, noted) == (0, not srun), done.stderr

@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -46,6 +47,18 @@ def is_task() -> bool:
     by_torchrun = not environ.get("TORCHELASTIC_RUN_ID", OWN_ID).startswith(OWN_ID)
     return (several and {"SLURM_STEP_ID", "SLURM_PROCID"} <= environ.keys() and not by_torchrun
             and "WANDB_SWEEP_ID" not in environ)  # fmt: skip
+
+
+def note_outside_allocation() -> None:
+    """Print a note in the shell of ``salloc`` on a login machine: a run on this machine does not use the job's
+    nodes."""
+    environ, here = os.environ, platform.node()
+    nodes = environ.get("SLURM_JOB_NODELIST", "")
+    inside = "SLURMD_NODENAME" in environ or here.split(".")[0] in [name.split(".")[0] for name in expand(nodes)]
+    if nodes and not inside:
+        print(f"note: this shell has the nodes {nodes} of job {environ.get('SLURM_JOB_ID')}, but the run uses {here}, "
+              "which is not among them. To use them: srun --ntasks-per-node=RANKS ftdist …, or, for all GPUs of one node, "
+              "srun --nodes=1 --ntasks=1 ftdist …", file=sys.stderr)  # fmt: skip
 
 
 def tasks_per_node(text: str) -> int:

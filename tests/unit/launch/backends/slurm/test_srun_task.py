@@ -37,6 +37,28 @@ def _set(monkeypatch: pytest.MonkeyPatch, environ: Dict[str, str]) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.parametrize(
+    ("environ", "here", "noted"),
+    [
+        ({"SLURM_JOB_NODELIST": "gpu[1-2]"}, "login", True),
+        ({"SLURM_JOB_NODELIST": "gpu[1-2]"}, "gpu1.cluster", False),  # salloc was typed on the node
+        ({"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURMD_NODENAME": "gpu1"}, "another-name", False),  # a batch script, srun
+        ({}, "login", False),
+    ],
+)
+def test_a_shell_of_salloc_on_a_login_machine_is_told_that_the_run_does_not_use_the_nodes(
+    environ: Dict[str, str], here: str, noted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SLURM_JOB_NODELIST", "SLURMD_NODENAME"):
+        monkeypatch.delenv(name, raising=False)
+    _set(monkeypatch, {"SLURM_JOB_ID": "7", **environ})
+    monkeypatch.setattr(srun_task.platform, "node", lambda: here)
+    srun_task.note_outside_allocation()
+    said = capsys.readouterr().err
+    assert said.startswith("note: this shell has the nodes gpu[1-2] of job 7, but the run uses login") == noted
+    assert bool(said) == noted
+
+
 def test_tasks_on_each_node() -> None:
     assert (srun_task.tasks_per_node("2(x4)"), srun_task.tasks_per_node("8")) == (2, 8)
     with pytest.raises(ConfigError, match="different numbers of tasks on nodes: 2,1"):
