@@ -63,7 +63,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         if not backend.uses_scheduler:
             banner.show_machine()
         if backend.on_this_machine:
-            srun_task.note_outside_allocation()
+            srun_task.note_unused_nodes()
         banner.show_ignored_variables(config, asked)
     if backend.uses_scheduler:  # the job prepares model and data, without a network if it can
         inputs.fetch_for_job(config)

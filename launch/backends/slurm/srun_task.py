@@ -49,16 +49,17 @@ def is_task() -> bool:
             and "WANDB_SWEEP_ID" not in environ)  # fmt: skip
 
 
-def note_outside_allocation() -> None:
-    """Print a note in the shell of ``salloc`` on a login machine: a run on this machine does not use the job's
-    nodes."""
+def note_unused_nodes() -> None:
+    """Print a note if a run on this machine leaves nodes of a job unused: in the shell of ``salloc`` on a login
+    machine, or in a batch script on several nodes."""
     environ, here = os.environ, platform.node()
-    nodes = environ.get("SLURM_JOB_NODELIST", "")
-    inside = "SLURMD_NODENAME" in environ or here.split(".")[0] in [name.split(".")[0] for name in expand(nodes)]
-    if nodes and not inside:
-        print(f"note: this shell has the nodes {nodes} of job {environ.get('SLURM_JOB_ID')}, but the run uses {here}, "
-              "which is not among them. To use them: srun --ntasks-per-node=RANKS ftdist …, or, for all GPUs of one node, "
-              "srun --nodes=1 --ntasks=1 ftdist …", file=sys.stderr)  # fmt: skip
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    names = [name.split(".")[0] for name in expand(nodes)]
+    inside = "SLURMD_NODENAME" in environ or here.split(".")[0] in names
+    if names and not (inside and len(names) == 1):
+        one = "" if inside else ", or for all GPUs of one node: srun --nodes=1 --ntasks=1 ftdist …"
+        print(f"note: job {environ.get('SLURM_JOB_ID')} has {nodes}, but the run uses {here} only. One rank for each "
+              f"task, on all nodes: srun --ntasks-per-node=RANKS ftdist …{one}", file=sys.stderr)  # fmt: skip
 
 
 def tasks_per_node(text: str) -> int:

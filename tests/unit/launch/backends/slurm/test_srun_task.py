@@ -1,6 +1,6 @@
 """Which processes are tasks of the user's srun, and what they see."""
 
-from typing import Dict
+from typing import Dict, Optional
 
 import pytest
 
@@ -38,25 +38,28 @@ def _set(monkeypatch: pytest.MonkeyPatch, environ: Dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "here", "noted"),
+    ("environ", "here", "unused"),
     [
-        ({"SLURM_JOB_NODELIST": "gpu[1-2]"}, "login", True),
-        ({"SLURM_JOB_NODELIST": "gpu[1-2]"}, "gpu1.cluster", False),  # salloc was typed on the node
-        ({"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURMD_NODENAME": "gpu1"}, "another-name", False),  # a batch script, srun
-        ({}, "login", False),
+        ({"SLURM_JOB_NODELIST": "gpu[1-2]"}, "login", "gpu[1-2]"),
+        ({"SLURM_JOB_NODELIST": "gpu1"}, "login", "gpu1"),
+        ({"SLURM_JOB_NODELIST": "gpu1"}, "gpu1.cluster", None),  # salloc was typed on the node
+        ({"SLURM_JOB_NODELIST": "gpu1", "SLURMD_NODENAME": "gpu1"}, "another-name", None),  # a batch script
+        ({"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURMD_NODENAME": "gpu1"}, "gpu1", "gpu[1-2]"),
+        ({"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_STEP_NODELIST": "gpu2", "SLURMD_NODENAME": "gpu2"}, "gpu2", None),
+        ({}, "login", None),
     ],
 )
-def test_a_shell_of_salloc_on_a_login_machine_is_told_that_the_run_does_not_use_the_nodes(
-    environ: Dict[str, str], here: str, noted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("SLURM_JOB_NODELIST", "SLURMD_NODENAME"):
+def test_nodes_of_a_job_that_a_run_does_not_use_are_named(
+    environ: Dict[str, str], here: str, unused: Optional[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in ("SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST", "SLURMD_NODENAME"):
         monkeypatch.delenv(name, raising=False)
     _set(monkeypatch, {"SLURM_JOB_ID": "7", **environ})
     monkeypatch.setattr(srun_task.platform, "node", lambda: here)
-    srun_task.note_outside_allocation()
+    srun_task.note_unused_nodes()
     said = capsys.readouterr().err
-    assert said.startswith("note: this shell has the nodes gpu[1-2] of job 7, but the run uses login") == noted
-    assert bool(said) == noted
+    assert said.startswith(f"note: job 7 has {unused}, but the run uses {here} only. ") if unused else not said
 
 
 def test_tasks_on_each_node() -> None:
