@@ -22,8 +22,9 @@ from ftdist.config.schema import RunConfig
 from ftdist.model.attention_plan import BOTH_WAYS
 from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import auto_class, build, runs_own_code, save_config
+from ftdist.model.reasons import reason_of
 from ftdist.model.save import save_model
-from ftdist.model.standin import config_of_standin, whole_standin_config
+from ftdist.model.standin import config_of_standin, own_sizes, whole_standin_config
 from ftdist.model.vocabulary import fit_vocabulary, padded_rows
 from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root
@@ -73,7 +74,12 @@ def prove_export(config: RunConfig, arch: PretrainedConfig, num_tokens: int = 0)
                           "a model whose logits do not depend on the attention implementation",
                           "use another model")  # fmt: skip
     if problem:
-        raise ConfigError(f"transformers cannot save a {arch.model_type} model in {name} and read it again: {problem}",
+        what = f"a small {arch.model_type} model, the stand-in that ftdist makes of this one,"
+        if real := own_sizes(arch, MAX_PARAMETERS):  # the sizes of the stand-in may be the reason
+            problem = _tried(config, {**key, "fields": real}, arch, real, dtype)
+            what = f"a {arch.model_type} model with these sizes"
+    if problem:
+        raise ConfigError(f"transformers cannot save {what} in {name} and read it again: {problem}",
                           "a model that is the same after it has been exported", "use another model")  # fmt: skip
     larger = {**key, "rows": (tokens, multiple)}
     if rows > old and (problem := _tried(config, larger, arch, fields, dtype, tokens, multiple)):
@@ -162,7 +168,7 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABUL
                 fit_vocabulary(model, VOCABULARY, tokens, multiple)
                 expected = _logits(model, tokens)
             except Exception as error:  # another part of the model depends on the number of tokens
-                return _first_line(error)
+                return reason_of(error)
             if expected.shape[-1] < tokens:
                 return f"it computes {expected.shape[-1]} logits for {tokens} tokens"
         try:
@@ -170,7 +176,7 @@ def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABUL
         except CheckpointError as error:
             return error.found.replace(f"{folder}: ", "")
         except Exception as error:  # transformers cannot read what it has written
-            return _first_line(error)
+            return reason_of(error)
 
 
 def _disagree(model: Any, expected: torch.Tensor) -> bool:
@@ -189,11 +195,6 @@ def _looks_ahead(model: Any, expected: torch.Tensor) -> bool:
     """Return whether the last token of a text changes the logits before it."""
     moved = (_logits(model, VOCABULARY, last=FIRST_TOKEN) - expected)[:, :-1].abs().max()
     return bool(moved > ROUNDING[torch.float32] * expected.abs().max())
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:200]
 
 
 def _save_and_compare(model: Any, dtype: torch.dtype, expected: Optional[torch.Tensor], out: Path, tokens: int) -> str:
@@ -236,7 +237,8 @@ def _logits(model: Any, tokens: int, last: Optional[int] = None) -> torch.Tensor
     Args:
         last: The last token. By default it is a random one.
     """
-    ids = torch.randint(FIRST_TOKEN, VOCABULARY, (1, TOKENS), generator=torch.Generator().manual_seed(2))
+    known = min(VOCABULARY, getattr(model.config.get_text_config(), "vocab_size", VOCABULARY))
+    ids = torch.randint(min(FIRST_TOKEN, known - 1), known, (1, TOKENS), generator=torch.Generator().manual_seed(2))
     ids[0, 1 : 1 + tokens - VOCABULARY] = torch.arange(VOCABULARY, tokens)
     if last is not None:
         ids[0, -1] = last

@@ -50,9 +50,28 @@ def test_a_type_whose_saved_form_cannot_be_read_is_refused(tmp_path: Path, monke
     for module in (export_trial, parts, save):
         monkeypatch.setattr(module, "auto_class", lambda arch: AutoModelForCausalLM)
     config = data_config(tmp_path, "model.config.model_type=mllama")
-    with pytest.raises(ConfigError, match="cannot save a mllama model in bf16 and read it again: .*MllamaTextConfig"):
+    with pytest.raises(ConfigError, match="cannot save a small mllama model, .* in bf16 and .*: .*MllamaTextConfig"):
         prove_export(config, default_model_config("mllama"))
     assert len(list((tmp_path / "cache" / "checked").glob("export-*.json"))) == 1
+
+
+def test_a_small_model_is_tried_itself_if_its_stand_in_is_not_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, tried = AutoConfig.for_model(**LLAMA), []
+
+    def fails_unless_real(fields: Any, *_: Any) -> str:
+        tried.append(fields["hidden_size"])
+        return "" if fields["hidden_size"] == small.hidden_size == 32 else "it is another one"
+
+    monkeypatch.setattr(export_trial, "try_export", fails_unless_real)
+    with pytest.raises(ConfigError, match="cannot save a llama model with these sizes in bf16"):
+        prove_export(data_config(tmp_path), small)
+    small = AutoConfig.for_model(**{**LLAMA, "hidden_size": 32})
+    prove_export(data_config(tmp_path), small)
+    assert tried[-1] == 32
+    with pytest.raises(ConfigError, match="cannot save a small llama model, the stand-in that ftdist makes of this"):
+        prove_export(data_config(tmp_path), default_model_config("llama"))
 
 
 @pytest.mark.parametrize(
@@ -124,12 +143,14 @@ def test_a_tensor_that_is_read_differently_is_named(monkeypatch: pytest.MonkeyPa
 
 def test_the_result_is_kept_in_the_cache(tmp_path: Path) -> None:
     config = data_config(tmp_path)
-    config.model.config = dict(LLAMA)
+    config.model.config = {"model_type": "llama"}
     arch = model_config(config)
     prove_export(config, arch)
     [file] = (tmp_path / "cache" / "checked").glob("export-*.json")
     write_json(file, {"problem": "the logits differ"})
-    with pytest.raises(ConfigError, match="llama model in bf16 and read it again: the logits differ"):
+    with pytest.raises(
+        ConfigError, match="small llama model, the stand-in .* in bf16 and read it again: the logits differ"
+    ):
         prove_export(config, arch)
 
 
