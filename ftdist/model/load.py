@@ -253,12 +253,15 @@ def _missing(config: RunConfig, names: List[str], unread: Sequence[str]) -> Conf
     if files.issuperset(names):
         found = f"transformers does not load {count(len(names), 'weight')} of {folder} with ZeRO-3 ({some} …)"
         return ConfigError(found, "a model whose weights all have the names that it reads", "zero.stage=2")
-    others = f", and holds {count(len(unread), 'weight')} that the model does not have ({min(unread)} …)"
-    return ConfigError(
-        f"{model_location(config)} lacks {count(len(names), 'weight')} ({some} …){others if unread else ''}",
-        "every weight of the model" + ", with the name that save_pretrained gives it" * bool(unread),
-        "use a complete model folder" + ", or rename the weights" * bool(unread),
+    found, expected = (
+        f"{model_location(config)} lacks {count(len(names), 'weight')} ({some} …)",
+        "every weight of the model",
     )
+    if not unread:
+        return ConfigError(found, expected, "use a complete model folder")
+    others = f"{count(len(unread), 'weight')} that the model does not have ({min(unread)} …)"
+    return ConfigError(f"{found}, and holds {others}", f"{expected}, with the name that save_pretrained gives it",
+                       "use a complete model folder, or rename the weights")  # fmt: skip
 
 
 def _register_zero3(settings: Dict[str, Any]) -> None:

@@ -38,6 +38,10 @@ def test_weights_with_names_of_another_model_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lacks 21 weights.*, and holds 21 weights that the model does not") as caught:
         load_model(config, model_config(config), PLAIN, STAGE_0)
     assert "(net.lm_head.weight …)" in caught.value.found and "rename the weights" in caught.value.fix
+    change_config(save_tiny_model(tmp_path / "model"), attention_bias=True)
+    with pytest.raises(ConfigError, match="lacks 8 weights") as caught:
+        load_model(config, model_config(config), PLAIN, STAGE_0)
+    assert caught.value.fix == "use a complete model folder"
 
 
 def test_weights_that_are_tied_only_in_the_config_are_refused(tmp_path: Path) -> None:
