@@ -85,6 +85,9 @@ class SlurmConfig:
     """Address that Slurm sends mail to."""
     mail_type: str = "END,FAIL,REQUEUE"
     """Events that Slurm sends mail about. Used only with mail_user."""
+    address_suffix: Optional[str] = None
+    """What is added to the name of the first node where the fast network has names of its own: ``i`` makes ``node1i``
+    of ``node1``. The name without it is tried next."""
     profile: Profile = Profile.generic
     """Settings for the network and the libraries of the cluster: a file in ``slurm/profiles``. ``cpu`` is for nodes
     without GPUs."""
@@ -195,6 +198,7 @@ OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?")
 HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_\[:][\w.:%\[\]-]*", re.ASCII)
 """Name or address of a machine for ssh, with an optional user. It becomes part of a command and must not look like an
 option."""
+SUFFIX = re.compile(r"[A-Za-z0-9.-]+", re.ASCII)
 NO_LIMIT = re.compile("0+|infinite|unlimited", re.IGNORECASE)
 """What Slurm takes for no time limit."""
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}|" + NO_LIMIT.pattern, re.IGNORECASE)
@@ -261,6 +265,9 @@ def _check_slurm(slurm: SlurmConfig) -> None:
     if slurm.time is not None and not TIME.fullmatch(slurm.time):
         raise ConfigError(f"launch.slurm.time={slurm.time}", "minutes, HH:MM:SS, D-HH:MM:SS, or 0 for none",
                           "launch.slurm.time=12:00:00")  # fmt: skip
+    if slurm.address_suffix is not None and not SUFFIX.fullmatch(slurm.address_suffix):
+        raise ConfigError(f"launch.slurm.address_suffix={slurm.address_suffix}", "letters, digits, - and .",
+                          "launch.slurm.address_suffix=i")  # fmt: skip
     for name in slurm.env:
         if not ENV_NAME.fullmatch(name):
             raise ConfigError(f"launch.slurm.env has the name {name!r}", "letters, digits and _",

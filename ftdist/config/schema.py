@@ -279,7 +279,7 @@ ADDED_LATER: Dict[str, Any] = {
     "data.general": {}, "data.builtin_general": False, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
     "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,
     "launch.slurm.gpu_type": None, "launch.slurm.cpus_per_gpu": None,
-    "launch.slurm.setup": [], "launch.made_for_gpus": None,
+    "launch.slurm.setup": [], "launch.slurm.address_suffix": None, "launch.made_for_gpus": None,
     "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
     "model.tokenizer_revision": None, "zero.expert_groups": 1,
     "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],

@@ -40,7 +40,8 @@ def start_node(args: argparse.Namespace) -> int:
     if first:
         met = meeting.receive(int(port), set(nodes) - {node}, node, timeout_s)
     else:
-        met = meeting.join(list(dict.fromkeys([head, *args.names.split()])), int(port), node, timeout_s)
+        names = meeting.names_of(head, launch.slurm.address_suffix, args.names.split())
+        met = meeting.join(names, int(port), node, timeout_s)
     if interface := meeting.gloo_interface(met.own):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     divide_cpus(launch, node)

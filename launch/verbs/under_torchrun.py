@@ -47,9 +47,11 @@ def is_first_rank() -> bool:
     return not is_rank() or os.environ["RANK" if _has_torchruns_names() else "SLURM_PROCID"] == "0"
 
 
-def _among_others() -> "contextlib.AbstractContextManager[None]":
+def _among_others(config: RunConfig) -> "contextlib.AbstractContextManager[None]":
     """Connect the tasks of the user's srun inside the ``with`` block. Ranks of torchrun are connected already."""
-    return contextlib.nullcontext() if _has_torchruns_names() else srun_task.together()
+    return (
+        contextlib.nullcontext() if _has_torchruns_names() else srun_task.together(config.launch.slurm.address_suffix)
+    )
 
 
 def train(args: argparse.Namespace) -> int:
@@ -62,7 +64,7 @@ def train(args: argparse.Namespace) -> int:
     try:
         config = compose.compose(args)
         refuse_rungs(config)
-        with _among_others():
+        with _among_others(config):
             per_node = int(os.environ["LOCAL_WORLD_SIZE"])
             ranks = (per_node, int(os.environ["WORLD_SIZE"]) // per_node)
             resolve.resolve_ranks(config, ranks)
@@ -87,7 +89,7 @@ def resume(config: RunConfig, run: RunDir) -> int:
         LaunchError: the run failed. On rank 0 only.
     """
     number = lifecycle.next_attempt(run)  # the same on all ranks: it changes only when all have started
-    with _among_others():
+    with _among_others(config):
         if is_first_rank():
             return _resume_first_rank(config, run, number)
         # It waits for rank 0, which may find that the run belongs to another launcher or job.

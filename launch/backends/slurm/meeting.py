@@ -99,6 +99,17 @@ def _listen(port: int, node: str) -> socket.socket:
                           "ftdist resume RUN_DIR, which uses another port") from error  # fmt: skip
 
 
+def names_of(first: str, suffix: Optional[str], more: Sequence[str]) -> List[str]:
+    """Return the names and addresses of the first node, in the order in which they are tried.
+
+    Args:
+        first: the name that Slurm gives it.
+        suffix: ``launch.slurm.address_suffix``.
+        more: what else Slurm and the node know.
+    """
+    return list(dict.fromkeys([*([first + suffix] if suffix else []), first, *more]))
+
+
 def join(
     names: Sequence[str], port: int, node: str, timeout_s: float, keep: Optional[List[socket.socket]] = None
 ) -> Meeting:

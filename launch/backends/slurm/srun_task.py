@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import List
+from typing import List, Optional
 
 import psutil
 
@@ -88,8 +88,11 @@ def set_threads(launch: LaunchConfig) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together(suffix: Optional[str] = None) -> Iterator[None]:
     """Connect the tasks inside the ``with`` block, and set torchrun's variables for this one.
+
+    Args:
+        suffix: ``launch.slurm.address_suffix``.
 
     Raises:
         LaunchError: a task has not started, or does not reach the first one. The message names the task.
@@ -104,7 +107,7 @@ def together() -> Iterator[None]:
         others = {f"task-{number}" for number in range(1, int(world))}
         met = meeting.receive(port, others, node, JOIN_TIMEOUT_S, kept)
     else:
-        met = meeting.join(_names(nodes[0]), port, f"task-{rank}", JOIN_TIMEOUT_S, kept)
+        met = meeting.join(_names(nodes[0], suffix), port, f"task-{rank}", JOIN_TIMEOUT_S, kept)
     if interface := meeting.gloo_interface(met.own):
         environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # --signal=USR2@N: see under_torchrun for rank 0
@@ -123,12 +126,12 @@ def together() -> Iterator[None]:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-def _names(first: str) -> List[str]:
+def _names(first: str, suffix: Optional[str]) -> List[str]:
     """Return the names and addresses of the first node."""
     said = ""
     with contextlib.suppress(LaunchError):  # there may be no Slurm in a container
         said = run_command("scontrol", "show", "node", first, check=False)
-    return list(dict.fromkeys([first, *NODE_ADDRESS.findall(said)]))
+    return meeting.names_of(first, suffix, NODE_ADDRESS.findall(said))
 
 
 def _end_with_others(connections: List[socket.socket]) -> None:

@@ -32,6 +32,12 @@ def test_nodes_meet_at_the_first_address_that_works() -> None:
     assert meeting.receive(port, set(), "n1", 20).own == "127.0.0.1"  # a single node needs no name
 
 
+def test_a_name_in_the_fast_network_is_tried_first() -> None:
+    more = ["10.0.0.1", "node1"]
+    assert meeting.names_of("node1", None, more) == ["node1", "10.0.0.1"]
+    assert meeting.names_of("node1", "i", more) == ["node1i", "node1", "10.0.0.1"]
+
+
 def _say(port: int, text: bytes) -> None:
     """Connect as something that is no node, as soon as the first node listens."""
     deadline = time.monotonic() + 20

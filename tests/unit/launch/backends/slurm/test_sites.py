@@ -35,7 +35,7 @@ SITES = {
     ),
     "juwels": (
         None, ["--partition=booster", "--account=my-project", "--gres=gpu:4", "--cpus-per-task=48",
-               "--time=1-00:00:00"], "export NCCL_IB_TIMEOUT=50",
+               "--time=1-00:00:00"], "export GLOO_SOCKET_IFNAME=ib0",
     ),
     "lumi": (
         None, ["--partition=standard-g", "--account=project_465000000", "--gpus-per-node=8", "--cpus-per-task=56",
