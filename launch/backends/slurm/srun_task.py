@@ -56,7 +56,8 @@ def note_unused_nodes() -> None:
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     names = [name.split(".")[0] for name in expand(nodes)]
     inside = "SLURMD_NODENAME" in environ or here.split(".")[0] in names
-    if names and not (inside and len(names) == 1):
+    started = "TORCHELASTIC_RUN_ID" in environ  # torchrun or srun has started ranks, perhaps on all nodes
+    if names and not started and not (inside and len(names) == 1):
         one = "" if inside else ", or for all GPUs of one node: srun --nodes=1 --ntasks=1 ftdist …"
         print(f"note: job {environ.get('SLURM_JOB_ID')} has {nodes}, but the run uses {here} only. One rank for each "
               f"task, on all nodes: srun --ntasks-per-node=RANKS ftdist …{one}", file=sys.stderr)  # fmt: skip

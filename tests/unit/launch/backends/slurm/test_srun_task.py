@@ -46,6 +46,7 @@ def _set(monkeypatch: pytest.MonkeyPatch, environ: Dict[str, str]) -> None:
         ({"SLURM_JOB_NODELIST": "gpu1", "SLURMD_NODENAME": "gpu1"}, "another-name", None),  # a batch script
         ({"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURMD_NODENAME": "gpu1"}, "gpu1", "gpu[1-2]"),
         ({"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_STEP_NODELIST": "gpu2", "SLURMD_NODENAME": "gpu2"}, "gpu2", None),
+        ({"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURMD_NODENAME": "gpu1", "TORCHELASTIC_RUN_ID": "x"}, "gpu1", None),
         ({}, "login", None),
     ],
 )
