@@ -40,6 +40,7 @@ class Container(Enum):
     none = "none"
     pyxis = "pyxis"
     apptainer = "apptainer"
+    singularity = "singularity"
 
 
 class GpuOption(Enum):
@@ -101,7 +102,8 @@ class SlurmConfig:
     refused. The job also gets the environment variables that sbatch exports by default: normally your whole
     environment."""
     container: Container = Container.none
-    """Run everything in a container: ``pyxis`` (``srun --container-image``) or ``apptainer``."""
+    """Run everything in a container: ``pyxis`` (``srun --container-image``), ``apptainer``, or ``singularity`` where
+    that command has its older name."""
     container_image: Optional[str] = None
     """Image, in the notation of the container runtime."""
     container_mounts: List[str] = field(default_factory=list)

@@ -194,7 +194,8 @@ def _needed(config: RunConfig, place: str) -> Dict[str, str]:
 
 
 def _container(config: RunConfig, place: str) -> List[str]:
-    """Return srun's options for pyxis, or the command that runs another command in an apptainer container.
+    """Return srun's options for pyxis, or the command that runs another command in a container of apptainer or
+    singularity.
 
     Args:
         place: the run directory, or the folder of a sweep.
@@ -210,7 +211,7 @@ def _container(config: RunConfig, place: str) -> List[str]:
     if slurm.container is Container.pyxis:
         return [f"--container-image={image}", f"--container-mounts={','.join(mounts)}"]
     gpus = ["--nv"] if config.launch.device is Device.cuda else []
-    return ["apptainer", "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
+    return [slurm.container.name, "exec", *gpus, *(f"--bind={mount}" for mount in mounts), image]
 
 
 def _module(name: str) -> str:
@@ -247,12 +248,11 @@ def render(config: RunConfig, template: Optional[str] = None, array: Optional[Ar
                           "use another run_dir or name")  # fmt: skip
     if template is None:
         template = _read(Path(slurm.template) if slurm.template else template_folder() / "submit.sbatch.template")
-    pyxis, apptainer = slurm.container is Container.pyxis, slurm.container is Container.apptainer
-    container = _container(config, place) if pyxis or apptainer else []
-    once = ["srun", "--nodes=1", "--ntasks=1", *container] if pyxis else container
+    container = _container(config, place) if slurm.container is not Container.none else []
+    once = ["srun", "--nodes=1", "--ntasks=1", *container] if slurm.container is Container.pyxis else container
     # With whole nodes and no number of CPUs, srun would bind its task to one CPU.
     whole = ["--cpu-bind=none"] if slurm.cpus_per_gpu == 0 and slurm.cpus_per_node is None else []
-    srun = shlex.join([*whole, *slurm.srun_options, *(container if pyxis or apptainer else [])])
+    srun = shlex.join([*whole, *slurm.srun_options, *container])
     env = {**ranks_env(config), **slurm.env}
     if container and reads_only_hub_cache(config):
         env = {"HF_HUB_CACHE": str(hub_cache()), **env}  # the home folder in the container may be another one

@@ -193,7 +193,7 @@ def test_a_config_cannot_set_a_variable_of_the_script() -> None:
             check_launch(resolved(env={name: "x"}).launch)
 
 
-@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
+@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer, Container.singularity])
 @pytest.mark.parametrize("key", ["run_dir", "cache_dir"])
 def test_a_path_with_a_separator_of_mounts_is_refused(container: Container, key: str) -> None:
     for mark in ":,":
@@ -287,7 +287,7 @@ def test_setup_lines_run_first_and_one_that_fails_ends_the_job(line: str, code: 
     assert done.stdout.strip() == ("42" if "FOUND" in line else "")
 
 
-@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer])
+@pytest.mark.parametrize("container", [Container.pyxis, Container.apptainer, Container.singularity])
 def test_a_container_gets_what_the_run_needs(container: Container) -> None:
     """HF_HUB_OFFLINE is set (tests/conftest.py), so data from the hub is read from its cache."""
     config = resolved(container=container, container_image="image", container_mounts=["/a:/b"])
