@@ -57,6 +57,8 @@ TRIAL_TOKENS, WINDOW = 8, "sliding_window"
 """A small model also runs one forward on this many tokens."""
 DIRECTIONS = (("is_decoder", False, True), ("causal", False, True), ("attn_type", "bi", "uni"))
 """Fields with which models read text in both directions (BERT, XLM, XLNet), and their value for one direction."""
+MPT_LENGTH = "max_seq_len"
+"""Field with the number of positions of MPT, whose code adds biases for so many positions to every row of scores."""
 MAX_EXTRA_POSITIONS = 8
 """A position table can have this many more rows than the model has positions (OPT has 2 more)."""
 
@@ -311,7 +313,8 @@ def _where(config: RunConfig) -> str:
 
 
 def _facts(arch: PretrainedConfig, model: PreTrainedModel) -> ModelFacts:
-    limit = getattr(arch.get_text_config(), "max_position_embeddings", None)
+    text = arch.get_text_config()
+    limit = getattr(text, "max_position_embeddings", getattr(text, MPT_LENGTH, None))
     limit = limit if isinstance(limit, int) and limit > 0 else None
     padding = position_padding(model)
     if limit is not None and padding is not None:
@@ -322,7 +325,7 @@ def _facts(arch: PretrainedConfig, model: PreTrainedModel) -> ModelFacts:
         model_type=arch.model_type,
         parameters=parameters,
         max_positions=limit,
-        has_position_table=limit is not None and _has_position_table(model, limit),
+        has_position_table=limit is not None and (arch.model_type == "mpt" or _has_position_table(model, limit)),
         recomputes=bool(model.supports_gradient_checkpointing),
         trained=parameters - others if others else None,
     )

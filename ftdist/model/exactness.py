@@ -208,11 +208,12 @@ class Trial:
             if self._repeats():
                 return
             loss = self._plain(torch.float32)[0]
+        except Unfit:
+            raise
         except Exception as error:
             lengths = " and ".join(map(str, LENGTHS[:2]))
             raise Unfit(f"cannot be trained on documents of {lengths} tokens ({reason_of(error)})") from error
-        raise Unfit("has a loss that is not finite" if not math.isfinite(loss) else
-                    "gives other numbers each time")  # fmt: skip
+        raise Unfit("gives other numbers each time" if math.isfinite(loss) else "has a loss that is not finite")
 
     def _repeats(self) -> bool:
         """Return whether plain transformers gives the same numbers twice. Some routers draw random numbers."""
@@ -220,6 +221,8 @@ class Trial:
         with torch.no_grad():
             model = self._build(PLAIN, torch.float32)
             again = float(sum(self._losses(model, self._micro_batches())))
+        if gradients and not any(bool(gradient.any()) for gradient in gradients.values()):
+            raise Unfit("has gradients that are all 0")
         return bool(abs(loss - again) <= EXACT.loss * abs(loss)) and bool(gradients)
 
     def _micro_batches(self) -> List[List[torch.Tensor]]:

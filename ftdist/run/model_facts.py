@@ -20,7 +20,7 @@ from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root, is_converted, model_location
 from ftdist.run.weight_files import pickled_files, untrained_types
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Version of the facts. Increase it when the check finds more facts, or other facts about the same model."""
 
 

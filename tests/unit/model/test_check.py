@@ -75,6 +75,7 @@ def test_a_model_that_cannot_be_fine_tuned_is_refused(config: RunConfig, found: 
         ({"model_type": "opt", "max_position_embeddings": 64, "ffn_dim": 32, "word_embed_proj_dim": 32}, 64, True),
         ({"model_type": "gptj", "n_positions": 64, "n_embd": 32, "n_head": 2, "n_layer": 1, "rotary_dim": 4}, 64, True),
         ({"model_type": "gpt_neox"}, 2048, False),
+        ({"model_type": "mpt", "d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}, 64, True),
         ({"model_type": "bloom"}, None, False),
         ({"model_type": "bert", "is_decoder": True}, 512, True),
         ({"model_type": "roberta", "is_decoder": True, "max_position_embeddings": 66}, 64, True),  # padding id 1
@@ -87,7 +88,7 @@ def test_a_model_that_cannot_be_fine_tuned_is_refused(config: RunConfig, found: 
 def test_the_facts_about_a_model_that_can_be_fine_tuned(fields: dict[str, Any], limit: Any, table: bool) -> None:
     config = RunConfig()
     config.model.config = {**(SMALL if "model_type" in fields else LLAMA), **fields}
-    if fields.get("model_type") in ("gpt2", "gptj", "bloom", "mamba", "opt"):
+    if fields.get("model_type") in ("gpt2", "gptj", "bloom", "mamba", "mpt", "opt"):
         for name in ("intermediate_size", *(("num_attention_heads",) if fields["model_type"] == "mamba" else ())):
             del config.model.config[name]
     facts = check_model(config)
