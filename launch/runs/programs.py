@@ -8,6 +8,7 @@ from typing import List, Optional
 from ftdist.base.errors import EXIT_FAILED, FtdistError, LaunchError
 from ftdist.config.frozen import dump_config
 from ftdist.config.schema import RunConfig
+from ftdist.launch.attempt.failure import signal_name
 from ftdist.launch.attempt.signals import end_with_launcher
 from ftdist.run.hub import offline_env
 
@@ -20,6 +21,15 @@ class ProgramFailed(FtdistError):
         self.exit_code = exit_code
 
 
+class ProgramKilled(LaunchError):
+    """A signal ended a program."""
+
+    def __init__(self, program: str, number: int) -> None:
+        super().__init__(f"{program} was killed by {signal_name(number)}", "a program that ends by itself",
+                         "run it again, with more memory if `dmesg | tail` shows that it ran out")  # fmt: skip
+        self.number = number
+
+
 def run_program(arguments: List[str], config: Optional[RunConfig] = None) -> None:
     """Run ``python -m …`` in the terminal and wait for it.
 
@@ -29,7 +39,7 @@ def run_program(arguments: List[str], config: Optional[RunConfig] = None) -> Non
 
     Raises:
         ProgramFailed: it ended with another exit code than 0, and has printed the reason.
-        LaunchError: a signal ended it.
+        ProgramKilled: a signal ended it.
     """
     command = [sys.executable, "-m", *arguments]
     text = None if config is None else dump_config(config).encode()
@@ -46,7 +56,6 @@ def run_program(arguments: List[str], config: Optional[RunConfig] = None) -> Non
     except KeyboardInterrupt:
         raise ProgramFailed(EXIT_FAILED) from None
     if done.returncode < 0:
-        raise LaunchError(f"{arguments[0]} was killed by signal {-done.returncode}", "a program that ends by itself",
-                          "run it again, with more memory if `dmesg | tail` shows that it ran out")  # fmt: skip
+        raise ProgramKilled(arguments[0], -done.returncode)
     if done.returncode:
         raise ProgramFailed(done.returncode)

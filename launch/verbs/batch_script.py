@@ -14,6 +14,7 @@ from ftdist.launch.attempt import failure, lifecycle, machine
 from ftdist.launch.backends.slurm import answers, client, ownership, submission
 from ftdist.launch.backends.slurm.follow import before_this
 from ftdist.launch.runs import banner, freeze, inputs
+from ftdist.launch.runs.programs import ProgramKilled
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import NEAR_LIMIT, PAUSED, RunDir
 from ftdist.run.timeline import PREPARING, QUEUE, STARTING
@@ -77,7 +78,7 @@ def begin(args: argparse.Namespace) -> int:
     attempt = lifecycle.begin(run, LaunchKind.slurm, keep_requests=True, job_id=args.job, nodes=nodes, pid=None,
                               requeues=requeues, begun_after=status.get("last_checkpoint_step"),
                               exit_code=None, exit_reason="")  # fmt: skip
-    why = before_this(status) or (BY_SLURM if again else "")
+    why = before_this(status) or (str(status.get("exit_reason") or BY_SLURM) if again else "")
     print(f"attempt {attempt} of job {args.job} on {nodes}" + (f", after: {why}" if why else ""), flush=True)
     run.record_phase(PREPARING, attempt)
     try:
@@ -87,6 +88,9 @@ def begin(args: argparse.Namespace) -> int:
         inputs.prepare_model(config)
         banner.show_data_warnings(config, inputs.prepare_run_data(config, run))
     except FtdistError as error:
+        if isinstance(error, ProgramKilled) and error.number == signal.SIGTERM:  # _end decides, as for the ranks
+            print(f"note: {error.found}", file=sys.stderr)
+            return 128 + signal.SIGTERM
         reason = str(error).partition("\n")[0] or "model or data could not be prepared: see the job's log"
         lifecycle.mark_failed(run, error, exit_reason=reason, exit_code=error.exit_code)
         raise

@@ -1,6 +1,7 @@
 """The verbs that the batch script calls: what they write, and whether the job is requeued."""
 
 import argparse
+import signal
 import subprocess
 from pathlib import Path
 from typing import Dict
@@ -14,6 +15,7 @@ from ftdist.launch.attempt import machine
 from ftdist.launch.backends.slurm import client, script, submission
 from ftdist.launch.backends.slurm.backend import SlurmBackend
 from ftdist.launch.backends.slurm.follow import before_this
+from ftdist.launch.runs.programs import ProgramKilled
 from ftdist.launch.verbs import batch_script
 from ftdist.run.rundir import RunDir
 
@@ -112,6 +114,36 @@ def test_a_job_that_is_killed_while_it_prepares_says_so(
     )
     assert ("ran out of memory" in said.err and "launch.slurm.mem=SIZE" in said.err) == (code == 137)
     assert (status["state"], status["exit_code"]) == ("failed", EXIT_FAILED) and how in status["exit_reason"]
+
+
+def test_sigterm_while_a_job_prepares_leads_to_a_requeue(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program that prepares the data was ended. The next attempt says why."""
+    assert prepared(run, monkeypatch) == 0
+
+    def killed(*_: object) -> None:
+        raise ProgramKilled("ftdist.data.main", signal.SIGTERM)
+
+    run.write_status(state="queued", attempt=-1)
+    run.attempt.unlink()
+    monkeypatch.setattr(batch_script.inputs, "prepare_run_data", killed)
+    code = begin(run)
+    run.job_log("7").write_text(capsys.readouterr().err)
+    assert code == 143 and "ftdist.data.main was killed by SIGTERM" in run.job_log("7").read_text()
+    assert end(run, code) == EXIT_PREEMPTED and batch_script.REQUEUE in capsys.readouterr().out.splitlines()
+    assert run.read_status()["state"] == "preempted"
+    assert prepared(run, monkeypatch) == 0
+    assert ", after: ended by SIGTERM, before it could save" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reason", ["ended by SIGTERM, before it could save", ""])
+def test_an_attempt_that_had_not_begun_is_not_said_to_be_lost(
+    reason: str, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.write_status(state="preempted", attempt=-1, exit_reason=reason)
+    assert prepared(run, monkeypatch) == 0
+    assert f", after: {reason or batch_script.BY_SLURM}" in capsys.readouterr().out
 
 
 def test_the_job_of_a_trial_that_pauses_ends_well(
