@@ -33,6 +33,8 @@ NO_NUMBER = re.compile("_ids?$|_index$|_token$")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 """Number of experts, and how many of them a token is sent to."""
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""Types of weights, as the ``dtype`` of a config names them."""
 WHOLE, ABOVE = "a whole number of at least 1", "a number greater than 0"
 
 
@@ -46,6 +48,8 @@ class OddValue:
     expected: str
     certain: bool = True
     """False: some models can have it."""
+    word: str = ""
+    """It can only be the cause of an error with this word in its reason."""
 
     def describe(self) -> str:
         return f"{self.name}={_shown(self.value)}"
@@ -73,12 +77,16 @@ def possible_cause(config: RunConfig, reason: str) -> Optional[OddValue]:
     """Return the value in the config of the model of a run that may be the cause of an error: one that its reason
     quotes, or else the first odd one."""
     fields = _given_fields(config)
-    return next(_quoted(fields, reason), None) or next(odd_values(fields), None)
+    return next(_quoted(fields, reason), None) or _cause(fields, reason)
+
+
+def _cause(fields: Mapping[str, Any], reason: str) -> Optional[OddValue]:
+    return next((odd for odd in odd_values(fields) if odd.word in reason.lower()), None)
 
 
 def with_cause(config: RunConfig, error: ConfigError) -> ConfigError:
     """Return an error about a model that also names the odd value in its config that may be the cause, if any."""
-    cause = next(odd_values(_given_fields(config)), None)
+    cause = _cause(_given_fields(config), error.found)
     if cause is None:
         return error
     return ConfigError(f"{error.found} ({cause.describe()} may be the cause)", error.expected,
@@ -161,6 +169,8 @@ def odd_values(fields: Mapping[str, Any], model_type: Any = None, place: str = "
 def _problem(name: str, value: Any, is_size: bool, default: Any, optional: bool) -> Optional[Tuple[str, bool]]:
     """Return what is expected of a value that the model cannot have, and whether this is certain."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in ("dtype", "torch_dtype"):
+        return None if value is None or value in FLOATS else (f"one of {', '.join(FLOATS)}", True)
     if value is None:
         needed = POSITIVE.search(name) or (default is not None and not optional)
         return ("a number", False) if needed else None
@@ -184,11 +194,11 @@ def _problem(name: str, value: Any, is_size: bool, default: Any, optional: bool)
 
 
 def _out_of_range(fields: Mapping[str, Any], place: str) -> Iterator[OddValue]:
-    """Return token ids outside the vocabulary, and a number of experts for each token that is larger than all."""
+    """Return a padding token outside the vocabulary, and a number of experts for each token that is larger than all."""
     rows = fields.get("vocab_size")
     for name, value in fields.items():
-        if name.endswith("_token_id") and isinstance(value, int) and isinstance(rows, int) and value >= rows:
-            yield OddValue(f"{place}{name}", value, f"a number below vocab_size={rows}", certain=False)
+        if name == "pad_token_id" and isinstance(value, int) and isinstance(rows, int) and value >= rows:
+            yield OddValue(f"{place}{name}", value, f"a number below vocab_size={rows}", certain=False, word="padding")
     chosen = next(((name, fields[name]) for name in CHOSEN if isinstance(fields.get(name), int)), None)
     experts = next(((name, fields[name]) for name in EXPERTS if isinstance(fields.get(name), int)), None)
     if chosen and experts and chosen[1] > experts[1]:

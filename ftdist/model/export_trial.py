@@ -110,25 +110,29 @@ def _fewer_tokens(config: RunConfig) -> str:
 
 def _tried(config: RunConfig, key: Dict[str, Any], arch: PretrainedConfig, fields: Dict[str, Any],
            dtype: torch.dtype, tokens: int = VOCABULARY, multiple: int = 1) -> str:  # fmt: skip
-    """Return what ``try_export`` returns, or returned at an earlier start."""
+    """Return what ``try_export`` returns, or "" if nothing was wrong at an earlier start.
+
+    A problem is not kept. It can be that of a machine: a full disk, too little memory.
+    """
     if runs_own_code(arch):  # the code may change, so nothing is kept
         return try_export(fields, dtype, tokens, multiple, arch)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     file = cache_root(config) / "checked" / f"export-{digest}.json"
-    problem = _read(file)
-    if problem is None:
-        problem = try_export(fields, dtype, tokens, multiple)
+    if _passed(file):
+        return ""
+    problem = try_export(fields, dtype, tokens, multiple)
+    if not problem:
         with suppress(OSError):  # without the cache, the export is tried again at the next start
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"problem": problem})
+            write_json(file, {"problem": ""})
     return problem
 
 
-def _read(file: Path) -> Optional[str]:
-    # There is no file, or another version wrote it.
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        return str(read_json(file)["problem"])
-    return None
+def _passed(file: Path) -> bool:
+    # There is no file, or an earlier version wrote it.
+    with suppress(OSError, ValueError, KeyError):
+        return read_json(file)["problem"] == ""
+    return False
 
 
 def try_export(fields: Dict[str, Any], dtype: torch.dtype, tokens: int = VOCABULARY, multiple: int = 1,

@@ -9,7 +9,14 @@ import torch
 
 from ftdist.base.errors import ConfigError
 from ftdist.model.reasons import pickle_reason
-from ftdist.run.weight_files import check_names, check_weight_files, is_safetensors, tensor_header, weight_files
+from ftdist.run.weight_files import (
+    TRAINED_TYPES,
+    check_names,
+    check_weight_files,
+    is_safetensors,
+    tensor_header,
+    weight_files,
+)
 
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of types, as the headers of safetensors files have them. Other types keep the name that PyTorch gives them."""
@@ -34,6 +41,12 @@ def stored_types(folder: Path) -> Dict[str, str]:
     return types
 
 
+def _kind(name: Any, tensor: Any) -> str:
+    if not isinstance(name, str):
+        return f"a name of type {type(name).__name__}"
+    return f"a tensor of layout {tensor.layout}" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+
+
 def _name(tensor: torch.Tensor) -> str:
     return TYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
 
@@ -45,6 +58,9 @@ def _pickled_tensors(file: Path) -> Dict[str, torch.Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file raises many kinds of exceptions
+        if "Quantized" in str(error):  # PyTorch's quantized types have no tensors without numbers
+            raise ConfigError(f"{file} holds quantized tensors", f"weights of the types {', '.join(TRAINED_TYPES)}",
+                              "use a copy of the model whose weights are not quantized") from error  # fmt: skip
         raise ConfigError(f"{file} is damaged or contains more than tensors: {pickle_reason(error)}",
                           "*.safetensors, or a *.bin that contains tensors only",
                           "copy or download it again, or use another model") from error  # fmt: skip
@@ -52,8 +68,8 @@ def _pickled_tensors(file: Path) -> Dict[str, torch.Tensor]:
         raise ConfigError(f"{file} holds a {type(found).__name__}", "tensors by name, as save_pretrained writes them",
                           "save the state_dict of the model")  # fmt: skip
     for name, tensor in found.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise ConfigError(f"{file} holds {name}, a {type(tensor).__name__}, among its weights",
+        if not isinstance(tensor, torch.Tensor) or not isinstance(name, str) or tensor.layout is not torch.strided:
+            raise ConfigError(f"{file} holds {name}, {_kind(name, tensor)}, among its weights",
                               "tensors by name, as save_pretrained writes them",
                               "save the state_dict of the model alone")  # fmt: skip
     return found

@@ -37,7 +37,7 @@ def refused(**fields: Any) -> ConfigError:
         ({"model_type": "mistral", "sliding_window": 0}, "model.config.sliding_window=0", "greater than 0, or null"),
         ({"vocab_size": None}, "Field 'vocab_size' expected int, got NoneType", "supports"),
         ({"pad_token_id": "<pad>"}, "'pad_token_id' expected int or NoneType, got '<pad>'", "supports"),
-        ({"dtype": "nonsense"}, 'dtype="nonsense"', "supports"),
+        ({"dtype": "float8_e4m3fn"}, 'model.config.dtype="float8_e4m3fn"', "one of float64, float32"),
         ({"rope_parameters": {**LINEAR, "factor": None}}, "(rope_parameters.factor=null may be the cause)", "a number"),
         ({"rope_parameters": {**LINEAR, "rope_type": "odd"}}, '(rope_parameters.rope_type="odd" may', "knows"),
         ({"hidden_act": "nonsense"}, '(hidden_act="nonsense" may be the cause)', "transformers knows"),

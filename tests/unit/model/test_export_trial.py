@@ -52,7 +52,7 @@ def test_a_type_whose_saved_form_cannot_be_read_is_refused(tmp_path: Path, monke
     config = data_config(tmp_path, "model.config.model_type=mllama")
     with pytest.raises(ConfigError, match="cannot save a small mllama model, .* in bf16 and .*: .*MllamaTextConfig"):
         prove_export(config, default_model_config("mllama"))
-    assert len(list((tmp_path / "cache" / "checked").glob("export-*.json"))) == 1
+    assert not list((tmp_path / "cache" / "checked").glob("export-*.json")), "the reason may be this machine"
 
 
 def test_a_small_model_is_tried_itself_if_its_stand_in_is_not_the_same(
@@ -141,13 +141,15 @@ def test_a_tensor_that_is_read_differently_is_named(monkeypatch: pytest.MonkeyPa
     assert try_export(dict(LLAMA), torch.float32) == "'model.norm.weight' differs from the tensor that was written"
 
 
-def test_the_result_is_kept_in_the_cache(tmp_path: Path) -> None:
+def test_a_success_is_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = data_config(tmp_path)
     config.model.config = {"model_type": "llama"}
     arch = model_config(config)
     prove_export(config, arch)
+    monkeypatch.setattr(export_trial, "try_export", lambda *_: "the logits differ")
+    prove_export(config, arch)
     [file] = (tmp_path / "cache" / "checked").glob("export-*.json")
-    write_json(file, {"problem": "the logits differ"})
+    write_json(file, {"problem": "the disk was full"})  # an earlier version kept problems
     with pytest.raises(
         ConfigError, match="small llama model, the stand-in .* in bf16 and read it again: the logits differ"
     ):

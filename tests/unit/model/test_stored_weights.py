@@ -41,6 +41,9 @@ def test_the_types_in_a_file_of_torch_save(legacy: bool, tmp_path: Path) -> None
         ({"a": Code()}, "damaged or contains more than tensors"),
         ({"state_dict": {"a": torch.zeros(2)}}, "holds state_dict, a dict, among its weights"),
         ([torch.zeros(2)], "holds a list"),
+        ({3: torch.zeros(2)}, "holds 3, a name of type int"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "holds a, a tensor of layout torch.sparse_coo"),
+        ({"a": torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)}, "holds quantized tensors"),
         ({"module.a": torch.zeros(2)}, "begin with module., as DistributedDataParallel"),
     ],
 )
