@@ -20,7 +20,10 @@ def ask_to_stop(run: RunDir) -> str:
         return _removed(run, job)
     if found is not None and found.state == "COMPLETING":
         return f"job {job} is ending already"
-    return lifecycle.ask_to_stop(run)
+    said = lifecycle.ask_to_stop(run)
+    if found is None and run.read_status().get("state") == "queued":
+        return f"Slurm does not answer; job {job} stays in the queue, but its run will not begin"
+    return said
 
 
 def end_now(run: RunDir) -> str:

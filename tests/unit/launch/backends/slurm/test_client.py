@@ -82,6 +82,15 @@ def test_a_cancel_of_a_job_that_ends_does_not_promise_a_checkpoint(
     assert SlurmBackend().stop(run) == "job 7 is ending already" and run.cancel.exists()
 
 
+@pytest.mark.parametrize(("state", "says"), [("queued", "its run will not begin"), ("running", "saving a checkpoint")])
+def test_a_cancel_while_slurm_does_not_answer(
+    state: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", state=state, job_id="7", backend="slurm")
+    answer(monkeypatch, 1, "", AWAY)
+    assert says in SlurmBackend().stop(run) and run.cancel.exists() and run.preempt.exists()
+
+
 @pytest.mark.parametrize(("attempt", "more"), [(-1, "; it had not started"), (0, "")])
 @pytest.mark.parametrize("now", [False, True])
 def test_a_job_that_waits_again_is_not_said_to_have_never_started(
