@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 
 from ftdist.config import schema
+from ftdist.config.data import SourceConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -139,7 +140,7 @@ def page() -> str:
         if dataclasses.is_dataclass(hint):
             lines += section(name, hint, f"{name}.")  # type: ignore[arg-type]
             if name == "data":
-                lines += section("source", schema.SourceConfig, "data.sources.NAME.")
+                lines += section("source", SourceConfig, "data.sources.NAME.")
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -17,7 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
-from ftdist.config.schema import Compile, LossHead, Precision, SourceConfig
+from ftdist.config.data import SourceConfig
+from ftdist.config.schema import Compile, LossHead, Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.helpers.correctness_page import write_table
 from tests.helpers.families import FAMILIES, OTHER_FAMILIES

@@ -24,8 +24,8 @@ from ftdist.checkpoint.saver import check_base
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.frozen import load_config
-from ftdist.config.method import ADAPTERS
-from ftdist.config.schema import MethodKind, Precision, RunConfig
+from ftdist.config.method import ADAPTERS, MethodKind
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.method.adapters import weight_of_rows
 from ftdist.method.build import METHODS
 from ftdist.method.lora import export_merged

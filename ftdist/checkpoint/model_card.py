@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from yaml import YAMLError
 
 from ftdist.checkpoint.compatibility import tested_versions
-from ftdist.config.method import ADAPTERS, METHOD_FACTS
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.method import ADAPTERS, METHOD_FACTS, MethodKind
+from ftdist.config.schema import RunConfig
 
 BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 """Hub id and license of the models that ``model.builtin`` names."""

@@ -30,8 +30,9 @@ from ftdist.checkpoint.protocol import (
 )
 from ftdist.checkpoint.state import layout, restore, tensors_to_save
 from ftdist.checkpoint.tensors import Stored, key_of
+from ftdist.config.method import MethodKind
 from ftdist.config.resumable import config_hash
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.schema import RunConfig
 from ftdist.data.tokenizer import SENTENCEPIECE
 from ftdist.engine.engine import Engine
 from ftdist.model.load import identity_of_base

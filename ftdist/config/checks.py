@@ -7,26 +7,12 @@ from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import require_utf8
 from ftdist.base.redact import secret_problem
-from ftdist.config.data import BUILTIN_GENERAL, RESERVED_TEMPLATE_KWARGS, named_sources
+from ftdist.config.data import BUILTIN_GENERAL, RESERVED_TEMPLATE_KWARGS, DataConfig, SourceConfig, named_sources
 from ftdist.config.debug import profiled_steps
-from ftdist.config.launch import check_launch, refuse_control_characters, texts
+from ftdist.config.launch import LaunchKind, check_launch, refuse_control_characters, texts
 from ftdist.config.method import check_method
-from ftdist.config.optim import check_optimizer
-from ftdist.config.schema import (
-    Compile,
-    DataConfig,
-    Kernels,
-    LaunchKind,
-    ModelConfig,
-    Offload,
-    OptimConfig,
-    Recompute,
-    RunConfig,
-    Schedule,
-    SourceConfig,
-    TrainConfig,
-    ZeroConfig,
-)
+from ftdist.config.optim import OptimConfig, Schedule, check_optimizer
+from ftdist.config.schema import Compile, Kernels, ModelConfig, Offload, Recompute, RunConfig, TrainConfig, ZeroConfig
 from ftdist.config.stop_when import check_stop_when
 from ftdist.config.sweep import check_sweep
 from ftdist.config.track import check_track

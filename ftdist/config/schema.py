@@ -8,30 +8,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, List, Optional
 
-from ftdist.config.data import BadRecords as BadRecords  # these parts of the tree are in files of their own
-from ftdist.config.data import DataConfig as DataConfig
-from ftdist.config.data import Format as Format
-from ftdist.config.data import HeldoutBy as HeldoutBy
-from ftdist.config.data import LongDocuments as LongDocuments
-from ftdist.config.data import Reasoning as Reasoning
-from ftdist.config.data import SourceConfig as SourceConfig
-from ftdist.config.data import TrainOn as TrainOn
-from ftdist.config.data import Turns as Turns
-from ftdist.config.debug import DebugConfig as DebugConfig
-from ftdist.config.launch import Device as Device
-from ftdist.config.launch import GpuOption as GpuOption
-from ftdist.config.launch import LaunchConfig as LaunchConfig
-from ftdist.config.launch import LaunchKind as LaunchKind
-from ftdist.config.method import MethodConfig as MethodConfig
-from ftdist.config.method import MethodKind as MethodKind
-from ftdist.config.optim import OptimConfig as OptimConfig
-from ftdist.config.optim import OptimizerKind as OptimizerKind
-from ftdist.config.optim import Schedule as Schedule
-from ftdist.config.report import ForgettingConfig as ForgettingConfig
-from ftdist.config.report import ReportConfig as ReportConfig
-from ftdist.config.stop_when import StopWhenConfig as StopWhenConfig
-from ftdist.config.sweep import Direction as Direction
-from ftdist.config.sweep import SweepConfig as SweepConfig
+from ftdist.config.data import BadRecords, DataConfig, HeldoutBy, Reasoning, Turns
+from ftdist.config.debug import DebugConfig
+from ftdist.config.launch import GpuOption, LaunchConfig
+from ftdist.config.method import MethodConfig
+from ftdist.config.optim import OptimConfig, OptimizerKind
+from ftdist.config.report import ReportConfig
+from ftdist.config.stop_when import StopWhenConfig
+from ftdist.config.sweep import Direction, SweepConfig
 
 
 class Precision(Enum):

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Tuple, TypeV
 
 from ftdist.base.counts import count
 from ftdist.base.errors import DataError
-from ftdist.config.schema import BadRecords
+from ftdist.config.data import BadRecords
 
 DROPPED_BAD = "dropped: bad"
 """Prefix of the counts of bad records by reason."""

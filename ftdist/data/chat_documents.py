@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Dict, FrozenSet, List, Optional, Pattern, Tuple
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format, Turns
+from ftdist.config.data import Format, Turns
 from ftdist.data import thinking
 from ftdist.data.chat_checks import as_shown, changed_content, check_stops, content_lost, differs_later, prompt_differs
 from ftdist.data.chat_forms import Form, Message, apply, has_other_ids, ids_hold_names, shape_of

@@ -12,7 +12,7 @@ from typing import Any, Dict, FrozenSet, Iterator, List, Mapping, Tuple
 
 import numpy as np
 
-from ftdist.config.schema import BadRecords, Format, HeldoutBy, LongDocuments, Reasoning
+from ftdist.config.data import BadRecords, Format, HeldoutBy, LongDocuments, Reasoning
 from ftdist.data.bad_records import BadRecord, read_good
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Rendered, Renderer, render

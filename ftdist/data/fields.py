@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format
+from ftdist.config.data import Format
 
 Record = Dict[str, Any]
 

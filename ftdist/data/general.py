@@ -12,7 +12,8 @@ from typing import Any, Dict, List
 import numpy as np
 
 from ftdist.base.counts import count
-from ftdist.config.schema import RunConfig, TrainOn
+from ftdist.config.data import TrainOn
+from ftdist.config.schema import RunConfig
 from ftdist.data.encode import STOP_WITHIN, Encoded
 from ftdist.data.meta import set_stats
 from ftdist.data.pack import one_per_row, pack

@@ -15,8 +15,8 @@ import numpy as np
 from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import write_json
 from ftdist.base.temporary import remove_leftovers, temporary_path
-from ftdist.config.data import general_sources
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.data import SourceConfig, general_sources
+from ftdist.config.schema import RunConfig
 from ftdist.data.bad_records import BadRecordList
 from ftdist.data.encode import Encoded, EncodeSettings, HashedPrompt, content_hash, encode, smallest_prompts
 from ftdist.data.general import (

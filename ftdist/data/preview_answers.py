@@ -11,7 +11,8 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from ftdist.base.counts import count
 from ftdist.base.errors import DataError
-from ftdist.config.schema import LongDocuments, RunConfig
+from ftdist.config.data import LongDocuments
+from ftdist.config.schema import RunConfig
 from ftdist.data.answers import Answer, answers_of
 from ftdist.data.bad_records import read_good
 from ftdist.data.encode import EncodeSettings, read_and_render

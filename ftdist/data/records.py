@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ftdist.base.errors import DataError
-from ftdist.config.data import RESERVED_TEMPLATE_KWARGS
-from ftdist.config.schema import Format, Reasoning
+from ftdist.config.data import RESERVED_TEMPLATE_KWARGS, Format, Reasoning
 from ftdist.data.chat_notes import TEXT_FOR_SWITCH
 from ftdist.data.fields import Record, parsed, recognise, rename_fields, without_missing
 from ftdist.data.messages import (

@@ -5,7 +5,7 @@ from datetime import date
 from typing import Any, Dict, List, Optional, Tuple
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format, TrainOn, Turns
+from ftdist.config.data import Format, TrainOn, Turns
 from ftdist.data.chat_checks import stop_inside
 from ftdist.data.chat_documents import ChatRenderer, special_tokens_pattern
 from ftdist.data.chat_forms import Form

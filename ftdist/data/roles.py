@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Dict, Iterator
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format, TrainOn
+from ftdist.config.data import Format, TrainOn
 from ftdist.data.chat_template import Span
 from ftdist.data.messages import Message
 from ftdist.data.records import Document

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from ftdist.data.arrow_files import read_arrow, read_parquet, read_saved, without_added_nulls
 from ftdist.data.builtin_sources import DEFAULT_FAKE_DOCUMENTS, fake_chats, stdlib_docs
 from ftdist.data.csv_files import read_csv

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import MethodConfig, RunConfig
+from ftdist.config.method import MethodConfig
+from ftdist.config.schema import RunConfig
 from ftdist.method.select import (
     ends_of,
     layer_of,

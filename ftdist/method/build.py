@@ -2,7 +2,7 @@
 
 from typing import Dict
 
-from ftdist.config.schema import MethodKind
+from ftdist.config.method import MethodKind
 from ftdist.method.base import Method
 from ftdist.method.full import FullFineTuning
 from ftdist.method.lora import Lora

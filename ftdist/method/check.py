@@ -22,7 +22,9 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
-from ftdist.config.schema import Kernels, MethodKind, OptimizerKind, RunConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.optim import OptimizerKind
+from ftdist.config.schema import Kernels, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.method.continued import check_continued
 from ftdist.method.qlora import layers_in_4_bits

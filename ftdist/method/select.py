@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
-from ftdist.config.schema import MethodConfig, RunConfig
+from ftdist.config.method import MethodConfig
+from ftdist.config.schema import RunConfig
 
 LAYER = re.compile(r"(?:^|.*?\.)(\d+)(?:\.|$)")
 """The number of a layer is the first number in a name. Later ones may number the experts of the layer."""

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from ftdist.base.errors import FtdistError, LaunchError
-from ftdist.config.schema import Device, RunConfig
+from ftdist.config.launch import Device
+from ftdist.config.schema import RunConfig
 from ftdist.parallel.collectives import record_collectives
 
 Result = TypeVar("Result")

@@ -9,7 +9,9 @@ The formula for users is in docs/step.md, "What ZeRO shards".
 from dataclasses import dataclass, fields, replace
 from typing import Dict, List, Optional, Tuple
 
-from ftdist.config.schema import MethodKind, Offload, OptimizerKind, Precision, RunConfig, ZeroConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.optim import OptimizerKind
+from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
 from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec, optimizer_of

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
-from ftdist.config.optim import values_of
-from ftdist.config.schema import OptimizerKind, RunConfig
+from ftdist.config.optim import OptimizerKind, values_of
+from ftdist.config.schema import RunConfig
 
 FP32_BYTES = 4
 BLOCKS_CANNOT_BE_CUT = ("The 8-bit states of adamw_8bit have one scale for each block of a rank's flat part, so they "

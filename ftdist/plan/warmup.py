@@ -7,7 +7,8 @@ from typing import Optional
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.checks import check_schedule_fits
-from ftdist.config.schema import OptimConfig, RunConfig
+from ftdist.config.optim import OptimConfig
+from ftdist.config.schema import RunConfig
 from ftdist.plan.run_length import num_steps
 
 SHORTENED = 10

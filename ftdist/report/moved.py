@@ -20,8 +20,8 @@ from ftdist.checkpoint.export import check_trained
 from ftdist.checkpoint.protocol import STATE, rank_file
 from ftdist.checkpoint.state import MASTER
 from ftdist.checkpoint.tensors import Stored
-from ftdist.config.method import ADAPTERS
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.method import ADAPTERS, MethodKind
+from ftdist.config.schema import RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.method.adapters import ADAPTER
 from ftdist.method.qlora import layers_in_4_bits

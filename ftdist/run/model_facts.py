@@ -14,7 +14,8 @@ from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.config.schema import Kernels, MethodKind, Recompute, RunConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import Kernels, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
 from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root, is_converted, model_location

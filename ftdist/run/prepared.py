@@ -20,8 +20,8 @@ from ftdist.base.errors import ConfigError, DataError
 from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
-from ftdist.config.data import SOURCE_KINDS, general_sources
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.data import SOURCE_KINDS, SourceConfig, general_sources
+from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.locations import cache_root, is_converted, tokenizer_location, tokenizer_revision
 from ftdist.run.source_files import source_files

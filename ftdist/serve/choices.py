@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import TrainOn
+from ftdist.config.data import TrainOn
 from ftdist.data.loader import PreparedSet
 from ftdist.data.pack import one_per_row, pack
 from ftdist.data.render import Rendered, Renderer, make_renderer, with_one_bos

@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 
 from ftdist.base.errors import ConfigError, DataError
-from ftdist.config.schema import TrainOn
+from ftdist.config.data import TrainOn
 from ftdist.data.loader import PreparedSet
 from ftdist.data.render import Rendered, make_renderer, with_one_bos
 from ftdist.serve.accuracy import compare

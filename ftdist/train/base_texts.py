@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ftdist.base.temporary import replace_file
-from ftdist.config.schema import DataConfig, Format
+from ftdist.config.data import DataConfig, Format
 from ftdist.data.chat_forms import USUAL
 from ftdist.data.loader import PreparedSet
 from ftdist.data.records import Document

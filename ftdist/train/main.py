@@ -28,8 +28,9 @@ from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.checkpoint.probes import check_saved
 from ftdist.checkpoint.saver import Saver, hf_files
+from ftdist.config.debug import DebugConfig
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import DebugConfig, Kernels, RunConfig
+from ftdist.config.schema import Kernels, RunConfig
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.engine.engine import Engine, build_engine

@@ -2,7 +2,7 @@
 
 import math
 
-from ftdist.config.schema import OptimConfig, Schedule
+from ftdist.config.optim import OptimConfig, Schedule
 
 
 def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:

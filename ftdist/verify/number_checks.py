@@ -26,8 +26,8 @@ from ftdist.base.counts import count
 from ftdist.base.errors import FtdistError
 from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
-from ftdist.config.method import ADAPTERS
-from ftdist.config.schema import MethodKind, Precision, RunConfig
+from ftdist.config.method import ADAPTERS, MethodKind
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.loader import micro_batch
 from ftdist.engine.shards import unsharded
 from ftdist.engine.whole import Tensors, whole_weights

@@ -5,7 +5,8 @@ from typing import Any, Dict, List
 
 import torch
 
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import RunConfig
 from ftdist.method.adapters import without_adapters
 from ftdist.model.load import load_whole, model_config
 from ftdist.model.parts import auto_class

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Pattern, Set, Tuple
 import numpy as np
 
 from ftdist.base.counts import count
-from ftdist.config.schema import TrainOn
+from ftdist.config.data import TrainOn
 from ftdist.data.chat_forms import USUAL, Form
 from ftdist.data.messages import Message
 from ftdist.data.records import Document

@@ -9,7 +9,8 @@ from typing import Any, FrozenSet, Iterator, List, Optional, Tuple
 import numpy as np
 
 from ftdist.base.counts import count
-from ftdist.config.schema import Format, LongDocuments, RunConfig
+from ftdist.config.data import Format, LongDocuments
+from ftdist.config.schema import RunConfig
 from ftdist.data.answers import Answer, answers_of
 from ftdist.data.bad_records import read_good
 from ftdist.data.chat_forms import USUAL

@@ -15,21 +15,10 @@ import torch
 
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
-from ftdist.config.data import named_sources
-from ftdist.config.method import ADAPTERS
-from ftdist.config.schema import (
-    Format,
-    Kernels,
-    LongDocuments,
-    MethodKind,
-    ModelConfig,
-    Offload,
-    RunConfig,
-    Schedule,
-    SourceConfig,
-    TrainOn,
-    ZeroConfig,
-)
+from ftdist.config.data import Format, LongDocuments, SourceConfig, TrainOn, named_sources
+from ftdist.config.method import ADAPTERS, MethodKind
+from ftdist.config.optim import Schedule
+from ftdist.config.schema import Kernels, ModelConfig, Offload, RunConfig, ZeroConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.method.check import method_on_meta
 from ftdist.model.load import load_whole, model_config

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional
 
 from ftdist.base.shell import shell_word, shell_words
-from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.config.launch import Device, LaunchConfig
+from ftdist.config.schema import RunConfig
 from ftdist.run.hub import offline_env
 
 KERNELS_KEPT = 128

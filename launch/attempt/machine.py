@@ -13,7 +13,7 @@ from typing import Dict, List, Optional
 import psutil
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Device, LaunchConfig
+from ftdist.config.launch import Device, LaunchConfig
 
 
 def visible_gpus() -> List[str]:

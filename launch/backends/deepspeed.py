@@ -18,8 +18,8 @@ from typing import List, Tuple
 import ftdist
 from ftdist.base.errors import LaunchError
 from ftdist.base.output import USER_FOLDER
-from ftdist.config.launch import Runner
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import LaunchKind, Runner
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, signals
 from ftdist.launch.attempt.command import LaunchPlan, ranks_env
 from ftdist.launch.attempt.companion import end_group, stop_run_if_killed

@@ -17,7 +17,8 @@ from ftdist.base.output import quoted_path
 from ftdist.base.permissions import AccessError, user_name
 from ftdist.base.process import find_process, is_alive
 from ftdist.base.shell import shell_words
-from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.config.launch import Device, LaunchConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status, newest_rank_log

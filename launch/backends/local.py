@@ -1,7 +1,8 @@
 """Start a run on this machine."""
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.command import plan_local, rank_program
 from ftdist.launch.attempt.machine import check_torch

@@ -17,7 +17,8 @@ from typing import List, Optional, TextIO
 from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.base.shell import shell_words
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import failure, lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import LaunchPlan, Rendezvous, rank_program, ranks_env, torchrun_command
 from ftdist.launch.attempt.machine import check_torch

@@ -2,7 +2,8 @@
 
 from typing import Dict
 
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.base import Backend, Status
 from ftdist.launch.backends.deepspeed import DeepspeedBackend
 from ftdist.launch.backends.local import LocalBackend

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ftdist.base.errors import ConfigError, FtdistError
 from ftdist.config.checks import check_config
-from ftdist.config.schema import DataConfig, RunConfig
+from ftdist.config.data import DataConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.config import hydra_private, keys, messages, site
 from ftdist.launch.config.adapter import take_adapter
 from ftdist.launch.config.origins import find_origins

@@ -12,8 +12,8 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import as_typed, nearest
 from ftdist.base.shell import override_list, override_word, shell_word
-from ftdist.config.data import SOURCE_KINDS
-from ftdist.config.schema import RENAMED_VALUES, SourceConfig
+from ftdist.config.data import SOURCE_KINDS, SourceConfig
+from ftdist.config.schema import RENAMED_VALUES
 from ftdist.launch.config.keys import OTHER_NAMES, describe_type, is_text, nearest_key, schema_keys, type_at
 
 INSTEAD = {

@@ -12,8 +12,9 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
+from ftdist.config.method import MethodKind
 from ftdist.config.optim import rate_warning
-from ftdist.config.schema import MethodKind, RunConfig, Wandb
+from ftdist.config.schema import RunConfig, Wandb
 from ftdist.config.track import ignored_variables
 from ftdist.launch.attempt.machine import machine_summary
 from ftdist.plan.batch import BatchPlan

@@ -15,9 +15,10 @@ from ftdist.base.names import near_paths, require_utf8
 from ftdist.base.output import quoted_path
 from ftdist.base.shell import override_word
 from ftdist.config.data import named_sources
-from ftdist.config.launch import texts
+from ftdist.config.launch import Device, LaunchConfig, LaunchKind, texts
 from ftdist.config.login import resolve_mode
-from ftdist.config.schema import Attention, Device, LaunchConfig, LaunchKind, MethodKind, RunConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import Attention, RunConfig
 from ftdist.config.track import check_track, use_variables
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.foreground import resolve_device, resolve_ranks_per_node

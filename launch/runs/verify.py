@@ -14,7 +14,8 @@ from ftdist.base.counts import count
 from ftdist.base.errors import LaunchError
 from ftdist.base.terminal import task
 from ftdist.config.frozen import dump_config
-from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.config.launch import Device, LaunchConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import torchrun
 from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.attempt.failure import explain_failure

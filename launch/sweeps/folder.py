@@ -20,7 +20,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, read_records, write_json
 from ftdist.base.temporary import temporary_path
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import SweepConfig
+from ftdist.config.sweep import SweepConfig
 from ftdist.run.rundir import SWEEP_REQUEST, RunDir
 
 

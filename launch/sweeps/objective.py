@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterable, Optional
 
 from ftdist.base.errors import LaunchError
 from ftdist.base.names import nearest
-from ftdist.config.schema import Direction, SweepConfig
+from ftdist.config.sweep import Direction, SweepConfig
 from ftdist.launch.sweeps.folder import Trial
 from ftdist.run.rundir import PAUSED, RunDir
 

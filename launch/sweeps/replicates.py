@@ -5,7 +5,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
-from ftdist.config.schema import SweepConfig
+from ftdist.config.sweep import SweepConfig
 from ftdist.launch.sweeps.folder import Trial
 from ftdist.launch.sweeps.objective import ENDED, best_value, signed
 

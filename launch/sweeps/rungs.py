@@ -10,7 +10,7 @@ from typing import Callable, Dict, List, Optional
 
 from ftdist.base.counts import count
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import SweepConfig
+from ftdist.config.sweep import SweepConfig
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.runs import freeze
 from ftdist.launch.sweeps.folder import SweepDir, Trial

@@ -8,7 +8,8 @@ from typing import Dict, List, Optional, Tuple
 from ftdist.base.errors import EXIT_DONE, LaunchError
 from ftdist.base.ranges import ranges
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.companion import stop_run_if_killed
 from ftdist.launch.attempt.signals import touch_on_signals
 from ftdist.launch.backends.base import ALIVE, STOPPING

@@ -20,7 +20,8 @@ from ftdist.base.json_files import read_json, write_json
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import Device, RunConfig
+from ftdist.config.launch import Device
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import cpu_cores
 from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.registry import backend_of

@@ -10,7 +10,7 @@ from rich.table import Table
 from ftdist.base.errors import LaunchError
 from ftdist.base.output import short_path
 from ftdist.base.tables import FILE_WIDTH, show
-from ftdist.config.schema import SweepConfig
+from ftdist.config.sweep import SweepConfig
 from ftdist.launch.backends.base import Seen, Status
 from ftdist.launch.runs import banner
 from ftdist.launch.runs.liveness import observe, shown_state

@@ -11,7 +11,8 @@ from typing import Dict, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import Device, RunConfig
+from ftdist.config.launch import Device
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import gpu_ids
 from ftdist.launch.attempt.signals import end_with_launcher, touch_on_signals
 from ftdist.launch.backends.registry import backend_of

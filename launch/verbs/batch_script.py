@@ -9,7 +9,8 @@ from typing import Tuple
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, FtdistError, LaunchError
 from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import failure, lifecycle, machine
 from ftdist.launch.backends.slurm import answers, client, ownership, submission
 from ftdist.launch.backends.slurm.follow import before_this

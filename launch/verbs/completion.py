@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ftdist.base.errors import EXIT_DONE
+from ftdist.config.data import SourceConfig
 from ftdist.config.resumable import CHANGEABLE, EVALUATED
-from ftdist.config.schema import SourceConfig
 from ftdist.launch.config import keys as config_keys
 from ftdist.launch.verbs.table import VERBS, parser_of
 from ftdist.run.rundir import SWEEP_REQUEST, RunDir, checkpoint_step

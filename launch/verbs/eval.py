@@ -9,8 +9,9 @@ from typing import List
 from ftdist.base.errors import EXIT_DONE
 from ftdist.base.json_files import write_json
 from ftdist.config.frozen import dump_config, load_config
+from ftdist.config.launch import LaunchConfig
 from ftdist.config.resumable import EVALUATED, check_changes
-from ftdist.config.schema import LaunchConfig, RunConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import failure, lifecycle, torchrun
 from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.backends.registry import backend_of

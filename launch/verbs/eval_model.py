@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.json_files import write_json
+from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import dump_config
 from ftdist.config.resumable import EVALUATED, check_changes
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import failure, torchrun
 from ftdist.launch.attempt.command import plan_local
 from ftdist.launch.config import compose

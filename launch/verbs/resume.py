@@ -12,8 +12,9 @@ from ftdist.base.errors import EXIT_DONE, CheckpointError, ConfigError, LaunchEr
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.shell import shell_words
 from ftdist.config.frozen import load_config
+from ftdist.config.optim import OptimizerKind
 from ftdist.config.resumable import check_changes
-from ftdist.config.schema import OptimizerKind, RunConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.backends.base import ALIVE, Status
 from ftdist.launch.backends.registry import backend_of, backend_of_status

@@ -8,7 +8,7 @@ import sys
 from ftdist.base.counts import count
 from ftdist.base.process import RANK_CPUS
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import Device, LaunchConfig
+from ftdist.config.launch import Device, LaunchConfig
 from ftdist.launch.attempt import cpus, machine
 from ftdist.launch.attempt.command import Rendezvous, rank_program, torchrun_command
 from ftdist.launch.backends.slurm import meeting

@@ -18,7 +18,8 @@ from typing import Any, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, FtdistError, LaunchError
 from ftdist.base.process import end_with_parent
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, signals, torchrun
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.launch.attempt.machine import check_torch

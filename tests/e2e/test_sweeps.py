@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import SweepConfig
+from ftdist.config.sweep import SweepConfig
 from ftdist.launch.sweeps.objective import objective
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import (

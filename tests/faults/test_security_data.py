@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import ConfigError, DataError
+from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import load_config, parse_config
-from ftdist.config.schema import SourceConfig
 from ftdist.run.prepared import data_folder
 from tests.faults.canary import pickled, source
 from tests.faults.table import fault

@@ -51,7 +51,7 @@ def load_all(model: Path) -> None:
 
 
 def render(tokenizer: Any) -> str:
-    from ftdist.config.schema import Format, TrainOn
+    from ftdist.config.data import Format, TrainOn
     from ftdist.data.records import Document
     from ftdist.data.render import make_renderer
     from ftdist.data.render import render as render_document

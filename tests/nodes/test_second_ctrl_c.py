@@ -11,7 +11,7 @@ import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED
 from ftdist.config.frozen import dump_config, load_config
-from ftdist.config.schema import Device, LaunchKind
+from ftdist.config.launch import Device, LaunchKind
 from tests.helpers.ranks import free_port
 from tests.unit.launch.run_tools import make_run
 

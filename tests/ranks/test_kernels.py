@@ -9,7 +9,8 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from ftdist.config.schema import Precision, SourceConfig
+from ftdist.config.data import SourceConfig
+from ftdist.config.schema import Precision
 from ftdist.verify.compare import ALLOWED, Deviation
 from tests.helpers.families import FAMILIES
 from tests.helpers.interpreter import interpret_triton

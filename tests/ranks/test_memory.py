@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, List
 
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import Device, RunConfig
+from ftdist.config.launch import Device
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.rundir import RunDir
 from tests.helpers.heap import bytes_in_use

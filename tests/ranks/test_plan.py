@@ -11,7 +11,7 @@ import pytest
 
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import MethodKind
+from ftdist.config.method import MethodKind
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import memory_of
 from ftdist.run.rundir import RunDir

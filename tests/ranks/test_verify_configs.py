@@ -8,7 +8,7 @@ from typing import Any, List
 
 import pytest
 
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import NONE_WHOLE, freeze_tiny, tiny_config
 from tests.helpers.training import start

@@ -9,7 +9,7 @@ from typing import Any, Dict, Tuple
 
 import pytest
 
-from ftdist.config.schema import MethodKind
+from ftdist.config.method import MethodKind
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import loading_bytes
 from tests.helpers.ranks import run_ranks

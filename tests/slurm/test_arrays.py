@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ftdist.config.schema import SweepConfig
+from ftdist.config.sweep import SweepConfig
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.sweeps.objective import objective
 from tests.helpers.cli import finish, wait_until_gone

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from ftdist.config.data import Format, TrainOn
 from ftdist.config.frozen import parse_config
-from ftdist.config.schema import Format, RunConfig, TrainOn
+from ftdist.config.schema import RunConfig
 from ftdist.data.records import Document, read_record
 from ftdist.data.render import Renderer, make_renderer, render
 from ftdist.data.tokenise import tokenise

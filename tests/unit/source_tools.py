@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from ftdist.data.sources import read_source
 
 RECORDS = [{"text": "one"}, {"text": "two, and more"}]

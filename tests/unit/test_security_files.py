@@ -13,7 +13,8 @@ import pytest
 from ftdist.base.errors import CheckpointError, ConfigError, FtdistError
 from ftdist.base.json_files import write_json
 from ftdist.base.temporary import temporary_path
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.data import SourceConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch import cli
 from ftdist.launch.attempt import failure, lifecycle
 from ftdist.launch.runs import resolve

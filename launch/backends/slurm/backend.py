@@ -6,8 +6,8 @@ from typing import Dict, List, Mapping, Optional, Sequence
 
 from ftdist.base.errors import EXIT_DONE, LaunchError
 from ftdist.base.output import quoted_path
-from ftdist.config.launch import Container
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import Container, LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.base import ALIVE, DEAD, STOPPING, Seen, Status
 from ftdist.launch.backends.slurm import answers, client, follow, names, script, stop, submission

@@ -16,8 +16,8 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.permissions import explain_os_error
 from ftdist.base.ranges import ranges
 from ftdist.config.data import named_sources
-from ftdist.config.launch import Container, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
-from ftdist.config.schema import Device, RunConfig
+from ftdist.config.launch import Container, Device, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.command import ranks_env
 from ftdist.run.hub import hub_cache, reads_only_hub_cache
 

@@ -21,7 +21,7 @@ from typing import List, Optional
 import psutil
 
 from ftdist.base.errors import ConfigError, LaunchError
-from ftdist.config.schema import LaunchConfig
+from ftdist.config.launch import LaunchConfig
 from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
 from ftdist.launch.backends.slurm import meeting
 from ftdist.launch.backends.slurm.client import run_command

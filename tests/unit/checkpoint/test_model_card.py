@@ -8,7 +8,9 @@ from huggingface_hub import ModelCard
 
 from ftdist.checkpoint.gguf_export import _card
 from ftdist.checkpoint.model_card import model_card
-from ftdist.config.schema import MethodKind, RunConfig, SourceConfig
+from ftdist.config.data import SourceConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import RunConfig
 
 STATE = {"step": 40, "trained_tokens": 1234, "eval_loss": 2.5, "evaluated_step": 40}
 

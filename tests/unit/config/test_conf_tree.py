@@ -11,8 +11,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from ftdist.config.checks import check_config
+from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import dump_config, parse_config
-from ftdist.config.schema import LaunchKind, MethodKind, ObjectiveKind, SourceConfig
+from ftdist.config.launch import LaunchKind
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import ObjectiveKind
 from ftdist.launch.config import compose
 from ftdist.launch.config.session import session
 from ftdist.plan.batch import plan_batch

@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 
 from ftdist.base.errors import ConfigError
 from ftdist.config import frozen, resumable
+from ftdist.config.data import HeldoutBy, SourceConfig
 from ftdist.config.frozen import dump_config, load_config, parse_config
 from ftdist.config.resumable import CHANGEABLE, config_hash
-from ftdist.config.schema import ADDED_LATER, HeldoutBy, LossHead, RunConfig, SourceConfig
+from ftdist.config.schema import ADDED_LATER, LossHead, RunConfig
 
 FIRST_HASH = "8c0a5a749929b32f8a9185e9b8bdb96c05451cea7a65968e2381ec03c4e70291"
 """Hash of the default config at the first release. Manifests of old checkpoints hold such hashes."""

@@ -8,8 +8,10 @@ import pytest
 
 from ftdist.base.errors import EXIT_USAGE, ConfigError
 from ftdist.config.checks import check_config
+from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import dump_config, load_config, parse_config
-from ftdist.config.schema import Compile, Kernels, Offload, Recompute, RunConfig, Schedule, SourceConfig
+from ftdist.config.optim import Schedule
+from ftdist.config.schema import Compile, Kernels, Offload, Recompute, RunConfig
 from ftdist.data.main import main as prepare_main
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format
+from ftdist.config.data import Format
 from ftdist.data.answers import Answer, answers_of
 from ftdist.data.chat_notes import (
     AFTER_STOP,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import TrainOn
+from ftdist.config.data import TrainOn
 from ftdist.data.answers import answers_of
 from ftdist.data.render import make_renderer, render
 from ftdist.data.tokenizer import bytes_tokenizer

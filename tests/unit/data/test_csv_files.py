@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from ftdist.data.sources import read_source
 from tests.unit.source_tools import refusal
 

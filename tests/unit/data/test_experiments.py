@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.data import SourceConfig
+from ftdist.config.schema import RunConfig
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import prepare
 from tests.unit.config.test_conf_tree import composed

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format, TrainOn
+from ftdist.config.data import Format, TrainOn
 from ftdist.data.chat_template import ChatTemplate, TemplateProblem
 from ftdist.data.records import read_record
 from ftdist.data.render import Rendered, Renderer, make_renderer, render

@@ -9,8 +9,8 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.checks import check_data
+from ftdist.config.data import DataConfig, SourceConfig
 from ftdist.config.resumable import config_hash
-from ftdist.config.schema import DataConfig, SourceConfig
 from ftdist.data.loader import PreparedSet
 from ftdist.data.prepare import prepare
 from ftdist.data.tokenizer import bytes_tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import Format, Reasoning
+from ftdist.config.data import Format, Reasoning
 from ftdist.data.records import Document, read_record
 from tests.unit.data_tools import ANSWER, CALL, QUESTION, SYSTEM, THOUGHT, chat, read
 

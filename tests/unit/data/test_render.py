@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import TrainOn, Turns
+from ftdist.config.data import TrainOn, Turns
 from ftdist.data.chat_notes import THINKING_NOT_TRAINED
 from ftdist.data.render import make_renderer, render
 from ftdist.data.tokenise import tokenise

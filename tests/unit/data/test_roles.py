@@ -7,7 +7,7 @@ from typing import Any, List, Tuple
 import numpy as np
 import pytest
 
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import HELDOUT, TRAIN, prepare
 from ftdist.data.roles import ROLES

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from ftdist.data.sources import chunk_records, read_source
 from tests.unit.data_tools import chat, write_jsonl
 from tests.unit.source_tools import RECORDS, located, pasted, records, refusal

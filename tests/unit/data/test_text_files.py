@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import DataError
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from ftdist.data.sources import read_source
 from tests.unit.data_tools import chat
 from tests.unit.source_tools import RECORDS, located, records, refusal

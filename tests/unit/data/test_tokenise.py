@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ftdist.config.schema import TrainOn
+from ftdist.config.data import TrainOn
 from ftdist.data.render import Rendered, make_renderer
 from ftdist.data.tokenise import overlapping_tokens, tokenise
 from ftdist.data.tokenizer import bytes_tokenizer

@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import dump_config, load_config
-from ftdist.config.schema import Device, RunConfig, SourceConfig
+from ftdist.config.launch import Device
+from ftdist.config.schema import RunConfig
 from ftdist.launch.config import compose
 from ftdist.run.rundir import RunDir
 

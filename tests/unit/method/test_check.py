@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import MethodKind, RunConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import RunConfig
 from ftdist.method.check import check_run, main, method_on_meta, trained_table
 from ftdist.run.model_facts import describe_method, read_facts, write_facts
 from tests.helpers.tiny import LLAMA, save_tiny_model

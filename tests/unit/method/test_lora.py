@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from ftdist.base.errors import CheckpointError, ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.frozen import dump_config
-from ftdist.config.schema import MethodKind, Precision, RunConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import Precision, RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.method.lora import Lora, export_merged
 from ftdist.model.forward import evaluation_mode, keeps_logits

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ftdist.config.schema import MethodKind, Precision
+from ftdist.config.method import MethodKind
+from ftdist.config.schema import Precision
 from ftdist.method.check import check_run
 from ftdist.method.qlora import Qlora, export_merged_quantized
 from ftdist.model.load import load_whole

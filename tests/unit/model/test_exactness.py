@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Attention, DataConfig, ModelConfig, RunConfig
+from ftdist.config.data import DataConfig
+from ftdist.config.schema import Attention, ModelConfig, RunConfig
 from ftdist.model import exactness, plan_choice
 from ftdist.model.attention_plan import BY_DOCUMENT, PLAIN, AttentionPlan, Layout, candidates
 from ftdist.model.exactness import EXACT, Trial

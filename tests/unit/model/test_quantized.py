@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import MethodConfig, MethodKind
+from ftdist.config.method import MethodConfig, MethodKind
 from ftdist.model.quantized import import_bitsandbytes, is_quantized, quantize, quantized_layers, round_to_4_bits
 from ftdist.verify.reference_model import _quantized, stored
 from tests.helpers.tiny import save_tiny_model

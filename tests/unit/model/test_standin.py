@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftdist.config.schema import OptimizerKind
+from ftdist.config.optim import OptimizerKind
 from ftdist.model.standin import (
     active_dropouts,
     count_parameters,

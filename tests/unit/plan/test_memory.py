@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ftdist.config.schema import Offload, OptimizerKind, Precision, RunConfig, ZeroConfig
+from ftdist.config.optim import OptimizerKind
+from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import (

@@ -4,7 +4,7 @@ import pytest
 
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import OptimConfig
+from ftdist.config.optim import OptimConfig
 from ftdist.plan.warmup import fit_warmup
 
 

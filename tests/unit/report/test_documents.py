@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftdist.config.schema import SourceConfig
+from ftdist.config.data import SourceConfig
 from ftdist.data.loader import open_set
 from ftdist.data.prepare import prepare
 from ftdist.data.tokenizer import bytes_tokenizer

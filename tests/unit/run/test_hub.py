@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.data import SourceConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.runs import resolve
 from ftdist.model.fetch import wanted_files
 from ftdist.run.hub import fetched_folder, hub_commit, is_fetched, offline_env, repositories

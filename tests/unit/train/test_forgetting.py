@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftdist.config.schema import DataConfig, ForgettingConfig, ReportConfig, RunConfig
+from ftdist.config.data import DataConfig
+from ftdist.config.report import ForgettingConfig, ReportConfig
+from ftdist.config.schema import RunConfig
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.engine.engine import ForwardEngine
 from ftdist.model.attention_plan import BY_DOCUMENT

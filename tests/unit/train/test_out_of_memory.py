@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ftdist.config.schema import MethodKind, Offload, OptimizerKind, Precision, Recompute, RunConfig
+from ftdist.config.method import MethodKind
+from ftdist.config.optim import OptimizerKind
+from ftdist.config.schema import Offload, Precision, Recompute, RunConfig
 from ftdist.model.attention_plan import PLAIN
 from ftdist.parallel.ranks import Ranks
 from ftdist.plan.layout import Layout

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from ftdist.config.schema import OptimConfig, Schedule
+from ftdist.config.optim import OptimConfig, Schedule
 from ftdist.train.schedule import learning_rate
 
 STEPS = 100

@@ -7,7 +7,9 @@ from typing import Any, List, Tuple
 import numpy as np
 import pytest
 
-from ftdist.config.schema import Kernels, LongDocuments, OptimConfig, RunConfig, Schedule, TrainOn
+from ftdist.config.data import LongDocuments, TrainOn
+from ftdist.config.optim import OptimConfig, Schedule
+from ftdist.config.schema import Kernels, RunConfig
 from ftdist.data import row_order
 from ftdist.data.prepare import encode_settings, list_sources, prepare
 from ftdist.data.tokenizer import bytes_tokenizer, load_tokenizer

@@ -3,7 +3,8 @@
 import subprocess
 from typing import Any
 
-from ftdist.config.schema import Device, RunConfig
+from ftdist.config.launch import Device
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.command import Rendezvous, plan_local, rank_program, torchrun_command
 
 

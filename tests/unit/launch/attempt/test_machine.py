@@ -9,7 +9,8 @@ from typing import List, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.config.launch import Device, LaunchConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import machine
 from ftdist.launch.backends.deepspeed import DeepspeedBackend
 from ftdist.launch.backends.nodes import NodesBackend, run_node

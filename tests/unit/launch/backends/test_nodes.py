@@ -13,8 +13,8 @@ import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.config.checks import check_config
-from ftdist.config.launch import Runner, check_launch
-from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.config.launch import Device, LaunchKind, Runner, check_launch
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.command import LaunchPlan
 from ftdist.launch.attempt.lifecycle import next_attempt
 from ftdist.launch.backends import deepspeed, nodes

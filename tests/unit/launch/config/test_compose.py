@@ -6,7 +6,7 @@ from typing import List
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Schedule
+from ftdist.config.optim import Schedule
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import compose, keys, sweeper
 from tests.unit.compose_tools import composed

@@ -7,7 +7,7 @@ import pytest
 
 from ftdist.base.errors import EXIT_PREEMPTED
 from ftdist.base.json_files import write_json
-from ftdist.config.schema import MethodKind
+from ftdist.config.method import MethodKind
 from ftdist.launch.attempt import failure
 from ftdist.launch.runs import banner, resolve
 from ftdist.run.model_facts import ModelFacts, describe_method, describe_model, write_facts

@@ -8,8 +8,9 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.redact import redact_arguments
+from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import load_config
-from ftdist.config.schema import RunConfig, SourceConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.freeze import confirm_settings, freeze, provenance
 

@@ -7,8 +7,8 @@ from typing import List, Optional
 import pytest
 
 from ftdist.base.errors import EXIT_UNREACHABLE, ConfigError, DataError
-from ftdist.config.launch import Container
-from ftdist.config.schema import LaunchKind, RunConfig
+from ftdist.config.launch import Container, LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.launch.runs import inputs, programs
 from ftdist.launch.runs.pipeline import prepare_run

@@ -9,8 +9,10 @@ from typing import Any, List, NamedTuple
 import pytest
 
 from ftdist.base.errors import ConfigError, FtdistError
+from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import dump_config
-from ftdist.config.schema import Device, RunConfig, SourceConfig, Wandb
+from ftdist.config.launch import Device
+from ftdist.config.schema import RunConfig, Wandb
 from ftdist.launch.attempt import machine
 from ftdist.launch.backends import foreground
 from ftdist.launch.runs import resolve

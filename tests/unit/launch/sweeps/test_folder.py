@@ -11,7 +11,8 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.base.ranges import parse_ranges, ranges
 from ftdist.config.frozen import dump_config
-from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.config.launch import Device, LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.cli import dispatch
 from ftdist.launch.config import sweeper
 from ftdist.launch.sweeps import this_machine

@@ -8,7 +8,8 @@ import pytest
 
 from ftdist.base.errors import LaunchError
 from ftdist.config.frozen import dump_config
-from ftdist.config.schema import Direction, RunConfig, SweepConfig
+from ftdist.config.schema import RunConfig
+from ftdist.config.sweep import Direction, SweepConfig
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.sweeps.objective import best_value, describe_value, objective, require_values
 from ftdist.launch.sweeps.table import show_table

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from ftdist.config.schema import SweepConfig
+from ftdist.config.sweep import SweepConfig
 from ftdist.launch.cli import dispatch
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.sweeps.replicates import group_by_seed, student_t

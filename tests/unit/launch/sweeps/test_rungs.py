@@ -6,7 +6,8 @@ from typing import Dict, List
 import pytest
 
 from ftdist.config.frozen import dump_config, load_config
-from ftdist.config.schema import Device, SweepConfig
+from ftdist.config.launch import Device
+from ftdist.config.sweep import SweepConfig
 from ftdist.launch.sweeps.folder import SweepDir, Trial
 from ftdist.launch.sweeps.rungs import choose, next_trials, run_trials
 from tests.unit.launch.run_tools import smoke

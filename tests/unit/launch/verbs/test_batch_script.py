@@ -10,7 +10,8 @@ import pytest
 
 from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED, ConfigError, LaunchError
 from ftdist.config.frozen import dump_config, load_config
-from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.config.launch import Device, LaunchKind
+from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import machine
 from ftdist.launch.backends.slurm import client, script, submission
 from ftdist.launch.backends.slurm.backend import SlurmBackend

@@ -11,8 +11,10 @@ import pytest
 from ftdist.base.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, FtdistError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.frozen import dump_config, load_config, parse_config
+from ftdist.config.launch import LaunchKind
+from ftdist.config.optim import OptimizerKind
 from ftdist.config.resumable import check_changes, config_hash
-from ftdist.config.schema import LaunchKind, OptimizerKind, RunConfig
+from ftdist.config.schema import RunConfig
 from ftdist.launch import cli
 from ftdist.launch.verbs import resume, under_torchrun
 from ftdist.run.rundir import MANIFEST, RunDir, manifest_text

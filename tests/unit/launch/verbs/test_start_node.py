@@ -6,8 +6,7 @@ from typing import Dict, Optional
 import pytest
 
 from ftdist.base.process import RANK_CPUS
-from ftdist.config.launch import SlurmConfig
-from ftdist.config.schema import Device, LaunchConfig
+from ftdist.config.launch import Device, LaunchConfig, SlurmConfig
 from ftdist.launch.verbs.start_node import divide_cpus
 
 

@@ -6,8 +6,8 @@ from typing import Any, Dict, List, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.launch import GpuOption, SlurmConfig, check_launch
-from ftdist.config.schema import Device, LaunchConfig, RunConfig
+from ftdist.config.launch import Device, GpuOption, LaunchConfig, SlurmConfig, check_launch
+from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.slurm import resolve, script
 
 LISTED = """\

@@ -4,8 +4,7 @@ from typing import List, Optional
 
 import pytest
 
-from ftdist.config.launch import GpuOption, check_launch
-from ftdist.config.schema import Device
+from ftdist.config.launch import Device, GpuOption, check_launch
 from ftdist.launch.backends.slurm import script
 from tests.unit.launch.backends.slurm.test_script import resolved
 

@@ -12,8 +12,8 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.data import SourceConfig
-from ftdist.config.launch import Container, Profile, check_launch
-from ftdist.config.schema import Device, LaunchKind, RunConfig
+from ftdist.config.launch import Container, Device, LaunchKind, Profile, check_launch
+from ftdist.config.schema import RunConfig
 from ftdist.launch.backends.slurm import script
 from ftdist.run.hub import hub_cache
 

@@ -5,7 +5,7 @@ from typing import Dict, Optional
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import LaunchConfig
+from ftdist.config.launch import LaunchConfig
 from ftdist.launch.backends.slurm import srun_task
 from ftdist.launch.verbs import under_torchrun
 
