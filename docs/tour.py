@@ -1,7 +1,8 @@
 """Write two tables into docs/design.md (`make docs`): where to find what, and a tour of the code.
 
-The tour has one line for each file, from its docstring. The order in which to read the files is fixed here. A test
-fails if a file is missing or has no docstring, or if a name in ``WHERE`` no longer exists.
+The tour has one line for each file, from its docstring. The order in which to read the files is fixed here. A file that
+is not listed comes after the files of its folder. A test fails if a file has no docstring, or if a name in ``WHERE`` no
+longer exists.
 """
 
 import ast
@@ -27,7 +28,7 @@ WHERE: Dict[str, str] = {
     "the settings that a resume may change are listed": "ftdist/config/resumable.py CHANGEABLE",
     "a method is added": "ftdist/method/build.py METHODS",
     "an objective is added": "ftdist/objective/build.py OBJECTIVES",
-    "an optimizer is added": "ftdist/plan/optimizers.py OPTIMIZERS",
+    "an optimizer is added": "ftdist/config/optim.py OPTIMIZERS",
     "a launcher (backend) is added": "launch/backends/registry.py BACKENDS",
     "a verb is added": "launch/verbs/table.py VERBS",
     "a setting is added": "ftdist/config/schema.py RunConfig",
@@ -50,7 +51,7 @@ TOUR: Dict[str, List[str]] = {
     "From a config to a run directory": [
         "launch/runs/pipeline.py", "launch/runs/resolve.py", "launch/attempt/machine.py", "launch/runs/inputs.py",
         "launch/runs/programs.py", "ftdist/plan/batch.py", "ftdist/plan/layout.py", "ftdist/plan/run_length.py",
-        "ftdist/plan/warmup.py", "ftdist/plan/optimizers.py", "ftdist/plan/memory.py",
+        "ftdist/plan/warmup.py", "ftdist/plan/memory.py",
         "ftdist/plan/activations.py", "ftdist/plan/loss_head.py", "ftdist/plan/flops.py", "ftdist/plan/disk.py",
         "ftdist/plan/deepspeed.py", "ftdist/plan/deepspeed_keys.py", "ftdist/plan/communication.py",
         "ftdist/plan/data_warnings.py",
@@ -200,6 +201,30 @@ TOUR: Dict[str, List[str]] = {
 }  # fmt: skip
 
 
+def subjects() -> Dict[str, List[str]]:
+    """Return the files of each subject: those of ``TOUR``, and after the last one of a folder those of this folder that
+    ``TOUR`` does not list.
+
+    Raises:
+        ValueError: No file of the folder is listed.
+    """
+    found = {subject: list(files) for subject, files in TOUR.items()}
+    for path in sorted(path for top in ("launch", "ftdist") for path in (ROOT / top).rglob("*.py")):
+        file, folder = path.relative_to(ROOT).as_posix(), path.parent.relative_to(ROOT).as_posix()
+        if any(file in files for files in found.values()) or not path.read_text(encoding="utf-8"):
+            continue
+        beside = [(subject, other) for subject, files in found.items() for other in files if _folder(other) == folder]
+        if not beside:
+            raise ValueError(f"{file} is in a new folder: list it in TOUR")
+        subject, other = beside[-1]
+        found[subject].insert(found[subject].index(other) + 1, file)
+    return found
+
+
+def _folder(file: str) -> str:
+    return file.rpartition("/")[0]
+
+
 def summary(file: str) -> str:
     """Return the first paragraph of a file's docstring on one line."""
     doc = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
@@ -224,7 +249,7 @@ def where() -> str:
 def tour() -> str:
     """Return the tour as Markdown: a table for each subject."""
     lines = ["### Where to find what", "", where(), ""]
-    for subject, files in TOUR.items():
+    for subject, files in subjects().items():
         lines += [f"### {subject}", "", "| file | |", "|---|---|"]
         lines += [f"| [`{file}`](../{file}) | {summary(file)} |" for file in files]
         lines.append("")

@@ -24,7 +24,6 @@ from ftdist.checkpoint.saver import check_base
 from ftdist.checkpoint.state import BUFFER, MASTER
 from ftdist.checkpoint.tensors import Stored
 from ftdist.config.frozen import load_config
-from ftdist.config.method import ADAPTERS, MethodKind
 from ftdist.config.schema import Precision, RunConfig
 from ftdist.method.adapters import weight_of_rows
 from ftdist.method.build import METHODS
@@ -56,10 +55,10 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
             generation config differ when they are read back.
         ConfigError: ``out`` is a symbolic link, or holds something that is not an export, or there are no adapters.
     """
-    if merged and config.method.kind not in ADAPTERS:
+    if merged and not config.method.facts.adapters:
         raise ConfigError(f"--merged: method={config.method.kind.name} has no adapters; its export is a whole model",
                           "a run with method=lora", "leave out --merged")  # fmt: skip
-    merged = merged or (config.method.kind in ADAPTERS and config.model.adapter is not None)
+    merged = merged or (config.method.facts.adapters and config.model.adapter is not None)
     check_out(out)
     check_trained(checkpoint, config)
     build_whole()  # this process may have trained with ZeRO-3, which would shard the model here too
@@ -73,7 +72,7 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
     _copy_hf_files(checkpoint, manifest, unfinished)
     measured = ""
     if merged:
-        fold = export_merged_quantized if config.method.kind is MethodKind.qlora else export_merged
+        fold = export_merged_quantized if config.method.facts.quantized else export_merged
         measured = fold(weights, model_config, unfinished, config)
     else:
         METHODS[config.method.kind].export(weights, model_config, unfinished, config)
@@ -117,7 +116,7 @@ def check_trained(checkpoint: Path, config: RunConfig) -> None:
     if problem:
         found = f"{checkpoint}: {problem}"
         raise CheckpointError(found, "a checkpoint whose files are unchanged", "pass another one with --checkpoint")
-    whole = METHODS[config.method.kind].whole
+    whole = config.method.facts.whole
     check_base(checkpoint.name, read_manifest(checkpoint), None if whole else identity_of_base(config), config)
 
 

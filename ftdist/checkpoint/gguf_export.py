@@ -27,7 +27,6 @@ from ftdist.checkpoint.gguf_vocabulary import read_vocabulary
 from ftdist.checkpoint.gguf_write import logits_of, special_tokens, write_gguf
 from ftdist.checkpoint.modelfile import modelfile
 from ftdist.checkpoint.protocol import HF
-from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import RunConfig
 from ftdist.model.opened import open_exported
 from ftdist.model.parts import is_multimodal
@@ -57,7 +56,7 @@ def export_gguf(checkpoint: Path, out: Path, config: RunConfig, type_name: str) 
     kind = TYPES.get(type_name.upper())
     if kind is None:
         raise ConfigError(f"--gguf {type_name}", ", ".join(TYPES), "--gguf Q8_0")
-    adapters = config.method.kind in ADAPTERS
+    adapters = config.method.facts.adapters
     commands = llama_cpp_commands(checkpoint.parents[1], adapters, kind)
     trust = config.model.trust_remote_code
     family = family_of(AutoConfig.from_pretrained(checkpoint / HF, trust_remote_code=trust), commands)

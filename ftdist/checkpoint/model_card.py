@@ -13,7 +13,6 @@ from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 from yaml import YAMLError
 
 from ftdist.checkpoint.compatibility import tested_versions
-from ftdist.config.method import ADAPTERS, METHOD_FACTS, MethodKind
 from ftdist.config.schema import RunConfig
 
 BUILTIN_MODELS = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
@@ -43,7 +42,7 @@ def model_card(
         template: What the chat template saw besides the conversations, from ``template_facts``.
         measured: What the export measured of a merged model. Empty for every other export.
     """
-    adapter = config.method.kind in ADAPTERS and not measured
+    adapter = config.method.facts.adapters and not measured
     base = base_model(config)
     sources = [*config.data.sources.values()]
     metadata = ModelCardData(
@@ -96,9 +95,9 @@ def _first(value: str | List[str] | None) -> Optional[str]:
 
 def _method(config: RunConfig) -> str:
     method = config.method
-    if method.kind is MethodKind.full:
+    if method.facts.whole:
         return method.kind.name
-    values = {name: getattr(method, name) for name in METHOD_FACTS[method.kind].reads}
+    values = {name: getattr(method, name) for name in method.facts.reads}
     return f"{method.kind.name}: " + ", ".join(f"{name} {_plain(value)}" for name, value in values.items() if value)
 
 

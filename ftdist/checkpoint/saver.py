@@ -30,7 +30,7 @@ from ftdist.checkpoint.protocol import (
 )
 from ftdist.checkpoint.state import layout, restore, tensors_to_save
 from ftdist.checkpoint.tensors import Stored, key_of
-from ftdist.config.method import MethodKind
+from ftdist.config.optim import BLOCKS_CANNOT_BE_CUT, optimizer_of
 from ftdist.config.resumable import config_hash
 from ftdist.config.schema import RunConfig
 from ftdist.data.tokenizer import SENTENCEPIECE
@@ -39,7 +39,6 @@ from ftdist.model.load import identity_of_base
 from ftdist.model.parts import save_config
 from ftdist.model.quantized import QUANTIZATION
 from ftdist.plan.disk import checkpoint_bytes, free_memory, size_text
-from ftdist.plan.optimizers import BLOCKS_CANNOT_BE_CUT, FP32_BYTES, optimizer_of
 from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.identity import read_inputs
 from ftdist.run.rundir import RunDir, read_manifest
@@ -86,9 +85,10 @@ class Saver:
 
     def _has_memory(self) -> bool:
         """Return whether every machine has enough host memory for a copy of the state of its ranks."""
-        needed: float = sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(self._engine).values())
-        if not self._engine.updates:
-            needed *= 1 + optimizer_of(self._config).bytes_per_parameter / FP32_BYTES  # the states do not exist yet
+        tensors = tensors_to_save(self._engine).values()
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if not self._engine.updates:  # the states do not exist yet
+            needed = checkpoint_bytes(sum(tensor.numel() for tensor in tensors), optimizer_of(self._config.optim))
         here = os.uname().nodename
         ours = math.ceil(sum(size for host, size in self.together.gather((here, needed)) if host == here))
         machines = dict(self.together.gather((here, (ours, free_memory()))))
@@ -143,7 +143,7 @@ class Saver:
     def _size(self) -> int:
         """Return the size of a checkpoint in bytes, over all ranks."""
         numel = sum(math.prod(shape) for shape in self._engine.trained_shapes().values())
-        return checkpoint_bytes(numel, optimizer_of(self._config)) + sum(map(len, self._files.values()))
+        return checkpoint_bytes(numel, optimizer_of(self._config.optim)) + sum(map(len, self._files.values()))
 
     def _tensors(self) -> Dict[str, torch.Tensor]:
         """Return the tensors that this rank saves, by the key of their entry."""
@@ -174,7 +174,7 @@ class Saver:
             "config": self._config_hash,
             "data": self._data,
             **({"base": self._base} if self._base else {}),
-            **({"quantization": QUANTIZATION} if self._config.method.kind is MethodKind.qlora else {}),
+            **({"quantization": QUANTIZATION} if self._config.method.facts.quantized else {}),
             **({"layout": self._layout} if self._layout else {}),
             "optimizer_step": self._engine.updates,
             "no_gradient": self._engine.no_gradient.names,

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.zero import ModelState
 
 
 class MethodKind(Enum):
@@ -50,6 +51,11 @@ class MethodConfig:
     last_layers: int = 0
     """``partial``: also train all parameters of this many last layers."""
 
+    @property
+    def facts(self) -> "MethodFacts":
+        """What is known of the method."""
+        return METHOD_FACTS[self.kind]
+
 
 _LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora",
          "modules_to_save", "init_from")  # fmt: skip
@@ -63,16 +69,20 @@ class MethodFacts(NamedTuple):
     """The settings of the section that it reads."""
     usual_rates: Tuple[float, float]
     """Lowest and highest usual peak learning rate of AdamW."""
+    whole: bool = False
+    """Whether it trains all parameters of the model. Otherwise a checkpoint fits only the base model of its run."""
+    adapters: bool = False
+    """Whether it trains adapters beside a frozen model. The export is then an adapter, or a merged model."""
+    quantized: bool = False
+    """Whether the frozen matrices are stored in 4 bits."""
 
 
 METHOD_FACTS: Dict[MethodKind, MethodFacts] = {
-    MethodKind.full: MethodFacts((), _RATES),
-    MethodKind.lora: MethodFacts(_LORA, _LORA_RATES),
-    MethodKind.qlora: MethodFacts(_LORA, _LORA_RATES),
+    MethodKind.full: MethodFacts((), _RATES, whole=True),
+    MethodKind.lora: MethodFacts(_LORA, _LORA_RATES, adapters=True),
+    MethodKind.qlora: MethodFacts(_LORA, _LORA_RATES, adapters=True, quantized=True),
     MethodKind.partial: MethodFacts(("trainable", "last_layers"), _RATES),
 }
-ADAPTERS = (MethodKind.lora, MethodKind.qlora)
-"""The methods that train adapters."""
 
 
 def check_method(method: MethodConfig, stage: int) -> None:
@@ -87,13 +97,13 @@ def check_method(method: MethodConfig, stage: int) -> None:
     """
     default = MethodConfig()
     for name in (entry.name for entry in fields(method) if entry.name != "kind"):
-        if getattr(method, name) != getattr(default, name) and name not in METHOD_FACTS[method.kind].reads:
+        if getattr(method, name) != getattr(default, name) and name not in method.facts.reads:
             reader = next(kind for kind, facts in METHOD_FACTS.items() if name in facts.reads)
             raise ConfigError(f"method.{name} is set, but method={method.kind.name} does not read it",
                               f"method.{name} only with method={reader.name}", f"method={reader.name}")  # fmt: skip
-    if method.kind in ADAPTERS:
+    if method.facts.adapters:
         _check_lora(method)
-    if method.kind is MethodKind.qlora and method.use_dora and stage == 3:
+    if method.facts.quantized and method.use_dora and ModelState.parameters.is_sharded(stage):
         # peft.utils.integrations.dequantize_module_weight assigns a new weight on CPU, which is not sharded.
         raise ConfigError("method=qlora with method.use_dora=true at zero.stage=3: PEFT reads the 4-bit matrices "
                           "outside of their layers, and on CPU it replaces them, so that they are no longer sharded",

@@ -1,11 +1,12 @@
 """The section ``optim`` of the run config: the optimizer and the learning rate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.method import ADAPTERS, METHOD_FACTS, MethodConfig, MethodKind
+from ftdist.config.method import METHOD_FACTS, MethodConfig, MethodKind
+from ftdist.config.zero import ModelState
 
 
 class Schedule(Enum):
@@ -70,41 +71,73 @@ class OptimConfig:
     """Learning rate at the end, as a share of lr."""
 
 
+FP32_BYTES = 4
+"""Bytes of a number in fp32."""
 _ADAMW = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 
 
-class OptimizerFacts(NamedTuple):
-    """What is known of an optimizer, besides the states that it keeps (``ftdist.plan.optimizers``)."""
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """What is known of an optimizer. It may keep only some of the states for a parameter."""
 
-    usual: Dict[str, float]
+    states: Tuple[str, ...]
+    """Names of the states that have the parameter's shape and can be cut like the parameter."""
+    others: Tuple[str, ...] = ()
+    """Names of the states that have another shape."""
+    at_most: Optional[float] = None
+    """Bytes of all states for each element of a trained parameter. It is set if they are not just ``states`` in
+    fp32."""
+    usual: Dict[str, float] = field(default_factory=dict)
     """The settings that it reads, with the values that they have if they are null."""
-    rates: Tuple[float, float]
+    rates: Tuple[float, float] = (1, 1)
     """Lowest and highest usual learning rate, as a multiple of AdamW's (``MethodFacts.usual_rates``)."""
     whole: str = ""
     """Why it needs whole matrices. Empty: it does not."""
 
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes of the states for each element of a trained parameter, without the fp32 master weight."""
+        return FP32_BYTES * len(self.states) if self.at_most is None else self.at_most
 
-OPTIMIZER_FACTS: Dict[OptimizerKind, OptimizerFacts] = {
-    OptimizerKind.adamw: OptimizerFacts(_ADAMW, (1, 1)),
-    OptimizerKind.adamw_8bit: OptimizerFacts(_ADAMW, (1, 1)),
-    # The update is relative to the size of the weights, which is a few hundredths.
-    OptimizerKind.adafactor: OptimizerFacts(
-        {}, (10, 100), "Adafactor keeps one number for each row and column of a matrix"
+
+OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
+    OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq"), usual=_ADAMW),
+    # A byte for each element of both moments, and 4 for each block of 256. Tensors below 4096 elements stay in fp32.
+    OptimizerKind.adamw_8bit: OptimizerSpec(("state1", "state2"), ("absmax1", "absmax2"), 2.1, _ADAMW),
+    # 4 bytes for each row and each column: less than 0.3 for each element of an adapter of rank 16, which is 16 wide,
+    # and less than 0.01 for those of a whole model. The variance is that of norms and biases. The update is relative to
+    # the size of the weights, which is a few hundredths.
+    OptimizerKind.adafactor: OptimizerSpec(
+        ("variance",), ("row_var", "col_var"), 0.3, rates=(10, 100),
+        whole="Adafactor keeps one number for each row and column of a matrix",
     ),
     # The update has the size 1 in every element; that of AdamW is smaller.
-    OptimizerKind.lion: OptimizerFacts({"beta1": 0.9, "beta2": 0.99}, (0.1, 0.3)),
-    # The update is scaled to the size of AdamW's.
-    OptimizerKind.muon: OptimizerFacts(
-        {"momentum": 0.95, **_ADAMW}, (1, 1), "Muon makes the update of a whole matrix orthogonal"
+    OptimizerKind.lion: OptimizerSpec(("exp_avg",), usual={"beta1": 0.9, "beta2": 0.99}, rates=(0.1, 0.3)),
+    # 4 bytes for the elements of matrices; 8 for embeddings, the head, norms and biases. The update is scaled to the
+    # size of AdamW's.
+    OptimizerKind.muon: OptimizerSpec(
+        ("momentum_buffer", "exp_avg", "exp_avg_sq"), (), 8.0, {"momentum": 0.95, **_ADAMW},
+        whole="Muon makes the update of a whole matrix orthogonal",
     ),
     # The update has the size of the gradient.
-    OptimizerKind.sgd: OptimizerFacts({"momentum": 0.9}, (100, 10_000)),
-}
+    OptimizerKind.sgd: OptimizerSpec(("momentum_buffer",), usual={"momentum": 0.9}, rates=(100, 10_000)),
+}  # fmt: skip
+BLOCKS_CANNOT_BE_CUT = ("The 8-bit states of adamw_8bit have one scale for each block of a rank's flat part, so they "
+                        "cannot be cut in another way")  # fmt: skip
+"""Why a run with 8-bit states goes on only with the ranks and the stage that it was saved with."""
+
+
+def optimizer_of(optim: OptimConfig) -> OptimizerSpec:
+    """Return what is known of the optimizer of a run."""
+    spec = OPTIMIZERS[optim.optimizer]
+    if optim.optimizer is OptimizerKind.sgd and not values_of(optim)["momentum"]:
+        return replace(spec, states=())
+    return spec
 
 
 def values_of(optim: OptimConfig) -> Dict[str, float]:
     """Return the settings that the optimizer reads, by name. Those that are null have the optimizer's usual value."""
-    given = {name: (getattr(optim, name), usual) for name, usual in OPTIMIZER_FACTS[optim.optimizer].usual.items()}
+    given = {name: (getattr(optim, name), usual) for name, usual in OPTIMIZERS[optim.optimizer].usual.items()}
     return {name: usual if value is None else value for name, (value, usual) in given.items()}
 
 
@@ -115,19 +148,19 @@ def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> Non
         ConfigError: A setting is set that the optimizer or the method does not read, or the optimizer needs whole
         matrices and the stage cuts them.
     """
-    chosen, facts = optim.optimizer, OPTIMIZER_FACTS[optim.optimizer]
-    if facts.whole and stage > 0:
-        raise ConfigError(f"optim.optimizer={chosen.name} with zero.stage={stage}: {facts.whole}, and ZeRO stages 1 "
+    chosen, spec = optim.optimizer, OPTIMIZERS[optim.optimizer]
+    if spec.whole and ModelState.optimizer_states.is_sharded(stage):
+        raise ConfigError(f"optim.optimizer={chosen.name} with zero.stage={stage}: {spec.whole}, and ZeRO stages 1 "
                           "to 3 cut all parameters into flat parts, one for each rank",
                           f"zero.stage=0 with optim.optimizer={chosen.name}",
                           "zero.stage=0, or optim.optimizer=lion, which keeps half of AdamW's states")  # fmt: skip
-    for name in dict.fromkeys(name for other in OPTIMIZER_FACTS.values() for name in other.usual):
-        if getattr(optim, name) is not None and name not in facts.usual:
-            readers = [kind.name for kind, other in OPTIMIZER_FACTS.items() if name in other.usual]
+    for name in dict.fromkeys(name for other in OPTIMIZERS.values() for name in other.usual):
+        if getattr(optim, name) is not None and name not in spec.usual:
+            readers = [kind.name for kind, other in OPTIMIZERS.items() if name in other.usual]
             raise ConfigError(f"optim.{name} is set, but optim.optimizer={chosen.name} does not read it",
                               f"optim.{name} only with optim.optimizer={' or '.join(readers)}",
                               f"optim.{name}=null")  # fmt: skip
-    if optim.lora_plus_ratio is not None and method.kind not in ADAPTERS:
+    if optim.lora_plus_ratio is not None and not method.facts.adapters:
         raise ConfigError(f"optim.lora_plus_ratio is set, but method={method.kind.name} has no B matrices",
                           "optim.lora_plus_ratio only with adapters", "optim.lora_plus_ratio=null")  # fmt: skip
 
@@ -135,7 +168,7 @@ def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> Non
 def rate_warning(method: MethodKind, optim: OptimConfig) -> str:
     """Return a warning if the peak learning rate is far from what is usual for the method and the optimizer. Otherwise
     an empty text."""
-    rates, factors = METHOD_FACTS[method].usual_rates, OPTIMIZER_FACTS[optim.optimizer].rates
+    rates, factors = METHOD_FACTS[method].usual_rates, OPTIMIZERS[optim.optimizer].rates
     low, high = (rate * factor for rate, factor in zip(rates, factors, strict=True))
     lr, ratio = optim.lr, optim.lora_plus_ratio or 1.0
     with_optimizer = "" if optim.optimizer is OptimizerKind.adamw else f" with optim.optimizer={optim.optimizer.name}"

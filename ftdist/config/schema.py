@@ -4,15 +4,15 @@ The YAML files in ``conf/`` hold only values that differ from the defaults here.
 documentation: docs/configuration.md is generated from it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, Dict, List, Optional
+from typing import Any, Collection, Dict, List, Optional
 
 from ftdist.config.data import BadRecords, DataConfig, HeldoutBy, Reasoning, Turns
 from ftdist.config.debug import DebugConfig
 from ftdist.config.launch import GpuOption, LaunchConfig
 from ftdist.config.method import MethodConfig
-from ftdist.config.optim import OptimConfig, OptimizerKind
+from ftdist.config.optim import OptimConfig
 from ftdist.config.report import ReportConfig
 from ftdist.config.stop_when import StopWhenConfig
 from ftdist.config.sweep import Direction, SweepConfig
@@ -254,11 +254,20 @@ class RunConfig:
     debug: DebugConfig = field(default_factory=DebugConfig)
 
 
+def _with_defaults(section: str, config: Any, first: Collection[str]) -> Dict[str, Any]:
+    """Return the settings of a section, each with its default, except those that the first release had."""
+    return {f"{section}.{one.name}": getattr(config, one.name) for one in fields(config) if one.name not in first}
+
+
 ADDED_LATER: Dict[str, Any] = {
+    # A new method or optimizer may have new settings. Their defaults mean that there is none.
+    **_with_defaults("method", MethodConfig(), ["kind"]),
+    **_with_defaults("optim", OptimConfig(), [
+        "lr", "beta1", "beta2", "eps", "weight_decay", "max_grad_norm", "schedule", "warmup_steps", "decay_steps",
+        "min_lr_ratio",
+    ]),
     "objective": {"kind": ObjectiveKind.sft, "router_aux_loss": 0.0, "loss_head": LossHead.logits},
     "objective.router_aux_loss": 0.0, "objective.loss_head": LossHead.logits,
-    "optim.optimizer": OptimizerKind.adamw, "optim.warmup_ratio": None, "optim.momentum": None,
-    "optim.lora_plus_ratio": None, "optim.shorten_warmup": False,
     "data.reasoning": Reasoning.keep, "data.sources.*.fields": {}, "data.heldout.*.fields": {},
     "data.general": {}, "data.builtin_general": False, "data.turns": Turns.auto, "data.chat_template_kwargs": {},
     "data.chat_template_date": "2024-07-26", "launch.slurm.gpus": GpuOption.gpus_per_node,
@@ -266,9 +275,6 @@ ADDED_LATER: Dict[str, Any] = {
     "launch.slurm.setup": [], "launch.slurm.address_suffix": None, "launch.made_for_gpus": None,
     "data.bad_records": BadRecords.stop, "data.max_bad_share": 0.1, "data.heldout_by": HeldoutBy.rendering,
     "model.tokenizer_revision": None, "zero.expert_groups": 1,
-    "method.r": 16, "method.lora_alpha": 32.0, "method.lora_dropout": 0.0, "method.target_modules": ["all-linear"],
-    "method.layers_to_transform": None, "method.use_rslora": False, "method.use_dora": False,
-    "method.modules_to_save": [], "method.trainable": [], "method.last_layers": 0, "method.init_from": None,
     "model.adapter": None, "model.kernels": Kernels.none,
     "debug.profile": None, "train.recompute_every": 1, "train.offload_activations": False,
     "report": {"price_per_device_hour": None, "forgetting": {"texts": 0, "tokens": 64}, "at_end": False},

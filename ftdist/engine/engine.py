@@ -12,7 +12,9 @@ import deepspeed
 import torch
 from deepspeed.utils import set_z3_leaf_module
 
+from ftdist.config.optim import OptimizerSpec, optimizer_of
 from ftdist.config.schema import Compile, Precision, RunConfig
+from ftdist.config.zero import ModelState
 from ftdist.engine.expert_groups import experts_in_turn, group_experts, part_of
 from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
@@ -24,7 +26,6 @@ from ftdist.model.forward import evaluation_mode
 from ftdist.model.vocabulary import whole_shape
 from ftdist.plan.activations import recomputes_all
 from ftdist.plan.communication import ModelSizes, exchange_bytes, with_sizes
-from ftdist.plan.optimizers import OptimizerSpec, optimizer_of
 
 
 class ForwardEngine:
@@ -224,19 +225,20 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
     import_muon()
     if config.zero.expert_groups > 1:
         group_experts(model, config.zero.expert_groups)
-    compiled = compile_layers(model, config.zero.stage == 3) if config.train.compile is Compile.layers else None
+    sharded = ModelState.parameters.is_sharded(config.zero.stage)
+    compiled = compile_layers(model, sharded) if config.train.compile is Compile.layers else None
     # The weights of a leaf are gathered together before any of its code runs.
     for leaf in compiled.layers if compiled else experts_in_turn(model):
         set_z3_leaf_module(leaf, True)
-        if config.zero.stage == 3 and any(p.requires_grad for p in leaf.parameters()):
+        if sharded and any(p.requires_grad for p in leaf.parameters()):
             leaf.register_forward_pre_hook(_with_input_gradient, with_kwargs=True)
     optimizer = build_optimizer(config.optim, model)
     settings = with_sizes(settings, model_sizes(model))
     wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    engine = Engine(wrapped, optimizer, optimizer_of(config), world_size, compiled)
+    engine = Engine(wrapped, optimizer, optimizer_of(config.optim), world_size, compiled)
     if not engine.stage:
         optimizer.state.clear()
-    if engine.stage == 3:
+    if sharded:
         _leave_forwards_untraced(engine)
         if not recomputes_all(config.train):  # a recomputed layer saves no views in the forward
             save_no_views(engine.module)

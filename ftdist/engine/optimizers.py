@@ -1,15 +1,14 @@
-"""Build the optimizer of a run, and its states. ``ftdist.plan.optimizers`` says what it keeps for each parameter."""
+"""Build the optimizer of a run, and its states. ``ftdist.config.optim`` says what it keeps for each parameter."""
 
 from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 
-from ftdist.config.optim import OptimConfig, OptimizerKind, values_of
+from ftdist.config.optim import OptimConfig, OptimizerKind, OptimizerSpec, values_of
 from ftdist.engine.lion import Lion
 from ftdist.engine.muon_adamw import MATRICES, MuonAdamW, embedding_ids
 from ftdist.model.quantized import import_bitsandbytes
 from ftdist.model.vocabulary import whole_shape
-from ftdist.plan.optimizers import OptimizerSpec
 
 Groups = List[Dict[str, Any]]
 LR_SCALE = "lr_scale"

@@ -17,9 +17,6 @@ class Method(Protocol):
     steps.
     """
 
-    whole: bool
-    """Whether all parameters are trained. Otherwise a checkpoint fits only the base model of its run."""
-
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
         """Return more arguments for ``from_pretrained``, for instance a quantization config."""
 

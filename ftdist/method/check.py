@@ -22,7 +22,6 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
-from ftdist.config.method import MethodKind
 from ftdist.config.optim import OptimizerKind
 from ftdist.config.schema import Kernels, RunConfig
 from ftdist.method.build import METHODS
@@ -49,7 +48,7 @@ def check_run(config: RunConfig) -> ModelFacts:
         use_kernels(build_on_meta(config))
     if config.model.adapter:
         check_folded(build_on_meta(config), Path(config.model.adapter))
-    if METHODS[config.method.kind].whole:
+    if config.method.facts.whole:
         return facts
     model = method_on_meta(config)
     if config.method.init_from:
@@ -57,7 +56,7 @@ def check_run(config: RunConfig) -> ModelFacts:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     whole = sum(parameter.numel() for parameter in model.parameters())
     quantized = 0
-    if config.method.kind is MethodKind.qlora:
+    if config.method.facts.quantized:
         base = build_on_meta(config)
         quantized = sum(base.get_submodule(name).weight.numel() for name in layers_in_4_bits(base, config))
     return replace(facts, trained=trained, added=whole - facts.parameters, quantized=quantized)

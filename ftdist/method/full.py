@@ -15,8 +15,6 @@ from ftdist.model.save import save_model
 class FullFineTuning:
     """Trains every parameter that text uses. An export is a complete model."""
 
-    whole = True
-
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
         return {}
 

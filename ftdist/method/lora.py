@@ -28,8 +28,6 @@ PROBE_TOKENS = 64
 class Lora:
     """Trains adapters beside the linear layers. With ``use_dora`` also the magnitudes of their rows."""
 
-    whole = False
-
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
         return {}
 

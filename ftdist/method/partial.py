@@ -16,8 +16,6 @@ from ftdist.model.save import save_model
 class PartialFineTuning:
     """Trains what ``method.trainable`` and ``method.last_layers`` name. An export is a complete model."""
 
-    whole = False
-
     def load_options(self, config: RunConfig) -> Dict[str, Any]:
         return {}
 

@@ -7,13 +7,13 @@ from typing import Any, Dict, List, Optional, Tuple
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
 from ftdist.base.counts import count
+from ftdist.config.optim import OptimizerSpec
 from ftdist.config.schema import Precision, ZeroConfig
 from ftdist.model.parts import build, runs_own_code
 from ftdist.model.standin_layers import PER_LAYER, select_layers
 from ftdist.model.standin_sizes import fit_parts, in_proportion, reduce_sizes
 from ftdist.plan.layout import Layout
 from ftdist.plan.memory import rank_memory
-from ftdist.plan.optimizers import OptimizerSpec
 
 # Fields that are not copied: they do not describe the architecture.
 OMITTED_FIELDS = ("id2label", "label2id", "dtype", "torch_dtype", "architectures", "transformers_version",

@@ -8,9 +8,9 @@ recomputed layer keeps is the same for all layers.
 from dataclasses import dataclass
 from typing import Optional
 
+from ftdist.config.optim import FP32_BYTES
 from ftdist.config.schema import Precision, Recompute, TrainConfig
 from ftdist.plan.memory import BYTES
-from ftdist.plan.optimizers import FP32_BYTES
 
 
 @dataclass(frozen=True)

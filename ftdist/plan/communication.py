@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Mapping
 
 from ftdist.config.schema import Precision
+from ftdist.config.zero import ModelState
 from ftdist.plan.memory import BYTES
 
 AUTO = "auto"
@@ -46,8 +47,9 @@ def exchange_settings(stage: int, given: Mapping[str, Any]) -> Dict[str, Any]:
     """
     if not stage:
         return {}
-    settings: Dict[str, Any] = {REDUCE: AUTO, "overlap_comm": stage == 3}
-    if stage == 3:
+    sharded = ModelState.parameters.is_sharded(stage)
+    settings: Dict[str, Any] = {REDUCE: AUTO, "overlap_comm": sharded}
+    if sharded:
         settings.update({
             PREFETCH: AUTO,
             "stage3_max_live_parameters": 1_000_000_000,
@@ -111,7 +113,7 @@ def exchange_bytes(zero: Mapping[str, Any], model: ModelSizes, precision: Precis
     if not stage:
         return 0
     bucket = int(zero[REDUCE])
-    if stage < 3:
+    if not ModelState.parameters.is_sharded(stage):
         return bucket * width * (2 if zero.get("overlap_comm") else 1)
     kept = min(model.parameters, zero["stage3_max_reuse_distance"] // 2)
     ahead = min(model.parameters - kept, zero[PREFETCH])

@@ -16,6 +16,7 @@ from ftdist.base.json_files import read_json
 from ftdist.base.names import as_typed, nearest
 from ftdist.base.permissions import explain_os_error
 from ftdist.config.schema import Offload, Precision, RunConfig
+from ftdist.config.zero import ModelState
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.communication import exchange_settings, is_same
 from ftdist.plan.deepspeed_keys import KNOWN_KEYS
@@ -51,7 +52,7 @@ def deepspeed_settings(config: RunConfig, plan: BatchPlan) -> Dict[str, Any]:
         zero["offload_optimizer"] = {"device": config.zero.offload_optimizer.name, "pin_memory": False}
     if config.zero.offload_param is not Offload.none:
         zero["offload_param"] = {"device": config.zero.offload_param.name, "pin_memory": False}
-    if config.zero.stage == 3:
+    if ModelState.parameters.is_sharded(config.zero.stage):
         # By default the experts of some models are leaf modules: DeepSpeed gathers each as a whole, and a leaf
         # module may run only once before a backward pass.
         zero["leaf_module"] = {"classes": [], "names": [], "name_suffixes": []}

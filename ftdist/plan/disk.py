@@ -8,8 +8,8 @@ from typing import Optional
 import psutil
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.optim import FP32_BYTES, OptimizerSpec
 from ftdist.config.schema import RunConfig
-from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec
 from ftdist.run.rundir import PINNED, RunDir
 
 CGROUP = Path("/sys/fs/cgroup")

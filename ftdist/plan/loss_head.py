@@ -6,9 +6,9 @@ the memory that is allocated.
 
 import math
 
+from ftdist.config.optim import FP32_BYTES
 from ftdist.config.schema import Precision
 from ftdist.plan.memory import BYTES
-from ftdist.plan.optimizers import FP32_BYTES
 
 CHUNK_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 """Size of the fp32 logits of a chunk by type of device. Smaller chunks are slower: their products are small, and the

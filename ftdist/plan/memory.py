@@ -9,12 +9,10 @@ The formula for users is in docs/step.md, "What ZeRO shards".
 from dataclasses import dataclass, fields, replace
 from typing import Dict, List, Optional, Tuple
 
-from ftdist.config.method import MethodKind
-from ftdist.config.optim import OptimizerKind
+from ftdist.config.optim import FP32_BYTES, OptimizerKind, OptimizerSpec, optimizer_of
 from ftdist.config.schema import Offload, Precision, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.plan.layout import Layout
-from ftdist.plan.optimizers import FP32_BYTES, OptimizerSpec, optimizer_of
 
 NF4_BYTES, NF4_BLOCK = 0.5, 64
 """Bytes of one number in 4 bits, and how many numbers share a scale."""
@@ -89,7 +87,7 @@ def has_master_copy(precision: Precision, stage: int) -> bool:
 
     In fp32 without ZeRO the weight is its own master. The ZeRO stages 1 to 3 keep a copy in any precision.
     """
-    return precision is not Precision.fp32 or stage > 0
+    return precision is not Precision.fp32 or ModelState.optimizer_states.is_sharded(stage)
 
 
 def _optimizer_bytes(precision: Precision, stage: int, optimizer: OptimizerSpec) -> float:
@@ -108,7 +106,7 @@ def memory_of(
         quantized: those of the parameters that have 4 bits (``method=qlora``).
     """
     trained = parameters if trained is None else trained
-    precision, optimizer = config.train.precision, optimizer_of(config)
+    precision, optimizer = config.train.precision, optimizer_of(config.optim)
     return rank_memory(parameters, trained, precision, config.zero, layout, optimizer, quantized)
 
 
@@ -179,7 +177,7 @@ def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
     where_weights = where(ModelState.parameters, zero.offload_param)
     packed = [("frozen matrices", "NF4 (4 bits), scales whole on every rank", where_weights)]
     return [
-        *(packed if config.method.kind is MethodKind.qlora else []),
+        *(packed if config.method.facts.quantized else []),
         ("weights, activations", precision, where_weights),
         ("gradients", precision, where(ModelState.gradients)),
         ("optimizer states", states, where(ModelState.optimizer_states, zero.offload_optimizer)),

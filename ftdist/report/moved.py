@@ -20,7 +20,6 @@ from ftdist.checkpoint.export import check_trained
 from ftdist.checkpoint.protocol import STATE, rank_file
 from ftdist.checkpoint.state import MASTER
 from ftdist.checkpoint.tensors import Stored
-from ftdist.config.method import ADAPTERS, MethodKind
 from ftdist.config.schema import RunConfig
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.method.adapters import ADAPTER
@@ -89,7 +88,7 @@ def what_moved(run: RunDir, checkpoint: Path, config: RunConfig) -> Dict[str, An
     found: List[Change] = []
     tokens: List[Dict[str, Any]] = []
     with torch.no_grad():
-        if config.method.kind in ADAPTERS:
+        if config.method.facts.adapters:
             found += adapter_changes(model, stored, manifest["parameters"], config)
         kinds, owners = kinds_of(model), _owners_of_rows(model)
         for name, parameter in model.named_parameters():
@@ -149,7 +148,7 @@ def adapter_changes(model: Any, stored: Stored, shapes: Dict[str, List[int]], co
         shapes: Shapes of the tensors in the checkpoint, by name.
     """
     method = config.method
-    if method.kind is MethodKind.qlora:
+    if method.facts.quantized:
         round_to_4_bits(model, layers_in_4_bits(model, config))
     scale = adapter_scale(method.r, method.lora_alpha, method.use_rslora)
     ends = {A: f".lora_A.{ADAPTER}.weight", B: f".lora_B.{ADAPTER}.weight", MAGNITUDE: f".{MAGNITUDE}.{ADAPTER}.weight"}

@@ -11,7 +11,6 @@ from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
 from ftdist.base.shell import override_word
-from ftdist.config.method import ADAPTERS
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
@@ -210,6 +209,6 @@ def to_train_longer(config: RunConfig, place: str) -> str:
         config: The config of the finished run.
         place: Its run directory, as the message shall name it.
     """
-    if config.method.kind in ADAPTERS and not config.model.adapter:  # else the export is a whole model
+    if config.method.facts.adapters and not config.model.adapter:  # else the export is a whole model
         return f"method={config.method.kind.name} {override_word(INIT_FROM, place)}"
     return f"model=folder {override_word('model.path', f'{place}/export')}"

@@ -14,7 +14,6 @@ from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.config.method import MethodKind
 from ftdist.config.schema import Kernels, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
 from ftdist.run.file_names import GENERATION_CONFIG
@@ -141,7 +140,7 @@ def _file(config: RunConfig) -> Path:
     if model.path and not is_converted(config):
         content["types"] = untrained_types(Path(location))
         content["files"] = pickled_files(Path(location))
-    if config.method.kind is not MethodKind.full:
+    if not config.method.facts.whole:
         content["method"] = [asdict(config.method), model.new_special_tokens]
     if config.model.kernels is not Kernels.none:
         content["kernels"] = [config.model.kernels.name, version("liger-kernel")]

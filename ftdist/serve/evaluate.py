@@ -30,7 +30,6 @@ from ftdist.base.terminal import task
 from ftdist.checkpoint.export import export_checkpoint
 from ftdist.config.frozen import load_config
 from ftdist.config.schema import RunConfig
-from ftdist.method.build import METHODS
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
 from ftdist.run.file_names import EXPORT_MARK
@@ -83,7 +82,7 @@ def _run(config: RunConfig, settings_file: Path, run: RunDir, ranks: Ranks, whic
     rank_process.quiet_libraries()
     checkpoint = run.find_checkpoint(which)
     kept = run.export / EXPORT_MARK
-    whole = METHODS[config.method.kind].whole
+    whole = config.method.facts.whole
     exported = not whole or _step_of_export(kept) == checkpoint_step(checkpoint)
     scratch = temporary_path(run.path / "eval")
     folder = checkpoint if not whole else run.export if exported else scratch / checkpoint.name

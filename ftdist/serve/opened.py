@@ -54,8 +54,8 @@ def open_model(config: RunConfig, settings_file: Path, folder: Optional[Path], r
         CheckpointError: The checkpoint is damaged, or was trained on another base model.
     """
     tokenizer = load_tokenizer(config)
-    method = METHODS[config.method.kind]
-    exported = method.whole and folder is not None
+    whole = config.method.facts.whole
+    exported = whole and folder is not None
     if exported:
         config = replace(config, model=replace(ModelConfig(), path=str(folder), attention=config.model.attention,
                                                trust_remote_code=config.model.trust_remote_code))  # fmt: skip
@@ -73,8 +73,8 @@ def open_model(config: RunConfig, settings_file: Path, folder: Optional[Path], r
         if not exported:
             known, padding = tokenizer.num_known_tokens, config.model.pad_vocab_to_multiple_of
         vocab_size = fit_vocabulary(model, known, len(tokenizer), padding)
-        if not method.whole and folder is not None:
-            method.apply(model, config)
+        if not whole and folder is not None:
+            METHODS[config.method.kind].apply(model, config)
             load_trained(model, folder)
         engine = build_forward_engine(model.eval(), settings, ranks.device, config.zero.expert_groups)
     mesh = data_parallel(ranks)

@@ -6,6 +6,7 @@ import torch
 
 from ftdist.base.counts import count
 from ftdist.config.schema import Recompute, RunConfig
+from ftdist.config.zero import ModelState
 from ftdist.engine.engine import Engine
 from ftdist.engine.gathered_views import fused_modules
 from ftdist.model.attention_plan import AttentionPlan, Layout
@@ -73,7 +74,7 @@ def describe_experts(config: RunConfig, arch: Any, balance: float, counted: bool
 def describe_gathered(config: RunConfig, model: torch.nn.Module) -> List[str]:
     """Return the line that says how much ZeRO-3 gathers for the experts of one layer; none without ZeRO-3 or
     experts."""
-    modules = fused_modules(model) if config.zero.stage == 3 else []
+    modules = fused_modules(model) if ModelState.parameters.is_sharded(config.zero.stage) else []
     sizes = [[(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in m.parameters()] for m in modules]
     if not sizes:
         return []

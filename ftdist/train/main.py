@@ -30,6 +30,7 @@ from ftdist.checkpoint.probes import check_saved
 from ftdist.checkpoint.saver import Saver, hf_files
 from ftdist.config.debug import DebugConfig
 from ftdist.config.frozen import load_config
+from ftdist.config.optim import optimizer_of
 from ftdist.config.schema import Kernels, RunConfig
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.data.tokenizer import load_tokenizer
@@ -54,7 +55,6 @@ from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, s
 from ftdist.plan.batch import plan_resumed
 from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
-from ftdist.plan.optimizers import optimizer_of
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.report.at_end import report_at_end, report_failure
@@ -219,7 +219,7 @@ def assemble(config: RunConfig, run: RunDir, ranks: Ranks, preemption: Preemptio
     others = processor_files(model_location(config), config.model.revision) if is_multimodal(arch) else []
     files = hf_files(engine.module, tokenizer, others)
     on_rank_0(ranks, lambda: check_saved(files, tokenizer, config))
-    base = None if METHODS[config.method.kind].whole else on_rank_0(ranks, lambda: identity_of_base(config))
+    base = None if config.method.facts.whole else on_rank_0(ranks, lambda: identity_of_base(config))
     saver = Saver(engine, run, config, files, lambda text: _print_on_rank_0(ranks, text), base)
     state = _resume(saver, run, ranks, config.train.log_every)
     progress = Progress(ranks.first, max_steps, state.step if state else 0)
@@ -311,7 +311,7 @@ def _resume(saver: Saver, run: RunDir, ranks: Ranks, log_every: int) -> Optional
 def _check_disk(config: RunConfig, run: RunDir, engine: Engine, max_steps: int) -> None:
     """Check that all checkpoints of the run will fit on the disk."""
     trained = sum(math.prod(shape) for shape in engine.trained_shapes().values())
-    require_space(run.path, trained, optimizer_of(config), checkpoints_to_come(config, run, max_steps))
+    require_space(run.path, trained, optimizer_of(config.optim), checkpoints_to_come(config, run, max_steps))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, Callable, List, Optional, Tuple
 import torch
 
 from ftdist.base.errors import TrainError
-from ftdist.config.optim import OPTIMIZER_FACTS
+from ftdist.config.optim import OPTIMIZERS
 from ftdist.config.schema import Offload, Recompute, RunConfig, ZeroConfig
 from ftdist.config.zero import ModelState
 from ftdist.model.forward import plan_of
@@ -156,7 +156,7 @@ def _changes(
     zero = config.zero
     now = account_for(config, parameters, layout, peak, cuda, scores, trained)
     settings: List[Tuple[str, ZeroConfig]] = []
-    whole = bool(OPTIMIZER_FACTS[config.optim.optimizer].whole)  # such an optimizer works at stage 0 only
+    whole = bool(OPTIMIZERS[config.optim.optimizer].whole)  # such an optimizer works at stage 0 only
     for stage in range(zero.stage + 1, 1 if whole else 4):
         settings.append((f"zero.stage={stage}", replace(zero, stage=stage)))
     if cuda and zero.offload_optimizer is Offload.none and not whole:

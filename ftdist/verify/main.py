@@ -25,7 +25,6 @@ from ftdist.config.optim import rate_warning
 from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.data.row_order import row_ids, train_rows
-from ftdist.method.build import METHODS
 from ftdist.method.check import check_run, method_on_meta, trained_table
 from ftdist.parallel import rank_process
 from ftdist.parallel.ranks import Ranks, exchange_path, read_ranks, start_process_group
@@ -122,7 +121,7 @@ def check_before_ranks(
     checks.append(folder, model := _check_model(config, no_model))
     if model.outcome == checks.FAILED:
         return None
-    if not METHODS[config.method.kind].whole and not no_model:
+    if not config.method.facts.whole and not no_model:
         checks.append(folder, check_trained_parts(config))
     try:
         missing = Missing(no_model, missing_tokenizer(config, no_model))

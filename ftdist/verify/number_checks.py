@@ -26,8 +26,8 @@ from ftdist.base.counts import count
 from ftdist.base.errors import FtdistError
 from ftdist.base.json_files import write_json
 from ftdist.checkpoint.export import export_checkpoint
-from ftdist.config.method import ADAPTERS, MethodKind
 from ftdist.config.schema import Precision, RunConfig
+from ftdist.config.zero import ModelState
 from ftdist.data.loader import micro_batch
 from ftdist.engine.shards import unsharded
 from ftdist.engine.whole import Tensors, whole_weights
@@ -136,7 +136,7 @@ def _compare_with_reference(config: RunConfig, folder: Path, ranks: Ranks, repor
     training = _start(config, RunDir(folder), ranks)
     _check_isolation(training, report)
     weights, steps = whole_weights(training.engine), config.train.max_steps or 1
-    whole = unsharded(training.engine) if training.engine.stage == 3 else []
+    whole = unsharded(training.engine) if ModelState.parameters.is_sharded(training.engine.stage) else []
     expected, other = _run_reference(training, weights, steps) if ranks.first else (None, [])
     del weights
     deviation = measure_deviation(training, expected, steps)
@@ -169,13 +169,13 @@ def _run_reference(training: Training, weights: Tensors, steps: int) -> Tuple[Ex
     arch = copy.deepcopy(training.engine.module.config)
     build_whole()
     other = weights_of_another_model(config, weights) if not config.model.config else []
-    if config.method.kind is MethodKind.qlora:
+    if config.method.facts.quantized:
         model = plain_base(config, attn_implementation="eager")
         if (rows := arch.get_text_config().vocab_size) != model.config.get_text_config().vocab_size:
             model.resize_token_embeddings(rows, mean_resizing=False)
     else:
         model = build(arch, dtype=torch.float32, attn_implementation="eager")
-    if config.method.kind is MethodKind.full:
+    if config.method.facts.whole:
         trained = training.engine.trained_shapes()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -218,7 +218,7 @@ def _check_run(config: RunConfig, run: RunDir, ranks: Ranks, expected: Optional[
     bases = [_base_logits(training)]
     train(training)
     bases.append(_base_logits(training))
-    if config.method.kind in ADAPTERS:
+    if config.method.facts.adapters:
         report(_check_base(config, *bases))
     (logits, batch), weights, record = _probe(training), whole_weights(training.engine), _recorded_steps(run)
     training.tracker.finish(0)
@@ -312,7 +312,7 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     merged = ""
     try:
         export_checkpoint(run.find_checkpoint("last"), run.export, config)
-        if config.method.kind in ADAPTERS:
+        if config.method.facts.adapters:
             merged = "; " + export_checkpoint(run.find_checkpoint("last"), run.merged, config, merged=True)
     except FtdistError as error:
         return failed(EXPORT, " ".join(str(error).split()))
@@ -323,7 +323,7 @@ def _check_export(config: RunConfig, run: RunDir, batch: Any, logits: torch.Tens
     expected = logits[:, : exported.shape[1]]  # without the rows that only pad the embedding
     difference = float((exported - expected).abs().max() / expected.abs().max())
     limit = ROUNDING[DTYPES[config.train.precision]]
-    whole = config.method.kind in ADAPTERS and config.model.adapter  # its weights are sums
+    whole = config.method.facts.adapters and config.model.adapter  # its weights are sums
     other = [] if whole else changed_weights(model, weights)
     problems = ["the exported model gives other logits"] if not difference <= limit else []
     problems += differing(other, "those of the run")

@@ -5,7 +5,6 @@ from typing import Any, Dict, List
 
 import torch
 
-from ftdist.config.method import MethodKind
 from ftdist.config.schema import RunConfig
 from ftdist.method.adapters import without_adapters
 from ftdist.model.load import load_whole, model_config
@@ -21,7 +20,7 @@ def plain_base(config: RunConfig, **options: Any) -> Any:
         options: Further arguments of ``from_pretrained``.
     """
     build: Any = auto_class(model_config(config))
-    location, quantized = model_location(config), config.method.kind is MethodKind.qlora
+    location, quantized = model_location(config), config.method.facts.quantized
     options |= {"dtype": torch.float32, "trust_remote_code": config.model.trust_remote_code}
     if quantized and not config.model.adapter and not config.model.config:
         return _quantized(location, config.method, build, revision=config.model.revision, **options)

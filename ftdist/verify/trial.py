@@ -16,9 +16,9 @@ import torch
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.data import Format, LongDocuments, SourceConfig, TrainOn, named_sources
-from ftdist.config.method import ADAPTERS, MethodKind
-from ftdist.config.optim import Schedule
+from ftdist.config.optim import Schedule, optimizer_of
 from ftdist.config.schema import Kernels, ModelConfig, Offload, RunConfig, ZeroConfig
+from ftdist.config.zero import ModelState
 from ftdist.data.tokenizer import load_tokenizer
 from ftdist.method.check import method_on_meta
 from ftdist.model.load import load_whole, model_config
@@ -33,7 +33,6 @@ from ftdist.model.standin import (
     standin_config,
 )
 from ftdist.plan.kernels import run_on
-from ftdist.plan.optimizers import optimizer_of
 from ftdist.run.locations import model_location, tokenizer_location, tokenizer_revision
 from ftdist.run.prepared import template_text
 
@@ -141,7 +140,7 @@ def make_trial(
     if not is_real or quick or not _real_model_fits(arch, ranks, trial):
         _use_standin(steps, arch, trial, scratch)
         _fit_method(steps, trial)
-        if steps.method.kind is MethodKind.qlora:  # the reference reads it from a folder
+        if steps.method.facts.quantized:  # the reference reads it from a folder
             load_whole(steps).save_pretrained(scratch / "standin")
             steps.model.path, steps.model.config = str(scratch / "standin"), {}
     if quick or trial.tokenizer_missing:
@@ -195,7 +194,7 @@ def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
-    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps_config))
+    enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps_config.optim))
     if not enough:
         trial.notes.append(f"the real model does not fit on this machine: {needed}, {memory / 2**30:.1f} GiB are free")
     elif not cuda and parameters > MAX_CPU_PARAMETERS:
@@ -231,7 +230,7 @@ def _use_standin(steps: RunConfig, arch: Any, trial: Trial, scratch: Path) -> No
 
 def _shard_small_parameters(zero: ZeroConfig) -> None:
     """With ZeRO-3, shard all parameters. DeepSpeed would leave small ones whole on every rank: all of a stand-in."""
-    if zero.stage == 3:
+    if ModelState.parameters.is_sharded(zero.stage):
         given = {**zero.deepspeed.get("zero_optimization", {})}
         given.pop("param_persistence_threshold", None)
         zero.deepspeed["zero_optimization"] = {**given, "stage3_param_persistence_threshold": 0}
@@ -244,7 +243,7 @@ def _fit_method(steps: RunConfig, trial: Trial) -> None:
     except ConfigError as error:
         method = steps.method
         method.layers_to_transform, method.last_layers = None, min(method.last_layers, 1)
-        if method.kind in ADAPTERS:
+        if method.facts.adapters:
             method.target_modules = ["all-linear"]
         method.trainable = ["norms"] if method.trainable else []
         trial.notes.append(f"the stand-in lacks layers that the config names ({error.found}): others are trained")

@@ -5,7 +5,7 @@ from typing import Any, Dict
 from omegaconf import DictConfig, OmegaConf
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.method import ADAPTERS
+from ftdist.config.method import METHOD_FACTS
 from ftdist.launch.config.origins import Origin
 from ftdist.run.adapters import INIT_FROM, adapter_folder, adapter_settings
 
@@ -18,7 +18,8 @@ def take_adapter(composed: DictConfig, origins: Dict[str, Origin]) -> None:
     """
     given = OmegaConf.select(composed, INIT_FROM, throw_on_missing=False)
     kind = OmegaConf.select(composed, "method.kind", throw_on_missing=False)
-    if not given or str(getattr(kind, "name", kind)) not in {one.name for one in ADAPTERS}:
+    adapters = {one.name for one, facts in METHOD_FACTS.items() if facts.adapters}
+    if not given or str(getattr(kind, "name", kind)) not in adapters:
         return  # a method that does not read init_from is refused later
     for name, value in adapter_settings(INIT_FROM, adapter_folder(INIT_FROM, given)).items():
         key = f"method.{name}"

@@ -12,7 +12,6 @@ from ftdist.base.errors import EXIT_DONE, EXIT_PREEMPTED
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.tables import plain_table, show_table
 from ftdist.base.terminal import format_seconds
-from ftdist.config.method import MethodKind
 from ftdist.config.optim import rate_warning
 from ftdist.config.schema import RunConfig, Wandb
 from ftdist.config.track import ignored_variables
@@ -56,7 +55,7 @@ def show_run(config: RunConfig, plan: BatchPlan, data: Path) -> None:
                 base_warning(config)]  # fmt: skip
     for what, value in (
         ("model", describe_model(config)),
-        *([("method", describe_method(config))] if config.method.kind is not MethodKind.full else []),
+        *([("method", describe_method(config))] if not config.method.facts.whole else []),
         ("data", describe_data(read_meta(data)) if is_ready(data) else ", ".join(config.data.sources)),
         ("batch", plan.describe()),
     ):

@@ -17,7 +17,7 @@ from ftdist.base.shell import override_word
 from ftdist.config.data import named_sources
 from ftdist.config.launch import Device, LaunchConfig, LaunchKind, texts
 from ftdist.config.login import resolve_mode
-from ftdist.config.method import MethodKind
+from ftdist.config.optim import optimizer_of
 from ftdist.config.schema import Attention, RunConfig
 from ftdist.config.track import check_track, use_variables
 from ftdist.launch.attempt.machine import cpu_cores
@@ -27,8 +27,7 @@ from ftdist.launch.backends.slurm import srun_task
 from ftdist.plan.batch import BatchPlan, plan_batch
 from ftdist.plan.disk import checkpoints_at_once, require_space
 from ftdist.plan.kernels import check_kernels
-from ftdist.plan.layout import layout_of
-from ftdist.plan.optimizers import optimizer_of
+from ftdist.plan.layout import Layout, layout_of
 from ftdist.run.adapters import find_adapters, tensor_shapes
 from ftdist.run.hub import has_hub_data, hub_cache, repositories
 from ftdist.run.locations import cache_root, check_model_folder, model_location
@@ -145,12 +144,12 @@ def resolve_ranks(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) ->
 
 def note_few_gpus(launch: LaunchConfig) -> None:
     """Print a note if the run has fewer GPUs than its settings are made for."""
-    ranks, needed = (launch.nproc_per_node or 1) * launch.nnodes, launch.made_for_gpus or 0
-    if launch.device is Device.cuda and ranks < needed:
-        nodes = -(-needed // (launch.nproc_per_node or 1))
+    layout, needed = Layout(launch.nnodes, launch.nproc_per_node or 1), launch.made_for_gpus or 0
+    if launch.device is Device.cuda and layout.world < needed:
+        nodes = -(-needed // layout.nproc_per_node)
         more = "" if launch.kind is LaunchKind.local else f". For {needed}: launch.nnodes={nodes}"
-        print(f"note: the settings are made for {count(needed, 'GPU')}, and the run has {ranks}. With fewer GPUs, "
-              f"each one holds a larger part of what ZeRO shards, and the run takes longer{more}",
+        print(f"note: the settings are made for {count(needed, 'GPU')}, and the run has {layout.world}. With fewer "
+              f"GPUs, each one holds a larger part of what ZeRO shards, and the run takes longer{more}",
               file=sys.stderr)  # fmt: skip
 
 
@@ -198,9 +197,9 @@ def check_disk(config: RunConfig) -> None:
         ConfigError: the checkpoints do not fit. The message has the sizes that are needed and free.
     """
     facts = read_facts(config)
-    trained = count_parameters(Path(model_location(config))) if config.method.kind is MethodKind.full else (
+    trained = count_parameters(Path(model_location(config))) if config.method.facts.whole else (
         facts.trained if facts else 0)  # fmt: skip
     if trained:
         assert config.run_dir is not None
         count = checkpoints_at_once(config, config.train.max_steps)
-        require_space(_existing_parent(Path(config.run_dir)), trained, optimizer_of(config), count)
+        require_space(_existing_parent(Path(config.run_dir)), trained, optimizer_of(config.optim), count)

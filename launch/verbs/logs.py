@@ -14,6 +14,7 @@ from ftdist.config.frozen import load_config
 from ftdist.launch.backends.base import ALIVE, Seen, newest_rank_log
 from ftdist.launch.backends.registry import backend_of_status
 from ftdist.launch.runs.liveness import liveness, observe
+from ftdist.plan.layout import Layout
 from ftdist.run.rundir import RunDir
 
 POLL_S = 0.5
@@ -36,7 +37,7 @@ def logs(args: argparse.Namespace) -> int:
     run = RunDir.open(args.run_dir)
     path = newest_log(run, args.rank)
     launch = load_config(run.config).launch
-    rank_exists = (args.rank or 0) < (launch.nproc_per_node or 1) * launch.nnodes
+    rank_exists = (args.rank or 0) < Layout(launch.nnodes, launch.nproc_per_node or 1).world
     if path is None and not (args.follow and rank_exists and liveness(run.read_status()) in ALIVE):
         what = "log" if args.rank is None else f"log of rank {args.rank}"
         ranks = sorted({int(log.name[5:10]) for log in run.logs.glob("rank-*.log")})

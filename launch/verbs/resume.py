@@ -12,7 +12,7 @@ from ftdist.base.errors import EXIT_DONE, CheckpointError, ConfigError, LaunchEr
 from ftdist.base.output import quoted_path, short_path
 from ftdist.base.shell import shell_words
 from ftdist.config.frozen import load_config
-from ftdist.config.optim import OptimizerKind
+from ftdist.config.optim import BLOCKS_CANNOT_BE_CUT, OptimizerKind
 from ftdist.config.resumable import check_changes
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle
@@ -27,7 +27,6 @@ from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.launch.verbs import under_torchrun
 from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.layout import layout_of
-from ftdist.plan.optimizers import BLOCKS_CANNOT_BE_CUT
 from ftdist.run.adapters import to_train_longer
 from ftdist.run.identity import check_files
 from ftdist.run.rundir import PAUSED, RunDir, read_manifest

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 
-from ftdist.plan.optimizers import OPTIMIZERS
+from ftdist.config.optim import OPTIMIZERS
 from ftdist.verify.compare import ALLOWED, allowed_with
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
@@ -164,10 +164,10 @@ def test_it_equals_its_plain_reference_and_a_resume_is_exact(number: int, folder
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=map(name_of, CASES))
 def test_the_states_take_the_memory_that_is_planned(number: int, folder: Path, found: List[Found]) -> None:
-    from ftdist.plan.optimizers import optimizer_of
+    from ftdist.config.optim import optimizer_of
 
     config, case = case_config(folder, CASES[number]), found[number]
-    planned, spec = optimizer_of(config).bytes_per_parameter, OPTIMIZERS[config.optim.optimizer]
+    planned, spec = optimizer_of(config.optim).bytes_per_parameter, OPTIMIZERS[config.optim.optimizer]
     assert case.names <= {*spec.states, *spec.others}
     if spec.at_most is None:
         assert case.bytes_each == pytest.approx(planned, rel=2e-3)  # flat parts are padded

@@ -19,6 +19,7 @@ from ftdist.config.data import named_sources
 from ftdist.config.launch import Container, Device, GpuOption, LaunchConfig, SlurmConfig, refuse_control_characters
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt.command import ranks_env
+from ftdist.plan.layout import Layout
 from ftdist.run.hub import hub_cache, reads_only_hub_cache
 
 WORD = re.compile(r"@@([A-Z_]+)@@")
@@ -64,7 +65,7 @@ def _gpus(launch: LaunchConfig) -> Dict[str, Optional[object]]:
     how = launch.slurm.gpus
     if launch.device is not Device.cuda or how is GpuOption.none or launch.nproc_per_node is None:
         return {}
-    number = launch.nproc_per_node * (launch.nnodes if how is GpuOption.gpus else 1)
+    number = Layout(launch.nnodes if how is GpuOption.gpus else 1, launch.nproc_per_node).world
     value = f"{launch.slurm.gpu_type}:{number}" if launch.slurm.gpu_type else str(number)
     return {how.name.replace("_", "-"): f"gpu:{value}" if how is GpuOption.gres else value}
 

@@ -6,7 +6,7 @@ import pytest
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.method import METHOD_FACTS, MethodConfig, MethodKind
-from ftdist.config.optim import OPTIMIZER_FACTS, OptimConfig, OptimizerKind, check_optimizer, rate_warning, values_of
+from ftdist.config.optim import OPTIMIZERS, OptimConfig, OptimizerKind, check_optimizer, rate_warning, values_of
 
 FULL, LORA, PARTIAL = MethodKind.full, MethodKind.lora, MethodKind.partial
 LION, SGD, MUON, ADAFACTOR = OptimizerKind.lion, OptimizerKind.sgd, OptimizerKind.muon, OptimizerKind.adafactor
@@ -41,7 +41,7 @@ def test_what_is_not_set_has_the_usual_value_of_the_optimizer() -> None:
     assert values_of(OptimConfig()) == {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
     assert values_of(OptimConfig(optimizer=LION, beta1=0.95)) == {"beta1": 0.95, "beta2": 0.99}
     assert values_of(OptimConfig(optimizer=SGD, momentum=0.0)) == {"momentum": 0.0}
-    assert OPTIMIZER_FACTS.keys() == set(OptimizerKind) and METHOD_FACTS.keys() == set(MethodKind)
+    assert OPTIMIZERS.keys() == set(OptimizerKind) and METHOD_FACTS.keys() == set(MethodKind)
     for kind in OptimizerKind:
         check_optimizer(OptimConfig(optimizer=kind, lora_plus_ratio=16.0), MethodConfig(kind=LORA), 0)
 

@@ -6,8 +6,7 @@ from typing import Any, Dict, Set
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.optim import OptimConfig, OptimizerKind, values_of
-from ftdist.plan.optimizers import OPTIMIZERS, OptimizerSpec
+from ftdist.config.optim import OPTIMIZERS, OptimConfig, OptimizerKind, OptimizerSpec, values_of
 from tests.helpers.tiny import LLAMA
 
 

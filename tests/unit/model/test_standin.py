@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftdist.config.optim import OptimizerKind
+from ftdist.config.optim import OPTIMIZERS, OptimizerKind
 from ftdist.model.standin import (
     active_dropouts,
     count_parameters,
@@ -15,7 +15,6 @@ from ftdist.model.standin import (
     standin_config,
     whole_standin_config,
 )
-from ftdist.plan.optimizers import OPTIMIZERS
 from tests.helpers.families import FAMILIES
 
 CLASSES = sorted(

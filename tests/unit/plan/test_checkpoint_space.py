@@ -7,10 +7,10 @@ from typing import NamedTuple
 import pytest
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.optim import OptimizerSpec, optimizer_of
 from ftdist.config.schema import RunConfig
 from ftdist.plan import disk
 from ftdist.plan.disk import checkpoint_bytes, checkpoints_at_once, checkpoints_to_come, require_space, size_text
-from ftdist.plan.optimizers import OptimizerSpec, optimizer_of
 from ftdist.run.rundir import MANIFEST, PINNED, RunDir
 
 ADAMW = OptimizerSpec(("exp_avg", "exp_avg_sq"))
@@ -24,7 +24,7 @@ class Usage(NamedTuple):
 
 def test_bytes_of_a_checkpoint_follow_from_the_optimizer() -> None:
     """SmolLM2-135M: an fp32 master and two fp32 moments, 12 bytes for each of 134,515,008 parameters."""
-    assert optimizer_of(RunConfig()) == ADAMW and ADAMW.bytes_per_parameter == 8
+    assert optimizer_of(RunConfig().optim) == ADAMW and ADAMW.bytes_per_parameter == 8
     assert checkpoint_bytes(134_515_008, ADAMW) == 1_614_180_096
     assert checkpoint_bytes(1000, OptimizerSpec(("momentum_buffer",))) == 8000
 
