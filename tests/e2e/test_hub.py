@@ -6,9 +6,9 @@ import pytest
 
 from tests.helpers.cli import ftdist, succeed
 from tests.helpers.hub import COMMIT, FROM_HUB, serve_tiny
-from tests.helpers.runs import SMOKE
+from tests.helpers.runs import BARE, SMOKE
 
-WORDS = (*SMOKE, *FROM_HUB, "train.max_steps=2", "train.eval_every=null", "run_dir=run")
+WORDS = (*SMOKE, *BARE, *FROM_HUB, "train.max_steps=2", "train.eval_every=null", "run_dir=run")
 
 
 def test_what_was_fetched_runs_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,10 @@ from ftdist.base.errors import EXIT_FAILED, EXIT_PREEMPTED
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import ftdist, interrupt, kill_tree, start, succeed, wait_until
 from tests.helpers.group import ftdist_with_forked_ranks
-from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, copy_of, finished_run, newest_step, reference_run
+from tests.helpers.runs import BARE, PADDED_ZERO3, SMOKE, assert_same, copy_of, finished_run, newest_step, reference_run
 
 # Every step has an evaluation, so that a stop always falls on one. Only some have a checkpoint.
-SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=1", "train.checkpoint_every=3",
+SETTINGS = (*SMOKE, *BARE, "train.max_steps=8", "train.eval_every=1", "train.checkpoint_every=3",
             "data.max_heldout_documents=16", "track=disabled", "train.keep_checkpoints=3")  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def test_sigterm_before_the_first_step_saves_step_0(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    process = start("train", *SMOKE, "train.max_steps=100000", "train.eval_every=null", f"run_dir={run.path}")
+    process = start("train", *SMOKE, *BARE, "train.max_steps=100000", "train.eval_every=null", f"run_dir={run.path}")
     wait_until(process, lambda: newest_step(run) >= 1)
     tree = psutil.Process(process.pid).children(recursive=True)
     assert len(tree) >= 3  # torchrun, two ranks and the W&B service

@@ -10,7 +10,7 @@ import pytest
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import environment, interrupt, kill_tree, start, succeed, wait_until
 from tests.helpers.group import ftdist_with_forked_ranks
-from tests.helpers.runs import PADDED_ZERO3, SMOKE, assert_same, finished_run, newest_step
+from tests.helpers.runs import BARE, PADDED_ZERO3, SMOKE, assert_same, finished_run, newest_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ftdist"]
 
@@ -122,8 +122,8 @@ def test_a_run_under_the_users_torchrun_is_the_same(tmp_path: Path) -> None:
 def test_ctrl_c_under_torchrun_saves_a_checkpoint(tmp_path: Path) -> None:
     """torchrun passes the signal on to its ranks, and itself ends with a traceback."""
     run = RunDir(tmp_path / "run")
-    long = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null", "track=disabled")
-    process = start("train", *SMOKE, *long, f"run_dir={run.path}", command=TORCHRUN)
+    long = ("train.max_steps=5000", "optim.schedule=constant", "train.eval_every=null")
+    process = start("train", *SMOKE, *BARE, *long, f"run_dir={run.path}", command=TORCHRUN)
     wait_until(process, lambda: newest_step(run) >= 2)
     done = interrupt(process)
     assert f"resume with: ftdist resume {run.path}" in done.out and "error: " not in done.out

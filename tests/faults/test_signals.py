@@ -16,11 +16,11 @@ from ftdist.run.rundir import RunDir
 from tests.faults.table import fault
 from tests.helpers.cli import TIMEOUT_S, kill_tree, start, succeed, wait_until
 from tests.helpers.group import ftdist_with_forked_ranks
-from tests.helpers.runs import SMOKE, assert_same, reference_run
+from tests.helpers.runs import BARE, SMOKE, assert_same, reference_run
 
 Process = subprocess.Popen  # of str
 # Long evaluations between short steps, and a checkpoint after each step.
-SETTINGS = (*SMOKE, "train.max_steps=8", "train.eval_every=2", "train.checkpoint_every=1", "track=disabled",
+SETTINGS = (*SMOKE, *BARE, "train.max_steps=8", "train.eval_every=2", "train.checkpoint_every=1",
             "data.max_heldout_documents=64", "zero.stage=2")  # fmt: skip
 
 

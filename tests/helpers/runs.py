@@ -21,6 +21,8 @@ from tests.helpers.group import start_attempt
 
 SMOKE = ("experiment=smoke", "train.num_samples=1", "train.sample_tokens=8")
 PADDED_ZERO3 = (*SMOKE, "train.precision=fp32", "zero.stage=3", "model.pad_vocab_to_multiple_of=128", "track=disabled")
+BARE = ("track=disabled", "report.forgetting.texts=0", "data.builtin_general=false", "report.at_end=false")
+"""Leave out W&B, forgetting, general texts and the report, which take a third of a short run."""
 NOT_REPEATED = re.compile(r"time$|perf/|mem/")
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import List
 
 from ftdist.launch.sweeps.folder import SweepDir
+from tests.helpers.runs import BARE
 
-TRIAL = ("experiment=smoke", "launch.nproc_per_node=1", "launch.trials_at_once=2", "track=disabled",
+TRIAL = ("experiment=smoke", *BARE, "launch.nproc_per_node=1", "launch.trials_at_once=2",
          "train.precision=fp32", "data.max_seq_len=128", "data.sources.fake.max_documents=100", "train.eval_every=2",
          "train.max_steps=4", "train.checkpoint_every=null", "train.num_samples=0", "train.export=false")  # fmt: skip
 """Settings of a trial; most of its time is the start of its rank."""

@@ -6,11 +6,11 @@ import pytest
 
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import start
-from tests.helpers.runs import wait_for_step
+from tests.helpers.runs import BARE, wait_for_step
 
 pytestmark = pytest.mark.timeout(900)
 
-RUN = ("experiment=smoke", "track=disabled", "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
+RUN = ("experiment=smoke", *BARE, "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
        "train.eval_every=null", "train.max_steps=5000", "optim.schedule=constant", "launch.timeout_s=60")  # fmt: skip
 
 

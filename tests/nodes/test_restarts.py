@@ -12,11 +12,11 @@ import pytest
 
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import start
-from tests.helpers.runs import reference_run, wait_for_step
+from tests.helpers.runs import BARE, reference_run, wait_for_step
 
 pytestmark = pytest.mark.timeout(900)
 
-RUN = ("experiment=smoke", "track=disabled", "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
+RUN = ("experiment=smoke", *BARE, "train.precision=fp32", "data.max_seq_len=128", "train.num_samples=0",
        "train.export=false", "train.eval_every=null", "train.max_steps=80", "train.checkpoint_every=10",
        "launch.timeout_s=60")  # fmt: skip
 

@@ -12,12 +12,12 @@ import pytest
 from ftdist.run.rundir import RunDir
 from tests.helpers.cli import finish, processes_of, wait_until_gone
 from tests.helpers.ranks import free_port
-from tests.helpers.runs import reference_run, wait_for_step
+from tests.helpers.runs import BARE, reference_run, wait_for_step
 from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
-RUN = ("experiment=smoke", "launch.device=cpu", "track=disabled", "zero=stage2", "train.precision=fp32",
+RUN = ("experiment=smoke", *BARE, "launch.device=cpu", "zero=stage2", "train.precision=fp32",
        "batch.global_batch_size=4", "data.max_seq_len=128", "data.sources.fake.max_documents=400",
        "train.eval_every=null", "train.num_samples=0", "train.export=false", "launch.timeout_s=120",
        "launch.threads_per_rank=1")  # fmt: skip
