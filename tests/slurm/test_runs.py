@@ -123,24 +123,24 @@ def test_deepspeeds_launcher_gives_the_same_losses(slurm: Cluster, tmp_path: Pat
 def test_a_preempted_run_on_two_nodes_gives_the_losses_of_one_node(slurm: Cluster, tmp_path: Path) -> None:
     """Also on a site whose wrappers print a banner before what Slurm's commands print, and whose names of nodes do not
     resolve on the nodes."""
-    run = RunDir(tmp_path / "run")
+    run, steps = RunDir(tmp_path / "run"), ("train.max_steps=100", "train.checkpoint_every=50")
     (tmp_path / "bin").mkdir()
     with slurm.wrapped(tmp_path / "bin"), slurm.without_names():
-        waiting = slurm.ftdist("train", *RUN, *MIDDLE, *SLURM, f"run_dir={run.path}")
-        wait_for_step(run, 20)
+        waiting = slurm.ftdist("train", *RUN, *steps, *NODES, "launch.nproc_per_node=1", f"run_dir={run.path}")
+        wait_for_step(run, 10)
         slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
         output = finish(waiting)
-    assert "submitted job" in output and "step 150/150" in output
-    assert [record["step"] for record in metrics(run)] == [0, *range(1, 151), 150]
-    assert metrics(run) == undisturbed(MIDDLE)
+    assert "submitted job" in output and "step 100/100" in output
+    assert [record["step"] for record in metrics(run)] == [0, *range(1, 101), 100]
+    assert metrics(run) == undisturbed(steps, 2)
     status = run.read_status()
     assert (status["state"], status["exit_code"], status["attempt"], status["requeues"]) == ("done", 0, 1, 1)
     job = slurm.job(status["job_id"])
-    assert (job["JobState"], job["Restarts"], job["CPUs/Task"]) == ("COMPLETED", "1", "4")
+    assert (job["JobState"], job["Restarts"], job["CPUs/Task"]) == ("COMPLETED", "1", "2")
     assert job["Comment"].startswith("ftdist:")
     assert "and 1 thread for each rank" in (run.logs / "node-1.attempt-0.log").read_text()
     logs = {path.name for path in run.logs.glob("rank-*.log")}
-    assert logs == {f"rank-0000{rank}.attempt-{attempt}.log" for rank in range(4) for attempt in range(2)}
+    assert logs == {f"rank-0000{rank}.attempt-{attempt}.log" for rank in range(2) for attempt in range(2)}
     assert "Traceback" not in run.job_log(status["job_id"]).read_text()
 
 
