@@ -21,6 +21,7 @@ FOLDER = f"a 'b' \"c\" $d {NAME}"
 SHORT = (
     *SMOKE,
     "train.max_steps=2",
+    "data.builtin_general=false",
     "train.eval_every=null",
     "data.sources.fake.max_documents=60",
     "data.num_workers=1",
