@@ -39,7 +39,7 @@ class Division:
     cpus: List[List[int]]
     """CPUs that each rank is bound to. Empty if the ranks are not bound."""
     threads: int
-    """Threads of each rank: one for each core."""
+    """Threads of each rank: one for each core, unless the config says otherwise."""
     each: int
     """Smallest number of CPUs of a rank. 0 if there are fewer CPUs than ranks."""
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import sys
+from dataclasses import replace
 
 from ftdist.base.counts import count
 from ftdist.base.process import RANK_CPUS
@@ -64,6 +65,9 @@ def divide_cpus(launch: LaunchConfig, node: str) -> None:
     gpus = machine.gpu_addresses() if launch.device is Device.cuda else []
     topology = cpus.read_topology(os.sched_getaffinity(0), gpus, launch.nproc_per_node)
     division = cpus.divide(topology, launch.nproc_per_node, int(given) if given else None)
+    kept = launch.threads_per_rank or launch.slurm.env.get("OMP_NUM_THREADS")
+    if kept is not None and str(kept).isdecimal():
+        division = replace(division, threads=int(kept))
     print(f"{node}: {division.describe()}", file=sys.stderr)
     if division.each < cpus.FEW_CPUS:
         fix = f"launch.slurm.cpus_per_gpu={cpus.FEW_CPUS} asks for more"
@@ -73,5 +77,5 @@ def divide_cpus(launch: LaunchConfig, node: str) -> None:
               flush=True)  # fmt: skip
     if division.cpus:
         os.environ[RANK_CPUS] = ";".join(",".join(map(str, share)) for share in division.cpus)
-    if launch.threads_per_rank is None and "OMP_NUM_THREADS" not in launch.slurm.env:
+    if kept is None:
         os.environ["OMP_NUM_THREADS"] = str(division.threads)

@@ -16,7 +16,8 @@ from tests.helpers.group import ftdist_with_forked_ranks
 from tests.helpers.runs import SMOKE, assert_same, copy_of, reference_run
 
 SETTINGS = (*SMOKE, "track=disabled", "data.builtin_general=false", "train.max_steps=12", "train.eval_every=1",
-            "train.checkpoint_every=1", "train.keep_checkpoints=12", "optim.lr=0.05", "train.stop_when.patience=2")  # fmt: skip
+            "train.checkpoint_every=1", "train.keep_checkpoints=12", "optim.lr=0.05",
+            "train.stop_when.patience=2")  # fmt: skip
 
 
 def _weights(folder: Path) -> str:

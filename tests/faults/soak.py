@@ -20,7 +20,8 @@ from tests.helpers.runs import SMOKE, assert_same, newest_step, reference_run
 STEPS = 40
 SETTINGS = (*SMOKE, f"train.max_steps={STEPS}", "train.eval_every=9", "train.checkpoint_every=4", "zero.stage=2",
             "batch.global_batch_size=4", "data.max_heldout_documents=32", "track=disabled", "launch.max_restarts=1",
-            "data.builtin_general=false", "launch.stall_timeout_s=30", "model.config.attention_dropout=0.1")  # fmt: skip
+            "data.builtin_general=false", "launch.stall_timeout_s=30",
+            "model.config.attention_dropout=0.1")  # fmt: skip
 FAULTS_IN_A_RUN = (4, 7)
 ATTEMPT_S = 150.0
 """Time within which an attempt must end by itself."""
@@ -50,8 +51,8 @@ class Soak:
             out = _end(process, deadline)
             if process.returncode == EXIT_DONE:
                 return
-            # A second SIGTERM may come when the run has ended and its launcher no longer handles signals. If the disk is
-            # full before the run directory is written, the command is refused.
+            # A second SIGTERM may come when the run has ended and its launcher no longer handles signals. If the disk
+            # is full before the run directory is written, the command is refused.
             full = (EXIT_USAGE,) if "No space left on device" in out else ()
             ended = (EXIT_FAILED, EXIT_PREEMPTED, -signal.SIGKILL, -signal.SIGTERM, *full)
             assert process.returncode in ended, f"{process.returncode}\\n{out}"

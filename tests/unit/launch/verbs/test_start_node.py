@@ -5,6 +5,7 @@ from typing import Dict, Optional
 
 import pytest
 
+from ftdist.base.counts import count
 from ftdist.base.process import RANK_CPUS
 from ftdist.config.launch import Device, LaunchConfig, SlurmConfig
 from ftdist.launch.verbs.start_node import divide_cpus
@@ -29,7 +30,9 @@ def test_threads_follow_from_what_slurm_has_granted(
         monkeypatch.setenv(name, value)
     divide_cpus(LaunchConfig(device=Device.cpu, nproc_per_node=2, threads_per_rank=set_threads), "n1")
     assert os.environ["OMP_NUM_THREADS"] == threads and not os.environ[RANK_CPUS]
-    assert ("note: n1 has less than one CPU for each rank" in capsys.readouterr().out) == note
+    said = capsys.readouterr()
+    assert ("note: n1 has less than one CPU for each rank" in said.out) == note
+    assert f"and {count(set_threads or 1, 'thread')} for each rank" in said.err
 
 
 @pytest.mark.parametrize(
