@@ -9,9 +9,10 @@ import pytest
 from ftdist.base.errors import ConfigError
 from ftdist.config.data import SourceConfig
 from ftdist.config.schema import RunConfig
-from ftdist.launch.runs import resolve
+from ftdist.launch.runs import inputs, resolve
 from ftdist.model.fetch import wanted_files
 from ftdist.run.hub import fetched_folder, hub_commit, is_fetched, offline_env, repositories
+from ftdist.run.model_facts import ModelFacts, write_facts
 from ftdist.run.prepared import data_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,6 +64,22 @@ def test_damaged_files_count_as_fetched_so_that_the_check_names_them(text: str, 
     (snapshot / "model.safetensors.index.json").write_text(text)
     config = on_hub(tmp_path)
     assert is_fetched(config) and offline_env(config) == {"HF_HUB_OFFLINE": "1"}
+
+
+def test_a_damaged_file_in_the_cache_is_refused_even_if_the_model_was_checked_before(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"cut")
+    config = on_hub(tmp_path)
+    config.model.revision, config.model.tokenizer = COMMIT, "bytes"
+    write_facts(config, ModelFacts("llama", 1, None, has_position_table=False, recomputes=True))
+    with pytest.raises(ConfigError, match="model.safetensors cannot be read"):
+        inputs.prepare_model(config)
+    (snapshot / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="config.json is not JSON"):
+        inputs.prepare_model(config)
 
 
 def test_no_request_is_made_if_everything_is_in_the_cache(
