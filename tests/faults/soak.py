@@ -68,7 +68,7 @@ class Soak:
         while time.monotonic() < at and (step is None or newest_step(self.run) < step):
             if process.poll() is not None:
                 return False
-            time.sleep(0.005)
+            time.sleep(0.02)
         time.sleep(self.draw.uniform(0.0, 0.3))
         return process.poll() is None
 

@@ -46,7 +46,7 @@ def sleep() -> None:
         pytest.param(1, BF16, "while a checkpoint is written", FULL, marks=slow),
         pytest.param(1, FP32, "at a step", FULL, marks=slow),
         pytest.param(2, BF16, "at a step", FULL, marks=slow),
-        (2, FP32, "after the last checkpoint", FULL),
+        pytest.param(2, FP32, "after the last checkpoint", FULL, marks=slow),
         pytest.param(3, BF16, "after the last checkpoint", FULL, marks=slow),
         (3, FP32, "while a checkpoint is written", FULL),
         pytest.param(3, BF16, "at a step", LORA, marks=slow),

@@ -104,7 +104,7 @@ def wait_until(process: "subprocess.Popen[str]", reached: Callable[[], bool], de
     while not reached():
         assert process.poll() is None, f"ended with {process.returncode} before that\n{process.communicate()[0]}"
         assert time.monotonic() < deadline, "the run did not reach that moment"
-        time.sleep(0.002)
+        time.sleep(0.01)
     time.sleep(delay_s)
 
 

@@ -83,14 +83,14 @@ class Group:
         while not reached():
             assert self.alive, f"the ranks ended before that: {self.codes}"
             assert time.monotonic() < deadline, "the ranks did not reach that moment"
-            time.sleep(0.002)
+            time.sleep(0.005)
 
     def kill(self) -> None:
         """Send SIGKILL to all ranks at once, as when a machine loses power."""
         for rank in self.pids.keys() - self.codes.keys():
             os.kill(self.pids[rank], signal.SIGKILL)
         while self.alive:
-            time.sleep(0.002)
+            time.sleep(0.005)
 
 
 def start_attempt(

@@ -182,7 +182,7 @@ class Cluster:
         deadline = time.monotonic() + IF_LOADED * seconds
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s\n{self.logs()}"
-            time.sleep(0.1)
+            time.sleep(0.25)  # most conditions start a command of Slurm
 
     def logs(self) -> str:
         return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in sorted(self.base.glob("*.log")))
