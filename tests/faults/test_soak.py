@@ -1,4 +1,4 @@
-"""Random faults at random times, for ten seconds, or for ten minutes with --slow."""
+"""Random faults at random times, for ten seconds and for ten minutes."""
 
 import os
 import random
