@@ -209,7 +209,7 @@ def _bytes_on(device: str) -> int:
     if device == "cuda":
         torch.cuda.empty_cache()
         return int(torch.cuda.memory_allocated())
-    tensors = (o for o in gc.get_objects() if isinstance(o, torch.Tensor))
+    tensors = (o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.layout is torch.strided)
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 

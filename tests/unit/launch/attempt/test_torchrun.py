@@ -22,6 +22,8 @@ import json, os, signal, sys, time
 from pathlib import Path
 run, behaviour, rank = Path(sys.argv[1]), sys.argv[2], os.environ["RANK"]
 (run / f"pid-{rank}").write_text(str(os.getpid()))
+while behaviour in ("error", "killed") and len(list(run.glob("pid-*"))) < 2:  # torchrun would end the other rank
+    time.sleep(0.01)
 def status(**changes):
     if rank == "0":
         (run / "status.json").write_text(json.dumps(changes))
