@@ -45,7 +45,7 @@ TOUR: Dict[str, List[str]] = {
         "launch/config/keys.py", "launch/config/messages.py", "launch/config/hydra_private.py",
         "ftdist/config/schema.py", "ftdist/config/data.py", "ftdist/config/method.py", "ftdist/config/optim.py",
         "ftdist/config/sweep.py", "ftdist/config/report.py", "ftdist/config/stop_when.py",
-        "ftdist/config/launch.py", "ftdist/config/zero.py", "ftdist/config/checks.py",
+        "ftdist/config/launch.py", "ftdist/config/zero.py", "ftdist/config/checks.py", "ftdist/config/limits.py",
         "ftdist/config/login.py", "ftdist/config/track.py", "ftdist/config/debug.py",
     ],
     "From a config to a run directory": [

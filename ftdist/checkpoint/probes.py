@@ -127,7 +127,7 @@ def check_exported(out: Path, checkpoint: Path, config: RunConfig) -> None:
         out: An export in Hugging Face format.
 
     Raises:
-        CheckpointError: They differ.
+        CheckpointError: One of them differs.
     """
     from transformers import AutoTokenizer
 

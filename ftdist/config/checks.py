@@ -10,8 +10,9 @@ from ftdist.base.redact import secret_problem
 from ftdist.config.data import BUILTIN_GENERAL, RESERVED_TEMPLATE_KWARGS, DataConfig, SourceConfig, named_sources
 from ftdist.config.debug import profiled_steps
 from ftdist.config.launch import LaunchKind, check_launch, refuse_control_characters, texts
+from ftdist.config.limits import check_range
 from ftdist.config.method import check_method
-from ftdist.config.optim import OptimConfig, Schedule, check_optimizer
+from ftdist.config.optim import OptimConfig, check_optimizer
 from ftdist.config.schema import Compile, Kernels, ModelConfig, Offload, Recompute, RunConfig, TrainConfig, ZeroConfig
 from ftdist.config.stop_when import check_stop_when
 from ftdist.config.sweep import check_sweep
@@ -35,9 +36,8 @@ def check_config(config: RunConfig) -> None:
     check_data(config.data)
     check_method(config.method, config.zero.stage)
     for name in ("global_batch_size", "micro_batch_size", "grad_accum_steps"):
-        _check_range(f"batch.{name}", getattr(config.batch, name), 1)
-    _check_range("objective.router_aux_loss", config.objective.router_aux_loss, 0.0)
-    _check_optim(config.optim)
+        check_range(f"batch.{name}", getattr(config.batch, name), 1)
+    check_range("objective.router_aux_loss", config.objective.router_aux_loss, 0.0)
     check_optimizer(config.optim, config.method, config.zero.stage)
     _check_zero(config.zero)
     _check_train(config.train, config.optim)
@@ -46,14 +46,14 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(found, "one of them, because both replace the same parts of a layer",
                           "model.kernels=none, or train.compile=none")  # fmt: skip
     for name in ("nproc_per_node", "nnodes", "threads_per_rank", "timeout_s"):
-        _check_range(f"launch.{name}", getattr(config.launch, name), 1)
+        check_range(f"launch.{name}", getattr(config.launch, name), 1)
     check_launch(config.launch)
     check_sweep(config.sweep, config.train.max_steps)
     check_track(config.track)
     if config.report.price_per_device_hour is not None:
-        _check_range("report.price_per_device_hour", config.report.price_per_device_hour, 0)
-    _check_range("report.forgetting.texts", config.report.forgetting.texts, 0)
-    _check_range("report.forgetting.tokens", config.report.forgetting.tokens, 1)
+        check_range("report.price_per_device_hour", config.report.price_per_device_hour, 0)
+    check_range("report.forgetting.texts", config.report.forgetting.texts, 0)
+    check_range("report.forgetting.tokens", config.report.forgetting.tokens, 1)
     if config.report.forgetting.texts == 1:
         raise ConfigError("report.forgetting.texts=1", "0, or at least 2, so that the error can be estimated",
                           "report.forgetting.texts=32")  # fmt: skip
@@ -62,7 +62,7 @@ def check_config(config: RunConfig) -> None:
                     config.train.eval_every, config.train.checkpoint_every)  # fmt: skip
     if config.debug.profile is not None:
         profiled_steps(config.debug.profile)
-    _check_range("seed", config.seed, 0, 2**32 - 1)
+    check_range("seed", config.seed, 0, 2**32 - 1)
 
 
 def _refuse_nested_lists(part: Any, where: str = "") -> None:
@@ -104,7 +104,7 @@ def _check_model(model: ModelConfig) -> None:
     if model.builtin not in (None, "smollm2-135m-instruct"):
         raise ConfigError(f"model.builtin={model.builtin}", "smollm2-135m-instruct",
                           "model.builtin=smollm2-135m-instruct, or model=hub model.hub=ORG/NAME")  # fmt: skip
-    _check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
+    check_range("model.pad_vocab_to_multiple_of", model.pad_vocab_to_multiple_of, 1)
 
 
 def check_data(data: DataConfig) -> None:
@@ -135,36 +135,15 @@ def check_data(data: DataConfig) -> None:
                 f"data.chat_template_kwargs.{name} is the text '{value}', and a chat template takes any text for true"
             )
             raise ConfigError(found, "true or false", f"data.chat_template_kwargs.{name}={value.lower()}")
-    _check_range("data.heldout_share", data.heldout_share, 0.0, 0.5)
-    _check_range("data.max_bad_share", data.max_bad_share, 0.0, 1.0)
-    _check_range("data.max_heldout_documents", data.max_heldout_documents, 1)
-    _check_range("data.max_seq_len", data.max_seq_len, 8)
-    _check_range("data.num_workers", data.num_workers, 1)
-
-
-def _check_optim(optim: OptimConfig) -> None:
-    for name, low, high in (
-        ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
-        ("momentum", 0.0, 0.9999999), ("lora_plus_ratio", 1e-3, 1e3),
-        ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
-        ("warmup_ratio", 0.0, 1.0), ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
-    ):  # fmt: skip
-        _check_range(f"optim.{name}", getattr(optim, name), low, high)
-    if optim.warmup_ratio is not None and optim.warmup_steps:
-        raise ConfigError(f"optim.warmup_ratio={optim.warmup_ratio:g} and optim.warmup_steps={optim.warmup_steps} "
-                          "are both set", "at most one of them",
-                          "optim.warmup_steps=0, or optim.warmup_ratio=null")  # fmt: skip
-    if optim.schedule is Schedule.wsd and not optim.decay_steps:
-        raise ConfigError("optim.schedule=wsd needs optim.decay_steps > 0, but optim.decay_steps=0",
-                          "at least 1 decay step", "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
-    if optim.schedule is not Schedule.wsd and optim.decay_steps:
-        raise ConfigError(f"optim.decay_steps={optim.decay_steps} has no effect with "
-                          f"optim.schedule={optim.schedule.name}", "decay steps only with optim.schedule=wsd",
-                          "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
+    check_range("data.heldout_share", data.heldout_share, 0.0, 0.5)
+    check_range("data.max_bad_share", data.max_bad_share, 0.0, 1.0)
+    check_range("data.max_heldout_documents", data.max_heldout_documents, 1)
+    check_range("data.max_seq_len", data.max_seq_len, 8)
+    check_range("data.num_workers", data.num_workers, 1)
 
 
 def _check_zero(zero: ZeroConfig) -> None:
-    _check_range("zero.stage", zero.stage, 0, 3)
+    check_range("zero.stage", zero.stage, 0, 3)
     if zero.offload_optimizer is not Offload.none and not ModelState.optimizer_states.is_sharded(zero.stage):
         raise ConfigError(
             "zero.offload_optimizer does not work with zero.stage=0",
@@ -175,7 +154,7 @@ def _check_zero(zero: ZeroConfig) -> None:
         raise ConfigError(
             f"zero.offload_param does not work with zero.stage={zero.stage}", "zero.stage=3", "zero.stage=3"
         )
-    _check_range("zero.expert_groups", zero.expert_groups, 1)
+    check_range("zero.expert_groups", zero.expert_groups, 1)
     if zero.expert_groups > 1 and not ModelState.parameters.is_sharded(zero.stage):
         raise ConfigError(f"zero.expert_groups={zero.expert_groups} has no effect with zero.stage={zero.stage}",
                           "groups of experts only with zero.stage=3",
@@ -196,7 +175,7 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
                       ("keep_checkpoints", 1), ("num_samples", 0), ("sample_tokens", 1), ("max_bad_steps", 1),
                       ("max_rollbacks", 0), ("grad_spike_z", 1), ("grad_spike_window", 8),
                       ("recompute_every", 1)):  # fmt: skip
-        _check_range(f"train.{name}", getattr(train, name), low)
+        check_range(f"train.{name}", getattr(train, name), low)
     for name, unset in (("recompute_every", 1), ("offload_activations", False)):
         value = getattr(train, name)
         if train.gradient_checkpointing is Recompute.none and value != unset:
@@ -240,12 +219,6 @@ def _check_one_of(where: str, choices: Dict[str, Any], fix: str) -> None:
         raise ConfigError(found, f"exactly one of {', '.join(choices)}", fix)
 
 
-def _check_range(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
-    if value is not None and not low <= value <= high:
-        limit = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise ConfigError(f"{name}={value:g}", limit, f"set {name} to a value that is {limit}")
-
-
 def _check_source(name: str, source: SourceConfig) -> None:
     _check_one_of(
         name,
@@ -254,5 +227,5 @@ def _check_source(name: str, source: SourceConfig) -> None:
     )
     if source.builtin not in (None, "stdlib_docs", "fake"):
         raise ConfigError(f"{name}.builtin={source.builtin}", "stdlib_docs or fake", f"{name}.builtin=stdlib_docs")
-    _check_range(f"{name}.weight", source.weight, 0.0)
-    _check_range(f"{name}.max_documents", source.max_documents, 1)
+    check_range(f"{name}.weight", source.weight, 0.0)
+    check_range(f"{name}.max_documents", source.max_documents, 1)

@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Dict, Optional, Tuple
 
 from ftdist.base.errors import ConfigError
+from ftdist.config.limits import check_range
 from ftdist.config.method import METHOD_FACTS, MethodConfig, MethodKind
 from ftdist.config.zero import ModelState
 
@@ -142,12 +143,14 @@ def values_of(optim: OptimConfig) -> Dict[str, float]:
 
 
 def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> None:
-    """Check that all settings are read, and that the optimizer gives its own numbers at the ZeRO stage.
+    """Check that the values are within their limits, that all settings are read, and that the optimizer gives its own
+    numbers at the ZeRO stage.
 
     Raises:
-        ConfigError: A setting is set that the optimizer or the method does not read, or the optimizer needs whole
-        matrices and the stage cuts them.
+        ConfigError: A value is wrong, a setting is set that the optimizer or the method does not read, or the optimizer
+        needs whole matrices and the stage cuts them.
     """
+    _check_values(optim)
     chosen, spec = optim.optimizer, OPTIMIZERS[optim.optimizer]
     if spec.whole and ModelState.optimizer_states.is_sharded(stage):
         raise ConfigError(f"optim.optimizer={chosen.name} with zero.stage={stage}: {spec.whole}, and ZeRO stages 1 "
@@ -163,6 +166,27 @@ def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> Non
     if optim.lora_plus_ratio is not None and not method.facts.adapters:
         raise ConfigError(f"optim.lora_plus_ratio is set, but method={method.kind.name} has no B matrices",
                           "optim.lora_plus_ratio only with adapters", "optim.lora_plus_ratio=null")  # fmt: skip
+
+
+def _check_values(optim: OptimConfig) -> None:
+    for name, low, high in (
+        ("lr", 0.0, 1e3), ("beta1", 0.0, 0.9999999), ("beta2", 0.0, 0.9999999), ("eps", 0.0, 1.0),
+        ("momentum", 0.0, 0.9999999), ("lora_plus_ratio", 1e-3, 1e3),
+        ("weight_decay", 0.0, 1e3), ("max_grad_norm", 0.0, float("inf")), ("warmup_steps", 0, float("inf")),
+        ("warmup_ratio", 0.0, 1.0), ("decay_steps", 0, float("inf")), ("min_lr_ratio", 0.0, 1.0),
+    ):  # fmt: skip
+        check_range(f"optim.{name}", getattr(optim, name), low, high)
+    if optim.warmup_ratio is not None and optim.warmup_steps:
+        raise ConfigError(f"optim.warmup_ratio={optim.warmup_ratio:g} and optim.warmup_steps={optim.warmup_steps} "
+                          "are both set", "at most one of them",
+                          "optim.warmup_steps=0, or optim.warmup_ratio=null")  # fmt: skip
+    if optim.schedule is Schedule.wsd and not optim.decay_steps:
+        raise ConfigError("optim.schedule=wsd needs optim.decay_steps > 0, but optim.decay_steps=0",
+                          "at least 1 decay step", "set optim.decay_steps, e.g. to a tenth of the run")  # fmt: skip
+    if optim.schedule is not Schedule.wsd and optim.decay_steps:
+        raise ConfigError(f"optim.decay_steps={optim.decay_steps} has no effect with "
+                          f"optim.schedule={optim.schedule.name}", "decay steps only with optim.schedule=wsd",
+                          "optim.schedule=wsd, or optim.decay_steps=0")  # fmt: skip
 
 
 def rate_warning(method: MethodKind, optim: OptimConfig) -> str:

@@ -28,7 +28,7 @@ def check_stop_when(
         texts: ``report.forgetting.texts``.
 
     Raises:
-        ConfigError: It cannot.
+        ConfigError: A setting that the decision needs is missing, or names no held-out set of the run.
     """
     if best is not None and best not in heldout:
         found = ", ".join(heldout) or "there is none"

@@ -264,7 +264,7 @@ def build_forward_engine(
     Args:
         expert_groups: Number of groups into which the experts of each layer are divided with ZeRO-3.
     """
-    if settings["zero_optimization"]["stage"] < 3:
+    if not ModelState.parameters.is_sharded(settings["zero_optimization"]["stage"]):
         model = model.to(device)
         return ForwardEngine(model, model)
     if expert_groups > 1:

@@ -268,7 +268,7 @@ def build_on_meta(config: RunConfig) -> PreTrainedModel:
     """Return the model of a config without weights.
 
     Raises:
-        ConfigError: It cannot be built.
+        ConfigError: The model cannot be built.
     """
     return _build(config, model_config(config), "meta")
 

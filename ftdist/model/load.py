@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
+from ftdist.config.zero import ModelState
 from ftdist.model.adapter import fold_adapter
 from ftdist.model.attention_plan import AttentionPlan, Layout
 from ftdist.model.config_values import shown_field, unknown_type
@@ -101,7 +102,7 @@ def load_model(
         if "does not support an attention implementation" in str(error):
             raise ConfigError(f"{arch.model_type} does not support the attention {plan.describe()}",
                               "an attention that the model has", "model.attention=auto") from error  # fmt: skip
-        if zero_settings["zero_optimization"]["stage"] < 3:
+        if not ModelState.parameters.is_sharded(zero_settings["zero_optimization"]["stage"]):
             raise
         found = f"transformers cannot load a {arch.model_type} model with ZeRO-3: {reason_of(error, 160)}"
         raise ConfigError(found, "a model that can be sharded while it is created",
@@ -269,7 +270,7 @@ def _register_zero3(settings: Dict[str, Any]) -> None:
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     build_whole()
-    if settings["zero_optimization"]["stage"] == 3:
+    if ModelState.parameters.is_sharded(settings["zero_optimization"]["stage"]):
         _zero3_registration = HfDeepSpeedConfig(without_sizes(settings))
 
 

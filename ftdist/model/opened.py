@@ -15,7 +15,7 @@ from ftdist.model.parts import auto_class
 from ftdist.model.quantized import quantize, quantized_layers
 from ftdist.run.adapters import PREFIX, tensor_shapes
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK, GENERATION_CONFIG
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import RUN_CONFIG, RunDir
 
 
 def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[PreTrainedModel] = None) -> Any:
@@ -39,7 +39,7 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     if base is None:
         if not settings.base_model_name_or_path:
-            run = RunDir(folder.parent) if (folder.parent / "run.yaml").is_file() else RunDir("RUN_DIR")
+            run = RunDir(folder.parent) if (folder.parent / RUN_CONFIG).is_file() else RunDir("RUN_DIR")
             merge = "" if run.merged.is_dir() else f"ftdist export {quoted_path(run.path)} --merged && "
             raise ConfigError(f"{folder} holds an adapter of a model with random weights, which is in no folder",
                               "a base model in a folder or on the hub",

@@ -30,7 +30,7 @@ def check_kernels(kernels: Kernels, device: str) -> None:
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: The kernels do not run on this device.
     """
     if kernels is not Kernels.none and not run_on(device):
         raise ConfigError(f"model.kernels={kernels.name} cannot be used on CPU", "a CUDA device", "model.kernels=none")

@@ -14,6 +14,7 @@ from ftdist.base.shell import override_word
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
+from ftdist.run.rundir import RUN_CONFIG
 from ftdist.run.weight_files import tensor_header
 
 PREFIX = "base_model.model."
@@ -51,7 +52,7 @@ def adapter_folder(key: str, given: str) -> Path:
         ConfigError: The folder holds no adapter. The message says what there is.
     """
     folder = Path(given).expanduser().absolute()
-    if (folder / "run.yaml").is_file():
+    if (folder / RUN_CONFIG).is_file():
         folder = folder / "export"
         if not folder.is_dir():
             found = f"{key}={given} is a run without an export"

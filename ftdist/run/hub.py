@@ -18,12 +18,11 @@ from ftdist.config.data import named_sources
 from ftdist.config.schema import RunConfig
 from ftdist.run.locations import TOKENIZER, model_location
 from ftdist.run.prepared import data_folder, is_ready
+from ftdist.run.weight_files import INDEXES, SINGLE_FILES
 
 OFFLINE = "HF_HUB_OFFLINE"
 """Environment variable that keeps huggingface_hub, transformers and datasets from making requests."""
 COMMIT = re.compile("[0-9a-f]{40}")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def _has_weights(folder: Path) -> bool:
             places = _object(folder / index).get("weight_map")
             files = set(places.values()) if isinstance(places, dict) else set()
             return all((folder / str(name)).is_file() for name in files)
-    return any((folder / name).is_file() for name in WHOLE)
+    return any((folder / name).is_file() for name in SINGLE_FILES)
 
 
 def _object(file: Path) -> Dict[str, Any]:

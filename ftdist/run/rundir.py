@@ -42,6 +42,8 @@ STATUS_TYPES: Dict[str, Any] = {
 }  # fmt: skip
 """Types of the fields of status.json. Every field may also be null."""
 
+RUN_CONFIG = "run.yaml"
+"""The frozen config of a run. It marks a folder as a run directory."""
 SUBMIT = "submit.sbatch"
 """The batch script of a run."""
 SWEEP_REQUEST = "sweep.json"
@@ -70,7 +72,7 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = self.path / "run.yaml"
+        self.config = self.path / RUN_CONFIG
         self.deepspeed = self.path / "deepspeed.json"
         self.provenance = self.path / "provenance.json"
         self.inputs = self.path / "inputs.json"

@@ -11,7 +11,11 @@ from ftdist.base.permissions import explain_os_error
 
 MAX_HEADER = 100_000_000
 """Maximum number of bytes of the header of a safetensors file. Source: the safetensors library."""
-WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+"""A file with all weights."""
+INDEXES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
+"""A file that names the file of each weight."""
+WHOLE = tuple(name for pair in zip(SINGLE_FILES, INDEXES, strict=True) for name in pair)
 """What transformers loads a model from. It takes the first one that exists."""
 EXPLICIT = "transformers_weights"
 """The field of config.json that names another file."""
@@ -44,7 +48,7 @@ def check_names(names: Collection[str], file: Path) -> None:
         file: The first of the files that hold them, for the message.
 
     Raises:
-        ConfigError: They have.
+        ConfigError: All names have the prefix of a wrapper.
     """
     for prefix, wrapper in WRAPPERS.items():
         if names and all(name.startswith(prefix) for name in names):

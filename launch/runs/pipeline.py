@@ -103,7 +103,7 @@ def refuse_rungs(config: RunConfig) -> None:
     """Refuse the settings of a run that is no trial of a sweep if it would pause at rungs.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: ``sweep.rungs`` is set.
     """
     if config.sweep.rungs:
         raise ConfigError(f"sweep.rungs={config.sweep.rungs}, but this is one run and no sweep", "a sweep",

@@ -32,6 +32,7 @@ from ftdist.run.adapters import find_adapters, tensor_shapes
 from ftdist.run.hub import has_hub_data, hub_cache, repositories
 from ftdist.run.locations import cache_root, check_model_folder, model_location
 from ftdist.run.model_facts import read_facts
+from ftdist.run.rundir import RUN_CONFIG
 
 
 def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> BatchPlan:
@@ -162,7 +163,7 @@ def check_run_dir(config: RunConfig) -> None:
     assert config.run_dir is not None
     path = Path(config.run_dir)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        if (path / "run.yaml").exists():
+        if (path / RUN_CONFIG).exists():
             raise ConfigError(f"{path} already holds a run", "a run directory that does not exist yet",
                               f"ftdist resume {quoted_path(path)}, or another run_dir")  # fmt: skip
         raise ConfigError(

@@ -108,8 +108,10 @@ def resume_sweep(place: Path, quiet: bool = False, wait: Optional[bool] = None, 
 
 
 def _check_wait(plan: sweeper.SweepPlan) -> None:
-    """Check that a sweep which does not wait for its trials does not need their results. Raises:
-    ConfigError: it needs their results.
+    """Check that a sweep which does not wait for its trials does not need their results.
+
+    Raises:
+        ConfigError: it needs their results.
     """
     if plan.learns or plan.rungs:
         why = "the sweeper needs the objectives of its trials" if plan.learns else "sweep.rungs compares the trials"

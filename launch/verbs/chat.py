@@ -9,7 +9,7 @@ from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
 from ftdist.launch.runs.programs import run_program
 from ftdist.run.file_names import ADAPTER_CONFIG
-from ftdist.run.rundir import RunDir, checkpoint_step, refuse_sweep
+from ftdist.run.rundir import RUN_CONFIG, RunDir, checkpoint_step, refuse_sweep
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def _model_folder(given: str) -> Path:
         ConfigError: there is no model. The message says what there is instead.
     """
     path, expected = Path(given), "a run directory with an export, or a Hugging Face model folder"
-    run = next((RunDir(place) for place in (path, *path.parents) if (place / "run.yaml").is_file()), None)
+    run = next((RunDir(place) for place in (path, *path.parents) if (place / RUN_CONFIG).is_file()), None)
     model = run.export if run and run.path == path else path
     if any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         return model

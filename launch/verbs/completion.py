@@ -23,7 +23,7 @@ from ftdist.config.data import SourceConfig
 from ftdist.config.resumable import CHANGEABLE, EVALUATED
 from ftdist.launch.config import keys as config_keys
 from ftdist.launch.verbs.table import VERBS, parser_of
-from ftdist.run.rundir import SWEEP_REQUEST, RunDir, checkpoint_step
+from ftdist.run.rundir import RUN_CONFIG, SWEEP_REQUEST, RunDir, checkpoint_step
 
 SCRIPTS = {
     # readline replaces only the text after its last word break (such as = and :), so the text before it is removed
@@ -52,7 +52,7 @@ compdef _ftdist ftdist""",
 complete -c ftdist -f -a '(ftdist _complete (commandline -cp) 2>/dev/null)'""",
 }
 
-PLACES = {"RUN_DIR": ["run.yaml"], "SWEEP_DIR": [SWEEP_REQUEST], "RUN_DIR|SWEEP_DIR": ["run.yaml", SWEEP_REQUEST]}
+PLACES = {"RUN_DIR": [RUN_CONFIG], "SWEEP_DIR": [SWEEP_REQUEST], "RUN_DIR|SWEEP_DIR": [RUN_CONFIG, SWEEP_REQUEST]}
 """By metavar of an argument: the files that a folder must hold to be offered for it."""
 
 OF_A_RUN: Dict[str, Sequence[str]] = {"eval": EVALUATED, "resume": CHANGEABLE}
@@ -150,7 +150,7 @@ def _values(
         steps = [str(checkpoint_step(path)) for place in words[:1] for path in RunDir(place).published_checkpoints()]
         return [name for name in ("last", "best", *steps) if name.startswith(word)]
     if argument.metavar == "RUN_DIR|MODEL":
-        return sorted({*places(word, "run.yaml"), *folders(word)})
+        return sorted({*places(word, RUN_CONFIG), *folders(word)})
     if argument.metavar == "DIR":
         return folders(word)
     return overrides(words, word, given, only) if argument.metavar == "OVERRIDE" else []

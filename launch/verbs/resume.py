@@ -124,7 +124,7 @@ def _check_not_paused(run: RunDir, config: RunConfig) -> None:
     """Check that a trial of a sweep would not pause again where it is.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: the trial would pause again.
     """
     status = run.read_status()
     if status.get("state") == PAUSED and status.get("step") in config.sweep.rungs:

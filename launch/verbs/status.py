@@ -20,7 +20,7 @@ from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status
 from ftdist.launch.runs.banner import cell
 from ftdist.launch.runs.liveness import observe, shown_state
 from ftdist.plan.goodput import goodput_of
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import RUN_CONFIG, RunDir
 
 WATCH_S = 5
 COLUMNS = ("run", "state", "step", "loss", "tokens/s", "goodput", "checkpoint")
@@ -119,14 +119,15 @@ def find_runs(place: Path) -> List[RunDir]:
         AccessError: The folder cannot be listed.
     """
     require_access(place)  # glob() finds nothing in a folder that it cannot list
-    if (place / "run.yaml").is_file():
+    if (place / RUN_CONFIG).is_file():
         return [RunDir(place)]
-    return [RunDir(config.parent) for depth in ("*", "*-sweep/*") for config in sorted(place.glob(f"{depth}/run.yaml"))]
+    depths = ("*", "*-sweep/*")
+    return [RunDir(config.parent) for depth in depths for config in sorted(place.glob(f"{depth}/{RUN_CONFIG}"))]
 
 
 def _unreadable(place: Path) -> List[Path]:
     """Return the folders in a folder of runs that this user may not read."""
-    found = [] if (place / "run.yaml").is_file() else [*place.glob("*"), *place.glob("*-sweep/*")]
+    found = [] if (place / RUN_CONFIG).is_file() else [*place.glob("*"), *place.glob("*-sweep/*")]
     return sorted(path for path in found if path.is_dir() and not os.access(path, os.R_OK | os.X_OK))
 
 

@@ -59,7 +59,7 @@ def train(args: argparse.Namespace) -> int:
     """Run one rank of a new run. Returns the exit code.
 
     Raises:
-        FtdistError: on rank 0 only.
+        FtdistError: the run cannot be started. Only rank 0 raises it.
     """
     started = time.monotonic()
     try:

@@ -265,7 +265,7 @@ def _check_size(launch: LaunchConfig, nodes: List[Node]) -> None:
     """Check that there are enough nodes with the CPUs of a job. Slurm would let some of these jobs wait forever.
 
     Raises:
-        ConfigError: there are not.
+        ConfigError: no node has so many CPUs, or fewer nodes than the job asks for have enough GPUs and CPUs.
     """
     asked, ranks = cpus_asked(launch) or 0, launch.nproc_per_node or 1
     fitting = [node for node in nodes if not node.cpus or node.cpus >= asked]
