@@ -160,9 +160,11 @@ def odd_values(fields: Mapping[str, Any], model_type: Any = None, place: str = "
             continue
         default = defaults.get(name)
         default = default if isinstance(default, (int, float)) and not isinstance(default, bool) else None
-        found = _problem(name, value, name in names, default, name in optional or name not in defaults)
+        found = _problem(str(name), value, name in names, default, name in optional or name not in defaults)
         if found:
-            yield OddValue(f"{place}{name}", value, *found)
+            expected, certain = found
+            own = made is not None and getattr(made, name, None) == value  # published configs may have it, too
+            yield OddValue(f"{place}{name}", value, expected, certain and not own)
     yield from _out_of_range(fields, place)
 
 

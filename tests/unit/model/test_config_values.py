@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
@@ -51,6 +52,13 @@ def test_the_field_its_value_and_what_is_expected_are_named(fields: Dict[str, An
     error = refused(**fields)
     assert found in error.found and expected in error.expected
     assert error.fix.startswith("correct model.config")
+
+
+def test_the_own_value_of_a_type_is_not_refused() -> None:
+    """The default of a type can be a value that other models cannot have. A key of a part can be a number."""
+    glm = CONFIG_MAPPING["glm5_next_text"]().to_dict()
+    assert glm["head_dim"] == 0 and not any(odd.certain for odd in odd_values({**glm, "id2label": {0: "no"}}))
+    assert any(odd.certain for odd in odd_values({**glm, "hidden_size": 0}))
 
 
 def test_the_file_of_a_folder_is_named(tmp_path: Path) -> None:
