@@ -45,7 +45,7 @@ def check_stop_when(
                           "train.stop_when.max_forgetting=0.1")  # fmt: skip
     if stop.max_forgetting is not None and not texts:
         raise ConfigError("train.stop_when.max_forgetting is set, but forgetting is not measured",
-                          "texts of the base model",
+                          "texts of the base model, on which forgetting is measured",
                           "report.forgetting.texts=32, or train.stop_when.max_forgetting=null")  # fmt: skip
     if stop == StopWhenConfig():
         return

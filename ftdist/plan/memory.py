@@ -1,8 +1,9 @@
 """The memory that the model states of one rank take: parameters, gradients and optimizer states.
 
-Activations, communication buffers and DeepSpeed's staging buffers for offload come on top and are not counted. Of what
-comes on top, there are functions for the attention scores of eager attention (``eager_attention_bytes``), for the
-module that ZeRO-3 gathers (``gathered_bytes``) and for the weights while a model is loaded (``loading_bytes``).
+Activations, communication buffers and DeepSpeed's staging buffers for offload are not counted in them. Three more
+functions return memory that is needed for a time in addition: for the scores of eager attention
+(``eager_attention_bytes``), for the module that ZeRO-3 gathers (``gathered_bytes``), and for the weights while a model
+is loaded (``loading_bytes``).
 The formula for users is in docs/step.md, "What ZeRO shards".
 """
 
