@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
-import psutil
 import torch
 
 from ftdist.base.counts import count
@@ -32,6 +31,7 @@ from ftdist.model.standin import (
     model_type_from_name,
     standin_config,
 )
+from ftdist.plan.disk import free_memory
 from ftdist.plan.kernels import run_on
 from ftdist.run.locations import model_location, tokenizer_location, tokenizer_revision
 from ftdist.run.prepared import template_text
@@ -193,7 +193,7 @@ def _real_model_fits(arch: Any, ranks: int, trial: Trial) -> bool:
     """Return whether the numbers can be checked on the real model. If not, a note says why."""
     parameters = count_parameters(arch)
     cuda = torch.cuda.is_available()
-    memory = torch.cuda.mem_get_info()[0] * ranks if cuda else psutil.virtual_memory().available
+    memory = torch.cuda.mem_get_info()[0] * ranks if cuda else free_memory()
     enough, needed = fits_in_memory(parameters, ranks, memory, optimizer_of(trial.steps_config.optim))
     if not enough:
         trial.notes.append(f"the real model does not fit on this machine: {needed}, {memory / 2**30:.1f} GiB are free")
