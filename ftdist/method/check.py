@@ -18,7 +18,7 @@ from typing import Dict, List, Tuple
 import torch
 from transformers import PreTrainedModel
 
-from ftdist.base.errors import EXIT_DONE
+from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
@@ -39,7 +39,8 @@ def check_run(config: RunConfig) -> ModelFacts:
     """Check the model of a config and its method, and return the facts about both.
 
     Raises:
-        ConfigError: The model cannot be fine-tuned, the method cannot be applied to it, or an adapter does not fit it.
+        ConfigError: The model cannot be fine-tuned, the method cannot be applied to it or trains nothing, or an adapter
+            does not fit it.
     """
     if config.optim.optimizer is OptimizerKind.adamw_8bit:
         import_bitsandbytes("optim.optimizer=adamw_8bit", "optim.optimizer=adamw")
@@ -54,6 +55,11 @@ def check_run(config: RunConfig) -> ModelFacts:
     if config.method.init_from:
         check_continued(model, config)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if not trained:
+        raise ConfigError(f"method={config.method.kind.name} trains no parameter: its settings name only parameters "
+                          f"that a {model.config.model_type} model never trains",
+                          "at least one parameter that can be trained",
+                          "name other parameters, or method=full")  # fmt: skip
     whole = sum(parameter.numel() for parameter in model.parameters())
     quantized = 0
     if config.method.facts.quantized:

@@ -11,6 +11,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.config.method import MethodKind
 from ftdist.config.schema import RunConfig
 from ftdist.method.check import check_run, main, method_on_meta, trained_table
+from ftdist.model.standin import default_model_config, whole_standin_config
 from ftdist.run.model_facts import describe_method, read_facts, write_facts
 from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.data_tools import data_config
@@ -111,6 +112,14 @@ def test_names_that_match_nothing_are_refused_before_anything_starts(settings: A
     with pytest.raises(ConfigError) as caught:
         check_run(small(**settings))
     assert found in caught.value.found and fix in caught.value.fix
+
+
+def test_a_method_that_would_train_nothing_is_refused(tmp_path: Path) -> None:
+    config = small(kind=MethodKind.partial, trainable=["expert_bias"])  # which only transformers' own code sets
+    arch = whole_standin_config(default_model_config("afmoe"), LLAMA["vocab_size"])
+    config.model.config, config.cache_dir = arch, str(tmp_path)
+    with pytest.raises(ConfigError, match="method=partial trains no parameter"):
+        check_run(config)
 
 
 def test_an_adapter_of_a_tied_head_is_refused_with_the_reason() -> None:
