@@ -234,8 +234,9 @@ def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:
     except Unfit as error:
         raise ConfigError(f"{_where(config)}: ftdist cannot find out whether {arch.model_type} can be fine-tuned on "
                           f"text alone: the small stand-in that it makes of the model {error.reason}",
-                          "a stand-in that can be built. The model is too large to try it itself", "use another model, "
-                          "or report the config.json of this one to the developers of ftdist") from error  # fmt: skip
+                          "a stand-in that can be built, because the model itself is too large to be tried",
+                          "use another model, or report the config.json of this one to the developers of "
+                          "ftdist") from error  # fmt: skip
     if problem:
         raise ConfigError(f"{_where(config)}: {arch.model_type} cannot be fine-tuned on text alone: {problem}",
                           "a model with a language part that reads text alone",

@@ -78,7 +78,7 @@ def choose_plan(
         else:
             found = ("ftdist makes a small stand-in of a model to find out how documents run through it, and that of "
                      f"{arch.model_type} {error.reason}")  # fmt: skip
-            expected = "a stand-in that can be trained. The model is too large to try it itself"
+            expected = "a stand-in that can be trained, because the model itself is too large to be tried"
             fix = "use another model, or report the config.json of this one to the developers of ftdist"
             raise with_cause(config, ConfigError(found, expected, fix)) from error
     return replace(choice, rejected=slower + choice.rejected)

@@ -240,7 +240,7 @@ def test_a_stand_in_that_is_of_no_use_is_not_blamed_on_the_model(
     monkeypatch.setattr(plan_choice, "standin_config", lambda *_: {**useless, **problem})
     with pytest.raises(ConfigError, match="ftdist makes a small stand-in of a model") as caught:
         choose_plan(_config(tmp_path), AutoConfig.for_model("llama"), CPU, torch.float32)
-    assert reason in caught.value.found and "too large to try it itself" in caught.value.expected
+    assert reason in caught.value.found and "the model itself is too large to be tried" in caught.value.expected
     assert choose_plan(_config(tmp_path), AutoConfig.for_model(**LLAMA), CPU, torch.float32).plan == BY_DOCUMENT
 
 
