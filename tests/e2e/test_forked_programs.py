@@ -1,5 +1,6 @@
 """A program that tests fork (tests/helpers/forkserver.py) cannot be told from one that starts an interpreter."""
 
+import ctypes
 import json
 import os
 import signal
@@ -127,3 +128,16 @@ def test_a_variable_that_a_library_reads_when_it_is_imported_starts_an_interpret
     for variables, forked in (({"FTDIST_SOME": "thing"}, True), ({"HF_ENDPOINT": "http://127.0.0.1:1"}, False)):
         done = ftdist("once", command=COMMAND, cwd=folder, **variables)
         assert json.loads(done.out)[0]["libraries"] is forked, variables
+
+
+def test_a_process_that_adopts_orphans_still_does_after_a_program_was_forked() -> None:
+    prctl, value, before = ctypes.CDLL(None).prctl, ctypes.c_int(), ctypes.c_int()
+    prctl(forkserver.PR_GET_CHILD_SUBREAPER, ctypes.byref(before))
+    try:
+        for adopts in (1, 0):
+            prctl(forkserver.PR_SET_CHILD_SUBREAPER, adopts)
+            assert ftdist("--help").code == 0
+            prctl(forkserver.PR_GET_CHILD_SUBREAPER, ctypes.byref(value))
+            assert value.value == adopts
+    finally:
+        prctl(forkserver.PR_SET_CHILD_SUBREAPER, before.value)

@@ -41,7 +41,7 @@ LIBRARIES = (
 OF_TORCHRUN = (forked.TORCHRUN, "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend")
 # ftdist sets TQDM_DISABLE for its programs, and tqdm reads it when it is imported. So does wandb with the last one.
 ENV = {"TQDM_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE", "WANDB_ERROR_REPORTING": "false"}
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 MESSAGE_BYTES = 1 << 20
 
 
@@ -161,13 +161,14 @@ def _fork_or_execute(*arguments: Any) -> int:
         message = pickle.dumps((program, call.prepare))
     except (pickle.PicklingError, AttributeError):  # its preexec_fn is not a function of a module
         return forked.execute(call)
-    prctl = ctypes.CDLL(None).prctl
+    prctl, before = ctypes.CDLL(None).prctl, ctypes.c_int()
+    prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before))  # a cluster of Slurm sets it for its lifetime
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         socket.send_fds(server.connection, [message], [*call.files, call.errpipe_write])
         pid = int.from_bytes(server.connection.recv(4), "little")
     finally:
-        prctl(PR_SET_CHILD_SUBREAPER, 0)
+        prctl(PR_SET_CHILD_SUBREAPER, before.value)
     assert pid, f"the fork server ended with {server.process.wait()}"
     return pid
 
