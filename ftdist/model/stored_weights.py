@@ -12,7 +12,6 @@ from ftdist.model.reasons import pickle_reason
 from ftdist.run.weight_files import (
     TRAINED_TYPES,
     check_names,
-    check_weight_files,
     is_safetensors,
     tensor_header,
     weight_files,
@@ -29,15 +28,14 @@ def stored_types(folder: Path) -> Dict[str, str]:
         ConfigError: A file is missing or damaged, holds something else than tensors, or has the names of a wrapped
             model.
     """
-    arch = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    check_weight_files(folder, arch)
+    files = weight_files(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     types: Dict[str, str] = {}
-    for file in weight_files(folder, arch):
+    for file in files:
         if is_safetensors(file):
             types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
         else:
             types.update((name, _name(tensor)) for name, tensor in _pickled_tensors(file).items())
-    check_names(types, weight_files(folder, arch)[0])
+    check_names(types, files[0])
     return types
 
 

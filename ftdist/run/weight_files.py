@@ -67,11 +67,9 @@ def untrained_types(folder: Path) -> Dict[str, str]:
     """Return the types of the tensors in a model's safetensors files that are not floating-point numbers of 16 bits or
     more, by name. Such a tensor can be a buffer. There is none if ``check_weight_files`` would refuse the folder."""
     types: Dict[str, str] = {}
-    with suppress(ConfigError, OSError, ValueError):
-        arch = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for file in weight_files(folder, arch):
-            if is_safetensors(file):
-                types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
+    with suppress(ConfigError, OSError):
+        for file in filter(is_safetensors, _accepted_files(folder)):
+            types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
     return {name: found for name, found in types.items() if found not in TRAINED_TYPES}
 
 
@@ -80,10 +78,16 @@ def pickled_files(folder: Path) -> List[List[Any]]:
 
     This module cannot read what is in them. There is none if ``check_weight_files`` would refuse the folder.
     """
-    with suppress(ConfigError, OSError, ValueError):
-        arch = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        files = [(file, file.stat()) for file in weight_files(folder, arch) if not is_safetensors(file)]
+    with suppress(OSError):
+        files = [(file, file.stat()) for file in _accepted_files(folder) if not is_safetensors(file)]
         return [[file.name, found.st_size, found.st_mtime_ns] for file, found in files]
+    return []
+
+
+def _accepted_files(folder: Path) -> List[Path]:
+    """Return the weights files of a folder. There is none if transformers would not find them."""
+    with suppress(ConfigError, OSError, ValueError):
+        return weight_files(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return []
 
 
