@@ -73,11 +73,11 @@ def ftdist(config: Any, folder: Path) -> Dict[str, Any]:
     """Take the steps of a run, as ``ftdist.train.loop`` does, on one rank."""
     import ftdist.train.main  # noqa: F401
     from tests.bench.subject import assemble_run, start_rank
-    from tests.bench.tax import _ftdist_step
+    from tests.bench.tax import ftdist_step
 
     libraries = peak_memory()
     training = assemble_run(config, folder / f"run-{config.method.kind.name}", start_rank(config))
-    found = timed(_ftdist_step(training))
+    found = timed(ftdist_step(training))
     return {**found, "trained": trained_numbers(training.engine.module), "libraries": libraries}
 
 
@@ -124,7 +124,7 @@ def train(config: Any, folder: Path) -> Dict[str, Any]:
     from ftdist.data.prepare import prepare as prepare_data
     from ftdist.train.evaluate import evaluate
     from tests.bench.subject import assemble_run, start_rank
-    from tests.bench.tax import _ftdist_step
+    from tests.bench.tax import ftdist_step
 
     prepare_data(config)
     training = assemble_run(config, folder / f"run-{config.method.kind.name}-{config.seed}", start_rank(config))
@@ -135,7 +135,7 @@ def train(config: Any, folder: Path) -> Dict[str, Any]:
                            training.tokenizer.pad_token_id) for name, dataset in training.heldout.items()
         }  # fmt: skip
 
-    before, step = heldout(), _ftdist_step(training)
+    before, step = heldout(), ftdist_step(training)
     losses = [step(index) for index in range(config.train.max_steps)]
     per_token = [{name: of.loss / of.weight for name, of in found.items()} for found in (before, heldout())]
     tokens = {name: of.weight for name, of in before.items()}

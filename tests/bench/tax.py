@@ -7,7 +7,7 @@ import time
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ftdist.config.schema import RunConfig
 from tests.bench.figures import Section, Spread, spread
@@ -71,7 +71,7 @@ def _on_rank(config: RunConfig, folder: Path, rounds: int) -> Dict[str, Any]:
     training = assemble_run(config, folder / f"zero{config.zero.stage}", ranks)
     twin = BareLoop(config, data, ranks, steps)
     shares: List[float] = []
-    loops = {"bare": bare.step, "ftdist": _ftdist_step(training, shares), "twin": twin.step}
+    loops = {"bare": bare.step, "ftdist": ftdist_step(training, shares), "twin": twin.step}
     wall, cpu, losses = _take_turns(loops, rounds)
     difference = _largest_difference(losses, ranks)
     return {
@@ -83,7 +83,7 @@ def _on_rank(config: RunConfig, folder: Path, rounds: int) -> Dict[str, Any]:
     }
 
 
-def _ftdist_step(training: Any, shares: List[float]) -> Step:
+def ftdist_step(training: Any, shares: Optional[List[float]] = None) -> Step:
     """One turn of ``ftdist.train.loop.train`` in which neither an evaluation nor a checkpoint is due.
 
     Args:
@@ -98,7 +98,8 @@ def _ftdist_step(training: Any, shares: List[float]) -> Step:
         training.state.tokens_seen += result.tokens
         training.state.trained_tokens += result.trained_tokens
         seconds, phases = time.perf_counter() - started, training.clock.end_step()
-        shares.append(phases["perf/data_s"] / seconds)
+        if shares is not None:
+            shares.append(phases["perf/data_s"] / seconds)
         loop._log_step(training, result, seconds, phases)
         return result.loss
 
