@@ -1,7 +1,7 @@
 """What a run cost, beside what training its model from zero would cost on the same devices."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 from ftdist.base.terminal import format_clock
 from ftdist.plan.goodput import Goodput
@@ -73,13 +73,18 @@ def cost_of(
         price: Price of a device for an hour.
         parameters: Number of parameters of the model, without adapters.
     """
+    device_s, devices = held_devices(goodput)
+    return Cost(tokens, flops, goodput.seconds.get(STEPS, 0.0), device_s, devices, price, parameters, pretraining)
+
+
+def held_devices(goodput: Goodput) -> Tuple[float, float]:
+    """Return the seconds in which the run held devices, times their number, and the mean number of devices."""
     known = [attempt.ranks for attempt in goodput.attempts if attempt.ranks]
     default = known[0] if known else 1
     held = [(attempt.ranks or default, sum(attempt.seconds.values()) - attempt.seconds.get(QUEUE, 0.0))
             for attempt in goodput.attempts]  # fmt: skip
     device_s, wall_s = sum(ranks * seconds for ranks, seconds in held), sum(seconds for _, seconds in held)
-    devices = device_s / wall_s if wall_s else float(default)
-    return Cost(tokens, flops, goodput.seconds.get(STEPS, 0.0), device_s, devices, price, parameters, pretraining)
+    return device_s, device_s / wall_s if wall_s else float(default)
 
 
 def describe_estimate(steps: int, flops: float, rate: float, devices: int, price: Optional[float]) -> str:

@@ -34,6 +34,12 @@ class Attempt:
     ranks: Optional[int] = None
     """Number of ranks."""
 
+    @property
+    def value(self) -> Optional[float]:
+        """The goodput of this attempt, from 0 to 1. None before the first record."""
+        total = sum(self.seconds.values())
+        return self.seconds.get(STEPS, 0.0) / total if total else None
+
 
 @dataclass
 class Goodput:
@@ -43,6 +49,8 @@ class Goodput:
     stopped_s: float = 0.0
     """Seconds between attempts in which nothing ran and nothing waited in a queue."""
     lost_steps: int = 0
+    saved_step: Optional[int] = None
+    """The step until which steps count, because the run has ended and its newest checkpoint is from then. None: all."""
 
     @property
     def seconds(self) -> Dict[str, float]:
@@ -64,20 +72,22 @@ class Goodput:
 
     def as_dict(self) -> Dict[str, Any]:
         """Return the goodput as a part of a report."""
-        attempts = [{**vars(attempt), "seconds": dict(attempt.seconds)} for attempt in self.attempts]
+        attempts = [{**vars(attempt), "seconds": dict(attempt.seconds), "goodput": attempt.value}
+                    for attempt in self.attempts]  # fmt: skip
         return {"goodput": self.value, "total_s": self.total_s, "seconds": self.seconds, "stopped_s": self.stopped_s,
                 "lost_steps": self.lost_steps, "attempts": attempts}  # fmt: skip
 
 
-def goodput_of(run: RunDir, alive: Optional[bool] = None) -> Goodput:
+def goodput_of(run: RunDir, alive: Optional[bool] = None, failing: bool = False) -> Goodput:
     """Return where the wall time of a run went. Runs of older versions have no records, and no attempts here.
 
     Args:
         alive: Whether the run is under way or waits in a queue. None: if it has not said that it ended, the time after
             its last record is not counted.
+        failing: Whether it is about to end without another checkpoint.
     """
     status = run.read_status()
-    ended = alive is False or timeline.PHASE_OF_STATE.get(status.get("state", "")) == ENDED
+    ended = failing or alive is False or timeline.PHASE_OF_STATE.get(status.get("state", "")) == ENDED
     saved = int(status.get("last_checkpoint_step") or 0) if ended else None
     return account(timeline.read(run.timeline), time.time() if alive else None, saved)
 
@@ -95,7 +105,7 @@ def account(records: Timeline, now: Optional[float], saved_step: Optional[int]) 
         saved_step: Step of the newest checkpoint of a run that has ended: later steps are lost. None: no step is lost
             as long as it is not done again.
     """
-    result = Goodput()
+    result = Goodput(saved_step=saved_step)
     kept = _kept_steps(records, saved_step)
     for number, record in enumerate(records):
         attempt = _attempt_of(result, record)

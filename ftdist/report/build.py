@@ -11,7 +11,7 @@ from ftdist.config.frozen import load_config
 from ftdist.plan.energy import energy_of
 from ftdist.plan.goodput import goodput_of
 from ftdist.report.cost import run_cost
-from ftdist.report.facts import facts_of
+from ftdist.report.facts import facts_of, resumes_of, tokens_until
 from ftdist.report.markdown import as_markdown
 from ftdist.report.moved import what_moved
 from ftdist.report.page_run import run_page
@@ -19,6 +19,8 @@ from ftdist.run.rundir import RunDir
 from ftdist.track.jsonl import to_json
 
 JSON, MARKDOWN = "report.json", "report.md"
+DEAD = "dead"
+"""The state in the report of a run that has not ended, but is not under way: its processes were killed."""
 
 
 def build_report(
@@ -31,24 +33,27 @@ def build_report(
         which: The checkpoint that is compared with the base model: ``last``, ``best`` or a step.
         price: Price of a device for an hour. None: that of the config.
         quick: Leave out what moved, which reads the whole model.
-        ending: The state that the run is about to have. Empty: the one that it has written.
-        reason: Why the run is about to have it.
+        ending: The state that the run is about to have, or ``DEAD``. Empty: the one that it has written.
+        reason: Why the run has it.
 
     Raises:
         CheckpointError: See ``what_moved``.
         ConfigError: There is no such checkpoint, or the config or the model cannot be read.
     """
-    config, goodput, moved = load_config(run.config), goodput_of(run, alive=True if ending else None), None
+    alive = ending != DEAD if ending else None
+    config, goodput, moved = load_config(run.config), goodput_of(run, alive, ending == "failed"), None
     facts = facts_of(run, config)
     if ending:
         facts |= {"state": ending, "reason": reason}
         for attempt in goodput.attempts[-1:]:
             attempt.state = ending
+    facts["faults"] += resumes_of(goodput.attempts)
     if not quick and (which != "last" or run.published_checkpoints()):
         checkpoint = run.find_checkpoint(which)
         with task(f"comparing {checkpoint.name} with the base model"):
             moved = what_moved(run, checkpoint, config)
-    cost = run_cost(run, config, goodput, facts["tokens"] or 0, price)
+    counted = tokens_until(run.read_metrics(), goodput.saved_step)  # as the time in steps that count
+    cost = run_cost(run, config, goodput, counted or 0, price)
     cost["energy"] = energy_of(run.energy, goodput)
     return dict(to_json({**facts, "moved": moved, "goodput": goodput.as_dict(), "cost": cost}))
 
@@ -72,6 +77,7 @@ def public_files(run: RunDir, report: Dict[str, Any]) -> Dict[str, str]:
     public = {
         **report,
         "documents": {},
+        "tasks": [{**task, "file": None} for task in report["tasks"]],
         "words": {**report["words"], "sets": {}, "missing": "the words of the data are not published"},
         "folder": "",
         "commands": commands,

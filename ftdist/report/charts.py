@@ -74,11 +74,12 @@ def xy_chart(words: Words, series: Sequence[Series], log_y: bool = False, zero: 
     lines = any(one.line for one in series)
     frame = _Frame(axis_of((x for x, _ in known), tight=lines, zero=zero), axis_of([*(y for _, y in known), *bars],
                    log=log_y, zero=zero), TOP + 18 * (_legend_rows(series) - 1))  # fmt: skip
+    height = frame.bottom + BOTTOM
     parts = [*_legend(series), *frame.draw(words)]
     drawn = list(enumerate(zip(series, points, strict=True)))
     for number, (one, found) in sorted(drawn, key=lambda entry: entry[1][0].marks):  # thin lines are behind the others
         parts += _draw_series(frame, one, found, number % STYLES)
-    return svg(words, HEIGHT, [*parts, *_labels(frame, series, points)])
+    return svg(words, height, [*parts, *_labels(frame, series, points)])
 
 
 def bar_chart(words: Words, parts: Dict[str, float]) -> str:
@@ -158,24 +159,29 @@ class _Frame:
     y_axis: Axis
     top: float
 
+    @property
+    def bottom(self) -> float:
+        """The area has the same height below a long list of names."""
+        return self.top + HEIGHT - TOP - BOTTOM
+
     def at(self, point: Point) -> Point:
         """Return the place of a point in the drawing."""
         return (LEFT + self.x_axis.place(point[0]) * (WIDTH - LEFT - RIGHT),
-                HEIGHT - BOTTOM - self.y_axis.place(point[1]) * (HEIGHT - BOTTOM - self.top))  # fmt: skip
+                self.bottom - self.y_axis.place(point[1]) * (self.bottom - self.top))  # fmt: skip
 
     def draw(self, words: Words) -> List[str]:
         """Return the grid, the ticks and the names of the axes."""
-        right, bottom, parts = WIDTH - RIGHT, HEIGHT - BOTTOM, []
+        right, bottom, parts = WIDTH - RIGHT, self.bottom, []
         for tick, label in zip(self.y_axis.ticks, self.y_axis.labels(), strict=True):
             y = self.at((self.x_axis.low, tick))[1]
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
             parts.append(_text(LEFT - 6, y + 4, label, "end"))
         for tick, label in zip(self.x_axis.ticks, self.x_axis.labels(), strict=True):
             x = self.at((tick, self.y_axis.low))[0]
-            parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v5"/>')
+            parts.append(f'<path class="grid" d="M{x:.1f} {bottom:g}v5"/>')
             parts.append(_text(min(x, right - CHARACTER * len(label) / 2 + 8), bottom + 18, label, "middle"))
-        parts.append(f'<path class="axis" d="M{LEFT} {self.top:g}V{bottom}H{right}"/>')
-        parts.append(_text((LEFT + right) / 2, HEIGHT - 6, words.x, "middle"))
+        parts.append(f'<path class="axis" d="M{LEFT} {self.top:g}V{bottom:g}H{right}"/>')
+        parts.append(_text((LEFT + right) / 2, bottom + BOTTOM - 6, words.x, "middle"))
         turned = f'transform="rotate(-90 11 {(self.top + bottom) / 2:.1f})"'
         return [*parts, _text(11, (self.top + bottom) / 2, words.y, "middle", turned)]
 
@@ -210,7 +216,7 @@ def _labels(frame: _Frame, series: Sequence[Series], points: Sequence[Sequence[O
              for at, label in reversed(list(zip(places, one.labels, strict=False))) if at is not None]  # fmt: skip
     marks = [at for one, places in zip(series, drawn, strict=True) if one.marks for at in places if at is not None]
     parts = []
-    for label in place_labels(texts, marks, Box(LEFT + 2, frame.top - 9, WIDTH, HEIGHT - BOTTOM)):
+    for label in place_labels(texts, marks, Box(LEFT + 2, frame.top - 9, WIDTH, frame.bottom)):
         if label.far:
             (x, y), (to_x, to_y) = label.point, label.end
             parts.append(f'<path class="lead" d="M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}"/>')

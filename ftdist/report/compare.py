@@ -7,15 +7,17 @@ from ftdist.report.facts import first_and_last
 from ftdist.report.summary import headline
 from ftdist.report.texts import drawable, finite, number, percent
 
-HEAD = ["run", "held-out set", "before", "after", "change", "forgetting", "moved", "goodput", "device-hours"]
+HEAD = ["run", "state", "held-out set", "before", "after", "change", "forgetting", "moved", "goodput", "device-hours"]
 """The columns of the comparison."""
+COMPARED_TEXT = ("Losses and forgetting in nats per token. In brackets: the 95 % interval of the change over documents."
+                 " Forgetting: ± one standard error.")  # fmt: skip
 ABSENT = "–"
 
 Report = Dict[str, Any]
 
 
 def compared(reports: Sequence[Report], names: Sequence[str]) -> List[List[str]]:
-    """Return the rows of the comparison, as texts: one for each run and held-out set.
+    """Return the rows of the comparison, as texts: one for each run and held-out set, and one for each other run.
 
     Args:
         names: What each run is called.
@@ -25,9 +27,10 @@ def compared(reports: Sequence[Report], names: Sequence[str]) -> List[List[str]]
         moved, goodput = (report["moved"] or {}).get("relative"), report["goodput"]["goodput"]
         shared = [_forgetting(report), *(ABSENT if value is None else percent(value) for value in (moved, goodput)),
                   number(report["cost"]["device_hours"])]  # fmt: skip
-        for heldout, points in report["heldout"].items():
-            before, after, change = first_and_last(points)
-            rows.append([name, heldout, before, after, change + _interval(report, heldout), *shared])
+        found = [[heldout, *first_and_last(points)] for heldout, points in report["heldout"].items()]
+        for heldout, before, after, change in found or [[ABSENT] * 4]:
+            rows.append([name, str(report["state"]), heldout, before, after, change + _interval(report, heldout),
+                         *shared])  # fmt: skip
     return rows
 
 
@@ -54,6 +57,28 @@ def pareto(points: Sequence[Optional[Tuple[float, float]]]) -> List[int]:
             best = loss
             found.append(which)
     return found
+
+
+def best_trade_offs(reports: Sequence[Report]) -> List[int]:
+    """Return the numbers of the runs on the line of the best trade-offs, see ``pareto``."""
+    points = trade_offs(reports)
+    return [number for number in pareto(points) if points[number]]
+
+
+def comparison(reports: Sequence[Report], names: Sequence[str]) -> Dict[str, Any]:
+    """Return the comparison as a value that JSON can hold.
+
+    Returns:
+        ``runs``: for each one its name, state, the numbers of ``headline``, ``forgetting_error``, and the intervals of
+        ``gain``. ``best_trade_offs``: the names of runs that no other one beats. ``settings``: those that differ, each
+        with its value in every run.
+    """
+    runs = [{"name": name, "state": report["state"], **headline(report),
+             "forgetting_error": finite(forgetting_error(report)), "heldout": report["gain"]}
+            for report, name in zip(reports, names, strict=True)]  # fmt: skip
+    settings = {key: [json.loads(value) for value in values] for key, *values in different_settings(reports)}
+    return {"runs": runs, "best_trade_offs": [names[number] for number in best_trade_offs(reports)],
+            "settings": settings}  # fmt: skip
 
 
 def different_settings(reports: Sequence[Report]) -> List[List[str]]:

@@ -1,10 +1,12 @@
 """What a run directory knows about its run: curves, answers, settings, faults, and the commands to repeat it."""
 
 import math
-from typing import Any, Dict, List, Optional, Tuple
+from itertools import pairwise
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ftdist.base.output import quoted_path
 from ftdist.config.schema import RunConfig
+from ftdist.plan.goodput import Attempt
 from ftdist.report.documents import changed_documents
 from ftdist.report.words import changed_words
 from ftdist.run.adapters import to_train_longer
@@ -13,36 +15,50 @@ from ftdist.run.prepared import GENERAL, is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.sample import joined
 from ftdist.run.task_results import read_results
-from ftdist.track.gain import forgets_too_much, gain_of
-from ftdist.track.report import answers, forgetting_curve, general_gain, heldout_losses, step_times
+from ftdist.track.gain import evaluations_of, forgets_too_much, gain_of
+from ftdist.track.report import answers, forgetting_curve, gain_curve, general_gain, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
 
 MAX_POINTS = 500
 """Maximum number of points of a curve in the report. metrics.jsonl has all."""
+ENDS = {"failed": "failed", "preempted": "was stopped", "paused": "paused at a rung", "done": "was done"}
+"""How an attempt ended, by its state."""
 SHOWN_FIELDS = ("set", "question", "before", "after", "reference")
 
 
 def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
     """Return the parts of the report that need no model."""
     status, records, best = run.read_status(), run.read_metrics(), run.best_checkpoint()
+    heldout, general = heldout_losses(run), heldout_losses(run, GENERAL)
     train = [[record["step"], record["train/loss"]] for record in records if {"train/loss", "step"} <= record.keys()]
-    seen = [record["train/tokens_seen"] for record in records if "train/tokens_seen" in record]
     return {
         "run": config.name, "folder": str(run.path), "state": status.get("state"), "reason": status.get("exit_reason"),
-        "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": seen[-1] if seen else None,
+        "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": tokens_until(records),
+        "gains": [list(point) for point in gain_curve(run)], "gain_of": config.train.best,
         "best": None if best is None else {"step": checkpoint_step(best), "loss": read_manifest(best)["eval_loss"]},
-        "heldout": {name: [list(point) for point in points] for name, points in heldout_losses(run).items()},
+        "heldout": {name: [list(point) for point in points] for name, points in heldout.items()},
+        "evaluations": evaluations_of(run, heldout | {f"{GENERAL}/{name}": one for name, one in general.items()}),
         "train": train[:: -(-len(train) // MAX_POINTS) or 1],
         **gain_and_forgetting(run, config), "general": general_gain(run),
-        "general_losses": {name: [list(point) for point in points]
-                           for name, points in heldout_losses(run, GENERAL).items()},
+        "general_losses": {name: [list(point) for point in points] for name, points in general.items()},
         "step_times": step_times(run),
-        "documents": changed_documents(run, config, heldout_losses(run)),
-        "words": changed_words(run, config, heldout_losses(run)), "tasks": read_results(run),
+        "documents": changed_documents(run, config, heldout), "words": changed_words(run, config, heldout),
+        "tasks": read_results(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "data": data_of(run, config), "settings": changed_settings(config), "faults": faults_of(run, records),
         "commands": commands_of(run, config),
     }  # fmt: skip
+
+
+def tokens_until(records: Sequence[Dict[str, Any]], step: Optional[int] = None) -> Optional[int]:
+    """Return the input tokens of the steps until ``step``, by the records of metrics.jsonl. None if it has none.
+
+    Args:
+        step: None: the newest one.
+    """
+    seen = [record["train/tokens_seen"] for record in records
+            if "train/tokens_seen" in record and (step is None or record["step"] <= step)]  # fmt: skip
+    return int(seen[-1]) if seen else None
 
 
 def data_of(run: RunDir, config: RunConfig) -> Optional[Dict[str, Any]]:
@@ -114,6 +130,15 @@ def faults_of(run: RunDir, records: List[Dict[str, Any]]) -> List[str]:
     for resume in resumes if isinstance(resumes, list) else []:
         found.append(f"resumed with other settings: {' '.join(map(str, resume.get('overrides', [])))}")
     return found
+
+
+def resumes_of(attempts: Sequence[Attempt]) -> List[str]:
+    """Return one line for each attempt after the first: how the one before it ended, and from where it went on."""
+    return [
+        f"attempt {before.number} {ENDS.get(before.state or '', 'was killed')}; attempt {after.number} "
+        + ("has not trained" if after.first_step is None else f"went on from step {after.first_step}")
+        for before, after in pairwise(attempts)
+    ]  # fmt: skip
 
 
 def commands_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:

@@ -4,13 +4,18 @@ import html
 import json
 import re
 from itertools import chain
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
+from ftdist.report.compare import COMPARED_TEXT, HEAD, best_trade_offs, compared, different_settings
 from ftdist.report.rows import (
+    ATTEMPT_HEAD,
+    DATA_HEAD,
     DOCUMENT_HEAD,
     DOCUMENT_TITLES,
+    EVALUATION_HEAD,
+    EVALUATION_TEXT,
     GAIN_HEAD,
     GAIN_TEXT,
     GENERAL_TEXT,
@@ -26,7 +31,9 @@ from ftdist.report.rows import (
     attempt_rows,
     cost_rows,
     cost_text,
+    data_rows,
     document_rows,
+    evaluation_rows,
     gain_rows,
     phase_rows,
     rarity_rows,
@@ -39,6 +46,7 @@ from ftdist.report.rows import (
 )
 from ftdist.report.summary import sentences
 from ftdist.report.texts import percent
+from ftdist.run.sample import printable
 
 MOST_CHANGED = 5
 """Number of documents and of words of a set that are listed of those that gained most, and of those that lost most."""
@@ -50,17 +58,31 @@ def as_markdown(report: Dict[str, Any]) -> str:
     """Return the text of report.md."""
     parts = (moved_lines(report["moved"]), cost_lines(report["cost"]), goodput_lines(report))
     lines = [f"# {plain(report['run'])}", "", *fact_lines(report), *task_lines(report["tasks"]),
-             *chain.from_iterable(parts), *origin_lines(report)]  # fmt: skip
+             *data_lines(report["data"]), *chain.from_iterable(parts), *origin_lines(report)]  # fmt: skip
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def comparison_as_markdown(title: str, reports: Sequence[Dict[str, Any]], names: Sequence[str]) -> str:
+    """Return the text of the comparison of several runs.
+
+    Args:
+        names: What each run is called.
+    """
+    settings = [[plain(cell) for cell in row] for row in different_settings(reports)]
+    best = ", ".join(plain(names[number]) for number in best_trade_offs(reports))
+    return "\n".join([
+        f"# {plain(title)}: {len(reports)} runs", "",
+        *table(HEAD, [[plain(cell) for cell in row] for row in compared(reports, names)]), COMPARED_TEXT, "",
+        *([f"No other run beats these in both gain and forgetting: {best}.", ""] if best else []),
+        *(["## Settings that differ", "", *table(["setting", *map(plain, names)], settings)] if settings else []),
+    ]).rstrip("\n") + "\n"  # fmt: skip
 
 
 def fact_lines(report: Dict[str, Any]) -> List[str]:
     """Return the summary, the held-out losses and the answers."""
     lines = [" ".join(sentences(report, plain)), ""]
-    if report["heldout"]:
-        rows = [[plain(name), str(step), f"{float(loss):.4f}"] for name, points in report["heldout"].items()
-                for step, loss in points]  # fmt: skip
-        lines += ["## Held-out loss", "", *table(["set", "step", "loss (nats per token)"], rows)]
+    if rows := [[plain(name), *cells] for name, *cells in evaluation_rows(report)]:
+        lines += ["## Evaluations", "", EVALUATION_TEXT, "", *table(EVALUATION_HEAD, rows)]
     if report["gain"]:
         rows = [[plain(name), *cells] for name, *cells in gain_rows(report["gain"])]
         lines += ["## Gain", "", GAIN_TEXT, "", *table(GAIN_HEAD, rows)]
@@ -108,6 +130,17 @@ def task_lines(tasks: List[Dict[str, Any]]) -> List[str]:
         return []
     rows = [[plain(name), *numbers] for name, *numbers in task_rows(tasks)]
     return ["## Tasks before and after", "", *table(TASK_HEAD, rows), TASK_TEXT, ""]
+
+
+def data_lines(data: Optional[Dict[str, Any]]) -> List[str]:
+    """Return the lines about the prepared data, with one sample."""
+    if not data:
+        return []
+    rows = [[plain(name), *cells] for name, *cells in data_rows(data)]
+    pieces = [["yes" if trained else "no", quoted(text)] for text, trained in data["sample"]]
+    sample = ["A sample, in pieces:", "", *table(["trained", "text"], pieces)] if pieces else []
+    warnings = [f"- Warning: {plain(warning)}" for warning in data["warnings"]]
+    return ["## Data", "", *table(DATA_HEAD, rows), *warnings, *[""][: len(warnings)], *sample]
 
 
 def origin_lines(report: Dict[str, Any]) -> List[str]:
@@ -181,7 +214,7 @@ def goodput_lines(report: Dict[str, Any]) -> List[str]:
         f"Goodput: {percent(goodput['goodput'])} of {format_seconds(total)} went into steps that count, in "
         f"{len(attempts)} attempt{several}{lost}.", "",
         *table(["phase", "time", "share"], phase_rows(goodput)),
-        *table(["attempt", "ranks", "steps", "time", "end"], attempt_rows(goodput)),
+        *table(ATTEMPT_HEAD, attempt_rows(goodput)),
         *_step_lines(report["step_times"]),
     ]  # fmt: skip
 
@@ -209,7 +242,7 @@ def plain(text: str) -> str:
 
 def quoted(value: Any) -> str:
     """Return Markdown that shows a value as JSON writes it: a text with its spaces and line breaks."""
-    return plain(json.dumps(value, ensure_ascii=not str(value).isprintable()))
+    return plain(printable(json.dumps(value, ensure_ascii=False)))
 
 
 def _row(cells: List[str]) -> str:

@@ -4,12 +4,17 @@ from typing import Any, Dict, Sequence
 from urllib.parse import quote
 
 from ftdist.report.charts import Series, Words, xy_chart
-from ftdist.report.compare import HEAD, compared, different_settings, forgetting_error, pareto, trade_offs
+from ftdist.report.compare import (
+    COMPARED_TEXT,
+    HEAD,
+    best_trade_offs,
+    compared,
+    different_settings,
+    forgetting_error,
+    trade_offs,
+)
 from ftdist.report.page import charts, document, figure, paragraph, section, shown, table
-from ftdist.report.page_run import loss_chart
-
-MAX_LINES = 12
-"""Number of runs whose losses are drawn."""
+from ftdist.report.page_run import MAX_LINES, loss_chart
 
 Report = Dict[str, Any]
 
@@ -27,8 +32,7 @@ def compare_page(title: str, reports: Sequence[Report], names: Sequence[str], pa
     settings = different_settings(reports)
     return document(f"{title}: {len(reports)} runs", [
         f"<header>\n<h1>{shown(title)}: {len(reports)} runs</h1>\n</header>",
-        section("Runs", [table("Runs compared", HEAD, rows), paragraph("Losses and forgetting in nats per token. In "
-                "brackets: the 95 % interval of the change over documents. Forgetting: ± one standard error.", "soft"),
+        section("Runs", [table("Runs compared", HEAD, rows), paragraph(COMPARED_TEXT, "soft"),
                 f"<ul>\n{links}</ul>"], "runs"),
         section("Charts", [charts([_trade(reports, names), *_losses(reports, names)])], "charts"),
         section("Settings that differ", [table("Settings that differ", ["setting", *names], settings) or
@@ -41,7 +45,7 @@ def _trade(reports: Sequence[Report], names: Sequence[str]) -> str:
     points = trade_offs(reports)
     if not any(points):
         return paragraph("Gain against forgetting: not measured.", "soft")
-    front = [number for number in pareto(points) if points[number]]
+    front = best_trade_offs(reports)
     nan = float("nan")
     found = [point or (nan, nan) for point in points]
     others = [number for number in range(len(points)) if number not in front]

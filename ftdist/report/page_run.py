@@ -9,8 +9,12 @@ from ftdist.report.charts import Series, Words, bar_chart, heat_map, xy_chart
 from ftdist.report.documents import SHOWN
 from ftdist.report.page import charts, details, document, figure, numbers, pairs, paragraph, section, shown, table
 from ftdist.report.rows import (
+    ATTEMPT_HEAD,
+    DATA_HEAD,
     DOCUMENT_HEAD,
     DOCUMENT_TITLES,
+    EVALUATION_HEAD,
+    EVALUATION_TEXT,
     GAIN_HEAD,
     GAIN_TEXT,
     GENERAL_TEXT,
@@ -26,7 +30,9 @@ from ftdist.report.rows import (
     attempt_rows,
     cost_rows,
     cost_text,
+    data_rows,
     document_rows,
+    evaluation_rows,
     gain_rows,
     rarity_rows,
     role_rows,
@@ -36,11 +42,13 @@ from ftdist.report.rows import (
     word_rows,
     word_text,
 )
-from ftdist.report.summary import headline, sentences
+from ftdist.report.summary import gains_of, headline, sentences
 from ftdist.report.texts import drawable, number, percent
 
 LOG_FACTOR = 20.0
 """Losses that differ by a larger factor have a logarithmic axis."""
+MAX_LINES = 12
+"""Number of held-out sets, or runs, whose losses are drawn."""
 MOST_MOVED = 20
 """Number of tensors that are listed. The JSON file has all."""
 
@@ -57,11 +65,11 @@ def run_page(report: Report) -> str:
 
 
 def gain_words(report: Report) -> List[str]:
-    """Return the gain of the first held-out set and what it means, for a box."""
-    gain, name = headline(report)["gain"], next(iter(report["heldout"]), "")
+    """Return the gain and what it means, for a box."""
+    gain = headline(report)["gain"]
     if gain is None:
         return ["not measured", "no held-out loss before and after"]
-    return [f"{gain:+.4f}", f"nats per token less loss on {name}"]
+    return [f"{gain:+.4f}", f"nats per token less loss on {gains_of(report)[0]}"]
 
 
 def _summary(report: Report) -> str:
@@ -101,17 +109,19 @@ def loss_chart(key: str, lines: Dict[str, List[List[Any]]], title: str, train: s
 def _curves(report: Report) -> str:
     general = {f"general text: {name}": points for name, points in report["general_losses"].items()}
     evaluated = {**report["heldout"], **general}
-    losses = {**evaluated, **({"training": report["train"]} if report["train"] else {})}
+    more = len(evaluated) - MAX_LINES
+    losses = {**dict(list(evaluated.items())[:MAX_LINES]), **({"training": report["train"]} if report["train"] else {})}
     forgetting, figures = report["forgetting"], []
-    rows = [[name, step, f"{drawable(loss):.4f}"] for name, points in evaluated.items() for step, loss in points]
     if losses:
+        left_out = f" {count(more, 'more set is', 'more sets are')} in the table." if more > 0 else ""
         figures.append(figure(loss_chart("loss", losses, "Loss over steps", "training"),
-                              "Loss of training, of the held-out sets, and of general texts."))  # fmt: skip
+                              f"Loss of training, of the held-out sets, and of general texts.{left_out}"))  # fmt: skip
     if forgetting:
         figures += [_forgetting_curve(forgetting), _trade(report)]
     missing = "" if forgetting else "Forgetting: not measured."
-    numbers = table("Losses of evaluations", ["set", "step", "loss (nats per token)"], rows)
-    parts = [charts(figures), paragraph(missing, "soft"), details("losses of evaluations as a table", numbers)]
+    numbers = table("All evaluations", EVALUATION_HEAD, evaluation_rows(report))
+    about = numbers and numbers + paragraph(EVALUATION_TEXT, "soft")
+    parts = [charts(figures), paragraph(missing, "soft"), details("all evaluations as a table", about)]
     return section("Curves", [*parts, _gains(report)], "curves")
 
 
@@ -127,12 +137,11 @@ def _forgetting_curve(forgetting: Dict[str, Any]) -> str:
 
 def _trade(report: Report) -> str:
     """Return gain against forgetting, a point for each evaluation."""
-    name = next(iter(report["heldout"]), "")
-    losses = {step: drawable(loss) for step, loss in report["heldout"].get(name, [])}
-    steps = [(step, drawable(kl)) for step, kl, _ in report["forgetting"]["curve"] if step in losses]
-    if 0 not in losses or len(steps) < 2:
+    name, gains = gains_of(report)
+    steps = [(step, drawable(kl)) for step, kl, _ in report["forgetting"]["curve"] if step in gains]
+    if len(steps) < 2:
         return ""
-    points = [(kl, losses[0] - losses[step]) for step, kl in steps]
+    points = [(kl, gains[step]) for step, kl in steps]
     words = Words("trade", "Gain against forgetting", f"{len(points)} evaluations; at the last one the gain is "
                   f"{points[-1][1]:.4g} and the forgetting {points[-1][0]:.4g} nats per token.",
                   "forgetting (nats per token)", "gain (nats per token)")  # fmt: skip
@@ -182,12 +191,10 @@ def _data(report: Report) -> str:
     data = report.get("data")
     if not data:
         return ""
-    head = ["", "documents", "tokens", "trained tokens", "dropped"]
-    rows = [[name, *(f"{one[key]:,}" for key in ("documents", "tokens", "trained")), f"{one['dropped']:,}"]
-            for name, one in data["sources"].items()]  # fmt: skip
     sample = "".join(f"<mark>{shown(text)}</mark>" if trained else shown(text) for text, trained in data["sample"])
     parts = [
-        table("Sources of data", head, rows), *(paragraph(f"Warning: {warning}") for warning in data["warnings"]),
+        table("Sources of data", DATA_HEAD, data_rows(data)),
+        *(paragraph(f"Warning: {warning}") for warning in data["warnings"]),
         '<p class="soft">A sample. The model is trained on the tokens that are underlined.</p>\n'
         f'<div class="tokens">{sample}</div>' if sample else "",
     ]  # fmt: skip
@@ -235,7 +242,7 @@ def _goodput(report: Report) -> str:
     return section("Where the time went", [
         figure(chart, f"Goodput {percent(goodput['goodput'])}: the share of {format_seconds(total)} in steps that "
                       f"count.{again}"),
-        table("Attempts", ["attempt", "ranks", "steps", "time", "end"], attempt_rows(goodput)),
+        table("Attempts", ATTEMPT_HEAD, attempt_rows(goodput)),
         details("phases of a step on rank 0 (mean)", table("Phases of a step", ["phase", "time", "share"],
                 step_rows(report["step_times"]))),
     ], "time")  # fmt: skip

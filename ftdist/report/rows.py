@@ -4,11 +4,17 @@ from typing import Any, Dict, List
 
 from ftdist.base.terminal import format_seconds
 from ftdist.report.texts import drawable, finite, interval, number, percent, share_with_interval
+from ftdist.run.prepared import GENERAL
+from ftdist.track.report import perplexity
 
 KINDS = {"matrix": "matrices", "embedding": "embeddings", "head": "head", "norm": "norms", "vector": "biases"}
 TASK_HEAD = ["task", "step", "measure", "questions", "base model", "trained model", "gained", "lost", "p"]
 TASK_TEXT = "In brackets: 95 % interval. p: McNemar's exact test on the same questions."
 
+EVALUATION_HEAD = ["set", "step", "loss", "perplexity", "token accuracy"]
+EVALUATION_TEXT = "Losses are in nats per token. In brackets: 95 % intervals (bootstrap over documents)."
+DATA_HEAD = ["", "documents", "tokens", "trained tokens", "dropped"]
+ATTEMPT_HEAD = ["attempt", "ranks", "steps", "time", "goodput", "end"]
 GAIN_HEAD = ["set", "measure", "before", "after", "change", "documents"]
 GAIN_TEXT = ("Means over tokens, losses and entropies in nats, with 95 % intervals (bootstrap over documents). The "
              "change is that of the same documents.")  # fmt: skip
@@ -94,6 +100,32 @@ def _counts_and_losses(one: Dict[str, Any]) -> List[str]:
     return [f"{one['times']:,}", f"{one['tokens']:,}", *losses]
 
 
+def evaluation_rows(report: Dict[str, Any]) -> Rows:
+    """Return the numbers of each held-out and general set at every evaluation. ``EVALUATION_HEAD`` names the
+    columns."""
+    known = {(name, one["step"]): one for name, found in report["evaluations"].items() for one in found}
+    kinds = (("", "", report["heldout"]), (f"{GENERAL}/", "general text: ", report["general_losses"]))
+    return [
+        [shown + name, str(step), *_evaluated(known.get((prefix + name, step), {}), loss)]
+        for prefix, shown, sets in kinds for name, points in sets.items() for step, loss in points
+    ]  # fmt: skip
+
+
+def _evaluated(one: Dict[str, Any], loss: Any) -> List[str]:
+    """Return loss, perplexity and accuracy of an evaluation; without intervals if its documents are not known."""
+    if not one:
+        return [f"{drawable(loss):.4f}", perplexity(drawable(loss)), ""]
+    value, low, high = (perplexity(drawable(one["loss"][part])) for part in ("value", "low", "high"))
+    accuracy = interval(one["accuracy"], share=True) if "accuracy" in one else ""
+    return [interval(one["loss"]), f"{value} ({low} to {high})", accuracy]
+
+
+def data_rows(data: Dict[str, Any]) -> Rows:
+    """Return the counts of each source of data. ``DATA_HEAD`` names the columns."""
+    return [[name, *(f"{one[key]:,}" for key in ("documents", "tokens", "trained", "dropped"))]
+            for name, one in data["sources"].items()]  # fmt: skip
+
+
 def gain_rows(gain: Dict[str, Any]) -> Rows:
     """Return the loss and each metric of each held-out set, before and after. ``GAIN_HEAD`` names the columns."""
     return [
@@ -150,11 +182,11 @@ def phase_rows(goodput: Dict[str, Any]) -> Rows:
 
 
 def attempt_rows(goodput: Dict[str, Any]) -> Rows:
-    """Return number, ranks, steps, time and end of each attempt."""
+    """Return a row for each attempt. ``ATTEMPT_HEAD`` names the columns."""
     return [
         [str(one["number"]), str(one["ranks"] or "?"),
          "" if one["first_step"] is None else f"{one['first_step']} to {one['last_step']}",
-         format_seconds(sum(one["seconds"].values())), one["state"] or "not known"]
+         format_seconds(sum(one["seconds"].values())), percent(one["goodput"] or 0.0), one["state"] or "not known"]
         for one in goodput["attempts"]
     ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The summary of a report: its main numbers, and about five sentences with them."""
 
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ftdist.base.counts import count
 from ftdist.base.terminal import format_seconds
@@ -17,13 +17,14 @@ def headline(report: Report) -> Dict[str, Optional[float]]:
     """Return the main numbers of a run. None: not measured.
 
     Returns:
-        ``gain``: how much the loss of the first held-out set fell, in nats per token. ``forgetting``: KL(base ‖ now) in
+        ``gain``: the last one of ``gains_of``. ``forgetting``: KL(base ‖ now) in
         nats per token at the last evaluation. ``goodput``: from 0 to 1. ``device_hours``. ``cost``: their price.
         ``energy_kwh``: None if it is not known of all machines and attempts.
     """
     curve = (report["forgetting"] or {}).get("curve") or []
+    gains = list(gains_of(report)[1].items())
     return {
-        "gain": fall_of(report, next(iter(report["heldout"]), "")),
+        "gain": finite(gains[-1][1]) if gains and gains[-1][0] > 0 else None,
         "forgetting": finite(curve[-1][1]) if curve else None,
         "goodput": finite(report["goodput"]["goodput"]), "device_hours": finite(report["cost"]["device_hours"]),
         "cost": finite(report["cost"]["price"]), "energy_kwh": energy_kwh(report),
@@ -37,13 +38,22 @@ def energy_kwh(report: Report) -> Optional[float]:
     return sum(known) if known and energy["complete"] else None
 
 
-def fall_of(report: Report, name: str) -> Optional[float]:
-    """Return how much the loss of a held-out set fell since before the first step, in nats per token."""
-    points = report["heldout"].get(name) or []
-    if len(points) < 2 or points[0][0] != 0:
-        return None
-    before, after = finite(points[0][1]), finite(points[-1][1])
-    return None if before is None or after is None else before - after
+def gains_of(report: Report) -> Tuple[str, Dict[int, float]]:
+    """Return how much the held-out loss has fallen at each evaluation since before the first step.
+
+    It is ``gain/loss`` of metrics.jsonl. Runs of earlier versions have none: it is then that of the first set.
+
+    Returns:
+        What is measured; and by step the gain in nats per token. Empty if it was not measured before the first step.
+    """
+    name, points = next(iter(report["heldout"].items()), ("", []))
+    losses = {step: drawable(loss) for step, loss in points}
+    if 0 not in losses:
+        return "", {}
+    if not report["gains"] or len(report["heldout"]) == 1:
+        return name, {step: losses[0] - loss for step, loss in losses.items()}
+    all_of_them = {0: 0.0, **{step: drawable(gain) for step, gain in report["gains"]}}
+    return report["gain_of"] or "all held-out sets", all_of_them
 
 
 def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
@@ -52,12 +62,15 @@ def sentences(report: Report, show: Callable[[str], str] = str) -> List[str]:
     Args:
         show: Makes a text from outside one of the format of the report.
     """
-    steps, tokens = f"{report['step']} of {count(report['max_steps'], 'step')}", report["tokens"]
+    tokens, most = report["tokens"], report["max_steps"]
+    steps = f"after {report['step'] or 0} of {count(most, 'step')}" if most else "before its first step"
     reason = f" ({show(report['reason'])})" if report["reason"] else ""
-    found = [f"The run is {show(str(report['state']))}{reason} after {steps}"
+    found = [f"The run is {show(str(report['state']))}{reason} {steps}"
              + (f" and {count(tokens, 'token')}." if tokens else ".")]  # fmt: skip
-    if (best := report["best"]) and best["step"] != report["step"]:
-        found.append(f"Its best checkpoint is that of step {best['step']} (held-out loss {best['loss']:.4f}).")
+    several = any(len(points) > 2 for points in report["heldout"].values())
+    if (best := report["best"]) and (best["step"] != report["step"] or several):
+        loss = f"held-out loss{' of ' + show(report['gain_of']) if report['gain_of'] else ''} {_nats(best['loss'])}"
+        found.append(f"Its best checkpoint is that of step {best['step']} ({loss}).")
     found += [_gain(report, name, show) for name in list(report["heldout"])[:MAX_SETS]]
     if (more := len(report["heldout"]) - MAX_SETS) > 0:
         found.append(f"The losses of {count(more, 'more held-out set')} are below.")

@@ -8,7 +8,7 @@ their differences decide how well the loss is known.
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -117,6 +117,40 @@ def gain_of(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, Dict[str, Any]]
     return found
 
 
+def evaluations_of(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, List[Dict[str, Any]]]:
+    """Return the numbers of each set at every evaluation whose documents are known, with their intervals.
+
+    Args:
+        losses: See ``gain_of``.
+
+    Returns:
+        For each set and evaluation ``step``, and ``value``, ``low`` and ``high`` of ``loss``, ``perplexity`` (the
+        exponentials of those of the loss) and each metric, such as ``accuracy``.
+    """
+    steps = sorted({step for points in losses.values() for step, _ in points})
+    found = {step: read_evaluation(run, step) for step in steps}
+    return {name: _with_intervals({step: found[step][name] for step, _ in points if name in found[step]})
+            for name, points in losses.items()}  # fmt: skip
+
+
+def _with_intervals(evaluations: Mapping[int, DocumentLosses]) -> List[Dict[str, Any]]:
+    """Return the numbers of one set, see ``evaluations_of``. Evaluations of the same documents share their draws."""
+    alike: Dict[bytes, List[int]] = {}
+    for step, one in evaluations.items():
+        alike.setdefault(one.weights.tobytes(), []).append(step)
+    rows: Dict[int, Dict[str, Any]] = {}
+    for steps in alike.values():
+        measures = [(step, name, sums) for step, one in ((step, evaluations[step]) for step in steps)
+                    for name, sums in {"loss": one.losses, **one.metrics}.items()]  # fmt: skip
+        intervals = intervals_of(np.stack([sums for *_, sums in measures]), evaluations[steps[0]].weights)
+        for (step, name, _), interval in zip(measures, intervals, strict=True):
+            rows.setdefault(step, {"step": step})[name] = asdict(interval)
+    for row in rows.values():
+        with np.errstate(over="ignore"):
+            row["perplexity"] = {part: float(np.exp(value)) for part, value in row["loss"].items()}
+    return [rows[step] for step in sorted(rows)]
+
+
 def compared_evaluations(run: RunDir, losses: Mapping[str, Any]) -> Dict[str, Tuple[DocumentLosses, DocumentLosses]]:
     """Return the first and the last evaluation of each set, if both are of the same documents. See ``gain_of``."""
     found = {}
@@ -144,20 +178,37 @@ def interval_of(losses: np.ndarray, tokens: np.ndarray, seed: int = 0) -> Interv
         losses: [documents] sums over the tokens of each document, of losses or of a metric.
         tokens: [documents] numbers of tokens. Documents without any are left out.
     """
-    losses, tokens = losses[tokens > 0], tokens[tokens > 0]
-    ratios = np.concatenate(list(_resampled(losses, tokens, np.random.default_rng(seed))))
+    return intervals_of(losses[None], tokens, seed)[0]
+
+
+def intervals_of(sums: np.ndarray, tokens: np.ndarray, seed: int = 0) -> List[Interval]:
+    """Return the interval of each of several measures of the same documents. See ``interval_of``.
+
+    Args:
+        sums: [measures, documents].
+    """
+    sums, tokens = sums[:, tokens > 0], tokens[tokens > 0]
+    added = np.vstack([sums, tokens]).T
+    with np.errstate(invalid="ignore"):  # a loss that is not finite gives no interval
+        drawn = np.concatenate([times @ added for times in _resampled(len(tokens), np.random.default_rng(seed))])
+        ratios = drawn[:, :-1] / drawn[:, -1:]
+        means = sums.sum(1) / tokens.sum()
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(ratios, (tail, 1 - tail)) if np.isfinite(ratios).all() else (np.nan, np.nan)
-    return Interval(float(losses.sum() / tokens.sum()), float(low), float(high))
+    found = []
+    for mean, values in zip(means, ratios.T, strict=True):
+        low, high = np.quantile(values, (tail, 1 - tail)) if np.isfinite(values).all() else (np.nan, np.nan)
+        found.append(Interval(float(mean), float(low), float(high)))
+    return found
 
 
-def _resampled(losses: np.ndarray, tokens: np.ndarray, draw: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield the ratio of the sums of drawn documents, ``RESAMPLES`` in all."""
-    left, most = RESAMPLES, max(1, CHUNK // len(losses))
+def _resampled(documents: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield how often each document is drawn, [draws, documents], ``RESAMPLES`` draws in all."""
+    left, most = RESAMPLES, max(1, CHUNK // documents)
     while left:
-        documents = draw.integers(0, len(losses), (min(left, most), len(losses)))
-        left -= len(documents)
-        yield losses[documents].sum(1) / tokens[documents].sum(1)
+        number = min(left, most)
+        drawn = draw.integers(0, documents, (number, documents)) + documents * np.arange(number)[:, None]
+        left -= number
+        yield np.bincount(drawn.ravel(), minlength=number * documents).reshape(number, documents).astype(np.float64)
 
 
 def forgets_too_much(

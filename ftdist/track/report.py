@@ -105,6 +105,16 @@ def forgetting_curve(run: RunDir) -> List[Tuple[int, float, float]]:
     return found
 
 
+def gain_curve(run: RunDir) -> List[Tuple[int, float]]:
+    """Return the step and ``gain/loss``, the fall of the held-out loss in nats per token, of every evaluation."""
+    found = []
+    for record in read_records(run.metrics):
+        if "gain/loss" in record and isinstance(record.get("step"), int):
+            with suppress(TypeError, ValueError):  # the tracker did not write this value
+                found.append((record["step"], float(record["gain/loss"])))
+    return found
+
+
 def forgetting_time(run: RunDir) -> Tuple[float, float]:
     """Return the seconds in which forgetting was measured (``FORGETTING_TIME``), and their share of the run."""
     found = [record[FORGETTING_TIME] for record in read_records(run.metrics) if FORGETTING_TIME in record]
@@ -115,13 +125,14 @@ def forgetting_time(run: RunDir) -> Tuple[float, float]:
 
 def step_times(run: RunDir) -> Dict[str, float]:
     """Return the mean of each ``perf/`` metric over all records of steps, without the prefix; empty without records.
+    Those of evaluations do not count.
 
     The first step is left out if there are others, because it takes longer.
     """
     found: Dict[str, List[float]] = {}
     for record in read_records(run.metrics):
-        for key, value in record.items():
-            if key.startswith("perf/") and key != FORGETTING_TIME and isinstance(value, (int, float)):
+        for key, value in record.items() if "perf/step_s" in record else ():
+            if key.startswith("perf/") and isinstance(value, (int, float)):
                 found.setdefault(key[len("perf/") :], []).append(float(value))
     return {name: fmean(values[1:] or values) for name, values in found.items()}
 

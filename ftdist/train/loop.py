@@ -10,6 +10,7 @@ import torch
 
 from ftdist.model.load import DTYPES
 from ftdist.parallel.device_memory import peak_memory_gib
+from ftdist.plan.cost import HOUR_S, held_devices
 from ftdist.plan.goodput import goodput_of
 from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import PAUSED
@@ -270,8 +271,9 @@ def _evaluate_all(training: Training) -> bool:
             write_evaluation(training.run, state.step, documents)
             heldout = {name: documents[name].token_losses for name in training.heldout}
             write_token_losses(training.run, state.step, heldout)
-        value = goodput_of(training.run, alive=True).value
-        goodput = {} if value is None else {"perf/goodput": value}
+        found = goodput_of(training.run, alive=True)
+        hours = held_devices(found)[0] / HOUR_S
+        goodput = {} if found.value is None else {"perf/goodput": found.value, "perf/device_hours": hours}
         training.tracker.log(state.step, {**metrics, **forgetting, **gain, **goodput, **times})
         if rows:
             training.tracker.samples(state.step, rows)

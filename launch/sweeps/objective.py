@@ -10,6 +10,8 @@ from ftdist.launch.sweeps.folder import Trial
 from ftdist.run.rundir import PAUSED, RunDir
 
 HELDOUT_LOSS = "held-out loss"
+GROWING = ("forgetting/kl", "perf/goodput", "perf/device_hours")
+"""Metrics that describe the whole run until an evaluation. The best value of all evaluations would be an early one."""
 ENDED = ("done", PAUSED)
 """States in which a trial has an objective."""
 
@@ -20,12 +22,15 @@ def objective_name(sweep: SweepConfig) -> str:
 
 
 def best_value(run: RunDir, sweep: SweepConfig) -> Optional[float]:
-    """Return the best value of the objective after at least one step. None before the first.
+    """Return the best value of the objective after at least one step; the newest one of ``GROWING``. None before the
+    first.
 
     Values from before the first step do not depend on the trial's settings. Values that are not finite are ignored.
     """
     after_a_step = [record for record in run.read_metrics() if int(record.get("step", 0)) >= 1]
     values = [value for record in after_a_step if (value := _value(record, sweep.objective)) is not None]
+    if sweep.objective in GROWING:
+        return values[-1] if values else None
     return (max if sweep.direction is Direction.maximize else min)(values, default=None)
 
 

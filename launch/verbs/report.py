@@ -5,6 +5,8 @@ import math
 from typing import List
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.launch.backends.base import DEAD
+from ftdist.launch.runs.liveness import observe
 from ftdist.launch.runs.programs import run_program
 from ftdist.launch.sweeps.folder import SweepDir
 from ftdist.run.rundir import RunDir
@@ -34,6 +36,10 @@ def report(args: argparse.Namespace) -> int:
             run.find_checkpoint(args.checkpoint)
     sweeps = [SweepDir(place) for place in args.run_dirs if SweepDir(place).exists]
     more = [*([] if args.price is None else ["--price", str(args.price)]), *["--quick"] * args.quick]
+    seen = observe([run.read_status() for run in runs])
+    more += [
+        word for run, one in zip(runs, seen, strict=True) if one.state == DEAD for word in ("--dead", str(run.path))
+    ]
     more += ["--compare", str(sweeps[0].path / COMPARED)] if len(args.run_dirs) == len(sweeps) == 1 else []
     run_program(["ftdist.report.main", "--checkpoint", args.checkpoint, *more, *(str(run.path) for run in runs)])
     return EXIT_DONE

@@ -82,6 +82,17 @@ def test_one_point_is_a_mark_also_on_a_line_without_marks() -> None:
     assert not paths(xy_chart(WORDS, [Series("a", [(n, n) for n in range(9)], marks=False)]), "mark")
 
 
+def test_many_long_names_make_the_drawing_higher_and_not_its_area_smaller() -> None:
+    few, many = (read(xy_chart(WORDS, [Series(f"{n}{'x' * 40}", [(0, n), (1, 2)]) for n in range(number)]))
+                 for number in (1, 14))  # fmt: skip
+    heights = [float(one.attrib["viewBox"].split()[3]) for one in (few, many)]
+    areas = [
+        next(path.attrib["d"] for path in one.iter("path") if path.attrib["class"] == "axis") for one in (few, many)
+    ]
+    ends = [list(map(float, re.findall(r"[\d.]+", area)[1:3])) for area in areas]
+    assert heights == [270, 270 + 13 * 18] and [low - high for high, low in ends] == [200, 200]
+
+
 def test_drawings_have_a_name_and_a_description_and_show_names_as_text() -> None:
     hostile = '</text><script>alert("1")</script>\x1b'
     series = [Series(hostile, [(0, 1), (1, 2)], labels=[hostile])]

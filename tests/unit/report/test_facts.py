@@ -9,8 +9,9 @@ import pytest
 
 from ftdist.config.frozen import dump_config
 from ftdist.data.prepare import prepare
+from ftdist.plan.goodput import Attempt, goodput_of
 from ftdist.report import main
-from ftdist.report.facts import changed_settings, data_of, facts_of
+from ftdist.report.facts import changed_settings, data_of, facts_of, resumes_of
 from ftdist.run.rundir import RunDir
 from ftdist.run.task_results import write_result
 from ftdist.track.gain import DocumentLosses, write_evaluation
@@ -64,6 +65,34 @@ def test_curves_faults_and_commands(tmp_path: Path) -> None:
     assert {"key": "optim.lr", "value": 0.5, "default": 1e-05} in found["settings"]
 
 
+def test_each_attempt_after_the_first_is_a_resume() -> None:
+    attempts = [Attempt(0, 0.0, {}, 0, 20), Attempt(1, 9.0, state="failed"), Attempt(2, 9.5, {}, 10, 30, "preempted"),
+                Attempt(3, 10.0, {}, 30, 40, "done")]  # fmt: skip
+    assert resumes_of(attempts) == [
+        "attempt 0 was killed; attempt 1 has not trained", "attempt 1 failed; attempt 2 went on from step 10",
+        "attempt 2 was stopped; attempt 3 went on from step 30",
+    ]  # fmt: skip
+
+
+def test_a_run_that_was_killed_is_dead_in_its_report_and_steps_after_its_checkpoint_are_lost(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "run", "model.config.num_hidden_layers=1", state="running", step=4, max_steps=9,
+                   last_checkpoint_step=2)  # fmt: skip
+    for second, phase, step in ((0, "loading", None), (10, "steps", 0), (50, "steps", 4)):
+        timeline = {"time": 1e9 + second, "attempt": 0, "phase": phase, "ranks": 2, "step": step}
+        with run.timeline.open("a") as file:
+            file.write(json.dumps({name: value for name, value in timeline.items() if value is not None}) + "\n")
+    assert main.main(["--quick", "--dead", str(run.path), str(run.path)]) == 0
+    report = json.loads((run.report / "report.json").read_text())
+    assert (report["state"], report["goodput"]["attempts"][0]["state"]) == ("dead", "dead")
+    assert report["goodput"]["seconds"] == {"loading": 10, "steps": 20, "lost": 20} and report["goodput"]["lost_steps"]
+    assert (report["tokens"], report["cost"]["tokens"]) == (400, 200), "the cost is that of the steps that count"
+    text = (run.report / "report.md").read_text()
+    assert "The run is dead (its processes ended without a word) after 4 of 9 steps" in text and "ftdist resume" in text
+    assert goodput_of(run, alive=True).lost_steps == 0 and goodput_of(run, True, failing=True).lost_steps == 2
+
+
 def test_the_data_of_a_run_has_its_counts_and_a_sample(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [chat("what?", "an answer"), chat("why?", "because")])
     config = data_config(tmp_path, f"data.sources.mine.path={source}")
@@ -100,9 +129,14 @@ def test_runs_are_reported_and_compared(tmp_path: Path, capsys: pytest.CaptureFi
     assert main.main(["--price", "3", *(str(run.path) for run in runs)]) == 0
     said = capsys.readouterr().out
     table = [line.split() for line in said.splitlines() if "docs" in line]
-    assert [row[1:5] for row in table] == [["docs", "3.0000", "2.5000", "-16.7"]] * 2 and said.count("report.html") == 2
+    assert [row[1:6] for row in table] == [["done", "docs", "3.0000", "2.5000", "-16.7"]] * 2 and said.count(
+        "report.html"
+    ) == 2
     page, pages = (runs[0].report / "report.html").read_text(), (runs[0].report / "compare.html").read_text()
     assert "<h1>mine</h1>" in page and 'href="../../b/report/report.html"' in pages and ">docs<" in pages
+    both = json.loads((runs[0].report / "compare.json").read_text())
+    assert [one["name"] for one in both["runs"]] == ["a", "b"] and "| b | done | docs | 3.0000 |" in (
+        runs[0].report / "compare.md").read_text()  # fmt: skip
     text = (runs[0].report / "report.md").read_text()
     assert "held-out loss of docs went from 3.0000 to 2.5000 (-16.7 %)" in text
     assert "| 4 | 0.2500 | 0.0100 |" in text

@@ -21,8 +21,11 @@ def _tensor(name: str, kind: str, relative: Any, rank: Any = None, exceeds: bool
 
 
 REPORT = {
-    "run": "a|b<script>", "folder": "/runs/a", "state": "done", "reason": "", "train": [], "data": None, "best": None,
-    "step": 4, "max_steps": 4, "tokens": 1234567,
+    "run": "a|b<script>", "folder": "/runs/a", "state": "done", "reason": "", "train": [], "best": None,
+    "data": {"sources": {"docs_": {"documents": 4635, "tokens": 464664, "trained": 228338, "dropped": 2}},
+             "warnings": ["a *warning*"], "sample": [["question <|x|>\n", False], ["答\u202e", True]]},
+    "gains": [], "gain_of": None, "evaluations": {"do<b>cs": [{"step": 4, "loss": {"value": 1.5, "low": 1.0, "high":
+    "nan"}, "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}]}, "step": 4, "max_steps": 4, "tokens": 1234567,
     "heldout": {"do<b>cs": [[0, 3.0], [4, 1.5]]}, "forgetting": None,
     "tasks": [{"task": "quiz<b>", "step": 4, "questions": 10, "measures": {"accuracy": {
         "base": {"share": 0.5, "low": 0.2366, "high": 0.7634}, "run": {"share": 0.8, "low": 0.49, "high": 0.943},
@@ -77,8 +80,8 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     assert "together differ from the base model by 1.23 % of its norm (‖ΔW‖/‖W‖), the matrices by 2 %." in text
     assert {"| matrices | 2 % |", "| norms | 0 |", "| biases | new |", "| 1 | 30 % |"} <= set(lines)
     assert "Goodput: 50 % of 2:30 went into steps that count, in 2 attempts; 4 steps were done again" in text
-    assert {"| queue | 50.0 s | 33.3 % |", "| lost | 15.0 s | 10 % |", "| 0 | 2 | 0 to 9 | 1:40 | failed |",
-            "| 1 | ? |  | 50.0 s | not known |"} <= set(lines)  # fmt: skip
+    assert {"| queue | 50.0 s | 33.3 % |", "| lost | 15.0 s | 10 % |", "| 0 | 2 | 0 to 9 | 1:40 | 75 % | failed |",
+            "| 1 | ? |  | 50.0 s | 0 | not known |"} <= set(lines)  # fmt: skip
     assert {
         "| do&lt;b&gt;cs | loss | 3.0000 (2.5000 to 3.5000) | 1.5000 (1.0000 to nan) | -1.5000 (-1.7500 to -1.2500) | "
         "1,200 |",
@@ -92,6 +95,9 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
             "| do&lt;b&gt;cs | never | 1 | 1,200 | 2,400 | 3.0000 | 1.0000 | -2.0000 |",
             "| do&lt;b&gt;cs | tool call | 7 | 1,100 | 3.0000 (2.5000 to 3.5000) | 1.0000 (0.5000 to 1.5000) "
             "| -2.0000 (-2.5000 to -1.5000) |"} <= set(lines)  # fmt: skip
+    assert {"| do&lt;b&gt;cs | 0 | 3.0000 | 20.09 |  |",
+            "| do&lt;b&gt;cs | 4 | 1.5000 (1.0000 to nan) | 4.48 (2.72 to nan) | 50.00 % (40.00 to 60.00) |",
+            "| general text: built&lt;b&gt;in | 9 | 2.2500 | 9.49 |  |"} <= set(lines)  # fmt: skip
     assert r"at least 5 times" in text and "Of do&lt;b&gt;cs, the first 10 of 1,000 documents were read." in text
     assert ("The loss on general text went from 2.0000 to 2.2500 (built&lt;b&gt;in; 95 % interval of the change: "
             "+0.1250 to +0.3750).") in text  # fmt: skip
@@ -105,6 +111,9 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     assert "1e+12 FLOPs a second on all devices" in text and "0.00015 % of the operations of pretraining" in text
     assert ("| quiz&lt;b&gt; | 4 | accuracy | 10 | 50.0 % (23.7 to 76.3) | 80.0 % (49.0 to 94.3) | 4 | 1 | 0.38 |"
             in lines)  # fmt: skip
+    assert r"| docs\_ | 4,635 | 464,664 | 228,338 | 2 |" in lines and "- Warning: a \\*warning\\*" in lines
+    assert {r'| no | "question \<\|x\|\>\\n" |'.replace(r"\<", "&lt;").replace(r"\>", "&gt;"),
+            '| yes | "答\\\\u202e" |'} <= set(lines)  # fmt: skip
     assert "## Tasks" not in as_markdown({**REPORT, "tasks": []})
     assert "````\nftdist train ```<x>\nftdist resume x\n````\n" in text
     first = next(number for number, line in enumerate(lines) if line.startswith("| layers.1"))

@@ -8,10 +8,11 @@ from typing import Any, Dict, List
 
 from ftdist.plan.goodput import Goodput
 from ftdist.report.build import public_files
-from ftdist.report.compare import compared, different_settings, pareto
+from ftdist.report.compare import compared, comparison, different_settings, pareto
+from ftdist.report.markdown import comparison_as_markdown, plain
 from ftdist.report.page_compare import compare_page
 from ftdist.report.page_run import run_page
-from ftdist.report.summary import headline
+from ftdist.report.summary import gains_of, headline
 from ftdist.run.rundir import RunDir
 from tests.helpers.browser import look, needs_browser
 from tests.unit.report.test_markdown import REPORT
@@ -80,6 +81,16 @@ def hostile(**changes: Any) -> Dict[str, Any]:
     return report | changes
 
 
+def test_the_gain_of_several_sets_is_that_of_metrics_jsonl() -> None:
+    points = {"a": [[0, 3.0], [2, 2.5], [4, 2.0]], "b": [[0, 2.0], [2, 2.0], [4, 2.0]]}
+    report = hostile(heldout=points, gains=[[2, 0.125], [4, 0.25]])
+    assert gains_of(report) == ("all held-out sets", {0: 0.0, 2: 0.125, 4: 0.25}) and headline(report)["gain"] == 0.25
+    assert "at the last one the gain is 0.25 and the forgetting 0.25" in run_page(report)
+    assert gains_of(report | {"gain_of": "b"})[0] == "b"
+    assert gains_of(report | {"gains": []}) == ("a", {0: 0.0, 2: 0.5, 4: 1.0}), "a run of an earlier version"
+    assert gains_of(report | {"heldout": {"a": [[2, 2.5], [4, 2.0]]}}) == ("", {}), "not measured before the first step"
+
+
 def tags(page: str) -> List[str]:
     return re.findall(r"<\s*([a-zA-Z]+)", page)
 
@@ -99,10 +110,14 @@ def test_the_page_has_the_facts_of_the_report() -> None:
 def test_what_was_not_measured_is_said() -> None:
     report = hostile(forgetting=None, gain={}, general={}, documents={}, moved=None, data=None,
                      words={"sets": {}, "min_times": 5, "missing": "nothing was evaluated"})  # fmt: skip
-    report |= {"heldout": {}, "train": [], "answers": [], "faults": []}
+    report |= {"heldout": {}, "train": [], "answers": [], "faults": [], "step": None, "max_steps": None, "tokens": None}
     report["goodput"] = Goodput().as_dict()
     page = run_page(report)
-    assert "Forgetting: not measured." in page and "Forgetting was not measured." in page
+    assert (
+        " before its first step." in page
+        and "Forgetting: not measured." in page
+        and "Forgetting was not measured." in page
+    )
     assert "Not known: nothing was evaluated." in page
     assert "Not compared: ftdist report RUN_DIR" in page and "Where the time went is not known." in page
     assert 'id="data"' not in page and 'id="answers"' not in page and "<p>None.</p>" in page
@@ -138,7 +153,17 @@ def test_runs_are_compared_with_intervals_and_their_best_trade_offs() -> None:
         for loss, lost, rate in [(2.0, 0.3, 1e-4), (2.5, 0.1, 1e-5), (2.2, 0.4, 1e-4)]]  # fmt: skip
     rows = compared(runs, ["a", "b", "c"])
     change = "-33.3 % (-53.3 to -46.7 %)"
-    assert rows[0] == ["a", "docs", "3.0000", "2.0000", change, "0.3000 ± 0.0100", "1.23 %", "50 %", "2"]
+    assert rows[0] == ["a", "done", "docs", "3.0000", "2.0000", change, "0.3000 ± 0.0100", "1.23 %", "50 %", "2"]
+    assert compared([runs[0] | {"heldout": {}, "state": "failed"}], ["x"]) == [
+        ["x", "failed", *["–"] * 4, "0.3000 ± 0.0100", "1.23 %", "50 %", "2"]
+    ], "a run without held-out data has a row"
+    found = comparison(runs, ["a", "b", "c"])
+    assert found["best_trade_offs"] == ["b", "a"] and found["settings"] == {"optim.lr": [0.0001, 1e-5, 0.0001]}
+    assert found["runs"][1].items() >= {"name": "b", "gain": 0.5, "forgetting": 0.1, "forgetting_error": 0.01}.items()
+    text = comparison_as_markdown("sw<e>ep", runs, ["a", "b", "c*"])
+    assert "# sw&lt;e&gt;ep: 3 runs\n" in text and "| optim.lr | 0.0001 | 1e\\-05 | 0.0001 |" in text
+    assert rf"| a | done | docs | 3.0000 | 2.0000 | {plain(change)} |" in text
+    assert "No other run beats these in both gain and forgetting: b, a." in text
     assert different_settings(runs) == [["optim.lr", "0.0001", "1e-05", "0.0001"]]
     page = compare_page("sweep", runs, ["a", "b", "c"], ["a/report.html", "b c.html", "c.html"])
     assert "The best trade-offs: b: gain 0.5, forgetting 0.1; a: gain 1, forgetting 0.3." in page

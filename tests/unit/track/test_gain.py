@@ -10,6 +10,7 @@ from ftdist.run.rundir import RunDir
 from ftdist.track.gain import (
     DocumentLosses,
     evaluation_file,
+    evaluations_of,
     forgets_too_much,
     gain_of,
     interval_of,
@@ -38,6 +39,31 @@ def test_the_loss_is_a_ratio_of_sums_and_documents_without_tokens_do_not_count()
     found = interval_of(np.array([8.0, 1.0, 0.0]), np.array([2.0, 1.0, 0.0]))
     assert (found.value, found.low, found.high) == (3.0, 1.0, 4.0)
     assert np.isnan(interval_of(np.array([np.nan, 1.0]), np.array([1.0, 1.0])).low)
+
+
+def test_each_evaluation_has_the_interval_of_its_own_documents(tmp_path: Path) -> None:
+    run, draw = RunDir(tmp_path), np.random.default_rng(3)
+    (losses, tokens), (others, fewer) = _documents(draw, 50, 3.0), _documents(draw, 20, 2.0)
+    for step, of_a in ((0, losses), (2, losses / 2), (4, losses / 4)):
+        sets = {
+            "a": DocumentLosses(of_a, tokens, {"accuracy": tokens / 4}),
+            "b": DocumentLosses(others, fewer, {"accuracy": fewer}),
+        }
+        write_evaluation(run, step, sets if step else {"a": sets["a"]})
+    (run.evaluations / "step-00000004.npz").write_bytes(b"damaged")
+    points = [(step, 1.0) for step in (0, 2, 4)]
+    found = evaluations_of(run, {"a": points, "b": points, "c": points})
+    assert [[one["step"] for one in found[name]] for name in "abc"] == [[0, 2], [2], []]
+    alone = interval_of(losses / 2, tokens)
+    assert found["a"][1]["loss"] == pytest.approx(vars(alone)) and found["a"][1]["accuracy"]["low"] == 0.25
+    assert found["a"][1]["perplexity"]["high"] == pytest.approx(np.exp(alone.high))
+    assert (
+        found["b"][0]["loss"] == pytest.approx(vars(interval_of(others, fewer)))
+        and found["b"][0]["accuracy"]["high"] == 1
+    )
+    by_hand = np.random.default_rng(0).integers(0, 50, (1000, 50))
+    ratios = losses[by_hand].sum(1) / tokens[by_hand].sum(1)
+    assert found["a"][0]["loss"]["low"] == pytest.approx(np.quantile(ratios, 0.025))
 
 
 def test_the_change_is_paired_by_document(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_ended_well(
 
 
 RECORDS = [{"step": 0, "train/x": 9.0}, {"step": 1, "train/x": math.nan},
-           {"step": 1, "train/x": 2.0, "eval/a/loss": 1.0, "eval/b/loss": 3.0},
-           {"step": 2, "train/x": 4.0, "train/text": "a"}, {"step": 3, "train/x": math.inf}]  # fmt: skip
+           {"step": 1, "train/x": 2.0, "eval/a/loss": 1.0, "eval/b/loss": 3.0, KL: 0.25},
+           {"step": 2, "train/x": 4.0, "train/text": "a", KL: 0.5}, {"step": 3, "train/x": math.inf}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ RECORDS = [{"step": 0, "train/x": 9.0}, {"step": 1, "train/x": math.nan},
         ("eval/b/loss", "minimize", 3.0, 3.0, ": eval/b/loss 3"),
         ("train/x", "minimize", 2.0, 2.0, ": train/x 2"),
         ("train/x", "maximize", 4.0, -4.0, ": train/x 4"),
+        (KL, "minimize", 0.5, 0.5, ": forgetting/kl 0.5"),  # the newest one: it grows with every step
         ("train/text", "minimize", None, math.inf, ""),
     ],
 )

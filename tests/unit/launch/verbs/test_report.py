@@ -1,5 +1,6 @@
 """The verb ``report``: which runs are reported, and where they are compared."""
 
+import platform
 from pathlib import Path
 from typing import List
 
@@ -32,3 +33,7 @@ def test_the_trials_of_a_sweep_that_have_begun_are_compared(here: Path, monkeypa
         "ftdist.report.main", "--checkpoint", "last", "--quick", page[0], str(here / page[1]), first, second
     ]  # fmt: skip
     assert cli.dispatch(["report", "sweep/000", "sweep/002"]) == 0 and "--compare" not in started[1]
+    runs[2].write_status(state="running", host=platform.node(), pid=2**22 + 1)
+    assert cli.dispatch(["report", "sweep/000", "sweep/002"]) == 0
+    dead = started[2].index("--dead")
+    assert started[2][dead + 1] == started[2][-1] and started[2].count("--dead") == 1 and "--dead" not in started[1]
