@@ -42,11 +42,9 @@ def build_report(
     """
     alive = ending != DEAD if ending else None
     config, goodput, moved = load_config(run.config), goodput_of(run, alive, ending == "failed"), None
-    facts = facts_of(run, config)
-    if ending:
-        facts |= {"state": ending, "reason": reason}
-        for attempt in goodput.attempts[-1:]:
-            attempt.state = ending
+    facts = facts_of(run, config, ending, reason)
+    for attempt in goodput.attempts[-1:] if ending else []:
+        attempt.state = ending
     facts["faults"] += resumes_of(goodput.attempts)
     if not quick and (which != "last" or run.published_checkpoints()):
         checkpoint = run.find_checkpoint(which)

@@ -1,10 +1,12 @@
 """What a run directory knows about its run: curves, answers, settings, faults, and the commands to repeat it."""
 
 import math
+import re
 from itertools import pairwise
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ftdist.base.output import quoted_path
+from ftdist.base.shell import shell_word
 from ftdist.config.schema import RunConfig
 from ftdist.plan.goodput import Attempt
 from ftdist.report.documents import changed_documents
@@ -23,14 +25,23 @@ MAX_POINTS = 500
 """Maximum number of points of a curve in the report. metrics.jsonl has all."""
 ENDS = {"failed": "failed", "preempted": "was stopped", "paused": "paused at a rung", "done": "was done"}
 """How an attempt ended, by its state."""
+REPLACED_WITH_MODEL = ("path", "hub", "builtin", "config", "revision", "adapter", "tokenizer", "tokenizer_revision",
+                       "new_special_tokens")  # fmt: skip
+"""Settings of the model that its export holds already."""
 SHOWN_FIELDS = ("set", "question", "before", "after", "reference")
 
 
-def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
-    """Return the parts of the report that need no model."""
+def facts_of(run: RunDir, config: RunConfig, ending: str = "", reason: str = "") -> Dict[str, Any]:
+    """Return the parts of the report that need no model.
+
+    Args:
+        ending: See ``ftdist.report.build.build_report``. reason: The same.
+    """
     status, records, best = run.read_status(), run.read_metrics(), run.best_checkpoint()
     heldout, general = heldout_losses(run), heldout_losses(run, GENERAL)
     train = [[record["step"], record["train/loss"]] for record in records if {"train/loss", "step"} <= record.keys()]
+    if ending:
+        status |= {"state": ending, "exit_reason": reason}
     return {
         "run": config.name, "folder": str(run.path), "state": status.get("state"), "reason": status.get("exit_reason"),
         "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": tokens_until(records),
@@ -46,7 +57,7 @@ def facts_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
         "tasks": read_results(run),
         "answers": [{name: row.get(name) for name in SHOWN_FIELDS} for row in answers(run)],
         "data": data_of(run, config), "settings": changed_settings(config), "faults": faults_of(run, records),
-        "commands": commands_of(run, config),
+        "commands": commands_of(run, config, status.get("state")),
     }  # fmt: skip
 
 
@@ -141,14 +152,25 @@ def resumes_of(attempts: Sequence[Attempt]) -> List[str]:
     ]  # fmt: skip
 
 
-def commands_of(run: RunDir, config: RunConfig) -> Dict[str, Any]:
+def commands_of(run: RunDir, config: RunConfig, state: Optional[str]) -> Dict[str, Any]:
     """Return the commands that repeat a run and that go on from it, and the versions that it ran with."""
     origin, place = run.read_provenance(), quoted_path(run.path)
-    if run.read_status().get("state") != "done":
-        further = f"ftdist resume {place}"
-    else:
-        further = f"ftdist train {to_train_longer(config, str(run.path))}"
+    further = command_to_train_longer(run, config) if state == "done" else f"ftdist resume {place}"
     return {"repeat": origin.get("command"), "folder": origin.get("cwd"), "continue": further, **public_facts(origin)}
+
+
+def command_to_train_longer(run: RunDir, config: RunConfig) -> str:
+    """Return the command of a new run that goes on from the export of a finished one: that of the run, with another
+    model. If its overrides are not known, "…" stands for them.
+    """
+    more, argv = to_train_longer(config, str(run.path)), run.read_provenance().get("argv")
+    if not isinstance(argv, list) or argv[1:2] not in (["train"], ["demo"]) or {"-m", "--multirun"} & set(argv):
+        return f"ftdist train … {more}"
+    replaced = r"run_dir|method|method\.init_from" if more.startswith("method") else "run_dir"
+    if more.startswith("model"):
+        replaced += rf"|model|model\.({'|'.join(REPLACED_WITH_MODEL)})(\..*)?"
+    kept = [word for word in argv[2:] if not re.fullmatch(replaced, word.lstrip("+~").partition("=")[0])]
+    return " ".join(["ftdist", argv[1], *map(shell_word, kept), more])
 
 
 def _flat(tree: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:

@@ -54,6 +54,7 @@ def test_the_report_is_written_before_the_tracker_is_closed_unless_it_is_off(run
         return
     assert said[0] == "The run is done after 4 of 4 steps and 400 tokens."
     report = json.loads((run.report / "report.json").read_text())
+    assert report["commands"]["continue"].startswith("ftdist train "), "a run that is done cannot be resumed"
     assert report["state"] == "done" and run.read_status()["state"] == "running" and report["moved"] is None
     assert told == [{"gain": 0.5, "forgetting": 0.25, "goodput": 0.0, "device_hours": report["cost"]["device_hours"],
                      "cost": report["cost"]["price"]}]  # fmt: skip
@@ -74,7 +75,7 @@ def test_a_run_that_fails_has_a_report_with_its_error_and_no_secret(run: RunDir)
     report = json.loads((run.report / "report.json").read_text())
     assert (report["state"], report["goodput"]["attempts"][-1]["state"]) == ("failed", "failed") and len(told) == 1
     assert report["reason"].startswith("out of memory") and "aaaa" not in report["reason"] + run.report_page.read_text()
-    assert run.read_status()["state"] == "running"
+    assert run.read_status()["state"] == "running" and report["commands"]["continue"].startswith("ftdist resume ")
 
 
 def test_a_report_that_hangs_does_not_keep_a_failed_run(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

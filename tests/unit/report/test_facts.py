@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, List
 
 import numpy as np
 import pytest
@@ -63,6 +63,25 @@ def test_curves_faults_and_commands(tmp_path: Path) -> None:
     )
     assert found["commands"]["continue"] == f"ftdist resume {run.path}"
     assert {"key": "optim.lr", "value": 0.5, "default": 1e-05} in found["settings"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "method", "command"),
+    [
+        (["train", "experiment=x", "model=hub", "model.hub=a/b", "+model.config.x=1", "model.attention=rows", "a=b c"],
+         [], "train experiment=x model.attention=rows 'a=b c' model=folder model.path={run}/export"),
+        (["demo", "method=lora", "method.r=8", "run_dir=y"], ["method.kind=lora"],
+         "demo method.r=8 method=lora method.init_from={run}"),
+        (["train", "-m", "optim.lr=1,2"], [], "train … model=folder model.path={run}/export"),
+    ],
+)  # fmt: skip
+def test_the_command_that_goes_on_from_a_finished_run_is_whole(
+    tmp_path: Path, argv: List[str], method: List[str], command: str
+) -> None:
+    run = make_run(tmp_path / "run", state="done")
+    run.provenance.write_text(json.dumps({"argv": ["ftdist", *argv]}))
+    found = facts_of(run, data_config(tmp_path, *method))["commands"]["continue"]
+    assert found == f"ftdist {command.format(run=run.path)}"
 
 
 def test_each_attempt_after_the_first_is_a_resume() -> None:
