@@ -93,12 +93,18 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     ]  # fmt: skip
     saved = modules_to_save(model, method)
     linear = [name for name in linear if not any(name == own or name.startswith(f"{own}.") for own in saved)]
+    taken = _taken_for_experts(model, linear)
+    linear = [name for name in linear if name not in taken]
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     own_head = [name for name, module in model.named_modules() if module is head and not tied and name not in saved]
     chosen: Dict[str, None] = {}
     for pattern in method.target_modules:
         here = linear if pattern == ALL_LINEAR else [name for name in [*linear, *own_head] if named(name, pattern)]
         if not here:
+            if any(named(name, pattern) for name in taken):
+                raise ConfigError(f"method.target_modules: PEFT takes '{pattern}' of a {model.config.model_type} model "
+                                  "for experts, whose names these were in transformers 4", "other linear layers",
+                                  f"leave '{pattern}' out of method.target_modules")  # fmt: skip
             raise _no_layer(model, pattern, linear, tied, saved)
         layers = _layers(linear, method)
         if layers is not None:
@@ -111,6 +117,27 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
                                   "method.target_modules")  # fmt: skip
         chosen |= dict.fromkeys(here)
     return _shortest(model, list(chosen))
+
+
+def _taken_for_experts(model: PreTrainedModel, names: List[str]) -> Set[str]:
+    """Return the layers that PEFT cannot give an adapter, because experts had their names in transformers 4.
+
+    PEFT takes ``gate_proj`` in DeepSeek-V3 for the experts, which are one tensor now. It would put adapters beside that
+    tensor, and none beside the layers: the shared experts, and the first layers, which have none.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    taken = set()
+    for end in {name.rpartition(".")[2] for name in names}:
+        settings = LoraConfig(target_modules=[end])
+        try:
+            convert_peft_config_for_transformers(settings, model=model, conversions=None)
+        except ValueError:  # one of two names that experts had
+            taken.add(end)
+        if end not in settings.target_modules:
+            taken.add(end)
+    return {name for name in names if name.rpartition(".")[2] in taken}
 
 
 def _layers(linear: List[str], method: MethodConfig) -> Optional[Set[int]]:

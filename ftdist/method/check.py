@@ -18,7 +18,7 @@ from typing import Dict, List, Tuple
 import torch
 from transformers import PreTrainedModel
 
-from ftdist.base.errors import EXIT_DONE, ConfigError
+from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
@@ -27,11 +27,12 @@ from ftdist.config.schema import Kernels, RunConfig
 from ftdist.method.build import METHODS
 from ftdist.method.continued import check_continued
 from ftdist.method.qlora import layers_in_4_bits
-from ftdist.model.adapter import check_folded
+from ftdist.model.adapter import check_folded, trained_shapes
 from ftdist.model.check import build_on_meta, check_model
 from ftdist.model.kernels import use_kernels
 from ftdist.model.quantized import import_bitsandbytes
 from ftdist.model.vocabulary import whole_shape
+from ftdist.run.adapters import INIT_FROM
 from ftdist.run.model_facts import ModelFacts, write_facts
 
 
@@ -39,8 +40,7 @@ def check_run(config: RunConfig) -> ModelFacts:
     """Check the model of a config and its method, and return the facts about both.
 
     Raises:
-        ConfigError: The model cannot be fine-tuned, the method cannot be applied to it or trains nothing, or an adapter
-            does not fit it.
+        ConfigError: The model cannot be fine-tuned, the method cannot be applied to it, or an adapter does not fit it.
     """
     if config.optim.optimizer is OptimizerKind.adamw_8bit:
         import_bitsandbytes("optim.optimizer=adamw_8bit", "optim.optimizer=adamw")
@@ -51,15 +51,12 @@ def check_run(config: RunConfig) -> ModelFacts:
         check_folded(build_on_meta(config), Path(config.model.adapter))
     if config.method.facts.whole:
         return facts
+    if config.method.init_from:  # the messages of the method would name settings that are the adapter's
+        trained_shapes(INIT_FROM, build_on_meta(config), Path(config.method.init_from))
     model = method_on_meta(config)
     if config.method.init_from:
         check_continued(model, config)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if not trained:
-        raise ConfigError(f"method={config.method.kind.name} trains no parameter: its settings name only parameters "
-                          f"that a {model.config.model_type} model never trains",
-                          "at least one parameter that can be trained",
-                          "name other parameters, or method=full")  # fmt: skip
     whole = sum(parameter.numel() for parameter in model.parameters())
     quantized = 0
     if config.method.facts.quantized:

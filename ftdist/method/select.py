@@ -52,6 +52,8 @@ def ends_of(names: Iterable[str]) -> List[str]:
 def modules_to_save(model: PreTrainedModel, method: MethodConfig) -> Dict[str, torch.nn.Module]:
     """Return the modules that ``method.modules_to_save`` names, by name, and the modules that are tied to them.
 
+    A module inside another one is a part of it: PEFT cannot read an adapter that names both.
+
     Raises:
         ConfigError: A name matches no module with parameters.
     """
@@ -64,10 +66,11 @@ def modules_to_save(model: PreTrainedModel, method: MethodConfig) -> Dict[str, t
         found |= here
     saved = {id(parameter) for module in found.values() for parameter in module.parameters()}
     tied = (model.get_input_embeddings(), model.get_output_embeddings())
-    return found | {
+    found |= {
         name: module for name, module in modules.items()
         if any(module is one for one in tied) and any(id(p) in saved for p in module.parameters())
     }  # fmt: skip
+    return {name: module for name, module in found.items() if not any(name.startswith(f"{own}.") for own in found)}
 
 
 def _has_parameters(module: torch.nn.Module) -> bool:
@@ -78,7 +81,7 @@ def partial_parameters(model: PreTrainedModel, method: MethodConfig) -> Set[int]
     """Return the ids of the parameters that ``method.trainable`` and ``method.last_layers`` name.
 
     Raises:
-        ConfigError: A pattern matches no parameter, or the model has fewer layers.
+        ConfigError: A pattern matches no parameter that can be trained, or the model has fewer layers.
     """
     parameters, chosen = dict(model.named_parameters()), set()
     for pattern in method.trainable:
@@ -89,9 +92,13 @@ def partial_parameters(model: PreTrainedModel, method: MethodConfig) -> Set[int]
             owners = ends_of(name.rpartition(".")[0] for name in parameters)
             known = whole or [*GROUPS, *(f"{owner}.*" for owner in owners)]
             raise nothing_named("method.trainable", pattern, known, "parameter")
+        if not any(parameter.requires_grad for parameter in here):
+            raise ConfigError(f"method.trainable: '{pattern}' names only parameters that are never trained, such as "
+                              "those for images", "parameters that can be trained",
+                              f"leave '{pattern}' out of method.trainable")  # fmt: skip
         chosen |= {id(parameter) for parameter in here}
     if method.last_layers:
-        layers = {layer_of(name) for name in parameters} - {-1}
+        layers = {layer_of(name) for name, p in parameters.items() if p.requires_grad} - {-1}
         if method.last_layers > len(layers):
             raise ConfigError(f"method.last_layers={method.last_layers}, but the model has "
                               + count(len(layers), "layer"),

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import ConfigError
+from ftdist.model.parts import other_parts
 from ftdist.model.vocabulary import gathered, whole_shape
 from ftdist.run.adapters import BASE_COPY, FOLDED, PREFIX, adapter_settings, tensor_shapes
 from ftdist.run.file_names import ADAPTER_WEIGHTS
@@ -27,7 +28,7 @@ def check_folded(model: PreTrainedModel, folder: Path) -> None:
     """
     settings, shapes = adapter_settings(FOLDED, folder), trained_shapes(FOLDED, model, folder)
     expected: Dict[str, Optional[Shape]] = {}
-    for module in _adapted(shapes):
+    for module in dict.fromkeys([*_adapted(shapes), *_targets(model, settings)]):
         out, into = _sizes(model, module)
         rows = {A: (settings["r"], into), B: (out, settings["r"])}
         expected |= {f"{PREFIX}{module}.{end}": shape if out else None for end, shape in rows.items()}
@@ -50,8 +51,8 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
         model: The model that it is for, which may have no weights.
 
     Raises:
-        ConfigError: The embedding and the output head are one tensor in the model, but not in the adapter. PEFT trains
-        copies of the modules that are saved, and unties them.
+        ConfigError: The embedding and the output head are one tensor in the model, but not with the adapter: it adds to
+        one of them, or holds copies of both. PEFT trains copies of the modules that are saved, and unties them.
     """
     shapes = {
         name: shape for name, shape in tensor_shapes(folder / ADAPTER_WEIGHTS).items() if not name.endswith(BASE_COPY)
@@ -59,7 +60,13 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:
         return shapes
-    names = [f"{name}.weight" for name, module in model.named_modules() if module is embedding or module is head]
+    owners = [name for name, module in model.named_modules() if module is embedding or module is head]
+    for owner in owners:
+        if any(name.startswith(f"{PREFIX}{owner}.lora_") for name in shapes):
+            raise ConfigError(f"{key}={folder} has an adapter for {owner}, but the model has one tensor for "
+                              f"{' and '.join(owners)}: the sum would change both", "an adapter for other layers",
+                              f"leave out {key}, or train an adapter without {owner}")  # fmt: skip
+    names = [f"{name}.weight" for name in owners]
     there = [name for name in names if PREFIX + name in shapes]
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         first, *others = [file.get_tensor(PREFIX + name) for name in there] or [torch.empty(0)]
@@ -87,6 +94,18 @@ def misfit(key: str, folder: Path, name: str, found: Optional[Shape], expected: 
     return ConfigError(f"{key}={folder} does not fit the model: {name.removeprefix(PREFIX)} {there}, and the model "
                        f"{here}", "an adapter of this model, with the same tokens",
                        f"the base model of the adapter, or leave out {key}")  # fmt: skip
+
+
+def _targets(model: PreTrainedModel, settings: Dict[str, Any]) -> List[str]:
+    """Return the layers that have an adapter by its settings, those of parts for images or sound left out."""
+    other = {id(parameter) for part in other_parts(model).values() for parameter in part}
+    kept = [f"{name}." for name in settings["modules_to_save"]]
+    return [
+        name for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module.weight) not in other
+        and any(f".{name}".endswith(f".{target}") for target in settings["target_modules"])
+        and not any(f".{own}" in f".{name}." for own in kept)
+    ]  # fmt: skip
 
 
 def _adapted(shapes: Dict[str, Shape]) -> List[str]:

@@ -10,7 +10,7 @@ from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.base.permissions import explain_os_error
-from ftdist.base.shell import override_word
+from ftdist.base.shell import override_word, shell_words
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
@@ -21,6 +21,8 @@ PREFIX = "base_model.model."
 """PEFT's wrapper around the model, in the names of a saved adapter."""
 BASE_COPY = ".base_layer.weight"
 """End of the name of a copy of a base weight, which PEFT writes beside the adapter of an output head."""
+PICKLED = "adapter_model.bin"
+"""The weights of an adapter as old versions of PEFT write them."""
 INIT_FROM, FOLDED = "method.init_from", "model.adapter"
 EXPECTED = "a folder with a LoRA adapter in PEFT's format, or a run with method=lora and its export"
 FREE_STARTS = (True, False, "gaussian", "eva", "orthogonal")
@@ -60,10 +62,19 @@ def adapter_folder(key: str, given: str) -> Path:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             found = f"holds no {name}" if folder.is_dir() else "does not exist"
-            whole = (folder / "config.json").is_file()
-            fix = f"{override_word('model.path', str(folder))} for a whole model" if whole else f"{key}=FOLDER"
-            raise ConfigError(f"{key}={folder} {found}", EXPECTED, fix)
+            raise ConfigError(f"{key}={folder} {found}", EXPECTED, _way_to_an_adapter(key, folder))
     return folder
+
+
+def _way_to_an_adapter(key: str, folder: Path) -> str:
+    """Return what to do about a folder that holds no adapter which ftdist reads."""
+    if (folder / ADAPTER_CONFIG).is_file() and (folder / PICKLED).is_file():
+        files = f"{str(folder / PICKLED)!r}", f"{str(folder / ADAPTER_WEIGHTS)!r}"
+        program = ("import torch; from safetensors.torch import save_file; "
+                   f"save_file(torch.load({files[0]}, weights_only=True), {files[1]})")  # fmt: skip
+        return f"write {PICKLED}, which may hold code, as safetensors: {shell_words(['python', '-c', program])}"
+    whole = (folder / "config.json").is_file()
+    return f"{override_word('model.path', str(folder))} for a whole model" if whole else f"{key}=FOLDER"
 
 
 def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
@@ -80,12 +91,17 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
     other += [f"{name}={found[name]}" for name in unknown if found[name]]  # newer versions of PEFT write more settings
     if found.get("peft_type") != "LORA":
         other.insert(0, f"peft_type={found.get('peft_type')}")
-    elif not other and any(".lora_embedding_" in name for name in tensor_shapes(folder / ADAPTER_WEIGHTS)):
+    names = tensor_shapes(folder / ADAPTER_WEIGHTS)
+    if not other and any(".lora_embedding_" in name for name in names):
         other = ["an adapter of an embedding"]
     if other:
         raise ConfigError(f"{key}={folder} has {other[0]}, which ftdist cannot train", "a LoRA adapter of linear "
                           "layers with one rank, without biases, and with an initialization that keeps the base model",
                           "merge it into its base with PEFT, and set model.path to the result")  # fmt: skip
+    if not any(".lora_" in name for name in names):
+        raise ConfigError(f"{key}: {folder / ADAPTER_WEIGHTS} holds no weights of an adapter",
+                          "trained weights; some programs write none if ZeRO-3 shards them",
+                          "save the adapter again, or use another one")  # fmt: skip
     targets, saved = found.get("target_modules"), found.get("modules_to_save") or []
     if not isinstance(targets, list) or found.get("layers_to_transform") is not None or found.get("exclude_modules"):
         targets = adapted_modules(folder)  # the pattern is PEFT's; the weights say which modules it named
@@ -99,12 +115,12 @@ def adapter_settings(key: str, folder: Path) -> Dict[str, Any]:
 def _read_settings(key: str, folder: Path) -> Dict[str, Any]:
     try:
         found = read_json(folder / ADAPTER_CONFIG)
-        if not isinstance(found, dict) or not {"r", "lora_alpha"} <= found.keys():
-            raise ValueError("r or lora_alpha is missing")
+        if not isinstance(found, dict) or not all(isinstance(found.get(n), (int, float)) for n in ("r", "lora_alpha")):
+            raise ValueError("r or lora_alpha is missing or not a number")
     except PermissionError as error:
         raise explain_os_error(error) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {folder / ADAPTER_CONFIG}: {error}", "the file that PEFT writes",
+        raise ConfigError(f"{key}{': ' if key else ''}{folder / ADAPTER_CONFIG}: {error}", "the file that PEFT writes",
                           "export the adapter again") from error  # fmt: skip
     return found
 

@@ -77,6 +77,11 @@ def is_gguf(path: str) -> bool:
     return path.lower().endswith(".gguf")
 
 
+def holds_model(folder: Path) -> bool:
+    """Return whether a folder holds a model or an adapter."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
 def is_converted(config: RunConfig) -> bool:
     """Return whether the model is loaded from a converted folder in the cache."""
     return bool(config.model.builtin or (config.model.path and is_gguf(config.model.path)))

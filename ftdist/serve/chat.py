@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ftdist.base.errors import EXIT_DONE, ConfigError, FtdistError
+from ftdist.base.json_files import read_json
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text
 from ftdist.base.permissions import require_readable_folder
 from ftdist.base.terminal import task
 from ftdist.run.file_names import ADAPTER_CONFIG
+from ftdist.run.locations import holds_model
 from ftdist.track.report import TRUNCATION_MARK
 
 Messages = List[Dict[str, str]]
@@ -52,7 +54,7 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
         CheckpointError: The folder is the adapter of a run whose base model now has other weights.
     """
     require_readable_folder(folder)
-    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+    if not holds_model(folder):
         raise ConfigError(f"{folder} holds no config.json", "an exported model", "ftdist export RUN_DIR")
     import torch
     import transformers
@@ -67,8 +69,8 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
     if (folder / ADAPTER_CONFIG).is_file():
         check_base_of_export(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = open_exported(folder, trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_of(folder), trust_remote_code=trust_remote_code)
     except FtdistError:
         raise
     except Exception as error:  # transformers raises many types of errors
@@ -77,6 +79,12 @@ def load(folder: Path, trust_remote_code: bool = False) -> Any:
         raise ConfigError(found, f"a model that transformers can load{without_code}",
                           "name a run directory, its export, or another model folder") from error  # fmt: skip
     return model.to(device).eval(), tokenizer
+
+
+def _tokenizer_of(folder: Path) -> str:
+    """Return where the tokenizer of a model folder is. That of an adapter may be with its base model."""
+    own = not (folder / ADAPTER_CONFIG).is_file() or (folder / "tokenizer_config.json").is_file()
+    return str(folder) if own else str(read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"])
 
 
 def talk(model: Any, tokenizer: Any, max_tokens: int, temperature: float) -> None:

@@ -4,7 +4,7 @@ It does not use ``ftdist.method``. Adapters are made by ``peft.get_peft_model`` 
 """
 
 from fnmatch import fnmatchcase
-from typing import Any, Dict, List, Optional
+from typing import Any, Collection, Dict, List, Optional
 
 import torch
 
@@ -87,6 +87,7 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
         and any((target == "all-linear" and module is not head) or fnmatchcase(f".{name}", f"*.{target}")
                 for target in method.target_modules)
         and (layers is None or next((word for word in name.split(".") if word.isdigit()), "") in layers)
+        and name.split(".")[-1] not in _names_of_experts(model.config.model_type)
     ]  # fmt: skip
     saved = [module for name, module in model.named_modules()
              if any(fnmatchcase(f".{name}", f"*.{own}") for own in method.modules_to_save)]  # fmt: skip
@@ -97,6 +98,14 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
     for module in saved:
         module.requires_grad_(True)
     return wrapped
+
+
+def _names_of_experts(model_type: str) -> Collection[str]:
+    """Return the names with which PEFT means experts, as in transformers 4, and no linear layers."""
+    from peft.utils import transformers_weight_conversion as peft_names
+
+    kin = peft_names._MODEL_TO_CONVERSION_PATTERN.get(model_type)
+    return peft_names._MOE_TARGET_MODULE_MAPPING.get(kin, {})
 
 
 def _partial(model: Any, method: Any) -> None:

@@ -8,7 +8,7 @@ from ftdist.base.names import near_paths
 from ftdist.base.output import quoted_path
 from ftdist.config.frozen import load_config
 from ftdist.launch.runs.programs import run_program
-from ftdist.run.file_names import ADAPTER_CONFIG
+from ftdist.run.locations import holds_model
 from ftdist.run.rundir import RUN_CONFIG, RunDir, checkpoint_step, refuse_sweep
 
 
@@ -43,7 +43,7 @@ def _model_folder(given: str) -> Path:
     path, expected = Path(given), "a run directory with an export, or a Hugging Face model folder"
     run = next((RunDir(place) for place in (path, *path.parents) if (place / RUN_CONFIG).is_file()), None)
     model = run.export if run and run.path == path else path
-    if any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+    if holds_model(model):
         return model
     if run is None:
         refuse_sweep(path)

@@ -28,7 +28,7 @@ from ftdist.run.task_results import task_places
 
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
-    models = "a run; with --tasks also a model folder, a .gguf file or org/name"
+    models = "a run; with --tasks also a model or adapter folder, a .gguf file or org/name"
     parser.add_argument("run_dir", metavar="RUN_DIR|MODEL", help=models)
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="OVERRIDE", help="e.g. data.heldout.mine.path=test.jsonl"

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
-from ftdist.base.json_files import write_json
+from ftdist.base.json_files import read_json, write_json
 from ftdist.config.data import SourceConfig
 from ftdist.config.frozen import dump_config
 from ftdist.config.resumable import EVALUATED, check_changes
@@ -19,7 +19,9 @@ from ftdist.launch.runs import inputs, resolve
 from ftdist.plan.batch import BatchPlan
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.plan.layout import layout_of
-from ftdist.run.locations import check_model_folder, is_gguf
+from ftdist.run.adapters import base_name, find_adapters
+from ftdist.run.file_names import ADAPTER_CONFIG, EXPORT_MARK
+from ftdist.run.locations import check_model_folder, holds_model, is_gguf
 from ftdist.run.rundir import RunDir
 from ftdist.run.task_results import task_places
 
@@ -30,10 +32,11 @@ CHANGEABLE = (*(key for key in EVALUATED if key != "data"), "train.precision", "
 
 
 def is_model(given: str) -> bool:
-    """Return whether a word names a model and not a run: a model folder, a .gguf file, or a name on the hub."""
+    """Return whether a word names a model and not a run: a folder of a model or an adapter, a .gguf file, or a name on
+    the hub."""
     path = Path(given)
     if path.exists():
-        return (path / "config.json").is_file() or (path.is_file() and is_gguf(given))
+        return holds_model(path) or (path.is_file() and is_gguf(given))
     return bool(HUB_NAME.fullmatch(given)) and not path.parent.exists()  # else it is a path with a spelling mistake
 
 
@@ -55,6 +58,7 @@ def eval_model(args: argparse.Namespace) -> int:
     config = compose.change(_config(args.run_dir), args.overrides)
     resolve.resolve_paths(config)
     check_model_folder(config)
+    find_adapters(config)
     resolve.resolve_ranks(config)
     inputs.prepare_model(config)
     run = RunDir(tempfile.mkdtemp(prefix="ftdist-eval-"))  # if a rank fails, its log stays here
@@ -75,7 +79,31 @@ def eval_model(args: argparse.Namespace) -> int:
 def _config(given: str) -> RunConfig:
     """Return the config of a run with this model. It needs a source of data, which is never read."""
     config = RunConfig(name="eval")
-    config.model.path, config.model.hub = (given, None) if Path(given).exists() else (None, given)
+    if (Path(given) / ADAPTER_CONFIG).is_file() and not (Path(given) / "config.json").is_file():
+        _use_adapter(config, Path(given))
+    else:
+        config.model.path, config.model.hub = (given, None) if Path(given).exists() else (None, given)
     config.data.sources = {"none": SourceConfig(builtin="fake")}
     config.train.max_steps = 1
     return config
+
+
+def _use_adapter(config: RunConfig, folder: Path) -> None:
+    """Set the model to the base model that an adapter names, with the adapter added to its weights.
+
+    Raises:
+        ConfigError: its base had weights in 4 bits, or is in no folder.
+    """
+    mark, base = folder / EXPORT_MARK, base_name(str(folder))
+    four_bits = mark.is_file() and read_json(mark).get("quantization")
+    if four_bits or not base:
+        why = "4 bits, to which it cannot be added" if four_bits else "random weights, which are in no folder"
+        raise ConfigError(f"{folder} is an adapter of a model with {why}", "its run, or its merged model",
+                          "ftdist eval RUN_DIR --tasks …, or ftdist eval RUN_DIR/export-merged --tasks …")  # fmt: skip
+    config.model.adapter = str(folder)
+    if Path(base).is_absolute() or Path(base).exists():
+        config.model.path = base
+    else:
+        config.model.hub, config.model.revision = base, read_json(folder / ADAPTER_CONFIG).get("revision")
+    if (folder / "tokenizer_config.json").is_file():
+        config.model.tokenizer = str(folder)

@@ -13,6 +13,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.method.check import check_run, main, method_on_meta, trained_table
 from ftdist.model.standin import default_model_config, whole_standin_config
 from ftdist.run.model_facts import describe_method, read_facts, write_facts
+from tests.helpers.families import QWEN3_VL
 from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.data_tools import data_config
 
@@ -114,12 +115,39 @@ def test_names_that_match_nothing_are_refused_before_anything_starts(settings: A
     assert found in caught.value.found and fix in caught.value.fix
 
 
-def test_a_method_that_would_train_nothing_is_refused(tmp_path: Path) -> None:
-    config = small(kind=MethodKind.partial, trainable=["expert_bias"])  # which only transformers' own code sets
+def test_a_name_of_parameters_that_are_never_trained_is_refused(tmp_path: Path) -> None:
+    config = small(
+        kind=MethodKind.partial, trainable=["norms", "expert_bias"]
+    )  # which only transformers' own code sets
     arch = whole_standin_config(default_model_config("afmoe"), LLAMA["vocab_size"])
     config.model.config, config.cache_dir = arch, str(tmp_path)
-    with pytest.raises(ConfigError, match="method=partial trains no parameter"):
+    with pytest.raises(ConfigError, match="'expert_bias' names only parameters that are never trained"):
         check_run(config)
+
+
+def test_layers_of_parts_for_images_do_not_count() -> None:
+    config = small(kind=MethodKind.partial, last_layers=1)
+    vision = {**QWEN3_VL["vision_config"], "depth": 5}  # more than the 2 layers of the language part
+    config.model.config = {**QWEN3_VL, "vision_config": vision}
+    trained = [name for name, p in method_on_meta(config).named_parameters() if p.requires_grad]
+    assert trained and all(name.startswith("model.language_model.layers.1.") for name in trained)
+    config.method.last_layers = 3
+    with pytest.raises(ConfigError, match="the model has 2 layers"):
+        method_on_meta(config)
+    config.method.last_layers, config.method.trainable = 1, ["visual.*"]
+    with pytest.raises(ConfigError, match=r"'visual\.\*' names only parameters that are never trained"):
+        method_on_meta(config)
+
+
+def test_layers_with_the_names_of_experts_get_no_adapter() -> None:
+    """PEFT would put adapters beside the tensors of all experts instead, which could not be merged."""
+    config = small(kind=MethodKind.lora)
+    config.model.config = whole_standin_config(default_model_config("deepseek_v3"), LLAMA["vocab_size"])
+    adapted = [name for name, _ in method_on_meta(config).named_parameters() if ".lora_A." in name]
+    assert adapted and all(".self_attn." in name for name in adapted)
+    config.method.target_modules = ["q_a_proj", "shared_experts.*"]
+    with pytest.raises(ConfigError, match=r"PEFT takes 'shared_experts\.\*' of a deepseek_v3 model for experts"):
+        method_on_meta(config)
 
 
 def test_an_adapter_of_a_tied_head_is_refused_with_the_reason() -> None:

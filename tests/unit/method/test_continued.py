@@ -67,6 +67,16 @@ def test_an_adapter_that_unties_the_embeddings_is_refused(saved: List[str], tmp_
         assert saved[0] in error.value.found and "tie_word_embeddings=false" in error.value.fix
 
 
+def test_an_adapter_of_a_tied_head_is_refused_as_such(tmp_path: Path) -> None:
+    """The settings are the adapter's, so that no advice about method.target_modules would help."""
+    base = save_tiny_model(tmp_path / "model", tie_word_embeddings=True)
+    config = continuing(base, save_peft_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"]))
+    config.cache_dir = str(tmp_path / "cache")
+    with pytest.raises(ConfigError, match="has an adapter for lm_head, but the model has one tensor for") as caught:
+        check_run(config)
+    assert "leave out method.init_from" in caught.value.fix
+
+
 def test_an_export_with_tied_embeddings_and_more_tokens_is_continued(tmp_path: Path) -> None:
     config = lora_config(save_tiny_model(tmp_path / "model", tie_word_embeddings=True), modules_to_save=["lm_head"])
     model = base_of(config)

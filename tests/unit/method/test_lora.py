@@ -168,6 +168,19 @@ def test_tied_and_resized_embeddings_are_exported_so_that_peft_computes_the_same
         assert error.value.fix == f"{merge}ftdist chat {made}/export-merged"
 
 
+def test_a_module_inside_another_one_that_is_saved_is_a_part_of_it(tmp_path: Path) -> None:
+    """A pattern easily matches both. PEFT cannot read an adapter that names both."""
+    config = lora_config(save_tiny_model(tmp_path / "model"), modules_to_save=["layers.0.mlp*", "lm_head"])
+    model = Lora().apply(base_of(config), config).eval()
+    weights = trained(model)
+    assert sorted(name for name in weights if "lora_" not in name) == [
+        "lm_head.weight", *(f"model.layers.0.mlp.{part}_proj.weight" for part in ("down", "gate", "up"))
+    ]  # fmt: skip
+    out = export(config, model, weights, tmp_path / "adapter")
+    assert read_json(out / "adapter_config.json")["modules_to_save"] == ["model.layers.0.mlp", "lm_head"]
+    assert logits(open_exported(out).eval()).equal(logits(model))
+
+
 def test_weights_that_are_not_those_of_the_adapter_are_refused(tmp_path: Path) -> None:
     config = lora_config(save_tiny_model(tmp_path / "model"))
     model = Lora().apply(base_of(config), config)

@@ -72,6 +72,7 @@ def test_every_rank_gathers_the_layers_in_the_same_order(tmp_path: Path, monkeyp
         ({"hidden_size": 32}, "lm_head.weight has the shape [259, 64], and the model needs [259, 32]"),
         ({"num_hidden_layers": 1}, "layers.1.self_attn.q_proj.lora_A.weight has the shape"),
         ({"vocab_size": 300}, "lm_head.weight has the shape [259, 64], and the model needs [300, 64]"),
+        ({"num_hidden_layers": 3}, "layers.2.self_attn.q_proj.lora_A.weight is missing, and the model needs [4, 64]"),
     ],
 )
 def test_an_adapter_of_another_model_is_refused(model: Dict[str, Any], found: str, tmp_path: Path) -> None:
@@ -81,3 +82,12 @@ def test_an_adapter_of_another_model_is_refused(model: Dict[str, Any], found: st
     with pytest.raises(ConfigError) as caught:
         fold_adapter(other, adapter)
     assert found in caught.value.found and "model.adapter" in caught.value.fix
+
+
+def test_an_adapter_of_a_head_that_is_the_embedding_is_refused(tmp_path: Path) -> None:
+    """PEFT adds to the head alone, and a sum would change the embedding too."""
+    base = save_tiny_model(tmp_path / "model", tie_word_embeddings=True)
+    adapter = save_peft_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ConfigError, match="has an adapter for lm_head, but the model has one tensor for") as caught:
+        fold_adapter(AutoModelForCausalLM.from_pretrained(base), adapter)
+    assert "leave out model.adapter" in caught.value.fix

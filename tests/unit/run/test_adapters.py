@@ -71,7 +71,7 @@ def test_settings_of_newer_versions_of_peft_that_are_off_change_nothing(tmp_path
     "changed",
     [{"peft_type": "LOHA"}, {"bias": "all"}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}},
      {"init_lora_weights": "pissa"}, {"lora_bias": True}, {"target_parameters": ["experts"]},
-     {"use_newer": True}, {"r": None}],
+     {"use_newer": True}, {"r": None}, {"lora_alpha": None}],
     ids=str,
 )  # fmt: skip
 def test_adapters_that_compute_something_else_are_refused(changed: Dict[str, Any], tmp_path: Path) -> None:
@@ -103,6 +103,30 @@ def test_a_run_stands_for_its_export_and_other_folders_are_named(tmp_path: Path)
     (run / "export" / ADAPTER_WEIGHTS).write_bytes(b"short")
     with pytest.raises(ConfigError, match="cannot be read"):
         tensor_shapes(run / "export" / ADAPTER_WEIGHTS)
+
+
+def test_weights_in_a_pickle_are_refused_with_the_program_that_converts_them(tmp_path: Path) -> None:
+    import torch
+
+    folder = save_adapter(tmp_path / "it's")
+    shapes = tensor_shapes(folder / ADAPTER_WEIGHTS)
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "adapter_model.bin")
+    (folder / ADAPTER_WEIGHTS).unlink()
+    with pytest.raises(ConfigError, match=f"holds no {ADAPTER_WEIGHTS}") as caught:
+        adapter_folder(INIT_FROM, str(folder))
+    assert caught.value.fix.startswith("write adapter_model.bin, which may hold code, as safetensors: python -c ")
+    exec(shlex.split(caught.value.fix)[-1])
+    assert tensor_shapes(folder / ADAPTER_WEIGHTS) == shapes
+
+
+def test_an_adapter_without_weights_is_refused(tmp_path: Path) -> None:
+    """Programs that save the shards of a rank of ZeRO-3 leave a file of 40 bytes."""
+    folder = save_adapter(tmp_path / "adapter")
+    text = json.dumps({"__metadata__": {"format": "pt"}}).encode()
+    (folder / ADAPTER_WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text)
+    for key in (INIT_FROM, FOLDED):
+        with pytest.raises(ConfigError, match=f"{key}: .* holds no weights of an adapter"):
+            adapter_settings(key, folder)
 
 
 def config_of(tmp_path: Path, **adapters: Path) -> RunConfig:

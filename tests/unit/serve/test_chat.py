@@ -6,6 +6,7 @@ import pytest
 
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.serve.chat import answer, load
+from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model
 
 HISTORY = [{"role": "user", "content": "hello"}]
@@ -35,3 +36,12 @@ def test_a_folder_without_a_model_is_refused_before_torch_is_loaded(tmp_path: Pa
 
     with pytest.raises(ConfigError, match="holds no config.json"):
         load(tmp_path)
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base_model(tmp_path: Path) -> None:
+    """``save_pretrained`` of PEFT writes none."""
+    base = save_tiny_model(tmp_path / "model")
+    adapter = save_peft_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    bytes_tokenizer().save_pretrained(base)
+    model, tokenizer = load(adapter)
+    assert answer(model, tokenizer, HISTORY, 3, 0.0)
