@@ -26,7 +26,7 @@ from ftdist.method.select import (
     nothing_named,
     refuse_untrained_tokens,
 )
-from ftdist.model.parts import freeze_other_parts
+from ftdist.model.parts import freeze_other_parts, layers_read_by_others
 from ftdist.model.quantized import is_quantized
 
 ADAPTER = "default"
@@ -79,7 +79,8 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     """Return the names of the modules that get an adapter.
 
     Embeddings get none, and the output head gets one only if it is named and not tied to the embedding, because an
-    adapter of a tied weight could not be merged. Parts for images or sound get none either, because they are frozen.
+    adapter of a tied weight could not be merged. Parts for images or sound get none either, because they are frozen,
+    nor layers that do not compute with their weights themselves or whose names PEFT takes for experts.
 
     Raises:
         ConfigError: A pattern matches no linear layer, or none in ``method.layers_to_transform``, or there is no layer
@@ -93,17 +94,18 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     ]  # fmt: skip
     saved = modules_to_save(model, method)
     linear = [name for name in linear if not any(name == own or name.startswith(f"{own}.") for own in saved)]
-    taken = _taken_for_experts(model, linear)
-    linear = [name for name in linear if name not in taken]
+    reasons = dict.fromkeys(layers_read_by_others(model), "a Mamba layer reads its weights itself")
+    reasons |= dict.fromkeys(_taken_for_experts(model, linear), "PEFT takes the name for that of experts")
+    linear = [name for name in linear if name not in reasons]
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     own_head = [name for name, module in model.named_modules() if module is head and not tied and name not in saved]
     chosen: Dict[str, None] = {}
     for pattern in method.target_modules:
         here = linear if pattern == ALL_LINEAR else [name for name in [*linear, *own_head] if named(name, pattern)]
         if not here:
-            if any(named(name, pattern) for name in taken):
-                raise ConfigError(f"method.target_modules: PEFT takes '{pattern}' of a {model.config.model_type} model "
-                                  "for experts, whose names these were in transformers 4", "other linear layers",
+            if why := next((reason for name, reason in reasons.items() if named(name, pattern)), ""):
+                raise ConfigError(f"method.target_modules: '{pattern}' cannot have an adapter in a "
+                                  f"{model.config.model_type} model: {why}", "other linear layers",
                                   f"leave '{pattern}' out of method.target_modules")  # fmt: skip
             raise _no_layer(model, pattern, linear, tied, saved)
         layers = _layers(linear, method)

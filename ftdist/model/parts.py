@@ -109,6 +109,18 @@ def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
     return parts
 
 
+def layers_read_by_others(model: Any) -> Set[str]:
+    """Return the names of the linear layers whose weights the code of a Mamba layer reads itself, or gives to a kernel.
+
+    What an adapter adds to the output of such a layer, or packed weights, would be ignored or be wrong.
+    """
+    return {
+        f"{owner}.{name}" for owner, mixer in model.named_modules()
+        if {"A_log", "D"} <= dict(mixer.named_parameters(recurse=False)).keys()
+        for name in ("x_proj", "dt_proj", "out_proj") if hasattr(mixer, name)
+    }  # fmt: skip
+
+
 def freeze_other_parts(model: Any) -> None:
     """Exclude the parts that text does not use from training."""
     for parameters in other_parts(model).values():

@@ -87,7 +87,7 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
         and any((target == "all-linear" and module is not head) or fnmatchcase(f".{name}", f"*.{target}")
                 for target in method.target_modules)
         and (layers is None or next((word for word in name.split(".") if word.isdigit()), "") in layers)
-        and name.split(".")[-1] not in _names_of_experts(model.config.model_type)
+        and name.split(".")[-1] not in _names_of_experts(model.config.model_type) and name not in read_by_mamba(model)
     ]  # fmt: skip
     saved = [module for name, module in model.named_modules()
              if any(fnmatchcase(f".{name}", f"*.{own}") for own in method.modules_to_save)]  # fmt: skip
@@ -106,6 +106,12 @@ def _names_of_experts(model_type: str) -> Collection[str]:
 
     kin = peft_names._MODEL_TO_CONVERSION_PATTERN.get(model_type)
     return peft_names._MOE_TARGET_MODULE_MAPPING.get(kin, {})
+
+
+def read_by_mamba(model: Any) -> List[str]:
+    """Return the layers of Mamba whose weights are used outside of them: they have no adapter and 16 bits."""
+    mixers = [name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
+    return [f"{mixer}.{name}" for mixer in mixers for name in ("x_proj", "dt_proj", "out_proj")]
 
 
 def _partial(model: Any, method: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from ftdist.base.errors import ConfigError
 from ftdist.config.method import MethodKind
 from ftdist.config.schema import Precision
 from ftdist.method.check import check_run
@@ -35,6 +36,24 @@ def test_before_the_first_step_the_logits_are_those_of_the_base_in_4_bits(precis
     assert logits(model.eval()).equal(logits(base)) and not logits(base).equal(full)
     for name, parameter in model.named_parameters():
         assert parameter.dtype is dtype and parameter.requires_grad == ("lora_" in name or "layers.0.mlp" in name)
+
+
+def test_layers_that_mamba_reads_itself_have_no_adapter_and_no_4_bits(tmp_path: Path) -> None:
+    """Its code multiplies with the weight of dt_proj. An adapter would change nothing, and packed numbers fail."""
+    fields = {"model_type": "mamba", "state_size": 4, "time_step_rank": 8}
+    config = qlora_config(save_tiny_model(tmp_path / "model", **fields), Precision.fp32)
+    model = Qlora().apply(base_of(config), config).eval()
+    adapted = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
+    packed = {name.split(".")[-3] for name, p in model.named_parameters() if is_quantized(p)}
+    assert adapted == packed == {"in_proj"}
+    before = logits(model)
+    trained(model)
+    assert not logits(model).equal(before)
+    for name, weight in plain_base(config).named_parameters():
+        assert is_quantized(weight) == (".in_proj." in name)
+    config.method.target_modules = ["out_proj"]
+    with pytest.raises(ConfigError, match="'out_proj' cannot have an adapter in a mamba model: a Mamba layer reads"):
+        Qlora().apply(base_of(config), config)
 
 
 def test_the_reference_of_a_model_with_random_weights_has_the_same_matrices() -> None:
