@@ -8,6 +8,7 @@ its ``forward`` accepts any arguments, which hides the arguments that the model 
 import hashlib
 import math
 import re
+import warnings
 from contextlib import contextmanager
 from typing import Any, Collection, Dict, Iterator, List, Optional, Set
 
@@ -26,8 +27,9 @@ from ftdist.method.select import (
     nothing_named,
     refuse_untrained_tokens,
 )
-from ftdist.model.parts import freeze_other_parts, layers_read_by_others
+from ftdist.model.parts import freeze_other_parts, layers_used_elsewhere
 from ftdist.model.quantized import is_quantized
+from ftdist.run.adapters import PREFIX
 
 ADAPTER = "default"
 """PEFT's name of the adapter. It is part of the names of parameters in memory, but not of those in an exported file."""
@@ -89,12 +91,13 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     head = model.get_output_embeddings()
     linear = [
         name for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
-        and (module.weight.requires_grad or is_quantized(module.weight))
+        if _is_linear(module) and module is not head and (module.weight.requires_grad or is_quantized(module.weight))
     ]  # fmt: skip
     saved = modules_to_save(model, method)
     linear = [name for name in linear if not any(name == own or name.startswith(f"{own}.") for own in saved)]
-    reasons = dict.fromkeys(layers_read_by_others(model), "a Mamba layer reads its weights itself")
+    used = layers_used_elsewhere(model)
+    reasons = {name: reason for name, reason in used.items() if model.get_submodule(name) is not head}
+    reasons |= dict.fromkeys(_renamed_by_peft(model, linear), "PEFT would not find it in a saved adapter")
     reasons |= dict.fromkeys(_taken_for_experts(model, linear), "PEFT takes the name for that of experts")
     linear = [name for name in linear if name not in reasons]
     tied = head is not None and head.weight is model.get_input_embeddings().weight
@@ -140,6 +143,31 @@ def _taken_for_experts(model: PreTrainedModel, names: List[str]) -> Set[str]:
         if end not in settings.target_modules:
             taken.add(end)
     return {name for name in names if name.rpartition(".")[2] in taken}
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    """Return whether a module computes as a linear layer does. Some routers and grouped layers are derived from one."""
+    own = isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
+    return own or isinstance(module, Conv1D) or is_quantized(getattr(module, "weight", None))
+
+
+def _renamed_by_peft(model: PreTrainedModel, names: List[str]) -> Set[str]:
+    keys = {name: f"{PREFIX}{name}.lora_A.weight" for name in names}
+    read = as_peft_reads(model, {key: torch.empty(1) for key in keys.values()})
+    return {name for name, key in keys.items() if key not in read}
+
+
+def as_peft_reads(model: Any, tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Return the tensors of an adapter's file by the names under which PEFT looks for their places in a model.
+
+    It renames tensors as transformers renames those in the files of the model, and finds no place for some.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return dict(convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), tensors, ADAPTER))
 
 
 def _layers(linear: List[str], method: MethodConfig) -> Optional[Set[int]]:

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ftdist.base.errors import USE_SAME_VERSIONS, CheckpointError
 from ftdist.config.schema import RunConfig
-from ftdist.method.adapters import ADAPTER, add_adapters, fold_adapters, without_adapters
+from ftdist.method.adapters import ADAPTER, add_adapters, as_peft_reads, fold_adapters, without_adapters
 from ftdist.method.select import modules_to_save
 from ftdist.method.whole import tensors_of, trained_model
 from ftdist.model.isolation import ROUNDING
@@ -100,7 +100,7 @@ def _compare(written: Dict[str, torch.Tensor], base: PreTrainedModel, out: Path)
         warnings.filterwarnings("ignore", "Model has .tie_word_embeddings=True")  # the adapter holds all tied modules
         opened = get_peft_model(base, settings, autocast_adapter_dtype=False, low_cpu_mem_usage=True)
     places = get_peft_model_state_dict(opened, save_embedding_layers=False)
-    read = load_peft_weights(str(out), device="cpu")
+    read = as_peft_reads(opened, load_peft_weights(str(out), device="cpu"))
     different = [name for name, tensor in written.items()
                  if name not in read or not read[name].equal(tensor)
                  or name not in places or places[name].shape != tensor.shape]  # fmt: skip
@@ -141,7 +141,8 @@ def export_merged(
 def probe_tokens(model_config: PretrainedConfig) -> torch.Tensor:
     """Return random token ids for a comparison of logits, [1, n]."""
     text = model_config.get_text_config()
-    length = min(PROBE_TOKENS, getattr(text, "max_position_embeddings", None) or PROBE_TOKENS)
+    limit = getattr(text, "max_position_embeddings", None) or 0  # -1 in XLNet: none
+    length = min(PROBE_TOKENS, limit) if limit > 0 else PROBE_TOKENS
     return torch.randint(text.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
 
 

@@ -30,7 +30,7 @@ class Qlora(Lora):
 
     def apply(self, model: PreTrainedModel, config: RunConfig) -> PreTrainedModel:
         import_bitsandbytes()
-        if not next(model.parameters()).is_meta:  # not on the meta device, where names and adapters are the same
+        if not any(parameter.is_meta for parameter in model.parameters()):  # else names and adapters are the same
             quantize(model, layers_in_4_bits(model, config), DTYPES[config.train.precision])
         return super().apply(model, config)
 

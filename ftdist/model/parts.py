@@ -6,6 +6,7 @@ contain them unchanged. The files of any model can also have weights that transf
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,16 +110,24 @@ def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
     return parts
 
 
-def layers_read_by_others(model: Any) -> Set[str]:
-    """Return the names of the linear layers whose weights the code of a Mamba layer reads itself, or gives to a kernel.
+def layers_used_elsewhere(model: Any) -> Dict[str, str]:
+    """Return the names of the linear layers whose weights are used outside of them, with the reason.
 
-    What an adapter adds to the output of such a layer, or packed weights, would be ignored or be wrong.
+    The code of Mamba layers and of LongCat's routers multiplies with some weights itself, or gives them to a kernel. It
+    would ignore what an adapter adds to the output of the layer, and packed weights would be wrong. In Zamba, several
+    layers share a weight, so that the sum with one adapter could not be merged.
     """
-    return {
-        f"{owner}.{name}" for owner, mixer in model.named_modules()
-        if {"A_log", "D"} <= dict(mixer.named_parameters(recurse=False)).keys()
-        for name in ("x_proj", "dt_proj", "out_proj") if hasattr(mixer, name)
-    }  # fmt: skip
+    owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    found: Dict[str, str] = {}
+    for owner, module in model.named_modules():
+        own = {name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
+        names = ["x_proj", "dt_proj", "out_proj"] * (own >= {"A_log", "D"})
+        names += ["classifier"] * ("e_score_correction_bias" in own)
+        read = [f"{owner}.{name}" for name in names if hasattr(module, name)]
+        found |= dict.fromkeys(read, "another module reads its weights itself")
+        if isinstance(module, torch.nn.Linear) and owners[id(module.weight)] > 1:
+            found[owner] = "other layers share its weight"
+    return found
 
 
 def freeze_other_parts(model: Any) -> None:

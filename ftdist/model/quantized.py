@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import ConfigError
-from ftdist.model.parts import layers_read_by_others, other_parts
+from ftdist.model.parts import layers_used_elsewhere, other_parts
 from ftdist.model.vocabulary import gathered, whole_shape
 from ftdist.plan.memory import NF4_BLOCK
 
@@ -50,18 +50,18 @@ def is_quantized(tensor: Any) -> bool:
 
 def quantized_layers(model: PreTrainedModel, kept: Collection[str]) -> List[str]:
     """Return the names of the layers that are quantized: the linear layers that text goes through, without the head and
-    those whose weights others read.
+    those whose weights are used elsewhere.
 
     Args:
         kept: Modules that are trained whole, and stay as they are with all that is in them.
     """
     tied = {id(owner.weight) for owner in (model.get_input_embeddings(), model.get_output_embeddings()) if owner}
     left = tied | {id(parameter) for part in other_parts(model).values() for parameter in part}
-    read = layers_read_by_others(model)
+    used = layers_used_elsewhere(model)
     return [
         name for name, module in model.named_modules()
         if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and id(module.weight) not in left
-        and name not in read
+        and name not in used
         and not any(name == own or name.startswith(f"{own}.") for own in kept)
         and whole_shape(module.weight).numel() % MULTIPLE == 0
     ]  # fmt: skip

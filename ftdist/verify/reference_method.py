@@ -4,7 +4,7 @@ It does not use ``ftdist.method``. Adapters are made by ``peft.get_peft_model`` 
 """
 
 from fnmatch import fnmatchcase
-from typing import Any, Collection, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 
@@ -87,8 +87,9 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
         and any((target == "all-linear" and module is not head) or fnmatchcase(f".{name}", f"*.{target}")
                 for target in method.target_modules)
         and (layers is None or next((word for word in name.split(".") if word.isdigit()), "") in layers)
-        and name.split(".")[-1] not in _names_of_experts(model.config.model_type) and name not in read_by_mamba(model)
     ]  # fmt: skip
+    used = used_elsewhere(model)
+    targets = _readable(model, [name for name in targets if name not in used])
     saved = [module for name, module in model.named_modules()
              if any(fnmatchcase(f".{name}", f"*.{own}") for own in method.modules_to_save)]  # fmt: skip
     wrapped = get_peft_model(model, LoraConfig(
@@ -100,18 +101,33 @@ def _lora(model: Any, method: Any) -> torch.nn.Module:
     return wrapped
 
 
-def _names_of_experts(model_type: str) -> Collection[str]:
-    """Return the names with which PEFT means experts, as in transformers 4, and no linear layers."""
+def _readable(model: Any, names: List[str]) -> List[str]:
+    """Return the layers whose adapters PEFT reads again: not those with the names that experts had in transformers 4,
+    nor those that it renames like tensors in the files of the model."""
+    from peft import LoraConfig
     from peft.utils import transformers_weight_conversion as peft_names
 
-    kin = peft_names._MODEL_TO_CONVERSION_PATTERN.get(model_type)
-    return peft_names._MOE_TARGET_MODULE_MAPPING.get(kin, {})
+    kin = peft_names._MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type)
+    experts = peft_names._MOE_TARGET_MODULE_MAPPING.get(kin, {})
+    keys = {f"{WRAPPER}{name}.lora_B.weight": name for name in names if name.split(".")[-1] not in experts}
+    tensors = {key: torch.zeros(1) for key in keys}
+    read = peft_names.convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), tensors)
+    return [name for key, name in keys.items() if key in read]
 
 
-def read_by_mamba(model: Any) -> List[str]:
-    """Return the layers of Mamba whose weights are used outside of them: they have no adapter and 16 bits."""
-    mixers = [name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
-    return [f"{mixer}.{name}" for mixer in mixers for name in ("x_proj", "dt_proj", "out_proj")]
+def used_elsewhere(model: Any) -> List[str]:
+    """Return the layers whose weights are used outside of them, by Mamba and LongCat, or by other layers. They have no
+    adapter and 16 bits."""
+    weights = [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
+    found = []
+    for owner, module in model.named_modules():
+        if hasattr(module, "A_log") and hasattr(module, "D"):
+            found += [f"{owner}.{name}" for name in ("x_proj", "dt_proj", "out_proj")]
+        if hasattr(module, "e_score_correction_bias") and hasattr(module, "classifier"):
+            found.append(f"{owner}.classifier")
+        if type(module).__name__ == "Linear" and weights.count(id(module.weight)) > 1:
+            found.append(owner)
+    return found
 
 
 def _partial(model: Any, method: Any) -> None:

@@ -10,7 +10,7 @@ from ftdist.method.adapters import without_adapters
 from ftdist.model.load import load_whole, model_config
 from ftdist.model.parts import auto_class
 from ftdist.run.locations import model_location
-from ftdist.verify.reference_method import WRAPPER, in_4_bits, own_names, read_by_mamba
+from ftdist.verify.reference_method import WRAPPER, in_4_bits, own_names, used_elsewhere
 
 
 def plain_base(config: RunConfig, **options: Any) -> Any:
@@ -52,8 +52,8 @@ def _quantized(folder: str, method: Any, build: Any, **options: Any) -> Any:
     dtype, trust = options["dtype"], options.get("trust_remote_code", False)
     arch = AutoConfig.from_pretrained(folder, revision=options.get("revision"), trust_remote_code=trust)
     with torch.device("meta"):
-        mamba = read_by_mamba(build.from_config(arch, trust_remote_code=trust))
-    skipped = ["lm_head", "embed_out", *method.modules_to_save, *mamba]
+        kept = used_elsewhere(build.from_config(arch, trust_remote_code=trust))
+    skipped = ["lm_head", "embed_out", *method.modules_to_save, *kept]
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype, llm_int8_skip_modules=skipped,

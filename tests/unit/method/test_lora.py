@@ -22,6 +22,7 @@ from ftdist.model.opened import open_exported
 from ftdist.run.file_names import EXPORT_MARK
 from ftdist.serve.chat import load
 from tests.helpers.tiny import save_tiny_model, tiny_config
+from tests.models.alone import save_tiny
 
 IDS = torch.arange(3, 40)[None]
 
@@ -179,6 +180,23 @@ def test_a_module_inside_another_one_that_is_saved_is_a_part_of_it(tmp_path: Pat
     out = export(config, model, weights, tmp_path / "adapter")
     assert read_json(out / "adapter_config.json")["modules_to_save"] == ["model.layers.0.mlp", "lm_head"]
     assert logits(open_exported(out).eval()).equal(logits(model))
+
+
+@pytest.mark.parametrize("model_type", ["phimoe", "longcat_flash", "laguna", "zamba"])
+def test_only_layers_whose_adapters_work_get_one(model_type: str, tmp_path: Path) -> None:
+    """A router that is a linear layer but returns two tensors, one whose weight another module reads, layers whose
+    tensors PEFT renames when it reads them, layers that share their weights."""
+    save_tiny(model_type, tmp_path / "model")
+    config = lora_config(tmp_path / "model")
+    model = Lora().apply(base_of(config), config).eval()
+    weights = trained(model)
+    expected = logits(model)
+    opened = open_exported(export(config, model, weights, tmp_path / "adapter")).eval()
+    assert torch.allclose(logits(opened), expected, atol=1e-5)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    model.generation_config.save_pretrained(merged)
+    export_merged(weights, base_of(config).config, merged, config)  # compares the logits
 
 
 def test_weights_that_are_not_those_of_the_adapter_are_refused(tmp_path: Path) -> None:
