@@ -154,7 +154,7 @@ def origin_lines(report: Dict[str, Any]) -> List[str]:
     where = [f"folder: {plain(str(commands['folder']))}"] if commands["folder"] else []
     where += [f"commit: {plain(git['commit'])}, {git['changed_files']} changed files"] if git else []
     where += [f"{plain(name)} {plain(str(version))}" for name, version in (commands.get("packages") or {}).items()]
-    given = "\n".join(text for text in (commands["repeat"], commands["continue"]) if text)
+    given = "\n".join(printable(text) for text in (commands["repeat"], commands["continue"]) if text)
     fence = "`" * (1 + max(2, *map(len, re.findall("`*", given))))  # longer than any inside
     return [*lines, "## Again", "", *[f"- {line}" for line in where], "", fence, *given.splitlines(), fence, ""]
 
@@ -236,13 +236,15 @@ def table(head: List[str], rows: Iterable[List[str]]) -> List[str]:
 
 
 def plain(text: str) -> str:
-    """Return Markdown that shows a text as it is: no markup, no HTML, one line."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(re.sub(r"\s+", " ", text), quote=False))
+    """Return Markdown that shows a text as it is: no markup, no HTML, one line. Characters that control are shown as
+    their escapes."""
+    line = printable(re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
 
 
 def quoted(value: Any) -> str:
     """Return Markdown that shows a value as JSON writes it: a text with its spaces and line breaks."""
-    return plain(printable(json.dumps(value, ensure_ascii=False)))
+    return plain(json.dumps(value, ensure_ascii=False))
 
 
 def _row(cells: List[str]) -> str:

@@ -186,7 +186,8 @@ def attempt_rows(goodput: Dict[str, Any]) -> Rows:
     return [
         [str(one["number"]), str(one["ranks"] or "?"),
          "" if one["first_step"] is None else f"{one['first_step']} to {one['last_step']}",
-         format_seconds(sum(one["seconds"].values())), percent(one["goodput"] or 0.0), one["state"] or "not known"]
+         format_seconds(sum(one["seconds"].values())), percent(one["goodput"] or 0.0),
+         one["state"] or ("not known" if one is goodput["attempts"][-1] else "killed")]
         for one in goodput["attempts"]
     ]  # fmt: skip
 

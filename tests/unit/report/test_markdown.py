@@ -67,7 +67,7 @@ REPORT = {
         "tokens": [{"id": 1, "text": "|`\n", "moved": 0.5, "nearest_before": ["<img>"], "nearest_after": ["\u202e"]}],
     },
     "goodput": Goodput([Attempt(0, 5.0, {STEPS: 75.0, LOST: 15.0, LOADING: 10.0}, 0, 9, "failed", 2),
-                        Attempt(1, 200.0, {QUEUE: 50.0})], 0.0, 4).as_dict(),
+                        Attempt(1, 200.0, {QUEUE: 25.0}), Attempt(2, 225.0, {QUEUE: 25.0})], 0.0, 4).as_dict(),
 }  # fmt: skip
 
 
@@ -79,9 +79,10 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
     lines = text.splitlines()
     assert "together differ from the base model by 1.23 % of its norm (‖ΔW‖/‖W‖), the matrices by 2 %." in text
     assert {"| matrices | 2 % |", "| norms | 0 |", "| biases | new |", "| 1 | 30 % |"} <= set(lines)
-    assert "Goodput: 50 % of 2:30 went into steps that count, in 2 attempts; 4 steps were done again" in text
+    assert "Goodput: 50 % of 2:30 went into steps that count, in 3 attempts; 4 steps were done again" in text
     assert {"| queue | 50.0 s | 33.3 % |", "| lost | 15.0 s | 10 % |", "| 0 | 2 | 0 to 9 | 1:40 | 75 % | failed |",
-            "| 1 | ? |  | 50.0 s | 0 | not known |"} <= set(lines)  # fmt: skip
+            "| 1 | ? |  | 25.0 s | 0 | killed |",
+            "| 2 | ? |  | 25.0 s | 0 | not known |"} <= set(lines)  # fmt: skip
     assert {
         "| do&lt;b&gt;cs | loss | 3.0000 (2.5000 to 3.5000) | 1.5000 (1.0000 to nan) | -1.5000 (-1.7500 to -1.2500) | "
         "1,200 |",
@@ -127,5 +128,6 @@ def test_texts_from_outside_are_shown_as_text() -> None:
         re.findall("<.*?>", text)
     )
     assert r'"\|\`\\n"' in text and "\u202e" not in text
+    assert plain("\x00\x1b[1m\u202ea\tb") == r"\\x00\\x1b\[1m\\u202ea b", "no character controls a terminal"
     assert (plain("# a\n**b**"), quoted(" x")) == (r"\# a \*\*b\*\*", '" x"')
     assert [percent(value) for value in (None, 0.0, 1e-5, 12.0)] == ["new", "0", "0.001 %", "1,200 %"]
