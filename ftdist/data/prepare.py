@@ -275,6 +275,7 @@ def _hold_one_out(
         if out.any():
             writers[HELDOUT].append(select_documents(encoded, out), number)
             result.counts[number]["heldout"] += int(out.sum())
+            result.prompts[HELDOUT] = smallest_prompts(result.prompts[HELDOUT] + encoded.prompts)
     writers[TRAIN].exclude(np.flatnonzero(hashes == smallest))
 
 

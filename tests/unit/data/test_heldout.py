@@ -113,6 +113,13 @@ def test_a_small_share_of_few_documents_holds_one_out(tmp_path: Path) -> None:
     assert {name: stats["documents"] for name, stats in meta["sets"].items()} == {"train": 2, "heldout": 1}
 
 
+def test_the_one_document_that_is_held_out_has_a_prompt(tmp_path: Path) -> None:
+    records = [chat(f"question {number}", f"answer {number}") for number in range(3)]
+    folder = prepare(chat_config(tmp_path, records, "data.heldout_share=0.0001"))
+    (prompt,), (text,) = read_meta(folder)["prompts"]["heldout"], document_texts(folder, "heldout")
+    assert text.startswith(prompt["prompt_text"] + prompt["reference"])
+
+
 def test_a_single_document_cannot_be_held_out_and_trained(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"held out no document[\s\S]*data.heldout_share=0 to train without"):
         prepare(text_config(tmp_path, ["one", "one"], "data.heldout_share=0.0001"))
