@@ -1,7 +1,7 @@
 """The frozen config of a run: reading and writing ``run.yaml``."""
 
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,7 @@ def parse_config(text: str, origin: str) -> RunConfig:
         ConfigError: See load_config.
     """
     try:
-        before = OmegaConf.create({})
-        for key, value in ADDED_LATER.items():
-            if "*" not in key:
-                OmegaConf.update(before, key, value, force_add=True)
-        merged = OmegaConf.merge(_schema(), before, _renamed(OmegaConf.create(text)))
+        merged = OmegaConf.merge(_schema(), _renamed(OmegaConf.create(text)))
         # Interpolations are looked for in the values, not in the text: YAML can write a $ as \x24.
         if any("${" in value for _, value in texts("", OmegaConf.to_container(merged, resolve=False))):
             raise ConfigError(
@@ -81,8 +77,17 @@ def parse_config(text: str, origin: str) -> RunConfig:
 
 @lru_cache
 def _schema() -> DictConfig:
-    """Return the schema with its defaults. All callers share it: merge it, which copies it."""
-    return OmegaConf.structured(RunConfig)
+    """Return the schema with the values that settings have if a file lacks them.
+
+    All callers share it: merge it, which copies it.
+    """
+    before = OmegaConf.create({})
+    for key, value in ADDED_LATER.items():
+        if "*" not in key:
+            OmegaConf.update(before, key, value, force_add=True)
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), before)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _renamed(tree: Any) -> Any:
@@ -96,4 +101,4 @@ def _renamed(tree: Any) -> Any:
 
 def dump_config(config: RunConfig) -> str:
     """Return the config as YAML text, with every value explicit."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(asdict(config))
