@@ -107,9 +107,10 @@ $(VENV)/.python:
 	  echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-# Compile the bytecode on all cores, without the tests of the libraries. pip uses one core, which takes half of the time of
-# an install. Some files of libraries are written for a newer Python and cannot be compiled.
-COMPILE := "$(BIN)/python" -m compileall -q -j 0 -x '/tests?/' "$(VENV)/lib" || true
+# Compile the bytecode on all cores, without the tests of the libraries and the model families of transformers, of which a
+# run imports one or two: Python compiles them then. pip uses one core, which takes half of the time of an install. Some
+# files of libraries are written for a newer Python and cannot be compiled.
+COMPILE := "$(BIN)/python" -m compileall -q -j 0 -x '/tests?/|/transformers/models/' "$(VENV)/lib" || true
 
 # $(1): extras, such as [test]; $(2): stamps to set
 define install

@@ -2,7 +2,7 @@
 
 ``make invariance`` runs the suite alone and writes what it measures into docs/correctness.md.
 
-A case is one choice on each axis. Each case runs three steps through the real assembly and training loop and is
+A case is one choice on each axis. Each case runs two steps through the real assembly and training loop and is
 compared with the plain reference, which knows neither ranks nor packing. ``covering`` returns a small set of cases that
 contains every pair of choices. ``AXES`` are those of full fine-tuning of all families, ``METHOD_AXES`` those of the
 other methods, which plain PEFT applies in the reference. The product of all ``AXES`` has 41,472 cases. The slow tests
@@ -27,7 +27,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import NONE_WHOLE, freeze_tiny, save_tiny_model, tiny_config
 from tests.helpers.training import each_training
 
-STEPS, ROWS = 3, 16
+STEPS, ROWS = 2, 16
 CLIP = 0.05  # below every gradient norm here
 MOST_COMPILATIONS = 10
 """With ``train.compile=layers``: the parts of a layer, and once more for rows of one document."""

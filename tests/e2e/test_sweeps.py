@@ -139,6 +139,7 @@ def documented_sweep() -> Dict[str, Any]:
     return yaml.safe_load(page.split("```yaml\n# sweep.yaml\n")[1].split("```")[0])
 
 
+@pytest.mark.slow  # the tests of the agent itself are, too
 def test_the_documented_command_of_the_wandb_agent_works(tmp_path: Path) -> None:
     """The command of docs/sweeps.md, filled in by wandb's own code for a run that its server has proposed."""
     from wandb.sdk.launch.sweeps import utils
