@@ -222,7 +222,7 @@ def _labels(frame: _Frame, series: Sequence[Series], points: Sequence[Sequence[O
             parts.append(f'<path class="lead" d="M{x:.1f} {y:.1f}L{to_x:.1f} {to_y:.1f}"/>')
         on_the_left = label.box.left < label.point[0]
         parts.append(_text(label.box.right if on_the_left else label.box.left, label.baseline, label.text,
-                           "end" if on_the_left else "start"))  # fmt: skip
+                           "end" if on_the_left else "start", 'class="name"'))  # fmt: skip
     return parts
 
 

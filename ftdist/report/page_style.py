@@ -41,6 +41,7 @@ thead th { color: var(--soft); font-weight: 600; }
 summary { cursor: pointer; color: var(--accent); }
 svg { width: 100%; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
+svg .name { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round; }
 svg .on { fill: #111; font-weight: 600; }
 .grid { stroke: var(--edge); fill: none; }
 .axis { stroke: var(--soft); fill: none; }
