@@ -113,9 +113,9 @@ def other_parts(model: Any) -> Dict[str, List[torch.nn.Parameter]]:
 def layers_used_elsewhere(model: Any) -> Dict[str, str]:
     """Return the names of the linear layers whose weights are used outside of them, with the reason.
 
-    The code of Mamba layers and of LongCat's routers multiplies with some weights itself, or gives them to a kernel. It
-    would ignore what an adapter adds to the output of the layer, and packed weights would be wrong. In Zamba, several
-    layers share a weight, so that the sum with one adapter could not be merged.
+    The code of Mamba layers and of LongCat's routers multiplies with some weights itself, or gives them to a kernel.
+    RWKV divides some in evaluation. This would ignore what an adapter adds to the output of the layer, and fail with
+    packed weights. In Zamba, several layers share a weight, so that the sum with one adapter could not be merged.
     """
     owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     found: Dict[str, str] = {}
@@ -123,8 +123,10 @@ def layers_used_elsewhere(model: Any) -> Dict[str, str]:
         own = {name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
         names = ["x_proj", "dt_proj", "out_proj"] * (own >= {"A_log", "D"})
         names += ["classifier"] * ("e_score_correction_bias" in own)
+        names += ["output"] * ("time_decay" in own)
+        names += ["value"] * ("time_mix_receptance" in own and "time_decay" not in own)
         read = [f"{owner}.{name}" for name in names if hasattr(module, name)]
-        found |= dict.fromkeys(read, "another module reads its weights itself")
+        found |= dict.fromkeys(read, "another module uses its weights itself")
         if isinstance(module, torch.nn.Linear) and owners[id(module.weight)] > 1:
             found[owner] = "other layers share its weight"
     return found

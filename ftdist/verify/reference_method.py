@@ -116,8 +116,8 @@ def _readable(model: Any, names: List[str]) -> List[str]:
 
 
 def used_elsewhere(model: Any) -> List[str]:
-    """Return the layers whose weights are used outside of them, by Mamba and LongCat, or by other layers. They have no
-    adapter and 16 bits."""
+    """Return the layers whose weights are used outside of them, by Mamba, LongCat and RWKV, or by other layers. They
+    have no adapter and 16 bits."""
     weights = [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
     found = []
     for owner, module in model.named_modules():
@@ -125,6 +125,8 @@ def used_elsewhere(model: Any) -> List[str]:
             found += [f"{owner}.{name}" for name in ("x_proj", "dt_proj", "out_proj")]
         if hasattr(module, "e_score_correction_bias") and hasattr(module, "classifier"):
             found.append(f"{owner}.classifier")
+        if type(module).__name__ in ("RwkvSelfAttention", "RwkvFeedForward"):
+            found.append(f"{owner}.output" if hasattr(module, "time_decay") else f"{owner}.value")
         if type(module).__name__ == "Linear" and weights.count(id(module.weight)) > 1:
             found.append(owner)
     return found

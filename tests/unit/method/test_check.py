@@ -150,6 +150,15 @@ def test_layers_with_the_names_of_experts_get_no_adapter() -> None:
         method_on_meta(config)
 
 
+def test_layers_that_rwkv_divides_in_evaluation_get_no_adapter() -> None:
+    config = small(kind=MethodKind.lora)
+    config.model.config = whole_standin_config(default_model_config("rwkv"), LLAMA["vocab_size"])
+    adapted = {name.split(".lora_A")[0].split(".", 3)[-1] for name, _ in method_on_meta(config).named_parameters()
+               if ".lora_A." in name}  # fmt: skip
+    assert adapted == {"attention.key", "attention.receptance", "attention.value", "feed_forward.key",
+                       "feed_forward.receptance"}  # fmt: skip
+
+
 def test_an_adapter_of_a_tied_head_is_refused_with_the_reason() -> None:
     config = small(kind=MethodKind.lora, target_modules=["all-linear", "lm_head"])
     config.model.config = {**LLAMA, "tie_word_embeddings": True}
