@@ -20,7 +20,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.conversion_mapping import get_model_conversion_mapping
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.names import nearest
@@ -38,17 +37,16 @@ from ftdist.model.exactness import wrong_precision
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
 from ftdist.model.load import DTYPES, model_config
-from ftdist.model.parts import build, is_multimodal, names_in_model, other_parts, runs_own_code
+from ftdist.model.parts import build, is_multimodal, other_parts, runs_own_code
 from ftdist.model.precision_trial import why_only_fp32
 from ftdist.model.reasons import reason_of
 from ftdist.model.standin import MAX_TRIAL_PARAMETERS, Unfit
-from ftdist.model.stored_weights import stored_types
 from ftdist.model.text_only import why_not_text_only
+from ftdist.model.weights_fit import check_stored_weights
 from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.hub import model_folder
-from ftdist.run.locations import WEIGHTS, is_converted, model_location
+from ftdist.run.locations import model_location
 from ftdist.run.model_facts import ModelFacts
-from ftdist.run.weight_files import TRAINED_TYPES
 
 EXPECTED_MODEL = "a decoder-only language model, for example llama, qwen3 or gpt2"
 MIN_SIMILARITY = 0.8
@@ -68,8 +66,8 @@ def check_model(config: RunConfig) -> ModelFacts:
 
     Raises:
         ConfigError: The model cannot be loaded or built, its generation config cannot be read, ``model.config`` has an
-            unknown key, its weights are quantized or not floating-point numbers, the model is not a causal language
-            model, or it cannot be exported.
+            unknown key, its weights are quantized or do not fit it, the model is not a causal language model, or it
+            cannot be exported.
     """
     if config.model.config:
         _check_model_type(config)
@@ -83,7 +81,7 @@ def check_model(config: RunConfig) -> ModelFacts:
     model = _build(config, arch, "meta")
     _check_window(config, arch)
     _check_quantized(config, arch)
-    _check_types(config, model)
+    check_stored_weights(config, model)
     if is_multimodal(arch):
         _check_text_only(config, arch)
     _check_direction(config, model)
@@ -156,26 +154,6 @@ def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
             raise ConfigError(f"the weights of {_where(config)} are quantized ({method or 'quantization_config'})",
                               "weights in bf16, fp16 or fp32",
                               "use a copy of the model whose weights are not quantized")  # fmt: skip
-
-
-def _check_types(config: RunConfig, model: PreTrainedModel) -> None:
-    """Refuse files in which a weight is not a floating-point number of 16 bits or more. transformers would convert it.
-
-    A buffer can have any type. Damaged files are refused as well.
-    """
-    folder = None if is_converted(config) else model_folder(config)
-    if folder is None or not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
-        return  # without weights, no run gets this far
-    types = {name: found for name, found in stored_types(folder).items() if found not in TRAINED_TYPES}
-    if not types:
-        return
-    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    places = names_in_model(model, types, get_model_conversion_mapping(model))
-    found = sorted(name for name, place in places.items() if {place, f"{model.base_model_prefix}.{place}"} & weights)
-    if found:
-        raise ConfigError(f"{found[0]} has the type {types[found[0]]} in the files of {folder}",
-                          f"weights of the types {', '.join(TRAINED_TYPES)}",
-                          "use a copy of the model whose weights are not quantized")  # fmt: skip
 
 
 def _check_generation(config: RunConfig) -> None:

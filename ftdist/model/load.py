@@ -5,14 +5,13 @@ With ZeRO-3, parameters are sharded while they are created.
 
 import pickle
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, Optional
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import Attention, Precision, RunConfig
 from ftdist.config.zero import ModelState
@@ -26,6 +25,7 @@ from ftdist.model.random_weights import draw_weights, drawn_vectors
 from ftdist.model.reasons import pickle_reason, reason_of
 from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes, whole_values
+from ftdist.model.weights_fit import check_loaded, other_shapes, size_mismatch
 from ftdist.plan.communication import without_sizes
 from ftdist.run.identity import base_identity
 from ftdist.run.locations import model_location
@@ -153,10 +153,9 @@ def _build_or_read(
                 output_loading_info=True, ignore_mismatched_sizes=True, **load_options,
             )  # fmt: skip
     except RuntimeError as error:
-        detail = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
-        if detail is None:
+        if (detail := size_mismatch(error)) is None:
             raise
-        raise _other_shapes(config, detail[:200]) from error
+        raise other_shapes(config, detail) from error
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename or error} does not exist, but an index of weights names it",
                           "every weights file of the model", "use a complete model folder") from error  # fmt: skip
@@ -164,12 +163,7 @@ def _build_or_read(
         found = f"a weights file of {model_location(config)} is damaged or contains more than tensors: "
         raise ConfigError(found + pickle_reason(error), "*.safetensors, or a *.bin that contains tensors only",
                           "use another model") from error  # fmt: skip
-    if report["mismatched_keys"]:
-        name, in_file, here = min(report["mismatched_keys"])
-        raise _other_shapes(config, f"{name} is {_sizes(in_file)} in the files, and {_sizes(here)} by the config")
-    _check_tied(config, model)
-    if report["missing_keys"]:
-        raise _missing(config, sorted(report["missing_keys"]), unread)
+    check_loaded(config, model, report, unread)
     check_finite(model, model_location(config))
     model.ftdist_unread = unread
     _freeze_fixed(model, config, arch)
@@ -213,56 +207,6 @@ def _freeze_fixed(model: PreTrainedModel, config: RunConfig, arch: PretrainedCon
     for name, parameter in model.named_parameters():
         if name in fixed:
             parameter.requires_grad_(False)
-
-
-def _other_shapes(config: RunConfig, detail: str) -> ConfigError:
-    found = f"the weights of {model_location(config)} do not have the shapes that its config.json says: {detail}"
-    return ConfigError(found, "weights that fit their config", "use a folder whose files belong together")
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape))
-
-
-def _check_tied(config: RunConfig, model: PreTrainedModel) -> None:
-    """Refuse a model whose files have two different weights where its config says that they are the same one.
-
-    transformers does not tie them, but an export of the model would.
-    """
-    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
-    untied = sorted(tied.keys() - model.all_tied_weights_keys.keys())
-    if untied:
-        raise ConfigError(
-            f"the config of {model_location(config)} ties {untied[0]} to {tied[untied[0]]}, but its files have both of "
-            "them, with different values",
-            "a config that fits the weights",
-            "use a copy with tie_word_embeddings=false in its config.json",
-        )
-
-
-def _missing(config: RunConfig, names: List[str], unread: Sequence[str]) -> ConfigError:
-    """Return the error for weights that transformers did not find, which can be its own fault.
-
-    Args:
-        unread: Names of weights in the files that the model does not have.
-    """
-    folder, some = Path(model_location(config)), ", ".join(names[:3])
-    files: Set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            files.update(opened.keys())
-    if files.issuperset(names):
-        found = f"transformers does not load {count(len(names), 'weight')} of {folder} with ZeRO-3 ({some} …)"
-        return ConfigError(found, "a model whose weights all have the names that it reads", "zero.stage=2")
-    found, expected = (
-        f"{model_location(config)} lacks {count(len(names), 'weight')} ({some} …)",
-        "every weight of the model",
-    )
-    if not unread:
-        return ConfigError(found, expected, "use a complete model folder")
-    others = f"{count(len(unread), 'weight')} that the model does not have ({min(unread)} …)"
-    return ConfigError(f"{found}, and holds {others}", f"{expected}, with the name that save_pretrained gives it",
-                       "use a complete model folder, or rename the weights")  # fmt: skip
 
 
 def _register_zero3(settings: Dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
-"""The weights in the files of a model, their names and types, found without reading the weights."""
+"""The weights in the files of a model, their names, types and shapes, found without reading the weights."""
 
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, NamedTuple, Tuple
 
 import torch
 
@@ -21,22 +21,31 @@ TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch
 """Names of types, as the headers of safetensors files have them. Other types keep the name that PyTorch gives them."""
 
 
-def stored_types(folder: Path) -> Dict[str, str]:
-    """Return the type of each tensor in the weights files of a model, by name.
+class StoredTensor(NamedTuple):
+    """A tensor in a file."""
+
+    type: str
+    """Its type, as the headers of safetensors files name it."""
+    shape: Tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> Dict[str, StoredTensor]:
+    """Return the tensors in the weights files of a model, by name.
 
     Raises:
         ConfigError: A file is missing or damaged, holds something else than tensors, or has the names of a wrapped
             model.
     """
     files = weight_files(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    types: Dict[str, str] = {}
+    tensors: Dict[str, StoredTensor] = {}
     for file in files:
         if is_safetensors(file):
-            types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
+            found = {name: (one["dtype"], one["shape"]) for name, one in tensor_header(file).items()}
         else:
-            types.update((name, _name(tensor)) for name, tensor in _pickled_tensors(file).items())
-    check_names(types, files[0])
-    return types
+            found = {name: (_name(one), one.shape) for name, one in _pickled_tensors(file).items()}
+        tensors.update((name, StoredTensor(kind, tuple(shape))) for name, (kind, shape) in found.items())
+    check_names(tensors, files[0])
+    return tensors
 
 
 def _kind(name: Any, tensor: Any) -> str:

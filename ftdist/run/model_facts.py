@@ -18,7 +18,7 @@ from ftdist.config.schema import Kernels, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
 from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root, is_converted, model_location
-from ftdist.run.weight_files import pickled_files, untrained_types
+from ftdist.run.weight_files import pickled_files, stored_layout
 
 FORMAT_VERSION = 6
 """Version of the facts. Increase it when the check finds more facts, or other facts about the same model."""
@@ -138,7 +138,7 @@ def _file(config: RunConfig) -> Path:
         "precision": config.train.precision.name,
     }
     if model.path and not is_converted(config):
-        content["types"] = untrained_types(Path(location))
+        content["tensors"] = stored_layout(Path(location))
         content["files"] = pickled_files(Path(location))
     if not config.method.facts.whole:
         content["method"] = [asdict(config.method), model.new_special_tokens]

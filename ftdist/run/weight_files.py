@@ -1,5 +1,6 @@
 """The weights files of a model's folder, checked without reading any weights."""
 
+import hashlib
 import json
 import struct
 from contextlib import suppress
@@ -63,14 +64,16 @@ def is_safetensors(file: Path) -> bool:
     return file.suffix == ".safetensors"
 
 
-def untrained_types(folder: Path) -> Dict[str, str]:
-    """Return the types of the tensors in a model's safetensors files that are not floating-point numbers of 16 bits or
-    more, by name. Such a tensor can be a buffer. There is none if ``check_weight_files`` would refuse the folder."""
-    types: Dict[str, str] = {}
+def stored_layout(folder: Path) -> str:
+    """Return a hash of the names, types and shapes of the tensors in a model's safetensors files.
+
+    It is that of no tensors if ``check_weight_files`` would refuse the folder.
+    """
+    tensors: Dict[str, Any] = {}
     with suppress(ConfigError, OSError):
         for file in filter(is_safetensors, _accepted_files(folder)):
-            types.update((name, found["dtype"]) for name, found in tensor_header(file).items())
-    return {name: found for name, found in types.items() if found not in TRAINED_TYPES}
+            tensors.update((name, [found["dtype"], found["shape"]]) for name, found in tensor_header(file).items())
+    return hashlib.sha256(json.dumps(tensors, sort_keys=True).encode()).hexdigest()
 
 
 def pickled_files(folder: Path) -> List[List[Any]]:

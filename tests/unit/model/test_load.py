@@ -27,21 +27,50 @@ def change_config(folder: Path, **fields: object) -> None:
 def test_a_weight_of_another_shape_is_named(tmp_path: Path) -> None:
     change_config(save_tiny_model(tmp_path / "model"), num_key_value_heads=1)
     config = tiny_config(tmp_path)
-    with pytest.raises(ConfigError, match="k_proj.weight is 32 × 64 in the files, and 16 × 64 by the config"):
-        load_model(config, model_config(config), PLAIN, STAGE_0)
+    for check in (lambda: check_model(config), lambda: load_model(config, model_config(config), PLAIN, STAGE_0)):
+        with pytest.raises(ConfigError, match="k_proj.weight is 32 × 64 in the files, and 16 × 64 by the config"):
+            check()
 
 
 def test_weights_with_names_of_another_model_are_named(tmp_path: Path) -> None:
     file = save_tiny_model(tmp_path / "model") / "model.safetensors"
     save_file({f"net.{name}": weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
     config = tiny_config(tmp_path)
-    with pytest.raises(ConfigError, match="lacks 21 weights.*, and holds 21 weights that the model does not") as caught:
-        load_model(config, model_config(config), PLAIN, STAGE_0)
-    assert "(net.lm_head.weight …)" in caught.value.found and "rename the weights" in caught.value.fix
+    for check in (lambda: check_model(config), lambda: load_model(config, model_config(config), PLAIN, STAGE_0)):
+        with pytest.raises(ConfigError, match="lacks 21 weights.*, and holds 21 weights that the model does") as caught:
+            check()
+        assert "(net.lm_head.weight …)" in caught.value.found and "rename the weights" in caught.value.fix
     change_config(save_tiny_model(tmp_path / "model"), attention_bias=True)
     with pytest.raises(ConfigError, match="lacks 8 weights") as caught:
         load_model(config, model_config(config), PLAIN, STAGE_0)
     assert caught.value.fix == "use a complete model folder"
+
+
+def test_a_run_is_refused_before_its_ranks_would_miss_a_weight(tmp_path: Path) -> None:
+    """Also of weights that transformers merges while it reads them: those of experts."""
+    file = save_tiny_model(tmp_path / "model", model_type="mixtral", num_local_experts=2) / "model.safetensors"
+    weights, config = load_file(file), tiny_config(tmp_path)
+    write_facts(config, check_model(config))
+    assert len([name for name in weights if ".experts.1.w2." in name]) == 2, "files have each expert's weights apart"
+    expert, gate = "model.layers.1.block_sparse_moe.experts.1.w2.weight", "model.layers.0.block_sparse_moe.gate.weight"
+    for name, found in ((expert, "experts.down_proj is 1 × 64 × 128 in the files"), (gate, "lacks 1 weight ")):
+        save_file({key: weight for key, weight in weights.items() if key != name}, file, {"format": "pt"})
+        assert name in weights and read_facts(config) is None, "the model would not be checked again"
+        with pytest.raises(ConfigError, match=found) as in_ranks:
+            load_model(config, model_config(config), PLAIN, STAGE_0)
+        with pytest.raises(ConfigError) as before:
+            check_model(config)
+        assert str(before.value) == str(in_ranks.value)
+
+
+def test_files_may_have_both_of_two_tied_weights(tmp_path: Path) -> None:
+    """The check before the run has no numbers, so it cannot tell whether they are equal."""
+    file = save_tiny_model(tmp_path / "model", tie_word_embeddings=True) / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
+    config = tiny_config(tmp_path)
+    assert check_model(config).model_type == "llama"
+    load_model(config, model_config(config), PLAIN, STAGE_0)
 
 
 def test_weights_that_are_tied_only_in_the_config_are_refused(tmp_path: Path) -> None:

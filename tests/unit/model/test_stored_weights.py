@@ -10,7 +10,7 @@ import torch
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.model.check import check_model
-from ftdist.model.stored_weights import stored_types
+from ftdist.model.stored_weights import stored_tensors
 from ftdist.run.model_facts import read_facts, write_facts
 from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.run.test_weight_files import write_weights
@@ -30,9 +30,11 @@ class Code:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_types_in_a_file_of_torch_save(legacy: bool, tmp_path: Path) -> None:
-    save(tmp_path, {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.int8), "c": torch.zeros(2).bfloat16()}, legacy)
-    assert stored_types(tmp_path) == {"a": "F32", "b": "int8", "c": "BF16"}
+def test_types_and_shapes_in_a_file_of_torch_save(legacy: bool, tmp_path: Path) -> None:
+    save(
+        tmp_path, {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.int8), "c": torch.zeros(()).bfloat16()}, legacy
+    )
+    assert stored_tensors(tmp_path) == {"a": ("F32", (2,)), "b": ("int8", (2,)), "c": ("BF16", ())}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_other_things_in_such_a_file_are_refused(
 ) -> None:
     save(tmp_path, weights)
     with pytest.raises(ConfigError) as caught:
-        stored_types(tmp_path)
+        stored_tensors(tmp_path)
     assert found in caught.value.found and caught.value.fix
     assert "this must not run" not in capsys.readouterr().out
 
@@ -63,7 +65,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     for part in (whole[:1000], b"version https://git-lfs.github.com/spec/v1\n", b""):
         (tmp_path / BIN).write_bytes(part)
         with pytest.raises(ConfigError, match=f"{BIN} is damaged"):
-            stored_types(tmp_path)
+            stored_tensors(tmp_path)
 
 
 def model_weights(folder: Path) -> Dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.run.weight_files import check_weight_files, untrained_types
+from ftdist.run.weight_files import check_weight_files, stored_layout
 
 INDEX = "model.safetensors.index.json"
 
@@ -52,9 +52,11 @@ def test_the_file_that_transformers_loads_is_checked(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}))
     (tmp_path / "config.json").write_text("{}")
     check_weight_files(tmp_path, {})
-    assert untrained_types(tmp_path) == {"b": "I8"}
-    write_weights(tmp_path / "model.safetensors", {"a": "BF16"})  # comes before the index
-    assert untrained_types(tmp_path) == {}
+    of_index = stored_layout(tmp_path)
+    write_weights(tmp_path / "model.safetensors", {"a": "F32", "b": "I8"})  # comes before the index
+    assert stored_layout(tmp_path) == of_index, "the same tensors, in another file"
+    write_weights(tmp_path / "model.safetensors", {"a": "F32", "b": "BF16"})
+    assert stored_layout(tmp_path) != of_index
     assert "other.safetensors" in _refused_name(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     assert "model.safetensors cannot be read" in refusal(tmp_path).found
