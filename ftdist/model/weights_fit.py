@@ -1,4 +1,4 @@
-"""Do the weights in the files of a model fit it: each weight of the model is there, in the shape that the config says.
+"""Check that the weights in the files of a model fit it: each weight is there, in the shape that the config says.
 
 transformers fills in random numbers for weights that are missing or have another shape, and converts integers. All of
 this is refused: before the run from names, types and shapes alone (``check_stored_weights``), and by each rank after it
