@@ -26,8 +26,10 @@ class Cost:
     devices: float
     """Mean number of devices over this time."""
     price_per_device_hour: Optional[float]
-    parameters: int
-    pretraining: Pretraining
+    parameters: Optional[int]
+    """Number of parameters of the model. None: its files are gone."""
+    pretraining: Optional[Pretraining]
+    """None: the number of parameters is not known."""
 
     @property
     def flops_per_s(self) -> Optional[float]:
@@ -35,20 +37,23 @@ class Cost:
         return self.flops / self.steps_s if self.flops and self.steps_s else None
 
     @property
-    def pretraining_flops(self) -> float:
+    def pretraining_flops(self) -> Optional[float]:
         """6 · N · D (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361)."""
+        if self.parameters is None or self.pretraining is None:
+            return None
         return 6.0 * self.parameters * self.pretraining.tokens
 
     def as_dict(self) -> Dict[str, Any]:
         """Return the cost as a part of a report. What is not known is null."""
-        rate, from_zero = self.flops_per_s, self.pretraining_flops
-        seconds = from_zero / rate if rate else None
+        rate, from_zero, pretraining = self.flops_per_s, self.pretraining_flops, self.pretraining
+        seconds = from_zero / rate if from_zero and rate else None
         hours = None if seconds is None else seconds / HOUR_S * self.devices
         return {
             "tokens": self.tokens, "flops": self.flops, "flops_per_s": rate, "device_hours": self.device_s / HOUR_S,
             "devices": self.devices, "price": self._price(self.device_s / HOUR_S),
             "from_zero": {
-                "parameters": self.parameters, "tokens": self.pretraining.tokens, "source": self.pretraining.source,
+                "parameters": self.parameters, "tokens": pretraining.tokens if pretraining else None,
+                "source": pretraining.source if pretraining else "",
                 "flops": from_zero, "device_hours": hours, "price": None if hours is None else self._price(hours),
                 "seconds": seconds, "share": self.flops / from_zero if self.flops and from_zero else None,
             },
@@ -59,8 +64,8 @@ class Cost:
 
 
 def cost_of(
-    goodput: Goodput, tokens: int, flops: Optional[float], price: Optional[float], parameters: int,
-    pretraining: Pretraining,
+    goodput: Goodput, tokens: int, flops: Optional[float], price: Optional[float],
+    parameters: Optional[int], pretraining: Optional[Pretraining],
 ) -> Cost:  # fmt: skip
     """Return the cost of a run.
 
@@ -71,7 +76,7 @@ def cost_of(
         goodput: Where the wall time of the run went.
         tokens: Input tokens of the steps that count. flops: Their operations.
         price: Price of a device for an hour.
-        parameters: Number of parameters of the model, without adapters.
+        parameters: Number of parameters of the model, without adapters. pretraining: None if it is not known.
     """
     device_s, devices = held_devices(goodput)
     return Cost(tokens, flops, goodput.seconds.get(STEPS, 0.0), device_s, devices, price, parameters, pretraining)

@@ -38,7 +38,7 @@ def build_report(
 
     Raises:
         CheckpointError: See ``what_moved``.
-        ConfigError: There is no such checkpoint, or the config or the model cannot be read.
+        ConfigError: There is no such checkpoint, or the config cannot be read; or, without ``quick``, the model.
     """
     alive = ending != DEAD if ending else None
     config, goodput, moved = load_config(run.config), goodput_of(run, alive, ending == "failed"), None

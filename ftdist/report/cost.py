@@ -4,6 +4,7 @@ from typing import Any, Dict, Optional
 
 import numpy as np
 
+from ftdist.base.errors import FtdistError
 from ftdist.config.schema import RunConfig
 from ftdist.data.loader import PreparedSet, open_set
 from ftdist.engine.size import model_size
@@ -25,15 +26,17 @@ def run_cost(run: RunDir, config: RunConfig, goodput: Goodput, tokens: int, pric
         tokens: Input tokens of the steps that count.
         price: Price of a device for an hour. None: that of ``report.price_per_device_hour``.
 
-    Raises:
-        ConfigError: The config of the model cannot be read.
+    Without the files of the model, operations and pretraining are not known.
     """
-    size, folder = model_size(method_on_meta(config)), recorded_folder(run, config)
-    flops = None
+    folder, flops = recorded_folder(run, config), None
+    price = config.report.price_per_device_hour if price is None else price
+    try:
+        size = model_size(method_on_meta(config))
+        parameters = sum(parameter.numel() for parameter in build_on_meta(config).parameters())
+    except (FtdistError, OSError):
+        return cost_of(goodput, tokens, None, price, None, None).as_dict()
     if size is not None and is_ready(folder):  # the prepared data may have been removed from the cache
         flops = step_flops(size, tokens, tokens * squares_per_token(open_set(folder, "train")))
-    parameters = sum(parameter.numel() for parameter in build_on_meta(config).parameters())
-    price = config.report.price_per_device_hour if price is None else price
     return cost_of(goodput, tokens, flops, price, parameters, pretraining_of(config, parameters)).as_dict()
 
 

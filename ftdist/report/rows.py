@@ -138,10 +138,12 @@ def gain_rows(gain: Dict[str, Any]) -> Rows:
 def cost_rows(cost: Dict[str, Any]) -> Rows:
     """Return what is counted, for this run, and for the training of this model from zero."""
     zero = cost["from_zero"]
+    known = zero["parameters"] is not None
     tokens = f"published: {zero['source']}" if zero["source"] else "20 tokens a parameter, a low estimate"
+    more = [f" ({tokens})", f" (6 · N · D, N = {number(zero['parameters'])})"] if known else ["", ""]
     return [
-        ["tokens", number(cost["tokens"]), f"{number(zero['tokens'])} ({tokens})"],
-        ["FLOPs", number(cost["flops"]), f"{number(zero['flops'])} (6 · N · D, N = {number(zero['parameters'])})"],
+        ["tokens", number(cost["tokens"]), number(zero["tokens"]) + more[0]],
+        ["FLOPs", number(cost["flops"]), number(zero["flops"]) + more[1]],
         ["device-hours", number(cost["device_hours"]), number(zero["device_hours"])],
         ["price", number(cost["price"]), number(zero["price"])],
     ]

@@ -10,6 +10,7 @@ from ftdist.data.loader import PreparedSet
 from ftdist.plan.goodput import Attempt, Goodput
 from ftdist.report import cost
 from ftdist.report.cost import run_cost, squares_per_token
+from ftdist.report.rows import cost_rows
 from ftdist.run.rundir import RunDir
 from ftdist.run.timeline import STEPS
 from tests.helpers.tiny import LLAMA
@@ -56,3 +57,12 @@ def test_the_operations_and_the_price_of_a_run(
 def test_without_the_prepared_data_the_operations_are_not_known(tmp_path: Path) -> None:
     found = run_cost(RunDir(tmp_path), _config(tmp_path), Goodput(), 8000, None)
     assert found["flops"] is None and found["price"] is None and found["tokens"] == 8000
+
+
+def test_without_the_files_of_the_model_the_rest_of_the_cost_is_known(tmp_path: Path) -> None:
+    config = data_config(tmp_path)
+    config.model.config, config.model.path = {}, str(tmp_path / "gone")
+    found = run_cost(RunDir(tmp_path), config, Goodput([Attempt(0, 0.0, {STEPS: 1800.0}, ranks=4)]), 8000, 2.0)
+    assert (found["tokens"], found["device_hours"], found["price"], found["flops"]) == (8000, 2.0, 4.0, None)
+    assert cost_rows(found)[:3] == [["tokens", "8,000", "not known"], ["FLOPs", *["not known"] * 2],
+                                    ["device-hours", "2", "not known"]]  # fmt: skip
