@@ -138,7 +138,7 @@ def _taken_for_experts(model: PreTrainedModel, names: List[str]) -> Set[str]:
         settings = LoraConfig(target_modules=[end])
         try:
             convert_peft_config_for_transformers(settings, model=model, conversions=None)
-        except ValueError:  # one of two names that experts had
+        except ValueError:  # PEFT joins this name with another one, and wants both
             taken.add(end)
         if end not in settings.target_modules:
             taken.add(end)

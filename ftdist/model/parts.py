@@ -121,10 +121,15 @@ def layers_used_elsewhere(model: Any) -> Dict[str, str]:
     found: Dict[str, str] = {}
     for owner, module in model.named_modules():
         own = {name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
-        names = ["x_proj", "dt_proj", "out_proj"] * (own >= {"A_log", "D"})
-        names += ["classifier"] * ("e_score_correction_bias" in own)
-        names += ["output"] * ("time_decay" in own)
-        names += ["value"] * ("time_mix_receptance" in own and "time_decay" not in own)
+        names: List[str] = []
+        if own >= {"A_log", "D"}:  # a Mamba layer
+            names += ["x_proj", "dt_proj", "out_proj"]
+        if "e_score_correction_bias" in own:  # a router of LongCat
+            names += ["classifier"]
+        if "time_decay" in own:  # the attention of RWKV
+            names += ["output"]
+        elif "time_mix_receptance" in own:  # its feed-forward block
+            names += ["value"]
         read = [f"{owner}.{name}" for name in names if hasattr(module, name)]
         found |= dict.fromkeys(read, "another module uses its weights itself")
         if isinstance(module, torch.nn.Linear) and owners[id(module.weight)] > 1:

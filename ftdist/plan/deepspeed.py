@@ -1,8 +1,8 @@
 """Generate the settings for DeepSpeed from the run config, which owns every value in them.
 
-``launch`` computes the settings once and freezes them as ``RUN_DIR/deepspeed.json``; the ranks read that file. Two of
-them the ranks complete: sizes that say ``auto``, when the model is there (``plan.communication``), and the number of
-accumulation steps, if a run is resumed with another number of ranks.
+``launch`` computes the settings once and freezes them as ``RUN_DIR/deepspeed.json``; the ranks read that file. They
+replace only two kinds of values: sizes that say ``auto``, when the model is loaded (``plan.communication``), and the
+number of accumulation steps, if a run is resumed with another number of ranks.
 Keys: https://www.deepspeed.ai/docs/config-json/
 """
 
