@@ -21,7 +21,7 @@ ENCODE_ERRORS = "ftdist.stand_in"
 """Name of the handler of encoding errors that prints ``STAND_INS``."""
 
 READER_ENDED = (errno.EPIPE, errno.ECONNRESET)
-"""Errors of a stream that nobody reads any more. Output for it is dropped without a word."""
+"""Errors of a stream that nobody reads any more. Output for it is dropped without a message."""
 
 USER_FOLDER = "FTDIST_USER_FOLDER"
 """Environment variable with the current folder of the user, for a process that runs in another one."""

@@ -180,7 +180,7 @@ def _check_train(train: TrainConfig, optim: OptimConfig) -> None:
         value = getattr(train, name)
         if train.gradient_checkpointing is Recompute.none and value != unset:
             raise ConfigError(f"train.{name}={str(value).lower()} has no effect with train.gradient_checkpointing=none",
-                              "layers that are recomputed",
+                              "a value of train.gradient_checkpointing other than none",
                               f"train.gradient_checkpointing=full, or train.{name}={str(unset).lower()}")  # fmt: skip
     if train.max_steps is not None:
         check_schedule_fits(optim, train.max_steps, f"train.max_steps={train.max_steps}")

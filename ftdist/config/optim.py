@@ -86,8 +86,7 @@ class OptimizerSpec:
     others: Tuple[str, ...] = ()
     """Names of the states that have another shape."""
     at_most: Optional[float] = None
-    """Bytes of all states for each element of a trained parameter. It is set if they are not just ``states`` in
-    fp32."""
+    """Maximum bytes of all states for each element of a trained parameter. None: those of ``states`` in fp32."""
     usual: Dict[str, float] = field(default_factory=dict)
     """The settings that it reads, with the values that they have if they are null."""
     rates: Tuple[float, float] = (1, 1)
@@ -103,11 +102,13 @@ class OptimizerSpec:
 
 OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
     OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq"), usual=_ADAMW),
-    # A byte for each element of both moments, and 4 for each block of 256. Tensors below 4096 elements stay in fp32.
+    # A byte for each element of both moments, and 4 for each block of 256. Tensors with fewer than 4096 elements keep
+    # fp32 states.
     OptimizerKind.adamw_8bit: OptimizerSpec(("state1", "state2"), ("absmax1", "absmax2"), 2.1, _ADAMW),
-    # 4 bytes for each row and each column: less than 0.3 for each element of an adapter of rank 16, which is 16 wide,
-    # and less than 0.01 for those of a whole model. The variance is that of norms and biases. The update is relative to
-    # the size of the weights, which is a few hundredths.
+    # 4 bytes for each row and each column of a matrix. An adapter of rank 16 has matrices with only 16 rows or columns:
+    # less than 0.3 bytes for each element. The matrices of a whole model take less than 0.01. Norms and biases have a
+    # variance for each element. The size of the update is a share of the size of the weights (a few hundredths), so the
+    # usual learning rates are higher.
     OptimizerKind.adafactor: OptimizerSpec(
         ("variance",), ("row_var", "col_var"), 0.3, rates=(10, 100),
         whole="Adafactor keeps one number for each row and column of a matrix",
@@ -125,7 +126,7 @@ OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
 }  # fmt: skip
 BLOCKS_CANNOT_BE_CUT = ("The 8-bit states of adamw_8bit have one scale for each block of a rank's flat part, so they "
                         "cannot be cut in another way")  # fmt: skip
-"""Why a run with 8-bit states goes on only with the ranks and the stage that it was saved with."""
+"""Why a run with 8-bit states can be resumed only on the same number of ranks and at the same ZeRO stage."""
 
 
 def optimizer_of(optim: OptimConfig) -> OptimizerSpec:
@@ -143,8 +144,12 @@ def values_of(optim: OptimConfig) -> Dict[str, float]:
 
 
 def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> None:
-    """Check that the values are within their limits, that all settings are read, and that the optimizer gives its own
-    numbers at the ZeRO stage.
+    """Check that the values are within their limits, that the optimizer reads all settings that are set, and that it
+    works at this ZeRO stage.
+
+    Args:
+        method: section ``method``. LoRA+ needs a method with adapters.
+        stage: ``zero.stage``.
 
     Raises:
         ConfigError: A value is wrong, a setting is set that the optimizer or the method does not read, or the optimizer

@@ -64,10 +64,9 @@ def config_hash(config: RunConfig) -> str:
     tree = asdict(config)
     for key in (*CHANGEABLE, *DERIVED, *PLACES):
         _remove(tree, key)
-    for key, before in sorted(
-        ADDED_LATER.items(), key=lambda item: -item[0].count(".")
-    ):  # fields before their sections
-        if isinstance(before, dict):  # the fields of a section that are newer than the section are gone already
+    # Fields before their sections: the longest keys come first.
+    for key, before in sorted(ADDED_LATER.items(), key=lambda item: -item[0].count(".")):
+        if isinstance(before, dict):  # fields that were added after their section have been removed by now
             before = {name: value for name, value in before.items() if f"{key}.{name}" not in ADDED_LATER}
         _remove(tree, key, only_if=before)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, default=lambda choice: choice.name).encode()).hexdigest()

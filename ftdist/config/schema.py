@@ -165,8 +165,8 @@ class TrainConfig:
     recompute_every: int = 1
     """Recompute every n-th layer only. The other layers keep all their activations."""
     offload_activations: bool = False
-    """Keep in host memory what recomputed layers keep. It is copied while the GPU computes. Without a GPU it saves
-    nothing."""
+    """Move the activations that recomputed layers keep for the backward pass to host memory. They are copied while the
+    GPU computes. Without a GPU this saves no memory."""
     compile: Compile = Compile.none
     """``layers``: compile each layer with PyTorch's compiler. The first step takes longer, and needs a C++ compiler on
     a machine without a GPU. Evaluation and sampling run the layers as they are."""
@@ -200,8 +200,8 @@ class TrainConfig:
     sample_tokens: int = 64
     """Maximum length of a sampled answer in tokens."""
     best: Optional[str] = None
-    """Name of the held-out set by whose loss checkpoints are compared. The best one is kept. null: the mean loss of all
-    held-out tokens."""
+    """Name of a held-out set. The checkpoint with the lowest loss on this set is the best one, and is kept. null: the
+    mean loss of all held-out tokens decides."""
     stop_when: StopWhenConfig = field(default_factory=StopWhenConfig)
     export: bool = True
     """Write the trained model in Hugging Face format to ``export/`` at the end."""
@@ -260,7 +260,7 @@ def _with_defaults(section: str, config: Any, first: Collection[str]) -> Dict[st
 
 
 ADDED_LATER: Dict[str, Any] = {
-    # A new method or optimizer may have new settings. Their defaults mean that there is none.
+    # Settings of later methods and optimizers. Their defaults mean the old behavior.
     **_with_defaults("method", MethodConfig(), ["kind"]),
     **_with_defaults("optim", OptimConfig(), [
         "lr", "beta1", "beta2", "eps", "weight_decay", "max_grad_norm", "schedule", "warmup_steps", "decay_steps",

@@ -70,6 +70,9 @@ class NoGradient:
         """Restore the master weights of these parameters after an update inside a ``with`` block.
 
         DeepSpeed may update one group of parameters at a time, so only what is updated now is copied.
+
+        Args:
+            engine: The engine of DeepSpeed, which has no types.
         """
         kept = []
         if self.names:

@@ -158,7 +158,7 @@ def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
 
 def _check_generation(config: RunConfig) -> None:
     """Refuse a generation config that transformers does not read. It would fail in the ranks, with the model, or be
-    replaced by another one without a word."""
+    replaced by another one without a message."""
     folder = model_folder(config)
     if folder is None or not (folder / GENERATION_CONFIG).is_file():
         return

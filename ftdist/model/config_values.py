@@ -1,6 +1,6 @@
 """Values in a model's config with which no model can be built or trained: zero heads, text in place of a number.
 
-transformers reads most of them without a word. The error, or the NaN, that they cause later does not name the field.
+transformers accepts most of them. The error, or the NaN, that they cause later does not name the field.
 """
 
 import dataclasses

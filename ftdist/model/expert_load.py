@@ -1,8 +1,8 @@
 """The load of the experts of a mixture: how many tokens of a step the routers send to each expert.
 
-The choice is read where a layer uses it, so it includes what a router adds to its scores (the biases of DeepSeek-V3,
-groups of experts). Padding is not counted, nor what runs without gradients, nor the recomputation of gradient
-checkpointing.
+The numbers of the chosen experts are read where a layer uses them. So they include the effect of what a router does
+with its scores before it chooses: the biases of DeepSeek-V3, groups of experts. Padding is not counted. Passes without
+gradients and the recomputation of gradient checkpointing are not counted either.
 """
 
 import inspect
@@ -18,13 +18,13 @@ ENTROPY, LARGEST = "experts/entropy", "experts/largest_share"
 maximum: 1 if all shares are equal. The metric is its mean over the layers. The largest share is that of any expert of
 any layer, as a multiple of the mean share."""
 CHOICES = ("top_k_index", "router_indices")
-"""Names of the argument with which transformers gives the numbers of the chosen experts to a module of experts."""
+"""Names of the argument that holds the numbers of the chosen experts, in the expert modules of transformers."""
 NUMBERS = ("num_experts", "num_routed_experts")
-"""Names of the attribute with the number of experts of a module. LongCat's routers can also choose no expert at all,
-with numbers above it."""
+"""Names of the attribute with the number of experts of a module. A router of LongCat can also choose a number that is
+not below it. Such a number stands for no expert."""
 ROUTERS = {"Llama4Router": 1, "JetMoeTopKGating": 4}
-"""Classes of routers whose experts do not get these numbers, and the place of the logits in what they return. They
-choose the experts with the highest logits."""
+"""Routers whose experts do not get the numbers of the chosen experts: the class, and the position of the logits in the
+tuple that the router returns. These routers choose the experts with the highest logits."""
 
 
 class ExpertLoad:
@@ -112,6 +112,6 @@ def _number(module: torch.nn.Module) -> int:
 
 
 def _choice(module: torch.nn.Module) -> Optional[tuple[str, int]]:
-    """Return the name and position of a module's argument that has the chosen experts. None: it is no such module."""
+    """Return the name and position of the argument of a module that has the chosen experts. None: there is none."""
     names = list(inspect.signature(module.forward).parameters) if _number(module) else []
     return next(((name, names.index(name)) for name in CHOICES if name in names), None)

@@ -83,7 +83,7 @@ def cost_of(
 
 
 def held_devices(goodput: Goodput) -> Tuple[float, float]:
-    """Return the seconds in which the run held devices, times their number, and the mean number of devices."""
+    """Return the device-seconds that the run held (seconds times devices), and the mean number of devices."""
     known = [attempt.ranks for attempt in goodput.attempts if attempt.ranks]
     default = known[0] if known else 1
     held = [(attempt.ranks or default, sum(attempt.seconds.values()) - attempt.seconds.get(QUEUE, 0.0))

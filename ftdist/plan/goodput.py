@@ -30,7 +30,7 @@ class Attempt:
     """Number of steps that were done when it began to train. None if it did not begin."""
     last_step: Optional[int] = None
     state: Optional[str] = None
-    """How it ended. None if it has not ended, or ended without a word."""
+    """How it ended. None if it has not ended, or its end was not recorded."""
     ranks: Optional[int] = None
     """Number of ranks."""
 
@@ -50,7 +50,7 @@ class Goodput:
     """Seconds between attempts in which nothing ran and nothing waited in a queue."""
     lost_steps: int = 0
     saved_step: Optional[int] = None
-    """The step until which steps count, because the run has ended and its newest checkpoint is from then. None: all."""
+    """The step of the newest checkpoint, if the run has ended: later steps do not count. None: all steps count."""
 
     @property
     def seconds(self) -> Dict[str, float]:

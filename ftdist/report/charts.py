@@ -161,7 +161,7 @@ class _Frame:
 
     @property
     def bottom(self) -> float:
-        """The area has the same height below a long list of names."""
+        """The lower edge. The height of the area does not depend on the length of the list of names above it."""
         return self.top + HEIGHT - TOP - BOTTOM
 
     def at(self, point: Point) -> Point:

@@ -17,7 +17,8 @@ Report = Dict[str, Any]
 
 
 def compared(reports: Sequence[Report], names: Sequence[str]) -> List[List[str]]:
-    """Return the rows of the comparison, as texts: one for each run and held-out set, and one for each other run.
+    """Return the rows of the comparison, as texts: one for each run and held-out set. A run
+    without held-out sets has one row.
 
     Args:
         names: What each run is called.

@@ -35,7 +35,8 @@ def facts_of(run: RunDir, config: RunConfig, ending: str = "", reason: str = "")
     """Return the parts of the report that need no model.
 
     Args:
-        ending: See ``ftdist.report.build.build_report``. reason: The same.
+        ending: The state that the run is about to have, or ``ftdist.report.build.DEAD``. Empty: the one in status.json.
+        reason: Why the run has it.
     """
     status, records, best = run.read_status(), run.read_metrics(), run.best_checkpoint()
     heldout, general = heldout_losses(run), heldout_losses(run, GENERAL)
@@ -62,7 +63,8 @@ def facts_of(run: RunDir, config: RunConfig, ending: str = "", reason: str = "")
 
 
 def tokens_until(records: Sequence[Dict[str, Any]], step: Optional[int] = None) -> Optional[int]:
-    """Return the input tokens of the steps until ``step``, by the records of metrics.jsonl. None if it has none.
+    """Return the input tokens of the steps until ``step``, as the records of metrics.jsonl count them.
+    None: no record has them.
 
     Args:
         step: None: the newest one.

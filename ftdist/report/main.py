@@ -21,7 +21,7 @@ from ftdist.report.page_compare import compare_page
 from ftdist.run.rundir import RunDir
 
 COMPARED = "compare.html"
-DEAD_REASON = "its processes ended without a word"
+DEAD_REASON = "its processes ended without recording a reason"
 
 
 def main(argv: Optional[List[str]] = None) -> int:

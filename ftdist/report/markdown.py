@@ -236,8 +236,8 @@ def table(head: List[str], rows: Iterable[List[str]]) -> List[str]:
 
 
 def plain(text: str) -> str:
-    """Return Markdown that shows a text as it is: no markup, no HTML, one line. Characters that control are shown as
-    their escapes."""
+    """Return Markdown that shows a text as it is: no markup, no HTML, one line. Control characters are
+    shown as escapes."""
     line = printable(re.sub(r"\s+", " ", text))
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
 

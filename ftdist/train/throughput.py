@@ -1,13 +1,14 @@
 """How much of the device's rate a step uses, and the rate of a matrix product."""
 
 import time
-from typing import Any, Dict
+from typing import Dict
 
 import numpy as np
 import torch
 
 from ftdist.config.schema import RunConfig
 from ftdist.data.loader import PreparedSet
+from ftdist.engine.engine import Engine
 from ftdist.engine.size import model_size
 from ftdist.parallel.mesh import Mesh
 from ftdist.plan.cost import describe_estimate
@@ -21,9 +22,10 @@ PRODUCTS, ROUNDS = 4, 3
 class Throughput:
     """Computes the model FLOPs utilization of a run. Every rank must make it."""
 
-    def __init__(self, engine: Any, mesh: Mesh, dtype: torch.dtype) -> None:
+    def __init__(self, engine: Engine, mesh: Mesh, dtype: torch.dtype) -> None:
         """
         Args:
+            engine: Its model and its parameters are counted.
             dtype: Type of the weights.
         """
         self._size = model_size(engine)

@@ -22,7 +22,7 @@ from ftdist.run.rundir import PAUSED
 
 POLL_S = 0.2
 END_S = 20.0
-"""Seconds that trials have to end if the sweep itself fails."""
+"""Seconds to wait for the trials to end after the sweep itself has failed. Then they are killed."""
 
 
 @dataclass

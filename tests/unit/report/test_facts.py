@@ -108,7 +108,10 @@ def test_a_run_that_was_killed_is_dead_in_its_report_and_steps_after_its_checkpo
     assert report["goodput"]["seconds"] == {"loading": 10, "steps": 20, "lost": 20} and report["goodput"]["lost_steps"]
     assert (report["tokens"], report["cost"]["tokens"]) == (400, 200), "the cost is that of the steps that count"
     text = (run.report / "report.md").read_text()
-    assert "The run is dead (its processes ended without a word) after 4 of 9 steps" in text and "ftdist resume" in text
+    assert (
+        "The run is dead (its processes ended without recording a reason) after 4 of 9 steps" in text
+        and "ftdist resume" in text
+    )
     assert goodput_of(run, alive=True).lost_steps == 0 and goodput_of(run, True, failing=True).lost_steps == 2
 
 
