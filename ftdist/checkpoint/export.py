@@ -45,7 +45,7 @@ def export_checkpoint(checkpoint: Path, out: Path, config: RunConfig, merged: bo
 
     Args:
         merged: Fold the adapters of ``method=lora`` into the base model. Otherwise an adapter is written, unless its
-            base is in no folder, because the run has added ``model.adapter`` to it.
+            base is not stored anywhere, because the run has added ``model.adapter`` to it.
 
     Returns:
         What was measured, for the user; an empty text if there is nothing to say.

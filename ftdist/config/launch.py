@@ -70,7 +70,7 @@ class SlurmConfig:
     """CPUs on each node, as Slurm counts them: cores, or hardware threads. null: cpus_per_gpu for each rank."""
     cpus_per_gpu: Optional[int] = None
     """CPUs for each GPU, that is for each rank. Ranks are bound to cores near their GPU, with one thread for each core.
-    null: the CPUs of a node divided by its GPUs (4 if Slurm cannot be asked), or up to 2 on CPU. 0: the job does not
+    null: the CPUs of a node divided by its GPUs (4 if Slurm cannot be queried), or up to 2 on CPU. 0: the job does not
     ask for CPUs, for sites that allocate whole nodes."""
     gpus: GpuOption = GpuOption.gpus_per_node
     """How the job asks for GPUs: ``--gpus-per-node=N``, ``--gres=gpu:N``, ``--gpus=N`` for all nodes together, or
@@ -87,8 +87,8 @@ class SlurmConfig:
     mail_type: str = "END,FAIL,REQUEUE"
     """Events that Slurm sends mail about. Used only with mail_user."""
     address_suffix: Optional[str] = None
-    """What is added to the name of the first node where the fast network has names of its own: ``i`` makes ``node1i``
-    of ``node1``. The name without it is tried next."""
+    """Suffix of the names that nodes have in the fast network, if a site has such names: with ``i``, the first node
+    ``node1`` is reached as ``node1i``. The name without the suffix is tried next."""
     profile: Profile = Profile.generic
     """Settings for the network and the libraries of the cluster: a file in ``slurm/profiles``. ``cpu`` is for nodes
     without GPUs."""
@@ -163,7 +163,7 @@ class LaunchConfig:
     nnodes: int = 1
     """Number of machines of the run."""
     made_for_gpus: Optional[int] = None
-    """GPUs that the other settings are made for. A run on fewer GPUs prints a note. If Slurm cannot be asked how many
+    """GPUs that the other settings are made for. A run on fewer GPUs prints a note. If Slurm cannot be queried how many
     GPUs a node has, each node is taken to have its share of them."""
     threads_per_rank: Optional[int] = None
     """CPU threads of each rank. null: the cores of the machine, divided among its ranks."""

@@ -107,7 +107,7 @@ OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
     OptimizerKind.adamw_8bit: OptimizerSpec(("state1", "state2"), ("absmax1", "absmax2"), 2.1, _ADAMW),
     # 4 bytes for each row and each column of a matrix. An adapter of rank 16 has matrices with only 16 rows or columns:
     # less than 0.3 bytes for each element. The matrices of a whole model take less than 0.01. Norms and biases have a
-    # variance for each element. The size of the update is a share of the size of the weights (a few hundredths), so the
+    # variance for each element. The update is multiplied by the size of the weights, which is a few hundredths, so the
     # usual learning rates are higher.
     OptimizerKind.adafactor: OptimizerSpec(
         ("variance",), ("row_var", "col_var"), 0.3, rates=(10, 100),

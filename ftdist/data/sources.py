@@ -74,7 +74,7 @@ def _read_hub(config_key: str, source: SourceConfig) -> Iterator[LocatedRecord]:
         found = f"{config_key}.hub={name}, split {source.split}: {said[0] if said else type(error).__name__}"
         if told_to_be_offline():
             raise DataError(
-                f"{found}. It is not prepared in the cache, and {OFFLINE} forbids to ask the hub",
+                f"{found}. It is not prepared in the cache, and {OFFLINE} forbids access to the hub",
                 "data that was prepared before with the same settings of the data, the tokenizer and the chat template",
                 "run ftdist prepare with these settings on a machine with a network and the same cache_dir",
             ) from error

@@ -41,7 +41,7 @@ def open_exported(folder: Path, trust_remote_code: bool = False, base: Optional[
         if not settings.base_model_name_or_path:
             run = RunDir(folder.parent) if (folder.parent / RUN_CONFIG).is_file() else RunDir("RUN_DIR")
             merge = "" if run.merged.is_dir() else f"ftdist export {quoted_path(run.path)} --merged && "
-            raise ConfigError(f"{folder} holds an adapter of a model with random weights, which is in no folder",
+            raise ConfigError(f"{folder} holds an adapter of a model with random weights, which is not stored anywhere",
                               "a base model in a folder or on the hub",
                               f"{merge}ftdist chat {quoted_path(run.merged)}")  # fmt: skip
         _check_there(folder, Path(settings.base_model_name_or_path))

@@ -109,7 +109,7 @@ def reads_only_hub_cache(config: RunConfig) -> bool:
 
 
 def told_to_be_offline() -> bool:
-    """Return whether the user forbids to ask the hub. The words are those that huggingface_hub reads."""
+    """Return whether the user forbids access to the hub. The words are those that huggingface_hub reads."""
     return os.environ.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 

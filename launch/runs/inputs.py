@@ -87,7 +87,7 @@ def fetch_model(config: RunConfig) -> None:
     if repositories(config) and not fetch_from_hub(config) and not is_fetched(config):
         names = ", ".join(f"{one.key}={one.name}" for one in repositories(config) if fetched_folder(one) is None)
         raise ConfigError(
-            f"{names} is not in the cache of the hub, and the hub cannot be asked from {platform.node()}",
+            f"{names} is not in the cache of the hub, and the hub cannot be reached from {platform.node()}",
             "a machine with a network, or files that were fetched before",
             "run ftdist prepare with these settings on a machine with a network and the same HF_HOME",
         )

@@ -92,13 +92,14 @@ def _use_adapter(config: RunConfig, folder: Path) -> None:
     """Set the model to the base model that an adapter names, with the adapter added to its weights.
 
     Raises:
-        ConfigError: its base had weights in 4 bits, or is in no folder.
+        ConfigError: its base had weights in 4 bits, or is not stored anywhere.
     """
     mark, base = folder / EXPORT_MARK, base_name(str(folder))
     four_bits = mark.is_file() and read_json(mark).get("quantization")
     if four_bits or not base:
-        why = "4 bits, to which it cannot be added" if four_bits else "random weights, which are in no folder"
-        raise ConfigError(f"{folder} is an adapter of a model with {why}", "its run, or its merged model",
+        why = "4 bits, to which it cannot be added" if four_bits else "random weights, which are not stored anywhere"
+        raise ConfigError(f"{folder} is an adapter of a model with {why}",
+                          "the run of the adapter, or its merged model",
                           "ftdist eval RUN_DIR --tasks …, or ftdist eval RUN_DIR/export-merged --tasks …")  # fmt: skip
     config.model.adapter = str(folder)
     if Path(base).is_absolute() or Path(base).exists():

@@ -28,7 +28,7 @@ def add_report_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def report_job(args: argparse.Namespace) -> int:
-    """Report until the job ends. Where Slurm cannot be asked, end at once and say nothing."""
+    """Report until the job ends. Where Slurm cannot be queried, end at once and say nothing."""
     end_with_parent(signal.SIGKILL)  # the batch script
     run = RunDir.open(args.run_dir)
     comments = not any(option.startswith("--comment") for option in load_config(run.config).launch.slurm.options)

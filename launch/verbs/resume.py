@@ -128,8 +128,8 @@ def _check_not_paused(run: RunDir, config: RunConfig) -> None:
     """
     status = run.read_status()
     if status.get("state") == PAUSED and status.get("step") in config.sweep.rungs:
-        raise ConfigError(f"{run.path} paused at rung {status['step']} of its sweep, and others went on",
-                          "a trial that goes on",
+        raise ConfigError(f"{run.path} paused at rung {status['step']} of its sweep, and other trials were chosen to "
+                          "continue", "a trial that was chosen",
                           f"to train it to its end: ftdist resume {quoted_path(run.path)} sweep.rungs=[]")  # fmt: skip
 
 
@@ -214,5 +214,5 @@ def _check_states_fit(run: RunDir, config: RunConfig) -> None:
     words = [f"launch.nnodes={nodes}"] * (nodes != config.launch.nnodes)
     words += [f"launch.nproc_per_node={before[0] // nodes}", f"zero.stage={before[1]}"]
     raise ConfigError(f"{newest.name} was saved by {count(before[0], 'rank')} with zero.stage={before[1]}; the run "
-                      f"would go on with {count(ranks, 'rank')} and zero.stage={stage}. {BLOCKS_CANNOT_BE_CUT}",
+                      f"would continue with {count(ranks, 'rank')} and zero.stage={stage}. {BLOCKS_CANNOT_BE_CUT}",
                       "the number of ranks and the stage that it was saved with", " ".join(words))  # fmt: skip

@@ -60,7 +60,7 @@ class SlurmBackend:
 
 
 def _find_jobs(statuses: Sequence[Status]) -> Optional[Dict[str, client.Job]]:
-    """Return the jobs of the runs that are not done, by id. None if Slurm cannot be asked."""
+    """Return the jobs of the runs that are not done, by id. None if Slurm cannot be queried."""
     ids = [str(status["job_id"]) for status in statuses if status.get("job_id") and status.get("state") != "done"]
     with contextlib.suppress(LaunchError):
         if ids and client.available():

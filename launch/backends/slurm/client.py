@@ -131,7 +131,7 @@ def command_output(*command: str) -> str:
 def refusal(options: Sequence[str]) -> str:
     """Return why sbatch would refuse a job with these options. Nothing is submitted.
 
-    The result is empty if it would accept the job or cannot be asked. A reason may also be that no node is free now,
+    The result is empty if it would accept the job or cannot be queried. A reason may also be that no node is free now,
     with which the job would only wait: the caller chooses the reasons that it acts on.
     """
     with contextlib.suppress(LaunchError):
@@ -143,7 +143,7 @@ def refusal(options: Sequence[str]) -> str:
 def jobs_of_user(user: int) -> Optional[Set[str]]:
     """Return the ids of a user's jobs that wait, run or are about to end. Each element of an array has its own id.
 
-    The result is None if Slurm cannot be asked.
+    The result is None if Slurm cannot be queried.
 
     Args:
         user: number of the user.

@@ -27,7 +27,7 @@ GPUS = re.compile(r"(?<![\w-])gpu:(?:([^:,()]+):)?(\d+)")
 ASKS_EARLIER_S = 60
 """Seconds by which Slurm's signal before the time limit may come early."""
 CPUS_PER_GPU, CPUS_ON_CPU = 4, 2
-"""CPUs for each rank if Slurm cannot be asked what the nodes have, and CPUs for each rank of a job on CPU."""
+"""CPUs for each rank if Slurm cannot be queried what the nodes have, and CPUs for each rank of a job on CPU."""
 CHOOSE_NODES = "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE"
 
 
@@ -47,7 +47,7 @@ class Node:
 
 
 def find_nodes(launch: LaunchConfig) -> Optional[List[Node]]:
-    """Return the nodes that the job can use. None if Slurm cannot be asked.
+    """Return the nodes that the job can use. None if Slurm cannot be queried.
 
     Raises:
         ConfigError: there is no such partition, or no node of it has the features that the job asks for.
@@ -119,7 +119,7 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
     """Check that a job has time left before it is asked to stop, and print a note if its partition gives it less time.
 
     Args:
-        nodes: the nodes that the job can use. Empty if Slurm cannot be asked.
+        nodes: the nodes that the job can use. Empty if Slurm cannot be queried.
 
     Raises:
         ConfigError: the job would be asked to stop when it begins.
@@ -150,8 +150,8 @@ def check_time(slurm: SlurmConfig, nodes: List[Node]) -> None:
 def resolve_ranks(launch: LaunchConfig) -> bool:
     """Fill in, in place, the device, nproc_per_node and cpus_per_gpu from what the nodes have.
 
-    If Slurm cannot be asked, a node is taken to have its share of ``made_for_gpus``, or one GPU, and a note is printed.
-    A job on CPU must be requested: nodes may have GPUs that Slurm does not know of.
+    If Slurm cannot be queried, a node is taken to have its share of ``made_for_gpus``, or one GPU. Then a note is
+    printed.    A job on CPU must be requested: nodes may have GPUs that Slurm does not know of.
 
     Returns:
         Whether Slurm could be asked.
@@ -245,7 +245,7 @@ def _resolve_cpus(launch: LaunchConfig, nodes: Optional[List[Node]]) -> None:
     """Fill in cpus_per_gpu, unless another setting says how many CPUs the job asks for.
 
     Args:
-        nodes: the nodes that the job can use. None if Slurm cannot be asked.
+        nodes: the nodes that the job can use. None if Slurm cannot be queried.
     """
     slurm, ranks = launch.slurm, launch.nproc_per_node or 1
     asks = any(option_name(option) in CPU_OPTIONS for option in slurm.options)

@@ -109,7 +109,7 @@ def test_a_hub_data_set_that_cannot_be_read_is_refused_in_one_line(monkeypatch: 
     assert "data.sources.mine.hub=nobody/nothing, split train" in caught.value.found
     assert "check data.sources.mine.hub" in caught.value.fix
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match="HF_HUB_OFFLINE forbids to ask the hub") as caught:
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE forbids access to the hub") as caught:
         list(read_source("data.sources.mine", SourceConfig(hub="nobody/nothing")))
     assert caught.value.fix.startswith("run ftdist prepare with these settings")
     assert "\n" not in caught.value.found

@@ -47,7 +47,7 @@ def test_an_adapter_is_added_to_the_model_that_it_names(model: Path, tmp_path: P
 
 @pytest.mark.parametrize(("there", "mark", "said"), [
     (True, {"quantization": {"type": "nf4"}}, "4 bits, to which it cannot be added"),
-    (False, {}, "random weights, which are in no folder"),
+    (False, {}, "random weights, which are not stored anywhere"),
 ])  # fmt: skip
 def test_an_adapter_whose_base_cannot_be_loaded_is_refused(
     model: Path, tmp_path: Path, there: bool, mark: Any, said: str

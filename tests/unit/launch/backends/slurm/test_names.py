@@ -87,7 +87,7 @@ def test_a_name_that_slurm_does_not_know_is_refused_with_those_that_it_knows(
         (["partition=mine"], {"partitions": ""}),
         (["account=any", "qos=any"], {}),
         (["account=any"], {"sbatch": WAITS}),
-        (["account=any"], {"sinfo": "", "sbatch": BAD_ACCOUNT}),  # Slurm cannot be asked
+        (["account=any"], {"sinfo": "", "sbatch": BAD_ACCOUNT}),  # Slurm cannot be queried
         (["account=any"], {"sbatch": POLICY}),
         (["reservation=any"], {"sbatch": "sbatch: error: Requested reservation not usable now"}),
         (["account=any"], {"sbatch": "charged to account any\nRequested node configuration is not available"}),

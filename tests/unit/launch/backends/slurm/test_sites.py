@@ -73,7 +73,7 @@ EXPERIMENTS = {
     "continued_pretraining": 8, "demo": 2, "demo_lora_sweep": 2, "llama31_70b": 32, "llama31_70b_lora": 8,
     "llama31_8b": 8, "llama31_8b_lora": 1, "llama31_8b_qlora": 1, "qwen3_8b": 8, "smoke": 1, "smollm2_135m": 8,
 }  # fmt: skip
-"""For each ready-made experiment, the GPUs that its job asks for where Slurm cannot be asked, as in README.md. The
+"""For each ready-made experiment, the GPUs that its job asks for where Slurm cannot be queried, as in README.md. The
 smoke test is for CPU; with ``launch=slurm`` alone it gets a GPU."""
 
 
