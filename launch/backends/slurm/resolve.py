@@ -151,7 +151,7 @@ def resolve_ranks(launch: LaunchConfig) -> bool:
     """Fill in, in place, the device, nproc_per_node and cpus_per_gpu from what the nodes have.
 
     If Slurm cannot be queried, a node is taken to have its share of ``made_for_gpus``, or one GPU. Then a note is
-    printed.    A job on CPU must be requested: nodes may have GPUs that Slurm does not know of.
+    printed. A job on CPU must be requested: nodes may have GPUs that Slurm does not know of.
 
     Returns:
         Whether Slurm could be asked.
