@@ -163,8 +163,8 @@ class LaunchConfig:
     nnodes: int = 1
     """Number of machines of the run."""
     made_for_gpus: Optional[int] = None
-    """GPUs that the other settings are made for. A run on fewer GPUs prints a note. If Slurm cannot be queried how many
-    GPUs a node has, each node is taken to have its share of them."""
+    """GPUs that the other settings are made for. A run on fewer GPUs prints a note. If Slurm cannot be queried
+    for the GPUs of a node, each node is taken to have its share of them."""
     threads_per_rank: Optional[int] = None
     """CPU threads of each rank. null: the cores of the machine, divided among its ranks."""
     timeout_s: float = 1800.0

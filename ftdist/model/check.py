@@ -56,7 +56,7 @@ TRIAL_TOKENS, WINDOW = 8, "sliding_window"
 DIRECTIONS = (("is_decoder", False, True), ("causal", False, True), ("attn_type", "bi", "uni"))
 """Fields with which models read text in both directions (BERT, XLM, XLNet), and their value for one direction."""
 MPT_LENGTH = "max_seq_len"
-"""Field with the number of positions of MPT, whose code adds biases for so many positions to every row of scores."""
+"""Field with the number of positions of MPT, whose code adds biases of this length to all attention scores."""
 MAX_EXTRA_POSITIONS = 8
 """A position table can have this many more rows than the model has positions (OPT has 2 more)."""
 
@@ -145,8 +145,8 @@ def _check_layers_run(config: RunConfig, model: PreTrainedModel) -> None:
 
 
 def _check_quantized(config: RunConfig, arch: PretrainedConfig) -> None:
-    """Refuse a model whose files have quantized weights. transformers would compute with them, or run out of parts that
-    they need, after the launch."""
+    """Refuse a model whose files have quantized weights. transformers would compute with them, or fail after the launch
+    because a library or a tensor that they need is missing."""
     for part in (arch, arch.get_text_config()):
         how = getattr(part, "quantization_config", None)
         if how is not None:

@@ -19,8 +19,9 @@ from ftdist.verify.reference import Document, Reference, Rows, mean_loss
 from ftdist.verify.reference_optimizer import PlainOptimizer
 
 SMALL_GRADIENT = {Precision.fp32: 1e-3, Precision.bf16: 1e-1}
-"""Smallest share of the norm of the whole gradient that a parameter's difference is divided by. Where the gradient of a
-parameter is smaller, only rounding may be left of it: the gradient of the bias of keys, for instance, is exactly zero.
+"""The difference of a parameter's gradient is divided by the norm of this gradient, but at least by this share of the
+norm of the whole gradient. A smaller gradient may consist of rounding only: that of the bias of keys, for instance, is
+exactly zero.
 In bf16 the gradient of every bias is a small sum of many terms that cancel each other, and each term is rounded to 8
 bits."""
 FP32_ROUNDING = 2.0**-23

@@ -27,7 +27,7 @@ GPUS = re.compile(r"(?<![\w-])gpu:(?:([^:,()]+):)?(\d+)")
 ASKS_EARLIER_S = 60
 """Seconds by which Slurm's signal before the time limit may come early."""
 CPUS_PER_GPU, CPUS_ON_CPU = 4, 2
-"""CPUs for each rank if Slurm cannot be queried what the nodes have, and CPUs for each rank of a job on CPU."""
+"""CPUs for each rank if Slurm cannot be queried for the CPUs of the nodes, and CPUs for each rank of a job on CPU."""
 CHOOSE_NODES = "launch.slurm.partition=NAME or launch.slurm.constraint=FEATURE"
 
 
