@@ -42,6 +42,9 @@ def test_a_run_that_has_stopped_gaining_ends_and_exports_its_best_checkpoint(tmp
     assert _weights(run.export) == _weights(tmp_path / "best") != _weights(tmp_path / "last")
     report = json.loads((run.report / "report.json").read_text())
     assert (report["state"], report["reason"], report["best"]["step"]) == ("done", status["exit_reason"], best)
+    hours = [record["perf/device_hours"] for record in run.read_metrics() if "perf/device_hours" in record]
+    assert len(hours) == len(losses) and 0 < hours[0] <= hours[-1] <= report["cost"]["device_hours"]
+    assert report["commands"]["continue"].startswith("ftdist train ")
     assert f"Its best checkpoint is that of step {best}" in (run.report / "report.md").read_text()
     assert report["goodput"]["attempts"][-1]["state"] == "done", "not the state of a run that is under way"
     assert read_json(run.energy / "attempt-00000.00000.json").items() >= {"attempt": 0, "groups": 1}.items()
