@@ -2,7 +2,7 @@
 
 import time
 from functools import partial
-from typing import Callable, Mapping, Optional, Tuple
+from typing import Callable, List, Mapping, Optional, Tuple
 
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.config.schema import RunConfig
@@ -41,7 +41,7 @@ def check_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Tup
 
 
 def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
-                verify_first: bool = False) -> Callable[[], RunDir]:  # fmt: skip
+                verify_first: bool = False, argv: Optional[List[str]] = None) -> Callable[[], RunDir]:  # fmt: skip
     """Do everything that comes before the start of the ranks, except writing the run directory: checks, model, data.
 
     Args:
@@ -49,6 +49,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         ranks: (nproc_per_node, nnodes) if torchrun has already started the ranks.
         shown: print the machine, the settings and a sample.
         verify_first: run the quick checks of ``ftdist verify`` before the data is prepared.
+        argv: the command that starts such a run. Defaults to that of this process.
 
     Returns:
         A function that writes the run directory and returns it. Everything is checked before this function is returned.
@@ -71,7 +72,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         if config.train.max_steps is not None:  # with train.epochs, the job knows the steps
             _fit_schedule(config, 0, shown)
         resolve.check_disk(config)
-        return partial(_write, config, plan, files, shown)
+        return partial(_write, config, plan, files, shown, argv)
     inputs.prepare_model(config)
     facts = read_facts(config)
     pin_revision(config)
@@ -82,7 +83,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         verify.verify_quickly(config)
     folder = inputs.prepare_data(config)
     _fit_schedule(config, read_meta(folder)["sets"]["train"]["rows"], shown)
-    return partial(_write, config, plan, files, shown)
+    return partial(_write, config, plan, files, shown, argv)
 
 
 def _fit_schedule(config: RunConfig, rows: int, shown: bool) -> None:
@@ -91,8 +92,10 @@ def _fit_schedule(config: RunConfig, rows: int, shown: bool) -> None:
         print(f"note: {note}")
 
 
-def _write(config: RunConfig, plan: BatchPlan, files: Mapping[str, str], shown: bool) -> RunDir:
-    run, folder = freeze(config, plan, files=files), data_folder(config)
+def _write(
+    config: RunConfig, plan: BatchPlan, files: Mapping[str, str], shown: bool, argv: Optional[List[str]]
+) -> RunDir:  # fmt: skip
+    run, folder = freeze(config, plan, argv, files), data_folder(config)
     record_inputs(run, config, None if backend_of(config).uses_scheduler else folder)
     if shown:
         banner.show_run(config, plan, folder)

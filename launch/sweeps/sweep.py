@@ -27,6 +27,7 @@ from ftdist.launch.backends.base import ALIVE
 from ftdist.launch.backends.registry import backend_of
 from ftdist.launch.backends.slurm.ownership import owned
 from ftdist.launch.config import sweeper
+from ftdist.launch.config.session import PRIMARY
 from ftdist.launch.runs import resolve
 from ftdist.launch.runs.liveness import liveness
 from ftdist.launch.runs.pipeline import check_run, prepare_run
@@ -224,11 +225,18 @@ class _Sweep:
         writes: List[Callable[[], RunDir]] = []
         for trial, config in fresh:
             with _named(trials, trial):
-                writes.append(prepare_run(config, shown=trial.number == 0))
+                writes.append(prepare_run(config, shown=trial.number == 0, argv=self._command(trial, config)))
         self._announce(trials, [trial for trial in trials if trial.number not in known])
         for write in writes:
             write()
         return trials
+
+    def _command(self, trial: Trial, config: RunConfig) -> List[str]:
+        """Return the command of a run that repeats a trial alone."""
+        folder, name = self.request.config_dir, self.request.config_name
+        places = [] if folder is None else ["--config-dir", folder]
+        places += [] if name == PRIMARY else ["--config-name", name]
+        return ["ftdist", "train", *places, *trial.overrides, *["sweep.rungs=[]"] * bool(config.sweep.rungs)]
 
     def _trials(self, batch: Batch, first: int) -> List[Trial]:
         return [self.folder.trial(number, overrides) for number, (overrides, _) in enumerate(batch, first)]

@@ -3,7 +3,7 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Sequence
 
 import pytest
 
@@ -19,12 +19,13 @@ from ftdist.run.rundir import RunDir
 Run = Callable[..., Dict[int, int]]
 
 
-def freeze(config: RunConfig, shown: bool = True) -> Callable[[], RunDir]:
+def freeze(config: RunConfig, shown: bool = True, argv: Sequence[str] = ()) -> Callable[[], RunDir]:
     def write() -> RunDir:
         run = RunDir(str(config.run_dir))
         run.path.mkdir()
         run.config.write_text(dump_config(config))
         run.write_status(state="frozen")
+        run.provenance.write_text(json.dumps({"argv": argv}))
         return run
 
     return write
@@ -63,6 +64,14 @@ def ending(states: Dict[int, str], stop: bool = False) -> Run:
         return codes
 
     return run
+
+
+def test_the_command_of_a_trial_repeats_it_alone(go: Callable[..., int], tmp_path: Path) -> None:
+    go(ending({}), "optim.lr=1,2", "sweep.rungs=[1]", "train.max_steps=2")
+    (folder,) = tmp_path.glob("runs/*-sweep")
+    assert RunDir(folder / "001").read_provenance()["argv"] == [
+        "ftdist", "train", "experiment=smoke", "optim.lr=2", "sweep.rungs=[1]", "train.max_steps=2", "sweep.rungs=[]"
+    ]  # fmt: skip
 
 
 def test_a_trial_that_does_not_fit_the_machine_is_named(go: Callable[..., int]) -> None:
