@@ -1,6 +1,7 @@
 """Bad input on the command line: one clear error before anything starts, and no file is left behind."""
 
 import json
+import math
 import os
 import re
 import struct
@@ -58,7 +59,7 @@ COMMAND_LINE = [
     Case("hidden GPUs", [*SMOKE, "launch.device=cuda"], ["has no GPU that CUDA may use", "CUDA_VISIBLE_DEVICES"],
          env={"PATH": "two-gpus", "CUDA_VISIBLE_DEVICES": ""}),
     Case("no room", [*SMOKE, "model=folder", "model.path=huge"],
-         ["GiB free; checkpoints of 1,000,000M parameters take 11,175.9 GiB each, ", "runs_dir=FOLDER"],
+         ["GiB free; checkpoints of 1,000,018M parameters take 11,176.1 GiB each, ", "runs_dir=FOLDER"],
          PREPARE_CPU_S),  # the model is read first
 ]  # fmt: skip
 
@@ -91,6 +92,8 @@ MODEL = [
 ]  # fmt: skip
 
 GOOD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+HUGE = {"model_type": "llama", "vocab_size": 10**6, "hidden_size": 5 * 10**5, "num_hidden_layers": 1, "head_dim": 2,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 8}  # fmt: skip
 FILES = {
     "empty.jsonl": b"",
     "good.jsonl": json.dumps(GOOD).encode() + b"\n",
@@ -104,7 +107,7 @@ FILES = {
     "photos/cat.jpg": b"\xff\xd8",
     "halfmodel/config.json": b'{"model_type": "llama"}',
     "halfmodel/tokenizer.json": b"{}",
-    "huge/config.json": b'{"model_type": "llama"}',
+    "huge/config.json": json.dumps(HUGE).encode(),
     "huge/tokenizer.json": b"{}",
     "no-gpu/nvidia-smi": b"#!/bin/sh\necho 'NVIDIA-SMI has failed' >&2\nexit 9\n",
     "two-gpus/nvidia-smi": b"#!/bin/sh\nfor n in 0 1; do echo GPU $n: 'NVIDIA H100 (UUID: GPU-'$n')'; done\n",
@@ -120,11 +123,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (here / name).write_bytes(content)
     for script in here.glob("*/nvidia-smi"):
         script.chmod(0o755)
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [10**6, 10**6], "data_offsets": [0, 2 * 10**12]}}).encode()
-    with (here / "huge" / "model.safetensors").open("wb") as file:  # two terabytes of weights that take no space
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(file.tell() + 2 * 10**12)
+    _write_huge_weights(here / "huge" / "model.safetensors")
     return here
+
+
+def _write_huge_weights(path: Path) -> None:
+    """Write two terabytes of weights that take no space."""
+    width, vocabulary = HUGE["hidden_size"], HUGE["vocab_size"]
+    layer = {f"self_attn.{name}_proj": [2, width] for name in "qkv"} | {
+        "self_attn.o_proj": [width, 2], "mlp.gate_proj": [8, width], "mlp.up_proj": [8, width],
+        "mlp.down_proj": [width, 8], "input_layernorm": [width], "post_attention_layernorm": [width],
+    }  # fmt: skip
+    shapes = {"model.embed_tokens": [vocabulary, width], "lm_head": [vocabulary, width], "model.norm": [width],
+              **{f"model.layers.0.{name}": shape for name, shape in layer.items()}}  # fmt: skip
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(file.tell() + end)
 
 
 def _save_tokenizer_without_template(where: Path) -> None:

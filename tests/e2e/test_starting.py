@@ -73,6 +73,7 @@ LINES = [
     r"report +\S+/report/report\.html",
     r"The run is done after 6 of 6 steps and [\d,]+ tokens\.",
     rf"The held-out loss of heldout went from {NUMBER} to {NUMBER} \(-{NUMBER} %.*\)\.",
+    rf"Its best checkpoint is that of step 6 \(held-out loss {NUMBER}\)\.",
     r"Forgetting was not measured\.|On (\d+ )?texts that the base model wrote, .*",
     rf"The loss on general text went from {NUMBER} to {NUMBER} \(builtin; .*\)\.",
     r"The change of the weights was not measured\.",
