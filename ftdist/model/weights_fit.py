@@ -1,8 +1,8 @@
 """Check that the weights in the files of a model fit it: each weight is there, in the shape that the config says.
 
-transformers fills in random numbers for weights that are missing or have another shape, and converts integers. All of
-this is refused: before the run from names, types and shapes alone (``check_stored_weights``), and by each rank after it
-has read the files (``check_loaded``).
+transformers fills in random numbers for weights that are missing or have another shape, and converts integers. Before
+the run, all three are refused from names, types and shapes alone (``check_stored_weights``). Each rank refuses missing
+weights and other shapes again, after it has read the files (``check_loaded``).
 """
 
 import copy
@@ -19,14 +19,13 @@ from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
 from ftdist.config.schema import RunConfig
 from ftdist.model.parts import names_in_model, unread_weights
-from ftdist.model.stored_weights import StoredTensor, stored_tensors
+from ftdist.model.stored_weights import TYPES, StoredTensor, stored_tensors
 from ftdist.run.hub import model_folder
 from ftdist.run.locations import WEIGHTS, is_converted, model_location
 from ftdist.run.weight_files import TRAINED_TYPES, tensor_header
 
-TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 OTHER_TYPE = torch.uint8
-"""Type of what is not a weight, which can be a buffer."""
+"""The type with which a tensor of a type that is not in ``TYPES`` is loaded. Only buffers have such a type."""
 
 
 def check_stored_weights(config: RunConfig, model: PreTrainedModel) -> None:
@@ -62,8 +61,9 @@ def _check_types(folder: Path, model: PreTrainedModel, stored: Dict[str, str]) -
 
 def _prove_weights_fit(config: RunConfig, model: PreTrainedModel, stored: Dict[str, StoredTensor]) -> None:
     """Load the weights without their numbers, on the meta device, and check what transformers reports."""
+    types = {name: dtype for dtype, name in TYPES.items()}
     tensors = {
-        name: torch.empty(found.shape, dtype=TYPES.get(found.type, OTHER_TYPE), device="meta")
+        name: torch.empty(found.shape, dtype=types.get(found.type, OTHER_TYPE), device="meta")
         for name, found in stored.items()
     }
     try:

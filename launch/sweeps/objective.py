@@ -22,8 +22,8 @@ def objective_name(sweep: SweepConfig) -> str:
 
 
 def best_value(run: RunDir, sweep: SweepConfig) -> Optional[float]:
-    """Return the best value of the objective after at least one step; the newest one of ``GROWING``. None before the
-    first.
+    """Return the best value of the objective after at least one step. For the metrics of ``GROWING``, return the newest
+    value. None if there is no value yet.
 
     Values from before the first step do not depend on the trial's settings. Values that are not finite are ignored.
     """
