@@ -6,11 +6,13 @@ queue. A step does not count if it was done again, because the run went on from 
 
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
+from ftdist.base.errors import FtdistError
 from ftdist.run import timeline
-from ftdist.run.rundir import RunDir
+from ftdist.run.rundir import RunDir, checkpoint_step
 from ftdist.run.timeline import BEAT_S, ENDED, QUEUE, STEPS, Timeline
 
 LOST = "lost"
@@ -88,8 +90,19 @@ def goodput_of(run: RunDir, alive: Optional[bool] = None, failing: bool = False)
     """
     status = run.read_status()
     ended = failing or alive is False or timeline.PHASE_OF_STATE.get(status.get("state", "")) == ENDED
-    saved = int(status.get("last_checkpoint_step") or 0) if ended else None
+    saved = _saved_step(run, status) if ended else None
     return account(timeline.read(run.timeline), time.time() if alive else None, saved)
+
+
+def _saved_step(run: RunDir, status: Dict[str, Any]) -> int:
+    """Return the step of the newest checkpoint. 0: there is none.
+
+    A run that was killed just after it published a checkpoint has not written its step to status.json.
+    """
+    published: List[int] = []
+    with suppress(FtdistError):  # one of them is a link or cannot be read
+        published = [checkpoint_step(path) for path in run.published_checkpoints()]
+    return max(published, default=int(status.get("last_checkpoint_step") or 0))
 
 
 def account(records: Timeline, now: Optional[float], saved_step: Optional[int]) -> Goodput:
@@ -161,12 +174,13 @@ def _add_steps(
 ) -> None:  # fmt: skip
     """Divide the time from a record in ``steps`` to the next one among steps that count and lost ones."""
     first = record.get("step", 0)
-    last = first if following is None else following.get("step", -1)
+    under_way = following is None and result.saved_step is None
+    last = first if under_way else (following or {}).get("step", -1)
     if last > first:
         lost = max(0.0, last - max(float(first), kept))
         result.lost_steps += int(lost)
         share = lost / (last - first)
-    else:  # the newest step is under way, or a step was not finished because the run ended or went back
+    else:  # the newest step is under way; or it was never finished, because the run ended or went back
         share = float(last < first)
     attempt.seconds[LOST] += seconds * share
     attempt.seconds[STEPS] += seconds * (1 - share)

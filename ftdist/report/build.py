@@ -11,7 +11,7 @@ from ftdist.config.frozen import load_config
 from ftdist.plan.energy import energy_of
 from ftdist.plan.goodput import goodput_of
 from ftdist.report.cost import run_cost
-from ftdist.report.facts import facts_of, resumes_of, tokens_until
+from ftdist.report.facts import facts_of, resumes_of, tokens_until, waiting_s
 from ftdist.report.markdown import as_markdown
 from ftdist.report.moved import what_moved
 from ftdist.report.page_run import run_page
@@ -19,6 +19,8 @@ from ftdist.run.rundir import RunDir
 from ftdist.track.jsonl import to_json
 
 JSON, MARKDOWN = "report.json", "report.md"
+KILLED = "killed"
+"""The state in the report of an attempt whose end nobody recorded."""
 DEAD = "dead"
 """The state in the report of a run that has not ended, but is not under way: its processes were killed."""
 
@@ -43,6 +45,8 @@ def build_report(
     alive = ending != DEAD if ending else None
     config, goodput, moved = load_config(run.config), goodput_of(run, alive, ending == "failed"), None
     facts = facts_of(run, config, ending, reason)
+    for attempt in goodput.attempts[:-1]:
+        attempt.state = attempt.state or KILLED
     for attempt in goodput.attempts[-1:] if ending else []:
         attempt.state = ending
     facts["faults"] += resumes_of(goodput.attempts)
@@ -50,10 +54,11 @@ def build_report(
         checkpoint = run.find_checkpoint(which)
         with task(f"comparing {checkpoint.name} with the base model"):
             moved = what_moved(run, checkpoint, config)
-    counted = tokens_until(run.read_metrics(), goodput.saved_step)  # as the time in steps that count
+    counted = tokens_until(run, goodput.saved_step)  # as the time in steps that count
     cost = run_cost(run, config, goodput, counted or 0, price)
     cost["energy"] = energy_of(run.energy, goodput)
-    return dict(to_json({**facts, "moved": moved, "goodput": goodput.as_dict(), "cost": cost}))
+    times = {**goodput.as_dict(), "waiting_s": waiting_s(facts["step_times"], goodput)}
+    return dict(to_json({**facts, "moved": moved, "goodput": times, "cost": cost}))
 
 
 def write_report(run: RunDir, report: Dict[str, Any]) -> Path:

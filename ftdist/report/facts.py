@@ -2,13 +2,16 @@
 
 import math
 import re
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from ftdist.base.json_files import read_json
 from ftdist.base.output import quoted_path
 from ftdist.base.shell import shell_word
+from ftdist.checkpoint.protocol import STATE
 from ftdist.config.schema import RunConfig
-from ftdist.plan.goodput import Attempt
+from ftdist.plan.goodput import Attempt, Goodput
 from ftdist.report.documents import changed_documents
 from ftdist.report.words import changed_words
 from ftdist.run.adapters import to_train_longer
@@ -17,6 +20,7 @@ from ftdist.run.prepared import GENERAL, is_ready, read_meta
 from ftdist.run.rundir import RunDir, checkpoint_step, read_manifest
 from ftdist.run.sample import joined
 from ftdist.run.task_results import read_results
+from ftdist.run.timeline import STEPS
 from ftdist.track.gain import evaluations_of, forgets_too_much, gain_of
 from ftdist.track.report import answers, forgetting_curve, gain_curve, general_gain, heldout_losses, step_times
 from ftdist.track.wandb_config import public_config, public_facts
@@ -45,7 +49,7 @@ def facts_of(run: RunDir, config: RunConfig, ending: str = "", reason: str = "")
         status |= {"state": ending, "exit_reason": reason}
     return {
         "run": config.name, "folder": str(run.path), "state": status.get("state"), "reason": status.get("exit_reason"),
-        "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": tokens_until(records),
+        "step": status.get("step"), "max_steps": status.get("max_steps"), "tokens": tokens_until(run),
         "gains": [list(point) for point in gain_curve(run)], "gain_of": config.train.best,
         "best": None if best is None else {"step": checkpoint_step(best), "loss": read_manifest(best)["eval_loss"]},
         "heldout": {name: [list(point) for point in points] for name, points in heldout.items()},
@@ -62,13 +66,19 @@ def facts_of(run: RunDir, config: RunConfig, ending: str = "", reason: str = "")
     }  # fmt: skip
 
 
-def tokens_until(records: Sequence[Dict[str, Any]], step: Optional[int] = None) -> Optional[int]:
-    """Return the input tokens of the steps until ``step``, as the records of metrics.jsonl count them.
-    None: no record has them.
+def tokens_until(run: RunDir, step: Optional[int] = None) -> Optional[int]:
+    """Return the number of input tokens of the steps until ``step``. None: it is not known.
+
+    A checkpoint of this step has the number. Without one, it is that of the newest record of metrics.jsonl until
+    ``step``, which lacks the steps after this record (``train.log_every``).
 
     Args:
-        step: None: the newest one.
+        step: None: the newest one with a record.
     """
+    records = run.read_metrics()
+    if step is not None:
+        with suppress(OSError, ValueError, KeyError):
+            return int(read_json(run.checkpoint(step) / STATE)["tokens_seen"])
     seen = [record["train/tokens_seen"] for record in records
             if "train/tokens_seen" in record and (step is None or record["step"] <= step)]  # fmt: skip
     return int(seen[-1]) if seen else None
@@ -143,6 +153,19 @@ def faults_of(run: RunDir, records: List[Dict[str, Any]]) -> List[str]:
     for resume in resumes if isinstance(resumes, list) else []:
         found.append(f"resumed with other settings: {' '.join(map(str, resume.get('overrides', [])))}")
     return found
+
+
+def waiting_s(times: Dict[str, float], goodput: Goodput) -> Optional[float]:
+    """Return how many seconds of the steps that count rank 0 spent in the phase ``agreement``, where it sums numbers
+    over all ranks and so waits for slower ones. None: there is one rank, or the time is not known.
+
+    Args:
+        times: From ``ftdist.track.report.step_times``.
+    """
+    several = any((attempt.ranks or 1) > 1 for attempt in goodput.attempts)
+    if not several or not times.get("step_s") or "agreement_s" not in times:
+        return None
+    return times["agreement_s"] / times["step_s"] * goodput.seconds.get(STEPS, 0.0)
 
 
 def resumes_of(attempts: Sequence[Attempt]) -> List[str]:

@@ -41,6 +41,7 @@ from ftdist.report.rows import (
     step_rows,
     task_rows,
     tensor_rows,
+    waiting_text,
     word_rows,
     word_text,
 )
@@ -215,6 +216,7 @@ def goodput_lines(report: Dict[str, Any]) -> List[str]:
         f"{len(attempts)} attempt{several}{lost}.", "",
         *table(["phase", "time", "share"], phase_rows(goodput)),
         *table(ATTEMPT_HEAD, attempt_rows(goodput)),
+        *([waiting_text(goodput), ""] if goodput["waiting_s"] is not None else []),
         *_step_lines(report["step_times"]),
     ]  # fmt: skip
 
@@ -225,7 +227,7 @@ def _step_lines(step_times: Dict[str, float]) -> List[str]:
     if not rows:
         return []
     return [
-        f"A step takes {step_times['step_s']:.3g} s on rank 0 (mean). Waiting for slower ranks is in `agreement`.", "",
+        f"A step takes {step_times['step_s']:.3g} s on rank 0 (mean).", "",
         *table(["phase of a step", "time", "share"], rows),
     ]  # fmt: skip
 

@@ -39,6 +39,7 @@ from ftdist.report.rows import (
     step_rows,
     task_rows,
     tensor_rows,
+    waiting_text,
     word_rows,
     word_text,
 )
@@ -243,6 +244,7 @@ def _goodput(report: Report) -> str:
         figure(chart, f"Goodput {percent(goodput['goodput'])}: the share of {format_seconds(total)} in steps that "
                       f"count.{again}"),
         table("Attempts", ATTEMPT_HEAD, attempt_rows(goodput)),
+        paragraph(waiting_text(goodput).replace("`", "")) if goodput["waiting_s"] is not None else "",
         details("phases of a step on rank 0 (mean)", table("Phases of a step", ["phase", "time", "share"],
                 step_rows(report["step_times"]))),
     ], "time")  # fmt: skip

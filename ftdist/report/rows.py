@@ -189,7 +189,7 @@ def attempt_rows(goodput: Dict[str, Any]) -> Rows:
         [str(one["number"]), str(one["ranks"] or "?"),
          "" if one["first_step"] is None else f"{one['first_step']} to {one['last_step']}",
          format_seconds(sum(one["seconds"].values())), percent(one["goodput"] or 0.0),
-         one["state"] or ("not known" if one is goodput["attempts"][-1] else "killed")]
+         one["state"] or "not known"]
         for one in goodput["attempts"]
     ]  # fmt: skip
 
@@ -203,6 +203,17 @@ def step_rows(step_times: Dict[str, float]) -> Rows:
     whole = step_times.get("step_s")
     return [[name.removesuffix("_s"), f"{seconds:.3g} s", percent(seconds / whole)]
             for name, seconds in step_times.items() if whole and name.endswith("_s") and name != "step_s"]  # fmt: skip
+
+
+def waiting_text(goodput: Dict[str, Any]) -> str:
+    """Return how long rank 0 waited for slower ranks, as a sentence. Empty if it is not known or there is one rank."""
+    seconds = goodput["waiting_s"]
+    if seconds is None:
+        return ""
+    share = percent(seconds / goodput["total_s"])
+    return (f"Waiting for slower ranks: rank 0 spent {format_seconds(seconds)} ({share}) of the steps in `agreement`, "
+            "where it sums numbers over all ranks. Ranks also wait for each other while DeepSpeed reduces gradients, in "
+            "`backward` or in `update`.")  # fmt: skip
 
 
 def tensor_rows(moved: Dict[str, Any], most: int) -> Rows:

@@ -1,17 +1,19 @@
 """The objective of a trial: the number by which a sweep compares its trials."""
 
 import math
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 from ftdist.base.errors import LaunchError
 from ftdist.base.names import nearest
 from ftdist.config.sweep import Direction, SweepConfig
 from ftdist.launch.sweeps.folder import Trial
+from ftdist.run.prepared import GENERAL
 from ftdist.run.rundir import PAUSED, RunDir
 
 HELDOUT_LOSS = "held-out loss"
 GROWING = ("forgetting/kl", "perf/goodput", "perf/device_hours")
-"""Metrics that describe the whole run until an evaluation. The best value of all evaluations would be an early one."""
+"""Metrics that describe the run from its begin until an evaluation, and mostly get worse. Their best value is an early
+one, so trials are compared by the newest. The same holds for all metrics of general texts."""
 ENDED = ("done", PAUSED)
 """States in which a trial has an objective."""
 
@@ -22,25 +24,33 @@ def objective_name(sweep: SweepConfig) -> str:
 
 
 def best_value(run: RunDir, sweep: SweepConfig) -> Optional[float]:
-    """Return the best value of the objective after at least one step. For the metrics of ``GROWING``, return the newest
-    value. None if there is no value yet.
+    """Return the best value of the objective after at least one step. For metrics that grow (see ``GROWING``), return
+    the newest value. None if there is no value yet, or the newest value of such a metric is not finite.
 
-    Values from before the first step do not depend on the trial's settings. Values that are not finite are ignored.
+    Values from before the first step do not depend on the trial's settings. Other values that are not finite are
+    ignored.
     """
-    after_a_step = [record for record in run.read_metrics() if int(record.get("step", 0)) >= 1]
-    values = [value for record in after_a_step if (value := _value(record, sweep.objective)) is not None]
-    if sweep.objective in GROWING:
-        return values[-1] if values else None
-    return (max if sweep.direction is Direction.maximize else min)(values, default=None)
+    name, records = sweep.objective, _after_a_step(run)
+    if name is not None and (name in GROWING or name.startswith(f"{GENERAL}/")):
+        records = [record for record in records if name in record][-1:]
+    means = [sum(numbers) / len(numbers) for record in records if (numbers := _numbers(record, name))]
+    return (max if sweep.direction is Direction.maximize else min)(filter(math.isfinite, means), default=None)
 
 
-def _value(record: Dict[str, Any], name: Optional[str]) -> Optional[float]:
-    """Return the objective in a record of metrics.jsonl: one metric, or the mean of all held-out losses."""
+def _after_a_step(run: RunDir) -> List[Dict[str, Any]]:
+    """Return the records of metrics.jsonl from after the first step."""
+    return [record for record in run.read_metrics() if int(record.get("step", 0)) >= 1]
+
+
+def _numbers(record: Dict[str, Any], name: Optional[str]) -> List[float]:
+    """Return the numbers of the objective in a record of metrics.jsonl: of one metric, or all held-out losses. Empty if
+    there are none.
+    """
     names = [n for n in record if n.startswith("eval/") and n.endswith("/loss")] if name is None else [name]
-    found = [record[name] for name in names if name in record]
-    if not found or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in found):
-        return None
-    return float(sum(found) / len(found))
+    try:
+        return [float(record[name]) for name in names if name in record]  # also the texts "nan" and "inf"
+    except (TypeError, ValueError):
+        return []
 
 
 def objective(run: RunDir, sweep: SweepConfig) -> float:
@@ -71,13 +81,13 @@ def format_value(value: float, sweep: SweepConfig) -> str:
 
 
 def require_values(trials: Iterable[Trial], sweep: SweepConfig) -> None:
-    """Check that trials which have ended well have an objective.
+    """Check that trials which have ended well have recorded the objective, even if it was never finite.
 
     Raises:
-        LaunchError: a trial has none. The message names the metrics that it has recorded.
+        LaunchError: a trial has not. The message names the metrics that it has recorded.
     """
     for trial in trials:
-        if trial.state not in ENDED or best_value(trial.run, sweep) is not None:
+        if trial.state not in ENDED or any(_numbers(record, sweep.objective) for record in _after_a_step(trial.run)):
             continue
         if sweep.objective is None:
             expected = "a held-out loss of each trial"

@@ -2,8 +2,10 @@
 
 import argparse
 import math
+import sys
 from typing import List
 
+from ftdist.base.counts import count
 from ftdist.base.errors import EXIT_DONE, ConfigError
 from ftdist.launch.backends.base import DEAD
 from ftdist.launch.runs.liveness import observe
@@ -46,7 +48,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _runs(place: str) -> List[RunDir]:
-    """Return the run of a folder, or the trials of a sweep that have begun.
+    """Return the run of a folder, or the trials of a sweep that have begun. Print a note that names the others.
 
     Raises:
         ConfigError: the folder is neither, or no trial has begun.
@@ -54,7 +56,11 @@ def _runs(place: str) -> List[RunDir]:
     sweep = SweepDir(place)
     if not sweep.exists:
         return [RunDir.open(place)]
-    begun = [trial.run for trial in sweep.trials() if trial.run.metrics.is_file()]
+    trials = sweep.trials()
+    begun = [trial.run for trial in trials if trial.run.metrics.is_file()]
     if not begun:
         raise ConfigError(f"no trial of {place} has begun", "a trial with metrics", f"ftdist sweep {place} shows them")
+    if others := [f"{trial.run.path.name} ({trial.state})" for trial in trials if trial.run not in begun]:
+        print(f"note: {count(len(others), 'trial')} of {place} without metrics {'is' if len(others) == 1 else 'are'} "
+              f"left out: {', '.join(others)}", file=sys.stderr)  # fmt: skip
     return begun

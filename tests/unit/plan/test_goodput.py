@@ -54,6 +54,8 @@ def test_steps_that_are_done_again_are_lost() -> None:
     assert (found.lost_steps, found.stopped_s, found.total_s) == (4, 69, 61)
     alone = _account(*failure, saved=6)
     assert (alone.seconds[STEPS], alone.seconds[LOST], alone.lost_steps) == (12, 9, 4), "nothing after it was saved"
+    failing = _account(*failure[:-1], now=31, saved=6)
+    assert failing.seconds == alone.seconds, "the report at the end of the run is written before the end is recorded"
 
 
 def test_a_kill_costs_at_most_the_time_between_two_records() -> None:

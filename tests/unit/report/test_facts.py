@@ -2,18 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Optional
 
 import numpy as np
 import pytest
 
 from ftdist.config.frozen import dump_config
 from ftdist.data.prepare import prepare
-from ftdist.plan.goodput import Attempt, goodput_of
+from ftdist.plan.goodput import LOST, Attempt, Goodput, goodput_of
 from ftdist.report import main
-from ftdist.report.facts import changed_settings, data_of, facts_of, resumes_of
+from ftdist.report.facts import changed_settings, data_of, facts_of, resumes_of, tokens_until, waiting_s
 from ftdist.run.rundir import RunDir
 from ftdist.run.task_results import write_result
+from ftdist.run.timeline import STEPS
 from ftdist.track.gain import DocumentLosses, write_evaluation
 from tests.unit.data_tools import chat, data_config, write_jsonl
 
@@ -112,7 +113,26 @@ def test_a_run_that_was_killed_is_dead_in_its_report_and_steps_after_its_checkpo
         "The run is dead (its processes ended without recording a reason) after 4 of 9 steps" in text
         and "ftdist resume" in text
     )
+    assert report["goodput"]["waiting_s"] is None and "Waiting for slower ranks" not in text, "no times of steps"
     assert goodput_of(run, alive=True).lost_steps == 0 and goodput_of(run, True, failing=True).lost_steps == 2
+
+
+def test_the_newest_checkpoint_says_how_many_steps_and_tokens_count(tmp_path: Path) -> None:
+    """The run was killed before it wrote the step of the checkpoint to status.json, and logs every second step."""
+    run = make_run(tmp_path / "run", state="failed", step=4, last_checkpoint_step=1)
+    run.checkpoint(3).mkdir(parents=True)
+    (run.checkpoint(3) / "manifest.json").write_text("{}")
+    (run.checkpoint(3) / "state.json").write_text(json.dumps({"tokens_seen": 333}))
+    assert [tokens_until(run, step) for step in (goodput_of(run).saved_step, 3, 2, None)] == [333, 333, 200, 400]
+    run.checkpoint(4).symlink_to(run.checkpoint(3))
+    assert goodput_of(run).saved_step == 1, "a link is refused when it is loaded"
+
+
+@pytest.mark.parametrize(("ranks", "seconds"), [(2, 10.0), (1, None)])
+def test_the_wait_for_slower_ranks_is_known_for_several_ranks(ranks: int, seconds: Optional[float]) -> None:
+    goodput = Goodput([Attempt(0, 0.0, {STEPS: 40.0, LOST: 40.0}, ranks=ranks)])
+    assert waiting_s({"step_s": 2.0, "agreement_s": 0.5}, goodput) == seconds
+    assert waiting_s({}, goodput) is None
 
 
 def test_the_data_of_a_run_has_its_counts_and_a_sample(tmp_path: Path) -> None:

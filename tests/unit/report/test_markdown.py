@@ -66,8 +66,10 @@ REPORT = {
         "map": {"layers": [0, 1], "modules": ["q_proj"], "values": [[0.02], [0.3]]},
         "tokens": [{"id": 1, "text": "|`\n", "moved": 0.5, "nearest_before": ["<img>"], "nearest_after": ["\u202e"]}],
     },
-    "goodput": Goodput([Attempt(0, 5.0, {STEPS: 75.0, LOST: 15.0, LOADING: 10.0}, 0, 9, "failed", 2),
-                        Attempt(1, 200.0, {QUEUE: 25.0}), Attempt(2, 225.0, {QUEUE: 25.0})], 0.0, 4).as_dict(),
+    "goodput": {"waiting_s": 9.0, **Goodput([
+        Attempt(0, 5.0, {STEPS: 75.0, LOST: 15.0, LOADING: 10.0}, 0, 9, "failed", 2),
+        Attempt(1, 200.0, {QUEUE: 25.0}, state="killed"), Attempt(2, 225.0, {QUEUE: 25.0}),
+    ], 0.0, 4).as_dict()},
 }  # fmt: skip
 
 
@@ -109,6 +111,7 @@ def test_the_numbers_are_in_tables_with_the_most_moved_first(tmp_path: Path) -> 
         "| price | 5 | 3,333,333 |",
     } <= set(lines)  # fmt: skip
     assert {"| forward | 0.5 s | 25 % |", "| agreement | 0.25 s | 12.5 % |"} <= set(lines) and "| mfu" not in text
+    assert "Waiting for slower ranks: rank 0 spent 9.0 s (6 %) of the steps in `agreement`" in text
     assert "1e+12 FLOPs a second on all devices" in text and "0.00015 % of the operations of pretraining" in text
     assert ("| quiz&lt;b&gt; | 4 | accuracy | 10 | 50.0 % (23.7 to 76.3) | 80.0 % (49.0 to 94.3) | 4 | 1 | 0.38 |"
             in lines)  # fmt: skip

@@ -103,6 +103,7 @@ def test_the_page_has_the_facts_of_the_report() -> None:
         "moved by 1.23 % of the norm", "+1.5000", "<td class=\"short\">464,664</td>", "<mark>the answer</mark>",
         "lost 10 %", "queue 33.3 %", "<td class=\"short\">1,333,333</td>", "2e+12 (published:", "KL(base ‖ now)",
         "80.0 % (49.0 to 94.3)", "quiz&lt;b&gt;", "0 to 9", "&gt; 256", "ftdist resume x",
+        "rank 0 spent 9.0 s (6 %) of the steps in agreement, where",
     ):  # fmt: skip
         assert fact in page, fact
 
@@ -111,7 +112,7 @@ def test_what_was_not_measured_is_said() -> None:
     report = hostile(forgetting=None, gain={}, general={}, documents={}, moved=None, data=None,
                      words={"sets": {}, "min_times": 5, "missing": "nothing was evaluated"})  # fmt: skip
     report |= {"heldout": {}, "train": [], "answers": [], "faults": [], "step": None, "max_steps": None, "tokens": None}
-    report["goodput"] = Goodput().as_dict()
+    report["goodput"] = Goodput().as_dict() | {"waiting_s": None}
     page = run_page(report)
     assert (
         " before its first step." in page

@@ -39,8 +39,10 @@ def test_the_objective_is_the_best_held_out_loss_of_a_trial_that_ended_well(
 
 
 RECORDS = [{"step": 0, "train/x": 9.0}, {"step": 1, "train/x": math.nan},
-           {"step": 1, "train/x": 2.0, "eval/a/loss": 1.0, "eval/b/loss": 3.0, KL: 0.25},
-           {"step": 2, "train/x": 4.0, "train/text": "a", KL: 0.5}, {"step": 3, "train/x": math.inf}]  # fmt: skip
+           {"step": 1, "train/x": 2.0, "eval/a/loss": 1.0, "eval/b/loss": 3.0, KL: 0.25,
+            "perf/goodput": 0.5, "general/a/loss": 2.0},
+           {"step": 2, "train/x": 4.0, "train/text": "a", KL: 0.5},
+           {"step": 3, "train/x": math.inf, "perf/goodput": "nan", "general/a/loss": 2.5}]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,8 @@ RECORDS = [{"step": 0, "train/x": 9.0}, {"step": 1, "train/x": math.nan},
         ("train/x", "minimize", 2.0, 2.0, ": train/x 2"),
         ("train/x", "maximize", 4.0, -4.0, ": train/x 4"),
         (KL, "minimize", 0.5, 0.5, ": forgetting/kl 0.5"),  # the newest one: it grows with every step
+        ("perf/goodput", "maximize", None, math.inf, ""),  # the newest one is not finite
+        ("general/a/loss", "minimize", 2.5, 2.5, ": general/a/loss 2.5"),
         ("train/text", "minimize", None, math.inf, ""),
     ],
 )

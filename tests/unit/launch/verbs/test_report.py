@@ -15,7 +15,9 @@ from tests.unit.launch.run_tools import make_run
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def test_the_trials_of_a_sweep_that_have_begun_are_compared(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trials_of_a_sweep_that_have_begun_are_compared(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     started: List[List[str]] = []
     monkeypatch.setattr(report, "run_program", started.append)
     sweep = SweepDir(here / "sweep")
@@ -27,6 +29,8 @@ def test_the_trials_of_a_sweep_that_have_begun_are_compared(here: Path, monkeypa
     for run in runs[:2]:
         run.metrics.write_text("")
     assert cli.dispatch(["report", "sweep", "--quick"]) == 0
+    left_out = "note: 2 trials of sweep without metrics are left out: 002 (done), 003 (not started)\n"
+    assert capsys.readouterr().err.endswith(left_out)
     first, second = (str(run.path) for run in runs[:2])
     page = ["--compare", str(Path("sweep") / "report.html")]
     assert [str(Path(word).resolve()) if "sweep" in word else word for word in started[0]] == [
