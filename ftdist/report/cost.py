@@ -1,5 +1,7 @@
 """The cost of a run for its report. The sizes are those of the model without its weights."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Dict, Optional
 
 import numpy as np
@@ -14,9 +16,12 @@ from ftdist.plan.cost import cost_of
 from ftdist.plan.flops import step_flops
 from ftdist.plan.goodput import Goodput
 from ftdist.plan.pretraining import pretraining_of
-from ftdist.run.identity import recorded_folder
+from ftdist.run.file_hashes import sha256_of
+from ftdist.run.identity import read_inputs, recorded_folder
 from ftdist.run.prepared import is_ready
 from ftdist.run.rundir import RunDir
+
+CONFIG = "config.json"
 
 
 def run_cost(run: RunDir, config: RunConfig, goodput: Goodput, tokens: int, price: Optional[float]) -> Dict[str, Any]:
@@ -26,18 +31,34 @@ def run_cost(run: RunDir, config: RunConfig, goodput: Goodput, tokens: int, pric
         tokens: Input tokens of the steps that count.
         price: Price of a device for an hour. None: that of ``report.price_per_device_hour``.
 
-    Without the files of the model, operations and pretraining are not known.
+    Operations and pretraining are not known if the ``config.json`` of the model is gone or has changed.
     """
     folder, flops = recorded_folder(run, config), None
     price = config.report.price_per_device_hour if price is None else price
-    try:
-        size = model_size(method_on_meta(config))
-        parameters = sum(parameter.numel() for parameter in build_on_meta(config).parameters())
-    except (FtdistError, OSError):
+    size = parameters = None
+    with suppress(FtdistError, OSError):
+        if _same_config(run, config):
+            size = model_size(method_on_meta(config))
+            parameters = sum(parameter.numel() for parameter in build_on_meta(config).parameters())
+    if parameters is None:
         return cost_of(goodput, tokens, None, price, None, None).as_dict()
     if size is not None and is_ready(folder):  # the prepared data may have been removed from the cache
         flops = step_flops(size, tokens, tokens * squares_per_token(open_set(folder, "train")))
     return cost_of(goodput, tokens, flops, price, parameters, pretraining_of(config, parameters)).as_dict()
+
+
+def _same_config(run: RunDir, config: RunConfig) -> bool:
+    """Return whether the ``config.json`` of the model is the one that the run was started with.
+
+    Raises:
+        OSError: It is gone.
+    """
+    record, folder = read_inputs(run), config.model.path
+    files = record["files"].get("model") if record is not None else None
+    if not folder or not isinstance(files, dict) or CONFIG not in files:
+        return True  # the run recorded none
+    with (Path(folder) / CONFIG).open("rb") as file:
+        return sha256_of(file) == files[CONFIG]
 
 
 def squares_per_token(data: PreparedSet) -> float:

@@ -212,8 +212,8 @@ def waiting_text(goodput: Dict[str, Any]) -> str:
         return ""
     share = percent(seconds / goodput["total_s"])
     return (f"Waiting for slower ranks: rank 0 spent {format_seconds(seconds)} ({share}) of the steps in `agreement`, "
-            "where it sums numbers over all ranks. Ranks also wait for each other while DeepSpeed reduces gradients, in "
-            "`backward` or in `update`.")  # fmt: skip
+            "where it sums numbers over all ranks. Ranks also wait for each other while DeepSpeed reduces gradients, "
+            "in `backward` or in `update`.")  # fmt: skip
 
 
 def tensor_rows(moved: Dict[str, Any], most: int) -> Rows:

@@ -11,9 +11,10 @@ from ftdist.plan.goodput import Attempt, Goodput
 from ftdist.report import cost
 from ftdist.report.cost import run_cost, squares_per_token
 from ftdist.report.rows import cost_rows
+from ftdist.run.identity import record_inputs
 from ftdist.run.rundir import RunDir
 from ftdist.run.timeline import STEPS
-from tests.helpers.tiny import LLAMA
+from tests.helpers.tiny import LLAMA, save_tiny_model
 from tests.unit.data_tools import data_config
 
 MATRICES = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128) + 259 * 64
@@ -66,3 +67,13 @@ def test_without_the_files_of_the_model_the_rest_of_the_cost_is_known(tmp_path: 
     assert (found["tokens"], found["device_hours"], found["price"], found["flops"]) == (8000, 2.0, 4.0, None)
     assert cost_rows(found)[:3] == [["tokens", "8,000", "not known"], ["FLOPs", *["not known"] * 2],
                                     ["device-hours", "2", "not known"]]  # fmt: skip
+
+
+def test_a_config_of_the_model_that_has_changed_gives_no_numbers(tmp_path: Path) -> None:
+    config, model, run = data_config(tmp_path), save_tiny_model(tmp_path / "model"), RunDir(tmp_path)
+    config.model.config, config.model.path = {}, str(model)
+    record_inputs(run, config, None)
+    assert run_cost(run, config, Goodput(), 8000, None)["from_zero"]["parameters"]
+    changed = (model / "config.json").read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1')
+    (model / "config.json").write_text(changed)
+    assert run_cost(run, config, Goodput(), 8000, None)["from_zero"]["parameters"] is None
