@@ -27,6 +27,7 @@ from ftdist.method.select import (
     nothing_named,
     refuse_untrained_tokens,
 )
+from ftdist.model.adapter import new_names
 from ftdist.model.parts import freeze_other_parts, layers_used_elsewhere
 from ftdist.model.quantized import is_quantized
 from ftdist.run.adapters import PREFIX
@@ -103,7 +104,7 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     own_head = [name for name, module in model.named_modules() if module is head and not tied and name not in saved]
     chosen: Dict[str, None] = {}
-    for pattern in method.target_modules:
+    for pattern in _by_new_names(model, method.target_modules):
         here = linear if pattern == ALL_LINEAR else [name for name in [*linear, *own_head] if named(name, pattern)]
         if not here:
             if why := next((reason for name, reason in reasons.items() if named(name, pattern)), ""):
@@ -122,6 +123,14 @@ def target_modules(model: PreTrainedModel, method: MethodConfig) -> List[str]:
                                   "method.target_modules")  # fmt: skip
         chosen |= dict.fromkeys(here)
     return _shortest(model, list(chosen))
+
+
+def _by_new_names(model: PreTrainedModel, patterns: List[str]) -> List[str]:
+    """Return patterns for modules. The name that a module had in transformers 4 is replaced by its new name."""
+    modules = [name for name, _ in model.named_modules()]
+    unknown = [word for word in patterns if word != ALL_LINEAR and not any(named(name, word) for name in modules)]
+    renamed = new_names(model, unknown)
+    return [renamed.get(word, word) for word in patterns]
 
 
 def _taken_for_experts(model: PreTrainedModel, names: List[str]) -> Set[str]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ftdist.config.schema import RunConfig
 from ftdist.method.adapters import ADAPTER
-from ftdist.model.adapter import MAGNITUDE, Shape, misfit, trained_shapes
+from ftdist.model.adapter import MAGNITUDE, Shape, misfit, no_place, stored_names, trained_shapes
 from ftdist.model.vocabulary import gathered, whole_shape
 from ftdist.run.adapters import INIT_FROM, PREFIX, adapter_folder
 from ftdist.run.file_names import ADAPTER_WEIGHTS
@@ -18,7 +18,7 @@ Names = Dict[torch.nn.Parameter, List[str]]
 
 
 def names_in_file(model: torch.nn.Module) -> Names:
-    """Return the names that each trained parameter can have in PEFT's file. A tied parameter has several."""
+    """Return the names that PEFT can give each trained parameter in a file. A tied parameter has several."""
     names: Names = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -32,7 +32,7 @@ def check_continued(model: PreTrainedModel, config: RunConfig) -> Dict[torch.nn.
     """Check that the adapter of ``method.init_from`` fits a model with the method applied, which may have no weights.
 
     Returns:
-        The name in the file of each trained parameter.
+        The name that PEFT gives each trained parameter in a file.
 
     Raises:
         ConfigError: A tensor is missing, belongs to no trained parameter, or has another shape; or see
@@ -48,7 +48,7 @@ def check_continued(model: PreTrainedModel, config: RunConfig) -> Dict[torch.nn.
         found[parameter] = name
     other = shapes.keys() - {name for known in names.values() for name in known}
     if other:
-        raise misfit(INIT_FROM, folder, min(other), shapes[min(other)], None)
+        raise no_place(INIT_FROM, model, folder, min(other), shapes[min(other)])
     return found
 
 
@@ -76,10 +76,10 @@ def start_from_adapter(model: PreTrainedModel, config: RunConfig) -> None:
     Raises:
         ConfigError: There is no such adapter, or it does not fit the model.
     """
-    names = check_continued(model, config)
+    names, stored = check_continued(model, config), stored_names(model, Path(str(config.method.init_from)))
     with safe_open(Path(str(config.method.init_from)) / ADAPTER_WEIGHTS, framework="pt") as file:
         for parameter, name in names.items():
             with gathered([parameter]):
                 if parameter.numel():
-                    tensor = file.get_tensor(name)
+                    tensor = file.get_tensor(stored[name])
                     parameter[: len(tensor)].copy_(tensor)

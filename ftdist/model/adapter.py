@@ -2,15 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from ftdist.base.errors import ConfigError
-from ftdist.model.parts import other_parts
+from ftdist.base.shell import override_word
+from ftdist.model.parts import names_in_model, other_parts
 from ftdist.model.vocabulary import gathered, whole_shape
 from ftdist.run.adapters import BASE_COPY, FOLDED, PREFIX, adapter_settings, tensor_shapes
 from ftdist.run.file_names import ADAPTER_WEIGHTS
@@ -39,12 +41,14 @@ def check_folded(model: PreTrainedModel, folder: Path) -> None:
         parameter = own.get(name.removeprefix(PREFIX))
         expected[name] = None if parameter is None else tuple(whole_shape(parameter))
     for name in sorted(expected):
+        if name in shapes and expected[name] is None:
+            raise no_place(FOLDED, model, folder, name, shapes[name])
         if shapes.get(name) != expected[name]:
             raise misfit(FOLDED, folder, name, shapes.get(name), expected[name])
 
 
 def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, Shape]:
-    """Return the shapes of the trained tensors of an adapter, by name.
+    """Return the shapes of the trained tensors of an adapter, by the names that PEFT gives them in this model.
 
     Args:
         key: The setting that names the adapter, for messages.
@@ -54,9 +58,8 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
         ConfigError: The embedding and the output head are one tensor in the model, but not with the adapter: it adds to
         one of them, or holds copies of both. PEFT trains copies of the modules that are saved, and unties them.
     """
-    shapes = {
-        name: shape for name, shape in tensor_shapes(folder / ADAPTER_WEIGHTS).items() if not name.endswith(BASE_COPY)
-    }
+    stored, in_file = stored_names(model, folder), tensor_shapes(folder / ADAPTER_WEIGHTS)
+    shapes = {name: in_file[own] for name, own in stored.items()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:
         return shapes
@@ -69,7 +72,7 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
     names = [f"{name}.weight" for name in owners]
     there = [name for name in names if PREFIX + name in shapes]
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        first, *others = [file.get_tensor(PREFIX + name) for name in there] or [torch.empty(0)]
+        first, *others = [file.get_tensor(stored[PREFIX + name]) for name in there] or [torch.empty(0)]
         equal = all(other.equal(first) for other in others)
     if there and not (equal and there == names):
         what = f"other numbers in {there[0]} than in {there[1]}" if there[1:] else f"{there[0]} alone"
@@ -79,6 +82,69 @@ def trained_shapes(key: str, model: PreTrainedModel, folder: Path) -> Dict[str, 
             "merge it into its base with PEFT, save that with tie_word_embeddings=false, and set model.path to it",
         )  # fmt: skip
     return shapes
+
+
+def stored_names(model: PreTrainedModel, folder: Path) -> Dict[str, str]:
+    """Return the names of the trained tensors in the file of an adapter, by the names that PEFT gives them in this
+    model."""
+    names = [name for name in tensor_shapes(folder / ADAPTER_WEIGHTS) if not name.endswith(BASE_COPY)]
+    renamed, found = renamed_modules(model, folder), {}
+    for name in names:
+        module = _module_of(name)
+        found[PREFIX + renamed.get(module, module) + name.removeprefix(PREFIX + module)] = name
+    return found if len(found) == len(names) else {name: name for name in names}
+
+
+def renamed_modules(model: PreTrainedModel, folder: Path) -> Dict[str, str]:
+    """Return the modules of an adapter that have another name in this model: the new name by the old one."""
+    return new_names(model, {_module_of(name) for name in tensor_shapes(folder / ADAPTER_WEIGHTS)})
+
+
+def new_names(model: PreTrainedModel, modules: Iterable[str]) -> Dict[str, str]:
+    """Return the names that modules have in this model, by the names that they had in transformers 4.
+
+    transformers 5 has renamed modules of models with images (``language_model.model.layers`` of Gemma 3 is now
+    ``model.language_model.layers``), and renames the tensors in their files. This renames those of adapters alike. PEFT
+    does so only for some of these models, and not for ``modules_to_save``.
+
+    Returns:
+        The new name of each module that has one.
+    """
+    own = {name for name, _ in model.named_modules()}
+    other = sorted(set(modules) - own)
+    if not other:
+        return {}
+    weights = names_in_model(model, [f"{name}.weight" for name in other], get_model_conversion_mapping(model))
+    places = {old.removesuffix(".weight"): new for old, new in weights.items()}
+    return {old: new.removesuffix(".weight") for old, new in places.items() if new.removesuffix(".weight") in own}
+
+
+def _module_of(name: str) -> str:
+    """Return the name of the module that a tensor of an adapter belongs to."""
+    module, adapter, _ = name.removeprefix(PREFIX).partition(".lora_")
+    return module if adapter else module.rpartition(".")[0]
+
+
+def no_place(key: str, model: PreTrainedModel, folder: Path, name: str, shape: Shape) -> ConfigError:
+    """Return the error for a tensor of an adapter that is for no trained parameter of the model.
+
+    Args:
+        key: The setting that names the adapter.
+    """
+    module = _module_of(name)
+    other = {id(parameter) for part in other_parts(model).values() for parameter in part}
+    own = dict(model.named_modules()).get(module)
+    if own is not None and any(id(parameter) in other for parameter in own.parameters()):
+        instead = override_word(FOLDED, str(folder))
+        return ConfigError(f"{key}={folder} adapts {module}, a part for images or sound, which is not trained",
+                           "an adapter of the language part",
+                           f"{instead} in place of {key}: a new adapter, on the base with this one")  # fmt: skip
+    place = names_in_model(model, [f"{module}.weight"], get_model_conversion_mapping(model))[f"{module}.weight"]
+    if own is None and place in dict(model.named_parameters()):
+        return ConfigError(f"{key}={folder} adapts {module}, in transformers 5 a part of the tensor {place}",
+                           "an adapter of linear layers", "merge it into its base with the versions of PEFT and "
+                           "transformers that trained it, and set model.path to the result")  # fmt: skip
+    return misfit(key, folder, name, shape, None)
 
 
 def misfit(key: str, folder: Path, name: str, found: Optional[Shape], expected: Optional[Shape]) -> ConfigError:
@@ -137,14 +203,14 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
         ConfigError: The adapter does not fit the model.
     """
     check_folded(model, folder)
-    settings, shapes = adapter_settings(FOLDED, folder), trained_shapes(FOLDED, model, folder)
+    settings, stored = adapter_settings(FOLDED, folder), stored_names(model, folder)
     scale = adapter_scale(settings["r"], settings["lora_alpha"], settings["use_rslora"])
     own = dict(model.named_parameters(remove_duplicate=False))
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        names = sorted(shapes)  # the same order on every rank, because each layer is gathered from all of them
+        names = sorted(stored)  # the same order on every rank, because each layer is gathered from all of them
         for module in _adapted(dict.fromkeys(names, ())):
             layer: Any = model.get_submodule(module)
-            tensors = {name.rpartition(f"{module}.")[2]: file.get_tensor(name)
+            tensors = {name.rpartition(f"{module}.")[2]: file.get_tensor(stored[name])
                        for name in names if name.startswith(f"{PREFIX}{module}.lora_")}  # fmt: skip
             with gathered([layer.weight]):
                 if layer.weight.numel():
@@ -153,7 +219,7 @@ def fold_adapter(model: PreTrainedModel, folder: Path) -> None:
             parameter = own[name.removeprefix(PREFIX)]
             with gathered([parameter]):
                 if parameter.numel():
-                    parameter.copy_(file.get_tensor(name))
+                    parameter.copy_(file.get_tensor(stored[name]))
 
 
 def adapter_scale(r: int, alpha: float, rank_stabilized: bool) -> float:

@@ -11,10 +11,12 @@ def save_peft_adapter(base: Path, folder: Path, **settings: Any) -> Path:
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from ftdist.model.parts import auto_class
 
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base),
+        auto_class(AutoConfig.from_pretrained(base)).from_pretrained(base),
         LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8, **settings}),
     )
     draw = torch.Generator().manual_seed(5)

@@ -5,17 +5,23 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from ftdist.base.errors import ConfigError
+from ftdist.base.json_files import read_json, write_json
 from ftdist.checkpoint.export import _remove_padding
 from ftdist.method.check import check_run
 from ftdist.method.continued import check_continued, start_from_adapter
 from ftdist.method.lora import Lora
 from ftdist.model.adapter import check_folded
+from ftdist.model.load import load_whole
 from ftdist.model.opened import open_exported
-from ftdist.run.adapters import INIT_FROM, NO_EFFECT, PLAIN, READ, adapter_settings
+from ftdist.run.adapters import INIT_FROM, NO_EFFECT, PLAIN, PREFIX, READ, adapter_settings
+from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tests.helpers.adapters import save_peft_adapter
 from tests.helpers.tiny import save_tiny_model
+from tests.models.alone import save_tiny
 from tests.unit.method.test_lora import base_of, export, logits, lora_config, trained
 
 
@@ -138,3 +144,83 @@ def test_an_adapter_that_does_not_fit_is_refused_before_anything_starts(
     if model != {"intermediate_size": 96}:
         assert found in caught.value.found
     assert "does not fit the model" in caught.value.found and "leave out method.init_from" in caught.value.fix
+
+
+IMAGES_BEFORE = {"gemma3": "language_model.model.", "llava": "language_model.model.", "qwen2_vl": "model."}
+"""Where transformers 4 had the layers of the language part of models with images. They are in ``model.language_model.``
+now."""
+
+
+def with_old_names(adapter: Path, kind: str) -> Path:
+    """Write an adapter with the names of transformers 4, in place."""
+
+    def old(name: str) -> str:
+        name = name.replace(".model.model.language_model.", f".model.{IMAGES_BEFORE[kind]}")
+        return name.replace(".lm_head", ".language_model.lm_head" if kind == "llava" else ".lm_head")
+
+    tensors = {old(name): tensor for name, tensor in load_file(adapter / ADAPTER_WEIGHTS).items()}
+    save_file(tensors, adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    settings = read_json(adapter / ADAPTER_CONFIG)
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"] = [old(PREFIX + name).removeprefix(PREFIX) for name in settings["target_modules"]]
+    write_json(adapter / ADAPTER_CONFIG, settings)
+    return adapter
+
+
+@pytest.mark.parametrize("kind", IMAGES_BEFORE)
+def test_an_adapter_with_the_names_of_transformers_4_is_the_same_adapter(kind: str, tmp_path: Path) -> None:
+    """PEFT alone finds no tensor of Qwen2-VL's, and stops at modules that were saved."""
+    save_tiny(kind, tmp_path / "model")
+    layers = "model.language_model.layers"
+    for number, settings in enumerate((
+        {"target_modules": rf".*language_model.*layers\.1\..*(q|up)_proj|{layers}.0.mlp.up_proj|model.layers.*_proj"},
+        {"target_modules": [f"{layers}.0.self_attn.v_proj", f"{layers}.1.mlp.up_proj"], "use_dora": True,
+         **({"modules_to_save": ["lm_head"]} if kind == "llava" else {})},
+    )):  # fmt: skip
+        adapter = save_peft_adapter(tmp_path / "model", tmp_path / str(number), **settings)
+        opened = logits(open_exported(adapter).eval())
+        with_old_names(adapter, kind)
+        config = continuing(tmp_path / "model", adapter)
+        config.cache_dir = str(tmp_path / "cache")
+        check_run(config)
+        base = load_whole(config)
+        plain = logits(base.eval())
+        continued = Lora().apply(base, config).eval()
+        start_from_adapter(continued, config)
+        assert logits(continued).equal(opened) and not opened.equal(plain)
+        config.model.adapter, config.method.init_from = str(adapter), None
+        folded = load_whole(config).eval()
+        assert torch.allclose(logits(folded), opened, rtol=1e-4, atol=1e-5)
+        assert logits(open_exported(adapter).eval()).equal(opened)
+
+
+def test_adapters_of_other_parts_and_of_experts_are_refused_with_the_reason(tmp_path: Path) -> None:
+    save_tiny("gemma3", tmp_path / "images")
+    adapter = save_peft_adapter(tmp_path / "images", tmp_path / "1", target_modules=["q_proj"])
+    config = continuing(tmp_path / "images", adapter)
+    config.cache_dir = str(tmp_path / "cache")
+    with pytest.raises(
+        ConfigError, match=r"adapts model\.vision_tower\..*q_proj, a part for images or sound"
+    ) as caught:
+        check_run(config)
+    assert caught.value.fix.startswith(f"model.adapter={adapter} ")
+    config.method.init_from, config.model.adapter = None, str(adapter)
+    check_run(config)
+    assert torch.allclose(
+        logits(load_whole(config).eval()), logits(open_exported(adapter).eval()), rtol=1e-4, atol=1e-5
+    )
+    save_tiny("mixtral", tmp_path / "experts")
+    adapter = save_peft_adapter(tmp_path / "experts", tmp_path / "2", target_modules=["q_proj"])
+    tensors = load_file(adapter / ADAPTER_WEIGHTS)
+    tensors[f"{PREFIX}model.layers.0.block_sparse_moe.experts.0.w1.lora_A.weight"] = torch.zeros(4, 64)
+    save_file(tensors, adapter / ADAPTER_WEIGHTS)
+    config = continuing(tmp_path / "experts", adapter)
+    for check in (
+        lambda: check_continued(Lora().apply(base_of(config), config), config),
+        lambda: check_folded(base_of(config), adapter),
+    ):
+        with pytest.raises(
+            ConfigError,
+            match="experts.0.w1, in transformers 5 a part of the tensor model.layers.0.mlp.experts.gate_up_proj",
+        ):
+            check()
