@@ -11,13 +11,16 @@ OPEN = """
 import json, sys
 sys.modules["ftdist"] = None  # must not be needed
 from pathlib import Path
-from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 found = []
-for folder in map(Path, sys.argv[1:]):
-    adapter = (folder / "adapter_config.json").is_file()
-    kind = AutoPeftModelForCausalLM if adapter else AutoModelForCausalLM
-    model, tokenizer = kind.from_pretrained(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder)
+for path in map(Path, sys.argv[1:]):
+    adapter = (path / "adapter_config.json").is_file()
+    kind = AutoModelForCausalLM
+    if adapter:
+        from peft import AutoPeftModelForCausalLM as kind
+    folder, file = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+    model = kind.from_pretrained(folder, dtype="auto", **file)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **file)
     ids = tokenizer("hello", return_tensors="pt")
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
     answer = model.eval().generate(**ids, max_new_tokens=8, do_sample=False)[0].tolist()
@@ -27,10 +30,10 @@ print(json.dumps(found))
 
 
 def open_plainly(exports: List[Path]) -> Dict[Path, Any]:
-    """Open export folders in a fresh process without ftdist.
+    """Open exports in a fresh process without ftdist: folders, and GGUF files, with transformers' own reader.
 
     Returns:
-        For each folder: whether it is an adapter, the ids of its greedy answer to "hello" with the prompt, and the
+        For each export: whether it is an adapter, the ids of its greedy answer to "hello" with the prompt, and the
         prompt of a chat.
     """
     done = succeed("-c", OPEN, *exports, command=[sys.executable])

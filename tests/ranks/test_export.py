@@ -6,10 +6,12 @@ from typing import Any, Dict, List
 
 import pytest
 
+from tests.helpers.exports import open_plainly
 from tests.helpers.families import FAMILIES, GROUPED, OTHER_FAMILIES, QWEN3_VL, QWEN3_VL_MOE
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import freeze_tiny, save_tiny_model, tiny_config
-from tests.helpers.training import each_training
+from tests.helpers.tokenizers import byte_level
+from tests.helpers.training import assemble, each_training, start
 
 RENAMED = {"qwen3_moe": {"model_type": "qwen3_moe", **GROUPED, "head_dim": 16, "moe_intermediate_size": 16,
                          "num_experts": 4, "num_experts_per_tok": 2},
@@ -68,6 +70,43 @@ def test_every_family_exports_the_trained_weights(models: Dict[str, Any], tmp_pa
     freeze_tiny(configs[0], tmp_path / "prepared", 2)
     found = run_ranks(_trained_and_exported, 2, configs, tmp_path, timeout_s=300)[0]
     assert found == {fields["model_type"]: [] for fields in models.values()}
+
+
+def _adapters_in_both_formats(config: Any, folder: Path) -> List[str]:
+    """Train adapters, and export them merged and as a GGUF file. Returns what the second export has measured."""
+    from ftdist.checkpoint.export import export_checkpoint
+    from ftdist.checkpoint.gguf_export import export_gguf
+    from ftdist.train.loop import train
+
+    training = assemble(config, folder / "run", start(config))
+    train(training)
+    training.tracker.finish(0)
+    checkpoint = training.run.find_checkpoint("last")
+    export_checkpoint(checkpoint, folder / "merged", config, merged=True)
+    return export_gguf(checkpoint, folder / "gguf", config, "f32")
+
+
+def test_a_gguf_export_of_adapters_opens_without_ftdist_as_the_merged_model(tmp_path: Path) -> None:
+    tokenizer = byte_level("smollm")
+    fields = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")}
+    model = save_tiny_model(tmp_path / "model", vocab_size=len(tokenizer), **fields)
+    tokenizer.save_pretrained(model)
+    config = tiny_config(
+        tmp_path,
+        "model.tokenizer=null",
+        "method.kind=lora",
+        "optim.lr=1e-2",
+        "train.max_steps=1",
+        "train.num_samples=0",
+        "data.heldout_share=0",
+        "data.max_heldout_documents=null",
+    )
+    freeze_tiny(config, tmp_path / "prepared", 1)
+    measured = run_ranks(_adapters_in_both_formats, 1, config, tmp_path, timeout_s=120)[0]
+    assert any("read with transformers' reader" in line for line in measured)
+    kinds = [tmp_path / "merged", tmp_path / "gguf" / "model-F32.gguf", model]
+    merged, file, base = open_plainly(kinds).values()
+    assert file == merged != base, "the same answer and the same chat"
 
 
 def test_a_generation_config_that_transformers_refuses_to_write_is_exported_as_it_came(tmp_path: Path) -> None:
