@@ -39,7 +39,7 @@ def check_config(config: RunConfig) -> None:
         check_range(f"batch.{name}", getattr(config.batch, name), 1)
     check_range("objective.router_aux_loss", config.objective.router_aux_loss, 0.0)
     check_optimizer(config.optim, config.method, config.zero.stage)
-    _check_zero(config.zero)
+    _check_zero(config.zero, config.optim.paged)
     _check_train(config.train, config.optim)
     if config.model.kernels is not Kernels.none and config.train.compile is not Compile.none:
         found = f"model.kernels={config.model.kernels.name} and train.compile={config.train.compile.name} are both set"
@@ -142,7 +142,7 @@ def check_data(data: DataConfig) -> None:
     check_range("data.num_workers", data.num_workers, 1)
 
 
-def _check_zero(zero: ZeroConfig) -> None:
+def _check_zero(zero: ZeroConfig, paged: bool) -> None:
     check_range("zero.stage", zero.stage, 0, 3)
     if zero.offload_optimizer is not Offload.none and not ModelState.optimizer_states.is_sharded(zero.stage):
         raise ConfigError(
@@ -154,6 +154,9 @@ def _check_zero(zero: ZeroConfig) -> None:
         raise ConfigError(
             f"zero.offload_param does not work with zero.stage={zero.stage}", "zero.stage=3", "zero.stage=3"
         )
+    if zero.offload_optimizer is not Offload.none and paged:
+        raise ConfigError("optim.paged=true and zero.offload_optimizer=cpu both move optimizer states to host memory",
+                          "one of them", "optim.paged=false, or zero.offload_optimizer=none")  # fmt: skip
     check_range("zero.expert_groups", zero.expert_groups, 1)
     if zero.expert_groups > 1 and not ModelState.parameters.is_sharded(zero.stage):
         raise ConfigError(f"zero.expert_groups={zero.expert_groups} has no effect with zero.stage={zero.stage}",

@@ -45,6 +45,9 @@ class OptimConfig:
     momentum: Optional[float] = None
     """``sgd``: decay rate of the momentum; 0: none, and no state. null: 0.9. ``muon``: the same for matrices; null:
     0.95."""
+    paged: bool = False
+    """``adamw``, ``adamw_8bit``, ``lion``: keep the states in memory that a GPU moves to host memory while it is full
+    (the paged optimizers of bitsandbytes). CUDA only."""
     weight_decay: float = 0.0
     """Weight decay of matrices. Norms and biases have none. It is decoupled from the gradient, except in ``sgd``, where
     it is added to the gradient."""
@@ -74,6 +77,8 @@ class OptimConfig:
 
 FP32_BYTES = 4
 """Bytes of a number in fp32."""
+BOTH = ("state1", "state2")
+"""Names that bitsandbytes gives to the states of AdamW. Lion has the first one."""
 _ADAMW = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 
 
@@ -93,6 +98,10 @@ class OptimizerSpec:
     """Lowest and highest usual learning rate, as a multiple of AdamW's (``MethodFacts.usual_rates``)."""
     whole: str = ""
     """Why it needs whole matrices. Empty: it does not."""
+    paged_states: Tuple[str, ...] = ()
+    """Names of the states with the parameter's shape that its paged variant keeps. Empty: it has no paged variant."""
+    paged: bool = False
+    """Whether its states are paged: counted as host memory, where a GPU moves them when it is full."""
 
     @property
     def bytes_per_parameter(self) -> float:
@@ -101,10 +110,10 @@ class OptimizerSpec:
 
 
 OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
-    OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq"), usual=_ADAMW),
+    OptimizerKind.adamw: OptimizerSpec(("exp_avg", "exp_avg_sq"), usual=_ADAMW, paged_states=BOTH),
     # A byte for each element of both moments, and 4 for each block of 256. Tensors with fewer than 4096 elements keep
     # fp32 states.
-    OptimizerKind.adamw_8bit: OptimizerSpec(("state1", "state2"), ("absmax1", "absmax2"), 2.1, _ADAMW),
+    OptimizerKind.adamw_8bit: OptimizerSpec(BOTH, ("absmax1", "absmax2"), 2.1, _ADAMW, paged_states=BOTH),
     # 4 bytes for each row and each column of a matrix. An adapter of rank 16 has matrices with only 16 rows or columns:
     # less than 0.3 bytes for each element. The matrices of a whole model take less than 0.01. Norms and biases have a
     # variance for each element. The update is multiplied by the size of the weights, which is a few hundredths, so the
@@ -114,7 +123,9 @@ OPTIMIZERS: Dict[OptimizerKind, OptimizerSpec] = {
         whole="Adafactor keeps one number for each row and column of a matrix",
     ),
     # The update has the size 1 in every element; that of AdamW is smaller.
-    OptimizerKind.lion: OptimizerSpec(("exp_avg",), usual={"beta1": 0.9, "beta2": 0.99}, rates=(0.1, 0.3)),
+    OptimizerKind.lion: OptimizerSpec(
+        ("exp_avg",), usual={"beta1": 0.9, "beta2": 0.99}, rates=(0.1, 0.3), paged_states=BOTH[:1],
+    ),
     # 4 bytes for the elements of matrices; 8 for embeddings, the head, norms and biases. The update is scaled to the
     # size of AdamW's.
     OptimizerKind.muon: OptimizerSpec(
@@ -134,6 +145,8 @@ def optimizer_of(optim: OptimConfig) -> OptimizerSpec:
     spec = OPTIMIZERS[optim.optimizer]
     if optim.optimizer is OptimizerKind.sgd and not values_of(optim)["momentum"]:
         return replace(spec, states=())
+    if optim.paged:
+        return replace(spec, states=spec.paged_states, paged=True)
     return spec
 
 
@@ -168,6 +181,11 @@ def check_optimizer(optim: OptimConfig, method: MethodConfig, stage: int) -> Non
             raise ConfigError(f"optim.{name} is set, but optim.optimizer={chosen.name} does not read it",
                               f"optim.{name} only with optim.optimizer={' or '.join(readers)}",
                               f"optim.{name}=null")  # fmt: skip
+    if optim.paged and not spec.paged_states:
+        with_pages = [kind.name for kind, other in OPTIMIZERS.items() if other.paged_states]
+        raise ConfigError(f"optim.paged=true, but optim.optimizer={chosen.name} has no paged variant",
+                          f"optim.paged only with optim.optimizer={' or '.join(with_pages)}",
+                          "optim.paged=false")  # fmt: skip
     if optim.lora_plus_ratio is not None and not method.facts.adapters:
         raise ConfigError(f"optim.lora_plus_ratio is set, but method={method.kind.name} has no B matrices",
                           "optim.lora_plus_ratio only with adapters", "optim.lora_plus_ratio=null")  # fmt: skip

@@ -19,7 +19,7 @@ from ftdist.engine.expert_groups import experts_in_turn, group_experts, part_of
 from ftdist.engine.gathered_views import save_no_views
 from ftdist.engine.muon import import_muon
 from ftdist.engine.no_gradient import NoGradient
-from ftdist.engine.optimizers import LR_SCALE, build_optimizer
+from ftdist.engine.optimizers import LR_SCALE, build_optimizer, without_pages
 from ftdist.model.compiled import Compiled, compile_layers, outermost_layers
 from ftdist.model.fixed import fixed_parameters
 from ftdist.model.forward import evaluation_mode
@@ -234,7 +234,8 @@ def build_engine(config: RunConfig, model: torch.nn.Module, settings: Dict[str, 
             leaf.register_forward_pre_hook(_with_input_gradient, with_kwargs=True)
     optimizer = build_optimizer(config.optim, model)
     settings = with_sizes(settings, model_sizes(model))
-    wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    with without_pages(optimizer):
+        wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     engine = Engine(wrapped, optimizer, optimizer_of(config.optim), world_size, compiled)
     if not engine.stage:
         optimizer.state.clear()

@@ -1,6 +1,7 @@
 """Build the optimizer of a run, and its states. ``ftdist.config.optim`` says what it keeps for each parameter."""
 
-from typing import Any, Callable, Dict, List, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
 
@@ -17,7 +18,8 @@ LR_SCALE = "lr_scale"
 
 def build_optimizer(optim: OptimConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that ``optim.optimizer`` names, over the trained parameters. Its learning rate is 0."""
-    return BUILDERS[optim.optimizer](parameter_groups(model, optim), values_of(optim))
+    build = _paged(optim.optimizer) if optim.paged else BUILDERS[optim.optimizer]
+    return build(parameter_groups(model, optim), values_of(optim))
 
 
 def parameter_groups(model: torch.nn.Module, optim: OptimConfig) -> Groups:
@@ -66,6 +68,37 @@ def _adamw_8bit(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimiz
     return built
 
 
+def _paged(kind: OptimizerKind) -> Callable[[Groups, Dict[str, float]], torch.optim.Optimizer]:
+    """Return what builds the optimizer of bitsandbytes whose states can be moved between GPU and host memory."""
+
+    def build(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
+        optim = import_bitsandbytes("optim.paged=true", "optim.paged=false").optim
+        eps = {"eps": values["eps"]} if "eps" in values else {}
+        built: torch.optim.Optimizer = getattr(optim, PAGED[kind])(
+            groups, lr=0.0, betas=(values["beta1"], values["beta2"]), **eps
+        )
+        return built
+
+    return build
+
+
+PAGED = {OptimizerKind.adamw: "PagedAdamW32bit", OptimizerKind.adamw_8bit: "PagedAdamW8bit",
+         OptimizerKind.lion: "PagedLion32bit"}  # fmt: skip
+"""Names of the paged optimizers in bitsandbytes."""
+
+
+@contextmanager
+def without_pages(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Make plain states inside a ``with`` block. They are dropped afterwards, and bitsandbytes never frees pages."""
+    paged = getattr(optimizer, "is_paged", False)
+    if paged:
+        optimizer.is_paged = False  # type: ignore[attr-defined]
+    yield
+    if paged:
+        optimizer.is_paged = True  # type: ignore[attr-defined]
+        optimizer.state.clear()
+
+
 def _adafactor(groups: Groups, values: Dict[str, float]) -> torch.optim.Optimizer:
     """Build Adafactor (Shazeer 2018, https://arxiv.org/abs/1804.04235). Its steps are relative to the size of the
     weights; lr is the largest relative step."""
@@ -103,7 +136,7 @@ def empty_state(optimizer: Any, spec: OptimizerSpec, flat: torch.Tensor, step: i
     if isinstance(optimizer, MuonAdamW):
         return like("momentum_buffer") if optimizer.is_matrix(flat) else {**count, **like("exp_avg", "exp_avg_sq")}
     if hasattr(optimizer, "name2qmap"):
-        return {"step": step, **_blocks(optimizer, flat)}
+        return {"step": step, **_states_of_bitsandbytes(optimizer, spec, flat)}
     if spec.others:
         raise NotImplementedError(f"{type(optimizer).__name__} keeps {', '.join(spec.others)}, which do not have the "
                                   "shape of the parameter: empty_state must say how they are made")  # fmt: skip
@@ -114,14 +147,18 @@ BLOCK, SMALLEST = 256, 4096
 """Elements of a block of bitsandbytes, and of the smallest tensor whose states are in 8 bits."""
 
 
-def _blocks(optimizer: Any, flat: torch.Tensor) -> Dict[str, torch.Tensor]:
-    """Return empty states as bitsandbytes makes them: codes, the numbers that they mean, the scale of each block."""
-    if flat.numel() < SMALLEST:
-        return {name: torch.zeros_like(flat) for name in ("state1", "state2")}
-    states = {}
+def _states_of_bitsandbytes(optimizer: Any, spec: OptimizerSpec, flat: torch.Tensor) -> Dict[str, torch.Tensor]:
+    """Return empty states as bitsandbytes makes them: numbers in fp32, or codes, the numbers that they mean, and the
+    scale of each block. Those of a paged optimizer are in pages."""
+    in_fp32 = optimizer.args.optim_bits == 32 or flat.numel() < SMALLEST
+    kind = torch.float32 if in_fp32 else torch.uint8
+    states = {name: optimizer.get_state_buffer(flat, dtype=kind) for name in spec.states}
+    if flat.is_cuda:
+        torch.cuda.synchronize()  # a kernel writes the zeros, and the host may write into pages
+    if in_fp32:
+        return states
     for number, codes in (("1", "dynamic"), ("2", "udynamic")):
         optimizer.name2qmap[codes] = optimizer.name2qmap[codes].to(flat.device)
-        states[f"state{number}"] = torch.zeros_like(flat, dtype=torch.uint8)
         states[f"qmap{number}"] = optimizer.name2qmap[codes]
         states[f"absmax{number}"] = torch.zeros(-(-flat.numel() // BLOCK), device=flat.device)
     return states

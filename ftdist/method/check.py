@@ -44,6 +44,8 @@ def check_run(config: RunConfig) -> ModelFacts:
     """
     if config.optim.optimizer is OptimizerKind.adamw_8bit:
         import_bitsandbytes("optim.optimizer=adamw_8bit", "optim.optimizer=adamw")
+    if config.optim.paged:
+        import_bitsandbytes("optim.paged=true", "optim.paged=false")
     facts = check_model(config)
     if config.model.kernels is not Kernels.none:
         use_kernels(build_on_meta(config))

@@ -47,7 +47,7 @@ class RankMemory:
     device: States
     """On the GPU; on a machine without one, in host memory."""
     host: States
-    """In host memory, because of ``zero.offload_optimizer`` or ``zero.offload_param``."""
+    """In host memory, because of ``zero.offload_optimizer``, ``zero.offload_param`` or ``optim.paged``."""
 
 
 def rank_memory(
@@ -72,7 +72,9 @@ def rank_memory(
     gradients = States(gradients=on_rank(trained, width, ModelState.gradients))
     optimizer_bytes = _optimizer_bytes(precision, zero.stage, optimizer)
     states = States(optimizer_states=on_rank(trained, optimizer_bytes, ModelState.optimizer_states))
-    device, host = weights + constants + gradients + states, States()
+    pages = on_rank(trained, optimizer.bytes_per_parameter, ModelState.optimizer_states) if optimizer.paged else 0.0
+    device, host = weights + constants + gradients + states, States(optimizer_states=pages)
+    device = replace(device, optimizer_states=device.optimizer_states - pages)
     if zero.offload_optimizer is not Offload.none:
         # The optimizer on the host gets the fp32 gradients of this rank's part. At stage 1 the whole gradients are
         # gathered on the device first.
@@ -173,6 +175,8 @@ def placement(config: RunConfig) -> List[Tuple[str, str, str]]:
 
     in_8_bits = config.optim.optimizer is OptimizerKind.adamw_8bit
     states = "8 bits" if in_8_bits else "fp32"
+    if config.optim.paged:
+        states += ", paged to host memory when the GPU is full"
     if has_master_copy(config.train.precision, zero.stage):
         states += ", with fp32 master weights" if in_8_bits else ", with master weights"
     where_weights = where(ModelState.parameters, zero.offload_param)

@@ -159,7 +159,7 @@ def _changes(
     whole = bool(OPTIMIZERS[config.optim.optimizer].whole)  # such an optimizer works at stage 0 only
     for stage in range(zero.stage + 1, 1 if whole else 4):
         settings.append((f"zero.stage={stage}", replace(zero, stage=stage)))
-    if cuda and zero.offload_optimizer is Offload.none and not whole:
+    if cuda and zero.offload_optimizer is Offload.none and not whole and not config.optim.paged:
         stage = max(zero.stage, 1)
         changed = replace(zero, stage=stage, offload_optimizer=Offload.cpu)
         stage_too = "" if stage == zero.stage else f"zero.stage={stage} "

@@ -55,6 +55,9 @@ def resolve(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Batch
     if config.launch.device is Device.cpu and config.model.attention in (Attention.varlen, Attention.flex):
         name = config.model.attention.name
         raise ConfigError(f"model.attention={name} cannot be used on CPU", "a CUDA device", "model.attention=documents")
+    if config.launch.device is Device.cpu and config.optim.paged:
+        raise ConfigError("optim.paged=true cannot be used on CPU: pages move between a GPU and host memory, and on "
+                          "CPU bitsandbytes keeps plain states", "a CUDA device", "optim.paged=false")  # fmt: skip
     check_kernels(config.model.kernels, config.launch.device.name)
     plan = plan_batch(config.batch, layout_of(config).data, config.data.max_seq_len)
     config.batch.grad_accum_steps = plan.grad_accum_steps

@@ -119,6 +119,9 @@ def _fit_ranks(config: RunConfig, wanted: int) -> List[str]:
     device = Device.cuda if gpus and launch.device is not Device.cpu else Device.cpu
     if launch.device is Device.cuda and not gpus:
         notes.append("this machine has no GPU, so GPU kernels are not checked")
+    if device is Device.cpu and config.optim.paged:
+        notes.append("the optimizer is checked without optim.paged, because no GPU is used")
+        config.optim.paged = False
     ranks = min(wanted, gpus if device is Device.cuda else max(2, cpu_cores()))
     if ranks != wanted:
         notes.append(f"the run uses {count(wanted, 'rank')}; this check uses {ranks}")

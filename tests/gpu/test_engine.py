@@ -51,7 +51,7 @@ def _deviations(device: str, folder: Path, precision: str, cases: List[List[str]
 CASES = [
     ["zero.stage=0"], ["zero.stage=1", "train.gradient_checkpointing=none"],
     ["zero.stage=2", "zero.offload_optimizer=cpu", "train.offload_activations=true"],
-    ["zero.stage=3", "train.gradient_checkpointing=selective"],
+    ["zero.stage=3", "train.gradient_checkpointing=selective"], ["zero.stage=2", "optim.paged=true"],
     ["zero.stage=3", "zero.offload_optimizer=cpu", "zero.offload_param=cpu", "objective.loss_head=logits"],
 ]  # fmt: skip
 
@@ -76,6 +76,54 @@ def test_in_fp32_losses_and_norms_are_those_on_a_cpu(run: Any, device: str) -> N
     expected = run(_losses, on="cpu")["steps"]
     for found, there in zip(run(_losses)["steps"], expected, strict=True):
         assert found == pytest.approx(there, rel=1e-4)
+
+
+PAGED = [("adamw", 0), ("lion", 2), ("adamw_8bit", 3)]
+
+
+def _pages(device: str, folder: Path) -> Dict[str, Any]:
+    """Return for each paged optimizer: whether a resume is exact, which states are in pages, before and after it, and
+    the losses, also of the optimizer without pages."""
+    from tests.helpers.tiny import save_tiny_model
+    from tests.helpers.training import assemble, fingerprint, save, start, steps
+
+    save_tiny_model(folder / "model", hidden_size=256, intermediate_size=512)  # smaller tensors are not paged
+    found = {}
+    for number, (kind, stage) in enumerate(PAGED):
+        common = ("train.precision=bf16", f"optim.optimizer={kind}", f"zero.stage={stage}")
+        config = _config(device, folder, *common, "optim.paged=true")
+        _prepare(config, folder)
+        ranks, path = start(config), folder / str(number)
+        training = assemble(config, path, ranks)
+        losses = [loss for loss, _ in steps(training, 2)]
+        save(training)
+        before, paged = fingerprint(training.engine), _in_pages(training.engine)
+        more = steps(training, 1)
+        training.engine.destroy()
+        resumed = assemble(config, path, ranks)
+        exact, after = fingerprint(resumed.engine) == before, _in_pages(resumed.engine)
+        exact &= steps(resumed, 1) == more
+        resumed.engine.destroy()
+        plain = assemble(_config(device, folder, *common), folder / f"plain-{number}", ranks)
+        expected = [loss for loss, _ in steps(plain, STEPS)]
+        plain.engine.destroy()
+        found[f"{kind} {stage}"] = exact, paged, after, [*losses, more[0][0]], expected
+    return found
+
+
+def _in_pages(engine: Any) -> List[str]:
+    """Return the names of the states of which some are in pages."""
+    return sorted({name for state in engine.optimizer.state.values() for name, value in state.items()
+                   if getattr(value, "is_paged", False)})  # fmt: skip
+
+
+def test_paged_states_give_the_same_run_and_a_resume_is_exact(run: Any, device: str) -> None:
+    """On a CPU, where a run with them is refused, bitsandbytes keeps plain states."""
+    for case, (exact, paged, after, losses, expected) in run(_pages).items():
+        assert exact, case
+        states = ["state1"] if "lion" in case else ["state1", "state2"]
+        assert paged == after == (states if device == "cuda" else []), case
+        assert losses == (expected if "8bit" in case else pytest.approx(expected, rel=1e-4)), case
 
 
 def _sums(device: str, folder: Path) -> Dict[str, Any]:

@@ -18,6 +18,7 @@ LION, SGD, MUON, ADAFACTOR = OptimizerKind.lion, OptimizerKind.sgd, OptimizerKin
         ({"momentum": 0.9}, FULL, "optim.optimizer=adamw does not read it", "optim.momentum=null"),
         ({"optimizer": LION, "eps": 1e-6}, FULL, "optim.optimizer=lion does not read it", "optim.eps=null"),
         ({"optimizer": SGD, "beta1": 0.9}, FULL, "optim.optimizer=sgd does not read it", "optim.beta1=null"),
+        ({"optimizer": SGD, "paged": True}, FULL, "optim.optimizer=sgd has no paged variant", "optim.paged=false"),
         ({"lora_plus_ratio": 16.0}, FULL, "method=full has no B matrices", "optim.lora_plus_ratio=null"),
     ],
 )

@@ -103,6 +103,10 @@ BAD = [
         [("zero.stage", 0), ("zero.offload_optimizer", Offload.cpu)],
         "zero.offload_optimizer does not work with zero.stage=0",
     ),
+    (
+        [("optim.paged", True), ("zero.offload_optimizer", Offload.cpu)],
+        "optim.paged=true and zero.offload_optimizer=cpu both move optimizer states to host memory",
+    ),
     ([("zero.offload_param", Offload.cpu)], "zero.offload_param does not work with zero.stage=2"),
     ([("zero.expert_groups", 4)], "zero.expert_groups=4 has no effect with zero.stage=2"),
     ([("train.epochs", 1.0)], "train.epochs and train.max_steps are both set"),

@@ -6,7 +6,7 @@ from typing import Any, Dict, Set
 import pytest
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.optim import OPTIMIZERS, OptimConfig, OptimizerKind, OptimizerSpec, values_of
+from ftdist.config.optim import OPTIMIZERS, OptimConfig, OptimizerKind, OptimizerSpec, optimizer_of, values_of
 from tests.helpers.tiny import LLAMA
 
 
@@ -94,6 +94,28 @@ def test_empty_states_are_those_that_the_optimizer_makes(kind: Any, shape: Any) 
     made = _states(optimizer, parameter)
     optimizer.state[parameter] = empty_state(optimizer, spec, parameter, 1)
     assert _states(optimizer, parameter) == made
+
+
+@pytest.mark.parametrize("size", [64, 4096], ids=["fp32", "blocks"])
+@pytest.mark.parametrize("kind", [kind for kind, spec in OPTIMIZERS.items() if spec.paged_states])
+def test_empty_states_of_bitsandbytes_are_those_that_it_makes(kind: OptimizerKind, size: int) -> None:
+    """On a CPU it makes plain states in place of pages."""
+    import torch
+
+    from ftdist.engine.optimizers import build_optimizer, empty_state, without_pages
+
+    optim, model = OptimConfig(optimizer=kind, paged=True), torch.nn.Linear(64, size // 64, bias=False)
+    optimizer, spec = build_optimizer(optim, model), optimizer_of(optim)
+    assert optimizer.is_paged and spec.bytes_per_parameter == OPTIMIZERS[kind].bytes_per_parameter
+    model.weight.grad = torch.ones_like(model.weight)
+    with without_pages(optimizer):
+        optimizer.step()
+        assert not optimizer.is_paged and optimizer.state
+    assert optimizer.is_paged and not optimizer.state, "pages are never freed"
+    optimizer.step()
+    made = {name: getattr(value, "shape", value) for name, value in optimizer.state[model.weight].items()}
+    empty = empty_state(optimizer, spec, model.weight, 1)
+    assert {name: getattr(value, "shape", value) for name, value in empty.items()} == made
 
 
 def test_states_of_another_shape_must_be_known() -> None:

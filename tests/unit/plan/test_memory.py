@@ -95,6 +95,16 @@ def test_another_optimizer_takes_the_bytes_of_its_states() -> None:
     assert found.device == States(parameters=2000, gradients=2000, optimizer_states=2000)
 
 
+@pytest.mark.parametrize(("kind", "pages"), [("adamw", 8), ("lion", 4), ("adamw_8bit", 2.1)])
+def test_pages_are_host_memory_and_master_weights_are_not(kind: str, pages: float) -> None:
+    config = RunConfig()
+    config.optim.optimizer, config.optim.paged, config.zero.stage = OptimizerKind[kind], True, 1
+    found = memory_of(config, 1000, Layout(1, 4))
+    assert found.host == States(optimizer_states=pages * 250)
+    assert found.device == States(parameters=2000, gradients=2000, optimizer_states=pytest.approx(1000))
+    assert any("paged to host memory" in kept for _, kept, _ in placement(config))
+
+
 def test_what_each_stage_shards() -> None:
     sharded = {stage: {kind.name for kind in ModelState if kind.is_sharded(stage)} for stage in range(4)}
     assert sharded == {

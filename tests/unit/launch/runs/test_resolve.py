@@ -299,6 +299,15 @@ def test_an_attention_that_needs_a_gpu_is_refused_before_anything_starts(name: s
         resolve.resolve(config)
 
 
+def test_pages_on_a_cpu_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    from tests.helpers.tiny import tiny_config
+
+    config = tiny_config(tmp_path, "model.path=null", "model.config.model_type=llama", "optim.paged=true")
+    with pytest.raises(ConfigError, match="optim.paged=true cannot be used on CPU") as caught:
+        resolve.resolve(config)
+    assert caught.value.fix == "optim.paged=false"
+
+
 def test_kernels_that_need_a_gpu_are_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
