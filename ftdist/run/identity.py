@@ -8,6 +8,7 @@ the message says what has changed.
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -276,8 +277,20 @@ def check_adapter_bases(config: RunConfig) -> None:
     for key, given, folded in ((FOLDED, config.model.adapter, False), (INIT_FROM, config.method.init_from, True)):
         if given and Path(given).is_dir():
             drawn = (False, True) if config.model.config else (False,)
-            bases = [base_identity(config, folded, first, one) for first in (False, True) for one in drawn]
+            names = [config, *_as_converted(config)]
+            bases = [
+                base_identity(one, folded, first, new) for one in names for first in (False, True) for new in drawn
+            ]
             check_base_of(key, given, bases)
+
+
+def _as_converted(config: RunConfig) -> List[RunConfig]:
+    """Return a config that names the same base model as the run that converted it, if it is a converted folder in the
+    cache. Adapters of a built-in model and of GGUF files name this folder as their base model."""
+    folder = Path(config.model.path or "")
+    if not config.model.path or folder.absolute().parent != cache_root(config).absolute() / "models":
+        return []
+    return [replace(config, model=replace(config.model, path=None, builtin=folder.name))]
 
 
 def _plain(key: Any) -> Any:

@@ -23,6 +23,7 @@ from ftdist.run.adapters import (
 )
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
 from ftdist.run.identity import base_identity, check_adapter_bases, describe_files
+from ftdist.run.locations import model_location
 from ftdist.run.model_facts import _file
 
 NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
@@ -161,6 +162,23 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     assert "model.adapter says that its base model is org/base-1b" in base_warning(config)
     config.model.path = "/models/Base-1B"
     assert not base_warning(config)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "tiny-0123456789ab"], ids=["built-in", "GGUF"])
+def test_the_converted_folder_in_the_cache_is_the_base_model_of_its_run(name: str, tmp_path: Path) -> None:
+    """The adapter of such a run names this folder, and ``ftdist eval ADAPTER`` sets model.path to it."""
+    adapter, config = save_adapter(tmp_path / "adapter"), RunConfig(cache_dir=str(tmp_path / "cache"))
+    config.model.builtin = name
+    folder = Path(model_location(config))
+    folder.mkdir(parents=True)
+    (folder / "config.json").touch()
+    (adapter / EXPORT_MARK).write_text(json.dumps({"base": base_identity(config)}))
+    config.model.builtin, config.model.path, config.model.adapter = None, str(folder), str(adapter)
+    check_adapter_bases(config)
+    (tmp_path / "other" / name).mkdir(parents=True)
+    config.model.path = str(tmp_path / "other" / name)
+    with pytest.raises(ConfigError, match="was trained on a base model with other weights"):
+        check_adapter_bases(config)
 
 
 def test_the_identity_of_a_run_and_its_base_covers_the_adapters(tmp_path: Path) -> None:
