@@ -1,15 +1,16 @@
 """Export a checkpoint as a GGUF file for llama.cpp and Ollama, and compare it with the model it was written from."""
 
+import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ftdist.base.errors import ConfigError
-from ftdist.base.json_files import write_json
+from ftdist.base.json_files import read_json, write_json
 from ftdist.base.permissions import follow_umask
 from ftdist.base.temporary import remove_leftovers, temporary_path
 from ftdist.checkpoint.export import check_out, export_checkpoint
@@ -67,15 +68,34 @@ def export_gguf(checkpoint: Path, out: Path, config: RunConfig, type_name: str) 
     folder = unfinished / HF
     measured = export_checkpoint(checkpoint, folder, config, merged=adapters)
     lines = _write_and_check(folder, unfinished / f"model-{kind.name}.gguf", config, family, kind, commands)
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    (unfinished / "README.md").write_text(_card(card, lines), encoding="utf-8")
+    card = _card((folder / "README.md").read_text(encoding="utf-8"), lines)
+    manifest = read_manifest(checkpoint)
+    (unfinished / "README.md").write_text(card + _keep_other_types(out, unfinished, manifest), encoding="utf-8")
     shutil.rmtree(folder)
-    write_json(unfinished / EXPORT_MARK, read_manifest(checkpoint))
+    write_json(unfinished / EXPORT_MARK, manifest)
     follow_umask(unfinished)
     if out.exists():
         shutil.rmtree(out)
     unfinished.rename(out)
     return [line for line in (measured, *lines) if line]
+
+
+def _keep_other_types(out: Path, unfinished: Path, manifest: Dict[str, Any]) -> str:
+    """Put the files of other types that an earlier export has written from the same checkpoint beside the new file.
+
+    Returns:
+        Their rows of the model card.
+    """
+    if not (out / EXPORT_MARK).is_file() or read_json(out / EXPORT_MARK) != manifest:
+        return ""
+    rows = (out / "README.md").read_text(encoding="utf-8").splitlines()
+    kept = [file for file in sorted(out.glob("model-*.gguf")) if not (unfinished / file.name).exists()]
+    for file in kept:  # the folder stays complete until it is replaced
+        try:
+            os.link(file, unfinished / file.name)
+        except OSError:  # not every file system has links
+            shutil.copyfile(file, unfinished / file.name)
+    return "".join(f"{row}\n" for row in rows if any(row.startswith(f"| GGUF | {file.name}: ") for file in kept))
 
 
 def llama_cpp_commands(run: Path, adapters: bool, kind: GgufType) -> str:

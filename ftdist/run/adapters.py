@@ -14,7 +14,7 @@ from ftdist.base.shell import override_word, shell_words
 from ftdist.config.schema import RunConfig
 from ftdist.run.file_hashes import FileHashes
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
-from ftdist.run.rundir import RUN_CONFIG
+from ftdist.run.rundir import CHECKPOINT_PREFIX, RUN_CONFIG
 from ftdist.run.weight_files import tensor_header
 
 PREFIX = "base_model.model."
@@ -73,6 +73,12 @@ def _way_to_an_adapter(key: str, folder: Path) -> str:
         program = ("import torch; from safetensors.torch import save_file; "
                    f"save_file(torch.load({files[0]}, weights_only=True), {files[1]})")  # fmt: skip
         return f"write {PICKLED}, which may hold code, as safetensors: {shell_words(['python', '-c', program])}"
+    run = folder.parent.parent
+    if folder.name.startswith(CHECKPOINT_PREFIX) and (run / RUN_CONFIG).is_file():
+        step = folder.name.removeprefix(CHECKPOINT_PREFIX).lstrip("0") or "0"
+        out = f"{run}/export-{step}"
+        export = shell_words(["ftdist", "export", str(run), "--checkpoint", step, "--out", out])
+        return f"export the checkpoint: {export}, then {override_word(key, out)}"
     whole = (folder / "config.json").is_file()
     return f"{override_word('model.path', str(folder))} for a whole model" if whole else f"{key}=FOLDER"
 

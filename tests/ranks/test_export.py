@@ -83,6 +83,7 @@ def _adapters_in_both_formats(config: Any, folder: Path) -> List[str]:
     training.tracker.finish(0)
     checkpoint = training.run.find_checkpoint("last")
     export_checkpoint(checkpoint, folder / "merged", config, merged=True)
+    export_gguf(checkpoint, folder / "gguf", config, "q8_0")
     return export_gguf(checkpoint, folder / "gguf", config, "f32")
 
 
@@ -104,6 +105,10 @@ def test_a_gguf_export_of_adapters_opens_without_ftdist_as_the_merged_model(tmp_
     freeze_tiny(config, tmp_path / "prepared", 1)
     measured = run_ranks(_adapters_in_both_formats, 1, config, tmp_path, timeout_s=120)[0]
     assert any("read with transformers' reader" in line for line in measured)
+    kept = {"model-F32.gguf", "model-Q8_0.gguf"}
+    assert {path.name for path in (tmp_path / "gguf").glob("*.gguf")} == kept, "types of one checkpoint are kept"
+    card = (tmp_path / "gguf" / "README.md").read_text()
+    assert all(card.count(f"\n| GGUF | {name}: tensors have") == 1 for name in kept)
     kinds = [tmp_path / "merged", tmp_path / "gguf" / "model-F32.gguf", model]
     merged, file, base = open_plainly(kinds).values()
     assert file == merged != base, "the same answer and the same chat"

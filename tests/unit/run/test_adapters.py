@@ -101,6 +101,11 @@ def test_a_run_stands_for_its_export_and_other_folders_are_named(tmp_path: Path)
     assert caught.value.fix.startswith("model.path=")
     with pytest.raises(ConfigError, match="does not exist"):
         adapter_folder(FOLDED, str(tmp_path / "nothing"))
+    (checkpoint := run / "checkpoints" / "step-00000040").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="step-00000040 holds no adapter_config.json") as caught:
+        adapter_folder(INIT_FROM, str(checkpoint))
+    command = f"ftdist export {run} --checkpoint 40 --out {run}/export-40"
+    assert caught.value.fix == f"export the checkpoint: {command}, then method.init_from={run}/export-40"
     (run / "export" / ADAPTER_WEIGHTS).write_bytes(b"short")
     with pytest.raises(ConfigError, match="cannot be read"):
         tensor_shapes(run / "export" / ADAPTER_WEIGHTS)
