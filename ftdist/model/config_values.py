@@ -33,6 +33,8 @@ NO_NUMBER = re.compile("_ids?$|_index$|_token$")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 """Number of experts, and how many of them a token is sent to."""
+TEXT_PARTS = ("text_config", "decoder")
+"""Fields in which transformers looks for the language part of a model, also if the model has no parts."""
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """Types of weights, as the ``dtype`` of a config names them."""
 WHOLE, ABOVE = "a whole number of at least 1", "a number greater than 0"
@@ -155,6 +157,9 @@ def odd_values(fields: Mapping[str, Any], model_type: Any = None, place: str = "
     parts = getattr(made, "sub_configs", {})
     for name, value in fields.items():
         if isinstance(value, Mapping):
+            if made is not None and name in TEXT_PARTS and name not in parts and "auto_map" not in fields:
+                yield OddValue(f"{place}{name}", value, f"no such field: a {made.model_type} model has no parts")
+                continue
             part = getattr(parts.get(name), "model_type", None) if name in parts else None
             yield from odd_values(value, part, f"{place}{name}.")
             continue

@@ -223,6 +223,8 @@ class Trial:
             again = float(sum(self._losses(model, self._micro_batches())))
         if gradients and not any(bool(gradient.any()) for gradient in gradients.values()):
             raise Unfit("has gradients that are all 0")
+        if math.isfinite(loss) and not all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+            raise Unfit("has gradients that are not finite")
         return bool(abs(loss - again) <= EXACT.loss * abs(loss)) and bool(gradients)
 
     def _micro_batches(self) -> List[List[torch.Tensor]]:

@@ -5,7 +5,7 @@ from typing import List
 
 from ftdist.base.counts import count
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import BatchConfig
+from ftdist.config.schema import BatchConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -108,3 +108,8 @@ def _nearest_choices(rows: int, micro: int, dp_world_size: int, nnodes: int) -> 
         with_size = "" if divisor == micro else f" with batch.micro_batch_size={divisor}"
         choices.append(f"{count(nearest, 'rank')} ({setting}){with_size}")
     return choices
+
+
+def never_two_documents(config: RunConfig) -> bool:
+    """Return whether a micro-batch never holds more than one document."""
+    return not config.data.packing and config.batch.micro_batch_size == 1

@@ -19,9 +19,8 @@ from ftdist.objective.base import Objective
 from ftdist.objective.build import build_objective, choose_head
 from ftdist.parallel.mesh import Mesh, data_parallel
 from ftdist.parallel.ranks import Ranks, on_rank_0
-from ftdist.plan.batch import BatchPlan
+from ftdist.plan.batch import BatchPlan, never_two_documents
 from ftdist.plan.deepspeed import read_settings
-from ftdist.train.main import never_two_documents
 
 
 @dataclass(frozen=True)

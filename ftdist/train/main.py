@@ -52,7 +52,7 @@ from ftdist.parallel import rank_process
 from ftdist.parallel.energy import EnergyMeter
 from ftdist.parallel.mesh import data_parallel
 from ftdist.parallel.ranks import Ranks, exchange_path, on_rank_0, read_ranks, start_process_group
-from ftdist.plan.batch import plan_resumed
+from ftdist.plan.batch import never_two_documents, plan_resumed
 from ftdist.plan.deepspeed import read_settings
 from ftdist.plan.disk import checkpoints_to_come, require_space
 from ftdist.plan.run_length import num_steps
@@ -263,11 +263,6 @@ def _data_folder(config: RunConfig, run: RunDir, ranks: Ranks) -> Path:
     if ranks.first:
         copy_bad_records(folder, run.path)
     return folder
-
-
-def never_two_documents(config: RunConfig) -> bool:
-    """Return whether the model sees only one document at a time."""
-    return not config.data.packing and config.batch.micro_batch_size == 1
 
 
 def _set_debug_modes(debug: DebugConfig) -> None:

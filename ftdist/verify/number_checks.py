@@ -39,13 +39,13 @@ from ftdist.model.opened import open_exported
 from ftdist.model.parts import build, freeze_other_parts
 from ftdist.objective.coefficient import balance_coefficient
 from ftdist.parallel.ranks import Ranks
-from ftdist.plan.batch import plan_batch
+from ftdist.plan.batch import never_two_documents, plan_batch
 from ftdist.plan.deepspeed import deepspeed_settings
 from ftdist.run.checks import Check, differing, failed, judge, not_run, passed
 from ftdist.run.prepared import data_folder
 from ftdist.run.rundir import RunDir
 from ftdist.train.loop import train, train_step
-from ftdist.train.main import assemble, never_two_documents
+from ftdist.train.main import assemble
 from ftdist.train.preempt import Preemption
 from ftdist.train.state import Training
 from ftdist.verify.compare import (

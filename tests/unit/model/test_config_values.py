@@ -42,6 +42,7 @@ def refused(**fields: Any) -> ConfigError:
         ({"rope_parameters": {**LINEAR, "factor": None}}, "(rope_parameters.factor=null may be the cause)", "a number"),
         ({"rope_parameters": {**LINEAR, "rope_type": "odd"}}, '(rope_parameters.rope_type="odd" may', "knows"),
         ({"hidden_act": "nonsense"}, '(hidden_act="nonsense" may be the cause)', "transformers knows"),
+        ({"text_config": {"hidden_size": 16}}, "model.config.text_config=", "a llama model has no parts"),
         ({"pad_token_id": 5000}, "(pad_token_id=5000 may be the cause)", "below vocab_size="),
         ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 4},
          "(num_experts_per_tok=4 may be the cause)", "at most num_local_experts=2"),
@@ -87,4 +88,5 @@ def test_values_that_some_models_have_are_not_odd() -> None:
     fields = {**LLAMA, "max_position_embeddings": -1, "pad_token_id": -1, "head_dim": None, "num_key_value_heads": None,
               "attention_dropout": 0.0, "rope_parameters": LINEAR, "intermediate_size": [64, 64]}  # fmt: skip
     assert not [odd for odd in odd_values(fields) if odd.certain]
+    assert not list(odd_values({**LLAMA, "text_config": {}, "auto_map": {}})), "its own code may read it"
     assert not list(odd_values(LLAMA))

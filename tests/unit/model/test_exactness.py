@@ -231,6 +231,7 @@ def test_a_model_without_a_stand_in_runs_one_document_a_row(tmp_path: Path, monk
 @pytest.mark.parametrize(("problem", "reason"), [
     ({"rms_norm_eps": float("nan")}, "has a loss that is not finite"),
     ({"model_type": "cohere", "logit_scale": 0.0}, "has gradients that are all 0"),
+    ({"model_type": "gemma2", "final_logit_softcapping": 0.0}, "has gradients that are not finite"),
     ({"model_type": "reformer", "is_decoder": True, "axial_pos_embds": False}, "cannot be trained on documents of 40"),
 ])  # fmt: skip
 def test_a_stand_in_that_is_of_no_use_is_not_blamed_on_the_model(
