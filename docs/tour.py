@@ -65,7 +65,7 @@ TOUR: Dict[str, List[str]] = {
         "ftdist/plan/goodput.py",
         "ftdist/plan/cost.py", "ftdist/plan/energy.py", "ftdist/plan/pretraining.py",
         "ftdist/run/file_names.py", "ftdist/run/locations.py", "ftdist/run/weight_files.py", "ftdist/run/prepared.py",
-        "ftdist/run/identity.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
+        "ftdist/run/identity.py", "ftdist/run/base_model.py", "ftdist/run/file_hashes.py", "ftdist/run/adapters.py",
         "ftdist/run/source_files.py", "ftdist/run/split_names.py", "ftdist/run/model_facts.py",
         "ftdist/run/sample.py", "ftdist/run/checks.py", "ftdist/run/hub.py",
     ],

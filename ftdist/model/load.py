@@ -27,7 +27,7 @@ from ftdist.model.recompute import set_recomputation
 from ftdist.model.sharded_load import whole_shapes, whole_values
 from ftdist.model.weights_fit import check_loaded, other_shapes, size_mismatch
 from ftdist.plan.communication import without_sizes
-from ftdist.run.identity import base_identity
+from ftdist.run.base_model import base_identity
 from ftdist.run.locations import model_location
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}

@@ -32,7 +32,7 @@ from ftdist.plan.batch import BatchPlan, plan_resumed
 from ftdist.plan.run_length import num_steps
 from ftdist.plan.warmup import fit_warmup
 from ftdist.run import checks
-from ftdist.run.identity import check_adapter_bases
+from ftdist.run.base_model import check_adapter_bases
 from ftdist.run.model_facts import check_fit
 from ftdist.run.prepared import read_meta
 from ftdist.run.rundir import RunDir

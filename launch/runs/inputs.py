@@ -17,6 +17,7 @@ from ftdist.base.terminal import task
 from ftdist.config.schema import RunConfig
 from ftdist.launch.runs.programs import ProgramFailed, run_program
 from ftdist.plan.run_length import num_steps
+from ftdist.run.base_model import check_adapter_bases
 from ftdist.run.hub import (
     OFFLINE,
     Repository,
@@ -30,7 +31,6 @@ from ftdist.run.hub import (
 )
 from ftdist.run.identity import (
     changed_files,
-    check_adapter_bases,
     check_data,
     check_files,
     may_prepare,

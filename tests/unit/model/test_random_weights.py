@@ -12,7 +12,7 @@ from ftdist.config.schema import Precision
 from ftdist.model.load import identity_of_base, load_whole
 from ftdist.model.parts import auto_class
 from ftdist.model.random_weights import drawn_vectors
-from ftdist.run.identity import base_identity
+from ftdist.run.base_model import base_identity
 from tests.helpers.families import FAMILIES, OTHER_FAMILIES
 from tests.unit.data_tools import data_config
 

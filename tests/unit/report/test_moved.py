@@ -13,7 +13,8 @@ from ftdist.method.adapters import ADAPTER
 from ftdist.model.adapter import MAGNITUDE
 from ftdist.model.load import load_whole
 from ftdist.report.moved import what_moved
-from ftdist.run.identity import base_identity, record_inputs
+from ftdist.run.base_model import base_identity
+from ftdist.run.identity import record_inputs
 from ftdist.run.rundir import RunDir
 from tests.helpers.checkpoints import write_checkpoint_of
 from tests.helpers.tiny import save_tiny_model, tiny_config

@@ -21,8 +21,9 @@ from ftdist.run.adapters import (
     tensor_shapes,
     to_train_longer,
 )
+from ftdist.run.base_model import base_identity, check_adapter_bases
 from ftdist.run.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT_MARK
-from ftdist.run.identity import base_identity, check_adapter_bases, describe_files
+from ftdist.run.identity import describe_files
 from ftdist.run.locations import model_location
 from ftdist.run.model_facts import _file
 

@@ -14,7 +14,7 @@ from ftdist.config.schema import RunConfig
 from ftdist.data.prepare import prepare
 from ftdist.data.tokenizer import bytes_tokenizer
 from ftdist.launch.runs import inputs
-from ftdist.run import identity, prepared
+from ftdist.run import base_model, identity, prepared
 from ftdist.run.identity import pin_revision, recorded_folder
 from ftdist.run.prepared import data_folder, first_format_folder, read_meta
 from ftdist.run.rundir import RunDir
@@ -174,14 +174,14 @@ def test_a_record_of_an_older_version_still_fits(config: RunConfig, run: RunDir,
     record = read_json(run.inputs)
     del record["data"]["meta"]
     del record["files"]["tokenizer"]["spiece.model"]  # the file was not known to belong to a tokenizer
-    record["files"]["model"] = identity._first_model_files(config)
+    record["files"]["model"] = base_model.first_model_files(config)
     assert record["files"]["model"] != identity.describe_files(config)["model"]
     write_json(run.inputs, record)
     identity.check_files(run, config)
     assert inputs.prepare_run_data(config, run) == data_folder(config)
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     config.model.path = str(tmp_path / "a.gguf")
-    name = identity._first_gguf(config)
+    name = base_model.first_gguf(config)
     record["files"] |= {"model": name, "tokenizer": [name]}
     write_json(run.inputs, record)
     identity.check_files(run, config)
