@@ -53,6 +53,13 @@ class Backend(Protocol):
             ConfigError: the ranks cannot be started with these settings. The message says what to change.
         """
 
+    def check_start(self, config: RunConfig) -> None:
+        """Check what only a start needs and a dry run does not, before anything is prepared or written.
+
+        Raises:
+            ConfigError: the libraries of this environment cannot run the ranks.
+        """
+
     def files(self, config: RunConfig) -> Dict[str, str]:
         """Return the texts of files that are written into the run directory, by name.
 

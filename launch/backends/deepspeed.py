@@ -23,7 +23,6 @@ from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle, signals
 from ftdist.launch.attempt.command import LaunchPlan, ranks_env
 from ftdist.launch.attempt.companion import end_group, stop_run_if_killed
-from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.hostfile import PLAIN, resolve_hosts
 from ftdist.launch.backends.rendezvous import address, check_port
@@ -55,7 +54,7 @@ class DeepspeedBackend(ForegroundBackend):
         return plan_deepspeed(config, run, lifecycle.next_attempt(run)).shell()
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        check_torch(config.launch)
+        self.check_start(config)
         tool, package = TOOLS[config.launch.deepspeed.runner]
         if shutil.which(tool) is None:
             raise LaunchError(f"there is no {tool} on this machine",

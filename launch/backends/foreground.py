@@ -20,7 +20,7 @@ from ftdist.base.shell import shell_words
 from ftdist.config.launch import Device, LaunchConfig
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle
-from ftdist.launch.attempt.machine import cpu_cores, visible_gpus
+from ftdist.launch.attempt.machine import check_torch, cpu_cores, visible_gpus
 from ftdist.launch.backends.base import ALIVE, DEAD, Seen, Status, newest_rank_log
 from ftdist.run.rundir import RunDir
 
@@ -36,6 +36,9 @@ class ForegroundBackend:
 
     on_this_machine = False
     uses_scheduler = False
+
+    def check_start(self, config: RunConfig) -> None:
+        check_torch(config.launch)
 
     def files(self, config: RunConfig) -> Dict[str, str]:
         return {}

@@ -5,7 +5,6 @@ from ftdist.config.launch import LaunchKind
 from ftdist.config.schema import RunConfig
 from ftdist.launch.attempt import lifecycle
 from ftdist.launch.attempt.command import plan_local, rank_program
-from ftdist.launch.attempt.machine import check_torch
 from ftdist.launch.attempt.torchrun import run_ranks
 from ftdist.launch.backends.foreground import ForegroundBackend, resolve_device, resolve_ranks_per_node
 from ftdist.launch.backends.slurm.ownership import owned
@@ -35,7 +34,7 @@ class LocalBackend(ForegroundBackend):
         return plan_local(config, *rank_program(str(run.path), lifecycle.next_attempt(run))).shell()
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        check_torch(config.launch)
+        self.check_start(config)
         with owned(run):
             attempt = lifecycle.begin(run, self.kind)
             plan = plan_local(config, *rank_program(str(run.path), attempt))

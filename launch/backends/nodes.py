@@ -56,7 +56,7 @@ class NodesBackend(ForegroundBackend):
         return "\n".join(lines)
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        check_torch(config.launch)
+        self.check_start(config)
         with owned(run):
             attempt = lifecycle.begin(run, self.kind)
             if config.launch.nodes.hosts:

@@ -41,7 +41,8 @@ def check_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None) -> Tup
 
 
 def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, shown: bool = True,
-                verify_first: bool = False, argv: Optional[List[str]] = None) -> Callable[[], RunDir]:  # fmt: skip
+                verify_first: bool = False, argv: Optional[List[str]] = None,
+                starts: bool = True) -> Callable[[], RunDir]:  # fmt: skip
     """Do everything that comes before the start of the ranks, except writing the run directory: checks, model, data.
 
     Args:
@@ -50,6 +51,7 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
         shown: print the machine, the settings and a sample.
         verify_first: run the quick checks of ``ftdist verify`` before the data is prepared.
         argv: the command that starts such a run. Defaults to that of this process.
+        starts: the run is started afterwards, and not only written.
 
     Returns:
         A function that writes the run directory and returns it. Everything is checked before this function is returned.
@@ -60,6 +62,8 @@ def prepare_run(config: RunConfig, ranks: Optional[Tuple[int, int]] = None, show
     asked = config.track.wandb
     plan, files = check_run(config, ranks)
     backend = backend_of(config)
+    if starts:
+        backend.check_start(config)
     if shown:
         if not backend.uses_scheduler:
             banner.show_machine()
@@ -125,7 +129,7 @@ def run_from_config(config: RunConfig, dry_run: bool = False, verify_first: bool
     """
     started, begun = time.monotonic(), time.time()
     refuse_rungs(config)
-    run = prepare_run(config, verify_first=verify_first)()
+    run = prepare_run(config, verify_first=verify_first, starts=not dry_run)()
     if dry_run:
         print(backend_of(config).dry_run(config, run))
         return EXIT_DONE

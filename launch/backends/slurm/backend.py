@@ -27,6 +27,10 @@ class SlurmBackend:
         if resolve_ranks(config.launch):
             names.check_names(config)
 
+    def check_start(self, config: RunConfig) -> None:
+        if config.launch.slurm.python is None and config.launch.slurm.container is Container.none:
+            check_torch(config.launch)  # the nodes use this environment
+
     def files(self, config: RunConfig) -> Dict[str, str]:
         return {SUBMIT: script.render(config)}
 
@@ -36,8 +40,7 @@ class SlurmBackend:
         return f"{run.submit.read_text(encoding='utf-8')}\nsubmit it with: {submission.submit_command(run.submit)}"
 
     def start(self, config: RunConfig, run: RunDir) -> int:
-        if config.launch.slurm.python is None and config.launch.slurm.container is Container.none:
-            check_torch(config.launch)  # the nodes use this environment
+        self.check_start(config)
         with owned(run, submits=True):
             job = submission.submit(run)
         print(f"submitted job {job}", flush=True)

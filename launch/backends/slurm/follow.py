@@ -26,6 +26,9 @@ LAST_WORDS = 10000
 
 SRUN_ENDS = re.compile(r"srun: .*(Exited with exit code|Terminating)")
 """What srun prints about a task that has ended, after the task has said why."""
+PYXIS_ENDS = re.compile(r"[Ii]nvoke spank|spank: required|pyxis: (child|container|couldn't|printing)\b"
+                        r"|pyxis: +(created|Parallel|\d+ inodes|\[INFO\])|pyxis: *$")  # fmt: skip
+"""What pyxis prints around the error of a container that does not start."""
 NO_FTDIST = re.compile(r"No module named '?ftdist\b")
 
 
@@ -169,5 +172,5 @@ def _last_words(run: RunDir, job: str) -> str:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    lines = [line for line in lines if not SRUN_ENDS.match(line)]
+    lines = [line for line in lines if not (SRUN_ENDS.match(line) or PYXIS_ENDS.search(line))]
     return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")

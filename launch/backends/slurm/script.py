@@ -203,9 +203,9 @@ def _container(config: RunConfig, place: str) -> List[str]:
     """
     slurm, needed = config.launch.slurm, _needed(config, place)
     for name, path in needed.items():
-        if re.search("[:,]", path):
+        if re.search('[:,"$`]', path):
             raise ConfigError(f"{name}={path} cannot be used with a container",
-                              "a path without : and , (they separate the mounts)",
+                              "a path without : , \" $ and ` (they separate mounts or are not literal)",
                               f"use another {name}")  # fmt: skip
     mounts = [f"{path}:{path}" for path in needed.values()] + slurm.container_mounts
     image = str(slurm.container_image)

@@ -102,6 +102,25 @@ def test_a_job_that_waits_again_is_not_said_to_have_never_started(
     assert run.read_status()["exit_reason"] == "cancelled in the queue"
 
 
+OF_PYXIS = "slurmstepd-node1: error: "
+PYXIS = f"""\
+{OF_PYXIS}pyxis: child 26377 failed with error code: 1
+{OF_PYXIS}{{}}
+{OF_PYXIS}pyxis: couldn't create enroot start configuration script
+{OF_PYXIS}pyxis: printing enroot log file:
+{OF_PYXIS}pyxis:     [INFO] Extracting squashfs filesystem...
+{OF_PYXIS}pyxis:     5440 inodes (5538 blocks) to write
+{OF_PYXIS}pyxis:
+{OF_PYXIS}pyxis: container was not started successfully by another task
+{OF_PYXIS}spank: required plugin spank_pyxis.so: task_init() failed with rc=-1
+{OF_PYXIS}Failed to invoke spank plugin stack
+{OF_PYXIS}pyxis: container start failed with error code: 1
+{OF_PYXIS}pyxis: child 26391 failed with error code: 1
+srun: error: node1: task 0: Exited with exit code 1
+"""
+"""What pyxis 0.24 and enroot 4.1 print if a container does not start."""
+
+
 @pytest.mark.parametrize(
     ("state", "log", "says"),
     [
@@ -111,6 +130,11 @@ def test_a_job_that_waits_again_is_not_said_to_have_never_started(
          "FAILED; its log says: line 40: /x/python: No such file or directory"),
         ("FAILED", "pyxis: x\npython3: No module named ftdist\nsrun: error: n1: task 0: Exited with exit code 1\n",
          "FAILED; its log says: python3: No module named ftdist"),
+        ("FAILED", PYXIS.format("pyxis: failed to create container filesystem for image: /no.sqsh\n"
+                                f"{OF_PYXIS}pyxis:     [ERROR] No such file or directory: /no.sqsh"),
+         f"FAILED; its log says: {OF_PYXIS}pyxis:     [ERROR] No such file or directory: /no.sqsh"),
+        ("FAILED", PYXIS.format("pyxis: --container-mounts: source path does not exist: /no"),
+         f"FAILED; its log says: {OF_PYXIS}pyxis: --container-mounts: source path does not exist: /no"),
         ("FAILED", None, "FAILED"),
         ("TIMEOUT", "srun: error: task 0: Exited with exit code 1\n", "TIMEOUT"),
     ],
