@@ -106,8 +106,7 @@ TOUR: Dict[str, List[str]] = {
     "Model": [
         "ftdist/model/__init__.py", "ftdist/model/fetch.py",
         "ftdist/model/check.py", "ftdist/model/config_values.py", "ftdist/model/reasons.py",
-        "ftdist/model/stored_weights.py", "ftdist/model/precision_trial.py",
-        "ftdist/model/weights_fit.py",
+        "ftdist/model/stored_weights.py", "ftdist/model/weights_fit.py",
         "ftdist/model/convert.py", "ftdist/model/load.py",
         "ftdist/model/random_weights.py", "ftdist/model/vocabulary.py",
         "ftdist/model/sharded_load.py", "ftdist/model/opened.py", "ftdist/model/adapter.py",

@@ -22,7 +22,6 @@ from ftdist.base.errors import EXIT_DONE
 from ftdist.base.main import run_main
 from ftdist.base.output import accept_any_text, read_config_text
 from ftdist.config.frozen import parse_config
-from ftdist.config.launch import Device
 from ftdist.config.optim import OptimizerKind
 from ftdist.config.schema import Kernels, RunConfig
 from ftdist.method.build import METHODS
@@ -31,11 +30,8 @@ from ftdist.method.qlora import layers_in_4_bits
 from ftdist.model.adapter import check_folded, trained_shapes
 from ftdist.model.check import build_on_meta, check_model
 from ftdist.model.kernels import use_kernels
-from ftdist.model.load import DTYPES, model_config
-from ftdist.model.plan_choice import choose_plan
 from ftdist.model.quantized import import_bitsandbytes
 from ftdist.model.vocabulary import whole_shape
-from ftdist.plan.batch import never_two_documents
 from ftdist.run.adapters import INIT_FROM
 from ftdist.run.model_facts import ModelFacts, write_facts
 
@@ -103,23 +99,10 @@ def main(argv: List[str]) -> int:
 
     def check() -> int:
         config = parse_config(read_config_text(), "standard input")
-        facts = check_run(config)
-        if config.launch.device is Device.cpu:
-            _choose_plan(config)
-        write_facts(config, facts)
+        write_facts(config, check_run(config))
         return EXIT_DONE
 
     return run_main(check)
-
-
-def _choose_plan(config: RunConfig) -> None:
-    """Choose how documents run through the model. The ranks find the choice in the cache, if they are on CPU.
-
-    Raises:
-        ConfigError: No way gives the numbers of plain transformers, or the model cannot be trained.
-    """
-    dtype = DTYPES[config.train.precision]
-    choose_plan(config, model_config(config), torch.device("cpu"), dtype, never_two_documents(config))
 
 
 if __name__ == "__main__":

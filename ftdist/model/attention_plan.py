@@ -129,6 +129,17 @@ def candidates(
     }[wanted]  # fmt: skip
 
 
+def plans_anywhere(wanted: Attention) -> List[AttentionPlan]:
+    """Return plans that run on a CPU in any type. If none of them is exact, no plan for ``wanted`` is exact.
+
+    ``documents`` has the layout of ``varlen``.
+    """
+    return {
+        Attention.auto: [PLAIN], Attention.flex: [PLAIN], Attention.documents: [BY_DOCUMENT],
+        Attention.varlen: [BY_DOCUMENT], Attention.mask: _MASK, Attention.rows: _ROWS,
+    }[wanted]  # fmt: skip
+
+
 def fused_layers_only(arch: PretrainedConfig) -> bool:
     """Return whether ``documents`` and ``varlen`` know every kind of attention layer of a model.
 

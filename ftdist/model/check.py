@@ -33,12 +33,11 @@ from ftdist.model.config_values import (
     refuse_odd_values,
     with_cause,
 )
-from ftdist.model.exactness import wrong_precision
 from ftdist.model.export_trial import prove_export
 from ftdist.model.forward import position_padding
-from ftdist.model.load import DTYPES, model_config
+from ftdist.model.load import model_config
 from ftdist.model.parts import build, is_multimodal, other_parts, runs_own_code
-from ftdist.model.precision_trial import why_only_fp32
+from ftdist.model.plan_choice import prove_trainable
 from ftdist.model.reasons import reason_of
 from ftdist.model.standin import MAX_TRIAL_PARAMETERS, Unfit
 from ftdist.model.text_only import why_not_text_only
@@ -87,7 +86,6 @@ def check_model(config: RunConfig) -> ModelFacts:
     _check_direction(config, model)
     _check_layers_run(config, model)
     facts = _facts(arch, model)
-    _check_precision(config, arch)
     try:
         prove_export(config, arch)
     except ConfigError as error:
@@ -96,7 +94,7 @@ def check_model(config: RunConfig) -> ModelFacts:
         _check_keys(config, arch, model)
         if facts.parameters <= MAX_TRIAL_PARAMETERS:
             _run_forward(config, arch)
-    return facts
+    return dataclasses.replace(facts, longest_row=prove_trainable(config, arch))
 
 
 def _check_model_type(config: RunConfig) -> None:
@@ -194,13 +192,6 @@ def _check_window(config: RunConfig, arch: PretrainedConfig) -> None:
                                                "model whose layers see all earlier tokens"))  # fmt: skip
 
 
-def _check_precision(config: RunConfig, arch: PretrainedConfig) -> None:
-    """Refuse a model that transformers can compute in fp32, but not in the precision of the run."""
-    dtype = DTYPES[config.train.precision]
-    if dtype is not torch.float32 and (reason := why_only_fp32(arch, dtype)):
-        raise wrong_precision(arch.model_type, dtype, reason)
-
-
 def _check_text_only(config: RunConfig, arch: PretrainedConfig) -> None:
     """Refuse a model with images or sound that cannot be trained on text alone.
 
@@ -264,8 +255,8 @@ def _build(config: RunConfig, arch: PretrainedConfig, device: str,
 
 @torch.no_grad()
 def _run_forward(config: RunConfig, arch: PretrainedConfig) -> None:
-    """Run one forward: some sizes that contradict each other cause an error only here."""
-    model = _build(config, arch, "cpu", DTYPES[config.train.precision])
+    """Run one forward in fp32: some sizes that contradict each other cause an error only here."""
+    model = _build(config, arch, "cpu", torch.float32)
     try:
         model.eval()(input_ids=torch.zeros(1, TRIAL_TOKENS, dtype=torch.long), use_cache=False)
     except Exception as error:

@@ -97,8 +97,13 @@ class Trial:
         except Exception as error:
             raise Unfit(f"cannot be built ({reason_of(error)})", built=False) from error
 
-    def choose(self, plans: Sequence[AttentionPlan], dtype: torch.dtype) -> Choice:
+    def choose(self, plans: Sequence[AttentionPlan], dtype: torch.dtype, generates: bool = True) -> Choice:
         """Return the first plan that is exact.
+
+        Args:
+            plans: The plans to try.
+            dtype: Type of the weights.
+            generates: Find out whether text can be generated with a cache. Otherwise none is used.
 
         Raises:
             ConfigError: No plan is, tokens see later tokens, or transformers cannot compute in this type.
@@ -132,7 +137,8 @@ class Trial:
                     problem = "the model does not support it"
                     unsupported.add(plan.implementation)
             if not problem:
-                return Choice(replace(plan, cached=self.cache_works(plan)), rejected, loss, gradient)
+                cached = generates and self.cache_works(plan)
+                return Choice(replace(plan, cached=cached), rejected, loss, gradient)
             rejected.append(f"{plan.describe()}: {problem}")
         raise ConfigError(
             f"{self._arch.model_type} gives other numbers for packed documents than for each document alone: "

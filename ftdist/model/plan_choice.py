@@ -17,19 +17,22 @@ from transformers import PretrainedConfig
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
 from ftdist.config.schema import Attention, RunConfig
-from ftdist.model.attention_plan import PLAIN, AttentionPlan, Layout, candidates
+from ftdist.model.attention_plan import PLAIN, AttentionPlan, Layout, candidates, plans_anywhere
 from ftdist.model.config_values import with_cause
 from ftdist.model.exactness import VOCABULARY, Choice, Trial
-from ftdist.model.load import build_whole
+from ftdist.model.load import DTYPES, build_whole
 from ftdist.model.parts import is_multimodal, runs_own_code
 from ftdist.model.reasons import reason_of
 from ftdist.model.standin import Unfit, own_sizes, standin_config, whole_standin_config
 from ftdist.model.standin_sizes import short_limits
+from ftdist.plan.batch import never_two_documents
 from ftdist.run.locations import cache_root
 
 FORMAT_VERSION = 4
 """Increased when the comparison or the plans change."""
 OWN_CODE = "several documents in a row: Python code of the model builds its layers, whose limits are not known"
+ANY_LENGTH = 10**9
+"""A number of tokens that is larger than every limit in the config of a model."""
 Fields = Tuple[Dict[str, Any], Dict[str, Any]]
 """The config of a stand-in, and that of one for documents with the answers that the run samples."""
 
@@ -42,6 +45,7 @@ class _Wanted:
     device: torch.device
     dtype: torch.dtype
     one_document: bool
+    generates: bool = True
 
 
 def choose_plan(
@@ -63,8 +67,38 @@ def choose_plan(
             stand-in is of no use and the model is large.
     """
     wanted = _Wanted(candidates(config.model.attention, arch, device, dtype), device, dtype, one_document)
+    slower = [OWN_CODE] if runs_own_code(arch) and config.model.attention is Attention.auto else []
+    choice = _choose_or_fall_back(config, arch, wanted)
+    return replace(choice, rejected=slower + choice.rejected)
+
+
+def prove_trainable(config: RunConfig, arch: PretrainedConfig) -> Optional[int]:
+    """Check on a CPU, before ranks are started, that a model can be trained with documents kept apart.
+
+    With ``model.attention=auto`` the slowest plan alone is tried, because the faster ones depend on the device.
+
+    Returns:
+        The number of tokens in a row for which it can. None: any number. Sparse attention, for example, can see later
+        tokens in long documents only.
+
+    Raises:
+        ConfigError: See ``choose_plan``; or transformers cannot compute the model in the precision of the run.
+    """
+    device, dtype = torch.device("cpu"), DTYPES[config.train.precision]
+    wanted = _Wanted(
+        plans_anywhere(config.model.attention), device, dtype, never_two_documents(config), generates=False
+    )
+    longer = replace(config, data=replace(config.data, max_seq_len=ANY_LENGTH))
+    try:
+        _choose_or_fall_back(longer, arch, wanted)
+    except ConfigError:
+        _choose_or_fall_back(config, arch, wanted)
+        return config.data.max_seq_len * config.batch.micro_batch_size
+    return None
+
+
+def _choose_or_fall_back(config: RunConfig, arch: PretrainedConfig, wanted: _Wanted) -> Choice:
     auto = config.model.attention is Attention.auto
-    slower = [OWN_CODE] if runs_own_code(arch) and auto else []
     try:
         choice = _choose(config, arch, standin_fields(config, arch), wanted)
     except Unfit as error:
@@ -81,7 +115,7 @@ def choose_plan(
             expected = "a stand-in that can be trained, because the model itself is too large to be tried"
             fix = "use another model, or report the config.json of this one to the developers of ftdist"
             raise with_cause(config, ConfigError(found, expected, fix)) from error
-    return replace(choice, rejected=slower + choice.rejected)
+    return choice
 
 
 def standin_fields(config: RunConfig, arch: PretrainedConfig) -> Fields:
@@ -125,14 +159,16 @@ def _choose(config: RunConfig, arch: PretrainedConfig, fields: Fields, wanted: _
     key = {
         "version": FORMAT_VERSION, "transformers": version("transformers"), "torch": version("torch"), "fields": small,
         "plans": [str(plan) for plan in wanted.plans], "device": wanted.device.type, "dtype": str(wanted.dtype),
-        "one_document": wanted.one_document, "sampled": sampled,
+        "one_document": wanted.one_document, "sampled": sampled, "generates": wanted.generates,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     file = cache_root(config) / "checked" / f"attention-{digest}.json"
     choice = None if runs_own_code(arch) else _read(file)  # the code may change
     if choice is None:
         build_whole()  # only one rank builds the stand-in, so it must not be sharded
-        choice = Trial(small, wanted.device, wanted.one_document, arch).choose(wanted.plans, wanted.dtype)
+        choice = Trial(small, wanted.device, wanted.one_document, arch).choose(
+            wanted.plans, wanted.dtype, wanted.generates
+        )
         if choice.plan.cached and sampled != small:  # with its answer, a text exceeds a limit that no document reaches
             works = Trial(sampled, wanted.device, wanted.one_document, arch).cache_works(choice.plan)
             choice = replace(choice, plan=replace(choice.plan, cached=works))

@@ -14,13 +14,13 @@ from typing import Any, Dict, Optional
 
 from ftdist.base.errors import ConfigError
 from ftdist.base.json_files import read_json, write_json
-from ftdist.config.schema import Kernels, Recompute, RunConfig
+from ftdist.config.schema import Attention, Kernels, Recompute, RunConfig
 from ftdist.run.adapters import adapter_layout
 from ftdist.run.file_names import GENERATION_CONFIG
 from ftdist.run.locations import cache_root, is_converted, model_location
 from ftdist.run.weight_files import pickled_files, stored_layout
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Version of the facts. Increase it when the check finds more facts, or other facts about the same model."""
 
 
@@ -45,13 +45,18 @@ class ModelFacts:
     """Number of parameters that the method adds to the model: the adapters."""
     quantized: int = 0
     """Number of parameters that have 4 bits."""
+    longest_row: Optional[int] = None
+    """Number of tokens in a row for which the model was checked, if it was refused for longer rows. None: any."""
 
 
 def read_facts(config: RunConfig) -> Optional[ModelFacts]:
-    """Return the facts about the model of a config. Returns None if this model was not checked yet."""
+    """Return the facts about the model of a config. Returns None if this model was not checked yet, or only for
+    shorter rows."""
     # There is no file, or another version wrote it, or this machine only submits jobs and has no transformers.
     with suppress(OSError, ValueError, TypeError, PackageNotFoundError):
-        return ModelFacts(**read_json(_file(config)))
+        facts = ModelFacts(**read_json(_file(config)))
+        row = config.data.max_seq_len * config.batch.micro_batch_size
+        return facts if facts.longest_row is None or row <= facts.longest_row else None
     return None
 
 
@@ -137,6 +142,8 @@ def _file(config: RunConfig) -> Path:
         "trust_remote_code": model.trust_remote_code,
         "precision": config.train.precision.name,
     }
+    if model.attention is not Attention.auto:
+        content["attention"] = [model.attention.name, config.data.packing, config.batch.micro_batch_size]
     if model.path and not is_converted(config):
         content["tensors"] = stored_layout(Path(location))
         content["files"] = pickled_files(Path(location))

@@ -47,28 +47,6 @@ def test_the_program_refuses_an_invalid_model_with_one_message(
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.thorough
-def test_on_cpu_the_program_also_refuses_what_cannot_be_trained_exactly(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """On a GPU, the ranks choose how documents run through the model, with the kernels of their device."""
-    from ftdist.config.frozen import dump_config
-
-    fields = [
-        "num_hidden_layers=2",
-        "hidden_size=32",
-        "num_attention_heads=4",
-        "is_decoder=true",
-        "max_position_embeddings=2048",
-    ]
-    for device, code in (("cuda", 0), ("cpu", 2)):
-        config = data_config(tmp_path, "model.config.model_type=big_bird", f"launch.device={device}",
-                             *(f"model.config.{field}" for field in fields), "data.max_seq_len=1024")  # fmt: skip
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(dump_config(config).encode())))
-        assert main(["-"]) == code
-        assert ("tokens of big_bird can see later tokens" in capsys.readouterr().err) is bool(code)
-
-
 def small(**method: Any) -> RunConfig:
     config = RunConfig()
     config.model.config, config.model.tokenizer = dict(LLAMA), "bytes"

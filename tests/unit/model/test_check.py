@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig
 
 from ftdist.base.errors import ConfigError
-from ftdist.config.schema import Precision, Recompute, RunConfig
+from ftdist.config.schema import Attention, Precision, Recompute, RunConfig
 from ftdist.model import parts
 from ftdist.model.check import check_model
 from ftdist.run.model_facts import ModelFacts, check_fit, length_problem, read_facts, write_facts
@@ -168,3 +168,37 @@ def test_a_model_that_is_computed_in_fp32_only_is_refused_in_bf16() -> None:
     assert caught.value.fix == "train.precision=fp32"
     config.train.precision = Precision.fp32
     assert check_model(config).model_type == "xlnet"
+
+
+BIG_BIRD = {**SMALL, "model_type": "big_bird", "is_decoder": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "found", "fix"),
+    [
+        (alone(**BIG_BIRD), Attention.auto, "tokens of big_bird can see later tokens", "attention_type=original_full"),
+        (model(model_type="cohere", logit_scale=0.0), Attention.auto, "gradients that are all 0 .logit_scale=0.0 may",
+         "correct model.config.logit_scale"),
+        (alone(**SMALL, model_type="gemma2", head_dim=8, num_key_value_heads=1), Attention.documents,
+         "gemma2 gives other numbers for packed documents", "model.attention=auto"),
+    ],
+    ids=["sparse attention", "no gradient", "attention of the config"],
+)  # fmt: skip
+def test_documents_that_cannot_run_through_a_model_are_found_before_the_ranks_start(
+    config: RunConfig, attention: Attention, found: str, fix: str
+) -> None:
+    config.model.attention = attention
+    with pytest.raises(ConfigError, match=found) as caught:
+        check_model(config)
+    assert fix in caught.value.fix
+
+
+def test_a_model_that_is_refused_for_longer_rows_only_is_checked_again_for_them(tmp_path: Path) -> None:
+    config = data_config(tmp_path)
+    config.model = alone(**BIG_BIRD).model
+    config.data.max_seq_len = 512
+    facts = check_model(config)
+    write_facts(config, facts)
+    assert facts.longest_row == 512 and read_facts(config) == facts
+    config.data.max_seq_len = 1024
+    assert read_facts(config) is None
