@@ -12,8 +12,9 @@ from ftdist.run.rundir import PAUSED, RunDir
 
 HELDOUT_LOSS = "held-out loss"
 GROWING = ("forgetting/kl", "perf/goodput", "perf/device_hours")
-"""Metrics that describe the run from its begin until an evaluation, and mostly get worse. Their best value is an early
-one, so trials are compared by the newest. The same holds for all metrics of general texts."""
+"""Metrics that describe the whole run until an evaluation. Most of them get worse from one evaluation to the next, so the
+best value would be that of an early one. Trials are therefore compared by the newest value. The same holds for all
+metrics of general texts."""
 ENDED = ("done", PAUSED)
 """States in which a trial has an objective."""
 

@@ -23,7 +23,7 @@ from ftdist.run.timeline import PREPARING, QUEUE, STARTING
 MAX_IDLE = 2
 """Number of consecutive attempts without a newer checkpoint, after which a job does not requeue itself."""
 BY_SLURM = "Slurm requeued the job: a node was lost, or a job of higher priority ended it before it could save"
-"""Why an attempt stopped that has left no reason."""
+"""The reason that is recorded for an attempt that stopped without recording one."""
 REQUEUE = "requeue"
 """What ``_end`` prints if the script must requeue the job."""
 

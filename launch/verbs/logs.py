@@ -19,7 +19,7 @@ from ftdist.run.rundir import RunDir
 
 POLL_S = 0.5
 ASK_S = 3.0
-"""Seconds between two questions to Slurm, whose controller serves all users of a cluster."""
+"""Seconds between two queries of Slurm, whose controller serves all users of a cluster."""
 
 
 def add_logs_arguments(parser: argparse.ArgumentParser) -> None:

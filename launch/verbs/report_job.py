@@ -16,7 +16,7 @@ from ftdist.launch.backends.slurm import client
 from ftdist.run.rundir import RunDir
 
 EVERY_S = 60.0
-"""Seconds between two questions to Slurm, and between two comments. Sites ask users not to call its commands often."""
+"""Seconds between two queries of Slurm, and between two comments. Sites ask users not to call its commands often."""
 MARK = "ftdist: "
 """How each of our comments begins. A comment that begins otherwise is the user's or the site's, and is kept."""
 

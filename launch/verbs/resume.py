@@ -194,8 +194,9 @@ def _changed(run: RunDir, config: RunConfig, overrides: List[str]) -> Tuple[RunC
 
 
 def _check_states_fit(run: RunDir, config: RunConfig) -> None:
-    """Check that the ranks can take over optimizer states in 8 bits. With ZeRO they fit only the parts of the ranks
-    that saved them. The ranks would refuse others, but only after run.yaml was changed.
+    """Check that the ranks can load optimizer states in 8 bits. With ZeRO, each rank can only load the states that the
+    same rank has saved, so the number of ranks and the stage must be the same. The ranks check this too, but only after
+    run.yaml was changed.
 
     Raises:
         ConfigError: the newest checkpoint was saved by another number of ranks, or at another ZeRO stage.

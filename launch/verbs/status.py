@@ -63,7 +63,8 @@ def status(args: argparse.Namespace) -> int:
 
 
 class _Watch:
-    """Shows the table of the runs at some places: again and again on a terminal, in a file once and then changes."""
+    """Prints the table of the runs at some places. A terminal shows the table again and again. A file gets the whole
+    table once, and then only the rows that have changed."""
 
     def __init__(self, places: List[Path], console: Console) -> None:
         self._places, self._console = places, console

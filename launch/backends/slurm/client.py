@@ -41,7 +41,7 @@ class Job:
 
     @property
     def waits(self) -> bool:
-        """Whether its script does not run now, and will. Slurm also has states such as SIGNALING while it runs."""
+        """Whether its script is not running yet. While a script runs, Slurm also has states such as SIGNALING."""
         return not self.over and self.state not in RUNS
 
     def describe(self) -> str:

@@ -18,7 +18,7 @@ from ftdist.run.rundir import PAUSED, RunDir
 
 POLL_S = 1.0
 ASK_S = 3.0
-"""Seconds between two questions to Slurm about the same jobs. Its controller serves all users of a cluster."""
+"""Seconds between two queries of Slurm about the same jobs. Its controller serves all users of a cluster."""
 LOST_AFTER_S = 30.0
 """Seconds after which a job that Slurm does not know counts as over. Slurm forgets jobs minutes after their end."""
 LAST_WORDS = 10000

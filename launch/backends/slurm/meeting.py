@@ -23,7 +23,7 @@ BETWEEN_TRIES_S = 0.2
 LOOPBACK = "127.0.0.1"
 READY = b"ready\n"
 LONGEST = 1000
-"""Largest number of characters that a node says."""
+"""Largest number of characters of a message between two nodes."""
 
 
 @dataclass(frozen=True)
