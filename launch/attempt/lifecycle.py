@@ -48,8 +48,8 @@ def begin(
 
 
 def owner(run: RunDir, kind: LaunchKind) -> Dict[str, Any]:
-    """Return the fields of status.json that say that the current process starts the ranks. Those that a Slurm job of an
-    earlier attempt has left are emptied."""
+    """Return the fields of status.json that say that the current process starts the ranks. Fields that a Slurm job of
+    an earlier attempt wrote become null."""
     left: Dict[str, Any] = {key: None for key in ("job_id", "nodes", "exit_code") if key in run.read_status()}
     return {"pid": os.getpid(), "host": platform.node(), "backend": kind.name, **left}
 
